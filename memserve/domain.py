@@ -1,0 +1,149 @@
+"""Frozen values that the parts of memserve pass to each other. No I/O and no imports from the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """Who speaks in a conversation."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class RecallOutcome(StrEnum):
+    """What became of the vector recall of a request."""
+
+    NOT_ASKED = "not_asked"
+    FOUND = "found"
+    EMPTY = "empty"
+    LATE = "late"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of the conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A text memory with its provenance. `created_s` is seconds since the epoch."""
+
+    memory_id: str
+    namespace: str
+    text: str
+    source: str
+    keywords: tuple[str, ...]
+    created_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredMemory:
+    """A search hit: the fused score, and each half's own (None where that half did not find it)."""
+
+    memory: Memory
+    score: float
+    dense_score: float | None
+    bm25_score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A published module: knowledge in weights under its content digest (sha256, hex)."""
+
+    name: str
+    digest: str
+    kind: str
+    rank: int
+    target_modules: tuple[str, ...]
+    size_bytes: int
+    created_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. Temperature 0 is greedy; `logprobs` asks for each chosen token's log-probability."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What the caller wants: time to first token and time per further token, milliseconds. None: no wish."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CachedTokens:
+    """Prompt tokens whose KV was not computed again, by where it was found."""
+
+    device: int = 0
+    host: int = 0
+    redis: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.device + self.host + self.redis
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer took. Times in milliseconds; `tpot_ms` is None for an answer of one token."""
+
+    prompt_tokens: int
+    output_tokens: int
+    cached: CachedTokens
+    ttft_ms: float
+    tpot_ms: float | None
+    slo_met: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who calls. `cache_salt` keeps one tenant's KV from another; it is derived, never sent by a client."""
+
+    name: str
+    cache_salt: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLease:
+    """What a worker says of itself in the registry.
+
+    address: host:port of its gRPC data plane. pid: of the process that owns the engine.
+    block_tokens: tokens in a KV block. namespace: digest under which its KV lives in Redis.
+    """
+
+    worker_id: str
+    address: str
+    metrics_address: str
+    pid: int
+    model: str
+    model_digest: str
+    tokenizer_digest: str
+    namespace: str
+    block_tokens: int
+    max_context_tokens: int
+    max_concurrent: int
+    started_s: float

@@ -1,0 +1,126 @@
+"""Facts that stop a request. No gRPC here: `gateway/status.py` maps each to a status, in one table."""
+
+from __future__ import annotations
+
+
+class MemserveError(Exception):
+    """A fact that a caller can act on. `str(error)` is one line that says what to do."""
+
+
+class InvalidField(MemserveError):
+    """A request's field breaks a rule."""
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field}: {rule}")
+        self.field = field
+        self.rule = rule
+
+
+class InvalidModule(MemserveError):
+    """An uploaded module is not what it says, or does not fit the served model."""
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field}: {rule}")
+        self.field = field
+        self.rule = rule
+
+
+class Unauthenticated(MemserveError):
+    """No valid API key came with the call."""
+
+    def __init__(self) -> None:
+        super().__init__("send a valid key in the metadata: authorization: Bearer <key>")
+
+
+class ModelNotFound(MemserveError):
+    """The request names a model that is not served here."""
+
+    def __init__(self, name: str, served: str) -> None:
+        super().__init__(f"model {name!r} is not served here; the served model is {served!r} (an empty name means it)")
+
+
+class ModuleNotFound(MemserveError):
+    """The tenant has no module of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"module {name!r} does not exist; `memserve modules list` shows the ones that do")
+
+
+class ModuleConflict(MemserveError):
+    """The name already belongs to a module with other content."""
+
+    def __init__(self, name: str, digest: str) -> None:
+        super().__init__(f"module {name!r} already exists with digest {digest}; publish other content under another name")
+
+
+class NamespaceNotFound(MemserveError):
+    """The tenant has no memory namespace of this name."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(f"namespace {namespace!r} does not exist; the first Remember in it creates it")
+        self.namespace = namespace
+
+
+class MemoryNotFound(MemserveError):
+    """The namespace has no memory with this id."""
+
+    def __init__(self, memory_id: str) -> None:
+        super().__init__(f"memory {memory_id!r} does not exist")
+        self.memory_id = memory_id
+
+
+class MemoryConflict(MemserveError):
+    """The id already belongs to a memory with other content."""
+
+    def __init__(self, memory_id: str) -> None:
+        super().__init__(f"memory {memory_id!r} already exists with other content; forget it first or use another id")
+        self.memory_id = memory_id
+
+
+class QuotaExceeded(MemserveError):
+    """A limit on concurrent work is reached."""
+
+    def __init__(self, what: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"{what}: the limit of {limit} is reached; try again in {retry_after_s:g} s")
+        self.retry_after_s = retry_after_s
+
+
+class NoWorker(MemserveError):
+    """No worker can take the request now."""
+
+    def __init__(self, detail: str, retry_after_s: float = 2.0) -> None:
+        super().__init__(f"no worker can serve this now ({detail}); try again in {retry_after_s:g} s")
+        self.retry_after_s = retry_after_s
+
+
+class WorkerLost(MemserveError):
+    """The worker died after the answer had begun."""
+
+    def __init__(self, worker_id: str) -> None:
+        super().__init__(f"worker {worker_id} was lost while it streamed the answer; send the request again")
+        self.worker_id = worker_id
+
+
+class DeadlineExceeded(MemserveError):
+    """The caller's deadline passed before the answer was complete."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed before the answer was complete; allow more time or ask for fewer tokens")
+
+
+class RegistryUnavailable(MemserveError):
+    """The registry Redis does not answer, and the operation needs it."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the registry does not answer ({detail}); nothing was changed, try again")
+
+
+class VectorStoreUnavailable(MemserveError):
+    """The vector store does not answer, or not in time."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the vector store does not answer ({detail}); try again")
+
+
+class StartupError(MemserveError):
+    """memserve cannot start; the message says what to do."""
