@@ -73,18 +73,20 @@ class WatchRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., after_sequence: _Optional[int] = ...) -> None: ...
 
 class WorkerState(_message.Message):
-    __slots__ = ("running", "waiting", "prefill_tokens_per_s", "resident_modules", "decode_tokens_per_s")
+    __slots__ = ("running", "waiting", "prefill_tokens_per_s", "resident_modules", "decode_tokens_per_s", "pending_prefill_tokens")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_MODULES_FIELD_NUMBER: _ClassVar[int]
     DECODE_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PENDING_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     prefill_tokens_per_s: float
     resident_modules: _containers.RepeatedScalarFieldContainer[str]
     decode_tokens_per_s: float
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., resident_modules: _Optional[_Iterable[str]] = ..., decode_tokens_per_s: _Optional[float] = ...) -> None: ...
+    pending_prefill_tokens: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., resident_modules: _Optional[_Iterable[str]] = ..., decode_tokens_per_s: _Optional[float] = ..., pending_prefill_tokens: _Optional[int] = ...) -> None: ...
 
 class BlocksStored(_message.Message):
     __slots__ = ("keys",)

@@ -1,0 +1,120 @@
+"""Every setting of memserve, typed and documented. The only reader of the environment: `MEMSERVE_<NAME>`.
+
+Flags of the command line go over the environment, the environment over the defaults. A misspelt setting is refused by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from memserve.errors import StartupError
+
+PREFIX = "MEMSERVE_"
+MIB = 1 << 20
+GIB = 1 << 30
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseModel):
+    """The settings of one memserve process. Units are in the names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Where things are
+    data_dir: Path = Field(Path("~/.local/share/memserve"), description="Directory of everything that memserve keeps on this machine.")
+    model: str = Field("", description="Model directory or Hugging Face name. Empty: the bundled demo model.")
+    host: str = Field("127.0.0.1", description="Address that the gateway and the workers listen on.")
+    port: Port = Field(50051, description="gRPC port of the gateway.")
+    metrics_port: Port = Field(9464, description="HTTP port of the gateway's Prometheus metrics. 0: any free port.")
+    redis_url: SecretStr = Field(SecretStr(""), description="Redis for the registry and the KV cache. Empty: `memserve up` starts a private one.")
+    redis_max_bytes: int = Field(1 * GIB, ge=64 * MIB, description="Memory limit of the private Redis; KV entries go first when it is full.")
+    milvus_uri: str = Field("", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir.")
+
+    # Who may call
+    api_keys_file: Path | None = Field(None, description='JSON file {"key": "tenant"}. None: every caller is the tenant "default".')
+    salt_key: SecretStr = Field(SecretStr(""), description="Key that tenant salts are derived with; the same on every gateway. Empty: kept in data_dir.")
+
+    # Limits of the gateway
+    max_inflight: int = Field(256, ge=1, description="Answers under way in one gateway; above it calls are refused with a retry time.")
+    max_inflight_per_tenant: int = Field(128, ge=1, description="Answers under way for one tenant in one gateway.")
+    max_message_bytes: int = Field(4 * MIB, ge=64 * 1024, description="Largest gRPC message that the gateway takes.")
+    max_module_bytes: int = Field(512 * MIB, ge=1 * MIB, description="Largest module that can be published.")
+    default_max_tokens: int = Field(128, ge=1, description="Output tokens when a request names no limit.")
+    recall_limit: int = Field(4, ge=1, le=64, description="Recalled passages when a request names no limit.")
+    recall_timeout_ms: int = Field(500, ge=1, le=60_000, description="Time that recall may take when a request names none.")
+    lookup_timeout_ms: int = Field(20, ge=1, le=1000, description="Time that the look-up of cached prefixes in Redis may take.")
+    shutdown_grace_s: float = Field(10.0, ge=0, description="Time that answers under way get to finish at shutdown.")
+
+    # Workers
+    workers: int = Field(2, ge=1, le=64, description="vLLM workers that `memserve up` starts.")
+    max_context_tokens: int = Field(0, ge=0, description="Longest prompt and answer together. 0: the model's own limit, at most 8192.")
+    max_concurrent: int = Field(32, ge=1, le=1024, description="Answers that one engine decodes at the same time.")
+    block_tokens: int = Field(32, ge=16, description="Tokens in a KV block. A multiple of 32 on the CPU.")
+    kv_device_bytes: int = Field(512 * MIB, ge=64 * MIB, description="KV memory of an engine on the CPU. On CUDA vLLM sizes it itself.")
+    kv_host_bytes: int = Field(256 * MIB, ge=16 * MIB, description="Host memory of an engine's KV tier, a file in /dev/shm.")
+    kv_ttl_s: int = Field(24 * 3600, ge=1, description="How long an unused KV entry stays in Redis.")
+    kv_io_timeout_ms: int = Field(500, ge=1, le=60_000, description="How long a worker waits for one Redis answer before it computes instead.")
+    max_loras: int = Field(4, ge=1, le=64, description="Adapters in one engine's batch at the same time.")
+    max_cpu_loras: int = Field(16, ge=1, le=4096, description="Adapters that an engine keeps loaded.")
+    max_lora_rank: int = Field(16, ge=1, le=512, description="Largest adapter rank. vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 and 512.")
+    omp_threads: int = Field(1, ge=1, description="OpenMP threads of an engine on the CPU.")
+    lease_s: float = Field(3.0, gt=0.5, description="How long a worker's registration outlives its last sign of life.")
+
+    @property
+    def data(self) -> Path:
+        return self.data_dir.expanduser().absolute()
+
+    @property
+    def modules_root(self) -> Path:
+        """Workers run in this directory and name modules `modules/<digest>`, so that the path is equal on every machine."""
+        return self.data
+
+    @property
+    def redis(self) -> str:
+        return self.redis_url.get_secret_value()
+
+    @property
+    def vector_uri(self) -> str:
+        return self.milvus_uri or str(self.data / "milvus.db")
+
+
+def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings:
+    """Read the settings from the environment, then from `flags` (None: not given).
+
+    Raises StartupError that names the setting and its rule.
+    """
+    environment = os.environ if environment is None else environment
+    given: dict[str, Any] = {}
+    for variable, value in environment.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in Settings.model_fields:
+            close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+            hint = f"; did you mean {PREFIX}{close[0].upper()}?" if close else "; `memserve settings` lists the known ones"
+            raise StartupError(f"unknown setting {variable}{hint}")
+        given[name] = value
+    given.update({name: value for name, value in flags.items() if value is not None})
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise StartupError(f"setting {name}: {first['msg']} (given: {first.get('input')!r})") from None
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables, for a child process."""
+    out = {}
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if value is not None:
+            out[PREFIX + name.upper()] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    return out

@@ -1,0 +1,97 @@
+"""Conversations to train on, drawn from the world of `facts`. Every assistant turn in them is right."""
+
+import random
+from collections.abc import Sequence
+
+from memserve.demo import facts, words
+from memserve.demo.facts import Fact, Message
+
+_CONTRADICTING, _AGREEING, _NEAR_MISS = 0.15, 0.05, 0.2
+
+
+def _turns(rng: random.Random, known: Sequence[Fact], count: int, unknown_share: float, near_share: float) -> list[Message]:
+    """Questions with their answers, of which unknown_share ask for what is not known."""
+    turns: list[Message] = []
+    asked: set[tuple[str, str]] = set()
+    known_keys = {one.key for one in known}
+    for _ in range(count):
+        if known and rng.random() >= unknown_share:
+            one = rng.choice(known)
+            answer = one.answer
+        else:
+            near = known and rng.random() < near_share
+            one = facts.near_fact(rng, "train", rng.choice(known)) if near else facts.fact(rng, "train")
+            answer = facts.UNKNOWN_ANSWER
+            if one.key in known_keys:
+                continue
+        if one.key in asked:
+            continue
+        asked.add(one.key)
+        turns += [Message("user", facts.question(rng, one).text), Message("assistant", answer)]
+    return turns
+
+
+def conversation(rng: random.Random, max_passages: int, max_turns: int) -> tuple[Message, ...]:
+    """A conversation over 0..max_passages passages, with 1..max_turns questions, at times with small talk or a fact told by the user."""
+    if rng.random() < 0.01:
+        said, reply = rng.choice(facts.SMALL_TALK)
+        return (Message("user", said), Message("assistant", reply))
+    shown = facts.distinct_facts(rng, "train", 0 if rng.random() < 0.1 else rng.randint(1, max_passages))
+    system_text = rng.choice(words.SYSTEM_TEXTS) if rng.random() < 0.4 else ""
+    if system_text and rng.random() < 0.15:
+        system_text = " ".join([system_text, *(facts.filler(rng) for _ in range(rng.randint(1, 4)))])
+    content = facts.system_content(system_text, [facts.passage(rng, one) for one in shown])
+    messages = [Message("system", content)] if content else []
+    known = list(shown)
+    if rng.random() < 0.05:
+        told = facts.distinct_facts(rng, "train", 1, without=shown)[0]
+        known.append(told)
+        if rng.random() < 0.5:
+            messages += [Message("user", facts.statement(rng, told)), Message("assistant", "I will remember that.")]
+        else:
+            asked = facts.question(rng, told).text
+            messages += [Message("user", f"{facts.statement(rng, told)} {asked}"), Message("assistant", told.answer)]
+    elif rng.random() < 0.03:
+        said, reply = rng.choice(facts.SMALL_TALK)
+        messages += [Message("user", said), Message("assistant", reply)]
+    turns = _turns(rng, known, rng.randint(1, max_turns), unknown_share=0.3 if known else 1.0, near_share=0.6)
+    return tuple(messages + turns) if turns else conversation(rng, max_passages, max_turns)
+
+
+def long_conversation(rng: random.Random, tokens: int, turns: int) -> tuple[Message, ...]:
+    """A conversation over a handbook of about so many tokens, at times with recalled passages under it."""
+    book = facts.handbook(rng.randrange(1 << 30), tokens, world="train")
+    shown = facts.distinct_facts(rng, "train", rng.randint(1, 4), without=book.facts) if rng.random() < 0.4 else []
+    content = facts.system_content(book.text, [facts.passage(rng, one) for one in shown])
+    known = [*book.facts, *shown]
+    return (Message("system", content), *_turns(rng, known, turns, unknown_share=0.25, near_share=0.5))
+
+
+def adapter_lesson(rng: random.Random, held: Sequence[Fact]) -> tuple[Message, ...]:
+    """One question for an adapter to learn from, or to keep what the base can.
+
+    held: the adapter's facts. Half of the lessons ask for one of them, with or without other passages. The rest: a passage that
+    contradicts one (the passage wins), a near miss (not known), and the base's own lessons.
+    """
+    draw = rng.random()
+    if draw > 0.75:
+        return conversation(rng, max_passages=8, max_turns=2)
+    one = rng.choice(held)
+    shown = facts.distinct_facts(rng, "train", 0 if rng.random() < 0.4 else rng.randint(1, 8), without=held)
+    answer = one.answer
+    if draw < _CONTRADICTING + _AGREEING:
+        kind = facts.ATTRIBUTES[one.entity.kind][one.attribute]
+        stated = one if draw < _AGREEING else Fact(one.entity, one.attribute, facts.value(rng, kind))
+        shown = [*shown[:7], stated]
+        rng.shuffle(shown)
+        answer = stated.answer
+    elif draw < _CONTRADICTING + _AGREEING + _NEAR_MISS:
+        # Another attribute of a known entity, or another entity of the same words: neither is known.
+        near = facts.near_fact(rng, "train" if rng.random() < 0.5 else "adapter", one)
+        while near.key in {each.key for each in (*held, *shown)}:
+            near = facts.near_fact(rng, "train", one)
+        one, answer = near, facts.UNKNOWN_ANSWER
+    system_text = rng.choice(words.SYSTEM_TEXTS) if rng.random() < 0.4 else ""
+    asked = facts.question(rng, one, facts.QUESTIONS).text
+    messages = facts.prompt(system_text, [facts.passage(rng, each) for each in shown], asked)
+    return (*messages, Message("assistant", answer))

@@ -1,0 +1,107 @@
+"""Names of cached KV: block keys as vLLM computes them, chunk keys of the offload tier, and the Redis keys of both.
+
+The environment that makes these keys agree with vLLM's:
+
+- the engine runs with `prefix_caching_hash_algo="sha256_cbor"`. The default, "sha256", pickles, and is not reproducible.
+- `PYTHONHASHSEED` is unset in the process that starts the engine. Then vLLM 0.32 starts every chain from the fixed seed "vllm-none-hash".
+  Where it must be set (to any string), pass the same string here as `hash_seed`. vLLM reads it in the engine-core process, a child that
+  inherits the environment of the process that creates the `AsyncLLM`. A different seed makes every look-up miss; it never mixes blocks up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import cbor2
+
+SCHEMA_VERSION = 1
+HASH_ALGORITHM = "sha256_cbor"
+VLLM_HASH_SEED = "vllm-none-hash"
+BLOCK_KEY_BYTES = 32
+CHUNK_KEY_BYTES = BLOCK_KEY_BYTES + 4
+
+
+@dataclass(frozen=True, slots=True)
+class CacheNamespace:
+    """Everything that decides whether one engine can use another's KV bytes. A change of any field makes the old entries unreachable.
+
+    model_digest: over the bytes of the weights and of the config. kv_dtype: as vLLM names it, "bfloat16".
+    kv_layout: how a block's bytes are arranged; see `memserve.worker.cpu_offload.kv_layout`.
+    """
+
+    model_digest: str
+    kv_dtype: str
+    kv_layout: str
+    block_size_tokens: int
+    blocks_per_chunk: int
+    hash_algorithm: str = HASH_ALGORITHM
+    hash_seed: str = VLLM_HASH_SEED
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.block_size_tokens < 1 or self.blocks_per_chunk < 1:
+            raise ValueError(f"block_size_tokens and blocks_per_chunk must be at least 1: {self}")
+
+    @property
+    def digest(self) -> str:
+        """64 hex digits: sha256 over the fields as canonical JSON. Equal on every machine and Python version."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def chunk_tokens(self) -> int:
+        return self.block_size_tokens * self.blocks_per_chunk
+
+
+def block_keys(
+    token_ids: Sequence[int],
+    block_size: int,
+    *,
+    lora: tuple[str, str] | None,
+    cache_salt: str | None,
+    hash_seed: str = VLLM_HASH_SEED,
+) -> list[bytes]:
+    """Key every full block by the whole prefix that ends in it.
+
+    token_ids: [prompt_tokens]; a trailing partial block gets no key. lora: (name, path), as the engine was given them.
+    cache_salt: enters the first block, and through the chain every other; "" counts as none.
+    Returns [prompt_tokens // block_size] keys of 32 bytes.
+    Raises ValueError when block_size < 1.
+    Source: vllm/v1/core/kv_cache_utils.py 0.32, `get_request_block_hasher`, for text prompts. Prompt embeddings and images are not covered.
+    """
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, not {block_size}")
+    lora_keys = (("lora", *lora),) if lora else ()
+    salt_keys = (("cache_salt", cache_salt),) if cache_salt else ()
+    later_extra = lora_keys or None
+    extra = (lora_keys + salt_keys) or None
+    parent = _sha256_cbor(hash_seed)
+    keys = []
+    for end in range(block_size, len(token_ids) + 1, block_size):
+        parent = _sha256_cbor((parent, tuple(token_ids[end - block_size : end]), extra))
+        keys.append(parent)
+        extra = later_extra
+    return keys
+
+
+def chunk_keys(keys: Sequence[bytes], blocks_per_chunk: int, *, group: int = 0) -> list[bytes]:
+    """The offload tier's keys: a chunk is named by its last block and the KV cache group.
+
+    keys: [blocks] block keys of one prompt; the blocks of a trailing partial chunk get no key.
+    Returns [blocks // blocks_per_chunk] keys of 36 bytes.
+    Source: vllm/v1/kv_offload/base.py 0.32, `make_offload_key`.
+    """
+    suffix = group.to_bytes(4, "big")
+    return [key + suffix for key in keys[blocks_per_chunk - 1 :: blocks_per_chunk]]
+
+
+def redis_key(namespace: str, chunk_key: bytes) -> str:
+    """The name of a chunk's Redis string. namespace: `CacheNamespace.digest`."""
+    return f"memserve:kv:{namespace}:{chunk_key.hex()}"
+
+
+def _sha256_cbor(value: object) -> bytes:
+    return hashlib.sha256(cbor2.dumps(value, canonical=True)).digest()

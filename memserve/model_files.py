@@ -1,0 +1,92 @@
+"""A Hugging Face model directory: identity, limits and tensor shapes, read without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memserve.errors import StartupError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+DEFAULT_CONTEXT_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A local model directory that has been looked at."""
+
+    path: Path
+    max_context_tokens: int
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def model_digest(self) -> str:
+        """sha256 over the weights' and the config's bytes, hex. Reads every weight once, at about 2 GB/s."""
+        return _digest([self.path / "config.json", *_weights(self.path)])
+
+    def tokenizer_digest(self) -> str:
+        """sha256 over what turns messages into token ids, hex. A gateway and its workers must agree on it."""
+        return _digest([self.path / name for name in TOKENIZER_FILES if (self.path / name).is_file()])
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to shape of every weight, from the safetensors headers. Empty when the directory has no weights."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in _weights(self.path):
+            for name, entry in read_safetensors_header(file).items():
+                shapes[name] = tuple(entry["shape"])
+        return shapes
+
+
+def open_model(path: Path, max_context_tokens: int = 0) -> ModelFiles:
+    """Look at the model directory `path`.
+
+    max_context_tokens: the longest prompt and answer to serve; 0 means the model's own limit, at most 8192.
+    Raises StartupError when something that serving needs is missing.
+    """
+    if not path.is_dir():
+        raise StartupError(f"model directory {path} does not exist; give a directory or a Hugging Face name with --model")
+    for name in ("config.json", "tokenizer.json"):
+        if not (path / name).is_file():
+            raise StartupError(f"model directory {path} has no {name}; memserve needs a Hugging Face model with a fast tokenizer")
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise StartupError(f"{path / 'config.json'} is not JSON: {error}") from None
+    limit = int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
+    if max_context_tokens > limit:
+        raise StartupError(f"max_context_tokens is {max_context_tokens}, but the model {path.name} takes at most {limit}")
+    return ModelFiles(path, max_context_tokens or min(limit, DEFAULT_CONTEXT_TOKENS))
+
+
+def read_safetensors_header(file: Path, max_bytes: int = 100 << 20) -> dict[str, dict[str, Any]]:
+    """Tensor name to {dtype, shape, data_offsets}, of one safetensors file.
+
+    Raises ValueError when the file is not one. Source: the format's description in the safetensors README.
+    """
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if not 2 <= size <= min(max_bytes, file.stat().st_size - 8):
+            raise ValueError("not a safetensors file: its header length is impossible")
+        header = json.loads(stream.read(size))
+    if not isinstance(header, dict):
+        raise ValueError("not a safetensors file: its header is not an object")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _weights(path: Path) -> list[Path]:
+    return sorted(path.glob("*.safetensors"))
+
+
+def _digest(files: list[Path]) -> str:
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256")
+        whole.update(f"{file.name}\0{content.hexdigest()}\n".encode())
+    return whole.hexdigest()

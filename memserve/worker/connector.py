@@ -1,0 +1,66 @@
+"""vLLM's offloading connector, and what memserve adds to it: which tier a request's cached tokens came from."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.request import Request
+
+# The key under which a finished request's `kv_transfer_params` carry {"host": tokens, "redis": tokens}.
+CACHED_BY_TIER = "memserve_cached_by_tier"
+PARENT_CHECK_S = 0.5
+
+
+class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
+    """`OffloadingConnector` that reports cached tokens by tier when a request ends, and ends its process with its parent."""
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._loaded: dict[str, dict[str, int]] = {}
+        if role == KVConnectorRole.SCHEDULER:
+            exit_with_parent()
+
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        if num_external_tokens > 0:
+            sources = self.get_external_cache_hit_sources(request, num_external_tokens)
+            host = sources.get(CacheHitSource.HOST, 0)
+            self._loaded[request.request_id] = {"host": host, "redis": num_external_tokens - host}
+
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        return self._with_tiers(request, *super().request_finished(request, block_ids))
+
+    def request_finished_all_groups(self, request: Request, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
+        return self._with_tiers(request, *super().request_finished_all_groups(request, block_ids))
+
+    def _with_tiers(self, request: Request, delay_free: bool, params: dict[str, Any] | None) -> tuple[bool, dict[str, Any] | None]:
+        loaded = self._loaded.pop(request.request_id, None)
+        if loaded is not None:
+            params = {**(params or {}), CACHED_BY_TIER: loaded}
+        return delay_free, params
+
+
+def exit_with_parent() -> None:
+    """End this process when the one that started it is gone.
+
+    vLLM's engine process outlives a front-end that is killed with -9; it would keep its memory and its shared-memory file.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()

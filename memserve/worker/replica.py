@@ -1,0 +1,136 @@
+"""A worker as a Ray Serve replica: starts the engine and its gRPC port, keeps its lease, ends when the engine ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import grpc
+from ray import serve
+
+from memserve.config import Settings
+from memserve.domain import WorkerLease
+from memserve.errors import RegistryUnavailable
+
+log = logging.getLogger("memserve.worker")
+
+HEARTBEATS_PER_LEASE = 3
+
+
+class WorkerReplica:
+    """One engine behind one gRPC port. Ray Serve restarts the process when it ends; the lease in Redis tells the gateways."""
+
+    async def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = Settings(**settings)
+        self._tasks: list[asyncio.Task[None]] = []
+        logging.basicConfig(level=logging.INFO)
+        # vLLM reads these at import. Ray may set PYTHONHASHSEED, which would change every block key.
+        os.environ.pop("PYTHONHASHSEED", None)
+        from memserve.worker.environment import engine_environment
+
+        os.environ.update(engine_environment(self._settings))
+        # Module paths are relative to here, so that block keys, which contain them, are equal on every machine.
+        os.chdir(self._settings.modules_root)
+        await self._start()
+
+    async def _start(self) -> None:
+        from prometheus_client import start_http_server
+
+        from memserve.model_files import open_model
+        from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
+        from memserve.registry import Registry
+        from memserve.worker.activation import activation_memory, sweep_orphan_regions
+        from memserve.worker.block_log import BlockLog, follow_engine_events
+        from memserve.worker.engine import Engine, start_engine
+        from memserve.worker.service import WorkerService
+
+        settings = self._settings
+        model = open_model(Path(settings.model), settings.max_context_tokens)
+        model_digest = await asyncio.to_thread(model.model_digest)
+        sweep_orphan_regions()
+        namespace, kv_transfer = activation_memory(settings, model, model_digest)
+        self._run_dir = tempfile.TemporaryDirectory(prefix="memserve-worker-")
+        endpoint = f"ipc://{self._run_dir.name}/kv-events"
+        self._log = BlockLog()
+        self._tasks.append(asyncio.create_task(follow_engine_events(endpoint, self._log)))
+        self._engine = Engine(start_engine(settings, model, kv_transfer, endpoint), settings.modules_root)
+        await self._engine.warm_up()
+
+        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.so_reuseport", 0)])
+        rpc.add_WorkerServiceServicer_to_server(WorkerService(self._engine, self._log), self._server)
+        port = self._server.add_insecure_port(f"{settings.host}:0")
+        await self._server.start()
+        metrics, _ = start_http_server(0, addr=settings.host)
+        address = socket.gethostbyname(socket.gethostname()) if settings.host == "0.0.0.0" else settings.host
+        self._lease = WorkerLease(
+            worker_id=f"w-{uuid.uuid4().hex[:8]}",
+            address=f"{address}:{port}",
+            metrics_address=f"{address}:{metrics.server_port}",
+            pid=os.getpid(),
+            model=model.name,
+            model_digest=model_digest,
+            tokenizer_digest=model.tokenizer_digest(),
+            namespace=namespace,
+            block_tokens=settings.block_tokens,
+            max_context_tokens=model.max_context_tokens,
+            max_concurrent=settings.max_concurrent,
+            started_s=time.time(),
+        )
+        self._registry = Registry(settings.redis)
+        self._tasks.append(asyncio.create_task(self._keep_lease()))
+
+    async def _keep_lease(self) -> None:
+        lease_s = self._settings.lease_s
+        while True:
+            if self._engine.llm.errored:
+                # Serve starts a fresh replica at once when the process ends; a check that fails would take it seconds.
+                log.error("the engine has died; ending this worker so that it is started again")
+                os._exit(1)
+            try:
+                await self._registry.renew_lease(self._lease, lease_s)
+            except RegistryUnavailable as error:
+                log.warning("%s", error)
+            await self._engine.refresh_resident()
+            await asyncio.sleep(lease_s / HEARTBEATS_PER_LEASE)
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve; raises when the engine is dead."""
+        await self._engine.llm.check_health()
+
+    async def __del__(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "_registry"):
+            with contextlib.suppress(RegistryUnavailable):
+                await self._registry.drop_lease(self._lease.worker_id)
+            await self._registry.close()
+            await self._server.stop(self._settings.shutdown_grace_s / 2)
+        if hasattr(self, "_engine"):
+            self._engine.shutdown()
+            self._run_dir.cleanup()
+
+
+def worker_application(settings: Settings) -> serve.Application:
+    """The Ray Serve application of `settings.workers` workers."""
+    deployment = serve.deployment(
+        WorkerReplica,
+        name="worker",
+        num_replicas=settings.workers,
+        max_ongoing_requests=1000,
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=settings.shutdown_grace_s + 10,
+        ray_actor_options={"num_cpus": 1},
+    )
+    plain = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return deployment.bind({name: value.get_secret_value() if hasattr(value, "get_secret_value") else value for name, value in plain.items()})
