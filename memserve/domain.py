@@ -109,7 +109,7 @@ class CachedTokens:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an answer took. Times in milliseconds; `tpot_ms` is None for an answer of one token."""
+    """What an answer took. `tpot_ms`: the mean over the tokens after the first, None for an answer of one token."""
 
     prompt_tokens: int
     output_tokens: int
@@ -117,6 +117,7 @@ class Usage:
     ttft_ms: float
     tpot_ms: float | None
     slo_met: bool
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class WorkerLease:
     """What a worker says of itself in the registry.
 
     address: host:port of its gRPC data plane. pid: of the process that owns the engine.
-    block_tokens: tokens in a KV block. namespace: digest under which its KV lives in Redis.
+    block_tokens: tokens in a KV block. blocks_per_chunk: blocks in one Redis value. namespace: digest under which its KV lives in Redis.
     """
 
     worker_id: str
@@ -144,6 +145,48 @@ class WorkerLease:
     tokenizer_digest: str
     namespace: str
     block_tokens: int
+    blocks_per_chunk: int
     max_context_tokens: int
     max_concurrent: int
     started_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A checked request for one answer. Empty `model`, `module` and `worker_id` mean: the served one, none, any."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    model: str = ""
+    module: str = ""
+    namespaces: tuple[str, ...] = ()
+    recall_limit: int = 0
+    recall_timeout_s: float = 0.0
+    slo: Slo = Slo()
+    worker_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The head of an answer's receipt: where the request went, why, and with which memories."""
+
+    request_id: str
+    model: str
+    worker_id: str
+    reason: str
+    predicted_ttft_ms: float
+    prompt_tokens: int
+    expected_cached_tokens: int
+    module: str
+    module_digest: str
+    recall_outcome: RecallOutcome
+    passages: tuple[ScoredMemory, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer. `logprobs` has one entry a token when asked for, else none."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()

@@ -32,7 +32,7 @@ class CircuitBreaker:
         return self._state
 
     def allows(self, now_s: float) -> bool:
-        """Whether to make the call. Whoever gets True reports `succeeded` or `failed`; a report that never comes frees the trial after a pause."""
+        """Whether to make the call. Whoever gets True reports `succeeded` or `failed`; a trial that never reports is given up."""
         with self._lock:
             if self._state is Circuit.CLOSED:
                 return True

@@ -37,6 +37,9 @@ class Codec(IntEnum):
     RAW = 0
 
 
+_CODECS: Final = frozenset(Codec)
+
+
 class Refusal(Enum):
     """Why a stored value is not what was asked for."""
 
@@ -78,7 +81,7 @@ def verify(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes) -> 
         return Refusal.NOT_A_VALUE
     if version != VERSION:
         return Refusal.UNKNOWN_VERSION
-    if codec not in Codec:
+    if codec not in _CODECS:
         return Refusal.UNKNOWN_CODEC
     if stored_namespace != namespace:
         return Refusal.OTHER_NAMESPACE

@@ -47,7 +47,7 @@ class _Holdings:
 class BlockIndex:
     """The block keys that each worker holds. A worker's name is one incarnation: a restarted worker has a new name.
 
-    It errs towards too little: after a gap in a worker's sequence everything known of it is dropped, because a removal may have been missed.
+    It errs towards too little: after a gap in a worker's sequence all that was known of it is dropped, for a removal may have been missed.
     """
 
     def __init__(self) -> None:

@@ -56,8 +56,8 @@ class StoreStats:
 class RedisChunkStore:
     """The chunks of one namespace. Thread-safe; each thread in a call uses a connection of its own.
 
-    Whatever Redis does (slow, full, wrong, gone) the answer is a miss or a failed put, counted in the stats. While it does not answer, the circuit
-    is open and calls return at once; after `pause_s` one call tries again.
+    Whatever Redis does (slow, full, wrong, gone) the answer is a miss or a failed put, counted in the stats. While it does not answer, the
+    circuit is open and calls return at once; after `pause_s` one call tries again.
     """
 
     def __init__(

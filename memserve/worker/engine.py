@@ -180,20 +180,6 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
     )
 
 
-def engine_environment(settings: Settings) -> dict[str, str]:
-    """The environment that the engine's processes need; it must be set before vLLM is imported."""
-    return {
-        "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(settings.omp_threads),
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
 def _cached_by_tier(total: int, params: dict[str, Any] | None) -> CachedTokens:
     loaded = (params or {}).get(CACHED_BY_TIER, {})
     # A load that failed part-way is recomputed: never report more than vLLM itself counted.

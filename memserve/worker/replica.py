@@ -25,6 +25,20 @@ log = logging.getLogger("memserve.worker")
 HEARTBEATS_PER_LEASE = 3
 
 
+def engine_environment(settings: Settings) -> dict[str, str]:
+    """The environment that the engine's processes need; it must be set before vLLM is imported."""
+    return {
+        "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(settings.omp_threads),
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
 class WorkerReplica:
     """One engine behind one gRPC port. Ray Serve restarts the process when it ends; the lease in Redis tells the gateways."""
 
@@ -34,8 +48,6 @@ class WorkerReplica:
         logging.basicConfig(level=logging.INFO)
         # vLLM reads these at import. Ray may set PYTHONHASHSEED, which would change every block key.
         os.environ.pop("PYTHONHASHSEED", None)
-        from memserve.worker.environment import engine_environment
-
         os.environ.update(engine_environment(self._settings))
         # Module paths are relative to here, so that block keys, which contain them, are equal on every machine.
         os.chdir(self._settings.modules_root)

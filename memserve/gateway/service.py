@@ -1,0 +1,241 @@
+"""The `memserve.v1` services: authenticate, convert, call, convert back. What a request goes through is in `pipeline.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+import memserve
+from memserve.domain import Tenant
+from memserve.errors import InvalidField, InvalidModule, MemoryNotFound, MemserveError, ModuleNotFound
+from memserve.gateway import convert
+from memserve.gateway.access import Access
+from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.status import status_of, trailing_metadata
+from memserve.memory.parametric import check_module_name
+from memserve.pb.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    memory_pb2,
+    memory_pb2_grpc,
+    module_pb2,
+    module_pb2_grpc,
+    status_pb2,
+    status_pb2_grpc,
+)
+
+log = logging.getLogger("memserve.gateway")
+
+SEARCH_TIMEOUT_S = 10.0
+SEARCH_LIMIT = 8
+PAGE_SIZE = 100
+PAGE_SIZE_MAX = 1000
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Edge:
+    """What every RPC does first and last: authenticate, and turn facts into statuses."""
+
+    def __init__(self, pipeline: Pipeline, access: Access) -> None:
+        self.pipeline = pipeline
+        self._access = access
+
+    @contextlib.asynccontextmanager
+    async def call(self, rpc: str, context: Context) -> AsyncIterator[Tenant]:
+        """Yields the caller's tenant; a MemserveError inside becomes its status, anything else INTERNAL with an id to find it by."""
+        code = grpc.StatusCode.OK
+        try:
+            metadata = dict(context.invocation_metadata() or ())
+            yield self._access.tenant(str(metadata.get("authorization", "")))
+        except MemserveError as error:
+            code = status_of(error)
+            await context.abort(code, str(error), trailing_metadata(error))
+        except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            incident = uuid.uuid4().hex[:12]
+            log.exception("incident %s in %s", incident, rpc)
+            await context.abort(code, f"internal error; the gateway's log has it as incident {incident}")
+        finally:
+            self.pipeline.metrics.requests.labels(rpc, code.name).inc()
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ignore[misc]
+    """Answers."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        async with self._edge.call("Generate", context) as tenant:
+            remaining_s = context.time_remaining()
+            deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
+            events = self._edge.pipeline.generate(convert.generation_request(request), tenant, deadline_s)
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield convert.generate_response(event)
+
+
+class MemoryService(memory_pb2_grpc.MemoryServiceServicer):  # type: ignore[misc]
+    """Vector memory."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._vector = edge.pipeline.vector
+
+    async def Remember(self, request: memory_pb2.RememberRequest, context: Context) -> memory_pb2.RememberResponse:
+        async with self._edge.call("Remember", context) as tenant:
+            token = self._edge.pipeline.tokenizer.special_token_in(request.text)
+            if token:
+                raise InvalidField("text", f"must not contain the model's control token {token!r}")
+            stored = await self._vector.remember(
+                tenant.name,
+                request.namespace,
+                request.text,
+                source=request.source,
+                keywords=list(request.keywords),
+                memory_id=request.memory_id or None,
+                now_s=time.time(),
+            )
+            return memory_pb2.RememberResponse(memory=convert.memory(stored))
+
+    async def GetMemory(self, request: memory_pb2.GetMemoryRequest, context: Context) -> memory_pb2.GetMemoryResponse:
+        async with self._edge.call("GetMemory", context) as tenant:
+            found = await self._vector.get(tenant.name, request.namespace, request.memory_id)
+            return memory_pb2.GetMemoryResponse(memory=convert.memory(found))
+
+    async def Forget(self, request: memory_pb2.ForgetRequest, context: Context) -> memory_pb2.ForgetResponse:
+        async with self._edge.call("Forget", context) as tenant:
+            if not await self._vector.forget(tenant.name, request.namespace, request.memory_id):
+                raise MemoryNotFound(request.memory_id)
+            return memory_pb2.ForgetResponse()
+
+    async def Search(self, request: memory_pb2.SearchRequest, context: Context) -> memory_pb2.SearchResponse:
+        async with self._edge.call("Search", context) as tenant:
+            limit = request.limit or SEARCH_LIMIT
+            found = await self._vector.search(
+                tenant.name, list(request.namespaces), request.query, limit, timeout_s=context.time_remaining() or SEARCH_TIMEOUT_S
+            )
+            return memory_pb2.SearchResponse(results=[convert.scored_memory(hit) for hit in found])
+
+    async def ListNamespaces(self, request: memory_pb2.ListNamespacesRequest, context: Context) -> memory_pb2.ListNamespacesResponse:
+        async with self._edge.call("ListNamespaces", context) as tenant:
+            summaries = [
+                memory_pb2.NamespaceSummary(namespace=name, memories=await self._vector.count(tenant.name, name))
+                for name in await self._vector.list_namespaces(tenant.name)
+            ]
+            return memory_pb2.ListNamespacesResponse(namespaces=summaries)
+
+
+class ModuleService(module_pb2_grpc.ModuleServiceServicer):  # type: ignore[misc]
+    """Parametric memory."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._modules = edge.pipeline.modules
+
+    async def PublishModule(
+        self, request_iterator: AsyncIterator[module_pb2.PublishModuleRequest], context: Context
+    ) -> module_pb2.PublishModuleResponse:
+        async with self._edge.call("PublishModule", context) as tenant:
+            header: module_pb2.PublishModuleHeader | None = None
+            upload = self._modules.begin_upload()
+            try:
+                async for part in request_iterator:
+                    if header is None:
+                        if part.WhichOneof("part") != "header":
+                            raise InvalidModule("part", "the first message must carry the header")
+                        header = part.header
+                        check_module_name("header.name", header.name)
+                        if header.kind != module_pb2.MODULE_KIND_LORA:
+                            raise InvalidModule("header.kind", "must be MODULE_KIND_LORA, the one kind that is served")
+                    elif part.WhichOneof("part") != "chunk":
+                        raise InvalidModule("part", "only the first message may carry a header")
+                    else:
+                        await asyncio.to_thread(upload.append, part.chunk.file_name, part.chunk.content)
+                if header is None:
+                    raise InvalidModule("part", "the stream was empty; send the header, then the files")
+                stored = await asyncio.to_thread(self._modules.store, upload, header.name, header.expected_digest)
+                registered = await self._modules.register(tenant.name, stored)
+            finally:
+                upload.discard()
+            return module_pb2.PublishModuleResponse(module=convert.module(registered))
+
+    async def GetModule(self, request: module_pb2.GetModuleRequest, context: Context) -> module_pb2.GetModuleResponse:
+        async with self._edge.call("GetModule", context) as tenant:
+            check_module_name("name", request.name)
+            found = next((m for m in await self._modules.list(tenant.name) if m.name == request.name), None)
+            if found is None:
+                raise ModuleNotFound(request.name)
+            return module_pb2.GetModuleResponse(module=convert.module(found))
+
+    async def ListModules(self, request: module_pb2.ListModulesRequest, context: Context) -> module_pb2.ListModulesResponse:
+        async with self._edge.call("ListModules", context) as tenant:
+            if not 0 <= request.page_size <= PAGE_SIZE_MAX:
+                raise InvalidField("page_size", f"from 1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE}")
+            size = request.page_size or PAGE_SIZE
+            after = _name_of(request.page_token)
+            rest = [m for m in await self._modules.list(tenant.name) if m.name > after]
+            token = base64.urlsafe_b64encode(rest[size - 1].name.encode()).decode() if len(rest) > size else ""
+            return module_pb2.ListModulesResponse(modules=[convert.module(m) for m in rest[:size]], next_page_token=token)
+
+
+class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc]
+    """What runs now."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    async def GetStatus(self, request: status_pb2.GetStatusRequest, context: Context) -> status_pb2.GetStatusResponse:
+        async with self._edge.call("GetStatus", context) as tenant:
+            pipeline = self._edge.pipeline
+            pool = pipeline.pool
+            response = status_pb2.GetStatusResponse(
+                version=memserve.__version__,
+                model=pipeline.model.name,
+                model_digest=next((w.lease.model_digest for w in pool.workers.values()), ""),
+                max_context_tokens=pipeline.model.max_context_tokens,
+                redis_ok=pool.registry_ok,
+            )
+            ready = {worker.lease.worker_id for worker in pool.ready(time.monotonic())}
+            for name, worker in sorted(pool.workers.items()):
+                response.workers.add(
+                    worker_id=name,
+                    address=worker.lease.address,
+                    metrics_address=worker.lease.metrics_address,
+                    pid=worker.lease.pid,
+                    ready=name in ready,
+                    running=worker.state.running,
+                    waiting=worker.state.waiting,
+                    known_blocks=pool.index.held_blocks(name),
+                    prefill_tokens_per_s=worker.state.prefill_tokens_per_s,
+                    resident_modules=worker.state.resident_modules,
+                )
+            with contextlib.suppress(MemserveError):
+                names = await pipeline.vector.list_namespaces(tenant.name)
+                response.memories = sum([await pipeline.vector.count(tenant.name, name) for name in names])
+                response.vector_store_ok = True
+            with contextlib.suppress(MemserveError):
+                response.modules = len(await pipeline.modules.list(tenant.name))
+            return response
+
+
+def _name_of(page_token: str) -> str:
+    try:
+        return base64.urlsafe_b64decode(page_token.encode()).decode()
+    except (binascii.Error, UnicodeError, ValueError):
+        raise InvalidField("page_token", "must be the next_page_token of the page before") from None
+
+

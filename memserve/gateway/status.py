@@ -1,0 +1,39 @@
+"""The one table from facts to gRPC status codes."""
+
+from __future__ import annotations
+
+import grpc
+
+from memserve import errors
+
+STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
+    errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.InvalidModule: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.ModuleNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.ModuleConflict: grpc.StatusCode.ALREADY_EXISTS,
+    errors.NamespaceNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.MemoryNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.MemoryConflict: grpc.StatusCode.ALREADY_EXISTS,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NoWorker: grpc.StatusCode.UNAVAILABLE,
+    errors.WorkerLost: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.RegistryUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.VectorStoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+def status_of(error: errors.MemserveError) -> grpc.StatusCode:
+    """The status code of a fact; UNKNOWN for one that the table has forgotten (a test sees to it that there is none)."""
+    return STATUS.get(type(error), grpc.StatusCode.UNKNOWN)
+
+
+def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...]:
+    """What a client can act on without parsing the message: the field at fault, the time to wait."""
+    if isinstance(error, errors.InvalidField | errors.InvalidModule):
+        return (("memserve-field", error.field),)
+    if isinstance(error, errors.QuotaExceeded | errors.NoWorker):
+        return (("retry-after-s", f"{error.retry_after_s:g}"),)
+    return ()

@@ -1,0 +1,28 @@
+"""Every Prometheus instrument of the gateway. The workers' come from vLLM and from the KV tier (`memserve_kv_tier_*`)."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class GatewayMetrics:
+    """The gateway's instruments, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.requests = Counter("memserve_requests_total", "Calls answered, by RPC and gRPC status.", ["rpc", "code"], registry=r)
+        self.inflight = Gauge("memserve_inflight_requests", "Answers under way.", registry=r)
+        self.ttft = Histogram("memserve_ttft_seconds", "Acceptance of a call to its first token.", buckets=SECONDS, registry=r)
+        self.tpot = Histogram("memserve_tpot_seconds", "Mean time of an answer's further tokens.", buckets=TOKEN_SECONDS, registry=r)
+        self.slo_missed = Counter("memserve_slo_missed_total", "Answers slower than their SLO, by the wish that was missed.", ["wish"], registry=r)
+        self.prompt_tokens = Counter("memserve_prompt_tokens_total", "Prompt tokens of answers that began.", registry=r)
+        self.output_tokens = Counter("memserve_output_tokens_total", "Tokens generated.", registry=r)
+        self.cached_tokens = Counter("memserve_cached_tokens_total", "Prompt tokens not computed again, by tier.", ["tier"], registry=r)
+        self.recall = Histogram("memserve_recall_seconds", "Vector recall of a request, by outcome.", ["outcome"], buckets=SECONDS, registry=r)
+        self.lookups = Counter("memserve_prefix_lookups_total", "Look-ups of prefixes in Redis, by outcome.", ["outcome"], registry=r)
+        self.rerouted = Counter("memserve_rerouted_total", "Requests sent to another worker because the first failed before a token.", registry=r)
+        self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)

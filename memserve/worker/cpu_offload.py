@@ -1,0 +1,253 @@
+"""vLLM's KV offloading as a worker uses it: which connector and spec by platform, the copies on the CPU platform, and the host regions.
+
+On CUDA the stock `TieringOffloadingSpec` moves blocks between device and host memory. On the CPU platform it refuses to make a worker, and
+only there `CpuTieringOffloadingSpec` takes its place.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.config import KVTransferConfig, VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.kv_offload.base import (
+    CanonicalKVCacheRef,
+    CanonicalKVCaches,
+    GPULoadStoreSpec,
+    LoadStoreSpec,
+    OffloadingWorker,
+    TransferResult,
+)
+from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
+from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
+from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+from vllm.v1.request import Request
+
+from memserve.worker.redis_tier import RedisTier, RedisTierSettings
+
+Platform = Literal["cpu", "cuda"]
+
+MAX_CHUNK_BYTES = 2 << 20
+_REPORTED_PREFIX_TOKENS = 3000
+_MAX_LOST_FRACTION = 0.03
+_YOUNGEST_ORPHAN_S = 60.0
+
+
+def kv_transfer_config(
+    *, platform: Platform, tier: RedisTierSettings, host_bytes: int, blocks_per_chunk: int, engine_id: str | None = None
+) -> KVTransferConfig:
+    """What `AsyncEngineArgs(kv_transfer_config=…)` takes for an engine whose KV goes to host memory and on to Redis.
+
+    host_bytes: of the host tier, all of it shared memory in /dev/shm, taken at start. On the CPU platform it is only the way to Redis and
+    back, so room for a few prompts is enough. blocks_per_chunk: from `chunk_blocks`.
+    The engine also needs prefix_caching_hash_algo="sha256_cbor", enable_prefix_caching=True and the block size that `blocks_per_chunk`
+    was computed for.
+    """
+    stock = platform == "cuda"
+    spec = TieringOffloadingSpec if stock else CpuTieringOffloadingSpec
+    return KVTransferConfig(
+        kv_connector=SourceReportingConnector.__name__,
+        kv_connector_module_path=SourceReportingConnector.__module__,
+        kv_role="kv_both",
+        engine_id=engine_id,
+        kv_load_failure_policy="recompute",
+        kv_connector_extra_config={
+            "spec_name": spec.__name__,
+            "spec_module_path": spec.__module__,
+            "cpu_bytes_to_use": host_bytes,
+            "blocks_per_chunk": blocks_per_chunk,
+            "self_describing_kv_events": True,
+            "secondary_tiers": [{"type": RedisTier.__name__, "module_path": RedisTier.__module__, **asdict(tier)}],
+        },
+    )
+
+
+def chunk_blocks(*, kv_bytes_per_token: int, block_size_tokens: int) -> int:
+    """How many blocks make a chunk: as many as fit in 2 MiB, but a 3,000-token prefix loses at most 3 % to its partial last chunk.
+
+    kv_bytes_per_token: over all layers and all tensor-parallel ranks.
+    Returns at least 1: a single block may be larger than 2 MiB.
+    """
+    by_size = MAX_CHUNK_BYTES // (kv_bytes_per_token * block_size_tokens)
+    by_loss = int(_REPORTED_PREFIX_TOKENS * _MAX_LOST_FRACTION) // block_size_tokens
+    return max(1, min(by_size, by_loss))
+
+
+def kv_layout(*, platform: Platform, dtype: torch.dtype, block_size_tokens: int, head_size: int, tensor_parallel_size: int) -> str:
+    """How the bytes of a chunk are arranged, for `CacheNamespace.kv_layout`. Two engines share KV only if these are equal.
+
+    On the CPU vLLM packs keys by instruction set (AMX, vector, …): the same model on another kind of CPU has other bytes.
+    """
+    packing = _get_attn_isa(dtype, block_size_tokens, head_size) if platform == "cpu" else "device"
+    return f"{platform}/{packing}/LBHNC/tp{tensor_parallel_size}"
+
+
+class SourceReportingConnector(OffloadingConnector):
+    """The stock connector, which also says with every finished request where its cached prompt tokens came from.
+
+    `RequestOutput.kv_transfer_params` of the finished output is {"cached_tokens": {"host": n, "external_unspecified": m}}, tokens by
+    `CacheHitSource`, without the zeros; Redis is "external_unspecified". What `num_cached_tokens` has beyond their sum was found in the
+    device's own prefix cache.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._sources: dict[str, dict[str, int]] = {}
+
+    def get_external_cache_hit_sources(self, request: Request, num_external_tokens: int) -> dict[CacheHitSource, int]:
+        """vLLM asks this once for every request that loads, when its blocks are allocated."""
+        sources: dict[CacheHitSource, int] = super().get_external_cache_hit_sources(request, num_external_tokens)
+        self._sources[request.request_id] = {source.value: tokens for source, tokens in sources.items()}
+        return sources
+
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        delay_free, _ = super().request_finished(request, block_ids)
+        return delay_free, self._report(request)
+
+    def request_finished_all_groups(self, request: Request, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
+        delay_free, _ = super().request_finished_all_groups(request, block_ids)
+        return delay_free, self._report(request)
+
+    def _report(self, request: Request) -> dict[str, Any]:
+        return {"cached_tokens": self._sources.pop(request.request_id, {})}
+
+
+class CpuTieringOffloadingSpec(TieringOffloadingSpec):
+    """`TieringOffloadingSpec` on the CPU platform: "device" memory is the paged KV tensors in this process."""
+
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
+        region = SharedOffloadRegion(
+            engine_id=self.config.engine_id,
+            num_chunks=self.num_chunks,
+            rank=self.config.parallel.rank,
+            kv_bytes_per_chunk=self.kv_bytes_per_chunk,
+            cpu_page_size=self.cpu_page_size_per_worker,
+        )
+        return CpuOffloadingWorker(kv_caches, self.blocks_per_chunk, region)
+
+
+class CpuOffloadingWorker(OffloadingWorker):
+    """Copies blocks between the paged KV tensors and the shared region, on the calling thread: at memory speed, in milliseconds."""
+
+    def __init__(self, kv_caches: CanonicalKVCaches, blocks_per_chunk: int, region: SharedOffloadRegion) -> None:
+        self._region = region
+        self._blocks_per_chunk = blocks_per_chunk
+        self._page_bytes = [tensor.page_size_bytes for tensor in kv_caches.tensors]
+        # [blocks, page_bytes] and [chunks, page_bytes * blocks_per_chunk], one of each for every KV tensor.
+        self._pages: list[npt.NDArray[np.int8]] = [
+            cache.tensor.view(torch.int8).view(-1, cache.page_size_bytes).numpy() for cache in kv_caches.tensors
+        ]
+        self._chunks: list[npt.NDArray[np.int8]] = [
+            region.create_next_worker_view(page_bytes * blocks_per_chunk).numpy() for page_bytes in self._page_bytes
+        ]
+        self._refs_by_group: list[list[CanonicalKVCacheRef]] = kv_caches.group_data_refs
+        self._finished: list[TransferResult] = []
+
+    def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
+        return self._copy(job_id, src_spec, dst_spec, to_host=True)
+
+    def submit_load(self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec) -> bool:
+        return self._copy(job_id, dst_spec, src_spec, to_host=False)
+
+    def get_finished(self) -> list[TransferResult]:
+        finished, self._finished = self._finished, []
+        return finished
+
+    def wait(self, job_ids: set[int]) -> None:
+        """Every transfer is done when its submit returns."""
+
+    def shutdown(self) -> None:
+        self._pages.clear()
+        self._chunks.clear()
+        self._region.cleanup()
+
+    def _copy(self, job_id: int, device: GPULoadStoreSpec, host: LoadStoreSpec, *, to_host: bool) -> bool:
+        assert isinstance(host, CPULoadStoreSpec)
+        started_s = time.perf_counter()
+        copied_bytes = 0
+        for refs, block, chunk, slot in self._pairs(device, host):
+            for ref in refs:
+                start = slot * self._page_bytes[ref.tensor_idx]
+                page = self._pages[ref.tensor_idx][block, : ref.page_size_bytes]
+                part = self._chunks[ref.tensor_idx][chunk, start : start + ref.page_size_bytes]
+                if to_host:
+                    part[:] = page
+                else:
+                    page[:] = part
+                copied_bytes += ref.page_size_bytes
+        self._finished.append(
+            TransferResult(job_id=job_id, success=True, transfer_size=copied_bytes, transfer_time=time.perf_counter() - started_s)
+        )
+        return True
+
+    def _pairs(self, device: GPULoadStoreSpec, host: CPULoadStoreSpec) -> Iterator[tuple[list[CanonicalKVCacheRef], int, int, int]]:
+        """(KV tensors of the group, device block, host chunk, block's place in the chunk) for every block to be copied.
+
+        A group's blocks are consecutive blocks of one request and may begin and end inside a chunk.
+        Source: vllm/v1/kv_offload/cpu/gpu_worker.py 0.32, `SingleDirectionOffloadingHandler.transfer_async`.
+        """
+        first_block = first_chunk = 0
+        for refs, blocks, first_index in zip(self._refs_by_group, device.group_sizes, device.block_indices, strict=True):
+            skipped = first_index % self._blocks_per_chunk
+            for place in range(skipped, skipped + blocks):
+                chunk, slot = divmod(place, self._blocks_per_chunk)
+                yield refs, int(device.block_ids[first_block + place - skipped]), int(host.chunk_ids[first_chunk + chunk]), slot
+            first_block += blocks
+            first_chunk += -(-(skipped + blocks) // self._blocks_per_chunk) if blocks else 0
+
+
+def sweep_orphan_regions(directory: Path = Path("/dev/shm"), *, now_s: float, proc: Path = Path("/proc")) -> list[Path]:
+    """Delete the host regions that engines left behind when they were killed.
+
+    A region is deleted when it is ours, no process of ours has it mapped or open, and it is older than a minute (one that is being made is
+    not mapped yet). When a process of ours cannot be inspected, nothing is deleted. Processes in another PID namespace cannot be seen:
+    `directory` must not be shared with them.
+    now_s: seconds since the epoch. Returns what was deleted.
+    """
+    regions = [(path, path.stat()) for path in directory.glob("vllm_offload_*.mmap")]
+    old = [(path, stat) for path, stat in regions if stat.st_uid == os.geteuid() and now_s - stat.st_ctime > _YOUNGEST_ORPHAN_S]
+    used = _files_in_use(proc) if old else None
+    if used is None:
+        return []
+    orphans = []
+    for path, stat in old:
+        if (stat.st_dev, stat.st_ino) not in used:
+            path.unlink(missing_ok=True)
+            orphans.append(path)
+    return orphans
+
+
+def _files_in_use(proc: Path) -> set[tuple[int, int]] | None:
+    """(device, inode) of every file that a process of ours has mapped or open; None when one of them does not let us see."""
+    used = set()
+    for process in proc.glob("[0-9]*"):
+        try:
+            if process.stat().st_uid != os.geteuid():
+                continue
+            for line in (process / "maps").read_text().splitlines():
+                _, _, _, device, inode, *_ = line.split(maxsplit=5)
+                major, minor = (int(part, 16) for part in device.split(":"))
+                used.add((os.makedev(major, minor), int(inode)))
+            for descriptor in (process / "fd").iterdir():
+                try:
+                    stat = descriptor.stat()
+                except FileNotFoundError:  # closed since, or a socket's
+                    continue
+                used.add((stat.st_dev, stat.st_ino))
+        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
+            continue
+        except PermissionError:
+            return None
+    return used

@@ -1,0 +1,22 @@
+"""One embedder for all tests, and a vector memory over real Milvus Lite for each."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from memserve.memory.embedding import MiniLmEmbedder
+from memserve.memory.vector import VectorMemory
+
+
+@pytest.fixture(scope="session")
+def embedder() -> MiniLmEmbedder:
+    return MiniLmEmbedder()
+
+
+@pytest_asyncio.fixture
+async def vector(tmp_path: Path, embedder: MiniLmEmbedder) -> AsyncIterator[VectorMemory]:
+    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder)
+    yield memory
+    await memory.close()
