@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from memserve.errors import StartupError
 
 PREFIX = "MEMSERVE_"
+# Read by the command line for its client commands; no settings of a server.
+CLIENT_SETTINGS = {"address", "api_key"}
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -96,6 +98,8 @@ def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) ->
         if not variable.startswith(PREFIX):
             continue
         name = variable.removeprefix(PREFIX).lower()
+        if name in CLIENT_SETTINGS:
+            continue
         if name not in Settings.model_fields:
             close = difflib.get_close_matches(name, Settings.model_fields, n=1)
             hint = f"; did you mean {PREFIX}{close[0].upper()}?" if close else "; `memserve settings` lists the known ones"
@@ -110,11 +114,12 @@ def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) ->
         raise StartupError(f"setting {name}: {first['msg']} (given: {first.get('input')!r})") from None
 
 
+def changed_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that differ from the defaults, as plain values with secrets revealed: what another process is given."""
+    changed = {name: getattr(settings, name) for name, entry in Settings.model_fields.items() if getattr(settings, name) != entry.default}
+    return {name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in changed.items()}
+
+
 def child_environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables, for a child process."""
-    out = {}
-    for name in settings.model_fields_set:
-        value = getattr(settings, name)
-        if value is not None:
-            out[PREFIX + name.upper()] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-    return out
+    """The same as environment variables, for a child process."""
+    return {PREFIX + name.upper(): str(value) for name, value in changed_settings(settings).items()}

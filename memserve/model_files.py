@@ -12,6 +12,7 @@ from memserve.errors import StartupError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 DEFAULT_CONTEXT_TOKENS = 8192
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,22 @@ class ModelFiles:
 
     path: Path
     max_context_tokens: int
+    config: dict[str, Any]
+
+    @property
+    def dtype(self) -> str:
+        """The weights' dtype as torch names it: the one that the model is served in."""
+        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16")
+
+    @property
+    def head_size(self) -> int:
+        return int(self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"])
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Over all layers, keys and values, without quantization."""
+        heads = int(self.config.get("num_key_value_heads") or self.config["num_attention_heads"])
+        return int(self.config["num_hidden_layers"]) * 2 * heads * self.head_size * DTYPE_BYTES.get(self.dtype, 2)
 
     @property
     def name(self) -> str:
@@ -60,7 +77,7 @@ def open_model(path: Path, max_context_tokens: int = 0) -> ModelFiles:
     limit = int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
     if max_context_tokens > limit:
         raise StartupError(f"max_context_tokens is {max_context_tokens}, but the model {path.name} takes at most {limit}")
-    return ModelFiles(path, max_context_tokens or min(limit, DEFAULT_CONTEXT_TOKENS))
+    return ModelFiles(path, max_context_tokens or min(limit, DEFAULT_CONTEXT_TOKENS), config)
 
 
 def read_safetensors_header(file: Path, max_bytes: int = 100 << 20) -> dict[str, dict[str, Any]]:

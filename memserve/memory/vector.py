@@ -70,6 +70,7 @@ class VectorMemory:
         self._read_threads = self._write_thread if self._is_local else ThreadPoolExecutor(4, "memserve-milvus-read")
         self._connect_lock = threading.Lock()
         self._store: MilvusMemories | None = None
+        self._must_prepare = False
         self._closed = False
         self._known_namespaces: set[tuple[str, str]] = set()  # a namespace is never removed, so a known one stays known
         self._unflushed_rows = 0
@@ -252,6 +253,8 @@ class VectorMemory:
         except TimeoutError as error:
             raise VectorStoreUnavailable(f"no answer within {timeout_s:g} s") from error
         except (MilvusException, grpc.RpcError, OSError) as error:
+            # A Milvus that was restarted may have lost more than the connection, which mends itself: its collections may not be loaded.
+            self._must_prepare = True
             raise VectorStoreUnavailable(_one_line(error)) from error
 
     async def _on(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
@@ -267,6 +270,9 @@ class VectorMemory:
         with self._connect_lock:
             if self._store is None:
                 self._store = MilvusMemories(self._uri, self._token, dim=EMBEDDING_DIM, timeout_s=self._call_timeout_s)
+            elif self._must_prepare:
+                self._store.prepare(timeout_s=self._call_timeout_s)
+            self._must_prepare = False
             return self._store
 
     def _store_once(self, tenant: str, memory: Memory, vector: npt.NDArray[np.float32]) -> Memory:

@@ -46,20 +46,41 @@ class MilvusMemories:
     """
 
     def __init__(self, uri: str, token: str, *, dim: int, timeout_s: float) -> None:
-        """Connect, and create what is missing. uri: a path that ends in `.db` (Milvus Lite, a folder), else `http(s)://host:port`."""
+        """Connect and `prepare`. uri: a path that ends in `.db` (Milvus Lite, a folder), else `http(s)://host:port`."""
         self.is_local = is_local_uri(uri)
         self._uri = uri
         if self.is_local:
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
         _quiet_milvus_logs()
+        self._dim = dim
         self._client = MilvusClient(uri, token=token, timeout=timeout_s)
         try:
-            self._create_collections(dim, timeout_s)
+            self.prepare(timeout_s=timeout_s)
             if self.is_local:
                 self.flush(timeout_s=timeout_s)  # rows that a killed process left in the write-ahead log
         except BaseException:
             self.close()
             raise
+
+    def prepare(self, *, timeout_s: float) -> None:
+        """Create what is missing of the collections and their indexes, and have Milvus load them. Repeating it is cheap."""
+        for name, schema, indexes in (
+            (NAMESPACES, _namespaces_schema(), [("unused", "FLAT", "L2")]),
+            # FLAT is exact, and a filter costs it no recall, however small a tenant's share; a graph index loses hits there.
+            (MEMORIES, _memories_schema(self._dim), [("dense", "FLAT", "COSINE"), ("sparse", "SPARSE_INVERTED_INDEX", "BM25")]),
+        ):
+            if not self._client.has_collection(name, timeout=timeout_s):
+                # Strong: what one gateway acknowledged, stored or forgotten, every gateway sees.
+                self._client.create_collection(
+                    name, schema=schema, consistency_level="Strong", num_partitions=_PARTITIONS, timeout=timeout_s
+                )
+            for field, index_type, metric in indexes:
+                if not self._client.list_indexes(name, field_name=field):
+                    index = MilvusClient.prepare_index_params()
+                    index.add_index(field, index_type=index_type, metric_type=metric)
+                    # Loading waits for the index; the client's own wait sleeps half a second even when it is there.
+                    self._client.create_index(name, index, sync=False, timeout=timeout_s)
+            self._client.load_collection(name, timeout=timeout_s)
 
     def get(self, tenant: str, namespace: str, memory_id: str, *, timeout_s: float) -> Memory | None:
         rows = self._client.query(
@@ -157,23 +178,6 @@ class MilvusMemories:
             timeout=timeout_s,
         )[0]
         return [(_memory(hit["entity"]), float(hit["distance"])) for hit in hits]
-
-    def _create_collections(self, dim: int, timeout_s: float) -> None:
-        for name, schema, indexes in (
-            (NAMESPACES, _namespaces_schema(), [("unused", "FLAT", "L2")]),
-            # FLAT is exact, and a filter costs it no recall, however small a tenant's share; a graph index loses hits there.
-            (MEMORIES, _memories_schema(dim), [("dense", "FLAT", "COSINE"), ("sparse", "SPARSE_INVERTED_INDEX", "BM25")]),
-        ):
-            if self._client.has_collection(name, timeout=timeout_s):
-                self._client.load_collection(name, timeout=timeout_s)
-                continue
-            index_params = MilvusClient.prepare_index_params()
-            for field, index_type, metric in indexes:
-                index_params.add_index(field, index_type=index_type, metric_type=metric)
-            # Strong: what one gateway acknowledged, stored or forgotten, every gateway sees.
-            self._client.create_collection(
-                name, schema=schema, index_params=index_params, consistency_level="Strong", num_partitions=_PARTITIONS, timeout=timeout_s
-            )
 
 
 def is_local_uri(uri: str) -> bool:

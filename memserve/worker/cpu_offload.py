@@ -6,21 +6,19 @@ only there `CpuTieringOffloadingSpec` takes its place.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from vllm.config import KVTransferConfig, VllmConfig
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
-from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.config import KVTransferConfig
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
-from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.kv_offload.base import (
     CanonicalKVCacheRef,
     CanonicalKVCaches,
@@ -32,9 +30,8 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
-from vllm.v1.metrics.cache_hit_source import CacheHitSource
-from vllm.v1.request import Request
 
+from memserve.worker.connector import MemserveConnector
 from memserve.worker.redis_tier import RedisTier, RedisTierSettings
 
 Platform = Literal["cpu", "cuda"]
@@ -42,7 +39,6 @@ Platform = Literal["cpu", "cuda"]
 MAX_CHUNK_BYTES = 2 << 20
 _REPORTED_PREFIX_TOKENS = 3000
 _MAX_LOST_FRACTION = 0.03
-_YOUNGEST_ORPHAN_S = 60.0
 
 
 def kv_transfer_config(
@@ -58,8 +54,8 @@ def kv_transfer_config(
     stock = platform == "cuda"
     spec = TieringOffloadingSpec if stock else CpuTieringOffloadingSpec
     return KVTransferConfig(
-        kv_connector=SourceReportingConnector.__name__,
-        kv_connector_module_path=SourceReportingConnector.__module__,
+        kv_connector=MemserveConnector.__name__,
+        kv_connector_module_path=MemserveConnector.__module__,
         kv_role="kv_both",
         engine_id=engine_id,
         kv_load_failure_policy="recompute",
@@ -92,36 +88,6 @@ def kv_layout(*, platform: Platform, dtype: torch.dtype, block_size_tokens: int,
     """
     packing = _get_attn_isa(dtype, block_size_tokens, head_size) if platform == "cpu" else "device"
     return f"{platform}/{packing}/LBHNC/tp{tensor_parallel_size}"
-
-
-class SourceReportingConnector(OffloadingConnector):
-    """The stock connector, which also says with every finished request where its cached prompt tokens came from.
-
-    `RequestOutput.kv_transfer_params` of the finished output is {"cached_tokens": {"host": n, "external_unspecified": m}}, tokens by
-    `CacheHitSource`, without the zeros; Redis is "external_unspecified". What `num_cached_tokens` has beyond their sum was found in the
-    device's own prefix cache.
-    """
-
-    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
-        super().__init__(vllm_config, role, kv_cache_config)
-        self._sources: dict[str, dict[str, int]] = {}
-
-    def get_external_cache_hit_sources(self, request: Request, num_external_tokens: int) -> dict[CacheHitSource, int]:
-        """vLLM asks this once for every request that loads, when its blocks are allocated."""
-        sources: dict[CacheHitSource, int] = super().get_external_cache_hit_sources(request, num_external_tokens)
-        self._sources[request.request_id] = {source.value: tokens for source, tokens in sources.items()}
-        return sources
-
-    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        delay_free, _ = super().request_finished(request, block_ids)
-        return delay_free, self._report(request)
-
-    def request_finished_all_groups(self, request: Request, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
-        delay_free, _ = super().request_finished_all_groups(request, block_ids)
-        return delay_free, self._report(request)
-
-    def _report(self, request: Request) -> dict[str, Any]:
-        return {"cached_tokens": self._sources.pop(request.request_id, {})}
 
 
 class CpuTieringOffloadingSpec(TieringOffloadingSpec):
@@ -208,46 +174,62 @@ class CpuOffloadingWorker(OffloadingWorker):
             first_chunk += -(-(skipped + blocks) // self._blocks_per_chunk) if blocks else 0
 
 
-def sweep_orphan_regions(directory: Path = Path("/dev/shm"), *, now_s: float, proc: Path = Path("/proc")) -> list[Path]:
+def sweep_orphan_regions(directory: Path = Path("/dev/shm"), *, minimum_age_s: float = 60.0) -> list[Path]:
     """Delete the host regions that engines left behind when they were killed.
 
-    A region is deleted when it is ours, no process of ours has it mapped or open, and it is older than a minute (one that is being made is
-    not mapped yet). When a process of ours cannot be inspected, nothing is deleted. Processes in another PID namespace cannot be seen:
-    `directory` must not be shared with them.
-    now_s: seconds since the epoch. Returns what was deleted.
+    A region is deleted when it is ours, no process of ours has it mapped or open, and it is older than `minimum_age_s` (one that is
+    being made is not mapped yet). A process of ours whose maps cannot be read counts as having it when it uses that much shared memory: an
+    engine's scheduler has touched its whole region. Processes in another PID namespace cannot be seen: `directory` must not be shared
+    with them.
+    Returns what was deleted.
     """
     regions = [(path, path.stat()) for path in directory.glob("vllm_offload_*.mmap")]
-    old = [(path, stat) for path, stat in regions if stat.st_uid == os.geteuid() and now_s - stat.st_ctime > _YOUNGEST_ORPHAN_S]
-    used = _files_in_use(proc) if old else None
-    if used is None:
+    old = [(path, stat) for path, stat in regions if stat.st_uid == os.geteuid() and time.time() - stat.st_ctime > minimum_age_s]
+    if not old:
         return []
-    orphans = []
-    for path, stat in old:
-        if (stat.st_dev, stat.st_ino) not in used:
-            path.unlink(missing_ok=True)
-            orphans.append(path)
+    used, hidden_bytes = _files_in_use()
+    orphans = [path for path, stat in old if (stat.st_dev, stat.st_ino) not in used and stat.st_blocks * 512 > hidden_bytes]
+    for path in orphans:
+        path.unlink(missing_ok=True)
     return orphans
 
 
-def _files_in_use(proc: Path) -> set[tuple[int, int]] | None:
-    """(device, inode) of every file that a process of ours has mapped or open; None when one of them does not let us see."""
-    used = set()
-    for process in proc.glob("[0-9]*"):
+def _files_in_use() -> tuple[set[tuple[int, int]], int]:
+    """(device, inode) of every file that a process of ours has mapped or open, and the most shared memory of one that hides its files."""
+    used: set[tuple[int, int]] = set()
+    hidden_bytes = 0
+    for process in Path("/proc").glob("[0-9]*"):
         try:
             if process.stat().st_uid != os.geteuid():
                 continue
-            for line in (process / "maps").read_text().splitlines():
-                _, _, _, device, inode, *_ = line.split(maxsplit=5)
-                major, minor = (int(part, 16) for part in device.split(":"))
-                used.add((os.makedev(major, minor), int(inode)))
-            for descriptor in (process / "fd").iterdir():
-                try:
-                    stat = descriptor.stat()
-                except FileNotFoundError:  # closed since, or a socket's
-                    continue
-                used.add((stat.st_dev, stat.st_ino))
+            try:
+                used |= _mapped_files(process) | _open_files(process)
+            except PermissionError:
+                hidden_bytes = max(hidden_bytes, _shared_bytes(process))
         except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
             continue
-        except PermissionError:
-            return None
-    return used
+    return used, hidden_bytes
+
+
+def _mapped_files(process: Path) -> set[tuple[int, int]]:
+    files = set()
+    for line in (process / "maps").read_text().splitlines():
+        _, _, _, device, inode, *_ = line.split(maxsplit=5)
+        major, minor = (int(part, 16) for part in device.split(":"))
+        files.add((os.makedev(major, minor), int(inode)))
+    return files
+
+
+def _open_files(process: Path) -> set[tuple[int, int]]:
+    files = set()
+    for descriptor in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since, or a socket's
+            stat = descriptor.stat()
+            files.add((stat.st_dev, stat.st_ino))
+    return files
+
+
+def _shared_bytes(process: Path) -> int:
+    """Resident shared memory of a process; its status is readable where its maps are not."""
+    lines = (process / "status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:")), 0)

@@ -163,6 +163,7 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
     return AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=str(model.path),
+            dtype=model.dtype,
             served_model_name=[model.name],
             max_model_len=model.max_context_tokens,
             max_num_seqs=settings.max_concurrent,

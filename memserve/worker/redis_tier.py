@@ -202,6 +202,7 @@ class RedisTier(SecondaryTierManager):
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
+        """vLLM registers these in the front-end's process, and does not unregister them: one engine per process."""
         definitions: dict[str, OffloadingMetricMetadata] = {
             _PREFIX + name: OffloadingCounterMetadata(documentation=text) for name, text in _COUNTERS.items()
         }

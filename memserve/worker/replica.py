@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from ray import serve
 
-from memserve.config import Settings
+from memserve.config import Settings, changed_settings
 from memserve.domain import WorkerLease
 from memserve.errors import RegistryUnavailable
 
@@ -59,8 +59,9 @@ class WorkerReplica:
         from memserve.model_files import open_model
         from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
         from memserve.registry import Registry
-        from memserve.worker.activation import activation_memory, sweep_orphan_regions
+        from memserve.worker.activation import activation_memory
         from memserve.worker.block_log import BlockLog, follow_engine_events
+        from memserve.worker.cpu_offload import sweep_orphan_regions
         from memserve.worker.engine import Engine, start_engine
         from memserve.worker.service import WorkerService
 
@@ -90,8 +91,9 @@ class WorkerReplica:
             model=model.name,
             model_digest=model_digest,
             tokenizer_digest=model.tokenizer_digest(),
-            namespace=namespace,
-            block_tokens=settings.block_tokens,
+            namespace=namespace.digest,
+            block_tokens=namespace.block_size_tokens,
+            blocks_per_chunk=namespace.blocks_per_chunk,
             max_context_tokens=model.max_context_tokens,
             max_concurrent=settings.max_concurrent,
             started_s=time.time(),
@@ -144,5 +146,4 @@ def worker_application(settings: Settings) -> serve.Application:
         graceful_shutdown_timeout_s=settings.shutdown_grace_s + 10,
         ray_actor_options={"num_cpus": 1},
     )
-    plain = {name: getattr(settings, name) for name in settings.model_fields_set}
-    return deployment.bind({name: value.get_secret_value() if hasattr(value, "get_secret_value") else value for name, value in plain.items()})
+    return deployment.bind(changed_settings(settings))

@@ -280,19 +280,15 @@ async def test_equal_scores_come_in_the_order_of_their_ids_before_and_after_a_fl
     path = str(tmp_path / "memories.db")
     memory = await VectorMemory.open(path, embedder)
     names = [f"m{number:02d}" for number in range(20)]
-    for number, name in enumerate(random.Random(7).sample(names, len(names))):
+    for name in random.Random(7).sample(names, len(names)):
         await remember(memory, "Every copy says the same.", memory_id=name)
-        if number == 10:  # so that the rows lie in two segments
-            await memory.close()
-            memory = await VectorMemory.open(path, embedder)
     before = await search(memory, "which copy says the same?", limit=20)
     await memory.close()
     memory = await VectorMemory.open(path, embedder)
     after = await search(memory, "which copy says the same?", limit=20)
     await memory.close()
+    assert ids(before) == names
     assert ids(after) == names
-    assert {hit.dense_score for hit in after} == {after[0].dense_score}
-    assert set(ids(before)) == set(names)
 
 
 # Names and values
@@ -419,7 +415,7 @@ async def test_one_tenants_forget_leaves_the_others_memory_of_the_same_id(vector
 
 @pytest.mark.asyncio
 async def test_a_small_tenant_gets_all_its_hits_among_many_rows_of_others(vector: VectorMemory) -> None:
-    for number in range(150):
+    for number in range(120):
         await remember(vector, f"The cat number {number} sleeps.", tenant="large")
     for number in range(5):
         await remember(vector, f"A distant report on tax form {number}.", tenant="small")
@@ -498,8 +494,9 @@ async def test_new_rows_are_flushed_by_number_and_by_age(tmp_path: Path, embedde
         memory = await VectorMemory.open(str(tmp_path / name), embedder, flush_rows=rows, flush_age_s=age_s)
         for number in range(4):
             await remember(memory, f"note {number}")
-        deadline_s = time.monotonic() + 10
-        while segments(name) == 0 and time.monotonic() < deadline_s:
+        for _ in range(200):
+            if segments(name):
+                break
             await asyncio.sleep(0.05)
         assert segments(name) > 0, name
         await memory.close()

@@ -1,0 +1,5 @@
+"""`python -m memserve` is the `memserve` command."""
+
+from memserve.cli import main
+
+main()

@@ -1,0 +1,340 @@
+"""The `memserve` command: starts memserve's processes, and speaks to a running one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import memserve
+from memserve.client import DEFAULT_ADDRESS, CallFailed, Client
+from memserve.config import Settings, load_settings
+from memserve.domain import Route, Sampling, Slo, TextDelta, Usage
+from memserve.errors import MemserveError, StartupError
+
+app = typer.Typer(
+    name="memserve",
+    help="Language models that remember: adapters, KV state and text memories behind one gRPC gateway.\n\n"
+    "`memserve up` starts everything on this machine; `memserve demo` shows what it does.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+modules_app = typer.Typer(help="Modules: knowledge in weights, published under its content digest.", no_args_is_help=True)
+app.add_typer(modules_app, name="modules")
+
+out = Console()
+err = Console(stderr=True)
+
+Address = Annotated[str, typer.Option("--address", envvar="MEMSERVE_ADDRESS", help="host:port of the gateway.")]
+ApiKey = Annotated[str, typer.Option("--api-key", envvar="MEMSERVE_API_KEY", help="Sent as authorization: Bearer <key>.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Deadline of the call, seconds.")]
+
+
+@app.command()
+def up(
+    model: Annotated[str | None, typer.Option(help="Model directory or Hugging Face name. Default: the bundled demo model.")] = None,
+    workers: Annotated[int | None, typer.Option(help="vLLM workers. Default: 2.")] = None,
+    port: Annotated[int | None, typer.Option(help="gRPC port of the gateway. Default: 50051.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="HTTP port of the Prometheus metrics. Default: 9464.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.local/share/memserve.")] = None,
+    max_context_tokens: Annotated[int | None, typer.Option(help="Longest prompt and answer. Default: the model's, at most 8192.")] = None,
+) -> None:
+    """Start everything on this machine: Redis, Milvus Lite, Ray, the workers, the gateway. Ctrl-C stops it all.
+
+    Every other setting comes from the environment: `memserve settings` lists them.
+    """
+    from memserve.embedded import Stack
+
+    settings = load_settings(
+        model=model,
+        workers=workers,
+        port=port,
+        metrics_port=metrics_port,
+        host=host,
+        data_dir=data_dir,
+        max_context_tokens=max_context_tokens,
+    )
+    stop = threading.Event()
+    stack = Stack(settings, _reporter())
+    with _stopping(stack, stop):
+        stack.start()
+        out.print(f"[bold green]ready[/] on {stack.address}. Ctrl-C stops it. In another terminal, try:")
+        at = "" if stack.address == DEFAULT_ADDRESS else f" --address {stack.address}"
+        out.print(f"  memserve status{at}", highlight=False)
+        out.print(f'  memserve remember notes "The code of Alder station is 4071."{at}', highlight=False, soft_wrap=True)
+        out.print(f'  memserve generate "What is the code of Alder station?" --recall notes{at}', highlight=False, soft_wrap=True)
+        while not stop.wait(0.25):
+            stack.watch()
+
+
+@app.command()
+def gateway() -> None:
+    """Start a gateway alone, for a cluster: settings from the environment (MEMSERVE_MODEL, MEMSERVE_REDIS_URL, MEMSERVE_MILVUS_URI …)."""
+    from memserve.gateway.server import serve_gateway
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run(serve_gateway(load_settings()))
+
+
+@app.command()
+def settings() -> None:
+    """List every setting with its default and meaning."""
+    table = Table("variable", "default", "meaning")
+    for name, entry in Settings.model_fields.items():
+        default = "" if entry.default is None or "SecretStr" in repr(entry.default) else str(entry.default)
+        table.add_row(f"MEMSERVE_{name.upper()}", default, entry.description)
+    out.print(table)
+
+
+@app.command()
+def demo(
+    as_json: AsJson = False,
+    workers: Annotated[int, typer.Option(min=2, max=8, help="vLLM workers.")] = 2,
+    keep: Annotated[bool, typer.Option(help="Keep the demo's data directory.")] = False,
+) -> None:
+    """Start a private memserve, show what each memory does with figures measured on the spot, and stop it. About two minutes."""
+    from memserve.demo.story import print_story, tell_story
+
+    figures = tell_story(_reporter(), workers=workers, keep=keep)
+    print_story(figures, out if not as_json else err)
+    if as_json:
+        print(json.dumps(figures))
+    raise typer.Exit(0 if figures["ok"] else 1)
+
+
+@app.command()
+def generate(
+    question: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    module: Annotated[str, typer.Option(help="Module to answer with.")] = "",
+    recall: Annotated[list[str] | None, typer.Option(help="Namespace to recall from; may be repeated.")] = None,
+    recall_limit: Annotated[int, typer.Option(help="Passages at most. 0: the gateway's default.")] = 0,
+    system: Annotated[str, typer.Option(help="System text.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Output tokens at most. 0: the gateway's default.")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    ttft_ms: Annotated[float, typer.Option(help="Wanted time to first token, milliseconds.")] = 0.0,
+    tpot_ms: Annotated[float, typer.Option(help="Wanted time per further token, milliseconds.")] = 0.0,
+    worker_id: Annotated[str, typer.Option(help="Send it to this worker.")] = "",
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a question. The answer streams to standard output, the receipt to standard error."""
+    from memserve.domain import Message, Role
+
+    text = sys.stdin.read() if question == "-" else question
+    messages = [Message(Role.USER, text)]
+    if system:
+        messages.insert(0, Message(Role.SYSTEM, system))
+    with _client(address, api_key, timeout) as client:
+        events = client.stream(
+            messages,
+            module=module,
+            namespaces=recall or (),
+            recall_limit=recall_limit,
+            sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
+            slo=Slo(ttft_ms or None, tpot_ms or None),
+            worker_id=worker_id,
+        )
+        if as_json:
+            from memserve.client import collect
+
+            _print_json(collect(list(events)))
+            return
+        for event in events:
+            if isinstance(event, TextDelta):
+                print(event.text, end="", flush=True)
+            elif isinstance(event, Usage):
+                print()
+                cached = event.cached
+                err.print(
+                    f"[dim]{event.prompt_tokens} prompt tokens ({cached.device} cached on the worker, {cached.host} in host memory, "
+                    f"{cached.redis} from Redis), {event.output_tokens} output tokens, TTFT {event.ttft_ms:.0f} ms[/]"
+                )
+            elif isinstance(event, Route):
+                for number, hit in enumerate(event.passages, start=1):
+                    err.print(f"[dim]\\[{number}] {hit.memory.memory_id} from {hit.memory.source or 'no source'}[/]")
+                if event.recall_outcome in ("late", "unavailable"):
+                    err.print(f"[yellow]recall was {event.recall_outcome}: answered without passages[/]")
+                err.print(f"[dim]{event.worker_id}: {event.reason}[/]")
+
+
+@app.command()
+def remember(
+    namespace: str,
+    text: Annotated[str, typer.Argument(help="What to remember; - reads it from standard input.")],
+    source: Annotated[str, typer.Option(help="Where it comes from.")] = "",
+    keyword: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
+    memory_id: Annotated[str, typer.Option("--id", help="Makes a repeated call harmless. Default: a digest of the content.")] = "",
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Remember a text."""
+    with _client(address, api_key, timeout) as client:
+        text = sys.stdin.read() if text == "-" else text
+        memory = client.remember(namespace, text, source=source, keywords=keyword or (), memory_id=memory_id)
+    _print_json(memory) if as_json else out.print(f"remembered as {memory.memory_id}")
+
+
+@app.command()
+def forget(namespace: str, memory_id: str, address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0) -> None:
+    """Forget a memory."""
+    with _client(address, api_key, timeout) as client:
+        client.forget(namespace, memory_id)
+    out.print(f"forgot {memory_id}")
+
+
+@app.command()
+def search(
+    query: str,
+    namespace: Annotated[list[str], typer.Option("--namespace", "-n", help="May be repeated.")],
+    limit: Annotated[int, typer.Option(help="Results at most.")] = 8,
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Search memories by meaning and by words."""
+    with _client(address, api_key, timeout) as client:
+        found = client.search(namespace, query, limit)
+    if as_json:
+        _print_json({"results": [asdict(hit) for hit in found]})
+        return
+    table = Table("score", "id", "text", "source")
+    for hit in found:
+        table.add_row(f"{hit.score:.4f}", hit.memory.memory_id, hit.memory.text, hit.memory.source)
+    out.print(table)
+
+
+@modules_app.command("push")
+def modules_push(
+    name: str,
+    folder: Annotated[Path, typer.Argument(help="Directory with adapter_config.json and adapter_model.safetensors.")],
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = 300.0,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a LoRA directory under a name."""
+    with _client(address, api_key, timeout) as client, Progress(console=err, transient=True) as bar:
+        task = bar.add_task(f"uploading {name}")
+        try:
+            module = client.publish_module(name, folder, progress=lambda sent, total: bar.update(task, completed=sent, total=total))
+        except FileNotFoundError as error:
+            raise StartupError(f"{error.filename} does not exist; a LoRA directory has adapter_config.json and adapter_model.safetensors") from None
+    _print_json(module) if as_json else out.print(f"{module.name} is {module.digest} ({module.kind}, rank {module.rank})")
+
+
+@modules_app.command("list")
+def modules_list(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0, as_json: AsJson = False) -> None:
+    """List the modules."""
+    with _client(address, api_key, timeout) as client:
+        found = client.modules()
+    if as_json:
+        _print_json({"modules": [asdict(module) for module in found]})
+        return
+    table = Table("name", "kind", "rank", "bytes", "digest")
+    for module in found:
+        table.add_row(module.name, module.kind, str(module.rank), str(module.size_bytes), module.digest)
+    out.print(table)
+
+
+@modules_app.command("show")
+def modules_show(name: str, address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0) -> None:
+    """Show one module, as JSON."""
+    with _client(address, api_key, timeout) as client:
+        _print_json(client.get_module(name))
+
+
+@app.command()
+def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 10.0, as_json: AsJson = False) -> None:
+    """Show the model, the workers and the memories."""
+    with _client(address, api_key, timeout) as client:
+        now = client.status()
+    if as_json:
+        _print_json(now)
+        return
+    out.print(f"memserve {now.version}, model {now.model} ({now.model_digest[:12]}), {now.max_context_tokens} tokens of context")
+    out.print(f"Redis {'ok' if now.redis_ok else 'not answering'}, vector store {'ok' if now.vector_store_ok else 'not answering'}, ", end="")
+    out.print(f"{now.modules} modules, {now.memories} memories")
+    table = Table("worker", "address", "metrics", "pid", "ready", "running", "waiting", "KV blocks", "prefill tok/s", "modules")
+    for w in now.workers:
+        resident = ", ".join(digest[:12] for digest in w.resident_modules)
+        numbers = [str(w.running), str(w.waiting), str(w.known_blocks), f"{w.prefill_tokens_per_s:.0f}"]
+        table.add_row(w.worker_id, w.address, w.metrics_address, str(w.pid), "yes" if w.ready else "no", *numbers, resident)
+    out.print(table)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(memserve.__version__)
+
+
+def main() -> None:
+    """Run the command; a fact that stops it is one line on standard error and exit code 1."""
+    try:
+        app()
+    except (MemserveError, CallFailed) as error:
+        err.print(f"[bold red]memserve:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _reporter() -> Any:
+    started_s = time.monotonic()
+    return lambda line: err.print(f"[dim]{time.monotonic() - started_s:6.1f} s[/]  {line}", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _stopping(stack: Any, stop: threading.Event) -> Iterator[None]:
+    """Stop the stack at the end, on SIGINT and on SIGTERM, while it starts too."""
+
+    def ask(number: int, frame: Any) -> None:
+        asked_before = stop.is_set()
+        stop.set()
+        if not asked_before and not stack.started:
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("stopped while starting")
+    finally:
+        stop.set()
+        stack.stop()
+
+
+@contextlib.contextmanager
+def _client(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
+    with Client(address, api_key, timeout_s) as client:
+        try:
+            yield client
+        except CallFailed as failed:
+            if failed.code.name == "UNAVAILABLE" and "connect" in failed.detail:
+                raise StartupError(f"no gateway answers at {address}; start one with `memserve up` or name another with --address") from None
+            raise
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value, ensure_ascii=False))

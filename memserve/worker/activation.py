@@ -1,0 +1,42 @@
+"""What an engine is told of the activation memory: the namespace its KV lives under, and vLLM's offloading configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.platforms import current_platform
+
+from memserve.config import Settings
+from memserve.kv.keys import CacheNamespace
+from memserve.model_files import ModelFiles
+from memserve.worker.cpu_offload import Platform, chunk_blocks, kv_layout, kv_transfer_config
+from memserve.worker.redis_tier import RedisTierSettings
+
+
+def activation_memory(settings: Settings, model: ModelFiles, model_digest: str) -> tuple[CacheNamespace, Any]:
+    """Returns the namespace and what `AsyncEngineArgs(kv_transfer_config=...)` takes."""
+    platform: Platform = "cpu" if current_platform.is_cpu() else "cuda"
+    namespace = CacheNamespace(
+        model_digest=model_digest,
+        kv_dtype=model.dtype,
+        kv_layout=kv_layout(
+            platform=platform,
+            dtype=getattr(torch, model.dtype),
+            block_size_tokens=settings.block_tokens,
+            head_size=model.head_size,
+            tensor_parallel_size=1,
+        ),
+        block_size_tokens=settings.block_tokens,
+        blocks_per_chunk=chunk_blocks(kv_bytes_per_token=model.kv_bytes_per_token, block_size_tokens=settings.block_tokens),
+    )
+    tier = RedisTierSettings(
+        redis_url=settings.redis,
+        namespace=namespace.digest,
+        ttl_s=settings.kv_ttl_s,
+        io_timeout_s=settings.kv_io_timeout_ms / 1000,
+    )
+    transfer = kv_transfer_config(
+        platform=platform, tier=tier, host_bytes=settings.kv_host_bytes, blocks_per_chunk=namespace.blocks_per_chunk
+    )
+    return namespace, transfer
