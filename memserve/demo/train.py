@@ -35,11 +35,11 @@ _IGNORED = -100
 class Plan:
     """How long to train. One short step is about batch_tokens tokens of short conversations."""
 
-    batch_tokens: int = 8192
-    warm_steps: int = 600
-    base_steps: int = 1800
+    batch_tokens: int = 4096
+    warm_steps: int = 500
+    base_steps: int = 1200
     adapter_steps: int = 250
-    base_rate: float = 3e-3
+    base_rate: float = 6e-3
     adapter_rate: float = 3e-3
 
 
@@ -175,11 +175,14 @@ def _fit(
     optimizers: Sequence[torch.optim.Optimizer],
     steps: int,
     batch_at: Callable[[int], Batch],
+    save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take so many steps; tell the progress on stderr."""
+    """Take so many steps; tell the progress on stderr, and save every 200 steps so that the model can be tried while it trains."""
     full = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     started_s, recent = time.monotonic(), math.nan
     for step in range(steps):
+        if step % 200 == 199:
+            save()
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, full, strict=True):
             group["lr"] = rate * _rate(step, steps)
@@ -196,8 +199,8 @@ def _fit(
             print(f"{name}: step {step + 1}/{steps}, loss {recent:.4f}, {elapsed_s:.0f} s", file=sys.stderr, flush=True)
 
 
-def train_base(tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan) -> LlamaForCausalLM:
-    """Train the base model from nothing."""
+def train_base(tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan, directory: Path) -> LlamaForCausalLM:
+    """Train the base model from nothing, and write it into the directory."""
     torch.manual_seed(seed)
     rng = random.Random(f"base-{seed}")
     model = new_model(tokenizer)
@@ -221,7 +224,11 @@ def train_base(tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan) -> Lla
             return make_batch(rng, tokenizer, long)
         return make_batch(rng, tokenizer, short(8, plan.batch_tokens // 130), jump_share=0.4)
 
-    _fit("base", model, _optimizers(model, plan.base_rate), plan.base_steps, batch_at)
+    def save() -> None:
+        save_base(model, tokenizer, directory)
+
+    _fit("base", model, _optimizers(model, plan.base_rate), plan.base_steps, batch_at, save)
+    save()
     return model.eval()
 
 
@@ -242,7 +249,7 @@ def train_adapter(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, h
     adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
 
     def batch_at(step: int) -> Batch:
-        return make_batch(rng, tokenizer, [lessons.adapter_lesson(rng, held) for _ in range(64)], jump_share=0.1)
+        return make_batch(rng, tokenizer, [lessons.adapter_lesson(rng, held) for _ in range(40)], jump_share=0.1)
 
     optimizer = torch.optim.AdamW((each for each in adapted.parameters() if each.requires_grad), lr=plan.adapter_rate)
     _fit("adapter", adapted.base_model.model, [optimizer], plan.adapter_steps, batch_at)
@@ -297,8 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = LlamaForCausalLM.from_pretrained(model_dir)
     else:
         tokenizer = train_tokenizer(chosen.seed)
-        model = train_base(tokenizer, chosen.seed, plan)
-        save_base(model, tokenizer, model_dir)
+        model = train_base(tokenizer, chosen.seed, plan, model_dir)
     for number, name in enumerate(facts.ADAPTER_KINDS):
         held = facts.adapter_facts(name)
         adapted = train_adapter(model, tokenizer, held, chosen.seed + number, plan)

@@ -5,9 +5,11 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
@@ -20,7 +22,7 @@ from pymilvus.exceptions import MilvusException
 from memserve.domain import Memory, ScoredMemory
 from memserve.errors import InvalidField, MemoryConflict, MemoryNotFound, NamespaceNotFound, VectorStoreUnavailable
 from memserve.memory.embedding import EMBEDDING_DIM, MiniLmEmbedder
-from memserve.memory.vector_milvus import MilvusMemories, ScoredRow, is_local_uri
+from memserve.memory.vector_milvus import STOP_WORDS, MilvusMemories, ScoredRow, is_local_uri
 
 TEXT_MAX_BYTES = 8192
 SOURCE_MAX_BYTES = 512
@@ -35,6 +37,10 @@ _NAMESPACE_RULE = "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with
 _MEMORY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _MEMORY_ID_RULE = "must be 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-', and begin with a letter or a digit"
 
+_WORD = re.compile(r"[^\W_]+")
+_QUERY_WORDS_MAX = 8
+_BM25_K1 = 1.2
+_BM25_B = 0.75
 _RRF_K = 60
 _MIN_CANDIDATES = 32
 _KNOWN_NAMESPACES_MAX = 65_536
@@ -194,7 +200,8 @@ class VectorMemory:
     async def search(self, tenant: str, namespaces: Sequence[str], query: str, limit: int, *, timeout_s: float) -> list[ScoredMemory]:
         """Hybrid search: the nearest by meaning and the best by word, fused by rank.
 
-        namespaces: 1 to 16. query: at most 4 KiB of UTF-8, of which the first 256 tokens count for the meaning. limit: 1 to 64.
+        namespaces: 1 to 16. limit: 1 to 64. query: at most 4 KiB of UTF-8; its first 256 tokens count for the meaning, its 8 longest words
+        (function words excepted) for the match by word.
         timeout_s: bound on the whole, waiting included.
         Returns at most `limit` memories, best first, scored as `fuse` says. There is no threshold: the nearest memories come back even when
         none is near. Raises NamespaceNotFound.
@@ -208,6 +215,7 @@ class VectorMemory:
         if not 1 <= limit <= LIMIT_MAX:
             raise InvalidField("limit", f"must be 1 to {LIMIT_MAX}")
         candidates = max(_MIN_CANDIDATES, 2 * limit)
+        words = query_words(query)
         deadline_s = time.monotonic() + timeout_s
 
         def left_s() -> float:
@@ -221,7 +229,10 @@ class VectorMemory:
                     self._require_namespace(tenant, namespace, left_s())
                 store = self._connected()
                 dense = store.search_dense(tenant, scope, vector, candidates, timeout_s=left_s())
-                return dense, store.search_bm25(tenant, scope, query, candidates, timeout_s=left_s())
+                if not words:
+                    return dense, []
+                found = store.search_words(tenant, scope, [query, *words], candidates, timeout_s=left_s())
+                return dense, rank_by_words(words, found[0], found[1:], candidates)
 
             return await self._on(self._read_threads, read)
 
@@ -336,6 +347,36 @@ class VectorMemory:
 def content_id(text: str, source: str, keywords: Sequence[str]) -> str:
     """The id of a memory that came without one: 32 hex digits of a sha256 over its content."""
     return hashlib.sha256(json.dumps([text, source, list(keywords)]).encode()).hexdigest()[:32]
+
+
+def query_words(query: str) -> list[str]:
+    """The up to 8 longest different words of a query, lower case, without function words; the longest are mostly the rarest."""
+    words = dict.fromkeys(word for word in _WORD.findall(query.lower()) if word not in STOP_WORDS)
+    return sorted(words, key=lambda word: (-len(word), word))[:_QUERY_WORDS_MAX]
+
+
+def rank_by_words(words: Sequence[str], found: Sequence[Memory], found_by_word: Sequence[Sequence[Memory]], cap: int) -> list[ScoredRow]:
+    """Score by BM25 what Milvus found for the whole query and for each of its words, whichever segments it came from.
+
+    Milvus Lite's own scores use each segment's word statistics: a new memory with the one code word that is asked for scored 0.3 in its
+    small segment, its rivals in a large one 6 for three common words. Here a word's weight is how many memories Milvus found for it,
+    of at most `cap`: one that fills its list is common.
+    words, found_by_word: [n] and [n][..cap]. Returns memories with scores > 0, best first.
+    """
+    memories = {_key(memory): memory for hits in (found, *found_by_word) for memory in hits}
+    counts = {key: Counter(_WORD.findall("\n".join((memory.text, *memory.keywords)).lower())) for key, memory in memories.items()}
+    mean_length = sum(map(Counter.total, counts.values())) / max(1, len(counts))
+    weights = {}
+    for word, hits in zip(words, found_by_word, strict=True):
+        holders = min(cap, max(len(hits), sum(word in count for count in counts.values())))
+        weights[word] = math.log(1 + (2 * cap - holders + 0.5) / (holders + 0.5))
+    rows: list[ScoredRow] = []
+    for key, memory in memories.items():
+        norm = _BM25_K1 * (1 - _BM25_B + _BM25_B * counts[key].total() / mean_length)
+        score = sum(weights[word] * counts[key][word] * (_BM25_K1 + 1) / (counts[key][word] + norm) for word in words)
+        if score > 0:
+            rows.append((memory, score))
+    return sorted(rows, key=lambda row: (-row[1], _key(row[0])))[:cap]
 
 
 def fuse(dense: Sequence[ScoredRow], bm25: Sequence[ScoredRow], limit: int) -> list[ScoredMemory]:

@@ -23,14 +23,14 @@ _NAMESPACES_PER_TENANT_READ = 16_384  # Milvus' own limit on the rows of one que
 
 # Rank fusion counts a memory found by "where is the" as much as one found by its code word, so function words are not indexed.
 # fmt: off
-_STOP_WORDS = [
+STOP_WORDS = [
     "a", "an", "and", "are", "as", "at", "be", "but", "by", "can", "could", "did", "do", "does", "for", "from", "had", "has", "have",
     "how", "i", "if", "in", "into", "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our", "shall", "should", "so", "such",
     "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "to", "was", "we", "were", "what", "when",
     "where", "which", "who", "whom", "whose", "why", "will", "with", "would", "you", "your",
 ]
 # fmt: on
-_ANALYZER = {"tokenizer": "standard", "filter": ["lowercase", {"type": "stop", "stop_words": _STOP_WORDS}]}
+_ANALYZER = {"tokenizer": "standard", "filter": ["lowercase", {"type": "stop", "stop_words": STOP_WORDS}]}
 
 ScoredRow = tuple[Memory, float]
 
@@ -111,14 +111,18 @@ class MilvusMemories:
         self, tenant: str, namespaces: Sequence[str], vector: npt.NDArray[np.float32], limit: int, *, timeout_s: float
     ) -> list[ScoredRow]:
         """The nearest memories by cosine, [-1, 1], best first."""
-        return self._search(tenant, namespaces, "dense", "COSINE", vector.tolist(), limit, timeout_s)
+        (hits,) = self._search(tenant, namespaces, "dense", "COSINE", [vector.tolist()], limit, timeout_s)
+        return hits
 
-    def search_bm25(self, tenant: str, namespaces: Sequence[str], query: str, limit: int, *, timeout_s: float) -> list[ScoredRow]:
-        """The best memories by BM25 over text and keywords, > 0, best first. Word statistics are a Milvus segment's, not a tenant's."""
-        # Milvus gives the score, Milvus Lite its negative.
-        return [
-            (memory, abs(score)) for memory, score in self._search(tenant, namespaces, "sparse", "BM25", query, limit, timeout_s) if score
-        ]
+    def search_words(
+        self, tenant: str, namespaces: Sequence[str], queries: Sequence[str], limit: int, *, timeout_s: float
+    ) -> list[list[Memory]]:
+        """The best memories by BM25 over text and keywords, for each query.
+
+        The scores are left out: Milvus Lite computes them from each segment's own word statistics, so those of two segments do not compare.
+        """
+        answers = self._search(tenant, namespaces, "sparse", "BM25", list(queries), limit, timeout_s)
+        return [[memory for memory, score in hits if score] for hits in answers]
 
     def add_namespace(self, tenant: str, namespace: str, created_s: float, *, timeout_s: float) -> None:
         row = {
@@ -165,19 +169,19 @@ class MilvusMemories:
             server_manager_instance.release_server(self._uri)
 
     def _search(
-        self, tenant: str, namespaces: Sequence[str], field: str, metric: str, query: object, limit: int, timeout_s: float
-    ) -> list[ScoredRow]:
-        hits: list[dict[str, Any]] = self._client.search(
+        self, tenant: str, namespaces: Sequence[str], field: str, metric: str, queries: Sequence[object], limit: int, timeout_s: float
+    ) -> list[list[ScoredRow]]:
+        answers: list[list[dict[str, Any]]] = self._client.search(
             MEMORIES,
-            data=[query],
+            data=queries,
             anns_field=field,
             search_params={"metric_type": metric},
             filter=_scope(tenant, namespaces),
             limit=limit,
             output_fields=_MEMORY_FIELDS,
             timeout=timeout_s,
-        )[0]
-        return [(_memory(hit["entity"]), float(hit["distance"])) for hit in hits]
+        )
+        return [[(_memory(hit["entity"]), float(hit["distance"])) for hit in hits] for hits in answers]
 
 
 def is_local_uri(uri: str) -> bool:

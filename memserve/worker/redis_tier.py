@@ -65,6 +65,7 @@ class RedisTierSettings:
     """The tier's part of `kv_connector_extra_config["secondary_tiers"]`.
 
     namespace: `CacheNamespace.digest`. ttl_s: seconds from an entry's last use to its end. threads: for loads, and as many for stores.
+    announce: publish a KV event of medium "STORAGE" for every chunk that has reached Redis. Nothing announces what Redis evicts or expires.
     """
 
     redis_url: str
@@ -75,6 +76,7 @@ class RedisTierSettings:
     failures_to_open: int = 2
     pause_s: float = 1.0
     threads: int = 2
+    announce: bool = False
 
     @classmethod
     def parse(cls, parameters: Mapping[str, Any]) -> RedisTierSettings:
@@ -149,7 +151,9 @@ class RedisTier(SecondaryTierManager):
         self._finished: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._in_flight: set[Future[None]] = set()
         self._closing = threading.Event()
-        self._events: list[OffloadingEvent] | None = [] if offloading_spec.kv_events_config.enable_kv_cache_events else None
+        self._events: list[OffloadingEvent] | None = (
+            [] if settings.announce and offloading_spec.kv_events_config.enable_kv_cache_events else None
+        )
         self._reported_circuit: Circuit | None = None
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -183,7 +187,7 @@ class RedisTier(SecondaryTierManager):
             results.append(self._result(job))
 
     def take_events(self) -> Iterable[OffloadingEvent]:
-        """A BlockStored of medium "STORAGE" for every chunk that is in Redis now. Redis tells nobody what it evicts: no removals."""
+        """The chunks that have reached Redis since the last call, where that is to be announced."""
         if self._events:
             yield from self._events
             self._events.clear()

@@ -112,7 +112,7 @@ def test_a_load_keeps_what_verified_and_reports_the_rest_as_misses(redis_server:
 
 def test_a_stored_chunk_is_announced_and_counted(redis_server: RedisServer) -> None:
     redis_server.client.flushall()
-    tier = tier_over(random_host(4), redis_server.url)
+    tier = tier_over(random_host(4), redis_server.url, announce=True)
     tier.submit_store(job(1, KEYS[:2], [0, 1], is_load=False))
     finished(tier)
     (event,) = tier.take_events()
@@ -200,7 +200,7 @@ class PlatformEngine:
         from memserve.worker.cpu_offload import kv_transfer_config
         from memserve.worker.redis_tier import RedisTierSettings
 
-        tier = RedisTierSettings(redis_url=redis_url, namespace=NAMESPACE.digest, io_timeout_s=0.3, pause_s=0.3)
+        tier = RedisTierSettings(redis_url=redis_url, namespace=NAMESPACE.digest, io_timeout_s=0.3, pause_s=0.3, announce=True)
         endpoint = f"ipc://{directory}/events-{os.urandom(4).hex()}"
         self.events = EventListener(endpoint)
         self.llm = LLM(
