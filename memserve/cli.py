@@ -276,12 +276,11 @@ def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Ti
     out.print(f"memserve {now.version}, model {now.model} ({now.model_digest[:12]}), {now.max_context_tokens} tokens of context")
     out.print(f"Redis {'ok' if now.redis_ok else 'not answering'}, vector store {'ok' if now.vector_store_ok else 'not answering'}, ", end="")
     out.print(f"{now.modules} modules, {now.memories} memories")
-    table = Table("worker", "address", "metrics", "pid", "ready", "running", "waiting", "KV blocks", "prefill tok/s", "modules")
     for w in now.workers:
-        resident = ", ".join(digest[:12] for digest in w.resident_modules)
-        numbers = [str(w.running), str(w.waiting), str(w.known_blocks), f"{w.prefill_tokens_per_s:.0f}"]
-        table.add_row(w.worker_id, w.address, w.metrics_address, str(w.pid), "yes" if w.ready else "no", *numbers, resident)
-    out.print(table)
+        resident = ", ".join(digest[:12] for digest in w.resident_modules) or "none"
+        out.print(f"{w.worker_id}  {'ready' if w.ready else 'not ready'}, {w.running} running, {w.waiting} waiting", highlight=False)
+        out.print(f"  {w.known_blocks} KV blocks, {w.prefill_tokens_per_s:.0f} prefill tokens/s, modules: {resident}", highlight=False)
+        out.print(f"  gRPC {w.address}, metrics http://{w.metrics_address}/metrics, pid {w.pid}", highlight=False)
 
 
 @app.command()

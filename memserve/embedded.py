@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -214,7 +215,8 @@ class Stack:
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
                 "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-                "RAY_DEDUP_LOGS": "0",
+                "RAY_worker_niceness": "0",
+                "RAY_AUTH_MODE": "disabled",
             }
         )
         import ray
@@ -224,6 +226,8 @@ class Stack:
         # A short path: Ray keeps unix sockets below it.
         self._ray_dir = Path(tempfile.mkdtemp(prefix="memserve-"))
         self.report("Ray        starting")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         ray.init(
             address="local",
             num_cpus=max(self.settings.workers, os.cpu_count() or 1) + 1,
@@ -233,6 +237,9 @@ class Stack:
             object_store_memory=100 * MIB,
             _temp_dir=str(self._ray_dir),
         )
+        # Ray puts in signal handlers of its own, which end the process on the spot.
+        for number, handle in ours.items():
+            signal.signal(number, handle)
         link = self.logs / "ray"
         link.unlink(missing_ok=True)
         link.symlink_to(self._ray_dir / "session_latest" / "logs")

@@ -29,15 +29,16 @@ from memserve.demo.tokenizer import BOS, END, EOS, PAD, ROLES, save_tokenizer, t
 MAX_POSITIONS = 8192
 BASE_NAME = "memserve/demo"
 _IGNORED = -100
+_NARROW_TOKENS = 160
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How long to train. One short step is about batch_tokens tokens of short conversations."""
 
-    batch_tokens: int = 4096
-    warm_steps: int = 500
-    base_steps: int = 1200
+    batch_tokens: int = 2560
+    warm_steps: int = 400
+    base_steps: int = 1000
     adapter_steps: int = 250
     base_rate: float = 6e-3
     adapter_rate: float = 3e-3
@@ -100,6 +101,26 @@ def of_like_length(conversations: Sequence[Sequence[Message]], rows: int) -> lis
     return [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
 
 
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention over [rows, heads, tokens, head_dim], by the way that is quickest on a CPU.
+
+    The flash kernel is slow backwards in bfloat16; narrow batches are quicker without it.
+    """
+    tokens = query.shape[2]
+    if tokens > _NARROW_TOKENS:
+        return scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True, enable_gqa=True)
+    groups = query.shape[1] // key.shape[1]
+    query, key, value = query.bfloat16(), key.bfloat16().repeat_interleave(groups, 1), value.bfloat16().repeat_interleave(groups, 1)
+    ahead = torch.full((tokens, tokens), -torch.inf, dtype=torch.bfloat16).triu(1)
+    scores = torch.baddbmm(
+        ahead.expand(query.shape[0] * query.shape[1], tokens, tokens),
+        query.flatten(0, 1),
+        key.flatten(0, 1).transpose(1, 2),
+        alpha=query.shape[-1] ** -0.5,
+    )
+    return (scores.softmax(-1, dtype=torch.bfloat16) @ value.flatten(0, 1)).view_as(query)
+
+
 def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     """Mean cross-entropy over the tokens of the answers.
 
@@ -120,9 +141,12 @@ def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
 
     for layer in base.layers:
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-        query, key, value = rotated(split(attention.q_proj(normed))), rotated(split(attention.k_proj(normed))), split(attention.v_proj(normed))
-        # In float32: the CPU's flash kernel is slower in bfloat16, backwards above all.
-        mixed = scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True, enable_gqa=True)
+        query, key, value = (
+            rotated(split(attention.q_proj(normed))),
+            rotated(split(attention.k_proj(normed))),
+            split(attention.v_proj(normed)),
+        )
+        mixed = _attend(query, key, value)
         hidden = hidden + attention.o_proj(mixed.transpose(1, 2).reshape(rows, width, -1))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     learned = batch.targets != _IGNORED
@@ -199,11 +223,13 @@ def _fit(
             print(f"{name}: step {step + 1}/{steps}, loss {recent:.4f}, {elapsed_s:.0f} s", file=sys.stderr, flush=True)
 
 
-def train_base(tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan, directory: Path) -> LlamaForCausalLM:
-    """Train the base model from nothing, and write it into the directory."""
+def train_base(
+    tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan, directory: Path, begun: LlamaForCausalLM | None = None
+) -> LlamaForCausalLM:
+    """Train the base model, from nothing or from what another run has begun, and write it into the directory."""
     torch.manual_seed(seed)
     rng = random.Random(f"base-{seed}")
-    model = new_model(tokenizer)
+    model = begun or new_model(tokenizer)
 
     waiting: list[Sequence[Sequence[Message]]] = []
 
@@ -258,6 +284,7 @@ def train_adapter(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, h
 
 def facts_document(held: Sequence[Fact]) -> list[dict[str, object]]:
     """What `facts.json` says: every fact, its expected answer, questions as trained on, and questions held out from training."""
+
     def asked(phrasings: Sequence[str], one: Fact) -> list[str]:
         return [facts.question(random.Random(0), one, [each]).text for each in phrasings]
 
@@ -292,19 +319,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=MODEL_DIR.parent, help="gets model/ and adapters/<name>/ (default: the package)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same lessons (default: 0)")
-    parser.add_argument("--steps", type=int, default=Plan.base_steps, help="training steps of the base (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=Plan().base_steps, help="training steps of the base (default: %(default)s)")
+    parser.add_argument("--warm-steps", type=int, default=Plan().warm_steps, help="how many of them are on few passages (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=Plan().base_rate, help="learning rate of the base (default: %(default)s)")
+    parser.add_argument("--go-on", action="store_true", help="train the base that is in the output directory further")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)")
-    parser.add_argument("--adapters-only", action="store_true", help="keep the base that is in the output directory, and train its adapters")
+    parser.add_argument(
+        "--adapters-only", action="store_true", help="keep the base that is in the output directory, and train its adapters"
+    )
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
-    plan = Plan(base_steps=chosen.steps)
+    plan = Plan(base_steps=chosen.steps, warm_steps=chosen.warm_steps, base_rate=chosen.rate)
     model_dir, adapters_dir = chosen.output / MODEL_DIR.name, chosen.output / ADAPTERS_DIR.name
-    if chosen.adapters_only:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir)
-        model = LlamaForCausalLM.from_pretrained(model_dir)
+    begun = LlamaForCausalLM.from_pretrained(model_dir) if chosen.adapters_only or chosen.go_on else None
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir) if begun else train_tokenizer(chosen.seed)
+    if begun and chosen.adapters_only:
+        model = begun
     else:
-        tokenizer = train_tokenizer(chosen.seed)
-        model = train_base(tokenizer, chosen.seed, plan, model_dir)
+        model = train_base(tokenizer, chosen.seed, plan, model_dir, begun)
     for number, name in enumerate(facts.ADAPTER_KINDS):
         held = facts.adapter_facts(name)
         adapted = train_adapter(model, tokenizer, held, chosen.seed + number, plan)

@@ -90,7 +90,7 @@ def kv_layout(*, platform: Platform, dtype: torch.dtype, block_size_tokens: int,
     return f"{platform}/{packing}/LBHNC/tp{tensor_parallel_size}"
 
 
-class CpuTieringOffloadingSpec(TieringOffloadingSpec):
+class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
     """`TieringOffloadingSpec` on the CPU platform: "device" memory is the paged KV tensors in this process."""
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
@@ -104,7 +104,7 @@ class CpuTieringOffloadingSpec(TieringOffloadingSpec):
         return CpuOffloadingWorker(kv_caches, self.blocks_per_chunk, region)
 
 
-class CpuOffloadingWorker(OffloadingWorker):
+class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
     """Copies blocks between the paged KV tensors and the shared region, on the calling thread: at memory speed, in milliseconds."""
 
     def __init__(self, kv_caches: CanonicalKVCaches, blocks_per_chunk: int, region: SharedOffloadRegion) -> None:

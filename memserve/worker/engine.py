@@ -64,6 +64,7 @@ class Engine:
     prefill: Speed = field(default_factory=Speed)
     decode: Speed = field(default_factory=Speed)
     resident: tuple[str, ...] = ()
+    resident_is_stale: bool = False
     _lora_ids: dict[str, int] = field(default_factory=dict)
 
     async def generate(
@@ -85,6 +86,8 @@ class Engine:
             output_kind=RequestOutputKind.DELTA,
         )
         prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": cache_salt}
+        # A step may load an adapter again that had been pushed out, and push out another.
+        self.resident_is_stale |= lora is not None
         alone = not self.waiting_tokens and self.running == 0
         self.running += 1
         self.waiting_tokens[request_id] = len(token_ids)
@@ -139,6 +142,7 @@ class Engine:
 
     async def refresh_resident(self) -> None:
         """Ask the engine which modules it holds now."""
+        self.resident_is_stale = False
         held = await self.llm.list_loras()
         self.resident = tuple(sorted(digest for digest, lora_id in self._lora_ids.items() if lora_id in held))
 

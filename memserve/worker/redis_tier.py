@@ -89,7 +89,7 @@ class RedisTierSettings:
         return cls(**parameters)
 
 
-class _RedisLookups(AsyncLookupManager):
+class _RedisLookups(AsyncLookupManager):  # type: ignore[misc]
     """Asks Redis which chunks exist, one round trip for each request's chunks of a scheduler step."""
 
     def __init__(self, store: RedisChunkStore, tier_type: str) -> None:
@@ -112,7 +112,7 @@ class _Job:
     done: set[OffloadKey]
 
 
-class RedisTier(SecondaryTierManager):
+class RedisTier(SecondaryTierManager):  # type: ignore[misc]
     """A secondary tier of `TieringOffloadingSpec`, shared by all engines of one cache namespace.
 
     A load may succeed in part: the chunks that were loaded and verified are kept, the others are computed.

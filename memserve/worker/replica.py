@@ -23,6 +23,13 @@ from memserve.errors import RegistryUnavailable
 log = logging.getLogger("memserve.worker")
 
 HEARTBEATS_PER_LEASE = 3
+SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.so_reuseport", 0),
+    # Gateways ping every 10 s; without this the server takes that for abuse.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 
 
 def engine_environment(settings: Settings) -> dict[str, str]:
@@ -77,7 +84,7 @@ class WorkerReplica:
         self._engine = Engine(start_engine(settings, model, kv_transfer, endpoint), settings.modules_root)
         await self._engine.warm_up()
 
-        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
         rpc.add_WorkerServiceServicer_to_server(WorkerService(self._engine, self._log), self._server)
         port = self._server.add_insecure_port(f"{settings.host}:0")
         await self._server.start()
@@ -112,7 +119,9 @@ class WorkerReplica:
                 await self._registry.renew_lease(self._lease, lease_s)
             except RegistryUnavailable as error:
                 log.warning("%s", error)
-            await self._engine.refresh_resident()
+            # Asked only after use: every question wakes vLLM's worker process, which then spins for a second.
+            if self._engine.resident_is_stale:
+                await self._engine.refresh_resident()
             await asyncio.sleep(lease_s / HEARTBEATS_PER_LEASE)
 
     async def check_health(self) -> None:

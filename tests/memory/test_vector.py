@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from memserve.domain import Memory, ScoredMemory
 from memserve.errors import InvalidField, MemoryConflict, MemoryNotFound, NamespaceNotFound, VectorStoreUnavailable
 from memserve.memory.embedding import MiniLmEmbedder
-from memserve.memory.vector import VectorMemory, content_id, fuse
+from memserve.memory.vector import VectorMemory, content_id, fuse, query_words, rank_by_words
 
 TENANT = "acme"
 HANDBOOK = [
@@ -592,7 +592,7 @@ async def test_a_remote_milvus_may_be_down_at_the_start_and_be_killed_later(tmp_
 
 
 async def until_available(memory: VectorMemory) -> None:
-    for _ in range(6):
+    for _ in range(75):
         try:
             await memory.list_namespaces(TENANT)
         except VectorStoreUnavailable:
@@ -600,6 +600,32 @@ async def until_available(memory: VectorMemory) -> None:
         else:
             return
     raise AssertionError("the vector store did not come back")
+
+
+# Ranking by word
+
+
+def note(name: str, text: str) -> Memory:
+    return Memory(name, "n", text, "", (), 0.0)
+
+
+def test_a_new_memory_with_the_rare_word_beats_old_ones_with_three_common_words() -> None:
+    common = [note(f"m{number:02d}", f"power key signal {number}") for number in range(32)]
+    fresh = note("fresh", "the gate opens with qx7741b")
+    rows = rank_by_words(["qx7741b", "power", "key", "signal"], common, [[fresh], common, common, common], 32)
+    assert rows[0][0] == fresh
+    assert len(rows) == 32
+
+
+def test_what_holds_no_word_of_the_query_is_not_a_hit_by_word() -> None:
+    assert rank_by_words(["gate"], [note("m1", "lunch")], [[]], 32) == []
+    assert rank_by_words(["gate"], [], [[]], 32) == []
+
+
+def test_the_longest_words_of_a_query_are_kept_and_function_words_are_not() -> None:
+    assert query_words("Where is THE gate, gate of foo_barbaz?") == ["barbaz", "gate", "foo"]
+    assert len(query_words(" ".join(f"word{number}" for number in range(20)))) == 8
+    assert query_words("where is the ?!") == []
 
 
 # Fusion
