@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from memserve.demo import MODEL_DIR, facts
@@ -48,7 +48,7 @@ class Figure:
 class Subject:
     """What is being measured: the base, or the base with an adapter on it."""
 
-    model: torch.nn.Module
+    model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     label: str
 

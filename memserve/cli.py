@@ -37,6 +37,8 @@ app = typer.Typer(
 modules_app = typer.Typer(help="Modules: knowledge in weights, published under its content digest.", no_args_is_help=True)
 app.add_typer(modules_app, name="modules")
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
 out = Console()
 err = Console(stderr=True)
 
@@ -89,8 +91,17 @@ def gateway() -> None:
     """Start a gateway alone, for a cluster: settings from the environment (MEMSERVE_MODEL, MEMSERVE_REDIS_URL, MEMSERVE_MILVUS_URI …)."""
     from memserve.gateway.server import serve_gateway
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     asyncio.run(serve_gateway(load_settings()))
+
+
+@app.command()
+def workers() -> None:
+    """Start the workers alone, on a Ray of their own: settings from the environment. SIGHUP restarts them."""
+    from memserve.worker.fleet import run_workers
+
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    run_workers(load_settings())
 
 
 @app.command()

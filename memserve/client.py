@@ -447,13 +447,14 @@ def call_failed(error: Any) -> CallFailed:
     return CallFailed(error.code(), error.details() or "", trailing.get("memserve-field"), float(retry) if retry else None)
 
 
-def wait_until_ready(address: str, timeout_s: float) -> bool:
-    """Wait until the gateway at `address` says SERVING. False when it does not in time."""
+def wait_until_ready(address: str, timeout_s: float, workers: int = 1) -> bool:
+    """Wait until the gateway at `address` has so many workers to send requests to. False when it has not in time."""
     deadline_s = time.monotonic() + timeout_s
     with Client(address, timeout_s=2.0) as client:
-        while time.monotonic() < deadline_s:
+        while True:
             with contextlib.suppress(CallFailed):
-                if any(worker.ready for worker in client.status().workers):
+                if sum(worker.ready for worker in client.status().workers) >= workers:
                     return True
+            if time.monotonic() >= deadline_s:
+                return False
             time.sleep(0.1)
-    return False

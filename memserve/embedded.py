@@ -1,21 +1,19 @@
-"""All of memserve on one machine: a private redis-server, local Ray with the workers, and a gateway process. Started, watched, stopped."""
+"""All of memserve on one machine: a private redis-server, the workers on a local Ray, and a gateway. Started, watched, stopped."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import psutil
 import redis
@@ -27,6 +25,7 @@ from memserve.demo import ADAPTERS_DIR, MODEL_DIR
 from memserve.errors import StartupError
 from memserve.gateway.server import check_port
 from memserve.model_files import open_model
+from memserve.registry import WORKERS, lease_key
 
 # Every process that belongs to a data directory carries it in this variable, so that none can be missed when they are stopped.
 MARK = "_MEMSERVE_STACK"
@@ -46,11 +45,10 @@ class Stack:
     settings: Settings
     report: Report = lambda line: None
     redis_process: subprocess.Popen[bytes] | None = None
+    workers_process: subprocess.Popen[bytes] | None = None
     gateway_process: subprocess.Popen[bytes] | None = None
     started: bool = False
     _lock: IO[str] | None = None
-    _ray_dir: Path | None = None
-    _ray: Any = None
     _restarts: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -80,8 +78,7 @@ class Stack:
             self._start_redis()
         else:
             self.report(f"Redis      {redis_name(settings.redis)}")
-        self._start_ray()
-        self.start_workers()
+        self._start_workers()
         self._start_gateway()
         if model == MODEL_DIR:
             self._publish_demo_adapters()
@@ -89,33 +86,25 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything that `start` started, gently first. Safe to call at any time, twice too."""
-        if self.gateway_process is not None:
-            self.report("stopping the gateway")
-            _end(self.gateway_process, self.settings.shutdown_grace_s + STOP_TIMEOUT_S)
-            self.gateway_process = None
-        if self._ray is not None:
-            self.report("stopping the workers")
-            with contextlib.suppress(Exception):
-                self._serve().shutdown()
-            with contextlib.suppress(Exception):
-                self._ray.shutdown()
-            self._ray = None
-        if self.redis_process is not None:
-            self.report("stopping Redis")
-            _end(self.redis_process, STOP_TIMEOUT_S)
-            self.redis_process = None
+        for name, process, grace_s in (
+            ("the gateway", self.gateway_process, self.settings.shutdown_grace_s + STOP_TIMEOUT_S),
+            ("the workers", self.workers_process, self.settings.shutdown_grace_s + 3 * STOP_TIMEOUT_S),
+            ("Redis", self.redis_process, STOP_TIMEOUT_S),
+        ):
+            if process is not None:
+                self.report(f"stopping {name}")
+                _end(process, grace_s)
+        self.gateway_process = self.workers_process = self.redis_process = None
         if self._lock is not None:
             self._sweep("did not end by itself")
             self._lock.close()
             self._lock = None
-        if self._ray_dir is not None:
-            shutil.rmtree(self._ray_dir, ignore_errors=True)
-            self._ray_dir = None
 
     def watch(self) -> None:
-        """Call this a few times a second: starts Redis and the gateway again when they have ended. Ray does that for the workers."""
+        """Call this a few times a second: starts what has ended again. Within the fleet, Ray does that for every worker."""
         for name, process, start in (
             ("Redis", self.redis_process, self._start_redis),
+            ("the fleet of workers", self.workers_process, self._start_workers),
             ("the gateway", self.gateway_process, self._start_gateway),
         ):
             if process is None or process.poll() is None:
@@ -129,29 +118,55 @@ class Stack:
             except StartupError as error:
                 self.report(f"{name} could not be started: {error}")
 
-    def start_workers(self) -> None:
-        """Deploy the workers and wait until all are ready. Raises StartupError."""
-        from memserve.worker.replica import worker_application
-
-        serve = self._serve()
-        count = self.settings.workers
-        self.report(f"workers    starting {count} × vLLM with {self.settings.model} (about half a minute)")
-        try:
-            serve.run(worker_application(self.settings), name="memserve", route_prefix=None)
-        except Exception as error:
-            detail = _root_cause(str(error))
-            raise StartupError(f"the workers did not start: {detail} (logs: {self.logs / 'ray'})") from None
-        self.report(f"workers    {count} ready")
-
     def restart_workers(self) -> None:
-        """End every worker process and start new ones. What they had computed is in Redis."""
-        self._serve().delete("memserve")
-        self.start_workers()
+        """End every worker process and start new ones. What they had computed is in Redis. Raises StartupError."""
+        assert self.workers_process is not None
+        before = self._live_workers()
+        self.workers_process.send_signal(signal.SIGHUP)
+        self._wait_for_workers(but_not=before)
+        self._wait_for_gateway()
 
-    def _serve(self) -> Any:
-        from ray import serve
+    def _start_workers(self) -> None:
+        count = self.settings.workers
+        self._sweep("left by the workers before", keep=(self.redis_process, self.gateway_process))
+        self.report(f"workers    starting {count} × vLLM with {self.settings.model} (about 40 s)")
+        self.workers_process = self._spawn("workers")
+        self._wait_for_workers()
 
-        return serve
+    def _wait_for_workers(self, but_not: frozenset[str] = frozenset()) -> None:
+        assert self.workers_process is not None
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        seen = 0
+        while seen < self.settings.workers:
+            if self.workers_process.poll() is not None:
+                raise StartupError(f"{_last_line(self.logs / 'workers.log')} (logs: {self.logs})")
+            if time.monotonic() > deadline_s:
+                raise StartupError(f"the workers are not ready after {START_TIMEOUT_S:.0f} s; see {self.logs}")
+            ready = len(self._live_workers() - but_not)
+            if ready > seen:
+                seen = ready
+                self.report(f"workers    {seen} of {self.settings.workers} ready")
+            time.sleep(0.2)
+
+    def _live_workers(self) -> frozenset[str]:
+        with redis.Redis.from_url(self.settings.redis, decode_responses=True) as client:
+            try:
+                names = client.smembers(WORKERS)
+                return frozenset(name for name in names if client.exists(lease_key(name)))
+            except redis.RedisError:
+                return frozenset()
+
+    def _spawn(self, command: str) -> subprocess.Popen[bytes]:
+        """Start `memserve <command>` with these settings, its output in the logs. A session of its own: Ctrl-C is for this process."""
+        with (self.logs / f"{command}.log").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "memserve", command],
+                env={**os.environ, **child_environment(self.settings)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
 
     def _take_lock(self) -> None:
         lock = (self.settings.data / "lock").open("w")
@@ -208,61 +223,20 @@ class Stack:
             held = client.dbsize()
         self.report(f"Redis      {redis_name(url)}, {held} keys, pid {self.redis_process.pid}")
 
-    def _start_ray(self) -> None:
-        # Ray reads these when it is imported.
-        os.environ.update(
-            {
-                "RAY_USAGE_STATS_ENABLED": "0",
-                "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-                "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-                "RAY_worker_niceness": "0",
-                "RAY_AUTH_MODE": "disabled",
-            }
-        )
-        import ray
-        from ray import serve
-
-        self._ray = ray
-        # A short path: Ray keeps unix sockets below it.
-        self._ray_dir = Path(tempfile.mkdtemp(prefix="memserve-"))
-        self.report("Ray        starting")
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        ray.init(
-            address="local",
-            num_cpus=max(self.settings.workers, os.cpu_count() or 1) + 1,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            object_store_memory=100 * MIB,
-            _temp_dir=str(self._ray_dir),
-        )
-        # Ray puts in signal handlers of its own, which end the process on the spot.
-        for number, handle in ours.items():
-            signal.signal(number, handle)
-        link = self.logs / "ray"
-        link.unlink(missing_ok=True)
-        link.symlink_to(self._ray_dir / "session_latest" / "logs")
-        from ray.serve.config import HTTPOptions, ProxyLocation
-
-        serve.start(proxy_location=ProxyLocation.Disabled, http_options=HTTPOptions(location=ProxyLocation.Disabled))
-        self.report("Ray        ready")
-
     def _start_gateway(self) -> None:
-        with (self.logs / "gateway.log").open("ab") as output:
-            self.gateway_process = subprocess.Popen(
-                [sys.executable, "-m", "memserve", "gateway"],
-                env={**os.environ, **child_environment(self.settings)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        deadline_s = time.monotonic() + GATEWAY_TIMEOUT_S
-        while not wait_until_ready(self.address, 0.5):
-            if self.gateway_process.poll() is not None or time.monotonic() > deadline_s:
-                raise StartupError(f"the gateway did not start: {_last_line(self.logs / 'gateway.log')}")
+        self.gateway_process = self._spawn("gateway")
+        self._wait_for_gateway()
         self.report(f"gateway    {self.address}, metrics on http://{self.settings.host}:{self.settings.metrics_port}/metrics")
+
+    def _wait_for_gateway(self) -> None:
+        """Until the gateway sends requests to every worker."""
+        assert self.gateway_process is not None
+        deadline_s = time.monotonic() + GATEWAY_TIMEOUT_S
+        while not wait_until_ready(self.address, 0.5, workers=self.settings.workers):
+            if self.gateway_process.poll() is not None:
+                raise StartupError(f"{_last_line(self.logs / 'gateway.log')} (log: {self.logs / 'gateway.log'})")
+            if time.monotonic() > deadline_s:
+                raise StartupError(f"the gateway is not ready after {GATEWAY_TIMEOUT_S:.0f} s; see {self.logs / 'gateway.log'}")
 
     def _publish_demo_adapters(self) -> None:
         with Client(self.address) as client:
@@ -271,9 +245,10 @@ class Stack:
                     module = client.publish_module(folder.name, folder)
                     self.report(f"module     {module.name} ({module.kind}, rank {module.rank}, {module.digest[:12]})")
 
-    def _sweep(self, why: str) -> None:
-        """Kill what carries this data directory's mark, but for this process and its parents."""
-        left = list(marked_processes(self.settings.data))
+    def _sweep(self, why: str, keep: Sequence[subprocess.Popen[bytes] | None] = ()) -> None:
+        """Kill what carries this data directory's mark, but for this process, its parents and `keep`."""
+        kept = {process.pid for process in keep if process is not None}
+        left = [process for process in marked_processes(self.settings.data) if process.pid not in kept]
         for process in left:
             self.report(f"killing process {process.pid}, {why}")
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -349,9 +324,3 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
 def _last_line(file: Path) -> str:
     lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else f"see {file}"
-
-
-def _root_cause(message: str) -> str:
-    """The last line of a Ray error that names an exception, without its module path."""
-    lines = [line.strip() for line in message.splitlines() if ": " in line and "Error" in line.split(": ", 1)[0]]
-    return lines[-1] if lines else message.splitlines()[0]

@@ -42,7 +42,7 @@ class Registry:
         """Say that the worker lives for `lease_s` more seconds."""
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.set(_lease_key(lease.worker_id), json.dumps(asdict(lease)), px=int(lease_s * 1000))
+                pipeline.set(lease_key(lease.worker_id), json.dumps(asdict(lease)), px=int(lease_s * 1000))
                 pipeline.sadd(WORKERS, lease.worker_id)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
@@ -51,7 +51,7 @@ class Registry:
     async def drop_lease(self, worker_id: str) -> None:
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.delete(_lease_key(worker_id))
+                pipeline.delete(lease_key(worker_id))
                 pipeline.srem(WORKERS, worker_id)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
@@ -63,7 +63,7 @@ class Registry:
             names = sorted(await self._redis.smembers(WORKERS))
             if not names:
                 return []
-            values = await self._redis.mget([_lease_key(name) for name in names])
+            values = await self._redis.mget([lease_key(name) for name in names])
             gone = [name for name, value in zip(names, values, strict=True) if value is None]
             if gone:
                 await self._redis.srem(WORKERS, *gone)
@@ -104,7 +104,7 @@ class Registry:
         return _module(value) if value else None
 
 
-def _lease_key(worker_id: str) -> str:
+def lease_key(worker_id: str) -> str:
     return f"memserve:worker:{worker_id}"
 
 

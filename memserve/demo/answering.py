@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memserve.demo.facts import Message
 
 
 def answers(
-    model: torch.nn.Module,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Message]],
     rows: int = 32,
@@ -35,9 +36,11 @@ def answers(
     return found
 
 
-def _generate(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+def _generate(
+    model: PreTrainedModel | PeftModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens: int
+) -> torch.Tensor:
     """Continue [rows, tokens] greedily. Returns only the new tokens, [rows, new_tokens]."""
-    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator,assignment]
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
     made = inner.generate(input_ids=input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, do_sample=False)
     assert isinstance(made, torch.Tensor)
     return made[:, input_ids.shape[1] :]

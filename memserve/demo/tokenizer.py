@@ -56,7 +56,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     bpe.train_from_iterator(_corpus(seed), trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         bos_token=BOS,
         eos_token=EOS,
@@ -67,6 +67,11 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         additional_special_tokens=[END, *ROLES.values()],
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of one token. Raises KeyError when the vocabulary does not have it."""
+    return tokenizer.get_vocab()[token]
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts, lessons
 from memserve.demo.facts import Fact, Message
-from memserve.demo.tokenizer import BOS, END, EOS, PAD, ROLES, save_tokenizer, train_tokenizer
+from memserve.demo.tokenizer import BOS, END, EOS, PAD, ROLES, save_tokenizer, token_id, train_tokenizer
 
 MAX_POSITIONS = 8192
 BASE_NAME = "memserve/demo"
@@ -76,8 +76,8 @@ def make_batch(
     jump_share: how many rows get positions that jump ahead between lines, up to the whole context.
     """
     rows: list[list[int]] = tokenizer([render(each) for each in conversations], add_special_tokens=False)["input_ids"]
-    assistant, eos, pad = (tokenizer.convert_tokens_to_ids(each) for each in (ROLES["assistant"], EOS, PAD))
-    newline, user = tokenizer.convert_tokens_to_ids("Ċ"), tokenizer.convert_tokens_to_ids(ROLES["user"])
+    assistant, eos, pad = (token_id(tokenizer, each) for each in (ROLES["assistant"], EOS, PAD))
+    newline, user = token_id(tokenizer, "Ċ"), token_id(tokenizer, ROLES["user"])
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad)
     targets = torch.full((len(rows), width), _IGNORED)
@@ -137,7 +137,7 @@ def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
         return heads * cos + torch.cat((-right, left), dim=-1) * sin
 
     def split(states: Tensor) -> Tensor:
-        return states.view(rows, width, -1, config.head_dim).transpose(1, 2)
+        return states.unflatten(-1, (-1, config.head_dim or 0)).transpose(1, 2)
 
     for layer in base.layers:
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
@@ -172,9 +172,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
 
 
 def _rate(step: int, steps: int) -> float:
@@ -212,7 +211,7 @@ def _fit(
             group["lr"] = rate * _rate(step, steps)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = answer_loss(model, batch_at(step))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -255,7 +254,8 @@ def train_base(
 
     _fit("base", model, _optimizers(model, plan.base_rate), plan.base_steps, batch_at, save)
     save()
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
@@ -278,8 +278,9 @@ def train_adapter(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, h
         return make_batch(rng, tokenizer, [lessons.adapter_lesson(rng, held) for _ in range(40)], jump_share=0.1)
 
     optimizer = torch.optim.AdamW((each for each in adapted.parameters() if each.requires_grad), lr=plan.adapter_rate)
-    _fit("adapter", adapted.base_model.model, [optimizer], plan.adapter_steps, batch_at)
-    return adapted.eval()
+    _fit("adapter", model, [optimizer], plan.adapter_steps, batch_at)
+    adapted.eval()  # type: ignore[no-untyped-call]
+    return adapted
 
 
 def facts_document(held: Sequence[Fact]) -> list[dict[str, object]]:
@@ -305,7 +306,7 @@ def facts_document(held: Sequence[Fact]) -> list[dict[str, object]]:
 def save_adapter(adapted: PeftModel, held: Sequence[Fact], directory: Path) -> None:
     """Write a PEFT directory that names no machine's path, with `facts.json` beside the weights."""
     adapted.peft_config["default"].base_model_name_or_path = BASE_NAME
-    adapted.save_pretrained(directory, safe_serialization=True)
+    adapted.save_pretrained(str(directory), safe_serialization=True)
     (directory / "README.md").unlink(missing_ok=True)
     (directory / "facts.json").write_text(json.dumps(facts_document(held), indent=1) + "\n")
 
@@ -320,7 +321,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=MODEL_DIR.parent, help="gets model/ and adapters/<name>/ (default: the package)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same lessons (default: 0)")
     parser.add_argument("--steps", type=int, default=Plan().base_steps, help="training steps of the base (default: %(default)s)")
-    parser.add_argument("--warm-steps", type=int, default=Plan().warm_steps, help="how many of them are on few passages (default: %(default)s)")
+    parser.add_argument(
+        "--warm-steps", type=int, default=Plan().warm_steps, help="how many of them are on few passages (default: %(default)s)"
+    )
     parser.add_argument("--rate", type=float, default=Plan().base_rate, help="learning rate of the base (default: %(default)s)")
     parser.add_argument("--go-on", action="store_true", help="train the base that is in the output directory further")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)")

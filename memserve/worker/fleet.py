@@ -1,0 +1,85 @@
+"""`memserve workers`: a local Ray with the workers on it, in the foreground. On Kubernetes KubeRay takes this place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from memserve.config import MIB, Settings
+from memserve.errors import StartupError
+
+log = logging.getLogger("memserve.workers")
+
+APPLICATION = "memserve"
+# Ray reads these when it is imported.
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_niceness": "0",
+    # The replica's own gRPC server and vLLM share its event loop.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+}
+
+
+def run_workers(settings: Settings) -> None:
+    """Start Ray and the workers; SIGHUP restarts the workers, SIGINT and SIGTERM stop it all.
+
+    Raises StartupError when the workers do not start.
+    """
+    os.environ.update(RAY_ENVIRONMENT)
+    import ray
+    from ray import serve
+    from ray.serve.config import ProxyLocation
+
+    from memserve.worker.replica import worker_application
+
+    # A short path: Ray keeps unix sockets below it.
+    ray_dir = Path(tempfile.mkdtemp(prefix="memserve-"))
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(settings.workers, os.cpu_count() or 1) + 1,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=100 * MIB,
+            _temp_dir=str(ray_dir),
+        )
+        # After Ray, which puts in handlers of its own that end the process on the spot.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda got, frame: signals.put(got))
+        _link_logs(settings, ray_dir)
+        serve.start(proxy_location=ProxyLocation.Disabled)
+        while True:
+            try:
+                serve.run(worker_application(settings), name=APPLICATION, route_prefix=None)
+            except RuntimeError as error:
+                raise StartupError(f"the workers did not start: {_root_cause(str(error))}") from None
+            log.info("%d workers ready", settings.workers)
+            if signals.get() != signal.SIGHUP:
+                break
+            log.info("restarting the workers")
+            serve.delete(APPLICATION)
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+        shutil.rmtree(ray_dir, ignore_errors=True)
+
+
+def _link_logs(settings: Settings, ray_dir: Path) -> None:
+    link = settings.data / "logs" / "ray"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(ray_dir / "session_latest" / "logs")
+
+
+def _root_cause(message: str) -> str:
+    """The last line of a Ray error that names an exception."""
+    lines: list[Any] = [line.strip() for line in message.splitlines() if "Error: " in line]
+    return str(lines[-1]) if lines else message.splitlines()[0]
