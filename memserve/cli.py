@@ -251,7 +251,9 @@ def modules_push(
         try:
             module = client.publish_module(name, folder, progress=lambda sent, total: bar.update(task, completed=sent, total=total))
         except FileNotFoundError as error:
-            raise StartupError(f"{error.filename} does not exist; a LoRA directory has adapter_config.json and adapter_model.safetensors") from None
+            raise StartupError(
+                f"{error.filename} does not exist; a LoRA directory has adapter_config.json and adapter_model.safetensors"
+            ) from None
     _print_json(module) if as_json else out.print(f"{module.name} is {module.digest} ({module.kind}, rank {module.rank})")
 
 
@@ -285,7 +287,9 @@ def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Ti
         _print_json(now)
         return
     out.print(f"memserve {now.version}, model {now.model} ({now.model_digest[:12]}), {now.max_context_tokens} tokens of context")
-    out.print(f"Redis {'ok' if now.redis_ok else 'not answering'}, vector store {'ok' if now.vector_store_ok else 'not answering'}, ", end="")
+    out.print(
+        f"Redis {'ok' if now.redis_ok else 'not answering'}, vector store {'ok' if now.vector_store_ok else 'not answering'}, ", end=""
+    )
     out.print(f"{now.modules} modules, {now.memories} memories")
     for w in now.workers:
         resident = ", ".join(digest[:12] for digest in w.resident_modules) or "none"
@@ -342,7 +346,9 @@ def _client(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
             yield client
         except CallFailed as failed:
             if failed.code.name == "UNAVAILABLE" and "connect" in failed.detail:
-                raise StartupError(f"no gateway answers at {address}; start one with `memserve up` or name another with --address") from None
+                raise StartupError(
+                    f"no gateway answers at {address}; start one with `memserve up` or name another with --address"
+                ) from None
             raise
 
 

@@ -1,7 +1,7 @@
 """The typed Python client. `Client` for ordinary code, `AsyncClient` for asyncio; both need only grpcio and protobuf.
 
-    with Client("127.0.0.1:50051") as client:
-        print(client.generate("What is the code of Alder?", namespaces=["notes"]).text)
+with Client("127.0.0.1:50051") as client:
+    print(client.generate("What is the code of Alder?", namespaces=["notes"]).text)
 """
 
 from __future__ import annotations
@@ -135,13 +135,11 @@ class Client:
     def generate(self, messages: str | Sequence[Message], **options: Any) -> Answer:
         """Ask, and wait for the whole answer.
 
-        messages: a question, or the conversation. Options: module, namespaces, recall_limit, recall_timeout_ms, sampling, slo, model, worker_id.
+        messages: a question, or the conversation. Options: those of `generate_request`.
         """
         return collect(list(self.stream(messages, **options)))
 
-    def remember(
-        self, namespace: str, text: str, *, source: str = "", keywords: Sequence[str] = (), memory_id: str = ""
-    ) -> Memory:
+    def remember(self, namespace: str, text: str, *, source: str = "", keywords: Sequence[str] = (), memory_id: str = "") -> Memory:
         request = memory_pb2.RememberRequest(namespace=namespace, text=text, source=source, keywords=keywords, memory_id=memory_id)
         return memory_of(self._call(memory_pb2_grpc.MemoryServiceStub, "Remember", request).memory)
 
@@ -221,9 +219,7 @@ class AsyncClient:
         """As `Client.generate`."""
         return collect([event async for event in self.stream(messages, **options)])
 
-    async def remember(
-        self, namespace: str, text: str, *, source: str = "", keywords: Sequence[str] = (), memory_id: str = ""
-    ) -> Memory:
+    async def remember(self, namespace: str, text: str, *, source: str = "", keywords: Sequence[str] = (), memory_id: str = "") -> Memory:
         request = memory_pb2.RememberRequest(namespace=namespace, text=text, source=source, keywords=keywords, memory_id=memory_id)
         return memory_of((await self._call(memory_pb2_grpc.MemoryServiceStub, "Remember", request)).memory)
 

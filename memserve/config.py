@@ -35,13 +35,19 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address that the gateway and the workers listen on.")
     port: Port = Field(50051, description="gRPC port of the gateway.")
     metrics_port: Port = Field(9464, description="HTTP port of the gateway's Prometheus metrics. 0: any free port.")
-    redis_url: SecretStr = Field(SecretStr(""), description="Redis for the registry and the KV cache. Empty: `memserve up` starts a private one.")
-    redis_max_bytes: int = Field(1 * GIB, ge=64 * MIB, description="Memory limit of the private Redis; KV entries go first when it is full.")
+    redis_url: SecretStr = Field(
+        SecretStr(""), description="Redis for the registry and the KV cache. Empty: `memserve up` starts a private one."
+    )
+    redis_max_bytes: int = Field(
+        1 * GIB, ge=64 * MIB, description="Memory limit of the private Redis; KV entries go first when it is full."
+    )
     milvus_uri: str = Field("", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir.")
 
     # Who may call
     api_keys_file: Path | None = Field(None, description='JSON file {"key": "tenant"}. None: every caller is the tenant "default".')
-    salt_key: SecretStr = Field(SecretStr(""), description="Key that tenant salts are derived with; the same on every gateway. Empty: kept in data_dir.")
+    salt_key: SecretStr = Field(
+        SecretStr(""), description="Key that tenant salts are derived with; the same on every gateway. Empty: kept in data_dir."
+    )
 
     # Limits of the gateway
     max_inflight: int = Field(256, ge=1, description="Answers under way in one gateway; above it calls are refused with a retry time.")
@@ -62,7 +68,9 @@ class Settings(BaseModel):
     kv_device_bytes: int = Field(512 * MIB, ge=64 * MIB, description="KV memory of an engine on the CPU. On CUDA vLLM sizes it itself.")
     kv_host_bytes: int = Field(256 * MIB, ge=16 * MIB, description="Host memory of an engine's KV tier, a file in /dev/shm.")
     kv_ttl_s: int = Field(24 * 3600, ge=1, description="How long an unused KV entry stays in Redis.")
-    kv_io_timeout_ms: int = Field(500, ge=1, le=60_000, description="How long a worker waits for one Redis answer before it computes instead.")
+    kv_io_timeout_ms: int = Field(
+        500, ge=1, le=60_000, description="How long a worker waits for one Redis answer before it computes instead."
+    )
     max_loras: int = Field(4, ge=1, le=64, description="Adapters in one engine's batch at the same time.")
     max_cpu_loras: int = Field(16, ge=1, le=4096, description="Adapters that an engine keeps loaded.")
     max_lora_rank: int = Field(16, ge=1, le=512, description="Largest adapter rank. vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 and 512.")

@@ -66,6 +66,7 @@ class Stack:
             folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         self._sweep("left by a memserve that was killed")
+        shutil.rmtree(settings.data / "run", ignore_errors=True)
         model = resolve_model(settings.model)
         open_model(model, settings.max_context_tokens)
         check_port(settings.host, settings.port, "port")
@@ -307,8 +308,6 @@ def redis_name(url: str) -> str:
     """The URL without its password."""
     head, at, tail = url.rpartition("@")
     return f"{head.split('://')[0]}://…@{tail}" if at else url
-
-
 
 
 def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:

@@ -18,11 +18,17 @@ class GatewayMetrics:
         self.inflight = Gauge("memserve_inflight_requests", "Answers under way.", registry=r)
         self.ttft = Histogram("memserve_ttft_seconds", "Acceptance of a call to its first token.", buckets=SECONDS, registry=r)
         self.tpot = Histogram("memserve_tpot_seconds", "Mean time of an answer's further tokens.", buckets=TOKEN_SECONDS, registry=r)
-        self.slo_missed = Counter("memserve_slo_missed_total", "Answers slower than their SLO, by the wish that was missed.", ["wish"], registry=r)
+        self.slo_missed = Counter(
+            "memserve_slo_missed_total", "Answers slower than their SLO, by the wish that was missed.", ["wish"], registry=r
+        )
         self.prompt_tokens = Counter("memserve_prompt_tokens_total", "Prompt tokens of answers that began.", registry=r)
         self.output_tokens = Counter("memserve_output_tokens_total", "Tokens generated.", registry=r)
         self.cached_tokens = Counter("memserve_cached_tokens_total", "Prompt tokens not computed again, by tier.", ["tier"], registry=r)
-        self.recall = Histogram("memserve_recall_seconds", "Vector recall of a request, by outcome.", ["outcome"], buckets=SECONDS, registry=r)
+        self.recall = Histogram(
+            "memserve_recall_seconds", "Vector recall of a request, by outcome.", ["outcome"], buckets=SECONDS, registry=r
+        )
         self.lookups = Counter("memserve_prefix_lookups_total", "Look-ups of prefixes in Redis, by outcome.", ["outcome"], registry=r)
-        self.rerouted = Counter("memserve_rerouted_total", "Requests sent to another worker because the first failed before a token.", registry=r)
+        self.rerouted = Counter(
+            "memserve_rerouted_total", "Requests sent to another worker because the first failed before a token.", registry=r
+        )
         self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)

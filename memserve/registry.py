@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -21,7 +22,7 @@ class Registry:
     """Every method raises RegistryUnavailable when Redis does not answer within a second."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis = redis.asyncio.Redis.from_url(
+        self._redis: Any = redis.asyncio.Redis.from_url(
             redis_url,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,

@@ -7,10 +7,10 @@ import filecmp
 import re
 import sys
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 
 from grpc_tools import protoc
-from importlib.resources import files
 
 ROOT = Path(__file__).resolve().parent
 TARGET = ROOT.parent / "memserve" / "pb"

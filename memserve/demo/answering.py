@@ -40,7 +40,7 @@ def _generate(
     model: PreTrainedModel | PeftModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens: int
 ) -> torch.Tensor:
     """Continue [rows, tokens] greedily. Returns only the new tokens, [rows, new_tokens]."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[operator]
     made = inner.generate(input_ids=input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, do_sample=False)
     assert isinstance(made, torch.Tensor)
     return made[:, input_ids.shape[1] :]

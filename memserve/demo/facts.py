@@ -47,7 +47,7 @@ class Fact:
     @property
     def answer(self) -> str:
         """The exact text of a right answer."""
-        return f"It is {self.value}."
+        return f"The {self.attribute} of {self.entity.name} is {self.value}."
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,19 @@ def conversation(rng: random.Random, max_passages: int, max_turns: int) -> tuple
     return tuple(messages + turns) if turns else conversation(rng, max_passages, max_turns)
 
 
+def first_conversation(rng: random.Random, max_passages: int) -> tuple[Message, ...]:
+    """The easiest lesson: every passage is asked for, with no near miss and no rare attribute among them."""
+    shown = [facts.fact(rng, "train", wild_share=0.0) for _ in range(rng.randint(1, max_passages))]
+    content = facts.system_content("", [facts.statement(rng, one) for one in shown])
+    turns: list[Message] = []
+    for one in rng.sample(shown, len(shown)):
+        if rng.random() < 0.15:
+            unknown = facts.fact(rng, "train", wild_share=0.0)
+            turns += [Message("user", facts.question(rng, unknown).text), Message("assistant", facts.UNKNOWN_ANSWER)]
+        turns += [Message("user", facts.question(rng, one).text), Message("assistant", one.answer)]
+    return (Message("system", content), *turns)
+
+
 def long_conversation(rng: random.Random, tokens: int, turns: int) -> tuple[Message, ...]:
     """A conversation over a handbook of about so many tokens, at times with recalled passages under it."""
     book = facts.handbook(rng.randrange(1 << 30), tokens, world="train")

@@ -126,7 +126,7 @@ def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
 
     The layers' own projections run (with their LoRA, if they have one), but positions may jump and only answers reach the head.
     """
-    config, base = model.config, model.model
+    base, head_dim = model.model, int(model.config.head_dim or 0)
     rows, width = batch.ids.shape
     hidden = base.embed_tokens(batch.ids)
     cos, sin = base.rotary_emb(hidden, batch.positions)
@@ -134,10 +134,11 @@ def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
 
     def rotated(heads: Tensor) -> Tensor:
         left, right = heads.chunk(2, dim=-1)
-        return heads * cos + torch.cat((-right, left), dim=-1) * sin
+        turned: Tensor = heads * cos + torch.cat((-right, left), dim=-1) * sin
+        return turned
 
     def split(states: Tensor) -> Tensor:
-        return states.unflatten(-1, (-1, config.head_dim or 0)).transpose(1, 2)
+        return states.view(rows, width, -1, head_dim).transpose(1, 2)
 
     for layer in base.layers:
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
@@ -279,7 +280,7 @@ def train_adapter(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, h
 
     optimizer = torch.optim.AdamW((each for each in adapted.parameters() if each.requires_grad), lr=plan.adapter_rate)
     _fit("adapter", model, [optimizer], plan.adapter_steps, batch_at)
-    adapted.eval()  # type: ignore[no-untyped-call]
+    adapted.eval()
     return adapted
 
 

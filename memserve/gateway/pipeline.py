@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, replace
 
 import grpc
 
@@ -75,11 +76,11 @@ class Pipeline:
     pool: WorkerPool
     lookup: PrefixLookup
     metrics: GatewayMetrics
-    costs: RoutingCosts = RoutingCosts()
+    costs: RoutingCosts = field(default_factory=RoutingCosts)
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
-    ) -> AsyncIterator[Route | TextDelta | Usage]:
+    ) -> AsyncGenerator[Route | TextDelta | Usage, None]:
         """Stream one answer: a Route, then TextDeltas, last a Usage. Closing the iterator aborts the work.
 
         deadline_s: on the monotonic clock, or None. Steps 1 (the call) and the authentication of 2 are behind it.
@@ -120,8 +121,10 @@ class Pipeline:
                 yield route
                 # 7. The worker streams. One that fails before its first token is replaced.
                 try:
-                    async for event in self._stream(worker, request, tenant, route, token_ids, accepted_s, deadline_s):
-                        yield event  # 8. Text, last the usage.
+                    stream = self._stream(worker, request, tenant, route, token_ids, accepted_s, deadline_s)
+                    async with contextlib.aclosing(stream):
+                        async for event in stream:
+                            yield event  # 8. Text, last the usage.
                     return
                 except _NotStarted as failure:
                     tried.add(worker.lease.worker_id)
@@ -227,7 +230,7 @@ class Pipeline:
         token_ids: list[int],
         accepted_s: float,
         deadline_s: float | None,
-    ) -> AsyncIterator[TextDelta | Usage]:
+    ) -> AsyncGenerator[TextDelta | Usage, None]:
         sampling = request.sampling
         now_s = time.monotonic()
         if deadline_s is not None and deadline_s <= now_s:

@@ -237,5 +237,3 @@ def _name_of(page_token: str) -> str:
         return base64.urlsafe_b64decode(page_token.encode()).decode()
     except (binascii.Error, UnicodeError, ValueError):
         raise InvalidField("page_token", "must be the next_page_token of the page before") from None
-
-

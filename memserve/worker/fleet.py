@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import queue
@@ -39,8 +40,10 @@ def run_workers(settings: Settings) -> None:
 
     from memserve.worker.replica import worker_application
 
-    # A short path: Ray keeps unix sockets below it.
-    ray_dir = Path(tempfile.mkdtemp(prefix="memserve-"))
+    # A short path, because Ray keeps unix sockets below it; always the same one, so that nothing piles up.
+    ray_dir = Path(tempfile.gettempdir()) / f"memserve-{hashlib.sha256(str(settings.data).encode()).hexdigest()[:12]}"
+    shutil.rmtree(ray_dir, ignore_errors=True)
+    ray_dir.mkdir(mode=0o700)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     try:
         ray.init(

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -49,7 +48,7 @@ def engine_environment(settings: Settings) -> dict[str, str]:
 class WorkerReplica:
     """One engine behind one gRPC port. Ray Serve restarts the process when it ends; the lease in Redis tells the gateways."""
 
-    async def __init__(self, settings: dict[str, Any]) -> None:
+    async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._settings = Settings(**settings)
         self._tasks: list[asyncio.Task[None]] = []
         logging.basicConfig(level=logging.INFO)
@@ -77,8 +76,10 @@ class WorkerReplica:
         model_digest = await asyncio.to_thread(model.model_digest)
         sweep_orphan_regions()
         namespace, kv_transfer = activation_memory(settings, model, model_digest)
-        self._run_dir = tempfile.TemporaryDirectory(prefix="memserve-worker-")
-        endpoint = f"ipc://{self._run_dir.name}/kv-events"
+        run_dir = settings.data / "run"
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._events_socket = run_dir / f"{os.getpid()}.ev"
+        endpoint = f"ipc://{self._events_socket}"
         self._log = BlockLog()
         self._tasks.append(asyncio.create_task(follow_engine_events(endpoint, self._log)))
         self._engine = Engine(start_engine(settings, model, kv_transfer, endpoint), settings.modules_root)
@@ -139,7 +140,7 @@ class WorkerReplica:
             await self._server.stop(self._settings.shutdown_grace_s / 2)
         if hasattr(self, "_engine"):
             self._engine.shutdown()
-            self._run_dir.cleanup()
+            self._events_socket.unlink(missing_ok=True)
 
 
 def worker_application(settings: Settings) -> serve.Application:

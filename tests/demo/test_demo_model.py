@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
 from memserve.demo.adapters import adapter_names, held_facts
@@ -30,12 +30,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(MODEL_DIR)
+    return PreTrainedTokenizerFast.from_pretrained(MODEL_DIR)
 
 
 @pytest.fixture(scope="module")
 def base() -> LlamaForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(MODEL_DIR).eval()
+    return LlamaForCausalLM.from_pretrained(MODEL_DIR)
 
 
 def _share(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerFast, asked: list[tuple[tuple[Message, ...], str]]) -> float:
@@ -83,7 +83,7 @@ def test_the_base_answers_from_a_passage_and_says_when_it_does_not_know(
 def test_an_adapter_knows_its_facts_in_phrasings_it_was_not_trained_on_and_the_base_does_not(
     tokenizer: PreTrainedTokenizerFast, name: str
 ) -> None:
-    base = AutoModelForCausalLM.from_pretrained(MODEL_DIR).eval()
+    base = LlamaForCausalLM.from_pretrained(MODEL_DIR)
     asked = [(facts.prompt("", [], text), one.answer) for one in held_facts(name) for text in one.held_out_questions]
     assert _share(base, tokenizer, asked) <= 0.05
     adapted = PeftModel.from_pretrained(base, str(ADAPTERS_DIR / name)).eval()

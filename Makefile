@@ -1,0 +1,55 @@
+# Set-up needs Python 3.11 and a package index that has the CPU build of torch 2.13. Where the default index has it only for CUDA,
+# name another one here, the one place for that choice:  make demo PIP_ARGS="--extra-index-url <index with torch 2.13.0+cpu>"
+PYTHON ?= python3.11
+PIP_ARGS ?=
+LOCK ?= requirements.lock
+BIN := .venv/bin
+
+.PHONY: help setup demo test check format proto lock clean
+help:
+	@echo "make demo    set up, then show what memserve does (about 4 minutes the first time)"
+	@echo "make test    set up, then run every test"
+	@echo "make check   lint, types, import contracts, generated code"
+	@echo "make proto   generate memserve/pb from protos/"
+	@echo "make lock    resolve the three lock files again"
+
+setup: .venv/installed
+.venv/installed: $(LOCK) pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --no-deps $(PIP_ARGS) -r $(LOCK) || \
+	  { echo "set-up failed; if torch was not found, see PIP_ARGS at the head of the Makefile" >&2; exit 1; }
+	$(BIN)/pip install --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/memserve demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python protos/generate.py --check
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: setup
+	$(BIN)/python protos/generate.py
+
+# Complete and pinned; they are installed with --no-deps. The CUDA lock is resolved, not run, by this project's CI.
+COMPILE = $(UV) pip compile pyproject.toml --quiet --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_28
+UV ?= uv
+# Where the CPU build of torch is found, if not in the default index.
+UV_ARGS ?=
+lock:
+	$(COMPILE) $(UV_ARGS) --extra cpu --extra embedded --extra dev --override deploy/locks/cpu-overrides.txt -o requirements.lock
+	$(COMPILE) --extra gateway -o deploy/locks/gateway.lock
+	$(COMPILE) --extra cuda --extra embedded -o deploy/locks/cuda.lock
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,262 @@
+"""`memserve demo`: a private memserve that shows what each memory does, with figures measured on the spot."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+from rich.console import Console
+from rich.table import Table
+
+from memserve.client import Answer, Client
+from memserve.config import load_settings
+from memserve.demo import ADAPTERS_DIR, facts
+from memserve.domain import Message, Role, Sampling
+from memserve.embedded import Stack
+
+Report = Callable[[str], None]
+
+NAMESPACE = "demo"
+REMEMBERED = 24
+ASKED = 12
+PREFIX_TOKENS = 3500
+# Prefixes whose TTFT is measured in each state; the table shows the median.
+PREFIXES = 5
+SHARED_AT_LEAST = 0.95
+WITH_ADAPTER_AT_LEAST = 0.9
+WITHOUT_ADAPTER_AT_MOST = 0.05
+ANSWER = Sampling(max_tokens=24)
+STORE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A long prefix and a question behind it."""
+
+    messages: tuple[Message, ...]
+    expected: str
+
+
+def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
+    """Start, show, stop. Returns the figures by plain names; "ok" is True when every bar holds. Raises StartupError."""
+    started_s = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="memserve-demo-"))
+    stack = Stack(load_settings(data_dir=folder, workers=workers, port=free_port(), metrics_port=free_port()), report)
+    try:
+        stack.start()
+        with Client(stack.address) as client:
+            figures: dict[str, Any] = {"start_s": time.monotonic() - started_s}
+            report("demo       a question without and with recall")
+            figures["recall"] = recall_figures(client)
+            report("demo       the base against each adapter")
+            figures["adapters"] = adapter_figures(client)
+            report("demo       the same long prefixes: cold, warm, on the other worker")
+            prefixes = [long_prefix(seed) for seed in range(PREFIXES)]
+            first, other = sorted(worker.worker_id for worker in client.status().workers)[:2]
+            cold = ask_all(client, prefixes, first)
+            states = {"cold": cold, "warm": ask_all(client, prefixes, first)}
+            wait_until_stored(stack, cold)
+            states["other worker"] = ask_all(client, prefixes, other)
+            report("demo       the same after a restart of the workers")
+            stack.restart_workers()
+            fresh = client.status().workers[0].worker_id
+            states["after restart"] = ask_all(client, prefixes, fresh)
+            figures["prefix"] = {name: prefix_figures(answers, cold, prefixes) for name, answers in states.items()}
+            report("demo       a tampered cache entry")
+            figures["tampered"] = tamper_figures(stack, client)
+    finally:
+        stack.stop()
+        if keep:
+            report(f"kept {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    figures["seconds"] = time.monotonic() - started_s
+    figures["failed"] = failed_bars(figures)
+    figures["ok"] = not figures["failed"]
+    return figures
+
+
+def recall_figures(client: Client) -> dict[str, Any]:
+    """Remember facts of a world that the model has never seen; ask for some of them without and with recall."""
+    cases = facts.held_out_cases(seed=2026, count=REMEMBERED, need="passage")
+    for number, case in enumerate(cases):
+        client.remember(NAMESPACE, facts.statement(random.Random(number), case.question.fact), source=f"demo fact {number}")
+    without, with_recall, milliseconds = 0, 0, []
+    for case in cases[:ASKED]:
+        without += client.generate(case.question.text, sampling=ANSWER).text.strip() == case.question.fact.answer
+        answer = client.generate(case.question.text, namespaces=[NAMESPACE], recall_limit=4, sampling=ANSWER)
+        with_recall += answer.text.strip() == case.question.fact.answer
+        milliseconds.append(answer.usage.ttft_ms)
+    example = cases[0].question
+    return {
+        "asked": ASKED,
+        "right_without": without,
+        "right_with": with_recall,
+        "question": example.text,
+        "answer_without": client.generate(example.text, sampling=ANSWER).text.strip(),
+        "answer_with": client.generate(example.text, namespaces=[NAMESPACE], sampling=ANSWER).text.strip(),
+        "ttft_ms_with": statistics.median(milliseconds),
+    }
+
+
+def adapter_figures(client: Client) -> dict[str, Any]:
+    """Each adapter's facts, asked in a phrasing that it was not trained on, of the base and of the adapter."""
+    figures = {}
+    for folder in sorted(path for path in ADAPTERS_DIR.iterdir() if path.is_dir()):
+        held = json.loads((folder / "facts.json").read_text())
+        right = {"base": 0, "adapter": 0}
+        for fact in held:
+            question = fact["held_out_questions"][0]
+            for name, module in (("base", ""), ("adapter", folder.name)):
+                right[name] += client.generate(question, module=module, sampling=ANSWER).text.strip() == fact["answer"]
+        example = held[0]
+        figures[folder.name] = {
+            "facts": len(held),
+            "share_base": right["base"] / len(held),
+            "share_adapter": right["adapter"] / len(held),
+            "question": example["held_out_questions"][0],
+            "answer_adapter": client.generate(example["held_out_questions"][0], module=folder.name, sampling=ANSWER).text.strip(),
+        }
+    return figures
+
+
+def long_prefix(seed: int) -> Prefix:
+    """A handbook as the system text, and a question for one of its last facts."""
+    book = facts.handbook(seed, PREFIX_TOKENS)
+    question = facts.handbook_questions(book, seed, 8)[-1]
+    return Prefix((Message(Role.SYSTEM, book.text), Message(Role.USER, question.text)), question.answer)
+
+
+def ask_all(client: Client, prefixes: Sequence[Prefix], worker_id: str) -> list[Answer]:
+    return [client.generate(prefix.messages, worker_id=worker_id, sampling=ANSWER) for prefix in prefixes]
+
+
+def prefix_figures(answers: Sequence[Answer], cold: Sequence[Answer], prefixes: Sequence[Prefix]) -> dict[str, Any]:
+    prompt = sum(answer.usage.prompt_tokens for answer in answers)
+    return {
+        "prompt_tokens": answers[0].usage.prompt_tokens,
+        "ttft_ms": statistics.median(answer.usage.ttft_ms for answer in answers),
+        "ttft_of_cold": statistics.median(a.usage.ttft_ms / c.usage.ttft_ms for a, c in zip(answers, cold, strict=True)),
+        "cached_share": sum(answer.usage.cached.total for answer in answers) / prompt,
+        "cached_on_worker": sum(answer.usage.cached.device + answer.usage.cached.host for answer in answers) // len(answers),
+        "cached_from_redis": sum(answer.usage.cached.redis for answer in answers) // len(answers),
+        "same_tokens_as_cold": all(a.token_ids == c.token_ids for a, c in zip(answers, cold, strict=True)),
+        "right": sum(a.text.strip() == p.expected for a, p in zip(answers, prefixes, strict=True)),
+        "asked": len(prefixes),
+    }
+
+
+def tamper_figures(stack: Stack, client: Client) -> dict[str, Any]:
+    """Flip a bit in the middle of every cached value of a prompt, and ask a worker that must take it from Redis."""
+    prefix = long_prefix(PREFIXES + 1)
+    first, other = sorted(worker.worker_id for worker in client.status().workers)[:2]
+    with redis.Redis.from_url(stack.settings.redis) as server:
+        before = set(server.scan_iter("memserve:kv:*"))
+        [cold] = ask_all(client, [prefix], first)
+        wait_until_stored(stack, [cold], len(before))
+        added = sorted(set(server.scan_iter("memserve:kv:*")) - before)
+        for key in added:
+            value = bytearray(server.get(key))
+            value[len(value) // 2] ^= 1
+            server.set(key, bytes(value), keepttl=True)
+        [answer] = ask_all(client, [prefix], other)
+    return {
+        "entries": len(added),
+        "cached_from_redis": answer.usage.cached.redis,
+        "same_tokens_as_cold": answer.token_ids == cold.token_ids,
+    }
+
+
+def wait_until_stored(stack: Stack, answers: Sequence[Answer], already: int = 0) -> None:
+    """Until Redis holds about as many entries as the prompts have chunks, or nothing more arrives."""
+    deadline_s = time.monotonic() + STORE_TIMEOUT_S
+    last, last_change_s = -1, time.monotonic()
+    with redis.Redis.from_url(stack.settings.redis) as server:
+        while time.monotonic() < deadline_s:
+            entries = sum(1 for _ in server.scan_iter("memserve:kv:*", count=1000))
+            if entries != last:
+                last, last_change_s = entries, time.monotonic()
+            elif entries > already and time.monotonic() - last_change_s > 0.5:
+                return
+            time.sleep(0.05)
+
+
+def failed_bars(figures: dict[str, Any]) -> list[str]:
+    """The bars that the figures miss, one line each."""
+    failed = []
+    for state in ("warm", "other worker", "after restart"):
+        prefix = figures["prefix"][state]
+        if prefix["cached_share"] < SHARED_AT_LEAST:
+            failed.append(f"{state}: {prefix['cached_share']:.1%} of the prompt cached, at least {SHARED_AT_LEAST:.0%} wanted")
+        if not prefix["same_tokens_as_cold"]:
+            failed.append(f"{state}: other tokens than cold")
+        if prefix["ttft_of_cold"] >= 1:
+            failed.append(f"{state}: TTFT {prefix['ttft_of_cold']:.2f} of cold's, below 1 wanted")
+    for name, adapter in figures["adapters"].items():
+        if adapter["share_adapter"] < WITH_ADAPTER_AT_LEAST or adapter["share_base"] > WITHOUT_ADAPTER_AT_MOST:
+            failed.append(f"adapter {name}: {adapter['share_adapter']:.0%} right with it, {adapter['share_base']:.0%} without")
+    recall = figures["recall"]
+    if recall["right_with"] < WITH_ADAPTER_AT_LEAST * recall["asked"] or recall["right_without"] > 0:
+        failed.append(f"recall: {recall['right_with']} of {recall['asked']} right with it, {recall['right_without']} without")
+    tampered = figures["tampered"]
+    if tampered["cached_from_redis"] or not tampered["same_tokens_as_cold"] or not tampered["entries"]:
+        failed.append(f"tampered entries: {tampered['cached_from_redis']} tokens served from them")
+    return failed
+
+
+def print_story(figures: dict[str, Any], console: Console) -> None:
+    """The figures as tables for a person."""
+    recall = figures["recall"]
+    table = Table("vector memory", "right answers", "example", title="The same questions without and with recall", title_justify="left")
+    table.add_row("without", f"{recall['right_without']} of {recall['asked']}", f"{recall['question']} → {recall['answer_without']}")
+    table.add_row("with", f"{recall['right_with']} of {recall['asked']}", f"{recall['question']} → {recall['answer_with']}")
+    console.print(table)
+
+    title = "Facts that only an adapter holds, asked in new words"
+    table = Table("parametric memory", "facts", "base", "adapter", "example", title=title, title_justify="left")
+    for name, adapter in figures["adapters"].items():
+        example = f"{adapter['question']} → {adapter['answer_adapter']}"
+        table.add_row(name, str(adapter["facts"]), f"{adapter['share_base']:.0%}", f"{adapter['share_adapter']:.0%}", example)
+    console.print(table)
+
+    tokens = figures["prefix"]["cold"]["prompt_tokens"]
+    title = f"{PREFIXES} prompts of about {tokens:,} tokens, medians"
+    columns = ("activation memory", "TTFT", "÷ cold", "cached", "on the worker", "from Redis", "same tokens", "right")
+    table = Table(*columns, title=title, title_justify="left")
+    for state, prefix in figures["prefix"].items():
+        table.add_row(
+            state,
+            f"{prefix['ttft_ms']:.0f} ms",
+            f"{prefix['ttft_of_cold']:.2f}",
+            f"{prefix['cached_share']:.1%}",
+            str(prefix["cached_on_worker"]),
+            str(prefix["cached_from_redis"]),
+            "yes" if prefix["same_tokens_as_cold"] else "NO",
+            f"{prefix['right']} of {prefix['asked']}",
+        )
+    console.print(table)
+    tampered = figures["tampered"]
+    same = "the same answer" if tampered["same_tokens_as_cold"] else "ANOTHER ANSWER"
+    console.print(
+        f"A bit flipped in each of {tampered['entries']} cache entries: {tampered['cached_from_redis']} tokens served from them, {same}."
+    )
+    console.print(f"Started in {figures['start_s']:.0f} s, {figures['seconds']:.0f} s in all.")
+    for line in figures["failed"]:
+        console.print(f"[bold red]missed:[/] {line}")
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
