@@ -22,6 +22,7 @@ from rich.table import Table
 
 import memserve
 from memserve.client import DEFAULT_ADDRESS, CallFailed, Client
+from memserve.client_messages import collect
 from memserve.config import Settings, load_settings
 from memserve.domain import Route, Sampling, Slo, TextDelta, Usage
 from memserve.errors import MemserveError, StartupError
@@ -165,8 +166,6 @@ def generate(
             worker_id=worker_id,
         )
         if as_json:
-            from memserve.client import collect
-
             _print_json(collect(list(events)))
             return
         for event in events:

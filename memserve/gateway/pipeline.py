@@ -144,7 +144,7 @@ class Pipeline:
         started_s = time.monotonic()
         timeout_s = request.recall_timeout_s or self.settings.recall_timeout_ms / 1000
         query = next(m.content for m in reversed(request.messages) if m.role is Role.USER)
-        query = query.encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
+        query = query.strip().encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
         try:
             limit = request.recall_limit or self.settings.recall_limit
             found = await self.vector.search(tenant, request.namespaces, query, limit, timeout_s=timeout_s)

@@ -18,7 +18,7 @@ from prometheus_client import start_http_server
 
 from memserve.config import Settings
 from memserve.errors import StartupError, VectorStoreUnavailable
-from memserve.gateway.access import Inflight, load_access
+from memserve.gateway.access import Access, Inflight, load_access
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.pool import WorkerPool
 from memserve.gateway.service import Edge, InferenceService, MemoryService, ModuleService, StatusService
@@ -99,37 +99,49 @@ async def serve_gateway(settings: Settings, on_listening: Callable[[int], None] 
     access = load_access(settings)
     check_port(settings.host, settings.port, "port")
     check_port(settings.host, settings.metrics_port, "metrics_port")
-    async with open_pipeline(settings) as pipeline:
-        edge = Edge(pipeline, access)
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", settings.max_message_bytes),
-                ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ]
-        )
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge), server)
-        memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryService(edge), server)
-        module_pb2_grpc.add_ModuleServiceServicer_to_server(ModuleService(edge), server)
-        status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge), server)
-        servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-        await server.start()
+    async with open_pipeline(settings) as pipeline, listen(pipeline, access) as port:
         metrics_server, _ = start_http_server(settings.metrics_port, addr=settings.host, registry=pipeline.metrics.registry)
-        health_task = asyncio.create_task(_report_health(servicer, pipeline))
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         log.info("listening on %s:%s, metrics on %s:%s", settings.host, port, settings.host, metrics_server.server_port)
         on_listening(port)
         await stop.wait()
+    metrics_server.shutdown()
+
+
+@contextlib.asynccontextmanager
+async def listen(pipeline: Pipeline, access: Access) -> AsyncIterator[int]:
+    """The services, health and reflection on the settings' host and port, while inside. Yields the gRPC port.
+
+    On leaving, answers under way get `shutdown_grace_s` to finish.
+    """
+    settings = pipeline.settings
+    edge = Edge(pipeline, access)
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+    )
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge), server)
+    memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryService(edge), server)
+    module_pb2_grpc.add_ModuleServiceServicer_to_server(ModuleService(edge), server)
+    status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge), server)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    await server.start()
+    health_task = asyncio.create_task(_report_health(servicer, pipeline))
+    try:
+        yield port
+    finally:
         await servicer.enter_graceful_shutdown()
         health_task.cancel()
         await server.stop(settings.shutdown_grace_s)
-        metrics_server.shutdown()
 
 
 async def _report_health(servicer: health.aio.HealthServicer, pipeline: Pipeline) -> None:

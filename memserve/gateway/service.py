@@ -20,7 +20,7 @@ from memserve.errors import InvalidField, InvalidModule, MemoryNotFound, Memserv
 from memserve.gateway import convert
 from memserve.gateway.access import Access
 from memserve.gateway.pipeline import Pipeline
-from memserve.gateway.status import status_of, trailing_metadata
+from memserve.gateway.status import detail_of, status_of, trailing_metadata
 from memserve.memory.parametric import check_module_name
 from memserve.pb.v1 import (
     inference_pb2,
@@ -59,7 +59,7 @@ class Edge:
             yield self._access.tenant(str(metadata.get("authorization", "")))
         except MemserveError as error:
             code = status_of(error)
-            await context.abort(code, str(error), trailing_metadata(error))
+            await context.abort(code, detail_of(error), trailing_metadata(error))
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
             raise
@@ -234,6 +234,10 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
 
 def _name_of(page_token: str) -> str:
     try:
-        return base64.urlsafe_b64decode(page_token.encode()).decode()
-    except (binascii.Error, UnicodeError, ValueError):
+        # Strict: the lenient decoder skips foreign letters, and what is left of noise would begin at some page.
+        name = base64.b64decode(page_token.encode(), altchars=b"-_", validate=True).decode()
+        if name:
+            check_module_name("page_token", name)
+        return name
+    except (binascii.Error, UnicodeError, ValueError, InvalidField):
         raise InvalidField("page_token", "must be the next_page_token of the page before") from None

@@ -6,6 +6,7 @@ import grpc
 
 from memserve import errors
 
+DETAIL_MAX = 1000
 STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InvalidModule: grpc.StatusCode.INVALID_ARGUMENT,
@@ -30,10 +31,17 @@ def status_of(error: errors.MemserveError) -> grpc.StatusCode:
     return STATUS.get(type(error), grpc.StatusCode.UNKNOWN)
 
 
+def detail_of(error: errors.MemserveError) -> str:
+    """What the status says. Bounded, because it may quote what the caller sent, and clients refuse large trailers."""
+    detail = str(error)
+    return detail if len(detail) <= DETAIL_MAX else detail[:DETAIL_MAX] + "…"
+
+
 def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...]:
     """What a client can act on without parsing the message: the field at fault, the time to wait."""
     if isinstance(error, errors.InvalidField | errors.InvalidModule):
-        return (("memserve-field", error.field),)
+        # A field may be a tensor's name as uploaded; metadata must be printable ASCII.
+        return (("memserve-field", "".join(letter if " " <= letter <= "~" else "?" for letter in error.field)),)
     if isinstance(error, errors.QuotaExceeded | errors.NoWorker):
         return (("retry-after-s", f"{error.retry_after_s:g}"),)
     return ()

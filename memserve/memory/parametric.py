@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from memserve.domain import Module
 from memserve.errors import InvalidField, InvalidModule, ModuleNotFound, RegistryUnavailable
@@ -30,6 +31,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 LORA_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 CONFIG_MAX_BYTES = 1 << 20
+ALPHA_MAX = 1e6
 NAME_RULE = "must be 1-64 of a-z 0-9 . _ -, starting with a letter or a digit"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TENSOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
@@ -192,8 +194,8 @@ def _check_config(config: dict[str, Any], max_rank: int) -> int:
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= max_rank:
         raise InvalidModule(f"{CONFIG_FILE}: r", f"must be a whole number from 1 to {max_rank} (setting max_lora_rank)")
     alpha = config.get("lora_alpha")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise InvalidModule(f"{CONFIG_FILE}: lora_alpha", "must be a finite number")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < abs(alpha) <= ALPHA_MAX:  # NaN fails too
+        raise InvalidModule(f"{CONFIG_FILE}: lora_alpha", f"must be a number other than 0, at most {ALPHA_MAX:g}")
     if config.get("bias", "none") != "none":
         raise InvalidModule(f"{CONFIG_FILE}: bias", 'must be "none"')
     for field in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias"):
@@ -207,16 +209,18 @@ def _check_tensors(file: Path, base_shapes: Mapping[str, tuple[int, ...]], rank:
     if not file.is_file():
         raise InvalidModule(WEIGHTS_FILE, "is missing")
     try:
-        header = read_safetensors_header(file)
+        # First the reader that vLLM uses: a file that it cannot read must not get the digest of a sound file with the same tensors.
+        with safe_open(file, framework="numpy"):
+            header = read_safetensors_header(file)
         entries = {name: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()}
-    except (ValueError, TypeError, KeyError, RecursionError, OSError):
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError, OSError):
         raise InvalidModule(WEIGHTS_FILE, "is not a safetensors file, or is cut short") from None
     if not entries:
         raise InvalidModule(WEIGHTS_FILE, "holds no tensors")
     data = np.memmap(file, dtype=np.uint8, mode="r")
     begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
     sides: dict[str, set[str]] = {}
-    moves = False
+    nonzero: set[tuple[str, str]] = set()
     whole = hashlib.sha256()
     for name, (dtype, shape, start, end) in sorted(entries.items()):
         match = _TENSOR.fullmatch(name)
@@ -237,15 +241,16 @@ def _check_tensors(file: Path, base_shapes: Mapping[str, tuple[int, ...]], rank:
         finite = (values & 0x7F80) != 0x7F80 if dtype == "BF16" else np.isfinite(values)
         if not finite.all():
             raise InvalidModule(name, "holds NaN or infinite values")
-        moves = moves or (match["side"] == "B" and bool((values & 0x7FFF if dtype == "BF16" else values).any()))
+        if (values & 0x7FFF if dtype == "BF16" else values).any():
+            nonzero.add((match["path"], match["side"]))
         sides.setdefault(match["path"], set()).add(match["side"])
         whole.update(f"{name}\0{dtype}\0{shape}\0".encode())
         whole.update(raw)
     for path, present in sides.items():
         if present != {"A", "B"}:
             raise InvalidModule(path, "has only one of lora_A and lora_B")
-    if not moves:
-        raise InvalidModule(WEIGHTS_FILE, "every lora_B is zero: the module would change nothing")
+    if not any({(path, "A"), (path, "B")} <= nonzero for path in sides):
+        raise InvalidModule(WEIGHTS_FILE, "lora_A or lora_B is zero in every layer: the module would change nothing")
     return set(sides), whole.digest()
 
 

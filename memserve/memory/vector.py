@@ -5,12 +5,10 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import re
 import threading
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
@@ -22,7 +20,8 @@ from pymilvus.exceptions import MilvusException
 from memserve.domain import Memory, ScoredMemory
 from memserve.errors import InvalidField, MemoryConflict, MemoryNotFound, NamespaceNotFound, VectorStoreUnavailable
 from memserve.memory.embedding import EMBEDDING_DIM, MiniLmEmbedder
-from memserve.memory.vector_milvus import STOP_WORDS, MilvusMemories, ScoredRow, is_local_uri
+from memserve.memory.vector_milvus import MilvusMemories, is_local_uri
+from memserve.policy.ranking import ScoredRow, fuse, query_words, rank_by_words
 
 TEXT_MAX_BYTES = 8192
 SOURCE_MAX_BYTES = 512
@@ -37,11 +36,6 @@ _NAMESPACE_RULE = "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with
 _MEMORY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _MEMORY_ID_RULE = "must be 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-', and begin with a letter or a digit"
 
-_WORD = re.compile(r"[^\W_]+")
-_QUERY_WORDS_MAX = 8
-_BM25_K1 = 1.2
-_BM25_B = 0.75
-_RRF_K = 60
 _MIN_CANDIDATES = 32
 _KNOWN_NAMESPACES_MAX = 65_536
 
@@ -143,7 +137,7 @@ class VectorMemory:
         now_s: seconds since the epoch, kept as `created_s`.
         Repeating a memory returns the one stored first. Raises MemoryConflict when the id has other text, source or keywords.
         """
-        _check_namespace("namespace", namespace)
+        check_namespace("namespace", namespace)
         _check_text("text", text, TEXT_MAX_BYTES)
         _check_bytes("source", source, SOURCE_MAX_BYTES)
         if len(keywords) > KEYWORDS_MAX:
@@ -165,7 +159,7 @@ class VectorMemory:
 
     async def get(self, tenant: str, namespace: str, memory_id: str) -> Memory:
         """Raises NamespaceNotFound or MemoryNotFound."""
-        _check_namespace("namespace", namespace)
+        check_namespace("namespace", namespace)
         _check_memory_id(memory_id)
 
         def read() -> Memory:
@@ -182,7 +176,7 @@ class VectorMemory:
 
         Its bytes leave the disk when Milvus next compacts the segment that holds them.
         """
-        _check_namespace("namespace", namespace)
+        check_namespace("namespace", namespace)
         _check_memory_id(memory_id)
 
         def delete() -> bool:
@@ -210,7 +204,7 @@ class VectorMemory:
         if not 1 <= len(scope) <= NAMESPACES_MAX:
             raise InvalidField("namespaces", f"must be 1 to {NAMESPACES_MAX}")
         for namespace in scope:
-            _check_namespace("namespaces", namespace)
+            check_namespace("namespaces", namespace)
         _check_text("query", query, QUERY_MAX_BYTES)
         if not 1 <= limit <= LIMIT_MAX:
             raise InvalidField("limit", f"must be 1 to {LIMIT_MAX}")
@@ -249,7 +243,7 @@ class VectorMemory:
 
     async def count(self, tenant: str, namespace: str) -> int:
         """Memories in the namespace. Milvus Lite reads them all to count them. Raises NamespaceNotFound."""
-        _check_namespace("namespace", namespace)
+        check_namespace("namespace", namespace)
 
         def read() -> int:
             self._require_namespace(tenant, namespace, self._call_timeout_s)
@@ -349,75 +343,8 @@ def content_id(text: str, source: str, keywords: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([text, source, list(keywords)]).encode()).hexdigest()[:32]
 
 
-def query_words(query: str) -> list[str]:
-    """The up to 8 longest different words of a query, lower case, without function words; the longest are mostly the rarest."""
-    words = dict.fromkeys(word for word in _WORD.findall(query.lower()) if word not in STOP_WORDS)
-    return sorted(words, key=lambda word: (-len(word), word))[:_QUERY_WORDS_MAX]
-
-
-def rank_by_words(words: Sequence[str], found: Sequence[Memory], found_by_word: Sequence[Sequence[Memory]], cap: int) -> list[ScoredRow]:
-    """Score by BM25 what Milvus found for the whole query and for each of its words, whichever segments it came from.
-
-    Milvus Lite's own scores use each segment's word statistics: a new memory with the one code word that is asked for scored 0.3 in its
-    small segment, its rivals in a large one 6 for three common words. Here a word's weight is how many memories Milvus found for it,
-    of at most `cap`: one that fills its list is common.
-    words, found_by_word: [n] and [n][..cap]. Returns memories with scores > 0, best first.
-    """
-    memories = {_key(memory): memory for hits in (found, *found_by_word) for memory in hits}
-    counts = {key: Counter(_WORD.findall("\n".join((memory.text, *memory.keywords)).lower())) for key, memory in memories.items()}
-    mean_length = sum(map(Counter.total, counts.values())) / max(1, len(counts))
-    weights = {}
-    for word, hits in zip(words, found_by_word, strict=True):
-        holders = min(cap, max(len(hits), sum(word in count for count in counts.values())))
-        weights[word] = math.log(1 + (2 * cap - holders + 0.5) / (holders + 0.5))
-    rows: list[ScoredRow] = []
-    for key, memory in memories.items():
-        norm = _BM25_K1 * (1 - _BM25_B + _BM25_B * counts[key].total() / mean_length)
-        score = sum(weights[word] * counts[key][word] * (_BM25_K1 + 1) / (counts[key][word] + norm) for word in words)
-        if score > 0:
-            rows.append((memory, score))
-    return sorted(rows, key=lambda row: (-row[1], _key(row[0])))[:cap]
-
-
-def fuse(dense: Sequence[ScoredRow], bm25: Sequence[ScoredRow], limit: int) -> list[ScoredMemory]:
-    """Reciprocal rank fusion of one tenant's two result lists.
-
-    dense: cosine, [-1, 1]; bm25: > 0. Either may hold a memory twice.
-    Returns at most `limit`, best first; `score` is the sum of 1 / (60 + rank) over the halves that found the memory, at most 2 / 61.
-    Equal scores share a rank, and what is then still equal goes by namespace and id, so the order never depends on Milvus' own.
-    Source: Cormack et al. 2009.
-    """
-    memories = {_key(memory): memory for memory, _ in (*dense, *bm25)}
-    # Rounded, because equal rows may differ in the last bit by where they stand in a matrix.
-    dense_scores = {_key(memory): round(score, 6) for memory, score in dense}
-    bm25_scores = {_key(memory): round(score, 6) for memory, score in bm25}
-    dense_ranks, bm25_ranks = _ranks(dense_scores), _ranks(bm25_scores)
-    hits = [
-        ScoredMemory(
-            memory=memory,
-            score=sum(1 / (_RRF_K + ranks[key]) for ranks in (dense_ranks, bm25_ranks) if key in ranks),
-            dense_score=dense_scores.get(key),
-            bm25_score=bm25_scores.get(key),
-        )
-        for key, memory in memories.items()
-    ]
-    hits.sort(key=lambda hit: (-hit.score, _key(hit.memory)))
-    return hits[:limit]
-
-
-def _key(memory: Memory) -> tuple[str, str]:
-    return memory.namespace, memory.memory_id
-
-
-def _ranks(scores: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], int]:
-    """1 for the best; the rank of a score is that of its first in order."""
-    first: dict[float, int] = {}
-    for rank, score in enumerate(sorted(scores.values(), reverse=True), start=1):
-        first.setdefault(score, rank)
-    return {key: first[score] for key, score in scores.items()}
-
-
-def _check_namespace(field: str, namespace: str) -> None:
+def check_namespace(field: str, namespace: str) -> None:
+    """Raises InvalidField."""
     if _NAMESPACE.fullmatch(namespace) is None:
         raise InvalidField(field, _NAMESPACE_RULE)
 

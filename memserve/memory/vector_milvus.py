@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pymilvus import DataType, Function, FunctionType, MilvusClient
 
 from memserve.domain import Memory
+from memserve.policy.ranking import STOP_WORDS, ScoredRow
 
 # A change of schema or of the embedding model takes a new name, so that old rows are never read wrongly.
 MEMORIES = "memserve_memories_v1"
@@ -21,18 +22,7 @@ _MEMORY_FIELDS = ["memory_id", "namespace", "text", "source", "keywords", "creat
 _PARTITIONS = 64
 _NAMESPACES_PER_TENANT_READ = 16_384  # Milvus' own limit on the rows of one query
 
-# Rank fusion counts a memory found by "where is the" as much as one found by its code word, so function words are not indexed.
-# fmt: off
-STOP_WORDS = [
-    "a", "an", "and", "are", "as", "at", "be", "but", "by", "can", "could", "did", "do", "does", "for", "from", "had", "has", "have",
-    "how", "i", "if", "in", "into", "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our", "shall", "should", "so", "such",
-    "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "to", "was", "we", "were", "what", "when",
-    "where", "which", "who", "whom", "whose", "why", "will", "with", "would", "you", "your",
-]
-# fmt: on
 _ANALYZER = {"tokenizer": "standard", "filter": ["lowercase", {"type": "stop", "stop_words": STOP_WORDS}]}
-
-ScoredRow = tuple[Memory, float]
 
 
 class MilvusMemories:

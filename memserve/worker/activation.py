@@ -8,15 +8,21 @@ import torch
 from vllm.platforms import current_platform
 
 from memserve.config import Settings
+from memserve.errors import StartupError
 from memserve.kv.keys import CacheNamespace
 from memserve.model_files import ModelFiles
 from memserve.worker.cpu_offload import Platform, chunk_blocks, kv_layout, kv_transfer_config
 from memserve.worker.redis_tier import RedisTierSettings
 
+# vLLM's attention kernel for the CPU takes no other blocks.
+CPU_BLOCK_TOKENS = 32
+
 
 def activation_memory(settings: Settings, model: ModelFiles, model_digest: str) -> tuple[CacheNamespace, Any]:
     """Returns the namespace and what `AsyncEngineArgs(kv_transfer_config=...)` takes."""
     platform: Platform = "cpu" if current_platform.is_cpu() else "cuda"
+    if platform == "cpu" and settings.block_tokens % CPU_BLOCK_TOKENS:
+        raise StartupError(f"setting block_tokens: must be a multiple of {CPU_BLOCK_TOKENS} on the CPU, not {settings.block_tokens}")
     namespace = CacheNamespace(
         model_digest=model_digest,
         kv_dtype=model.dtype,

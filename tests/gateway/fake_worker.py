@@ -1,0 +1,236 @@
+"""A worker without an engine: a real gRPC port, a real lease, real block keys, scripted answers. It keeps `worker_contract.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from memserve.domain import WorkerLease
+from memserve.kv.keys import block_keys
+from memserve.model_files import ModelFiles
+from memserve.pb.worker.v1 import worker_pb2 as pb
+from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
+from memserve.registry import Registry
+
+BLOCK_TOKENS = 32
+STATE_INTERVAL_S = 0.1
+LEASE_S = 60.0
+NAMESPACE = "ab" * 32
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """How an answer goes: `token_ids` again and again until `max_tokens`, one a message.
+
+    fails_with: the status it ends with, after `fails_after` tokens. hangs_after: tokens after which nothing comes any more.
+    stops_after: tokens after which it is complete. ends_early_after: tokens after which the stream just ends. pause_s: before every token.
+    """
+
+    token_ids: tuple[int, ...] = (501, 502, 503)
+    fails_with: grpc.StatusCode | None = None
+    fails_after: int = 0
+    hangs_after: int | None = None
+    stops_after: int | None = None
+    ends_early_after: int | None = None
+    pause_s: float = 0.0
+
+
+class FakeBlockLog:
+    """Held keys and their numbered changes, as `memserve.worker.block_log.BlockLog` without the import of vLLM."""
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.changed = asyncio.Event()
+        self.held: dict[bytes, set[str]] = {}
+        self._events: list[tuple[int, str, tuple[bytes, ...]]] = []
+
+    def store(self, keys: Iterable[bytes], medium: str) -> None:
+        keys = list(keys)
+        new = [key for key in dict.fromkeys(keys) if key not in self.held]
+        for key in keys:
+            self.held.setdefault(key, set()).add(medium)
+        if new:
+            self._append("stored", new)
+
+    def remove(self, keys: Iterable[bytes], medium: str) -> None:
+        gone = []
+        for key in keys:
+            if medium in self.held.get(key, ()):
+                self.held[key].discard(medium)
+                if not self.held[key]:
+                    del self.held[key]
+                    gone.append(key)
+        if gone:
+            self._append("removed", gone)
+
+    def clear(self) -> None:
+        self.held.clear()
+        self._append("reset", [])
+
+    def since(self, sequence: int | None) -> list[tuple[int, str, tuple[bytes, ...]]]:
+        if sequence is None or sequence > self.sequence:
+            return [(self.sequence, "reset", tuple(self.held))]
+        return [event for event in self._events if event[0] > sequence]
+
+    def _append(self, change: str, keys: Sequence[bytes]) -> None:
+        self.sequence += 1
+        self._events.append((self.sequence, change, tuple(keys)))
+        self.changed.set()
+
+
+@dataclass
+class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
+    """Start it with `async with`. What it saw: `requests`, `deadlines_s` (None without one) and `cancelled`, by request id."""
+
+    registry_url: str
+    model: ModelFiles
+    modules_root: Path
+    worker_id: str = ""
+    script: Script = Script()
+    tokenizer_digest: str = ""
+    state: pb.WorkerState = field(default_factory=pb.WorkerState)
+    silent: bool = False
+
+    def __post_init__(self) -> None:
+        self.worker_id = self.worker_id or f"w-{uuid.uuid4().hex[:8]}"
+        self.log = FakeBlockLog()
+        self.requests: list[pb.GenerateRequest] = []
+        self.deadlines_s: dict[str, float | None] = {}
+        self.cancelled: set[str] = set()
+        self.watches: list[pb.WatchRequest] = []
+        self._running: set[str] = set()
+        self._resident: set[str] = set()
+        self._address = "127.0.0.1:0"
+
+    async def __aenter__(self) -> Self:
+        self._registry = Registry(self.registry_url)
+        await self.listen()
+        await self._registry.renew_lease(self.lease, LEASE_S)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.stop(0)
+        await self._registry.close()
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    @property
+    def lease(self) -> WorkerLease:
+        return WorkerLease(
+            worker_id=self.worker_id,
+            address=self._address,
+            metrics_address="127.0.0.1:0",
+            pid=0,
+            model=self.model.name,
+            model_digest="fake",
+            tokenizer_digest=self.tokenizer_digest or self.model.tokenizer_digest(),
+            namespace=NAMESPACE,
+            block_tokens=BLOCK_TOKENS,
+            blocks_per_chunk=1,
+            max_context_tokens=self.model.max_context_tokens,
+            max_concurrent=8,
+            started_s=time.time(),
+        )
+
+    async def listen(self, *, same_epoch: bool = False) -> None:
+        """Start the port: the first time a free one, then the same again, as a new worker or (same_epoch) after a broken connection."""
+        if not same_epoch:
+            self.epoch = time.time_ns()
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        rpc.add_WorkerServiceServicer_to_server(self, self._server)
+        self._address = f"127.0.0.1:{self._server.add_insecure_port(self._address)}"
+        await self._server.start()
+
+    async def die(self) -> None:
+        """Its port closes at once; its lease is left as it is, as after a kill."""
+        await self._server.stop(0)
+
+    async def drop_lease(self) -> None:
+        await self._registry.drop_lease(self.worker_id)
+
+    def now(self, *, silent: bool = False, **state: Any) -> None:
+        """Say this of itself from now on, at once."""
+        self.state = pb.WorkerState(**state)
+        self.silent = silent
+        self.log.changed.set()
+
+    def hold(self, keys: Iterable[bytes]) -> None:
+        self.log.store(keys, "device")
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+        self.requests.append(request)
+        self.deadlines_s[request.request_id] = context.time_remaining()
+        if request.module_digest:
+            if not (self.modules_root / "modules" / request.module_digest / "adapter_model.safetensors").is_file():
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {request.module_digest}")
+            self._resident.add(request.module_digest)
+        self._running.add(request.request_id)
+        self.log.changed.set()
+        try:
+            async for response in self._answer(request, context):
+                yield response
+        except asyncio.CancelledError:
+            self.cancelled.add(request.request_id)
+            raise
+        finally:
+            self._running.discard(request.request_id)
+            self.log.changed.set()
+
+    async def _answer(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+        script = self.script
+        lora = (request.module_digest, f"modules/{request.module_digest}") if request.module_digest else None
+        keys = block_keys(list(request.token_ids), BLOCK_TOKENS, lora=lora, cache_salt=request.cache_salt)
+        usable = keys[: (len(request.token_ids) - 1) // BLOCK_TOKENS]
+        cached_blocks = len(list(itertools.takewhile(self.log.held.__contains__, usable)))
+        for number in itertools.count():
+            if script.fails_with is not None and number == script.fails_after:
+                await context.abort(script.fails_with, "as scripted")
+            if number == script.ends_early_after:
+                return
+            if number == script.hangs_after:
+                await asyncio.Event().wait()
+            await asyncio.sleep(script.pause_s)
+            if number == 0:
+                self.log.store(keys, "device")
+            token = script.token_ids[number % len(script.token_ids)]
+            response = pb.GenerateResponse(text=f" t{token}", token_ids=[token], logprobs=[-0.5] if request.logprobs else [])
+            if number + 1 in (request.max_tokens, script.stops_after):
+                response.cached_tokens.device = cached_blocks * BLOCK_TOKENS
+                response.finish_reason = pb.FINISH_REASON_LENGTH if number + 1 == request.max_tokens else pb.FINISH_REASON_STOP
+                yield response
+                return
+            yield response
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
+        self.watches.append(request)
+        epoch = self.epoch
+        sequence = request.after_sequence if request.epoch == epoch else None
+        while True:
+            self.log.changed.clear()
+            if not self.silent:
+                for number, change, keys in self.log.since(sequence):
+                    sequence = number
+                    message = pb.WatchResponse(epoch=epoch, sequence=number)
+                    part = getattr(message, change)
+                    part.SetInParent()  # an empty reset is one too
+                    part.keys.extend(keys)
+                    yield message
+                state = pb.WorkerState()
+                state.CopyFrom(self.state)
+                state.running += len(self._running)
+                state.resident_modules.extend(sorted(self._resident - set(state.resident_modules)))
+                yield pb.WatchResponse(epoch=epoch, sequence=sequence, state=state)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.log.changed.wait(), STATE_INTERVAL_S)

@@ -1,0 +1,129 @@
+"""A real gateway in this process: real Redis, real Milvus Lite, fake workers, a free port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from memserve.client import AsyncClient, CallFailed
+from memserve.config import Settings
+from memserve.demo import MODEL_DIR
+from memserve.domain import Message, Role, Route, TextDelta, Usage
+from memserve.gateway.access import Access, load_access
+from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.server import listen, open_pipeline
+from memserve.model_files import open_model
+from memserve.policy.prompt import assemble_messages
+from tests.gateway.fake_worker import FakeWorker
+from tests.kv.redis_server import RedisServer
+
+TIMEOUT_S = 20.0
+Event = Route | TextDelta | Usage
+
+
+@dataclass
+class RunningGateway:
+    """`client` is of the tenant `default`; `workers` are those that it was started with, by order."""
+
+    address: str
+    settings: Settings
+    pipeline: Pipeline
+    access: Access
+    redis: RedisServer
+    workers: list[FakeWorker]
+    channel: grpc.aio.Channel
+    client: AsyncClient
+
+    def token_ids(self, text: str) -> list[int]:
+        """The prompt that one message of the user makes."""
+        return self.pipeline.tokenizer.encode(assemble_messages([Message(Role.USER, text)], []))
+
+    @property
+    def cache_salt(self) -> str:
+        """Of the tenant `default`."""
+        return self.access.tenant("").cache_salt
+
+    async def sees(self, ready: int) -> None:
+        """Wait until the gateway sends requests to so many workers and no more."""
+
+        async def seen() -> bool:
+            return sum(worker.ready for worker in (await self.client.status()).workers) == ready
+
+        await eventually(seen)
+
+    async def is_alive(self) -> bool:
+        """It answers, and counts nothing as under way."""
+        await self.client.status()
+        return self.pipeline.inflight.total == 0
+
+
+@contextlib.asynccontextmanager
+async def open_gateway(
+    directory: Path, model_dir: Path, *, workers: Sequence[dict[str, Any]] = ({},), redis_options: Sequence[str] = (), **settings: Any
+) -> AsyncIterator[RunningGateway]:
+    """workers: the fields of each FakeWorker. settings: of the gateway, over the tests' own."""
+    directory = directory / uuid.uuid4().hex[:8]
+    directory.mkdir()
+    redis = RedisServer(directory)
+    redis.start(*redis_options)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(redis.stop)
+        chosen = {"data_dir": directory, "model": str(model_dir), "redis_url": redis.url, "port": 0, "shutdown_grace_s": 0.0, **settings}
+        configured = Settings(**chosen)
+        model = open_model(model_dir, configured.max_context_tokens)
+        started = [
+            await stack.enter_async_context(FakeWorker(redis.url, model, configured.modules_root, **{"worker_id": f"w{number}", **fields}))
+            for number, fields in enumerate(workers)
+        ]
+        pipeline = await stack.enter_async_context(open_pipeline(configured))
+        access = load_access(configured)
+        port = await stack.enter_async_context(listen(pipeline, access))
+        address = f"127.0.0.1:{port}"
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+        client = await stack.enter_async_context(AsyncClient(address, timeout_s=TIMEOUT_S))
+        gateway = RunningGateway(address, configured, pipeline, access, redis, started, channel, client)
+        await until(lambda: len(pipeline.pool.ready(time.monotonic())) == len(started))
+        yield gateway
+
+
+def model_directory(directory: Path) -> Path:
+    """The bundled demo model, copied so that a training that writes it does not matter; else one with random weights."""
+    folder = directory / "tiny-demo"
+    if (MODEL_DIR / "model.safetensors").is_file():
+        shutil.copytree(MODEL_DIR, folder)
+    else:
+        from memserve.demo.tokenizer import train_tokenizer
+        from memserve.demo.train import new_model, save_base
+
+        tokenizer = train_tokenizer(0)
+        save_base(new_model(tokenizer), tokenizer, folder)
+    return folder
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], timeout_s: float = TIMEOUT_S) -> None:
+    """Poll until the condition holds; a call that fails meanwhile counts as not yet."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(CallFailed):
+            if await condition():
+                return
+        assert time.monotonic() < deadline_s, "not in time"
+        await asyncio.sleep(0.01)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """The same for a condition that needs no call."""
+
+    async def met() -> bool:
+        return bool(condition())
+
+    await eventually(met)

@@ -1,0 +1,22 @@
+"""The fake worker keeps the contract of the real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from memserve.model_files import open_model
+from tests.gateway.fake_worker import BLOCK_TOKENS, FakeWorker, Script
+from tests.gateway.worker_contract import check_worker_contract
+from tests.kv.redis_server import RedisServer
+
+PROMPT = list(range(100, 100 + 3 * BLOCK_TOKENS + 5))
+
+
+async def test_the_fake_worker_keeps_the_worker_contract(model_dir: Path, tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path)
+    redis.start()
+    try:
+        async with FakeWorker(redis.url, open_model(model_dir), tmp_path, script=Script(pause_s=0.005)) as worker:
+            await check_worker_contract(worker.address, PROMPT, BLOCK_TOKENS)
+    finally:
+        redis.stop()

@@ -1,0 +1,43 @@
+"""One whole memserve for the tests of this folder: real Redis, Ray, vLLM and Milvus Lite, the bundled model, two workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from memserve.client import Client
+from memserve.config import load_settings
+from memserve.demo.story import free_port
+from memserve.embedded import Stack
+
+WORKERS = 2
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder: Path = tmp_path_factory.mktemp("stack")
+    settings = load_settings({}, data_dir=folder, workers=WORKERS, port=free_port(), metrics_port=free_port())
+    running = Stack(settings, lambda line: print(line, flush=True))
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    with Client(stack.address) as connected:
+        eventually(lambda: sum(worker.ready for worker in connected.status().workers) == WORKERS, timeout_s=120)
+        yield connected
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float) -> None:
+    """Wait until it holds; fail when it does not in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline_s, "did not come true in time"
+        time.sleep(0.1)

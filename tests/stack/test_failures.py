@@ -1,0 +1,135 @@
+"""What breaks, and what then happens. These tests run last of the stack's: they kill its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+import grpc
+import psutil
+import pytest
+
+from memserve.client import AsyncClient, CallFailed, Client
+from memserve.demo.story import long_prefix, wait_until_stored
+from memserve.domain import Route, Sampling
+from memserve.embedded import Stack
+from tests.stack.conftest import WORKERS, eventually
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+
+STREAMS = 8
+# The demo model rambles at this temperature until its token limit: long enough to be under way when the worker dies.
+LONG = Sampling(max_tokens=3000, temperature=2.0, seed=3)
+SHORT = Sampling(max_tokens=8)
+
+
+async def one_stream(client: AsyncClient, number: int, started: asyncio.Semaphore) -> tuple[str, grpc.StatusCode]:
+    """Returns the worker that answered and how the stream ended."""
+    worker = ""
+    begun = False
+    try:
+        async for event in client.stream(f"Stream {number}: tell me all that you know.", sampling=LONG):
+            if isinstance(event, Route):
+                worker = event.worker_id
+            elif not begun:
+                begun = True
+                started.release()
+    except CallFailed as failed:
+        return worker, failed.code
+    return worker, grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("victim", ["the replica", "the engine"])
+async def test_a_killed_worker_takes_only_its_streams_with_it_and_comes_back_by_itself(stack: Stack, client: Client, victim: str) -> None:
+    async with AsyncClient(stack.address, timeout_s=120) as asking:
+        started = asyncio.Semaphore(0)
+        streams = [asyncio.create_task(one_stream(asking, number, started)) for number in range(STREAMS)]
+        for _ in range(STREAMS):
+            await started.acquire()
+        worker = max(client.status().workers, key=lambda each: each.running)
+        process = psutil.Process(worker.pid)
+        if victim == "the engine":
+            process = next(child for child in process.children(recursive=True) if "EngineCore" in child.name())
+        process.kill()
+        await asyncio.sleep(1.0)
+        following = await asking.generate("Hello.", sampling=SHORT)
+        assert following.route.worker_id != worker.worker_id
+        ended = await asyncio.gather(*streams)
+    lost = [code for name, code in ended if name == worker.worker_id]
+    kept = [code for name, code in ended if name != worker.worker_id]
+    assert lost
+    assert set(lost) == {grpc.StatusCode.UNAVAILABLE}
+    assert kept
+    assert set(kept) == {grpc.StatusCode.OK}
+    eventually(lambda: sum(each.ready for each in client.status().workers) == WORKERS, timeout_s=180)
+
+
+async def answers_while(stack: Stack, act: Callable[[], None], requests: int) -> list[str]:
+    """Ask `requests` times around `act`; returns how the calls that failed ended."""
+    failed: list[str] = []
+    async with AsyncClient(stack.address, timeout_s=60) as asking:
+
+        async def ask(number: int) -> None:
+            try:
+                await asking.generate(
+                    f"{os.getpid()} {act} request {number}. " * 30, module="harbour" if number % 2 else "", sampling=SHORT
+                )
+            except CallFailed as failure:
+                failed.append(str(failure))
+
+        for begin in range(0, requests, 4):
+            if begin == 8:
+                act()
+            await asyncio.gather(*(ask(begin + number) for number in range(4)))
+    return failed
+
+
+def hits_come_back(stack: Stack, client: Client, seed: int) -> bool:
+    first, second = sorted(worker.worker_id for worker in client.status().workers)
+    prefix = long_prefix(seed)
+    cold = client.generate(prefix.messages, worker_id=first, sampling=SHORT)
+    wait_until_stored(stack, [cold])
+    other = client.generate(prefix.messages, worker_id=second, sampling=SHORT)
+    return other.usage.cached.total >= 0.95 * other.usage.prompt_tokens
+
+
+async def test_every_request_succeeds_while_redis_hangs_and_hits_come_back_afterwards(stack: Stack, client: Client) -> None:
+    assert stack.redis_process is not None
+    client.generate("Hello.", module="harbour", sampling=SHORT)
+    pid = stack.redis_process.pid
+    try:
+        assert await answers_while(stack, lambda: os.kill(pid, signal.SIGSTOP), 32) == []
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    seeds = iter(range(400, 500))
+    eventually(lambda: hits_come_back(stack, client, next(seeds)), timeout_s=60)
+
+
+async def test_every_request_succeeds_without_redis_and_hits_come_back_when_it_is_started_again(stack: Stack, client: Client) -> None:
+    assert stack.redis_process is not None
+    client.generate("Hello.", module="harbour", sampling=SHORT)
+    modules = client.modules()
+    process = stack.redis_process
+
+    def kill() -> None:
+        process.kill()
+        process.wait()
+
+    assert await answers_while(stack, kill, 32) == []
+    stack.watch()  # what `memserve up` does four times a second
+    assert stack.redis_process.pid != process.pid
+    assert client.modules() == modules
+    seeds = iter(range(500, 600))
+    eventually(lambda: hits_come_back(stack, client, next(seeds)), timeout_s=60)
+
+
+def test_a_killed_gateway_is_started_again_with_all_that_was_acknowledged(stack: Stack, client: Client) -> None:
+    assert stack.gateway_process is not None
+    memory = client.remember("durable", "The gate of Cedar station is 12.")
+    stack.gateway_process.kill()
+    stack.gateway_process.wait()
+    stack.watch()
+    assert client.get_memory("durable", memory.memory_id) == memory
+    assert {"harbour", "observatory"} <= {module.name for module in client.modules()}

@@ -1,0 +1,134 @@
+"""`memserve up` as a user runs it: start, stop, start again; and the ways in which it does not start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from memserve.client import Client, wait_until_ready
+from memserve.demo.story import free_port
+from memserve.embedded import marked_processes, redis_executable
+from memserve.registry import WORKERS
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+
+
+@contextlib.contextmanager
+def up(folder: Path, port: int, stop_with: signal.Signals) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "memserve", "up", "--workers", "1", "--data-dir", str(folder)]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--metrics-port", str(free_port())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline_s = time.monotonic() + 240
+        while not wait_until_ready(f"127.0.0.1:{port}", 1.0):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline_s
+        yield process
+        process.send_signal(stop_with)
+        output, _ = process.communicate(timeout=90)
+        assert process.returncode == 0, output
+        assert "ready" in output
+        assert "Traceback" not in output
+    finally:
+        process.kill()
+        for left in marked_processes(folder):
+            left.kill()
+
+
+def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: Path) -> None:
+    port = free_port()
+    with up(tmp_path, port, signal.SIGINT), Client(f"127.0.0.1:{port}") as client:
+        memory = client.remember("notes", "The code of Alder station is 4071.")
+        modules = client.modules()
+    assert list(marked_processes(tmp_path)) == []
+    assert left_in_shared_memory(tmp_path) == []
+    assert leases_kept_in(tmp_path) == set()
+    with up(tmp_path, port, signal.SIGTERM), Client(f"127.0.0.1:{port}") as client:
+        assert client.get_memory("notes", memory.memory_id) == memory
+        assert client.modules() == modules
+    assert list(marked_processes(tmp_path)) == []
+
+
+def leases_kept_in(folder: Path) -> set[bytes]:
+    """Start the registry's redis-server alone and look."""
+    server = subprocess.Popen([redis_executable(), str(folder / "redis" / "redis.conf")])
+    try:
+        with redis.Redis(unix_socket_path=str(folder / "redis" / "redis.sock")) as client:
+            deadline_s = time.monotonic() + 10
+            while True:
+                try:
+                    return set(client.smembers(WORKERS)) | set(client.scan_iter("memserve:worker:*"))
+                except redis.RedisError:
+                    assert time.monotonic() < deadline_s
+                    time.sleep(0.05)
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def left_in_shared_memory(folder: Path) -> list[Path]:
+    """The engines' host regions that were made after this memserve was started."""
+    begun_s = (folder / "lock").stat().st_ctime
+    return [path for path in Path("/dev/shm").glob("vllm_offload_*") if path.stat().st_ctime > begun_s]
+
+
+def refused(folder: Path, *flags: str, **environment: str) -> str:
+    """Run `memserve up`, which must refuse; returns its one line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "memserve", "up", "--data-dir", str(folder), *flags],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("memserve:")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(marked_processes(folder)) == []
+    return lines[0]
+
+
+def test_a_port_in_use_is_refused_by_number(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"port {port} on 127.0.0.1 is in use" in refused(tmp_path, "--port", str(port))
+
+
+def test_a_missing_model_is_refused_by_name(tmp_path: Path) -> None:
+    assert "/nowhere/model" in refused(tmp_path, "--model", "/nowhere/model")
+
+
+def test_too_little_memory_is_refused_with_the_amounts(tmp_path: Path) -> None:
+    line = refused(tmp_path, MEMSERVE_KV_DEVICE_BYTES=str(1 << 46))
+    assert "GiB are free" in line
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    assert "did you mean MEMSERVE_KV_TTL_S?" in refused(tmp_path, MEMSERVE_KV_TTLS="3")
+
+
+def test_a_data_directory_in_use_is_refused(tmp_path: Path) -> None:
+    import fcntl
+
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another memserve runs on" in refused(tmp_path)

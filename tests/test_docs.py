@@ -1,0 +1,56 @@
+"""The README knows every command, setting, metric and RPC, and the steps of the pipeline."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from memserve.cli import app, modules_app
+from memserve.config import Settings
+from memserve.metrics import GatewayMetrics
+from memserve.pb.v1 import inference_pb2, memory_pb2, module_pb2, status_pb2
+from memserve.pb.worker.v1 import worker_pb2
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_setting_is_in_the_readme_with_its_default() -> None:
+    missing = [name for name in Settings.model_fields if f"`{name}`" not in README]
+    assert missing == []
+
+
+def test_every_metric_is_in_the_readme() -> None:
+    names = [metric.name for metric in GatewayMetrics().registry.collect()]
+    assert [name for name in names if name not in README] == []
+
+
+def test_every_rpc_is_in_the_readme() -> None:
+    files = (inference_pb2, memory_pb2, module_pb2, status_pb2, worker_pb2)
+    rpcs = [
+        f"{service.name}.{method.name}"
+        for file in files
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    ]
+    assert [rpc for rpc in rpcs if f"`{rpc}`" not in README] == []
+
+
+def test_every_command_is_in_the_readme() -> None:
+    commands = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    commands += [f"modules {command.name}" for command in modules_app.registered_commands]
+    assert [command for command in commands if f"`memserve {command}`" not in README] == []
+
+
+def test_the_life_of_a_request_has_the_pipelines_steps() -> None:
+    steps = set(re.findall(r"# (\d)\. ", (ROOT / "memserve" / "gateway" / "pipeline.py").read_text()))
+    life = README[README.index("## The life of a request") :]
+    numbered = re.findall(r"^(\d)\. ", life.split("\n## ")[0], flags=re.MULTILINE)
+    assert [str(number) for number in range(1, 9)] == numbered
+    assert steps <= set(numbered)
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    names = re.findall(r"`((?:memserve|protos|deploy|tests|loadtests)/[\w./-]+)`", README)
+    assert names
+    assert [name for name in names if not (ROOT / name).exists()] == []
