@@ -8,7 +8,6 @@ import json
 import logging
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
@@ -39,6 +38,8 @@ modules_app = typer.Typer(help="Modules: knowledge in weights, published under i
 app.add_typer(modules_app, name="modules")
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+WATCH_S = 0.25
 
 out = Console()
 err = Console(stderr=True)
@@ -74,16 +75,16 @@ def up(
         data_dir=data_dir,
         max_context_tokens=max_context_tokens,
     )
-    stop = threading.Event()
     stack = Stack(settings, _reporter())
-    with _stopping(stack, stop):
+    with _stopping(stack):
         stack.start()
         out.print(f"[bold green]ready[/] on {stack.address}. Ctrl-C stops it. In another terminal, try:")
         at = "" if stack.address == DEFAULT_ADDRESS else f" --address {stack.address}"
         out.print(f"  memserve status{at}", highlight=False)
         out.print(f'  memserve remember notes "The code of Alder station is 4071."{at}', highlight=False, soft_wrap=True)
         out.print(f'  memserve generate "What is the code of Alder station?" --recall notes{at}', highlight=False, soft_wrap=True)
-        while not stop.wait(0.25):
+        while True:
+            time.sleep(WATCH_S)
             stack.watch()
 
 
@@ -124,6 +125,7 @@ def demo(
     """Start a private memserve, show what each memory does with figures measured on the spot, and stop it. About two minutes."""
     from memserve.demo.story import print_story, tell_story
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     figures = tell_story(_reporter(), workers=workers, keep=keep)
     print_story(figures, out if not as_json else err)
     if as_json:
@@ -318,13 +320,15 @@ def _reporter() -> Any:
 
 
 @contextlib.contextmanager
-def _stopping(stack: Any, stop: threading.Event) -> Iterator[None]:
-    """Stop the stack at the end, on SIGINT and on SIGTERM, while it starts too."""
+def _stopping(stack: Any) -> Iterator[None]:
+    """Stop the stack at the end, and on the first SIGINT or SIGTERM; stopping itself is not interrupted."""
+
+    asked = False
 
     def ask(number: int, frame: Any) -> None:
-        asked_before = stop.is_set()
-        stop.set()
-        if not asked_before and not stack.started:
+        nonlocal asked
+        if not asked:
+            asked = True
             raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -332,9 +336,9 @@ def _stopping(stack: Any, stop: threading.Event) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print("stopped while starting")
+        err.print("stopping" if stack.started else "stopped while starting")
     finally:
-        stop.set()
+        asked = True
         stack.stop()
 
 

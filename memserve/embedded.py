@@ -69,7 +69,8 @@ class Stack:
         self._sweep("left by a memserve that was killed")
         shutil.rmtree(settings.data / "run", ignore_errors=True)
         model = resolve_model(settings.model)
-        open_model(model, settings.max_context_tokens)
+        if not open_model(model, settings.max_context_tokens).tensor_shapes():
+            raise StartupError(f"model directory {model} has no weights; memserve needs *.safetensors")
         check_port(settings.host, settings.port, "port")
         check_port(settings.host, settings.metrics_port, "metrics_port")
         check_memory(settings)
@@ -132,10 +133,11 @@ class Stack:
         count = self.settings.workers
         self._sweep("left by the workers before", keep=(self.redis_process, self.gateway_process))
         self.report(f"workers    starting {count} × vLLM with {self.settings.model} (about 40 s)")
+        before = self._live_workers()
         self.workers_process = self._spawn("workers")
-        self._wait_for_workers()
+        self._wait_for_workers(but_not=before)
 
-    def _wait_for_workers(self, but_not: frozenset[str] = frozenset()) -> None:
+    def _wait_for_workers(self, but_not: frozenset[str]) -> None:
         assert self.workers_process is not None
         deadline_s = time.monotonic() + START_TIMEOUT_S
         seen = 0

@@ -128,7 +128,8 @@ class Pipeline:
                     return
                 except _NotStarted as failure:
                     tried.add(worker.lease.worker_id)
-                    if len(tried) >= ATTEMPTS or request.worker_id:
+                    others = {other.lease.worker_id for other in self.pool.ready(time.monotonic())} - tried
+                    if len(tried) >= ATTEMPTS or request.worker_id or not others:
                         raise NoWorker(failure.detail) from None
                     self.metrics.rerouted.inc()
 

@@ -45,6 +45,13 @@ def run_workers(settings: Settings) -> None:
     shutil.rmtree(ray_dir, ignore_errors=True)
     ray_dir.mkdir(mode=0o700)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    starting = True
+
+    def on_signal(number: int, frame: Any) -> None:
+        if starting and number != signal.SIGHUP:
+            raise KeyboardInterrupt
+        signals.put(number)
+
     try:
         ray.init(
             address="local",
@@ -56,20 +63,25 @@ def run_workers(settings: Settings) -> None:
         )
         # After Ray, which puts in handlers of its own that end the process on the spot.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda got, frame: signals.put(got))
+            signal.signal(number, on_signal)
         _link_logs(settings, ray_dir)
         serve.start(proxy_location=ProxyLocation.Disabled)
         while True:
             try:
                 serve.run(worker_application(settings), name=APPLICATION, route_prefix=None)
             except RuntimeError as error:
+                _keep_logs(settings, ray_dir)
                 raise StartupError(f"the workers did not start: {_root_cause(str(error))}") from None
             log.info("%d workers ready", settings.workers)
+            starting = False
             if signals.get() != signal.SIGHUP:
                 break
             log.info("restarting the workers")
+            starting = True
             serve.delete(APPLICATION)
         serve.shutdown()
+    except KeyboardInterrupt:
+        log.info("stopped while starting")
     finally:
         ray.shutdown()
         shutil.rmtree(ray_dir, ignore_errors=True)
@@ -78,8 +90,18 @@ def run_workers(settings: Settings) -> None:
 def _link_logs(settings: Settings, ray_dir: Path) -> None:
     link = settings.data / "logs" / "ray"
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
+    if link.is_symlink():
+        link.unlink()
+    elif link.is_dir():
+        shutil.rmtree(link)
     link.symlink_to(ray_dir / "session_latest" / "logs")
+
+
+def _keep_logs(settings: Settings, ray_dir: Path) -> None:
+    """Put copies in the place of the link: Ray's own are deleted with its directory."""
+    link = settings.data / "logs" / "ray"
+    link.unlink(missing_ok=True)
+    shutil.copytree(ray_dir / "session_latest" / "logs", link, dirs_exist_ok=True, ignore_dangling_symlinks=True)
 
 
 def _root_cause(message: str) -> str:

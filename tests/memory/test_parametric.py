@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +41,9 @@ def checked(folder: Path, files: dict[str, bytes]) -> CheckedLora:
     return check_lora(write_files(folder, files), SHAPES, MAX_RANK)
 
 
-@pytest.fixture
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest_asyncio.fixture
-async def catalogue(tmp_path: Path, redis_server: RedisServer) -> AsyncIterator[ModuleCatalogue]:
-    registry = Registry(redis_server.url)
+async def catalogue(tmp_path: Path, own_redis_server: RedisServer) -> AsyncIterator[ModuleCatalogue]:
+    registry = Registry(own_redis_server.url)
     yield ModuleCatalogue(tmp_path / "root", registry, SHAPES, MAX_RANK, 1 << 20)
     await registry.close()
 
@@ -214,10 +206,10 @@ async def test_a_module_that_safetensors_cannot_read_never_stands_in_for_a_sound
 
 
 async def test_a_name_resolved_before_still_resolves_while_the_registry_is_gone(
-    catalogue: ModuleCatalogue, redis_server: RedisServer
+    catalogue: ModuleCatalogue, own_redis_server: RedisServer
 ) -> None:
     digest = await publish(catalogue, "alice", "tone", lora_files(SHAPES))
-    redis_server.stop()
+    own_redis_server.stop()
     assert (await catalogue.resolve("alice", "tone")).digest == digest
     with pytest.raises(RegistryUnavailable):
         await catalogue.resolve("bob", "tone")

@@ -1,0 +1,169 @@
+"""The process around the pipeline: health, reflection, metrics, the error table, starting and stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import generate_latest
+
+from memserve import errors
+from memserve.client import CallFailed
+from memserve.config import Settings
+from memserve.domain import Sampling
+from memserve.errors import MemserveError, StartupError
+from memserve.gateway.server import check_port, listen, open_pipeline
+from memserve.gateway.status import STATUS, detail_of, status_of, trailing_metadata
+from tests.gateway.conftest import StartGateway
+from tests.gateway.fake_worker import FakeWorker, Script
+from tests.gateway.running import RunningGateway, eventually, until
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICES = [f"memserve.v1.{name}Service" for name in ("Inference", "Memory", "Module", "Status")]
+GREEDY = Sampling(max_tokens=2)
+
+
+async def health_of(gateway: RunningGateway, service: str) -> int:
+    response = await health_pb2_grpc.HealthStub(gateway.channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+    return int(response.status)
+
+
+async def test_health_follows_the_workers(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(workers=[])
+
+    async def is_serving(expected: int) -> bool:
+        return [await health_of(gateway, name) for name in ("", SERVICES[0])] == [expected, expected]
+
+    await eventually(lambda: is_serving(NOT_SERVING))
+    async with FakeWorker(gateway.redis.url, gateway.pipeline.model, gateway.settings.modules_root):
+        await eventually(lambda: is_serving(SERVING))
+        assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 3
+    await eventually(lambda: is_serving(NOT_SERVING))
+    assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 3, "the memories need no worker"
+
+
+async def test_reflection_lists_the_services_and_their_files(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(workers=[])
+    stub = reflection_pb2_grpc.ServerReflectionStub(gateway.channel)
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        *(reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in SERVICES),
+    ]
+    listed, *files = [response async for response in stub.ServerReflectionInfo(iter(requests), timeout=10)]
+    names = {service.name for service in listed.list_services_response.service}
+    assert names == {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert all(file.file_descriptor_response.file_descriptor_proto for file in files)
+
+
+async def test_the_metrics_count_calls_tokens_and_reroutes(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(workers=[{"script": Script(fails_with=grpc.StatusCode.UNAVAILABLE)}, {}])
+    await gateway.client.generate("hello", sampling=GREEDY)
+    with pytest.raises(CallFailed):
+        await gateway.client.generate("hello", module="../evil")
+    await until(lambda: b'code="INVALID_ARGUMENT",rpc="Generate"' in generate_latest(gateway.pipeline.metrics.registry))
+    lines = generate_latest(gateway.pipeline.metrics.registry).decode().splitlines()
+    assert 'memserve_requests_total{code="OK",rpc="Generate"} 1.0' in lines
+    assert 'memserve_requests_total{code="INVALID_ARGUMENT",rpc="Generate"} 1.0' in lines
+    assert "memserve_output_tokens_total 2.0" in lines
+    assert "memserve_rerouted_total 1.0" in lines
+    assert "memserve_ttft_seconds_count 1.0" in lines
+    assert "memserve_inflight_requests 0.0" in lines
+
+
+async def test_a_cancelled_call_is_counted_as_cancelled(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(workers=[{"script": Script(hangs_after=0)}])
+    stream = gateway.client.stream("hello")
+    await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]
+    await until(
+        lambda: b'memserve_requests_total{code="CANCELLED",rpc="Generate"} 1.0' in generate_latest(gateway.pipeline.metrics.registry)
+    )
+
+
+async def test_stopping_lets_answers_under_way_finish(tmp_path: Path, model_dir: Path, own_redis_server: Any) -> None:
+    from memserve.client import AsyncClient
+    from memserve.gateway.access import load_access
+    from memserve.model_files import open_model
+
+    settings = Settings(data_dir=tmp_path, model=str(model_dir), redis_url=own_redis_server.url, port=0, shutdown_grace_s=20)
+    worker = FakeWorker(own_redis_server.url, open_model(model_dir), settings.modules_root, script=Script(pause_s=0.02))
+    async with worker, open_pipeline(settings) as pipeline:
+        serving = listen(pipeline, load_access(settings))
+        port = await serving.__aenter__()
+        await until(lambda: any(known.connected for known in pipeline.pool.workers.values()))
+        async with AsyncClient(f"127.0.0.1:{port}") as client:
+            stream = client.stream("hello", sampling=Sampling(max_tokens=10))
+            await anext(stream)
+            await anext(stream)
+            stopping = asyncio.create_task(serving.__aexit__(None, None, None))
+            rest = [event async for event in stream]
+            assert len(rest) == 10, "nine more tokens and the usage"
+            await stopping
+            with pytest.raises(CallFailed) as refused:
+                await client.generate("hello")
+            assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_port_that_is_taken_is_refused_by_its_setting() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(StartupError, match=r"in use.*metrics_port"):
+            check_port("127.0.0.1", taken.getsockname()[1], "metrics_port")
+    with pytest.raises(StartupError, match="host"):
+        check_port("203.0.113.1", 0, "port")
+
+
+async def test_a_gateway_without_redis_or_model_says_what_to_set(tmp_path: Path, model_dir: Path) -> None:
+    for settings, rule in (
+        (Settings(data_dir=tmp_path, model=str(model_dir)), "redis_url"),
+        (Settings(data_dir=tmp_path, model=str(tmp_path / "none"), redis_url="unix:///nowhere"), "does not exist"),
+        (Settings(data_dir=tmp_path, model=str(model_dir), redis_url="unix:///nowhere", max_context_tokens=9000), "at most 8192"),
+    ):
+        with pytest.raises(StartupError, match=rule):
+            async with open_pipeline(settings):
+                pass
+
+
+# The error table
+
+
+def facts(kind: type[MemserveError] = MemserveError) -> list[type[MemserveError]]:
+    return [fact for child in kind.__subclasses__() for fact in (child, *facts(child))]
+
+
+def test_every_fact_that_can_reach_a_caller_has_a_status() -> None:
+    assert set(STATUS) == set(facts()) - {errors.StartupError}
+    assert grpc.StatusCode.UNKNOWN not in STATUS.values()
+    assert grpc.StatusCode.OK not in STATUS.values()
+
+
+def test_a_fact_that_the_table_has_forgotten_is_unknown() -> None:
+    assert status_of(StartupError("no")) is grpc.StatusCode.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("fact", "metadata"),
+    [
+        (errors.InvalidField("sampling.top_p", "rule"), (("memserve-field", "sampling.top_p"),)),
+        (errors.InvalidModule("é\r\nx: y\0", "rule"), (("memserve-field", "???x: y?"),)),
+        (errors.QuotaExceeded("answers", 2, 0.5), (("retry-after-s", "0.5"),)),
+        (errors.NoWorker("none"), (("retry-after-s", "2"),)),
+        (errors.ModuleNotFound("x"), ()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_fact_tells_what_a_client_can_act_on_in_the_metadata(fact: MemserveError, metadata: tuple[tuple[str, str], ...]) -> None:
+    assert trailing_metadata(fact) == metadata
+
+
+def test_a_detail_is_one_bounded_line() -> None:
+    assert detail_of(errors.ModelNotFound("x" * 100_000, "tiny")).startswith("model 'xxx")
+    assert len(detail_of(errors.ModelNotFound("x" * 100_000, "tiny"))) < 2000
+    assert "\n" not in detail_of(errors.ModelNotFound("a\nb", "tiny"))
