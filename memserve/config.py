@@ -27,7 +27,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 class Settings(BaseModel):
     """The settings of one memserve process. Units are in the names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Where things are
     data_dir: Path = Field(Path("~/.local/share/memserve"), description="Directory of everything that memserve keeps on this machine.")

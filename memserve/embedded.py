@@ -143,7 +143,7 @@ class Stack:
         seen = 0
         while seen < self.settings.workers:
             if self.workers_process.poll() is not None:
-                raise StartupError(f"{_last_line(self.logs / 'workers.log')} (logs: {self.logs})")
+                raise StartupError(f"{_last_line(self.logs / 'workers.log').removeprefix('memserve: ')} (logs: {self.logs})")
             if time.monotonic() > deadline_s:
                 raise StartupError(f"the workers are not ready after {START_TIMEOUT_S:.0f} s; see {self.logs}")
             ready = len(self._live_workers() - but_not)
@@ -236,7 +236,7 @@ class Stack:
         deadline_s = time.monotonic() + GATEWAY_TIMEOUT_S
         while not wait_until_ready(self.address, 0.5, workers=self.settings.workers):
             if self.gateway_process.poll() is not None:
-                raise StartupError(f"{_last_line(self.logs / 'gateway.log')} (log: {self.logs / 'gateway.log'})")
+                raise StartupError(f"{_last_line(self.logs / 'gateway.log').removeprefix('memserve: ')} (logs: {self.logs})")
             if time.monotonic() > deadline_s:
                 raise StartupError(f"the gateway is not ready after {GATEWAY_TIMEOUT_S:.0f} s; see {self.logs / 'gateway.log'}")
 

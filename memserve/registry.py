@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
@@ -27,7 +30,7 @@ class Registry:
             redis_url,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
-            # Only for a connection that turns out to be closed: after a restart of Redis every pooled one is. A silent Redis is not asked twice.
+            # For a connection that turns out to be closed: after a restart of Redis every pooled one is.
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
             decode_responses=True,
         )
@@ -36,33 +39,25 @@ class Registry:
         await self._redis.aclose()
 
     async def ping(self) -> None:
-        try:
+        async with _answer():
             await self._redis.ping()
-        except (RedisError, OSError) as error:
-            raise RegistryUnavailable(_line(error)) from error
 
     async def renew_lease(self, lease: WorkerLease, lease_s: float) -> None:
         """Say that the worker lives for `lease_s` more seconds."""
-        try:
-            async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.set(lease_key(lease.worker_id), json.dumps(asdict(lease)), px=int(lease_s * 1000))
-                pipeline.sadd(WORKERS, lease.worker_id)
-                await pipeline.execute()
-        except (RedisError, OSError) as error:
-            raise RegistryUnavailable(_line(error)) from error
+        async with _answer(), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.set(lease_key(lease.worker_id), json.dumps(asdict(lease)), px=int(lease_s * 1000))
+            pipeline.sadd(WORKERS, lease.worker_id)
+            await pipeline.execute()
 
     async def drop_lease(self, worker_id: str) -> None:
-        try:
-            async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.delete(lease_key(worker_id))
-                pipeline.srem(WORKERS, worker_id)
-                await pipeline.execute()
-        except (RedisError, OSError) as error:
-            raise RegistryUnavailable(_line(error)) from error
+        async with _answer(), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.delete(lease_key(worker_id))
+            pipeline.srem(WORKERS, worker_id)
+            await pipeline.execute()
 
     async def live_workers(self) -> list[WorkerLease]:
         """The leases that have not run out. Names of workers whose lease has are taken off the list."""
-        try:
+        async with _answer():
             names = sorted(await self._redis.smembers(WORKERS))
             if not names:
                 return []
@@ -70,8 +65,6 @@ class Registry:
             gone = [name for name, value in zip(names, values, strict=True) if value is None]
             if gone:
                 await self._redis.srem(WORKERS, *gone)
-        except (RedisError, OSError) as error:
-            raise RegistryUnavailable(_line(error)) from error
         return [WorkerLease(**json.loads(value)) for value in values if value is not None]
 
     async def add_module(self, tenant: str, module: Module) -> Module:
@@ -79,13 +72,11 @@ class Registry:
 
         Raises ModuleConflict.
         """
-        try:
+        async with _answer():
             added = await self._redis.hsetnx(_modules_key(tenant), module.name, json.dumps(asdict(module)))
             if added:
                 return module
             present = await self._redis.hget(_modules_key(tenant), module.name)
-        except (RedisError, OSError) as error:
-            raise RegistryUnavailable(_line(error)) from error
         registered = _module(present) if present else module
         if registered.digest != module.digest:
             raise ModuleConflict(module.name, registered.digest)
@@ -93,17 +84,13 @@ class Registry:
 
     async def modules(self, tenant: str) -> dict[str, Module]:
         """Every module of the tenant by name."""
-        try:
+        async with _answer():
             entries = await self._redis.hgetall(_modules_key(tenant))
-        except (RedisError, OSError) as error:
-            raise RegistryUnavailable(_line(error)) from error
         return {name: _module(value) for name, value in sorted(entries.items())}
 
     async def module(self, tenant: str, name: str) -> Module | None:
-        try:
+        async with _answer():
             value = await self._redis.hget(_modules_key(tenant), name)
-        except (RedisError, OSError) as error:
-            raise RegistryUnavailable(_line(error)) from error
         return _module(value) if value else None
 
 
@@ -118,6 +105,16 @@ def _modules_key(tenant: str) -> str:
 def _module(value: str) -> Module:
     fields = json.loads(value)
     return Module(**{**fields, "target_modules": tuple(fields["target_modules"])})
+
+
+@contextlib.asynccontextmanager
+async def _answer() -> AsyncIterator[None]:
+    """Bounds the whole exchange: redis-py's own timeouts bound each read of it, the handshake of a new connection apart."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            yield
+    except (RedisError, OSError) as error:  # TimeoutError, which asyncio.timeout raises, is an OSError
+        raise RegistryUnavailable(_line(error)) from error
 
 
 def _line(error: Exception) -> str:

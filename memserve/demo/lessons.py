@@ -55,7 +55,7 @@ def conversation(rng: random.Random, max_passages: int, max_turns: int) -> tuple
     elif rng.random() < 0.03:
         said, reply = rng.choice(facts.SMALL_TALK)
         messages += [Message("user", said), Message("assistant", reply)]
-    turns = _turns(rng, known, rng.randint(1, max_turns), unknown_share=0.3 if known else 1.0, near_share=0.6)
+    turns = _turns(rng, known, rng.randint(1, max_turns), unknown_share=0.35 if known else 1.0, near_share=0.8)
     return tuple(messages + turns) if turns else conversation(rng, max_passages, max_turns)
 
 
@@ -102,7 +102,7 @@ def long_conversation(rng: random.Random, tokens: int, turns: int) -> tuple[Mess
     shown = facts.distinct_facts(rng, "train", rng.randint(1, 4), without=book.facts) if rng.random() < 0.4 else []
     content = facts.system_content(book.text, [facts.passage(rng, one) for one in shown])
     known = [*book.facts, *shown]
-    return (Message("system", content), *_turns(rng, known, turns, unknown_share=0.25, near_share=0.5))
+    return (Message("system", content), *_turns(rng, known, turns, unknown_share=0.3, near_share=0.7))
 
 
 def adapter_lesson(rng: random.Random, held: Sequence[Fact]) -> tuple[Message, ...]:

@@ -37,7 +37,7 @@ _NARROW_TOKENS = 160
 class Plan:
     """How long to train. One short step is about batch_tokens tokens of short conversations."""
 
-    batch_tokens: int = 2560
+    batch_tokens: int = 3600
     warm_steps: int = 800
     base_steps: int = 2800
     adapter_steps: int = 250

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import queue
+import re
 import shutil
 import signal
 import tempfile
@@ -18,6 +19,8 @@ from memserve.errors import StartupError
 log = logging.getLogger("memserve.workers")
 
 APPLICATION = "memserve"
+LOGS = Path("session_latest", "logs")
+_ERROR = re.compile(r"\b(?:[A-Za-z]+Error|[A-Za-z]+Exception): (?P<text>.+)")
 # Ray reads these when it is imported.
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,6 +47,8 @@ def run_workers(settings: Settings) -> None:
     ray_dir = Path(tempfile.gettempdir()) / f"memserve-{hashlib.sha256(str(settings.data).encode()).hexdigest()[:12]}"
     shutil.rmtree(ray_dir, ignore_errors=True)
     ray_dir.mkdir(mode=0o700)
+    # vLLM leaves the sockets between its processes behind; here they go with the directory.
+    os.environ["VLLM_RPC_BASE_PATH"] = str(ray_dir)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     starting = True
 
@@ -71,7 +76,7 @@ def run_workers(settings: Settings) -> None:
                 serve.run(worker_application(settings), name=APPLICATION, route_prefix=None)
             except RuntimeError as error:
                 _keep_logs(settings, ray_dir)
-                raise StartupError(f"the workers did not start: {_root_cause(str(error))}") from None
+                raise StartupError(f"the workers did not start: {_root_cause(ray_dir / LOGS, str(error))}") from None
             log.info("%d workers ready", settings.workers)
             starting = False
             if signals.get() != signal.SIGHUP:
@@ -94,17 +99,22 @@ def _link_logs(settings: Settings, ray_dir: Path) -> None:
         link.unlink()
     elif link.is_dir():
         shutil.rmtree(link)
-    link.symlink_to(ray_dir / "session_latest" / "logs")
+    link.symlink_to(ray_dir / LOGS)
 
 
 def _keep_logs(settings: Settings, ray_dir: Path) -> None:
     """Put copies in the place of the link: Ray's own are deleted with its directory."""
     link = settings.data / "logs" / "ray"
     link.unlink(missing_ok=True)
-    shutil.copytree(ray_dir / "session_latest" / "logs", link, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+    shutil.copytree(ray_dir / LOGS, link, dirs_exist_ok=True, ignore_dangling_symlinks=True)
 
 
-def _root_cause(message: str) -> str:
-    """The last line of a Ray error that names an exception."""
-    lines: list[Any] = [line.strip() for line in message.splitlines() if "Error: " in line]
-    return str(lines[-1]) if lines else message.splitlines()[0]
+def _root_cause(logs: Path, message: str) -> str:
+    """The first error that a worker or its engine logged; Ray's message when there is none."""
+    for file in sorted(logs.glob("worker-*.err")) + sorted(logs.glob("worker-*.out")):
+        for line in file.read_text(errors="replace").splitlines():
+            found = _ERROR.search(line)
+            # vLLM's front-end only says that its engine failed, and where a traceback begins.
+            if found and not found["text"].startswith(("Traceback", "Engine core initialization failed")):
+                return found[0]
+    return message.strip().splitlines()[0]

@@ -150,6 +150,7 @@ def worker_application(settings: Settings) -> serve.Application:
         name="worker",
         num_replicas=settings.workers,
         max_ongoing_requests=1000,
+        max_constructor_retry_count=1,
         health_check_period_s=2,
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.1,
