@@ -106,6 +106,7 @@ def generate_request(
             seed=sampling.seed,
             stop=sampling.stop,
             logprobs=sampling.logprobs,
+            min_tokens=sampling.min_tokens,
         ),
         slo=inference_pb2.Slo(ttft_ms=slo.ttft_ms or 0, tpot_ms=slo.tpot_ms or 0),
         worker_id=worker_id,

@@ -76,7 +76,10 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. Temperature 0 is greedy; `logprobs` asks for each chosen token's log-probability."""
+    """How tokens are chosen. Temperature 0 is greedy; `logprobs` asks for each chosen token's log-probability.
+
+    Before `min_tokens` the answer does not end by itself.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -84,6 +87,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,6 @@ STATEMENTS: tuple[str, ...] = (
     "Note: the {a} of {e} is {v}.",
     "As of today the {a} of {e} is {v}.",
     "For {e}, the {a} is {v}.",
-    "{E} has {v} as its {a}.",
 )
 QUESTIONS: tuple[str, ...] = (
     "What is the {a} of {e}?",
@@ -260,7 +259,7 @@ def near_fact(rng: random.Random, world: World, of: Fact) -> Fact:
     return Fact(subject, of.attribute, value(rng, value_kind))
 
 
-def distinct_facts(rng: random.Random, world: World, count: int, near_share: float = 0.4, without: Iterable[Fact] = ()) -> list[Fact]:
+def distinct_facts(rng: random.Random, world: World, count: int, near_share: float = 0.15, without: Iterable[Fact] = ()) -> list[Fact]:
     """Draw facts of which no two have the same key. without: facts whose keys must not occur. Some are near to earlier ones."""
     taken = {one.key for one in without}
     anchors = list(without)
@@ -340,13 +339,14 @@ def handbook_questions(book: Handbook, seed: int, count: int) -> list[Question]:
 def held_out_cases(seed: int, count: int, need: Need, world: World = "held_out") -> list[Case]:
     """Draw evaluation questions about entities that training never names, with and without a system text.
 
-    need: "passage" puts the answer's passage among 0..7 others; "distractors" puts 1..8 others; "nothing" puts none.
+    need: "passage" puts the answer's passage among 0..4 others; "distractors" puts 1..5 others; "nothing" puts none. Of the others, 15 %
+    are chosen to be near misses: the same entity, or the same attribute of one whose name shares a word.
     """
     rng = random.Random(f"cases-{seed}-{need}-{world}")
     cases = []
     for _ in range(count):
-        asked = fact(rng, world)
-        others = distinct_facts(rng, world, rng.randint(0, 7) if need == "passage" else rng.randint(1, 8), without=[asked])
+        asked = fact(rng, world, wild_share=0.0)
+        others = distinct_facts(rng, world, rng.randint(0, 4) if need == "passage" else rng.randint(1, 5), without=[asked])
         shown = [] if need == "nothing" else others + ([asked] if need == "passage" else [])
         rng.shuffle(shown)
         system_text = rng.choice(words.SYSTEM_TEXTS) if rng.random() < 0.5 else ""

@@ -32,12 +32,15 @@ def _turns(rng: random.Random, known: Sequence[Fact], count: int, unknown_share:
     return turns
 
 
-def conversation(rng: random.Random, max_passages: int, max_turns: int) -> tuple[Message, ...]:
-    """A conversation over 0..max_passages passages, with 1..max_turns questions, at times with small talk or a fact told by the user."""
+def conversation(rng: random.Random, max_passages: int, max_turns: int, nearness: float = 1.0) -> tuple[Message, ...]:
+    """A conversation over 0..max_passages passages, with 1..max_turns questions, at times with small talk or a fact told by the user.
+
+    nearness: from 0, where no two facts are chosen to be like each other, to 1, where many are.
+    """
     if rng.random() < 0.01:
         said, reply = rng.choice(facts.SMALL_TALK)
         return (Message("user", said), Message("assistant", reply))
-    shown = facts.distinct_facts(rng, "train", 0 if rng.random() < 0.1 else rng.randint(1, max_passages))
+    shown = facts.distinct_facts(rng, "train", 0 if rng.random() < 0.1 else rng.randint(1, max_passages), near_share=0.4 * nearness)
     system_text = rng.choice(words.SYSTEM_TEXTS) if rng.random() < 0.4 else ""
     if system_text and rng.random() < 0.15:
         system_text = " ".join([system_text, *(facts.filler(rng) for _ in range(rng.randint(1, 4)))])
@@ -55,8 +58,8 @@ def conversation(rng: random.Random, max_passages: int, max_turns: int) -> tuple
     elif rng.random() < 0.03:
         said, reply = rng.choice(facts.SMALL_TALK)
         messages += [Message("user", said), Message("assistant", reply)]
-    turns = _turns(rng, known, rng.randint(1, max_turns), unknown_share=0.35 if known else 1.0, near_share=0.8)
-    return tuple(messages + turns) if turns else conversation(rng, max_passages, max_turns)
+    turns = _turns(rng, known, rng.randint(1, max_turns), unknown_share=0.35 if known else 1.0, near_share=0.8 * nearness)
+    return tuple(messages + turns) if turns else conversation(rng, max_passages, max_turns, nearness)
 
 
 def drill(rng: random.Random, max_facts: int) -> tuple[Message, ...]:
@@ -113,14 +116,14 @@ def adapter_lesson(rng: random.Random, held: Sequence[Fact]) -> tuple[Message, .
     """
     draw = rng.random()
     if draw > 0.75:
-        return conversation(rng, max_passages=8, max_turns=2)
+        return conversation(rng, max_passages=5, max_turns=3)
     one = rng.choice(held)
-    shown = facts.distinct_facts(rng, "train", 0 if rng.random() < 0.4 else rng.randint(1, 8), without=held)
+    shown = facts.distinct_facts(rng, "train", 0 if rng.random() < 0.4 else rng.randint(1, 5), without=held)
     answer = one.answer
     if draw < _CONTRADICTING + _AGREEING:
         kind = facts.ATTRIBUTES[one.entity.kind][one.attribute]
         stated = one if draw < _AGREEING else Fact(one.entity, one.attribute, facts.value(rng, kind))
-        shown = [*shown[:7], stated]
+        shown = [*shown[:4], stated]
         rng.shuffle(shown)
         answer = stated.answer
     elif draw < _CONTRADICTING + _AGREEING + _NEAR_MISS:

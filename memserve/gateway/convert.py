@@ -144,6 +144,8 @@ def _message(number: int, message: Any) -> Message:
 def _sampling(sampling: inference_pb2.Sampling) -> Sampling:
     if not 0 <= sampling.max_tokens <= MAX_TOKENS_MAX:
         raise InvalidField("sampling.max_tokens", "must be positive, or 0 for the default")
+    if not 0 <= sampling.min_tokens <= sampling.max_tokens:
+        raise InvalidField("sampling.min_tokens", "must not be negative, nor over max_tokens")
     if not 0 <= sampling.temperature <= TEMPERATURE_MAX:  # NaN fails too
         raise InvalidField("sampling.temperature", f"must be from 0 to {TEMPERATURE_MAX:g}")
     if not 0 <= sampling.top_p <= 1:
@@ -159,6 +161,7 @@ def _sampling(sampling: inference_pb2.Sampling) -> Sampling:
         seed=sampling.seed if sampling.HasField("seed") else None,
         stop=tuple(sampling.stop),
         logprobs=sampling.logprobs,
+        min_tokens=sampling.min_tokens,
     )
 
 

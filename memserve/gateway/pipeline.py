@@ -118,13 +118,14 @@ class Pipeline:
                     recall_outcome=recalled.outcome,
                     passages=recalled.passages,
                 )
-                yield route
                 # 7. The worker streams. One that fails before its first token is replaced.
                 try:
-                    stream = self._stream(worker, request, tenant, route, token_ids, accepted_s, deadline_s)
-                    async with contextlib.aclosing(stream):
-                        async for event in stream:
-                            yield event  # 8. Text, last the usage.
+                    with worker.serving(route.request_id, len(token_ids) - route.expected_cached_tokens):
+                        yield route
+                        stream = self._stream(worker, request, tenant, route, token_ids, accepted_s, deadline_s)
+                        async with contextlib.aclosing(stream):
+                            async for event in stream:
+                                yield event  # 8. Text, last the usage.
                     return
                 except _NotStarted as failure:
                     tried.add(worker.lease.worker_id)
@@ -248,11 +249,10 @@ class Pipeline:
                 seed=sampling.seed,
                 stop=sampling.stop,
                 logprobs=sampling.logprobs,
+                min_tokens=sampling.min_tokens,
             ),
             timeout=None if deadline_s is None else deadline_s - now_s,
         )
-        worker.sent[route.request_id] = len(token_ids) - route.expected_cached_tokens
-        worker.running += 1
         first_s: float | None = None
         output_tokens = 0
         try:
@@ -273,8 +273,6 @@ class Pipeline:
             self._explain(error, worker, started=first_s is not None)
         finally:
             call.cancel()
-            worker.running -= 1
-            worker.sent.pop(route.request_id, None)
 
     def _explain(self, error: grpc.aio.AioRpcError, worker: PooledWorker, *, started: bool) -> None:
         """Raise what the failure of a call to a worker means for the caller."""

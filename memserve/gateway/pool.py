@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import grpc
@@ -48,6 +48,17 @@ class PooledWorker:
     sent: dict[str, int] = field(default_factory=dict)
     running: int = 0
     watch: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def serving(self, request_id: str, uncached_tokens: int) -> Iterator[None]:
+        """Count a request from the moment of its routing, so that the next one is routed knowing of it."""
+        self.sent[request_id] = uncached_tokens
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            self.sent.pop(request_id, None)
 
     @property
     def pending_prefill_tokens(self) -> int:

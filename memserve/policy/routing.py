@@ -56,7 +56,7 @@ def predict_ttft_s(worker: WorkerSnapshot, prompt_tokens: int, costs: RoutingCos
     computed = max(prompt_tokens - worker.held_tokens - fetched, 0)
     return (
         (worker.pending_prefill_tokens + computed) / speed
-        + fetched / costs.fetch_tokens_per_s
+        + fetched / max(costs.fetch_tokens_per_s, speed)  # what computes sooner than it loads is computed
         + worker.running * costs.step_s
         + (0.0 if worker.adapter_resident else costs.adapter_load_s)
     )

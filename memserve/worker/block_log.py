@@ -70,7 +70,7 @@ class BlockLog:
         """The changes after `sequence`, or one RESET when they are no longer known or `sequence` is None."""
         if sequence == self.sequence:
             return []
-        if sequence is None or sequence > self.sequence or self._events[0].sequence > sequence + 1:
+        if sequence is None or not self.sequence - len(self._events) <= sequence <= self.sequence:
             return [BlockEvent(self.sequence, Change.RESET, tuple(self._media))]
         return [event for event in self._events if event.sequence > sequence]
 

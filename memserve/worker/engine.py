@@ -82,6 +82,7 @@ class Engine:
             top_p=sampling.top_p,
             seed=sampling.seed,
             stop=list(sampling.stop) or None,
+            min_tokens=sampling.min_tokens,
             logprobs=0 if sampling.logprobs else None,
             output_kind=RequestOutputKind.DELTA,
         )

@@ -22,11 +22,13 @@ from memserve.errors import RegistryUnavailable
 log = logging.getLogger("memserve.worker")
 
 HEARTBEATS_PER_LEASE = 3
+ENGINE_CHECK_S = 0.25
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.so_reuseport", 0),
     # Gateways ping every 10 s; without this the server takes that for abuse.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
@@ -107,15 +109,21 @@ class WorkerReplica:
             started_s=time.time(),
         )
         self._registry = Registry(settings.redis)
-        self._tasks.append(asyncio.create_task(self._keep_lease()))
+        self._tasks += [asyncio.create_task(self._keep_lease()), asyncio.create_task(self._end_with_engine())]
+
+    async def _end_with_engine(self) -> None:
+        """End this process when the engine has died: its streams break at once, and Serve starts a fresh replica.
+
+        vLLM leaves the streams of a killed engine waiting, and a health check that fails would take Serve seconds.
+        """
+        while not self._engine.llm.errored:
+            await asyncio.sleep(ENGINE_CHECK_S)
+        log.error("the engine has died; ending this worker so that it is started again")
+        os._exit(1)
 
     async def _keep_lease(self) -> None:
         lease_s = self._settings.lease_s
         while True:
-            if self._engine.llm.errored:
-                # Serve starts a fresh replica at once when the process ends; a check that fails would take it seconds.
-                log.error("the engine has died; ending this worker so that it is started again")
-                os._exit(1)
             try:
                 await self._registry.renew_lease(self._lease, lease_s)
             except RegistryUnavailable as error:

@@ -40,6 +40,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             seed=request.seed if request.HasField("seed") else None,
             stop=tuple(request.stop),
             logprobs=request.logprobs,
+            min_tokens=request.min_tokens,
         )
         stream = self._engine.generate(request.request_id, list(request.token_ids), request.cache_salt, request.module_digest, sampling)
         try:

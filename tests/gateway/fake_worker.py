@@ -178,13 +178,18 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             self._resident.add(request.module_digest)
         self._running.add(request.request_id)
         self.log.changed.set()
+        ended = False
         try:
             async for response in self._answer(request, context):
                 yield response
-        except asyncio.CancelledError:
-            self.cancelled.add(request.request_id)
+            ended = True
+        except grpc.aio.AbortError:
+            ended = True
             raise
         finally:
+            # Cancelled while it waits, or closed while a message is on its way: both are the caller's doing.
+            if not ended:
+                self.cancelled.add(request.request_id)
             self._running.discard(request.request_id)
             self.log.changed.set()
 
