@@ -32,15 +32,12 @@ def _turns(rng: random.Random, known: Sequence[Fact], count: int, unknown_share:
     return turns
 
 
-def conversation(rng: random.Random, max_passages: int, max_turns: int, nearness: float = 1.0) -> tuple[Message, ...]:
-    """A conversation over 0..max_passages passages, with 1..max_turns questions, at times with small talk or a fact told by the user.
-
-    nearness: from 0, where no two facts are chosen to be like each other, to 1, where many are.
-    """
+def conversation(rng: random.Random, max_passages: int, max_turns: int) -> tuple[Message, ...]:
+    """A conversation over 0..max_passages passages, with 1..max_turns questions, at times with small talk or a fact told by the user."""
     if rng.random() < 0.01:
         said, reply = rng.choice(facts.SMALL_TALK)
         return (Message("user", said), Message("assistant", reply))
-    shown = facts.distinct_facts(rng, "train", 0 if rng.random() < 0.1 else rng.randint(1, max_passages), near_share=0.4 * nearness)
+    shown = facts.distinct_facts(rng, "train", 0 if rng.random() < 0.1 else rng.randint(1, max_passages), near_share=0.4)
     system_text = rng.choice(words.SYSTEM_TEXTS) if rng.random() < 0.4 else ""
     if system_text and rng.random() < 0.15:
         system_text = " ".join([system_text, *(facts.filler(rng) for _ in range(rng.randint(1, 4)))])
@@ -58,8 +55,8 @@ def conversation(rng: random.Random, max_passages: int, max_turns: int, nearness
     elif rng.random() < 0.03:
         said, reply = rng.choice(facts.SMALL_TALK)
         messages += [Message("user", said), Message("assistant", reply)]
-    turns = _turns(rng, known, rng.randint(1, max_turns), unknown_share=0.35 if known else 1.0, near_share=0.8 * nearness)
-    return tuple(messages + turns) if turns else conversation(rng, max_passages, max_turns, nearness)
+    turns = _turns(rng, known, rng.randint(1, max_turns), unknown_share=0.35 if known else 1.0, near_share=0.8)
+    return tuple(messages + turns) if turns else conversation(rng, max_passages, max_turns)
 
 
 def drill(rng: random.Random, max_facts: int) -> tuple[Message, ...]:

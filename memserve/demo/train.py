@@ -34,17 +34,30 @@ _NARROW_TOKENS = 400
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """One round of training the base, with a fresh optimizer. drills: on short drills and few passages only."""
+
+    name: str
+    steps: int
+    rate: float
+    drills: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """How long to train. One short step is about batch_tokens tokens of short conversations."""
+    """How long to train. One short step is about batch_tokens tokens of short conversations.
+
+    Looking a fact up is learned by drills, what to look at by conversations, and exactness by low rates.
+    """
 
     batch_tokens: int = 3600
-    warm_steps: int = 800
-    near_steps: int = 600
-    base_steps: int = 2800
-    polish_steps: int = 900
+    stages: tuple[Stage, ...] = (
+        Stage("drills", 1000, 4e-3, drills=True),
+        Stage("conversations", 700, 3e-3),
+        Stage("more of them", 500, 2e-3),
+        Stage("polish", 900, 1.5e-3),
+    )
     adapter_steps: int = 600
-    base_rate: float = 4e-3
-    polish_rate: float = 1.5e-3
     adapter_rate: float = 3e-3
 
 
@@ -259,13 +272,12 @@ def train_base(tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan, direct
     model = new_model(tokenizer)
 
     waiting: list[Sequence[Sequence[Message]]] = []
-    nearness = 0.0
 
     def first() -> Sequence[Message]:
         return lessons.drill(rng, 10) if rng.random() < 0.4 else lessons.first_conversation(rng, 5)
 
     def full() -> Sequence[Message]:
-        return lessons.drill(rng, 16) if rng.random() < 0.03 else lessons.conversation(rng, 8, 9, nearness)
+        return lessons.drill(rng, 16) if rng.random() < 0.03 else lessons.conversation(rng, 8, 9)
 
     def short(rows: int, draw: Callable[[], Sequence[Message]]) -> Sequence[Sequence[Message]]:
         if not waiting:
@@ -273,11 +285,10 @@ def train_base(tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan, direct
             rng.shuffle(waiting)
         return waiting.pop()
 
-    def batch_at(step: int) -> Batch:
-        nonlocal nearness
-        nearness = min(1.0, max(0, step - plan.warm_steps) / plan.near_steps)
-        if step < plan.warm_steps:
-            return make_batch(rng, tokenizer, short(plan.batch_tokens // 120, first))
+    def drills(step: int) -> Batch:
+        return make_batch(rng, tokenizer, short(plan.batch_tokens // 120, first))
+
+    def conversations(step: int) -> Batch:
         if rng.random() < 0.12:
             tokens = rng.choice((500, 1000, 2000, 3500))
             rows = max(1, plan.batch_tokens // 2 // tokens)
@@ -288,10 +299,10 @@ def train_base(tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan, direct
     def save() -> None:
         save_base(model, tokenizer, directory)
 
-    _fit("base", model, _optimizers(model, plan.base_rate), plan.base_steps, batch_at, save)
-    # A second, slower round with a fresh optimizer: it takes the loss from 0.2 to 0.1.
-    _fit("polish", model, _optimizers(model, plan.polish_rate), plan.polish_steps, lambda step: batch_at(plan.base_steps + step), save)
-    save()
+    for stage in plan.stages:
+        waiting.clear()
+        _fit(stage.name, model, _optimizers(model, stage.rate), stage.steps, drills if stage.drills else conversations, save)
+        save()
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
