@@ -23,6 +23,10 @@ from memserve.demo.answering import answers
 from memserve.demo.facts import Case, Message, Need, Question
 
 
+# What an adapter must leave of the base's abilities.
+KEPT = 0.95
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One measured share of right answers, and the bar that it must reach (or stay under). A bar of None is for information."""
@@ -63,14 +67,17 @@ class Subject:
         return len(prompts) - len(wrong)
 
 
-def _abilities(subject: Subject, seed: int, count: int) -> list[Figure]:
+def _abilities(subject: Subject, seed: int, count: int, before: Sequence[Figure] = ()) -> list[Figure]:
+    """before: the same figures of the base; an adapter must keep 95 % of each. The base's own bars are absolute."""
     bars: dict[Need, tuple[str, float]] = {
         "passage": ("answered from a passage", 0.95),
         "distractors": ("abstained among other passages", 0.90),
         "nothing": ("abstained without passages", 0.90),
     }
     figures = []
-    for need, (name, bar) in bars.items():
+    for place, (need, (name, bar)) in enumerate(bars.items()):
+        if before:
+            bar = KEPT * before[place].share
         cases: list[Case] = facts.held_out_cases(seed, count, need)
         right = subject.right([each.messages for each in cases], [each.expected for each in cases])
         figures.append(Figure(f"{subject.label}: {name}", right, count, at_least=bar))
@@ -114,7 +121,8 @@ def measure(root: Path, seed: int, quick: bool) -> list[Figure]:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(root / "model")
     base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(root / "model")
     subject = Subject(base, tokenizer, "base")
-    figures = _abilities(subject, seed, count)
+    abilities = _abilities(subject, seed, count)
+    figures = list(abilities)
     for tokens in (1000, 3500):
         figures.append(_handbooks(subject, seed, tokens, 8 if quick else 32))
     names = adapter_names(root / "adapters")
@@ -124,7 +132,7 @@ def measure(root: Path, seed: int, quick: bool) -> list[Figure]:
         adapted = PeftModel.from_pretrained(base, str(root / "adapters" / name)).eval()
         loaded = Subject(adapted, tokenizer, name)
         figures.append(_recall(loaded, held_facts(name, root / "adapters"), name, with_adapter=True))
-        figures += _abilities(loaded, seed, count)
+        figures += _abilities(loaded, seed, count, abilities)
         figures.append(_overrides(loaded, name, seed))
         base = adapted.unload()
     return figures

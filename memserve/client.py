@@ -29,7 +29,7 @@ from memserve.client_messages import (
     status_of,
     upload_parts,
 )
-from memserve.domain import Memory, Message, Module, Role, Sampling, ScoredMemory, Slo
+from memserve.domain import Memory, Message, Module, Role, Route, Sampling, ScoredMemory, Slo, TextDelta, Usage
 from memserve.pb.v1 import (
     inference_pb2_grpc,
     memory_pb2,
@@ -50,9 +50,12 @@ __all__ = [
     "Event",
     "Message",
     "Role",
+    "Route",
     "Sampling",
     "Slo",
     "Status",
+    "TextDelta",
+    "Usage",
     "WorkerStatus",
     "wait_until_ready",
 ]
