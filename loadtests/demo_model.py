@@ -22,7 +22,6 @@ from memserve.demo.adapters import AdapterFact, adapter_names, held_facts
 from memserve.demo.answering import answers
 from memserve.demo.facts import Case, Message, Need, Question
 
-
 # What an adapter must leave of the base's abilities.
 KEPT = 0.95
 
