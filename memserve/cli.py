@@ -81,8 +81,8 @@ def up(
         out.print(f"[bold green]ready[/] on {stack.address}. Ctrl-C stops it. In another terminal, try:")
         at = "" if stack.address == DEFAULT_ADDRESS else f" --address {stack.address}"
         out.print(f"  memserve status{at}", highlight=False)
-        out.print(f'  memserve remember notes "The code of Alder station is 4071."{at}', highlight=False, soft_wrap=True)
-        out.print(f'  memserve generate "What is the code of Alder station?" --recall notes{at}', highlight=False, soft_wrap=True)
+        out.print(f'  memserve remember notes "The code of Amber Lantern is 4071."{at}', highlight=False, soft_wrap=True)
+        out.print(f'  memserve generate "What is the code of Amber Lantern?" --recall notes{at}', highlight=False, soft_wrap=True)
         while True:
             time.sleep(WATCH_S)
             stack.watch()

@@ -1,7 +1,7 @@
 """The typed Python client. `Client` for ordinary code, `AsyncClient` for asyncio; both need only grpcio and protobuf.
 
 with Client("127.0.0.1:50051") as client:
-    print(client.generate("What is the code of Alder?", namespaces=["notes"]).text)
+    print(client.generate("What is the code of Amber Lantern?", namespaces=["notes"]).text)
 """
 
 from __future__ import annotations

@@ -36,11 +36,12 @@ class Settings(BaseModel):
     port: Port = Field(50051, description="gRPC port of the gateway.")
     metrics_port: Port = Field(9464, description="HTTP port of the gateway's Prometheus metrics. 0: any free port.")
     redis_url: SecretStr = Field(
-        SecretStr(""), description="Redis for the registry and the KV cache. Empty: `memserve up` starts a private one."
+        SecretStr(""), description="Redis for the registry, which must keep all it is given. Empty: `memserve up` starts a private one."
     )
-    redis_max_bytes: int = Field(
-        1 * GIB, ge=64 * MIB, description="Memory limit of the private Redis; KV entries go first when it is full."
+    cache_redis_url: SecretStr = Field(
+        SecretStr(""), description="Redis for the KV cache, which may evict. Empty: the registry's, or a second private one."
     )
+    cache_max_bytes: int = Field(1 * GIB, ge=64 * MIB, description="Memory limit of the private Redis that holds the KV cache.")
     milvus_uri: str = Field("", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir.")
 
     # Who may call
@@ -89,6 +90,10 @@ class Settings(BaseModel):
     @property
     def redis(self) -> str:
         return self.redis_url.get_secret_value()
+
+    @property
+    def cache_redis(self) -> str:
+        return self.cache_redis_url.get_secret_value() or self.redis
 
     @property
     def vector_uri(self) -> str:

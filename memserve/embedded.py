@@ -1,4 +1,4 @@
-"""All of memserve on one machine: a private redis-server, the workers on a local Ray, and a gateway. Started, watched, stopped."""
+"""All of memserve on one machine: two private redis-servers, the workers on a local Ray, and a gateway. Started, watched, stopped."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ MARK = "_MEMSERVE_STACK"
 WORKER_BYTES = 2 * GIB
 START_TIMEOUT_S = 300.0
 REDIS_TIMEOUT_S = 60.0
+CACHE_SAVE_TIMEOUT_S = 60.0
 GATEWAY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 
@@ -45,7 +46,8 @@ class Stack:
 
     settings: Settings
     report: Report = lambda line: None
-    redis_process: subprocess.Popen[bytes] | None = None
+    registry_process: subprocess.Popen[bytes] | None = None
+    cache_process: subprocess.Popen[bytes] | None = None
     workers_process: subprocess.Popen[bytes] | None = None
     gateway_process: subprocess.Popen[bytes] | None = None
     started: bool = False
@@ -77,10 +79,12 @@ class Stack:
         self.settings = settings.model_copy(update={"model": str(model), "data_dir": settings.data})
         os.environ[MARK] = str(settings.data)
 
-        if not settings.redis:
-            self._start_redis()
+        if settings.redis:
+            self.report(f"Redis      {redis_name(settings.redis)}, the cache {redis_name(settings.cache_redis)}")
         else:
-            self.report(f"Redis      {redis_name(settings.redis)}")
+            self._start_registry()
+            if not settings.cache_redis:
+                self._start_cache()
         self._start_workers()
         self._start_gateway()
         if model == MODEL_DIR:
@@ -92,12 +96,15 @@ class Stack:
         for name, process, grace_s in (
             ("the gateway", self.gateway_process, self.settings.shutdown_grace_s + STOP_TIMEOUT_S),
             ("the workers", self.workers_process, self.settings.shutdown_grace_s + 3 * STOP_TIMEOUT_S),
-            ("Redis", self.redis_process, STOP_TIMEOUT_S),
+            ("the KV cache", self.cache_process, CACHE_SAVE_TIMEOUT_S),
+            ("the registry", self.registry_process, STOP_TIMEOUT_S),
         ):
             if process is not None:
                 self.report(f"stopping {name}")
+                if process is self.cache_process:
+                    self._save_cache()
                 _end(process, grace_s)
-        self.gateway_process = self.workers_process = self.redis_process = None
+        self.gateway_process = self.workers_process = self.registry_process = self.cache_process = None
         if self._lock is not None:
             self._sweep("did not end by itself")
             self._lock.close()
@@ -106,7 +113,8 @@ class Stack:
     def watch(self) -> None:
         """Call this a few times a second: starts what has ended again. Within the fleet, Ray does that for every worker."""
         for name, process, start in (
-            ("Redis", self.redis_process, self._start_redis),
+            ("the registry", self.registry_process, self._start_registry),
+            ("the KV cache", self.cache_process, self._start_cache),
             ("the fleet of workers", self.workers_process, self._start_workers),
             ("the gateway", self.gateway_process, self._start_gateway),
         ):
@@ -131,7 +139,7 @@ class Stack:
 
     def _start_workers(self) -> None:
         count = self.settings.workers
-        self._sweep("left by the workers before", keep=(self.redis_process, self.gateway_process))
+        self._sweep("left by the workers before", keep=(self.registry_process, self.cache_process, self.gateway_process))
         self.report(f"workers    starting {count} × vLLM with {self.settings.model} (about 40 s)")
         before = self._live_workers()
         self.workers_process = self._spawn("workers")
@@ -183,27 +191,47 @@ class Stack:
             ) from None
         self._lock = lock
 
-    def _start_redis(self) -> None:
-        folder = self.settings.data / "redis"
+    def _start_registry(self) -> None:
+        """It must keep all it is given: every write goes to a file, and nothing is evicted."""
+        self.registry_process, url = self._start_redis("registry", appendonly="yes", maxmemory_policy="noeviction")
+        self.settings = self.settings.model_copy(update={"redis_url": SecretStr(url)})
+
+    def _start_cache(self) -> None:
+        """It writes to disk only when it is stopped: a file written at the pace of the KV would stall Redis for seconds on a slow disk."""
+        limit = str(self.settings.cache_max_bytes)
+        self.cache_process, url = self._start_redis(
+            "cache", maxmemory=limit, maxmemory_policy="volatile-lru", rdbcompression="no", rdbchecksum="no"
+        )
+        self.settings = self.settings.model_copy(update={"cache_redis_url": SecretStr(url)})
+
+    def _save_cache(self) -> None:
+        """Have the cache write its entries to disk and end. What that takes longer than allowed is given up."""
+        with (
+            contextlib.suppress(redis.RedisError),
+            redis.Redis.from_url(self.settings.cache_redis, socket_timeout=CACHE_SAVE_TIMEOUT_S) as client,
+        ):
+            client.shutdown(save=True)
+
+    def _start_redis(self, name: str, **options: str) -> tuple[subprocess.Popen[bytes], str]:
+        """Returns the process and its URL when it has loaded its data and answers."""
+        folder = self.settings.data / name
         folder.mkdir(mode=0o700, exist_ok=True)
         socket_file = folder / "redis.sock"
         if len(os.fsencode(socket_file)) > 100:
             raise StartupError(f"the path of {self.settings.data} is too long for a unix socket; give a shorter --data-dir")
+        log = self.logs / f"{name}.log"
         configuration = {
             "port": "0",
             "unixsocket": f'"{socket_file}"',
             "unixsocketperm": "600",
             "dir": f'"{folder}"',
-            "appendonly": "yes",
             "save": '""',
-            "maxmemory": str(self.settings.redis_max_bytes),
-            # Only entries with a time to live may go: the KV cache's. The registry's have none.
-            "maxmemory-policy": "volatile-lru",
-            "logfile": f'"{self.logs / "redis.log"}"',
+            "logfile": f'"{log}"',
             "daemonize": "no",
+            **{option.replace("_", "-"): value for option, value in options.items()},
         }
-        (folder / "redis.conf").write_text("".join(f"{name} {value}\n" for name, value in configuration.items()))
-        self.redis_process = subprocess.Popen(
+        (folder / "redis.conf").write_text("".join(f"{option} {value}\n" for option, value in configuration.items()))
+        process = subprocess.Popen(
             [redis_executable(), str(folder / "redis.conf")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -211,7 +239,6 @@ class Stack:
             start_new_session=True,
         )
         url = f"unix://{socket_file}"
-        self.settings = self.settings.model_copy(update={"redis_url": SecretStr(url)})
         deadline_s = time.monotonic() + REDIS_TIMEOUT_S
         with redis.Redis.from_url(url) as client:
             while True:
@@ -219,11 +246,13 @@ class Stack:
                     client.ping()
                     break
                 except redis.RedisError:
-                    if self.redis_process.poll() is not None or time.monotonic() > deadline_s:
-                        raise StartupError(f"redis-server did not start; see {self.logs / 'redis.log'}") from None
+                    if process.poll() is not None or time.monotonic() > deadline_s:
+                        process.kill()
+                        raise StartupError(f"the redis-server of the {name} did not start; see {log}") from None
                     time.sleep(0.05)
             held = client.dbsize()
-        self.report(f"Redis      {redis_name(url)}, {held} keys, pid {self.redis_process.pid}")
+        self.report(f"Redis      the {name}: {redis_name(url)}, {held} keys, pid {process.pid}")
+        return process, url
 
     def _start_gateway(self) -> None:
         self.gateway_process = self._spawn("gateway")

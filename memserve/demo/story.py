@@ -23,6 +23,7 @@ from memserve.config import load_settings
 from memserve.demo import ADAPTERS_DIR, facts
 from memserve.domain import Message, Role, Sampling
 from memserve.embedded import Stack
+from memserve.registry import lease_key
 
 Report = Callable[[str], None]
 
@@ -36,7 +37,9 @@ SHARED_AT_LEAST = 0.95
 WITH_ADAPTER_AT_LEAST = 0.9
 WITHOUT_ADAPTER_AT_MOST = 0.05
 ANSWER = Sampling(max_tokens=24)
-STORE_TIMEOUT_S = 10.0
+# A slow disk is no reason for the story to end differently.
+RECALL_TIMEOUT_MS = 10_000
+STORE_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,8 @@ def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
             report("demo       the same long prefixes: cold, warm, on the other worker")
             prefixes = [long_prefix(seed) for seed in range(PREFIXES)]
             first, other = sorted(worker.worker_id for worker in client.status().workers)[:2]
-            cold = ask_all(client, prefixes, first)
+            cold = ask_and_store(stack, client, prefixes, first)
             states = {"cold": cold, "warm": ask_all(client, prefixes, first)}
-            wait_until_stored(stack, cold)
             states["other worker"] = ask_all(client, prefixes, other)
             report("demo       the same after a restart of the workers")
             stack.restart_workers()
@@ -94,7 +96,7 @@ def recall_figures(client: Client) -> dict[str, Any]:
     without, with_recall, milliseconds = 0, 0, []
     for case in cases[:ASKED]:
         without += client.generate(case.question.text, sampling=ANSWER).text.strip() == case.question.fact.answer
-        answer = client.generate(case.question.text, namespaces=[NAMESPACE], recall_limit=4, sampling=ANSWER)
+        answer = recalled(client, case.question.text)
         with_recall += answer.text.strip() == case.question.fact.answer
         milliseconds.append(answer.usage.ttft_ms)
     example = cases[0].question
@@ -104,9 +106,13 @@ def recall_figures(client: Client) -> dict[str, Any]:
         "right_with": with_recall,
         "question": example.text,
         "answer_without": client.generate(example.text, sampling=ANSWER).text.strip(),
-        "answer_with": client.generate(example.text, namespaces=[NAMESPACE], sampling=ANSWER).text.strip(),
+        "answer_with": recalled(client, example.text).text.strip(),
         "ttft_ms_with": statistics.median(milliseconds),
     }
+
+
+def recalled(client: Client, question: str) -> Answer:
+    return client.generate(question, namespaces=[NAMESPACE], recall_limit=4, recall_timeout_ms=RECALL_TIMEOUT_MS, sampling=ANSWER)
 
 
 def adapter_figures(client: Client) -> dict[str, Any]:
@@ -137,8 +143,28 @@ def long_prefix(seed: int) -> Prefix:
     return Prefix((Message(Role.SYSTEM, book.text), Message(Role.USER, question.text)), question.answer)
 
 
-def ask_all(client: Client, prefixes: Sequence[Prefix], worker_id: str) -> list[Answer]:
-    return [client.generate(prefix.messages, worker_id=worker_id, sampling=ANSWER) for prefix in prefixes]
+def ask_all(client: Client, prefixes: Sequence[Prefix], worker_id: str, module: str = "") -> list[Answer]:
+    return [client.generate(prefix.messages, module=module, worker_id=worker_id, sampling=ANSWER) for prefix in prefixes]
+
+
+def ask_and_store(stack: Stack, client: Client, prefixes: Sequence[Prefix], worker_id: str, module: str = "") -> list[Answer]:
+    """Ask what nobody has computed yet, and wait until the worker has stored it in the cache; for `STORE_TIMEOUT_S` at most."""
+    with redis.Redis.from_url(stack.settings.redis) as registry:
+        lease = json.loads(registry.get(lease_key(worker_id)))
+    chunk_tokens = lease["block_tokens"] * lease["blocks_per_chunk"]
+    before = len(cache_entries(stack))
+    answers = ask_all(client, prefixes, worker_id, module)
+    wanted = before + sum(answer.usage.prompt_tokens // chunk_tokens for answer in answers)
+    deadline_s = time.monotonic() + STORE_TIMEOUT_S
+    while len(cache_entries(stack)) < wanted and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    return answers
+
+
+def cache_entries(stack: Stack) -> set[bytes]:
+    """The names of all that the cache holds."""
+    with redis.Redis.from_url(stack.settings.cache_redis) as cache:
+        return set(cache.scan_iter("memserve:kv:*", count=1000))
 
 
 def prefix_figures(answers: Sequence[Answer], cold: Sequence[Answer], prefixes: Sequence[Prefix]) -> dict[str, Any]:
@@ -160,35 +186,20 @@ def tamper_figures(stack: Stack, client: Client) -> dict[str, Any]:
     """Flip a bit in the middle of every cached value of a prompt, and ask a worker that must take it from Redis."""
     prefix = long_prefix(PREFIXES + 1)
     first, other = sorted(worker.worker_id for worker in client.status().workers)[:2]
-    with redis.Redis.from_url(stack.settings.redis) as server:
-        before = set(server.scan_iter("memserve:kv:*"))
-        [cold] = ask_all(client, [prefix], first)
-        wait_until_stored(stack, [cold], len(before))
-        added = sorted(set(server.scan_iter("memserve:kv:*")) - before)
+    before = cache_entries(stack)
+    [cold] = ask_and_store(stack, client, [prefix], first)
+    added = sorted(cache_entries(stack) - before)
+    with redis.Redis.from_url(stack.settings.cache_redis) as cache:
         for key in added:
-            value = bytearray(server.get(key))
+            value = bytearray(cache.get(key))
             value[len(value) // 2] ^= 1
-            server.set(key, bytes(value), keepttl=True)
-        [answer] = ask_all(client, [prefix], other)
+            cache.set(key, bytes(value), keepttl=True)
+    [answer] = ask_all(client, [prefix], other)
     return {
         "entries": len(added),
         "cached_from_redis": answer.usage.cached.redis,
         "same_tokens_as_cold": answer.token_ids == cold.token_ids,
     }
-
-
-def wait_until_stored(stack: Stack, answers: Sequence[Answer], already: int = 0) -> None:
-    """Until Redis holds about as many entries as the prompts have chunks, or nothing more arrives."""
-    deadline_s = time.monotonic() + STORE_TIMEOUT_S
-    last, last_change_s = -1, time.monotonic()
-    with redis.Redis.from_url(stack.settings.redis) as server:
-        while time.monotonic() < deadline_s:
-            entries = sum(1 for _ in server.scan_iter("memserve:kv:*", count=1000))
-            if entries != last:
-                last, last_change_s = entries, time.monotonic()
-            elif entries > already and time.monotonic() - last_change_s > 0.5:
-                return
-            time.sleep(0.05)
 
 
 def failed_bars(figures: dict[str, Any]) -> list[str]:

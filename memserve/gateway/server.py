@@ -71,7 +71,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         except VectorStoreUnavailable as error:
             raise StartupError(str(error)) from error
         stack.push_async_callback(vector.close)
-        lookup = PrefixLookup(settings.redis, budget_s=settings.lookup_timeout_ms / 1000)
+        lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
         stack.push_async_callback(lookup.close)
         pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest())
         await pool.start()

@@ -30,6 +30,7 @@ KEYWORD_MAX_BYTES = 64
 QUERY_MAX_BYTES = 4096
 LIMIT_MAX = 64
 NAMESPACES_MAX = 16
+FLUSH_WITHIN_S = 60.0
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NAMESPACE_RULE = "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or a digit"
@@ -48,14 +49,15 @@ class VectorMemory:
     """Memories of all tenants in one Milvus. Create it with `open`, end it with `close`; one event loop only.
 
     The blocking client runs on threads of its own: a single one for Milvus Lite, which is not safe under concurrency, else one for writes
-    and several for reads. Milvus Lite's new rows are flushed in the background, `flush_rows` at a time or `flush_age_s` after a write.
+    and several for reads. Milvus Lite's new rows are flushed in the background: `flush_rows` at a time, or when nothing was asked for
+    `flush_quiet_s`, since every call waits for a flush and a slow disk may take seconds; after `FLUSH_WITHIN_S` in any case.
 
     Every method raises InvalidField for a name or value that breaks a rule, and VectorStoreUnavailable when Milvus fails or is late. A
     remember or forget that was late may still have happened: repeating it is safe.
     """
 
     def __init__(
-        self, uri: str, embedder: MiniLmEmbedder, *, token: str, call_timeout_s: float, flush_rows: int, flush_age_s: float
+        self, uri: str, embedder: MiniLmEmbedder, *, token: str, call_timeout_s: float, flush_rows: int, flush_quiet_s: float
     ) -> None:
         """For `open`."""
         self._uri = uri
@@ -63,7 +65,7 @@ class VectorMemory:
         self._token = token
         self._call_timeout_s = call_timeout_s
         self._flush_rows = flush_rows
-        self._flush_age_s = flush_age_s
+        self._flush_quiet_s = flush_quiet_s
         self._is_local = is_local_uri(uri)
         self._embedding_thread = ThreadPoolExecutor(1, "memserve-embed")
         self._write_thread = ThreadPoolExecutor(1, "memserve-milvus")
@@ -76,6 +78,7 @@ class VectorMemory:
         self._unflushed_rows = 0
         self._has_unflushed = asyncio.Event()
         self._flush_due = asyncio.Event()
+        self._last_call_s = 0.0
         self._flushing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -87,7 +90,7 @@ class VectorMemory:
         token: str = "",
         call_timeout_s: float = 10.0,
         flush_rows: int = 256,
-        flush_age_s: float = 5.0,
+        flush_quiet_s: float = 5.0,
     ) -> Self:
         """Open a local store, or get ready to use a remote one.
 
@@ -98,7 +101,7 @@ class VectorMemory:
         """
         if is_local_uri(uri) and not uri.endswith(".db"):
             raise InvalidField("milvus uri", "must be a path that ends in .db (Milvus Lite) or http(s)://host:port")
-        memory = cls(uri, embedder, token=token, call_timeout_s=call_timeout_s, flush_rows=flush_rows, flush_age_s=flush_age_s)
+        memory = cls(uri, embedder, token=token, call_timeout_s=call_timeout_s, flush_rows=flush_rows, flush_quiet_s=flush_quiet_s)
         if memory._is_local:
             try:
                 # Not bounded in time: recovery reads all that a killed process left.
@@ -266,6 +269,7 @@ class VectorMemory:
         """Run a blocking call. One that is given up before its turn never runs; one that has begun runs on to its own timeout."""
         if self._closed:
             raise VectorStoreUnavailable("it is closed")
+        self._last_call_s = time.monotonic()
         return await asyncio.get_running_loop().run_in_executor(threads, call)
 
     async def _embed(self, text: str) -> npt.NDArray[np.float32]:
@@ -317,9 +321,11 @@ class VectorMemory:
     async def _flush_in_background(self) -> None:
         while True:
             await self._has_unflushed.wait()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._flush_age_s):
-                    await self._flush_due.wait()
+            at_latest_s = time.monotonic() + FLUSH_WITHIN_S
+            while (due_s := min(self._last_call_s + self._flush_quiet_s, at_latest_s)) > time.monotonic() and not self._flush_due.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(due_s - time.monotonic()):
+                        await self._flush_due.wait()
             self._unflushed_rows = 0
             self._has_unflushed.clear()
             self._flush_due.clear()

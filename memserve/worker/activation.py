@@ -37,7 +37,7 @@ def activation_memory(settings: Settings, model: ModelFiles, model_digest: str) 
         blocks_per_chunk=chunk_blocks(kv_bytes_per_token=model.kv_bytes_per_token, block_size_tokens=settings.block_tokens),
     )
     tier = RedisTierSettings(
-        redis_url=settings.redis,
+        redis_url=settings.cache_redis,
         namespace=namespace.digest,
         ttl_s=settings.kv_ttl_s,
         io_timeout_s=settings.kv_io_timeout_ms / 1000,

@@ -487,12 +487,12 @@ async def test_a_second_process_is_refused_until_the_first_is_gone(
 
 
 @pytest.mark.asyncio
-async def test_new_rows_are_flushed_by_number_and_by_age(tmp_path: Path, embedder: MiniLmEmbedder) -> None:
+async def test_new_rows_are_flushed_by_number_or_when_it_is_quiet(tmp_path: Path, embedder: MiniLmEmbedder) -> None:
     def segments(name: str) -> int:
         return len(list((tmp_path / name).rglob("*.parquet")))
 
-    for name, rows, age_s in (("rows.db", 4, 3600.0), ("age.db", 1000, 0.2)):
-        memory = await VectorMemory.open(str(tmp_path / name), embedder, flush_rows=rows, flush_age_s=age_s)
+    for name, rows, quiet_s in (("rows.db", 4, 3600.0), ("quiet.db", 1000, 0.2)):
+        memory = await VectorMemory.open(str(tmp_path / name), embedder, flush_rows=rows, flush_quiet_s=quiet_s)
         for number in range(4):
             await remember(memory, f"note {number}")
         for _ in range(200):
@@ -504,8 +504,26 @@ async def test_new_rows_are_flushed_by_number_and_by_age(tmp_path: Path, embedde
 
 
 @pytest.mark.asyncio
+async def test_a_flush_waits_for_a_quiet_moment_but_not_for_ever(
+    tmp_path: Path, embedder: MiniLmEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flushed() -> bool:
+        return any(tmp_path.rglob("*.parquet"))
+
+    monkeypatch.setattr("memserve.memory.vector.FLUSH_WITHIN_S", 1.5)
+    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, flush_rows=1000, flush_quiet_s=0.5)
+    await remember(memory, "a note", tenant="acme", namespace="notes")
+    remembered_s = time.monotonic()
+    while not flushed():
+        await memory.search("acme", ["notes"], "note", 1, timeout_s=5)
+        assert time.monotonic() - remembered_s < 30
+    assert time.monotonic() - remembered_s > 1.0
+    await memory.close()
+
+
+@pytest.mark.asyncio
 async def test_reads_during_writes_and_flushes_miss_nothing_that_was_acknowledged(tmp_path: Path, embedder: MiniLmEmbedder) -> None:
-    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, flush_rows=5, flush_age_s=0.05)
+    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, flush_rows=5, flush_quiet_s=0.05)
     acknowledged: list[str] = []
 
     async def write() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 
 import grpc
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from memserve.client import AsyncClient, CallFailed, Client
-from memserve.demo.story import long_prefix, wait_until_stored
+from memserve.demo.story import ask_and_store, long_prefix
 from memserve.domain import Route, Sampling
 from memserve.embedded import Stack
 from tests.stack.conftest import WORKERS, eventually
@@ -89,37 +90,47 @@ async def answers_while(stack: Stack, act: Callable[[], None], requests: int) ->
 def hits_come_back(stack: Stack, client: Client, seed: int) -> bool:
     first, second = sorted(worker.worker_id for worker in client.status().workers)
     prefix = long_prefix(seed)
-    cold = client.generate(prefix.messages, worker_id=first, sampling=SHORT)
-    wait_until_stored(stack, [cold])
+    ask_and_store(stack, client, [prefix], first)
     other = client.generate(prefix.messages, worker_id=second, sampling=SHORT)
     return other.usage.cached.total >= 0.95 * other.usage.prompt_tokens
 
 
+def redis_servers(stack: Stack) -> list[subprocess.Popen[bytes]]:
+    """Of the registry and of the cache."""
+    assert stack.registry_process is not None
+    assert stack.cache_process is not None
+    return [stack.registry_process, stack.cache_process]
+
+
 async def test_every_request_succeeds_while_redis_hangs_and_hits_come_back_afterwards(stack: Stack, client: Client) -> None:
-    assert stack.redis_process is not None
     client.generate("Hello.", module="harbour", sampling=SHORT)
-    pid = stack.redis_process.pid
+    servers = redis_servers(stack)
+
+    def send(number: signal.Signals) -> None:
+        for server in servers:
+            server.send_signal(number)
+
     try:
-        assert await answers_while(stack, lambda: os.kill(pid, signal.SIGSTOP), 32) == []
+        assert await answers_while(stack, lambda: send(signal.SIGSTOP), 32) == []
     finally:
-        os.kill(pid, signal.SIGCONT)
+        send(signal.SIGCONT)
     seeds = iter(range(400, 500))
     eventually(lambda: hits_come_back(stack, client, next(seeds)), timeout_s=60)
 
 
 async def test_every_request_succeeds_without_redis_and_hits_come_back_when_it_is_started_again(stack: Stack, client: Client) -> None:
-    assert stack.redis_process is not None
     client.generate("Hello.", module="harbour", sampling=SHORT)
     modules = client.modules()
-    process = stack.redis_process
+    before = redis_servers(stack)
 
     def kill() -> None:
-        process.kill()
-        process.wait()
+        for server in before:
+            server.kill()
+            server.wait()
 
     assert await answers_while(stack, kill, 32) == []
     stack.watch()  # what `memserve up` does four times a second
-    assert stack.redis_process.pid != process.pid
+    assert {server.pid for server in redis_servers(stack)}.isdisjoint(server.pid for server in before)
     assert client.modules() == modules
     seeds = iter(range(500, 600))
     eventually(lambda: hits_come_back(stack, client, next(seeds)), timeout_s=60)

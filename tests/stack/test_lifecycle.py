@@ -66,9 +66,9 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
 
 def leases_kept_in(folder: Path) -> set[bytes]:
     """Start the registry's redis-server alone and look."""
-    server = subprocess.Popen([redis_executable(), str(folder / "redis" / "redis.conf")])
+    server = subprocess.Popen([redis_executable(), str(folder / "registry" / "redis.conf")])
     try:
-        with redis.Redis(unix_socket_path=str(folder / "redis" / "redis.sock")) as client:
+        with redis.Redis(unix_socket_path=str(folder / "registry" / "redis.sock")) as client:
             deadline_s = time.monotonic() + 10
             while True:
                 try:

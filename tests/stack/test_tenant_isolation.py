@@ -14,7 +14,7 @@ import pytest
 from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import child_environment
 from memserve.demo import ADAPTERS_DIR
-from memserve.demo.story import free_port, long_prefix, wait_until_stored
+from memserve.demo.story import ask_and_store, free_port, long_prefix
 from memserve.domain import Sampling
 from memserve.embedded import Stack
 from tests.stack.conftest import eventually
@@ -73,8 +73,7 @@ def test_a_tenants_kv_is_found_by_itself_on_every_worker_and_never_by_another(st
     prefix = long_prefix(909)
     with Client(address, api_key="key-of-acme-0001") as acme, Client(address, api_key="key-of-bolt-0001") as bolt:
         first, second = sorted(worker.worker_id for worker in acme.status().workers)
-        cold = acme.generate(prefix.messages, worker_id=first, sampling=SHORT)
-        wait_until_stored(stack, [cold])
+        [cold] = ask_and_store(stack, acme, [prefix], first)
         foreign = bolt.generate(prefix.messages, worker_id=first, sampling=SHORT)
         assert foreign.usage.cached.total == 0
         assert foreign.route.expected_cached_tokens == 0
