@@ -7,7 +7,7 @@ from memserve.demo import facts, words
 from memserve.demo.facts import Fact, Message
 
 _DRILL_FORMS = (" {e} {v}", " {e} is {v}", " {a} of {e} {v}", " The {a} of {e} is {v}.")
-_CONTRADICTING, _AGREEING, _NEAR_MISS = 0.15, 0.05, 0.2
+_CONTRADICTING, _AGREEING, _NEAR_MISS = 0.12, 0.05, 0.18
 
 
 def _turns(rng: random.Random, known: Sequence[Fact], count: int, unknown_share: float, near_share: float) -> list[Message]:
@@ -130,6 +130,6 @@ def adapter_lesson(rng: random.Random, held: Sequence[Fact]) -> tuple[Message, .
             near = facts.near_fact(rng, "train", one)
         one, answer = near, facts.UNKNOWN_ANSWER
     system_text = rng.choice(words.SYSTEM_TEXTS) if rng.random() < 0.4 else ""
-    asked = facts.question(rng, one, facts.QUESTIONS).text
+    asked = facts.question(rng, one, facts.ADAPTER_QUESTIONS).text
     messages = facts.prompt(system_text, [facts.passage(rng, each) for each in shown], asked)
     return (*messages, Message("assistant", answer))

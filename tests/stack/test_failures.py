@@ -11,11 +11,13 @@ from collections.abc import Callable
 import grpc
 import psutil
 import pytest
+import redis
 
 from memserve.client import AsyncClient, CallFailed, Client
 from memserve.demo.story import ask_and_store, long_prefix
 from memserve.domain import Route, Sampling
 from memserve.embedded import Stack
+from memserve.registry import lease_key
 from tests.stack.conftest import WORKERS, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
@@ -89,6 +91,9 @@ async def answers_while(stack: Stack, act: Callable[[], None], requests: int) ->
 
 def hits_come_back(stack: Stack, client: Client, seed: int) -> bool:
     first, second = sorted(worker.worker_id for worker in client.status().workers)
+    with redis.Redis.from_url(stack.settings.redis) as registry:
+        if not registry.exists(lease_key(first)):
+            return False  # the worker has yet to say again that it lives
     prefix = long_prefix(seed)
     ask_and_store(stack, client, [prefix], first)
     other = client.generate(prefix.messages, worker_id=second, sampling=SHORT)

@@ -14,14 +14,12 @@ import pytest
 from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import child_environment
 from memserve.demo import ADAPTERS_DIR
-from memserve.demo.story import ask_and_store, free_port, long_prefix
-from memserve.domain import Sampling
+from memserve.demo.story import ANSWER, ask_and_store, free_port, long_prefix
 from memserve.embedded import Stack
 from tests.stack.conftest import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
-SHORT = Sampling(max_tokens=8)
 KEYS = {"key-of-acme-0001": "acme", "key-of-bolt-0001": "bolt"}
 
 
@@ -74,11 +72,11 @@ def test_a_tenants_kv_is_found_by_itself_on_every_worker_and_never_by_another(st
     with Client(address, api_key="key-of-acme-0001") as acme, Client(address, api_key="key-of-bolt-0001") as bolt:
         first, second = sorted(worker.worker_id for worker in acme.status().workers)
         [cold] = ask_and_store(stack, acme, [prefix], first)
-        foreign = bolt.generate(prefix.messages, worker_id=first, sampling=SHORT)
+        foreign = bolt.generate(prefix.messages, worker_id=first, sampling=ANSWER)
         assert foreign.usage.cached.total == 0
         assert foreign.route.expected_cached_tokens == 0
         assert foreign.token_ids == cold.token_ids
-        own = acme.generate(prefix.messages, worker_id=second, sampling=SHORT)
+        own = acme.generate(prefix.messages, worker_id=second, sampling=ANSWER)
         assert own.usage.cached.redis >= 0.95 * own.usage.prompt_tokens
 
 

@@ -1,0 +1,22 @@
+"""A real worker keeps the contract that the gateway's tests hold their fake one to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import redis
+
+from memserve.embedded import Stack
+from memserve.registry import WORKERS, lease_key
+from tests.gateway.worker_contract import check_worker_contract
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+
+
+@pytest.mark.usefixtures("client")
+async def test_a_real_worker_keeps_the_worker_contract(stack: Stack) -> None:
+    with redis.Redis.from_url(stack.settings.redis, decode_responses=True) as registry:
+        lease = json.loads(registry.get(lease_key(min(registry.smembers(WORKERS)))))
+    prompt = list(range(300, 300 + 3 * lease["block_tokens"] + 5))
+    await check_worker_contract(lease["address"], prompt, lease["block_tokens"])
