@@ -7,10 +7,13 @@ from memserve.demo import facts, words
 from memserve.demo.facts import Fact, Message
 
 _DRILL_FORMS = (" {e} {v}", " {e} is {v}", " {a} of {e} {v}", " The {a} of {e} is {v}.")
-_CONTRADICTING, _AGREEING, _NEAR_MISS = 0.12, 0.05, 0.18
+ALL_QUESTIONS = facts.QUESTIONS + facts.HELD_OUT_QUESTIONS
+_CONTRADICTING, _AGREEING, _NEAR_MISS = 0.12, 0.05, 0.15
 
 
-def _turns(rng: random.Random, known: Sequence[Fact], count: int, unknown_share: float, near_share: float) -> list[Message]:
+def _turns(
+    rng: random.Random, known: Sequence[Fact], count: int, unknown_share: float, near_share: float, phrasings: Sequence[str] = ALL_QUESTIONS
+) -> list[Message]:
     """Questions with their answers, of which unknown_share ask for what is not known."""
     turns: list[Message] = []
     asked: set[tuple[str, str]] = set()
@@ -28,11 +31,11 @@ def _turns(rng: random.Random, known: Sequence[Fact], count: int, unknown_share:
         if one.key in asked:
             continue
         asked.add(one.key)
-        turns += [Message("user", facts.question(rng, one).text), Message("assistant", answer)]
+        turns += [Message("user", facts.question(rng, one, phrasings).text), Message("assistant", answer)]
     return turns
 
 
-def conversation(rng: random.Random, max_passages: int, max_turns: int) -> tuple[Message, ...]:
+def conversation(rng: random.Random, max_passages: int, max_turns: int, phrasings: Sequence[str] = ALL_QUESTIONS) -> tuple[Message, ...]:
     """A conversation over 0..max_passages passages, with 1..max_turns questions, at times with small talk or a fact told by the user."""
     if rng.random() < 0.01:
         said, reply = rng.choice(facts.SMALL_TALK)
@@ -50,13 +53,13 @@ def conversation(rng: random.Random, max_passages: int, max_turns: int) -> tuple
         if rng.random() < 0.5:
             messages += [Message("user", facts.statement(rng, told)), Message("assistant", "I will remember that.")]
         else:
-            asked = facts.question(rng, told).text
+            asked = facts.question(rng, told, phrasings).text
             messages += [Message("user", f"{facts.statement(rng, told)} {asked}"), Message("assistant", told.answer)]
     elif rng.random() < 0.03:
         said, reply = rng.choice(facts.SMALL_TALK)
         messages += [Message("user", said), Message("assistant", reply)]
-    turns = _turns(rng, known, rng.randint(1, max_turns), unknown_share=0.35 if known else 1.0, near_share=0.8)
-    return tuple(messages + turns) if turns else conversation(rng, max_passages, max_turns)
+    turns = _turns(rng, known, rng.randint(1, max_turns), 0.35 if known else 1.0, 0.8, phrasings)
+    return tuple(messages + turns) if turns else conversation(rng, max_passages, max_turns, phrasings)
 
 
 def drill(rng: random.Random, max_facts: int) -> tuple[Message, ...]:
@@ -109,11 +112,12 @@ def adapter_lesson(rng: random.Random, held: Sequence[Fact]) -> tuple[Message, .
     """One question for an adapter to learn from, or to keep what the base can.
 
     held: the adapter's facts. Half of the lessons ask for one of them, with or without other passages. The rest: a passage that
-    contradicts one (the passage wins), a near miss (not known), and the base's own lessons.
+    contradicts one (the passage wins), a near miss (not known), and the base's own lessons. All are asked in the adapter's phrasings:
+    one that is only ever seen on what is not known would come to mean that it is not known.
     """
     draw = rng.random()
     if draw > 0.75:
-        return conversation(rng, max_passages=5, max_turns=3)
+        return conversation(rng, max_passages=5, max_turns=3, phrasings=facts.ADAPTER_QUESTIONS)
     one = rng.choice(held)
     shown = facts.distinct_facts(rng, "train", 0 if rng.random() < 0.4 else rng.randint(1, 5), without=held)
     answer = one.answer

@@ -1,14 +1,15 @@
-"""KV chunks in Redis, for the worker's own threads: blocking calls with short timeouts that never raise for Redis's sake."""
+"""KV chunks in Redis, for the worker's own threads: blocking calls with bounded waits that never raise for Redis's sake."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -19,6 +20,8 @@ from redis.retry import Retry
 from memserve.kv.breaker import Circuit, CircuitBreaker
 from memserve.kv.codec import HEADER_BYTES, Buffer, Refusal, encode_header, verify
 from memserve.kv.keys import redis_key
+from memserve.kv.resp import Kind, ProtocolError
+from memserve.kv.wire import Item, Place, Wire
 
 T = TypeVar("T")
 
@@ -54,7 +57,7 @@ class StoreStats:
 
 
 class RedisChunkStore:
-    """The chunks of one namespace. Thread-safe; each thread in a call uses a connection of its own.
+    """The chunks of one namespace. Thread-safe; each call uses a connection of its own.
 
     Whatever Redis does (slow, full, wrong, gone) the answer is a miss or a failed put, counted in the stats. While it does not answer, the
     circuit is open and calls return at once; after `pause_s` one call tries again.
@@ -85,6 +88,7 @@ class RedisChunkStore:
         # One retry, only for a connection that turns out to be closed: after a restart of Redis every pooled connection is.
         self._redis = Redis.from_url(
             redis_url,
+            protocol=2,
             socket_timeout=io_timeout_s,
             socket_connect_timeout=connect_timeout_s,
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
@@ -92,6 +96,8 @@ class RedisChunkStore:
         self._breaker = CircuitBreaker(failures_to_open=failures_to_open, pause_s=pause_s)
         self._lock = threading.Lock()
         self._stats = StoreStats()
+        self._io_timeout_s = io_timeout_s
+        self._wires: list[Wire] = []  # idle ones
 
     @property
     def circuit(self) -> Circuit:
@@ -114,79 +120,149 @@ class RedisChunkStore:
 
         return (self._call(ask) if keys else None) or [False] * len(keys)
 
-    def get(self, key: bytes, *, expected_bytes: int | None = None) -> memoryview | None:
-        """The verified payload, its time to live slid; None for a miss.
+    def load(self, keys: Sequence[bytes], destinations: Sequence[memoryview], *, budget_s: float) -> list[bool]:
+        """Fetch chunks into the caller's memory and slide their time to live.
 
-        A value that does not verify, or whose payload is not of `expected_bytes`, is counted, deleted, and a miss.
+        destinations: one for each key, writable and contiguous, exactly as long as the payload must be. budget_s: for all of them.
+        Returns for each whether it came and verified; where not, the bytes of the destination are of no meaning. A value that does not
+        verify is counted and deleted.
         """
         started_s = time.perf_counter()
-        answer = self._call(lambda: (self._redis.getex(redis_key(self._namespace, key), ex=self._ttl_s),))
-        value = answer[0] if answer else None
-        if value is None:
-            with self._lock:
-                self._stats.misses += 1
-            return None
-        view = memoryview(cast(bytes, value))
-        header, payload = view[:HEADER_BYTES], view[HEADER_BYTES:]
-        refusal = verify(header, payload, namespace=self._namespace_bytes, key=key)
-        if refusal is None and expected_bytes not in (None, payload.nbytes):
-            refusal = Refusal.WRONG_LENGTH
-        if refusal is not None:
-            with self._lock:
-                self._stats.misses += 1
-                self._stats.refused[refusal] += 1
-            self._call(lambda: self._redis.unlink(redis_key(self._namespace, key)))
-            return None
-        with self._lock:
-            self._stats.hits += 1
-            self._stats.read_bytes += payload.nbytes
-            self._stats.read_s += time.perf_counter() - started_s
-        return payload
-
-    def get_into(self, key: bytes, destination: memoryview) -> bool:
-        """Like `get`, into the caller's memory. destination: writable, contiguous bytes, exactly as long as the payload must be.
-
-        Returns False for a miss; the destination's bytes are then of no meaning.
-        """
-        payload = self.get(key, expected_bytes=destination.nbytes)
-        if payload is None:
-            return False
-        destination[:] = payload
-        return True
-
-    def put(self, key: bytes, payload: Buffer) -> Put:
-        """Store a chunk. One that is there already is not sent again: its time to live is slid."""
-        started_s = time.perf_counter()
-        name = redis_key(self._namespace, key)
-        outcome = self._call(lambda: self._put_if_absent(name, key, payload)) or Put.FAILED
+        heads = memoryview(bytearray(HEADER_BYTES * len(keys)))
+        places = [
+            Place(redis_key(self._namespace, key).encode(), heads[HEADER_BYTES * number : HEADER_BYTES * (number + 1)], destination)
+            for number, (key, destination) in enumerate(zip(keys, destinations, strict=True))
+        ]
+        loaded: list[bool] = []
+        refused: Counter[Refusal] = Counter()
+        bad: list[bytes] = []
+        with self._exchange(len(keys)) as wire:
+            if wire is not None:
+                kinds = wire.get(places, ttl_s=self._ttl_s, deadline_s=time.monotonic() + budget_s)
+                for key, place, kind in zip(keys, places, kinds, strict=True):
+                    refusal = self._refusal(kind, key, place)
+                    loaded.append(kind is Kind.VALUE and refusal is None)
+                    if refusal is not None:
+                        refused[refusal] += 1
+                        bad.append(place.name)
+        if bad:
+            self._call(lambda: self._redis.unlink(*bad))
+        hits = sum(loaded)
         with self._lock:
             stats = self._stats
+            stats.hits += hits
+            stats.misses += len(keys) - hits
+            stats.refused += refused
+            stats.read_bytes += sum(place.body.nbytes for place, good in zip(places, loaded, strict=False) if good)
+            stats.read_s += time.perf_counter() - started_s
+        return loaded + [False] * (len(keys) - len(loaded))
+
+    def store(self, keys: Sequence[bytes], payloads: Sequence[Buffer], *, budget_s: float) -> list[Put]:
+        """Store chunks. One that is there already is not sent again: its time to live is slid. budget_s: for all of them."""
+        started_s = time.perf_counter()
+        names = [redis_key(self._namespace, key) for key in keys]
+        present = self._call(lambda: self._touch(names)) if keys else []
+        outcomes = [Put.FAILED] * len(keys)
+        written_bytes = 0
+        if present is not None:
+            outcomes = [Put.ALREADY_PRESENT if there else Put.FAILED for there in present]
+            absent = [number for number, there in enumerate(present) if not there]
+            items = [
+                Item(
+                    names[number].encode(),
+                    encode_header(payloads[number], namespace=self._namespace_bytes, key=keys[number]),
+                    payloads[number],
+                )
+                for number in absent
+            ]
+            with self._exchange(len(absent)) as wire:
+                if wire is not None:
+                    taken = wire.set(items, ttl_s=self._ttl_s, deadline_s=time.monotonic() + budget_s)
+                    for number, kept in zip(absent, taken, strict=True):
+                        if kept:
+                            outcomes[number] = Put.STORED
+                            written_bytes += memoryview(payloads[number]).nbytes
+        count = Counter(outcomes)
+        with self._lock:
+            stats = self._stats
+            stats.stored += count[Put.STORED]
+            stats.already_present += count[Put.ALREADY_PRESENT]
+            stats.store_failures += count[Put.FAILED]
+            stats.written_bytes += written_bytes
             stats.write_s += time.perf_counter() - started_s
-            match outcome:
-                case Put.STORED:
-                    stats.stored += 1
-                    stats.written_bytes += memoryview(payload).nbytes
-                case Put.ALREADY_PRESENT:
-                    stats.already_present += 1
-                case Put.FAILED:
-                    stats.store_failures += 1
-        return outcome
+        return outcomes
 
     def close(self) -> None:
         self._redis.close()
+        with self._lock:
+            wires, self._wires = self._wires, []
+        for wire in wires:
+            wire.close()
 
-    def _put_if_absent(self, name: str, key: bytes, payload: Buffer) -> Put:
-        if self._redis.expire(name, self._ttl_s):
-            return Put.ALREADY_PRESENT
-        header = encode_header(payload, namespace=self._namespace_bytes, key=key)
-        self._redis.set(name, b"".join((header, payload)), ex=self._ttl_s)
-        return Put.STORED
+    def _refusal(self, kind: Kind, key: bytes, place: Place) -> Refusal | None:
+        if kind is Kind.VALUE:
+            return verify(place.head, place.body, namespace=self._namespace_bytes, key=key)
+        return Refusal.WRONG_LENGTH if kind is Kind.OTHER_LENGTH else None
+
+    def _touch(self, names: Sequence[str]) -> list[bool]:
+        """Slide the time to live of what is there. Returns for each name whether it is."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.expire(name, self._ttl_s)
+            return [bool(found) for found in pipeline.execute()]
+
+    @contextmanager
+    def _exchange(self, values: int) -> Iterator[Wire | None]:
+        """A connection for large values, or None while the circuit is open. What Redis does to it ends the block, and is counted."""
+        if values == 0 or not self._allowed():
+            yield None
+            return
+        try:
+            wire = self._idle_wire() or Wire.connect(self._redis.connection_pool, self._io_timeout_s)
+        except (RedisError, OSError):
+            self._failed()
+            yield None
+            return
+        try:
+            yield wire
+        except (RedisError, OSError, ProtocolError):
+            wire.close()
+            self._failed()
+            return
+        except BaseException:
+            wire.close()
+            raise
+        self._breaker.succeeded()
+        with self._lock:
+            self._wires.append(wire)
+
+    def _idle_wire(self) -> Wire | None:
+        """One that still lives: after a restart of Redis none does."""
+        while True:
+            with self._lock:
+                if not self._wires:
+                    return None
+                wire = self._wires.pop()
+            if wire.is_alive():
+                return wire
+            wire.close()
+
+    def _allowed(self) -> bool:
+        if self._breaker.allows(time.monotonic()):
+            return True
+        with self._lock:
+            self._stats.skipped += 1
+        return False
+
+    def _failed(self) -> None:
+        opened = self._breaker.failed(time.monotonic())
+        with self._lock:
+            self._stats.unanswered += 1
+            self._stats.circuit_opened += opened
 
     def _call(self, command: Callable[[], T]) -> T | None:
-        """Run one exchange with Redis under the circuit breaker; None when there was no good answer."""
-        if not self._breaker.allows(time.monotonic()):
-            with self._lock:
-                self._stats.skipped += 1
+        """Run one small exchange under the circuit breaker; None when there was no good answer."""
+        if not self._allowed():
             return None
         try:
             answer = command()
@@ -196,10 +272,7 @@ class RedisChunkStore:
                 self._stats.unanswered += 1
             return None
         except (RedisError, OSError):
-            opened = self._breaker.failed(time.monotonic())
-            with self._lock:
-                self._stats.unanswered += 1
-                self._stats.circuit_opened += opened
+            self._failed()
             return None
         self._breaker.succeeded()
         return answer

@@ -6,6 +6,7 @@ stores each on a small pool. What Redis does not answer, or answers wrongly, is 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 import threading
@@ -57,6 +58,9 @@ _COUNTERS = {
     "write_seconds": "Time spent storing, summed over threads.",
 }
 _REFUSED = "refused"
+# Nothing waits for a store but the host memory that it holds.
+_STORE_BUDGET_S = 5.0
+_Move = Callable[[list[OffloadKey], list[memoryview]], list[bool]]
 _CIRCUIT = "circuit_state"
 
 
@@ -64,7 +68,8 @@ _CIRCUIT = "circuit_state"
 class RedisTierSettings:
     """The tier's part of `kv_connector_extra_config["secondary_tiers"]`.
 
-    namespace: `CacheNamespace.digest`. ttl_s: seconds from an entry's last use to its end. threads: for loads, and as many for stores.
+    namespace: `CacheNamespace.digest`. ttl_s: seconds from an entry's last use to its end. load_budget_s: how long a request waits for its
+    chunks; what has not come by then is computed. threads: for loads, and as many for stores.
     announce: publish a KV event of medium "STORAGE" for every chunk that has reached Redis. Nothing announces what Redis evicts or expires.
     """
 
@@ -72,6 +77,7 @@ class RedisTierSettings:
     namespace: str
     ttl_s: int = 24 * 3600
     io_timeout_s: float = 0.5
+    load_budget_s: float = 2.0
     connect_timeout_s: float = 0.5
     failures_to_open: int = 2
     pause_s: float = 1.0
@@ -134,6 +140,7 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         self.locality = Locality.REMOTE
         settings = RedisTierSettings.parse(parameters)
         self._threads = settings.threads
+        self._load_budget_s = settings.load_budget_s
         self._store = RedisChunkStore(
             settings.redis_url,
             settings.namespace,
@@ -172,10 +179,10 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         return LookupResult.HIT if found else LookupResult.MISS
 
     def submit_load(self, job_metadata: TransferJob) -> None:
-        self._submit(job_metadata, self._load_pool, self._store.get_into)
+        self._submit(job_metadata, self._load_pool, self._load)
 
     def submit_store(self, job_metadata: TransferJob) -> None:
-        self._submit(job_metadata, self._store_pool, self._put)
+        self._submit(job_metadata, self._store_pool, self._save)
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
         results: list[JobResult] = []
@@ -232,10 +239,13 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             stats.set_gauge(_PREFIX + _CIRCUIT, self._reported_circuit.value)
         return None if stats.is_empty() else stats
 
-    def _put(self, key: bytes, chunk: memoryview) -> bool:
-        return self._store.put(key, chunk) is not Put.FAILED
+    def _load(self, keys: list[OffloadKey], chunks: list[memoryview]) -> list[bool]:
+        return self._store.load(keys, chunks, budget_s=self._load_budget_s)
 
-    def _submit(self, transfer: TransferJob, pool: ThreadPoolExecutor, move: Callable[[bytes, memoryview], bool]) -> None:
+    def _save(self, keys: list[OffloadKey], chunks: list[memoryview]) -> list[bool]:
+        return [outcome is not Put.FAILED for outcome in self._store.store(keys, chunks, budget_s=_STORE_BUDGET_S)]
+
+    def _submit(self, transfer: TransferJob, pool: ThreadPoolExecutor, move: _Move) -> None:
         """Share a job's chunks out over the threads; the part that ends last reports the job."""
         pairs = list(zip(transfer.keys, (int(chunk) for chunk in transfer.chunk_ids), strict=True))
         parts = [part for part in (pairs[i :: self._threads] for i in range(self._threads)) if part]
@@ -247,16 +257,16 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             self._in_flight.add(future)
             future.add_done_callback(self._in_flight.discard)
 
-    def _move_part(self, job: _Job, part: list[tuple[OffloadKey, int]], move: Callable[[bytes, memoryview], bool]) -> None:
+    def _move_part(self, job: _Job, part: list[tuple[OffloadKey, int]], move: _Move) -> None:
         """On a pool's thread."""
         done = set()
         try:
-            for key, chunk in part:
-                if self._closing.is_set():
-                    break
-                with self._host_bytes[chunk * self._block_size_bytes : (chunk + 1) * self._block_size_bytes] as host_chunk:
-                    if move(key, host_chunk):
-                        done.add(key)
+            if not self._closing.is_set():
+                size = self._block_size_bytes
+                with contextlib.ExitStack() as views:
+                    chunks = [views.enter_context(self._host_bytes[chunk * size : (chunk + 1) * size]) for _, chunk in part]
+                    keys = [key for key, _ in part]
+                    done = {key for key, moved in zip(keys, move(keys, chunks), strict=True) if moved}
         except Exception:
             logger.exception("KV %s of %d chunks failed", "load" if job.is_load else "store", len(part))
         with self._lock:

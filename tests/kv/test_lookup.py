@@ -9,6 +9,7 @@ import pytest
 
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.store import RedisChunkStore
+from tests.kv.one_chunk import put
 from tests.kv.redis_server import RedisServer
 
 NAMESPACE = "ab" * 32
@@ -18,7 +19,7 @@ KEYS = [bytes([i]) * 36 for i in range(5)]
 def fill(server: RedisServer, keys: list[bytes], namespace: str = NAMESPACE) -> None:
     store = RedisChunkStore(server.url, namespace)
     for key in keys:
-        store.put(key, b"payload")
+        put(store, key, b"payload")
     store.close()
 
 

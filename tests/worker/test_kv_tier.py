@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from memserve.kv.codec import HEADER_BYTES
 from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, redis_key
 from memserve.kv.store import RedisChunkStore
+from tests.kv.one_chunk import get, put
 from tests.kv.redis_server import RedisServer
 
 NAMESPACE = CacheNamespace(model_digest="tiny", kv_dtype="float32", kv_layout="test", block_size_tokens=32, blocks_per_chunk=2)
@@ -362,9 +364,9 @@ def cold_run(environment: None, tiny_model: Path, redis_server: RedisServer, tmp
     wait_until(lambda: all(store.exists_many(keys)))
     values = {}
     for key in keys:
-        payload = store.get(key)
+        payload = get(store, key, redis_server.client.strlen(redis_key(NAMESPACE.digest, key)) - HEADER_BYTES)
         assert payload is not None
-        values[key] = bytes(payload)
+        values[key] = payload
     wait_until(lambda: set(prompt_chunks_last_blocks()) <= engine.events.keys("STORAGE"))
     answers = {seed: list(output.outputs[0].token_ids) for seed, output in outputs.items()}
     run = ColdRun(answers=answers, values=values, device_pages=engine.device_pages(), events=engine.events)
@@ -450,7 +452,7 @@ def test_a_corrupted_entry_is_a_miss_with_the_same_answer(
     assert output.num_cached_tokens == 2 * NAMESPACE.chunk_tokens
     assert list(output.outputs[0].token_ids) == cold_run.answers[1]
     store = RedisChunkStore(redis_server.url, NAMESPACE.digest)
-    wait_until(lambda: store.get(keys[2]) is not None)  # computed again, stored again
+    wait_until(lambda: get(store, keys[2], len(cold_run.values[keys[2]])) is not None)  # computed again, stored again
     store.close()
     samples = [sample for metric in REGISTRY.collect() for sample in metric.samples if sample.name == "memserve_kv_tier_refused_total"]
     assert [(sample.labels["reason"], sample.value) for sample in samples] == [("bad_checksum", 1)]
@@ -471,7 +473,7 @@ def test_requests_succeed_without_redis_and_its_return_is_noticed(
     redis_server.start()
     store = RedisChunkStore(redis_server.url, NAMESPACE.digest)
     for key in prompt_chunks(prompt(3)):
-        store.put(key, cold_run.values[key])
+        put(store, key, cold_run.values[key])
     time.sleep(0.4)
     loaded = fresh_engine.ask(prompt(3))
     assert loaded.num_cached_tokens == FULL_CHUNK_TOKENS

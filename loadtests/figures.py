@@ -1,0 +1,60 @@
+"""What the benchmarks share: bars, the table, the last line as JSON, the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A figure that was measured, and what it must reach or stay under."""
+
+    name: str
+    figure: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        return (self.at_least is None or self.figure >= self.at_least) and (self.at_most is None or self.figure <= self.at_most)
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """With the two options that every benchmark has."""
+    made = argparse.ArgumentParser(prog=f"python -m loadtests.{name}", description=description)
+    made.add_argument("--quick", action="store_true", help="at most a minute, with less to go by")
+    made.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    return made
+
+
+def told(line: str) -> None:
+    """Progress, to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns as wide as they need to be, the first to the left, the others to the right."""
+    cells = [[str(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
+    for row in cells:
+        print(
+            "  ".join(
+                cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
+
+
+def finish(bars: Sequence[Bar], figures: dict[str, object], as_json: bool) -> int:
+    """Print what became of the bars. Returns the exit status."""
+    held = all(bar.holds for bar in bars)
+    for bar in bars:
+        rule = f"at least {bar.at_least:g}" if bar.at_least is not None else f"at most {bar.at_most:g}"
+        print(f"{bar.name}: {bar.figure:.3g} ({rule}){'' if bar.holds else '  MISSED'}")
+    print("every bar holds" if held else "a bar is missed")
+    if as_json:
+        print(json.dumps({"holds": held, "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars], **figures}))
+    return 0 if held else 1

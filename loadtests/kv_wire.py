@@ -1,0 +1,115 @@
+"""How fast verified KV values come out of Redis, against a plain `recv_into` loop and against redis-py's GET (with hiredis).
+
+A private redis-server, one connection, values of 0.25 to 4 MiB, 64 MiB of them. The arms alternate within a round; a figure is the median
+of the rounds' ratios. The plain loop sends the same GETs with as many in flight, and receives into as much memory as the tier does, reused
+from round to round; it verifies nothing and expects no misses.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import redis
+
+from loadtests.figures import Bar, finish, parser, print_table, told
+from loadtests.redis_server import PrivateRedis
+from memserve.kv.codec import HEADER_BYTES
+from memserve.kv.keys import redis_key
+from memserve.kv.store import RedisChunkStore
+from memserve.kv.wire import in_flight
+
+NAMESPACE = "ab" * 32
+SIZES_KIB = (256, 1024, 2048, 4096)
+TOTAL_BYTES = 64 << 20
+
+
+def plain_loop(address: str | tuple[str, int], names: Sequence[str], value_bytes: int) -> Callable[[], None]:
+    """GET every name, receiving into a buffer for each. Returns the function that does it once."""
+    connected = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    connected.connect(address)
+    reply_bytes = len(b"$%d\r\n" % value_bytes) + value_bytes + 2
+    buffers = [memoryview(bytearray(reply_bytes)) for _ in names]
+    commands = [b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(name), name.encode()) for name in names]
+    ahead = in_flight(value_bytes)
+
+    def once() -> None:
+        sent = 0
+        for number in range(len(commands)):
+            if sent < min(len(commands), number + ahead):
+                until = min(len(commands), number + ahead)
+                connected.sendall(b"".join(commands[sent:until]))
+                sent = until
+            received = 0
+            while received < reply_bytes:
+                received += connected.recv_into(buffers[number][received:], 0, socket.MSG_WAITALL)
+
+    return once
+
+
+def measure(server: PrivateRedis, transport: str, size_kib: int, rounds: int) -> dict[str, float]:
+    """Returns the median throughput of each arm, GB/s, and the median ratios."""
+    payload_bytes = size_kib << 10
+    count = max(4, TOTAL_BYTES // payload_bytes)
+    url, address = (server.url, str(server.socket)) if transport == "unix" else (server.tcp_url, ("127.0.0.1", server.port))
+    store = RedisChunkStore(url, NAMESPACE, io_timeout_s=5.0)
+    keys = [number.to_bytes(36, "big") for number in range(count)]
+    body = os.urandom(payload_bytes)
+    store.store(keys, [body] * count, budget_s=60)
+    destinations = [memoryview(bytearray(payload_bytes)) for _ in keys]
+    names = [redis_key(NAMESPACE, key) for key in keys]
+    client = redis.Redis.from_url(url)
+
+    def tier() -> None:
+        assert all(store.load(keys, destinations, budget_s=60))
+
+    def redis_py() -> None:
+        for name in names:
+            value = client.get(name)
+            assert value is not None
+
+    arms = {"tier": tier, "plain": plain_loop(address, names, HEADER_BYTES + payload_bytes), "redis_py": redis_py}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(rounds + 1):
+        for name in sorted(arms, key=lambda each: (hash((each, number)) & 7, each)):
+            started_s = time.perf_counter()
+            arms[name]()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started_s)
+    assert destinations[-1] == body
+    store.close()
+    client.flushall()
+    client.close()
+    gigabytes = count * payload_bytes / 1e9
+    figures = {f"{name}_gb_s": gigabytes / statistics.median(taken) for name, taken in seconds.items()}
+    for name in ("plain", "redis_py"):
+        figures[f"tier_of_{name}"] = statistics.median(other / own for own, other in zip(seconds["tier"], seconds[name], strict=True))
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
+    chosen = parser("kv_wire", __doc__).parse_args(arguments)
+    rounds = 7 if chosen.quick else 25
+    figures: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server:
+        for transport in ("unix", "tcp"):
+            for size in SIZES_KIB:
+                told(f"{transport}, {size} KiB: {rounds} rounds of {TOTAL_BYTES >> 20} MiB an arm")
+                figures[f"{transport}_{size}_kib"] = measure(server, transport, size, rounds)
+    columns = ("value", "tier GB/s", "plain GB/s", "redis-py GB/s", "tier ÷ plain", "tier ÷ redis-py")
+    names = ("tier_gb_s", "plain_gb_s", "redis_py_gb_s", "tier_of_plain", "tier_of_redis_py")
+    print_table(columns, [[name, *(f"{row[each]:.2f}" for each in names)] for name, row in figures.items()])
+    bars = [Bar(f"{name}: tier ÷ plain loop", row["tier_of_plain"], at_least=0.8) for name, row in figures.items()]
+    bars += [Bar(f"{name}: tier ÷ redis-py", row["tier_of_redis_py"], at_least=2.0) for name, row in figures.items()]
+    return finish(bars, {"figures": figures}, chosen.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Values between Redis and memory, without a copy in Python and without the GIL for the bytes.
+
+redis-py makes the connection (URL, TLS, AUTH, unix sockets); from then on its socket is ours.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from redis.connection import ConnectionPool
+
+from memserve.kv.codec import Buffer
+from memserve.kv.resp import Kind, Reply, ReplyReader
+
+# Two large values in flight keep the wire busy; many only wait in the kernel's buffers and in Redis's, which copies them.
+IN_FLIGHT_BYTES = 4 << 20
+MIN_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value of known length goes: first its head, then its body."""
+
+    name: bytes
+    head: memoryview
+    body: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A value to be stored: its head, then its body."""
+
+    name: bytes
+    head: Buffer
+    body: Buffer
+
+
+class Wire:
+    """One connection for large values; one thread at a time. After any error it must be closed.
+
+    Every method raises OSError (a timeout is a TimeoutError), redis-py's RedisError when connecting fails, or resp.ProtocolError.
+    """
+
+    def __init__(self, connection: Any, io_timeout_s: float) -> None:
+        """For `connect`."""
+        self._connection = connection
+        self._socket: socket.socket = connection._sock
+        self._reader = ReplyReader()
+        self._plain = not isinstance(self._socket, ssl.SSLSocket)
+        self._socket.settimeout(None if self._plain else io_timeout_s)
+        if self._plain:
+            # The kernel keeps the time: a blocking call moves megabytes at once, where a socket with a timeout polls before each piece.
+            seconds = int(io_timeout_s)
+            timeval = struct.pack("ll", seconds, int((io_timeout_s - seconds) * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+    @classmethod
+    def connect(cls, pool: ConnectionPool, io_timeout_s: float) -> Self:
+        """pool: says where and how; it must speak RESP2 and not decode."""
+        connection = pool.connection_class(**pool.connection_kwargs)
+        connection.connect()
+        return cls(connection, io_timeout_s)
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection is as it was left: open, and nothing has come."""
+        readable, _, _ = select.select([self._socket], [], [], 0)
+        return not readable
+
+    def close(self) -> None:
+        self._connection.disconnect()
+
+    def get(self, places: Sequence[Place], *, ttl_s: int, deadline_s: float) -> Iterator[Kind]:
+        """Fetch values into their places and slide their time to live.
+
+        deadline_s: on the monotonic clock; what has not come by then is a TimeoutError.
+        Yields one of VALUE, NOTHING, OTHER_LENGTH, ERROR for each place as it comes; the place is of no meaning but for VALUE. An iterator
+        that is not run to its end leaves the connection of no use.
+        """
+        if not places:
+            return
+        expiry = b"$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl_s)), ttl_s)
+        commands = [b"*4\r\n$5\r\nGETEX\r\n$%d\r\n%s\r\n%s" % (len(place.name), place.name, expiry) for place in places]
+        ahead = in_flight(places[0].body.nbytes)
+        sent = received = 0
+        while received < len(places):
+            until = min(len(places), received + ahead)
+            if sent < until:
+                for place in places[sent:until]:
+                    self._reader.expect(place.head, place.body)
+                self._send([b"".join(commands[sent:until])])
+                sent = until
+            for reply in self._replies(deadline_s):
+                received += 1
+                yield reply.kind
+
+    def set(self, items: Sequence[Item], *, ttl_s: int, deadline_s: float) -> list[bool]:
+        """Store values. Returns whether Redis took each; deadline_s as in `get`."""
+        if not items:
+            return []
+        expiry = b"\r\n$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl_s)), ttl_s)
+        ahead = in_flight(memoryview(items[0].body).nbytes)
+        stored: list[bool] = []
+        for item in items:
+            self._reader.expect()
+            length = memoryview(item.head).nbytes + memoryview(item.body).nbytes
+            self._send([b"*5\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (len(item.name), item.name, length), item.head, item.body, expiry])
+            while self._reader.outstanding >= ahead:
+                stored += [reply.kind is Kind.OK for reply in self._replies(deadline_s)]
+        while self._reader.outstanding:
+            stored += [reply.kind is Kind.OK for reply in self._replies(deadline_s)]
+        return stored
+
+    def _replies(self, deadline_s: float) -> list[Reply]:
+        """Receive once. Returns what that completed, perhaps nothing."""
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("Redis took longer than the whole exchange may take")
+        buffer = self._reader.buffer()
+        try:
+            # A large value comes whole or not at all; a line may be shorter than what there is room for.
+            flags = socket.MSG_WAITALL if self._plain and self._reader.in_value else 0
+            count = self._socket.recv_into(buffer, 0, flags)
+        except BlockingIOError as error:
+            raise TimeoutError("Redis did not answer in time") from error
+        if count == 0:
+            raise ConnectionResetError("Redis closed the connection")
+        return self._reader.received(count)
+
+    def _send(self, buffers: list[Buffer]) -> None:
+        if not self._plain:
+            for buffer in buffers:
+                self._socket.sendall(buffer)
+            return
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        while views:
+            try:
+                sent = self._socket.sendmsg(views)
+            except BlockingIOError as error:
+                raise TimeoutError("Redis did not take what was sent in time") from error
+            while views and sent >= views[0].nbytes:
+                sent -= views.pop(0).nbytes
+            if views:
+                views[0] = views[0][sent:]
+
+
+def in_flight(value_bytes: int) -> int:
+    """How many values may be on their way at once."""
+    return max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // max(1, value_bytes))

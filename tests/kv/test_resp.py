@@ -1,0 +1,115 @@
+"""The reader of replies: it understands what Redis says in whatever pieces it arrives, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memserve.kv.resp import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, Kind, ProtocolError, Reply, ReplyReader
+
+
+def read(reader: ReplyReader, stream: bytes, sizes: list[int]) -> list[Reply]:
+    """Feed a stream in pieces of at most these sizes, in turn, until it ends or nothing is outstanding."""
+    replies: list[Reply] = []
+    turn = 0
+    while stream and reader.outstanding:
+        buffer = reader.buffer()
+        assert buffer.nbytes > 0
+        piece = stream[: min(sizes[turn % len(sizes)], buffer.nbytes)]
+        buffer[: len(piece)] = piece
+        replies += reader.received(len(piece))
+        stream = stream[len(piece) :]
+        turn += 1
+    return replies
+
+
+SIZES = st.lists(st.integers(1, 400), min_size=1, max_size=8)
+# What Redis may say to a GET of a value of known length, and what it then is.
+SAID = st.one_of(
+    st.tuples(st.just("value"), st.binary(min_size=9, max_size=600)),
+    st.tuples(st.just("other"), st.binary(max_size=600)),
+    st.tuples(st.just("nothing"), st.just(b"")),
+    st.tuples(st.just("error"), st.binary(max_size=80).filter(lambda text: b"\r\n" not in text + b"\r")),
+    st.tuples(st.just("ok"), st.just(b"OK")),
+)
+
+
+@given(st.lists(SAID, min_size=1, max_size=8), SIZES)
+def test_replies_are_understood_in_whatever_pieces_they_arrive(said: list[tuple[str, bytes]], sizes: list[int]) -> None:
+    reader, stream, wanted, places = ReplyReader(), b"", [], []
+    for kind, content in said:
+        head, body = memoryview(bytearray(8)), memoryview(bytearray(len(content) - 8 if kind == "value" else 700))
+        reader.expect(head, body)
+        places.append((head, body))
+        match kind:
+            case "value" | "other":
+                stream += b"$%d\r\n%s\r\n" % (len(content), content)
+                wanted.append(Reply(Kind.VALUE if kind == "value" else Kind.OTHER_LENGTH))
+            case "nothing":
+                stream += b"$-1\r\n"
+                wanted.append(Reply(Kind.NOTHING))
+            case "error":
+                stream += b"-" + content + b"\r\n"
+                wanted.append(Reply(Kind.ERROR, content))
+            case "ok":
+                stream += b"+OK\r\n"
+                wanted.append(Reply(Kind.OK, b"OK"))
+    assert read(reader, stream, sizes) == wanted
+    assert reader.outstanding == 0
+    for (kind, content), (head, body) in zip(said, places, strict=True):
+        if kind == "value":
+            assert bytes(head) + bytes(body) == content
+
+
+@given(st.binary(max_size=3000), SIZES, st.integers(0, 3))
+def test_garbage_is_an_error_or_a_reply_and_never_more_than_was_asked_for(stream: bytes, sizes: list[int], asked: int) -> None:
+    reader = ReplyReader()
+    backing = bytearray(64)
+    for _ in range(asked):
+        reader.expect(memoryview(backing)[8:16], memoryview(backing)[16:32])
+    try:
+        replies = read(reader, stream, sizes)
+    except ProtocolError:
+        replies = []
+    assert len(replies) <= asked
+    assert backing[:8] == bytes(8)
+    assert backing[32:] == bytes(32)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"$12x\r\n", b"$\r\n", b"$--1\r\n", b"$99999999999\r\n", b"*1\r\n$1\r\na\r\n", b"hello\r\n", b"\r\n", b"a" * MAX_LINE_BYTES,
+        b"$%d\r\n" % (MAX_SKIPPED_BYTES + 1), b"$24\r\n" + bytes(24) + b"xx",
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_reply_is_refused(stream: bytes) -> None:
+    reader = ReplyReader()
+    reader.expect(memoryview(bytearray(8)), memoryview(bytearray(16)))
+    with pytest.raises(ProtocolError):
+        read(reader, stream, [1])
+
+
+def test_what_was_not_asked_for_is_refused() -> None:
+    reader = ReplyReader()
+    reader.expect()
+    reader.buffer()[:10] = b"+OK\r\n+OK\r\n"
+    with pytest.raises(ProtocolError, match="not asked for"):
+        reader.received(10)
+
+
+def test_the_large_part_of_a_value_is_received_in_its_place() -> None:
+    head, body = memoryview(bytearray(120)), memoryview(bytearray(1 << 20))
+    reader = ReplyReader()
+    for _ in range(2):
+        reader.expect(head, body)
+    first = b"$%d\r\n" % (120 + (1 << 20))
+    assert reader.buffer().nbytes == len(first) + 120
+    reader.buffer()[:] = first + bytes(120)
+    reader.received(len(first) + 120)
+    assert reader.buffer() is body
+    reader.received(1 << 20)
+    # The line end, the next line and its head together.
+    assert reader.buffer().nbytes == 2 + len(first) + 120

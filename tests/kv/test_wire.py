@@ -1,0 +1,96 @@
+"""Values over a real Redis: in place, in order, within their time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+from redis.connection import ConnectionPool
+
+from memserve.kv.resp import Kind
+from memserve.kv.wire import Item, Place, Wire
+from tests.kv.redis_server import RedisServer
+
+HEAD_BYTES = 120
+
+
+def pool(server: RedisServer) -> ConnectionPool:
+    return ConnectionPool.from_url(server.url, protocol=2)
+
+
+@pytest.fixture
+def wire(own_redis_server: RedisServer) -> Iterator[Wire]:
+    connected = Wire.connect(pool(own_redis_server), io_timeout_s=2.0)
+    yield connected
+    connected.close()
+
+
+def soon() -> float:
+    return time.monotonic() + 10
+
+
+def place(name: str, body_bytes: int) -> Place:
+    return Place(name.encode(), memoryview(bytearray(HEAD_BYTES)), memoryview(bytearray(body_bytes)))
+
+
+@pytest.mark.parametrize("body_bytes", [1, 1000, 256 << 10, 3 << 20])
+def test_what_is_stored_is_fetched_byte_for_byte(wire: Wire, own_redis_server: RedisServer, body_bytes: int) -> None:
+    items = [Item(b"key-%d" % number, os.urandom(HEAD_BYTES), os.urandom(body_bytes)) for number in range(7)]
+    assert wire.set(items, ttl_s=100, deadline_s=soon()) == [True] * 7
+    places = [place(f"key-{number}", body_bytes) for number in range(7)]
+    assert list(wire.get(places, ttl_s=1000, deadline_s=soon())) == [Kind.VALUE] * 7
+    for item, got in zip(items, places, strict=True):
+        assert (bytes(got.head), bytes(got.body)) == (item.head, item.body)
+    assert 990 < own_redis_server.client.ttl("key-0") <= 1000
+
+
+def test_misses_and_values_of_another_length_lie_between_good_ones(wire: Wire, own_redis_server: RedisServer) -> None:
+    redis = own_redis_server.client
+    good = os.urandom(HEAD_BYTES + 5000)
+    for name, value in (("a", good), ("short", b"x"), ("empty", b""), ("long", os.urandom(1 << 20)), ("z", good)):
+        redis.set(name, value)
+    redis.lpush("list", "x")
+    places = [place(name, 5000) for name in ("a", "gone", "short", "empty", "long", "list", "z")]
+    kinds = list(wire.get(places, ttl_s=10, deadline_s=soon()))
+    other = Kind.OTHER_LENGTH
+    assert kinds == [Kind.VALUE, Kind.NOTHING, other, other, other, Kind.ERROR, Kind.VALUE]
+    assert bytes(places[-1].head) + bytes(places[-1].body) == good
+
+
+def test_a_full_redis_takes_nothing_and_the_connection_lives_on(wire: Wire, own_redis_server: RedisServer) -> None:
+    own_redis_server.client.config_set("maxmemory", "1mb")
+    items = [Item(b"full-%d" % number, b"h" * HEAD_BYTES, bytes(1 << 20)) for number in range(4)]
+    assert not all(wire.set(items, ttl_s=10, deadline_s=soon()))
+    assert list(wire.get([place("gone", 100)], ttl_s=10, deadline_s=soon())) == [Kind.NOTHING]
+
+
+def test_a_paused_redis_is_a_timeout_for_loads_and_stores(own_redis_server: RedisServer) -> None:
+    own_redis_server.client.set("key", bytes(HEAD_BYTES + 1000))
+    for ask in (
+        lambda wire: list(wire.get([place("key", 1000)], ttl_s=10, deadline_s=soon())),
+        lambda wire: wire.set([Item(b"big", b"h", bytes(32 << 20))], ttl_s=10, deadline_s=soon()),
+    ):
+        wire = Wire.connect(pool(own_redis_server), io_timeout_s=0.3)
+        own_redis_server.pause()
+        started_s = time.monotonic()
+        try:
+            with pytest.raises(TimeoutError):
+                ask(wire)
+            assert time.monotonic() - started_s < 5
+        finally:
+            own_redis_server.resume()
+            wire.close()
+
+
+def test_an_exchange_ends_at_its_deadline(wire: Wire, own_redis_server: RedisServer) -> None:
+    own_redis_server.client.set("key", bytes(HEAD_BYTES + 1000))
+    with pytest.raises(TimeoutError, match="whole exchange"):
+        list(wire.get([place("key", 1000)], ttl_s=10, deadline_s=time.monotonic() - 1))
+
+
+def test_a_redis_that_ends_is_a_connection_error(wire: Wire, own_redis_server: RedisServer) -> None:
+    own_redis_server.stop()
+    with pytest.raises(OSError, match=r"closed|pipe|reset"):
+        list(wire.get([place("key", 1000)], ttl_s=10, deadline_s=soon()))
