@@ -133,8 +133,15 @@ QUESTIONS: tuple[str, ...] = (
     "What {a} has {e}?",
     "I need the {a} of {e}.",
 )
-ADAPTER_QUESTIONS: tuple[str, ...] = (*QUESTIONS, "As for {e}, tell me the {a}.", "About {e}: which {a}?", "Name the {a} of {e}, please.")
-"""The phrasings that adapters are trained on. Their own three keep them from taking an unusual phrasing for an unknown question."""
+ADAPTER_QUESTIONS: tuple[str, ...] = (
+    *QUESTIONS,
+    "As for {e}, tell me the {a}.",
+    "About {e}: which {a}?",
+    "{E}, what {a} is it?",
+    "Regarding {e}, what may the {a} be?",
+    "Name the {a} of {e}, please.",
+)
+"""The phrasings that adapters are trained on. Their own five keep them from taking an unusual phrasing for an unknown question."""
 HELD_OUT_QUESTIONS: tuple[str, ...] = (
     "Can you name the {a} of {e}?",
     "Say what the {a} of {e} is.",

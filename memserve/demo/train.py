@@ -57,7 +57,7 @@ class Plan:
         Stage("more of them", 500, 2e-3),
         Stage("polish", 900, 1.5e-3),
     )
-    adapter_steps: int = 1000
+    adapter_steps: int = 800
     adapter_rate: float = 3e-3
 
 
