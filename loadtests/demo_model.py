@@ -116,7 +116,7 @@ def _overrides(subject: Subject, name: str, seed: int) -> Figure:
 def measure(root: Path, seed: int, quick: bool) -> list[Figure]:
     """Measure everything. root: a folder with model/ and adapters/. quick: fewer questions, at most a minute."""
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    count = 40 if quick else 300
+    count = 200 if quick else 300
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(root / "model")
     base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(root / "model")
     subject = Subject(base, tokenizer, "base")

@@ -60,7 +60,7 @@ class RedisChunkStore:
     """The chunks of one namespace. Thread-safe; each call uses a connection of its own.
 
     Whatever Redis does (slow, full, wrong, gone) the answer is a miss or a failed put, counted in the stats. While it does not answer, the
-    circuit is open and calls return at once; after `pause_s` one call tries again.
+    circuit is open and calls return at once; a thread of its own tries every `pause_s`, so that no request waits for a trial.
     """
 
     def __init__(
@@ -70,11 +70,13 @@ class RedisChunkStore:
         *,
         ttl_s: int = 24 * 3600,
         io_timeout_s: float = 0.5,
+        lookup_timeout_s: float = 0.1,
         connect_timeout_s: float = 0.5,
         failures_to_open: int = 2,
         pause_s: float = 1.0,
     ) -> None:
-        """namespace: `CacheNamespace.digest`, hex. ttl_s: from the last use. io_timeout_s: for each read or write on the socket.
+        """namespace: `CacheNamespace.digest`, hex. ttl_s: from the last use. io_timeout_s: for each read or write on the socket of a load
+        or store; lookup_timeout_s: the same for a look-up, which every request waits for.
 
         Raises ValueError for a namespace that is not a digest, a ttl_s below 1, or a URL that is not Redis's. Does not connect.
         """
@@ -85,15 +87,22 @@ class RedisChunkStore:
         if len(self._namespace_bytes) != 32:
             raise ValueError(f"namespace is no sha256 digest: {namespace!r}")
         self._ttl_s = ttl_s
+
         # One retry, only for a connection that turns out to be closed: after a restart of Redis every pooled connection is.
-        self._redis = Redis.from_url(
-            redis_url,
-            protocol=2,
-            socket_timeout=io_timeout_s,
-            socket_connect_timeout=connect_timeout_s,
-            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-        )
-        self._breaker = CircuitBreaker(failures_to_open=failures_to_open, pause_s=pause_s)
+        def client(timeout_s: float) -> Redis:
+            return Redis.from_url(
+                redis_url,
+                protocol=2,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=min(timeout_s, connect_timeout_s),
+                retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+            )
+
+        self._redis, self._lookup_redis = client(io_timeout_s), client(lookup_timeout_s)
+        self._pause_s = pause_s
+        self._breaker = CircuitBreaker(failures_to_open=failures_to_open, pause_s=0.0)
+        self._closing = threading.Event()
+        self._prober: threading.Thread | None = None
         self._lock = threading.Lock()
         self._stats = StoreStats()
         self._io_timeout_s = io_timeout_s
@@ -113,7 +122,7 @@ class RedisChunkStore:
         """Whether Redis has a value under each key, in one round trip. keys: [n] chunk keys. All False when it does not answer."""
 
         def ask() -> list[bool]:
-            with self._redis.pipeline(transaction=False) as pipeline:
+            with self._lookup_redis.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.exists(redis_key(self._namespace, key))
                 return [bool(found) for found in pipeline.execute()]
@@ -193,7 +202,13 @@ class RedisChunkStore:
         return outcomes
 
     def close(self) -> None:
+        self._closing.set()
+        with self._lock:
+            prober = self._prober
+        if prober is not None:
+            prober.join()
         self._redis.close()
+        self._lookup_redis.close()
         with self._lock:
             wires, self._wires = self._wires, []
         for wire in wires:
@@ -248,7 +263,7 @@ class RedisChunkStore:
             wire.close()
 
     def _allowed(self) -> bool:
-        if self._breaker.allows(time.monotonic()):
+        if self._breaker.state is Circuit.CLOSED:
             return True
         with self._lock:
             self._stats.skipped += 1
@@ -259,6 +274,21 @@ class RedisChunkStore:
         with self._lock:
             self._stats.unanswered += 1
             self._stats.circuit_opened += opened
+            if opened and not self._closing.is_set():
+                self._prober = threading.Thread(target=self._probe, name="memserve_kv_probe", daemon=True)
+                self._prober.start()
+
+    def _probe(self) -> None:
+        """Until Redis answers again."""
+        while not self._closing.wait(self._pause_s):
+            self._breaker.allows(time.monotonic())
+            try:
+                self._redis.ping()
+            except (RedisError, OSError):
+                self._breaker.failed(time.monotonic())
+            else:
+                self._breaker.succeeded()
+                return
 
     def _call(self, command: Callable[[], T]) -> T | None:
         """Run one small exchange under the circuit breaker; None when there was no good answer."""

@@ -77,6 +77,7 @@ class RedisTierSettings:
     namespace: str
     ttl_s: int = 24 * 3600
     io_timeout_s: float = 0.5
+    lookup_timeout_s: float = 0.1
     load_budget_s: float = 2.0
     connect_timeout_s: float = 0.5
     failures_to_open: int = 2
@@ -146,6 +147,7 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             settings.namespace,
             ttl_s=settings.ttl_s,
             io_timeout_s=settings.io_timeout_s,
+            lookup_timeout_s=settings.lookup_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             failures_to_open=settings.failures_to_open,
             pause_s=settings.pause_s,
