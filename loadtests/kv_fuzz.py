@@ -1,7 +1,7 @@
 """The reader of Redis's replies and the codec of stored values, fed with made-up and damaged bytes for ten minutes.
 
-Hypothesis draws the bytes, the sizes of the pieces they arrive in, and the damage. Counted are crashes (anything but the one declared error),
-hangs (a stream that makes no progress) and damaged values that were accepted. All must be zero.
+Hypothesis draws the bytes, the sizes of the pieces they arrive in, and the damage. Counted are crashes (anything but the one declared
+error), hangs (a stream that makes no progress) and damaged values that were accepted. All must be zero.
 """
 
 from __future__ import annotations
@@ -115,9 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 told(f"{make.__name__}, round {rounds}: {type(error).__name__}: {error}")
         rounds += 1
         if rounds % 10 == 0:
-            told(
-                f"{time.monotonic() - started_s:.0f} of {lasts_s} s, {sum(counts[name] for name in ('reader: streams', 'codec: values')):,} cases"
-            )
+            cases = counts["reader: streams"] + counts["codec: values"]
+            told(f"{time.monotonic() - started_s:.0f} of {lasts_s} s, {cases:,} cases")
     print_table(("counted", "number"), [(name, f"{counts[name]:,}") for name in sorted(counts)])
     bars = [Bar(name, counts[name], at_most=0) for name in ("crashes", "hangs", "wrong values accepted", "good values refused")]
     bars.append(Bar("reader: values read whole (the fuzzer reaches them)", counts["reader: values"], at_least=1))
