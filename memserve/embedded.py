@@ -228,6 +228,8 @@ class Stack:
             "save": '""',
             "logfile": f'"{log}"',
             "daemonize": "no",
+            # Its title would be written over the environment that `marked_processes` knows it by.
+            "set-proc-title": "no",
             **{option.replace("_", "-"): value for option, value in options.items()},
         }
         (folder / "redis.conf").write_text("".join(f"{option} {value}\n" for option, value in configuration.items()))

@@ -16,7 +16,7 @@ import redis
 from memserve.client import AsyncClient, CallFailed, Client
 from memserve.demo.story import ask_and_store, long_prefix
 from memserve.domain import Route, Sampling
-from memserve.embedded import Stack
+from memserve.embedded import Stack, marked_processes
 from memserve.registry import lease_key
 from tests.stack.conftest import WORKERS, eventually
 
@@ -105,6 +105,13 @@ def redis_servers(stack: Stack) -> list[subprocess.Popen[bytes]]:
     assert stack.registry_process is not None
     assert stack.cache_process is not None
     return [stack.registry_process, stack.cache_process]
+
+
+def test_every_process_is_known_by_its_mark_so_that_the_next_start_can_sweep_it(stack: Stack, client: Client) -> None:
+    assert stack.workers_process is not None
+    assert stack.gateway_process is not None
+    started = {server.pid for server in redis_servers(stack)} | {stack.workers_process.pid, stack.gateway_process.pid}
+    assert started <= {process.pid for process in marked_processes(stack.settings.data)}
 
 
 async def test_every_request_succeeds_while_redis_hangs_and_hits_come_back_afterwards(stack: Stack, client: Client) -> None:
