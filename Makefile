@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 .PHONY: help setup demo test check format proto lock clean
 help:
-	@echo "make demo    set up, then show what memserve does (about 4 minutes the first time)"
+	@echo "make demo    set up, then show what memserve does (about 3 minutes the first time)"
 	@echo "make test    set up, then run every test"
 	@echo "make check   lint, types, import contracts, generated code"
 	@echo "make proto   generate memserve/pb from protos/"

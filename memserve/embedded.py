@@ -140,7 +140,7 @@ class Stack:
     def _start_workers(self) -> None:
         count = self.settings.workers
         self._sweep("left by the workers before", keep=(self.registry_process, self.cache_process, self.gateway_process))
-        self.report(f"workers    starting {count} × vLLM with {self.settings.model} (about 40 s)")
+        self.report(f"workers    starting {count} × vLLM with {self.settings.model} (about half a minute)")
         before = self._live_workers()
         self.workers_process = self._spawn("workers")
         self._wait_for_workers(but_not=before)

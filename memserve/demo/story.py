@@ -29,7 +29,9 @@ Report = Callable[[str], None]
 
 NAMESPACE = "demo"
 REMEMBERED = 24
-ASKED = 12
+ASKED = 24
+# Retrieval brings near misses along; what the model can do with one passage among any four is held by loadtests.demo_model.
+RECALL_AT_LEAST = 0.85
 PREFIX_TOKENS = 3500
 # Prefixes whose TTFT is measured in each state; the table shows the median.
 PREFIXES = 5
@@ -217,7 +219,7 @@ def failed_bars(figures: dict[str, Any]) -> list[str]:
         if adapter["share_adapter"] < WITH_ADAPTER_AT_LEAST or adapter["share_base"] > WITHOUT_ADAPTER_AT_MOST:
             failed.append(f"adapter {name}: {adapter['share_adapter']:.0%} right with it, {adapter['share_base']:.0%} without")
     recall = figures["recall"]
-    if recall["right_with"] < WITH_ADAPTER_AT_LEAST * recall["asked"] or recall["right_without"] > 0:
+    if recall["right_with"] < RECALL_AT_LEAST * recall["asked"] or recall["right_without"] > 0:
         failed.append(f"recall: {recall['right_with']} of {recall['asked']} right with it, {recall['right_without']} without")
     tampered = figures["tampered"]
     if tampered["cached_from_redis"] or not tampered["same_tokens_as_cold"] or not tampered["entries"]:

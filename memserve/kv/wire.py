@@ -19,9 +19,9 @@ from redis.connection import ConnectionPool
 from memserve.kv.codec import Buffer
 from memserve.kv.resp import Kind, Reply, ReplyReader
 
-# Two large values in flight keep the wire busy; many only wait in the kernel's buffers and in Redis's, which copies them.
+# A few values in flight keep the wire busy; more of them, or very large ones, only wait in buffers that then have to be copied again.
 IN_FLIGHT_BYTES = 4 << 20
-MIN_IN_FLIGHT = 2
+MAX_IN_FLIGHT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,5 +151,5 @@ class Wire:
 
 
 def in_flight(value_bytes: int) -> int:
-    """How many values may be on their way at once."""
-    return max(MIN_IN_FLIGHT, IN_FLIGHT_BYTES // max(1, value_bytes))
+    """How many values of this length may be on their way at once."""
+    return max(1, min(MAX_IN_FLIGHT, IN_FLIGHT_BYTES // max(1, value_bytes)))
