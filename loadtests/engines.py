@@ -63,8 +63,8 @@ class BenchEngine:
 
     def __init__(self, model: Path, *, redis_url: str = "", host_bytes: int = 256 << 20, **tier: Any) -> None:
         from vllm import LLM
-        from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+        from memserve.worker.cpu_engine import CpuExecutor
         from memserve.worker.cpu_offload import chunk_blocks, kv_transfer_config
         from memserve.worker.redis_tier import RedisTierSettings
 
@@ -91,7 +91,7 @@ class BenchEngine:
             enable_prefix_caching=True,
             prefix_caching_hash_algo="sha256_cbor",
             disable_log_stats=True,
-            distributed_executor_backend=UniProcExecutor,
+            distributed_executor_backend=CpuExecutor,
             **transfer,
         )
 

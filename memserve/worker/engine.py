@@ -160,18 +160,17 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
     """Start vLLM with prefix caching, multi-LoRA, the KV tiers and KV events on `event_endpoint` (ZeroMQ, full 32-byte keys)."""
     from vllm.config.kv_events import KVEventsConfig
     from vllm.platforms import current_platform
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     on_cpu = current_platform.is_cpu()
     arguments: dict[str, Any] = {}
     if on_cpu:
+        from memserve.worker.cpu_engine import CpuExecutor
+
         arguments = {
             "kv_cache_memory_bytes": settings.kv_device_bytes,
             "block_size": settings.block_tokens,
             "enforce_eager": True,
-            # vLLM's choice, a process for the model beside the scheduler's, has both spin on shared memory while they wait for each
-            # other and for a second after. On few cores that starves everything else, Redis too, for up to half a second.
-            "distributed_executor_backend": UniProcExecutor,
+            "distributed_executor_backend": CpuExecutor,
         }
     return AsyncLLM.from_engine_args(
         AsyncEngineArgs(
