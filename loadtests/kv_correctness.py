@@ -31,6 +31,8 @@ from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
 PROMPTS, QUICK_PROMPTS = 500, 60
 BATCH = 8
 BLOCK_TOKENS, BLOCKS_PER_CHUNK = 32, 2
+# A test of answers, not of speed: nothing is given up early.
+PATIENT: dict[str, Any] = {"io_timeout_s": 10.0, "lookup_timeout_s": 10.0, "load_budget_s": 30.0}
 # Room for about three prompts of a batch's eight.
 DEVICE_BLOCKS = 130
 HOST_BYTES = 64 << 20
@@ -62,8 +64,8 @@ class Answered:
 class DemoEngine:
     """A real engine on the demo model, its KV shared through Redis."""
 
-    def __init__(self, redis_url: str, *, counts: bool = False) -> None:
-        """counts: keep statistics, which one engine of a process can."""
+    def __init__(self, redis_url: str, *, counts: bool = False, **tier: Any) -> None:
+        """counts: keep statistics, which one engine of a process can. tier: settings of the Redis tier."""
         from vllm import LLM
 
         from memserve.worker.cpu_engine import CpuExecutor
@@ -88,8 +90,7 @@ class DemoEngine:
             distributed_executor_backend=CpuExecutor,
             kv_transfer_config=kv_transfer_config(
                 platform="cpu",
-                # A test of answers, not of speed: nothing is given up early.
-                tier=RedisTierSettings(redis_url=redis_url, namespace=NAMESPACE, io_timeout_s=10, lookup_timeout_s=10, load_budget_s=30),
+                tier=RedisTierSettings(redis_url=redis_url, namespace=NAMESPACE, **tier),
                 host_bytes=HOST_BYTES,
                 blocks_per_chunk=BLOCKS_PER_CHUNK,
             ),
@@ -114,8 +115,16 @@ class DemoEngine:
             answers.append(Answered(tuple(made.token_ids), output.num_cached_tokens or 0, made.text.strip(), min(margins)))
         return answers
 
-    def preemptions(self) -> int:
-        return sum(int(getattr(metric, "value", 0)) for metric in self.llm.get_metrics() if metric.name == "vllm:num_preemptions")
+    def forget(self) -> None:
+        """Everything that it holds in its own memory."""
+        self.llm.reset_prefix_cache(reset_connector=True)
+
+    def counted(self, name: str) -> int:
+        """A counter of vLLM's or the tier's, summed over its labels; of this process's only engine that counts."""
+        from prometheus_client import REGISTRY
+
+        samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
+        return int(sum(sample.value for sample in samples if sample.name == f"{name}_total"))
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
@@ -173,10 +182,10 @@ def measure(server: PrivateRedis, count: int, seed: int) -> tuple[list[list[obje
     prompts, needles = draw_prompts(count, seed)
     rows: list[list[object]] = []
     with redis.Redis.from_url(server.url) as client:
-        first, second = DemoEngine(server.url, counts=True), DemoEngine(server.url)
+        first, second = DemoEngine(server.url, counts=True, **PATIENT), DemoEngine(server.url, **PATIENT)
         alone = [first.ask([prompt])[0] for prompt in prompts[:5]]
         client.flushall()
-        first.llm.reset_prefix_cache(reset_connector=True)
+        first.forget()
         cold: list[Answered] = ask_all(first, prompts, "cold")
         rows.append(compare("cold", cold, cold, counts))
         counts["prompts whose cold answer was unsure"] = sum(answer.margin < SURE_BY for answer in cold)
@@ -184,14 +193,14 @@ def measure(server: PrivateRedis, count: int, seed: int) -> tuple[list[list[obje
         rows.append(compare("warm", cold, [first.ask([prompt] * 2)[1] for prompt in prompts], counts))
         _settle(client)
         rows.append(compare("remote", cold, ask_all(second, prompts, "remote"), counts))
-        counts["preemptions"] = first.preemptions()
+        counts["preemptions"] = first.counted("vllm:num_preemptions")
         first.close()
-        restarted = DemoEngine(server.url)
+        restarted = DemoEngine(server.url, **PATIENT)
         rows.append(compare("restarted", cold, ask_all(restarted, prompts, "restarted"), counts))
         # Half of what Redis holds goes, at random: chains lose their ends, their middles and their beginnings.
         keys = sorted(client.scan_iter("memserve:kv:*"))
         client.delete(*random.Random(seed).sample(keys, len(keys) // 2))
-        second.llm.reset_prefix_cache(reset_connector=True)
+        second.forget()
         rows.append(compare("after eviction", cold, ask_all(second, prompts, "after eviction"), counts))
         told(f"{len(needles)} needles")
         for start in range(0, len(needles), BATCH):

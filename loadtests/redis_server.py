@@ -27,13 +27,18 @@ class PrivateRedis:
         self._command = [redis_executable(), *place, "--save", "", *options]
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it, empty, at the same addresses."""
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         deadline_s = time.monotonic() + 10
         with redis.Redis.from_url(self.url) as client:
             while True:
                 try:
                     client.ping()
-                    return self
+                    return
                 except redis.ConnectionError:
                     if time.monotonic() > deadline_s:
                         raise

@@ -19,6 +19,8 @@ from typing import IO
 import psutil
 import redis
 from pydantic import SecretStr
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from memserve.client import Client, wait_until_ready
 from memserve.config import GIB, MIB, Settings, child_environment
@@ -208,7 +210,7 @@ class Stack:
         """Have the cache write its entries to disk and end. What that takes longer than allowed is given up."""
         with (
             contextlib.suppress(redis.RedisError),
-            redis.Redis.from_url(self.settings.cache_redis, socket_timeout=CACHE_SAVE_TIMEOUT_S) as client,
+            redis.Redis.from_url(self.settings.cache_redis, socket_timeout=CACHE_SAVE_TIMEOUT_S, retry=Retry(NoBackoff(), 0)) as client,
         ):
             client.shutdown(save=True)
 

@@ -71,8 +71,9 @@ class Wire:
 
     def is_alive(self) -> bool:
         """Whether an idle connection is as it was left: open, and nothing has come."""
-        readable, _, _ = select.select([self._socket], [], [], 0)
-        return not readable
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        return not waiting.poll(0)
 
     def close(self) -> None:
         self._connection.disconnect()

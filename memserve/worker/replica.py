@@ -128,7 +128,7 @@ class WorkerReplica:
                 await self._registry.renew_lease(self._lease, lease_s)
             except RegistryUnavailable as error:
                 log.warning("%s", error)
-            # Asked only after use: every question wakes vLLM's worker process, which then spins for a second.
+            # Asked only after use: every question interrupts the engine, which has tokens to make.
             if self._engine.resident_is_stale:
                 await self._engine.refresh_resident()
             await asyncio.sleep(lease_s / HEARTBEATS_PER_LEASE)

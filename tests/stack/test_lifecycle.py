@@ -16,11 +16,14 @@ import pytest
 import redis
 
 from memserve.client import Client, wait_until_ready
-from memserve.demo.story import free_port
+from memserve.demo.story import ANSWER, free_port, long_prefix
 from memserve.embedded import marked_processes, redis_executable
 from memserve.registry import WORKERS
+from tests.stack.conftest import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+
+CHUNK_TOKENS = 64  # of the bundled model: two blocks
 
 
 @contextlib.contextmanager
@@ -55,12 +58,20 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
     with up(tmp_path, port, signal.SIGINT), Client(f"127.0.0.1:{port}") as client:
         memory = client.remember("notes", "The code of Alder station is 4071.")
         modules = client.modules()
+        prefix = long_prefix(700)
+        cold = client.generate(prefix.messages, sampling=ANSWER)
+        assert cold.usage.cached.total == 0
+        with redis.Redis(unix_socket_path=str(tmp_path / "cache" / "redis.sock")) as cache:
+            eventually(lambda: int(cache.dbsize()) >= 0.98 * (cold.usage.prompt_tokens // CHUNK_TOKENS), timeout_s=20)
     assert list(marked_processes(tmp_path)) == []
     assert left_in_shared_memory(tmp_path) == []
     assert leases_kept_in(tmp_path) == set()
     with up(tmp_path, port, signal.SIGTERM), Client(f"127.0.0.1:{port}") as client:
         assert client.get_memory("notes", memory.memory_id) == memory
         assert client.modules() == modules
+        again = client.generate(prefix.messages, sampling=ANSWER)
+        assert again.usage.cached.redis >= 0.95 * again.usage.prompt_tokens
+        assert again.token_ids == cold.token_ids
     assert list(marked_processes(tmp_path)) == []
 
 
