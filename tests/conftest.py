@@ -3,8 +3,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.kv.redis_server import RedisServer
+
+# No test fails because the machine was busy.
+settings.register_profile("memserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("memserve")
 
 
 @pytest.fixture(scope="session")

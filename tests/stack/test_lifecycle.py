@@ -57,6 +57,7 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
     port = free_port()
     with up(tmp_path, port, signal.SIGINT), Client(f"127.0.0.1:{port}") as client:
         memory = client.remember("notes", "The code of Alder station is 4071.")
+        eventually(lambda: len(client.modules()) == 2, timeout_s=20)  # the demo's adapters are published once the gateway is ready
         modules = client.modules()
         prefix = long_prefix(700)
         cold = client.generate(prefix.messages, sampling=ANSWER)
