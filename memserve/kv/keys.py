@@ -22,6 +22,7 @@ HASH_ALGORITHM = "sha256_cbor"
 VLLM_HASH_SEED = "vllm-none-hash"
 BLOCK_KEY_BYTES = 32
 CHUNK_KEY_BYTES = BLOCK_KEY_BYTES + 4
+VALUE_PREFIX = "memserve:kv:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,12 @@ def chunk_keys(keys: Sequence[bytes], blocks_per_chunk: int, *, group: int = 0) 
 
 def redis_key(namespace: str, chunk_key: bytes) -> str:
     """The name of a chunk's Redis string. namespace: `CacheNamespace.digest`."""
-    return f"memserve:kv:{namespace}:{chunk_key.hex()}"
+    return VALUE_PREFIX + member(namespace, chunk_key)
+
+
+def member(namespace: str, chunk_key: bytes) -> str:
+    """The name of a chunk in the cache's ledger."""
+    return f"{namespace}:{chunk_key.hex()}"
 
 
 def _sha256_cbor(value: object) -> bytes:
