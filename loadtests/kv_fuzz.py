@@ -1,126 +1,368 @@
 """The reader of Redis's replies and the codec of stored values, fed with made-up and damaged bytes for ten minutes.
 
-Hypothesis draws the bytes, the sizes of the pieces they arrive in, and the damage. Counted are crashes (anything but the one declared
-error), hangs (a stream that makes no progress) and damaged values that were accepted. All must be zero.
+Hypothesis puts streams together from replies, damaged ones and noise; atheris (libFuzzer) changes bytes where that reaches new code. Each
+gets half of the time, in processes of their own, so that whatever a fuzzer does to one is counted and not suffered. Both feed the same two
+checks. A crash is any exception but the declared one, or the end of the process; a hang is a case without an end; a wrong value is one
+that is accepted and is not, byte for byte, what was stored under its key, or replies that depend on where the stream was split.
 """
 
 from __future__ import annotations
 
+import base64
+import itertools
+import mmap
+import random
+import re
+import struct
+import subprocess
 import sys
+import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+from pathlib import Path
+from typing import Final
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from loadtests.figures import Bar, finish, parser, print_table, told
-from memserve.kv.codec import HEADER_BYTES, encode_header, verify
-from memserve.kv.resp import Kind, ProtocolError, ReplyReader
+from memserve.kv.codec import HEADER_BYTES, MAX_KEY_BYTES, NAMESPACE_BYTES, encode_header, verify
+from memserve.kv.resp import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, Kind, ProtocolError, ReplyReader
 
-SECONDS, QUICK_SECONDS = 600, 40
+SECONDS, QUICK_SECONDS = 600, 36
 EXAMPLES = 1000
-
-# Fragments that look like replies, so that the fuzzer gets past the first byte.
-FRAGMENT = st.one_of(
-    st.binary(max_size=64),
-    st.sampled_from(
-        [b"\r\n", b"$24\r\n", b"$-1\r\n", b"+OK\r\n", b"-ERR x\r\n", b":1\r\n", b"$0\r\n\r\n", b"$24\r\n" + bytes(24) + b"\r\n", b"_\r\n"]
-    ),
-    st.integers(-2, 1 << 40).map(lambda length: b"$%d\r\n" % length),
-)
-STREAM = st.lists(FRAGMENT, max_size=24).map(b"".join)
+HANG_S = 10
+MAX_INPUT_BYTES = 48 << 10
+RSS_LIMIT_MIB = 1024
+# libFuzzer's exit status after a case that took longer than -timeout.
+LIBFUZZER_TIMEOUT: Final = 70
 
 
-def fuzz_reader(counts: Counter[str]) -> Callable[[], None]:
-    @given(STREAM, st.lists(st.integers(1, 80), min_size=1, max_size=6), st.integers(0, 6))
-    def one(stream: bytes, sizes: list[int], asked: int) -> None:
-        counts["reader: streams"] += 1
-        backing = bytearray(64)
-        reader = ReplyReader()
-        for _ in range(asked):
-            reader.expect(memoryview(backing)[8:16], memoryview(backing)[16:32])
-        turn = replies = 0
+class WrongValue(Exception):
+    """A value that was never stored is accepted, one that was is refused, or replies depend on how they arrive."""
+
+
+class Hang(Exception):
+    """A reader that waits for bytes and has no room for any."""
+
+
+class Count(IntEnum):
+    """What is counted for each fuzzer and check; accepted: values; refused: values or streams."""
+
+    CASES = 0
+    ACCEPTED = 1
+    REFUSED = 2
+    CRASHES = 3
+    HANGS = 4
+    WRONG = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """value: header and payload."""
+
+    namespace: bytes
+    key: bytes
+    value: bytes
+
+    @property
+    def reply(self) -> bytes:
+        return b"$%d\r\n%s\r\n" % (len(self.value), self.value)
+
+
+def stored(namespace: bytes, key: bytes, payload_bytes: int, rng: random.Random) -> Stored:
+    payload = rng.randbytes(payload_bytes)
+    return Stored(namespace, key, encode_header(payload, namespace=namespace, key=key) + payload)
+
+
+def some_stored() -> tuple[Stored, ...]:
+    """Two of one length, one larger than the reader's scratch, and two of another namespace or key that must not pass for the first."""
+    rng = random.Random(1)
+    own, other = rng.randbytes(NAMESPACE_BYTES), rng.randbytes(NAMESPACE_BYTES)
+    shapes = [(own, b"a" * 32, 24), (own, b"b" * 32, 24), (own, b"c" * MAX_KEY_BYTES, 20_000), (other, b"a" * 32, 24), (own, b"a" * 31, 24)]
+    return tuple(stored(*shape, rng) for shape in shapes)
+
+
+STORED = some_stored()
+# What may be asked for: three of the values, and a reply that is a line.
+ASKED = (*STORED[:3], None)
+# Of an input to the reader: four two-bit numbers of what is asked, and three sizes of pieces; 0: as much as there is room for.
+READER_CONTROLS = struct.Struct(">B3H")
+# Of an input to the codec: the length of the key, and where and how a value is damaged.
+CODEC_CONTROLS = struct.Struct(">BHB")
+
+Replies = list[tuple[Kind, bytes]]
+
+
+def by_the_book(stream: bytes, asked: Sequence[Stored | None]) -> tuple[Replies, bool]:
+    """The replies in a whole stream, and whether the stream is then to be refused. Says with slices what the reader does in pieces."""
+    replies: Replies = []
+    at = 0
+    for entry in asked:
+        end = stream.find(b"\r\n", at, at + MAX_LINE_BYTES)
+        if end < 0:
+            return replies, len(stream) - at >= MAX_LINE_BYTES
+        line, at = stream[at:end], end + 2
+        if line[:1] in (b"+", b":", b"-"):
+            replies.append((Kind.ERROR if line[:1] == b"-" else Kind.OK, line[1:]))
+        elif line in (b"$-1", b"_"):
+            replies.append((Kind.NOTHING, b""))
+        elif re.fullmatch(rb"\$\d{1,10}", line):
+            wanted, length = entry is not None and line == b"$%d" % len(entry.value), int(line[1:])
+            if length > MAX_SKIPPED_BYTES:
+                return replies, True
+            value, line_end = stream[at : at + length], stream[at + length : at + length + 2]
+            if len(line_end) < 2 or line_end != b"\r\n":
+                return replies, len(line_end) == 2
+            replies.append((Kind.VALUE, value) if wanted else (Kind.OTHER_LENGTH, b""))
+            at += length + 2
+        else:
+            return replies, True
+    return replies, at < len(stream)
+
+
+def in_pieces(stream: bytes, asked: Sequence[Stored | None], sizes: Sequence[int]) -> tuple[Replies, bool]:
+    """What `ReplyReader` makes of a stream that comes in pieces of these sizes, again and again; 0: as much as there is room for."""
+    reader = ReplyReader()
+    values = [memoryview(bytearray(0 if entry is None else len(entry.value))) for entry in asked]
+    for value in values:
+        reader.expect(*((value[:HEADER_BYTES], value[HEADER_BYTES:]) if value.nbytes else ()))
+    replies: Replies = []
+    at = 0
+    for size in itertools.cycle(sizes):
+        if at == len(stream):
+            break
+        buffer = reader.buffer()
+        if not buffer.nbytes:
+            raise Hang(f"no room for byte {at}")
+        piece = stream[at : at + min(size or buffer.nbytes, buffer.nbytes)]
+        buffer[: len(piece)] = piece
+        at += len(piece)
         try:
-            while stream and reader.outstanding:
-                buffer = reader.buffer()
-                if buffer.nbytes == 0:
-                    counts["hangs"] += 1
-                    return
-                piece = stream[: min(sizes[turn % len(sizes)], buffer.nbytes)]
-                buffer[: len(piece)] = piece
-                completed = reader.received(len(piece))
-                replies += len(completed)
-                counts["reader: values"] += sum(reply.kind is Kind.VALUE for reply in completed)
-                stream = stream[len(piece) :]
-                turn += 1
+            completed = reader.received(len(piece))
         except ProtocolError:
-            counts["reader: refused"] += 1
-        if replies > asked or backing[:8] != bytes(8) or backing[32:] != bytes(32):
-            counts["crashes"] += 1
+            return replies, True
+        for reply in completed:
+            replies.append((reply.kind, bytes(values[len(replies)]) if reply.kind is Kind.VALUE else reply.line))
+    if len(replies) + reader.outstanding != len(asked):
+        raise WrongValue(f"{len(asked)} replies announced, {len(replies)} came, {reader.outstanding} outstanding")
+    return replies, False
 
-    return one
+
+def check_reader(case: bytes) -> tuple[int, int]:
+    """Read a stream as a whole and in pieces, and verify the values that come. case: READER_CONTROLS, then the stream.
+
+    Returns the values accepted and refused; a refused stream counts as a refused value. Raises WrongValue, Hang, or what crashed.
+    """
+    choice, *sizes = READER_CONTROLS.unpack(case[: READER_CONTROLS.size].ljust(READER_CONTROLS.size, b"\0"))
+    stream = case[READER_CONTROLS.size :]
+    asked = [ASKED[choice >> shift & 3] for shift in (0, 2, 4, 6)]
+    replies, refused = by_the_book(stream, asked)
+    for split in ((0,), sizes):
+        came, ended = in_pieces(stream, asked, split)
+        # What completed together with the bytes that were refused is not told any more.
+        if ended is not refused or came != (replies[: len(came)] if refused else replies):
+            raise WrongValue(f"in pieces of {split}: {len(came)} replies, refused {ended}; expected {len(replies)}, refused {refused}")
+    accepted = 0
+    values = 0
+    for entry, (kind, value) in zip(asked, replies, strict=False):
+        if entry is not None and kind is Kind.VALUE:
+            values += 1
+            accepted += accepts(entry, value)
+    return accepted, values - accepted + refused
 
 
-def fuzz_codec(counts: Counter[str]) -> Callable[[], None]:
-    damage = st.lists(
-        st.tuples(st.sampled_from(["flip", "cut", "insert", "swap"]), st.integers(0, 2000), st.integers(1, 255)), min_size=1, max_size=4
+def check_codec(case: bytes) -> tuple[int, int]:
+    """Verify bytes as each of the stored values, then store them, load them, and load them damaged. case: CODEC_CONTROLS, then the bytes.
+
+    Returns the values accepted and refused. Raises WrongValue or what crashed.
+    """
+    length, place, damage = CODEC_CONTROLS.unpack(case[: CODEC_CONTROLS.size].ljust(CODEC_CONTROLS.size, b"\0"))
+    content = case[CODEC_CONTROLS.size :]
+    accepted = sum(accepts(entry, content) for entry in STORED)
+    namespace, key = content[:NAMESPACE_BYTES].ljust(NAMESPACE_BYTES, b"\0"), content[: 1 + length % MAX_KEY_BYTES] or b"\0"
+    own = Stored(namespace, key, encode_header(content, namespace=namespace, key=key) + content)
+    damaged = bytearray(own.value)
+    place %= len(damaged)
+    if damage:
+        damaged[place] ^= damage
+    else:
+        del damaged[place:]
+    accepted += accepts(own, own.value) + accepts(own, bytes(damaged))
+    return accepted, len(STORED) + 2 - accepted
+
+
+def accepts(entry: Stored, value: bytes) -> bool:
+    """Whether the codec takes `value` for `entry`. Raises WrongValue when it should not, or does not and should."""
+    accepted = verify(memoryview(value)[:HEADER_BYTES], memoryview(value)[HEADER_BYTES:], namespace=entry.namespace, key=entry.key) is None
+    if accepted is not (value == entry.value):
+        raise WrongValue(f"{len(value)} bytes under the key {entry.key!r} are {'accepted' if accepted else 'refused'}")
+    return accepted
+
+
+CHECKS: Final[dict[str, Callable[[bytes], tuple[int, int]]]] = {"reader": check_reader, "codec": check_codec}
+
+
+def open_tally(path: Path) -> memoryview:
+    """[len(Count)] numbers in a file, which outlive the process that counts."""
+    with path.open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 8 * len(Count))).cast("Q")
+
+
+def check_and_count(check: str, tally: memoryview, case: bytes) -> None:
+    """Raises what the check raises, so that the fuzzer keeps the case."""
+    tally[Count.CASES] += 1
+    try:
+        accepted, refused = CHECKS[check](case)
+    except Exception as error:
+        tally[{WrongValue: Count.WRONG, Hang: Count.HANGS}.get(type(error), Count.CRASHES)] += 1
+        told(f"{check}: {type(error).__name__}: {error}: {base64.b64encode(case).decode()}")
+        raise
+    tally[Count.ACCEPTED] += accepted
+    tally[Count.REFUSED] += refused
+
+
+def damaged(value: bytes, wounds: Sequence[tuple[str, int, int]]) -> bytes:
+    """wounds: (what is done, where, and the byte that it is done with)."""
+    hurt = bytearray(value)
+    for kind, place, byte in wounds:
+        place %= max(1, len(hurt))
+        if kind == "flip" and hurt:
+            hurt[place] ^= byte
+        elif kind == "cut":
+            del hurt[place:]
+        elif kind == "insert":
+            hurt.insert(place, byte)
+        elif kind == "swap" and hurt:
+            hurt[place], hurt[-1 - place] = hurt[-1 - place], hurt[place]
+    return bytes(hurt)
+
+
+def cases(check: str) -> st.SearchStrategy[bytes]:
+    """Inputs for a check, near enough to good ones that they get past the first byte."""
+    wounds = st.lists(
+        st.tuples(st.sampled_from(["flip", "cut", "insert", "swap"]), st.integers(0, 21_000), st.integers(1, 255)), max_size=3
     )
+    if check == "codec":
+        values = st.one_of(st.binary(max_size=300), st.builds(damaged, st.sampled_from([entry.value for entry in STORED]), wounds))
+        controls = st.builds(CODEC_CONTROLS.pack, st.integers(0, 255), st.integers(0, 65535), st.integers(0, 255))
+        return st.builds(bytes.__add__, controls, values)
+    lines = [b"\r\n", b"$-1\r\n", b"+OK\r\n", b"-ERR x\r\n", b":1\r\n", b"$0\r\n\r\n", b"_\r\n", b"$144\r\n", b"+" + bytes(MAX_LINE_BYTES)]
+    fragment = st.one_of(
+        st.sampled_from([entry.reply for entry in STORED]),
+        st.sampled_from(lines),
+        st.builds(damaged, st.sampled_from([entry.reply for entry in STORED]), wounds),
+        st.builds(lambda body: b"$%d\r\n%s\r\n" % (len(body), body), st.binary(max_size=300)),
+        st.integers(-2, 1 << 40).map(lambda length: b"$%d\r\n" % length),
+        st.binary(max_size=64),
+    )
+    sizes = st.one_of(st.just(0), st.integers(1, 40), st.integers(1, 65535))
+    controls = st.builds(READER_CONTROLS.pack, st.integers(0, 255), sizes, sizes, sizes)
+    return st.builds(bytes.__add__, controls, st.lists(fragment, max_size=6).map(b"".join))
 
-    @given(st.binary(max_size=300), st.binary(min_size=32, max_size=32), st.binary(min_size=1, max_size=64), damage)
-    def one(payload: bytes, namespace: bytes, key: bytes, wounds: list[tuple[str, int, int]]) -> None:
-        counts["codec: values"] += 1
-        value = encode_header(payload, namespace=namespace, key=key) + payload
-        if verify(value[:HEADER_BYTES], value[HEADER_BYTES:], namespace=namespace, key=key) is not None:
-            counts["good values refused"] += 1
-        hurt = bytearray(value)
-        for kind, place, byte in wounds:
-            place %= max(1, len(hurt))
-            if kind == "flip" and hurt:
-                hurt[place] ^= byte
-            elif kind == "cut":
-                del hurt[place:]
-            elif kind == "insert":
-                hurt.insert(place, byte)
-            elif kind == "swap" and len(hurt) > 1:
-                hurt[place], hurt[-1 - place] = hurt[-1 - place], hurt[place]
-        if hurt != value:
-            counts["codec: damaged"] += 1
-            if verify(hurt[:HEADER_BYTES], hurt[HEADER_BYTES:], namespace=namespace, key=key) is None:
-                counts["wrong values accepted"] += 1
 
-    return one
+def seeds(check: str) -> list[bytes]:
+    """Good inputs, from which atheris starts."""
+    if check == "codec":
+        return [CODEC_CONTROLS.pack(32, 0, 1) + entry.value for entry in STORED]
+    streams = [entry.reply for entry in STORED] + [b"$-1\r\n", b"+OK\r\n", b"-ERR\r\n", b"$3\r\nabc\r\n"]
+    streams += [STORED[0].reply + STORED[1].reply, STORED[1].reply + STORED[0].reply, STORED[2].reply + b"+OK\r\n" + STORED[0].reply]
+    return [
+        READER_CONTROLS.pack(choice, *sizes) + stream
+        for stream in streams
+        for choice in (0b00000100, 0b10001110)
+        for sizes in ((5, 0, 0), (1, 7, 130))
+    ]
+
+
+def fuzz_with_hypothesis(check: str, tally: memoryview, lasts_s: float, folder: Path) -> None:
+    plan = settings(max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    until_s, rounds = time.monotonic() + lasts_s, 0
+    while time.monotonic() < until_s:
+        try:
+            seed(rounds)(plan(given(cases(check))(lambda case: check_and_count(check, tally, case))))()
+        except Exception as error:  # counted and told already
+            told(f"round {rounds}: {type(error).__name__}")
+        rounds += 1
+
+
+def fuzz_with_atheris(check: str, tally: memoryview, lasts_s: float, folder: Path) -> None:
+    """Does not return: libFuzzer ends the process."""
+    import atheris  # type: ignore[import-untyped]
+
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number, case in enumerate(seeds(check)):
+        (corpus / str(number)).write_bytes(case)
+    limits = [f"-max_total_time={lasts_s:.0f}", f"-timeout={HANG_S}", f"-rss_limit_mb={RSS_LIMIT_MIB}", f"-max_len={MAX_INPUT_BYTES}"]
+    quiet = ["-verbosity=0", "-print_final_stats=0"]
+    atheris.Setup([sys.argv[0], *limits, *quiet, f"-artifact_prefix={folder}/", str(corpus)], partial(check_and_count, check, tally))
+    atheris.Fuzz()
+
+
+# What each fuzzer's process runs. Only what is imported under atheris's hook tells it which code was reached.
+PROGRAMS: Final = {
+    "hypothesis": "from loadtests.kv_fuzz import fuzz_with_hypothesis as fuzz, run_child\nrun_child(fuzz)",
+    "atheris": (
+        "import atheris\n"
+        "with atheris.instrument_imports(include=['memserve']):\n"
+        "    from loadtests.kv_fuzz import fuzz_with_atheris as fuzz, run_child\n"
+        "run_child(fuzz)"
+    ),
+}
+
+
+def run_child(fuzz: Callable[[str, memoryview, float, Path], None]) -> None:
+    """The whole of a fuzzer's process. Arguments: check, seconds, folder."""
+    check, lasts_s, folder = sys.argv[1:]
+    fuzz(check, open_tally(Path(folder) / "tally"), float(lasts_s), Path(folder))
+
+
+def run_fuzzer(fuzzer: str, check: str, lasts_s: float) -> list[int]:
+    """Run one fuzzer on one check. Returns [len(Count)] numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tally"
+        path.write_bytes(bytes(8 * len(Count)))
+        tally = open_tally(path)
+        child = subprocess.Popen([sys.executable, "-c", PROGRAMS[fuzzer], check, str(lasts_s), folder], stdout=sys.stderr)
+        seen, since_s = 0, time.monotonic()
+        while child.poll() is None:
+            time.sleep(0.2)
+            if tally[Count.CASES] != seen:
+                seen, since_s = tally[Count.CASES], time.monotonic()
+            # Longer than libFuzzer's own limit, which tells more. Before the first case everything is imported.
+            elif time.monotonic() - since_s > 3 * HANG_S:
+                tally[Count.HANGS] += 1
+                child.kill()
+                child.wait()
+        counts = list(tally)
+    if child.returncode == LIBFUZZER_TIMEOUT:
+        counts[Count.HANGS] += 1
+    elif child.returncode and not sum(counts[Count.CRASHES :]):
+        counts[Count.CRASHES] += 1
+    told(f"{fuzzer}, {check}: {counts[Count.CASES]:,} cases in {lasts_s:.0f} s, exit status {child.returncode}")
+    return counts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("kv_fuzz", __doc__).parse_args(arguments)
     lasts_s = QUICK_SECONDS if chosen.quick else SECONDS
-    counts: Counter[str] = Counter()
-    plan = settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-        derandomize=False,
-    )
-    started_s, rounds = time.monotonic(), 0
-    while time.monotonic() - started_s < lasts_s:
-        for make in (fuzz_reader, fuzz_codec):
-            try:
-                seed(rounds)(plan(make(counts)))()
-            except Exception as error:
-                counts["crashes"] += 1
-                told(f"{make.__name__}, round {rounds}: {type(error).__name__}: {error}")
-        rounds += 1
-        if rounds % 10 == 0:
-            cases = counts["reader: streams"] + counts["codec: values"]
-            told(f"{time.monotonic() - started_s:.0f} of {lasts_s} s, {cases:,} cases")
-    print_table(("counted", "number"), [(name, f"{counts[name]:,}") for name in sorted(counts)])
-    bars = [Bar(name, counts[name], at_most=0) for name in ("crashes", "hangs", "wrong values accepted", "good values refused")]
-    bars.append(Bar("reader: values read whole (the fuzzer reaches them)", counts["reader: values"], at_least=1))
-    return finish(bars, {"seconds": lasts_s, "counts": dict(counts)}, chosen.json)
+    parts = [(fuzzer, check) for check in CHECKS for fuzzer in PROGRAMS]
+    counts = {f"{fuzzer}, {check}": run_fuzzer(fuzzer, check, lasts_s / len(parts)) for fuzzer, check in parts}
+    columns = ("fuzzer", "cases", "values accepted", "refused", "crashes", "hangs", "wrong values")
+    print_table(columns, [(name, *(f"{number:,}" for number in row)) for name, row in counts.items()])
+    bars = [
+        Bar(name, sum(row[count] for row in counts.values()), at_most=0)
+        for name, count in (("crashes", Count.CRASHES), ("hangs", Count.HANGS), ("wrong values", Count.WRONG))
+    ]
+    for count, name in ((Count.ACCEPTED, "accepted"), (Count.REFUSED, "refused")):
+        bars.append(Bar(f"values {name}, by the fuzzer that reached fewest", min(row[count] for row in counts.values()), at_least=1))
+    named = {name: {count.name.lower(): row[count] for count in Count} for name, row in counts.items()}
+    return finish(bars, {"seconds": lasts_s, "counts": named}, chosen.json)
 
 
 if __name__ == "__main__":

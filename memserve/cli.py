@@ -10,17 +10,18 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import memserve
-from memserve.client import DEFAULT_ADDRESS, CallFailed, Client
+from memserve.cli_activation import kv_app
+from memserve.cli_options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json
+from memserve.client import DEFAULT_ADDRESS, CallFailed
 from memserve.client_messages import collect
 from memserve.config import Settings, load_settings
 from memserve.domain import Route, Sampling, Slo, TextDelta, Usage
@@ -36,18 +37,11 @@ app = typer.Typer(
 )
 modules_app = typer.Typer(help="Modules: knowledge in weights, published under its content digest.", no_args_is_help=True)
 app.add_typer(modules_app, name="modules")
+app.add_typer(kv_app, name="kv")
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 WATCH_S = 0.25
-
-out = Console()
-err = Console(stderr=True)
-
-Address = Annotated[str, typer.Option("--address", envvar="MEMSERVE_ADDRESS", help="host:port of the gateway.")]
-ApiKey = Annotated[str, typer.Option("--api-key", envvar="MEMSERVE_API_KEY", help="Sent as authorization: Bearer <key>.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Deadline of the call, seconds.")]
 
 
 @app.command()
@@ -157,7 +151,7 @@ def generate(
     messages = [Message(Role.USER, text)]
     if system:
         messages.insert(0, Message(Role.SYSTEM, system))
-    with _client(address, api_key, timeout) as client:
+    with connected(address, api_key, timeout) as client:
         events = client.stream(
             messages,
             module=module,
@@ -168,7 +162,7 @@ def generate(
             worker_id=worker_id,
         )
         if as_json:
-            _print_json(collect(list(events)))
+            print_json(collect(list(events)))
             return
         for event in events:
             if isinstance(event, TextDelta):
@@ -201,16 +195,16 @@ def remember(
     as_json: AsJson = False,
 ) -> None:
     """Remember a text."""
-    with _client(address, api_key, timeout) as client:
+    with connected(address, api_key, timeout) as client:
         text = sys.stdin.read() if text == "-" else text
         memory = client.remember(namespace, text, source=source, keywords=keyword or (), memory_id=memory_id)
-    _print_json(memory) if as_json else out.print(f"remembered as {memory.memory_id}")
+    print_json(memory) if as_json else out.print(f"remembered as {memory.memory_id}")
 
 
 @app.command()
 def forget(namespace: str, memory_id: str, address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0) -> None:
     """Forget a memory."""
-    with _client(address, api_key, timeout) as client:
+    with connected(address, api_key, timeout) as client:
         client.forget(namespace, memory_id)
     out.print(f"forgot {memory_id}")
 
@@ -226,10 +220,10 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search memories by meaning and by words."""
-    with _client(address, api_key, timeout) as client:
+    with connected(address, api_key, timeout) as client:
         found = client.search(namespace, query, limit)
     if as_json:
-        _print_json({"results": [asdict(hit) for hit in found]})
+        print_json({"results": [asdict(hit) for hit in found]})
         return
     table = Table("score", "id", "text", "source")
     for hit in found:
@@ -247,7 +241,7 @@ def modules_push(
     as_json: AsJson = False,
 ) -> None:
     """Publish a LoRA directory under a name."""
-    with _client(address, api_key, timeout) as client, Progress(console=err, transient=True) as bar:
+    with connected(address, api_key, timeout) as client, Progress(console=err, transient=True) as bar:
         task = bar.add_task(f"uploading {name}")
         try:
             module = client.publish_module(name, folder, progress=lambda sent, total: bar.update(task, completed=sent, total=total))
@@ -255,16 +249,16 @@ def modules_push(
             raise StartupError(
                 f"{error.filename} does not exist; a LoRA directory has adapter_config.json and adapter_model.safetensors"
             ) from None
-    _print_json(module) if as_json else out.print(f"{module.name} is {module.digest} ({module.kind}, rank {module.rank})")
+    print_json(module) if as_json else out.print(f"{module.name} is {module.digest} ({module.kind}, rank {module.rank})")
 
 
 @modules_app.command("list")
 def modules_list(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0, as_json: AsJson = False) -> None:
     """List the modules."""
-    with _client(address, api_key, timeout) as client:
+    with connected(address, api_key, timeout) as client:
         found = client.modules()
     if as_json:
-        _print_json({"modules": [asdict(module) for module in found]})
+        print_json({"modules": [asdict(module) for module in found]})
         return
     table = Table("name", "kind", "rank", "bytes", "digest")
     for module in found:
@@ -275,17 +269,17 @@ def modules_list(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeo
 @modules_app.command("show")
 def modules_show(name: str, address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0) -> None:
     """Show one module, as JSON."""
-    with _client(address, api_key, timeout) as client:
-        _print_json(client.get_module(name))
+    with connected(address, api_key, timeout) as client:
+        print_json(client.get_module(name))
 
 
 @app.command()
 def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 10.0, as_json: AsJson = False) -> None:
     """Show the model, the workers and the memories."""
-    with _client(address, api_key, timeout) as client:
+    with connected(address, api_key, timeout) as client:
         now = client.status()
     if as_json:
-        _print_json(now)
+        print_json(now)
         return
     out.print(f"memserve {now.version}, model {now.model} ({now.model_digest[:12]}), {now.max_context_tokens} tokens of context")
     out.print(
@@ -340,20 +334,3 @@ def _stopping(stack: Any) -> Iterator[None]:
     finally:
         asked = True
         stack.stop()
-
-
-@contextlib.contextmanager
-def _client(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
-    with Client(address, api_key, timeout_s) as client:
-        try:
-            yield client
-        except CallFailed as failed:
-            if failed.code.name == "UNAVAILABLE" and "connect" in failed.detail:
-                raise StartupError(
-                    f"no gateway answers at {address}; start one with `memserve up` or name another with --address"
-                ) from None
-            raise
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value, ensure_ascii=False))

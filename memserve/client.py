@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
+from memserve.client_activation import ActivationCalls, AsyncActivationCalls
 from memserve.client_messages import (
     Answer,
     Event,
@@ -31,6 +32,7 @@ from memserve.client_messages import (
 )
 from memserve.domain import Memory, Message, Module, Role, Route, Sampling, ScoredMemory, Slo, TextDelta, Usage
 from memserve.pb.v1 import (
+    activation_pb2_grpc,
     inference_pb2_grpc,
     memory_pb2,
     memory_pb2_grpc,
@@ -81,6 +83,10 @@ class Client:
         self._channel = grpc.insecure_channel(address, options=OPTIONS)
         self._metadata = _metadata(api_key)
         self._timeout_s = timeout_s
+        stub = activation_pb2_grpc.ActivationServiceStub
+        self.activation = ActivationCalls(
+            lambda rpc, request: self._call(stub, rpc, request), lambda rpc, request: self._stream(stub, rpc, request)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -93,14 +99,11 @@ class Client:
 
     def stream(self, messages: str | Sequence[Message], **options: Any) -> Iterator[Event]:
         """Stream an answer: a Route, TextDeltas, last a Usage. Closing the iterator cancels the call. Options as in `generate`."""
-        request = generate_request(messages, **options)
-        call = inference_pb2_grpc.InferenceServiceStub(self._channel).Generate(request, timeout=self._timeout_s, metadata=self._metadata)
-        try:
-            with _facts():
-                for response in call:
-                    yield event_of(response)
-        finally:
-            call.cancel()
+        with contextlib.closing(
+            self._stream(inference_pb2_grpc.InferenceServiceStub, "Generate", generate_request(messages, **options))
+        ) as responses:
+            for response in responses:
+                yield event_of(response)
 
     def generate(self, messages: str | Sequence[Message], **options: Any) -> Answer:
         """Ask, and wait for the whole answer.
@@ -156,6 +159,14 @@ class Client:
         with _facts():
             return getattr(stub(self._channel), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
 
+    def _stream(self, stub: Any, rpc: str, request: Any) -> Generator[Any, None, None]:
+        call = getattr(stub(self._channel), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+        try:
+            with _facts():
+                yield from call
+        finally:
+            call.cancel()
+
 
 class AsyncClient:
     """The same for asyncio. Cancelling a task cancels its call, down to the engine."""
@@ -164,6 +175,10 @@ class AsyncClient:
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         self._metadata = _metadata(api_key)
         self._timeout_s = timeout_s
+        stub = activation_pb2_grpc.ActivationServiceStub
+        self.activation = AsyncActivationCalls(
+            lambda rpc, request: self._call(stub, rpc, request), lambda rpc, request: self._stream(stub, rpc, request)
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -176,14 +191,10 @@ class AsyncClient:
 
     async def stream(self, messages: str | Sequence[Message], **options: Any) -> AsyncIterator[Event]:
         """As `Client.stream`."""
-        request = generate_request(messages, **options)
-        call = inference_pb2_grpc.InferenceServiceStub(self._channel).Generate(request, timeout=self._timeout_s, metadata=self._metadata)
-        try:
-            with _facts():
-                async for response in call:
-                    yield event_of(response)
-        finally:
-            call.cancel()
+        responses = self._stream(inference_pb2_grpc.InferenceServiceStub, "Generate", generate_request(messages, **options))
+        async with contextlib.aclosing(responses):
+            async for response in responses:
+                yield event_of(response)
 
     async def generate(self, messages: str | Sequence[Message], **options: Any) -> Answer:
         """As `Client.generate`."""
@@ -235,6 +246,15 @@ class AsyncClient:
     async def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         with _facts():
             return await getattr(stub(self._channel), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+
+    async def _stream(self, stub: Any, rpc: str, request: Any) -> AsyncGenerator[Any, None]:
+        call = getattr(stub(self._channel), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+        try:
+            with _facts():
+                async for response in call:
+                    yield response
+        finally:
+            call.cancel()
 
 
 def _metadata(api_key: str) -> tuple[tuple[str, str], ...]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from memserve.errors import StartupError
 
@@ -39,7 +39,9 @@ class Settings(BaseModel):
         SecretStr(""), description="Redis for the registry, which must keep all it is given. Empty: `memserve up` starts a private one."
     )
     cache_redis_url: SecretStr = Field(
-        SecretStr(""), description="Redis for the KV cache, which may evict. Empty: the registry's, or a second private one."
+        SecretStr(""),
+        description="Redis for the KV cache, which may evict: redis://, redis+cluster:// or redis+sentinel://. "
+        "Empty: the registry's, or a second private one.",
     )
     cache_max_bytes: int = Field(1 * GIB, ge=64 * MIB, description="Memory limit of the private Redis that holds the KV cache.")
     milvus_uri: str = Field("", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir.")
@@ -69,6 +71,13 @@ class Settings(BaseModel):
     kv_device_bytes: int = Field(512 * MIB, ge=64 * MIB, description="KV memory of an engine on the CPU. On CUDA vLLM sizes it itself.")
     kv_host_bytes: int = Field(256 * MIB, ge=16 * MIB, description="Host memory of an engine's KV tier, a file in /dev/shm.")
     kv_ttl_s: int = Field(24 * 3600, ge=1, description="How long an unused KV entry stays in Redis.")
+    kv_quota_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes of KV in Redis for all tenants together. 0: nine tenths of cache_max_bytes where Redis is private, else none.",
+    )
+    kv_tenant_quota_bytes: int = Field(0, ge=0, description="Bytes of KV in Redis for each tenant. 0: no limit but kv_quota_bytes.")
+    kv_admit_on_use: int = Field(1, ge=1, le=2, description="Store KV in Redis when it is first computed (1), or the second time (2).")
     kv_io_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="How long a worker waits for one Redis answer before it computes instead."
     )
@@ -77,6 +86,14 @@ class Settings(BaseModel):
     max_lora_rank: int = Field(16, ge=1, le=512, description="Largest adapter rank. vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 and 512.")
     omp_threads: int = Field(1, ge=1, description="OpenMP threads of an engine on the CPU.")
     lease_s: float = Field(3.0, gt=0.5, description="How long a worker's registration outlives its last sign of life.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _one_server(cls, url: SecretStr) -> SecretStr:
+        scheme = url.get_secret_value().partition("://")[0]
+        if scheme.partition("+")[2] in ("cluster", "sentinel"):
+            raise ValueError(f"the registry is one server, redis://, rediss:// or unix://; {scheme}:// is for cache_redis_url only")
+        return url
 
     @property
     def data(self) -> Path:
@@ -124,7 +141,9 @@ def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) ->
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        raise StartupError(f"setting {name}: {first['msg']} (given: {first.get('input')!r})") from None
+        secret = name in Settings.model_fields and Settings.model_fields[name].annotation is SecretStr
+        given_text = "" if secret else f" (given: {first.get('input')!r})"
+        raise StartupError(f"setting {name}: {first['msg']}{given_text}") from None
 
 
 def changed_settings(settings: Settings) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from memserve.config import GIB, MIB, Settings, child_environment
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR
 from memserve.errors import StartupError
 from memserve.gateway.server import check_port
+from memserve.kv.cache_url import without_secrets
 from memserve.model_files import open_model
 from memserve.registry import WORKERS, lease_key
 
@@ -36,6 +37,8 @@ WORKER_BYTES = 2 * GIB
 START_TIMEOUT_S = 300.0
 REDIS_TIMEOUT_S = 60.0
 CACHE_SAVE_TIMEOUT_S = 60.0
+# The rest is Redis's own: names, the ledger, buffers. Its eviction is the backstop.
+QUOTA_SHARE = 0.9
 GATEWAY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 
@@ -82,7 +85,7 @@ class Stack:
         os.environ[MARK] = str(settings.data)
 
         if settings.redis:
-            self.report(f"Redis      {redis_name(settings.redis)}, the cache {redis_name(settings.cache_redis)}")
+            self.report(f"Redis      {without_secrets(settings.redis)}, the cache {without_secrets(settings.cache_redis)}")
         else:
             self._start_registry()
             if not settings.cache_redis:
@@ -204,7 +207,8 @@ class Stack:
         self.cache_process, url = self._start_redis(
             "cache", maxmemory=limit, maxmemory_policy="volatile-lru", rdbcompression="no", rdbchecksum="no"
         )
-        self.settings = self.settings.model_copy(update={"cache_redis_url": SecretStr(url)})
+        quota = self.settings.kv_quota_bytes or int(self.settings.cache_max_bytes * QUOTA_SHARE)
+        self.settings = self.settings.model_copy(update={"cache_redis_url": SecretStr(url), "kv_quota_bytes": quota})
 
     def _save_cache(self) -> None:
         """Have the cache write its entries to disk and end. What that takes longer than allowed is given up."""
@@ -255,7 +259,7 @@ class Stack:
                         raise StartupError(f"the redis-server of the {name} did not start; see {log}") from None
                     time.sleep(0.05)
             held = client.dbsize()
-        self.report(f"Redis      the {name}: {redis_name(url)}, {held} keys, pid {process.pid}")
+        self.report(f"Redis      the {name}: {without_secrets(url)}, {held} keys, pid {process.pid}")
         return process, url
 
     def _start_gateway(self) -> None:
@@ -350,12 +354,6 @@ def redis_executable() -> str:
     if system is None:
         raise StartupError("there is no redis-server: install memserve[embedded], or set MEMSERVE_REDIS_URL to one that runs")
     return system
-
-
-def redis_name(url: str) -> str:
-    """The URL without its password."""
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://')[0]}://…@{tail}" if at else url
 
 
 def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:

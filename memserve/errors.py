@@ -85,6 +85,21 @@ class QuotaExceeded(MemserveError):
         self.retry_after_s = retry_after_s
 
 
+class PrefixNotStored(MemserveError):
+    """A prefix is to be pinned that is not all in Redis."""
+
+    def __init__(self, stored: int, chunks: int) -> None:
+        rule = f"{stored} of its {chunks} chunks are in Redis; warm it first" if chunks else "it is shorter than one chunk and never stored"
+        super().__init__(f"the prefix cannot be pinned: {rule}")
+
+
+class PinLimitReached(MemserveError):
+    """The tenant has pinned as much as it may."""
+
+    def __init__(self, tenant: str, pinned_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"tenant {tenant} has pinned {pinned_bytes} of {limit_bytes} bytes; this prefix does not fit, unpin another first")
+
+
 class NoWorker(MemserveError):
     """No worker can take the request now."""
 
@@ -113,6 +128,13 @@ class RegistryUnavailable(MemserveError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"the registry does not answer ({detail}); nothing was changed, try again")
+
+
+class CacheUnavailable(MemserveError):
+    """The Redis of the KV cache does not answer, and the operation needs it."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the KV cache does not answer ({detail}); try again")
 
 
 class VectorStoreUnavailable(MemserveError):

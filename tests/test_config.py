@@ -78,6 +78,15 @@ def test_a_refusal_quotes_no_secret() -> None:
     assert "hunter2" not in refusal({"MEMSERVE_SALT_KEY": "hunter2", "MEMSERVE_REDIS_URL": "redis://:hunter2@host", "MEMSERVE_PORT": "x"})
 
 
+@pytest.mark.parametrize("scheme", ["redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel"])
+def test_a_cluster_or_sentinels_may_hold_the_cache_and_not_the_registry(scheme: str) -> None:
+    url = f"{scheme}://:hunter2@host:1,other:2/service"
+    assert load_settings({"MEMSERVE_CACHE_REDIS_URL": url}).cache_redis == url
+    message = refusal({"MEMSERVE_REDIS_URL": url})
+    assert message.startswith("setting redis_url: ") and f"{scheme}:// is for cache_redis_url only" in message
+    assert "hunter2" not in message
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]

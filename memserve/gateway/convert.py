@@ -23,7 +23,7 @@ from memserve.domain import (
 from memserve.errors import InvalidField
 from memserve.memory.parametric import check_module_name
 from memserve.memory.vector import check_namespace
-from memserve.pb.v1 import inference_pb2, memory_pb2, module_pb2
+from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2
 
 MESSAGES_MAX = 1000
 STOP_MAX = 8
@@ -46,7 +46,7 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
         raise InvalidField("messages", "at least one is needed")
     if len(request.messages) > MESSAGES_MAX:
         raise InvalidField("messages", f"at most {MESSAGES_MAX}")
-    messages = tuple(_message(number, message) for number, message in enumerate(request.messages))
+    messages = tuple(_message(f"messages[{number}]", message) for number, message in enumerate(request.messages))
     if messages[-1].role is not Role.USER:
         raise InvalidField(f"messages[{len(messages) - 1}].role", "the last message must be the user's")
     if request.module:
@@ -72,6 +72,17 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
         slo=Slo(_wish("slo.ttft_ms", request.slo.ttft_ms), _wish("slo.tpot_ms", request.slo.tpot_ms)),
         worker_id=request.worker_id,
     )
+
+
+def prefix_messages(prefix: activation_pb2.Prefix) -> tuple[Message, ...]:
+    """Raises InvalidField."""
+    if not prefix.messages:
+        raise InvalidField("prefix.messages", "at least one is needed")
+    if len(prefix.messages) > MESSAGES_MAX:
+        raise InvalidField("prefix.messages", f"at most {MESSAGES_MAX}")
+    if prefix.module:
+        check_module_name("prefix.module", prefix.module)
+    return tuple(_message(f"prefix.messages[{number}]", message) for number, message in enumerate(prefix.messages))
 
 
 def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.GenerateResponse:
@@ -132,12 +143,12 @@ def module(value: Module) -> module_pb2.Module:
     )
 
 
-def _message(number: int, message: Any) -> Message:
+def _message(field: str, message: Any) -> Message:
     role = ROLES.get(message.role)
     if role is None:
-        raise InvalidField(f"messages[{number}].role", "must be system, user or assistant")
+        raise InvalidField(f"{field}.role", "must be system, user or assistant")
     if not message.content.strip():
-        raise InvalidField(f"messages[{number}].content", "must not be empty")
+        raise InvalidField(f"{field}.content", "must not be empty")
     return Message(role, message.content)
 
 

@@ -17,6 +17,7 @@ from memserve.domain import (
     CachedTokens,
     FinishReason,
     GenerationRequest,
+    Message,
     Module,
     RecallOutcome,
     Role,
@@ -39,6 +40,7 @@ from memserve.gateway.pool import PooledWorker, WorkerPool
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.kv.keys import block_keys, chunk_keys
 from memserve.kv.lookup import PrefixLookup
+from memserve.memory.activation import ActivationMemory
 from memserve.memory.parametric import ModuleCatalogue
 from memserve.memory.vector import QUERY_MAX_BYTES, VectorMemory
 from memserve.metrics import GatewayMetrics
@@ -73,6 +75,7 @@ class Pipeline:
     inflight: Inflight
     modules: ModuleCatalogue
     vector: VectorMemory
+    activation: ActivationMemory
     pool: WorkerPool
     lookup: PrefixLookup
     metrics: GatewayMetrics
@@ -92,7 +95,7 @@ class Pipeline:
             if request.model not in ("", self.model.name):
                 raise ModelNotFound(request.model, self.model.name)
             module = await self.modules.resolve(tenant.name, request.module) if request.module else None
-            self._refuse_control_tokens(request)
+            self.refuse_control_tokens(request.messages)
             # 3. Vector recall: late or down means an answer without passages, and says so.
             recalled = await self._recall(request, tenant.name)
             # 4. The prompt: token ids.
@@ -134,8 +137,9 @@ class Pipeline:
                         raise NoWorker(failure.detail) from None
                     self.metrics.rerouted.inc()
 
-    def _refuse_control_tokens(self, request: GenerationRequest) -> None:
-        for number, message in enumerate(request.messages):
+    def refuse_control_tokens(self, messages: Sequence[Message]) -> None:
+        """Raises InvalidField for a message that spells one: it would be read as a command."""
+        for number, message in enumerate(messages):
             token = self.tokenizer.special_token_in(message.content)
             if token:
                 raise InvalidField(f"messages[{number}].content", f"must not contain the model's control token {token!r}")
@@ -250,6 +254,7 @@ class Pipeline:
                 stop=sampling.stop,
                 logprobs=sampling.logprobs,
                 min_tokens=sampling.min_tokens,
+                tenant=tenant.name,
             ),
             timeout=None if deadline_s is None else deadline_s - now_s,
         )

@@ -21,16 +21,21 @@ from memserve.errors import StartupError, VectorStoreUnavailable
 from memserve.gateway.access import Access, Inflight, load_access
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.pool import WorkerPool
-from memserve.gateway.service import Edge, InferenceService, MemoryService, ModuleService, StatusService
+from memserve.gateway.service import ActivationService, Edge, InferenceService, MemoryService, ModuleService, StatusService
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.kv.index import BlockIndex
+from memserve.kv.ledger import Quotas
 from memserve.kv.lookup import PrefixLookup
+from memserve.kv.server_check import check_cache_servers
+from memserve.memory.activation import ActivationMemory
 from memserve.memory.embedding import MiniLmEmbedder
 from memserve.memory.parametric import ModuleCatalogue
 from memserve.memory.vector import VectorMemory
 from memserve.metrics import GatewayMetrics
 from memserve.model_files import open_model
 from memserve.pb.v1 import (
+    activation_pb2,
+    activation_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     memory_pb2,
@@ -47,6 +52,7 @@ log = logging.getLogger("memserve.gateway")
 HEALTH_CHECK_S = 0.25
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    activation_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name,
     memory_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name,
     module_pb2.DESCRIPTOR.services_by_name["ModuleService"].full_name,
     status_pb2.DESCRIPTOR.services_by_name["StatusService"].full_name,
@@ -71,8 +77,12 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         except VectorStoreUnavailable as error:
             raise StartupError(str(error)) from error
         stack.push_async_callback(vector.close)
+        await asyncio.to_thread(check_cache_servers, settings.cache_redis, registry_url=settings.redis)
         lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
         stack.push_async_callback(lookup.close)
+        quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
+        activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
+        stack.push_async_callback(activation.close)
         pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest())
         await pool.start()
         stack.push_async_callback(pool.close)
@@ -85,6 +95,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
                 settings.modules_root, registry, model.tensor_shapes(), settings.max_lora_rank, settings.max_module_bytes
             ),
             vector=vector,
+            activation=activation,
             pool=pool,
             lookup=lookup,
             metrics=metrics,
@@ -129,6 +140,7 @@ async def listen(pipeline: Pipeline, access: Access) -> AsyncIterator[int]:
     )
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge), server)
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryService(edge), server)
+    activation_pb2_grpc.add_ActivationServiceServicer_to_server(ActivationService(edge), server)
     module_pb2_grpc.add_ModuleServiceServicer_to_server(ModuleService(edge), server)
     status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge), server)
     servicer = health.aio.HealthServicer()

@@ -7,6 +7,7 @@ import base64
 import binascii
 import contextlib
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -20,9 +21,12 @@ from memserve.errors import InvalidField, InvalidModule, MemoryNotFound, Memserv
 from memserve.gateway import convert
 from memserve.gateway.access import Access
 from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.prefixes import Prefix, Prefixes
 from memserve.gateway.status import detail_of, status_of, trailing_metadata
 from memserve.memory.parametric import check_module_name
 from memserve.pb.v1 import (
+    activation_pb2,
+    activation_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     memory_pb2,
@@ -39,6 +43,8 @@ SEARCH_TIMEOUT_S = 10.0
 SEARCH_LIMIT = 8
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1000
+PIN_MAX_S = 30 * 24 * 3600
+DIGEST = re.compile("[0-9a-f]{64}")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -190,6 +196,96 @@ class ModuleService(module_pb2_grpc.ModuleServiceServicer):  # type: ignore[misc
             rest = [m for m in await self._modules.list(tenant.name) if m.name > after]
             token = base64.urlsafe_b64encode(rest[size - 1].name.encode()).decode() if len(rest) > size else ""
             return module_pb2.ListModulesResponse(modules=[convert.module(m) for m in rest[:size]], next_page_token=token)
+
+
+class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type: ignore[misc]
+    """Activation memory."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._prefixes = Prefixes(edge.pipeline)
+        self._activation = edge.pipeline.activation
+
+    async def LookupPrefix(self, request: activation_pb2.LookupPrefixRequest, context: Context) -> activation_pb2.LookupPrefixResponse:
+        async with self._edge.call("LookupPrefix", context) as tenant:
+            prefix = await self._prefix(tenant, request.prefix)
+            redis_tokens, held = await asyncio.gather(self._prefixes.stored_tokens(prefix), self._prefixes.held(prefix))
+            return activation_pb2.LookupPrefixResponse(
+                prompt_tokens=len(prefix.token_ids),
+                chunk_tokens=prefix.chunk_tokens,
+                redis_tokens=redis_tokens,
+                workers=[
+                    activation_pb2.WorkerPrefix(worker_id=w.worker_id, device_tokens=w.device_tokens, held_tokens=w.held_tokens)
+                    for w in held
+                ],
+            )
+
+    async def WarmPrefix(
+        self, request: activation_pb2.WarmPrefixRequest, context: Context
+    ) -> AsyncIterator[activation_pb2.WarmPrefixResponse]:
+        async with self._edge.call("WarmPrefix", context) as tenant:
+            if len(request.worker_id) > 64:
+                raise InvalidField("worker_id", "at most 64 characters")
+            prefix = await self._prefix(tenant, request.prefix)
+            remaining_s = context.time_remaining()
+            deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
+            with self._edge.pipeline.inflight.one(tenant.name):
+                async for warmth in self._prefixes.warm(tenant, prefix, request.worker_id, deadline_s):
+                    yield activation_pb2.WarmPrefixResponse(
+                        worker_id=warmth.worker_id,
+                        prompt_tokens=warmth.prompt_tokens,
+                        computed_tokens=warmth.computed_tokens,
+                        stored_tokens=warmth.stored_tokens,
+                        done=warmth.done,
+                    )
+
+    async def PinPrefix(self, request: activation_pb2.PinPrefixRequest, context: Context) -> activation_pb2.PinPrefixResponse:
+        async with self._edge.call("PinPrefix", context) as tenant:
+            if not 1 <= request.duration_s <= PIN_MAX_S:
+                raise InvalidField("duration_s", f"from 1 to {PIN_MAX_S}")
+            prefix = await self._prefix(tenant, request.prefix)
+            usage = await self._activation.pin(tenant.name, prefix.members, request.duration_s)
+            return activation_pb2.PinPrefixResponse(pinned_tokens=len(prefix.chunks) * prefix.chunk_tokens, pinned_bytes=usage.pinned_bytes)
+
+    async def UnpinPrefix(self, request: activation_pb2.UnpinPrefixRequest, context: Context) -> activation_pb2.UnpinPrefixResponse:
+        async with self._edge.call("UnpinPrefix", context) as tenant:
+            prefix = await self._prefix(tenant, request.prefix)
+            unpinned = await self._activation.unpin(tenant.name, prefix.members)
+            return activation_pb2.UnpinPrefixResponse(unpinned_tokens=unpinned * prefix.chunk_tokens)
+
+    async def EvictPrefix(self, request: activation_pb2.EvictPrefixRequest, context: Context) -> activation_pb2.EvictPrefixResponse:
+        async with self._edge.call("EvictPrefix", context) as tenant:
+            prefix = await self._prefix(tenant, request.prefix)
+            removed, pinned = await self._activation.evict_prefix(tenant.name, prefix.members)
+            return activation_pb2.EvictPrefixResponse(removed_chunks=removed, pinned_chunks=pinned)
+
+    async def EvictModule(self, request: activation_pb2.EvictModuleRequest, context: Context) -> activation_pb2.EvictModuleResponse:
+        async with self._edge.call("EvictModule", context) as tenant:
+            if not DIGEST.fullmatch(request.module_digest):
+                raise InvalidField("module_digest", "must be 64 hex digits, as `memserve modules show` prints them")
+            removed, pinned = await self._activation.evict_module(tenant.name, request.module_digest)
+            return activation_pb2.EvictModuleResponse(removed_chunks=removed, pinned_chunks=pinned)
+
+    async def EvictTenant(self, request: activation_pb2.EvictTenantRequest, context: Context) -> activation_pb2.EvictTenantResponse:
+        async with self._edge.call("EvictTenant", context) as tenant:
+            removed, pinned = await self._activation.evict_tenant(tenant.name)
+            return activation_pb2.EvictTenantResponse(removed_chunks=removed, pinned_chunks=pinned)
+
+    async def GetUsage(self, request: activation_pb2.GetUsageRequest, context: Context) -> activation_pb2.GetUsageResponse:
+        async with self._edge.call("GetUsage", context) as tenant:
+            own, every = await self._activation.usage(tenant.name)
+            tenant_quota_bytes, cache_quota_bytes = self._activation.quotas
+            return activation_pb2.GetUsageResponse(
+                stored_bytes=own.stored_bytes,
+                chunks=own.chunks,
+                pinned_bytes=own.pinned_bytes,
+                tenant_quota_bytes=tenant_quota_bytes,
+                cache_stored_bytes=every.stored_bytes,
+                cache_quota_bytes=cache_quota_bytes,
+            )
+
+    async def _prefix(self, tenant: Tenant, prefix: activation_pb2.Prefix) -> Prefix:
+        return await self._prefixes.prefix(tenant, convert.prefix_messages(prefix), prefix.model, prefix.module)
 
 
 class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc]

@@ -18,10 +18,13 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.MemoryNotFound: grpc.StatusCode.NOT_FOUND,
     errors.MemoryConflict: grpc.StatusCode.ALREADY_EXISTS,
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.PrefixNotStored: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.PinLimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoWorker: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerLost: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.RegistryUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.CacheUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.VectorStoreUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
 

@@ -1,4 +1,4 @@
-"""The stored value: a fixed header that says what the value is, then the payload. No I/O.
+"""The stored value: a fixed header that says what the value is, then the payload, and how the payload is encoded. No I/O.
 
     0   4s   magic "MSKV"
     4   B    version
@@ -18,6 +18,7 @@ import struct
 from enum import Enum, IntEnum
 from typing import Final
 
+import numpy as np
 import xxhash
 
 Buffer = bytes | bytearray | memoryview
@@ -31,10 +32,22 @@ _CHECKSUM: Final = struct.Struct(">Q")
 HEADER_BYTES: Final = _FIELDS.size + _CHECKSUM.size
 
 
+# The first literal-coding level of zstd, kept from looking for short repetitions: KV has none, and without them it is twice as fast.
+_ZSTD_LEVEL: Final = 1
+_ZSTD_HASH_LOG: Final = 8
+_ZSTD_MIN_MATCH: Final = 7
+
+
 class Codec(IntEnum):
-    """How the payload is encoded."""
+    """How the payload is encoded.
+
+    RAW: the chunk's bytes as the engine has them. LOSSLESS: `compress`, of bfloat16 only; lengths differ from chunk to chunk.
+    INT8: `memserve.kv.quantize`; all of one length, and not exact.
+    """
 
     RAW = 0
+    LOSSLESS = 1
+    INT8 = 2
 
 
 _CODECS: Final = frozenset(Codec)
@@ -47,6 +60,7 @@ class Refusal(Enum):
     NOT_A_VALUE = "not_a_value"
     UNKNOWN_VERSION = "unknown_version"
     UNKNOWN_CODEC = "unknown_codec"
+    OTHER_CODEC = "other_codec"
     OTHER_NAMESPACE = "other_namespace"
     OTHER_KEY = "other_key"
     WRONG_LENGTH = "wrong_length"
@@ -67,22 +81,24 @@ def encode_header(payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec
     return fields + _CHECKSUM.pack(_checksum(fields, payload))
 
 
-def verify(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes) -> Refusal | None:
-    """Whether header and payload are the value that was stored under this namespace and key.
+def verify(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec = Codec.RAW) -> Refusal | None:
+    """Whether header and payload are the value that was stored under this namespace and key, encoded by this codec.
 
-    header: the first HEADER_BYTES of the value, fewer when it is shorter. payload: all that follows, contiguous bytes.
+    header: the first HEADER_BYTES of the value, fewer when it is shorter. payload: all that follows, contiguous bytes, still encoded.
     Returns None for a good value. Never raises on account of the bytes.
     """
     if memoryview(header).nbytes != HEADER_BYTES:
         return Refusal.TRUNCATED_HEADER
     fields, checksum = bytes(header[: _FIELDS.size]), header[_FIELDS.size :]
-    magic, version, codec, key_bytes, payload_bytes, stored_namespace, stored_key = _FIELDS.unpack(fields)
+    magic, version, stored_codec, key_bytes, payload_bytes, stored_namespace, stored_key = _FIELDS.unpack(fields)
     if magic != MAGIC:
         return Refusal.NOT_A_VALUE
     if version != VERSION:
         return Refusal.UNKNOWN_VERSION
-    if codec not in _CODECS:
+    if stored_codec not in _CODECS:
         return Refusal.UNKNOWN_CODEC
+    if stored_codec != codec:
+        return Refusal.OTHER_CODEC
     if stored_namespace != namespace:
         return Refusal.OTHER_NAMESPACE
     if stored_key[:key_bytes] != key:
@@ -92,6 +108,54 @@ def verify(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes) -> 
     if _CHECKSUM.unpack(checksum)[0] != _checksum(fields, payload):
         return Refusal.BAD_CHECKSUM
     return None
+
+
+def compress(chunk: Buffer) -> bytes:
+    """A chunk of bfloat16 without loss: the low bytes of all numbers as they are, then their high bytes in one zstd frame.
+
+    The high byte, sign and most of the exponent, takes few values; the low one, the mantissa, is noise.
+    chunk: contiguous bytes.
+    Returns at most `compressed_limit_bytes` bytes.
+    Raises ValueError for an odd length, ImportError without the package zstandard.
+    """
+    # Not at the top: only deployments that choose this codec need the package.
+    from zstandard import ZstdCompressionParameters, ZstdCompressor  # type: ignore[import-not-found]
+
+    length = memoryview(chunk).nbytes
+    if length % 2:
+        raise ValueError(f"{length} bytes are no bfloat16 numbers")
+    numbers = np.frombuffer(chunk, "<u2")
+    low, high = numbers.astype(np.uint8), (numbers >> np.uint16(8)).astype(np.uint8)
+    parameters = ZstdCompressionParameters.from_level(_ZSTD_LEVEL, hash_log=_ZSTD_HASH_LOG, min_match=_ZSTD_MIN_MATCH)
+    return b"".join((low.data, ZstdCompressor(compression_params=parameters).compress(high.data)))
+
+
+def decompress(payload: Buffer, chunk: memoryview) -> None:
+    """payload: what `compress` made, contiguous bytes. chunk: writable, contiguous, as long as the chunk was; it is filled.
+
+    Raises ValueError for what cannot be a chunk of this length compressed, ImportError without the package zstandard.
+    """
+    from zstandard import ZstdDecompressor, ZstdError, frame_content_size  # type: ignore[import-not-found]
+
+    count = chunk.nbytes // 2
+    view = memoryview(payload).cast("B")
+    try:
+        # Asked first: the length that a frame claims is allocated.
+        if chunk.nbytes % 2 or view.nbytes < count or frame_content_size(view[count:]) != count:
+            raise ValueError(f"{view.nbytes} bytes are not {chunk.nbytes} bytes compressed")
+        high = np.frombuffer(ZstdDecompressor().decompress(view[count:]), np.uint8)
+    except ZstdError as error:
+        raise ValueError(f"not a chunk compressed: {error}") from None
+    numbers = np.frombuffer(chunk, "<u2")
+    np.left_shift(high, np.uint16(8), out=numbers, dtype=np.uint16)
+    numbers |= np.frombuffer(view, np.uint8, count)
+
+
+def compressed_limit_bytes(chunk_bytes: int) -> int:
+    """The longest that `compress` makes of a chunk of this length. Source: ZSTD_COMPRESSBOUND in zstd.h."""
+    count = chunk_bytes // 2
+    margin = max(0, (128 << 10) - count) >> 11
+    return count + count + (count >> 8) + margin
 
 
 def _checksum(fields: bytes, payload: Buffer) -> int:

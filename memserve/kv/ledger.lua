@@ -132,6 +132,9 @@ local function unpin(member, ttl)
   redis.call('ZADD', P .. 'due', NOW + ttl, member)
 end
 
+-- A full Redis refuses a script whose first write could need memory. What frees memory begins with one that cannot.
+local function even_if_full() redis.call('DEL', P .. 'nothing') end
+
 local scripts = {}
 
 -- reserve_s, ttl, quota of all, quota of the tenant, tenant, module, cost, admit_on_use, window_s;
@@ -223,6 +226,7 @@ end
 -- ttl; then triples: what became of a value (stored, failed, gone), member, generation.
 -- Returns the members whose reservation was lost (their values must go), and those whose values must live on.
 function scripts.settle()
+  even_if_full()
   local ttl = tonumber(ARGV[2])
   local lost, refresh = {}, {}
   for at = 3, #ARGV, 3 do
@@ -242,6 +246,7 @@ end
 
 -- ttl; then members, a chain's beginning first. Returns the members whose values must live on, and pinned ones with their seconds.
 function scripts.use()
+  even_if_full()
   local ttl = tonumber(ARGV[2])
   local refresh, pinned = {}, {}
   for at = #ARGV, 3, -1 do used(ARGV[at], ttl, refresh, pinned) end
@@ -251,6 +256,7 @@ end
 -- retry_s, tenant ("*": any), module ("*": any); then members.
 -- Returns those condemned (member, generation, …), and how many stay because they are pinned.
 function scripts.condemn()
+  even_if_full()
   local retry_s, tenant, module = tonumber(ARGV[2]), ARGV[3], ARGV[4]
   local condemned, kept = {}, 0
   for at = 5, #ARGV do
@@ -270,6 +276,7 @@ end
 
 -- ttl, retry_s, limit. Returns what is to be removed (member, generation, reason, …), and the members whose pin has run out.
 function scripts.due()
+  even_if_full()
   local ttl, retry_s = tonumber(ARGV[2]), tonumber(ARGV[3])
   local remove, refresh = {}, {}
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'due', '-inf', NOW, 'LIMIT', 0, ARGV[4])) do
@@ -314,6 +321,7 @@ end
 
 -- ttl, tenant; then members. Returns those that were pinned.
 function scripts.unpin()
+  even_if_full()
   local freed = {}
   for at = 4, #ARGV do
     local e = redis.call('HMGET', entry(ARGV[at]), 's', 't', 'pin')

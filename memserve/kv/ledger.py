@@ -7,16 +7,19 @@ and whoever keeps the cache (`memserve.kv.upkeep`) ends them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
 from typing import Any
 
+from redis import Redis
 from redis.exceptions import NoScriptError
 
 from memserve.kv.keys import VALUE_PREFIX
+from memserve.kv.servers import CacheServers
 
 SCRIPT = files("memserve.kv").joinpath("ledger.lua").read_text()
 DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
@@ -122,8 +125,10 @@ class Usage:
 class Ledger:
     """Every method changes the ledger in one atomic exchange with Redis, and raises redis-py's RedisError or OSError."""
 
-    def __init__(self, client: Any, *, ttl_s: int, quotas: Quotas = NO_QUOTAS, admit_on_use: int = 1, reserve_s: float = RESERVE_S) -> None:
-        """client: a redis-py client of one server or a cluster, without decoding. ttl_s: how long an unused chunk lives.
+    def __init__(
+        self, servers: CacheServers, *, ttl_s: int, quotas: Quotas = NO_QUOTAS, admit_on_use: int = 1, reserve_s: float = RESERVE_S
+    ) -> None:
+        """servers: of the cache. ttl_s: how long an unused chunk lives.
 
         admit_on_use: 1 stores a chunk when it is first computed, 2 the second time. reserve_s: after it a writer, or one who removes, is
         taken for dead.
@@ -131,20 +136,20 @@ class Ledger:
         """
         if admit_on_use not in (1, 2):
             raise ValueError(f"admit_on_use must be 1 or 2, not {admit_on_use}")
-        self._client = client
+        self._servers = servers
         self._ttl_s = ttl_s
         self.quotas = quotas
         self._admit_on_use = admit_on_use
         self._reserve_s = reserve_s
 
-    def reserve(self, candidates: Sequence[Candidate], owner: Owner, *, worth_per_use: float) -> Reservation:
+    def reserve(self, candidates: Sequence[Candidate], owner: Owner, *, worth_per_use: float, at_once: bool = False) -> Reservation:
         """Count chunks before they are written, and choose what goes for them.
 
-        candidates: [n], a chain's beginning first. worth_per_use: from `memserve.policy.eviction`.
+        candidates: [n], a chain's beginning first. worth_per_use: from `memserve.policy.eviction`. at_once: admit them on their first use.
         What is to be stored must be settled; the victims must be removed first, and settled as GONE.
         """
         arguments: list[Any] = [self._reserve_s, self._ttl_s, self.quotas.cache_bytes, self.quotas.tenant_bytes, owner.tenant, owner.module]
-        arguments += [worth_per_use, self._admit_on_use, ADMISSION_WINDOW_S]
+        arguments += [worth_per_use, 1 if at_once else self._admit_on_use, ADMISSION_WINDOW_S]
         for one in candidates:
             arguments += [one.member, one.stored_bytes, one.parent, one.depth_tokens, int(one.present)]
         outcomes, generations, victims = self._run("reserve", arguments)
@@ -197,10 +202,12 @@ class Ledger:
 
     def vanished(self, cursor: int) -> tuple[int, list[Entry]]:
         """Look at some of the entries. Returns where to go on (0: all were seen), and those whose value Redis has evicted itself."""
-        cursor, found = self._client.zscan(PREFIX + "due", cursor, count=PAGE)
+        cursor, found = self._ask(functools.partial(Redis.zscan, name=PREFIX + "due", cursor=cursor, count=PAGE))
         members = [member.decode() for member, _ in found]
-        states = self._each(lambda pipeline, member: pipeline.hmget(entry_key(member), "s", "g"), members)
-        there = self._each(lambda pipeline, member: pipeline.exists(VALUE_PREFIX + member), members)
+        states = self._servers.ask_each(
+            [entry_key(member) for member in members], lambda pipeline, number: pipeline.hmget(entry_key(members[number]), "s", "g")
+        )
+        there = self._each_value(members, lambda pipeline, name, _: pipeline.exists(name))
         return cursor, [
             Entry(member, int(generation))
             for member, (state, generation), exists in zip(members, states, there, strict=True)
@@ -209,12 +216,12 @@ class Ledger:
 
     def remove_values(self, entries: Sequence[Entry]) -> None:
         """Unlink condemned values and settle them."""
-        self._each(lambda pipeline, entry: pipeline.unlink(VALUE_PREFIX + entry.member), entries)
+        self.unlink_values([entry.member for entry in entries])
         self.settle((Settled.GONE, entry) for entry in entries)
 
     def unlink_values(self, members: Sequence[str]) -> None:
         """Remove values that the ledger does not count."""
-        self._each(lambda pipeline, member: pipeline.unlink(VALUE_PREFIX + member), members)
+        self._each_value(members, lambda pipeline, name, _: pipeline.unlink(name))
 
     def pin(self, members: Sequence[str], tenant: str, *, seconds: float, limit_bytes: int) -> tuple[bool, int, int]:
         """Keep chunks from eviction for so long. All or nothing.
@@ -238,41 +245,49 @@ class Ledger:
         if module not in (ALL, ""):
             cursor = 0
             while True:
-                cursor, page = self._client.sscan(PREFIX + "module:" + module, cursor, count=PAGE)
+                cursor, page = self._ask(functools.partial(Redis.sscan, name=PREFIX + "module:" + module, cursor=cursor, count=PAGE))
                 yield _names(page)
                 if not cursor:
                     return
         ranking = PREFIX + ("worth" if tenant == ALL else f"worth:{tenant}")
-        every = _names(self._client.zrange(ranking, 0, -1))
+        every = _names(self._ask(lambda client: client.zrange(ranking, 0, -1)))
         for start in range(0, len(every), PAGE):
             yield every[start : start + PAGE]
 
     def usage(self, tenant: str = ALL) -> Usage:
         """What is counted for a tenant, or for all."""
-        with self._client.pipeline(transaction=False) as pipeline:
-            for kind in ("bytes", "chunks", "pinned"):
-                pipeline.hget(PREFIX + kind, tenant)
-            stored_bytes, chunks, pinned_bytes = (int(value or 0) for value in pipeline.execute())
+        kinds = [PREFIX + kind for kind in ("bytes", "chunks", "pinned")]
+        counted = self._servers.ask_each(kinds, lambda pipeline, number: pipeline.hget(kinds[number], tenant))
+        stored_bytes, chunks, pinned_bytes = (int(value or 0) for value in counted)
         return Usage(stored_bytes, chunks, pinned_bytes)
+
+    def take_turn(self, interval_s: float) -> bool:
+        """Whether nobody else has taken this turn of the upkeep."""
+        return bool(self._ask(lambda client: client.set(PREFIX + "upkeep", "1", nx=True, px=int(interval_s * 1000))))
 
     def _run(self, script: str, arguments: Sequence[Any]) -> Any:
         named = [PREFIX + "bytes", script, *arguments]
-        try:
-            return self._client.evalsha(DIGEST, 1, *named)
-        except NoScriptError:
-            return self._client.eval(SCRIPT, 1, *named)
+
+        def evaluate(client: Redis) -> Any:
+            try:
+                return client.evalsha(DIGEST, 1, *named)
+            except NoScriptError:
+                return client.eval(SCRIPT, 1, *named)
+
+        return self._ask(evaluate)
+
+    def _ask(self, question: Callable[[Redis], Any]) -> Any:
+        return self._servers.ask(PREFIX, question)
 
     def _prolong(self, members: Sequence[tuple[bytes, int]]) -> None:
-        self._each(lambda pipeline, member: pipeline.expire(VALUE_PREFIX + member[0].decode(), member[1]), members)
+        self._each_value(
+            [member.decode() for member, _ in members], lambda pipeline, name, number: pipeline.expire(name, members[number][1])
+        )
 
-    def _each(self, command: Any, items: Sequence[Any]) -> list[Any]:
-        """One command an item, in one round trip (to each node of a cluster)."""
-        if not items:
-            return []
-        with self._client.pipeline(transaction=False) as pipeline:
-            for item in items:
-                command(pipeline, item)
-            return list(pipeline.execute())
+    def _each_value(self, members: Sequence[str], command: Callable[[Any, str, int], object]) -> list[Any]:
+        """One command a value, in one round trip to every server."""
+        names = [VALUE_PREFIX + member for member in members]
+        return self._servers.ask_each(names, lambda pipeline, number: command(pipeline, names[number], number))
 
 
 def entry_key(member: str) -> str:

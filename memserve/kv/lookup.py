@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -12,39 +13,97 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from memserve.kv.breaker import CircuitBreaker
+from memserve.kv.cache_url import Address, parse_cache_url
 from memserve.kv.keys import redis_key
+from memserve.kv.servers import MISPLACED, Topology
+
+# For each answer about which servers there are; no request waits so long.
+_TOPOLOGY_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    client: Redis
+    breaker: CircuitBreaker
 
 
 class PrefixLookup:
-    """Counts the leading chunks of a prompt that Redis holds. While Redis does not answer, asks it once per `pause_s` only."""
+    """Counts the leading chunks of a prompt that Redis holds. A server that does not answer is asked once per `pause_s` only."""
 
     def __init__(self, redis_url: str, *, budget_s: float = 0.02, pause_s: float = 1.0) -> None:
-        """budget_s: for a whole look-up, the connection included."""
-        self._redis: Redis = Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0))
+        """redis_url: as `parse_cache_url` takes it, which raises ValueError. budget_s: for a whole look-up, the connections included.
+
+        Does not connect.
+        """
+        self._url = parse_cache_url(redis_url)
         self._budget_s = budget_s
-        self._breaker = CircuitBreaker(failures_to_open=2, pause_s=pause_s)
+        self._pause_s = pause_s
+        self._topology = Topology(self._url, timeout_s=_TOPOLOGY_TIMEOUT_S, pause_s=pause_s)
+        self._servers: dict[Address, _Server] = {}
+        self._seen = self._topology.addresses
 
     async def present(self, namespace: str, chunk_keys: Sequence[bytes]) -> int | None:
-        """How many of the leading chunks are in Redis.
+        """How many of the leading chunks are in Redis. Every server that holds any of them is asked once, all at the same time.
 
         namespace: `CacheNamespace.digest`. chunk_keys: [chunks] from `memserve.kv.keys.chunk_keys`.
-        Does not slide their time to live: looking is not using.
-        Returns 0 to len(chunk_keys); None when Redis did not answer in time. Does not raise for Redis's sake.
+        Does not slide their time to live: looking is not using. The chunks of a server that does not answer count as not there.
+        Returns 0 to len(chunk_keys); None when no server answered in time. Does not raise for Redis's sake.
         """
         if not chunk_keys:
             return 0
-        if not self._breaker.allows(time.monotonic()):
+        deadline_s = asyncio.get_running_loop().time() + self._budget_s
+        if not self._topology.tried:
+            await asyncio.to_thread(self._topology.wait, self._budget_s)
+        names = [redis_key(namespace, key) for key in chunk_keys]
+        groups = self._topology.groups(names)
+        await self._drop_those_gone()
+        answers = await asyncio.gather(
+            *(self._ask(address, [names[number] for number in numbers], deadline_s) for address, numbers in groups.items())
+        )
+        if all(answer is None for answer in answers):
             return None
-        try:
-            async with asyncio.timeout(self._budget_s), self._redis.pipeline(transaction=False) as pipeline:
-                for key in chunk_keys:
-                    pipeline.exists(redis_key(namespace, key))
-                found = await pipeline.execute()
-        except (RedisError, OSError):  # TimeoutError, which asyncio.timeout raises, is an OSError
-            self._breaker.failed(time.monotonic())
-            return None
-        self._breaker.succeeded()
-        return next((chunks for chunks, present in enumerate(found) if not present), len(found))
+        found = [False] * len(names)
+        for numbers, answer in zip(groups.values(), answers, strict=True):
+            for number, there in zip(numbers, answer or (), strict=False):
+                found[number] = there
+        return next((chunks for chunks, there in enumerate(found) if not there), len(found))
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await asyncio.to_thread(self._topology.close)
+        servers, self._servers = self._servers, {}
+        for server in servers.values():
+            await server.client.aclose()
+
+    async def _ask(self, address: Address, names: Sequence[str], deadline_s: float) -> list[bool] | None:
+        """Which of the names one server has; None when it did not answer in time, or is not asked now. deadline_s: on the loop's clock."""
+        server = self._server(address)
+        if not server.breaker.allows(time.monotonic()):
+            return None
+        try:
+            async with asyncio.timeout_at(deadline_s), server.client.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    pipeline.exists(name)
+                replies = await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError):  # TimeoutError, which asyncio.timeout_at raises, is an OSError
+            server.breaker.failed(time.monotonic())
+            self._topology.changed()
+            return None
+        server.breaker.succeeded()
+        if any(isinstance(reply, MISPLACED) for reply in replies):
+            self._topology.changed()
+        return [reply == 1 for reply in replies]
+
+    def _server(self, address: Address) -> _Server:
+        if address not in self._servers:
+            client: Redis = Redis(**self._url.arguments(address), retry=Retry(NoBackoff(), 0))
+            self._servers[address] = _Server(client, CircuitBreaker(failures_to_open=2, pause_s=self._pause_s))
+        return self._servers[address]
+
+    async def _drop_those_gone(self) -> None:
+        addresses = self._topology.addresses
+        if addresses is self._seen:
+            return
+        self._seen = addresses
+        gone = [self._servers.pop(address) for address in list(self._servers) if address not in addresses]
+        for server in gone:
+            await server.client.connection_pool.disconnect(inuse_connections=False)

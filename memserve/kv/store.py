@@ -5,25 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeVar
 
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
+from redis.exceptions import RedisError
 
-from memserve.kv.breaker import Circuit, CircuitBreaker
+from memserve.kv.breaker import Circuit
 from memserve.kv.codec import HEADER_BYTES, Buffer, Refusal, encode_header, verify
-from memserve.kv.keys import redis_key
+from memserve.kv.keys import member, redis_key
+from memserve.kv.ledger import NO_QUOTAS, Admission, Candidate, Entry, Ledger, Owner, Quotas, Removal, Reservation, Settled
 from memserve.kv.resp import Kind, ProtocolError
+from memserve.kv.servers import CacheServer, CacheServers, Question
 from memserve.kv.wire import Item, Place, Wire
-
-T = TypeVar("T")
 
 
 class Put(Enum):
@@ -31,7 +26,24 @@ class Put(Enum):
 
     STORED = "stored"
     ALREADY_PRESENT = "already_present"
+    # The ledger would not have it: see Admission.
+    NOT_ADMITTED = "not_admitted"
     FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whose chunks are stored, and where they stand.
+
+    parents: [n] chunk keys, b"" for the first of a chain. depths_tokens: [n] where each ends in its prompt. worth_per_use: from
+    `memserve.policy.eviction`. at_once: admit them on their first use.
+    """
+
+    owner: Owner
+    parents: Sequence[bytes]
+    depths_tokens: Sequence[int]
+    worth_per_use: float
+    at_once: bool = False
 
 
 @dataclass(slots=True)
@@ -46,6 +58,8 @@ class StoreStats:
     refused: Counter[Refusal] = field(default_factory=Counter)
     stored: int = 0
     already_present: int = 0
+    not_admitted: Counter[Admission] = field(default_factory=Counter)
+    removed: Counter[Removal] = field(default_factory=Counter)
     store_failures: int = 0
     unanswered: int = 0
     skipped: int = 0
@@ -59,8 +73,8 @@ class StoreStats:
 class RedisChunkStore:
     """The chunks of one namespace. Thread-safe; each call uses a connection of its own.
 
-    Whatever Redis does (slow, full, wrong, gone) the answer is a miss or a failed put, counted in the stats. While it does not answer, the
-    circuit is open and calls return at once; a thread of its own tries every `pause_s`, so that no request waits for a trial.
+    Whatever Redis does (slow, full, wrong, gone) the answer is a miss or a failed put, counted in the stats. While a server does not
+    answer, its circuit is open and calls pass it over; a thread of its own tries every `pause_s`, so that no request waits for a trial.
     """
 
     def __init__(
@@ -69,14 +83,17 @@ class RedisChunkStore:
         namespace: str,
         *,
         ttl_s: int = 24 * 3600,
+        quotas: Quotas = NO_QUOTAS,
+        admit_on_use: int = 1,
         io_timeout_s: float = 0.5,
         lookup_timeout_s: float = 0.1,
         connect_timeout_s: float = 0.5,
         failures_to_open: int = 2,
         pause_s: float = 1.0,
     ) -> None:
-        """namespace: `CacheNamespace.digest`, hex. ttl_s: from the last use. io_timeout_s: for each read or write on the socket of a load
-        or store; lookup_timeout_s: the same for a look-up, which every request waits for.
+        """redis_url: as `memserve.kv.cache_url.parse_cache_url` takes it. namespace: `CacheNamespace.digest`, hex. ttl_s: from the last
+        use. quotas, admit_on_use: as the ledger takes them. io_timeout_s: for each read or write on the socket of a load or store;
+        lookup_timeout_s: for a look-up; every request waits for one.
 
         Raises ValueError for a namespace that is not a digest, a ttl_s below 1, or a URL that is not Redis's. Does not connect.
         """
@@ -88,29 +105,25 @@ class RedisChunkStore:
             raise ValueError(f"namespace is no sha256 digest: {namespace!r}")
         self._ttl_s = ttl_s
 
-        # One retry, only for a connection that turns out to be closed: after a restart of Redis every pooled connection is.
-        def client(timeout_s: float) -> Redis:
-            return Redis.from_url(
-                redis_url,
-                protocol=2,
-                socket_timeout=timeout_s,
-                socket_connect_timeout=min(timeout_s, connect_timeout_s),
-                retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-            )
-
-        self._redis, self._lookup_redis = client(io_timeout_s), client(lookup_timeout_s)
-        self._pause_s = pause_s
-        self._breaker = CircuitBreaker(failures_to_open=failures_to_open, pause_s=0.0)
-        self._closing = threading.Event()
-        self._prober: threading.Thread | None = None
+        self._servers = CacheServers(
+            redis_url,
+            io_timeout_s=io_timeout_s,
+            lookup_timeout_s=lookup_timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            failures_to_open=failures_to_open,
+            pause_s=pause_s,
+        )
+        self._connect_timeout_s = connect_timeout_s
+        self._lookup_timeout_s = lookup_timeout_s
+        self._io_timeout_s = io_timeout_s
+        self.ledger = Ledger(self._servers, ttl_s=ttl_s, quotas=quotas, admit_on_use=admit_on_use)
         self._lock = threading.Lock()
         self._stats = StoreStats()
-        self._io_timeout_s = io_timeout_s
-        self._wires: list[Wire] = []  # idle ones
 
     @property
     def circuit(self) -> Circuit:
-        return self._breaker.state
+        """The worst of the servers' circuits."""
+        return self._servers.circuit
 
     def take_stats(self) -> StoreStats:
         """The stats since the last call, and start anew."""
@@ -119,15 +132,13 @@ class RedisChunkStore:
         return taken
 
     def exists_many(self, keys: Sequence[bytes]) -> list[bool]:
-        """Whether Redis has a value under each key, in one round trip. keys: [n] chunk keys. All False when it does not answer."""
+        """Whether Redis has a value under each key, in one round trip to every server that may. keys: [n] chunk keys.
 
-        def ask() -> list[bool]:
-            with self._lookup_redis.pipeline(transaction=False) as pipeline:
-                for key in keys:
-                    pipeline.exists(redis_key(self._namespace, key))
-                return [bool(found) for found in pipeline.execute()]
-
-        return (self._call(ask) if keys else None) or [False] * len(keys)
+        False for those of a server that does not answer.
+        """
+        names = [redis_key(self._namespace, key) for key in keys]
+        commands = [("EXISTS", name) for name in names]
+        return [found == 1 for found in self._ask(self._groups(names, self._lookup_timeout_s), commands, lookup=True)]
 
     def load(self, keys: Sequence[bytes], destinations: Sequence[memoryview], *, budget_s: float) -> list[bool]:
         """Fetch chunks into the caller's memory and slide their time to live.
@@ -137,172 +148,229 @@ class RedisChunkStore:
         verify is counted and deleted.
         """
         started_s = time.perf_counter()
+        deadline_s = time.monotonic() + budget_s
+        names = [redis_key(self._namespace, key) for key in keys]
         heads = memoryview(bytearray(HEADER_BYTES * len(keys)))
         places = [
-            Place(redis_key(self._namespace, key).encode(), heads[HEADER_BYTES * number : HEADER_BYTES * (number + 1)], destination)
-            for number, (key, destination) in enumerate(zip(keys, destinations, strict=True))
+            Place(name.encode(), heads[HEADER_BYTES * number : HEADER_BYTES * (number + 1)], destination)
+            for number, (name, destination) in enumerate(zip(names, destinations, strict=True))
         ]
-        loaded: list[bool] = []
+        groups = self._groups(names, self._connect_timeout_s)
+        loaded = [False] * len(keys)
         refused: Counter[Refusal] = Counter()
-        bad: list[bytes] = []
-        with self._exchange(len(keys)) as wire:
-            if wire is not None:
-                kinds = wire.get(places, ttl_s=self._ttl_s, deadline_s=time.monotonic() + budget_s)
-                for key, place, kind in zip(keys, places, kinds, strict=True):
-                    refusal = self._refusal(kind, key, place)
-                    loaded.append(kind is Kind.VALUE and refusal is None)
-                    if refusal is not None:
-                        refused[refusal] += 1
-                        bad.append(place.name)
+        bad: list[int] = []
+        for server, numbers in groups.items():
+            with self._exchange(server, numbers, deadline_s) as wire:
+                if wire is not None:
+                    kinds = wire.get([places[number] for number in numbers], ttl_s=self._ttl_s, deadline_s=deadline_s)
+                    for number, kind in zip(numbers, kinds, strict=True):
+                        refusal = self._refusal(kind, keys[number], places[number])
+                        loaded[number] = kind is Kind.VALUE and refusal is None
+                        if refusal is not None:
+                            refused[refusal] += 1
+                            bad.append(number)
         if bad:
-            self._call(lambda: self._redis.unlink(*bad))
+            self._remove([member(self._namespace, keys[number]) for number in bad])
         hits = sum(loaded)
         with self._lock:
             stats = self._stats
             stats.hits += hits
             stats.misses += len(keys) - hits
             stats.refused += refused
-            stats.read_bytes += sum(place.body.nbytes for place, good in zip(places, loaded, strict=False) if good)
+            stats.read_bytes += sum(place.body.nbytes for place, good in zip(places, loaded, strict=True) if good)
             stats.read_s += time.perf_counter() - started_s
-        return loaded + [False] * (len(keys) - len(loaded))
+        return loaded
 
-    def store(self, keys: Sequence[bytes], payloads: Sequence[Buffer], *, budget_s: float) -> list[Put]:
-        """Store chunks. One that is there already is not sent again: its time to live is slid. budget_s: for all of them."""
+    def store(self, keys: Sequence[bytes], payloads: Sequence[Buffer], *, budget_s: float, account: Account | None = None) -> list[Put]:
+        """Store chunks. One that is there already is not sent again: its time to live is slid. budget_s: for all of them.
+
+        keys: [n] chunk keys, a chain's beginning first. account: None for chunks that stand alone and belong to the default tenant.
+        """
+        account = account or Account(Owner(), [b""] * len(keys), [0] * len(keys), worth_per_use=1.0)
         started_s = time.perf_counter()
+        deadline_s = time.monotonic() + budget_s
         names = [redis_key(self._namespace, key) for key in keys]
-        present = self._call(lambda: self._touch(names)) if keys else []
+        groups = self._groups(names, self._connect_timeout_s)
+        present = self._ask(groups, [("EXPIRE", name, self._ttl_s) for name in names])
         outcomes = [Put.FAILED] * len(keys)
+        asked = [number for number, there in enumerate(present) if there is not None]
+        candidates = [
+            Candidate(
+                member=member(self._namespace, keys[number]),
+                stored_bytes=HEADER_BYTES + memoryview(payloads[number]).nbytes,
+                parent=member(self._namespace, account.parents[number]) if account.parents[number] else "",
+                depth_tokens=account.depths_tokens[number],
+                present=present[number] == 1,
+            )
+            for number in asked
+        ]
+        reservation = self._reserve(candidates, account) if candidates else None
         written_bytes = 0
-        if present is not None:
-            outcomes = [Put.ALREADY_PRESENT if there else Put.FAILED for there in present]
-            absent = [number for number, there in enumerate(present) if not there]
-            items = [
-                Item(
-                    names[number].encode(),
-                    encode_header(payloads[number], namespace=self._namespace_bytes, key=keys[number]),
-                    payloads[number],
-                )
-                for number in absent
-            ]
-            with self._exchange(len(absent)) as wire:
-                if wire is not None:
-                    taken = wire.set(items, ttl_s=self._ttl_s, deadline_s=time.monotonic() + budget_s)
-                    for number, kept in zip(absent, taken, strict=True):
-                        if kept:
-                            outcomes[number] = Put.STORED
-                            written_bytes += memoryview(payloads[number]).nbytes
+        if reservation is not None:
+            admissions = dict(zip(asked, reservation.admissions, strict=True))
+            for number, admission in admissions.items():
+                if admission is not Admission.STORE:
+                    outcomes[number] = Put.ALREADY_PRESENT if admission is Admission.PRESENT else Put.NOT_ADMITTED
+            settled: list[tuple[Settled, Entry]] = []
+            for server, numbers in groups.items():
+                admitted = [number for number in numbers if admissions.get(number) is Admission.STORE]
+                items = [
+                    Item(
+                        names[number].encode(),
+                        encode_header(payloads[number], namespace=self._namespace_bytes, key=keys[number]),
+                        payloads[number],
+                    )
+                    for number in admitted
+                ]
+                with self._exchange(server, admitted, deadline_s) as wire:
+                    if wire is not None:
+                        taken = wire.set(items, ttl_s=self._ttl_s, deadline_s=deadline_s)
+                        for number, kept in zip(admitted, taken, strict=True):
+                            entry = reservation.entries[member(self._namespace, keys[number])]
+                            settled.append((Settled.STORED if kept else Settled.FAILED, entry))
+                            if kept:
+                                outcomes[number] = Put.STORED
+                                written_bytes += memoryview(payloads[number]).nbytes
+            self._settle(settled)
         count = Counter(outcomes)
         with self._lock:
             stats = self._stats
             stats.stored += count[Put.STORED]
             stats.already_present += count[Put.ALREADY_PRESENT]
             stats.store_failures += count[Put.FAILED]
+            if reservation is not None:
+                refused = (Admission.BUSY, Admission.NOT_YET, Admission.NO_ROOM)
+                stats.not_admitted += Counter(admission for admission in reservation.admissions if admission in refused)
             stats.written_bytes += written_bytes
             stats.write_s += time.perf_counter() - started_s
         return outcomes
 
+    def use(self, keys: Sequence[bytes]) -> None:
+        """Chunks were loaded: they are worth more, and what stands before them lives on. keys: [n], a chain's beginning first."""
+        with self._told():
+            self.ledger.use([member(self._namespace, key) for key in keys])
+
+    def removed(self, reason: Removal, chunks: int) -> None:
+        """Count what the cache's upkeep has removed."""
+        with self._lock:
+            self._stats.removed[reason] += chunks
+
+    def _reserve(self, candidates: Sequence[Candidate], account: Account) -> Reservation | None:
+        """None when the ledger does not answer: then nothing may be written. What goes for the candidates is gone when this returns."""
+        with self._told():
+            reservation = self.ledger.reserve(candidates, account.owner, worth_per_use=account.worth_per_use, at_once=account.at_once)
+            for _, reason in reservation.victims:
+                self.removed(reason, 1)
+            self.ledger.remove_values([entry for entry, _ in reservation.victims])
+            return reservation
+        return None
+
+    def _settle(self, settled: Sequence[tuple[Settled, Entry]]) -> None:
+        """A reservation that is not settled, because the ledger or a server did not answer, falls due."""
+        with self._told():
+            self.ledger.unlink_values(self.ledger.settle(settled))
+
+    def _remove(self, members: Sequence[str]) -> None:
+        """Remove values that did not verify."""
+        with self._told():
+            condemned, _ = self.ledger.condemn(members)
+            self.ledger.unlink_values(members)  # those too that the ledger does not count
+            self.ledger.settle((Settled.GONE, entry) for entry in condemned)
+            self.removed(Removal.REFUSED, len(members))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What Redis does to an exchange with the ledger ends the block, and is counted."""
+        try:
+            yield
+        except (RedisError, OSError):
+            with self._lock:
+                self._stats.unanswered += 1
+
     def close(self) -> None:
-        self._closing.set()
-        with self._lock:
-            prober = self._prober
-        if prober is not None:
-            prober.join()
-        self._redis.close()
-        self._lookup_redis.close()
-        with self._lock:
-            wires, self._wires = self._wires, []
-        for wire in wires:
-            wire.close()
+        self._servers.close()
 
     def _refusal(self, kind: Kind, key: bytes, place: Place) -> Refusal | None:
         if kind is Kind.VALUE:
             return verify(place.head, place.body, namespace=self._namespace_bytes, key=key)
         return Refusal.WRONG_LENGTH if kind is Kind.OTHER_LENGTH else None
 
-    def _touch(self, names: Sequence[str]) -> list[bool]:
-        """Slide the time to live of what is there. Returns for each name whether it is."""
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for name in names:
-                pipeline.expire(name, self._ttl_s)
-            return [bool(found) for found in pipeline.execute()]
+    def _groups(self, names: Sequence[str], wait_s: float) -> dict[CacheServer, list[int]]:
+        """The numbers of the names that each server holds; without those that no known server holds, which is counted."""
+        groups = self._servers.groups(names, wait_s)
+        if sum(map(len, groups.values())) < len(names):
+            with self._lock:
+                self._stats.skipped += 1
+        return groups
+
+    def _ask(
+        self, groups: Mapping[CacheServer, Sequence[int]], commands: Sequence[tuple[str | int, ...]], *, lookup: bool = False
+    ) -> list[int | None]:
+        """Send every server its commands, and only then read the answers: together they take as long as the slowest.
+
+        commands: one for each name that was grouped, with a number for an answer. Returns these; None where none came.
+        """
+        deadline_s = time.monotonic() + (self._lookup_timeout_s if lookup else self._io_timeout_s)
+        asked: list[tuple[CacheServer, Sequence[int], Question]] = []
+        for server, numbers in groups.items():
+            # Connecting to some may have taken all the time; the others are not to blame.
+            if time.monotonic() < deadline_s and self._allowed(server):
+                client = server.lookup_client if lookup else server.client
+                try:
+                    asked.append((server, numbers, Question(client.connection_pool, [commands[number] for number in numbers])))
+                except (RedisError, OSError):
+                    self._failed(server)
+        answers: list[int | None] = [None] * len(commands)
+        for server, numbers, question in asked:
+            try:
+                replies = question.answers(deadline_s)
+            except (RedisError, OSError):
+                self._failed(server)
+                continue
+            server.answered(replies)
+            for number, reply in zip(numbers, replies, strict=True):
+                answers[number] = reply if isinstance(reply, int) else None
+            if not all(isinstance(reply, int) for reply in replies):  # Redis lives and says no
+                with self._lock:
+                    self._stats.unanswered += 1
+        return answers
 
     @contextmanager
-    def _exchange(self, values: int) -> Iterator[Wire | None]:
-        """A connection for large values, or None while the circuit is open. What Redis does to it ends the block, and is counted."""
-        if values == 0 or not self._allowed():
+    def _exchange(self, server: CacheServer, numbers: Sequence[int], deadline_s: float) -> Iterator[Wire | None]:
+        """A connection for the large values of one server. What Redis does to it ends the block, and is counted.
+
+        None while the circuit is open, or when other servers have taken all the time.
+        """
+        if not numbers or time.monotonic() >= deadline_s or not self._allowed(server):
             yield None
             return
         try:
-            wire = self._idle_wire() or Wire.connect(self._redis.connection_pool, self._io_timeout_s)
+            wire = server.take_wire()
         except (RedisError, OSError):
-            self._failed()
+            self._failed(server)
             yield None
             return
         try:
             yield wire
         except (RedisError, OSError, ProtocolError):
             wire.close()
-            self._failed()
+            self._failed(server)
             return
         except BaseException:
             wire.close()
             raise
-        self._breaker.succeeded()
-        with self._lock:
-            self._wires.append(wire)
+        server.answered()
+        server.give_back(wire)
 
-    def _idle_wire(self) -> Wire | None:
-        """One that still lives: after a restart of Redis none does."""
-        while True:
-            with self._lock:
-                if not self._wires:
-                    return None
-                wire = self._wires.pop()
-            if wire.is_alive():
-                return wire
-            wire.close()
-
-    def _allowed(self) -> bool:
-        if self._breaker.state is Circuit.CLOSED:
+    def _allowed(self, server: CacheServer) -> bool:
+        if server.circuit is Circuit.CLOSED:
             return True
         with self._lock:
             self._stats.skipped += 1
         return False
 
-    def _failed(self) -> None:
-        opened = self._breaker.failed(time.monotonic())
+    def _failed(self, server: CacheServer) -> None:
+        opened = server.failed()
         with self._lock:
             self._stats.unanswered += 1
             self._stats.circuit_opened += opened
-            if opened and not self._closing.is_set():
-                self._prober = threading.Thread(target=self._probe, name="memserve_kv_probe", daemon=True)
-                self._prober.start()
-
-    def _probe(self) -> None:
-        """Until Redis answers again."""
-        while not self._closing.wait(self._pause_s):
-            self._breaker.allows(time.monotonic())
-            try:
-                self._redis.ping()
-            except (RedisError, OSError):
-                self._breaker.failed(time.monotonic())
-            else:
-                self._breaker.succeeded()
-                return
-
-    def _call(self, command: Callable[[], T]) -> T | None:
-        """Run one small exchange under the circuit breaker; None when there was no good answer."""
-        if not self._allowed():
-            return None
-        try:
-            answer = command()
-        except ResponseError:  # Redis lives and says no: full, or a key of another type
-            self._breaker.succeeded()
-            with self._lock:
-                self._stats.unanswered += 1
-            return None
-        except (RedisError, OSError):
-            self._failed()
-            return None
-        self._breaker.succeeded()
-        return answer

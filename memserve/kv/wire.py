@@ -22,6 +22,8 @@ from memserve.kv.resp import Kind, Reply, ReplyReader
 # A few values in flight keep the wire busy; more of them, or very large ones, only wait in buffers that then have to be copied again.
 IN_FLIGHT_BYTES = 4 << 20
 MAX_IN_FLIGHT = 4
+# Errors of a server that is not, or not now, the one to ask.
+_MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"READONLY")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Wire:
         self._connection = connection
         self._socket: socket.socket = connection._sock
         self._reader = ReplyReader()
+        self._misplaced = False
         self._plain = not isinstance(self._socket, ssl.SSLSocket)
         self._socket.settimeout(None if self._plain else io_timeout_s)
         if self._plain:
@@ -68,6 +71,11 @@ class Wire:
         connection = pool.connection_class(**pool.connection_kwargs)
         connection.connect()
         return cls(connection, io_timeout_s)
+
+    @property
+    def misplaced(self) -> bool:
+        """Whether a reply said that another server is to be asked: slots have moved, or the master is one no longer."""
+        return self._misplaced
 
     def is_alive(self) -> bool:
         """Whether an idle connection is as it was left: open, and nothing has come."""
@@ -132,7 +140,11 @@ class Wire:
             raise TimeoutError("Redis did not answer in time") from error
         if count == 0:
             raise ConnectionResetError("Redis closed the connection")
-        return self._reader.received(count)
+        replies = self._reader.received(count)
+        for reply in replies:
+            if reply.kind is Kind.ERROR and reply.line.startswith(_MISPLACED):
+                self._misplaced = True
+        return replies
 
     def _send(self, buffers: list[Buffer]) -> None:
         if not self._plain:

@@ -15,6 +15,8 @@ import zmq.asyncio
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
 
 LOG_EVENTS = 8192
+# As vLLM names the medium of its paged KV memory, on the CPU platform too.
+DEVICE = "GPU"
 
 
 class Change(Enum):
@@ -65,6 +67,18 @@ class BlockLog:
     def clear(self) -> None:
         self._media.clear()
         self._append(Change.RESET, [], even_if_empty=True)
+
+    def leading(self, keys: Iterable[bytes]) -> tuple[int, int]:
+        """How many of a prompt's leading blocks are in device memory, and how many in any of the engine's."""
+        device = held = 0
+        for number, key in enumerate(keys, start=1):
+            media = self._media.get(key)
+            if media is None:
+                break
+            held = number
+            if device == number - 1 and DEVICE in media:
+                device = number
+        return device, held
 
     def since(self, sequence: int | None) -> list[BlockEvent]:
         """The changes after `sequence`, or one RESET when they are no longer known or `sequence` is None."""

@@ -24,6 +24,7 @@ from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
     GPULoadStoreSpec,
     LoadStoreSpec,
+    OffloadingManager,
     OffloadingWorker,
     TransferResult,
 )
@@ -93,6 +94,13 @@ def kv_layout(*, platform: Platform, dtype: torch.dtype, block_size_tokens: int,
 class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
     """`TieringOffloadingSpec` on the CPU platform: "device" memory is the paged KV tensors in this process."""
 
+    def get_manager(self) -> OffloadingManager:
+        made = self._manager is not None
+        manager = super().get_manager()
+        if not made:
+            drop_name(self._scheduler_mmap)
+        return manager
+
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         region = SharedOffloadRegion(
             engine_id=self.config.engine_id,
@@ -101,7 +109,18 @@ class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
             kv_bytes_per_chunk=self.kv_bytes_per_chunk,
             cpu_page_size=self.cpu_page_size_per_worker,
         )
+        drop_name(region)
         return CpuOffloadingWorker(kv_caches, self.blocks_per_chunk, region)
+
+
+def drop_name(region: SharedOffloadRegion) -> None:
+    """Take a region's name away once both have it mapped: its memory is then freed however the process ends, by kill -9 too.
+
+    The scheduler and the one worker of this platform map it; the second of them, which did not make it, does this.
+    """
+    if not region._creator:
+        Path(region.mmap_path).unlink()
+    region._creator = False  # its clean-up has no name to remove
 
 
 class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]

@@ -19,6 +19,7 @@ from memserve.domain import CachedTokens, FinishReason, Sampling
 from memserve.errors import InvalidModule, ModuleNotFound
 from memserve.model_files import ModelFiles
 from memserve.worker.connector import CACHED_BY_TIER
+from memserve.worker.redis_tier import OWNER, owner_parameters
 
 HASH_ALGORITHM = "sha256_cbor"
 # A measurement of prefill speed needs this many computed tokens to say anything.
@@ -68,9 +69,19 @@ class Engine:
     _lora_ids: dict[str, int] = field(default_factory=dict)
 
     async def generate(
-        self, request_id: str, token_ids: list[int], cache_salt: str, module_digest: str, sampling: Sampling
+        self,
+        request_id: str,
+        token_ids: list[int],
+        cache_salt: str,
+        module_digest: str,
+        sampling: Sampling,
+        *,
+        tenant: str = "",
+        keep: bool = False,
     ) -> AsyncIterator[EngineDelta]:
         """Stream one answer; closing the iterator aborts the engine's work.
+
+        tenant: whom the KV that reaches Redis is counted for. keep: store all of the prompt's KV there, at its first use.
 
         Raises ModuleNotFound or InvalidModule when the module cannot be loaded, ValueError for a request that vLLM refuses, and
         vLLM's EngineDeadError when the engine is gone.
@@ -85,6 +96,7 @@ class Engine:
             min_tokens=sampling.min_tokens,
             logprobs=0 if sampling.logprobs else None,
             output_kind=RequestOutputKind.DELTA,
+            extra_args={"kv_transfer_params": {OWNER: owner_parameters(tenant, module_digest, keep)}},
         )
         prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": cache_salt}
         # A step may load an adapter again that had been pushed out, and push out another.

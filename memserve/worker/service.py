@@ -42,7 +42,15 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             logprobs=request.logprobs,
             min_tokens=request.min_tokens,
         )
-        stream = self._engine.generate(request.request_id, list(request.token_ids), request.cache_salt, request.module_digest, sampling)
+        stream = self._engine.generate(
+            request.request_id,
+            list(request.token_ids),
+            request.cache_salt,
+            request.module_digest,
+            sampling,
+            tenant=request.tenant,
+            keep=request.keep,
+        )
         try:
             async for delta in stream:
                 response = pb.GenerateResponse(text=delta.text, token_ids=delta.token_ids, logprobs=delta.logprobs)
@@ -76,6 +84,12 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             except TimeoutError:
                 pass
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine has died")
+
+    async def LookupBlocks(
+        self, request: pb.LookupBlocksRequest, context: grpc.aio.ServicerContext[pb.LookupBlocksRequest, pb.LookupBlocksResponse]
+    ) -> pb.LookupBlocksResponse:
+        device, held = self._log.leading(request.keys)
+        return pb.LookupBlocksResponse(device_blocks=device, held_blocks=held)
 
     def _state(self) -> pb.WorkerState:
         engine = self._engine

@@ -77,6 +77,10 @@ class FakeBlockLog:
         self.held.clear()
         self._append("reset", [])
 
+    def leading(self, keys: Iterable[bytes]) -> tuple[int, int]:
+        held = list(itertools.takewhile(self.held.__contains__, keys))
+        return len(list(itertools.takewhile(lambda key: "GPU" in self.held[key], held))), len(held)
+
     def since(self, sequence: int | None) -> list[tuple[int, str, tuple[bytes, ...]]]:
         if sequence is None or sequence > self.sequence:
             return [(self.sequence, "reset", tuple(self.held))]
@@ -167,7 +171,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self.log.changed.set()
 
     def hold(self, keys: Iterable[bytes]) -> None:
-        self.log.store(keys, "device")
+        self.log.store(keys, "GPU")
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         self.requests.append(request)
@@ -208,7 +212,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 await asyncio.Event().wait()
             await asyncio.sleep(script.pause_s)
             if number == 0:
-                self.log.store(keys, "device")
+                self.log.store(keys, "GPU")
             token = script.token_ids[number % len(script.token_ids)]
             response = pb.GenerateResponse(text=f" t{token}", token_ids=[token], logprobs=[-0.5] if request.logprobs else [])
             if number + 1 in (request.max_tokens, script.stops_after):
@@ -217,6 +221,10 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 yield response
                 return
             yield response
+
+    async def LookupBlocks(self, request: pb.LookupBlocksRequest, context: Context) -> pb.LookupBlocksResponse:
+        device, held = self.log.leading(request.keys)
+        return pb.LookupBlocksResponse(device_blocks=device, held_blocks=held)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         self.watches.append(request)

@@ -129,7 +129,7 @@ async def test_a_worker_that_dropped_the_prefix_loses_its_preference(start_gatew
     worker = gateway.workers[1]
     worker.hold(keys)
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w1") == len(keys))
-    worker.log.remove(keys[1:], "device")
+    worker.log.remove(keys[1:], "GPU")
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w1") == 1)
     assert (await gateway.client.generate(LONG, sampling=GREEDY, worker_id="w1")).route.expected_cached_tokens == BLOCK_TOKENS
     worker.log.clear()

@@ -12,6 +12,7 @@ import redis
 
 from memserve.kv.keys import VALUE_PREFIX
 from memserve.kv.ledger import Admission, Candidate, Entry, Ledger, Owner, Quotas, Removal, Settled, Usage
+from memserve.kv.servers import CacheServers
 from tests.kv.redis_server import RedisServer
 
 ANNA, BERT = Owner("anna"), Owner("bert", "ad" * 32)
@@ -31,6 +32,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 def client(server: RedisServer) -> redis.Redis:
     server.client.flushall()
     return server.client
+
+
+def servers_of(server: RedisServer) -> CacheServers:
+    return CacheServers(server.url, io_timeout_s=2, lookup_timeout_s=2, connect_timeout_s=2, failures_to_open=2, pause_s=1)
+
+
+@pytest.fixture
+def servers(server: RedisServer) -> Iterator[CacheServers]:
+    servers = servers_of(server)
+    yield servers
+    servers.close()
 
 
 def chain(name: str, length: int, after: int = 0) -> list[Candidate]:
@@ -59,8 +71,8 @@ def stored_bytes(client: redis.Redis) -> int:
     return sum(client.strlen(VALUE_PREFIX + member) for member in held(client))
 
 
-def test_what_is_stored_is_counted_for_its_tenant_and_for_all(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100)
+def test_what_is_stored_is_counted_for_its_tenant_and_for_all(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
     assert write(client, ledger, chain("a", 3)) == [Admission.STORE] * 3
     assert write(client, ledger, chain("b", 2), BERT) == [Admission.STORE] * 2
     assert ledger.usage("anna") == Usage(3 * SIZE, 3, 0)
@@ -69,32 +81,32 @@ def test_what_is_stored_is_counted_for_its_tenant_and_for_all(client: redis.Redi
     assert ledger.usage("nobody") == Usage(0, 0, 0)
 
 
-def test_a_chunk_that_another_worker_stores_is_not_stored_twice(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100)
+def test_a_chunk_that_another_worker_stores_is_not_stored_twice(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
     first = ledger.reserve(chain("a", 1), ANNA, worth_per_use=WORTH)
     assert ledger.reserve(chain("a", 1), ANNA, worth_per_use=WORTH).admissions == (Admission.BUSY,)
     ledger.settle((Settled.STORED, entry) for entry in first.entries.values())
     assert ledger.usage() == Usage(SIZE, 1, 0)
 
 
-def test_a_value_that_was_never_counted_is_taken_up(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100)
+def test_a_value_that_was_never_counted_is_taken_up(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
     [candidate] = chain("a", 1)
     present = Candidate(candidate.member, SIZE, "", 64, present=True)
     assert ledger.reserve([present], ANNA, worth_per_use=WORTH).admissions == (Admission.PRESENT,)
     assert ledger.usage("anna") == Usage(SIZE, 1, 0)
 
 
-def test_a_value_that_redis_evicted_is_stored_again_and_counted_once(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100)
+def test_a_value_that_redis_evicted_is_stored_again_and_counted_once(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 1))
     client.unlink(VALUE_PREFIX + "a:0000")
     assert write(client, ledger, chain("a", 1)) == [Admission.STORE]
     assert ledger.usage() == Usage(SIZE, 1, 0)
 
 
-def test_a_tenants_quota_costs_that_tenant_only(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, quotas=Quotas(tenant_bytes=4 * SIZE))
+def test_a_tenants_quota_costs_that_tenant_only(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, quotas=Quotas(tenant_bytes=4 * SIZE))
     write(client, ledger, chain("b", 4), BERT)
     write(client, ledger, chain("a", 4))
     reservation = ledger.reserve(chain("c", 1), ANNA, worth_per_use=WORTH)
@@ -104,8 +116,8 @@ def test_a_tenants_quota_costs_that_tenant_only(client: redis.Redis) -> None:
     assert ledger.usage("anna") == ledger.usage("bert") == Usage(4 * SIZE, 4, 0)
 
 
-def test_the_quota_of_the_whole_cache_takes_the_least_worthy_of_any_tenant(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, quotas=Quotas(cache_bytes=4 * SIZE))
+def test_the_quota_of_the_whole_cache_takes_the_least_worthy_of_any_tenant(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, quotas=Quotas(cache_bytes=4 * SIZE))
     write(client, ledger, chain("b", 2), BERT)
     write(client, ledger, chain("a", 2))
     ledger.use(["b:0000", "b:0001"])
@@ -113,8 +125,8 @@ def test_the_quota_of_the_whole_cache_takes_the_least_worthy_of_any_tenant(clien
     assert [(entry.member, reason) for entry, reason in reservation.victims] == [("a:0001", Removal.CACHE_QUOTA)]
 
 
-def test_the_end_of_a_chain_goes_before_its_beginning(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, quotas=Quotas(cache_bytes=6 * SIZE))
+def test_the_end_of_a_chain_goes_before_its_beginning(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, quotas=Quotas(cache_bytes=6 * SIZE))
     write(client, ledger, chain("a", 3))
     write(client, ledger, chain("a", 6, after=3))
     ledger.use(["a:0005"])  # its end alone was asked of Redis: the rest was in the worker's memory
@@ -128,8 +140,8 @@ def test_the_end_of_a_chain_goes_before_its_beginning(client: redis.Redis) -> No
     assert kept == [one.member for one in chain("a", len(kept))]
 
 
-def test_what_was_used_more_or_saves_more_stays_longer(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, quotas=Quotas(cache_bytes=3 * SIZE))
+def test_what_was_used_more_or_saves_more_stays_longer(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, quotas=Quotas(cache_bytes=3 * SIZE))
     write(client, ledger, chain("used", 1))
     dear = ledger.reserve(chain("dear", 1), ANNA, worth_per_use=WORTH * 9)
     client.set(VALUE_PREFIX + "dear:0000", b"v" * SIZE)
@@ -141,8 +153,8 @@ def test_what_was_used_more_or_saves_more_stays_longer(client: redis.Redis) -> N
     assert held(client) == {"used:0000", "dear:0000", "new:0000"}
 
 
-def test_what_was_used_long_ago_goes_in_the_end(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, quotas=Quotas(cache_bytes=2 * SIZE))
+def test_what_was_used_long_ago_goes_in_the_end(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, quotas=Quotas(cache_bytes=2 * SIZE))
     write(client, ledger, chain("old", 1))
     for _ in range(5):
         ledger.use(["old:0000"])
@@ -151,38 +163,38 @@ def test_what_was_used_long_ago_goes_in_the_end(client: redis.Redis) -> None:
     assert "old:0000" not in held(client)
 
 
-def test_a_chain_longer_than_the_quota_keeps_its_beginning(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, quotas=Quotas(cache_bytes=4 * SIZE))
+def test_a_chain_longer_than_the_quota_keeps_its_beginning(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, quotas=Quotas(cache_bytes=4 * SIZE))
     assert write(client, ledger, chain("a", 3)) == [Admission.STORE] * 3
     assert write(client, ledger, chain("a", 8, after=3)) == [Admission.STORE] + [Admission.NO_ROOM] * 4
     assert held(client) == {"a:0000", "a:0001", "a:0002", "a:0003"}
 
 
-def test_a_chunk_larger_than_the_quota_evicts_nothing(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, quotas=Quotas(tenant_bytes=2 * SIZE))
+def test_a_chunk_larger_than_the_quota_evicts_nothing(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, quotas=Quotas(tenant_bytes=2 * SIZE))
     write(client, ledger, chain("a", 2))
     large = ledger.reserve([Candidate("large", 3 * SIZE, "", 64)], ANNA, worth_per_use=WORTH)
     assert large.admissions == (Admission.NO_ROOM,) and not large.victims
 
 
-def test_admission_on_second_use_stores_what_comes_again(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, admit_on_use=2)
+def test_admission_on_second_use_stores_what_comes_again(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, admit_on_use=2)
     assert write(client, ledger, chain("a" * 64, 2)) == [Admission.NOT_YET] * 2
     assert write(client, ledger, chain("a" * 64, 2)) == [Admission.STORE] * 2
     assert write(client, ledger, chain("b" * 64, 1)) == [Admission.NOT_YET]
     with pytest.raises(ValueError, match="admit_on_use"):
-        Ledger(client, ttl_s=100, admit_on_use=3)
+        Ledger(servers, ttl_s=100, admit_on_use=3)
 
 
-def test_a_value_that_was_not_written_is_not_counted(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100)
+def test_a_value_that_was_not_written_is_not_counted(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
     reservation = ledger.reserve(chain("a", 1), ANNA, worth_per_use=WORTH)
     ledger.settle((Settled.FAILED, entry) for entry in reservation.entries.values())
     assert ledger.usage() == Usage(0, 0, 0)
 
 
-def test_what_a_dead_writer_reserved_falls_due_and_a_late_one_is_told(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, reserve_s=0.05)
+def test_what_a_dead_writer_reserved_falls_due_and_a_late_one_is_told(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, reserve_s=0.05)
     late = ledger.reserve(chain("a", 1), ANNA, worth_per_use=WORTH)
     assert ledger.due() == []
     time.sleep(0.06)
@@ -195,8 +207,8 @@ def test_what_a_dead_writer_reserved_falls_due_and_a_late_one_is_told(client: re
     assert ledger.usage() == Usage(0, 0, 0)
 
 
-def test_a_removal_that_nobody_confirmed_falls_due_again(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, reserve_s=0.05)
+def test_a_removal_that_nobody_confirmed_falls_due_again(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, reserve_s=0.05)
     write(client, ledger, chain("a", 1))
     condemned, kept = ledger.condemn(["a:0000"])
     assert (len(condemned), kept) == (1, 0)
@@ -207,8 +219,8 @@ def test_a_removal_that_nobody_confirmed_falls_due_again(client: redis.Redis) ->
     assert (ledger.usage(), held(client)) == (Usage(0, 0, 0), set())
 
 
-def test_an_unused_chunk_expires_and_a_used_one_lives_on_with_what_stands_before_it(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=1)
+def test_an_unused_chunk_expires_and_a_used_one_lives_on_with_what_stands_before_it(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=1)
     write(client, ledger, chain("a", 3))
     write(client, ledger, chain("b", 1))
     time.sleep(0.7)
@@ -218,8 +230,8 @@ def test_an_unused_chunk_expires_and_a_used_one_lives_on_with_what_stands_before
     assert client.ttl(VALUE_PREFIX + "a:0000") == 1
 
 
-def test_what_redis_evicted_itself_is_found(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100)
+def test_what_redis_evicted_itself_is_found(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 3))
     client.unlink(VALUE_PREFIX + "a:0001")
     cursor, vanished = ledger.vanished(0)
@@ -228,8 +240,8 @@ def test_what_redis_evicted_itself_is_found(client: redis.Redis) -> None:
     assert ledger.usage() == Usage(2 * SIZE, 2, 0)
 
 
-def test_an_entry_that_was_counted_anew_is_not_dropped_by_an_old_finding(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100)
+def test_an_entry_that_was_counted_anew_is_not_dropped_by_an_old_finding(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 1))
     client.unlink(VALUE_PREFIX + "a:0000")
     _, vanished = ledger.vanished(0)
@@ -238,8 +250,8 @@ def test_an_entry_that_was_counted_anew_is_not_dropped_by_an_old_finding(client:
     assert ledger.usage() == Usage(SIZE, 1, 0)
 
 
-def test_pinned_chunks_stay_and_their_bytes_are_limited(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100, quotas=Quotas(cache_bytes=3 * SIZE))
+def test_pinned_chunks_stay_and_their_bytes_are_limited(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100, quotas=Quotas(cache_bytes=3 * SIZE))
     write(client, ledger, chain("a", 2))
     members = [one.member for one in chain("a", 2)]
     assert ledger.pin(members, "anna", seconds=1000, limit_bytes=SIZE) == (False, 0, 2)
@@ -263,8 +275,8 @@ def test_pinned_chunks_stay_and_their_bytes_are_limited(client: redis.Redis) -> 
     assert "a:0001" not in held(client)
 
 
-def test_a_pin_that_has_run_out_leaves_an_ordinary_chunk(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100)
+def test_a_pin_that_has_run_out_leaves_an_ordinary_chunk(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 1))
     ledger.pin(["a:0000"], "anna", seconds=0.05, limit_bytes=0)
     time.sleep(0.06)
@@ -273,8 +285,8 @@ def test_a_pin_that_has_run_out_leaves_an_ordinary_chunk(client: redis.Redis) ->
     assert 0 < client.ttl(VALUE_PREFIX + "a:0000") <= 100
 
 
-def test_chunks_are_found_and_condemned_by_tenant_and_module(client: redis.Redis) -> None:
-    ledger = Ledger(client, ttl_s=100)
+def test_chunks_are_found_and_condemned_by_tenant_and_module(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 2))
     write(client, ledger, chain("b", 2), BERT)
     write(client, ledger, chain("c", 1), Owner("anna", BERT.module))
@@ -287,12 +299,12 @@ def test_chunks_are_found_and_condemned_by_tenant_and_module(client: redis.Redis
     assert ledger.condemn(["nothing"]) == ([], 0) and ledger.condemn([]) == ([], 0)
 
 
-def test_two_writers_race_and_every_byte_is_counted(client: redis.Redis, server: RedisServer) -> None:
+def test_two_writers_race_and_every_byte_is_counted(client: redis.Redis, server: RedisServer, servers: CacheServers) -> None:
     quota = 20 * SIZE
 
     def race(seed: int) -> None:
         own = server.client
-        ledger, draw = Ledger(own, ttl_s=100, quotas=Quotas(tenant_bytes=quota)), random.Random(seed)
+        ledger, draw = Ledger(servers, ttl_s=100, quotas=Quotas(tenant_bytes=quota)), random.Random(seed)
         for _ in range(300):
             name, length = f"c{draw.randrange(12)}", draw.randrange(1, 8)
             present = [bool(own.exists(VALUE_PREFIX + one.member)) for one in chain(name, length)]
@@ -317,7 +329,7 @@ def test_two_writers_race_and_every_byte_is_counted(client: redis.Redis, server:
         thread.start()
     for thread in threads:
         thread.join()
-    ledger = Ledger(client, ttl_s=100)
+    ledger = Ledger(servers, ttl_s=100)
     _, vanished = ledger.vanished(0)
     ledger.settle((Settled.GONE, entry) for entry in vanished)
     assert quota >= ledger.usage("anna").stored_bytes == stored_bytes(client) > 0

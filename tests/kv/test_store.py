@@ -155,6 +155,18 @@ def test_a_redis_that_restarts_between_two_calls_costs_no_failure(own_redis_serv
     store.close()
 
 
+def test_a_redis_that_is_a_replica_for_a_while_takes_nothing_and_then_everything(own_redis_server: RedisServer) -> None:
+    store = store_on(own_redis_server)
+    put(store, KEYS[0], PAYLOAD)
+    own_redis_server.client.replicaof("127.0.0.1", 1)
+    assert [put(store, key, PAYLOAD) for key in KEYS] == [Put.FAILED] * 4
+    assert get(store, KEYS[0], len(PAYLOAD)) is None
+    assert store.circuit is Circuit.CLOSED
+    own_redis_server.client.replicaof("NO", "ONE")
+    assert [put(store, key, PAYLOAD) for key in KEYS[:2]] == [Put.ALREADY_PRESENT, Put.STORED]
+    store.close()
+
+
 def test_a_redis_that_hangs_costs_two_timeouts_and_then_nothing(own_redis_server: RedisServer) -> None:
     store = store_on(own_redis_server)
     put(store, KEYS[0], PAYLOAD)

@@ -66,6 +66,15 @@ def test_a_full_redis_takes_nothing_and_the_connection_lives_on(wire: Wire, own_
     assert list(wire.get([place("gone", 100)], ttl_s=10, deadline_s=soon())) == [Kind.NOTHING]
 
 
+def test_a_connection_tells_that_its_server_is_not_the_one_to_ask(wire: Wire, own_redis_server: RedisServer) -> None:
+    own_redis_server.client.lpush("list", "x")
+    assert list(wire.get([place("list", 100)], ttl_s=10, deadline_s=soon())) == [Kind.ERROR]
+    assert not wire.misplaced
+    own_redis_server.client.replicaof("127.0.0.1", 1)
+    assert wire.set([Item(b"key", b"h", b"b")], ttl_s=10, deadline_s=soon()) == [False]
+    assert wire.misplaced
+
+
 def test_a_paused_redis_is_a_timeout_for_loads_and_stores(own_redis_server: RedisServer) -> None:
     own_redis_server.client.set("key", bytes(HEAD_BYTES + 1000))
     for ask in (

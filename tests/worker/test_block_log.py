@@ -50,15 +50,15 @@ def log(request: pytest.FixtureRequest) -> Any:
 
 async def test_a_follower_without_a_number_gets_all_that_is_held_as_one_reset(log: Any) -> None:
     assert since(log, None) == [(0, "reset", ())]
-    log.store(keys(1, 2), "device")
-    log.store(keys(3), "device")
+    log.store(keys(1, 2), "GPU")
+    log.store(keys(3), "GPU")
     assert since(log, None) == [(2, "reset", tuple(keys(1, 2, 3)))]
 
 
 async def test_a_follower_gets_the_changes_after_its_number(log: Any) -> None:
-    log.store(keys(1, 2), "device")
-    log.remove(keys(1), "device")
-    log.store(keys(3), "device")
+    log.store(keys(1, 2), "GPU")
+    log.remove(keys(1), "GPU")
+    log.store(keys(3), "GPU")
     stored, removed, again = (1, "stored", tuple(keys(1, 2))), (2, "removed", (key(1),)), (3, "stored", (key(3),))
     assert since(log, 0) == [stored, removed, again]
     assert since(log, 2) == [again]
@@ -66,38 +66,47 @@ async def test_a_follower_gets_the_changes_after_its_number(log: Any) -> None:
 
 
 async def test_a_number_that_was_never_given_gets_a_reset(log: Any) -> None:
-    log.store(keys(1), "device")
+    log.store(keys(1), "GPU")
     assert since(log, 7) == [(1, "reset", (key(1),))]
 
 
 async def test_a_key_is_held_while_any_medium_has_it(log: Any) -> None:
-    log.store(keys(1), "device")
-    log.store(keys(1), "host")
-    log.remove(keys(1), "device")
+    log.store(keys(1), "GPU")
+    log.store(keys(1), "CPU")
+    log.remove(keys(1), "GPU")
     assert since(log, None) == [(1, "reset", (key(1),))]
-    log.remove(keys(1), "host")
+    log.remove(keys(1), "CPU")
     assert since(log, 1) == [(2, "removed", (key(1),))]
 
 
+async def test_leading_blocks_are_told_by_memory(log: Any) -> None:
+    log.store(keys(1, 2, 3), "GPU")
+    log.store(keys(1, 2, 3, 4), "CPU")
+    log.remove(keys(2), "GPU")
+    assert log.leading(keys(1, 2, 3, 4, 5, 6)) == (1, 4)
+    assert log.leading(keys(3, 1)) == (2, 2)
+    assert log.leading(keys(9)) == log.leading([]) == (0, 0)
+
+
 async def test_what_changes_nothing_has_no_number(log: Any) -> None:
-    log.store(keys(1), "device")
+    log.store(keys(1), "GPU")
     log.changed.clear()
-    log.store(keys(1), "device")
-    log.store([], "device")
-    log.remove(keys(2), "device")
-    log.remove(keys(1), "host")
+    log.store(keys(1), "GPU")
+    log.store([], "GPU")
+    log.remove(keys(2), "GPU")
+    log.remove(keys(1), "CPU")
     assert log.sequence == 1
     assert not log.changed.is_set()
 
 
 async def test_a_key_stored_twice_in_one_event_is_one(log: Any) -> None:
-    log.store(keys(1, 1), "device")
+    log.store(keys(1, 1), "GPU")
     assert since(log, 0) == [(1, "stored", (key(1),))]
 
 
 async def test_clearing_is_a_reset_to_nothing_even_when_nothing_was_held(log: Any) -> None:
     log.clear()
-    log.store(keys(1), "device")
+    log.store(keys(1), "GPU")
     log.clear()
     assert since(log, 0) == [(1, "reset", ()), (2, "stored", (key(1),)), (3, "reset", ())]
 
@@ -106,14 +115,14 @@ async def test_a_change_wakes_who_waits(log: Any) -> None:
     waiting = asyncio.create_task(log.changed.wait())
     await asyncio.sleep(0)
     assert not waiting.done()
-    log.store(keys(1), "device")
+    log.store(keys(1), "GPU")
     await asyncio.wait_for(waiting, 5)
 
 
 async def test_a_follower_that_is_too_far_behind_gets_a_reset() -> None:
     log = BlockLog()
     for number in range(LOG_EVENTS + 1):
-        log.store(keys(number), "device")
+        log.store(keys(number), "GPU")
     assert len(since(log, 1)) == LOG_EVENTS
     ((sequence, change, held),) = since(log, 0)
     assert (sequence, change, len(held)) == (LOG_EVENTS + 1, "reset", LOG_EVENTS + 1)
@@ -124,7 +133,7 @@ changes = st.lists(
         st.tuples(
             st.sampled_from(["store", "remove"]),
             st.lists(st.integers(0, 7), max_size=4),
-            st.sampled_from(["device", "host"]),
+            st.sampled_from(["GPU", "CPU"]),
             st.booleans(),
         ),
         st.tuples(st.just("clear"), st.just([]), st.just(""), st.booleans()),

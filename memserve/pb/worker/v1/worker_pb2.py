@@ -24,33 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmemserve/worker/v1/worker.proto\x12\x12memserve.worker.v1\"\xeb\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12\x15\n\rmodule_digest\x18\x04 \x01(\t\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\x13\n\x0btemperature\x18\x06 \x01(\x01\x12\r\n\x05top_p\x18\x07 \x01(\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x10\n\x08logprobs\x18\n \x01(\x08\x12\x12\n\nmin_tokens\x18\x0b \x01(\x05\x42\x07\n\x05_seed\";\n\x0c\x43\x61\x63hedTokens\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\x05\x12\r\n\x05redis\x18\x03 \x01(\x05\"\xb7\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x37\n\rcached_tokens\x18\x04 \x01(\x0b\x32 .memserve.worker.v1.CachedTokens\x12\x37\n\rfinish_reason\x18\x05 \x01(\x0e\x32 .memserve.worker.v1.FinishReason\"5\n\x0cWatchRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\xa4\x01\n\x0bWorkerState\x12\x0f\n\x07running\x18\x01 \x01(\x05\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x1c\n\x14prefill_tokens_per_s\x18\x03 \x01(\x01\x12\x18\n\x10resident_modules\x18\x04 \x03(\t\x12\x1b\n\x13\x64\x65\x63ode_tokens_per_s\x18\x05 \x01(\x01\x12\x1e\n\x16pending_prefill_tokens\x18\x06 \x01(\x03\"\x1c\n\x0c\x42locksStored\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x1d\n\rBlocksRemoved\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x1b\n\x0b\x42locksReset\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x87\x02\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x30\n\x05state\x18\x03 \x01(\x0b\x32\x1f.memserve.worker.v1.WorkerStateH\x00\x12\x32\n\x06stored\x18\x04 \x01(\x0b\x32 .memserve.worker.v1.BlocksStoredH\x00\x12\x34\n\x07removed\x18\x05 \x01(\x0b\x32!.memserve.worker.v1.BlocksRemovedH\x00\x12\x30\n\x05reset\x18\x06 \x01(\x0b\x32\x1f.memserve.worker.v1.BlocksResetH\x00\x42\x07\n\x05\x65vent*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xb8\x01\n\rWorkerService\x12W\n\x08Generate\x12#.memserve.worker.v1.GenerateRequest\x1a$.memserve.worker.v1.GenerateResponse0\x01\x12N\n\x05Watch\x12 .memserve.worker.v1.WatchRequest\x1a!.memserve.worker.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmemserve/worker/v1/worker.proto\x12\x12memserve.worker.v1\"\x89\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12\x15\n\rmodule_digest\x18\x04 \x01(\t\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\x13\n\x0btemperature\x18\x06 \x01(\x01\x12\r\n\x05top_p\x18\x07 \x01(\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x10\n\x08logprobs\x18\n \x01(\x08\x12\x12\n\nmin_tokens\x18\x0b \x01(\x05\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x0c\n\x04keep\x18\r \x01(\x08\x42\x07\n\x05_seed\";\n\x0c\x43\x61\x63hedTokens\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\x05\x12\r\n\x05redis\x18\x03 \x01(\x05\"\xb7\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x37\n\rcached_tokens\x18\x04 \x01(\x0b\x32 .memserve.worker.v1.CachedTokens\x12\x37\n\rfinish_reason\x18\x05 \x01(\x0e\x32 .memserve.worker.v1.FinishReason\"5\n\x0cWatchRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\xa4\x01\n\x0bWorkerState\x12\x0f\n\x07running\x18\x01 \x01(\x05\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x1c\n\x14prefill_tokens_per_s\x18\x03 \x01(\x01\x12\x18\n\x10resident_modules\x18\x04 \x03(\t\x12\x1b\n\x13\x64\x65\x63ode_tokens_per_s\x18\x05 \x01(\x01\x12\x1e\n\x16pending_prefill_tokens\x18\x06 \x01(\x03\"\x1c\n\x0c\x42locksStored\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x1d\n\rBlocksRemoved\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x1b\n\x0b\x42locksReset\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x87\x02\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x30\n\x05state\x18\x03 \x01(\x0b\x32\x1f.memserve.worker.v1.WorkerStateH\x00\x12\x32\n\x06stored\x18\x04 \x01(\x0b\x32 .memserve.worker.v1.BlocksStoredH\x00\x12\x34\n\x07removed\x18\x05 \x01(\x0b\x32!.memserve.worker.v1.BlocksRemovedH\x00\x12\x30\n\x05reset\x18\x06 \x01(\x0b\x32\x1f.memserve.worker.v1.BlocksResetH\x00\x42\x07\n\x05\x65vent\"#\n\x13LookupBlocksRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"B\n\x14LookupBlocksResponse\x12\x15\n\rdevice_blocks\x18\x01 \x01(\x05\x12\x13\n\x0bheld_blocks\x18\x02 \x01(\x05*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x9b\x02\n\rWorkerService\x12W\n\x08Generate\x12#.memserve.worker.v1.GenerateRequest\x1a$.memserve.worker.v1.GenerateResponse0\x01\x12N\n\x05Watch\x12 .memserve.worker.v1.WatchRequest\x1a!.memserve.worker.v1.WatchResponse0\x01\x12\x61\n\x0cLookupBlocks\x12\'.memserve.worker.v1.LookupBlocksRequest\x1a(.memserve.worker.v1.LookupBlocksResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'memserve.worker.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1118
-  _globals['_FINISHREASON']._serialized_end=1213
+  _globals['_FINISHREASON']._serialized_start=1253
+  _globals['_FINISHREASON']._serialized_end=1348
   _globals['_GENERATEREQUEST']._serialized_start=56
-  _globals['_GENERATEREQUEST']._serialized_end=291
-  _globals['_CACHEDTOKENS']._serialized_start=293
-  _globals['_CACHEDTOKENS']._serialized_end=352
-  _globals['_GENERATERESPONSE']._serialized_start=355
-  _globals['_GENERATERESPONSE']._serialized_end=538
-  _globals['_WATCHREQUEST']._serialized_start=540
-  _globals['_WATCHREQUEST']._serialized_end=593
-  _globals['_WORKERSTATE']._serialized_start=596
-  _globals['_WORKERSTATE']._serialized_end=760
-  _globals['_BLOCKSSTORED']._serialized_start=762
-  _globals['_BLOCKSSTORED']._serialized_end=790
-  _globals['_BLOCKSREMOVED']._serialized_start=792
-  _globals['_BLOCKSREMOVED']._serialized_end=821
-  _globals['_BLOCKSRESET']._serialized_start=823
-  _globals['_BLOCKSRESET']._serialized_end=850
-  _globals['_WATCHRESPONSE']._serialized_start=853
-  _globals['_WATCHRESPONSE']._serialized_end=1116
-  _globals['_WORKERSERVICE']._serialized_start=1216
-  _globals['_WORKERSERVICE']._serialized_end=1400
+  _globals['_GENERATEREQUEST']._serialized_end=321
+  _globals['_CACHEDTOKENS']._serialized_start=323
+  _globals['_CACHEDTOKENS']._serialized_end=382
+  _globals['_GENERATERESPONSE']._serialized_start=385
+  _globals['_GENERATERESPONSE']._serialized_end=568
+  _globals['_WATCHREQUEST']._serialized_start=570
+  _globals['_WATCHREQUEST']._serialized_end=623
+  _globals['_WORKERSTATE']._serialized_start=626
+  _globals['_WORKERSTATE']._serialized_end=790
+  _globals['_BLOCKSSTORED']._serialized_start=792
+  _globals['_BLOCKSSTORED']._serialized_end=820
+  _globals['_BLOCKSREMOVED']._serialized_start=822
+  _globals['_BLOCKSREMOVED']._serialized_end=851
+  _globals['_BLOCKSRESET']._serialized_start=853
+  _globals['_BLOCKSRESET']._serialized_end=880
+  _globals['_WATCHRESPONSE']._serialized_start=883
+  _globals['_WATCHRESPONSE']._serialized_end=1146
+  _globals['_LOOKUPBLOCKSREQUEST']._serialized_start=1148
+  _globals['_LOOKUPBLOCKSREQUEST']._serialized_end=1183
+  _globals['_LOOKUPBLOCKSRESPONSE']._serialized_start=1185
+  _globals['_LOOKUPBLOCKSRESPONSE']._serialized_end=1251
+  _globals['_WORKERSERVICE']._serialized_start=1351
+  _globals['_WORKERSERVICE']._serialized_end=1634
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class WorkerServiceStub:
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.WatchRequest.SerializeToString,
                 response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.LookupBlocks = channel.unary_unary(
+                '/memserve.worker.v1.WorkerService/LookupBlocks',
+                request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksRequest.SerializeToString,
+                response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -65,6 +70,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LookupBlocks(self, request, context):
+        """How many of a prompt's leading blocks the engine holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.WatchRequest.FromString,
                     response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.WatchResponse.SerializeToString,
+            ),
+            'LookupBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookupBlocks,
+                    request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksRequest.FromString,
+                    response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class WorkerService:
             '/memserve.worker.v1.WorkerService/Watch',
             memserve_dot_worker_dot_v1_dot_worker__pb2.WatchRequest.SerializeToString,
             memserve_dot_worker_dot_v1_dot_worker__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.worker.v1.WorkerService/LookupBlocks',
+            memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksRequest.SerializeToString,
+            memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

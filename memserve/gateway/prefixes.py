@@ -1,0 +1,173 @@
+"""What `ActivationService` does: a prefix is looked up, warmed, pinned, freed. Its tokens are made as a request's are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from memserve.domain import Message, Module, Tenant
+from memserve.errors import DeadlineExceeded, InvalidField, ModelNotFound, NoWorker, WorkerLost
+from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.pool import PooledWorker
+from memserve.kv.keys import block_keys, chunk_keys, member
+from memserve.pb.worker.v1 import worker_pb2 as worker_pb
+from memserve.policy.prompt import assemble_messages
+
+# Prefilled at a time: progress is told between, and other requests get their turn.
+STEP_TOKENS = 2048
+# A prefix is stored while it is computed; what has not come to Redis so long after the last growth will not.
+STORE_PATIENCE_S = 3.0
+POLL_S = 0.05
+LOOKUP_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A prompt's beginning. blocks: [full blocks] keys. chunks: [full chunks] keys, none before a worker is known."""
+
+    token_ids: list[int]
+    module: Module | None
+    blocks: list[bytes]
+    chunks: list[bytes]
+    namespace: str
+    block_tokens: int
+    chunk_tokens: int
+
+    @property
+    def members(self) -> list[str]:
+        return [member(self.namespace, chunk) for chunk in self.chunks]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Leading tokens in a worker's memory."""
+
+    worker_id: str
+    device_tokens: int
+    held_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """How far a warm-up is."""
+
+    worker_id: str
+    prompt_tokens: int
+    computed_tokens: int
+    stored_tokens: int
+    done: bool = False
+
+
+class Prefixes:
+    """Prefixes of any tenant."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def prefix(self, tenant: Tenant, messages: Sequence[Message], model: str, module: str) -> Prefix:
+        """Raises InvalidField, ModelNotFound, ModuleNotFound, and NoWorker before the first worker has said how it lays KV out."""
+        pipeline = self._pipeline
+        if model not in ("", pipeline.model.name):
+            raise ModelNotFound(model, pipeline.model.name)
+        found = await pipeline.modules.resolve(tenant.name, module) if module else None
+        pipeline.refuse_control_tokens(messages)
+        token_ids = await asyncio.to_thread(pipeline.tokenizer.encode, assemble_messages(messages, []))
+        if len(token_ids) >= pipeline.model.max_context_tokens:
+            raise InvalidField("prefix.messages", f"make {len(token_ids)} tokens; the model takes {pipeline.model.max_context_tokens - 1}")
+        lease = next((worker.lease for worker in pipeline.pool.workers.values()), None)
+        if lease is None:
+            raise NoWorker("none has registered")
+        lora = (found.digest, f"modules/{found.digest}") if found else None
+        blocks = block_keys(token_ids, lease.block_tokens, lora=lora, cache_salt=tenant.cache_salt)
+        return Prefix(
+            token_ids=token_ids,
+            module=found,
+            blocks=blocks,
+            chunks=chunk_keys(blocks, lease.blocks_per_chunk),
+            namespace=lease.namespace,
+            block_tokens=lease.block_tokens,
+            chunk_tokens=lease.block_tokens * lease.blocks_per_chunk,
+        )
+
+    async def stored_tokens(self, prefix: Prefix) -> int | None:
+        """Leading tokens in Redis; None when it does not answer."""
+        chunks = await self._pipeline.lookup.present(prefix.namespace, prefix.chunks)
+        return None if chunks is None else chunks * prefix.chunk_tokens
+
+    async def held(self, prefix: Prefix) -> list[Held]:
+        """What each worker that answers has in its own memory."""
+
+        async def ask(worker: PooledWorker) -> Held | None:
+            try:
+                answer = await worker.stub.LookupBlocks(worker_pb.LookupBlocksRequest(keys=prefix.blocks), timeout=LOOKUP_TIMEOUT_S)
+            except grpc.aio.AioRpcError:
+                return None
+            tokens = prefix.block_tokens
+            return Held(worker.lease.worker_id, answer.device_blocks * tokens, answer.held_blocks * tokens)
+
+        answers = await asyncio.gather(*(ask(worker) for worker in self._pipeline.pool.ready(time.monotonic())))
+        return sorted((held for held in answers if held is not None), key=lambda held: held.worker_id)
+
+    async def warm(self, tenant: Tenant, prefix: Prefix, worker_id: str, deadline_s: float | None) -> AsyncIterator[Warmth]:
+        """Compute the prefix on one worker and wait until Redis has it. Ends early when it comes no further: the last Warmth is done.
+
+        deadline_s: on the monotonic clock, or None.
+        Raises NoWorker, WorkerLost, DeadlineExceeded.
+        """
+        worker = self._worker(worker_id)
+        tokens, stored = len(prefix.token_ids), 0
+        for end in [*range(STEP_TOKENS, tokens, STEP_TOKENS), tokens]:
+            await self._compute(worker, tenant, prefix, end, deadline_s)
+            stored = await self.stored_tokens(prefix) or 0
+            yield Warmth(worker.lease.worker_id, tokens, end, stored)
+        wanted = len(prefix.chunks) * prefix.chunk_tokens
+        last_growth_s = time.monotonic()
+        while stored < wanted and time.monotonic() - last_growth_s < STORE_PATIENCE_S:
+            await asyncio.sleep(POLL_S)
+            now_stored = await self.stored_tokens(prefix) or 0
+            if now_stored > stored:
+                stored, last_growth_s = now_stored, time.monotonic()
+                yield Warmth(worker.lease.worker_id, tokens, tokens, stored)
+        yield Warmth(worker.lease.worker_id, tokens, tokens, stored, done=True)
+
+    def _worker(self, worker_id: str) -> PooledWorker:
+        ready = self._pipeline.pool.ready(time.monotonic())
+        if worker_id:
+            ready = [worker for worker in ready if worker.lease.worker_id == worker_id]
+        if not ready:
+            raise NoWorker(f"worker {worker_id} is not ready" if worker_id else "none is ready")
+        return min(ready, key=lambda worker: (worker.pending_prefill_tokens, worker.running))
+
+    async def _compute(self, worker: PooledWorker, tenant: Tenant, prefix: Prefix, end: int, deadline_s: float | None) -> None:
+        request_id = uuid.uuid4().hex
+        now_s = time.monotonic()
+        if deadline_s is not None and deadline_s <= now_s:
+            raise DeadlineExceeded
+        with worker.serving(request_id, end):
+            call = worker.stub.Generate(
+                worker_pb.GenerateRequest(
+                    request_id=request_id,
+                    token_ids=prefix.token_ids[:end],
+                    cache_salt=tenant.cache_salt,
+                    module_digest=prefix.module.digest if prefix.module else "",
+                    max_tokens=1,
+                    top_p=1.0,
+                    tenant=tenant.name,
+                    keep=True,
+                ),
+                timeout=None if deadline_s is None else deadline_s - now_s,
+            )
+            try:
+                async for _ in call:
+                    pass
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise DeadlineExceeded from None
+                raise WorkerLost(worker.lease.worker_id) from None
+            finally:
+                call.cancel()
