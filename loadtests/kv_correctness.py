@@ -90,7 +90,7 @@ class DemoEngine:
             distributed_executor_backend=CpuExecutor,
             kv_transfer_config=kv_transfer_config(
                 platform="cpu",
-                tier=RedisTierSettings(redis_url=redis_url, namespace=NAMESPACE, **tier),
+                tier=RedisTierSettings(redis_url=redis_url, always_load=True, namespace=NAMESPACE, **tier),
                 host_bytes=HOST_BYTES,
                 blocks_per_chunk=BLOCKS_PER_CHUNK,
             ),

@@ -6,9 +6,11 @@ import threading
 
 from memserve.policy.loading import LoadRates
 
-# Each measurement weighs a tenth less than the one after it.
-MEMORY = 0.9
-STALE_S = 10.0
+# Each measurement weighs less than the one after it.
+MEMORY = 0.7
+# Fewer decide nothing: the first load opens connections, the first step is the engine's warm-up.
+LEAST_SAMPLES = 3
+STALE_S = 5.0
 # A load or a step that is shorter than this says more of the machine's mood than of the rate.
 LEAST_SECONDS = 1e-5
 
@@ -18,14 +20,17 @@ class _Ratio:
 
     def __init__(self) -> None:
         self._amount = self._seconds = 0.0
+        self._samples = 0
 
     def sample(self, amount: float, seconds: float) -> None:
+        self._samples += 1
         self._amount = MEMORY * self._amount + amount
         self._seconds = MEMORY * self._seconds + max(seconds, LEAST_SECONDS)
 
     @property
     def per_s(self) -> float:
-        return self._amount / self._seconds if self._seconds else 0.0
+        """0 before there are enough."""
+        return self._amount / self._seconds if self._samples >= LEAST_SAMPLES else 0.0
 
 
 class MeasuredRates:

@@ -18,12 +18,16 @@ PAGES_IN_A_TURN = 20
 
 
 class Upkeep:
-    """A thread that takes a turn every `interval_s`, unless another worker has taken it. While Redis does not answer, turns are missed."""
+    """A thread that takes a turn every `interval_s`, unless another worker has taken it. While Redis does not answer, turns are missed.
+
+    counted_bytes: of all tenants, when last asked; None before.
+    """
 
     def __init__(self, ledger: Ledger, on_removed: Callable[[Removal, int], None], *, interval_s: float = INTERVAL_S) -> None:
         """on_removed: called on the thread with a reason and a number of chunks."""
         self._ledger = ledger
         self._on_removed = on_removed
+        self.counted_bytes: int | None = None
         self._interval_s = interval_s
         self._cursor = 0
         self._closing = threading.Event()
@@ -37,6 +41,7 @@ class Upkeep:
     def _run(self) -> None:
         while not self._closing.wait(self._interval_s):
             try:
+                self.counted_bytes = self._ledger.usage().stored_bytes
                 if self._ledger.take_turn(self._interval_s):
                     self._take_turn()
             except (RedisError, OSError) as error:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
+PROBE_CHUNKS = 4
+
+
 @dataclass(frozen=True, slots=True)
 class LoadRates:
     """As measured. 0: not measured yet.
@@ -28,7 +31,7 @@ class Decision(StrEnum):
     RECOMPUTE = "recompute"
     # Nothing is known of one side yet: fetch, and measure.
     UNMEASURED = "unmeasured"
-    # Computing is sooner, but that was measured long ago: fetch one chunk, and measure again.
+    # Computing is sooner, but that was measured long ago: fetch a few chunks, and measure again.
     PROBE = "probe"
 
 
@@ -48,7 +51,7 @@ def chunks_to_load(
     in_time = 0 if wait_s >= budget_s else min(found, int((budget_s - wait_s) / chunk_s))
     compute_s = in_time * chunk_tokens / rates.prefill_tokens_per_s if rates.prefill_tokens_per_s > 0 else math.inf
     if in_time == 0 or wait_s + in_time * chunk_s >= compute_s:
-        return (1, Decision.PROBE) if stale else (0, Decision.RECOMPUTE)
+        return (min(found, PROBE_CHUNKS), Decision.PROBE) if stale else (0, Decision.RECOMPUTE)
     if in_time < found:
         return in_time, Decision.SHORTENED
     return found, Decision.LOAD if rates.prefill_tokens_per_s > 0 else Decision.UNMEASURED

@@ -5,21 +5,29 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from memserve.worker.redis_tier import RedisTier
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
 # The key under which a finished request's `kv_transfer_params` carry {"host": tokens, "redis": tokens}.
 CACHED_BY_TIER = "memserve_cached_by_tier"
 PARENT_CHECK_S = 0.5
+# Fewer say nothing about the speed of prefill.
+LEAST_PREFILL_TOKENS = 64
 
 
 class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
@@ -28,8 +36,34 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._loaded: dict[str, dict[str, int]] = {}
+        # Steps of the engine that are under way: when each began, and the prompt tokens that it computes.
+        self._steps: deque[tuple[float, int]] = deque()
+        self._last_end_s = 0.0
         if role == KVConnectorRole.SCHEDULER:
             exit_with_parent()
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        meta = super().build_connector_meta(scheduler_output)
+        scheduled = scheduler_output.num_scheduled_tokens
+        # A request that decodes has one token in a step (speculation apart).
+        self._steps.append((time.monotonic(), sum(tokens for tokens in scheduled.values() if tokens >= LEAST_PREFILL_TOKENS)))
+        return meta
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        super().update_connector_output(connector_output)
+        if not self._steps:
+            return
+        began_s, tokens = self._steps.popleft()
+        now_s = time.monotonic()
+        if tokens:
+            for tier in self._redis_tiers():
+                # Steps may overlap: a step cannot have computed before the one before it ended.
+                tier.prefilled(tokens, now_s - max(began_s, self._last_end_s))
+        self._last_end_s = now_s
+
+    def _redis_tiers(self) -> list[RedisTier]:
+        manager = self.connector_scheduler.manager if self.connector_scheduler is not None else None
+        return [tier for tier in getattr(manager, "secondary_tiers", ()) if isinstance(tier, RedisTier)]
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         super().update_state_after_alloc(request, blocks, num_external_tokens)

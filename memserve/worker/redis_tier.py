@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -22,12 +24,11 @@ from vllm.v1.kv_offload.base import (
     Locality,
     LookupResult,
     Medium,
-    OffloadingCounterMetadata,
     OffloadingEvent,
-    OffloadingGaugeMetadata,
     OffloadingMetricMetadata,
     OffloadingSpec,
     OffloadKey,
+    OffloadPolicy,
     ReqContext,
     RequestOffloadingContext,
     ScheduleEndContext,
@@ -37,45 +38,50 @@ from vllm.v1.kv_offload.tiering.backpressure import BackpressureDetector
 from vllm.v1.kv_offload.tiering.base import JobId, JobResult, SecondaryTierManager, TransferJob
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from memserve.kv.breaker import Circuit
-from memserve.kv.store import Put, RedisChunkStore
+from memserve.kv.chunk_codec import chunk_codec
+from memserve.kv.ledger import Owner, Quotas
+from memserve.kv.rates import MeasuredRates
+from memserve.kv.store import Account, Put, RedisChunkStore
+from memserve.kv.upkeep import Upkeep
+from memserve.policy.eviction import worth_per_use
+from memserve.policy.loading import Decision, chunks_to_load
+from memserve.worker.tier_metrics import PREFIX, metric_definitions, tier_stats
 
 logger = init_logger(__name__)
 
-_PREFIX = "memserve_kv_tier_"
-_COUNTERS = {
-    "hits": "Chunks loaded from Redis and verified.",
-    "misses": "Chunks that were to be loaded and were not: gone, refused, or not answered.",
-    "stored": "Chunks stored in Redis.",
-    "already_present": "Chunks that were to be stored and were there already.",
-    "store_failures": "Chunks that were to be stored and were not.",
-    "unanswered": "Calls that Redis failed or did not answer in time.",
-    "skipped": "Calls not made because the circuit was open.",
-    "circuit_opened": "Times that Redis was given up for a while.",
-    "read_bytes": "KV bytes loaded from Redis.",
-    "written_bytes": "KV bytes stored in Redis.",
-    "read_seconds": "Time spent loading, summed over threads.",
-    "write_seconds": "Time spent storing, summed over threads.",
-}
-_REFUSED = "refused"
 # Nothing waits for a store but the host memory that it holds.
 _STORE_BUDGET_S = 5.0
-_Move = Callable[[list[OffloadKey], list[memoryview]], list[bool]]
-_CIRCUIT = "circuit_state"
+# Of chunks that wait to be stored, in the host tier: more would leave too little for loads, which requests wait for.
+_MOST_WAITING_SHARE = 0.5
+# Uses are told to the ledger behind the stores; while so much is under way they are not.
+_MOST_IN_FLIGHT = 64
+# The key under which a request's `kv_transfer_params` say whose it is: {"tenant": …, "module": …, "keep": …}.
+OWNER = "memserve"
+DEFAULT_OWNER = Owner()
+# The end of a key of the first KV cache group, the one whose keys make a chain.
+FIRST_GROUP = bytes(4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisTierSettings:
     """The tier's part of `kv_connector_extra_config["secondary_tiers"]`.
 
-    namespace: `CacheNamespace.digest`. ttl_s: seconds from an entry's last use to its end. load_budget_s: how long a request waits for its
-    chunks; what has not come by then is computed. threads: for loads, and as many for stores.
+    namespace: `CacheNamespace.digest`. codec, layout: as `memserve.kv.chunk_codec.chunk_codec` takes them.
+    ttl_s: seconds from an entry's last use to its end. cache_quota_bytes, tenant_quota_bytes: 0 for
+    none. admit_on_use: 1 or 2. load_budget_s: how long a request waits for its chunks; what has not come by then is computed.
+    always_load: what is computed sooner, too. threads: for loads, and as many for stores.
     announce: publish a KV event of medium "STORAGE" for every chunk that has reached Redis. Nothing announces what Redis evicts or expires.
     """
 
     redis_url: str
     namespace: str
+    codec: str = "raw"
+    layout: dict[str, Any] | None = None
     ttl_s: int = 24 * 3600
+    cache_quota_bytes: int = 0
+    tenant_quota_bytes: int = 0
+    admit_on_use: int = 1
+    always_load: bool = False
     io_timeout_s: float = 0.5
     lookup_timeout_s: float = 0.1
     load_budget_s: float = 2.0
@@ -96,20 +102,52 @@ class RedisTierSettings:
         return cls(**parameters)
 
 
+def owner_parameters(tenant: str, module_digest: str, keep: bool) -> dict[str, Any]:
+    """What a request's `kv_transfer_params` carry under OWNER. keep: store all of its prompt, at its first use."""
+    return {"tenant": tenant, "module": module_digest, "keep": keep}
+
+
+@dataclass(slots=True)
+class _Request:
+    """What the tier knows of a request. load_until_tokens: where its loads from Redis end, once that is decided."""
+
+    owner: Owner
+    keep: bool
+    load_until_tokens: int | None = None
+
+    @classmethod
+    def of(cls, req_context: ReqContext) -> _Request:
+        request: _Request | None = req_context.get_state(cls)
+        if request is None:
+            given = (req_context.kv_transfer_params or {}).get(OWNER) or {}
+            request = cls(Owner(given.get("tenant") or DEFAULT_OWNER.tenant, given.get("module") or ""), bool(given.get("keep")))
+            req_context.set_state(request)
+        return request
+
+
 class _RedisLookups(AsyncLookupManager):  # type: ignore[misc]
     """Asks Redis which chunks exist, one round trip for each request's chunks of a scheduler step."""
 
-    def __init__(self, store: RedisChunkStore, tier_type: str) -> None:
+    def __init__(self, store: RedisChunkStore, rates: MeasuredRates, tier_type: str) -> None:
         self._store = store
+        self._rates = rates
         super().__init__(tier_type=tier_type)
 
     def batch_lookup(self, keys: list[OffloadKey], req_context: ReqContext) -> Iterable[bool]:
-        return self._store.exists_many(keys)
+        started_s = time.monotonic()
+        found = self._store.exists_many(keys)
+        self._rates.looked_up(time.monotonic() - started_s)
+        return found
+
+    def may_be_there(self, key: OffloadKey) -> bool:
+        """Found, or asked for and not answered yet. On the scheduler's thread."""
+        state = self._lookup_state.get(key)
+        return state is not None and state.result is not False
 
 
 @dataclass(slots=True)
 class _Job:
-    """A load or store in progress. `done` and `unfinished_parts` change under the tier's lock."""
+    """A load or store in progress. `done` and `unfinished_parts` change under the tier's lock. account: of a store."""
 
     job_id: JobId
     keys: list[OffloadKey]
@@ -117,6 +155,8 @@ class _Job:
     started_s: float
     unfinished_parts: int
     done: set[OffloadKey]
+    ended_s: float = 0.0
+    account: Account | None = None
 
 
 class RedisTier(SecondaryTierManager):  # type: ignore[misc]
@@ -145,7 +185,10 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         self._store = RedisChunkStore(
             settings.redis_url,
             settings.namespace,
+            codec=chunk_codec(settings.codec, settings.layout, chunk_bytes=self._block_size_bytes),
             ttl_s=settings.ttl_s,
+            quotas=Quotas(settings.cache_quota_bytes, settings.tenant_quota_bytes),
+            admit_on_use=settings.admit_on_use,
             io_timeout_s=settings.io_timeout_s,
             lookup_timeout_s=settings.lookup_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
@@ -153,7 +196,10 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             pause_s=settings.pause_s,
         )
         self._host_bytes = primary_kv_view.cast("B")
-        self._lookups = _RedisLookups(self._store, tier_type)
+        self._rates = MeasuredRates()
+        self._always_load = settings.always_load
+        self._lookups = _RedisLookups(self._store, self._rates, tier_type)
+        self._upkeep = Upkeep(self._store.ledger, self._store.removed)
         self._load_pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="memserve_kv_load")
         self._store_pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="memserve_kv_store")
         self._lock = threading.Lock()
@@ -163,10 +209,18 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         self._events: list[OffloadingEvent] | None = (
             [] if settings.announce and offloading_spec.kv_events_config.enable_kv_cache_events else None
         )
-        self._reported_circuit: Circuit | None = None
+        self._reported: dict[str, int] = {}  # gauges
+        self._decisions: Counter[Decision] = Counter()
+        self._loading_chunks = self._storing_chunks = self._dropped_chunks = 0
+        self._most_waiting_chunks = max(1, int(len(primary_kv_view) * _MOST_WAITING_SHARE))
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
-        return RequestOffloadingContext()
+        keep = _Request.of(req_context).keep
+        return RequestOffloadingContext(OffloadPolicy.REQUEST_LEVEL if keep else OffloadPolicy.CHUNK_LEVEL)
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """The engine has computed prompt tokens in a step. Called on the scheduler's thread."""
+        self._rates.prefilled(tokens, seconds)
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._lookups.cleanup(req_context.req_id)
@@ -178,13 +232,26 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         found = self._lookups.lookup(key, req_context)
         if found is None:
             return LookupResult.RETRY
-        return LookupResult.HIT if found else LookupResult.MISS
+        return LookupResult.HIT if found and self._worth_loading(key, req_context) else LookupResult.MISS
 
     def submit_load(self, job_metadata: TransferJob) -> None:
-        self._submit(job_metadata, self._load_pool, self._load)
+        pairs = _in_order(job_metadata)
+        self._loading_chunks += len(pairs)
+        parts = [part for part in (pairs[i :: self._threads] for i in range(self._threads)) if part]
+        job = _Job(job_metadata.job_id, [key for key, _ in pairs], True, time.monotonic(), len(parts), set())
+        self._submit(job, parts, self._load_pool)
 
     def submit_store(self, job_metadata: TransferJob) -> None:
-        self._submit(job_metadata, self._store_pool, self._save)
+        """One part: its chunks are counted, and may push each other out, in the order of their chain."""
+        pairs = _in_order(job_metadata)
+        job = _Job(job_metadata.job_id, [key for key, _ in pairs], False, time.monotonic(), 1 if pairs else 0, set())
+        if self._storing_chunks + len(pairs) > self._most_waiting_chunks and self._storing_chunks:
+            self._dropped_chunks += len(pairs)
+            self._submit(job, [], self._store_pool)
+            return
+        self._storing_chunks += len(pairs)
+        job.account = self._account(job.keys, job_metadata.req_context)
+        self._submit(job, [pairs] if pairs else [], self._store_pool)
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
         results: list[JobResult] = []
@@ -207,6 +274,7 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Ends within a few I/O timeouts: what has not begun is given up."""
         self._closing.set()
+        self._upkeep.close()
         self._lookups.shutdown()
         for pool in (self._load_pool, self._store_pool):
             pool.shutdown(wait=True, cancel_futures=True)
@@ -216,50 +284,80 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
         """vLLM registers these in the front-end's process, and does not unregister them: one engine per process."""
-        definitions: dict[str, OffloadingMetricMetadata] = {
-            _PREFIX + name: OffloadingCounterMetadata(documentation=text) for name, text in _COUNTERS.items()
-        }
-        definitions[_PREFIX + _REFUSED] = OffloadingCounterMetadata(
-            documentation="Values found in Redis that did not verify, and were deleted.", labelnames=("reason",)
-        )
-        definitions[_PREFIX + _CIRCUIT] = OffloadingGaugeMetadata(
-            documentation="0: Redis answers. 1: one call is out to see whether it does again. 2: it does not, and is not asked."
-        )
-        return definitions
+        return metric_definitions()
 
     def get_stats(self) -> OffloadingConnectorStats | None:
         """What happened since the last call; vLLM asks after every step of the engine."""
-        taken = self._store.take_stats()
-        stats = OffloadingConnectorStats()
-        for name in _COUNTERS:
-            if value := getattr(taken, name.replace("_seconds", "_s")):
-                stats.increase_counter(_PREFIX + name, value)
-        for refusal, count in taken.refused.items():
-            stats.increase_counter(_PREFIX + _REFUSED, count, (refusal.value,))
-        if self._store.circuit is not self._reported_circuit:
-            self._reported_circuit = self._store.circuit
-            stats.set_gauge(_PREFIX + _CIRCUIT, self._reported_circuit.value)
+        stats = tier_stats(self._store.take_stats(), self._decisions, self._dropped_chunks)
+        self._decisions, self._dropped_chunks = Counter(), 0
+        for name, gauge in (("circuit_state", self._store.circuit.value), ("cache_bytes", self._upkeep.counted_bytes)):
+            if gauge is not None and gauge != self._reported.get(name):
+                self._reported[name] = gauge
+                stats.set_gauge(PREFIX + name, gauge)
         return None if stats.is_empty() else stats
 
-    def _load(self, keys: list[OffloadKey], chunks: list[memoryview]) -> list[bool]:
-        return self._store.load(keys, chunks, budget_s=self._load_budget_s)
+    def _worth_loading(self, key: OffloadKey, req_context: ReqContext) -> bool:
+        """Whether a chunk that is in Redis is to be fetched. Decided once for a request, from the rates at its first hit."""
+        end_tokens: int | None = req_context.get_offload_key_position(key)
+        if self._always_load or end_tokens is None:
+            return True
+        request = _Request.of(req_context)
+        if request.load_until_tokens is None:
+            rates, stale = self._rates.now(time.monotonic())
+            chain = [each for each in req_context._offload_key_positions if each[-4:] == key[-4:]]
+            first = chain.index(key)
+            found = sum(1 for _ in itertools.takewhile(self._lookups.may_be_there, chain[first:]))
+            chunks, decision = chunks_to_load(
+                found,
+                chunk_tokens=end_tokens // (first + 1),
+                chunk_bytes=self._block_size_bytes,
+                waiting_bytes=self._loading_chunks * self._block_size_bytes,
+                rates=rates,
+                budget_s=self._load_budget_s,
+                stale=stale,
+            )
+            self._decisions[decision] += 1
+            request.load_until_tokens = end_tokens // (first + 1) * (first + chunks)
+        return end_tokens <= request.load_until_tokens
 
-    def _save(self, keys: list[OffloadKey], chunks: list[memoryview]) -> list[bool]:
-        return [outcome is not Put.FAILED for outcome in self._store.store(keys, chunks, budget_s=_STORE_BUDGET_S)]
+    def _account(self, keys: Sequence[OffloadKey], req_context: ReqContext) -> Account:
+        """Whose the chunks of a store are, and where they stand in their prompt."""
+        positions = req_context._offload_key_positions
+        request = _Request.of(req_context)
+        chunk_tokens = next(iter(positions.values()), 1)
+        depths = [positions.get(key, 0) for key in keys]
+        parents = [b""] * len(keys)
+        for number, (key, depth) in enumerate(zip(keys, depths, strict=True)):
+            if number and depth - depths[number - 1] == chunk_tokens:
+                parents[number] = keys[number - 1]
+            elif key[-4:] == FIRST_GROUP and depth > chunk_tokens:
+                parents[number] = next(itertools.islice(positions, depth // chunk_tokens - 2, None), b"")
+        rates, _ = self._rates.now(time.monotonic())
+        worth = worth_per_use(chunk_tokens, self._block_size_bytes, rates.prefill_tokens_per_s)
+        return Account(request.owner, parents, depths, worth, at_once=request.keep)
 
-    def _submit(self, transfer: TransferJob, pool: ThreadPoolExecutor, move: _Move) -> None:
-        """Share a job's chunks out over the threads; the part that ends last reports the job."""
-        pairs = list(zip(transfer.keys, (int(chunk) for chunk in transfer.chunk_ids), strict=True))
-        parts = [part for part in (pairs[i :: self._threads] for i in range(self._threads)) if part]
-        job = _Job(transfer.job_id, [key for key, _ in pairs], transfer.is_promotion, time.monotonic(), len(parts), set())
+    def _move(self, job: _Job, keys: list[OffloadKey], chunks: list[memoryview]) -> list[bool]:
+        if job.is_load:
+            return self._store.load(keys, chunks, budget_s=self._load_budget_s)
+        return [
+            outcome in (Put.STORED, Put.ALREADY_PRESENT)
+            for outcome in self._store.store(keys, chunks, budget_s=_STORE_BUDGET_S, account=job.account)
+        ]
+
+    def _submit(self, job: _Job, parts: Sequence[list[tuple[OffloadKey, int]]], pool: ThreadPoolExecutor) -> None:
+        """The part that ends last reports the job."""
         if not parts:
+            job.ended_s = job.started_s
             self._finished.put(job)
         for part in parts:
-            future = pool.submit(functools.partial(self._move_part, job, part, move))
-            self._in_flight.add(future)
-            future.add_done_callback(self._in_flight.discard)
+            self._start(pool, functools.partial(self._move_part, job, part))
 
-    def _move_part(self, job: _Job, part: list[tuple[OffloadKey, int]], move: _Move) -> None:
+    def _start(self, pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
+        future = pool.submit(work)
+        self._in_flight.add(future)
+        future.add_done_callback(self._in_flight.discard)
+
+    def _move_part(self, job: _Job, part: list[tuple[OffloadKey, int]]) -> None:
         """On a pool's thread."""
         done = set()
         try:
@@ -268,12 +366,13 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
                 with contextlib.ExitStack() as views:
                     chunks = [views.enter_context(self._host_bytes[chunk * size : (chunk + 1) * size]) for _, chunk in part]
                     keys = [key for key, _ in part]
-                    done = {key for key, moved in zip(keys, move(keys, chunks), strict=True) if moved}
+                    done = {key for key, moved in zip(keys, self._move(job, keys, chunks), strict=True) if moved}
         except Exception:
             logger.exception("KV %s of %d chunks failed", "load" if job.is_load else "store", len(part))
         with self._lock:
             job.done |= done
             job.unfinished_parts -= 1
+            job.ended_s = time.monotonic()
             if job.unfinished_parts:
                 return
         self._finished.put(job)
@@ -282,17 +381,31 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         """On the scheduler's thread."""
         successful = [key for key in job.keys if key in job.done]
         success = len(successful) == len(job.keys)
+        seconds = job.ended_s - job.started_s
         if job.is_load:
+            self._loading_chunks -= len(job.keys)
+            self._rates.loaded(len(successful) * self._block_size_bytes, seconds, job.ended_s)
+            if successful and len(self._in_flight) < _MOST_IN_FLIGHT:
+                self._start(self._store_pool, functools.partial(self._store.use, successful))
             # Without this the scheduler would ask for a load that fails again and again.
             self._lookups.mark_miss([key for key in job.keys if key not in job.done])
-        elif self._events is not None and successful:
-            self._events.append(
-                OffloadingEvent(keys=successful, medium=self.medium, removed=False, locality=self.locality, ownership=self.tier_type)
-            )
+        else:
+            self._storing_chunks -= len(job.keys) if job.account is not None else 0
+            if self._events is not None and successful:
+                self._events.append(
+                    OffloadingEvent(keys=successful, medium=self.medium, removed=False, locality=self.locality, ownership=self.tier_type)
+                )
         return JobResult(
             job_id=job.job_id,
             success=success,
             successful_keys=None if success else tuple(successful) or None,
-            transfer_time=time.monotonic() - job.started_s,
+            transfer_time=seconds,
             transfer_bytes=len(successful) * self._block_size_bytes,
         )
+
+
+def _in_order(transfer: TransferJob) -> list[tuple[OffloadKey, int]]:
+    """(key, host chunk), a chain's beginning first."""
+    positions = transfer.req_context._offload_key_positions
+    pairs = zip(transfer.keys, (int(chunk) for chunk in transfer.chunk_ids), strict=True)
+    return sorted(pairs, key=lambda pair: positions.get(pair[0], 0))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memserve.policy.eviction import ASSUMED_PREFILL_TOKENS_PER_S, worth_per_use
-from memserve.policy.loading import Decision, LoadRates, chunks_to_load
+from memserve.policy.loading import PROBE_CHUNKS, Decision, LoadRates, chunks_to_load
 
 MIB = 1 << 20
 
@@ -48,8 +48,9 @@ def test_what_is_not_measured_is_loaded_to_measure_it() -> None:
     assert decide(10, LoadRates(0.001, 1000 * MIB, 0)) == (10, Decision.UNMEASURED)
 
 
-def test_a_bandwidth_that_was_low_long_ago_is_measured_again_with_one_chunk() -> None:
-    assert decide(10, LoadRates(0.001, MIB, 1000), stale=True) == (1, Decision.PROBE)
+def test_a_bandwidth_that_was_low_long_ago_is_measured_again_with_a_few_chunks() -> None:
+    assert decide(10, LoadRates(0.001, MIB, 1000), stale=True) == (PROBE_CHUNKS, Decision.PROBE)
+    assert decide(2, LoadRates(0.001, MIB, 1000), stale=True) == (2, Decision.PROBE)
     assert decide(10, LoadRates(0.001, 1000 * MIB, 1000), stale=True) == (10, Decision.LOAD)
 
 

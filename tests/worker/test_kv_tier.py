@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from memserve.kv.codec import HEADER_BYTES
-from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, redis_key
+from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, member, redis_key
 from memserve.kv.store import RedisChunkStore
 from tests.kv.one_chunk import get, put
 from tests.kv.redis_server import RedisServer
@@ -56,11 +56,23 @@ def tier_over(host: np.ndarray, redis_url: str, **parameters: Any) -> Any:
     return RedisTier(spec, memoryview(host), "RedisTier", redis_url=redis_url, namespace=NAMESPACE.digest, **parameters)
 
 
-def job(job_id: int, keys: list[bytes], chunks: list[int], *, is_load: bool) -> Any:
+def request(keys: list[bytes], name: str = "r", **owner: Any) -> Any:
+    """A request whose prompt has these chunks of 64 tokens. owner: as the gateway says it."""
     from vllm.v1.kv_offload.base import OffloadKey, ReqContext
+
+    from memserve.worker.redis_tier import OWNER
+
+    context = ReqContext(name, {OWNER: owner} if owner else None)
+    for number, key in enumerate(keys, start=1):
+        context.set_offload_key_position(OffloadKey(key), 64 * number)
+    return context
+
+
+def job(job_id: int, keys: list[bytes], chunks: list[int], *, is_load: bool, context: Any = None) -> Any:
+    from vllm.v1.kv_offload.base import OffloadKey
     from vllm.v1.kv_offload.tiering.base import TransferJob
 
-    return TransferJob(job_id, [OffloadKey(key) for key in keys], np.array(chunks, dtype=np.int32), is_load, ReqContext("r"))
+    return TransferJob(job_id, [OffloadKey(key) for key in keys], np.array(chunks, dtype=np.int32), is_load, context or request(keys))
 
 
 def finished(tier: Any) -> Any:
@@ -73,7 +85,7 @@ def random_host(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(-128, 127, (6, CHUNK_BYTES), dtype=np.int8)
 
 
-KEYS = [bytes([i]) * 36 for i in range(5)]
+KEYS = [bytes([i]) * 32 + bytes(4) for i in range(5)]
 
 
 def test_stored_bytes_are_loaded_bytes(redis_server: RedisServer) -> None:
@@ -139,6 +151,81 @@ def test_without_redis_jobs_fail_quickly_and_the_tier_shuts_down(tmp_path: Path)
     assert time.monotonic() - started_s < 1
 
 
+def found_in_redis(tier: Any, keys: list[bytes], context: Any) -> list[bool]:
+    """What the scheduler is told once the look-ups are answered."""
+    from vllm.v1.kv_offload.base import LookupResult, OffloadKey, ScheduleEndContext
+
+    def ask() -> list[Any]:
+        answers = [tier.lookup(OffloadKey(key), context) for key in keys]
+        tier.on_schedule_end(ScheduleEndContext([], []))
+        return answers
+
+    wait_until(lambda: LookupResult.RETRY not in ask())
+    return [answer is LookupResult.HIT for answer in ask()]
+
+
+def test_what_is_computed_sooner_is_not_loaded(redis_server: RedisServer) -> None:
+    redis_server.client.flushall()
+    quick, patient = tier_over(random_host(7), redis_server.url), tier_over(random_host(7), redis_server.url, always_load=True)
+    quick.submit_store(job(1, KEYS, [0, 1, 2, 3, 4], is_load=False))
+    finished(quick)
+    assert found_in_redis(quick, KEYS, request(KEYS, "first")) == [True] * 5  # nothing is measured yet
+    for number in range(3):
+        quick.prefilled(10**9, 0.001)
+        quick.submit_load(job(2 + number, KEYS, [0, 1, 2, 3, 4], is_load=True))
+        finished(quick)
+    assert found_in_redis(quick, KEYS, request(KEYS, "second")) == [False] * 5
+    for _ in range(80):
+        quick.prefilled(1, 1.0)
+    assert found_in_redis(quick, KEYS, request(KEYS, "third")) == [True] * 5
+    assert found_in_redis(patient, KEYS, request(KEYS)) == [True] * 5
+    stats = quick.get_stats()
+    assert stats.reduce()["memserve_kv_tier_hits"] == 15
+    assert labelled(stats, "load_decisions") == {"unmeasured": 1, "recompute": 1, "load": 1}
+    quick.shutdown()
+    patient.shutdown()
+
+
+def labelled(stats: Any, metric: str) -> dict[str, float]:
+    """The growth of a metric by its label."""
+    return {labels[0]: value for labels, value in stats._values.get(f"memserve_kv_tier_{metric}", {}).items()}
+
+
+def test_chunks_are_counted_for_the_tenant_and_the_module_and_stand_in_their_chain(redis_server: RedisServer) -> None:
+    redis_server.client.flushall()
+    tier = tier_over(random_host(8), redis_server.url)
+    context = request(KEYS, tenant="anna", module="ad" * 32, keep=False)
+    tier.submit_store(job(1, [KEYS[2], KEYS[0], KEYS[1]], [0, 1, 2], is_load=False, context=context))
+    finished(tier)
+    tier.submit_store(job(2, KEYS[3:], [3, 4], is_load=False, context=context))
+    finished(tier)
+    client = redis_server.client
+    names = [member(NAMESPACE.digest, key) for key in KEYS]
+    entries = [client.hmget(f"{{memserve:kv}}:entry:{name}", "t", "m", "p", "d") for name in names]
+    assert entries == [
+        [b"anna", b"ad" * 32, names[number - 1].encode() if number else b"", str(64 * (number + 1)).encode()] for number in range(5)
+    ]
+    assert client.hgetall("{memserve:kv}:bytes") == {
+        b"anna": b"%d" % (5 * (CHUNK_BYTES + HEADER_BYTES)),
+        b"*": b"%d" % (5 * (CHUNK_BYTES + HEADER_BYTES)),
+    }
+    tier.shutdown()
+
+
+def test_a_full_quota_keeps_the_beginning_and_what_waits_too_long_is_dropped(redis_server: RedisServer) -> None:
+    redis_server.client.flushall()
+    tier = tier_over(random_host(9), redis_server.url, tenant_quota_bytes=3 * (CHUNK_BYTES + HEADER_BYTES))
+    tier.submit_store(job(1, KEYS, [0, 1, 2, 3, 4], is_load=False))
+    tier.submit_store(job(2, [b"x" * 32 + bytes(4)], [5], is_load=False))  # half of the host's memory waits already
+    tier.drain_jobs()
+    assert len(list(tier.get_finished_jobs())) == 2
+    assert sorted(redis_server.client.scan_iter("memserve:kv:*")) == sorted(redis_key(NAMESPACE.digest, key).encode() for key in KEYS[:3])
+    stats = tier.get_stats()
+    assert stats.reduce()["memserve_kv_tier_stores_dropped"] == 1
+    assert labelled(stats, "not_admitted") == {"no_room": 2}
+    tier.shutdown()
+
+
 @pytest.mark.parametrize("parameters", [{"redis_uri": "x"}, {"ttl": 1}])
 def test_an_unknown_parameter_is_refused_by_name(redis_server: RedisServer, parameters: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(parameters))):
@@ -202,7 +289,9 @@ class PlatformEngine:
         from memserve.worker.cpu_offload import kv_transfer_config
         from memserve.worker.redis_tier import RedisTierSettings
 
-        tier = RedisTierSettings(redis_url=redis_url, namespace=NAMESPACE.digest, io_timeout_s=0.3, pause_s=0.3, announce=True)
+        tier = RedisTierSettings(
+            redis_url=redis_url, namespace=NAMESPACE.digest, io_timeout_s=0.3, pause_s=0.3, announce=True, always_load=True
+        )
         endpoint = f"ipc://{directory}/events-{os.urandom(4).hex()}"
         self.events = EventListener(endpoint)
         self.llm = LLM(
@@ -398,7 +487,7 @@ def payload_pages(payload: bytes, layers: int = 2) -> list[str]:
 @pytest.mark.timeout(180)
 def test_the_gateways_keys_name_exactly_what_the_engine_stores(cold_run: ColdRun, redis_server: RedisServer) -> None:
     expected = {redis_key(NAMESPACE.digest, key).encode() for seed in SEEDS for key in prompt_chunks(prompt(seed))}
-    assert set(redis_server.client.scan_iter("*", count=1000)) == expected
+    assert set(redis_server.client.scan_iter("memserve:kv:*", count=1000)) == expected
 
 
 @pytest.mark.engine
