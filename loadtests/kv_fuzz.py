@@ -1,7 +1,7 @@
-"""The reader of Redis's replies and the codec of stored values, fed with made-up and damaged bytes for ten minutes.
+"""The reader of Redis's replies, the stored value and the chunks encoded in it, fed with made-up and damaged bytes for ten minutes.
 
 Hypothesis puts streams together from replies, damaged ones and noise; atheris (libFuzzer) changes bytes where that reaches new code. Each
-gets half of the time, in processes of their own, so that whatever a fuzzer does to one is counted and not suffered. Both feed the same two
+gets half of the time, in processes of their own, so that whatever a fuzzer does to one is counted and not suffered. Both feed the same
 checks. A crash is any exception but the declared one, or the end of the process; a hang is a case without an end; a wrong value is one
 that is accepted and is not, byte for byte, what was stored under its key, or replies that depend on where the stream was split.
 """
@@ -29,7 +29,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from loadtests.figures import Bar, finish, parser, print_table, told
+from memserve.kv.chunk_codec import ChunkCodec, Int8Chunks, LosslessChunks
 from memserve.kv.codec import HEADER_BYTES, MAX_KEY_BYTES, NAMESPACE_BYTES, encode_header, verify
+from memserve.kv.quantize import ChunkLayout
 from memserve.kv.resp import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, Kind, ProtocolError, ReplyReader
 
 SECONDS, QUICK_SECONDS = 600, 36
@@ -87,21 +89,45 @@ def some_stored() -> tuple[Stored, ...]:
 
 
 STORED = some_stored()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """entry: None for a reply that is a line. at_most: there is more room than the entry needs, and a shorter value is taken too."""
+
+    entry: Stored | None
+    at_most: bool = False
+
+    @property
+    def room_bytes(self) -> int:
+        return 0 if self.entry is None else len(self.entry.value) + MORE_ROOM_BYTES * self.at_most
+
+    def takes(self, length: int) -> bool:
+        return self.entry is not None and (length <= self.room_bytes if self.at_most else length == self.room_bytes)
+
+
 # What may be asked for: three of the values, and a reply that is a line.
 ASKED = (*STORED[:3], None)
-# Of an input to the reader: four two-bit numbers of what is asked, and three sizes of pieces; 0: as much as there is room for.
-READER_CONTROLS = struct.Struct(">B3H")
+MORE_ROOM_BYTES = 100
+# Of an input to the reader: four two-bit numbers of what is asked, four bits of which are of at most a length, and three sizes of pieces;
+# 0: as much as there is room for.
+READER_CONTROLS = struct.Struct(">2B3H")
 # Of an input to the codec: the length of the key, and where and how a value is damaged.
 CODEC_CONTROLS = struct.Struct(">BHB")
+# Of an input to the chunk codecs: which, and half the length of the chunk that bytes are to be decoded to.
+CHUNK_CONTROLS = struct.Struct(">BH")
+LAYOUT = ChunkLayout(dtype="bfloat16", tensors=1, blocks=1, block_tokens=16, kv_heads=1, head_size=16, packing="amx")
+CHUNK_CODECS: tuple[ChunkCodec, ...] = (LosslessChunks(), Int8Chunks(LAYOUT))
+GUARD = b"guard"
 
 Replies = list[tuple[Kind, bytes]]
 
 
-def by_the_book(stream: bytes, asked: Sequence[Stored | None]) -> tuple[Replies, bool]:
+def by_the_book(stream: bytes, asked: Sequence[Asked]) -> tuple[Replies, bool]:
     """The replies in a whole stream, and whether the stream is then to be refused. Says with slices what the reader does in pieces."""
     replies: Replies = []
     at = 0
-    for entry in asked:
+    for one in asked:
         end = stream.find(b"\r\n", at, at + MAX_LINE_BYTES)
         if end < 0:
             return replies, len(stream) - at >= MAX_LINE_BYTES
@@ -111,7 +137,8 @@ def by_the_book(stream: bytes, asked: Sequence[Stored | None]) -> tuple[Replies,
         elif line in (b"$-1", b"_"):
             replies.append((Kind.NOTHING, b""))
         elif re.fullmatch(rb"\$\d{1,10}", line):
-            wanted, length = entry is not None and line == b"$%d" % len(entry.value), int(line[1:])
+            length = int(line[1:])
+            wanted = one.takes(length)
             if length > MAX_SKIPPED_BYTES:
                 return replies, True
             value, line_end = stream[at : at + length], stream[at + length : at + length + 2]
@@ -124,12 +151,12 @@ def by_the_book(stream: bytes, asked: Sequence[Stored | None]) -> tuple[Replies,
     return replies, at < len(stream)
 
 
-def in_pieces(stream: bytes, asked: Sequence[Stored | None], sizes: Sequence[int]) -> tuple[Replies, bool]:
+def in_pieces(stream: bytes, asked: Sequence[Asked], sizes: Sequence[int]) -> tuple[Replies, bool]:
     """What `ReplyReader` makes of a stream that comes in pieces of these sizes, again and again; 0: as much as there is room for."""
     reader = ReplyReader()
-    values = [memoryview(bytearray(0 if entry is None else len(entry.value))) for entry in asked]
-    for value in values:
-        reader.expect(*((value[:HEADER_BYTES], value[HEADER_BYTES:]) if value.nbytes else ()))
+    values = [memoryview(bytearray(one.room_bytes)) for one in asked]
+    for one, value in zip(asked, values, strict=True):
+        reader.expect(*((value[:HEADER_BYTES], value[HEADER_BYTES:]) if value.nbytes else ()), at_most=one.at_most)
     replies: Replies = []
     at = 0
     for size in itertools.cycle(sizes):
@@ -146,7 +173,10 @@ def in_pieces(stream: bytes, asked: Sequence[Stored | None], sizes: Sequence[int
         except ProtocolError:
             return replies, True
         for reply in completed:
-            replies.append((reply.kind, bytes(values[len(replies)]) if reply.kind is Kind.VALUE else reply.line))
+            value = values[len(replies)]
+            if any(value[reply.value_bytes :]) and reply.kind is Kind.VALUE:
+                raise WrongValue(f"written behind the end of {reply.value_bytes} bytes")
+            replies.append((reply.kind, bytes(value[: reply.value_bytes]) if reply.kind is Kind.VALUE else reply.line))
     if len(replies) + reader.outstanding != len(asked):
         raise WrongValue(f"{len(asked)} replies announced, {len(replies)} came, {reader.outstanding} outstanding")
     return replies, False
@@ -157,9 +187,9 @@ def check_reader(case: bytes) -> tuple[int, int]:
 
     Returns the values accepted and refused; a refused stream counts as a refused value. Raises WrongValue, Hang, or what crashed.
     """
-    choice, *sizes = READER_CONTROLS.unpack(case[: READER_CONTROLS.size].ljust(READER_CONTROLS.size, b"\0"))
+    choice, at_most, *sizes = READER_CONTROLS.unpack(case[: READER_CONTROLS.size].ljust(READER_CONTROLS.size, b"\0"))
     stream = case[READER_CONTROLS.size :]
-    asked = [ASKED[choice >> shift & 3] for shift in (0, 2, 4, 6)]
+    asked = [Asked(ASKED[choice >> 2 * place & 3], bool(at_most >> place & 1)) for place in range(4)]
     replies, refused = by_the_book(stream, asked)
     for split in ((0,), sizes):
         came, ended = in_pieces(stream, asked, split)
@@ -168,10 +198,10 @@ def check_reader(case: bytes) -> tuple[int, int]:
             raise WrongValue(f"in pieces of {split}: {len(came)} replies, refused {ended}; expected {len(replies)}, refused {refused}")
     accepted = 0
     values = 0
-    for entry, (kind, value) in zip(asked, replies, strict=False):
-        if entry is not None and kind is Kind.VALUE:
+    for one, (kind, value) in zip(asked, replies, strict=False):
+        if one.entry is not None and kind is Kind.VALUE:
             values += 1
-            accepted += accepts(entry, value)
+            accepted += accepts(one.entry, value)
     return accepted, values - accepted + refused
 
 
@@ -195,6 +225,44 @@ def check_codec(case: bytes) -> tuple[int, int]:
     return accepted, len(STORED) + 2 - accepted
 
 
+def check_chunk(case: bytes) -> tuple[int, int]:
+    """Decode bytes, and encode them and decode that. case: CHUNK_CONTROLS, then the bytes.
+
+    Returns what was decoded, and what was refused. Raises WrongValue or what crashed.
+    """
+    which, half_length = CHUNK_CONTROLS.unpack(case[: CHUNK_CONTROLS.size].ljust(CHUNK_CONTROLS.size, b"\0"))
+    content = case[CHUNK_CONTROLS.size :]
+    codec = CHUNK_CODECS[which % len(CHUNK_CODECS)]
+    decoded = decode_guarded(codec, content, 2 * half_length) is not None
+    chunk = content[: len(content) // 2 * 2]
+    if isinstance(codec, Int8Chunks):
+        chunk = content[: LAYOUT.raw_bytes].ljust(LAYOUT.raw_bytes, b"\0")
+        decoded = decode_guarded(codec, content[: LAYOUT.int8_bytes].ljust(LAYOUT.int8_bytes, b"\0"), LAYOUT.raw_bytes) is not None
+    try:
+        payload = bytes(codec.encode(chunk))
+    except ValueError:
+        return int(decoded), 2 - decoded
+    if len(payload) > codec.limit_bytes(len(chunk)):
+        raise WrongValue(f"a chunk of {len(chunk)} bytes became {len(payload)}")
+    came = decode_guarded(codec, payload, len(chunk))
+    if came is None or (came != chunk and not isinstance(codec, Int8Chunks)):
+        raise WrongValue(f"a chunk of {len(chunk)} bytes did not come back")
+    return 1 + decoded, 1 - decoded
+
+
+def decode_guarded(codec: ChunkCodec, payload: bytes, chunk_bytes: int) -> bytes | None:
+    """None for what the codec refuses. Raises WrongValue when it writes outside of the chunk."""
+    memory = bytearray(GUARD + bytes(chunk_bytes) + GUARD)
+    try:
+        codec.decode(memoryview(payload), memoryview(memory)[len(GUARD) : -len(GUARD)])
+        return bytes(memory[len(GUARD) : -len(GUARD)])
+    except ValueError:
+        return None
+    finally:
+        if not (memory.startswith(GUARD) and memory.endswith(GUARD)):
+            raise WrongValue(f"{len(payload)} bytes were decoded outside of a chunk of {chunk_bytes}")
+
+
 def accepts(entry: Stored, value: bytes) -> bool:
     """Whether the codec takes `value` for `entry`. Raises WrongValue when it should not, or does not and should."""
     accepted = verify(memoryview(value)[:HEADER_BYTES], memoryview(value)[HEADER_BYTES:], namespace=entry.namespace, key=entry.key) is None
@@ -203,7 +271,11 @@ def accepts(entry: Stored, value: bytes) -> bool:
     return accepted
 
 
-CHECKS: Final[dict[str, Callable[[bytes], tuple[int, int]]]] = {"reader": check_reader, "codec": check_codec}
+CHECKS: Final[dict[str, Callable[[bytes], tuple[int, int]]]] = {
+    "reader": check_reader,
+    "codec": check_codec,
+    "chunk": check_chunk,
+}
 
 
 def open_tally(path: Path) -> memoryview:
@@ -223,6 +295,17 @@ def check_and_count(check: str, tally: memoryview, case: bytes) -> None:
         raise
     tally[Count.ACCEPTED] += accepted
     tally[Count.REFUSED] += refused
+
+
+def some_payloads() -> list[bytes]:
+    """Of LAYOUT's chunks, encoded in every way and not at all; and a long one of noise."""
+    rng = random.Random(2)
+    chunks = [bytes(LAYOUT.raw_bytes), b"\x80\x3f" * LAYOUT.numbers, bytes(number & 0x7E for number in rng.randbytes(LAYOUT.raw_bytes))]
+    encoded = [bytes(codec.encode(chunk)) for codec in CHUNK_CODECS for chunk in chunks]
+    return [*chunks, *encoded, bytes(LosslessChunks().encode(rng.randbytes(40_000)))]
+
+
+PAYLOADS = some_payloads()
 
 
 def damaged(value: bytes, wounds: Sequence[tuple[str, int, int]]) -> bytes:
@@ -250,6 +333,10 @@ def cases(check: str) -> st.SearchStrategy[bytes]:
         values = st.one_of(st.binary(max_size=300), st.builds(damaged, st.sampled_from([entry.value for entry in STORED]), wounds))
         controls = st.builds(CODEC_CONTROLS.pack, st.integers(0, 255), st.integers(0, 65535), st.integers(0, 255))
         return st.builds(bytes.__add__, controls, values)
+    if check == "chunk":
+        chunks = st.one_of(st.binary(max_size=600), st.builds(damaged, st.sampled_from(PAYLOADS), wounds))
+        lengths = st.one_of(st.integers(0, 300), st.integers(0, 65535), st.just(LAYOUT.raw_bytes // 2))
+        return st.builds(bytes.__add__, st.builds(CHUNK_CONTROLS.pack, st.integers(0, 1), lengths), chunks)
     lines = [b"\r\n", b"$-1\r\n", b"+OK\r\n", b"-ERR x\r\n", b":1\r\n", b"$0\r\n\r\n", b"_\r\n", b"$144\r\n", b"+" + bytes(MAX_LINE_BYTES)]
     fragment = st.one_of(
         st.sampled_from([entry.reply for entry in STORED]),
@@ -260,7 +347,7 @@ def cases(check: str) -> st.SearchStrategy[bytes]:
         st.binary(max_size=64),
     )
     sizes = st.one_of(st.just(0), st.integers(1, 40), st.integers(1, 65535))
-    controls = st.builds(READER_CONTROLS.pack, st.integers(0, 255), sizes, sizes, sizes)
+    controls = st.builds(READER_CONTROLS.pack, st.integers(0, 255), st.integers(0, 15), sizes, sizes, sizes)
     return st.builds(bytes.__add__, controls, st.lists(fragment, max_size=6).map(b"".join))
 
 
@@ -268,12 +355,15 @@ def seeds(check: str) -> list[bytes]:
     """Good inputs, from which atheris starts."""
     if check == "codec":
         return [CODEC_CONTROLS.pack(32, 0, 1) + entry.value for entry in STORED]
+    if check == "chunk":
+        return [CHUNK_CONTROLS.pack(which, LAYOUT.raw_bytes // 2) + payload for which in (0, 1) for payload in PAYLOADS]
     streams = [entry.reply for entry in STORED] + [b"$-1\r\n", b"+OK\r\n", b"-ERR\r\n", b"$3\r\nabc\r\n"]
     streams += [STORED[0].reply + STORED[1].reply, STORED[1].reply + STORED[0].reply, STORED[2].reply + b"+OK\r\n" + STORED[0].reply]
     return [
-        READER_CONTROLS.pack(choice, *sizes) + stream
+        READER_CONTROLS.pack(choice, at_most, *sizes) + stream
         for stream in streams
         for choice in (0b00000100, 0b10001110)
+        for at_most in (0b0000, 0b0111)
         for sizes in ((5, 0, 0), (1, 7, 130))
     ]
 

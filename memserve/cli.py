@@ -290,6 +290,8 @@ def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Ti
         resident = ", ".join(digest[:12] for digest in w.resident_modules) or "none"
         out.print(f"{w.worker_id}  {'ready' if w.ready else 'not ready'}, {w.running} running, {w.waiting} waiting", highlight=False)
         out.print(f"  {w.known_blocks} KV blocks, {w.prefill_tokens_per_s:.0f} prefill tokens/s, modules: {resident}", highlight=False)
+        if not w.shares_kv:
+            out.print("  [bold red]does not share KV[/]: what it stored at its start came back different; see its log", highlight=False)
         out.print(f"  gRPC {w.address}, metrics http://{w.metrics_address}/metrics, pid {w.pid}", highlight=False)
 
 

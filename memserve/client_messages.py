@@ -54,6 +54,7 @@ class WorkerStatus:
     known_blocks: int
     prefill_tokens_per_s: float
     resident_modules: tuple[str, ...]
+    shares_kv: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,7 @@ def status_of(value: status_pb2.GetStatusResponse) -> Status:
             known_blocks=w.known_blocks,
             prefill_tokens_per_s=w.prefill_tokens_per_s,
             resident_modules=tuple(w.resident_modules),
+            shares_kv=w.shares_kv,
         )
         for w in value.workers
     )

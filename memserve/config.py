@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -78,6 +78,11 @@ class Settings(BaseModel):
     )
     kv_tenant_quota_bytes: int = Field(0, ge=0, description="Bytes of KV in Redis for each tenant. 0: no limit but kv_quota_bytes.")
     kv_admit_on_use: int = Field(1, ge=1, le=2, description="Store KV in Redis when it is first computed (1), or the second time (2).")
+    kv_always_load: bool = Field(False, description="Load KV from Redis even where computing it again would be quicker.")
+    kv_codec: Literal["raw", "lossless", "int8"] = Field(
+        "raw",
+        description="How KV is stored in Redis: raw, lossless (bfloat16 only, a third smaller) or int8 (about a byte a number, not exact).",
+    )
     kv_io_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="How long a worker waits for one Redis answer before it computes instead."
     )

@@ -138,6 +138,7 @@ class WorkerLease:
 
     address: host:port of its gRPC data plane. pid: of the process that owns the engine.
     block_tokens: tokens in a KV block. blocks_per_chunk: blocks in one Redis value. namespace: digest under which its KV lives in Redis.
+    shares_kv: False when its golden prefix came back different, so that it neither stores KV in Redis nor loads any.
     """
 
     worker_id: str
@@ -153,6 +154,7 @@ class WorkerLease:
     max_context_tokens: int
     max_concurrent: int
     started_s: float
+    shares_kv: bool = True
 
 
 @dataclass(frozen=True, slots=True)

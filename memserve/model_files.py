@@ -33,10 +33,22 @@ class ModelFiles:
         return int(self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"])
 
     @property
+    def layers(self) -> int:
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def kv_heads(self) -> int:
+        return int(self.config.get("num_key_value_heads") or self.config["num_attention_heads"])
+
+    @property
+    def has_latent_attention(self) -> bool:
+        """Whether its KV is one compressed vector a token (MLA) and no K and V of heads."""
+        return bool(self.config.get("kv_lora_rank"))
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Over all layers, keys and values, without quantization."""
-        heads = int(self.config.get("num_key_value_heads") or self.config["num_attention_heads"])
-        return int(self.config["num_hidden_layers"]) * 2 * heads * self.head_size * DTYPE_BYTES.get(self.dtype, 2)
+        return self.layers * 2 * self.kv_heads * self.head_size * DTYPE_BYTES.get(self.dtype, 2)
 
     @property
     def name(self) -> str:

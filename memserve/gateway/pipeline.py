@@ -216,7 +216,7 @@ class Pipeline:
                 running=max(worker.running, worker.state.running + worker.state.waiting),
                 pending_prefill_tokens=worker.pending_prefill_tokens,
                 held_tokens=self.pool.index.longest_prefix(name, keys) * worker.lease.block_tokens,
-                shared_tokens=in_redis * worker.lease.block_tokens,
+                shared_tokens=in_redis * worker.lease.block_tokens if worker.lease.shares_kv else 0,
                 prefill_tokens_per_s=worker.state.prefill_tokens_per_s,
                 adapter_resident=module is None or module.digest in worker.state.resident_modules,
             )

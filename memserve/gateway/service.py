@@ -312,6 +312,7 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                     address=worker.lease.address,
                     metrics_address=worker.lease.metrics_address,
                     pid=worker.lease.pid,
+                    shares_kv=worker.lease.shares_kv,
                     ready=name in ready,
                     running=worker.state.running,
                     waiting=worker.state.waiting,

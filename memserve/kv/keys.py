@@ -30,7 +30,8 @@ class CacheNamespace:
     """Everything that decides whether one engine can use another's KV bytes. A change of any field makes the old entries unreachable.
 
     model_digest: over the bytes of the weights and of the config. kv_dtype: as vLLM names it, "bfloat16".
-    kv_layout: how a block's bytes are arranged; see `memserve.worker.cpu_offload.kv_layout`.
+    kv_layout: how a block's bytes are arranged; see `memserve.worker.cpu_offload.kv_layout`. codec: how a chunk is stored, a
+    `memserve.kv.codec.Codec` in small letters.
     """
 
     model_digest: str
@@ -38,6 +39,7 @@ class CacheNamespace:
     kv_layout: str
     block_size_tokens: int
     blocks_per_chunk: int
+    codec: str = "raw"
     hash_algorithm: str = HASH_ALGORITHM
     hash_seed: str = VLLM_HASH_SEED
     schema_version: int = SCHEMA_VERSION

@@ -64,6 +64,7 @@ class WorkerReplica:
     async def _start(self) -> None:
         from prometheus_client import start_http_server
 
+        from memserve.kv.server_check import check_cache_servers
         from memserve.model_files import open_model
         from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
         from memserve.registry import Registry
@@ -71,11 +72,13 @@ class WorkerReplica:
         from memserve.worker.block_log import BlockLog, follow_engine_events
         from memserve.worker.cpu_offload import sweep_orphan_regions
         from memserve.worker.engine import Engine, start_engine
+        from memserve.worker.golden import Golden, check_golden_prefix
         from memserve.worker.service import WorkerService
 
         settings = self._settings
         model = open_model(Path(settings.model), settings.max_context_tokens)
         model_digest = await asyncio.to_thread(model.model_digest)
+        await asyncio.to_thread(check_cache_servers, settings.cache_redis, registry_url=settings.redis)
         sweep_orphan_regions()
         namespace, kv_transfer = activation_memory(settings, model, model_digest)
         run_dir = settings.data / "run"
@@ -86,6 +89,20 @@ class WorkerReplica:
         self._tasks.append(asyncio.create_task(follow_engine_events(endpoint, self._log)))
         self._engine = Engine(start_engine(settings, model, kv_transfer, endpoint), settings.modules_root)
         await self._engine.warm_up()
+        golden = await check_golden_prefix(
+            self._engine,
+            vocabulary=int(model.config["vocab_size"]),
+            chunk_tokens=namespace.chunk_tokens,
+            exact=settings.kv_codec != "int8",
+        )
+        if golden is Golden.DIFFERENT:
+            log.error("KV that was stored in Redis gives other answers when it is read back: this worker serves without sharing KV")
+            self._engine.shutdown()
+            self._log.clear()
+            self._engine = Engine(start_engine(settings, model, None, endpoint), settings.modules_root)
+            await self._engine.warm_up()
+        elif golden is Golden.UNTESTED:
+            log.warning("nothing that was stored in Redis came back; KV is shared as soon as Redis answers, untested")
 
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         rpc.add_WorkerServiceServicer_to_server(WorkerService(self._engine, self._log), self._server)
@@ -107,6 +124,7 @@ class WorkerReplica:
             max_context_tokens=model.max_context_tokens,
             max_concurrent=settings.max_concurrent,
             started_s=time.time(),
+            shares_kv=golden is not Golden.DIFFERENT,
         )
         self._registry = Registry(settings.redis)
         self._tasks += [asyncio.create_task(self._keep_lease()), asyncio.create_task(self._end_with_engine())]

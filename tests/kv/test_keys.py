@@ -16,7 +16,7 @@ NAMESPACE = CacheNamespace(model_digest="m", kv_dtype="bfloat16", kv_layout="cpu
 
 
 def test_a_digest_is_the_same_on_every_machine() -> None:
-    assert NAMESPACE.digest == "88a80e7026b0955919577187acb5ef23991d46b4f700694f202b7911c93a1740"
+    assert NAMESPACE.digest == "e47fd770f92dcc37c08f651f9694f066531b46daa69f300b38ec52392b99221f"
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(CacheNamespace)])
@@ -113,6 +113,6 @@ def test_keys_are_those_that_vllm_computes(
 
 
 def test_the_package_imports_neither_vllm_nor_torch() -> None:
-    modules = ["breaker", "codec", "index", "keys", "lookup", "store"]
+    modules = ["breaker", "chunk_codec", "codec", "index", "keys", "lookup", "store"]
     program = f"import sys; {'; '.join(f'import memserve.kv.{name}' for name in modules)}; print({{'vllm', 'torch'}} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "set()"

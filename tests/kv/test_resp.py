@@ -25,10 +25,13 @@ def read(reader: ReplyReader, stream: bytes, sizes: list[int]) -> list[Reply]:
 
 
 SIZES = st.lists(st.integers(1, 400), min_size=1, max_size=8)
-# What Redis may say to a GET of a value of known length, and what it then is.
+# What Redis may say to a GET of a value of known length, or of at most ROOM bytes, and what it then is.
+ROOM = 650
 SAID = st.one_of(
     st.tuples(st.just("value"), st.binary(min_size=9, max_size=600)),
-    st.tuples(st.just("other"), st.binary(max_size=600)),
+    st.tuples(st.just("at most"), st.binary(max_size=ROOM)),
+    st.tuples(st.just("too long"), st.binary(min_size=ROOM + 1, max_size=ROOM + 50)),
+    st.tuples(st.just("other"), st.binary(max_size=ROOM - 1)),
     st.tuples(st.just("nothing"), st.just(b"")),
     st.tuples(st.just("error"), st.binary(max_size=80).filter(lambda text: b"\r\n" not in text + b"\r")),
     st.tuples(st.just("ok"), st.just(b"OK")),
@@ -39,13 +42,17 @@ SAID = st.one_of(
 def test_replies_are_understood_in_whatever_pieces_they_arrive(said: list[tuple[str, bytes]], sizes: list[int]) -> None:
     reader, stream, wanted, places = ReplyReader(), b"", [], []
     for kind, content in said:
-        head, body = memoryview(bytearray(8)), memoryview(bytearray(len(content) - 8 if kind == "value" else 700))
-        reader.expect(head, body)
+        head, body = memoryview(bytearray(8)), memoryview(bytearray(len(content) - 8 if kind == "value" else ROOM - 8))
+        at_most = kind in ("at most", "too long")
+        reader.expect(head, body, at_most=at_most)
         places.append((head, body))
         match kind:
-            case "value" | "other":
+            case "value" | "at most":
                 stream += b"$%d\r\n%s\r\n" % (len(content), content)
-                wanted.append(Reply(Kind.VALUE if kind == "value" else Kind.OTHER_LENGTH))
+                wanted.append(Reply(Kind.VALUE, value_bytes=len(content)))
+            case "other" | "too long":
+                stream += b"$%d\r\n%s\r\n" % (len(content), content)
+                wanted.append(Reply(Kind.OTHER_LENGTH))
             case "nothing":
                 stream += b"$-1\r\n"
                 wanted.append(Reply(Kind.NOTHING))
@@ -58,16 +65,19 @@ def test_replies_are_understood_in_whatever_pieces_they_arrive(said: list[tuple[
     assert read(reader, stream, sizes) == wanted
     assert reader.outstanding == 0
     for (kind, content), (head, body) in zip(said, places, strict=True):
-        if kind == "value":
-            assert bytes(head) + bytes(body) == content
+        if kind in ("value", "at most"):
+            room = bytes(head) + bytes(body)
+            assert (room[: len(content)], room[len(content) :].strip(b"\0")) == (content, b"")
 
 
-@given(st.binary(max_size=3000), SIZES, st.integers(0, 3))
-def test_garbage_is_an_error_or_a_reply_and_never_more_than_was_asked_for(stream: bytes, sizes: list[int], asked: int) -> None:
+@given(st.binary(max_size=3000), SIZES, st.integers(0, 3), st.booleans())
+def test_garbage_is_an_error_or_a_reply_and_never_more_than_was_asked_for(
+    stream: bytes, sizes: list[int], asked: int, at_most: bool
+) -> None:
     reader = ReplyReader()
     backing = bytearray(64)
     for _ in range(asked):
-        reader.expect(memoryview(backing)[8:16], memoryview(backing)[16:32])
+        reader.expect(memoryview(backing)[8:16], memoryview(backing)[16:32], at_most=at_most)
     try:
         replies = read(reader, stream, sizes)
     except ProtocolError:
@@ -113,3 +123,17 @@ def test_the_large_part_of_a_value_is_received_in_its_place() -> None:
     reader.received(1 << 20)
     # The line end, the next line and its head together.
     assert reader.buffer().nbytes == 2 + len(first) + 120
+
+
+@pytest.mark.parametrize("length", [0, 7, 8, 9, 120, 5000])
+def test_a_shorter_value_leaves_the_rest_of_its_place_as_it_is(length: int) -> None:
+    head, body = memoryview(bytearray(b"h" * 8)), memoryview(bytearray(b"b" * 6000))
+    reader = ReplyReader()
+    reader.expect(head, body, at_most=True)
+    reader.expect(head, body)
+    value = bytes(length)
+    assert read(reader, b"$%d\r\n%s\r\n$-1\r\n" % (length, value), [3000]) == [
+        Reply(Kind.VALUE, value_bytes=length),
+        Reply(Kind.NOTHING),
+    ]
+    assert bytes(head) + bytes(body) == value + (b"h" * 8 + b"b" * 6000)[length:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 from redis.connection import ConnectionPool
 
 from memserve.kv.resp import Kind
-from memserve.kv.wire import Item, Place, Wire
+from memserve.kv.wire import IN_FLIGHT_BYTES, MAX_IN_FLIGHT, Item, Place, Wire, in_flight
 from tests.kv.redis_server import RedisServer
 
 HEAD_BYTES = 120
@@ -31,8 +32,12 @@ def soon() -> float:
     return time.monotonic() + 10
 
 
-def place(name: str, body_bytes: int) -> Place:
-    return Place(name.encode(), memoryview(bytearray(HEAD_BYTES)), memoryview(bytearray(body_bytes)))
+def place(name: str, body_bytes: int, *, at_most: bool = False) -> Place:
+    return Place(name.encode(), memoryview(bytearray(HEAD_BYTES)), memoryview(bytearray(body_bytes)), at_most)
+
+
+def kinds(wire: Wire, places: list[Place], ttl_s: int = 10) -> list[Kind]:
+    return [reply.kind for reply in wire.get(places, ttl_s=ttl_s, deadline_s=soon())]
 
 
 @pytest.mark.parametrize("body_bytes", [1, 1000, 256 << 10, 3 << 20])
@@ -40,7 +45,7 @@ def test_what_is_stored_is_fetched_byte_for_byte(wire: Wire, own_redis_server: R
     items = [Item(b"key-%d" % number, os.urandom(HEAD_BYTES), os.urandom(body_bytes)) for number in range(7)]
     assert wire.set(items, ttl_s=100, deadline_s=soon()) == [True] * 7
     places = [place(f"key-{number}", body_bytes) for number in range(7)]
-    assert list(wire.get(places, ttl_s=1000, deadline_s=soon())) == [Kind.VALUE] * 7
+    assert kinds(wire, places, ttl_s=1000) == [Kind.VALUE] * 7
     for item, got in zip(items, places, strict=True):
         assert (bytes(got.head), bytes(got.body)) == (item.head, item.body)
     assert 990 < own_redis_server.client.ttl("key-0") <= 1000
@@ -53,22 +58,47 @@ def test_misses_and_values_of_another_length_lie_between_good_ones(wire: Wire, o
         redis.set(name, value)
     redis.lpush("list", "x")
     places = [place(name, 5000) for name in ("a", "gone", "short", "empty", "long", "list", "z")]
-    kinds = list(wire.get(places, ttl_s=10, deadline_s=soon()))
     other = Kind.OTHER_LENGTH
-    assert kinds == [Kind.VALUE, Kind.NOTHING, other, other, other, Kind.ERROR, Kind.VALUE]
+    assert kinds(wire, places) == [Kind.VALUE, Kind.NOTHING, other, other, other, Kind.ERROR, Kind.VALUE]
     assert bytes(places[-1].head) + bytes(places[-1].body) == good
+
+
+def test_of_values_of_at_most_a_length_the_longer_are_thrown_away_and_the_connection_lives_on(wire: Wire) -> None:
+    lengths = [0, 1, 4999, 5000, 5001, 1 << 20, 77]
+    items = [Item(b"key-%d" % length, os.urandom(HEAD_BYTES), os.urandom(length)) for length in lengths]
+    assert all(wire.set(items, ttl_s=100, deadline_s=soon()))
+    places = [place(f"key-{length}", 5000, at_most=True) for length in lengths]
+    replies = list(wire.get(places, ttl_s=10, deadline_s=soon()))
+    for item, length, got, reply in zip(items, lengths, places, replies, strict=True):
+        assert reply.kind is (Kind.VALUE if length <= 5000 else Kind.OTHER_LENGTH)
+        if length <= 5000:
+            assert reply.value_bytes == HEAD_BYTES + length
+            assert (bytes(got.head), bytes(got.body[:length])) == (item.head, item.body)
+
+
+@pytest.mark.parametrize("body_bytes", [3000, IN_FLIGHT_BYTES // 2, IN_FLIGHT_BYTES])
+def test_places_share_memory_with_those_that_are_asked_for_later(wire: Wire, body_bytes: int) -> None:
+    items = [Item(b"key-%d" % number, os.urandom(HEAD_BYTES), os.urandom(body_bytes)) for number in range(3 * MAX_IN_FLIGHT)]
+    for item in items:
+        assert wire.set([item], ttl_s=100, deadline_s=soon()) == [True]
+    shared = [place("", body_bytes) for _ in range(in_flight(body_bytes))]
+    places = [dataclasses.replace(shared[number % len(shared)], name=item.name) for number, item in enumerate(items)]
+    replies = wire.get(places, ttl_s=10, deadline_s=soon())
+    for item, got, reply in zip(items, places, replies, strict=True):
+        assert reply.kind is Kind.VALUE
+        assert (bytes(got.head), bytes(got.body)) == (item.head, item.body)
 
 
 def test_a_full_redis_takes_nothing_and_the_connection_lives_on(wire: Wire, own_redis_server: RedisServer) -> None:
     own_redis_server.client.config_set("maxmemory", "1mb")
     items = [Item(b"full-%d" % number, b"h" * HEAD_BYTES, bytes(1 << 20)) for number in range(4)]
     assert not all(wire.set(items, ttl_s=10, deadline_s=soon()))
-    assert list(wire.get([place("gone", 100)], ttl_s=10, deadline_s=soon())) == [Kind.NOTHING]
+    assert kinds(wire, [place("gone", 100)]) == [Kind.NOTHING]
 
 
 def test_a_connection_tells_that_its_server_is_not_the_one_to_ask(wire: Wire, own_redis_server: RedisServer) -> None:
     own_redis_server.client.lpush("list", "x")
-    assert list(wire.get([place("list", 100)], ttl_s=10, deadline_s=soon())) == [Kind.ERROR]
+    assert kinds(wire, [place("list", 100)]) == [Kind.ERROR]
     assert not wire.misplaced
     own_redis_server.client.replicaof("127.0.0.1", 1)
     assert wire.set([Item(b"key", b"h", b"b")], ttl_s=10, deadline_s=soon()) == [False]

@@ -22,6 +22,7 @@ from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, member, red
 from memserve.kv.store import RedisChunkStore
 from tests.kv.one_chunk import get, put
 from tests.kv.redis_server import RedisServer
+from tests.worker.tier_collectors import unregister_tier_metrics
 
 NAMESPACE = CacheNamespace(model_digest="tiny", kv_dtype="float32", kv_layout="test", block_size_tokens=32, blocks_per_chunk=2)
 VOCABULARY = 256
@@ -331,9 +332,7 @@ class PlatformEngine:
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
         self.events.close()
-        # A worker's process has one engine in its life; this one has two. vLLM unregisters its own metrics only.
-        for collector in {c for name, c in REGISTRY._names_to_collectors.items() if name.startswith("memserve_kv_tier_")}:
-            REGISTRY.unregister(collector)
+        unregister_tier_metrics()
 
 
 def _device_pages(worker: Any) -> list[str]:

@@ -1,0 +1,66 @@
+"""The golden prefix under a real engine: sound, and with a copy that goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from memserve.config import Settings
+from memserve.demo import MODEL_DIR
+from memserve.model_files import open_model
+from tests.kv.redis_server import RedisServer
+from tests.worker.tier_collectors import unregister_tier_metrics
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray, vLLM and torch, which they import
+        from memserve.worker.replica import engine_environment
+
+        settings = Settings(data_dir=directory, redis_url=redis_server.url, kv_device_bytes=64 << 20, kv_host_bytes=32 << 20)
+        os.environ.pop("PYTHONHASHSEED", None)
+        os.environ.update(engine_environment(settings))
+        from memserve.worker.activation import activation_memory
+        from memserve.worker.engine import Engine, start_engine
+        from memserve.worker.golden import check_golden_prefix
+
+    async def check() -> str:
+        model = open_model(MODEL_DIR, 0)
+        namespace, transfer = activation_memory(settings, model, uuid.uuid4().hex)
+        if broken:
+            transfer.kv_connector_extra_config.update(spec_name="FlippingSpec", spec_module_path="tests.worker.flipping_spec")
+        engine = Engine(start_engine(settings, model, transfer, f"ipc://{directory}/events"), directory)
+        try:
+            vocabulary = int(model.config["vocab_size"])
+            golden = await check_golden_prefix(engine, vocabulary=vocabulary, chunk_tokens=namespace.chunk_tokens, exact=True)
+            return golden.value
+        finally:
+            engine.shutdown()
+            unregister_tier_metrics()
+
+    return asyncio.run(check())
+
+
+def test_kv_that_comes_back_as_it_was_is_the_same(redis_server: RedisServer, tmp_path: Path) -> None:
+    assert golden_of(redis_server, tmp_path, broken=False) == "same"
+    assert redis_server.client.hgetall("{memserve:kv}:bytes").keys() == {b"*", b"_golden"}
+
+
+def test_kv_that_comes_back_with_a_wrong_byte_is_different(redis_server: RedisServer, tmp_path: Path) -> None:
+    assert golden_of(redis_server, tmp_path, broken=True) == "different"
