@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import redis
 
@@ -22,7 +23,7 @@ from loadtests.figures import Bar, finish, parser, print_table, told
 from loadtests.redis_server import PrivateRedis
 from memserve.kv.codec import HEADER_BYTES
 from memserve.kv.keys import VALUE_PREFIX, member
-from memserve.kv.ledger import Owner, Quotas
+from memserve.kv.ledger import Owner, Quotas, entry_key
 from memserve.kv.store import Account, RedisChunkStore
 
 SECONDS, QUICK_SECONDS = 60.0, 15.0
@@ -76,8 +77,8 @@ def stored(client: redis.Redis) -> dict[str, int]:
     """Bytes that Redis really holds, by the tenant of their entry; "nobody" for values that no entry counts."""
     held: Counter[str] = Counter()
     for key in client.scan_iter(VALUE_PREFIX + "*", count=1000):
-        owner = client.hget("{memserve:kv}:entry:" + key.decode().removeprefix(VALUE_PREFIX), "t")
-        held[owner.decode() if owner else "nobody"] += client.strlen(key)
+        owner = cast(bytes | None, client.hget(entry_key(key.decode().removeprefix(VALUE_PREFIX)), "t"))
+        held[owner.decode() if owner else "nobody"] += cast(int, client.strlen(key))
     return dict(held)
 
 

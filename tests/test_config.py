@@ -54,7 +54,8 @@ def test_a_misspelt_flag_is_refused_by_name() -> None:
     ("name", "value"),
     [("port", "65536"), ("port", "-1"), ("port", "http"), ("workers", "0"), ("workers", "1.5"), ("block_tokens", "8"),
      ("lease_s", "nan"), ("lease_s", "0.5"), ("lease_s", "inf"), ("shutdown_grace_s", "nan"), ("shutdown_grace_s", "-1"),
-     ("kv_ttl_s", "0"), ("max_inflight", ""), ("recall_limit", "65"), ("max_lora_rank", "513"), ("cache_max_bytes", "1GB")],
+     ("kv_ttl_s", "0"), ("max_inflight", ""), ("recall_limit", "65"), ("max_lora_rank", "513"), ("cache_max_bytes", "1GB"),
+     ("kv_codec", "int4"), ("kv_codec", "")],
 )  # fmt: skip
 def test_a_value_that_breaks_a_rule_is_refused_by_its_setting(name: str, value: str) -> None:
     message = refusal({PREFIX + name.upper(): value})

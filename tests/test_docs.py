@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 from memserve.cli import app, modules_app
+from memserve.cli_activation import kv_app
 from memserve.config import Settings
 from memserve.metrics import GatewayMetrics
-from memserve.pb.v1 import inference_pb2, memory_pb2, module_pb2, status_pb2
+from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
 from memserve.pb.worker.v1 import worker_pb2
 
 ROOT = Path(__file__).parents[1]
@@ -25,8 +27,16 @@ def test_every_metric_is_in_the_readme() -> None:
     assert [name for name in names if name not in README] == []
 
 
+def test_every_metric_of_the_redis_tier_is_in_the_readme() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of vLLM and torch, which it imports
+        from memserve.worker.tier_metrics import COUNTERS, GAUGES, LABELLED
+    names = [f"memserve_kv_tier_{name}_total" for name in (*COUNTERS, *LABELLED)] + [f"memserve_kv_tier_{name}" for name in GAUGES]
+    assert [name for name in names if f"`{name}`" not in README] == []
+
+
 def test_every_rpc_is_in_the_readme() -> None:
-    files = (inference_pb2, memory_pb2, module_pb2, status_pb2, worker_pb2)
+    files = (activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2, worker_pb2)
     rpcs = [
         f"{service.name}.{method.name}"
         for file in files
@@ -39,6 +49,7 @@ def test_every_rpc_is_in_the_readme() -> None:
 def test_every_command_is_in_the_readme() -> None:
     commands = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
     commands += [f"modules {command.name}" for command in modules_app.registered_commands]
+    commands += [f"kv {command.callback.__name__}" for command in kv_app.registered_commands if command.callback]
     assert [command for command in commands if f"`memserve {command}`" not in README] == []
 
 

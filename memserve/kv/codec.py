@@ -65,6 +65,8 @@ class Refusal(Enum):
     OTHER_KEY = "other_key"
     WRONG_LENGTH = "wrong_length"
     BAD_CHECKSUM = "bad_checksum"
+    # As it was stored, but no chunk of this length encoded.
+    UNDECODABLE = "undecodable"
 
 
 def encode_header(payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec = Codec.RAW) -> bytes:
@@ -119,7 +121,7 @@ def compress(chunk: Buffer) -> bytes:
     Raises ValueError for an odd length, ImportError without the package zstandard.
     """
     # Not at the top: only deployments that choose this codec need the package.
-    from zstandard import ZstdCompressionParameters, ZstdCompressor  # type: ignore[import-not-found]
+    from zstandard import ZstdCompressionParameters, ZstdCompressor
 
     length = memoryview(chunk).nbytes
     if length % 2:
@@ -135,7 +137,7 @@ def decompress(payload: Buffer, chunk: memoryview) -> None:
 
     Raises ValueError for what cannot be a chunk of this length compressed, ImportError without the package zstandard.
     """
-    from zstandard import ZstdDecompressor, ZstdError, frame_content_size  # type: ignore[import-not-found]
+    from zstandard import ZstdDecompressor, ZstdError, frame_content_size
 
     count = chunk.nbytes // 2
     view = memoryview(payload).cast("B")

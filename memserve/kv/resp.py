@@ -22,7 +22,7 @@ class ProtocolError(Exception):
 
 
 class Kind(Enum):
-    """VALUE: it is in its place. NOTHING: there is no such key. OTHER_LENGTH: a value of another length, thrown away. OK, ERROR: a line."""
+    """VALUE: it is in its place. NOTHING: there is no such key. OTHER_LENGTH: a value that does not fit, thrown away. OK, ERROR: a line."""
 
     VALUE = auto()
     NOTHING = auto()
@@ -33,18 +33,23 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """line: of OK and ERROR, without its first byte."""
+    """line: of OK and ERROR, without its first byte. value_bytes: length of a VALUE."""
 
     kind: Kind
     line: bytes = b""
+    value_bytes: int = 0
 
 
 @dataclass(slots=True)
 class _Expected:
-    """Where a value goes, in order; nothing for a reply that is a line."""
+    """Where a value goes, in order; nothing for a reply that is a line. room_bytes: of the places together."""
 
     places: tuple[memoryview, ...]
-    first_line: bytes
+    room_bytes: int
+    at_most: bool
+
+    def takes(self, length: int) -> bool:
+        return bool(self.places) and (length == self.room_bytes or (self.at_most and length < self.room_bytes))
 
 
 class ReplyReader:
@@ -60,7 +65,7 @@ class ReplyReader:
         self._expected: deque[_Expected] = deque()
         self._places: deque[memoryview] = deque()  # what is left of the destination of the value that is coming in
         self._skip_bytes = 0
-        self._ending: Kind | None = None  # of a value whose bytes are all there but for the line end
+        self._ending: Reply | None = None  # of a value whose bytes are all there but for the line end
 
     @property
     def outstanding(self) -> int:
@@ -72,10 +77,12 @@ class ReplyReader:
         """Whether `buffer()` is the destination of a value, all of which is certain to come."""
         return bool(self._places)
 
-    def expect(self, *places: memoryview) -> None:
-        """Announce the next reply. places: writable bytes that a value fills one after the other; none where a value is not expected."""
-        length = sum(place.nbytes for place in places)
-        self._expected.append(_Expected(places, b"$%d\r\n" % length if places else b""))
+    def expect(self, *places: memoryview, at_most: bool = False) -> None:
+        """Announce the next reply. places: writable bytes that a value fills one after the other; none where a value is not expected.
+
+        at_most: a shorter value is taken too. What is behind its end in the places is left as it is.
+        """
+        self._expected.append(_Expected(places, sum(place.nbytes for place in places), at_most))
 
     def buffer(self) -> memoryview:
         """Where the next bytes go; not empty while a reply is outstanding."""
@@ -110,7 +117,8 @@ class ReplyReader:
         wanted = 0 if self._ending is None else 2
         if self._expected:
             following = self._expected[0]
-            wanted += len(following.first_line) + following.places[0].nbytes if following.places else MAX_LINE_BYTES
+            first_line_bytes = len(b"$%d\r\n" % following.room_bytes)
+            wanted += first_line_bytes + following.places[0].nbytes if following.places else MAX_LINE_BYTES
         return min(wanted, _SCRATCH_BYTES)
 
     def _next(self) -> Reply | None:
@@ -121,14 +129,14 @@ class ReplyReader:
                     return None
                 if self._take(2) != b"\r\n":
                     raise ProtocolError("a value does not end where it should")
-                kind, self._ending = self._ending, None
-                return Reply(kind)
+                reply, self._ending = self._ending, None
+                return reply
             line = self._take_line()
             if line is None:
                 return None
-            reply = self._begin(line)
-            if reply is not None:
-                return reply
+            complete = self._begin(line)
+            if complete is not None:
+                return complete
         return None
 
     def _take_line(self) -> bytes | None:
@@ -154,23 +162,28 @@ class ReplyReader:
             return Reply(Kind.NOTHING)
         if first != b"$" or not rest.isdigit() or len(rest) > 10:
             raise ProtocolError(f"{line[:16]!r} is no reply to a GET or SET")
-        if expected.places and line + b"\r\n" == expected.first_line:
-            self._ending = Kind.VALUE
-            self._places.extend(expected.places)
-            while self._places and self._start < self._end:
-                place = self._places.popleft()
-                ready = self._take(min(place.nbytes, self._end - self._start))
-                place[: len(ready)] = ready
-                if len(ready) < place.nbytes:
-                    self._places.appendleft(place[len(ready) :])
-            return None
         length = int(rest)
+        if expected.takes(length):
+            self._ending = Reply(Kind.VALUE, value_bytes=length)
+            self._fill(expected.places, length)
+            return None
         if length > MAX_SKIPPED_BYTES:
             raise ProtocolError(f"a value of {length} bytes")
-        self._ending = Kind.OTHER_LENGTH
+        self._ending = Reply(Kind.OTHER_LENGTH)
         ready = self._take(min(length, self._end - self._start))
         self._skip_bytes = length - len(ready)
         return None
+
+    def _fill(self, places: tuple[memoryview, ...], length: int) -> None:
+        """Put what the scratch has of a value into its places, and leave where the rest goes."""
+        for place in places:
+            if place.nbytes > length:
+                place = place[:length]
+            length -= place.nbytes
+            ready = self._take(min(place.nbytes, self._end - self._start))
+            place[: len(ready)] = ready
+            if len(ready) < place.nbytes:
+                self._places.append(place[len(ready) :] if ready else place)
 
     def _take(self, count: int) -> bytes:
         taken = bytes(self._scratch[self._start : self._start + count])

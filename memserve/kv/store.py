@@ -6,19 +6,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
 from redis.exceptions import RedisError
 
 from memserve.kv.breaker import Circuit
-from memserve.kv.codec import HEADER_BYTES, Buffer, Refusal, encode_header, verify
+from memserve.kv.chunk_codec import RAW_CHUNKS, ChunkCodec
+from memserve.kv.codec import HEADER_BYTES, Buffer, Codec, Refusal, encode_header, verify
 from memserve.kv.keys import member, redis_key
 from memserve.kv.ledger import NO_QUOTAS, Admission, Candidate, Entry, Ledger, Owner, Quotas, Removal, Reservation, Settled
-from memserve.kv.resp import Kind, ProtocolError
+from memserve.kv.resp import Kind, ProtocolError, Reply
 from memserve.kv.servers import CacheServer, CacheServers, Question
-from memserve.kv.wire import Item, Place, Wire
+from memserve.kv.wire import Item, Place, Wire, in_flight
 
 
 class Put(Enum):
@@ -48,7 +49,7 @@ class Account:
 
 @dataclass(slots=True)
 class StoreStats:
-    """What happened since the last reset. Chunks, payload bytes, seconds summed over threads.
+    """What happened since the last reset. Chunks, bytes of payloads as they are stored, seconds summed over threads.
 
     unanswered: calls that Redis failed or did not answer in time; skipped: calls not made because the circuit was open.
     """
@@ -82,6 +83,7 @@ class RedisChunkStore:
         redis_url: str,
         namespace: str,
         *,
+        codec: ChunkCodec = RAW_CHUNKS,
         ttl_s: int = 24 * 3600,
         quotas: Quotas = NO_QUOTAS,
         admit_on_use: int = 1,
@@ -91,9 +93,9 @@ class RedisChunkStore:
         failures_to_open: int = 2,
         pause_s: float = 1.0,
     ) -> None:
-        """redis_url: as `memserve.kv.cache_url.parse_cache_url` takes it. namespace: `CacheNamespace.digest`, hex. ttl_s: from the last
-        use. quotas, admit_on_use: as the ledger takes them. io_timeout_s: for each read or write on the socket of a load or store;
-        lookup_timeout_s: for a look-up; every request waits for one.
+        """redis_url: as `memserve.kv.cache_url.parse_cache_url` takes it. namespace: `CacheNamespace.digest`, hex. codec: the
+        namespace's. ttl_s: from the last use. quotas, admit_on_use: as the ledger takes them. io_timeout_s: for each read or write on the
+        socket of a load or store; lookup_timeout_s: for a look-up; every request waits for one.
 
         Raises ValueError for a namespace that is not a digest, a ttl_s below 1, or a URL that is not Redis's. Does not connect.
         """
@@ -103,6 +105,7 @@ class RedisChunkStore:
         self._namespace_bytes = bytes.fromhex(namespace)
         if len(self._namespace_bytes) != 32:
             raise ValueError(f"namespace is no sha256 digest: {namespace!r}")
+        self._codec = codec
         self._ttl_s = ttl_s
 
         self._servers = CacheServers(
@@ -143,48 +146,46 @@ class RedisChunkStore:
     def load(self, keys: Sequence[bytes], destinations: Sequence[memoryview], *, budget_s: float) -> list[bool]:
         """Fetch chunks into the caller's memory and slide their time to live.
 
-        destinations: one for each key, writable and contiguous, exactly as long as the payload must be. budget_s: for all of them.
-        Returns for each whether it came and verified; where not, the bytes of the destination are of no meaning. A value that does not
-        verify is counted and deleted.
+        destinations: one for each key, writable and contiguous, exactly as long as the chunk must be. budget_s: for all of them.
+        Returns for each whether it came, verified and was decoded; where not, the bytes of the destination are of no meaning. A value that
+        does not verify, or cannot be decoded, is counted and deleted.
         """
         started_s = time.perf_counter()
         deadline_s = time.monotonic() + budget_s
         names = [redis_key(self._namespace, key) for key in keys]
-        heads = memoryview(bytearray(HEADER_BYTES * len(keys)))
-        places = [
-            Place(name.encode(), heads[HEADER_BYTES * number : HEADER_BYTES * (number + 1)], destination)
-            for number, (name, destination) in enumerate(zip(names, destinations, strict=True))
-        ]
         groups = self._groups(names, self._connect_timeout_s)
         loaded = [False] * len(keys)
-        refused: Counter[Refusal] = Counter()
-        bad: list[int] = []
+        refused: dict[int, Refusal] = {}
+        read_bytes = 0
         for server, numbers in groups.items():
             with self._exchange(server, numbers, deadline_s) as wire:
                 if wire is not None:
-                    kinds = wire.get([places[number] for number in numbers], ttl_s=self._ttl_s, deadline_s=deadline_s)
-                    for number, kind in zip(numbers, kinds, strict=True):
-                        refusal = self._refusal(kind, keys[number], places[number])
-                        loaded[number] = kind is Kind.VALUE and refusal is None
+                    places = self._places([names[number] for number in numbers], [destinations[number] for number in numbers])
+                    replies = wire.get(places, ttl_s=self._ttl_s, deadline_s=deadline_s)
+                    for number, place, reply in zip(numbers, places, replies, strict=True):
+                        refusal = self._accept(reply, keys[number], place, destinations[number])
                         if refusal is not None:
-                            refused[refusal] += 1
-                            bad.append(number)
-        if bad:
-            self._remove([member(self._namespace, keys[number]) for number in bad])
+                            refused[number] = refusal
+                        elif reply.kind is Kind.VALUE:
+                            loaded[number] = True
+                            read_bytes += reply.value_bytes - HEADER_BYTES
+        if refused:
+            self._remove([member(self._namespace, keys[number]) for number in refused])
         hits = sum(loaded)
         with self._lock:
             stats = self._stats
             stats.hits += hits
             stats.misses += len(keys) - hits
-            stats.refused += refused
-            stats.read_bytes += sum(place.body.nbytes for place, good in zip(places, loaded, strict=True) if good)
+            stats.refused.update(refused.values())
+            stats.read_bytes += read_bytes
             stats.read_s += time.perf_counter() - started_s
         return loaded
 
-    def store(self, keys: Sequence[bytes], payloads: Sequence[Buffer], *, budget_s: float, account: Account | None = None) -> list[Put]:
+    def store(self, keys: Sequence[bytes], chunks: Sequence[Buffer], *, budget_s: float, account: Account | None = None) -> list[Put]:
         """Store chunks. One that is there already is not sent again: its time to live is slid. budget_s: for all of them.
 
-        keys: [n] chunk keys, a chain's beginning first. account: None for chunks that stand alone and belong to the default tenant.
+        keys: [n] chunk keys, a chain's beginning first. chunks: [n] contiguous bytes; those that are absent are held encoded, all at once.
+        account: None for chunks that stand alone and belong to the default tenant.
         """
         account = account or Account(Owner(), [b""] * len(keys), [0] * len(keys), worth_per_use=1.0)
         started_s = time.perf_counter()
@@ -192,55 +193,38 @@ class RedisChunkStore:
         names = [redis_key(self._namespace, key) for key in keys]
         groups = self._groups(names, self._connect_timeout_s)
         present = self._ask(groups, [("EXPIRE", name, self._ttl_s) for name in names])
+        payloads = self._encoded(chunks, present)
+        candidates = self._candidates(keys, chunks, payloads, present, account)
+        reservation = self._reserve(list(candidates.values()), account) if candidates else None
+        admissions = dict(zip(candidates, reservation.admissions, strict=True)) if reservation else {}
         outcomes = [Put.FAILED] * len(keys)
-        asked = [number for number, there in enumerate(present) if there is not None]
-        candidates = [
-            Candidate(
-                member=member(self._namespace, keys[number]),
-                stored_bytes=HEADER_BYTES + memoryview(payloads[number]).nbytes,
-                parent=member(self._namespace, account.parents[number]) if account.parents[number] else "",
-                depth_tokens=account.depths_tokens[number],
-                present=present[number] == 1,
-            )
-            for number in asked
-        ]
-        reservation = self._reserve(candidates, account) if candidates else None
-        written_bytes = 0
+        for number, admission in admissions.items():
+            if admission is not Admission.STORE:
+                outcomes[number] = Put.ALREADY_PRESENT if admission is Admission.PRESENT else Put.NOT_ADMITTED
+        items = {
+            number: Item(names[number].encode(), self._header(keys[number], payloads[number]), payloads[number])
+            for number, admission in admissions.items()
+            if admission is Admission.STORE
+        }
+        kept = self._write(groups, items, deadline_s)
         if reservation is not None:
-            admissions = dict(zip(asked, reservation.admissions, strict=True))
-            for number, admission in admissions.items():
-                if admission is not Admission.STORE:
-                    outcomes[number] = Put.ALREADY_PRESENT if admission is Admission.PRESENT else Put.NOT_ADMITTED
-            settled: list[tuple[Settled, Entry]] = []
-            for server, numbers in groups.items():
-                admitted = [number for number in numbers if admissions.get(number) is Admission.STORE]
-                items = [
-                    Item(
-                        names[number].encode(),
-                        encode_header(payloads[number], namespace=self._namespace_bytes, key=keys[number]),
-                        payloads[number],
-                    )
-                    for number in admitted
-                ]
-                with self._exchange(server, admitted, deadline_s) as wire:
-                    if wire is not None:
-                        taken = wire.set(items, ttl_s=self._ttl_s, deadline_s=deadline_s)
-                        for number, kept in zip(admitted, taken, strict=True):
-                            entry = reservation.entries[member(self._namespace, keys[number])]
-                            settled.append((Settled.STORED if kept else Settled.FAILED, entry))
-                            if kept:
-                                outcomes[number] = Put.STORED
-                                written_bytes += memoryview(payloads[number]).nbytes
-            self._settle(settled)
+            entries = reservation.entries
+            self._settle(
+                [(Settled.STORED if there else Settled.FAILED, entries[candidates[number].member]) for number, there in kept.items()]
+            )
+        written_bytes = 0
+        for number, there in kept.items():
+            if there:
+                outcomes[number] = Put.STORED
+                written_bytes += memoryview(payloads[number]).nbytes
         count = Counter(outcomes)
         with self._lock:
             stats = self._stats
             stats.stored += count[Put.STORED]
             stats.already_present += count[Put.ALREADY_PRESENT]
             stats.store_failures += count[Put.FAILED]
-            if reservation is not None:
-                refused = (Admission.BUSY, Admission.NOT_YET, Admission.NO_ROOM)
-                stats.not_admitted += Counter(admission for admission in reservation.admissions if admission in refused)
+            refused = (Admission.BUSY, Admission.NOT_YET, Admission.NO_ROOM)
+            stats.not_admitted.update(admission for admission in admissions.values() if admission in refused)
             stats.written_bytes += written_bytes
             stats.write_s += time.perf_counter() - started_s
         return outcomes
@@ -254,6 +238,90 @@ class RedisChunkStore:
         """Count what the cache's upkeep has removed."""
         with self._lock:
             self._stats.removed[reason] += chunks
+
+    def _places(self, names: Sequence[str], destinations: Sequence[memoryview]) -> list[Place]:
+        """Where the values of one exchange go: raw ones to where they are wanted, others to as much scratch memory as is in flight."""
+        heads = memoryview(bytearray(HEADER_BYTES * len(names)))
+        bodies = list(destinations)
+        if self._codec.code is not Codec.RAW:
+            lengths = [self._codec.limit_bytes(destination.nbytes) for destination in destinations]
+            longest = max(lengths, default=0)
+            scratch = [memoryview(bytearray(longest)) for _ in range(min(in_flight(longest), len(names)))]
+            bodies = [scratch[number % len(scratch)][:length] for number, length in enumerate(lengths)]
+        return [
+            Place(name.encode(), heads[HEADER_BYTES * number : HEADER_BYTES * (number + 1)], body, at_most=not self._codec.fixed_length)
+            for number, (name, body) in enumerate(zip(names, bodies, strict=True))
+        ]
+
+    def _accept(self, reply: Reply, key: bytes, place: Place, destination: memoryview) -> Refusal | None:
+        """Verify a value and decode it into its destination. Returns why not; None for a good value, and where there is none."""
+        if reply.kind is not Kind.VALUE:
+            return Refusal.WRONG_LENGTH if reply.kind is Kind.OTHER_LENGTH else None
+        head, payload = place.head[: reply.value_bytes], place.body[: max(0, reply.value_bytes - HEADER_BYTES)]
+        refusal = verify(head, payload, namespace=self._namespace_bytes, key=key, codec=self._codec.code)
+        if refusal is not None:
+            return refusal
+        try:
+            self._codec.decode(payload, destination)
+        except ValueError:
+            return Refusal.UNDECODABLE
+        return None
+
+    def _encoded(self, chunks: Sequence[Buffer], present: Sequence[int | None]) -> dict[int, Buffer]:
+        """The payloads of the chunks that are absent, by number; without those that have none.
+
+        present: [chunks] 0 where Redis has no value.
+        """
+        payloads: dict[int, Buffer] = {}
+        for number, there in enumerate(present):
+            if there == 0:
+                with suppress(ValueError):  # such as KV that is not finite, in int8
+                    payloads[number] = self._codec.encode(chunks[number])
+        return payloads
+
+    def _candidates(
+        self,
+        keys: Sequence[bytes],
+        chunks: Sequence[Buffer],
+        payloads: Mapping[int, Buffer],
+        present: Sequence[int | None],
+        account: Account,
+    ) -> dict[int, Candidate]:
+        """What the ledger is asked about, by number: chunks with a payload, and those that are there already.
+
+        How long the latter are is not known; should the ledger not count them yet, it counts the most that they can be.
+        """
+        candidates: dict[int, Candidate] = {}
+        for number, there in enumerate(present):
+            if there == 1:
+                payload_bytes = self._codec.limit_bytes(memoryview(chunks[number]).nbytes)
+            elif number in payloads:
+                payload_bytes = memoryview(payloads[number]).nbytes
+            else:
+                continue
+            parent = account.parents[number]
+            candidates[number] = Candidate(
+                member=member(self._namespace, keys[number]),
+                stored_bytes=HEADER_BYTES + payload_bytes,
+                parent=member(self._namespace, parent) if parent else "",
+                depth_tokens=account.depths_tokens[number],
+                present=there == 1,
+            )
+        return candidates
+
+    def _header(self, key: bytes, payload: Buffer) -> bytes:
+        return encode_header(payload, namespace=self._namespace_bytes, key=key, codec=self._codec.code)
+
+    def _write(self, groups: Mapping[CacheServer, Sequence[int]], items: Mapping[int, Item], deadline_s: float) -> dict[int, bool]:
+        """Returns by number whether Redis took the item; nothing of those of which that is not known."""
+        kept: dict[int, bool] = {}
+        for server, numbers in groups.items():
+            own = [number for number in numbers if number in items]
+            with self._exchange(server, own, deadline_s) as wire:
+                if wire is not None:
+                    taken = wire.set([items[number] for number in own], ttl_s=self._ttl_s, deadline_s=deadline_s)
+                    kept.update(zip(own, taken, strict=True))
+        return kept
 
     def _reserve(self, candidates: Sequence[Candidate], account: Account) -> Reservation | None:
         """None when the ledger does not answer: then nothing may be written. What goes for the candidates is gone when this returns."""
@@ -289,11 +357,6 @@ class RedisChunkStore:
 
     def close(self) -> None:
         self._servers.close()
-
-    def _refusal(self, kind: Kind, key: bytes, place: Place) -> Refusal | None:
-        if kind is Kind.VALUE:
-            return verify(place.head, place.body, namespace=self._namespace_bytes, key=key)
-        return Refusal.WRONG_LENGTH if kind is Kind.OTHER_LENGTH else None
 
     def _groups(self, names: Sequence[str], wait_s: float) -> dict[CacheServer, list[int]]:
         """The numbers of the names that each server holds; without those that no known server holds, which is counted."""

@@ -28,11 +28,12 @@ _MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value of known length goes: first its head, then its body."""
+    """Where a value of known length goes: first its head, then its body. at_most: a shorter one is taken too."""
 
     name: bytes
     head: memoryview
     body: memoryview
+    at_most: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +87,30 @@ class Wire:
     def close(self) -> None:
         self._connection.disconnect()
 
-    def get(self, places: Sequence[Place], *, ttl_s: int, deadline_s: float) -> Iterator[Kind]:
+    def get(self, places: Sequence[Place], *, ttl_s: int, deadline_s: float) -> Iterator[Reply]:
         """Fetch values into their places and slide their time to live.
 
-        deadline_s: on the monotonic clock; what has not come by then is a TimeoutError.
-        Yields one of VALUE, NOTHING, OTHER_LENGTH, ERROR for each place as it comes; the place is of no meaning but for VALUE. An iterator
+        places: they may share memory with the `in_flight(length of the longest body)`th after them, which is not asked for before the
+        iterator has been asked for the reply after theirs. deadline_s: on the monotonic clock; what has not come by then is a TimeoutError.
+        Yields VALUE, NOTHING, OTHER_LENGTH or ERROR for each place as it comes; the place is of no meaning but for VALUE. An iterator
         that is not run to its end leaves the connection of no use.
         """
         if not places:
             return
         expiry = b"$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl_s)), ttl_s)
         commands = [b"*4\r\n$5\r\nGETEX\r\n$%d\r\n%s\r\n%s" % (len(place.name), place.name, expiry) for place in places]
-        ahead = in_flight(places[0].body.nbytes)
+        ahead = in_flight(max(place.body.nbytes for place in places))
         sent = received = 0
         while received < len(places):
             until = min(len(places), received + ahead)
             if sent < until:
                 for place in places[sent:until]:
-                    self._reader.expect(place.head, place.body)
+                    self._reader.expect(place.head, place.body, at_most=place.at_most)
                 self._send([b"".join(commands[sent:until])])
                 sent = until
             for reply in self._replies(deadline_s):
                 received += 1
-                yield reply.kind
+                yield reply
 
     def set(self, items: Sequence[Item], *, ttl_s: int, deadline_s: float) -> list[bool]:
         """Store values. Returns whether Redis took each; deadline_s as in `get`."""

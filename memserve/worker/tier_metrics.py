@@ -22,8 +22,8 @@ COUNTERS = {
     "unanswered": "Calls that Redis failed, refused, or did not answer in time.",
     "skipped": "Calls not made because the circuit was open.",
     "circuit_opened": "Times that a server was given up for a while.",
-    "read_bytes": "KV bytes loaded from Redis.",
-    "written_bytes": "KV bytes stored in Redis.",
+    "read_bytes": "Bytes of KV loaded from Redis, as they are stored there.",
+    "written_bytes": "Bytes of KV stored in Redis, as they are stored there.",
     "read_seconds": "Time spent loading, summed over threads.",
     "write_seconds": "Time spent storing, summed over threads.",
 }

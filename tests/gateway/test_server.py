@@ -25,7 +25,7 @@ from tests.gateway.fake_worker import FakeWorker, Script
 from tests.gateway.running import RunningGateway, eventually, until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-SERVICES = [f"memserve.v1.{name}Service" for name in ("Inference", "Memory", "Module", "Status")]
+SERVICES = [f"memserve.v1.{name}Service" for name in ("Activation", "Inference", "Memory", "Module", "Status")]
 GREEDY = Sampling(max_tokens=2)
 
 

@@ -150,7 +150,9 @@ def test_what_verifies_and_is_no_chunk_encoded_is_refused_and_removed(redis_serv
     store = store_on(redis_server, LosslessChunks())
     value = encode_header(payload, namespace=bytes.fromhex(NAMESPACE), key=KEYS[0], codec=Codec.LOSSLESS) + payload
     redis_server.client.set(redis_key(NAMESPACE, KEYS[0]), value)
-    assert get(store, KEYS[0], CHUNK_BYTES) is None
+    destination = memoryview(bytearray(CHUNK_BYTES))
+    assert store.load(KEYS[:1], [destination], budget_s=10) == [False]
+    destination.release()  # nothing holds it
     assert refusals(store) == {Refusal.UNDECODABLE: 1}
     assert store.exists_many(KEYS[:1]) == [False]
     store.close()
@@ -160,7 +162,10 @@ def test_a_chunk_that_cannot_be_encoded_fails_alone_and_is_not_counted(redis_ser
     store = store_on(redis_server, CODECS[Codec.INT8])
     infinite = np.frombuffer(kv(1), np.uint16).copy()
     infinite[77] = INFINITY
-    assert store.store(KEYS[:3], [kv(0), infinite.tobytes(), kv(2)], budget_s=10) == [Put.STORED, Put.FAILED, Put.STORED]
+    chunks = [memoryview(kv(0)), memoryview(infinite.tobytes()), memoryview(kv(2))]
+    assert store.store(KEYS[:3], chunks, budget_s=10) == [Put.STORED, Put.FAILED, Put.STORED]
+    for chunk in chunks:
+        chunk.release()  # nothing holds it
     assert store.exists_many(KEYS[:3]) == [True, False, True]
     usage = store.ledger.usage()
     assert (usage.chunks, usage.stored_bytes) == (2, 2 * (HEADER_BYTES + LAYOUT.int8_bytes))
