@@ -78,7 +78,7 @@ def stored(client: redis.Redis) -> dict[str, int]:
     held: Counter[str] = Counter()
     for key in client.scan_iter(VALUE_PREFIX + "*", count=1000):
         owner = cast(bytes | None, client.hget(entry_key(key.decode().removeprefix(VALUE_PREFIX)), "t"))
-        held[owner.decode() if owner else "nobody"] += cast(int, client.strlen(key))
+        held[owner.decode() if owner else "nobody"] += client.strlen(key)
     return dict(held)
 
 

@@ -214,14 +214,15 @@ async def test_a_bad_field_is_refused_by_name(gateway: RunningGateway, call: str
 
 
 async def refused(gateway: RunningGateway, call: str, request: Any, code: str, field: str | None) -> None:
-    stub = rpc.ActivationServiceStub(gateway.channel)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        answer = getattr(stub, call)(request, timeout=20)
+    async def ask() -> None:
+        answer = getattr(rpc.ActivationServiceStub(gateway.channel), call)(request, timeout=20)
         if call == "WarmPrefix":
-            async for _ in answer:
-                pass
+            assert [response async for response in answer]
         else:
             await answer
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask()
     assert caught.value.code().name == code
     assert dict(caught.value.trailing_metadata() or ()).get("memserve-field") == field
     assert await gateway.is_alive()
