@@ -35,10 +35,11 @@ from loadtests.engines import prepare_environment
 from loadtests.figures import Bar, finish, parser, print_table, told
 from loadtests.redis_server import PrivateRedis
 from memserve.demo import MODEL_DIR, facts
+from memserve.kv.account import Put
 from memserve.kv.codec import HEADER_BYTES, Codec, compress, decompress
 from memserve.kv.keys import block_keys, chunk_keys, redis_key
 from memserve.kv.quantize import ChunkLayout, from_int8, to_int8
-from memserve.kv.store import Put, RedisChunkStore
+from memserve.kv.store import RedisChunkStore
 from memserve.model_files import open_model
 
 DTYPES, QUICK_DTYPES = ("float32", "bfloat16"), ("bfloat16",)

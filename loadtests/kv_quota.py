@@ -21,10 +21,11 @@ import redis
 
 from loadtests.figures import Bar, finish, parser, print_table, told
 from loadtests.redis_server import PrivateRedis
+from memserve.kv.account import Account
 from memserve.kv.codec import HEADER_BYTES
 from memserve.kv.keys import VALUE_PREFIX, member
 from memserve.kv.ledger import Owner, Quotas, entry_key
-from memserve.kv.store import Account, RedisChunkStore
+from memserve.kv.store import RedisChunkStore
 
 SECONDS, QUICK_SECONDS = 60.0, 15.0
 WRITERS = 2

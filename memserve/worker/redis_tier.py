@@ -38,10 +38,11 @@ from vllm.v1.kv_offload.tiering.backpressure import BackpressureDetector
 from vllm.v1.kv_offload.tiering.base import JobId, JobResult, SecondaryTierManager, TransferJob
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from memserve.kv.account import Account, Put
 from memserve.kv.chunk_codec import chunk_codec
 from memserve.kv.ledger import Owner, Quotas
 from memserve.kv.rates import MeasuredRates
-from memserve.kv.store import Account, Put, RedisChunkStore
+from memserve.kv.store import RedisChunkStore
 from memserve.kv.upkeep import Upkeep
 from memserve.policy.eviction import worth_per_use
 from memserve.policy.loading import Decision, chunks_to_load
@@ -290,7 +291,12 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         """What happened since the last call; vLLM asks after every step of the engine."""
         stats = tier_stats(self._store.take_stats(), self._decisions, self._dropped_chunks)
         self._decisions, self._dropped_chunks = Counter(), 0
-        for name, gauge in (("circuit_state", self._store.circuit.value), ("cache_bytes", self._upkeep.counted_bytes)):
+        gauges = {
+            "circuit_state": self._store.circuit.value,
+            "cache_bytes": self._upkeep.counted_bytes,
+            "cache_quota_bytes": self._store.ledger.quotas.cache_bytes,
+        }
+        for name, gauge in gauges.items():
             if gauge is not None and gauge != self._reported.get(name):
                 self._reported[name] = gauge
                 stats.set_gauge(PREFIX + name, gauge)

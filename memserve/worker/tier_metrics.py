@@ -8,7 +8,7 @@ from typing import Any
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingGaugeMetadata, OffloadingMetricMetadata
 
-from memserve.kv.store import StoreStats
+from memserve.kv.account import StoreStats
 from memserve.policy.loading import Decision
 
 PREFIX = "memserve_kv_tier_"
@@ -37,6 +37,7 @@ LABELLED = {
 GAUGES = {
     "circuit_state": "0: Redis answers. 1: one call is out to see whether it does again. 2: it does not, and is not asked.",
     "cache_bytes": "Bytes that the ledger counts in Redis, of all tenants, when this worker last asked.",
+    "cache_quota_bytes": "The quota of all tenants together. 0: none.",
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from memserve.kv.account import Put
 from memserve.kv.codec import Buffer
-from memserve.kv.store import Put, RedisChunkStore
+from memserve.kv.store import RedisChunkStore
 
 
 def put(store: RedisChunkStore, key: bytes, payload: Buffer) -> Put:

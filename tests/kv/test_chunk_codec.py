@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memserve.kv.account import Put
 from memserve.kv.chunk_codec import RAW_CHUNKS, ChunkCodec, Int8Chunks, LosslessChunks, chunk_codec
 from memserve.kv.codec import HEADER_BYTES, Codec, Refusal, encode_header
 from memserve.kv.keys import redis_key
 from memserve.kv.quantize import ChunkLayout, from_int8, to_int8
-from memserve.kv.store import Put, RedisChunkStore
+from memserve.kv.store import RedisChunkStore
 from memserve.kv.wire import MAX_IN_FLIGHT
 from tests.kv.one_chunk import get, put
 from tests.kv.redis_server import RedisServer

@@ -13,13 +13,14 @@ import pytest
 from redis._parsers.helpers import parse_info
 
 from memserve.errors import StartupError
+from memserve.kv.account import Put
 from memserve.kv.breaker import Circuit
 from memserve.kv.cache_url import Deployment, parse_cache_url, without_secrets
 from memserve.kv.codec import Refusal
 from memserve.kv.keys import redis_key
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.server_check import check_cache_servers, info_fault
-from memserve.kv.store import Put, RedisChunkStore
+from memserve.kv.store import RedisChunkStore
 from tests.kv.redis_server import RedisClusterServers, RedisServer, SentinelServers, free_port, wait_until
 
 NAMESPACE = "ab" * 32

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from memserve.kv.account import Put
 from memserve.kv.breaker import Circuit
 from memserve.kv.codec import Refusal
 from memserve.kv.keys import redis_key
-from memserve.kv.store import Put, RedisChunkStore
+from memserve.kv.store import RedisChunkStore
 from tests.kv.one_chunk import get, put
 from tests.kv.redis_server import RedisServer
 
