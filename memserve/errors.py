@@ -94,10 +94,13 @@ class PrefixNotStored(MemserveError):
 
 
 class PinLimitReached(MemserveError):
-    """The tenant has pinned as much as it may."""
+    """The tenant, or all together, have pinned as much as may be."""
 
     def __init__(self, tenant: str, pinned_bytes: int, limit_bytes: int) -> None:
-        super().__init__(f"tenant {tenant} has pinned {pinned_bytes} of {limit_bytes} bytes; this prefix does not fit, unpin another first")
+        super().__init__(
+            f"tenant {tenant} has pinned {pinned_bytes} of {limit_bytes} bytes, and this prefix does not fit, there or in what all tenants "
+            "may pin; unpin another first"
+        )
 
 
 class NoWorker(MemserveError):

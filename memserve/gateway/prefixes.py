@@ -12,7 +12,7 @@ import grpc
 
 from memserve.domain import Message, Module, Tenant
 from memserve.errors import DeadlineExceeded, InvalidField, ModelNotFound, NoWorker, WorkerLost
-from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.pipeline import LOST, Pipeline
 from memserve.gateway.pool import PooledWorker
 from memserve.kv.keys import block_keys, chunk_keys, member
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
@@ -96,7 +96,7 @@ class Prefixes:
 
     async def stored_tokens(self, prefix: Prefix) -> int | None:
         """Leading tokens in Redis; None when it does not answer."""
-        chunks = await self._pipeline.lookup.present(prefix.namespace, prefix.chunks)
+        chunks = await self._pipeline.activation.present(prefix.members)
         return None if chunks is None else chunks * prefix.chunk_tokens
 
     async def held(self, prefix: Prefix) -> list[Held]:
@@ -121,9 +121,10 @@ class Prefixes:
         """
         worker = self._worker(worker_id)
         tokens, stored = len(prefix.token_ids), 0
-        for end in [*range(STEP_TOKENS, tokens, STEP_TOKENS), tokens]:
-            await self._compute(worker, tenant, prefix, end, deadline_s)
-            stored = await self.stored_tokens(prefix) or 0
+        for start in range(0, tokens, STEP_TOKENS):
+            end = min(start + STEP_TOKENS, tokens)
+            await self._compute(worker, tenant, prefix, start, end, deadline_s)
+            stored = max(stored, await self.stored_tokens(prefix) or 0)
             yield Warmth(worker.lease.worker_id, tokens, end, stored)
         wanted = len(prefix.chunks) * prefix.chunk_tokens
         last_growth_s = time.monotonic()
@@ -136,19 +137,20 @@ class Prefixes:
         yield Warmth(worker.lease.worker_id, tokens, tokens, stored, done=True)
 
     def _worker(self, worker_id: str) -> PooledWorker:
-        ready = self._pipeline.pool.ready(time.monotonic())
+        ready = [worker for worker in self._pipeline.pool.ready(time.monotonic()) if worker.lease.shares_kv]
         if worker_id:
             ready = [worker for worker in ready if worker.lease.worker_id == worker_id]
         if not ready:
-            raise NoWorker(f"worker {worker_id} is not ready" if worker_id else "none is ready")
+            raise NoWorker(f"worker {worker_id} is not ready, or shares no KV" if worker_id else "none is ready that shares KV")
         return min(ready, key=lambda worker: (worker.pending_prefill_tokens, worker.running))
 
-    async def _compute(self, worker: PooledWorker, tenant: Tenant, prefix: Prefix, end: int, deadline_s: float | None) -> None:
+    async def _compute(self, worker: PooledWorker, tenant: Tenant, prefix: Prefix, start: int, end: int, deadline_s: float | None) -> None:
+        """Compute the tokens from `start`, which is computed, to `end`."""
         request_id = uuid.uuid4().hex
         now_s = time.monotonic()
         if deadline_s is not None and deadline_s <= now_s:
             raise DeadlineExceeded
-        with worker.serving(request_id, end):
+        with worker.serving(request_id, end - start):
             call = worker.stub.Generate(
                 worker_pb.GenerateRequest(
                     request_id=request_id,
@@ -168,6 +170,9 @@ class Prefixes:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise DeadlineExceeded from None
-                raise WorkerLost(worker.lease.worker_id) from None
+                if error.code() in LOST:
+                    self._pipeline.pool.lost(worker)
+                    raise WorkerLost(worker.lease.worker_id) from None
+                raise NoWorker(error.details() or error.code().name) from None
             finally:
                 call.cancel()

@@ -77,7 +77,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         except VectorStoreUnavailable as error:
             raise StartupError(str(error)) from error
         stack.push_async_callback(vector.close)
-        await asyncio.to_thread(check_cache_servers, settings.cache_redis, registry_url=settings.redis)
+        await asyncio.to_thread(check_cache_servers, settings.cache_redis)
         lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
         stack.push_async_callback(lookup.close)
         quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)

@@ -4,7 +4,7 @@
 -- its value is written until after its value is known to be gone: what is counted is never less than what is stored.
 --
 --   entry:<member>   hash: s state, b bytes, t tenant, m module, u uses, c seconds saved by a use per MiB, p parent, d depth in tokens,
---                    g generation, pin until when (0: not),
+--                    g generation, pin until when (0: not), over: it took the place of one that may have a value,
 --                    w worth to return to when the pin runs out
 --   worth            sorted set of all members; worth:<tenant> of a tenant's. Infinite: not to be evicted now
 --   due              sorted set: when something is to be done about a member
@@ -78,7 +78,9 @@ local function lift(parent, worth, due, slack, refresh)
     if e[1] ~= 'c' then return end
     if e[4] ~= '0' then
       -- Pinned: what it is worth when the pin runs out.
-      redis.call('HSET', entry(parent), 'w', math.max(worth + EPSILON, tonumber(redis.call('HGET', entry(parent), 'w'))))
+      if tonumber(redis.call('HGET', entry(parent), 'w')) > worth then return end
+      worth = worth + EPSILON
+      redis.call('HSET', entry(parent), 'w', worth)
     else
       local changed = false
       local held = tonumber(redis.call('ZSCORE', P .. 'worth', parent))
@@ -100,36 +102,50 @@ local function lift(parent, worth, due, slack, refresh)
 end
 
 -- A committed chunk was used: it is worth more, and lives on. A pinned one stays as it is and is returned with its seconds.
-local function used(member, ttl, refresh, pinned)
+-- floor: what it must be worth more than. following: the member that is handled next; where that is its parent, the worth is returned for it
+-- and nothing is lifted here.
+local function used(member, ttl, refresh, pinned, floor, following)
   local e = redis.call('HMGET', entry(member), 's', 't', 'c', 'p', 'd', 'pin')
   if e[1] ~= 'c' then return end
   local uses = redis.call('HINCRBY', entry(member), 'u', 1)
   if e[6] ~= '0' then
     pinned[#pinned + 1] = member
-    pinned[#pinned + 1] = math.ceil(tonumber(e[6]) - NOW)
-    return
+    pinned[#pinned + 1] = math.max(0, math.ceil(tonumber(e[6]) - NOW)) + ttl
+    if not floor then return end
+    redis.call('HSET', entry(member), 'w', math.max(floor + EPSILON, tonumber(redis.call('HGET', entry(member), 'w'))))
+    if e[4] == following then return floor end
+    return lift(e[4], floor, NOW + ttl, ttl / 10, refresh)
   end
-  local worth = math.max(own_worth(uses, tonumber(e[3]), tonumber(e[5])), tonumber(redis.call('ZSCORE', P .. 'worth', member)))
+  local worth = math.max(own_worth(uses, tonumber(e[3]), tonumber(e[5])), tonumber(redis.call('ZSCORE', P .. 'worth', member)),
+    floor and floor + EPSILON or 0)
   rank(member, e[2], worth)
   redis.call('ZADD', P .. 'due', NOW + ttl, member)
+  if e[4] == following then return worth end
   lift(e[4], worth, NOW + ttl, ttl / 10, refresh)
 end
 
 local function commit(member, ttl, refresh)
-  local e = redis.call('HMGET', entry(member), 't', 'c', 'p', 'd', 'u')
+  local e = redis.call('HMGET', entry(member), 't', 'c', 'p', 'd', 'u', 'pin')
   redis.call('HSET', entry(member), 's', 'c')
+  if e[6] ~= '0' then
+    redis.call('ZADD', P .. 'due', e[6], member)
+    return
+  end
   local worth = own_worth(tonumber(e[5]), tonumber(e[2]), tonumber(e[4]))
   rank(member, e[1], worth)
   redis.call('ZADD', P .. 'due', NOW + ttl, member)
   lift(e[3], worth, NOW + ttl, ttl / 10, refresh)
 end
 
-local function unpin(member, ttl)
-  local e = redis.call('HMGET', entry(member), 'b', 't', 'u', 'c', 'd', 'w')
+local function unpin(member, ttl, refresh)
+  local e = redis.call('HMGET', entry(member), 'b', 't', 'u', 'c', 'd', 'w', 'p')
   redis.call('HSET', entry(member), 'pin', 0)
   add('pinned', e[2], -tonumber(e[1]))
-  rank(member, e[2], math.max(own_worth(tonumber(e[3]), tonumber(e[4]), tonumber(e[5])), tonumber(e[6])))
+  local worth = math.max(own_worth(tonumber(e[3]), tonumber(e[4]), tonumber(e[5])), tonumber(e[6]))
+  rank(member, e[2], worth)
   redis.call('ZADD', P .. 'due', NOW + ttl, member)
+  refresh[#refresh + 1] = member
+  lift(e[7], worth, NOW + ttl, ttl / 10, refresh)
 end
 
 -- A full Redis refuses a script whose first write could need memory. What frees memory begins with one that cannot.
@@ -139,13 +155,13 @@ local scripts = {}
 
 -- reserve_s, ttl, quota of all, quota of the tenant, tenant, module, cost, admit_on_use, window_s;
 -- then of each chunk, a chain's beginning first: member, bytes, parent, depth, 1 where its value is there.
--- Returns outcomes, generations, victims (member, generation, reason, …).
+-- Returns outcomes, generations, victims (member, generation, reason, …), those whose values must live on, pinned ones with their seconds.
 function scripts.reserve()
   local reserve_s, ttl = tonumber(ARGV[2]), tonumber(ARGV[3])
   local quota = {['*'] = tonumber(ARGV[4])}
   local tenant, module, cost, admit_on_use, window_s = ARGV[6], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
   quota[tenant] = tonumber(ARGV[5])
-  local outcomes, generations, victims, ignored = {}, {}, {}, {}
+  local outcomes, generations, victims, refresh, pinned = {}, {}, {}, {}, {}
   local credit = {['*'] = 0, [tenant] = 0}
   local before = nil
 
@@ -170,7 +186,7 @@ function scripts.reserve()
       if not lowest[1] or lowest[2] == 'inf' or stands_before(parent)[lowest[1]] then return false end
       local e = redis.call('HMGET', entry(lowest[1]), 'b', 't', 'g')
       condemn(lowest[1], e[2], NOW + reserve_s)
-      redis.call('SET', P .. 'clock', lowest[2])
+      if tonumber(lowest[2]) > tonumber(redis.call('GET', P .. 'clock') or '0') then redis.call('SET', P .. 'clock', lowest[2]) end
       credit['*'] = credit['*'] + tonumber(e[1])
       if e[2] == tenant then credit[tenant] = credit[tenant] + tonumber(e[1]) end
       for _, part in ipairs({lowest[1], e[3], reason}) do victims[#victims + 1] = part end
@@ -189,29 +205,44 @@ function scripts.reserve()
     return false
   end
 
+  local floor = nil
+  for at = #ARGV - 4, 11, -5 do
+    if ARGV[at + 4] == '1' then
+      floor = used(ARGV[at], ttl, refresh, pinned, floor, at > 11 and ARGV[at - 1] == '1' and ARGV[at - 5] or nil)
+    else
+      floor = nil
+    end
+  end
   for at = 11, #ARGV, 5 do
     local member, bytes, parent, depth, present = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4]
     local state = redis.call('HGET', entry(member), 's')
     local outcome, generation = 'store', 0
     if present == '1' then
       outcome = 'present'
-      if state == 'c' then
-        used(member, ttl, ignored, ignored)
-      elseif not state then
+      if not state then
         create(member, 'r', bytes, tenant, module, cost, parent, depth)
-        commit(member, ttl, ignored)
+        commit(member, ttl, refresh)
       end
     elseif state == 'x' or (state == 'r' and tonumber(redis.call('ZSCORE', P .. 'due', member)) > NOW) then
       outcome = 'busy'
     else
-      if state then drop(member) end
-      if not state and not admitted(member) then
+      -- Counted, but its value is gone: evicted by Redis, or its writer died.
+      local counted = state and tonumber(redis.call('HGET', entry(member), 'b')) or 0
+      if state == 'c' and redis.call('HGET', entry(member), 'pin') ~= '0' then
+        -- Redis has lost a pinned value: it is written again, and stays pinned.
+        generation = redis.call('INCR', P .. 'generation')
+        redis.call('HSET', entry(member), 's', 'r', 'g', generation, 'over', 1)
+        redis.call('ZADD', P .. 'due', NOW + reserve_s, member)
+      elseif not state and not admitted(member) then
         outcome = 'not_yet'
       elseif bytes > quota[tenant] and quota[tenant] > 0 or bytes > quota['*'] and quota['*'] > 0
-        or not make_room(tenant, bytes, parent, 'tenant_quota') or not make_room('*', bytes, parent, 'cache_quota') then
+        or not make_room(tenant, bytes - counted, parent, 'tenant_quota')
+        or not make_room('*', bytes - counted, parent, 'cache_quota') then
         outcome = 'no_room'
       else
+        if state then drop(member) end
         generation = create(member, 'r', bytes, tenant, module, cost, parent, depth)
+        if state then redis.call('HSET', entry(member), 'over', 1) end
         rank(member, tenant, INF)
         redis.call('ZADD', P .. 'due', NOW + reserve_s, member)
       end
@@ -220,7 +251,7 @@ function scripts.reserve()
     outcomes[#outcomes + 1] = outcome
     generations[#generations + 1] = generation
   end
-  return {outcomes, generations, victims}
+  return {outcomes, generations, victims, refresh, pinned}
 end
 
 -- ttl; then triples: what became of a value (stored, failed, gone), member, generation.
@@ -231,12 +262,15 @@ function scripts.settle()
   local lost, refresh = {}, {}
   for at = 3, #ARGV, 3 do
     local member = ARGV[at + 1]
-    local e = redis.call('HMGET', entry(member), 's', 'g')
+    local e = redis.call('HMGET', entry(member), 's', 'g', 'over', 't')
     local same = e[2] == ARGV[at + 2]
     if ARGV[at] == 'stored' then
       if same and e[1] == 'r' then commit(member, ttl, refresh) else lost[#lost + 1] = member end
     elseif ARGV[at] == 'failed' then
-      if same and e[1] == 'r' then drop(member) end
+      if same and e[1] == 'r' then
+        -- Where it was counted before, an older value may be there: whoever keeps the cache removes it.
+        if e[3] then condemn(member, e[4], NOW) else drop(member) end
+      end
     elseif same and e[1] ~= 'r' then
       drop(member)
     end
@@ -249,7 +283,8 @@ function scripts.use()
   even_if_full()
   local ttl = tonumber(ARGV[2])
   local refresh, pinned = {}, {}
-  for at = #ARGV, 3, -1 do used(ARGV[at], ttl, refresh, pinned) end
+  local floor = nil
+  for at = #ARGV, 3, -1 do floor = used(ARGV[at], ttl, refresh, pinned, floor, at > 3 and ARGV[at - 1] or nil) end
   return {refresh, pinned}
 end
 
@@ -281,9 +316,11 @@ function scripts.due()
   local remove, refresh = {}, {}
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'due', '-inf', NOW, 'LIMIT', 0, ARGV[4])) do
     local e = redis.call('HMGET', entry(member), 's', 't', 'g', 'pin')
-    if e[1] == 'c' and e[4] ~= '0' then
-      unpin(member, ttl)
-      refresh[#refresh + 1] = member
+    if not e[1] then
+      redis.call('ZREM', P .. 'due', member)
+      redis.call('ZREM', P .. 'worth', member)
+    elseif e[1] == 'c' and e[4] ~= '0' then
+      unpin(member, ttl, refresh)
     else
       condemn(member, e[2], NOW + retry_s)
       local reason = e[1] == 'c' and 'expired' or e[1] == 'r' and 'abandoned' or 'again'
@@ -293,12 +330,12 @@ function scripts.due()
   return {remove, refresh}
 end
 
--- until, limit in bytes of the tenant's pins (0: none), tenant; then members. All or nothing.
--- Returns 1 or 0, the tenant's pinned bytes, and how many of the members are there.
+-- seconds, limits in bytes of the tenant's pins and of all (0: none), tenant; then members. All or nothing; a longer pin stays.
+-- Returns 1 or 0, the tenant's pinned bytes, how many of the members are there, and for how many seconds each is pinned now.
 function scripts.pin()
-  local till, limit, tenant = NOW + tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-  local members, more = {}, 0
-  for at = 5, #ARGV do
+  local till, limit, limit_all, tenant = NOW + tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+  local members, more, lives = {}, 0, {}
+  for at = 6, #ARGV do
     local e = redis.call('HMGET', entry(ARGV[at]), 's', 't', 'b', 'pin')
     if e[1] == 'c' and e[2] == tenant then
       members[#members + 1] = {ARGV[at], tonumber(e[3]), e[4] == '0'}
@@ -306,31 +343,34 @@ function scripts.pin()
     end
   end
   local pinned = amount('pinned', tenant)
-  if #members < #ARGV - 4 or (limit > 0 and pinned + more > limit) then return {0, pinned, #members} end
+  if #members < #ARGV - 5 or (limit > 0 and pinned + more > limit)
+    or (limit_all > 0 and amount('pinned', '*') + more > limit_all) then return {0, pinned, #members, lives} end
   for _, member in ipairs(members) do
     if member[3] then
       add('pinned', tenant, member[2])
       redis.call('HSET', entry(member[1]), 'w', redis.call('ZSCORE', P .. 'worth', member[1]))
     end
-    redis.call('HSET', entry(member[1]), 'pin', till)
+    local ends = math.max(till, tonumber(redis.call('HGET', entry(member[1]), 'pin')))
+    redis.call('HSET', entry(member[1]), 'pin', ends)
     rank(member[1], tenant, INF)
-    redis.call('ZADD', P .. 'due', till, member[1])
+    redis.call('ZADD', P .. 'due', ends, member[1])
+    lives[#lives + 1] = math.ceil(ends - NOW)
   end
-  return {1, pinned + more, #members}
+  return {1, pinned + more, #members, lives}
 end
 
--- ttl, tenant; then members. Returns those that were pinned.
+-- ttl, tenant; then members. Returns how many were pinned, and those whose values must live on.
 function scripts.unpin()
   even_if_full()
-  local freed = {}
+  local freed, refresh = 0, {}
   for at = 4, #ARGV do
     local e = redis.call('HMGET', entry(ARGV[at]), 's', 't', 'pin')
     if e[1] == 'c' and e[2] == ARGV[3] and e[3] ~= '0' then
-      unpin(ARGV[at], tonumber(ARGV[2]))
-      freed[#freed + 1] = ARGV[at]
+      unpin(ARGV[at], tonumber(ARGV[2]), refresh)
+      freed = freed + 1
     end
   end
-  return freed
+  return {freed, refresh}
 end
 
 return scripts[ARGV[1]]()

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from memserve.kv.keys import VALUE_PREFIX
 from memserve.kv.servers import CacheServers
@@ -30,6 +30,7 @@ RESERVE_S = 60.0
 # A first use is remembered for one to two of these.
 ADMISSION_WINDOW_S = 3600.0
 PAGE = 1000
+TOPOLOGY_WAIT_S = 1.0
 
 
 class Admission(StrEnum):
@@ -152,7 +153,8 @@ class Ledger:
         arguments += [worth_per_use, 1 if at_once else self._admit_on_use, ADMISSION_WINDOW_S]
         for one in candidates:
             arguments += [one.member, one.stored_bytes, one.parent, one.depth_tokens, int(one.present)]
-        outcomes, generations, victims = self._run("reserve", arguments)
+        outcomes, generations, victims, refresh, pinned = self._run("reserve", arguments)
+        self._prolong_all(refresh, pinned)
         admissions = tuple(Admission(outcome.decode()) for outcome in outcomes)
         return Reservation(
             admissions=admissions,
@@ -172,7 +174,7 @@ class Ledger:
         if len(arguments) == 1:
             return []
         lost, refresh = self._run("settle", arguments)
-        self._prolong([(member, self._ttl_s) for member in refresh])
+        self._prolong_all(refresh, [])
         return _names(lost)
 
     def use(self, members: Sequence[str]) -> None:
@@ -181,8 +183,7 @@ class Ledger:
         members: a chain's beginning first. Those that the ledger does not know are fine.
         """
         if members:
-            refresh, pinned = self._run("use", [self._ttl_s, *members])
-            self._prolong([(member, self._ttl_s) for member in refresh] + list(zip(pinned[::2], pinned[1::2], strict=True)))
+            self._prolong_all(*self._run("use", [self._ttl_s, *members]))
 
     def condemn(self, members: Sequence[str], *, tenant: str = ALL, module: str = ALL) -> tuple[list[Entry], int]:
         """Mark chunks that are to be removed, of this tenant and module only. Then their values are unlinked, and they are settled as GONE.
@@ -197,48 +198,74 @@ class Ledger:
     def due(self, limit: int = PAGE) -> list[tuple[Entry, Removal]]:
         """What must be removed now: expired, abandoned by a writer, or condemned and not confirmed. Ends pins that have run out."""
         remove, refresh = self._run("due", [self._ttl_s, self._reserve_s, limit])
-        self._prolong([(member, self._ttl_s) for member in refresh])
+        self._prolong_all(refresh, [])
         return list(_removals(remove))
 
     def vanished(self, cursor: int) -> tuple[int, list[Entry]]:
-        """Look at some of the entries. Returns where to go on (0: all were seen), and those whose value Redis has evicted itself."""
+        """Look at some of the entries. Returns where to go on (0: all were seen), and those whose value Redis has evicted itself.
+
+        A load slides the time to live of a pinned value back to an ordinary one's; here it is set right again.
+        """
         cursor, found = self._ask(functools.partial(Redis.zscan, name=PREFIX + "due", cursor=cursor, count=PAGE))
         members = [member.decode() for member, _ in found]
         states = self._servers.ask_each(
-            [entry_key(member) for member in members], lambda pipeline, number: pipeline.hmget(entry_key(members[number]), "s", "g")
+            [entry_key(member) for member in members], lambda pipeline, number: pipeline.hmget(entry_key(members[number]), "s", "g", "pin")
         )
         there = self._each_value(members, lambda pipeline, name, _: pipeline.exists(name))
+        now_s = self._ask(lambda client: client.time()[0])
+        pinned = [(member, int(float(pin)) - now_s) for member, (state, _, pin) in zip(members, states, strict=True) if state == b"c"]
+        self._prolong([(member.encode(), left_s + 1 + self._ttl_s) for member, left_s in pinned if left_s > 0])
         return cursor, [
             Entry(member, int(generation))
-            for member, (state, generation), exists in zip(members, states, there, strict=True)
+            for member, (state, generation, _), exists in zip(members, states, there, strict=True)
             if state == b"c" and not exists
         ]
 
+    def present(self, members: Sequence[str]) -> int:
+        """How many of the leading members have a value."""
+        there = self._each_value(members, lambda pipeline, name, _: pipeline.exists(name))
+        return next((number for number, exists in enumerate(there) if not exists), len(there))
+
     def remove_values(self, entries: Sequence[Entry]) -> None:
-        """Unlink condemned values and settle them."""
-        self.unlink_values([entry.member for entry in entries])
-        self.settle((Settled.GONE, entry) for entry in entries)
+        """Unlink condemned values and settle them, server by server: one that does not answer keeps no other's from being settled."""
+        failure: Exception | None = None
+        for numbers in self._servers.groups([VALUE_PREFIX + entry.member for entry in entries], TOPOLOGY_WAIT_S).values():
+            part = [entries[number] for number in numbers]
+            try:
+                self.unlink_values([entry.member for entry in part])
+            except (RedisError, OSError) as error:
+                failure = error
+                continue
+            self.settle((Settled.GONE, entry) for entry in part)
+        if failure is not None:
+            raise failure
 
     def unlink_values(self, members: Sequence[str]) -> None:
         """Remove values that the ledger does not count."""
         self._each_value(members, lambda pipeline, name, _: pipeline.unlink(name))
 
-    def pin(self, members: Sequence[str], tenant: str, *, seconds: float, limit_bytes: int) -> tuple[bool, int, int]:
-        """Keep chunks from eviction for so long. All or nothing.
+    def pin(
+        self, members: Sequence[str], tenant: str, *, seconds: float, limit_bytes: int = 0, limit_all_bytes: int = 0
+    ) -> tuple[bool, int, int]:
+        """Keep chunks from eviction for so long. All or nothing; one that is pinned for longer stays so.
 
-        limit_bytes: of all pins of the tenant, 0 for none.
+        limit_bytes: of all pins of the tenant; limit_all_bytes: of all tenants; 0 for none.
         Returns whether it was done, the tenant's pinned bytes, and how many of the members are there.
         """
-        done, pinned_bytes, there = self._run("pin", [seconds, limit_bytes, tenant, *members])
+        there = sum(self._each_value(members, lambda pipeline, name, _: pipeline.exists(name)))
+        if there < len(members):
+            return False, self.usage(tenant).pinned_bytes, there
+        done, pinned_bytes, there, lives = self._run("pin", [seconds, limit_bytes, limit_all_bytes, tenant, *members])
         if done:
-            self._prolong([(member.encode(), int(seconds) + 1) for member in members])
+            # They outlive their pin: when it ends they are ordinary chunks.
+            self._prolong([(member.encode(), life + self._ttl_s) for member, life in zip(members, lives, strict=True)])
         return bool(done), pinned_bytes, there
 
     def unpin(self, members: Sequence[str], tenant: str) -> int:
-        """Returns how many were pinned."""
-        freed = self._run("unpin", [self._ttl_s, tenant, *members])
-        self._prolong([(member, self._ttl_s) for member in freed])
-        return len(freed)
+        """Returns how many were pinned. What a longer pin shares with these is unpinned too."""
+        freed, refresh = self._run("unpin", [self._ttl_s, tenant, *members])
+        self._prolong_all(refresh, [])
+        return int(freed)
 
     def members(self, *, tenant: str = ALL, module: str = ALL) -> Iterator[list[str]]:
         """The members of a tenant, of a module, or all, in pages. Which of them are both is for `condemn` to tell."""
@@ -278,6 +305,10 @@ class Ledger:
 
     def _ask(self, question: Callable[[Redis], Any]) -> Any:
         return self._servers.ask(PREFIX, question)
+
+    def _prolong_all(self, refresh: Sequence[bytes], pinned: Sequence[Any]) -> None:
+        """refresh: members that live on as if used now. pinned: members and their seconds, in turn."""
+        self._prolong([(member, self._ttl_s) for member in refresh] + list(zip(pinned[::2], pinned[1::2], strict=True)))
 
     def _prolong(self, members: Sequence[tuple[bytes, int]]) -> None:
         self._each_value(

@@ -50,7 +50,8 @@ class MeasuredRates:
     def loaded(self, payload_bytes: int, seconds: float, now_s: float) -> None:
         """A load that ended. payload_bytes: of what came and verified, perhaps none."""
         with self._lock:
-            self._bytes.sample(payload_bytes, seconds - self._latency_s)
+            # A short load says little of the bandwidth: the round trip is no more than half of it.
+            self._bytes.sample(payload_bytes, max(seconds - self._latency_s, seconds / 2))
             self._loaded_s = now_s
 
     def prefilled(self, tokens: int, seconds: float) -> None:

@@ -28,10 +28,10 @@ from memserve.kv.servers import LEARNING_FAILS, ClusterNodes, SentinelMaster
 OLDEST_REDIS: Final = (6, 2)
 
 
-def check_cache_servers(url: str, *, registry_url: str = "", timeout_s: float = 5.0) -> None:
+def check_cache_servers(url: str, *, timeout_s: float = 5.0) -> None:
     """Connect to every server of the cache at start, and refuse what would not work later. Blocks.
 
-    registry_url: where the registry is, which must not be evicted. timeout_s: for each connection and each answer.
+    timeout_s: for each connection and each answer.
     Start is the time to be strict: of the nodes and Sentinels that the URL names one must answer, and then every master of the cluster, or
     the master that the Sentinels name. What happens to them afterwards costs hits, and no request.
     Raises StartupError that names the server and says what to do. It shows no password.
@@ -40,19 +40,18 @@ def check_cache_servers(url: str, *, registry_url: str = "", timeout_s: float = 
         cache = parse_cache_url(url)
     except ValueError as error:
         raise StartupError(f"cache_redis_url: {error}") from None
-    holds_registry = cache.deployment is Deployment.SINGLE and _same_server(cache, registry_url)
     masters = frozenset(cache.addresses)
     if cache.deployment is Deployment.CLUSTER:
         masters = _cluster_masters(cache, timeout_s)
     elif cache.deployment is Deployment.SENTINEL:
         masters = _sentinel_masters(cache, timeout_s)
     for address in sorted(masters):
-        fault = info_fault(_info(cache.arguments(address), address, timeout_s), cache.deployment, holds_registry=holds_registry)
+        fault = info_fault(_info(cache.arguments(address), address, timeout_s), cache.deployment)
         if fault is not None:
             raise StartupError(f"cache_redis_url: the server at {_named(address)} {fault}")
 
 
-def info_fault(info: Mapping[str, Any], deployment: Deployment, *, holds_registry: bool = False) -> str | None:
+def info_fault(info: Mapping[str, Any], deployment: Deployment) -> str | None:
     """What keeps a server from holding a cache's values, and what to do about it; None: nothing does.
 
     info: of INFO, as redis-py parses it. Valkey calls itself redis_version 7.2.4, and may say server_mode where Redis says redis_mode.
@@ -74,11 +73,8 @@ def info_fault(info: Mapping[str, Any], deployment: Deployment, *, holds_registr
     if info.get("role") == "slave" and info.get("slave_read_only", 1) == 1:
         return "is a read-only replica; give the address of its master, or use redis+sentinel:// to have it found"
     policy = str(info.get("maxmemory_policy", ""))
-    if holds_registry and int(info.get("maxmemory", 0)) > 0 and policy.startswith("allkeys-"):
-        return (
-            f"holds the registry too, and evicts any key when it is full (maxmemory-policy {policy}); "
-            "set the policy to volatile-lru, or give the cache a server of its own"
-        )
+    if int(info.get("maxmemory", 0)) > 0 and policy.startswith("allkeys-"):
+        return f"evicts any key when it is full, the cache's ledger too (maxmemory-policy {policy}); set the policy to volatile-lru"
     return None
 
 
@@ -153,13 +149,6 @@ def _info(arguments: Mapping[str, Any], address: Address, timeout_s: float) -> d
             raise StartupError(f"{where} cannot be reached ({error}); start it, or correct the address") from None
         except (InvalidResponse, ResponseError) as error:
             raise StartupError(f"{where} does not speak as Redis does ({error}); memserve needs Redis or Valkey") from None
-
-
-def _same_server(cache: CacheUrl, registry_url: str) -> bool:
-    try:
-        return bool(registry_url) and parse_cache_url(registry_url.partition("?")[0]).addresses == cache.addresses
-    except ValueError:
-        return False
 
 
 def _named(address: Address) -> str:

@@ -14,7 +14,8 @@ from memserve.kv.servers import CacheServers
 
 T = TypeVar("T")
 
-# Of a tenant's quota (or of the cache's, where tenants have none): what is pinned can be given to nobody else.
+# Of a tenant's quota (or of the cache's, where tenants have none), and of the cache's for all pins together: what is pinned can be given to
+# nobody else.
 PINNED_SHARE = 0.5
 # For each answer of Redis: control is rare and may wait.
 TIMEOUT_S = 5.0
@@ -43,15 +44,28 @@ class ActivationMemory:
 
         Raises PrefixNotStored when not all of it is in Redis, PinLimitReached when the tenant has pinned too much.
         """
-        limit = int((self._ledger.quotas.tenant_bytes or self._ledger.quotas.cache_bytes) * PINNED_SHARE)
+        quotas = self._ledger.quotas
+        limit = int((quotas.tenant_bytes or quotas.cache_bytes) * PINNED_SHARE)
+        limit_all = int(quotas.cache_bytes * PINNED_SHARE)
         done, pinned_bytes, there = await self._ask(
-            lambda: self._ledger.pin(members, tenant, seconds=seconds, limit_bytes=limit) if members else (False, 0, 0)
+            lambda: (
+                self._ledger.pin(members, tenant, seconds=seconds, limit_bytes=limit, limit_all_bytes=limit_all)
+                if members
+                else (False, 0, 0)
+            )
         )
         if there < len(members) or not members:
             raise PrefixNotStored(there, len(members))
         if not done:
             raise PinLimitReached(tenant, pinned_bytes, limit)
         return await self._ask(lambda: self._ledger.usage(tenant))
+
+    async def present(self, members: Sequence[str]) -> int | None:
+        """How many leading chunks of a prefix are in Redis. None when it does not answer."""
+        try:
+            return await self._ask(lambda: self._ledger.present(members))
+        except CacheUnavailable:
+            return None
 
     async def unpin(self, tenant: str, members: Sequence[str]) -> int:
         """Returns how many chunks were pinned."""

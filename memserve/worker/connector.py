@@ -17,10 +17,10 @@ from memserve.worker.redis_tier import RedisTier
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
-    from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
 # The key under which a finished request's `kv_transfer_params` carry {"host": tokens, "redis": tokens}.
@@ -49,10 +49,13 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         self._steps.append((time.monotonic(), sum(tokens for tokens in scheduled.values() if tokens >= LEAST_PREFILL_TOKENS)))
         return meta
 
-    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        super().update_connector_output(connector_output)
-        if not self._steps:
-            return
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        """The one method that vLLM calls exactly once when a step has ended."""
+        if self.connector_scheduler is not None and self._steps:
+            self._step_ended()
+        return super().get_kv_connector_stats()
+
+    def _step_ended(self) -> None:
         began_s, tokens = self._steps.popleft()
         now_s = time.monotonic()
         if tokens:

@@ -126,6 +126,31 @@ class _Request:
         return request
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """Where a store's chunks stand in their prompt. positions: the end of every chunk, tokens, in the order of the prompt."""
+
+    request: _Request
+    positions: dict[OffloadKey, int]
+
+    @property
+    def chunk_tokens(self) -> int:
+        return next(iter(self.positions.values()), 1)
+
+    def depth_tokens(self, key: OffloadKey) -> int:
+        return self.positions.get(key, 0)
+
+    def account(self, keys: Sequence[OffloadKey], worth: float) -> Account:
+        """keys: in order. Only the first KV cache group makes a chain."""
+        chain = [key for key in self.positions if key[-4:] == FIRST_GROUP]
+        depths = [self.depth_tokens(key) for key in keys]
+        parents: list[bytes] = [b""] * len(keys)
+        for number, (key, depth) in enumerate(zip(keys, depths, strict=True)):
+            if key[-4:] == FIRST_GROUP and depth > self.chunk_tokens:
+                parents[number] = chain[depth // self.chunk_tokens - 2]
+        return Account(self.request.owner, parents, depths, worth, at_once=self.request.keep)
+
+
 class _RedisLookups(AsyncLookupManager):  # type: ignore[misc]
     """Asks Redis which chunks exist, one round trip for each request's chunks of a scheduler step."""
 
@@ -141,14 +166,14 @@ class _RedisLookups(AsyncLookupManager):  # type: ignore[misc]
         return found
 
     def may_be_there(self, key: OffloadKey) -> bool:
-        """Found, or asked for and not answered yet. On the scheduler's thread."""
+        """Not known to be missing: what the host tier holds is never asked here. On the scheduler's thread."""
         state = self._lookup_state.get(key)
-        return state is not None and state.result is not False
+        return state is None or state.result is not False
 
 
 @dataclass(slots=True)
 class _Job:
-    """A load or store in progress. `done` and `unfinished_parts` change under the tier's lock. account: of a store."""
+    """A load or store in progress. `done` and `unfinished_parts` change under the tier's lock. prompt: of a store."""
 
     job_id: JobId
     keys: list[OffloadKey]
@@ -157,7 +182,7 @@ class _Job:
     unfinished_parts: int
     done: set[OffloadKey]
     ended_s: float = 0.0
-    account: Account | None = None
+    prompt: _Prompt | None = None
 
 
 class RedisTier(SecondaryTierManager):  # type: ignore[misc]
@@ -236,7 +261,7 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         return LookupResult.HIT if found and self._worth_loading(key, req_context) else LookupResult.MISS
 
     def submit_load(self, job_metadata: TransferJob) -> None:
-        pairs = _in_order(job_metadata)
+        pairs = list(zip(job_metadata.keys, (int(chunk) for chunk in job_metadata.chunk_ids), strict=True))
         self._loading_chunks += len(pairs)
         parts = [part for part in (pairs[i :: self._threads] for i in range(self._threads)) if part]
         job = _Job(job_metadata.job_id, [key for key, _ in pairs], True, time.monotonic(), len(parts), set())
@@ -244,14 +269,17 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
 
     def submit_store(self, job_metadata: TransferJob) -> None:
         """One part: its chunks are counted, and may push each other out, in the order of their chain."""
-        pairs = _in_order(job_metadata)
+        context = job_metadata.req_context
+        pairs = list(zip(job_metadata.keys, (int(chunk) for chunk in job_metadata.chunk_ids), strict=True))
         job = _Job(job_metadata.job_id, [key for key, _ in pairs], False, time.monotonic(), 1 if pairs else 0, set())
-        if self._storing_chunks + len(pairs) > self._most_waiting_chunks and self._storing_chunks:
+        waiting = self._storing_chunks + len(pairs)
+        if waiting > self._most_waiting_chunks and self._storing_chunks and not _Request.of(context).keep:
             self._dropped_chunks += len(pairs)
             self._submit(job, [], self._store_pool)
             return
-        self._storing_chunks += len(pairs)
-        job.account = self._account(job.keys, job_metadata.req_context)
+        self._storing_chunks = waiting
+        # What it takes to put them in order is the pool's work; the positions are the scheduler's, which goes on filling them.
+        job.prompt = _Prompt(_Request.of(context), dict(context._offload_key_positions))
         self._submit(job, [pairs] if pairs else [], self._store_pool)
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
@@ -326,29 +354,21 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             request.load_until_tokens = end_tokens // (first + 1) * (first + chunks)
         return end_tokens <= request.load_until_tokens
 
-    def _account(self, keys: Sequence[OffloadKey], req_context: ReqContext) -> Account:
-        """Whose the chunks of a store are, and where they stand in their prompt."""
-        positions = req_context._offload_key_positions
-        request = _Request.of(req_context)
-        chunk_tokens = next(iter(positions.values()), 1)
-        depths = [positions.get(key, 0) for key in keys]
-        parents = [b""] * len(keys)
-        for number, (key, depth) in enumerate(zip(keys, depths, strict=True)):
-            if number and depth - depths[number - 1] == chunk_tokens:
-                parents[number] = keys[number - 1]
-            elif key[-4:] == FIRST_GROUP and depth > chunk_tokens:
-                parents[number] = next(itertools.islice(positions, depth // chunk_tokens - 2, None), b"")
-        rates, _ = self._rates.now(time.monotonic())
-        worth = worth_per_use(chunk_tokens, self._block_size_bytes, rates.prefill_tokens_per_s)
-        return Account(request.owner, parents, depths, worth, at_once=request.keep)
-
-    def _move(self, job: _Job, keys: list[OffloadKey], chunks: list[memoryview]) -> list[bool]:
-        if job.is_load:
-            return self._store.load(keys, chunks, budget_s=self._load_budget_s)
-        return [
-            outcome in (Put.STORED, Put.ALREADY_PRESENT)
-            for outcome in self._store.store(keys, chunks, budget_s=_STORE_BUDGET_S, account=job.account)
-        ]
+    def _move(self, job: _Job, part: list[tuple[OffloadKey, int]]) -> set[OffloadKey]:
+        """Returns the keys of what was moved."""
+        if job.prompt is not None:
+            part = sorted(part, key=lambda pair: job.prompt.depth_tokens(pair[0]) if job.prompt else 0)
+        keys = [key for key, _ in part]
+        size = self._block_size_bytes
+        with contextlib.ExitStack() as views:
+            chunks = [views.enter_context(self._host_bytes[chunk * size : (chunk + 1) * size]) for _, chunk in part]
+            if job.prompt is None:
+                loaded = self._store.load(keys, chunks, budget_s=self._load_budget_s)
+                return {key for key, came in zip(keys, loaded, strict=True) if came}
+            rates, _ = self._rates.now(time.monotonic())
+            worth = worth_per_use(job.prompt.chunk_tokens, size, rates.prefill_tokens_per_s)
+            outcomes = self._store.store(keys, chunks, budget_s=_STORE_BUDGET_S, account=job.prompt.account(keys, worth))
+            return {key for key, put in zip(keys, outcomes, strict=True) if put in (Put.STORED, Put.ALREADY_PRESENT)}
 
     def _submit(self, job: _Job, parts: Sequence[list[tuple[OffloadKey, int]]], pool: ThreadPoolExecutor) -> None:
         """The part that ends last reports the job."""
@@ -365,14 +385,10 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
 
     def _move_part(self, job: _Job, part: list[tuple[OffloadKey, int]]) -> None:
         """On a pool's thread."""
-        done = set()
+        done: set[OffloadKey] = set()
         try:
             if not self._closing.is_set():
-                size = self._block_size_bytes
-                with contextlib.ExitStack() as views:
-                    chunks = [views.enter_context(self._host_bytes[chunk * size : (chunk + 1) * size]) for _, chunk in part]
-                    keys = [key for key, _ in part]
-                    done = {key for key, moved in zip(keys, self._move(job, keys, chunks), strict=True) if moved}
+                done = self._move(job, part)
         except Exception:
             logger.exception("KV %s of %d chunks failed", "load" if job.is_load else "store", len(part))
         with self._lock:
@@ -396,7 +412,7 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             # Without this the scheduler would ask for a load that fails again and again.
             self._lookups.mark_miss([key for key in job.keys if key not in job.done])
         else:
-            self._storing_chunks -= len(job.keys) if job.account is not None else 0
+            self._storing_chunks -= len(job.keys) if job.prompt is not None else 0
             if self._events is not None and successful:
                 self._events.append(
                     OffloadingEvent(keys=successful, medium=self.medium, removed=False, locality=self.locality, ownership=self.tier_type)
@@ -408,10 +424,3 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             transfer_time=seconds,
             transfer_bytes=len(successful) * self._block_size_bytes,
         )
-
-
-def _in_order(transfer: TransferJob) -> list[tuple[OffloadKey, int]]:
-    """(key, host chunk), a chain's beginning first."""
-    positions = transfer.req_context._offload_key_positions
-    pairs = zip(transfer.keys, (int(chunk) for chunk in transfer.chunk_ids), strict=True)
-    return sorted(pairs, key=lambda pair: positions.get(pair[0], 0))

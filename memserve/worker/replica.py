@@ -64,7 +64,9 @@ class WorkerReplica:
     async def _start(self) -> None:
         from prometheus_client import start_http_server
 
+        from memserve.kv.ledger import NO_QUOTAS
         from memserve.kv.server_check import check_cache_servers
+        from memserve.memory.activation import ActivationMemory
         from memserve.model_files import open_model
         from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
         from memserve.registry import Registry
@@ -78,7 +80,7 @@ class WorkerReplica:
         settings = self._settings
         model = open_model(Path(settings.model), settings.max_context_tokens)
         model_digest = await asyncio.to_thread(model.model_digest)
-        await asyncio.to_thread(check_cache_servers, settings.cache_redis, registry_url=settings.redis)
+        await asyncio.to_thread(check_cache_servers, settings.cache_redis)
         sweep_orphan_regions()
         namespace, kv_transfer = activation_memory(settings, model, model_digest)
         run_dir = settings.data / "run"
@@ -89,12 +91,11 @@ class WorkerReplica:
         self._tasks.append(asyncio.create_task(follow_engine_events(endpoint, self._log)))
         self._engine = Engine(start_engine(settings, model, kv_transfer, endpoint), settings.modules_root)
         await self._engine.warm_up()
+        memory = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=NO_QUOTAS)
         golden = await check_golden_prefix(
-            self._engine,
-            vocabulary=int(model.config["vocab_size"]),
-            chunk_tokens=namespace.chunk_tokens,
-            exact=settings.kv_codec != "int8",
+            self._engine, memory, namespace, vocabulary=int(model.config["vocab_size"]), exact=settings.kv_codec != "int8"
         )
+        await memory.close()
         if golden is Golden.DIFFERENT:
             log.error("KV that was stored in Redis gives other answers when it is read back: this worker serves without sharing KV")
             self._engine.shutdown()

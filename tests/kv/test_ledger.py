@@ -275,6 +275,106 @@ def test_pinned_chunks_stay_and_their_bytes_are_limited(client: redis.Redis, ser
     assert "a:0001" not in held(client)
 
 
+def worths(client: redis.Redis, *names: str) -> list[float]:
+    return [float(client.zscore("{memserve:kv}:worth", name) or 0) for name in names]
+
+
+def test_the_beginning_stays_worth_more_however_a_chain_is_used(client: redis.Redis, servers: CacheServers) -> None:
+    ledger, draw = Ledger(servers, ttl_s=100), random.Random(1)
+    names = [one.member for one in chain("a", 40)]
+    for start in range(0, 40, 8):
+        write(client, ledger, chain("a", start + 8, after=start))
+    for _ in range(60):
+        first = draw.randrange(40)
+        ledger.use(names[first : draw.randrange(first, 40) + 1])
+        now = worths(client, *names)
+        assert now == sorted(now, reverse=True) and len(set(now)) == 40
+
+
+def test_a_pin_that_is_shorter_than_an_unused_chunks_life_takes_none_of_it(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=1000)
+    write(client, ledger, chain("a", 1))
+    ledger.pin(["a:0000"], "anna", seconds=1)
+    assert client.ttl(VALUE_PREFIX + "a:0000") > 900
+    time.sleep(1.1)
+    ledger.use(["a:0000"])  # its pin has run out and nobody has noticed
+    assert client.ttl(VALUE_PREFIX + "a:0000") > 900
+
+
+def test_a_second_pin_does_not_shorten_the_first(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
+    write(client, ledger, chain("a", 2))
+    ledger.pin(["a:0000", "a:0001"], "anna", seconds=5000)
+    ledger.pin(["a:0000"], "anna", seconds=0.01)
+    time.sleep(0.02)
+    assert ledger.due() == [] and ledger.usage("anna").pinned_bytes == 2 * SIZE
+
+
+def test_storing_or_loading_a_pinned_chunk_leaves_it_its_time(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
+    write(client, ledger, chain("a", 1))
+    ledger.pin(["a:0000"], "anna", seconds=5000)
+    client.expire(VALUE_PREFIX + "a:0000", 100)  # as a store does that finds it there
+    ledger.reserve([Candidate("a:0000", SIZE, "", 64, present=True)], ANNA, worth_per_use=WORTH)
+    assert client.ttl(VALUE_PREFIX + "a:0000") > 4000
+    client.expire(VALUE_PREFIX + "a:0000", 100)  # as a load does whose use is never told
+    ledger.vanished(0)
+    assert client.ttl(VALUE_PREFIX + "a:0000") > 4000
+
+
+def test_a_pinned_chunk_that_redis_lost_is_written_again_and_stays_pinned(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
+    write(client, ledger, chain("a", 1))
+    ledger.pin(["a:0000"], "anna", seconds=5000)
+    client.unlink(VALUE_PREFIX + "a:0000")
+    assert ledger.pin(["a:0000"], "anna", seconds=6000) == (False, SIZE, 0)
+    assert write(client, ledger, chain("a", 1)) == [Admission.STORE]
+    assert ledger.usage("anna") == Usage(SIZE, 1, SIZE)
+    assert ledger.condemn(["a:0000"]) == ([], 1)
+
+
+def test_all_tenants_together_cannot_pin_everything(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
+    write(client, ledger, chain("a", 1))
+    write(client, ledger, chain("b", 1), BERT)
+    assert ledger.pin(["a:0000"], "anna", seconds=5000, limit_all_bytes=SIZE)[0]
+    assert not ledger.pin(["b:0000"], "bert", seconds=5000, limit_all_bytes=SIZE)[0]
+
+
+def test_a_value_that_another_wrote_meanwhile_stays_counted_until_it_is_gone(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=100)
+    late = chain("a", 1)  # asked whether it is there before the other wrote it
+    write(client, ledger, chain("a", 1))
+    reservation = ledger.reserve(late, ANNA, worth_per_use=WORTH)
+    ledger.settle((Settled.FAILED, entry) for entry in reservation.entries.values())
+    assert ledger.usage("anna") == Usage(SIZE, 1, 0)
+    ledger.remove_values([entry for entry, _ in ledger.due()])
+    assert (ledger.usage("anna"), held(client)) == (Usage(0, 0, 0), set())
+
+
+def test_the_clock_never_runs_backwards(client: redis.Redis, servers: CacheServers) -> None:
+    dear = Ledger(servers, ttl_s=100, quotas=Quotas(tenant_bytes=SIZE))
+    for number in range(2):
+        reservation = dear.reserve(chain(f"dear{number}", 1), ANNA, worth_per_use=9.0)
+        dear.remove_values([entry for entry, _ in reservation.victims])
+        dear.settle((Settled.STORED, entry) for entry in reservation.entries.values())
+    before = float(client.get("{memserve:kv}:clock") or 0)
+    cheap = Ledger(servers, ttl_s=100, quotas=Quotas(cache_bytes=2 * SIZE))
+    write(client, cheap, chain("b", 1), BERT)
+    client.zadd("{memserve:kv}:worth", {"b:0000": 0.01})
+    write(client, cheap, chain("c", 1), BERT)
+    assert float(client.get("{memserve:kv}:clock") or 0) >= before > 8
+
+
+def test_an_entry_that_redis_evicted_from_the_ledger_stops_nothing(client: redis.Redis, servers: CacheServers) -> None:
+    ledger = Ledger(servers, ttl_s=1, reserve_s=0.01)
+    write(client, ledger, chain("a", 1))
+    client.delete("{memserve:kv}:entry:a:0000")
+    ledger.reserve(chain("b", 1), ANNA, worth_per_use=WORTH)
+    time.sleep(1.1)
+    assert [entry.member for entry, _ in ledger.due()] == ["b:0000"]
+
+
 def test_a_pin_that_has_run_out_leaves_an_ordinary_chunk(client: redis.Redis, servers: CacheServers) -> None:
     ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 1))
@@ -330,6 +430,7 @@ def test_two_writers_race_and_every_byte_is_counted(client: redis.Redis, server:
     for thread in threads:
         thread.join()
     ledger = Ledger(servers, ttl_s=100)
+    ledger.remove_values([entry for entry, _ in ledger.due()])
     _, vanished = ledger.vanished(0)
     ledger.settle((Settled.GONE, entry) for entry in vanished)
     assert quota >= ledger.usage("anna").stored_bytes == stored_bytes(client) > 0

@@ -242,7 +242,7 @@ def test_servers_that_will_work_are_accepted_at_start(
     redis_server: RedisServer, cluster: RedisClusterServers, sentinels: SentinelServers
 ) -> None:
     for url in (redis_server.url, cluster.url, sentinels.url):
-        check_cache_servers(url, registry_url=redis_server.url)
+        check_cache_servers(url)
     # One seed that answers is enough.
     check_cache_servers(f"{cluster.url},127.0.0.1:{free_port()}")
 
@@ -281,15 +281,14 @@ def test_a_wrong_password_is_told_and_not_shown(own_redis_server: RedisServer) -
     check_cache_servers(own_redis_server.url + "?password=right")
 
 
-def test_a_server_that_evicts_the_registry_is_refused(own_redis_server: RedisServer) -> None:
+def test_a_server_that_evicts_the_ledger_is_refused(own_redis_server: RedisServer) -> None:
     client, url = own_redis_server.client, own_redis_server.url
     client.config_set("maxmemory-policy", "allkeys-lru")
-    check_cache_servers(url, registry_url=url)  # without a limit nothing is evicted
+    check_cache_servers(url)  # without a limit nothing is evicted
     client.config_set("maxmemory", 100 << 20)
-    check_cache_servers(url, registry_url="redis://elsewhere")
-    assert "volatile-lru" in refusal(url, registry_url=url + "?db=3")
+    assert "volatile-lru" in refusal(url)
     client.config_set("maxmemory-policy", "volatile-lru")
-    check_cache_servers(url, registry_url=url)
+    check_cache_servers(url)
 
 
 def test_what_does_not_speak_redis_is_refused() -> None:

@@ -36,6 +36,8 @@ def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool) -> st
         settings = Settings(data_dir=directory, redis_url=redis_server.url, kv_device_bytes=64 << 20, kv_host_bytes=32 << 20)
         os.environ.pop("PYTHONHASHSEED", None)
         os.environ.update(engine_environment(settings))
+        from memserve.kv.ledger import NO_QUOTAS
+        from memserve.memory.activation import ActivationMemory
         from memserve.worker.activation import activation_memory
         from memserve.worker.engine import Engine, start_engine
         from memserve.worker.golden import check_golden_prefix
@@ -47,8 +49,10 @@ def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool) -> st
             transfer.kv_connector_extra_config.update(spec_name="FlippingSpec", spec_module_path="tests.worker.flipping_spec")
         engine = Engine(start_engine(settings, model, transfer, f"ipc://{directory}/events"), directory)
         try:
+            memory = ActivationMemory(settings.cache_redis, ttl_s=100, quotas=NO_QUOTAS)
             vocabulary = int(model.config["vocab_size"])
-            golden = await check_golden_prefix(engine, vocabulary=vocabulary, chunk_tokens=namespace.chunk_tokens, exact=True)
+            golden = await check_golden_prefix(engine, memory, namespace, vocabulary=vocabulary, exact=True)
+            await memory.close()
             return golden.value
         finally:
             engine.shutdown()
@@ -59,7 +63,8 @@ def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool) -> st
 
 def test_kv_that_comes_back_as_it_was_is_the_same(redis_server: RedisServer, tmp_path: Path) -> None:
     assert golden_of(redis_server, tmp_path, broken=False) == "same"
-    assert redis_server.client.hgetall("{memserve:kv}:bytes").keys() == {b"*", b"_golden"}
+    assert redis_server.client.hgetall("{memserve:kv}:bytes") == {}
+    assert redis_server.client.keys("memserve:kv:*") == []
 
 
 def test_kv_that_comes_back_with_a_wrong_byte_is_different(redis_server: RedisServer, tmp_path: Path) -> None:
