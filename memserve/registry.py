@@ -28,7 +28,9 @@ class Registry:
     def __init__(self, redis_url: str) -> None:
         self._redis: Any = redis.asyncio.Redis.from_url(
             redis_url,
-            socket_timeout=TIMEOUT_S,
+            # No socket_timeout, `_answer` bounds every exchange: with one, redis-py sends under asyncio.wait_for, which in Python 3.11
+            # loses a cancellation that comes as the sending ends. A task that was cancelled would go on.
+            socket_timeout=None,
             socket_connect_timeout=TIMEOUT_S,
             # For a connection that turns out to be closed: after a restart of Redis every pooled one is.
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
@@ -109,7 +111,7 @@ def _module(value: str) -> Module:
 
 @contextlib.asynccontextmanager
 async def _answer() -> AsyncIterator[None]:
-    """Bounds the whole exchange: redis-py's own timeouts bound each read of it, the handshake of a new connection apart."""
+    """Bounds the whole exchange, the handshake of a new connection included."""
     try:
         async with asyncio.timeout(TIMEOUT_S):
             yield

@@ -32,6 +32,21 @@ async def test_a_lease_comes_back_as_it_was_given(registry: Registry) -> None:
     assert await registry.live_workers() == [replace(LEASE, worker_id="a"), LEASE]
 
 
+async def test_whoever_is_cancelled_while_redis_is_asked_ends(registry: Registry) -> None:
+    await registry.renew_lease(LEASE, 60)
+
+    async def ask_forever() -> None:
+        while True:
+            await registry.live_workers()
+
+    for number in range(300):
+        asking = asyncio.create_task(ask_forever())
+        await asyncio.sleep(number * 1e-5)
+        asking.cancel()
+        _, going_on = await asyncio.wait([asking], timeout=5)
+        assert not going_on
+
+
 async def test_a_lease_runs_out_unless_it_is_renewed(registry: Registry, redis_server: RedisServer) -> None:
     await registry.renew_lease(LEASE, 60)
     await registry.renew_lease(replace(LEASE, worker_id="brief"), 0.05)

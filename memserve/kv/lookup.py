@@ -95,7 +95,8 @@ class PrefixLookup:
 
     def _server(self, address: Address) -> _Server:
         if address not in self._servers:
-            client: Redis = Redis(**self._url.arguments(address), retry=Retry(NoBackoff(), 0))
+            # No socket_timeout: `_ask` bounds it all, and with one a cancellation can be lost (see memserve/registry.py).
+            client: Redis = Redis(**self._url.arguments(address), socket_timeout=None, retry=Retry(NoBackoff(), 0))
             self._servers[address] = _Server(client, CircuitBreaker(failures_to_open=2, pause_s=self._pause_s))
         return self._servers[address]
 
