@@ -37,9 +37,10 @@ from memserve.worker.redis_tier import RedisTier, RedisTierSettings
 
 Platform = Literal["cpu", "cuda"]
 
-MAX_CHUNK_BYTES = 2 << 20
-_REPORTED_PREFIX_TOKENS = 3000
-_MAX_LOST_FRACTION = 0.03
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 2 << 20
+# Of a prefix, its last partial chunk is lost: 3 % of 3,000 tokens at most, or so many tokens where that makes a chunk of a good size.
+_MAX_LOST_TOKENS = 90
+_MAX_LOST_TOKENS_FOR_SIZE = 128
 
 
 def kv_transfer_config(
@@ -72,14 +73,18 @@ def kv_transfer_config(
 
 
 def chunk_blocks(*, kv_bytes_per_token: int, block_size_tokens: int) -> int:
-    """How many blocks make a chunk: as many as fit in 2 MiB, but a 3,000-token prefix loses at most 3 % to its partial last chunk.
+    """How many blocks make a chunk: 1 to 2 MiB where that is no more than 128 tokens, else what 90 tokens take.
 
+    Values of half that size come a third slower. But what follows a prefix's last full chunk is computed again.
     kv_bytes_per_token: over all layers and all tensor-parallel ranks.
     Returns at least 1: a single block may be larger than 2 MiB.
     """
-    by_size = MAX_CHUNK_BYTES // (kv_bytes_per_token * block_size_tokens)
-    by_loss = int(_REPORTED_PREFIX_TOKENS * _MAX_LOST_FRACTION) // block_size_tokens
-    return max(1, min(by_size, by_loss))
+    block_bytes = kv_bytes_per_token * block_size_tokens
+    by_size = MAX_CHUNK_BYTES // block_bytes
+    sizeable = min(by_size, _MAX_LOST_TOKENS_FOR_SIZE // block_size_tokens)
+    if sizeable * block_bytes >= MIN_CHUNK_BYTES:
+        return sizeable
+    return max(1, min(by_size, _MAX_LOST_TOKENS // block_size_tokens))
 
 
 def kv_layout(*, platform: Platform, dtype: torch.dtype, block_size_tokens: int, head_size: int, tensor_parallel_size: int) -> str:
@@ -162,20 +167,36 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         assert isinstance(host, CPULoadStoreSpec)
         started_s = time.perf_counter()
         copied_bytes = 0
-        for refs, block, chunk, slot in self._pairs(device, host):
+        for refs, block, chunk, slot, run in self._runs(device, host):
             for ref in refs:
-                start = slot * self._page_bytes[ref.tensor_idx]
-                page = self._pages[ref.tensor_idx][block, : ref.page_size_bytes]
-                part = self._chunks[ref.tensor_idx][chunk, start : start + ref.page_size_bytes]
+                page_bytes = self._page_bytes[ref.tensor_idx]
+                start = slot * page_bytes
+                pages = self._pages[ref.tensor_idx][block : block + run, : ref.page_size_bytes]
+                parts = self._chunks[ref.tensor_idx][chunk, start : start + run * page_bytes].reshape(run, page_bytes)
+                parts = parts[:, : ref.page_size_bytes]
                 if to_host:
-                    part[:] = page
+                    parts[:] = pages
                 else:
-                    page[:] = part
-                copied_bytes += ref.page_size_bytes
+                    pages[:] = parts
+                copied_bytes += run * ref.page_size_bytes
         self._finished.append(
             TransferResult(job_id=job_id, success=True, transfer_size=copied_bytes, transfer_time=time.perf_counter() - started_s)
         )
         return True
+
+    def _runs(self, device: GPULoadStoreSpec, host: CPULoadStoreSpec) -> Iterator[tuple[list[CanonicalKVCacheRef], int, int, int, int]]:
+        """As `_pairs`, with neighbours in both memories put together: the last number is how many blocks there are from these on."""
+        begun: tuple[list[CanonicalKVCacheRef], int, int, int] | None = None
+        run = 0
+        for refs, block, chunk, slot in self._pairs(device, host):
+            if begun is not None and (refs is begun[0] and (block, chunk, slot) == (begun[1] + run, begun[2], begun[3] + run)):
+                run += 1
+                continue
+            if begun is not None:
+                yield *begun, run
+            begun, run = (refs, block, chunk, slot), 1
+        if begun is not None:
+            yield *begun, run
 
     def _pairs(self, device: GPULoadStoreSpec, host: CPULoadStoreSpec) -> Iterator[tuple[list[CanonicalKVCacheRef], int, int, int]]:
         """(KV tensors of the group, device block, host chunk, block's place in the chunk) for every block to be copied.

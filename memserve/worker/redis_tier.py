@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 import queue
 import threading
 import time
@@ -89,7 +90,8 @@ class RedisTierSettings:
     connect_timeout_s: float = 0.5
     failures_to_open: int = 2
     pause_s: float = 1.0
-    threads: int = 2
+    # Two to a core are too many: the server and the engine want theirs.
+    threads: int = max(1, min(4, (os.cpu_count() or 2) // 2))
     announce: bool = False
 
     @classmethod

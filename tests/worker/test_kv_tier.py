@@ -242,7 +242,7 @@ def test_a_missing_parameter_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("kv_bytes_per_token", "block_size_tokens", "blocks"),
-    [(512, 32, 2), (12 << 10, 32, 2), (128 << 10, 16, 1), (32 << 10, 16, 4), (512, 128, 1), (1 << 20, 32, 1)],
+    [(512, 32, 2), (12 << 10, 32, 4), (128 << 10, 16, 1), (32 << 10, 16, 4), (512, 128, 1), (1 << 20, 32, 1), (8 << 10, 32, 4)],
 )
 def test_a_chunk_is_at_most_two_mebibytes_and_loses_little_of_a_prefix(
     kv_bytes_per_token: int, block_size_tokens: int, blocks: int
