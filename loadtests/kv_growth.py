@@ -2,7 +2,8 @@
 
 A private redis-server holds the whole prefix in chunks of a 0.5B model's KV (12 KiB a token). Timed are computing the keys of the prompt's
 blocks, the gateway's and the tier's look-up (one round trip for all chunks), loading with verification into memory that is reused, and
-telling the ledger that all of it was used. A figure is the median of the rounds; the bar is on the cost of a token at the longest prefix against one at 8,000 tokens.
+telling the ledger that all of it was used. A figure is the median of the rounds; the bar is on the cost of a token at the longest prefix
+against one at 8,000 tokens.
 """
 
 from __future__ import annotations
