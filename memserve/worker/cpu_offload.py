@@ -7,11 +7,9 @@ only there `CpuTieringOffloadingSpec` takes its place.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -131,10 +129,7 @@ def drop_name(region: SharedOffloadRegion) -> None:
 
 
 class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
-    """Copies blocks between the paged KV tensors and the shared region while the caller waits: at memory speed, in milliseconds.
-
-    The layers are shared out over a few threads: the engine computes nothing meanwhile, and one core does not fill the memory's bandwidth.
-    """
+    """Copies blocks between the paged KV tensors and the shared region, on the calling thread: at memory speed, in milliseconds."""
 
     def __init__(self, kv_caches: CanonicalKVCaches, blocks_per_chunk: int, region: SharedOffloadRegion) -> None:
         self._region = region
@@ -149,8 +144,6 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         ]
         self._refs_by_group: list[list[CanonicalKVCacheRef]] = kv_caches.group_data_refs
         self._finished: list[TransferResult] = []
-        self._threads = max(1, min(4, os.cpu_count() or 1))
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="memserve_kv_copy")
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
         return self._copy(job_id, src_spec, dst_spec, to_host=True)
@@ -166,7 +159,6 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         """Every transfer is done when its submit returns."""
 
     def shutdown(self) -> None:
-        self._pool.shutdown()
         self._pages.clear()
         self._chunks.clear()
         self._region.cleanup()
@@ -174,19 +166,9 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
     def _copy(self, job_id: int, device: GPULoadStoreSpec, host: LoadStoreSpec, *, to_host: bool) -> bool:
         assert isinstance(host, CPULoadStoreSpec)
         started_s = time.perf_counter()
-        runs = list(self._runs(device, host))
-        copy = functools.partial(self._copy_layers, runs, to_host=to_host)
-        copied_bytes = sum(self._pool.map(copy, range(self._threads)))
-        self._finished.append(
-            TransferResult(job_id=job_id, success=True, transfer_size=copied_bytes, transfer_time=time.perf_counter() - started_s)
-        )
-        return True
-
-    def _copy_layers(self, runs: Sequence[tuple[list[CanonicalKVCacheRef], int, int, int, int]], part: int, *, to_host: bool) -> int:
-        """One thread's share: every so many-th KV tensor. Returns the bytes."""
         copied_bytes = 0
-        for refs, block, chunk, slot, run in runs:
-            for ref in refs[part :: self._threads]:
+        for refs, block, chunk, slot, run in self._runs(device, host):
+            for ref in refs:
                 page_bytes = self._page_bytes[ref.tensor_idx]
                 start = slot * page_bytes
                 pages = self._pages[ref.tensor_idx][block : block + run, : ref.page_size_bytes]
@@ -197,7 +179,10 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
                 else:
                     pages[:] = parts
                 copied_bytes += run * ref.page_size_bytes
-        return copied_bytes
+        self._finished.append(
+            TransferResult(job_id=job_id, success=True, transfer_size=copied_bytes, transfer_time=time.perf_counter() - started_s)
+        )
+        return True
 
     def _runs(self, device: GPULoadStoreSpec, host: CPULoadStoreSpec) -> Iterator[tuple[list[CanonicalKVCacheRef], int, int, int, int]]:
         """As `_pairs`, with neighbours in both memories put together: the last number is how many blocks there are from these on."""
