@@ -25,7 +25,7 @@ from tests.gateway.fake_worker import FakeWorker, Script
 from tests.gateway.running import RunningGateway, eventually, until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-SERVICES = [f"memserve.v1.{name}Service" for name in ("Activation", "Inference", "Memory", "Module", "Status")]
+SERVICES = [f"memserve.v1.{name}Service" for name in ("Inference", "Activation", "Memory", "Module", "Status")]
 GREEDY = Sampling(max_tokens=2)
 
 
@@ -43,9 +43,9 @@ async def test_health_follows_the_workers(start_gateway: StartGateway) -> None:
     await eventually(lambda: is_serving(NOT_SERVING))
     async with FakeWorker(gateway.redis.url, gateway.pipeline.model, gateway.settings.modules_root):
         await eventually(lambda: is_serving(SERVING))
-        assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 3
+        assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 4
     await eventually(lambda: is_serving(NOT_SERVING))
-    assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 3, "the memories need no worker"
+    assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 4, "the memories need no worker"
 
 
 async def test_reflection_lists_the_services_and_their_files(start_gateway: StartGateway) -> None:
