@@ -61,7 +61,8 @@ def random_prompt(seed: int, tokens: int) -> list[int]:
 class BenchEngine:
     """One engine with prefix caching; with the Redis tier where it is given a Redis. `prepare_environment` comes first."""
 
-    def __init__(self, model: Path, *, redis_url: str = "", host_bytes: int = 256 << 20, **tier: Any) -> None:
+    def __init__(self, model: Path, *, redis_url: str = "", host_bytes: int = 256 << 20, transfer: Any = None, **tier: Any) -> None:
+        """transfer: a vLLM KVTransferConfig of another store, in the place of redis_url's."""
         from vllm import LLM
 
         from memserve.worker.cpu_engine import CpuExecutor
@@ -70,9 +71,8 @@ class BenchEngine:
 
         blocks_per_chunk = chunk_blocks(kv_bytes_per_token=KV_BYTES_PER_TOKEN, block_size_tokens=BLOCK_TOKENS)
         self.chunk_tokens = BLOCK_TOKENS * blocks_per_chunk
-        transfer: dict[str, Any] = {}
         if redis_url:
-            transfer["kv_transfer_config"] = kv_transfer_config(
+            transfer = kv_transfer_config(
                 platform="cpu",
                 tier=RedisTierSettings(redis_url=redis_url, namespace=NAMESPACE, **tier),
                 host_bytes=host_bytes,
@@ -92,7 +92,7 @@ class BenchEngine:
             prefix_caching_hash_algo="sha256_cbor",
             disable_log_stats=True,
             distributed_executor_backend=CpuExecutor,
-            **transfer,
+            kv_transfer_config=transfer,
         )
 
     def first_token(self, prompt: list[int]) -> tuple[float, int]:

@@ -57,28 +57,6 @@ SETTLE_S = 0.1
 class ArmEngine(BenchEngine):
     """The engine of one arm. They differ in `transfer` only."""
 
-    def __init__(self, model: Path, transfer: KVTransferConfig) -> None:
-        from vllm import LLM
-
-        from memserve.worker.cpu_engine import CpuExecutor
-
-        self.llm = LLM(
-            model=str(model),
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            dtype="bfloat16",
-            max_model_len=8192,
-            max_num_seqs=4,
-            block_size=BLOCK_TOKENS,
-            kv_cache_memory_bytes=512 << 20,
-            enforce_eager=True,
-            enable_prefix_caching=True,
-            prefix_caching_hash_algo="sha256_cbor",
-            disable_log_stats=True,
-            distributed_executor_backend=CpuExecutor,
-            kv_transfer_config=transfer,
-        )
-
     def answer(self, prompt: list[int]) -> list[tuple[int, float]]:
         """Greedy tokens, each with its log-probability."""
         from vllm import SamplingParams
@@ -171,7 +149,7 @@ def _redis(stack: contextlib.ExitStack, folder: Path) -> tuple[PrivateRedis, red
 
 
 def _engine(stack: contextlib.ExitStack, model: Path, transfer: KVTransferConfig) -> ArmEngine:
-    engine = ArmEngine(model, transfer)
+    engine = ArmEngine(model, transfer=transfer)
     stack.callback(engine.close)
     return engine
 

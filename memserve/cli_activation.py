@@ -11,8 +11,8 @@ from rich.table import Table
 
 from memserve.cli_options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json
 from memserve.client import DEFAULT_ADDRESS
-from memserve.client_activation import Evicted, Warmth
-from memserve.domain import Message, Role
+from memserve.client_activation import Evicted
+from memserve.domain import Message, Role, Warmth
 from memserve.errors import StartupError
 
 kv_app = typer.Typer(help="Activation memory: the KV of prompt prefixes, in the workers and in Redis.", no_args_is_help=True)

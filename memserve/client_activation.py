@@ -8,18 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from memserve.client_messages import ROLES
-from memserve.domain import Message, Role
+from memserve.domain import HeldPrefix, Message, Role, Warmth
 from memserve.pb.v1 import activation_pb2 as pb
 from memserve.pb.v1 import inference_pb2
-
-
-@dataclass(frozen=True, slots=True)
-class HeldPrefix:
-    """A prefix's leading tokens in a worker's own memory: the device's, and the device's or the host's."""
-
-    worker_id: str
-    device_tokens: int
-    held_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +21,6 @@ class CachedPrefix:
     chunk_tokens: int
     redis_tokens: int | None
     workers: tuple[HeldPrefix, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Warmth:
-    """How far a warm-up is. stored_tokens: in Redis, full chunks only."""
-
-    worker_id: str
-    prompt_tokens: int
-    computed_tokens: int
-    stored_tokens: int
-    done: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,26 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldPrefix:
+    """A prefix's leading tokens in a worker's own memory: the device's, and the device's or the host's."""
+
+    worker_id: str
+    device_tokens: int
+    held_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """How far a warm-up is. stored_tokens: in Redis, full chunks only."""
+
+    worker_id: str
+    prompt_tokens: int
+    computed_tokens: int
+    stored_tokens: int
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """Who calls. `cache_salt` keeps one tenant's KV from another; it is derived, never sent by a client."""
 

@@ -92,17 +92,15 @@ class Pipeline:
         accepted_s = time.monotonic()
         with self.inflight.one(tenant.name), self.metrics.inflight.track_inprogress():
             # 2. One immutable module version for the whole answer.
-            if request.model not in ("", self.model.name):
-                raise ModelNotFound(request.model, self.model.name)
-            module = await self.modules.resolve(tenant.name, request.module) if request.module else None
-            self.refuse_control_tokens(request.messages)
+            module = await self.resolve(tenant.name, request.model, request.module, request.messages)
             # 3. Vector recall: late or down means an answer without passages, and says so.
             recalled = await self._recall(request, tenant.name)
             # 4. The prompt: token ids.
             recalled, token_ids, max_tokens = await self._prompt(request, recalled)
             request = replace(request, sampling=replace(request.sampling, max_tokens=max_tokens))
             # 5. Activation look-up: the prompt's block keys against Redis here, against what each worker holds in `_choose`.
-            keys = self._block_keys(token_ids, tenant, module)
+            # But for the last token: the engine always computes that one.
+            keys = self.block_keys(token_ids[:-1], tenant, module)
             in_redis = await self._blocks_in_redis(keys)
             tried: set[str] = set()
             while True:
@@ -137,12 +135,19 @@ class Pipeline:
                         raise NoWorker(failure.detail) from None
                     self.metrics.rerouted.inc()
 
-    def refuse_control_tokens(self, messages: Sequence[Message]) -> None:
-        """Raises InvalidField for a message that spells one: it would be read as a command."""
+    async def resolve(self, tenant: str, model: str, module: str, messages: Sequence[Message]) -> Module | None:
+        """The module version that the messages are asked with; None for the base model.
+
+        Raises ModelNotFound, ModuleNotFound, and InvalidField for a message that spells a control token: it would be read as a command.
+        """
+        if model not in ("", self.model.name):
+            raise ModelNotFound(model, self.model.name)
+        found = await self.modules.resolve(tenant, module) if module else None
         for number, message in enumerate(messages):
             token = self.tokenizer.special_token_in(message.content)
             if token:
                 raise InvalidField(f"messages[{number}].content", f"must not contain the model's control token {token!r}")
+        return found
 
     async def _recall(self, request: GenerationRequest, tenant: str) -> Recalled:
         if not request.namespaces:
@@ -185,10 +190,10 @@ class Pipeline:
         rule = f"{wanted} after a prompt of {len(token_ids)} tokens is over the model's {limit}; at most {room} are left"
         raise InvalidField("sampling.max_tokens", rule)
 
-    def _block_keys(self, token_ids: Sequence[int], tenant: Tenant, module: Module | None) -> list[bytes]:
-        """Keys of the prompt's full blocks, but for the last token: the engine always computes that one."""
+    def block_keys(self, token_ids: Sequence[int], tenant: Tenant, module: Module | None) -> list[bytes]:
+        """Keys of the full blocks, as the engine computes them."""
         lora = (module.digest, f"modules/{module.digest}") if module else None
-        return block_keys(token_ids[:-1], self._block_tokens, lora=lora, cache_salt=tenant.cache_salt)
+        return block_keys(token_ids, self._block_tokens, lora=lora, cache_salt=tenant.cache_salt)
 
     async def _blocks_in_redis(self, keys: Sequence[bytes]) -> int:
         lease = next((worker.lease for worker in self.pool.workers.values()), None)

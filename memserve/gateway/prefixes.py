@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import grpc
 
-from memserve.domain import Message, Module, Tenant
-from memserve.errors import DeadlineExceeded, InvalidField, ModelNotFound, NoWorker, WorkerLost
+from memserve.domain import HeldPrefix, Message, Module, Tenant, Warmth
+from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, WorkerLost
 from memserve.gateway.pipeline import LOST, Pipeline
 from memserve.gateway.pool import PooledWorker
-from memserve.kv.keys import block_keys, chunk_keys, member
+from memserve.kv.keys import chunk_keys, member
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
 from memserve.policy.prompt import assemble_messages
 
@@ -28,7 +28,7 @@ LOOKUP_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A prompt's beginning. blocks: [full blocks] keys. chunks: [full chunks] keys, none before a worker is known."""
+    """A prompt's beginning. blocks: [full blocks] keys. chunks: [full chunks] keys."""
 
     token_ids: list[int]
     module: Module | None
@@ -43,26 +43,6 @@ class Prefix:
         return [member(self.namespace, chunk) for chunk in self.chunks]
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Leading tokens in a worker's memory."""
-
-    worker_id: str
-    device_tokens: int
-    held_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Warmth:
-    """How far a warm-up is."""
-
-    worker_id: str
-    prompt_tokens: int
-    computed_tokens: int
-    stored_tokens: int
-    done: bool = False
-
-
 class Prefixes:
     """Prefixes of any tenant."""
 
@@ -72,18 +52,14 @@ class Prefixes:
     async def prefix(self, tenant: Tenant, messages: Sequence[Message], model: str, module: str) -> Prefix:
         """Raises InvalidField, ModelNotFound, ModuleNotFound, and NoWorker before the first worker has said how it lays KV out."""
         pipeline = self._pipeline
-        if model not in ("", pipeline.model.name):
-            raise ModelNotFound(model, pipeline.model.name)
-        found = await pipeline.modules.resolve(tenant.name, module) if module else None
-        pipeline.refuse_control_tokens(messages)
+        found = await pipeline.resolve(tenant.name, model, module, messages)
         token_ids = await asyncio.to_thread(pipeline.tokenizer.encode, assemble_messages(messages, []))
         if len(token_ids) >= pipeline.model.max_context_tokens:
             raise InvalidField("prefix.messages", f"make {len(token_ids)} tokens; the model takes {pipeline.model.max_context_tokens - 1}")
         lease = next((worker.lease for worker in pipeline.pool.workers.values()), None)
         if lease is None:
             raise NoWorker("none has registered")
-        lora = (found.digest, f"modules/{found.digest}") if found else None
-        blocks = block_keys(token_ids, lease.block_tokens, lora=lora, cache_salt=tenant.cache_salt)
+        blocks = pipeline.block_keys(token_ids, tenant, found)
         return Prefix(
             token_ids=token_ids,
             module=found,
@@ -99,16 +75,16 @@ class Prefixes:
         chunks = await self._pipeline.activation.present(prefix.members)
         return None if chunks is None else chunks * prefix.chunk_tokens
 
-    async def held(self, prefix: Prefix) -> list[Held]:
+    async def held(self, prefix: Prefix) -> list[HeldPrefix]:
         """What each worker that answers has in its own memory."""
 
-        async def ask(worker: PooledWorker) -> Held | None:
+        async def ask(worker: PooledWorker) -> HeldPrefix | None:
             try:
                 answer = await worker.stub.LookupBlocks(worker_pb.LookupBlocksRequest(keys=prefix.blocks), timeout=LOOKUP_TIMEOUT_S)
             except grpc.aio.AioRpcError:
                 return None
             tokens = prefix.block_tokens
-            return Held(worker.lease.worker_id, answer.device_blocks * tokens, answer.held_blocks * tokens)
+            return HeldPrefix(worker.lease.worker_id, answer.device_blocks * tokens, answer.held_blocks * tokens)
 
         answers = await asyncio.gather(*(ask(worker) for worker in self._pipeline.pool.ready(time.monotonic())))
         return sorted((held for held in answers if held is not None), key=lambda held: held.worker_id)

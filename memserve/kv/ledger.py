@@ -54,7 +54,6 @@ class Removal(StrEnum):
     EXPIRED = "expired"
     ABANDONED = "abandoned"
     AGAIN = "again"
-    ASKED = "asked"
     REFUSED = "refused"
     VANISHED = "vanished"
 

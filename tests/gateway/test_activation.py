@@ -10,18 +10,17 @@ import grpc
 import pytest
 
 from memserve.client import AsyncClient, CallFailed
-from memserve.client_activation import Warmth
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR
-from memserve.domain import Message, Role
+from memserve.domain import Message, Role, Warmth
 from memserve.kv.keys import VALUE_PREFIX, block_keys, chunk_keys, member
 from memserve.kv.ledger import Candidate, Ledger, Owner, Settled
-from memserve.kv.servers import CacheServers
 from memserve.memory.activation import PINNED_SHARE
 from memserve.pb.v1 import activation_pb2 as pb
 from memserve.pb.v1 import activation_pb2_grpc as rpc
 from memserve.pb.v1 import inference_pb2
 from tests.gateway.fake_worker import BLOCK_TOKENS, NAMESPACE
 from tests.gateway.running import RunningGateway, open_gateway
+from tests.kv.conftest import servers_of
 from tests.kv.redis_server import RedisServer
 
 TEXT = "The code of Amber Lantern is 4071. " * 30
@@ -44,7 +43,7 @@ def members(gateway: RunningGateway, text: str, module_digest: str = "") -> list
 
 def store(redis: RedisServer, names: Sequence[str], owner: Owner) -> None:
     """As a worker does."""
-    servers = CacheServers(redis.url, io_timeout_s=2, lookup_timeout_s=2, connect_timeout_s=2, failures_to_open=2, pause_s=1)
+    servers = servers_of(redis)
     ledger = Ledger(servers, ttl_s=1000)
     parents = ["", *names[:-1]]
     reservation = ledger.reserve(

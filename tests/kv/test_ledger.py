@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -20,29 +19,9 @@ SIZE = 1000
 WORTH = 0.5
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def client(server: RedisServer) -> redis.Redis:
-    server.client.flushall()
-    return server.client
-
-
-def servers_of(server: RedisServer) -> CacheServers:
-    return CacheServers(server.url, io_timeout_s=2, lookup_timeout_s=2, connect_timeout_s=2, failures_to_open=2, pause_s=1)
-
-
-@pytest.fixture
-def servers(server: RedisServer) -> Iterator[CacheServers]:
-    servers = servers_of(server)
-    yield servers
-    servers.close()
+def client(redis_server: RedisServer) -> redis.Redis:
+    return redis_server.client
 
 
 def chain(name: str, length: int, after: int = 0) -> list[Candidate]:
@@ -399,11 +378,11 @@ def test_chunks_are_found_and_condemned_by_tenant_and_module(client: redis.Redis
     assert ledger.condemn(["nothing"]) == ([], 0) and ledger.condemn([]) == ([], 0)
 
 
-def test_two_writers_race_and_every_byte_is_counted(client: redis.Redis, server: RedisServer, servers: CacheServers) -> None:
+def test_two_writers_race_and_every_byte_is_counted(client: redis.Redis, redis_server: RedisServer, servers: CacheServers) -> None:
     quota = 20 * SIZE
 
     def race(seed: int) -> None:
-        own = server.client
+        own = redis_server.client
         ledger, draw = Ledger(servers, ttl_s=100, quotas=Quotas(tenant_bytes=quota)), random.Random(seed)
         for _ in range(300):
             name, length = f"c{draw.randrange(12)}", draw.randrange(1, 8)

@@ -6,7 +6,6 @@ import asyncio
 import os
 import uuid
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,6 @@ from tests.kv.redis_server import RedisServer
 from tests.worker.tier_collectors import unregister_tier_metrics
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
 
 
 def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from memserve.kv.codec import HEADER_BYTES
 from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, member, redis_key
 from memserve.kv.store import RedisChunkStore
 from tests.kv.one_chunk import get, put
-from tests.kv.redis_server import RedisServer
+from tests.kv.redis_server import RedisServer, wait_until
 from tests.worker.tier_collectors import unregister_tier_metrics
 
 NAMESPACE = CacheNamespace(model_digest="tiny", kv_dtype="float32", kv_layout="test", block_size_tokens=32, blocks_per_chunk=2)
@@ -35,13 +35,6 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.stop()
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "not in time"
-        time.sleep(0.02)
 
 
 # The tier alone
