@@ -44,6 +44,11 @@ class Settings(BaseModel):
         "Empty: the registry's, or a second private one.",
     )
     cache_max_bytes: int = Field(1 * GIB, ge=64 * MIB, description="Memory limit of the private Redis that holds the KV cache.")
+    module_store_url: str = Field(
+        "",
+        description="Where modules are kept: a directory, or an fsspec URL (s3://, gs:// …) that all gateways and workers reach. "
+        "Empty: data_dir/modules.",
+    )
     milvus_uri: str = Field("", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir.")
 
     # Who may call
@@ -57,6 +62,9 @@ class Settings(BaseModel):
     max_inflight_per_tenant: int = Field(128, ge=1, description="Answers under way for one tenant in one gateway.")
     max_message_bytes: int = Field(4 * MIB, ge=64 * 1024, description="Largest gRPC message that the gateway takes.")
     max_module_bytes: int = Field(512 * MIB, ge=1 * MIB, description="Largest module that can be published.")
+    canary_interval_s: float = Field(
+        30.0, ge=0.1, description="Time between two runs of the probes of a canary, a version that serves before it has passed the gate."
+    )
     default_max_tokens: int = Field(128, ge=1, description="Output tokens when a request names no limit.")
     recall_limit: int = Field(4, ge=1, le=64, description="Recalled passages when a request names no limit.")
     recall_timeout_ms: int = Field(500, ge=1, le=60_000, description="Time that recall may take when a request names none.")
@@ -89,6 +97,7 @@ class Settings(BaseModel):
     max_loras: int = Field(4, ge=1, le=64, description="Adapters in one engine's batch at the same time.")
     max_cpu_loras: int = Field(16, ge=1, le=4096, description="Adapters that an engine keeps loaded.")
     max_lora_rank: int = Field(16, ge=1, le=512, description="Largest adapter rank. vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 and 512.")
+    max_experts: int = Field(2, ge=0, le=16, description="Logit experts that an engine keeps loaded. 0: none are served.")
     omp_threads: int = Field(1, ge=1, description="OpenMP threads of an engine on the CPU.")
     lease_s: float = Field(3.0, gt=0.5, description="How long a worker's registration outlives its last sign of life.")
 

@@ -61,17 +61,165 @@ class ScoredMemory:
     bm25_score: float | None
 
 
+class ModuleKind(StrEnum):
+    """How a module's weights are checked, loaded and applied."""
+
+    LORA = "lora"
+    LOGIT_EXPERT = "logit_expert"
+
+
+class ModulePlace(StrEnum):
+    """Where a worker has a module's weights: in a slot of the device, in the engine's host memory, in its directory, or not at all."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+    ABSENT = "absent"
+
+
 @dataclass(frozen=True, slots=True)
-class Module:
-    """A published module: knowledge in weights under its content digest (sha256, hex)."""
+class WeightFigures:
+    """What a module's weights look like.
+
+    delta_norm: Frobenius norm of what is added to the base's weights (of an expert, of its weights). sparsity: share of the entries under a
+    thousandth of the largest of their matrix. effective_rank: exp of the entropy of the normalised singular values, mean over the matrices.
+    """
+
+    delta_norm: float
+    sparsity: float
+    effective_rank: float
+
+
+@dataclass(frozen=True, slots=True)
+class GateFigure:
+    """One of the gate's comparisons. base, module: shares of right answers, or calibration errors. probes: how many were asked."""
 
     name: str
+    base: float
+    module: float
+    rule: str
+    holds: bool
+    probes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GateReport:
+    """What the gate found. probes_digest: empty when the version has no probes."""
+
+    passed: bool
+    figures: tuple[GateFigure, ...]
+    worker_id: str
+    at_s: float
+    probes_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleVersion:
+    """One immutable version of a module. `digest`: sha256 over its canonical content, hex; `version` counts from 1.
+
+    base_digest: of the model that it was checked against. parents: digests of the versions that it was composed from. recipe: how it was
+    made, JSON or text. moves_logits: a worker has seen it change the canary prompts' logits. gate: the newest report, None before the first.
+    """
+
+    module: str
+    version: int
     digest: str
-    kind: str
+    kind: ModuleKind
+    base_digest: str
     rank: int
     target_modules: tuple[str, ...]
     size_bytes: int
     created_s: float
+    author: str
+    sources: tuple[str, ...]
+    parents: tuple[str, ...]
+    recipe: str
+    notes: str
+    figures: WeightFigures
+    probes_digest: str
+    moves_logits: bool = False
+    gate: GateReport | None = None
+
+    @property
+    def reference(self) -> str:
+        return f"{self.module}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficShare:
+    """A version's share of an alias. `weight` is relative to the others'."""
+
+    version: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name for one version, or for several that share its traffic. `revision` rises by one with every change."""
+
+    name: str
+    targets: tuple[TrafficShare, ...]
+    revision: int
+    changed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AliasChange:
+    """An entry of an alias's history. action: promote, rollback, split or canary_rollback."""
+
+    revision: int
+    targets: tuple[TrafficShare, ...]
+    at_s: float
+    principal: str
+    action: str
+    reason: str
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module: a name, a kind, versions, aliases."""
+
+    name: str
+    kind: ModuleKind
+    newest_version: int
+    versions: int
+    aliases: tuple[Alias, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """A change: who, when, what, and what it was before and after (JSON; empty for nothing)."""
+
+    event_id: str
+    at_s: float
+    tenant: str
+    principal: str
+    action: str
+    module: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsedModule:
+    """A module version in an answer, and why this one. `alpha`: of a logit expert."""
+
+    name: str
+    version: int
+    digest: str
+    kind: ModuleKind
+    reason: str
+    alpha: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResidency:
+    """Where a worker has a version. refusal: why it could not load it."""
+
+    worker_id: str
+    place: ModulePlace
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +294,14 @@ class Warmth:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who calls. `cache_salt` keeps one tenant's KV from another; it is derived, never sent by a client."""
+    """Who calls. `cache_salt` keeps one tenant's KV from another; it is derived, never sent by a client.
+
+    principal: who of the tenant, for the audit.
+    """
 
     name: str
     cache_salt: str
+    principal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +330,16 @@ class WorkerLease:
 
 
 @dataclass(frozen=True, slots=True)
+class Expert:
+    """A logit expert to decode with: logits + alpha * (expert's - anti-expert's)."""
+
+    reference: str
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A checked request for one answer. Empty `model`, `module` and `worker_id` mean: the served one, none, any."""
+    """A checked request for one answer. Empty `model`, `module`, `worker_id` and `session` mean: the served one, none, any, none."""
 
     messages: tuple[Message, ...]
     sampling: Sampling
@@ -190,6 +350,8 @@ class GenerationRequest:
     recall_timeout_s: float = 0.0
     slo: Slo = Slo()
     worker_id: str = ""
+    expert: Expert | None = None
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +365,7 @@ class Route:
     predicted_ttft_ms: float
     prompt_tokens: int
     expected_cached_tokens: int
-    module: str
-    module_digest: str
+    modules: tuple[UsedModule, ...]
     recall_outcome: RecallOutcome
     passages: tuple[ScoredMemory, ...]
 

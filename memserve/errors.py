@@ -40,17 +40,52 @@ class ModelNotFound(MemserveError):
 
 
 class ModuleNotFound(MemserveError):
-    """The tenant has no module of this name."""
+    """The tenant has no module, version or alias of this name."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"module {name!r} does not exist; `memserve modules list` shows the ones that do")
+    def __init__(self, reference: str) -> None:
+        super().__init__(f"module {reference!r} does not exist; `memserve modules list` shows the ones that do")
 
 
-class ModuleConflict(MemserveError):
-    """The name already belongs to a module with other content."""
+class ModuleNotLive(MemserveError):
+    """The module has versions, and none of them is behind the alias that was asked for."""
 
-    def __init__(self, name: str, digest: str) -> None:
-        super().__init__(f"module {name!r} already exists with digest {digest}; publish other content under another name")
+    def __init__(self, name: str, alias: str) -> None:
+        super().__init__(f"module {name!r} has no alias {alias!r} yet; `memserve modules promote {name} <version>` sets it")
+
+
+class AliasConflict(MemserveError):
+    """An alias is not at the revision that the caller expected: somebody else was quicker."""
+
+    def __init__(self, name: str, alias: str, revision: int, expected: int) -> None:
+        super().__init__(f"{name}@{alias} is at revision {revision}, not {expected}; look at it again and decide anew")
+
+
+class NothingToRollBack(MemserveError):
+    """The alias has had one target only, or what it had before has been deleted."""
+
+    def __init__(self, name: str, alias: str, why: str) -> None:
+        super().__init__(f"{name}@{alias} cannot be rolled back: {why}")
+
+
+class VersionInUse(MemserveError):
+    """A version is to be deleted that something still uses."""
+
+    def __init__(self, reference: str, user: str) -> None:
+        super().__init__(f"{reference} is in use by {user}; release it there first")
+
+
+class GateRefused(MemserveError):
+    """A version's probes are below the thresholds."""
+
+    def __init__(self, reference: str, figures: str) -> None:
+        super().__init__(f"the gate refuses {reference}: {figures}; promote with force to override, which is recorded")
+
+
+class UploadIncomplete(MemserveError):
+    """An upload ended before all of its bytes were here. What came is kept for a while."""
+
+    def __init__(self, file_name: str, received: int, size: int) -> None:
+        super().__init__(f"{file_name} has {received} of {size} bytes; send the same upload again, it goes on from there")
 
 
 class NamespaceNotFound(MemserveError):

@@ -88,7 +88,7 @@ class Recall(_message.Message):
     def __init__(self, namespaces: _Optional[_Iterable[str]] = ..., limit: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "messages", "module", "recall", "sampling", "slo", "worker_id")
+    __slots__ = ("model", "messages", "module", "recall", "sampling", "slo", "worker_id", "experts", "session")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     MODULE_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,8 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     SLO_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     module: str
@@ -103,33 +105,57 @@ class GenerateRequest(_message.Message):
     sampling: Sampling
     slo: Slo
     worker_id: str
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., module: _Optional[str] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo: _Optional[_Union[Slo, _Mapping]] = ..., worker_id: _Optional[str] = ...) -> None: ...
+    experts: _containers.RepeatedCompositeFieldContainer[Expert]
+    session: str
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., module: _Optional[str] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo: _Optional[_Union[Slo, _Mapping]] = ..., worker_id: _Optional[str] = ..., experts: _Optional[_Iterable[_Union[Expert, _Mapping]]] = ..., session: _Optional[str] = ...) -> None: ...
+
+class Expert(_message.Message):
+    __slots__ = ("reference", "alpha")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    alpha: float
+    def __init__(self, reference: _Optional[str] = ..., alpha: _Optional[float] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("worker_id", "reason", "predicted_ttft_ms", "prompt_tokens", "expected_cached_tokens", "module", "module_digest", "recall_outcome", "passages", "request_id", "model")
+    __slots__ = ("worker_id", "reason", "predicted_ttft_ms", "prompt_tokens", "expected_cached_tokens", "recall_outcome", "passages", "request_id", "model", "modules")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    MODULE_FIELD_NUMBER: _ClassVar[int]
-    MODULE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     RECALL_OUTCOME_FIELD_NUMBER: _ClassVar[int]
     PASSAGES_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     reason: str
     predicted_ttft_ms: float
     prompt_tokens: int
     expected_cached_tokens: int
-    module: str
-    module_digest: str
     recall_outcome: RecallOutcome
     passages: _containers.RepeatedCompositeFieldContainer[_memory_pb2.ScoredMemory]
     request_id: str
     model: str
-    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., expected_cached_tokens: _Optional[int] = ..., module: _Optional[str] = ..., module_digest: _Optional[str] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+    modules: _containers.RepeatedCompositeFieldContainer[UsedModule]
+    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., expected_cached_tokens: _Optional[int] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[UsedModule, _Mapping]]] = ...) -> None: ...
+
+class UsedModule(_message.Message):
+    __slots__ = ("name", "version", "digest", "kind", "reason", "alpha")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    digest: str
+    kind: str
+    reason: str
+    alpha: float
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[str] = ..., reason: _Optional[str] = ..., alpha: _Optional[float] = ...) -> None: ...
 
 class TextDelta(_message.Message):
     __slots__ = ("text", "token_ids", "logprobs")

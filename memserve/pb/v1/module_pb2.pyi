@@ -11,44 +11,232 @@ class ModuleKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MODULE_KIND_UNSPECIFIED: _ClassVar[ModuleKind]
     MODULE_KIND_LORA: _ClassVar[ModuleKind]
+    MODULE_KIND_LOGIT_EXPERT: _ClassVar[ModuleKind]
+
+class ModulePlace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODULE_PLACE_UNSPECIFIED: _ClassVar[ModulePlace]
+    MODULE_PLACE_DEVICE: _ClassVar[ModulePlace]
+    MODULE_PLACE_HOST: _ClassVar[ModulePlace]
+    MODULE_PLACE_DISK: _ClassVar[ModulePlace]
+    MODULE_PLACE_ABSENT: _ClassVar[ModulePlace]
+
+class ComposeMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPOSE_METHOD_UNSPECIFIED: _ClassVar[ComposeMethod]
+    COMPOSE_METHOD_LINEAR: _ClassVar[ComposeMethod]
+    COMPOSE_METHOD_CAT: _ClassVar[ComposeMethod]
+    COMPOSE_METHOD_SVD: _ClassVar[ComposeMethod]
+    COMPOSE_METHOD_TIES: _ClassVar[ComposeMethod]
+    COMPOSE_METHOD_DARE: _ClassVar[ComposeMethod]
+    COMPOSE_METHOD_CORE: _ClassVar[ComposeMethod]
+    COMPOSE_METHOD_COMPRESS: _ClassVar[ComposeMethod]
 MODULE_KIND_UNSPECIFIED: ModuleKind
 MODULE_KIND_LORA: ModuleKind
+MODULE_KIND_LOGIT_EXPERT: ModuleKind
+MODULE_PLACE_UNSPECIFIED: ModulePlace
+MODULE_PLACE_DEVICE: ModulePlace
+MODULE_PLACE_HOST: ModulePlace
+MODULE_PLACE_DISK: ModulePlace
+MODULE_PLACE_ABSENT: ModulePlace
+COMPOSE_METHOD_UNSPECIFIED: ComposeMethod
+COMPOSE_METHOD_LINEAR: ComposeMethod
+COMPOSE_METHOD_CAT: ComposeMethod
+COMPOSE_METHOD_SVD: ComposeMethod
+COMPOSE_METHOD_TIES: ComposeMethod
+COMPOSE_METHOD_DARE: ComposeMethod
+COMPOSE_METHOD_CORE: ComposeMethod
+COMPOSE_METHOD_COMPRESS: ComposeMethod
 
-class Module(_message.Message):
-    __slots__ = ("name", "digest", "kind", "rank", "target_modules", "size_bytes", "created_s")
+class WeightFigures(_message.Message):
+    __slots__ = ("delta_norm", "sparsity", "effective_rank")
+    DELTA_NORM_FIELD_NUMBER: _ClassVar[int]
+    SPARSITY_FIELD_NUMBER: _ClassVar[int]
+    EFFECTIVE_RANK_FIELD_NUMBER: _ClassVar[int]
+    delta_norm: float
+    sparsity: float
+    effective_rank: float
+    def __init__(self, delta_norm: _Optional[float] = ..., sparsity: _Optional[float] = ..., effective_rank: _Optional[float] = ...) -> None: ...
+
+class GateFigure(_message.Message):
+    __slots__ = ("name", "base", "module", "rule", "holds", "probes")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    base: float
+    module: float
+    rule: str
+    holds: bool
+    probes: int
+    def __init__(self, name: _Optional[str] = ..., base: _Optional[float] = ..., module: _Optional[float] = ..., rule: _Optional[str] = ..., holds: _Optional[bool] = ..., probes: _Optional[int] = ...) -> None: ...
+
+class GateReport(_message.Message):
+    __slots__ = ("passed", "figures", "worker_id", "at_s", "probes_digest")
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    PROBES_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    passed: bool
+    figures: _containers.RepeatedCompositeFieldContainer[GateFigure]
+    worker_id: str
+    at_s: float
+    probes_digest: str
+    def __init__(self, passed: _Optional[bool] = ..., figures: _Optional[_Iterable[_Union[GateFigure, _Mapping]]] = ..., worker_id: _Optional[str] = ..., at_s: _Optional[float] = ..., probes_digest: _Optional[str] = ...) -> None: ...
+
+class ModuleVersion(_message.Message):
+    __slots__ = ("module", "version", "digest", "kind", "base_digest", "rank", "target_modules", "size_bytes", "created_s", "author", "sources", "parents", "recipe", "notes", "figures", "probes_digest", "gate", "moves_logits")
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     TARGET_MODULES_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_S_FIELD_NUMBER: _ClassVar[int]
-    name: str
+    AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    PROBES_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    MOVES_LOGITS_FIELD_NUMBER: _ClassVar[int]
+    module: str
+    version: int
     digest: str
     kind: ModuleKind
+    base_digest: str
     rank: int
     target_modules: _containers.RepeatedScalarFieldContainer[str]
     size_bytes: int
     created_s: float
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_s: _Optional[float] = ...) -> None: ...
+    author: str
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    parents: _containers.RepeatedScalarFieldContainer[str]
+    recipe: str
+    notes: str
+    figures: WeightFigures
+    probes_digest: str
+    gate: GateReport
+    moves_logits: bool
+    def __init__(self, module: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_s: _Optional[float] = ..., author: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[str]] = ..., recipe: _Optional[str] = ..., notes: _Optional[str] = ..., figures: _Optional[_Union[WeightFigures, _Mapping]] = ..., probes_digest: _Optional[str] = ..., gate: _Optional[_Union[GateReport, _Mapping]] = ..., moves_logits: _Optional[bool] = ...) -> None: ...
+
+class TrafficShare(_message.Message):
+    __slots__ = ("version", "weight")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    weight: float
+    def __init__(self, version: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class Alias(_message.Message):
+    __slots__ = ("name", "targets", "revision", "changed_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    targets: _containers.RepeatedCompositeFieldContainer[TrafficShare]
+    revision: int
+    changed_s: float
+    def __init__(self, name: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[TrafficShare, _Mapping]]] = ..., revision: _Optional[int] = ..., changed_s: _Optional[float] = ...) -> None: ...
+
+class AliasChange(_message.Message):
+    __slots__ = ("revision", "targets", "at_s", "principal", "action", "reason", "forced")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FORCED_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    targets: _containers.RepeatedCompositeFieldContainer[TrafficShare]
+    at_s: float
+    principal: str
+    action: str
+    reason: str
+    forced: bool
+    def __init__(self, revision: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TrafficShare, _Mapping]]] = ..., at_s: _Optional[float] = ..., principal: _Optional[str] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ..., forced: _Optional[bool] = ...) -> None: ...
+
+class Module(_message.Message):
+    __slots__ = ("name", "kind", "newest_version", "versions", "aliases")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: ModuleKind
+    newest_version: int
+    versions: int
+    aliases: _containers.RepeatedCompositeFieldContainer[Alias]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., newest_version: _Optional[int] = ..., versions: _Optional[int] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ...) -> None: ...
+
+class AuditEvent(_message.Message):
+    __slots__ = ("event_id", "at_s", "principal", "action", "module", "before", "after", "tenant")
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    event_id: str
+    at_s: float
+    principal: str
+    action: str
+    module: str
+    before: str
+    after: str
+    tenant: str
+    def __init__(self, event_id: _Optional[str] = ..., at_s: _Optional[float] = ..., principal: _Optional[str] = ..., action: _Optional[str] = ..., module: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class UploadFile(_message.Message):
+    __slots__ = ("file_name", "size_bytes", "sha256")
+    FILE_NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    file_name: str
+    size_bytes: int
+    sha256: str
+    def __init__(self, file_name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class PublishModuleHeader(_message.Message):
-    __slots__ = ("name", "kind", "expected_digest")
+    __slots__ = ("name", "kind", "expected_digest", "files", "sources", "recipe", "notes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: ModuleKind
     expected_digest: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., expected_digest: _Optional[str] = ...) -> None: ...
+    files: _containers.RepeatedCompositeFieldContainer[UploadFile]
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    recipe: str
+    notes: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., expected_digest: _Optional[str] = ..., files: _Optional[_Iterable[_Union[UploadFile, _Mapping]]] = ..., sources: _Optional[_Iterable[str]] = ..., recipe: _Optional[str] = ..., notes: _Optional[str] = ...) -> None: ...
 
 class FileChunk(_message.Message):
-    __slots__ = ("file_name", "content")
+    __slots__ = ("file_name", "content", "offset")
     FILE_NAME_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     file_name: str
     content: bytes
-    def __init__(self, file_name: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+    offset: int
+    def __init__(self, file_name: _Optional[str] = ..., content: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class PublishModuleRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -59,10 +247,22 @@ class PublishModuleRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PublishModuleHeader, _Mapping]] = ..., chunk: _Optional[_Union[FileChunk, _Mapping]] = ...) -> None: ...
 
 class PublishModuleResponse(_message.Message):
-    __slots__ = ("module",)
-    MODULE_FIELD_NUMBER: _ClassVar[int]
-    module: Module
-    def __init__(self, module: _Optional[_Union[Module, _Mapping]] = ...) -> None: ...
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: ModuleVersion
+    def __init__(self, version: _Optional[_Union[ModuleVersion, _Mapping]] = ...) -> None: ...
+
+class GetUploadRequest(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: PublishModuleHeader
+    def __init__(self, header: _Optional[_Union[PublishModuleHeader, _Mapping]] = ...) -> None: ...
+
+class GetUploadResponse(_message.Message):
+    __slots__ = ("received_bytes",)
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    received_bytes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, received_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetModuleRequest(_message.Message):
     __slots__ = ("name",)
@@ -77,12 +277,16 @@ class GetModuleResponse(_message.Message):
     def __init__(self, module: _Optional[_Union[Module, _Mapping]] = ...) -> None: ...
 
 class ListModulesRequest(_message.Message):
-    __slots__ = ("page_size", "page_token")
+    __slots__ = ("page_size", "page_token", "name_prefix", "kind")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NAME_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    name_prefix: str
+    kind: ModuleKind
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., name_prefix: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ...) -> None: ...
 
 class ListModulesResponse(_message.Message):
     __slots__ = ("modules", "next_page_token")
@@ -91,3 +295,245 @@ class ListModulesResponse(_message.Message):
     modules: _containers.RepeatedCompositeFieldContainer[Module]
     next_page_token: str
     def __init__(self, modules: _Optional[_Iterable[_Union[Module, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetVersionRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class GetVersionResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: ModuleVersion
+    def __init__(self, version: _Optional[_Union[ModuleVersion, _Mapping]] = ...) -> None: ...
+
+class ListVersionsRequest(_message.Message):
+    __slots__ = ("name", "page_size", "page_token")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    page_size: int
+    page_token: str
+    def __init__(self, name: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListVersionsResponse(_message.Message):
+    __slots__ = ("versions", "next_page_token")
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedCompositeFieldContainer[ModuleVersion]
+    next_page_token: str
+    def __init__(self, versions: _Optional[_Iterable[_Union[ModuleVersion, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GateProgress(_message.Message):
+    __slots__ = ("done", "total")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    done: int
+    total: int
+    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class RunGateRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class RunGateResponse(_message.Message):
+    __slots__ = ("progress", "report")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    progress: GateProgress
+    report: GateReport
+    def __init__(self, progress: _Optional[_Union[GateProgress, _Mapping]] = ..., report: _Optional[_Union[GateReport, _Mapping]] = ...) -> None: ...
+
+class PromoteModuleRequest(_message.Message):
+    __slots__ = ("name", "version", "alias", "expected_revision", "force", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    alias: str
+    expected_revision: int
+    force: bool
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., expected_revision: _Optional[int] = ..., force: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PromoteModuleResponse(_message.Message):
+    __slots__ = ("progress", "alias")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    progress: GateProgress
+    alias: Alias
+    def __init__(self, progress: _Optional[_Union[GateProgress, _Mapping]] = ..., alias: _Optional[_Union[Alias, _Mapping]] = ...) -> None: ...
+
+class RollbackModuleRequest(_message.Message):
+    __slots__ = ("name", "alias", "expected_revision", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    alias: str
+    expected_revision: int
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., expected_revision: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RollbackModuleResponse(_message.Message):
+    __slots__ = ("alias",)
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    alias: Alias
+    def __init__(self, alias: _Optional[_Union[Alias, _Mapping]] = ...) -> None: ...
+
+class SetTrafficRequest(_message.Message):
+    __slots__ = ("name", "alias", "targets", "expected_revision", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    alias: str
+    targets: _containers.RepeatedCompositeFieldContainer[TrafficShare]
+    expected_revision: int
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[TrafficShare, _Mapping]]] = ..., expected_revision: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SetTrafficResponse(_message.Message):
+    __slots__ = ("alias",)
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    alias: Alias
+    def __init__(self, alias: _Optional[_Union[Alias, _Mapping]] = ...) -> None: ...
+
+class ListAliasHistoryRequest(_message.Message):
+    __slots__ = ("name", "alias")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    alias: str
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ...) -> None: ...
+
+class ListAliasHistoryResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[AliasChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[AliasChange, _Mapping]]] = ...) -> None: ...
+
+class DeleteVersionRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class DeleteVersionResponse(_message.Message):
+    __slots__ = ("evicted_chunks",)
+    EVICTED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    evicted_chunks: int
+    def __init__(self, evicted_chunks: _Optional[int] = ...) -> None: ...
+
+class WorkerResidency(_message.Message):
+    __slots__ = ("worker_id", "place", "refusal")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    place: ModulePlace
+    refusal: str
+    def __init__(self, worker_id: _Optional[str] = ..., place: _Optional[_Union[ModulePlace, str]] = ..., refusal: _Optional[str] = ...) -> None: ...
+
+class PreloadModuleRequest(_message.Message):
+    __slots__ = ("reference", "worker_id")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    worker_id: str
+    def __init__(self, reference: _Optional[str] = ..., worker_id: _Optional[str] = ...) -> None: ...
+
+class PreloadModuleResponse(_message.Message):
+    __slots__ = ("workers",)
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerResidency]
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerResidency, _Mapping]]] = ...) -> None: ...
+
+class UnloadModuleRequest(_message.Message):
+    __slots__ = ("reference", "worker_id")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    worker_id: str
+    def __init__(self, reference: _Optional[str] = ..., worker_id: _Optional[str] = ...) -> None: ...
+
+class UnloadModuleResponse(_message.Message):
+    __slots__ = ("workers",)
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerResidency]
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerResidency, _Mapping]]] = ...) -> None: ...
+
+class ComposeParent(_message.Message):
+    __slots__ = ("reference", "weight")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    weight: float
+    def __init__(self, reference: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class ComposeModuleRequest(_message.Message):
+    __slots__ = ("name", "method", "parents", "rank", "density", "seed", "notes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    method: ComposeMethod
+    parents: _containers.RepeatedCompositeFieldContainer[ComposeParent]
+    rank: int
+    density: float
+    seed: int
+    notes: str
+    def __init__(self, name: _Optional[str] = ..., method: _Optional[_Union[ComposeMethod, str]] = ..., parents: _Optional[_Iterable[_Union[ComposeParent, _Mapping]]] = ..., rank: _Optional[int] = ..., density: _Optional[float] = ..., seed: _Optional[int] = ..., notes: _Optional[str] = ...) -> None: ...
+
+class ComposeModuleResponse(_message.Message):
+    __slots__ = ("progress", "version")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    progress: GateProgress
+    version: ModuleVersion
+    def __init__(self, progress: _Optional[_Union[GateProgress, _Mapping]] = ..., version: _Optional[_Union[ModuleVersion, _Mapping]] = ...) -> None: ...
+
+class WatchModulesRequest(_message.Message):
+    __slots__ = ("after_event_id",)
+    AFTER_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    after_event_id: str
+    def __init__(self, after_event_id: _Optional[str] = ...) -> None: ...
+
+class WatchModulesResponse(_message.Message):
+    __slots__ = ("event",)
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    event: AuditEvent
+    def __init__(self, event: _Optional[_Union[AuditEvent, _Mapping]] = ...) -> None: ...
+
+class ListAuditEventsRequest(_message.Message):
+    __slots__ = ("page_size", "after_event_id")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    after_event_id: str
+    def __init__(self, page_size: _Optional[int] = ..., after_event_id: _Optional[str] = ...) -> None: ...
+
+class ListAuditEventsResponse(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[AuditEvent]
+    def __init__(self, events: _Optional[_Iterable[_Union[AuditEvent, _Mapping]]] = ...) -> None: ...

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ModuleServiceStub:
-    """Parametric memory: modules of knowledge in weights. Everything belongs to the caller's tenant.
+    """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name. Everything belongs to the
+    caller's tenant. A reference to a version is `name` (its alias `live`), `name@alias` or `name@number`.
     """
 
     def __init__(self, channel):
@@ -40,6 +41,11 @@ class ModuleServiceStub:
                 request_serializer=memserve_dot_v1_dot_module__pb2.PublishModuleRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_module__pb2.PublishModuleResponse.FromString,
                 _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/memserve.v1.ModuleService/GetUpload',
+                request_serializer=memserve_dot_v1_dot_module__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
         self.GetModule = channel.unary_unary(
                 '/memserve.v1.ModuleService/GetModule',
                 request_serializer=memserve_dot_v1_dot_module__pb2.GetModuleRequest.SerializeToString,
@@ -50,14 +56,88 @@ class ModuleServiceStub:
                 request_serializer=memserve_dot_v1_dot_module__pb2.ListModulesRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_module__pb2.ListModulesResponse.FromString,
                 _registered_method=True)
+        self.GetVersion = channel.unary_unary(
+                '/memserve.v1.ModuleService/GetVersion',
+                request_serializer=memserve_dot_v1_dot_module__pb2.GetVersionRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.GetVersionResponse.FromString,
+                _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/memserve.v1.ModuleService/ListVersions',
+                request_serializer=memserve_dot_v1_dot_module__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.ListVersionsResponse.FromString,
+                _registered_method=True)
+        self.RunGate = channel.unary_stream(
+                '/memserve.v1.ModuleService/RunGate',
+                request_serializer=memserve_dot_v1_dot_module__pb2.RunGateRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.RunGateResponse.FromString,
+                _registered_method=True)
+        self.PromoteModule = channel.unary_stream(
+                '/memserve.v1.ModuleService/PromoteModule',
+                request_serializer=memserve_dot_v1_dot_module__pb2.PromoteModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.PromoteModuleResponse.FromString,
+                _registered_method=True)
+        self.RollbackModule = channel.unary_unary(
+                '/memserve.v1.ModuleService/RollbackModule',
+                request_serializer=memserve_dot_v1_dot_module__pb2.RollbackModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.RollbackModuleResponse.FromString,
+                _registered_method=True)
+        self.SetTraffic = channel.unary_unary(
+                '/memserve.v1.ModuleService/SetTraffic',
+                request_serializer=memserve_dot_v1_dot_module__pb2.SetTrafficRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.SetTrafficResponse.FromString,
+                _registered_method=True)
+        self.ListAliasHistory = channel.unary_unary(
+                '/memserve.v1.ModuleService/ListAliasHistory',
+                request_serializer=memserve_dot_v1_dot_module__pb2.ListAliasHistoryRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.ListAliasHistoryResponse.FromString,
+                _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/memserve.v1.ModuleService/DeleteVersion',
+                request_serializer=memserve_dot_v1_dot_module__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.DeleteVersionResponse.FromString,
+                _registered_method=True)
+        self.PreloadModule = channel.unary_unary(
+                '/memserve.v1.ModuleService/PreloadModule',
+                request_serializer=memserve_dot_v1_dot_module__pb2.PreloadModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.PreloadModuleResponse.FromString,
+                _registered_method=True)
+        self.UnloadModule = channel.unary_unary(
+                '/memserve.v1.ModuleService/UnloadModule',
+                request_serializer=memserve_dot_v1_dot_module__pb2.UnloadModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.UnloadModuleResponse.FromString,
+                _registered_method=True)
+        self.ComposeModule = channel.unary_stream(
+                '/memserve.v1.ModuleService/ComposeModule',
+                request_serializer=memserve_dot_v1_dot_module__pb2.ComposeModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.ComposeModuleResponse.FromString,
+                _registered_method=True)
+        self.WatchModules = channel.unary_stream(
+                '/memserve.v1.ModuleService/WatchModules',
+                request_serializer=memserve_dot_v1_dot_module__pb2.WatchModulesRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.WatchModulesResponse.FromString,
+                _registered_method=True)
+        self.ListAuditEvents = channel.unary_unary(
+                '/memserve.v1.ModuleService/ListAuditEvents',
+                request_serializer=memserve_dot_v1_dot_module__pb2.ListAuditEventsRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.ListAuditEventsResponse.FromString,
+                _registered_method=True)
 
 
 class ModuleServiceServicer:
-    """Parametric memory: modules of knowledge in weights. Everything belongs to the caller's tenant.
+    """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name. Everything belongs to the
+    caller's tenant. A reference to a version is `name` (its alias `live`), `name@alias` or `name@number`.
     """
 
     def PublishModule(self, request_iterator, context):
-        """First message: `header`; then the files, each in order, in chunks of at most 1 MiB. Publishing the same content again is harmless.
+        """First message: `header`; then the files in chunks of at most 1 MiB. An upload that was cut off is resumed with the same files: ask
+        GetUpload for the offsets. Publishing the content of the module's newest version again gives that version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """How much of an unfinished upload is here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +150,99 @@ class ModuleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModules(self, request, context):
+        """By name, paged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVersion(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVersions(self, request, context):
+        """Newest first, paged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunGate(self, request, context):
+        """Runs the version's probes on a worker and streams progress; the last message has the report, which is kept with the version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteModule(self, request, context):
+        """Runs the gate where it has not passed, then points the alias at the version. Streams progress; the last message has the alias.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackModule(self, request, context):
+        """Points the alias back at what it was before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTraffic(self, request, context):
+        """Splits an alias between versions. Those that have not passed the gate are canaries: their probes run while they serve, and one that
+        breaches is taken out again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliasHistory(self, request, context):
+        """Every change of an alias, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteVersion(self, request, context):
+        """Refused while an alias, a request or a preload uses the version. Frees its KV.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreloadModule(self, request, context):
+        """Loads the version on workers, now and after their restarts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModule(self, request, context):
+        """Takes the version out of workers, and out of what they load when they start.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ComposeModule(self, request, context):
+        """Makes a new version from others on a worker's Ray, away from serving. Streams progress; the last message has the version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchModules(self, request, context):
+        """Streams the tenant's audit events as they happen, from after `after_event_id`, or from now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEvents(self, request, context):
+        """Oldest first, paged.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -83,6 +255,11 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     request_deserializer=memserve_dot_v1_dot_module__pb2.PublishModuleRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_module__pb2.PublishModuleResponse.SerializeToString,
             ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.GetUploadRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.GetUploadResponse.SerializeToString,
+            ),
             'GetModule': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModule,
                     request_deserializer=memserve_dot_v1_dot_module__pb2.GetModuleRequest.FromString,
@@ -93,6 +270,71 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     request_deserializer=memserve_dot_v1_dot_module__pb2.ListModulesRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_module__pb2.ListModulesResponse.SerializeToString,
             ),
+            'GetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVersion,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.GetVersionRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.GetVersionResponse.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.ListVersionsRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.ListVersionsResponse.SerializeToString,
+            ),
+            'RunGate': grpc.unary_stream_rpc_method_handler(
+                    servicer.RunGate,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.RunGateRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.RunGateResponse.SerializeToString,
+            ),
+            'PromoteModule': grpc.unary_stream_rpc_method_handler(
+                    servicer.PromoteModule,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.PromoteModuleRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.PromoteModuleResponse.SerializeToString,
+            ),
+            'RollbackModule': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackModule,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.RollbackModuleRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.RollbackModuleResponse.SerializeToString,
+            ),
+            'SetTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTraffic,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.SetTrafficRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.SetTrafficResponse.SerializeToString,
+            ),
+            'ListAliasHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliasHistory,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.ListAliasHistoryRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.ListAliasHistoryResponse.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.DeleteVersionResponse.SerializeToString,
+            ),
+            'PreloadModule': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreloadModule,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.PreloadModuleRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.PreloadModuleResponse.SerializeToString,
+            ),
+            'UnloadModule': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModule,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.UnloadModuleRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.UnloadModuleResponse.SerializeToString,
+            ),
+            'ComposeModule': grpc.unary_stream_rpc_method_handler(
+                    servicer.ComposeModule,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.ComposeModuleRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.ComposeModuleResponse.SerializeToString,
+            ),
+            'WatchModules': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchModules,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.WatchModulesRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.WatchModulesResponse.SerializeToString,
+            ),
+            'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEvents,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.ListAuditEventsRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'memserve.v1.ModuleService', rpc_method_handlers)
@@ -102,7 +344,8 @@ def add_ModuleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModuleService:
-    """Parametric memory: modules of knowledge in weights. Everything belongs to the caller's tenant.
+    """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name. Everything belongs to the
+    caller's tenant. A reference to a version is `name` (its alias `live`), `name@alias` or `name@number`.
     """
 
     @staticmethod
@@ -122,6 +365,33 @@ class ModuleService:
             '/memserve.v1.ModuleService/PublishModule',
             memserve_dot_v1_dot_module__pb2.PublishModuleRequest.SerializeToString,
             memserve_dot_v1_dot_module__pb2.PublishModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/GetUpload',
+            memserve_dot_v1_dot_module__pb2.GetUploadRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.GetUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -176,6 +446,357 @@ class ModuleService:
             '/memserve.v1.ModuleService/ListModules',
             memserve_dot_v1_dot_module__pb2.ListModulesRequest.SerializeToString,
             memserve_dot_v1_dot_module__pb2.ListModulesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/GetVersion',
+            memserve_dot_v1_dot_module__pb2.GetVersionRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.GetVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/ListVersions',
+            memserve_dot_v1_dot_module__pb2.ListVersionsRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.ListVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunGate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.ModuleService/RunGate',
+            memserve_dot_v1_dot_module__pb2.RunGateRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.RunGateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.ModuleService/PromoteModule',
+            memserve_dot_v1_dot_module__pb2.PromoteModuleRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.PromoteModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/RollbackModule',
+            memserve_dot_v1_dot_module__pb2.RollbackModuleRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.RollbackModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/SetTraffic',
+            memserve_dot_v1_dot_module__pb2.SetTrafficRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.SetTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliasHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/ListAliasHistory',
+            memserve_dot_v1_dot_module__pb2.ListAliasHistoryRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.ListAliasHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/DeleteVersion',
+            memserve_dot_v1_dot_module__pb2.DeleteVersionRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.DeleteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreloadModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/PreloadModule',
+            memserve_dot_v1_dot_module__pb2.PreloadModuleRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.PreloadModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/UnloadModule',
+            memserve_dot_v1_dot_module__pb2.UnloadModuleRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.UnloadModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ComposeModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.ModuleService/ComposeModule',
+            memserve_dot_v1_dot_module__pb2.ComposeModuleRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.ComposeModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchModules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.ModuleService/WatchModules',
+            memserve_dot_v1_dot_module__pb2.WatchModulesRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.WatchModulesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/ListAuditEvents',
+            memserve_dot_v1_dot_module__pb2.ListAuditEventsRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.ListAuditEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

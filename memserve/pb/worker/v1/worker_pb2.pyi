@@ -12,12 +12,25 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+
+class ModulePlace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODULE_PLACE_UNSPECIFIED: _ClassVar[ModulePlace]
+    MODULE_PLACE_DEVICE: _ClassVar[ModulePlace]
+    MODULE_PLACE_HOST: _ClassVar[ModulePlace]
+    MODULE_PLACE_DISK: _ClassVar[ModulePlace]
+    MODULE_PLACE_ABSENT: _ClassVar[ModulePlace]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
+MODULE_PLACE_UNSPECIFIED: ModulePlace
+MODULE_PLACE_DEVICE: ModulePlace
+MODULE_PLACE_HOST: ModulePlace
+MODULE_PLACE_DISK: ModulePlace
+MODULE_PLACE_ABSENT: ModulePlace
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "token_ids", "cache_salt", "module_digest", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens", "tenant", "keep")
+    __slots__ = ("request_id", "token_ids", "cache_salt", "module_digest", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens", "tenant", "keep", "expert_digest", "expert_alpha")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +44,8 @@ class GenerateRequest(_message.Message):
     MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_ALPHA_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     cache_salt: str
@@ -44,7 +59,9 @@ class GenerateRequest(_message.Message):
     min_tokens: int
     tenant: str
     keep: bool
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[bool] = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: _Optional[bool] = ...) -> None: ...
+    expert_digest: str
+    expert_alpha: float
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[bool] = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: _Optional[bool] = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ...) -> None: ...
 
 class CachedTokens(_message.Message):
     __slots__ = ("device", "host", "redis")
@@ -78,21 +95,31 @@ class WatchRequest(_message.Message):
     after_sequence: int
     def __init__(self, epoch: _Optional[int] = ..., after_sequence: _Optional[int] = ...) -> None: ...
 
+class ModuleResidency(_message.Message):
+    __slots__ = ("digest", "place")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    place: ModulePlace
+    def __init__(self, digest: _Optional[str] = ..., place: _Optional[_Union[ModulePlace, str]] = ...) -> None: ...
+
 class WorkerState(_message.Message):
-    __slots__ = ("running", "waiting", "prefill_tokens_per_s", "resident_modules", "decode_tokens_per_s", "pending_prefill_tokens")
+    __slots__ = ("running", "waiting", "prefill_tokens_per_s", "modules", "decode_tokens_per_s", "pending_prefill_tokens", "used_modules")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
-    RESIDENT_MODULES_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
     DECODE_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     PENDING_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    USED_MODULES_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     prefill_tokens_per_s: float
-    resident_modules: _containers.RepeatedScalarFieldContainer[str]
+    modules: _containers.RepeatedCompositeFieldContainer[ModuleResidency]
     decode_tokens_per_s: float
     pending_prefill_tokens: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., resident_modules: _Optional[_Iterable[str]] = ..., decode_tokens_per_s: _Optional[float] = ..., pending_prefill_tokens: _Optional[int] = ...) -> None: ...
+    used_modules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[ModuleResidency, _Mapping]]] = ..., decode_tokens_per_s: _Optional[float] = ..., pending_prefill_tokens: _Optional[int] = ..., used_modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BlocksStored(_message.Message):
     __slots__ = ("keys",)
@@ -141,3 +168,97 @@ class LookupBlocksResponse(_message.Message):
     device_blocks: int
     held_blocks: int
     def __init__(self, device_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ...) -> None: ...
+
+class LoadModuleRequest(_message.Message):
+    __slots__ = ("digest", "kind", "pin")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    kind: str
+    pin: bool
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., pin: _Optional[bool] = ...) -> None: ...
+
+class LoadModuleResponse(_message.Message):
+    __slots__ = ("place",)
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    place: ModulePlace
+    def __init__(self, place: _Optional[_Union[ModulePlace, str]] = ...) -> None: ...
+
+class UnloadModuleRequest(_message.Message):
+    __slots__ = ("digest", "kind", "forget")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    FORGET_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    kind: str
+    forget: bool
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., forget: _Optional[bool] = ...) -> None: ...
+
+class UnloadModuleResponse(_message.Message):
+    __slots__ = ("place",)
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    place: ModulePlace
+    def __init__(self, place: _Optional[_Union[ModulePlace, str]] = ...) -> None: ...
+
+class TryModuleRequest(_message.Message):
+    __slots__ = ("digest", "kind")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    kind: str
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
+
+class TryModuleResponse(_message.Message):
+    __slots__ = ("largest_change",)
+    LARGEST_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    largest_change: float
+    def __init__(self, largest_change: _Optional[float] = ...) -> None: ...
+
+class ComposeParent(_message.Message):
+    __slots__ = ("digest", "weight")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    weight: float
+    def __init__(self, digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class ComposeModuleRequest(_message.Message):
+    __slots__ = ("method", "parents", "rank", "density", "seed")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    parents: _containers.RepeatedCompositeFieldContainer[ComposeParent]
+    rank: int
+    density: float
+    seed: int
+    def __init__(self, method: _Optional[str] = ..., parents: _Optional[_Iterable[_Union[ComposeParent, _Mapping]]] = ..., rank: _Optional[int] = ..., density: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class ComposeProgress(_message.Message):
+    __slots__ = ("done", "total")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    done: int
+    total: int
+    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class ComposedFile(_message.Message):
+    __slots__ = ("file_name", "content")
+    FILE_NAME_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    file_name: str
+    content: bytes
+    def __init__(self, file_name: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class ComposeModuleResponse(_message.Message):
+    __slots__ = ("progress", "file", "recipe")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    progress: ComposeProgress
+    file: ComposedFile
+    recipe: str
+    def __init__(self, progress: _Optional[_Union[ComposeProgress, _Mapping]] = ..., file: _Optional[_Union[ComposedFile, _Mapping]] = ..., recipe: _Optional[str] = ...) -> None: ...

@@ -50,6 +50,26 @@ class WorkerServiceStub:
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksRequest.SerializeToString,
                 response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksResponse.FromString,
                 _registered_method=True)
+        self.LoadModule = channel.unary_unary(
+                '/memserve.worker.v1.WorkerService/LoadModule',
+                request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LoadModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LoadModuleResponse.FromString,
+                _registered_method=True)
+        self.UnloadModule = channel.unary_unary(
+                '/memserve.worker.v1.WorkerService/UnloadModule',
+                request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleResponse.FromString,
+                _registered_method=True)
+        self.TryModule = channel.unary_unary(
+                '/memserve.worker.v1.WorkerService/TryModule',
+                request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.TryModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.TryModuleResponse.FromString,
+                _registered_method=True)
+        self.ComposeModule = channel.unary_stream(
+                '/memserve.worker.v1.WorkerService/ComposeModule',
+                request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleRequest.SerializeToString,
+                response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -77,6 +97,34 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModule(self, request, context):
+        """Loads a module, fetching it from the module store where this worker has not got it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModule(self, request, context):
+        """Takes a module out of the engine. Refused while a request uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TryModule(self, request, context):
+        """Runs the canary prompts with and without the module.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ComposeModule(self, request, context):
+        """Composes modules in a Ray task, away from the engine. Streams progress, then the files of the result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +142,26 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.LookupBlocks,
                     request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksRequest.FromString,
                     response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksResponse.SerializeToString,
+            ),
+            'LoadModule': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModule,
+                    request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LoadModuleRequest.FromString,
+                    response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.LoadModuleResponse.SerializeToString,
+            ),
+            'UnloadModule': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModule,
+                    request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleRequest.FromString,
+                    response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleResponse.SerializeToString,
+            ),
+            'TryModule': grpc.unary_unary_rpc_method_handler(
+                    servicer.TryModule,
+                    request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.TryModuleRequest.FromString,
+                    response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.TryModuleResponse.SerializeToString,
+            ),
+            'ComposeModule': grpc.unary_stream_rpc_method_handler(
+                    servicer.ComposeModule,
+                    request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleRequest.FromString,
+                    response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +246,114 @@ class WorkerService:
             '/memserve.worker.v1.WorkerService/LookupBlocks',
             memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksRequest.SerializeToString,
             memserve_dot_worker_dot_v1_dot_worker__pb2.LookupBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.worker.v1.WorkerService/LoadModule',
+            memserve_dot_worker_dot_v1_dot_worker__pb2.LoadModuleRequest.SerializeToString,
+            memserve_dot_worker_dot_v1_dot_worker__pb2.LoadModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.worker.v1.WorkerService/UnloadModule',
+            memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleRequest.SerializeToString,
+            memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TryModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.worker.v1.WorkerService/TryModule',
+            memserve_dot_worker_dot_v1_dot_worker__pb2.TryModuleRequest.SerializeToString,
+            memserve_dot_worker_dot_v1_dot_worker__pb2.TryModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ComposeModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.worker.v1.WorkerService/ComposeModule',
+            memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleRequest.SerializeToString,
+            memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleResponse.FromString,
             options,
             channel_credentials,
             insecure,
