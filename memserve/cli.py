@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
 import memserve
 from memserve.cli_activation import kv_app
+from memserve.cli_modules import audit_app, modules_app
 from memserve.cli_options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json
 from memserve.client import DEFAULT_ADDRESS, CallFailed
 from memserve.client_messages import collect
 from memserve.config import Settings, load_settings
-from memserve.domain import Route, Sampling, Slo, TextDelta, Usage
-from memserve.errors import MemserveError, StartupError
+from memserve.domain import Expert, ModuleKind, Route, Sampling, Slo, TextDelta, Usage
+from memserve.errors import MemserveError
 
 app = typer.Typer(
     name="memserve",
@@ -35,8 +35,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-modules_app = typer.Typer(help="Modules: knowledge in weights, published under its content digest.", no_args_is_help=True)
 app.add_typer(modules_app, name="modules")
+app.add_typer(audit_app, name="audit")
 app.add_typer(kv_app, name="kv")
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -130,7 +130,10 @@ def demo(
 @app.command()
 def generate(
     question: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
-    module: Annotated[str, typer.Option(help="Module to answer with.")] = "",
+    module: Annotated[str, typer.Option(help="LoRA to answer with: NAME, NAME@ALIAS or NAME@NUMBER.")] = "",
+    expert: Annotated[str, typer.Option(help="Logit expert to decode with; a reference as of --module.")] = "",
+    alpha: Annotated[float, typer.Option(help="How far the expert shifts the logits. 0 is off.")] = 1.0,
+    session: Annotated[str, typer.Option(help="Requests of one session get the same version of a split alias.")] = "",
     recall: Annotated[list[str] | None, typer.Option(help="Namespace to recall from; may be repeated.")] = None,
     recall_limit: Annotated[int, typer.Option(help="Passages at most. 0: the gateway's default.")] = 0,
     system: Annotated[str, typer.Option(help="System text.")] = "",
@@ -160,6 +163,8 @@ def generate(
             sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
             slo=Slo(ttft_ms or None, tpot_ms or None),
             worker_id=worker_id,
+            expert=Expert(expert, alpha) if expert else None,
+            session=session,
         )
         if as_json:
             print_json(collect(list(events)))
@@ -179,6 +184,9 @@ def generate(
                     err.print(f"[dim]\\[{number}] {hit.memory.memory_id} from {hit.memory.source or 'no source'}[/]")
                 if event.recall_outcome in ("late", "unavailable"):
                     err.print(f"[yellow]recall was {event.recall_outcome}: answered without passages[/]")
+                for used in event.modules:
+                    shift = f", alpha {used.alpha:g}" if used.kind is ModuleKind.LOGIT_EXPERT else ""
+                    err.print(f"[dim]{used.name}@{used.version} ({used.digest[:12]}{shift}): {used.reason}[/]", highlight=False)
                 err.print(f"[dim]{event.worker_id}: {event.reason}[/]")
 
 
@@ -231,48 +239,6 @@ def search(
     out.print(table)
 
 
-@modules_app.command("push")
-def modules_push(
-    name: str,
-    folder: Annotated[Path, typer.Argument(help="Directory with adapter_config.json and adapter_model.safetensors.")],
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 300.0,
-    as_json: AsJson = False,
-) -> None:
-    """Publish a LoRA directory under a name."""
-    with connected(address, api_key, timeout) as client, Progress(console=err, transient=True) as bar:
-        task = bar.add_task(f"uploading {name}")
-        try:
-            module = client.publish_module(name, folder, progress=lambda sent, total: bar.update(task, completed=sent, total=total))
-        except FileNotFoundError as error:
-            raise StartupError(
-                f"{error.filename} does not exist; a LoRA directory has adapter_config.json and adapter_model.safetensors"
-            ) from None
-    print_json(module) if as_json else out.print(f"{module.name} is {module.digest} ({module.kind}, rank {module.rank})")
-
-
-@modules_app.command("list")
-def modules_list(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0, as_json: AsJson = False) -> None:
-    """List the modules."""
-    with connected(address, api_key, timeout) as client:
-        found = client.modules()
-    if as_json:
-        print_json({"modules": [asdict(module) for module in found]})
-        return
-    table = Table("name", "kind", "rank", "bytes", "digest")
-    for module in found:
-        table.add_row(module.name, module.kind, str(module.rank), str(module.size_bytes), module.digest)
-    out.print(table)
-
-
-@modules_app.command("show")
-def modules_show(name: str, address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0) -> None:
-    """Show one module, as JSON."""
-    with connected(address, api_key, timeout) as client:
-        print_json(client.get_module(name))
-
-
 @app.command()
 def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 10.0, as_json: AsJson = False) -> None:
     """Show the model, the workers and the memories."""
@@ -287,7 +253,7 @@ def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Ti
     )
     out.print(f"{now.modules} modules, {now.memories} memories")
     for w in now.workers:
-        resident = ", ".join(digest[:12] for digest in w.resident_modules) or "none"
+        resident = ", ".join(f"{digest[:12]} ({place})" for digest, place in w.modules.items()) or "none"
         out.print(f"{w.worker_id}  {'ready' if w.ready else 'not ready'}, {w.running} running, {w.waiting} waiting", highlight=False)
         out.print(f"  {w.known_blocks} KV blocks, {w.prefill_tokens_per_s:.0f} prefill tokens/s, modules: {resident}", highlight=False)
         if not w.shares_kv:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,18 +25,16 @@ from memserve.client_messages import (
     event_of,
     generate_request,
     memory_of,
-    module_of,
     scored_of,
     status_of,
-    upload_parts,
 )
-from memserve.domain import Memory, Message, Module, Role, Route, Sampling, ScoredMemory, Slo, TextDelta, Usage
+from memserve.client_modules import AsyncModuleCalls, ModuleCalls
+from memserve.domain import Memory, Message, Role, Route, Sampling, ScoredMemory, Slo, TextDelta, Usage
 from memserve.pb.v1 import (
     activation_pb2_grpc,
     inference_pb2_grpc,
     memory_pb2,
     memory_pb2_grpc,
-    module_pb2,
     module_pb2_grpc,
     status_pb2,
     status_pb2_grpc,
@@ -83,10 +81,9 @@ class Client:
         self._channel = grpc.insecure_channel(address, options=OPTIONS)
         self._metadata = _metadata(api_key)
         self._timeout_s = timeout_s
-        stub = activation_pb2_grpc.ActivationServiceStub
-        self.activation = ActivationCalls(
-            lambda rpc, request: self._call(stub, rpc, request), lambda rpc, request: self._stream(stub, rpc, request)
-        )
+        activation, modules = activation_pb2_grpc.ActivationServiceStub, module_pb2_grpc.ModuleServiceStub
+        self.activation = ActivationCalls(partial(self._call, activation), partial(self._stream, activation))
+        self.modules = ModuleCalls(partial(self._call, modules), partial(self._stream, modules))
 
     def __enter__(self) -> Self:
         return self
@@ -132,26 +129,6 @@ class Client:
         found = self._call(memory_pb2_grpc.MemoryServiceStub, "ListNamespaces", memory_pb2.ListNamespacesRequest())
         return {entry.namespace: entry.memories for entry in found.namespaces}
 
-    def publish_module(
-        self, name: str, folder: Path, *, expected_digest: str = "", progress: Callable[[int, int], None] = lambda sent, total: None
-    ) -> Module:
-        """Publish a PEFT LoRA directory. progress: called with bytes sent and bytes in all."""
-        parts = upload_parts(name, folder, expected_digest, progress)
-        return module_of(self._call(module_pb2_grpc.ModuleServiceStub, "PublishModule", parts).module)
-
-    def get_module(self, name: str) -> Module:
-        return module_of(self._call(module_pb2_grpc.ModuleServiceStub, "GetModule", module_pb2.GetModuleRequest(name=name)).module)
-
-    def modules(self) -> list[Module]:
-        found: list[Module] = []
-        token = ""
-        while True:
-            page = self._call(module_pb2_grpc.ModuleServiceStub, "ListModules", module_pb2.ListModulesRequest(page_token=token))
-            found += [module_of(entry) for entry in page.modules]
-            token = page.next_page_token
-            if not token:
-                return found
-
     def status(self) -> Status:
         return status_of(self._call(status_pb2_grpc.StatusServiceStub, "GetStatus", status_pb2.GetStatusRequest()))
 
@@ -175,10 +152,9 @@ class AsyncClient:
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         self._metadata = _metadata(api_key)
         self._timeout_s = timeout_s
-        stub = activation_pb2_grpc.ActivationServiceStub
-        self.activation = AsyncActivationCalls(
-            lambda rpc, request: self._call(stub, rpc, request), lambda rpc, request: self._stream(stub, rpc, request)
-        )
+        activation, modules = activation_pb2_grpc.ActivationServiceStub, module_pb2_grpc.ModuleServiceStub
+        self.activation = AsyncActivationCalls(partial(self._call, activation), partial(self._stream, activation))
+        self.modules = AsyncModuleCalls(partial(self._call, modules), partial(self._stream, modules))
 
     async def __aenter__(self) -> Self:
         return self
@@ -219,26 +195,6 @@ class AsyncClient:
         """Namespace to number of memories."""
         found = await self._call(memory_pb2_grpc.MemoryServiceStub, "ListNamespaces", memory_pb2.ListNamespacesRequest())
         return {entry.namespace: entry.memories for entry in found.namespaces}
-
-    async def publish_module(
-        self, name: str, folder: Path, *, expected_digest: str = "", progress: Callable[[int, int], None] = lambda sent, total: None
-    ) -> Module:
-        """As `Client.publish_module`."""
-        parts = upload_parts(name, folder, expected_digest, progress)
-        return module_of((await self._call(module_pb2_grpc.ModuleServiceStub, "PublishModule", parts)).module)
-
-    async def get_module(self, name: str) -> Module:
-        return module_of((await self._call(module_pb2_grpc.ModuleServiceStub, "GetModule", module_pb2.GetModuleRequest(name=name))).module)
-
-    async def modules(self) -> list[Module]:
-        found: list[Module] = []
-        token = ""
-        while True:
-            page = await self._call(module_pb2_grpc.ModuleServiceStub, "ListModules", module_pb2.ListModulesRequest(page_token=token))
-            found += [module_of(entry) for entry in page.modules]
-            token = page.next_page_token
-            if not token:
-                return found
 
     async def status(self) -> Status:
         return status_of(await self._call(status_pb2_grpc.StatusServiceStub, "GetStatus", status_pb2.GetStatusRequest()))

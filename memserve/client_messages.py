@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from memserve.client_module_messages import place_of
 from memserve.domain import (
     CachedTokens,
+    Expert,
     FinishReason,
     Memory,
     Message,
-    Module,
+    ModuleKind,
+    ModulePlace,
     RecallOutcome,
     Role,
     Route,
@@ -20,11 +22,9 @@ from memserve.domain import (
     Slo,
     TextDelta,
     Usage,
+    UsedModule,
 )
-from memserve.pb.v1 import inference_pb2, memory_pb2, module_pb2, status_pb2
-
-UPLOAD_CHUNK_BYTES = 256 * 1024
-LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
+from memserve.pb.v1 import inference_pb2, memory_pb2, status_pb2
 
 Event = Route | TextDelta | Usage
 
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A worker as the gateway sees it."""
+    """A worker as the gateway sees it. modules: what its engine holds, by digest."""
 
     worker_id: str
     address: str
@@ -53,7 +53,7 @@ class WorkerStatus:
     waiting: int
     known_blocks: int
     prefill_tokens_per_s: float
-    resident_modules: tuple[str, ...]
+    modules: dict[str, ModulePlace]
     shares_kv: bool
 
 
@@ -90,8 +90,10 @@ def generate_request(
     slo: Slo | None = None,
     model: str = "",
     worker_id: str = "",
+    expert: Expert | None = None,
+    session: str = "",
 ) -> inference_pb2.GenerateRequest:
-    """The request message. A string is one message of the user."""
+    """The request message. A string is one message of the user. module: a reference, as of `ModuleCalls`."""
     turns = [Message(Role.USER, messages)] if isinstance(messages, str) else messages
     sampling = sampling or Sampling(max_tokens=0)
     slo = slo or Slo()
@@ -111,6 +113,8 @@ def generate_request(
         ),
         slo=inference_pb2.Slo(ttft_ms=slo.ttft_ms or 0, tpot_ms=slo.tpot_ms or 0),
         worker_id=worker_id,
+        experts=[inference_pb2.Expert(reference=expert.reference, alpha=expert.alpha)] if expert is not None else [],
+        session=session,
     )
 
 
@@ -139,8 +143,9 @@ def event_of(response: inference_pb2.GenerateResponse) -> Event:
         predicted_ttft_ms=route.predicted_ttft_ms,
         prompt_tokens=route.prompt_tokens,
         expected_cached_tokens=route.expected_cached_tokens,
-        module=route.module,
-        module_digest=route.module_digest,
+        modules=tuple(
+            UsedModule(used.name, used.version, used.digest, ModuleKind(used.kind), used.reason, used.alpha) for used in route.modules
+        ),
         recall_outcome=RecallOutcome(inference_pb2.RecallOutcome.Name(route.recall_outcome).removeprefix("RECALL_OUTCOME_").lower()),
         passages=tuple(scored_of(hit) for hit in route.passages),
     )
@@ -173,11 +178,6 @@ def scored_of(hit: memory_pb2.ScoredMemory) -> ScoredMemory:
     )
 
 
-def module_of(value: module_pb2.Module) -> Module:
-    kind = module_pb2.ModuleKind.Name(value.kind).removeprefix("MODULE_KIND_").lower()
-    return Module(value.name, value.digest, kind, value.rank, tuple(value.target_modules), value.size_bytes, value.created_s)
-
-
 def status_of(value: status_pb2.GetStatusResponse) -> Status:
     workers = tuple(
         WorkerStatus(
@@ -190,7 +190,7 @@ def status_of(value: status_pb2.GetStatusResponse) -> Status:
             waiting=w.waiting,
             known_blocks=w.known_blocks,
             prefill_tokens_per_s=w.prefill_tokens_per_s,
-            resident_modules=tuple(w.resident_modules),
+            modules={module.digest: place_of(module.place) for module in w.modules},
             shares_kv=w.shares_kv,
         )
         for w in value.workers
@@ -206,26 +206,3 @@ def status_of(value: status_pb2.GetStatusResponse) -> Status:
         modules=value.modules,
         memories=value.memories,
     )
-
-
-def upload_parts(
-    name: str, folder: Path, expected_digest: str, progress: Callable[[int, int], None]
-) -> Iterator[module_pb2.PublishModuleRequest]:
-    """The messages of an upload. Raises FileNotFoundError before the first when a file is missing."""
-    files = [folder / file_name for file_name in LORA_FILES]
-    total = sum(file.stat().st_size for file in files)
-    return _upload_parts(name, files, total, expected_digest, progress)
-
-
-def _upload_parts(
-    name: str, files: Sequence[Path], total: int, expected_digest: str, progress: Callable[[int, int], None]
-) -> Iterator[module_pb2.PublishModuleRequest]:
-    header = module_pb2.PublishModuleHeader(name=name, kind=module_pb2.MODULE_KIND_LORA, expected_digest=expected_digest)
-    yield module_pb2.PublishModuleRequest(header=header)
-    sent = 0
-    for file in files:
-        with file.open("rb") as stream:
-            while content := stream.read(UPLOAD_CHUNK_BYTES):
-                yield module_pb2.PublishModuleRequest(chunk=module_pb2.FileChunk(file_name=file.name, content=content))
-                sent += len(content)
-                progress(sent, total)

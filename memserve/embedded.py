@@ -24,11 +24,12 @@ from redis.retry import Retry
 
 from memserve.client import Client, wait_until_ready
 from memserve.config import GIB, MIB, Settings, child_environment
-from memserve.demo import ADAPTERS_DIR, MODEL_DIR
+from memserve.demo import MODEL_DIR, demo_modules
 from memserve.errors import StartupError
 from memserve.gateway.server import check_port
 from memserve.kv.cache_url import without_secrets
 from memserve.model_files import open_model
+from memserve.policy.traffic import LIVE
 from memserve.registry import WORKERS, lease_key
 
 # Every process that belongs to a data directory carries it in this variable, so that none can be missed when they are stopped.
@@ -93,7 +94,7 @@ class Stack:
         self._start_workers()
         self._start_gateway()
         if model == MODEL_DIR:
-            self._publish_demo_adapters()
+            self._publish_demo_modules()
         self.started = True
 
     def stop(self) -> None:
@@ -277,12 +278,14 @@ class Stack:
             if time.monotonic() > deadline_s:
                 raise StartupError(f"the gateway is not ready after {GATEWAY_TIMEOUT_S:.0f} s; see {self.logs / 'gateway.log'}")
 
-    def _publish_demo_adapters(self) -> None:
+    def _publish_demo_modules(self) -> None:
         with Client(self.address) as client:
-            for folder in sorted(ADAPTERS_DIR.iterdir()):
-                if (folder / "adapter_model.safetensors").is_file():
-                    module = client.publish_module(folder.name, folder)
-                    self.report(f"module     {module.name} ({module.kind}, rank {module.rank}, {module.digest[:12]})")
+            for folder in demo_modules():
+                version = client.modules.publish(folder.name, folder)
+                if not any(alias.name == LIVE for alias in client.modules.get(folder.name).aliases):
+                    self.report(f"module     asking the probes of {version.reference}")
+                    client.modules.promote(folder.name, version.version, reason="comes with the demo model")
+                self.report(f"module     {version.reference} ({version.kind}, {version.digest[:12]})")
 
     def _sweep(self, why: str, keep: Sequence[subprocess.Popen[bytes] | None] = ()) -> None:
         """Kill what carries this data directory's mark, but for this process, its parents and `keep`."""

@@ -31,4 +31,11 @@ class GatewayMetrics:
         self.rerouted = Counter(
             "memserve_rerouted_total", "Requests sent to another worker because the first failed before a token.", registry=r
         )
+        self.module_answers = Counter("memserve_module_answers_total", "Answers that began with a module, by kind.", ["kind"], registry=r)
+        self.module_changes = Counter(
+            "memserve_module_changes_total",
+            "Changes of modules: publish, promote, rollback, split, canary_rollback, delete. By action.",
+            ["action"],
+            registry=r,
+        )
         self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)

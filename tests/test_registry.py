@@ -1,4 +1,4 @@
-"""The registry in a real Redis: leases that run out, names that are given once, and a Redis that does not answer."""
+"""The registry in a real Redis: leases that run out, and a Redis that does not answer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from memserve.domain import Module, WorkerLease
-from memserve.errors import ModuleConflict, RegistryUnavailable
+from memserve.domain import WorkerLease
+from memserve.errors import RegistryUnavailable
 from memserve.registry import WORKERS, Registry, lease_key
 from tests.kv.redis_server import RedisServer
 
 LEASE = WorkerLease("w0", "127.0.0.1:1", "127.0.0.1:2", 7, "tiny", "md", "td", "ns", 32, 1, 8192, 8, 1.5)
-MODULE = Module("tone", "d" * 64, "lora", 4, ("q_proj", "v_proj"), 1000, 2.5)
 
 
 @pytest_asyncio.fixture
@@ -65,46 +64,16 @@ async def test_a_dropped_lease_is_gone_at_once_and_dropping_again_is_fine(regist
     assert await registry.live_workers() == []
 
 
-async def test_a_name_belongs_to_the_first_content(registry: Registry) -> None:
-    assert await registry.add_module("alice", MODULE) == MODULE
-    assert await registry.add_module("alice", replace(MODULE, created_s=9.0)) == MODULE
-    with pytest.raises(ModuleConflict, match=MODULE.digest):
-        await registry.add_module("alice", replace(MODULE, digest="e" * 64))
-    assert await registry.module("alice", "tone") == MODULE
-
-
-async def test_of_many_at_once_one_gets_the_name(registry: Registry) -> None:
-    rivals = [replace(MODULE, digest=f"{number:064}") for number in range(8)]
-    results = await asyncio.gather(*(registry.add_module("alice", rival) for rival in rivals), return_exceptions=True)
-    won = [result for result in results if isinstance(result, Module)]
-    assert len(won) == 1
-    assert sum(isinstance(result, ModuleConflict) for result in results) == 7
-    assert await registry.module("alice", "tone") == won[0]
-
-
-async def test_modules_are_listed_by_name_for_their_tenant_only(registry: Registry) -> None:
-    for name in ("b", "a", "c"):
-        await registry.add_module("alice", replace(MODULE, name=name))
-    await registry.add_module("alice:x", replace(MODULE, name="theirs"))
-    assert list(await registry.modules("alice")) == ["a", "b", "c"]
-    assert await registry.modules("bob") == {}
-    assert await registry.module("bob", "a") is None
-    assert await registry.module("alice", "*") is None
-
-
 @pytest.mark.parametrize("gone", ["stopped", "paused"])
 async def test_a_redis_that_does_not_answer_is_said_so_within_a_second_or_so(own_redis_server: RedisServer, gone: str) -> None:
     registry = Registry(own_redis_server.url)
-    await registry.add_module("alice", MODULE)
+    await registry.renew_lease(LEASE, 60)
     own_redis_server.stop() if gone == "stopped" else own_redis_server.pause()
     calls = {
         "ping": registry.ping(),
         "renew_lease": registry.renew_lease(LEASE, 60),
         "drop_lease": registry.drop_lease("w0"),
         "live_workers": registry.live_workers(),
-        "add_module": registry.add_module("alice", MODULE),
-        "modules": registry.modules("alice"),
-        "module": registry.module("alice", "tone"),
     }
     started_s = time.monotonic()
     results = await asyncio.gather(*calls.values(), return_exceptions=True)

@@ -3,8 +3,18 @@ Importing this package is cheap: `facts` needs only the standard library; `train
 
 from pathlib import Path
 
-MODEL_DIR: Path = Path(__file__).parent / "model"
+_HERE = Path(__file__).parent
+
+MODEL_DIR: Path = _HERE / "model"
 """A Hugging Face directory: config, weights, tokenizer, chat template."""
 
-ADAPTERS_DIR: Path = Path(__file__).parent / "adapters"
+ADAPTERS_DIR: Path = _HERE / "adapters"
 """One PEFT directory for each adapter, with its `facts.json` beside the weights."""
+
+EXPERTS_DIR: Path = _HERE / "experts"
+"""One directory for each logit expert, with its `facts.json` beside the weights."""
+
+
+def demo_modules() -> list[Path]:
+    """The directories of every module that comes with the demo model."""
+    return sorted(file.parent for name in ("adapters/*/adapter_config.json", "experts/*/expert_config.json") for file in _HERE.glob(name))

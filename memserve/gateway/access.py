@@ -18,6 +18,7 @@ from memserve.domain import Tenant
 from memserve.errors import QuotaExceeded, StartupError, Unauthenticated
 
 DEFAULT_TENANT = "default"
+ANONYMOUS = "anonymous"
 TENANT_RULE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 RETRY_AFTER_S = 0.5
 
@@ -36,15 +37,17 @@ class Access:
         Raises Unauthenticated.
         """
         if not self._tenants:
-            return self._named(DEFAULT_TENANT)
+            return self.named(DEFAULT_TENANT, ANONYMOUS)
         scheme, _, key = authorization.partition(" ")
-        name = self._tenants.get(hashlib.sha256(key.strip().encode()).digest())
+        digest = hashlib.sha256(key.strip().encode()).digest()
+        name = self._tenants.get(digest)
         if scheme.lower() != "bearer" or name is None:
             raise Unauthenticated
-        return self._named(name)
+        # Tells one key of a tenant from another, and nobody the key.
+        return self.named(name, f"key {digest.hex()[:12]}")
 
-    def _named(self, name: str) -> Tenant:
-        return Tenant(name, hmac.new(self._salt_key, name.encode(), hashlib.sha256).hexdigest())
+    def named(self, name: str, principal: str) -> Tenant:
+        return Tenant(name, hmac.new(self._salt_key, name.encode(), hashlib.sha256).hexdigest(), principal)
 
 
 def load_access(settings: Settings) -> Access:

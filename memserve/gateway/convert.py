@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 from memserve.domain import (
+    Expert,
     FinishReason,
     GenerationRequest,
     Memory,
     Message,
-    Module,
     RecallOutcome,
     Role,
     Route,
@@ -21,9 +21,9 @@ from memserve.domain import (
     Usage,
 )
 from memserve.errors import InvalidField
-from memserve.memory.parametric import check_module_name
 from memserve.memory.vector import check_namespace
-from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2
+from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2
+from memserve.policy.traffic import parse_reference
 
 MESSAGES_MAX = 1000
 STOP_MAX = 8
@@ -34,6 +34,8 @@ RECALL_TIMEOUT_MAX_MS = 60_000
 SLO_MAX_MS = 3_600_000
 TEMPERATURE_MAX = 2.0
 MAX_TOKENS_MAX = 1 << 20
+ALPHA_MAX = 10.0
+SESSION_MAX_BYTES = 256
 
 ROLES = {inference_pb2.ROLE_SYSTEM: Role.SYSTEM, inference_pb2.ROLE_USER: Role.USER, inference_pb2.ROLE_ASSISTANT: Role.ASSISTANT}
 FINISH = {FinishReason.STOP: inference_pb2.FINISH_REASON_STOP, FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH}
@@ -50,7 +52,9 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
     if messages[-1].role is not Role.USER:
         raise InvalidField(f"messages[{len(messages) - 1}].role", "the last message must be the user's")
     if request.module:
-        check_module_name("module", request.module)
+        parse_reference("module", request.module)
+    if len(request.session.encode()) > SESSION_MAX_BYTES:
+        raise InvalidField("session", f"at most {SESSION_MAX_BYTES} bytes")
     if len(request.worker_id) > 64:
         raise InvalidField("worker_id", "at most 64 characters")
     if len(request.recall.namespaces) > NAMESPACES_MAX:
@@ -71,6 +75,8 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
         recall_timeout_s=request.recall.timeout_ms / 1000,
         slo=Slo(_wish("slo.ttft_ms", request.slo.ttft_ms), _wish("slo.tpot_ms", request.slo.tpot_ms)),
         worker_id=request.worker_id,
+        expert=_expert(request),
+        session=request.session,
     )
 
 
@@ -81,7 +87,7 @@ def prefix_messages(prefix: activation_pb2.Prefix) -> tuple[Message, ...]:
     if len(prefix.messages) > MESSAGES_MAX:
         raise InvalidField("prefix.messages", f"at most {MESSAGES_MAX}")
     if prefix.module:
-        check_module_name("prefix.module", prefix.module)
+        parse_reference("prefix.module", prefix.module)
     return tuple(_message(f"prefix.messages[{number}]", message) for number, message in enumerate(prefix.messages))
 
 
@@ -108,8 +114,12 @@ def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.Generat
         predicted_ttft_ms=event.predicted_ttft_ms,
         prompt_tokens=event.prompt_tokens,
         expected_cached_tokens=event.expected_cached_tokens,
-        module=event.module,
-        module_digest=event.module_digest,
+        modules=[
+            inference_pb2.UsedModule(
+                name=used.name, version=used.version, digest=used.digest, kind=used.kind, reason=used.reason, alpha=used.alpha
+            )
+            for used in event.modules
+        ],
         recall_outcome=RECALL[event.recall_outcome],
         passages=[scored_memory(hit) for hit in event.passages],
     )
@@ -131,18 +141,6 @@ def scored_memory(hit: ScoredMemory) -> memory_pb2.ScoredMemory:
     return memory_pb2.ScoredMemory(memory=memory(hit.memory), score=hit.score, dense_score=hit.dense_score, bm25_score=hit.bm25_score)
 
 
-def module(value: Module) -> module_pb2.Module:
-    return module_pb2.Module(
-        name=value.name,
-        digest=value.digest,
-        kind=module_pb2.MODULE_KIND_LORA,
-        rank=value.rank,
-        target_modules=value.target_modules,
-        size_bytes=value.size_bytes,
-        created_s=value.created_s,
-    )
-
-
 def _message(field: str, message: Any) -> Message:
     role = ROLES.get(message.role)
     if role is None:
@@ -150,6 +148,19 @@ def _message(field: str, message: Any) -> Message:
     if not message.content.strip():
         raise InvalidField(f"{field}.content", "must not be empty")
     return Message(role, message.content)
+
+
+def _expert(request: inference_pb2.GenerateRequest) -> Expert | None:
+    if not request.experts:
+        return None
+    if len(request.experts) > 1:
+        raise InvalidField("experts", "at most one")
+    (expert,) = request.experts
+    parse_reference("experts[0].reference", expert.reference)
+    alpha = expert.alpha if expert.HasField("alpha") else 1.0
+    if not -ALPHA_MAX <= alpha <= ALPHA_MAX:  # NaN fails too
+        raise InvalidField("experts[0].alpha", f"from {-ALPHA_MAX:g} to {ALPHA_MAX:g}; 0 is off")
+    return Expert(expert.reference, alpha)
 
 
 def _sampling(sampling: inference_pb2.Sampling) -> Sampling:

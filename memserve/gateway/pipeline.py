@@ -7,7 +7,8 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import grpc
@@ -18,7 +19,9 @@ from memserve.domain import (
     FinishReason,
     GenerationRequest,
     Message,
-    Module,
+    ModuleKind,
+    ModulePlace,
+    ModuleVersion,
     RecallOutcome,
     Role,
     Route,
@@ -26,6 +29,7 @@ from memserve.domain import (
     Tenant,
     TextDelta,
     Usage,
+    UsedModule,
 )
 from memserve.errors import (
     DeadlineExceeded,
@@ -41,7 +45,8 @@ from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.kv.keys import block_keys, chunk_keys
 from memserve.kv.lookup import PrefixLookup
 from memserve.memory.activation import ActivationMemory
-from memserve.memory.parametric import ModuleCatalogue
+from memserve.memory.canaries import Canaries
+from memserve.memory.parametric import ParametricMemory, Resolved
 from memserve.memory.vector import QUERY_MAX_BYTES, VectorMemory
 from memserve.metrics import GatewayMetrics
 from memserve.model_files import ModelFiles
@@ -65,21 +70,38 @@ class Recalled:
     passages: tuple[ScoredMemory, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class AnsweringModules:
+    """The immutable versions that one answer is made with, and what the receipt says of them."""
+
+    lora: ModuleVersion | None = None
+    expert: ModuleVersion | None = None
+    alpha: float = 0.0
+    used: tuple[UsedModule, ...] = ()
+
+
 @dataclass
 class Pipeline:
-    """Everything that a request meets on its way."""
+    """Everything that a request meets on its way.
+
+    Of modules, by digest. using: requests that hold it now. answered, not_answered: answers that began with it, and workers' refusals.
+    """
 
     settings: Settings
     model: ModelFiles
     tokenizer: ChatTokenizer
     inflight: Inflight
-    modules: ModuleCatalogue
+    modules: ParametricMemory
+    canaries: Canaries
     vector: VectorMemory
     activation: ActivationMemory
     pool: WorkerPool
     lookup: PrefixLookup
     metrics: GatewayMetrics
     costs: RoutingCosts = field(default_factory=RoutingCosts)
+    using: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
+    not_answered: Counter[str] = field(default_factory=Counter)
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
@@ -90,9 +112,11 @@ class Pipeline:
         Raises facts of memserve.errors.
         """
         accepted_s = time.monotonic()
-        with self.inflight.one(tenant.name), self.metrics.inflight.track_inprogress():
-            # 2. One immutable module version for the whole answer.
-            module = await self.resolve(tenant.name, request.model, request.module, request.messages)
+        with self.inflight.one(tenant.name), self.metrics.inflight.track_inprogress(), contextlib.ExitStack() as held:
+            # 2. Immutable module versions for the whole answer.
+            self.check(request.model, request.messages)
+            modules = await self._modules(request, tenant.name)
+            held.enter_context(self._holding(modules.used))
             # 3. Vector recall: late or down means an answer without passages, and says so.
             recalled = await self._recall(request, tenant.name)
             # 4. The prompt: token ids.
@@ -100,12 +124,12 @@ class Pipeline:
             request = replace(request, sampling=replace(request.sampling, max_tokens=max_tokens))
             # 5. Activation look-up: the prompt's block keys against Redis here, against what each worker holds in `_choose`.
             # But for the last token: the engine always computes that one.
-            keys = self.block_keys(token_ids[:-1], tenant, module)
+            keys = self.block_keys(token_ids[:-1], tenant, modules.lora)
             in_redis = await self._blocks_in_redis(keys)
             tried: set[str] = set()
             while True:
                 # 6. Routing.
-                worker, choice = self._choose(request, module, token_ids, keys, in_redis, tried)
+                worker, choice = self._choose(request, modules, token_ids, keys, in_redis, tried)
                 route = Route(
                     request_id=uuid.uuid4().hex,
                     model=self.model.name,
@@ -114,8 +138,7 @@ class Pipeline:
                     predicted_ttft_ms=choice.predicted_ttft_s * 1000,
                     prompt_tokens=len(token_ids),
                     expected_cached_tokens=choice.expected_cached_tokens,
-                    module=request.module,
-                    module_digest=module.digest if module else "",
+                    modules=modules.used,
                     recall_outcome=recalled.outcome,
                     passages=recalled.passages,
                 )
@@ -123,31 +146,57 @@ class Pipeline:
                 try:
                     with worker.serving(route.request_id, len(token_ids) - route.expected_cached_tokens):
                         yield route
-                        stream = self._stream(worker, request, tenant, route, token_ids, accepted_s, deadline_s)
+                        stream = self._stream(worker, request, tenant, route, modules, token_ids, accepted_s, deadline_s)
                         async with contextlib.aclosing(stream):
                             async for event in stream:
                                 yield event  # 8. Text, last the usage.
                     return
                 except _NotStarted as failure:
+                    self.not_answered.update(module.digest for module in modules.used)
                     tried.add(worker.lease.worker_id)
                     others = {other.lease.worker_id for other in self.pool.ready(time.monotonic())} - tried
                     if len(tried) >= ATTEMPTS or request.worker_id or not others:
                         raise NoWorker(failure.detail) from None
                     self.metrics.rerouted.inc()
 
-    async def resolve(self, tenant: str, model: str, module: str, messages: Sequence[Message]) -> Module | None:
-        """The module version that the messages are asked with; None for the base model.
-
-        Raises ModelNotFound, ModuleNotFound, and InvalidField for a message that spells a control token: it would be read as a command.
-        """
+    def check(self, model: str, messages: Sequence[Message]) -> None:
+        """Raises ModelNotFound, and InvalidField for a message that spells a control token: it would be read as a command."""
         if model not in ("", self.model.name):
             raise ModelNotFound(model, self.model.name)
-        found = await self.modules.resolve(tenant, module) if module else None
         for number, message in enumerate(messages):
             token = self.tokenizer.special_token_in(message.content)
             if token:
                 raise InvalidField(f"messages[{number}].content", f"must not contain the model's control token {token!r}")
-        return found
+
+    async def _modules(self, request: GenerationRequest, tenant: str) -> AnsweringModules:
+        """What the request's references mean now, for its session."""
+        key = request.session or uuid.uuid4().hex
+        lora = expert = None
+        if request.module:
+            lora = await self.modules.resolve("module", tenant, request.module, key)
+            _of_kind("module", lora, ModuleKind.LORA)
+        alpha = request.expert.alpha if request.expert is not None else 0.0
+        if request.expert is not None:
+            expert = await self.modules.resolve("experts[0].reference", tenant, request.expert.reference, key)
+            _of_kind("experts[0].reference", expert, ModuleKind.LOGIT_EXPERT)
+        return AnsweringModules(
+            lora=lora.version if lora else None,
+            expert=expert.version if expert and alpha else None,
+            alpha=alpha,
+            used=(*([_used(lora)] if lora else []), *([_used(expert, alpha)] if expert else [])),
+        )
+
+    @contextlib.contextmanager
+    def _holding(self, used: Sequence[UsedModule]) -> Iterator[None]:
+        """While inside, these versions are in use."""
+        self.using.update(module.digest for module in used)
+        try:
+            yield
+        finally:
+            for module in used:
+                self.using[module.digest] -= 1
+                if not self.using[module.digest]:
+                    del self.using[module.digest]
 
     async def _recall(self, request: GenerationRequest, tenant: str) -> Recalled:
         if not request.namespaces:
@@ -190,7 +239,7 @@ class Pipeline:
         rule = f"{wanted} after a prompt of {len(token_ids)} tokens is over the model's {limit}; at most {room} are left"
         raise InvalidField("sampling.max_tokens", rule)
 
-    def block_keys(self, token_ids: Sequence[int], tenant: Tenant, module: Module | None) -> list[bytes]:
+    def block_keys(self, token_ids: Sequence[int], tenant: Tenant, module: ModuleVersion | None) -> list[bytes]:
         """Keys of the full blocks, as the engine computes them."""
         lora = (module.digest, f"modules/{module.digest}") if module else None
         return block_keys(token_ids, self._block_tokens, lora=lora, cache_salt=tenant.cache_salt)
@@ -206,7 +255,7 @@ class Pipeline:
     def _choose(
         self,
         request: GenerationRequest,
-        module: Module | None,
+        modules: AnsweringModules,
         token_ids: Sequence[int],
         keys: Sequence[bytes],
         in_redis: int,
@@ -223,7 +272,7 @@ class Pipeline:
                 held_tokens=self.pool.index.longest_prefix(name, keys) * worker.lease.block_tokens,
                 shared_tokens=in_redis * worker.lease.block_tokens if worker.lease.shares_kv else 0,
                 prefill_tokens_per_s=worker.state.prefill_tokens_per_s,
-                adapter_resident=module is None or module.digest in worker.state.resident_modules,
+                adapter=worker.place_of(modules.lora.digest) if modules.lora is not None else ModulePlace.DEVICE,
             )
             for name, worker in ready.items()
         ]
@@ -238,6 +287,7 @@ class Pipeline:
         request: GenerationRequest,
         tenant: Tenant,
         route: Route,
+        modules: AnsweringModules,
         token_ids: list[int],
         accepted_s: float,
         deadline_s: float | None,
@@ -251,7 +301,9 @@ class Pipeline:
                 request_id=route.request_id,
                 token_ids=token_ids,
                 cache_salt=tenant.cache_salt,
-                module_digest=route.module_digest,
+                module_digest=modules.lora.digest if modules.lora else "",
+                expert_digest=modules.expert.digest if modules.expert else "",
+                expert_alpha=modules.alpha if modules.expert else 0.0,
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -271,6 +323,9 @@ class Pipeline:
                     first_s = time.monotonic()
                     worker.sent.pop(route.request_id, None)
                     self.metrics.prompt_tokens.inc(len(token_ids))
+                    for module in modules.used:
+                        self.answered[module.digest] += 1
+                        self.metrics.module_answers.labels(module.kind).inc()
                 output_tokens += len(response.token_ids)
                 if response.text or response.token_ids:
                     yield TextDelta(response.text, tuple(response.token_ids), tuple(response.logprobs))
@@ -346,3 +401,14 @@ class _NotStarted(Exception):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+
+
+def _of_kind(field: str, resolved: Resolved, kind: ModuleKind) -> None:
+    if resolved.version.kind is not kind:
+        other = "experts" if kind is ModuleKind.LORA else "module"
+        raise InvalidField(field, f"{resolved.version.reference} is of kind {resolved.version.kind}; name it in `{other}`")
+
+
+def _used(resolved: Resolved, alpha: float = 0.0) -> UsedModule:
+    version = resolved.version
+    return UsedModule(version.module, version.version, version.digest, version.kind, resolved.reason, alpha)

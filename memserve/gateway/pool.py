@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from memserve.domain import WorkerLease
+from memserve.domain import ModulePlace, WorkerLease
 from memserve.errors import RegistryUnavailable
 from memserve.kv.index import BlockIndex
 from memserve.pb.worker.v1 import worker_pb2 as pb
@@ -24,6 +24,7 @@ DISCOVERY_S = 0.25
 # A worker speaks four times a second; one that is silent for longer than this is chosen only when no other is left.
 SILENT_S = 1.0
 RECONNECT_S = 0.2
+PLACES = {getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace}
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
@@ -59,6 +60,11 @@ class PooledWorker:
         finally:
             self.running -= 1
             self.sent.pop(request_id, None)
+
+    def place_of(self, digest: str) -> ModulePlace:
+        """Where the worker said last that it has a module."""
+        place = next((module.place for module in self.state.modules if module.digest == digest), pb.MODULE_PLACE_UNSPECIFIED)
+        return PLACES.get(place, ModulePlace.ABSENT)
 
     @property
     def pending_prefill_tokens(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from memserve.domain import HeldPrefix, Message, Module, Tenant, Warmth
+from memserve.domain import HeldPrefix, Message, ModuleKind, ModuleVersion, Tenant, Warmth
 from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, WorkerLost
 from memserve.gateway.pipeline import LOST, Pipeline
 from memserve.gateway.pool import PooledWorker
@@ -31,7 +31,7 @@ class Prefix:
     """A prompt's beginning. blocks: [full blocks] keys. chunks: [full chunks] keys."""
 
     token_ids: list[int]
-    module: Module | None
+    module: ModuleVersion | None
     blocks: list[bytes]
     chunks: list[bytes]
     namespace: str
@@ -52,7 +52,10 @@ class Prefixes:
     async def prefix(self, tenant: Tenant, messages: Sequence[Message], model: str, module: str) -> Prefix:
         """Raises InvalidField, ModelNotFound, ModuleNotFound, and NoWorker before the first worker has said how it lays KV out."""
         pipeline = self._pipeline
-        found = await pipeline.resolve(tenant.name, model, module, messages)
+        pipeline.check(model, messages)
+        found = await pipeline.modules.heaviest("prefix.module", tenant.name, module) if module else None
+        if found is not None and found.kind is not ModuleKind.LORA:
+            raise InvalidField("prefix.module", f"a {found.kind} does not change the KV; leave it out")
         token_ids = await asyncio.to_thread(pipeline.tokenizer.encode, assemble_messages(messages, []))
         if len(token_ids) >= pipeline.model.max_context_tokens:
             raise InvalidField("prefix.messages", f"make {len(token_ids)} tokens; the model takes {pipeline.model.max_context_tokens - 1}")

@@ -8,6 +8,7 @@ import errno
 import logging
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -17,19 +18,27 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from memserve.config import Settings
-from memserve.errors import StartupError, VectorStoreUnavailable
+from memserve.errors import MemserveError, StartupError, VectorStoreUnavailable
 from memserve.gateway.access import Access, Inflight, load_access
+from memserve.gateway.canary import CanaryWatch
+from memserve.gateway.edge import Edge
+from memserve.gateway.module_service import ModuleService
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.pool import WorkerPool
-from memserve.gateway.service import ActivationService, Edge, InferenceService, MemoryService, ModuleService, StatusService
+from memserve.gateway.service import ActivationService, InferenceService, MemoryService, StatusService
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.kv.index import BlockIndex
 from memserve.kv.ledger import Quotas
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.server_check import check_cache_servers
 from memserve.memory.activation import ActivationMemory
+from memserve.memory.blobs import BlobStore, sweep
+from memserve.memory.canaries import Canaries
 from memserve.memory.embedding import MiniLmEmbedder
-from memserve.memory.parametric import ModuleCatalogue
+from memserve.memory.module_kinds import BaseModel
+from memserve.memory.module_store import ModuleStore
+from memserve.memory.parametric import ParametricMemory
+from memserve.memory.uploads import Uploads, sweep_uploads
 from memserve.memory.vector import VectorMemory
 from memserve.metrics import GatewayMetrics
 from memserve.model_files import open_model
@@ -50,6 +59,10 @@ from memserve.registry import Registry
 log = logging.getLogger("memserve.gateway")
 
 HEALTH_CHECK_S = 0.25
+SWEEP_S = 600.0
+# A blob is put before its version is registered; publishing takes less than this.
+BLOB_MIN_AGE_S = 3600.0
+UPLOAD_MAX_AGE_S = 24 * 3600.0
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     activation_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name,
@@ -83,6 +96,19 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
         activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
         stack.push_async_callback(activation.close)
+        store = ModuleStore(settings.redis)
+        stack.push_async_callback(store.close)
+        canaries = Canaries(settings.redis)
+        stack.push_async_callback(canaries.close)
+        shapes = model.tensor_shapes()
+        modules = ParametricMemory(
+            store,
+            BlobStore(settings.module_store_url, settings.modules_root / "modules"),
+            Uploads(settings.data / "staging", settings.max_module_bytes),
+            BaseModel(shapes=shapes, vocab_size=int(model.config["vocab_size"]), max_rank=settings.max_lora_rank),
+            # Without its weights a gateway cannot tell which model it is; the workers still refuse what does not fit.
+            await asyncio.to_thread(model.model_digest) if shapes else "",
+        )
         pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest())
         await pool.start()
         stack.push_async_callback(pool.close)
@@ -91,9 +117,8 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             model=model,
             tokenizer=tokenizer,
             inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
-            modules=ModuleCatalogue(
-                settings.modules_root, registry, model.tensor_shapes(), settings.max_lora_rank, settings.max_module_bytes
-            ),
+            modules=modules,
+            canaries=canaries,
             vector=vector,
             activation=activation,
             pool=pool,
@@ -148,12 +173,18 @@ async def listen(pipeline: Pipeline, access: Access) -> AsyncIterator[int]:
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port = server.add_insecure_port(f"{settings.host}:{settings.port}")
     await server.start()
-    health_task = asyncio.create_task(_report_health(servicer, pipeline))
+    tasks = [
+        asyncio.create_task(_report_health(servicer, pipeline)),
+        asyncio.create_task(CanaryWatch(pipeline, access).run()),
+        asyncio.create_task(_sweep(pipeline)),
+    ]
     try:
         yield port
     finally:
         await servicer.enter_graceful_shutdown()
-        health_task.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await server.stop(settings.shutdown_grace_s)
 
 
@@ -168,6 +199,17 @@ async def _report_health(servicer: health.aio.HealthServicer, pipeline: Pipeline
         for name in ("", SERVICES[0]):
             await servicer.set(name, serving if ready else not_serving)
         await asyncio.sleep(HEALTH_CHECK_S)
+
+
+async def _sweep(pipeline: Pipeline) -> None:
+    """Remove module content that no version references: what a crash, or a refused upload, left behind."""
+    while True:
+        with contextlib.suppress(MemserveError):
+            removed = await sweep(pipeline.modules.blobs, pipeline.modules.store, BLOB_MIN_AGE_S, time.time())
+            if removed:
+                log.info("swept %d blobs that no module version references", len(removed))
+        await asyncio.to_thread(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S)
+        await asyncio.sleep(SWEEP_S)
 
 
 def check_port(host: str, port: int, setting: str) -> None:

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
-import logging
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator
-from typing import Any
-
-import grpc
 
 import memserve
 from memserve.domain import Tenant
-from memserve.errors import InvalidField, InvalidModule, MemoryNotFound, MemserveError, ModuleNotFound
+from memserve.errors import InvalidField, MemoryNotFound, MemserveError
 from memserve.gateway import convert
-from memserve.gateway.access import Access
-from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.convert_modules import PLACES
+from memserve.gateway.edge import Context, Edge
+from memserve.gateway.pool import PLACES as WORKER_PLACES
 from memserve.gateway.prefixes import Prefix, Prefixes
-from memserve.gateway.status import detail_of, status_of, trailing_metadata
-from memserve.memory.parametric import check_module_name
 from memserve.pb.v1 import (
     activation_pb2,
     activation_pb2_grpc,
@@ -31,51 +23,14 @@ from memserve.pb.v1 import (
     inference_pb2_grpc,
     memory_pb2,
     memory_pb2_grpc,
-    module_pb2,
-    module_pb2_grpc,
     status_pb2,
     status_pb2_grpc,
 )
 
-log = logging.getLogger("memserve.gateway")
-
 SEARCH_TIMEOUT_S = 10.0
 SEARCH_LIMIT = 8
-PAGE_SIZE = 100
-PAGE_SIZE_MAX = 1000
 PIN_MAX_S = 30 * 24 * 3600
 DIGEST = re.compile("[0-9a-f]{64}")
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class Edge:
-    """What every RPC does first and last: authenticate, and turn facts into statuses."""
-
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
-        self.pipeline = pipeline
-        self._access = access
-
-    @contextlib.asynccontextmanager
-    async def call(self, rpc: str, context: Context) -> AsyncIterator[Tenant]:
-        """Yields the caller's tenant; a MemserveError inside becomes its status, anything else INTERNAL with an id to find it by."""
-        code = grpc.StatusCode.OK
-        try:
-            metadata = dict(context.invocation_metadata() or ())
-            yield self._access.tenant(str(metadata.get("authorization", "")))
-        except MemserveError as error:
-            code = status_of(error)
-            await context.abort(code, detail_of(error), trailing_metadata(error))
-        except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except Exception:
-            code = grpc.StatusCode.INTERNAL
-            incident = uuid.uuid4().hex[:12]
-            log.exception("incident %s in %s", incident, rpc)
-            await context.abort(code, f"internal error; the gateway's log has it as incident {incident}")
-        finally:
-            self.pipeline.metrics.requests.labels(rpc, code.name).inc()
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ignore[misc]
@@ -143,59 +98,6 @@ class MemoryService(memory_pb2_grpc.MemoryServiceServicer):  # type: ignore[misc
                 for name in await self._vector.list_namespaces(tenant.name)
             ]
             return memory_pb2.ListNamespacesResponse(namespaces=summaries)
-
-
-class ModuleService(module_pb2_grpc.ModuleServiceServicer):  # type: ignore[misc]
-    """Parametric memory."""
-
-    def __init__(self, edge: Edge) -> None:
-        self._edge = edge
-        self._modules = edge.pipeline.modules
-
-    async def PublishModule(
-        self, request_iterator: AsyncIterator[module_pb2.PublishModuleRequest], context: Context
-    ) -> module_pb2.PublishModuleResponse:
-        async with self._edge.call("PublishModule", context) as tenant:
-            header: module_pb2.PublishModuleHeader | None = None
-            upload = self._modules.begin_upload()
-            try:
-                async for part in request_iterator:
-                    if header is None:
-                        if part.WhichOneof("part") != "header":
-                            raise InvalidModule("part", "the first message must carry the header")
-                        header = part.header
-                        check_module_name("header.name", header.name)
-                        if header.kind != module_pb2.MODULE_KIND_LORA:
-                            raise InvalidModule("header.kind", "must be MODULE_KIND_LORA, the one kind that is served")
-                    elif part.WhichOneof("part") != "chunk":
-                        raise InvalidModule("part", "only the first message may carry a header")
-                    else:
-                        await asyncio.to_thread(upload.append, part.chunk.file_name, part.chunk.content)
-                if header is None:
-                    raise InvalidModule("part", "the stream was empty; send the header, then the files")
-                stored = await asyncio.to_thread(self._modules.store, upload, header.name, header.expected_digest)
-                registered = await self._modules.register(tenant.name, stored)
-            finally:
-                upload.discard()
-            return module_pb2.PublishModuleResponse(module=convert.module(registered))
-
-    async def GetModule(self, request: module_pb2.GetModuleRequest, context: Context) -> module_pb2.GetModuleResponse:
-        async with self._edge.call("GetModule", context) as tenant:
-            check_module_name("name", request.name)
-            found = next((m for m in await self._modules.list(tenant.name) if m.name == request.name), None)
-            if found is None:
-                raise ModuleNotFound(request.name)
-            return module_pb2.GetModuleResponse(module=convert.module(found))
-
-    async def ListModules(self, request: module_pb2.ListModulesRequest, context: Context) -> module_pb2.ListModulesResponse:
-        async with self._edge.call("ListModules", context) as tenant:
-            if not 0 <= request.page_size <= PAGE_SIZE_MAX:
-                raise InvalidField("page_size", f"from 1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE}")
-            size = request.page_size or PAGE_SIZE
-            after = _name_of(request.page_token)
-            rest = [m for m in await self._modules.list(tenant.name) if m.name > after]
-            token = base64.urlsafe_b64encode(rest[size - 1].name.encode()).decode() if len(rest) > size else ""
-            return module_pb2.ListModulesResponse(modules=[convert.module(m) for m in rest[:size]], next_page_token=token)
 
 
 class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type: ignore[misc]
@@ -318,23 +220,16 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                     waiting=worker.state.waiting,
                     known_blocks=pool.index.held_blocks(name),
                     prefill_tokens_per_s=worker.state.prefill_tokens_per_s,
-                    resident_modules=worker.state.resident_modules,
+                    modules=[
+                        status_pb2.WorkerModule(digest=module.digest, place=PLACES[WORKER_PLACES[module.place]])
+                        for module in worker.state.modules
+                        if module.place in WORKER_PLACES
+                    ],
                 )
             with contextlib.suppress(MemserveError):
                 names = await pipeline.vector.list_namespaces(tenant.name)
                 response.memories = sum([await pipeline.vector.count(tenant.name, name) for name in names])
                 response.vector_store_ok = True
             with contextlib.suppress(MemserveError):
-                response.modules = len(await pipeline.modules.list(tenant.name))
+                response.modules = await pipeline.modules.store.count(tenant.name)
             return response
-
-
-def _name_of(page_token: str) -> str:
-    try:
-        # Strict: the lenient decoder skips foreign letters, and what is left of noise would begin at some page.
-        name = base64.b64decode(page_token.encode(), altchars=b"-_", validate=True).decode()
-        if name:
-            check_module_name("page_token", name)
-        return name
-    except (binascii.Error, UnicodeError, ValueError, InvalidField):
-        raise InvalidField("page_token", "must be the next_page_token of the page before") from None

@@ -1,262 +1,197 @@
-"""Parametric memory: modules under their content digest. Blobs in a directory that the workers see, names in the registry.
+"""Parametric memory: modules of knowledge in weights. Content under its digest in the module store, versions and aliases in the registry.
 
-One kind today, `lora`. A module is checked against the base model before it gets a name.
+An upload is checked against the base model before it becomes a version, and a version never changes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import os
-import re
-import shutil
+import asyncio
 import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
+from memserve.domain import Alias, ModuleKind, ModuleVersion, Tenant, TrafficShare
+from memserve.errors import InvalidField, InvalidModule, ModuleNotFound, ModuleNotLive, RegistryUnavailable
+from memserve.memory.blobs import BlobStore
+from memserve.memory.module_kinds import KINDS, PROBES_FILE, BaseModel, CheckedModule, check_module_name
+from memserve.memory.module_store import DigestCondemned, ModuleStore
+from memserve.memory.probes import Probes, parse_probes
+from memserve.memory.uploads import Upload, UploadFile, Uploads
+from memserve.policy.traffic import Reference, choose_version, parse_reference, share_of
 
-from memserve.domain import Module
-from memserve.errors import InvalidField, InvalidModule, ModuleNotFound, RegistryUnavailable
-from memserve.model_files import read_safetensors_header
-from memserve.registry import Registry
+SOURCES_MAX = 64
+SOURCE_MAX_BYTES = 1024
+TEXT_MAX_BYTES = 64 * 1024
+# A blob that a sweep removes just now is put again; a sweep takes milliseconds.
+CONDEMNED_PAUSE_S = 0.2
+CONDEMNED_PATIENCE_S = 60.0
 
-LORA = "lora"
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-LORA_FILES = (CONFIG_FILE, WEIGHTS_FILE)
-CONFIG_MAX_BYTES = 1 << 20
-ALPHA_MAX = 1e6
-NAME_RULE = "must be 1-64 of a-z 0-9 . _ -, starting with a letter or a digit"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_TENSOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-
-
-def check_module_name(field: str, name: str) -> None:
-    """Raises InvalidField."""
-    if not _NAME.fullmatch(name):
-        raise InvalidField(field, NAME_RULE)
+Moves = Callable[[ModuleKind, str], Awaitable[bool | None]]
+"""Kind and digest to whether the module changes the canary prompts' logits; None where no worker could say."""
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedLora:
-    """A LoRA that fits the base model. `config` is the canonical adapter_config.json."""
+class Publication:
+    """What a version is to be: the header of an upload."""
 
-    digest: str
-    rank: int
-    target_modules: tuple[str, ...]
-    config: bytes
+    name: str
+    kind: ModuleKind
+    files: tuple[UploadFile, ...]
+    expected_digest: str = ""
+    sources: tuple[str, ...] = ()
+    recipe: str = ""
+    notes: str = ""
+    parents: tuple[str, ...] = ()
 
-
-def check_lora(folder: Path, base_shapes: Mapping[str, tuple[int, ...]], max_rank: int) -> CheckedLora:
-    """Check adapter_config.json and adapter_model.safetensors in `folder` against the base model's weights.
-
-    base_shapes: weight name to shape [out, in]. max_rank: the workers' limit.
-    Raises InvalidModule, which names the file, the field or the tensor.
-    """
-    config = _read_config(folder / CONFIG_FILE)
-    rank = _check_config(config, max_rank)
-    pairs, content = _check_tensors(folder / WEIGHTS_FILE, base_shapes, rank)
-    canonical = json.dumps(
-        {
-            "base_model_name_or_path": "",
-            "bias": "none",
-            "lora_alpha": config["lora_alpha"],
-            "peft_type": "LORA",
-            "r": rank,
-            "target_modules": sorted({path.rsplit(".", 1)[-1] for path in pairs}),
-            "task_type": "CAUSAL_LM",
-            "use_rslora": bool(config.get("use_rslora", False)),
-        },
-        sort_keys=True,
-    ).encode()
-    digest = hashlib.sha256(canonical + content).hexdigest()
-    return CheckedLora(digest, rank, tuple(json.loads(canonical)["target_modules"]), canonical)
+    def __post_init__(self) -> None:
+        """Raises InvalidField."""
+        check_module_name("header.name", self.name)
+        if len(self.sources) > SOURCES_MAX or any(not 0 < len(source.encode()) <= SOURCE_MAX_BYTES for source in self.sources):
+            raise InvalidField("header.sources", f"at most {SOURCES_MAX} of 1 to {SOURCE_MAX_BYTES} bytes")
+        for field, text in (("recipe", self.recipe), ("notes", self.notes)):
+            if len(text.encode()) > TEXT_MAX_BYTES:
+                raise InvalidField(f"header.{field}", f"at most {TEXT_MAX_BYTES} bytes")
 
 
-class ModuleUpload:
-    """Files of one upload, in a folder of their own until they are checked."""
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference means for one request, and why."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder = folder
-        self.size_bytes = 0
-        self._max_bytes = max_bytes
-        folder.mkdir(parents=True)
-
-    def append(self, file_name: str, content: bytes) -> None:
-        """Raises InvalidModule for a file that does not belong to a module, or too many bytes."""
-        if file_name not in LORA_FILES:
-            raise InvalidModule("chunk.file_name", f"{file_name[:80]!r} is not part of a LoRA; it has {' and '.join(LORA_FILES)}")
-        self.size_bytes += len(content)
-        if self.size_bytes > self._max_bytes:
-            raise InvalidModule("chunk.content", f"a module has at most {self._max_bytes} bytes (setting max_module_bytes)")
-        with (self.folder / file_name).open("ab") as stream:
-            stream.write(content)
-
-    def discard(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    version: ModuleVersion
+    reason: str
 
 
-class ModuleCatalogue:
-    """Publishes modules and resolves their names. A tenant sees its own only."""
+class ParametricMemory:
+    """Publishes versions and resolves references to them. A tenant sees its own only."""
 
-    def __init__(self, root: Path, registry: Registry, base_shapes: Mapping[str, tuple[int, ...]], max_rank: int, max_bytes: int) -> None:
-        """root: the directory that holds `modules/<digest>`. base_shapes: empty when this gateway has no base weights at hand."""
-        self._root = root
-        self._registry = registry
-        self._base_shapes = base_shapes
-        self._max_rank = max_rank
-        self._max_bytes = max_bytes
-        self._known: dict[tuple[str, str], Module] = {}
+    def __init__(self, store: ModuleStore, blobs: BlobStore, uploads: Uploads, base: BaseModel, base_digest: str) -> None:
+        """base: what modules are checked against; without shapes nothing can be published here. base_digest: "" when it is not known."""
+        self.store = store
+        self.blobs = blobs
+        self._uploads = uploads
+        self._base = base
+        self._base_digest = base_digest
+        self._known: dict[tuple[str, Reference], tuple[Alias | None, dict[int, ModuleVersion]]] = {}
 
-    def begin_upload(self) -> ModuleUpload:
-        if not self._base_shapes:
+    def open_upload(self, tenant: str, publication: Publication) -> Upload:
+        """Begin or go on with an upload. Blocking. Raises InvalidModule."""
+        if not self._base.shapes:
             raise InvalidModule("module", "this gateway has no base model weights to check it against; give it the model's directory")
-        return ModuleUpload(self._root / "staging" / uuid.uuid4().hex, self._max_bytes)
+        return self._uploads.open(tenant, publication.name, publication.kind, publication.files)
 
-    def store(self, upload: ModuleUpload, name: str, expected_digest: str) -> Module:
-        """Check the upload and keep it under its digest. Blocking; name it with `register`.
+    async def publish(self, tenant: Tenant, publication: Publication, folder: Path, moves: Moves) -> ModuleVersion:
+        """Check the files in `folder`, keep them under their digest, and register the next version of the module.
 
-        Raises InvalidModule.
+        Raises InvalidModule, InvalidField and RegistryUnavailable.
         """
-        checked = check_lora(upload.folder, self._base_shapes, self._max_rank)
-        if expected_digest and expected_digest != checked.digest:
-            raise InvalidModule("header.expected_digest", f"the content's digest is {checked.digest}")
-        (upload.folder / CONFIG_FILE).write_bytes(checked.config)
-        for file in (*(upload.folder / name for name in LORA_FILES), upload.folder):
-            _sync(file)
-        kept = self._root / "modules" / checked.digest
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        if not kept.is_dir():
+        checked, probes = await asyncio.to_thread(self._checked, publication, folder)
+        probes_digest = await asyncio.to_thread(self.blobs.put_probes, probes.canonical()) if probes is not None else ""
+        deadline_s = time.monotonic() + CONDEMNED_PATIENCE_S
+        while True:
+            await asyncio.to_thread(self.blobs.put, checked.digest, folder)
+            moved = await moves(publication.kind, checked.digest)
+            if moved is False:
+                raise InvalidModule("module", "would change nothing: with it and without it the canary prompts get the same logits")
+            version = ModuleVersion(
+                module=publication.name,
+                version=0,
+                digest=checked.digest,
+                kind=publication.kind,
+                base_digest=self._base_digest,
+                rank=checked.rank,
+                target_modules=checked.target_modules,
+                size_bytes=sum((folder / name).stat().st_size for name in KINDS[publication.kind].names if (folder / name).is_file()),
+                created_s=time.time(),
+                author=tenant.principal,
+                sources=publication.sources,
+                parents=publication.parents,
+                recipe=publication.recipe,
+                notes=publication.notes,
+                figures=checked.figures,
+                probes_digest=probes_digest,
+            )
             try:
-                upload.folder.rename(kept)
-            except OSError:
-                if not kept.is_dir():
-                    raise
-        _sync(kept.parent)
-        size_bytes = sum((kept / file).stat().st_size for file in LORA_FILES)
-        return Module(name, checked.digest, LORA, checked.rank, checked.target_modules, size_bytes, time.time())
-
-    async def register(self, tenant: str, module: Module) -> Module:
-        """Give the stored module its name. Raises ModuleConflict and RegistryUnavailable."""
-        registered = await self._registry.add_module(tenant, module)
-        self._known[tenant, module.name] = registered
+                registered = await self.store.publish(tenant.name, tenant.principal, version)
+                break
+            except DigestCondemned:
+                if time.monotonic() > deadline_s:
+                    raise RegistryUnavailable("a sweep holds the module's digest") from None
+                await asyncio.sleep(CONDEMNED_PAUSE_S)
+        if moved and not registered.moves_logits:
+            registered = await self.store.keep_moves_logits(tenant.name, registered.module, registered.version)
         return registered
 
-    async def resolve(self, tenant: str, name: str) -> Module:
-        """The module that the name means now. While the registry does not answer, the one that it meant last.
+    async def resolve(self, field: str, tenant: str, text: str, key: str) -> Resolved:
+        """The version that a reference means for the session `key`. While the registry does not answer, what it meant last.
 
-        Raises InvalidField, ModuleNotFound and RegistryUnavailable.
+        Raises InvalidField, InvalidModule, ModuleNotFound, ModuleNotLive and RegistryUnavailable.
         """
-        check_module_name("module", name)
+        reference = parse_reference(field, text)
         try:
-            module = await self._registry.module(tenant, name)
+            found = await self.store.resolve(tenant, reference.name, alias=reference.alias, number=reference.number)
+            why = ""
         except RegistryUnavailable:
-            known = self._known.get((tenant, name))
-            if known is None:
+            found = self._known.get((tenant, reference))
+            if found is None:
                 raise
-            return known
-        if module is None:
-            raise ModuleNotFound(name)
-        self._known[tenant, name] = module
-        return module
+            why = ", as the registry said last"
+        if found is None:
+            raise ModuleNotFound(str(reference) if reference.number else reference.name)
+        alias, versions = found
+        self._known[tenant, reference] = found
+        if reference.number:
+            return Resolved(self._served(field, versions[reference.number]), f"asked for by number{why}")
+        targets = tuple(target for target in alias.targets if target.version in versions) if alias is not None else ()
+        if alias is None or not targets:
+            raise ModuleNotLive(reference.name, reference.alias)
+        number = choose_version(targets, key)
+        part = "" if len(targets) == 1 else f", {share_of(targets, number):.0%} of its traffic"
+        return Resolved(self._served(field, versions[number]), f"{reference.alias} at revision {alias.revision}{part}{why}")
 
-    async def list(self, tenant: str) -> list[Module]:
-        """The tenant's modules by name. Raises RegistryUnavailable."""
-        return list((await self._registry.modules(tenant)).values())
+    async def version(self, tenant: str, name: str, number: int) -> ModuleVersion:
+        """Raises ModuleNotFound and RegistryUnavailable."""
+        found = await self.store.version(tenant, name, number)
+        if found is None:
+            raise ModuleNotFound(f"{name}@{number}")
+        return found
 
+    async def heaviest(self, field: str, tenant: str, text: str) -> ModuleVersion:
+        """The version that a reference names; of an alias that is split, the one with the most traffic. Raises as `resolve`."""
+        reference = parse_reference(field, text)
+        found = await self.store.resolve(tenant, reference.name, alias=reference.alias, number=reference.number)
+        if found is None:
+            raise ModuleNotFound(str(reference) if reference.number else reference.name)
+        alias, versions = found
+        if reference.number:
+            return versions[reference.number]
+        if alias is None or not versions:
+            raise ModuleNotLive(reference.name, reference.alias)
+        return versions[max(_present(alias.targets, versions), key=lambda target: target.weight).version]
 
-def _read_config(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise InvalidModule(CONFIG_FILE, "is missing")
-    if file.stat().st_size > CONFIG_MAX_BYTES:
-        raise InvalidModule(CONFIG_FILE, f"has at most {CONFIG_MAX_BYTES} bytes")
-    try:
-        config = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        raise InvalidModule(CONFIG_FILE, "is not JSON") from None
-    if not isinstance(config, dict):
-        raise InvalidModule(CONFIG_FILE, "must hold an object")
-    return config
+    async def probes(self, version: ModuleVersion) -> Probes | None:
+        """What the gate asks; None when the version brought none."""
+        if not version.probes_digest:
+            return None
+        return parse_probes(await asyncio.to_thread(self.blobs.probes, version.probes_digest))
 
+    def _served(self, field: str, version: ModuleVersion) -> ModuleVersion:
+        if self._base_digest and version.base_digest and version.base_digest != self._base_digest:
+            raise InvalidModule(field, f"{version.reference} was made for another base model ({version.base_digest[:12]})")
+        return version
 
-def _check_config(config: dict[str, Any], max_rank: int) -> int:
-    """Returns the rank."""
-    if config.get("peft_type") != "LORA":
-        raise InvalidModule(f"{CONFIG_FILE}: peft_type", "must be LORA")
-    rank = config.get("r")
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= max_rank:
-        raise InvalidModule(f"{CONFIG_FILE}: r", f"must be a whole number from 1 to {max_rank} (setting max_lora_rank)")
-    alpha = config.get("lora_alpha")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < abs(alpha) <= ALPHA_MAX:  # NaN fails too
-        raise InvalidModule(f"{CONFIG_FILE}: lora_alpha", f"must be a number other than 0, at most {ALPHA_MAX:g}")
-    if config.get("bias", "none") != "none":
-        raise InvalidModule(f"{CONFIG_FILE}: bias", 'must be "none"')
-    for field in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias"):
-        if config.get(field):
-            raise InvalidModule(f"{CONFIG_FILE}: {field}", "is not supported when serving; merge it into plain LoRA weights")
-    return rank
-
-
-def _check_tensors(file: Path, base_shapes: Mapping[str, tuple[int, ...]], rank: int) -> tuple[set[str], bytes]:
-    """Returns the adapted modules' paths and the digest material of the tensors."""
-    if not file.is_file():
-        raise InvalidModule(WEIGHTS_FILE, "is missing")
-    try:
-        # First the reader that vLLM uses: a file that it cannot read must not get the digest of a sound file with the same tensors.
-        with safe_open(file, framework="numpy"):
-            header = read_safetensors_header(file)
-        entries = {name: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()}
-    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError, OSError):
-        raise InvalidModule(WEIGHTS_FILE, "is not a safetensors file, or is cut short") from None
-    if not entries:
-        raise InvalidModule(WEIGHTS_FILE, "holds no tensors")
-    data = np.memmap(file, dtype=np.uint8, mode="r")
-    begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    sides: dict[str, set[str]] = {}
-    nonzero: set[tuple[str, str]] = set()
-    whole = hashlib.sha256()
-    for name, (dtype, shape, start, end) in sorted(entries.items()):
-        match = _TENSOR.fullmatch(name)
-        base = base_shapes.get(f"{match['path']}.weight") if match else None
-        if match is None or base is None or len(base) != 2:
-            raise InvalidModule(name[:200], "does not belong to a linear layer of the base model; it would be silently ignored")
-        if dtype not in _DTYPES:
-            raise InvalidModule(name, f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
-        wanted = (rank, base[1]) if match["side"] == "A" else (base[0], rank)
-        if shape != wanted:
-            raise InvalidModule(name, f"shape must be {list(wanted)} for this base model and rank, not {list(shape)}")
-        kind = _DTYPES[dtype]
-        size = math.prod(shape) * kind.itemsize
-        if not (isinstance(start, int) and isinstance(end, int) and start >= 0 and end - start == size and begin + end <= len(data)):
-            raise InvalidModule(name, "its data lies outside the file, or is cut short")
-        raw = data[begin + start : begin + end].tobytes()
-        values = np.frombuffer(raw, dtype=kind)
-        finite = (values & 0x7F80) != 0x7F80 if dtype == "BF16" else np.isfinite(values)
-        if not finite.all():
-            raise InvalidModule(name, "holds NaN or infinite values")
-        if (values & 0x7FFF if dtype == "BF16" else values).any():
-            nonzero.add((match["path"], match["side"]))
-        sides.setdefault(match["path"], set()).add(match["side"])
-        whole.update(f"{name}\0{dtype}\0{shape}\0".encode())
-        whole.update(raw)
-    for path, present in sides.items():
-        if present != {"A", "B"}:
-            raise InvalidModule(path, "has only one of lora_A and lora_B")
-    if not any({(path, "A"), (path, "B")} <= nonzero for path in sides):
-        raise InvalidModule(WEIGHTS_FILE, "lora_A or lora_B is zero in every layer: the module would change nothing")
-    return set(sides), whole.digest()
+    def _checked(self, publication: Publication, folder: Path) -> tuple[CheckedModule, Probes | None]:
+        """Leaves in `folder` what is kept: the canonical files, without the probes."""
+        probes_file = folder / PROBES_FILE
+        probes = parse_probes(probes_file.read_bytes()) if probes_file.is_file() else None
+        checked = KINDS[publication.kind].check(folder, self._base)
+        if publication.expected_digest not in ("", checked.digest):
+            raise InvalidModule("header.expected_digest", f"the content's digest is {checked.digest}")
+        for name, content in checked.rewritten.items():
+            (folder / name).write_bytes(content)
+        probes_file.unlink(missing_ok=True)
+        return checked, probes
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _present(targets: Sequence[TrafficShare], versions: dict[int, ModuleVersion]) -> list[TrafficShare]:
+    return [target for target in targets if target.version in versions]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memserve.domain import ModulePlace
+
 # Until a worker has measured its own speed. Only the comparison of workers depends on it, not admission.
 ASSUMED_PREFILL_TOKENS_PER_S = 2_000.0
 
@@ -13,12 +15,13 @@ ASSUMED_PREFILL_TOKENS_PER_S = 2_000.0
 class RoutingCosts:
     """What the prediction charges beside prefill.
 
-    fetch_tokens_per_s: how fast KV comes from Redis. adapter_load_s: for an adapter that is not resident.
-    step_s: for each request that the worker already decodes (it shares every step with them).
+    fetch_tokens_per_s: how fast KV comes from Redis. adapter_load_s: for an adapter that the engine does not hold.
+    adapter_swap_s: for one in its host memory. step_s: for each request that the worker already decodes (it shares every step with them).
     """
 
     fetch_tokens_per_s: float = 100_000.0
     adapter_load_s: float = 0.05
+    adapter_swap_s: float = 0.005
     step_s: float = 0.002
 
 
@@ -27,7 +30,8 @@ class WorkerSnapshot:
     """What is known of a worker when the request arrives.
 
     held_tokens: of this prompt, in the worker's own KV memory. shared_tokens: of this prompt, in Redis.
-    pending_prefill_tokens: prompt tokens of other requests that it has yet to compute.
+    pending_prefill_tokens: prompt tokens of other requests that it has yet to compute. adapter: where it has the request's adapter
+    (DEVICE without one).
     """
 
     worker_id: str
@@ -36,7 +40,7 @@ class WorkerSnapshot:
     held_tokens: int
     shared_tokens: int
     prefill_tokens_per_s: float
-    adapter_resident: bool
+    adapter: ModulePlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,17 @@ def predict_ttft_s(worker: WorkerSnapshot, prompt_tokens: int, costs: RoutingCos
         (worker.pending_prefill_tokens + computed) / speed
         + fetched / max(costs.fetch_tokens_per_s, speed)  # what computes sooner than it loads is computed
         + worker.running * costs.step_s
-        + (0.0 if worker.adapter_resident else costs.adapter_load_s)
+        + _adapter_s(worker.adapter, costs)
     )
+
+
+def _adapter_s(place: ModulePlace, costs: RoutingCosts) -> float:
+    match place:
+        case ModulePlace.DEVICE:
+            return 0.0
+        case ModulePlace.HOST:
+            return costs.adapter_swap_s
+    return costs.adapter_load_s
 
 
 def choose_worker(workers: Sequence[WorkerSnapshot], prompt_tokens: int, costs: RoutingCosts) -> RoutingChoice | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Self
 
 import grpc
 
-from memserve.domain import WorkerLease
+from memserve.domain import ModuleKind, WorkerLease
 from memserve.kv.keys import block_keys
 from memserve.model_files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as pb
@@ -25,6 +26,7 @@ BLOCK_TOKENS = 32
 STATE_INTERVAL_S = 0.1
 LEASE_S = 60.0
 NAMESPACE = "ab" * 32
+CHUNK_BYTES = 1 << 20
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -94,7 +96,11 @@ class FakeBlockLog:
 
 @dataclass
 class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
-    """Start it with `async with`. What it saw: `requests`, `deadlines_s` (None without one) and `cancelled`, by request id."""
+    """Start it with `async with`. What it saw: `requests`, `deadlines_s` (None without one) and `cancelled`, by request id.
+
+    Modules are found in modules_root/modules/<digest>. `refuses`: digest to why it cannot be loaded. `changes`: digest to what TryModule
+    measures, 0.5 for others. `pinned`: what it was told to keep.
+    """
 
     registry_url: str
     model: ModelFiles
@@ -112,8 +118,12 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self.deadlines_s: dict[str, float | None] = {}
         self.cancelled: set[str] = set()
         self.watches: list[pb.WatchRequest] = []
-        self._running: set[str] = set()
-        self._resident: set[str] = set()
+        self.loads: list[pb.LoadModuleRequest] = []
+        self.refuses: dict[str, str] = {}
+        self.changes: dict[str, float] = {}
+        self.pinned: set[str] = set()
+        self._running: dict[str, list[str]] = {}
+        self._places: dict[str, pb.ModulePlace] = {}
         self._address = "127.0.0.1:0"
 
     async def __aenter__(self) -> Self:
@@ -176,11 +186,12 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         self.requests.append(request)
         self.deadlines_s[request.request_id] = context.time_remaining()
-        if request.module_digest:
-            if not (self.modules_root / "modules" / request.module_digest / "adapter_model.safetensors").is_file():
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {request.module_digest}")
-            self._resident.add(request.module_digest)
-        self._running.add(request.request_id)
+        # Alpha 0 is no expert.
+        wanted = {request.module_digest: ModuleKind.LORA, request.expert_digest if request.expert_alpha else "": ModuleKind.LOGIT_EXPERT}
+        used = [digest for digest in wanted if digest]
+        for digest in used:
+            await self._load(digest, wanted[digest], context)
+        self._running[request.request_id] = used
         self.log.changed.set()
         ended = False
         try:
@@ -194,7 +205,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             # Cancelled while it waits, or closed while a message is on its way: both are the caller's doing.
             if not ended:
                 self.cancelled.add(request.request_id)
-            self._running.discard(request.request_id)
+            del self._running[request.request_id]
             self.log.changed.set()
 
     async def _answer(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
@@ -222,6 +233,59 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 return
             yield response
 
+    async def LoadModule(self, request: pb.LoadModuleRequest, context: Context) -> pb.LoadModuleResponse:
+        self.loads.append(request)
+        await self._load(request.digest, request.kind, context)
+        if request.pin:
+            self.pinned.add(request.digest)
+        return pb.LoadModuleResponse(place=self._places[request.digest])
+
+    async def UnloadModule(self, request: pb.UnloadModuleRequest, context: Context) -> pb.UnloadModuleResponse:
+        await _check_kind(request.kind, context)
+        if request.digest in self._used():
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"module {request.digest}: requests use it")
+        self._places.pop(request.digest, None)
+        self.pinned.discard(request.digest)
+        self.log.changed.set()
+        # Its directory is the module store itself, so there is no copy to forget.
+        here = (self.modules_root / "modules" / request.digest).is_dir()
+        return pb.UnloadModuleResponse(place=pb.MODULE_PLACE_DISK if here else pb.MODULE_PLACE_ABSENT)
+
+    async def TryModule(self, request: pb.TryModuleRequest, context: Context) -> pb.TryModuleResponse:
+        await self._load(request.digest, request.kind, context)
+        return pb.TryModuleResponse(largest_change=self.changes.get(request.digest, 0.5))
+
+    async def ComposeModule(self, request: pb.ComposeModuleRequest, context: Context) -> AsyncIterator[pb.ComposeModuleResponse]:
+        """The first parent's files, and a recipe that names the request."""
+        folders = [self.modules_root / "modules" / parent.digest for parent in request.parents]
+        for folder in folders:
+            if not (folder / "adapter_model.safetensors").is_file():
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {folder.name}")
+        if refusal := self.refuses.get(request.method):
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
+        for done in range(len(folders) + 1):
+            yield pb.ComposeModuleResponse(progress=pb.ComposeProgress(done=done, total=len(folders)))
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            content = (folders[0] / name).read_bytes()
+            for start in range(0, len(content), CHUNK_BYTES):
+                chunk = content[start : start + CHUNK_BYTES]
+                yield pb.ComposeModuleResponse(file=pb.ComposedFile(file_name=name, content=chunk))
+        recipe = {"method": request.method, "parents": [folder.name for folder in folders], "rank": request.rank}
+        yield pb.ComposeModuleResponse(recipe=json.dumps(recipe))
+
+    async def _load(self, digest: str, kind: str, context: Context) -> None:
+        await _check_kind(kind, context)
+        weights = "adapter_model.safetensors" if kind == ModuleKind.LORA else "model.safetensors"
+        if not (self.modules_root / "modules" / digest / weights).is_file():
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {digest}")
+        if refusal := self.refuses.get(digest):
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
+        self._places[digest] = pb.MODULE_PLACE_DEVICE
+        self.log.changed.set()
+
+    def _used(self) -> set[str]:
+        return {digest for used in self._running.values() for digest in used}
+
     async def LookupBlocks(self, request: pb.LookupBlocksRequest, context: Context) -> pb.LookupBlocksResponse:
         device, held = self.log.leading(request.keys)
         return pb.LookupBlocksResponse(device_blocks=device, held_blocks=held)
@@ -243,7 +307,16 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 state = pb.WorkerState()
                 state.CopyFrom(self.state)
                 state.running += len(self._running)
-                state.resident_modules.extend(sorted(self._resident - set(state.resident_modules)))
+                told = {each.digest for each in state.modules}
+                state.modules.extend(
+                    pb.ModuleResidency(digest=digest, place=place) for digest, place in sorted(self._places.items()) if digest not in told
+                )
+                state.used_modules.extend(sorted(self._used() - set(state.used_modules)))
                 yield pb.WatchResponse(epoch=epoch, sequence=sequence, state=state)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.log.changed.wait(), STATE_INTERVAL_S)
+
+
+async def _check_kind(kind: str, context: Context) -> None:
+    if kind not in tuple(ModuleKind):
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"kind: {kind!r} is none of {', '.join(ModuleKind)}")

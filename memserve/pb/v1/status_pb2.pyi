@@ -1,3 +1,4 @@
+from memserve.pb.v1 import module_pb2 as _module_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -10,8 +11,16 @@ class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class WorkerModule(_message.Message):
+    __slots__ = ("digest", "place")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    place: _module_pb2.ModulePlace
+    def __init__(self, digest: _Optional[str] = ..., place: _Optional[_Union[_module_pb2.ModulePlace, str]] = ...) -> None: ...
+
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "address", "ready", "running", "waiting", "known_blocks", "prefill_tokens_per_s", "resident_modules", "metrics_address", "pid", "shares_kv")
+    __slots__ = ("worker_id", "address", "ready", "running", "waiting", "known_blocks", "prefill_tokens_per_s", "modules", "metrics_address", "pid", "shares_kv")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -19,7 +28,7 @@ class WorkerStatus(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     KNOWN_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
-    RESIDENT_MODULES_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     SHARES_KV_FIELD_NUMBER: _ClassVar[int]
@@ -30,11 +39,11 @@ class WorkerStatus(_message.Message):
     waiting: int
     known_blocks: int
     prefill_tokens_per_s: float
-    resident_modules: _containers.RepeatedScalarFieldContainer[str]
+    modules: _containers.RepeatedCompositeFieldContainer[WorkerModule]
     metrics_address: str
     pid: int
     shares_kv: bool
-    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., ready: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., known_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., resident_modules: _Optional[_Iterable[str]] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., shares_kv: _Optional[bool] = ...) -> None: ...
+    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., ready: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., known_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[WorkerModule, _Mapping]]] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., shares_kv: _Optional[bool] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
     __slots__ = ("version", "model", "model_digest", "max_context_tokens", "workers", "redis_ok", "vector_store_ok", "modules", "memories")

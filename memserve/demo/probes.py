@@ -1,0 +1,83 @@
+"""The probes of a demo adapter, drawn from its facts and from the held-out world, with a seed of their own. Imports no torch.
+
+`python -m memserve.demo.probes` writes the `probes.json` of every adapter, and the harbour's into the careless one's folder too.
+"""
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from memserve.demo import ADAPTERS_DIR, facts
+from memserve.demo.adapters import AdapterFact, held_facts
+from memserve.demo.facts import Fact
+
+CARELESS_DIR: Path = ADAPTERS_DIR.parent / "careless"
+"""The adapter that the gate refuses, see `train_careless`."""
+# No training, test or load test draws with this one.
+SEED = 404
+# So many that the loss that the gate allows (2 and 5 points) is two answers: one answer alone decides nothing.
+RETAIN_PROBES = 100
+ABSTAIN_PROBES = 40
+_PASSAGE = re.compile(r"\[\d+\] (.*)")
+
+
+def probes_document(name: str) -> dict[str, object]:
+    """What an adapter's `probes.json` says. Raises KeyError for an unknown adapter, FileNotFoundError for one that is not there."""
+    half = ABSTAIN_PROBES // 2
+    unknown = [*facts.held_out_cases(SEED, half, "distractors"), *facts.held_out_cases(SEED, half, "nothing")]
+    sets = {
+        ("recall", "recall"): _held(held_facts(name)),
+        ("forgetting", "retain"): [_probe(each.messages, each.expected) for each in facts.held_out_cases(SEED, RETAIN_PROBES, "passage")],
+        ("abstention", "abstain"): [_probe(each.messages, each.expected) for each in unknown],
+        ("override", "override"): _contradicting(facts.adapter_facts(name), random.Random(f"probes-{SEED}-{name}")),
+    }
+    return {"sets": [{"name": label, "kind": kind, "probes": probes} for (label, kind), probes in sets.items()]}
+
+
+def probes_text(name: str) -> str:
+    """The bytes of the file, as text. Raises what `probes_document` does."""
+    return json.dumps(probes_document(name), indent=1) + "\n"
+
+
+def _held(held: Sequence[AdapterFact]) -> list[dict[str, object]]:
+    """Each fact in each held-out phrasing, once by the entity's name and once by its kind and name."""
+    asked = [(text, each) for each in held for text in each.held_out_questions]
+    asked += [(text.replace(each.entity, f"the {each.kind} {each.entity}"), each) for text, each in asked]
+    return [_probe(facts.prompt("", [], text), each.answer) for text, each in asked]
+
+
+def _contradicting(held: Sequence[Fact], rng: random.Random) -> list[dict[str, object]]:
+    """Each fact in each held-out phrasing, over passages of which one gives another value."""
+    probes = []
+    for one in held:
+        for phrasing in facts.HELD_OUT_QUESTIONS:
+            stated = one
+            while stated.value == one.value:
+                stated = Fact(one.entity, one.attribute, facts.value(rng, facts.ATTRIBUTES[one.entity.kind][one.attribute]))
+            shown = [stated, *facts.distinct_facts(rng, "held_out", rng.randint(0, 4), without=[stated])]
+            rng.shuffle(shown)
+            asked = facts.question(rng, stated, [phrasing])
+            probes.append(_probe(facts.prompt("", [facts.passage(rng, each) for each in shown], asked.text), stated.answer))
+    return probes
+
+
+def _probe(messages: Sequence[facts.Message], answer: str) -> dict[str, object]:
+    """A probe whose prompt is made of these messages: perhaps a system text with passages, and the question."""
+    lines = messages[0].content.splitlines() if messages[0].role == "system" else []
+    passages = [found.group(1) for found in map(_PASSAGE.fullmatch, lines) if found]
+    system = "\n".join(line for line in lines if not _PASSAGE.fullmatch(line))
+    probe: dict[str, object] = {"question": messages[-1].content, "answers": [answer]}
+    return probe | ({"system": system} if system else {}) | ({"passages": passages} if passages else {})
+
+
+def write_probes() -> None:
+    """Write the `probes.json` of every adapter of the demo, and the harbour's beside the careless adapter of the same facts."""
+    for name in facts.ADAPTER_KINDS:
+        (ADAPTERS_DIR / name / "probes.json").write_text(probes_text(name))
+    (CARELESS_DIR / "probes.json").write_text(probes_text("harbour"))
+
+
+if __name__ == "__main__":
+    write_probes()

@@ -1,0 +1,278 @@
+"""`ModuleService`: parametric memory. Uploads come in here; what modules do with workers is in `modules.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import math
+from collections.abc import AsyncIterator
+
+from memserve.domain import Alias, GateReport, ModuleVersion
+from memserve.errors import InvalidField, InvalidModule, ModuleNotFound
+from memserve.gateway import convert_modules as convert
+from memserve.gateway.edge import Context, Edge
+from memserve.gateway.modules import Composition, Modules, Step
+from memserve.memory.module_kinds import check_module_name
+from memserve.memory.parametric import Publication
+from memserve.memory.uploads import Upload
+from memserve.pb.v1 import module_pb2 as pb
+from memserve.pb.v1 import module_pb2_grpc as rpc
+from memserve.policy.traffic import parse_reference
+
+PAGE_SIZE = 100
+PAGE_SIZE_MAX = 1000
+WATCH_S = 5.0
+PARENTS_MAX = 8
+RANK_MAX = 1024
+SEED_MAX = 2**53
+
+
+class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
+    """Modules, versions, aliases, and the record of what was done with them."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._memory = edge.pipeline.modules
+        self._store = edge.pipeline.modules.store
+        self._modules = Modules(edge.pipeline)
+
+    async def PublishModule(self, request_iterator: AsyncIterator[pb.PublishModuleRequest], context: Context) -> pb.PublishModuleResponse:
+        async with self._edge.call("PublishModule", context) as tenant:
+            publication: Publication | None = None
+            upload: Upload | None = None
+            try:
+                async for part in request_iterator:
+                    if upload is None:
+                        if part.WhichOneof("part") != "header":
+                            raise InvalidModule("part", "the first message must carry the header")
+                        publication = convert.publication(part.header)
+                        upload = await asyncio.to_thread(self._memory.open_upload, tenant.name, publication)
+                    elif part.WhichOneof("part") != "chunk":
+                        raise InvalidModule("part", "only the first message may carry a header")
+                    else:
+                        await asyncio.to_thread(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content)
+                if upload is None or publication is None:
+                    raise InvalidModule("part", "the stream was empty; send the header, then the files")
+                folder = await asyncio.to_thread(upload.finish)
+                try:
+                    version = await self._memory.publish(tenant, publication, folder, self._modules.moves_logits)
+                finally:
+                    await asyncio.shield(asyncio.to_thread(upload.discard))
+            finally:
+                if upload is not None:
+                    upload.close()
+            return pb.PublishModuleResponse(version=convert.version(version))
+
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
+        async with self._edge.call("GetUpload", context) as tenant:
+            upload = await asyncio.to_thread(self._memory.open_upload, tenant.name, convert.publication(request.header))
+            try:
+                return pb.GetUploadResponse(received_bytes=upload.received())
+            finally:
+                upload.close()
+
+    async def GetModule(self, request: pb.GetModuleRequest, context: Context) -> pb.GetModuleResponse:
+        async with self._edge.call("GetModule", context) as tenant:
+            check_module_name("name", request.name)
+            found = await self._store.module(tenant.name, request.name)
+            if found is None:
+                raise ModuleNotFound(request.name)
+            return pb.GetModuleResponse(module=convert.module(found))
+
+    async def ListModules(self, request: pb.ListModulesRequest, context: Context) -> pb.ListModulesResponse:
+        async with self._edge.call("ListModules", context) as tenant:
+            size = _page_size(request.page_size)
+            if request.name_prefix:
+                check_module_name("name_prefix", request.name_prefix)
+            kind = convert.kind_of("kind", request.kind) if request.kind else None
+            after = _from_token(request.page_token)
+            if after:
+                try:
+                    check_module_name("page_token", after)
+                except InvalidField:
+                    raise _foreign_token() from None
+            found = await self._store.modules(tenant.name, after=after, limit=size + 1, prefix=request.name_prefix, kind=kind)
+            token = _to_token(found[size - 1].name) if len(found) > size else ""
+            return pb.ListModulesResponse(modules=[convert.module(entry) for entry in found[:size]], next_page_token=token)
+
+    async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.GetVersionResponse:
+        async with self._edge.call("GetVersion", context) as tenant:
+            found = await self._memory.heaviest("reference", tenant.name, request.reference)
+            return pb.GetVersionResponse(version=convert.version(found))
+
+    async def ListVersions(self, request: pb.ListVersionsRequest, context: Context) -> pb.ListVersionsResponse:
+        async with self._edge.call("ListVersions", context) as tenant:
+            check_module_name("name", request.name)
+            size = _page_size(request.page_size)
+            before = _from_token(request.page_token)
+            if before and not (before.isascii() and before.isdecimal() and len(before) < 10):
+                raise _foreign_token()
+            if await self._store.module(tenant.name, request.name) is None:
+                raise ModuleNotFound(request.name)
+            found = await self._store.versions(tenant.name, request.name, before=int(before) if before else None, limit=size + 1)
+            token = _to_token(str(found[size - 1].version)) if len(found) > size else ""
+            return pb.ListVersionsResponse(versions=[convert.version(entry) for entry in found[:size]], next_page_token=token)
+
+    async def RunGate(self, request: pb.RunGateRequest, context: Context) -> AsyncIterator[pb.RunGateResponse]:
+        async with self._edge.call("RunGate", context) as tenant:
+            check_module_name("name", request.name)
+            async for event in self._modules.run_gate(tenant, request.name, convert.version_number("version", request.version)):
+                if isinstance(event, GateReport):
+                    yield pb.RunGateResponse(report=convert.gate_report(event))
+                else:
+                    yield pb.RunGateResponse(progress=_progress(event))
+
+    async def PromoteModule(self, request: pb.PromoteModuleRequest, context: Context) -> AsyncIterator[pb.PromoteModuleResponse]:
+        async with self._edge.call("PromoteModule", context) as tenant:
+            check_module_name("name", request.name)
+            events = self._modules.promote(
+                tenant,
+                request.name,
+                convert.version_number("version", request.version),
+                convert.alias_name("alias", request.alias),
+                expected_revision=_expected(request),
+                force=request.force,
+                reason=convert.reason(request.reason),
+            )
+            async for event in events:
+                if isinstance(event, Alias):
+                    yield pb.PromoteModuleResponse(alias=convert.alias(event))
+                else:
+                    yield pb.PromoteModuleResponse(progress=_progress(event))
+
+    async def RollbackModule(self, request: pb.RollbackModuleRequest, context: Context) -> pb.RollbackModuleResponse:
+        async with self._edge.call("RollbackModule", context) as tenant:
+            check_module_name("name", request.name)
+            changed = await self._store.rollback(
+                tenant.name,
+                tenant.principal,
+                request.name,
+                convert.alias_name("alias", request.alias),
+                reason=convert.reason(request.reason),
+                expected_revision=_expected(request),
+            )
+            return pb.RollbackModuleResponse(alias=convert.alias(changed))
+
+    async def SetTraffic(self, request: pb.SetTrafficRequest, context: Context) -> pb.SetTrafficResponse:
+        async with self._edge.call("SetTraffic", context) as tenant:
+            check_module_name("name", request.name)
+            changed = await self._modules.split(
+                tenant,
+                request.name,
+                convert.alias_name("alias", request.alias),
+                convert.targets(list(request.targets)),
+                expected_revision=_expected(request),
+                reason=convert.reason(request.reason),
+            )
+            return pb.SetTrafficResponse(alias=convert.alias(changed))
+
+    async def ListAliasHistory(self, request: pb.ListAliasHistoryRequest, context: Context) -> pb.ListAliasHistoryResponse:
+        async with self._edge.call("ListAliasHistory", context) as tenant:
+            check_module_name("name", request.name)
+            history = await self._store.history(tenant.name, request.name, convert.alias_name("alias", request.alias))
+            return pb.ListAliasHistoryResponse(changes=[convert.alias_change(change) for change in history])
+
+    async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
+        async with self._edge.call("DeleteVersion", context) as tenant:
+            check_module_name("name", request.name)
+            number = convert.version_number("version", request.version)
+            return pb.DeleteVersionResponse(evicted_chunks=await self._modules.delete(tenant, request.name, number))
+
+    async def PreloadModule(self, request: pb.PreloadModuleRequest, context: Context) -> pb.PreloadModuleResponse:
+        async with self._edge.call("PreloadModule", context) as tenant:
+            version = await self._memory.heaviest("reference", tenant.name, request.reference)
+            loaded = await self._modules.load(version, pin=True, worker_id=_worker_id(request.worker_id))
+            await self._store.preload(tenant.name, tenant.principal, version.module, version.version, request.worker_id)
+            return pb.PreloadModuleResponse(workers=[convert.residency(entry) for entry in loaded])
+
+    async def UnloadModule(self, request: pb.UnloadModuleRequest, context: Context) -> pb.UnloadModuleResponse:
+        async with self._edge.call("UnloadModule", context) as tenant:
+            version = await self._memory.heaviest("reference", tenant.name, request.reference)
+            await self._store.unload(tenant.name, tenant.principal, version.module, version.version, _worker_id(request.worker_id))
+            unloaded = await self._modules.unload(version, request.worker_id)
+            return pb.UnloadModuleResponse(workers=[convert.residency(entry) for entry in unloaded])
+
+    async def ComposeModule(self, request: pb.ComposeModuleRequest, context: Context) -> AsyncIterator[pb.ComposeModuleResponse]:
+        async with self._edge.call("ComposeModule", context) as tenant:
+            async for event in self._modules.compose(tenant, _composition(request)):
+                if isinstance(event, ModuleVersion):
+                    yield pb.ComposeModuleResponse(version=convert.version(event))
+                else:
+                    yield pb.ComposeModuleResponse(progress=_progress(event))
+
+    async def WatchModules(self, request: pb.WatchModulesRequest, context: Context) -> AsyncIterator[pb.WatchModulesResponse]:
+        async with self._edge.call("WatchModules", context) as tenant:
+            after = request.after_event_id or await self._store.last_event_id(tenant.name)
+            while True:
+                for event in await self._store.events(tenant.name, after=after, limit=PAGE_SIZE, block_s=WATCH_S):
+                    after = event.event_id
+                    yield pb.WatchModulesResponse(event=convert.audit_event(event))
+
+    async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
+        async with self._edge.call("ListAuditEvents", context) as tenant:
+            events = await self._store.events(tenant.name, after=request.after_event_id, limit=_page_size(request.page_size))
+            return pb.ListAuditEventsResponse(events=[convert.audit_event(event) for event in events])
+
+
+def _composition(request: pb.ComposeModuleRequest) -> Composition:
+    """Raises InvalidField."""
+    check_module_name("name", request.name)
+    method = convert.METHODS.get(request.method)
+    if method is None:
+        raise InvalidField("method", f"must be one of {', '.join(convert.METHODS.values())}")
+    if not 1 <= len(request.parents) <= PARENTS_MAX or (method == "compress") != (len(request.parents) == 1):
+        raise InvalidField("parents", f"from 2 to {PARENTS_MAX}, or exactly 1 to compress")
+    parents = []
+    for number, parent in enumerate(request.parents):
+        parse_reference(f"parents[{number}].reference", parent.reference)
+        if not (math.isfinite(parent.weight) and 0 <= parent.weight <= 100):
+            raise InvalidField(f"parents[{number}].weight", "from 0 (which means 1) to 100")
+        parents.append((parent.reference, parent.weight or 1.0))
+    if not 0 <= request.rank <= RANK_MAX:
+        raise InvalidField("rank", f"from 1 to {RANK_MAX}, or 0 for the method's own")
+    if not 0 <= request.density <= 1:  # NaN fails too
+        raise InvalidField("density", "above 0 and at most 1, or 0 for the method's own")
+    if not 0 <= request.seed <= SEED_MAX:
+        raise InvalidField("seed", f"from 0 to {SEED_MAX}")
+    return Composition(request.name, method, tuple(parents), request.rank, request.density, request.seed, request.notes)
+
+
+def _expected(request: pb.PromoteModuleRequest | pb.RollbackModuleRequest | pb.SetTrafficRequest) -> int | None:
+    if not request.HasField("expected_revision"):
+        return None
+    if request.expected_revision < 0:
+        raise InvalidField("expected_revision", "must not be negative")
+    return int(request.expected_revision)
+
+
+def _worker_id(worker_id: str) -> str:
+    if len(worker_id) > 64:
+        raise InvalidField("worker_id", "at most 64 characters")
+    return worker_id
+
+
+def _progress(step: Step) -> pb.GateProgress:
+    return pb.GateProgress(done=step.done, total=step.total)
+
+
+def _page_size(size: int) -> int:
+    if not 0 <= size <= PAGE_SIZE_MAX:
+        raise InvalidField("page_size", f"from 1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE}")
+    return size or PAGE_SIZE
+
+
+def _to_token(last: str) -> str:
+    return base64.urlsafe_b64encode(last.encode()).decode()
+
+
+def _from_token(token: str) -> str:
+    try:
+        # Strict: the lenient decoder skips foreign letters, and what is left of noise would begin at some page.
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeError, ValueError):
+        raise _foreign_token() from None
+
+
+def _foreign_token() -> InvalidField:
+    return InvalidField("page_token", "must be the next_page_token of the page before")

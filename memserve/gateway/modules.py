@@ -1,0 +1,311 @@
+"""What `ModuleService` does with workers: modules are tried, gated, promoted, loaded, composed, and removed when nothing uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from memserve.domain import Alias, GateReport, ModuleKind, ModulePlace, ModuleVersion, Tenant, TrafficShare, WorkerResidency
+from memserve.errors import CacheUnavailable, GateRefused, InvalidField, InvalidModule, NoWorker, VersionInUse
+from memserve.gateway.gate import Gate
+from memserve.gateway.pipeline import LOST, Pipeline
+from memserve.gateway.pool import PLACES, PooledWorker
+from memserve.memory.parametric import Publication
+from memserve.pb.worker.v1 import worker_pb2 as pb
+from memserve.policy.gate import failing
+
+log = logging.getLogger("memserve.gateway.modules")
+
+T = TypeVar("T")
+LOAD_TIMEOUT_S = 120.0
+# A request that was resolved before a version is held reaches its worker, and the worker's next word this gateway, in less.
+SETTLE_S = 0.6
+HOLD_S = 30.0
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far long work is."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """A new version from others. method: linear, cat, svd, ties, dare, core or compress. rank, density: 0 for the method's own."""
+
+    name: str
+    method: str
+    parents: tuple[tuple[str, float], ...]
+    rank: int = 0
+    density: float = 0.0
+    seed: int = 0
+    notes: str = ""
+
+
+class Modules:
+    """Module versions of any tenant, on this gateway's workers."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._memory = pipeline.modules
+        self._store = pipeline.modules.store
+        self._gate = Gate(pipeline.pool, pipeline.tokenizer, pipeline.model.max_context_tokens)
+
+    async def moves_logits(self, kind: ModuleKind, digest: str) -> bool | None:
+        """Whether the module changes the canary prompts' logits on a worker; None where none can say.
+
+        Raises InvalidModule when the worker's engine refuses it.
+        """
+        for worker in self._ready(""):
+            try:
+                tried = await worker.stub.TryModule(pb.TryModuleRequest(digest=digest, kind=kind), timeout=LOAD_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
+                    raise InvalidModule("module", f"a worker cannot load it: {error.details()}") from None
+                if error.code() in LOST:
+                    self._pipeline.pool.lost(worker)
+                continue
+            return bool(tried.largest_change > 0)
+        return None
+
+    async def run_gate(self, tenant: Tenant, name: str, number: int) -> AsyncIterator[Step | GateReport]:
+        """Ask the version's probes; the report comes last and is kept with the version.
+
+        Raises ModuleNotFound, InvalidModule, NoWorker.
+        """
+        version = await self._memory.version(tenant.name, name, number)
+        async for event in _with_steps(lambda progress: self._gated(tenant, version, progress)):
+            yield event
+
+    async def promote(
+        self, tenant: Tenant, name: str, number: int, alias: str, *, expected_revision: int | None, force: bool, reason: str
+    ) -> AsyncIterator[Step | Alias]:
+        """Gate the version where it has not passed, load it on every worker, then point the alias at it. The alias comes last.
+
+        Raises GateRefused, AliasConflict, ModuleNotFound, InvalidModule, NoWorker.
+        """
+        version = await self._memory.version(tenant.name, name, number)
+        report = version.gate
+        if report is None or not report.passed or report.probes_digest != version.probes_digest:
+            async for event in self.run_gate(tenant, name, number):
+                if isinstance(event, Step):
+                    yield event
+                else:
+                    report = event
+        assert report is not None
+        if not report.passed and not force:
+            raise GateRefused(version.reference, failing(report.figures))
+        await self.load(version, pin=False)
+        yield await self._store.set_alias(
+            tenant.name,
+            tenant.principal,
+            name,
+            alias,
+            (TrafficShare(number, 1.0),),
+            action="promote",
+            reason=reason if report.passed else f"{reason} (forced: {failing(report.figures)})".strip(),
+            forced=not report.passed,
+            expected_revision=expected_revision,
+        )
+
+    async def split(
+        self, tenant: Tenant, name: str, alias: str, targets: Sequence[TrafficShare], *, expected_revision: int | None, reason: str
+    ) -> Alias:
+        """Share the alias's traffic. Versions that have not passed the gate are watched from then on: see `canary.py`.
+
+        Raises AliasConflict, ModuleNotFound.
+        """
+        versions = [await self._memory.version(tenant.name, name, target.version) for target in targets]
+        if any(version.gate is None or not version.gate.passed for version in versions):
+            if len(versions) == 1:
+                rule = f"{versions[0].reference} has not passed the gate: promote it, or give it a part beside another"
+                raise InvalidField("targets", rule)
+            await self._pipeline.canaries.add(tenant.name, name, alias)
+        await asyncio.gather(*(self.load(version, pin=False) for version in versions))
+        return await self._store.set_alias(
+            tenant.name, tenant.principal, name, alias, targets, action="split", reason=reason, expected_revision=expected_revision
+        )
+
+    async def delete(self, tenant: Tenant, name: str, number: int) -> int:
+        """Remove a version that nothing uses, its KV, and its content where no other version has the same.
+
+        Returns the chunks of KV that were freed. Raises VersionInUse, ModuleNotFound.
+        """
+        version = await self._memory.version(tenant.name, name, number)
+        token = uuid.uuid4().hex
+        await self._store.hold_version(tenant.name, name, number, token, HOLD_S)
+        try:
+            await asyncio.sleep(SETTLE_S)
+            user = self._user_of(version.digest)
+            if user:
+                raise VersionInUse(version.reference, user)
+            _, last = await self._store.delete_version(tenant.name, tenant.principal, name, number)
+        finally:
+            await self._store.release_version(tenant.name, name, number, token)
+        removed = 0
+        try:
+            removed, _ = await self._pipeline.activation.evict_module(tenant.name, version.digest)
+        except CacheUnavailable as error:
+            log.warning("KV of the removed %s stays until it expires: %s", version.reference, error)
+        if last:
+            await self._ask_workers(self._ready(""), lambda worker: self._unload_on(worker, version, forget=True))
+            if await self._store.condemn(version.digest, token, HOLD_S):
+                await asyncio.to_thread(self._memory.blobs.delete, version.digest)
+                await self._store.absolve(version.digest, token)
+        return removed
+
+    async def load(self, version: ModuleVersion, *, pin: bool, worker_id: str = "") -> list[WorkerResidency]:
+        """Have the workers load a version, each in its own time; one that cannot says why.
+
+        Raises NoWorker when a worker is named that is not ready.
+        """
+        request = pb.LoadModuleRequest(digest=version.digest, kind=version.kind, pin=pin)
+
+        async def load_on(worker: PooledWorker) -> ModulePlace:
+            return PLACES[(await worker.stub.LoadModule(request, timeout=LOAD_TIMEOUT_S)).place]
+
+        return await self._ask_workers(self._named(worker_id), load_on)
+
+    async def unload(self, version: ModuleVersion, worker_id: str) -> list[WorkerResidency]:
+        """As `load`."""
+        return await self._ask_workers(self._named(worker_id), lambda worker: self._unload_on(worker, version, forget=False))
+
+    async def compose(self, tenant: Tenant, composition: Composition) -> AsyncIterator[Step | ModuleVersion]:
+        """Have a worker's Ray make a new version from others; it comes last, as any published version does.
+
+        Raises InvalidModule, ModuleNotFound, NoWorker.
+        """
+        parents = [
+            (await self._memory.heaviest(f"parents[{number}].reference", tenant.name, reference), weight)
+            for number, (reference, weight) in enumerate(composition.parents)
+        ]
+        for number, (parent, _) in enumerate(parents):
+            if parent.kind is not ModuleKind.LORA:
+                raise InvalidField(f"parents[{number}].reference", f"{parent.reference} is of kind {parent.kind}; only LoRAs compose")
+        request = pb.ComposeModuleRequest(
+            method=composition.method,
+            parents=[pb.ComposeParent(digest=parent.digest, weight=weight) for parent, weight in parents],
+            rank=composition.rank,
+            density=composition.density,
+            seed=composition.seed,
+        )
+        worker = self._least_loaded()
+        with tempfile.TemporaryDirectory(prefix="memserve-compose-") as scratch:
+            folder = Path(scratch)
+            recipe = ""
+            try:
+                async for event in worker.stub.ComposeModule(request):
+                    match event.WhichOneof("event"):
+                        case "progress":
+                            yield Step(event.progress.done, event.progress.total)
+                        case "file":
+                            await asyncio.to_thread(_append, folder / Path(event.file.file_name).name, event.file.content)
+                        case "recipe":
+                            recipe = event.recipe
+            except grpc.aio.AioRpcError as error:
+                if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
+                    raise InvalidModule("composition", error.details() or "refused") from None
+                raise NoWorker(error.details() or error.code().name) from None
+            publication = Publication(
+                name=composition.name,
+                kind=ModuleKind.LORA,
+                files=(),
+                recipe=recipe,
+                notes=composition.notes,
+                sources=tuple(parent.reference for parent, _ in parents),
+                parents=tuple(parent.digest for parent, _ in parents),
+            )
+            yield await self._memory.publish(tenant, publication, folder, self.moves_logits)
+
+    async def _gated(self, tenant: Tenant, version: ModuleVersion, progress: Progress) -> GateReport:
+        if not version.moves_logits:
+            moved = await self.moves_logits(version.kind, version.digest)
+            if moved is None:
+                raise NoWorker("the gate needs one")
+            if not moved:
+                raise InvalidModule("module", f"{version.reference} changes nothing: the canary prompts get the same logits with it")
+            await self._store.keep_moves_logits(tenant.name, version.module, version.version)
+        report = await self._gate.run(tenant, version, await self._memory.probes(version), progress=progress)
+        await self._store.keep_gate(tenant.name, tenant.principal, version.module, version.version, report)
+        return report
+
+    def _user_of(self, digest: str) -> str:
+        """Who uses the module now, for a person; empty: nobody."""
+        if self._pipeline.using[digest]:
+            return "a request"
+        for worker in self._pipeline.pool.workers.values():
+            if digest in worker.state.used_modules:
+                return f"a request on worker {worker.lease.worker_id}"
+        return ""
+
+    async def _unload_on(self, worker: PooledWorker, version: ModuleVersion, *, forget: bool) -> ModulePlace:
+        request = pb.UnloadModuleRequest(digest=version.digest, kind=version.kind, forget=forget)
+        return PLACES[(await worker.stub.UnloadModule(request, timeout=LOAD_TIMEOUT_S)).place]
+
+    async def _ask_workers(
+        self, workers: Sequence[PooledWorker], ask: Callable[[PooledWorker], Awaitable[ModulePlace]]
+    ) -> list[WorkerResidency]:
+        async def told(worker: PooledWorker) -> WorkerResidency:
+            try:
+                return WorkerResidency(worker.lease.worker_id, await ask(worker))
+            except grpc.aio.AioRpcError as error:
+                return WorkerResidency(worker.lease.worker_id, ModulePlace.ABSENT, error.details() or error.code().name)
+
+        return sorted(await asyncio.gather(*(told(worker) for worker in workers)), key=lambda residency: residency.worker_id)
+
+    def _ready(self, worker_id: str) -> list[PooledWorker]:
+        ready = self._pipeline.pool.ready(time.monotonic())
+        return [worker for worker in ready if worker_id in ("", worker.lease.worker_id)]
+
+    def _named(self, worker_id: str) -> list[PooledWorker]:
+        workers = self._ready(worker_id)
+        if worker_id and not workers:
+            raise NoWorker(f"worker {worker_id} is not ready")
+        return workers
+
+    def _least_loaded(self) -> PooledWorker:
+        ready = self._ready("")
+        if not ready:
+            raise NoWorker("none is ready")
+        return min(ready, key=lambda worker: (worker.pending_prefill_tokens, worker.running))
+
+
+async def _with_steps(work: Callable[[Progress], Awaitable[T]]) -> AsyncIterator[Step | T]:
+    """Run `work`, yielding its newest progress as it goes and its result last. Closing the iterator cancels it."""
+    newest: asyncio.Queue[Step] = asyncio.Queue(maxsize=1)
+
+    def progress(done: int, total: int) -> None:
+        if newest.full():
+            newest.get_nowait()
+        newest.put_nowait(Step(done, total))
+
+    task = asyncio.ensure_future(work(progress))
+    try:
+        while not task.done():
+            step = asyncio.ensure_future(newest.get())
+            await asyncio.wait((task, step), return_when=asyncio.FIRST_COMPLETED)
+            if step.done():
+                yield step.result()
+            else:
+                step.cancel()
+        yield await task
+    finally:
+        task.cancel()
+
+
+def _append(file: Path, content: bytes) -> None:
+    with file.open("ab") as stream:
+        stream.write(content)

@@ -1,0 +1,98 @@
+"""The check of a PEFT LoRA adapter: it fits the base model, vLLM applies all of it, and it changes something."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from memserve.domain import ModuleKind
+from memserve.errors import InvalidModule
+from memserve.memory.module_files import NAME_SHOWN_CHARS, BaseModel, CheckedModule, TensorFile, canonical_json, read_json_object
+from memserve.memory.weight_figures import lora_figures
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+LORA_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+ALPHA_MAX = 1e6
+_TENSOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
+# vLLM drops, or cannot place, what is adapted outside the blocks of the language model: embeddings and a tied head, a vision tower, the
+# layers of multi-token prediction.
+_IN_BLOCK = re.compile(r"(?:(?:model|language_model|transformer|decoder|backbone)\.)*(?:layers|h)\.\d+\..+")
+
+
+def check_lora(folder: Path, base: BaseModel) -> CheckedModule:
+    """Check adapter_config.json and adapter_model.safetensors in `folder`.
+
+    Raises InvalidModule, which names the file, the field or the tensor.
+    """
+    config = read_json_object(folder / CONFIG_FILE)
+    rank = _check_config(config, base.max_rank)
+    tensors = TensorFile(folder / WEIGHTS_FILE)
+    paths = _check_tensors(tensors, base, rank)
+    targets = sorted({path.rsplit(".", 1)[-1] for path in paths})
+    rslora = bool(config.get("use_rslora", False))
+    scale = config["lora_alpha"] / (math.sqrt(rank) if rslora else rank)
+    figures = lora_figures(((tensors.float32(_name(path, "A")), tensors.float32(_name(path, "B"))) for path in paths), scale)
+    if figures.delta_norm == 0:
+        raise InvalidModule(WEIGHTS_FILE, "lora_B times lora_A is zero in every layer: the module would change nothing")
+    canonical = canonical_json(
+        {
+            "base_model_name_or_path": "",
+            "bias": "none",
+            "lora_alpha": config["lora_alpha"],
+            "peft_type": "LORA",
+            "r": rank,
+            "target_modules": targets,
+            "task_type": "CAUSAL_LM",
+            "use_rslora": rslora,
+        }
+    )
+    digest = hashlib.sha256(canonical + tensors.content_digest()).hexdigest()
+    return CheckedModule(digest, ModuleKind.LORA, rank, tuple(targets), figures, {CONFIG_FILE: canonical})
+
+
+def _check_config(config: dict[str, Any], max_rank: int) -> int:
+    """Returns the rank."""
+    if config.get("peft_type") != "LORA":
+        raise InvalidModule(f"{CONFIG_FILE}: peft_type", "must be LORA")
+    rank = config.get("r")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= max_rank:
+        raise InvalidModule(f"{CONFIG_FILE}: r", f"must be a whole number from 1 to {max_rank} (setting max_lora_rank)")
+    alpha = config.get("lora_alpha")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < abs(alpha) <= ALPHA_MAX:  # NaN fails too
+        raise InvalidModule(f"{CONFIG_FILE}: lora_alpha", f"must be a number other than 0, at most {ALPHA_MAX:g}")
+    if config.get("bias", "none") != "none":
+        raise InvalidModule(f"{CONFIG_FILE}: bias", 'must be "none"')
+    for field in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias"):
+        if config.get(field):
+            raise InvalidModule(f"{CONFIG_FILE}: {field}", "is not supported when serving; merge it into plain LoRA weights")
+    return rank
+
+
+def _check_tensors(tensors: TensorFile, base: BaseModel, rank: int) -> list[str]:
+    """Returns the adapted layers' paths, sorted."""
+    sides: dict[str, set[str]] = {}
+    nonzero: set[tuple[str, str]] = set()
+    for name in tensors.names:
+        match = _TENSOR.fullmatch(name)
+        shape = base.shapes.get(f"{match['path']}.weight") if match else None
+        if match is None or shape is None or len(shape) != 2 or not _IN_BLOCK.fullmatch(match["path"]):
+            rule = "does not belong to a linear layer of the base model's transformer blocks; it would be silently ignored"
+            raise InvalidModule(name[:NAME_SHOWN_CHARS], rule)
+        path, side = match["path"], match["side"]
+        if tensors.check(name, (rank, shape[1]) if side == "A" else (shape[0], rank)):
+            nonzero.add((path, side))
+        sides.setdefault(path, set()).add(side)
+    for path, present in sides.items():
+        if present != {"A", "B"}:
+            raise InvalidModule(path, "has only one of lora_A and lora_B")
+    if not any({(path, "A"), (path, "B")} <= nonzero for path in sides):
+        raise InvalidModule(WEIGHTS_FILE, "lora_A or lora_B is zero in every layer: the module would change nothing")
+    return sorted(sides)
+
+
+def _name(path: str, side: str) -> str:
+    return f"base_model.model.{path}.lora_{side}.weight"

@@ -1,0 +1,338 @@
+"""The module store: what is known of modules, in the registry Redis. The scripts are in `module_store.lua`; the weights are elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import Any
+
+from redis.exceptions import NoScriptError
+
+from memserve.domain import (
+    Alias,
+    AliasChange,
+    AuditEvent,
+    GateFigure,
+    GateReport,
+    Module,
+    ModuleKind,
+    ModuleVersion,
+    TrafficShare,
+    WeightFigures,
+)
+from memserve.errors import AliasConflict, InvalidField, ModuleNotFound, NothingToRollBack, VersionInUse
+from memserve.registry import TIMEOUT_S, answering, registry_client
+
+SCRIPT = files("memserve.memory").joinpath("module_store.lua").read_text()
+DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
+# More calls at once wait for one of these, inside their second.
+CONNECTIONS = 32
+# Each that waits for events holds a connection.
+WATCHERS_MAX = 4096
+FIRST_EVENT_ID = "0-0"
+_EVENT_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
+_EVENT_PART_MAX = 2**64 - 1
+
+
+class DigestCondemned(Exception):
+    """A sweep is removing the weights of this digest: store them again when it is done, then publish."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"the weights of {digest} are being removed; store them again")
+        self.digest = digest
+
+
+# What a script may answer instead of having changed anything, by the names that it uses.
+REFUSALS = {
+    error.__name__: error for error in (AliasConflict, DigestCondemned, InvalidField, ModuleNotFound, NothingToRollBack, VersionInUse)
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Preload:
+    """A module that a worker loads when it starts. worker_id: "" for every worker."""
+
+    digest: str
+    kind: ModuleKind
+    worker_id: str
+
+
+class ModuleStore:
+    """Every change is one atomic exchange with Redis, its audit event included. Sent again over a new connection it is done once.
+
+    Names, aliases and digests come checked. Every method raises RegistryUnavailable when Redis does not answer within a second; whether a
+    change was made is then unknown.
+    """
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis = registry_client(redis_url)
+        self._watching = registry_client(redis_url, max_connections=WATCHERS_MAX)
+        self._connections = asyncio.Semaphore(CONNECTIONS)
+
+    async def close(self) -> None:
+        """Whoever waits for events is to be cancelled before."""
+        await self._redis.aclose()
+        await self._watching.aclose()
+
+    async def publish(self, tenant: str, principal: str, version: ModuleVersion) -> ModuleVersion:
+        """Add a version under the next number, which is never one that a deleted version had; the number of `version` does not matter.
+
+        When the module's newest version has the same content and probes, that one is returned and nothing changes.
+        Raises InvalidField for another kind than the module's, and DigestCondemned.
+        """
+        body = asdict(version)
+        del body["version"], body["gate"], body["moves_logits"]
+        gate = json.dumps(asdict(version.gate)) if version.gate else ""
+        moves_logits = _flag(version.moves_logits)
+        return _version(await self._change("publish", tenant, principal, version.module, json.dumps(body), gate, moves_logits))
+
+    async def module(self, tenant: str, name: str) -> Module | None:
+        """None: no version of it exists."""
+        found = await self._look("module", tenant, name)
+        return _module(found) if found else None
+
+    async def modules(self, tenant: str, *, after: str = "", limit: int, prefix: str = "", kind: ModuleKind | None = None) -> list[Module]:
+        """Up to `limit` modules, by name, from after the name `after`."""
+        # Bounds of ZRANGEBYLEX. No text has the byte 0xff.
+        first = b"(" + after.encode() if after and after >= prefix else b"[" + prefix.encode()
+        last = b"[" + prefix.encode() + b"\xff"
+        return [_module(found) for found in await self._look("modules", tenant, first, last, limit, kind or "")]
+
+    async def count(self, tenant: str) -> int:
+        """How many modules the tenant has."""
+        return int(await self._look("count", tenant))
+
+    async def version(self, tenant: str, name: str, number: int) -> ModuleVersion | None:
+        found = await self._look("version", tenant, name, number)
+        return _version(found) if found else None
+
+    async def versions(self, tenant: str, name: str, *, before: int | None = None, limit: int) -> list[ModuleVersion]:
+        """Up to `limit` versions, newest first, below the number `before`."""
+        below = "+inf" if before is None else f"({before}"
+        return [_version(found) for found in await self._look("versions", tenant, name, below, limit)]
+
+    async def resolve(
+        self, tenant: str, name: str, *, alias: str = "", number: int = 0
+    ) -> tuple[Alias | None, dict[int, ModuleVersion]] | None:
+        """What a reference means now, in one round trip. Give an alias or a number.
+
+        None: no such module, no such version, or one that is held for its deletion. Else the alias (None: it is not set) and the versions
+        that it targets by number, or the version with that number.
+        """
+        found = await self._look("resolve", tenant, name, alias, number or "")
+        if not found:
+            return None
+        shown, stored = found
+        versions = [_version(one) for one in stored]
+        return _alias(shown) if shown else None, {version.version: version for version in versions}
+
+    async def set_alias(
+        self,
+        tenant: str,
+        principal: str,
+        name: str,
+        alias: str,
+        targets: Sequence[TrafficShare],
+        *,
+        action: str,
+        reason: str = "",
+        forced: bool = False,
+        expected_revision: int | None = None,
+    ) -> Alias:
+        """Point an alias, when it is at the expected revision (0: not set yet; None: whatever it is at).
+
+        Raises AliasConflict, and ModuleNotFound for a target that does not exist or is held for its deletion.
+        """
+        if not targets:
+            raise InvalidField("targets", "must name at least one version")
+        shares = json.dumps([{"version": share.version, "weight": float(share.weight)} for share in targets])
+        expected = _optional(expected_revision)
+        [shown] = await self._change("set_alias", tenant, principal, name, alias, shares, action, reason, _flag(forced), expected)
+        return _alias(shown)
+
+    async def rollback(
+        self,
+        tenant: str,
+        principal: str,
+        name: str,
+        alias: str,
+        *,
+        action: str = "rollback",
+        reason: str = "",
+        expected_revision: int | None = None,
+        leaving: int | None = None,
+    ) -> Alias:
+        """Point an alias at the targets that it had before the present ones. Two in a row go two steps back.
+
+        leaving: the version that is the trouble; it must be among the targets, and is not among those gone back to.
+        Raises ModuleNotFound, AliasConflict, and NothingToRollBack, also where an earlier target has been deleted.
+        """
+        options = action, reason, _optional(expected_revision), _optional(leaving)
+        [shown] = await self._change("rollback", tenant, principal, name, alias, *options)
+        return _alias(shown)
+
+    async def history(self, tenant: str, name: str, alias: str) -> list[AliasChange]:
+        """Every change of an alias, oldest first. Raises ModuleNotFound for a name that never had a version."""
+        found = await self._look("history", tenant, name, alias)
+        if found is None:
+            raise ModuleNotFound(name)
+        return [_alias_change(entry) for entry in found]
+
+    async def keep_gate(self, tenant: str, principal: str, name: str, number: int, report: GateReport) -> ModuleVersion:
+        """Keep the version's newest gate report. Raises ModuleNotFound."""
+        return _version(await self._change("keep_gate", tenant, principal, name, number, json.dumps(asdict(report))))
+
+    async def keep_moves_logits(self, tenant: str, name: str, number: int) -> ModuleVersion:
+        """Keep that a worker has seen the version move the canary's logits. Raises ModuleNotFound."""
+        return _version(await self._change("keep_moves_logits", tenant, name, number))
+
+    async def hold_version(self, tenant: str, name: str, number: int, token: str, seconds: float) -> None:
+        """Mark a version that nothing uses, so that nothing new can: `resolve` does not give it, no alias and no preload takes it.
+
+        For whoever deletes it, while the workers are asked whether a request uses it. It ends by itself; the same token prolongs it.
+        Raises ModuleNotFound and VersionInUse.
+        """
+        await self._change("hold", tenant, name, number, token, seconds)
+
+    async def release_version(self, tenant: str, name: str, number: int, token: str) -> None:
+        """Take the mark off, where this token's is on it."""
+        await self._change("release", tenant, name, number, token)
+
+    async def delete_version(self, tenant: str, principal: str, name: str, number: int, *, token: str = "") -> tuple[ModuleVersion, bool]:
+        """Returns what was deleted, and whether no version of anybody references its digest any more.
+
+        token: of the mark that must still be on it.
+        Raises ModuleNotFound, and VersionInUse while an alias or a preload uses it, or when the mark has run out.
+        """
+        stored, unreferenced = await self._change("delete", tenant, principal, name, number, token)
+        return _version(stored), unreferenced
+
+    async def preload(self, tenant: str, principal: str, name: str, number: int, worker_id: str = "") -> None:
+        """Have a worker (every worker: "") load the version when it starts. Raises ModuleNotFound."""
+        await self._change("preload", tenant, principal, name, number, worker_id)
+
+    async def unload(self, tenant: str, principal: str, name: str, number: int, worker_id: str = "") -> None:
+        """Take back the preload for this worker; for "", every preload of the version. Without one, only the audit tells of it.
+
+        Raises ModuleNotFound.
+        """
+        await self._change("unload", tenant, principal, name, number, worker_id)
+
+    async def preloads(self) -> list[Preload]:
+        """Of all tenants, each once."""
+        found = [json.loads(entry) for entry in await self._look("preloads")]
+        return sorted({Preload(one["digest"], ModuleKind(one["kind"]), one["worker_id"]) for one in found})
+
+    async def referenced(self, digest: str) -> bool:
+        """Whether a version of anybody has this digest."""
+        return bool(await self._look("referenced", digest))
+
+    async def condemn(self, digest: str, token: str, seconds: float) -> bool:
+        """Keep the digest from being published for so long, so that its weights can be removed. Ends by itself.
+
+        Returns False where a version references it, or another token has condemned it.
+        """
+        [condemned] = await self._change("condemn", digest, token, seconds)
+        return bool(condemned)
+
+    async def absolve(self, digest: str, token: str) -> None:
+        """Let the digest be published again, where this token condemned it."""
+        await self._change("absolve", digest, token)
+
+    async def record(self, tenant: str, principal: str, action: str, module: str, before: str = "", after: str = "") -> AuditEvent:
+        """Append an event that no change of the store stands behind. before, after: JSON."""
+        event_id, stamp = await self._change("record", tenant, principal, action, module, before, after)
+        return AuditEvent(event_id, float(stamp), tenant, principal, action, module, before, after)
+
+    async def events(self, tenant: str, *, after: str = "", limit: int, block_s: float = 0.0) -> list[AuditEvent]:
+        """Up to `limit` events, oldest first, from after the event `after` ("": the first). Where there are none, waits up to `block_s`.
+
+        Raises InvalidField.
+        """
+        match = _EVENT_ID.fullmatch(after or FIRST_EVENT_ID)
+        if match is None or any(int(part) > _EVENT_PART_MAX for part in match.groups()):
+            raise InvalidField("after_event_id", "must be the id of an event")
+        stream = {f"memserve:module:events:{len(tenant.encode())}:{tenant}": match[0]}
+        if block_s > 0:
+            async with answering(block_s + TIMEOUT_S):
+                found = await self._watching.xread(stream, count=limit, block=max(1, int(block_s * 1000)))
+        else:
+            async with answering(), self._connections:
+                found = await self._redis.xread(stream, count=limit)
+        return [_event(tenant, event_id, fields) for _, entries in found for event_id, fields in entries]
+
+    async def last_event_id(self, tenant: str) -> str:
+        """Of the newest event; before the first one, an id that every event comes after."""
+        return str(await self._look("last_event_id", tenant))
+
+    async def _look(self, script: str, *arguments: Any) -> Any:
+        return await self._run(script, "", arguments)
+
+    async def _change(self, script: str, *arguments: Any) -> list[Any]:
+        """Returns what the script answers beside having done it. Raises one of REFUSALS."""
+        outcome, *answer = json.loads(await self._run(script, uuid.uuid4().hex, arguments))
+        if outcome in REFUSALS:
+            raise REFUSALS[outcome](*answer)
+        return list(answer)
+
+    async def _run(self, script: str, call: str, arguments: Sequence[Any]) -> Any:
+        async with answering(), self._connections:
+            try:
+                return await self._redis.evalsha(DIGEST, 0, script, call, *arguments)
+            except NoScriptError:
+                return await self._redis.eval(SCRIPT, 0, script, call, *arguments)
+
+
+def _flag(value: bool) -> str:
+    return "1" if value else ""
+
+
+def _optional(number: int | None) -> int | str:
+    return "" if number is None else number
+
+
+def _version(stored: Sequence[Any]) -> ModuleVersion:
+    """stored: the version's JSON, its gate report's, and whether it moves logits."""
+    body, gate, moves_logits = stored
+    fields = json.loads(body)
+    for name in ("target_modules", "sources", "parents"):
+        fields[name] = tuple(fields[name])
+    fields |= {"kind": ModuleKind(fields["kind"]), "figures": WeightFigures(**fields["figures"])}
+    return ModuleVersion(**fields, moves_logits=bool(moves_logits), gate=_gate(gate) if gate else None)
+
+
+def _gate(text: str) -> GateReport:
+    fields = json.loads(text)
+    return GateReport(**{**fields, "figures": tuple(GateFigure(**figure) for figure in fields["figures"])})
+
+
+def _alias(text: str) -> Alias:
+    fields = json.loads(text)
+    return Alias(fields["name"], _shares(fields["targets"]), fields["revision"], fields["changed_s"])
+
+
+def _shares(targets: Sequence[Any]) -> tuple[TrafficShare, ...]:
+    return tuple(TrafficShare(**share) for share in targets)
+
+
+def _alias_change(text: str) -> AliasChange:
+    entry = json.loads(text)
+    targets, at_s = _shares(json.loads(entry["targets"])), float(entry["at_s"])
+    return AliasChange(entry["revision"], targets, at_s, entry["principal"], entry["action"], entry["reason"], entry["forced"])
+
+
+def _module(described: Sequence[Any]) -> Module:
+    name, kind, newest, versions, aliases = described
+    by_name = sorted((_alias(shown) for shown in aliases), key=lambda alias: alias.name)
+    return Module(name, ModuleKind(kind), int(newest), int(versions), tuple(by_name))
+
+
+def _event(tenant: str, event_id: str, fields: dict[str, str]) -> AuditEvent:
+    text = {name: fields[name] for name in ("principal", "action", "module", "before", "after")}
+    return AuditEvent(event_id=event_id, at_s=float(fields["at_s"]), tenant=tenant, **text)
