@@ -129,7 +129,8 @@ class Asking:
     def share(self, questions: Questions, found: Sequence[Tokens]) -> float:
         """The share of right answers."""
         texts = [self._tokenizer.decode(list(each), skip_special_tokens=True).strip() for each in found]
-        return sum(text == answer for text, answer in zip(texts, questions.answers, strict=True)) / len(texts)
+        right = [text == answer for text, answer in zip(texts, questions.answers, strict=True)]
+        return sum(right) / len(right)
 
     def other_prompts(self, count: int) -> list[Tokens]:
         """Questions with passages that the base answers by reading them."""
@@ -161,18 +162,23 @@ def differing(ours: Sequence[Tokens], theirs: Sequence[Tokens]) -> int:
 
 def cost(engine: Engine, plain: Engine, prompts: Sequence[Tokens], rounds: int) -> tuple[float, float, float]:
     """Alternating, medians of the rounds: with the expert ÷ base, without it in the same engine ÷ base, and the base's ms per step."""
-    ons, offs, steps_ms = [], [], []
-    for _ in range(rounds):
-        seconds = []
-        for which, alpha in ((plain, 0.0), (engine, 1.0), (engine, 0.0)):
-            started_s = time.perf_counter()
-            which.ask(prompts, [alpha] * len(prompts), tokens=TIMED_TOKENS, to_the_end=False)
-            seconds.append(time.perf_counter() - started_s)
-        base_s, on_s, off_s = seconds
+
+    def seconds(which: Engine, alpha: float) -> float:
+        started_s = time.perf_counter()
+        which.ask(prompts, [alpha] * len(prompts), tokens=TIMED_TOKENS, to_the_end=False)
+        return time.perf_counter() - started_s
+
+    ons, offs, steps_s = [], [], []
+    for number in range(rounds):
+        # Neither is always the one that runs right after the other.
+        if number % 2:
+            off_s, base_s, on_s = seconds(engine, 0.0), seconds(plain, 0.0), seconds(engine, 1.0)
+        else:
+            on_s, base_s, off_s = seconds(engine, 1.0), seconds(plain, 0.0), seconds(engine, 0.0)
         ons.append(on_s / base_s)
         offs.append(off_s / base_s)
-        steps_ms.append(1000 * base_s / TIMED_TOKENS)
-    return statistics.median(ons), statistics.median(offs), statistics.median(steps_ms)
+        steps_s.append(base_s / TIMED_TOKENS)
+    return statistics.median(ons), statistics.median(offs), 1000 * statistics.median(steps_s)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -211,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         theirs = reference(some, 1.0, ANSWER_TOKENS)
         wrong = sum(mine != other for pair in zip(ours, theirs, strict=True) for mine, other in zip(*pair, strict=True))
         told("cost")
-        costs = {size: cost(engine, plain, everything[:size], 5 if chosen.quick else 25) for size in BATCHES}
+        costs = {size: cost(engine, plain, everything[:size], 6 if chosen.quick else 24) for size in BATCHES}
     finally:
         engine.close()
         plain.close()

@@ -165,7 +165,7 @@ class RegistryUnavailable(MemserveError):
     """The registry Redis does not answer, and the operation needs it."""
 
     def __init__(self, detail: str) -> None:
-        super().__init__(f"the registry does not answer ({detail}); nothing was changed, try again")
+        super().__init__(f"the registry does not answer ({detail}); a change may or may not have been made: look, and try again")
 
 
 class CacheUnavailable(MemserveError):

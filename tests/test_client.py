@@ -6,6 +6,7 @@ import asyncio
 import socket
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import pytest_asyncio
 from memserve.client import AsyncClient, CallFailed, Client, Event, collect, event_of, generate_request, wait_until_ready
 from memserve.domain import (
     CachedTokens,
+    Expert,
     FinishReason,
     Memory,
     Message,
+    Module,
+    ModuleKind,
     RecallOutcome,
     Role,
     Route,
@@ -27,6 +31,7 @@ from memserve.domain import (
     Slo,
     TextDelta,
     Usage,
+    UsedModule,
 )
 from memserve.gateway.convert import generate_response, generation_request
 from tests.gateway.fake_worker import Script
@@ -51,10 +56,10 @@ async def call(request: pytest.FixtureRequest, gateway: RunningGateway) -> Async
     """Calls a method of the client by name: of Client on a thread, or of AsyncClient."""
     if request.param == "async":
         async with AsyncClient(gateway.address, timeout_s=TIMEOUT_S) as client:
-            yield lambda name, *arguments, **options: getattr(client, name)(*arguments, **options)
+            yield lambda name, *arguments, **options: attrgetter(name)(client)(*arguments, **options)
     else:
         with Client(gateway.address, timeout_s=TIMEOUT_S) as blocking:
-            yield lambda name, *arguments, **options: asyncio.to_thread(getattr(blocking, name), *arguments, **options)
+            yield lambda name, *arguments, **options: asyncio.to_thread(attrgetter(name)(blocking), *arguments, **options)
 
 
 @pytest.fixture
@@ -105,35 +110,23 @@ async def test_memories_are_remembered_found_used_and_forgotten(call: Caller, na
 async def test_modules_are_published_listed_and_used(call: Caller, gateway: RunningGateway, namespace: str, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "lora", {**lora_files(gateway.pipeline.model.tensor_shapes()), "README.md": b"not sent"})
     progress: list[tuple[int, int]] = []
-    module = await call("publish_module", namespace, folder, progress=lambda sent, total: progress.append((sent, total)))
-    assert (module.name, module.kind, module.rank, module.target_modules) == (namespace, "lora", 4, ("q_proj",))
+    version = await call("modules.publish", namespace, folder, told=lambda sent, total: progress.append((sent, total)))
+    assert (version.module, version.version, version.kind, version.rank, version.target_modules) == (namespace, 1, "lora", 4, ("q_proj",))
     assert progress[-1][0] == progress[-1][1] > 0
-    assert await call("get_module", namespace) == module
-    assert module in await call("modules")
-    assert await call("publish_module", namespace, folder, expected_digest=module.digest) == module
+    assert version.moves_logits
+    assert await call("modules.version", f"{namespace}@1") == version
+    assert await call("modules.publish", namespace, folder, expected_digest=version.digest) == version
+    alias = await call("modules.promote", namespace, 1, expected_revision=0)
+    module = await call("modules.get", namespace)
+    assert module == Module(namespace, ModuleKind.LORA, 1, 1, (alias,))
+    assert module in await call("modules.all")
     answer = await call("generate", "hello", module=namespace, sampling=GREEDY)
-    assert (answer.route.module, answer.route.module_digest) == (namespace, module.digest)
-
-
-async def test_modules_of_many_pages_come_as_one_list(call: Caller, gateway: RunningGateway, namespace: str, tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "lora", lora_files(gateway.pipeline.model.tensor_shapes()))
-    module = await call("publish_module", namespace, folder)
-    fields = gateway.redis.client.hget("memserve:modules:default", module.name)
-    names = [f"{namespace}-{number:03}" for number in range(205)]
-    gateway.redis.client.hset(
-        "memserve:modules:default", mapping={name: fields.replace(namespace.encode(), name.encode()) for name in names}
-    )
-    try:
-        found = [entry.name for entry in await call("modules")]
-        assert [name for name in found if name.startswith(f"{namespace}-")] == names
-        assert found == sorted(set(found))
-    finally:
-        gateway.redis.client.hdel("memserve:modules:default", *names)
+    assert [(used.name, used.version, used.digest) for used in answer.route.modules] == [(namespace, 1, version.digest)]
 
 
 async def test_a_folder_without_its_files_fails_before_a_byte_is_sent(call: Caller, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"adapter_config\.json"):
-        await call("publish_module", "nothing", tmp_path)
+        await call("modules.publish", "nothing", tmp_path)
 
 
 async def test_status_tells_of_workers_and_stores(call: Caller, gateway: RunningGateway) -> None:
@@ -211,7 +204,11 @@ PASSAGES = (
     ScoredMemory(Memory("m", "n", "t", "s", ("k",), 1.0), 0.5, 0.25, None),
     ScoredMemory(Memory("o", "n", "t", "", (), 2.0), 0.5, None, 8.0),
 )
-ROUTE = Route("r", "tiny", "w0", "why", 1.5, 10, 4, "tone", "d", RecallOutcome.FOUND, PASSAGES)
+USED = (
+    UsedModule("tone", 3, "d", ModuleKind.LORA, "live at revision 2"),
+    UsedModule("facts", 1, "e", ModuleKind.LOGIT_EXPERT, "asked for by number", 0.5),
+)
+ROUTE = Route("r", "tiny", "w0", "why", 1.5, 10, 4, USED, RecallOutcome.FOUND, PASSAGES)
 USAGE = Usage(10, 2, CachedTokens(1, 2, 3), 4.0, 5.0, True, FinishReason.STOP)
 
 
@@ -235,17 +232,17 @@ async def test_what_the_client_asks_is_what_the_gateway_reads() -> None:
     asked = generation_request(
         generate_request(
             talk, module="tone", namespaces=["b", "a", "b"], recall_limit=3, recall_timeout_ms=250, sampling=sampling,
-            slo=Slo(1.0, 2.0), model="tiny", worker_id="w0",
+            slo=Slo(1.0, 2.0), model="tiny", worker_id="w0", expert=Expert("facts@2", 0.0), session="s",
         )
     )  # fmt: skip
     assert (asked.messages, asked.sampling, asked.model, asked.module) == (tuple(talk), sampling, "tiny", "tone")
     assert (asked.namespaces, asked.recall_limit, asked.recall_timeout_s) == (("b", "a"), 3, 0.25)
-    assert (asked.slo, asked.worker_id) == (Slo(1.0, 2.0), "w0")
+    assert (asked.slo, asked.worker_id, asked.expert, asked.session) == (Slo(1.0, 2.0), "w0", Expert("facts@2", 0.0), "s")
     plain = generation_request(generate_request("b"))
-    assert (plain.sampling, plain.slo, plain.namespaces) == (Sampling(max_tokens=0), Slo(), ())
+    assert (plain.sampling, plain.slo, plain.namespaces, plain.expert) == (Sampling(max_tokens=0), Slo(), (), None)
 
 
 async def test_the_route_of_the_worker_that_took_over_counts() -> None:
-    second = Route("r2", "tiny", "w1", "why", 1.5, 10, 4, "", "", RecallOutcome.NOT_ASKED, ())
+    second = Route("r2", "tiny", "w1", "why", 1.5, 10, 4, (), RecallOutcome.NOT_ASKED, ())
     answer = collect([ROUTE, second, TextDelta("a", (1,)), TextDelta("b", (2,)), USAGE])
     assert (answer.route, answer.text, answer.token_ids, answer.usage) == (second, "ab", (1, 2), USAGE)

@@ -55,10 +55,13 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 if upload is None or publication is None:
                     raise InvalidModule("part", "the stream was empty; send the header, then the files")
                 folder = await asyncio.to_thread(upload.finish)
-                try:
-                    version = await self._memory.publish(tenant, publication, folder, self._modules.moves_logits)
-                finally:
-                    await asyncio.shield(asyncio.to_thread(upload.discard))
+                version = await self._memory.publish(tenant, publication, folder, self._modules.moves_logits)
+                await asyncio.to_thread(upload.discard)
+                self._changed("publish")
+            except (InvalidModule, InvalidField):
+                if upload is not None:
+                    await asyncio.to_thread(upload.discard)
+                raise
             finally:
                 if upload is not None:
                     upload.close()
@@ -137,6 +140,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             )
             async for event in events:
                 if isinstance(event, Alias):
+                    self._changed("promote")
                     yield pb.PromoteModuleResponse(alias=convert.alias(event))
                 else:
                     yield pb.PromoteModuleResponse(progress=_progress(event))
@@ -152,6 +156,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 reason=convert.reason(request.reason),
                 expected_revision=_expected(request),
             )
+            self._changed("rollback")
             return pb.RollbackModuleResponse(alias=convert.alias(changed))
 
     async def SetTraffic(self, request: pb.SetTrafficRequest, context: Context) -> pb.SetTrafficResponse:
@@ -165,6 +170,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 expected_revision=_expected(request),
                 reason=convert.reason(request.reason),
             )
+            self._changed("split")
             return pb.SetTrafficResponse(alias=convert.alias(changed))
 
     async def ListAliasHistory(self, request: pb.ListAliasHistoryRequest, context: Context) -> pb.ListAliasHistoryResponse:
@@ -177,7 +183,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
         async with self._edge.call("DeleteVersion", context) as tenant:
             check_module_name("name", request.name)
             number = convert.version_number("version", request.version)
-            return pb.DeleteVersionResponse(evicted_chunks=await self._modules.delete(tenant, request.name, number))
+            evicted = await self._modules.delete(tenant, request.name, number)
+            self._changed("delete")
+            return pb.DeleteVersionResponse(evicted_chunks=evicted)
 
     async def PreloadModule(self, request: pb.PreloadModuleRequest, context: Context) -> pb.PreloadModuleResponse:
         async with self._edge.call("PreloadModule", context) as tenant:
@@ -197,6 +205,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
         async with self._edge.call("ComposeModule", context) as tenant:
             async for event in self._modules.compose(tenant, _composition(request)):
                 if isinstance(event, ModuleVersion):
+                    self._changed("publish")
                     yield pb.ComposeModuleResponse(version=convert.version(event))
                 else:
                     yield pb.ComposeModuleResponse(progress=_progress(event))
@@ -213,6 +222,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
         async with self._edge.call("ListAuditEvents", context) as tenant:
             events = await self._store.events(tenant.name, after=request.after_event_id, limit=_page_size(request.page_size))
             return pb.ListAuditEventsResponse(events=[convert.audit_event(event) for event in events])
+
+    def _changed(self, action: str) -> None:
+        self._edge.pipeline.metrics.module_changes.labels(action).inc()
 
 
 def _composition(request: pb.ComposeModuleRequest) -> Composition:

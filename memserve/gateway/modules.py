@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import tempfile
 import time
@@ -15,10 +16,11 @@ from typing import TypeVar
 import grpc
 
 from memserve.domain import Alias, GateReport, ModuleKind, ModulePlace, ModuleVersion, Tenant, TrafficShare, WorkerResidency
-from memserve.errors import CacheUnavailable, GateRefused, InvalidField, InvalidModule, NoWorker, VersionInUse
+from memserve.errors import CacheUnavailable, GateRefused, InvalidField, InvalidModule, MemserveError, NoWorker, VersionInUse
 from memserve.gateway.gate import Gate
 from memserve.gateway.pipeline import LOST, Pipeline
 from memserve.gateway.pool import PLACES, PooledWorker
+from memserve.memory.blobs import CONDEMNED_S
 from memserve.memory.parametric import Publication
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.policy.gate import failing
@@ -152,9 +154,12 @@ class Modules:
             user = self._user_of(version.digest)
             if user:
                 raise VersionInUse(version.reference, user)
-            _, last = await self._store.delete_version(tenant.name, tenant.principal, name, number)
-        finally:
-            await self._store.release_version(tenant.name, name, number, token)
+            _, last = await self._store.delete_version(tenant.name, tenant.principal, name, number, token=token)
+        except MemserveError:
+            # A mark that is not taken off runs out.
+            with contextlib.suppress(MemserveError):
+                await self._store.release_version(tenant.name, name, number, token)
+            raise
         removed = 0
         try:
             removed, _ = await self._pipeline.activation.evict_module(tenant.name, version.digest)
@@ -162,9 +167,7 @@ class Modules:
             log.warning("KV of the removed %s stays until it expires: %s", version.reference, error)
         if last:
             await self._ask_workers(self._ready(""), lambda worker: self._unload_on(worker, version, forget=True))
-            if await self._store.condemn(version.digest, token, HOLD_S):
-                await asyncio.to_thread(self._memory.blobs.delete, version.digest)
-                await self._store.absolve(version.digest, token)
+            await self._remove_content(version.digest, token)
         return removed
 
     async def load(self, version: ModuleVersion, *, pin: bool, worker_id: str = "") -> list[WorkerResidency]:
@@ -229,6 +232,17 @@ class Modules:
                 parents=tuple(parent.digest for parent, _ in parents),
             )
             yield await self._memory.publish(tenant, publication, folder, self.moves_logits)
+
+    async def _remove_content(self, digest: str, token: str) -> None:
+        """What is left behind when this fails, a sweep finds."""
+        try:
+            if await self._store.condemn(digest, token, CONDEMNED_S):
+                try:
+                    await asyncio.to_thread(self._memory.blobs.delete, digest)
+                finally:
+                    await self._store.absolve(digest, token)
+        except MemserveError as error:
+            log.warning("the content of %s stays until the next sweep: %s", digest[:12], error)
 
     async def _gated(self, tenant: Tenant, version: ModuleVersion, progress: Progress) -> GateReport:
         if not version.moves_logits:

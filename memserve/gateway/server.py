@@ -206,9 +206,9 @@ async def _sweep(pipeline: Pipeline) -> None:
     while True:
         with contextlib.suppress(MemserveError):
             removed = await sweep(pipeline.modules.blobs, pipeline.modules.store, BLOB_MIN_AGE_S, time.time())
-            if removed:
-                log.info("swept %d blobs that no module version references", len(removed))
-        await asyncio.to_thread(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S)
+            if removed.modules or removed.probes:
+                log.info("swept %d modules and %d probe sets that no version references", len(removed.modules), len(removed.probes))
+        await asyncio.to_thread(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S, time.time())
         await asyncio.sleep(SWEEP_S)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC
 from pathlib import Path
-import fsspec
+
+import fsspec  # type: ignore[import-untyped]
 
 from memserve.errors import MemserveError, StartupError
 from memserve.memory.blob_places import (

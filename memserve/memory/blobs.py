@@ -62,7 +62,7 @@ class BlobStore:
     def __init__(self, url: str, local_root: Path) -> None:
         """url: a directory or an fsspec URL. Empty, or the local root itself: the local root is the store."""
         self._modules = Blobs(url, local_root)
-        self._probes = Blobs(f"{url.rstrip('/')}/{PROBES}" if url else "", local_root / PROBES)
+        self._probes = Blobs(f"{url}{'' if url.endswith('/') else '/'}{PROBES}" if url else "", local_root / PROBES)
 
     @property
     def parts(self) -> tuple[Blobs, Blobs]:
@@ -136,8 +136,8 @@ class Blobs:
             from memserve.memory.blob_remote import FsspecPlace
 
             self.store = FsspecPlace(url)
-        elif url and Path(url).resolve() != local_root.resolve():
-            self.store = Directory(Path(url))
+        elif url and Path(url).expanduser().resolve() != local_root.resolve():
+            self.store = Directory(Path(url).expanduser())
 
     @property
     def is_local(self) -> bool:

@@ -33,6 +33,10 @@ class KindRules:
     optional_files: tuple[str, ...]
     check: Callable[[Path, BaseModel], CheckedModule]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.files, *self.optional_files)
+
 
 KINDS: dict[ModuleKind, KindRules] = {
     ModuleKind.LORA: KindRules(LORA_FILES, (), check_lora),

@@ -10,7 +10,8 @@
 --   versions:TN              hash: v:<n> the version, which never changes; g:<n> gate report; m:<n> it moves logits; h:<n> held
 --   aliases:TN               hash by alias: {revision, origin, targets, changed_s}
 --   history:TNA              list of {revision, origin, targets, at_s, principal, action, reason, forced}; revision r is at r - 1
---   references:<digest>      set of TN<n>;  condemned:<digest>  string: by whom, until it expires
+--   references:<digest>      set of TN<n>, of the version's weights and of its probes
+--   condemned:<digest>       string: by whom, until it expires;  claims:<digest>  sorted set of publishers' tokens by when they end
 --   preloaded:TN<n>          set of worker ids, "" for every worker;  preloads  hash of all by TN<n>worker
 --   events:T                 stream, never trimmed
 --   done:<call>              what a change answered, for a call that is sent again because its connection broke
@@ -61,6 +62,22 @@ local function holder(tenant, name, n)
 end
 
 local function usable(tenant, name, n) return exists(tenant, name, n) and not holder(tenant, name, n) end
+
+-- The digests of what a version consists of.
+local function parts_of(v) return v.probes_digest ~= '' and {v.digest, v.probes_digest} or {v.digest} end
+
+local function unclaim(token, digests)
+  for _, digest in ipairs(digests) do redis.call('ZREM', P .. 'claims:' .. digest, token) end
+end
+
+-- One of the digests that is condemned or, with a token, that this no longer claims; or nil.
+local function lost(token, digests)
+  for _, digest in ipairs(digests) do
+    local ends = tonumber(token ~= '' and redis.call('ZSCORE', P .. 'claims:' .. digest, token) or 0)
+    if redis.call('EXISTS', P .. 'condemned:' .. digest) == 1 or token ~= '' and ends <= NOW then return digest end
+  end
+  return nil
+end
 
 local function brief(version)
   local v = cjson.decode(version)
@@ -191,8 +208,8 @@ function looks.last_event_id(tenant)
   return event and event[1] or '0-0'
 end
 
--- version: JSON without the number, which it gets here. gate: JSON or "". moves: "1" or "". Answers stored().
-function changes.publish(tenant, principal, name, version, gate, moves)
+-- version: JSON without the number, which it gets here. gate: JSON or "". moves: "1" or "". claim: a token or "". Answers stored().
+function changes.publish(tenant, principal, name, version, gate, moves, claim)
   local v = cjson.decode(version)
   local kind = redis.call('HGET', key('head', tenant, name), 'kind')
   if kind and kind ~= v.kind then
@@ -204,10 +221,12 @@ function changes.publish(tenant, principal, name, version, gate, moves)
     local known = cjson.decode(same[1])
     -- One that is being deleted would be acknowledged, and then be gone.
     if known.digest == v.digest and known.probes_digest == v.probes_digest and usable(tenant, name, newest) then
+      unclaim(claim, parts_of(v))
       return {'unchanged', same[1], same[2], same[3]}
     end
   end
-  if redis.call('EXISTS', P .. 'condemned:' .. v.digest) == 1 then return {'DigestCondemned', v.digest} end
+  local gone = lost(claim, parts_of(v))
+  if gone then return {'DigestCondemned', gone} end
   local n = redis.call('HINCRBY', key('head', tenant, name), 'last', 1)
   redis.call('HSET', key('head', tenant, name), 'kind', v.kind)
   version = '{"version":' .. n .. ',' .. string.sub(version, 2)
@@ -217,7 +236,8 @@ function changes.publish(tenant, principal, name, version, gate, moves)
   redis.call('ZADD', key('numbers', tenant, name), n, n)
   redis.call('ZADD', key('names', tenant), 0, name)
   redis.call('ZADD', key('names', tenant, v.kind), 0, name)
-  redis.call('SADD', P .. 'references:' .. v.digest, owner(tenant, name, n))
+  for _, digest in ipairs(parts_of(v)) do redis.call('SADD', P .. 'references:' .. digest, owner(tenant, name, n)) end
+  unclaim(claim, parts_of(v))
   audit(tenant, principal, 'publish', name, '', brief(version))
   return {'done', version, gate ~= '' and gate, moves ~= '' and moves}
 end
@@ -305,7 +325,7 @@ function changes.delete(tenant, principal, name, n, token)
   local v = cjson.decode(version[1])
   redis.call('HDEL', key('versions', tenant, name), 'v:' .. n, 'g:' .. n, 'm:' .. n, 'h:' .. n)
   redis.call('ZREM', key('numbers', tenant, name), n)
-  redis.call('SREM', P .. 'references:' .. v.digest, owner(tenant, name, n))
+  for _, digest in ipairs(parts_of(v)) do redis.call('SREM', P .. 'references:' .. digest, owner(tenant, name, n)) end
   if redis.call('EXISTS', key('numbers', tenant, name)) == 0 then
     redis.call('ZREM', key('names', tenant), name)
     redis.call('ZREM', key('names', tenant, v.kind), name)
@@ -342,10 +362,28 @@ function changes.unload(tenant, principal, name, n, worker)
   return {'done'}
 end
 
+function changes.claim(token, seconds, ...)
+  local condemned = lost('', {...})
+  if condemned then return {'DigestCondemned', condemned} end
+  local ms = math.ceil(tonumber(seconds) * 1000)
+  for _, digest in ipairs({...}) do
+    local claims = P .. 'claims:' .. digest
+    redis.call('ZADD', claims, NOW + ms / 1000, token)
+    if redis.call('PTTL', claims) < ms then redis.call('PEXPIRE', claims, ms) end
+  end
+  return {'done'}
+end
+
+function changes.unclaim(token, ...)
+  unclaim(token, {...})
+  return {'done'}
+end
+
 -- Answers whether the digest is condemned by this token now.
 function changes.condemn(digest, token, seconds)
   local by = redis.call('GET', P .. 'condemned:' .. digest)
-  if redis.call('EXISTS', P .. 'references:' .. digest) == 1 or by and by ~= token then return {'unchanged', false} end
+  local used = redis.call('EXISTS', P .. 'references:' .. digest) == 1 or redis.call('ZCOUNT', P .. 'claims:' .. digest, NOW, '+inf') > 0
+  if used or by and by ~= token then return {'unchanged', false} end
   redis.call('SET', P .. 'condemned:' .. digest, token, 'PX', math.ceil(tonumber(seconds) * 1000))
   return {'done', true}
 end

@@ -41,10 +41,10 @@ _EVENT_PART_MAX = 2**64 - 1
 
 
 class DigestCondemned(Exception):
-    """A sweep is removing the weights of this digest: store them again when it is done, then publish."""
+    """What has this digest is being removed, or may have been: store it again, then publish."""
 
     def __init__(self, digest: str) -> None:
-        super().__init__(f"the weights of {digest} are being removed; store them again")
+        super().__init__(f"{digest} is being removed; store it again")
         self.digest = digest
 
 
@@ -80,17 +80,18 @@ class ModuleStore:
         await self._redis.aclose()
         await self._watching.aclose()
 
-    async def publish(self, tenant: str, principal: str, version: ModuleVersion) -> ModuleVersion:
+    async def publish(self, tenant: str, principal: str, version: ModuleVersion, *, claim: str = "") -> ModuleVersion:
         """Add a version under the next number, which is never one that a deleted version had; the number of `version` does not matter.
 
         When the module's newest version has the same content and probes, that one is returned and nothing changes.
-        Raises InvalidField for another kind than the module's, and DigestCondemned.
+        claim: the token of the claim on the content and the probes, which ends with this.
+        Raises InvalidField for another kind than the module's, and DigestCondemned, also when the claim has run out.
         """
         body = asdict(version)
         del body["version"], body["gate"], body["moves_logits"]
         gate = json.dumps(asdict(version.gate)) if version.gate else ""
-        moves_logits = _flag(version.moves_logits)
-        return _version(await self._change("publish", tenant, principal, version.module, json.dumps(body), gate, moves_logits))
+        options = gate, _flag(version.moves_logits), claim
+        return _version(await self._change("publish", tenant, principal, version.module, json.dumps(body), *options))
 
     async def module(self, tenant: str, name: str) -> Module | None:
         """None: no version of it exists."""
@@ -230,13 +231,24 @@ class ModuleStore:
         return sorted({Preload(one["digest"], ModuleKind(one["kind"]), one["worker_id"]) for one in found})
 
     async def referenced(self, digest: str) -> bool:
-        """Whether a version of anybody has this digest."""
+        """Whether a version of anybody has this digest, of its content or of its probes."""
         return bool(await self._look("referenced", digest))
 
-    async def condemn(self, digest: str, token: str, seconds: float) -> bool:
-        """Keep the digest from being published for so long, so that its weights can be removed. Ends by itself.
+    async def claim(self, digests: Sequence[str], token: str, seconds: float) -> None:
+        """Keep digests from being condemned for so long: what has them is being stored, to be published then. Ends by itself.
 
-        Returns False where a version references it, or another token has condemned it.
+        Raises DigestCondemned.
+        """
+        await self._change("claim", token, seconds, *digests)
+
+    async def unclaim(self, digests: Sequence[str], token: str) -> None:
+        """End the claim without having published."""
+        await self._change("unclaim", token, *digests)
+
+    async def condemn(self, digest: str, token: str, seconds: float) -> bool:
+        """Keep the digest from being published for so long, so that what has it can be removed. Ends by itself.
+
+        Returns False where a version references it, a publisher claims it, or another token has condemned it.
         """
         [condemned] = await self._change("condemn", digest, token, seconds)
         return bool(condemned)

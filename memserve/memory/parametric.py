@@ -6,9 +6,12 @@ An upload is checked against the base model before it becomes a version, and a v
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from memserve.domain import Alias, ModuleKind, ModuleVersion, Tenant, TrafficShare
@@ -26,6 +29,8 @@ TEXT_MAX_BYTES = 64 * 1024
 # A blob that a sweep removes just now is put again; a sweep takes milliseconds.
 CONDEMNED_PAUSE_S = 0.2
 CONDEMNED_PATIENCE_S = 60.0
+# Longer than content takes to be put and tried.
+CLAIM_S = 600.0
 
 Moves = Callable[[ModuleKind, str], Awaitable[bool | None]]
 """Kind and digest to whether the module changes the canary prompts' logits; None where no worker could say."""
@@ -83,36 +88,31 @@ class ParametricMemory:
     async def publish(self, tenant: Tenant, publication: Publication, folder: Path, moves: Moves) -> ModuleVersion:
         """Check the files in `folder`, keep them under their digest, and register the next version of the module.
 
-        Raises InvalidModule, InvalidField and RegistryUnavailable.
+        Raises InvalidModule, InvalidField, BlobStoreUnavailable and RegistryUnavailable.
         """
         checked, probes = await asyncio.to_thread(self._checked, publication, folder)
-        probes_digest = await asyncio.to_thread(self.blobs.put_probes, probes.canonical()) if probes is not None else ""
+        version = ModuleVersion(
+            module=publication.name,
+            version=0,
+            digest=checked.digest,
+            kind=publication.kind,
+            base_digest=self._base_digest,
+            rank=checked.rank,
+            target_modules=checked.target_modules,
+            size_bytes=0,
+            created_s=time.time(),
+            author=tenant.principal,
+            sources=publication.sources,
+            parents=publication.parents,
+            recipe=publication.recipe,
+            notes=publication.notes,
+            figures=checked.figures,
+            probes_digest=probes.digest if probes is not None else "",
+        )
         deadline_s = time.monotonic() + CONDEMNED_PATIENCE_S
         while True:
-            await asyncio.to_thread(self.blobs.put, checked.digest, folder)
-            moved = await moves(publication.kind, checked.digest)
-            if moved is False:
-                raise InvalidModule("module", "would change nothing: with it and without it the canary prompts get the same logits")
-            version = ModuleVersion(
-                module=publication.name,
-                version=0,
-                digest=checked.digest,
-                kind=publication.kind,
-                base_digest=self._base_digest,
-                rank=checked.rank,
-                target_modules=checked.target_modules,
-                size_bytes=sum((folder / name).stat().st_size for name in KINDS[publication.kind].names if (folder / name).is_file()),
-                created_s=time.time(),
-                author=tenant.principal,
-                sources=publication.sources,
-                parents=publication.parents,
-                recipe=publication.recipe,
-                notes=publication.notes,
-                figures=checked.figures,
-                probes_digest=probes_digest,
-            )
             try:
-                registered = await self.store.publish(tenant.name, tenant.principal, version)
+                registered, moved = await self._register(tenant, version, checked, probes, folder, moves)
                 break
             except DigestCondemned:
                 if time.monotonic() > deadline_s:
@@ -121,6 +121,29 @@ class ParametricMemory:
         if moved and not registered.moves_logits:
             registered = await self.store.keep_moves_logits(tenant.name, registered.module, registered.version)
         return registered
+
+    async def _register(
+        self, tenant: Tenant, version: ModuleVersion, checked: CheckedModule, probes: Probes | None, folder: Path, moves: Moves
+    ) -> tuple[ModuleVersion, bool | None]:
+        """Put the content, see that it changes something, register it. The claim keeps a sweep from taking the content between.
+
+        Returns the registered version and what `moves` said. Raises DigestCondemned while a sweep removes content with this digest.
+        """
+        token = uuid.uuid4().hex
+        await self.store.claim([digest for digest in (version.digest, version.probes_digest) if digest], token, CLAIM_S)
+        try:
+            if probes is not None:
+                await asyncio.to_thread(self.blobs.put_probes, probes.canonical())
+            put = partial(self.blobs.put, checked.digest, folder, rewritten=checked.rewritten, without=(PROBES_FILE,))
+            size_bytes = await asyncio.to_thread(put)
+            moved = await moves(version.kind, version.digest)
+            if moved is False:
+                raise InvalidModule("module", "would change nothing: with it and without it the canary prompts get the same logits")
+            return await self.store.publish(tenant.name, tenant.principal, replace(version, size_bytes=size_bytes), claim=token), moved
+        finally:
+            # A claim that is not taken back runs out.
+            with contextlib.suppress(RegistryUnavailable):
+                await self.store.unclaim([digest for digest in (version.digest, version.probes_digest) if digest], token)
 
     async def resolve(self, field: str, tenant: str, text: str, key: str) -> Resolved:
         """The version that a reference means for the session `key`. While the registry does not answer, what it meant last.
@@ -181,15 +204,11 @@ class ParametricMemory:
         return version
 
     def _checked(self, publication: Publication, folder: Path) -> tuple[CheckedModule, Probes | None]:
-        """Leaves in `folder` what is kept: the canonical files, without the probes."""
         probes_file = folder / PROBES_FILE
         probes = parse_probes(probes_file.read_bytes()) if probes_file.is_file() else None
         checked = KINDS[publication.kind].check(folder, self._base)
         if publication.expected_digest not in ("", checked.digest):
             raise InvalidModule("header.expected_digest", f"the content's digest is {checked.digest}")
-        for name, content in checked.rewritten.items():
-            (folder / name).write_bytes(content)
-        probes_file.unlink(missing_ok=True)
         return checked, probes
 
 

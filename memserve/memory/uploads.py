@@ -76,6 +76,10 @@ class Upload:
         self._folder = folder
         self._lock: int | None = lock
         self._files = {file.file_name: file for file in files}
+        for name, file in self._files.items():
+            if self._size(name) > file.size_bytes:
+                # A publisher was cut off after it had rewritten the file.
+                (folder / name).unlink()
 
     def received(self) -> tuple[int, ...]:
         """Bytes that are here, in the order of the files."""
@@ -142,7 +146,7 @@ def sweep_uploads(root: Path, max_age_s: float, now_s: float) -> int:
 
 def _check_files(kind: ModuleKind, files: Sequence[UploadFile], max_bytes: int) -> None:
     rules = KINDS[kind]
-    known = (*rules.files, *rules.optional_files, PROBES_FILE)
+    known = (*rules.names, PROBES_FILE)
     names = [file.file_name for file in files]
     for index, file in enumerate(files):
         field = f"header.files[{index}]"

@@ -76,13 +76,13 @@ def model_figures(tensors: Iterable[Matrix]) -> WeightFigures:
 def _delta_singular_values(a: Doubles, b: Doubles, scale: float) -> Doubles:
     """Of scale * B @ A, from the triangles of both sides' QR: a matrix of at most [rank, rank]."""
     core = scale * _triangle(b) @ _triangle(a.T).T
-    singular: Doubles = np.linalg.svd(core, compute_uv=False)
+    singular = np.linalg.svd(core, compute_uv=False).astype(np.float64)
     most = abs(scale) * float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     return np.where(singular > ROUNDING * most, singular, 0.0)
 
 
-def _triangle(matrix: Doubles) -> Doubles:
-    return np.linalg.qr(matrix)[1]
+def _triangle(matrix: Doubles) -> Matrix:
+    return np.linalg.qr(matrix, mode="reduced").R
 
 
 def _nearly_zero_of_product(b: Matrix, a: Matrix) -> int:

@@ -165,17 +165,16 @@ class CausalModel:
         tokens, past = query.shape[1], state.length
         held = state.reserve(tokens, fresh[0], len(self._layers))[layer]
         held[:, :, past : past + tokens] = fresh
-        keys, values = held[:, :, : past + tokens]
+        keys, values = held[:, None, :, : past + tokens]
         if tokens == 1:
-            # The query heads that share a key are the rows of one small product: no copy of the keys, no mask.
-            grouped = query.reshape(self._kv_heads, -1, self._head_dim) * self._head_dim**-0.5
-            mixed: Tensor = (grouped @ keys.transpose(1, 2)).softmax(-1) @ values
-            return mixed.reshape(1, -1)
+            # The query heads that share a key are its rows: no copy of the keys, no mask.
+            grouped = query.reshape(1, self._kv_heads, -1, self._head_dim)
+            return scaled_dot_product_attention(grouped, keys, values).reshape(1, -1)
         mask = None
         if past:
             mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=self._device).tril(past)
-        mixed = scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-        return mixed.transpose(0, 1).reshape(tokens, -1)
+        mixed = scaled_dot_product_attention(query[None], keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        return mixed[0].transpose(0, 1).reshape(tokens, -1)
 
 
 def _typed_config(config: Mapping[str, Any]) -> Any:

@@ -14,8 +14,9 @@ holds it to. `s` is a parent's scaling (lora_alpha / r, of rsLoRA lora_alpha / s
 | compress | - | one parent, cut to a lower rank | must be asked for |
 
 TIES and DARE act on the deltas and not on the factors (peft's plain `ties` and `dare_linear`): an entry of A has no meaning without B, and
-parents of different ranks have no factors in common. Where the rank is not asked for and the workers' limit is lower than "together", ties,
-dare and core take the limit. What does not fit into the rank is lost, and the loss is measured.
+parents of different ranks have no factors in common. Of the two demo adapters' facts plain `ties` keeps at most 0.04, `ties_svd` 0.50.
+Where the rank is not asked for and the workers' limit is lower than "together", ties, dare and core take the limit. What does not fit into
+the rank is lost, and the loss is measured.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ EXACT_SVD_MAX = 1024
 # More columns and more iterations than torch's defaults: what is merged entry by entry has slowly falling singular values.
 OVERSAMPLING = 32
 ITERATIONS = 8
+NOT_FINITE = "comes out as NaN or infinite; the parents' values or weights are too large"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """The files of the result, float32, and how it was made, as JSON's values."""
+    """The files of the result, float32, and how it was made, as JSON's values.
+
+    recipe["measured"]: loss and worst_loss are relative Frobenius errors of what the rank could not hold, over all matrices and in the
+    worst; core_overlap is the Jaccard index of the parents' cores, as the mean over the matrices and over all entries, a core being `share`
+    of the entries.
+    """
 
     files: dict[str, bytes]
     recipe: dict[str, Any]
@@ -98,7 +105,7 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class _Asked:
     """What is asked for, checked. rank: of the result."""
 
     method: str
@@ -111,7 +118,7 @@ class Recipe:
 def compose(
     parents: Sequence[Parent], method: str, *, rank: int = 0, density: float = 0.0, seed: int = 0, max_rank: int
 ) -> Iterator[Progress | Composed]:
-    """Yields the progress after every matrix, and last the result. The same arguments give the same bytes.
+    """Yields the progress after every matrix, and last the result. The same arguments, on as many threads, give the same bytes.
 
     rank: of the result; 0: what the method gives. density: see the table above; 0: the method's default. seed: of DARE's choice.
     max_rank: the workers' limit. One matrix is in memory at a time, with a delta of every parent; never the model.
@@ -127,7 +134,10 @@ def compose(
                 "parents", f"they are of different base models: {path} is {' and '.join(str(list(s)) for s in sorted(shapes))}"
             )
     ranks = [max(factors.rank for factors in each.values()) for each in layers]
-    asked = Recipe(method, tuple(each.weight for each in parents), _result_rank(method, ranks, rank, max_rank), density, seed)
+    # On the sphere only the weights' shares count.
+    sum_of_weights = sum(each.weight for each in parents) if method == "core" else 1.0
+    weights = tuple(each.weight / sum_of_weights for each in parents)
+    asked = _Asked(method, weights, _result_rank(method, ranks, rank, max_rank), density, seed)
 
     tensors: dict[str, torch.Tensor] = {}
     losses = _Losses()
@@ -157,7 +167,7 @@ def compose(
 def core_mask(delta: torch.Tensor, share: float) -> torch.Tensor:
     """Where the `share` of the entries with the largest magnitude is, bool like `delta`: at least one, none that is zero."""
     mask = torch.zeros(delta.numel(), dtype=torch.bool)
-    mask[delta.abs().flatten().topk(max(1, int(share * delta.numel()))).indices] = True
+    mask[delta.abs().flatten().topk(max(1, int(share * delta.numel())), sorted=False).indices] = True
     return mask.view_as(delta) & (delta != 0)
 
 
@@ -308,12 +318,12 @@ def _read(parent: Parent) -> dict[str, Factors]:
     return layers
 
 
-def _core_share(asked: Recipe) -> float:
+def _core_share(asked: _Asked) -> float:
     return asked.density if asked.method == "core" else CORE_SHARE
 
 
 @torch.inference_mode()
-def _one_matrix(path: str, found: Sequence[Factors | None], asked: Recipe, losses: _Losses, overlaps: _Overlaps) -> Factors:
+def _one_matrix(path: str, found: Sequence[Factors | None], asked: _Asked, losses: _Losses, overlaps: _Overlaps) -> Factors:
     """Make one matrix of the result, of exactly the asked rank. found: the parents' factors, None where one does not adapt it.
 
     Raises InvalidModule when it is not finite.
@@ -329,7 +339,10 @@ def _one_matrix(path: str, found: Sequence[Factors | None], asked: Recipe, losse
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{asked.seed}:{path}".encode()).digest()[:7], "big"))
         merged = _merged(asked.method, parents, deltas, weights, asked.density)
         _check_finite(path, *((merged.a, merged.b) if isinstance(merged, Factors) else (merged,)))
-        made, lost, whole = _factorised(merged, asked.rank)
+        try:
+            made, lost, whole = _factorised(merged, asked.rank)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # it overflowed on the way
+            raise InvalidModule(path, NOT_FINITE) from None
     _check_finite(path, made.a, made.b, torch.tensor(whole))
     losses.add(lost, whole, max(abs(weight) * float(each.norm()) for weight, each in zip(weights, deltas, strict=True)))
     return made
@@ -337,7 +350,7 @@ def _one_matrix(path: str, found: Sequence[Factors | None], asked: Recipe, losse
 
 def _check_finite(path: str, *tensors: torch.Tensor) -> None:
     if not all(each.isfinite().all() for each in tensors):
-        raise InvalidModule(path, "comes out as NaN or infinite; the parents' values or weights are too large")
+        raise InvalidModule(path, NOT_FINITE)
 
 
 def _merged(
@@ -380,7 +393,7 @@ def _factorised(merged: Factors | torch.Tensor, rank: int) -> tuple[Factors, flo
             return _filled_up(replace(merged, a=merged.a * merged.scale, scale=1.0), rank), 0.0, whole
         u, v, lost = q_b @ u, q_a @ vh.T, float(values[rank:].norm())
     else:
-        whole = float(merged.double().norm())
+        whole = float(torch.linalg.vector_norm(merged, dtype=torch.float64))
         if min(merged.shape) <= EXACT_SVD_MAX:
             u, values, vh = torch.linalg.svd(merged, full_matrices=False)
             v = vh.T
@@ -389,7 +402,7 @@ def _factorised(merged: Factors | torch.Tensor, rank: int) -> tuple[Factors, flo
     roots = values[:rank].sqrt()
     made = Factors((v[:, :rank] * roots).T.float().contiguous(), (u[:, :rank] * roots).float().contiguous())
     if not isinstance(merged, Factors):
-        lost = float((merged - made.delta()).double().norm())
+        lost = float(torch.linalg.vector_norm(merged - made.delta(), dtype=torch.float64))
     return _filled_up(made, rank), lost, whole
 
 

@@ -51,22 +51,18 @@ async def compose_in_ray(
         scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
     )(_compose)
     steps = task.remote(list(parents), method, rank, density, seed, max_rank)
-    ended = False
     try:
         async for step in steps:
             event = await step
             if isinstance(event, _Refusal):
                 raise InvalidModule(event.field, event.rule)
             yield event
-        ended = True
     except RayError as error:
-        ended = True
         log.warning("composing was lost: %s", error)
         raise ComposeTaskLost(type(error).__name__) from None
     finally:
-        if not ended:
-            # By force, because a matrix may take seconds, and the task holds nothing that must be put away.
-            ray.cancel(steps, force=True)
+        # Does nothing to a task that has ended. By force, because a matrix may take seconds, and the task holds nothing to be put away.
+        ray.cancel(steps, force=True)
 
 
 def _compose(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import time
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,20 +14,30 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from memserve.config import Settings
-from memserve.domain import CachedTokens, FinishReason, Sampling
-from memserve.errors import InvalidModule, ModuleNotFound
+from memserve.domain import CachedTokens, FinishReason, ModuleKind, Sampling
+from memserve.memory.blobs import BlobStore
 from memserve.model_files import ModelFiles
 from memserve.worker.connector import CACHED_BY_TIER
+from memserve.worker.logit_expert import LIMIT, PROCESSOR, expert_parameters
+from memserve.worker.lora_extension import WORKER_EXTENSION
+from memserve.worker.modules import ExpertHolder, Holder, LoraHolder, Modules
 from memserve.worker.redis_tier import OWNER, owner_parameters
 
 HASH_ALGORITHM = "sha256_cbor"
 # A measurement of prefill speed needs this many computed tokens to say anything.
 SPEED_SAMPLE_TOKENS = 256
 SPEED_SMOOTHING = 0.3
+CANARY_SEED = 0
+CANARY_PROMPTS = 3
+CANARY_TOKENS = 16
+CANARY_LOGPROBS = 5
+# What another likeliest token counts as at least.
+LEAST_CHANGE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +68,18 @@ class Engine:
     """A running engine.
 
     running: unfinished requests. waiting_tokens: request id to prompt tokens, of those without a first token yet.
-    resident: digests of the modules that the engine held when it was last asked.
+    modules: those that it holds; `loras` and `experts` are how it does.
     """
 
     llm: AsyncLLM
+    modules: Modules
+    loras: LoraHolder
+    experts: ExpertHolder
     modules_root: Path
     running: int = 0
     waiting_tokens: dict[str, int] = field(default_factory=dict)
     prefill: Speed = field(default_factory=Speed)
     decode: Speed = field(default_factory=Speed)
-    resident: tuple[str, ...] = ()
-    resident_is_stale: bool = False
-    _lora_ids: dict[str, int] = field(default_factory=dict)
 
     async def generate(
         self,
@@ -76,54 +89,71 @@ class Engine:
         module_digest: str,
         sampling: Sampling,
         *,
+        expert: tuple[str, float] | None = None,
         tenant: str = "",
         keep: bool = False,
-    ) -> AsyncIterator[EngineDelta]:
+    ) -> AsyncGenerator[EngineDelta, None]:
         """Stream one answer; closing the iterator aborts the engine's work.
 
-        tenant: whom the KV that reaches Redis is counted for. keep: store all of the prompt's KV there, at its first use.
+        expert: digest of a logit expert, and alpha; alpha 0 is none. tenant: whom the KV that reaches Redis is counted for. keep: store
+        all of the prompt's KV there, at its first use.
 
-        Raises ModuleNotFound or InvalidModule when the module cannot be loaded, ValueError for a request that vLLM refuses, and
-        vLLM's EngineDeadError when the engine is gone.
+        Raises as `modules.load` when a module cannot be loaded, ValueError for a request that vLLM refuses, and vLLM's EngineDeadError
+        when the engine is gone.
         """
-        lora = await self.load_module(module_digest) if module_digest else None
-        params = SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            stop=list(sampling.stop) or None,
-            min_tokens=sampling.min_tokens,
-            logprobs=0 if sampling.logprobs else None,
-            output_kind=RequestOutputKind.DELTA,
-            extra_args={"kv_transfer_params": {OWNER: owner_parameters(tenant, module_digest, keep)}},
-        )
-        prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": cache_salt}
-        # A step may load an adapter again that had been pushed out, and push out another.
-        self.resident_is_stale |= lora is not None
+        async with contextlib.AsyncExitStack() as held:
+            lora, arguments = None, {}
+            if module_digest:
+                await held.enter_async_context(self.modules.using(module_digest, ModuleKind.LORA))
+                lora = self.loras.request(module_digest)
+            if expert is not None and expert[1] != 0:
+                await held.enter_async_context(self.modules.using(expert[0], ModuleKind.LOGIT_EXPERT))
+                arguments = expert_parameters(*expert, str(self._folder(expert[0])))
+            params = SamplingParams(
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=sampling.seed,
+                stop=list(sampling.stop) or None,
+                min_tokens=sampling.min_tokens,
+                logprobs=0 if sampling.logprobs else None,
+                output_kind=RequestOutputKind.DELTA,
+                extra_args={"kv_transfer_params": {OWNER: owner_parameters(tenant, module_digest, keep)}, **arguments},
+            )
+            prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": cache_salt}
+            # Closed here, so that the engine has dropped the request before its modules may leave.
+            outputs = await held.enter_async_context(contextlib.aclosing(self.llm.generate(prompt, params, request_id, lora_request=lora)))
+            deltas = self._measured(request_id, len(token_ids), outputs, logprobs=sampling.logprobs)
+            async for delta in await held.enter_async_context(contextlib.aclosing(deltas)):
+                yield delta
+
+    async def _measured(
+        self, request_id: str, prompt_tokens: int, outputs: AsyncIterator[RequestOutput], *, logprobs: bool
+    ) -> AsyncGenerator[EngineDelta, None]:
+        """vLLM's outputs as deltas. Counts the request while it is under way, and takes its speed."""
         alone = not self.waiting_tokens and self.running == 0
         self.running += 1
-        self.waiting_tokens[request_id] = len(token_ids)
+        self.waiting_tokens[request_id] = prompt_tokens
         started_s = time.monotonic()
         first_s = 0.0
         produced = 0
         try:
-            async for output in self.llm.generate(prompt, params, request_id, lora_request=lora):
+            async for output in outputs:
                 made = output.outputs[0]
                 total_cached = output.num_cached_tokens or 0
                 if first_s == 0.0:
                     first_s = time.monotonic()
                     self.waiting_tokens.pop(request_id, None)
-                    if alone and len(token_ids) - total_cached >= SPEED_SAMPLE_TOKENS:
-                        self.prefill.sample(len(token_ids) - total_cached, first_s - started_s)
+                    if alone and prompt_tokens - total_cached >= SPEED_SAMPLE_TOKENS:
+                        self.prefill.sample(prompt_tokens - total_cached, first_s - started_s)
                 produced += len(made.token_ids)
-                logprobs: tuple[float, ...] = ()
-                if sampling.logprobs and made.logprobs is not None:
-                    logprobs = tuple(step[token].logprob for step, token in zip(made.logprobs, made.token_ids, strict=True))
+                chosen: tuple[float, ...] = ()
+                if logprobs and made.logprobs is not None:
+                    chosen = tuple(step[token].logprob for step, token in zip(made.logprobs, made.token_ids, strict=True))
                 yield EngineDelta(
                     text=made.text,
                     token_ids=tuple(made.token_ids),
-                    logprobs=logprobs,
+                    logprobs=chosen,
                     cached=_cached_by_tier(total_cached, output.kv_transfer_params) if output.finished else None,
                     finish_reason=_finish_reason(made.finish_reason) if output.finished else None,
                 )
@@ -132,32 +162,35 @@ class Engine:
             self.running -= 1
             self.waiting_tokens.pop(request_id, None)
 
-    async def load_module(self, digest: str) -> LoRARequest:
-        """Load the LoRA with this digest unless it is resident. Its name and path are made of the digest, so KV never crosses versions.
+    async def try_module(self, digest: str, kind: ModuleKind) -> float:
+        """What the module does to canary prompts: the largest change of a next token's log-probability, or, of a logit expert, of the
+        log-odds of two tokens. 0: nothing at all.
 
-        Raises ModuleNotFound when this worker cannot see it, InvalidModule when the engine refuses it.
+        Raises as `modules.load`.
         """
-        path = f"modules/{digest}"
-        if not (self.modules_root / path / "adapter_model.safetensors").is_file():
-            raise ModuleNotFound(digest)
-        lora_id = self._lora_ids.setdefault(digest, len(self._lora_ids) + 1)
-        request = LoRARequest(lora_name=digest, lora_int_id=lora_id, lora_path=path)
-        if digest not in self.resident:
-            # Loading here and not in a step: what fails in a step ends the engine.
-            try:
-                await self.llm.add_lora(request)
-            except Exception as error:
-                if self.llm.errored:
-                    raise
-                raise InvalidModule("module", f"the engine refuses it: {str(error).splitlines()[0]}") from error
-            await self.refresh_resident()
-        return request
+        draw = random.Random(CANARY_SEED)
+        vocabulary = self.llm.model_config.get_vocab_size()
+        prompts = [[draw.randrange(vocabulary) for _ in range(CANARY_TOKENS)] for _ in range(CANARY_PROMPTS)]
+        async with self.modules.using(digest, kind):
+            if kind is ModuleKind.LOGIT_EXPERT:
+                # vLLM's log-probabilities are those before logits processors.
+                return await self.experts.effect(digest, self._folder(digest), prompts)
+            changes = [
+                largest_change(await self._next_token(prompt, None), await self._next_token(prompt, self.loras.request(digest)))
+                for prompt in prompts
+            ]
+        return max(changes)
 
-    async def refresh_resident(self) -> None:
-        """Ask the engine which modules it holds now."""
-        self.resident_is_stale = False
-        held = await self.llm.list_loras()
-        self.resident = tuple(sorted(digest for digest, lora_id in self._lora_ids.items() if lora_id in held))
+    async def _next_token(self, prompt: list[int], lora: LoRARequest | None) -> dict[int, float]:
+        """The likeliest next tokens and their log-probabilities, the likeliest first. The prompt is shorter than a block: never cached."""
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=CANARY_LOGPROBS, output_kind=RequestOutputKind.FINAL_ONLY)
+        salted: Any = {"prompt_token_ids": prompt, "cache_salt": "_canary"}
+        (output,) = [each async for each in self.llm.generate(salted, params, f"canary-{uuid.uuid4().hex}", lora_request=lora)]
+        (step,) = output.outputs[0].logprobs
+        return {token: each.logprob for token, each in sorted(step.items(), key=lambda item: -item[1].logprob)}
+
+    def _folder(self, digest: str) -> Path:
+        return self.modules_root / "modules" / digest
 
     async def warm_up(self) -> None:
         """Run one short prompt, too short for a full block, so that the first caller does not pay for start-up work."""
@@ -168,8 +201,12 @@ class Engine:
         self.llm.shutdown()
 
 
-def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_endpoint: str) -> AsyncLLM:
-    """Start vLLM with prefix caching, multi-LoRA, the KV tiers and KV events on `event_endpoint` (ZeroMQ, full 32-byte keys)."""
+def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_endpoint: str) -> Engine:
+    """Start vLLM with prefix caching, multi-LoRA, logit experts, the KV tiers and KV events.
+
+    event_endpoint: where the KV events go out, ZeroMQ, with full 32-byte keys.
+    The process must be in `settings.modules_root`: adapters go by paths relative to it.
+    """
     from vllm.config.kv_events import KVEventsConfig
     from vllm.platforms import current_platform
 
@@ -184,7 +221,10 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
             "enforce_eager": True,
             "distributed_executor_backend": CpuExecutor,
         }
-    return AsyncLLM.from_engine_args(
+    if settings.max_experts:
+        arguments.update(logits_processors=[PROCESSOR], additional_config={LIMIT: settings.max_experts})
+    held_loras = max(settings.max_cpu_loras, settings.max_loras)
+    llm = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=str(model.path),
             dtype=model.dtype,
@@ -195,14 +235,30 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
             prefix_caching_hash_algo=HASH_ALGORITHM,
             enable_lora=True,
             max_loras=settings.max_loras,
-            max_cpu_loras=max(settings.max_cpu_loras, settings.max_loras),
+            max_cpu_loras=held_loras,
             max_lora_rank=settings.max_lora_rank,
+            worker_extension_cls=WORKER_EXTENSION,
             kv_transfer_config=kv_transfer,
             kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="zmq", endpoint=event_endpoint),
             disable_log_stats=False,
             **arguments,
         )
     )
+    loras, experts = LoraHolder(llm, held_loras), ExpertHolder(llm, settings.max_experts)
+    holders: dict[ModuleKind, Holder] = {ModuleKind.LORA: loras}
+    if settings.max_experts:
+        holders[ModuleKind.LOGIT_EXPERT] = experts
+    blobs = BlobStore(settings.module_store_url, settings.modules_root / "modules")
+    return Engine(llm, Modules(blobs, holders), loras, experts, settings.modules_root)
+
+
+def largest_change(base: dict[int, float], changed: dict[int, float]) -> float:
+    """Of a log-probability, over the tokens that are in both; the likeliest come first. Another likeliest token is a change too."""
+    both = base.keys() & changed.keys()
+    largest = max((abs(base[token] - changed[token]) for token in both), default=0.0)
+    if next(iter(base)) != next(iter(changed)):
+        largest = max(largest, abs(max(base.values()) - max(changed.values())), LEAST_CHANGE)
+    return largest
 
 
 def _cached_by_tier(total: int, params: dict[str, Any] | None) -> CachedTokens:

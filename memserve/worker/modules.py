@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -60,7 +62,7 @@ class Modules:
         self._held: dict[ModuleKind, Places] = {kind: {} for kind in holders}
         self._uses: Counter[str] = Counter()
         self._pinned: set[str] = set()
-        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._loading: dict[tuple[ModuleKind, str], asyncio.Task[None]] = {}
         # One exchange at a time: who leaves is decided on what the engine holds.
         self._exchanging = asyncio.Lock()
         self.stale = False
@@ -119,6 +121,11 @@ class Modules:
                 await asyncio.to_thread(self._blobs.forget_local, digest)
         return ModulePlace.DISK if await asyncio.to_thread(self._blobs.has_local, digest) else ModulePlace.ABSENT
 
+    async def files(self, digest: str) -> Path:
+        """The folder with the module's files, fetched where it is not here. Raises ModuleNotFound, and what the module store raises."""
+        _check_digest(digest)
+        return await asyncio.to_thread(self._blobs.local, digest)
+
     async def refresh(self) -> None:
         """Ask the engine where its modules are. Every question interrupts it, so ask only when `stale`."""
         async with self._exchanging:
@@ -128,16 +135,16 @@ class Modules:
 
     async def _ensure(self, digest: str, kind: ModuleKind) -> None:
         self._check(digest, kind)
-        # Again where it was pushed out between its load and this request's turn.
-        while digest not in self._held[kind]:
-            if digest not in self._loading:
-                self._loading[digest] = asyncio.create_task(self._load(digest, kind))
-                self._loading[digest].add_done_callback(lambda task: self._loaded(digest, task))
-            # Several may wait for it: one that is cancelled leaves it to the others.
-            await asyncio.shield(self._loading[digest])
+        if digest in self._held[kind]:
+            return
+        if (kind, digest) not in self._loading:
+            self._loading[kind, digest] = asyncio.create_task(self._load(digest, kind))
+            self._loading[kind, digest].add_done_callback(lambda task: self._loaded(digest, kind, task))
+        # Several may wait for it: one that is cancelled leaves it to the others.
+        await asyncio.shield(self._loading[kind, digest])
 
-    def _loaded(self, digest: str, task: asyncio.Task[None]) -> None:
-        del self._loading[digest]
+    def _loaded(self, digest: str, kind: ModuleKind, task: asyncio.Task[None]) -> None:
+        del self._loading[kind, digest]
         if not task.cancelled():
             task.exception()  # where all who waited have gone, nobody else asks for it
 
@@ -155,7 +162,7 @@ class Modules:
                 del held[leaving]
             try:
                 self._held[kind] = await holder.load(digest, folder, leaving)
-            except InvalidModule:
+            except Exception:
                 self._held[kind] = await holder.places()
                 raise
 
@@ -169,8 +176,7 @@ class Modules:
         return folder
 
     def _check(self, digest: str, kind: ModuleKind) -> None:
-        if not _DIGEST.fullmatch(digest):
-            raise InvalidModule("digest", "must be 64 lower-case hex digits")
+        _check_digest(digest)
         if kind not in self._holders:
             raise ModuleRefused(digest, f"this worker holds no modules of kind {kind.value} (its setting is 0)")
 
@@ -203,10 +209,7 @@ class LoraHolder:
         try:
             return self._by_digest(await self._llm.collective_rpc("exchange_lora", args=arguments))
         except Exception as error:
-            if self._llm.errored:
-                raise
-            reason = str(error).rpartition("method failed: ")[2].partition("\n")[0]
-            raise InvalidModule("module", f"the engine refuses it: {reason or type(error).__name__}") from error
+            raise refusal(self._llm, error) from error
 
     async def unload(self, digest: str) -> Places:
         await self._llm.remove_lora(self._ids[digest])
@@ -237,8 +240,8 @@ class ExpertHolder:
             await self._unload(leaving)
         try:
             await load_expert(self._llm, digest, str(folder))
-        except ValueError as error:
-            raise InvalidModule("module", f"the engine refuses it: {str(error).partition(chr(10))[0]}") from error
+        except Exception as error:
+            raise refusal(self._llm, error) from error
         return await self.places()
 
     async def unload(self, digest: str) -> Places:
@@ -251,5 +254,21 @@ class ExpertHolder:
         return effects[0]
 
     async def _unload(self, digest: str) -> None:
-        # A request that has ended leaves the processor with the next step; until then it stays, and is the first to go.
-        await self._llm.collective_rpc("unload_expert", args=(digest,))
+        while not all(await self._llm.collective_rpc("unload_expert", args=(digest,))):
+            # The last request that used it has ended, and leaves the engine's batch with the next step; so make one.
+            step = self._llm.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), f"step-{uuid.uuid4().hex}")
+            async for _ in step:
+                pass
+
+
+def refusal(llm: AsyncLLM, error: Exception) -> Exception:
+    """What an engine's error at loading means: InvalidModule, or the error itself where the engine has died."""
+    if llm.errored:
+        return error
+    reason = str(error).rpartition("method failed: ")[2].partition("\n")[0]
+    return InvalidModule("module", f"the engine refuses it: {reason or type(error).__name__}")
+
+
+def _check_digest(digest: str) -> None:
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidModule("digest", "must be 64 lower-case hex digits")

@@ -17,7 +17,7 @@ from ray import serve
 
 from memserve.config import Settings, changed_settings
 from memserve.domain import WorkerLease
-from memserve.errors import RegistryUnavailable
+from memserve.errors import MemserveError, RegistryUnavailable
 
 log = logging.getLogger("memserve.worker")
 
@@ -73,7 +73,7 @@ class WorkerReplica:
         from memserve.worker.activation import activation_memory
         from memserve.worker.block_log import BlockLog, follow_engine_events
         from memserve.worker.cpu_offload import sweep_orphan_regions
-        from memserve.worker.engine import Engine, start_engine
+        from memserve.worker.engine import start_engine
         from memserve.worker.golden import Golden, check_golden_prefix
         from memserve.worker.service import WorkerService
 
@@ -89,7 +89,7 @@ class WorkerReplica:
         endpoint = f"ipc://{self._events_socket}"
         self._log = BlockLog()
         self._tasks.append(asyncio.create_task(follow_engine_events(endpoint, self._log)))
-        self._engine = Engine(start_engine(settings, model, kv_transfer, endpoint), settings.modules_root)
+        self._engine = start_engine(settings, model, kv_transfer, endpoint)
         await self._engine.warm_up()
         memory = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=NO_QUOTAS)
         golden = await check_golden_prefix(
@@ -100,13 +100,15 @@ class WorkerReplica:
             log.error("KV that was stored in Redis gives other answers when it is read back: this worker serves without sharing KV")
             self._engine.shutdown()
             self._log.clear()
-            self._engine = Engine(start_engine(settings, model, None, endpoint), settings.modules_root)
+            self._engine = start_engine(settings, model, None, endpoint)
             await self._engine.warm_up()
         elif golden is Golden.UNTESTED:
             log.warning("nothing that was stored in Redis came back; KV is shared as soon as Redis answers, untested")
+        await self._load_preloads()
 
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        rpc.add_WorkerServiceServicer_to_server(WorkerService(self._engine, self._log), self._server)
+        service = WorkerService(self._engine, self._log, max_lora_rank=settings.max_lora_rank)
+        rpc.add_WorkerServiceServicer_to_server(service, self._server)
         port = self._server.add_insecure_port(f"{settings.host}:0")
         await self._server.start()
         metrics, _ = start_http_server(0, addr=settings.host)
@@ -130,6 +132,27 @@ class WorkerReplica:
         self._registry = Registry(settings.redis)
         self._tasks += [asyncio.create_task(self._keep_lease()), asyncio.create_task(self._end_with_engine())]
 
+    async def _load_preloads(self) -> None:
+        """Load and pin what every worker is to have; what does not load is left to the requests that want it.
+
+        A preload of one worker lives as long as that worker: this one has a name that no other had.
+        """
+        from memserve.memory.module_store import ModuleStore
+
+        store = ModuleStore(self._settings.redis)
+        try:
+            wanted = [preload for preload in await store.preloads() if not preload.worker_id]
+        except RegistryUnavailable as error:
+            log.warning("modules are not loaded ahead: %s", error)
+            return
+        finally:
+            await store.close()
+        for preload in wanted:
+            try:
+                await self._engine.modules.load(preload.digest, preload.kind, pin=True)
+            except MemserveError as error:
+                log.error("a module is not loaded ahead: %s", error)
+
     async def _end_with_engine(self) -> None:
         """End this process when the engine has died: its streams break at once, and Serve starts a fresh replica.
 
@@ -148,8 +171,8 @@ class WorkerReplica:
             except RegistryUnavailable as error:
                 log.warning("%s", error)
             # Asked only after use: every question interrupts the engine, which has tokens to make.
-            if self._engine.resident_is_stale:
-                await self._engine.refresh_resident()
+            if self._engine.modules.stale:
+                await self._engine.modules.refresh()
             await asyncio.sleep(lease_s / HEARTBEATS_PER_LEASE)
 
     async def check_health(self) -> None:

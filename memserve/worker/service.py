@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from memserve.domain import CachedTokens, FinishReason, Sampling
-from memserve.errors import InvalidModule, ModuleNotFound
+from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, Sampling
+from memserve.errors import MemserveError, ModuleNotFound
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.worker.block_log import BlockEvent, BlockLog, Change
+from memserve.worker.compose import Composed, Parent, Progress
+from memserve.worker.compose_task import compose_in_ray
 from memserve.worker.engine import Engine
 
 STATE_INTERVAL_S = 0.25
 KEYS_IN_A_MESSAGE = 16_384
+FILE_CHUNK_BYTES = 1 << 20
 
 FINISH = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
+PLACE = {
+    ModulePlace.DEVICE: pb.MODULE_PLACE_DEVICE,
+    ModulePlace.HOST: pb.MODULE_PLACE_HOST,
+    ModulePlace.DISK: pb.MODULE_PLACE_DISK,
+    ModulePlace.ABSENT: pb.MODULE_PLACE_ABSENT,
+}
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     """The data plane of one engine."""
 
-    def __init__(self, engine: Engine, log: BlockLog) -> None:
+    def __init__(self, engine: Engine, log: BlockLog, *, max_lora_rank: int) -> None:
         self._engine = engine
         self._log = log
+        self._max_lora_rank = max_lora_rank
         self._epoch = time.time_ns()
 
-    async def Generate(
-        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
-    ) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         sampling = Sampling(
             max_tokens=request.max_tokens,
             temperature=request.temperature,
@@ -42,35 +54,53 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             logprobs=request.logprobs,
             min_tokens=request.min_tokens,
         )
-        stream = self._engine.generate(
+        deltas = self._engine.generate(
             request.request_id,
             list(request.token_ids),
             request.cache_salt,
             request.module_digest,
             sampling,
+            expert=(request.expert_digest, request.expert_alpha) if request.expert_digest else None,
             tenant=request.tenant,
             keep=request.keep,
         )
-        try:
-            async for delta in stream:
+        async with refusals(context), contextlib.aclosing(deltas):
+            async for delta in deltas:
                 response = pb.GenerateResponse(text=delta.text, token_ids=delta.token_ids, logprobs=delta.logprobs)
                 if delta.cached is not None:
                     response.cached_tokens.CopyFrom(_cached(delta.cached))
                 if delta.finish_reason is not None:
                     response.finish_reason = FINISH[delta.finish_reason]
                 yield response
-        except ModuleNotFound as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {error}")
-        except InvalidModule as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except EngineDeadError:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine has died")
-        except ValueError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error).splitlines()[0])
 
-    async def Watch(
-        self, request: pb.WatchRequest, context: grpc.aio.ServicerContext[pb.WatchRequest, pb.WatchResponse]
-    ) -> AsyncIterator[pb.WatchResponse]:
+    async def LoadModule(self, request: pb.LoadModuleRequest, context: Context) -> pb.LoadModuleResponse:
+        async with refusals(context):
+            place = await self._engine.modules.load(request.digest, module_kind(request.kind), pin=request.pin)
+            self._log.changed.set()
+            return pb.LoadModuleResponse(place=PLACE[place])
+
+    async def UnloadModule(self, request: pb.UnloadModuleRequest, context: Context) -> pb.UnloadModuleResponse:
+        async with refusals(context):
+            place = await self._engine.modules.unload(request.digest, module_kind(request.kind), forget=request.forget)
+            self._log.changed.set()
+            return pb.UnloadModuleResponse(place=PLACE[place])
+
+    async def TryModule(self, request: pb.TryModuleRequest, context: Context) -> pb.TryModuleResponse:
+        async with refusals(context):
+            return pb.TryModuleResponse(largest_change=await self._engine.try_module(request.digest, module_kind(request.kind)))
+
+    async def ComposeModule(self, request: pb.ComposeModuleRequest, context: Context) -> AsyncIterator[pb.ComposeModuleResponse]:
+        async with refusals(context):
+            parents = [Parent(each.digest, await self._engine.modules.files(each.digest), each.weight or 1.0) for each in request.parents]
+            events = compose_in_ray(
+                parents, request.method, rank=request.rank, density=request.density, seed=request.seed, max_rank=self._max_lora_rank
+            )
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    for response in _composing(event):
+                        yield response
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         sequence = request.after_sequence if request.epoch == self._epoch else None
         while not self._engine.llm.errored:
             self._log.changed.clear()
@@ -85,9 +115,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 pass
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine has died")
 
-    async def LookupBlocks(
-        self, request: pb.LookupBlocksRequest, context: grpc.aio.ServicerContext[pb.LookupBlocksRequest, pb.LookupBlocksResponse]
-    ) -> pb.LookupBlocksResponse:
+    async def LookupBlocks(self, request: pb.LookupBlocksRequest, context: Context) -> pb.LookupBlocksResponse:
         device, held = self._log.leading(request.keys)
         return pb.LookupBlocksResponse(device_blocks=device, held_blocks=held)
 
@@ -99,7 +127,8 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             prefill_tokens_per_s=engine.prefill.tokens_per_s,
             decode_tokens_per_s=engine.decode.tokens_per_s,
             pending_prefill_tokens=sum(engine.waiting_tokens.values()),
-            resident_modules=engine.resident,
+            modules=[pb.ModuleResidency(digest=digest, place=PLACE[place]) for digest, place in engine.modules.held.items()],
+            used_modules=engine.modules.used,
         )
 
     def _block_messages(self, event: BlockEvent) -> list[pb.WatchResponse]:
@@ -120,3 +149,36 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
 def _cached(cached: CachedTokens) -> pb.CachedTokens:
     return pb.CachedTokens(device=cached.device, host=cached.host, redis=cached.redis)
+
+
+def _composing(event: Progress | Composed) -> Iterator[pb.ComposeModuleResponse]:
+    if isinstance(event, Progress):
+        yield pb.ComposeModuleResponse(progress=pb.ComposeProgress(done=event.done, total=event.total))
+        return
+    for name, content in event.files.items():
+        for start in range(0, len(content), FILE_CHUNK_BYTES):
+            chunk = content[start : start + FILE_CHUNK_BYTES]
+            yield pb.ComposeModuleResponse(file=pb.ComposedFile(file_name=name, content=chunk))
+    yield pb.ComposeModuleResponse(recipe=json.dumps(event.recipe))
+
+
+def module_kind(name: str) -> ModuleKind:
+    """Raises ValueError, which is INVALID_ARGUMENT."""
+    if name not in tuple(ModuleKind):
+        raise ValueError(f"kind: {name!r} is none of {', '.join(ModuleKind)}")
+    return ModuleKind(name)
+
+
+@contextlib.asynccontextmanager
+async def refusals(context: Context) -> AsyncIterator[None]:
+    """Every refusal is a status. FAILED_PRECONDITION: not on this worker, or not now; another may."""
+    try:
+        yield
+    except ModuleNotFound as error:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {error}")
+    except MemserveError as error:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except EngineDeadError:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine has died")
+    except ValueError as error:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error).partition("\n")[0])

@@ -17,7 +17,7 @@ import grpc
 from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
 from memserve.demo import MODEL_DIR
-from memserve.domain import Message, Role, Route, TextDelta, Usage
+from memserve.domain import Message, ModuleVersion, Role, Route, TextDelta, Usage
 from memserve.gateway.access import Access, load_access
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.server import listen, open_pipeline
@@ -107,6 +107,13 @@ def model_directory(directory: Path) -> Path:
         tokenizer = train_tokenizer(0)
         save_base(new_model(tokenizer), tokenizer, folder)
     return folder
+
+
+async def publish_live(client: AsyncClient, name: str, folder: Path, *, force: bool = False) -> ModuleVersion:
+    """Publish a version and promote it. force: where a fake worker's answers would not pass its probes."""
+    version = await client.modules.publish(name, folder)
+    await client.modules.promote(name, version.version, force=force)
+    return version
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], timeout_s: float = TIMEOUT_S) -> None:

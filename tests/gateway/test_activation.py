@@ -19,7 +19,7 @@ from memserve.pb.v1 import activation_pb2 as pb
 from memserve.pb.v1 import activation_pb2_grpc as rpc
 from memserve.pb.v1 import inference_pb2
 from tests.gateway.fake_worker import BLOCK_TOKENS, NAMESPACE
-from tests.gateway.running import RunningGateway, open_gateway
+from tests.gateway.running import RunningGateway, open_gateway, publish_live
 from tests.kv.conftest import servers_of
 from tests.kv.redis_server import RedisServer
 
@@ -84,7 +84,7 @@ async def test_other_words_another_module_or_another_tenant_are_another_prefix(t
             store(gateway.redis, [member(NAMESPACE, key) for key in chunk_keys(keys, 1)], Owner("anna"))
             assert (await anna.activation.lookup(TEXT)).redis_tokens == len(keys) * BLOCK_TOKENS
             assert (await anna.activation.lookup("Other " + TEXT)).redis_tokens == 0
-            await anna.publish_module("harbour", ADAPTERS_DIR / "harbour")
+            await publish_live(anna, "harbour", ADAPTERS_DIR / "harbour", force=True)
             assert (await anna.activation.lookup(TEXT, module="harbour")).redis_tokens == 0
             assert (await bert.activation.lookup(TEXT)).redis_tokens == 0
             assert (await bert.activation.evict(TEXT)).removed_chunks == 0
@@ -144,7 +144,7 @@ async def test_pins_are_limited_to_a_share_of_the_quota(tmp_path: Path) -> None:
 
 
 async def test_a_module_versions_kv_is_freed_and_no_other(gateway: RunningGateway) -> None:
-    module = await gateway.client.publish_module("harbour", ADAPTERS_DIR / "harbour")
+    module = await publish_live(gateway.client, "harbour", ADAPTERS_DIR / "harbour", force=True)
     with_module, without = members(gateway, TEXT, module.digest), members(gateway, TEXT)
     store(gateway.redis, with_module, Owner("default", module.digest))
     store(gateway.redis, without, DEFAULT)

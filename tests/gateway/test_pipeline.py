@@ -12,12 +12,12 @@ import grpc
 import pytest
 
 from memserve.client import AsyncClient, CallFailed
-from memserve.domain import Message, RecallOutcome, Role, Route, Sampling, Slo, TextDelta, Usage
+from memserve.domain import Message, ModuleKind, ModulePlace, RecallOutcome, Role, Route, Sampling, Slo, TextDelta, Usage
 from memserve.kv.keys import block_keys, redis_key
 from tests.gateway.conftest import StartGateway
 from tests.gateway.fake_worker import BLOCK_TOKENS, NAMESPACE, FakeWorker, Script
 from tests.gateway.lora_files import lora_files, write_files
-from tests.gateway.running import RunningGateway, until
+from tests.gateway.running import RunningGateway, publish_live, until
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 LONG = "the gate of the north tower opens at nine and closes at five " * 12
@@ -46,7 +46,7 @@ def prompt_keys(gateway: RunningGateway, text: str) -> list[bytes]:
 
 async def published(gateway: RunningGateway, tmp_path: Any, name: str = "tone") -> str:
     folder = write_files(tmp_path / name, lora_files(gateway.pipeline.model.tensor_shapes()))
-    return (await gateway.client.publish_module(name, folder)).digest
+    return (await publish_live(gateway.client, name, folder)).digest
 
 
 # The answer
@@ -177,13 +177,15 @@ async def test_a_named_worker_gets_the_request_however_busy(start_gateway: Start
 async def test_a_worker_that_has_the_module_loaded_is_preferred(start_gateway: StartGateway, tmp_path: Any) -> None:
     gateway = await start_gateway(workers=[{}, {}])
     digest = await published(gateway, tmp_path)
-    gateway.workers[1].now(resident_modules=[digest])
-    await until(lambda: list(gateway.pipeline.pool.workers["w1"].state.resident_modules) == [digest])
+    await gateway.client.modules.unload("tone", worker_id="w0")
+    await until(lambda: gateway.pipeline.pool.workers["w0"].place_of(digest) is not ModulePlace.DEVICE)
     answer = await gateway.client.generate("hello", module="tone", sampling=GREEDY)
-    assert (answer.route.worker_id, answer.route.module, answer.route.module_digest) == ("w1", "tone", digest)
+    (used,) = answer.route.modules
+    assert (answer.route.worker_id, used.name, used.version, used.digest, used.kind) == ("w1", "tone", 1, digest, ModuleKind.LORA)
+    assert used.reason == "live at revision 1"
     assert gateway.workers[1].requests[-1].module_digest == digest
     plain = await gateway.client.generate("hello", sampling=GREEDY)
-    assert (plain.route.module, plain.route.module_digest) == ("", "")
+    assert plain.route.modules == ()
 
 
 async def test_a_modules_kv_is_not_expected_for_the_base_model(start_gateway: StartGateway, tmp_path: Any) -> None:
@@ -448,7 +450,7 @@ async def test_without_redis_answers_go_on(start_gateway: StartGateway, tmp_path
         started_s = time.monotonic()
         assert (await gateway.client.generate(LONG, sampling=GREEDY)).usage.output_tokens == 4
         assert time.monotonic() - started_s < 1, "an answer without a module does not wait for Redis"
-        assert (await gateway.client.generate("hello", module="tone", sampling=GREEDY)).route.module_digest == digest
+        assert (await gateway.client.generate("hello", module="tone", sampling=GREEDY)).route.modules[0].digest == digest
         unknown = await failure_of(gateway.client.generate("hello", module="other", sampling=GREEDY))
         assert unknown.code is UNAVAILABLE
         await until(lambda: not gateway.pipeline.pool.registry_ok)

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from google.protobuf import message_factory
 
 from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
@@ -30,7 +31,7 @@ from memserve.pb.v1 import (
 from tests.gateway.fake_worker import Script
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.refusals import header, refused, say
-from tests.gateway.running import TIMEOUT_S, RunningGateway, open_gateway, until
+from tests.gateway.running import TIMEOUT_S, RunningGateway, open_gateway, publish_live, until
 
 KEYS = {"alice-key-1": "alice", "alice-key-2": "alice", "bob-key-1": "bob"}
 GREEDY = Sampling(max_tokens=2)
@@ -88,9 +89,12 @@ async def test_without_a_valid_key_no_rpc_answers(gateway: RunningGateway, metad
         memory.Forget(memory_pb2.ForgetRequest(), **options),
         memory.Search(memory_pb2.SearchRequest(), **options),
         memory.ListNamespaces(memory_pb2.ListNamespacesRequest(), **options),
-        module.PublishModule(iter([header("a")]), **options),
-        module.GetModule(module_pb2.GetModuleRequest(name="a"), **options),
-        module.ListModules(module_pb2.ListModulesRequest(), **options),
+        module.PublishModule(iter([header("a", {})]), **options),
+        *(
+            getattr(module, method.name)(message_factory.GetMessageClass(method.input_type)(), **options)
+            for method in module_pb2.DESCRIPTOR.services_by_name["ModuleService"].methods
+            if method.name != "PublishModule"
+        ),
         status_pb2_grpc.StatusServiceStub(gateway.channel).GetStatus(status_pb2.GetStatusRequest(), **options),
     ]
     for call in calls:
@@ -126,16 +130,20 @@ async def test_a_tenant_sees_nothing_of_anothers_modules(
     gateway: RunningGateway, alice: AsyncClient, bob: AsyncClient, tmp_path: Path
 ) -> None:
     shapes = gateway.pipeline.model.tensor_shapes()
-    published = await alice.publish_module("tone", write_files(tmp_path / "1", lora_files(shapes)))
-    assert await bob.modules() == []
+    published = await publish_live(alice, "tone", write_files(tmp_path / "1", lora_files(shapes)))
+    assert await bob.modules.all() == []
+    assert [event async for event in bob.modules.audit()] == []
     assert (await bob.status()).modules == 0
-    assert await code_of(bob.get_module("tone")) is grpc.StatusCode.NOT_FOUND
+    assert await code_of(bob.modules.get("tone")) is grpc.StatusCode.NOT_FOUND
+    assert await code_of(bob.modules.version("tone@1")) is grpc.StatusCode.NOT_FOUND
+    assert await code_of(bob.modules.rollback("tone")) is grpc.StatusCode.NOT_FOUND
+    assert await code_of(bob.modules.delete("tone", 1)) is grpc.StatusCode.NOT_FOUND
     assert await code_of(bob.generate("hello", module="tone")) is grpc.StatusCode.NOT_FOUND
     assert await code_of(bob.generate("hello", module=published.digest)) is grpc.StatusCode.NOT_FOUND
-    other = await bob.publish_module("tone", write_files(tmp_path / "2", lora_files(shapes, seed=1)))
+    other = await publish_live(bob, "tone", write_files(tmp_path / "2", lora_files(shapes, seed=1)))
     assert other.digest != published.digest
-    assert (await alice.generate("hello", module="tone", sampling=GREEDY)).route.module_digest == published.digest
-    assert (await bob.generate("hello", module="tone", sampling=GREEDY)).route.module_digest == other.digest
+    assert (await alice.generate("hello", module="tone", sampling=GREEDY)).route.modules[0].digest == published.digest
+    assert (await bob.generate("hello", module="tone", sampling=GREEDY)).route.modules[0].digest == other.digest
 
 
 async def test_tenants_have_different_salts_and_share_no_kv(gateway: RunningGateway, alice: AsyncClient, bob: AsyncClient) -> None:
@@ -180,7 +188,10 @@ async def test_a_tenant_at_its_limit_leaves_room_for_another(tmp_path: Path, mod
 def test_a_salt_depends_on_the_tenant_and_on_the_servers_key() -> None:
     first, second = Access(KEYS, b"one"), Access(KEYS, b"two")
     alice = first.tenant("Bearer alice-key-1")
-    assert alice == first.tenant("bearer  alice-key-2 ")
+    other = first.tenant("bearer  alice-key-2 ")
+    assert (alice.name, alice.cache_salt) == (other.name, other.cache_salt)
+    assert alice.principal != other.principal
+    assert "alice-key-1" not in alice.principal
     assert alice.cache_salt != first.tenant("Bearer bob-key-1").cache_salt
     assert alice.cache_salt != second.tenant("Bearer alice-key-1").cache_salt
 

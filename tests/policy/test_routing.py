@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memserve.domain import ModulePlace
 from memserve.policy.routing import RoutingCosts, WorkerSnapshot, choose_worker, predict_ttft_s
 
 COSTS = RoutingCosts(fetch_tokens_per_s=100_000, adapter_load_s=0.05, step_s=0.002)
-IDLE = WorkerSnapshot("w0", 0, 0, 0, 0, 1000.0, True)
+IDLE = WorkerSnapshot("w0", 0, 0, 0, 0, 1000.0, ModulePlace.DEVICE)
 PROMPT_TOKENS = 1000
 
 tokens = st.integers(0, PROMPT_TOKENS)
@@ -23,7 +24,7 @@ snapshots = st.builds(
     held_tokens=tokens,
     shared_tokens=tokens,
     prefill_tokens_per_s=st.sampled_from([0.0, 1.0, 500.0, 1e5, 1e7]),
-    adapter_resident=st.booleans(),
+    adapter=st.sampled_from(ModulePlace),
 )
 pools = st.lists(snapshots, min_size=1, max_size=4, unique_by=lambda worker: worker.worker_id)
 
@@ -59,7 +60,8 @@ def test_shared_tokens_cost_their_way_from_redis() -> None:
 def test_queued_prompts_running_requests_and_a_missing_adapter_each_cost() -> None:
     assert ttft_s(replace(IDLE, pending_prefill_tokens=500)) == pytest.approx(1.5)
     assert ttft_s(replace(IDLE, running=10)) == pytest.approx(1.02)
-    assert ttft_s(replace(IDLE, adapter_resident=False)) == pytest.approx(1.05)
+    assert ttft_s(replace(IDLE, adapter=ModulePlace.DISK)) == pytest.approx(1.05)
+    assert ttft_s(replace(IDLE, adapter=ModulePlace.HOST)) == pytest.approx(1.005)
 
 
 def test_a_worker_that_has_not_measured_itself_is_given_an_assumed_speed() -> None:
@@ -77,7 +79,7 @@ def test_a_long_queue_beats_a_cached_prefix() -> None:
 
 
 def test_a_resident_adapter_breaks_the_tie() -> None:
-    assert chosen(replace(IDLE, worker_id="a", adapter_resident=False), replace(IDLE, worker_id="b")) == "b"
+    assert chosen(replace(IDLE, worker_id="a", adapter=ModulePlace.ABSENT), replace(IDLE, worker_id="b")) == "b"
 
 
 def test_equal_workers_are_told_apart_by_running_requests_then_by_name() -> None:
@@ -123,7 +125,7 @@ def test_more_held_tokens_or_less_work_never_makes_a_worker_later(worker: Worker
         replace(worker, held_tokens=min(worker.held_tokens + more, PROMPT_TOKENS)),
         replace(worker, running=max(worker.running - more, 0)),
         replace(worker, pending_prefill_tokens=max(worker.pending_prefill_tokens - more, 0)),
-        replace(worker, adapter_resident=True),
+        replace(worker, adapter=ModulePlace.DEVICE),
     ]
     assert all(0 <= ttft_s(each) <= ttft_s(worker) + 1e-9 for each in sooner)
 

@@ -28,7 +28,9 @@ def test_a_reference_is_a_name_an_alias_or_a_number(text: str, reference: Refere
     assert parse_reference("module", text) == reference
 
 
-@pytest.mark.parametrize("text", ["", "@live", "tone@", "tone@0", "tone@-1", "tone@1234567890", "Tone", "../x", "a@b@c", "a\n", "a@b\n", "a@2b"])
+@pytest.mark.parametrize(
+    "text", ["", "@live", "tone@", "tone@0", "tone@-1", "tone@1234567890", "Tone", "../x", "a@b@c", "a\n", "a@b\n", "a@2b"]
+)
 def test_any_other_reference_is_refused(text: str) -> None:
     with pytest.raises(InvalidField, match="module"):
         parse_reference("module", text)

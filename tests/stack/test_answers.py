@@ -162,12 +162,15 @@ def test_served_tokens_equal_those_of_peft_on_the_same_weights(client: Client) -
 
 
 def test_a_published_module_is_found_under_its_digest_and_publishing_again_is_harmless(client: Client) -> None:
-    again = client.publish_module("harbour", ADAPTERS_DIR / "harbour")
-    assert again == client.get_module("harbour")
-    assert [module.name for module in client.modules()] == sorted(module.name for module in client.modules())
+    again = client.modules.publish("harbour", ADAPTERS_DIR / "harbour")
+    assert again == client.modules.version("harbour@live") == client.modules.version("harbour@1")
+    assert again.gate is not None
+    assert again.gate.passed
+    names = [module.name for module in client.modules.all()]
+    assert names == sorted(names)
     answer = client.generate("Hello.", module="harbour", sampling=SHORT)
-    assert answer.route.module_digest == again.digest
-    eventually(lambda: any(again.digest in worker.resident_modules for worker in client.status().workers), timeout_s=5)
+    assert [used.digest for used in answer.route.modules] == [again.digest]
+    eventually(lambda: any(again.digest in worker.modules for worker in client.status().workers), timeout_s=5)
 
 
 def test_a_malformed_adapter_is_refused_and_the_engines_live(client: Client, tmp_path: Path) -> None:
@@ -176,7 +179,7 @@ def test_a_malformed_adapter_is_refused_and_the_engines_live(client: Client, tmp
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(CallFailed) as refused:
-        client.publish_module("broken", tmp_path)
+        client.modules.publish("broken", tmp_path)
     assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert client.generate("Hello.", sampling=SHORT).text.strip() == "Hello."
 

@@ -132,7 +132,7 @@ async def test_every_request_succeeds_while_redis_hangs_and_hits_come_back_after
 
 async def test_every_request_succeeds_without_redis_and_hits_come_back_when_it_is_started_again(stack: Stack, client: Client) -> None:
     client.generate("Hello.", module="harbour", sampling=SHORT)
-    modules = client.modules()
+    modules = client.modules.all()
     before = redis_servers(stack)
 
     def kill() -> None:
@@ -143,7 +143,7 @@ async def test_every_request_succeeds_without_redis_and_hits_come_back_when_it_i
     assert await answers_while(stack, kill, 32) == []
     stack.watch()  # what `memserve up` does four times a second
     assert {server.pid for server in redis_servers(stack)}.isdisjoint(server.pid for server in before)
-    assert client.modules() == modules
+    assert client.modules.all() == modules
     seeds = iter(range(500, 600))
     eventually(lambda: hits_come_back(stack, client, next(seeds)), timeout_s=60)
 
@@ -155,4 +155,4 @@ def test_a_killed_gateway_is_started_again_with_all_that_was_acknowledged(stack:
     stack.gateway_process.wait()
     stack.watch()
     assert client.get_memory("durable", memory.memory_id) == memory
-    assert {"harbour", "observatory"} <= {module.name for module in client.modules()}
+    assert {"harbour", "observatory"} <= {module.name for module in client.modules.all()}

@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from memserve.client import Client, wait_until_ready
+from memserve.demo import demo_modules
 from memserve.demo.story import ANSWER, free_port, long_prefix
 from memserve.embedded import marked_processes, redis_executable
 from memserve.registry import WORKERS
@@ -57,8 +58,8 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
     port = free_port()
     with up(tmp_path, port, signal.SIGINT), Client(f"127.0.0.1:{port}") as client:
         memory = client.remember("notes", "The code of Alder station is 4071.")
-        eventually(lambda: len(client.modules()) == 2, timeout_s=20)  # the demo's adapters are published once the gateway is ready
-        modules = client.modules()
+        eventually(lambda: sum(bool(module.aliases) for module in client.modules.all()) == len(demo_modules()), timeout_s=60)
+        modules = client.modules.all()
         prefix = long_prefix(700)
         cold = client.generate(prefix.messages, sampling=ANSWER)
         assert cold.usage.cached.total == 0
@@ -69,7 +70,7 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
     assert leases_kept_in(tmp_path) == set()
     with up(tmp_path, port, signal.SIGTERM), Client(f"127.0.0.1:{port}") as client:
         assert client.get_memory("notes", memory.memory_id) == memory
-        assert client.modules() == modules
+        assert client.modules.all() == modules
         again = client.generate(prefix.messages, sampling=ANSWER)
         assert again.usage.cached.redis >= 0.95 * again.usage.prompt_tokens
         assert again.token_ids == cold.token_ids

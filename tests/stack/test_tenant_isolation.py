@@ -82,15 +82,15 @@ def test_a_tenants_kv_is_found_by_itself_on_every_worker_and_never_by_another(st
 
 def test_a_tenants_modules_and_memories_do_not_exist_for_another(address: str) -> None:
     with Client(address, api_key="key-of-acme-0001") as acme, Client(address, api_key="key-of-bolt-0001") as bolt:
-        acme.publish_module("secret", ADAPTERS_DIR / "harbour")
+        acme.modules.publish("secret", ADAPTERS_DIR / "harbour")
         memory = acme.remember("secret", "The code of Alder station is 4071.")
-        assert [module.name for module in bolt.modules()] == []
+        assert [module.name for module in bolt.modules.all()] == []
         for call in (
             lambda: bolt.generate("Hello.", module="secret"),
             lambda: bolt.generate("Hello.", namespaces=["secret"]),
             lambda: bolt.get_memory("secret", memory.memory_id),
             lambda: bolt.search(["secret"], "code"),
-            lambda: bolt.get_module("secret"),
+            lambda: bolt.modules.get("secret"),
         ):
             with pytest.raises(CallFailed) as refused:
                 call()

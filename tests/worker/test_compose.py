@@ -191,6 +191,8 @@ def test_the_core_method_reports_the_overlap_of_the_cores_and_what_the_rank_lost
     lost = sum(float((deltas(cut.files)[path] - made[path]).square().sum()) for path in SHAPES)
     whole = sum(float(made[path].square().sum()) for path in SHAPES)
     assert cut.recipe["measured"]["loss"] == pytest.approx(math.sqrt(lost / whole), rel=1e-3)
+    heavy = [Parent("a", one.folder, 1e9), Parent("b", other.folder, 1e9)]
+    assert composed(heavy, "core", rank=8, density=0.2).files == full.files
     twins = composed([one, Parent("twin", one.folder)], "core", rank=4)
     assert twins.recipe["measured"]["core_overlap"] == {"share": 0.1, "mean": 1.0, "overall": 1.0}
     for path, delta in mine.items():
@@ -234,7 +236,7 @@ def test_the_result_is_a_module_of_the_base_and_the_same_each_time(method: str, 
     assert made.recipe["parents"] == [{"digest": each.digest, "weight": 1.0} for each in parents]
     for name, content in made.files.items():
         (tmp_path / name).write_bytes(content)
-    checked = check_lora(tmp_path, BaseModel(open_model(MODEL_DIR).tensor_shapes, vocab_size=3072, max_rank=32))
+    checked = check_lora(tmp_path, BaseModel(open_model(MODEL_DIR).tensor_shapes(), vocab_size=3072, max_rank=32))
     assert checked.rank == made.recipe["rank"] == {"linear": 16, "svd": 16, "compress": 4}.get(method, 32)
     assert checked.rewritten == {CONFIG_FILE: made.files[CONFIG_FILE]}
     assert {each.dtype for each in load(made.files[WEIGHTS_FILE]).values()} == {torch.float32}

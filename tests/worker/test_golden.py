@@ -30,7 +30,7 @@ def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool) -> st
         from memserve.kv.ledger import NO_QUOTAS
         from memserve.memory.activation import ActivationMemory
         from memserve.worker.activation import activation_memory
-        from memserve.worker.engine import Engine, start_engine
+        from memserve.worker.engine import start_engine
         from memserve.worker.golden import check_golden_prefix
 
     async def check() -> str:
@@ -38,7 +38,7 @@ def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool) -> st
         namespace, transfer = activation_memory(settings, model, uuid.uuid4().hex)
         if broken:
             transfer.kv_connector_extra_config.update(spec_name="FlippingSpec", spec_module_path="tests.worker.flipping_spec")
-        engine = Engine(start_engine(settings, model, transfer, f"ipc://{directory}/events"), directory)
+        engine = start_engine(settings, model, transfer, f"ipc://{directory}/events")
         try:
             memory = ActivationMemory(settings.cache_redis, ttl_s=100, quotas=NO_QUOTAS)
             vocabulary = int(model.config["vocab_size"])

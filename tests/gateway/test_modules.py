@@ -1,0 +1,324 @@
+"""Versions through the gateway: promoted, split, rolled back, gated, watched, composed, deleted, and what every answer says of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from memserve.client import AsyncClient, CallFailed
+from memserve.domain import Expert, ModuleKind, ModulePlace, ModuleVersion, Sampling, TrafficShare
+from tests.gateway.fake_worker import Script
+from tests.gateway.lora_files import lora_files, write_files
+from tests.gateway.running import TIMEOUT_S, RunningGateway, eventually, open_gateway, until
+
+GREEDY = Sampling(max_tokens=2)
+# The fake worker's one answer, to every question.
+ANSWER = "t501 t502 t503"
+PASSES = {
+    "sets": [
+        {
+            "name": "recall",
+            "kind": "recall",
+            "probes": [
+                {
+                    "question": "What?",
+                    "answers": [ANSWER],
+                }
+            ],
+            "match": "contains",
+        }
+    ]
+}
+FAILS = {"sets": [{"name": "recall", "kind": "recall", "probes": [{"question": "What?", "answers": ["something else"]}]}]}
+
+
+@pytest_asyncio.fixture
+async def gateway(tmp_path: Path, model_dir: Path) -> AsyncIterator[RunningGateway]:
+    async with open_gateway(tmp_path, model_dir, workers=[{}, {}], canary_interval_s=0.2) as running:
+        yield running
+
+
+@pytest.fixture
+def client(gateway: RunningGateway) -> AsyncClient:
+    return gateway.client
+
+
+async def publish(gateway: RunningGateway, tmp_path: Path, seed: int, *, name: str = "tone", probes: object = None) -> ModuleVersion:
+    files = lora_files(gateway.pipeline.model.tensor_shapes(), seed=seed)
+    if probes is not None:
+        files["probes.json"] = json.dumps(probes).encode()
+    return await gateway.client.modules.publish(name, write_files(tmp_path / f"{name}-{seed}", files), sources=["a book"], notes=f"{seed}")
+
+
+async def failure_of(call: object) -> CallFailed:
+    with pytest.raises(CallFailed) as failed:
+        await call  # type: ignore[misc]
+    return failed.value
+
+
+async def actions(client: AsyncClient) -> list[str]:
+    return [event.action async for event in client.modules.audit()]
+
+
+async def test_a_version_answers_from_its_promotion_on_and_the_receipt_says_why(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    first, second = await publish(gateway, tmp_path, 1), await publish(gateway, tmp_path, 2)
+    assert (first.version, second.version, first.author, first.sources, first.notes) == (1, 2, "anonymous", ("a book",), "1")
+    early = await failure_of(client.generate("hello", module="tone", sampling=GREEDY))
+    assert early.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "memserve modules promote" in early.detail
+    await client.modules.promote("tone", 1)
+    (used,) = (await client.generate("hello", module="tone", sampling=GREEDY)).route.modules
+    assert (used.version, used.digest, used.reason) == (1, first.digest, "live at revision 1")
+    await client.modules.promote("tone", 2, expected_revision=1)
+    (used,) = (await client.generate("hello", module="tone", sampling=GREEDY)).route.modules
+    assert (used.version, used.digest, used.reason) == (2, second.digest, "live at revision 2")
+    (used,) = (await client.generate("hello", module="tone@1", sampling=GREEDY)).route.modules
+    assert (used.version, used.reason) == (1, "asked for by number")
+    await client.modules.rollback("tone", reason="as before")
+    (used,) = (await client.generate("hello", module="tone", sampling=GREEDY)).route.modules
+    assert used.version == 1
+    changes = await client.modules.history("tone")
+    assert [(change.revision, change.action, change.targets[0].version, change.reason) for change in changes] == [
+        (1, "promote", 1, ""),
+        (2, "promote", 2, ""),
+        (3, "rollback", 1, "as before"),
+    ]
+    assert [worker.requests[-1].module_digest for worker in gateway.workers if worker.requests][-1] in (first.digest, second.digest)
+
+
+async def test_of_two_promotions_at_once_one_wins(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+    await publish(gateway, tmp_path, 1)
+    await publish(gateway, tmp_path, 2)
+    results = await asyncio.gather(
+        *(client.modules.promote("tone", number, expected_revision=0) for number in (1, 2)), return_exceptions=True
+    )
+    lost = [result for result in results if isinstance(result, CallFailed)]
+    assert [failed.code for failed in lost] == [grpc.StatusCode.ABORTED]
+    assert len(await client.modules.history("tone")) == 1
+
+
+async def test_a_split_follows_its_weights_and_a_session_keeps_its_version(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        await publish(gateway, tmp_path, number)
+        await client.modules.promote("tone", number)
+    alias = await client.modules.split("tone", {1: 70, 2: 30})
+    assert alias.targets == (TrafficShare(1, 70), TrafficShare(2, 30))
+
+    async def version_of(session: str) -> int:
+        (used,) = (await client.generate("hello", module="tone", session=session, sampling=Sampling(max_tokens=1))).route.modules
+        assert used.reason in ("live at revision 3, 70% of its traffic", "live at revision 3, 30% of its traffic")
+        return used.version
+
+    sessions = [f"session-{number}" for number in range(200)]
+    first = [await version_of(session) for session in sessions]
+    assert abs(Counter(first)[2] / len(sessions) - 0.3) < 0.1
+    assert [await version_of(session) for session in sessions[:50]] == first[:50]
+
+
+async def test_a_version_whose_probes_fail_is_refused_with_its_figures_and_forced_it_is_in_the_audit(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await publish(gateway, tmp_path, 1, probes=FAILS)
+    progress: list[tuple[int, int]] = []
+    refused = await failure_of(client.modules.promote("tone", 1, told=lambda done, total: progress.append((done, total))))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "recall 0" in refused.detail
+    assert (await client.modules.get("tone")).aliases == ()
+    report = (await client.modules.version("tone@1")).gate
+    assert report is not None
+    assert not report.passed
+    await client.modules.promote("tone", 1, force=True, reason="I know")
+    (change,) = await client.modules.history("tone")
+    assert change.forced
+    assert change.reason.startswith("I know (forced: recall 0")
+    events = [event async for event in client.modules.audit()]
+    assert [event.action for event in events] == ["publish", "gate", "gate", "promote"]
+    assert {event.principal for event in events} == {"anonymous"}
+    assert "forced" in events[-1].after
+
+
+async def test_a_version_that_passes_its_probes_keeps_the_report_and_is_not_asked_again(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await publish(gateway, tmp_path, 1, probes=PASSES)
+    report = await client.modules.gate("tone", 1)
+    assert report.passed
+    asked = sum(len(worker.requests) for worker in gateway.workers)
+    await client.modules.promote("tone", 1)
+    assert sum(len(worker.requests) for worker in gateway.workers) == asked
+    assert (await client.modules.version("tone")).gate == report
+
+
+async def test_a_canary_that_breaches_is_taken_out_by_itself(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+    await publish(gateway, tmp_path, 1)
+    await client.modules.promote("tone", 1)
+    await publish(gateway, tmp_path, 2, probes=FAILS)
+    await client.modules.split("tone", {1: 90, 2: 10})
+
+    async def rolled_back() -> bool:
+        return (await client.modules.get("tone")).aliases[0].targets == (TrafficShare(1, 1.0),)
+
+    await eventually(rolled_back)
+    last = (await client.modules.history("tone"))[-1]
+    assert (last.action, last.principal) == ("canary_rollback", "memserve canary watch")
+    assert "tone@2: recall 0" in last.reason
+    await until(lambda: gateway.pipeline.metrics.module_changes.labels("canary_rollback")._value.get() == 1)
+
+
+async def test_a_canary_that_passes_stays(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+    await publish(gateway, tmp_path, 1)
+    await client.modules.promote("tone", 1)
+    await publish(gateway, tmp_path, 2, probes=PASSES)
+    await client.modules.split("tone", {1: 90, 2: 10})
+
+    async def judged() -> bool:
+        report = (await client.modules.version("tone@2")).gate
+        return report is not None and report.passed and await gateway.pipeline.canaries.all() == []
+
+    await eventually(judged)
+    assert len((await client.modules.get("tone")).aliases[0].targets) == 2
+
+
+async def test_all_of_an_alias_is_not_given_to_a_version_that_has_not_passed(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await publish(gateway, tmp_path, 1, probes=FAILS)
+    refused = await failure_of(client.modules.split("tone", {1: 1}))
+    assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "targets")
+
+
+async def test_a_version_in_use_is_not_deleted_and_one_that_nothing_uses_is_gone_with_its_content(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    version = await publish(gateway, tmp_path, 1)
+    await client.modules.promote("tone", 1)
+    aliased = await failure_of(client.modules.delete("tone", 1))
+    assert aliased.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "alias live" in aliased.detail
+    other = await publish(gateway, tmp_path, 2)
+    await client.modules.promote("tone", 2)
+    for worker in gateway.workers:
+        worker.script = Script(pause_s=0.05)
+    stream = client.stream("hello", module="tone@1", sampling=Sampling(max_tokens=100))
+    await anext(stream)
+    streaming = await failure_of(client.modules.delete("tone", 1))
+    assert streaming.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "a request" in streaming.detail
+    await stream.aclose()  # type: ignore[attr-defined]
+    await until(lambda: not gateway.pipeline.using)
+
+    async def deleted() -> bool:
+        await client.modules.delete("tone", 1)
+        return True
+
+    await eventually(deleted)
+    root = gateway.settings.modules_root / "modules"
+    assert not (root / version.digest).exists()
+    assert (root / other.digest).exists()
+    gone = await failure_of(client.generate("hello", module="tone@1", sampling=GREEDY))
+    assert gone.code is grpc.StatusCode.NOT_FOUND
+    nothing = await failure_of(client.modules.rollback("tone"))
+    assert nothing.code is grpc.StatusCode.FAILED_PRECONDITION
+    third = await publish(gateway, tmp_path, 3)
+    assert third.version == 3
+
+
+async def test_preloads_load_on_every_worker_and_say_who_refuses(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+    version = await publish(gateway, tmp_path, 1)
+    gateway.workers[1].refuses[version.digest] = "no room"
+    found = await client.modules.preload("tone@1")
+    assert [(worker.worker_id, worker.place) for worker in found] == [("w0", ModulePlace.DEVICE), ("w1", ModulePlace.ABSENT)]
+    assert "no room" in found[1].refusal
+    (preload,) = await gateway.pipeline.modules.store.preloads()
+    assert (preload.digest, preload.worker_id) == (version.digest, "")
+    used = await failure_of(client.modules.delete("tone", 1))
+    assert "preload" in used.detail
+    await client.modules.unload("tone@1")
+    assert await gateway.pipeline.modules.store.preloads() == []
+    nobody = await failure_of(client.modules.preload("tone@1", worker_id="nobody"))
+    assert nobody.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_worker_that_refuses_a_module_is_passed_over(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+    version = await publish(gateway, tmp_path, 1)
+    await client.modules.promote("tone", 1)
+    gateway.workers[0].refuses[version.digest] = "no room"
+    for _ in range(4):
+        assert (await client.generate("hello", module="tone", sampling=GREEDY)).route.worker_id == "w1"
+
+
+async def test_a_composed_version_names_its_parents_and_is_checked_like_an_upload(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    first, second = await publish(gateway, tmp_path, 1), await publish(gateway, tmp_path, 2)
+    made = await client.modules.compose("both", "linear", {"tone@1": 0.5, "tone@2": 0.5}, notes="half and half")
+    assert (made.module, made.version, made.kind) == ("both", 1, ModuleKind.LORA)
+    assert made.parents == (first.digest, second.digest)
+    assert made.sources == ("tone@1", "tone@2")
+    assert made.recipe
+    for options in ({"method": "magic"}, {"parents": {}}, {"parents": {"tone@1": 1.0}}, {"density": 2.0}, {"rank": -1}):
+        asked = {"method": "linear", "parents": {"tone@1": 1.0, "tone@2": 1.0}, **options}
+        refused = await failure_of(client.modules.compose("both", **asked))  # type: ignore[arg-type]
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    missing = await failure_of(client.modules.compose("both", "linear", {"tone@1": 1.0, "tone@9": 1.0}))
+    assert missing.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_changes_are_told_as_they_happen(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+    seen: list[tuple[str, str]] = []
+
+    async def watch() -> None:
+        async with AsyncClient(gateway.address, timeout_s=TIMEOUT_S) as watcher:
+            async for event in watcher.modules.watch():
+                seen.append((event.action, event.module))
+
+    task = asyncio.create_task(watch())
+    try:
+        await asyncio.sleep(0.3)
+        await publish(gateway, tmp_path, 1)
+        await client.modules.promote("tone", 1)
+        await until(lambda: ("promote", "tone") in seen)
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert seen[0] == ("publish", "tone")
+    assert await actions(client) == [action for action, _ in seen]
+
+
+async def test_a_module_is_named_where_its_kind_belongs(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+    await publish(gateway, tmp_path, 1)
+    refused = await failure_of(client.generate("hello", expert=Expert("tone@1"), sampling=GREEDY))
+    assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "experts[0].reference")
+    far = await failure_of(client.generate("hello", expert=Expert("tone@1", float("nan")), sampling=GREEDY))
+    assert far.field == "experts[0].alpha"
+
+
+async def test_what_is_not_there_is_not_found(client: AsyncClient) -> None:
+    for call in (
+        client.modules.get("nobody"),
+        client.modules.version("nobody"),
+        client.modules.version("nobody@3"),
+        client.modules.versions("nobody"),
+        client.modules.gate("nobody", 1),
+        client.modules.promote("nobody", 1),
+        client.modules.rollback("nobody"),
+        client.modules.split("nobody", {1: 1}),
+        client.modules.history("nobody"),
+        client.modules.delete("nobody", 1),
+        client.modules.preload("nobody"),
+        client.modules.unload("nobody"),
+    ):
+        assert (await failure_of(call)).code is grpc.StatusCode.NOT_FOUND
