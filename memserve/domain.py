@@ -118,7 +118,7 @@ class ModuleVersion:
     """One immutable version of a module. `digest`: sha256 over its canonical content, hex; `version` counts from 1.
 
     base_digest: of the model that it was checked against. parents: digests of the versions that it was composed from. recipe: how it was
-    made, JSON or text. moves_logits: a worker has seen it change the canary prompts' logits. gate: the newest report, None before the first.
+    made, JSON or text. moves_logits: a worker has seen it change the canary prompts' logits. gate: the newest report, None before one.
     """
 
     module: str

@@ -88,6 +88,20 @@ class UploadIncomplete(MemserveError):
         super().__init__(f"{file_name} has {received} of {size} bytes; send the same upload again, it goes on from there")
 
 
+class BlobDamaged(MemserveError):
+    """What the module store keeps under a digest is not what was put there."""
+
+    def __init__(self, digest: str, why: str) -> None:
+        super().__init__(f"the module store's files of {digest} are damaged ({why}); publish the same content again")
+
+
+class BlobStoreUnavailable(MemserveError):
+    """The module store does not answer, or does not let us in."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the module store does not answer ({detail}); try again")
+
+
 class NamespaceNotFound(MemserveError):
     """The tenant has no memory namespace of this name."""
 

@@ -19,6 +19,8 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.VersionInUse: grpc.StatusCode.FAILED_PRECONDITION,
     errors.GateRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UploadIncomplete: grpc.StatusCode.DATA_LOSS,
+    errors.BlobDamaged: grpc.StatusCode.DATA_LOSS,
+    errors.BlobStoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.NamespaceNotFound: grpc.StatusCode.NOT_FOUND,
     errors.MemoryNotFound: grpc.StatusCode.NOT_FOUND,
     errors.MemoryConflict: grpc.StatusCode.ALREADY_EXISTS,

@@ -13,28 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from memserve.errors import MemserveError
-
 MANIFEST_FILE = "blob.json"
 STAGING = ".staging"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Source = Path | bytes
-
-
-class BlobDamaged(MemserveError):
-    """What the module store keeps under a digest is not what was put there."""
-
-    def __init__(self, digest: str, why: str) -> None:
-        super().__init__(f"the module store's files of {digest} are damaged ({why}); publish the same content again")
-
-
-class BlobStoreUnavailable(MemserveError):
-    """The module store does not answer, or does not let us in."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(f"the module store does not answer ({detail}); try again")
 
 
 @dataclass(frozen=True, slots=True)

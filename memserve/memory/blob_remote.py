@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from datetime import UTC
 from pathlib import Path
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 
-from memserve.errors import MemserveError, StartupError
+from memserve.errors import BlobStoreUnavailable, MemserveError, StartupError
 from memserve.memory.blob_places import (
     MANIFEST_FILE,
-    BlobStoreUnavailable,
     FileFacts,
     Manifest,
     Source,

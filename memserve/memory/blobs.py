@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from memserve.errors import ModuleNotFound
+from memserve.errors import BlobDamaged, ModuleNotFound
 from memserve.memory.blob_places import (
-    BlobDamaged,
     BlobPlace,
-    BlobStoreUnavailable,
     Directory,
     Manifest,
     Source,
@@ -27,8 +25,6 @@ from memserve.memory.blob_places import (
     file_facts,
 )
 from memserve.memory.module_kinds import PROBES_FILE
-
-__all__ = ["BlobDamaged", "BlobStore", "BlobStoreUnavailable", "References", "Swept", "sweep"]
 
 PROBES = "probes"
 # How long a digest stays condemned when whoever condemned it dies. Longer than deleting one blob takes.

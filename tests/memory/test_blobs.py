@@ -11,8 +11,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from memserve.errors import ModuleNotFound, StartupError
-from memserve.memory.blobs import BlobDamaged, BlobStore, BlobStoreUnavailable, sweep
+from memserve.errors import BlobDamaged, BlobStoreUnavailable, ModuleNotFound, StartupError
+from memserve.memory.blobs import BlobStore, sweep
 
 DIGEST, OTHER, THIRD = "a" * 64, "b" * 64, "c" * 64
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 5}
