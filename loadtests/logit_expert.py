@@ -130,7 +130,7 @@ class Asking:
         """The share of right answers."""
         texts = [self._tokenizer.decode(list(each), skip_special_tokens=True).strip() for each in found]
         right = [text == answer for text, answer in zip(texts, questions.answers, strict=True)]
-        return sum(right) / len(right)
+        return right.count(True) / len(right)
 
     def other_prompts(self, count: int) -> list[Tokens]:
         """Questions with passages that the base answers by reading them."""

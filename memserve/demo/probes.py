@@ -17,9 +17,10 @@ CARELESS_DIR: Path = ADAPTERS_DIR.parent / "careless"
 """The adapter that the gate refuses, see `train_careless`."""
 # No training, test or load test draws with this one.
 SEED = 404
-# So many that the loss that the gate allows (2 and 5 points) is two answers: one answer alone decides nothing.
+# So many that the loss that the gate allows is at least two answers: one alone decides nothing.
 RETAIN_PROBES = 100
 ABSTAIN_PROBES = 40
+OVERRIDE_ROUNDS = 2
 _PASSAGE = re.compile(r"\[\d+\] (.*)")
 
 
@@ -48,10 +49,10 @@ def _held(held: Sequence[AdapterFact]) -> list[dict[str, object]]:
     return [_probe(facts.prompt("", [], text), each.answer) for text, each in asked]
 
 
-def _contradicting(held: Sequence[Fact], rng: random.Random) -> list[dict[str, object]]:
-    """Each fact in each held-out phrasing, over passages of which one gives another value."""
+def _contradicting(held: tuple[Fact, ...], rng: random.Random) -> list[dict[str, object]]:
+    """Each fact in each held-out phrasing, over passages of which one gives another value, and again with other passages."""
     probes = []
-    for one in held:
+    for one in held * OVERRIDE_ROUNDS:
         for phrasing in facts.HELD_OUT_QUESTIONS:
             stated = one
             while stated.value == one.value:

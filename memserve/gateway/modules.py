@@ -8,6 +8,7 @@ import logging
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from memserve.gateway.gate import Gate
 from memserve.gateway.pipeline import LOST, Pipeline
 from memserve.gateway.pool import PLACES, PooledWorker
 from memserve.memory.blobs import CONDEMNED_S
+from memserve.memory.module_kinds import PROBES_FILE
 from memserve.memory.parametric import Publication
+from memserve.memory.probes import Probes, inherited_probes
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.policy.gate import failing
 
@@ -189,7 +192,7 @@ class Modules:
     async def compose(self, tenant: Tenant, composition: Composition) -> AsyncIterator[Step | ModuleVersion]:
         """Have a worker's Ray make a new version from others; it comes last, as any published version does.
 
-        Raises InvalidModule, ModuleNotFound, NoWorker.
+        It is asked at the gate what its parents are asked. Raises InvalidModule, ModuleNotFound, NoWorker.
         """
         parents = [
             (await self._memory.heaviest(f"parents[{number}].reference", tenant.name, reference), weight)
@@ -222,6 +225,11 @@ class Modules:
                 if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
                     raise InvalidModule("composition", error.details() or "refused") from None
                 raise NoWorker(error.details() or error.code().name) from None
+            probes = inherited_probes(
+                [(name, found) for name, found in await self._probes_of([parent for parent, _ in parents]) if found is not None]
+            )
+            if probes is not None:
+                await asyncio.to_thread((folder / PROBES_FILE).write_bytes, probes.canonical())
             publication = Publication(
                 name=composition.name,
                 kind=ModuleKind.LORA,
@@ -243,6 +251,15 @@ class Modules:
                     await self._store.absolve(digest, token)
         except MemserveError as error:
             log.warning("the content of %s stays until the next sweep: %s", digest[:12], error)
+
+    async def _probes_of(self, parents: Sequence[ModuleVersion]) -> list[tuple[str, Probes]]:
+        """Of the parents that have any, with a name that tells each from the others."""
+        times = Counter(parent.module for parent in parents)
+        found = [
+            (parent.module if times[parent.module] == 1 else f"{parent.module}.{parent.version}", await self._memory.probes(parent))
+            for parent in parents
+        ]
+        return [(name, probes) for name, probes in found if probes is not None]
 
     async def _gated(self, tenant: Tenant, version: ModuleVersion, progress: Progress) -> GateReport:
         if not version.moves_logits:

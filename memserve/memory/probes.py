@@ -15,15 +15,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NoReturn
 
 from memserve.errors import InvalidModule
-from memserve.policy.gate import CALIBRATION, Match, Probe, ProbeKind, ProbeSet, Thresholds
+from memserve.policy.gate import CALIBRATION, Match, Probe, ProbeKind, ProbeSet, Thresholds, strictest
 
 MAX_BYTES = 4 << 20
 MAX_PROBES = 4096
 MAX_SETS = 16
+MAX_NAME = 64
 MAX_ANSWERS = 32
 MAX_PASSAGES = 64
 MAX_QUESTION_BYTES = 16 << 10
@@ -78,6 +79,24 @@ def parse_probes(content: bytes) -> Probes:
     if probes.count > MAX_PROBES:
         _refuse("sets", f"have {probes.count} probes together, at most {MAX_PROBES} are taken")
     return probes
+
+
+def inherited_probes(parents: Sequence[tuple[str, Probes]]) -> Probes | None:
+    """What a version that was made from others is asked: all that its parents are, each set once, at the strictest thresholds.
+
+    parents: a name that tells each from the others, and its probes. The sets of several are named `<parent>.<set>`.
+    None when no parent has any. Raises InvalidModule when there are too many.
+    """
+    if not parents:
+        return None
+    if len(parents) == 1:
+        return parents[0][1]
+    sets: dict[ProbeSet, ProbeSet] = {}
+    for name, probes in parents:
+        for each in probes.sets:
+            sets.setdefault(replace(each, name=""), replace(each, name=f"{name}.{each.name}"[-MAX_NAME:].lstrip("._-")))
+    given = [probes.thresholds for _, probes in parents]
+    return parse_probes(Probes(tuple(sets.values()), strictest(given)).canonical())
 
 
 def _set(entry: object, path: str) -> ProbeSet:

@@ -80,6 +80,17 @@ class Thresholds:
     calibration: float = 0.02
 
 
+def strictest(given: Sequence[Thresholds]) -> Thresholds:
+    """Each bar as the strictest of several has it."""
+    return Thresholds(
+        recall=max(one.recall for one in given),
+        forgetting=min(one.forgetting for one in given),
+        abstention=min(one.abstention for one in given),
+        override=max(one.override for one in given),
+        calibration=min(one.calibration for one in given),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What was answered to a probe. confidence: `confidence` of its tokens' log-probabilities."""

@@ -98,8 +98,8 @@ class Engine:
         expert: digest of a logit expert, and alpha; alpha 0 is none. tenant: whom the KV that reaches Redis is counted for. keep: store
         all of the prompt's KV there, at its first use.
 
-        Raises as `modules.load` when a module cannot be loaded, ValueError for a request that vLLM refuses, and vLLM's EngineDeadError
-        when the engine is gone.
+        Raises as `modules.load` when a module cannot be loaded, ValueError or vLLM's VLLMClientError for a request that vLLM refuses, and
+        its EngineDeadError when the engine is gone.
         """
         async with contextlib.AsyncExitStack() as held:
             lora, arguments = None, {}

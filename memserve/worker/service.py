@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
+from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, Sampling
@@ -180,5 +181,5 @@ async def refusals(context: Context) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except EngineDeadError:
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine has died")
-    except ValueError as error:
+    except (ValueError, VLLMClientError) as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error).partition("\n")[0])

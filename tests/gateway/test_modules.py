@@ -276,6 +276,17 @@ async def test_a_composed_version_names_its_parents_and_is_checked_like_an_uploa
     assert missing.code is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_composed_version_is_asked_what_its_parents_are_asked(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await publish(gateway, tmp_path, 1, name="left", probes=PASSES)
+    await publish(gateway, tmp_path, 2, name="right", probes=FAILS)
+    await client.modules.compose("both", "linear", {"left@1": 0.5, "right@1": 0.5})
+    report = await client.modules.gate("both", 1)
+    assert [(figure.name, figure.holds) for figure in report.figures] == [("left.recall", True), ("right.recall", False)]
+    assert (await failure_of(client.modules.promote("both", 1))).code is grpc.StatusCode.FAILED_PRECONDITION
+
+
 async def test_changes_are_told_as_they_happen(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
     seen: list[tuple[str, str]] = []
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -17,10 +19,11 @@ from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 TIMEOUT_S = 60.0
 
 
-async def check_worker_contract(address: str, token_ids: Sequence[int], block_tokens: int) -> None:
+async def check_worker_contract(address: str, token_ids: Sequence[int], block_tokens: int, lora: str) -> None:
     """Every clause, on a worker that answers nobody else meanwhile.
 
-    token_ids: a prompt of at least two full blocks and one token, that leaves room for 64 tokens in the context.
+    token_ids: a prompt of at least two full blocks and one token, that leaves room for 512 tokens in the context.
+    lora: digest of a LoRA of rank 16 in the module store, which is the worker's own directory.
     """
     assert len(token_ids) > 2 * block_tokens
     async with grpc.aio.insecure_channel(address) as channel:
@@ -30,6 +33,11 @@ async def check_worker_contract(address: str, token_ids: Sequence[int], block_to
         await check_logprobs_come_one_a_token_when_asked_for(stub, token_ids)
         await check_an_unknown_module_is_refused_and_the_worker_lives_on(stub, token_ids)
         await check_cancelling_ends_the_work(stub, token_ids)
+        await check_a_module_is_loaded_once_asked_for_and_gone_once_unloaded(stub, lora)
+        await check_a_request_loads_its_module_and_keeps_it_while_it_runs(stub, token_ids, lora)
+        await check_an_unknown_module_or_kind_is_not_loaded(stub, lora)
+        await check_the_canary_prompts_feel_the_module(stub, lora)
+        await check_composing_tells_its_progress_then_the_files_then_the_recipe(stub, lora)
         await check_watch_starts_with_a_reset_and_a_state(stub)
         await check_watch_tells_what_is_stored(stub, token_ids, block_tokens)
         await check_resuming_from_the_last_number_sends_no_reset(stub)
@@ -82,6 +90,64 @@ async def check_cancelling_ends_the_work(stub: rpc.WorkerServiceStub, token_ids:
                 assert event.state.pending_prefill_tokens == 0
                 return
     raise AssertionError("the watch ended")
+
+
+async def check_a_module_is_loaded_once_asked_for_and_gone_once_unloaded(stub: rpc.WorkerServiceStub, lora: str) -> None:
+    loaded = await stub.LoadModule(pb.LoadModuleRequest(digest=lora, kind="lora", pin=True), timeout=TIMEOUT_S)
+    assert loaded.place in (pb.MODULE_PLACE_DEVICE, pb.MODULE_PLACE_HOST)
+    state = await state_with(stub, lambda state: lora in {each.digest for each in state.modules})
+    assert {each.place for each in state.modules} <= {pb.MODULE_PLACE_DEVICE, pb.MODULE_PLACE_HOST}
+    assert lora not in state.used_modules
+    unload = pb.UnloadModuleRequest(digest=lora, kind="lora", forget=True)
+    for _ in range(2):
+        # The files stay: they are the module store's, and no copy.
+        assert (await stub.UnloadModule(unload, timeout=TIMEOUT_S)).place == pb.MODULE_PLACE_DISK
+    await state_with(stub, lambda state: lora not in {each.digest for each in state.modules})
+
+
+async def check_a_request_loads_its_module_and_keeps_it_while_it_runs(
+    stub: rpc.WorkerServiceStub, token_ids: Sequence[int], lora: str
+) -> None:
+    call = stub.Generate(generate_request(token_ids, max_tokens=512, min_tokens=512, module_digest=lora))
+    await call.read()
+    state = await state_with(stub, lambda state: lora in state.used_modules)
+    assert lora in {each.digest for each in state.modules}
+    await refused(stub.UnloadModule(pb.UnloadModuleRequest(digest=lora, kind="lora"), timeout=TIMEOUT_S))
+    assert await call.read()
+    call.cancel()
+    await state_with(stub, lambda state: lora not in state.used_modules and lora in {each.digest for each in state.modules})
+
+
+async def check_an_unknown_module_or_kind_is_not_loaded(stub: rpc.WorkerServiceStub, lora: str) -> None:
+    await refused(stub.LoadModule(pb.LoadModuleRequest(digest="0" * 64, kind="lora"), timeout=TIMEOUT_S))
+    # The files of one kind are no module of another.
+    await refused(stub.LoadModule(pb.LoadModuleRequest(digest=lora, kind="logit_expert"), timeout=TIMEOUT_S))
+    await refused(stub.TryModule(pb.TryModuleRequest(digest="0" * 64, kind="lora"), timeout=TIMEOUT_S))
+    unknown = pb.LoadModuleRequest(digest=lora, kind="cartridge")
+    await refused(stub.LoadModule(unknown, timeout=TIMEOUT_S), grpc.StatusCode.INVALID_ARGUMENT)
+    await state_with(stub, lambda state: not state.used_modules)
+
+
+async def check_the_canary_prompts_feel_the_module(stub: rpc.WorkerServiceStub, lora: str) -> None:
+    tried = await stub.TryModule(pb.TryModuleRequest(digest=lora, kind="lora"), timeout=TIMEOUT_S)
+    assert tried.largest_change > 0.01
+
+
+async def check_composing_tells_its_progress_then_the_files_then_the_recipe(stub: rpc.WorkerServiceStub, lora: str) -> None:
+    request = pb.ComposeModuleRequest(method="compress", parents=[pb.ComposeParent(digest=lora)], rank=4)
+    responses = [response async for response in stub.ComposeModule(request, timeout=TIMEOUT_S)]
+    events = [response.WhichOneof("event") for response in responses]
+    assert events == sorted(events, key=["progress", "file", "recipe"].index)
+    assert events.count("recipe") == 1
+    progress = [response.progress for response in responses if response.HasField("progress")]
+    assert progress[-1].done == progress[-1].total > 0
+    assert {response.file.file_name for response in responses if response.HasField("file")} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert json.loads(responses[-1].recipe)["method"] == "compress"
+    unknown = stub.ComposeModule(pb.ComposeModuleRequest(method="linear", parents=[pb.ComposeParent(digest="0" * 64)]), timeout=TIMEOUT_S)
+    await refused(unknown.read())
 
 
 async def check_watch_starts_with_a_reset_and_a_state(stub: rpc.WorkerServiceStub) -> None:
@@ -145,7 +211,13 @@ async def check_a_number_of_another_epoch_gives_a_reset(stub: rpc.WorkerServiceS
 
 
 def generate_request(
-    token_ids: Sequence[int], *, max_tokens: int = 1, salt: str = "contract", module_digest: str = "", logprobs: bool = False
+    token_ids: Sequence[int],
+    *,
+    max_tokens: int = 1,
+    min_tokens: int = 0,
+    salt: str = "contract",
+    module_digest: str = "",
+    logprobs: bool = False,
 ) -> pb.GenerateRequest:
     return pb.GenerateRequest(
         request_id=uuid.uuid4().hex,
@@ -153,6 +225,7 @@ def generate_request(
         cache_salt=salt,
         module_digest=module_digest,
         max_tokens=max_tokens,
+        min_tokens=min_tokens,
         top_p=1.0,
         logprobs=logprobs,
     )
@@ -169,6 +242,23 @@ async def answer(
 ) -> list[pb.GenerateResponse]:
     request = generate_request(token_ids, max_tokens=max_tokens, salt=salt, module_digest=module_digest, logprobs=logprobs)
     return [response async for response in stub.Generate(request, timeout=TIMEOUT_S)]
+
+
+async def refused(call: Awaitable[Any], code: grpc.StatusCode = grpc.StatusCode.FAILED_PRECONDITION) -> None:
+    """A refusal of this kind, with a reason."""
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await call
+    assert refusal.value.code() is code
+    assert refusal.value.details()
+
+
+async def state_with(stub: rpc.WorkerServiceStub, holds: Callable[[pb.WorkerState], bool]) -> pb.WorkerState:
+    """The first state for which it holds."""
+    async with watching(stub) as events:
+        async for event in events:
+            if event.WhichOneof("event") == "state" and holds(event.state):
+                return event.state
+    raise AssertionError("the watch ended")
 
 
 def cached_tokens(responses: Sequence[pb.GenerateResponse]) -> int:

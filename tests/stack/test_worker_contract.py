@@ -7,7 +7,9 @@ import json
 import pytest
 import redis
 
+from memserve.demo import ADAPTERS_DIR
 from memserve.embedded import Stack
+from memserve.memory.blobs import BlobStore
 from memserve.registry import WORKERS, lease_key
 from tests.gateway.worker_contract import check_worker_contract
 
@@ -19,4 +21,6 @@ async def test_a_real_worker_keeps_the_worker_contract(stack: Stack) -> None:
     with redis.Redis.from_url(stack.settings.redis, decode_responses=True) as registry:
         lease = json.loads(registry.get(lease_key(min(registry.smembers(WORKERS)))))
     prompt = list(range(300, 300 + 3 * lease["block_tokens"] + 5))
-    await check_worker_contract(lease["address"], prompt, lease["block_tokens"])
+    lora = "a" * 64
+    BlobStore("", stack.settings.modules_root / "modules").put(lora, ADAPTERS_DIR / "harbour")
+    await check_worker_contract(lease["address"], prompt, lease["block_tokens"], lora)

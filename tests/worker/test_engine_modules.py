@@ -229,7 +229,7 @@ async def test_a_broken_expert_or_one_with_another_vocabulary_is_refused(worker:
             await worker.ask(PROMPT, expert=(broken, 1.0))
     with pytest.raises(InvalidModule, match="the engine refuses it"):
         await worker.engine.modules.load(put_adapter(worker.blobs, "harbour"), EXPERT)
-    with pytest.raises(ValueError, match="alpha"):
+    with pytest.raises(Exception, match="alpha must be a number from"):
         await worker.ask(PROMPT, expert=(put_expert(worker.blobs, worker.vocabulary, 1), 1e9))
     assert await worker.ask(PROMPT)
 
