@@ -178,7 +178,7 @@ class Modules:
     def _check(self, digest: str, kind: ModuleKind) -> None:
         _check_digest(digest)
         if kind not in self._holders:
-            raise ModuleRefused(digest, f"this worker holds no modules of kind {kind.value} (its setting is 0)")
+            raise ModuleRefused(digest, f"this worker holds no modules of kind {kind.value} (setting max_experts is 0)")
 
 
 class LoraHolder:

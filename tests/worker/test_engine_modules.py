@@ -81,11 +81,15 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wor
         patch.chdir(settings.modules_root)
         from memserve.worker.engine import start_engine
 
-        engine = start_engine(settings, open_model(MODEL_DIR, 512), None, f"ipc://{folder}/events")
+        worker = Worker(
+            start_engine(settings, open_model(MODEL_DIR, 512), None, f"ipc://{folder}/events"),
+            BlobStore("", settings.modules_root / "modules"),
+        )
         try:
-            yield Worker(engine, BlobStore("", settings.modules_root / "modules"))
+            yield worker
         finally:
-            engine.shutdown()
+            worker.engine.shutdown()
+            del worker.engine  # vLLM's own clean-up must not wait for the interpreter's end
 
 
 @pytest_asyncio.fixture(loop_scope="module")
