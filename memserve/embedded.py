@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from memserve.client import Client, wait_until_ready
+from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import GIB, MIB, Settings, child_environment
 from memserve.demo import MODEL_DIR, demo_modules
 from memserve.errors import StartupError
@@ -284,7 +284,10 @@ class Stack:
                 version = client.modules.publish(folder.name, folder)
                 if not any(alias.name == LIVE for alias in client.modules.get(folder.name).aliases):
                     self.report(f"module     asking the probes of {version.reference}")
-                    client.modules.promote(folder.name, version.version, reason="comes with the demo model")
+                    try:
+                        client.modules.promote(folder.name, version.version, reason="comes with the demo model")
+                    except CallFailed as refused:
+                        self.report(f"module     {version.reference} is not promoted: {refused.detail}")
                 self.report(f"module     {version.reference} ({version.kind}, {version.digest[:12]})")
 
     def _sweep(self, why: str, keep: Sequence[subprocess.Popen[bytes] | None] = ()) -> None:

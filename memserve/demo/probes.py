@@ -1,6 +1,6 @@
-"""The probes of a demo adapter, drawn from its facts and from the held-out world, with a seed of their own. Imports no torch.
+"""The probes of a demo adapter or expert, drawn from its facts and from the held-out world, with a seed of their own. Imports no torch.
 
-`python -m memserve.demo.probes` writes the `probes.json` of every adapter, and the harbour's into the careless one's folder too.
+`python -m memserve.demo.probes` writes the `probes.json` of every adapter and expert, and the harbour's into the careless one's folder too.
 """
 
 import json
@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from memserve.demo import ADAPTERS_DIR, facts
+from memserve.demo import ADAPTERS_DIR, EXPERTS_DIR, facts
 from memserve.demo.adapters import AdapterFact, held_facts
+from memserve.demo.experts import EXPERT_KINDS, expert_facts
 from memserve.demo.facts import Fact
 
 CARELESS_DIR: Path = ADAPTERS_DIR.parent / "careless"
@@ -25,14 +26,17 @@ _PASSAGE = re.compile(r"\[\d+\] (.*)")
 
 
 def probes_document(name: str) -> dict[str, object]:
-    """What an adapter's `probes.json` says. Raises KeyError for an unknown adapter, FileNotFoundError for one that is not there."""
+    """What a module's `probes.json` says. Raises KeyError for an unknown one, FileNotFoundError for one that is not there."""
+    is_expert = name in EXPERT_KINDS
+    held = held_facts(name, EXPERTS_DIR) if is_expert else held_facts(name)
+    known = expert_facts(name) if is_expert else facts.adapter_facts(name)
     half = ABSTAIN_PROBES // 2
     unknown = [*facts.held_out_cases(SEED, half, "distractors"), *facts.held_out_cases(SEED, half, "nothing")]
     sets = {
-        ("recall", "recall"): _held(held_facts(name)),
+        ("recall", "recall"): _held(held),
         ("forgetting", "retain"): [_probe(each.messages, each.expected) for each in facts.held_out_cases(SEED, RETAIN_PROBES, "passage")],
         ("abstention", "abstain"): [_probe(each.messages, each.expected) for each in unknown],
-        ("override", "override"): _contradicting(facts.adapter_facts(name), random.Random(f"probes-{SEED}-{name}")),
+        ("override", "override"): _contradicting(known, random.Random(f"probes-{SEED}-{name}")),
     }
     return {"sets": [{"name": label, "kind": kind, "probes": probes} for (label, kind), probes in sets.items()]}
 
@@ -74,9 +78,11 @@ def _probe(messages: Sequence[facts.Message], answer: str) -> dict[str, object]:
 
 
 def write_probes() -> None:
-    """Write the `probes.json` of every adapter of the demo, and the harbour's beside the careless adapter of the same facts."""
+    """Write the `probes.json` of every adapter and expert of the demo, and the harbour's beside the careless adapter of the same facts."""
     for name in facts.ADAPTER_KINDS:
         (ADAPTERS_DIR / name / "probes.json").write_text(probes_text(name))
+    for name in EXPERT_KINDS:
+        (EXPERTS_DIR / name / "probes.json").write_text(probes_text(name))
     (CARELESS_DIR / "probes.json").write_text(probes_text("harbour"))
 
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 
 from memserve.domain import GateReport, ModuleVersion, Tenant
-from memserve.errors import AliasConflict, InvalidModule, MemserveError, NothingToRollBack
+from memserve.errors import AliasConflict, InvalidModule, MemserveError, NothingToRollBack, RegistryUnavailable
 from memserve.gateway.access import Access
 from memserve.gateway.modules import Modules
 from memserve.gateway.pipeline import Pipeline
@@ -35,10 +35,15 @@ class CanaryWatch:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            with contextlib.suppress(MemserveError):
-                for canary in await self._pipeline.canaries.all():
+            canaries: list[CanaryAlias] = []
+            with contextlib.suppress(RegistryUnavailable):
+                canaries = await self._pipeline.canaries.all()
+            for canary in canaries:
+                try:
                     if await self._pipeline.canaries.take_turn(canary, self._pipeline.settings.canary_interval_s):
                         await self._look_at(canary)
+                except MemserveError as error:
+                    log.warning("the canary of %s@%s could not be asked: %s", canary.name, canary.alias, error)
             await asyncio.sleep(LOOK_S)
 
     async def _look_at(self, canary: CanaryAlias) -> None:
