@@ -12,7 +12,7 @@ ADAPTERS_DIR: Path = _HERE / "adapters"
 """One PEFT directory for each adapter, with its `facts.json` beside the weights."""
 
 EXPERTS_DIR: Path = _HERE / "experts"
-"""One directory for each logit expert, with its `facts.json` beside the weights."""
+"""One directory for each logit expert, with its `facts.json` beside the weights (`adapters.held_facts` reads it)."""
 
 
 def demo_modules() -> list[Path]:

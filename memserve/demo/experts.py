@@ -5,11 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from memserve.demo import words
+from memserve.demo import EXPERTS_DIR, words
 from memserve.demo.facts import Fact, entity, fact
-
-EXPERTS_DIR: Path = Path(__file__).parent / "experts"
-"""One module directory for each logit expert, with its `facts.json` beside the weights (`adapters.held_facts` reads it)."""
 
 EXPERT_KINDS: dict[str, tuple[str, ...]] = {"archive": ("archive", "farm")}
 """Each expert's name and the kinds of entities that its facts are about. No adapter holds facts of these kinds."""

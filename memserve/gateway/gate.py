@@ -17,7 +17,7 @@ from memserve.gateway.pool import PooledWorker, WorkerPool
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.probes import Probes
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
-from memserve.policy.gate import Answer, Probe, confidence, judge
+from memserve.policy.gate import CALIBRATION, Answer, Probe, confidence, judge
 from memserve.policy.prompt import assemble_messages
 
 # Asked at a time, so that users' requests keep their turn.
@@ -53,6 +53,9 @@ class Gate:
         run = _Run(self._pool, tenant, version, worker_id)
         base, module = await run.ask(prompts, progress)
         figures = judge(probes.sets, probes.thresholds, base, module)
+        if version.kind is ModuleKind.LOGIT_EXPERT:
+            # vLLM's log-probabilities are those before an expert shifts the logits: they say nothing of how sure it is.
+            figures = tuple(figure for figure in figures if figure.name != CALIBRATION)
         return GateReport(all(each.holds for each in figures), figures, run.answered_by, time.time(), probes.digest)
 
     def _prompts(self, probes: Probes) -> list[list[int]]:
