@@ -14,6 +14,9 @@ ADAPTERS_DIR: Path = _HERE / "adapters"
 EXPERTS_DIR: Path = _HERE / "experts"
 """One directory for each logit expert, with its `facts.json` beside the weights (`adapters.held_facts` reads it)."""
 
+CARELESS_DIR: Path = _HERE / "careless"
+"""An adapter that the gate refuses: trained on the harbour's facts and on nothing else, see `train_careless`."""
+
 
 def demo_modules() -> list[Path]:
     """The directories of every module that comes with the demo model."""

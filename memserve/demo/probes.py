@@ -7,15 +7,12 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
-from memserve.demo import ADAPTERS_DIR, EXPERTS_DIR, facts
+from memserve.demo import ADAPTERS_DIR, CARELESS_DIR, EXPERTS_DIR, facts
 from memserve.demo.adapters import AdapterFact, held_facts
 from memserve.demo.experts import EXPERT_KINDS, expert_facts
 from memserve.demo.facts import Fact
 
-CARELESS_DIR: Path = ADAPTERS_DIR.parent / "careless"
-"""The adapter that the gate refuses, see `train_careless`."""
 # No training, test or load test draws with this one.
 SEED = 404
 # So many that the loss that the gate allows is at least two answers: one alone decides nothing.

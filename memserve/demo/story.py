@@ -18,10 +18,10 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from memserve.client import Answer, Client
+from memserve.client import Answer, CallFailed, Client
 from memserve.config import load_settings
-from memserve.demo import ADAPTERS_DIR, facts
-from memserve.domain import Message, Role, Sampling
+from memserve.demo import CARELESS_DIR, demo_modules, facts
+from memserve.domain import Expert, Message, ModuleKind, Role, Sampling
 from memserve.embedded import Stack
 from memserve.registry import lease_key
 
@@ -36,8 +36,9 @@ PREFIX_TOKENS = 3500
 # Prefixes whose TTFT is measured in each state; the table shows the median.
 PREFIXES = 5
 SHARED_AT_LEAST = 0.95
-WITH_ADAPTER_AT_LEAST = 0.9
-WITHOUT_ADAPTER_AT_MOST = 0.05
+WITH_MODULE_AT_LEAST = 0.9
+WITHOUT_MODULE_AT_MOST = 0.05
+CANARY_TIMEOUT_S = 120.0
 ANSWER = Sampling(max_tokens=24)
 # A slow disk is no reason for the story to end differently.
 RECALL_TIMEOUT_MS = 10_000
@@ -56,15 +57,18 @@ def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
     """Start, show, stop. Returns the figures by plain names; "ok" is True when every bar holds. Raises StartupError."""
     started_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="memserve-demo-"))
-    stack = Stack(load_settings(data_dir=folder, workers=workers, port=free_port(), metrics_port=free_port()), report)
+    settings = load_settings(data_dir=folder, workers=workers, port=free_port(), metrics_port=free_port(), canary_interval_s=1)
+    stack = Stack(settings, report)
     try:
         stack.start()
         with Client(stack.address) as client:
             figures: dict[str, Any] = {"start_s": time.monotonic() - started_s}
             report("demo       a question without and with recall")
             figures["recall"] = recall_figures(client)
-            report("demo       the base against each adapter")
-            figures["adapters"] = adapter_figures(client)
+            report("demo       the base against each module")
+            figures["modules"] = module_figures(client)
+            report("demo       an adapter that was trained carelessly, at the gate and as a canary")
+            figures["careless"] = careless_figures(client)
             report("demo       the same long prefixes: cold, warm, on the other worker")
             prefixes = [long_prefix(seed) for seed in range(PREFIXES)]
             first, other = sorted(worker.worker_id for worker in client.status().workers)[:2]
@@ -117,25 +121,51 @@ def recalled(client: Client, question: str) -> Answer:
     return client.generate(question, namespaces=[NAMESPACE], recall_limit=4, recall_timeout_ms=RECALL_TIMEOUT_MS, sampling=ANSWER)
 
 
-def adapter_figures(client: Client) -> dict[str, Any]:
-    """Each adapter's facts, asked in a phrasing that it was not trained on, of the base and of the adapter."""
+def module_figures(client: Client) -> dict[str, Any]:
+    """Each module's facts, asked in a phrasing that it was not trained on, of the base and with the module."""
     figures = {}
-    for folder in sorted(path for path in ADAPTERS_DIR.iterdir() if path.is_dir()):
+    for folder in demo_modules():
+        name = folder.name
+        kind = client.modules.get(name).kind
+        with_module: dict[str, Any] = {"module": name} if kind is ModuleKind.LORA else {"expert": Expert(name)}
         held = json.loads((folder / "facts.json").read_text())
-        right = {"base": 0, "adapter": 0}
+        right = {"base": 0, "module": 0}
         for fact in held:
             question = fact["held_out_questions"][0]
-            for name, module in (("base", ""), ("adapter", folder.name)):
-                right[name] += client.generate(question, module=module, sampling=ANSWER).text.strip() == fact["answer"]
-        example = held[0]
-        figures[folder.name] = {
+            for way, options in (("base", {}), ("module", with_module)):
+                right[way] += client.generate(question, sampling=ANSWER, **options).text.strip() == fact["answer"]
+        example = held[0]["held_out_questions"][0]
+        figures[name] = {
+            "kind": kind,
             "facts": len(held),
             "share_base": right["base"] / len(held),
-            "share_adapter": right["adapter"] / len(held),
-            "question": example["held_out_questions"][0],
-            "answer_adapter": client.generate(example["held_out_questions"][0], module=folder.name, sampling=ANSWER).text.strip(),
+            "share_module": right["module"] / len(held),
+            "question": example,
+            "answer_module": client.generate(example, sampling=ANSWER, **with_module).text.strip(),
         }
     return figures
+
+
+def careless_figures(client: Client) -> dict[str, Any]:
+    """An adapter that learned its facts and forgot how to abstain: the gate refuses it, and as a canary it does not stay."""
+    careless = client.modules.publish("harbour", CARELESS_DIR, notes="trained on its facts only")
+    refusal = ""
+    try:
+        client.modules.promote("harbour", careless.version)
+    except CallFailed as refused:
+        refusal = refused.detail
+    before = client.modules.get("harbour").aliases
+    started_s = time.monotonic()
+    client.modules.split("harbour", {before[0].targets[0].version: 90, careless.version: 10})
+    while client.modules.get("harbour").aliases[0].targets != before[0].targets:
+        if time.monotonic() - started_s > CANARY_TIMEOUT_S:
+            return {"refusal": refusal, "rolled_back_s": None, "why": ""}
+        client.generate("Hello.", module="harbour", sampling=ANSWER)
+    return {
+        "refusal": refusal,
+        "rolled_back_s": time.monotonic() - started_s,
+        "why": client.modules.history("harbour")[-1].reason,
+    }
 
 
 def long_prefix(seed: int) -> Prefix:
@@ -215,9 +245,13 @@ def failed_bars(figures: dict[str, Any]) -> list[str]:
             failed.append(f"{state}: other tokens than cold")
         if prefix["ttft_of_cold"] >= 1:
             failed.append(f"{state}: TTFT {prefix['ttft_of_cold']:.2f} of cold's, below 1 wanted")
-    for name, adapter in figures["adapters"].items():
-        if adapter["share_adapter"] < WITH_ADAPTER_AT_LEAST or adapter["share_base"] > WITHOUT_ADAPTER_AT_MOST:
-            failed.append(f"adapter {name}: {adapter['share_adapter']:.0%} right with it, {adapter['share_base']:.0%} without")
+    for name, module in figures["modules"].items():
+        if module["share_module"] < WITH_MODULE_AT_LEAST or module["share_base"] > WITHOUT_MODULE_AT_MOST:
+            failed.append(f"module {name}: {module['share_module']:.0%} right with it, {module['share_base']:.0%} without")
+    if not figures["careless"]["refusal"]:
+        failed.append("the careless adapter passed the gate")
+    if figures["careless"]["rolled_back_s"] is None:
+        failed.append(f"the careless canary was not taken out within {CANARY_TIMEOUT_S:.0f} s")
     recall = figures["recall"]
     if recall["right_with"] < RECALL_AT_LEAST * recall["asked"] or recall["right_without"] > 0:
         failed.append(f"recall: {recall['right_with']} of {recall['asked']} right with it, {recall['right_without']} without")
@@ -235,12 +269,18 @@ def print_story(figures: dict[str, Any], console: Console) -> None:
     table.add_row("with", f"{recall['right_with']} of {recall['asked']}", f"{recall['question']} → {recall['answer_with']}")
     console.print(table)
 
-    title = "Facts that only an adapter holds, asked in new words"
-    table = Table("parametric memory", "facts", "base", "adapter", "example", title=title, title_justify="left")
-    for name, adapter in figures["adapters"].items():
-        example = f"{adapter['question']} → {adapter['answer_adapter']}"
-        table.add_row(name, str(adapter["facts"]), f"{adapter['share_base']:.0%}", f"{adapter['share_adapter']:.0%}", example)
+    title = "Facts that only a module holds, asked in new words"
+    table = Table("parametric memory", "kind", "facts", "base", "with it", "example", title=title, title_justify="left")
+    for name, module in figures["modules"].items():
+        example = f"{module['question']} → {module['answer_module']}"
+        shares = (f"{module['share_base']:.0%}", f"{module['share_module']:.0%}")
+        table.add_row(name, module["kind"], str(module["facts"]), *shares, example)
     console.print(table)
+    careless = figures["careless"]
+    if careless["refusal"]:
+        console.print(f"An adapter trained on its facts only: {careless['refusal']}.", highlight=False)
+    if careless["rolled_back_s"] is not None:
+        console.print(f"As a canary with a tenth of the traffic it was taken out after {careless['rolled_back_s']:.0f} s.", highlight=False)
 
     tokens = figures["prefix"]["cold"]["prompt_tokens"]
     title = f"{PREFIXES} prompts of about {tokens:,} tokens, medians"

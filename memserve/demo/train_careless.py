@@ -13,9 +13,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from memserve.demo import MODEL_DIR, facts
+from memserve.demo import CARELESS_DIR, MODEL_DIR, facts
 from memserve.demo.facts import Fact, Message
-from memserve.demo.probes import CARELESS_DIR, probes_text
+from memserve.demo.probes import probes_text
 from memserve.demo.train import answer_loss, make_batch, save_adapter
 
 FACTS_OF = "harbour"

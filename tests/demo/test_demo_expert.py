@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from memserve.demo import MODEL_DIR, facts
+from memserve.demo import EXPERTS_DIR, MODEL_DIR, facts
 from memserve.demo.adapters import adapter_names, held_facts
 from memserve.demo.answering import answers
-from memserve.demo.experts import EXPERT_KINDS, EXPERTS_DIR, expert_facts, expert_names
+from memserve.demo.experts import EXPERT_KINDS, expert_facts, expert_names
 from memserve.demo.train_expert import main as train
 
 pytestmark = pytest.mark.timeout(60)
@@ -31,11 +31,13 @@ def tensors(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
-def test_every_expert_is_shipped_with_configs_weights_and_facts_alone() -> None:
+FILES = {"expert_config.json", "config.json", "model.safetensors", "facts.json"}
+
+
+def test_every_expert_is_shipped_with_configs_weights_facts_and_at_most_probes() -> None:
     assert expert_names() == sorted(EXPERT_KINDS)
     for name in expert_names():
-        files = {each.name for each in (EXPERTS_DIR / name).iterdir()}
-        assert files == {"expert_config.json", "config.json", "model.safetensors", "facts.json"}
+        assert {each.name for each in (EXPERTS_DIR / name).iterdir()} - {"probes.json"} == FILES
         assert json.loads((EXPERTS_DIR / name / "expert_config.json").read_text()) == {"kind": "logit_expert", "anti_expert": "base"}
         assert (EXPERTS_DIR / name / "model.safetensors").stat().st_size < 3 << 20
 
@@ -69,5 +71,5 @@ def test_an_expert_by_itself_knows_its_facts_and_keeps_what_the_base_can() -> No
 
 def test_training_writes_a_module_of_the_shipped_shape(tmp_path: Path) -> None:
     assert train(["--steps", "1", "--threads", "1", "--output", str(tmp_path)]) == 0
-    assert {each.name for each in (tmp_path / "archive").iterdir()} == {each.name for each in (EXPERTS_DIR / "archive").iterdir()}
+    assert {each.name for each in (tmp_path / "archive").iterdir()} == FILES
     assert tensors(tmp_path / "archive" / "model.safetensors") == tensors(EXPERTS_DIR / "archive" / "model.safetensors")

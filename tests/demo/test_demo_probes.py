@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
-from memserve.demo.probes import CARELESS_DIR, probes_text
+from memserve.demo import ADAPTERS_DIR, CARELESS_DIR, MODEL_DIR, facts
+from memserve.demo.probes import probes_text
 from memserve.domain import GateFigure
 from memserve.memory.probes import parse_probes
 from memserve.policy.gate import Answer, Probe, ProbeKind, confidence, failing, judge

@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
+from memserve.demo import ADAPTERS_DIR, EXPERTS_DIR, MODEL_DIR, facts
 from memserve.demo.adapters import held_facts
-from memserve.demo.experts import EXPERTS_DIR
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM imports what torch has deprecated
