@@ -269,6 +269,22 @@ def remove(
     print_json({"evicted_chunks": chunks}) if as_json else out.print(f"{name}@{version} is gone, {chunks} chunks of KV freed")
 
 
+@modules_app.command("drop")
+def drop(
+    name: str,
+    alias: str,
+    expected_revision: Revision = None,
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Remove an alias, so that its versions can be deleted. Its history stays."""
+    with connected(address, api_key, timeout) as client:
+        was = client.modules.drop_alias(name, alias, expected_revision=expected_revision)
+    print_json(was) if as_json else out.print(f"{name}@{alias} is gone; it was {_told_targets(was.targets)}", highlight=False)
+
+
 @modules_app.command("preload")
 def preload(
     reference: str,
@@ -371,10 +387,10 @@ def _again(publish: Callable[[], ModuleVersion]) -> ModuleVersion:
         try:
             return publish()
         except CallFailed as failed:
-            if failed.code.name not in ("UNAVAILABLE", "DATA_LOSS") or attempt + 1 == UPLOAD_ATTEMPTS:
+            if failed.code.name not in ("UNAVAILABLE", "DATA_LOSS", "RESOURCE_EXHAUSTED") or attempt + 1 == UPLOAD_ATTEMPTS:
                 raise
             err.print(f"[yellow]cut off ({failed.detail}); going on with it[/]", highlight=False)
-            time.sleep(1 + attempt)
+            time.sleep(max(1 + attempt, failed.retry_after_s or 0))
     raise AssertionError
 
 

@@ -123,8 +123,17 @@ class ModuleCalls:
 
     def history(self, name: str, *, alias: str = "") -> list[AliasChange]:
         """Every change of the alias (live), oldest first."""
-        found = self._call("ListAliasHistory", pb.ListAliasHistoryRequest(name=name, alias=alias))
-        return [alias_change_of(change) for change in found.changes]
+        found: list[AliasChange] = []
+        request = pb.ListAliasHistoryRequest(name=name, alias=alias, page_size=PAGE_SIZE)
+        while changes := self._call("ListAliasHistory", request).changes:
+            found += [alias_change_of(change) for change in changes]
+            request.after_revision = found[-1].revision
+        return found
+
+    def drop_alias(self, name: str, alias: str, *, expected_revision: int | None = None) -> Alias:
+        """Remove an alias. Returns what it was."""
+        request = pb.DropAliasRequest(name=name, alias=alias, expected_revision=expected_revision)
+        return alias_of(self._call("DropAlias", request).alias)
 
     def delete(self, name: str, version: int) -> int:
         """Returns the chunks of KV that were freed in Redis."""
@@ -268,8 +277,16 @@ class AsyncModuleCalls:
         return alias_of((await self._call("SetTraffic", request)).alias)
 
     async def history(self, name: str, *, alias: str = "") -> list[AliasChange]:
-        found = await self._call("ListAliasHistory", pb.ListAliasHistoryRequest(name=name, alias=alias))
-        return [alias_change_of(change) for change in found.changes]
+        found: list[AliasChange] = []
+        request = pb.ListAliasHistoryRequest(name=name, alias=alias, page_size=PAGE_SIZE)
+        while changes := (await self._call("ListAliasHistory", request)).changes:
+            found += [alias_change_of(change) for change in changes]
+            request.after_revision = found[-1].revision
+        return found
+
+    async def drop_alias(self, name: str, alias: str, *, expected_revision: int | None = None) -> Alias:
+        request = pb.DropAliasRequest(name=name, alias=alias, expected_revision=expected_revision)
+        return alias_of((await self._call("DropAlias", request)).alias)
 
     async def delete(self, name: str, version: int) -> int:
         return int((await self._call("DeleteVersion", pb.DeleteVersionRequest(name=name, version=version))).evicted_chunks)

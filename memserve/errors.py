@@ -60,6 +60,13 @@ class AliasConflict(MemserveError):
         super().__init__(f"{name}@{alias} is at revision {revision}, not {expected}; look at it again and decide anew")
 
 
+class OtherBase(MemserveError):
+    """A version was made for another base model than the one that is served."""
+
+    def __init__(self, reference: str, base_digest: str) -> None:
+        super().__init__(f"{reference} was made for another base model ({base_digest[:12]}); publish one for the model that is served")
+
+
 class NothingToRollBack(MemserveError):
     """The alias has had one target only, or what it had before has been deleted."""
 

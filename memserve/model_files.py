@@ -12,6 +12,8 @@ from memserve.errors import StartupError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 DEFAULT_CONTEXT_TOKENS = 8192
+# The limit of the safetensors package.
+HEADER_MAX_BYTES = 100 << 20
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -92,15 +94,23 @@ def open_model(path: Path, max_context_tokens: int = 0) -> ModelFiles:
     return ModelFiles(path, max_context_tokens or min(limit, DEFAULT_CONTEXT_TOKENS), config)
 
 
-def read_safetensors_header(file: Path, max_bytes: int = 100 << 20) -> dict[str, dict[str, Any]]:
-    """Tensor name to {dtype, shape, data_offsets}, of one safetensors file.
+def safetensors_header_bytes(file: Path) -> int:
+    """The length that a safetensors file announces for its header, without reading the header.
 
-    Raises ValueError when the file is not one. Source: the format's description in the safetensors README.
+    Raises ValueError when no header of this length is in the file. Source: the format's description in the safetensors README.
     """
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        if not 2 <= size <= min(max_bytes, file.stat().st_size - 8):
-            raise ValueError("not a safetensors file: its header length is impossible")
+    if not 2 <= size <= min(HEADER_MAX_BYTES, file.stat().st_size - 8):
+        raise ValueError("not a safetensors file: its header length is impossible")
+    return size
+
+
+def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Tensor name to {dtype, shape, data_offsets}, of one safetensors file. Raises ValueError when the file is not one."""
+    size = safetensors_header_bytes(file)
+    with file.open("rb") as stream:
+        stream.seek(8)
         header = json.loads(stream.read(size))
     if not isinstance(header, dict):
         raise ValueError("not a safetensors file: its header is not an object")

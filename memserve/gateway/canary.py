@@ -3,87 +3,94 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
-from memserve.domain import GateReport, ModuleVersion, Tenant
-from memserve.errors import AliasConflict, InvalidModule, MemserveError, NothingToRollBack, RegistryUnavailable
+from memserve.domain import ModuleVersion, Tenant
+from memserve.errors import AliasConflict, InvalidModule, MemserveError, NothingToRollBack
 from memserve.gateway.access import Access
 from memserve.gateway.modules import Modules
 from memserve.gateway.pipeline import Pipeline
-from memserve.memory.canaries import CanaryAlias
+from memserve.memory.module_store import CanaryAlias
 from memserve.policy.gate import failing
 
 log = logging.getLogger("memserve.gateway.canary")
 
 PRINCIPAL = "memserve canary watch"
 LOOK_S = 0.5
-# Of a canary's requests so many may fail because a worker would not answer with it, once there are enough to tell.
+# Of a canary's requests so many may fail because workers would not answer with it, once there are enough to tell.
 FAILED_SHARE_MAX = 0.05
 REQUESTS_TO_TELL = 20
 
 
 class CanaryWatch:
-    """Runs on every gateway; for each alias one of them does the work."""
+    """Runs on every gateway; for each alias one of them asks the probes, in turn. Each judges the failures that it has seen itself."""
 
     def __init__(self, pipeline: Pipeline, access: Access) -> None:
         self._pipeline = pipeline
         self._access = access
         self._modules = Modules(pipeline)
         self._store = pipeline.modules.store
+        # Answers and failures of a version when its split was first seen here.
+        self._before: dict[tuple[CanaryAlias, int], tuple[int, int]] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            canaries: list[CanaryAlias] = []
-            with contextlib.suppress(RegistryUnavailable):
-                canaries = await self._pipeline.canaries.all()
-            for canary in canaries:
-                try:
-                    if await self._pipeline.canaries.take_turn(canary, self._pipeline.settings.canary_interval_s):
-                        await self._look_at(canary)
-                except MemserveError as error:
-                    log.warning("the canary of %s@%s could not be asked: %s", canary.name, canary.alias, error)
+            try:
+                canaries = await self._store.canaries()
+                self._before = {key: counted for key, counted in self._before.items() if key[0] in canaries}
+                for canary in canaries:
+                    await self._look_at(canary)
+            except MemserveError as error:
+                log.warning("%s", error)
+            except Exception:
+                log.exception("the canary watch goes on after")
             await asyncio.sleep(LOOK_S)
 
     async def _look_at(self, canary: CanaryAlias) -> None:
-        found = await self._store.resolve(canary.tenant, canary.name, alias=canary.alias)
-        alias, versions = found if found is not None else (None, {})
-        waiting = [version for version in versions.values() if version.gate is None or not version.gate.passed]
-        if alias is None or len(alias.targets) < 2 or not waiting:
-            await self._pipeline.canaries.remove(canary)
-            return
-        tenant = self._access.named(canary.tenant, PRINCIPAL)
-        for version in waiting:
-            breach = await self._breach(tenant, version)
-            if not breach:
-                continue
-            try:
-                await self._store.rollback(
-                    canary.tenant,
-                    PRINCIPAL,
-                    canary.name,
-                    canary.alias,
-                    action="canary_rollback",
-                    reason=f"{version.reference}: {breach}",
-                    expected_revision=alias.revision,
-                    leaving=version.version,
-                )
-                log.warning("%s@%s: the canary %s is taken out: %s", canary.name, canary.alias, version.reference, breach)
-                self._pipeline.metrics.module_changes.labels("canary_rollback").inc()
-            except (AliasConflict, NothingToRollBack) as error:
-                log.warning("%s@%s: the canary %s breaches (%s), but: %s", canary.name, canary.alias, version.reference, breach, error)
-            return
+        try:
+            asks = await self._store.take_turn(canary, self._pipeline.settings.canary_interval_s)
+            for number in canary.versions:
+                version = await self._pipeline.modules.version(canary.tenant, canary.name, number)
+                breach = self._failures(canary, version)
+                if not breach and asks:
+                    breach = await self._breach(self._access.named(canary.tenant, PRINCIPAL), version)
+                if breach:
+                    await self._take_out(canary, version, breach)
+                    return
+        except MemserveError as error:
+            log.warning("the canary of %s@%s could not be looked at: %s", canary.name, canary.alias, error)
 
-    async def _breach(self, tenant: Tenant, version: ModuleVersion) -> str:
-        """What is wrong with the version, for a person; empty: nothing."""
-        answered, failed = self._pipeline.answered[version.digest], self._pipeline.not_answered[version.digest]
+    async def _take_out(self, canary: CanaryAlias, version: ModuleVersion, breach: str) -> None:
+        try:
+            await self._store.take_out(
+                canary.tenant,
+                PRINCIPAL,
+                canary.name,
+                canary.alias,
+                version.version,
+                reason=f"{version.reference}: {breach}",
+                expected_revision=canary.revision,
+            )
+        except (AliasConflict, NothingToRollBack) as error:
+            log.warning("%s@%s: the canary %s breaches (%s), but: %s", canary.name, canary.alias, version.reference, breach, error)
+            return
+        log.warning("%s@%s: the canary %s is taken out: %s", canary.name, canary.alias, version.reference, breach)
+        self._pipeline.metrics.module_changes.labels("canary_rollback").inc()
+
+    def _failures(self, canary: CanaryAlias, version: ModuleVersion) -> str:
+        """What went wrong with requests since the split, for a person; empty: nothing."""
+        now = (self._pipeline.answered[version.digest], self._pipeline.not_answered[version.digest])
+        before = self._before.setdefault((canary, version.version), now)
+        answered, failed = now[0] - before[0], now[1] - before[1]
         if answered + failed >= REQUESTS_TO_TELL and failed > FAILED_SHARE_MAX * (answered + failed):
             return f"{failed} of {answered + failed} tries to answer with it failed"
+        return ""
+
+    async def _breach(self, tenant: Tenant, version: ModuleVersion) -> str:
+        """What its probes find, for a person; empty: nothing."""
         try:
-            async for event in self._modules.run_gate(tenant, version.module, version.version):
-                if isinstance(event, GateReport) and not event.passed:
-                    return failing(event.figures)
+            report = await self._modules.ask_canary(tenant, version)
         except InvalidModule as error:
             return str(error)
-        return ""
+        return "" if report.passed else failing(report.figures)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
+import contextlib
 import math
+from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 from memserve.domain import Alias, GateReport, ModuleVersion
-from memserve.errors import InvalidField, InvalidModule, ModuleNotFound
+from memserve.errors import InvalidField, InvalidModule, ModuleNotFound, QuotaExceeded
 from memserve.gateway import convert_modules as convert
 from memserve.gateway.edge import Context, Edge
 from memserve.gateway.modules import Composition, Modules, Step
@@ -18,11 +21,15 @@ from memserve.memory.parametric import Publication
 from memserve.memory.uploads import Upload
 from memserve.pb.v1 import module_pb2 as pb
 from memserve.pb.v1 import module_pb2_grpc as rpc
-from memserve.policy.traffic import parse_reference
+from memserve.policy.traffic import check_alias_name, parse_reference
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1000
 WATCH_S = 5.0
+# Of one tenant, in one gateway.
+LONG_MAX = 4
+WATCHES_MAX = 16
+RETRY_AFTER_S = 2.0
 PARENTS_MAX = 8
 RANK_MAX = 1024
 SEED_MAX = 2**53
@@ -36,9 +43,12 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
         self._memory = edge.pipeline.modules
         self._store = edge.pipeline.modules.store
         self._modules = Modules(edge.pipeline)
+        self._long: Counter[str] = Counter()
+        self._watching: Counter[str] = Counter()
 
     async def PublishModule(self, request_iterator: AsyncIterator[pb.PublishModuleRequest], context: Context) -> pb.PublishModuleResponse:
         async with self._edge.call("PublishModule", context) as tenant:
+            files = self._memory.files
             publication: Publication | None = None
             upload: Upload | None = None
             try:
@@ -47,20 +57,20 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                         if part.WhichOneof("part") != "header":
                             raise InvalidModule("part", "the first message must carry the header")
                         publication = convert.publication(part.header)
-                        upload = await asyncio.to_thread(self._memory.open_upload, tenant.name, publication)
+                        upload = await files.run(partial(self._memory.open_upload, tenant.name, publication), undo=Upload.close)
                     elif part.WhichOneof("part") != "chunk":
                         raise InvalidModule("part", "only the first message may carry a header")
                     else:
-                        await asyncio.to_thread(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content)
+                        await files.run(partial(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content))
                 if upload is None or publication is None:
                     raise InvalidModule("part", "the stream was empty; send the header, then the files")
-                folder = await asyncio.to_thread(upload.finish)
+                folder = await files.run(upload.finish)
                 version = await self._memory.publish(tenant, publication, folder, self._modules.moves_logits)
-                await asyncio.to_thread(upload.discard)
+                await files.run(upload.discard)
                 self._changed("publish")
             except (InvalidModule, InvalidField):
                 if upload is not None:
-                    await asyncio.to_thread(upload.discard)
+                    await files.run(upload.discard)
                 raise
             finally:
                 if upload is not None:
@@ -69,11 +79,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
         async with self._edge.call("GetUpload", context) as tenant:
-            upload = await asyncio.to_thread(self._memory.open_upload, tenant.name, convert.publication(request.header))
-            try:
-                return pb.GetUploadResponse(received_bytes=upload.received())
-            finally:
-                upload.close()
+            publication = convert.publication(request.header)
+            received = await self._memory.files.run(partial(self._memory.received, tenant.name, publication))
+            return pb.GetUploadResponse(received_bytes=received)
 
     async def GetModule(self, request: pb.GetModuleRequest, context: Context) -> pb.GetModuleResponse:
         async with self._edge.call("GetModule", context) as tenant:
@@ -95,9 +103,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                     check_module_name("page_token", after)
                 except InvalidField:
                     raise _foreign_token() from None
-            found = await self._store.modules(tenant.name, after=after, limit=size + 1, prefix=request.name_prefix, kind=kind)
-            token = _to_token(found[size - 1].name) if len(found) > size else ""
-            return pb.ListModulesResponse(modules=[convert.module(entry) for entry in found[:size]], next_page_token=token)
+            found, more = await self._store.modules(tenant.name, after=after, limit=size, prefix=request.name_prefix, kind=kind)
+            token = _to_token(found[-1].name) if more else ""
+            return pb.ListModulesResponse(modules=[convert.module(entry) for entry in found], next_page_token=token)
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.GetVersionResponse:
         async with self._edge.call("GetVersion", context) as tenant:
@@ -113,12 +121,12 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 raise _foreign_token()
             if await self._store.module(tenant.name, request.name) is None:
                 raise ModuleNotFound(request.name)
-            found = await self._store.versions(tenant.name, request.name, before=int(before) if before else None, limit=size + 1)
-            token = _to_token(str(found[size - 1].version)) if len(found) > size else ""
-            return pb.ListVersionsResponse(versions=[convert.version(entry) for entry in found[:size]], next_page_token=token)
+            found, more = await self._store.versions(tenant.name, request.name, before=int(before) if before else None, limit=size)
+            token = _to_token(str(found[-1].version)) if more else ""
+            return pb.ListVersionsResponse(versions=[convert.version(entry) for entry in found], next_page_token=token)
 
     async def RunGate(self, request: pb.RunGateRequest, context: Context) -> AsyncIterator[pb.RunGateResponse]:
-        async with self._edge.call("RunGate", context) as tenant:
+        async with self._edge.call("RunGate", context) as tenant, self._working(tenant.name):
             check_module_name("name", request.name)
             async for event in self._modules.run_gate(tenant, request.name, convert.version_number("version", request.version)):
                 if isinstance(event, GateReport):
@@ -127,7 +135,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                     yield pb.RunGateResponse(progress=_progress(event))
 
     async def PromoteModule(self, request: pb.PromoteModuleRequest, context: Context) -> AsyncIterator[pb.PromoteModuleResponse]:
-        async with self._edge.call("PromoteModule", context) as tenant:
+        async with self._edge.call("PromoteModule", context) as tenant, self._working(tenant.name):
             check_module_name("name", request.name)
             events = self._modules.promote(
                 tenant,
@@ -148,9 +156,8 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
     async def RollbackModule(self, request: pb.RollbackModuleRequest, context: Context) -> pb.RollbackModuleResponse:
         async with self._edge.call("RollbackModule", context) as tenant:
             check_module_name("name", request.name)
-            changed = await self._store.rollback(
-                tenant.name,
-                tenant.principal,
+            changed = await self._modules.rollback(
+                tenant,
                 request.name,
                 convert.alias_name("alias", request.alias),
                 reason=convert.reason(request.reason),
@@ -173,10 +180,24 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             self._changed("split")
             return pb.SetTrafficResponse(alias=convert.alias(changed))
 
+    async def DropAlias(self, request: pb.DropAliasRequest, context: Context) -> pb.DropAliasResponse:
+        async with self._edge.call("DropAlias", context) as tenant:
+            check_module_name("name", request.name)
+            check_alias_name("alias", request.alias)
+            dropped = await self._store.drop_alias(
+                tenant.name, tenant.principal, request.name, request.alias, expected_revision=_expected(request)
+            )
+            self._changed("drop")
+            return pb.DropAliasResponse(alias=convert.alias(dropped))
+
     async def ListAliasHistory(self, request: pb.ListAliasHistoryRequest, context: Context) -> pb.ListAliasHistoryResponse:
         async with self._edge.call("ListAliasHistory", context) as tenant:
             check_module_name("name", request.name)
-            history = await self._store.history(tenant.name, request.name, convert.alias_name("alias", request.alias))
+            if request.after_revision < 0:
+                raise InvalidField("after_revision", "must not be negative")
+            alias = convert.alias_name("alias", request.alias)
+            size = _page_size(request.page_size)
+            history = await self._store.history(tenant.name, request.name, alias, after=request.after_revision, limit=size)
             return pb.ListAliasHistoryResponse(changes=[convert.alias_change(change) for change in history])
 
     async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
@@ -189,9 +210,11 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
 
     async def PreloadModule(self, request: pb.PreloadModuleRequest, context: Context) -> pb.PreloadModuleResponse:
         async with self._edge.call("PreloadModule", context) as tenant:
-            version = await self._memory.heaviest("reference", tenant.name, request.reference)
-            loaded = await self._modules.load(version, pin=True, worker_id=_worker_id(request.worker_id))
+            version = self._memory.served(await self._memory.heaviest("reference", tenant.name, request.reference))
+            self._modules.check_worker(_worker_id(request.worker_id))
+            # Recorded first: the workers follow the record, whatever becomes of this call.
             await self._store.preload(tenant.name, tenant.principal, version.module, version.version, request.worker_id)
+            loaded = await self._modules.load(version, pin=True, worker_id=request.worker_id)
             return pb.PreloadModuleResponse(workers=[convert.residency(entry) for entry in loaded])
 
     async def UnloadModule(self, request: pb.UnloadModuleRequest, context: Context) -> pb.UnloadModuleResponse:
@@ -202,7 +225,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             return pb.UnloadModuleResponse(workers=[convert.residency(entry) for entry in unloaded])
 
     async def ComposeModule(self, request: pb.ComposeModuleRequest, context: Context) -> AsyncIterator[pb.ComposeModuleResponse]:
-        async with self._edge.call("ComposeModule", context) as tenant:
+        async with self._edge.call("ComposeModule", context) as tenant, self._working(tenant.name):
             async for event in self._modules.compose(tenant, _composition(request)):
                 if isinstance(event, ModuleVersion):
                     self._changed("publish")
@@ -211,7 +234,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                     yield pb.ComposeModuleResponse(progress=_progress(event))
 
     async def WatchModules(self, request: pb.WatchModulesRequest, context: Context) -> AsyncIterator[pb.WatchModulesResponse]:
-        async with self._edge.call("WatchModules", context) as tenant:
+        async with self._edge.call("WatchModules", context) as tenant, _one_of(self._watching, tenant.name, WATCHES_MAX, "watches"):
             after = request.after_event_id or await self._store.last_event_id(tenant.name)
             while True:
                 for event in await self._store.events(tenant.name, after=after, limit=PAGE_SIZE, block_s=WATCH_S):
@@ -223,8 +246,26 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             events = await self._store.events(tenant.name, after=request.after_event_id, limit=_page_size(request.page_size))
             return pb.ListAuditEventsResponse(events=[convert.audit_event(event) for event in events])
 
+    def _working(self, tenant: str) -> AbstractAsyncContextManager[None]:
+        """Long work of a tenant: it asks workers, and may not push out the answers of others."""
+        return _one_of(self._long, tenant, LONG_MAX, "gates, promotions and compositions under way")
+
     def _changed(self, action: str) -> None:
         self._edge.pipeline.metrics.module_changes.labels(action).inc()
+
+
+@contextlib.asynccontextmanager
+async def _one_of(counted: Counter[str], tenant: str, limit: int, what: str) -> AsyncIterator[None]:
+    """Hold one of a tenant's places. Raises QuotaExceeded."""
+    if counted[tenant] >= limit:
+        raise QuotaExceeded(f"{what} of tenant {tenant}", limit, RETRY_AFTER_S)
+    counted[tenant] += 1
+    try:
+        yield
+    finally:
+        counted[tenant] -= 1
+        if not counted[tenant]:
+            del counted[tenant]
 
 
 def _composition(request: pb.ComposeModuleRequest) -> Composition:
@@ -250,7 +291,7 @@ def _composition(request: pb.ComposeModuleRequest) -> Composition:
     return Composition(request.name, method, tuple(parents), request.rank, request.density, request.seed, request.notes)
 
 
-def _expected(request: pb.PromoteModuleRequest | pb.RollbackModuleRequest | pb.SetTrafficRequest) -> int | None:
+def _expected(request: pb.PromoteModuleRequest | pb.RollbackModuleRequest | pb.SetTrafficRequest | pb.DropAliasRequest) -> int | None:
     if not request.HasField("expected_revision"):
         return None
     if request.expected_revision < 0:

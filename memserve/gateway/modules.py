@@ -11,6 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,8 +34,12 @@ log = logging.getLogger("memserve.gateway.modules")
 T = TypeVar("T")
 LOAD_TIMEOUT_S = 120.0
 # A request that was resolved before a version is held reaches its worker, and the worker's next word this gateway, in less.
-SETTLE_S = 0.6
+SETTLE_S = 1.0
 HOLD_S = 30.0
+# Of a load that a promotion waits for; a worker that takes longer loads when it is asked to answer.
+SWAP_TIMEOUT_S = 30.0
+# Of an alias's traffic, for versions that have not passed the gate.
+UNGATED_SHARE_MAX = 0.5
 
 Progress = Callable[[int, int], None]
 
@@ -78,8 +83,9 @@ class Modules:
             try:
                 tried = await worker.stub.TryModule(pb.TryModuleRequest(digest=digest, kind=kind), timeout=LOAD_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
-                if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
-                    raise InvalidModule("module", f"a worker cannot load it: {error.details()}") from None
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    raise InvalidModule("module", f"a worker's engine refuses it: {error.details()}") from None
+                log.warning("worker %s could not try %s: %s", worker.lease.worker_id, digest[:12], error.details())
                 if error.code() in LOST:
                     self._pipeline.pool.lost(worker)
                 continue
@@ -89,9 +95,9 @@ class Modules:
     async def run_gate(self, tenant: Tenant, name: str, number: int) -> AsyncIterator[Step | GateReport]:
         """Ask the version's probes; the report comes last and is kept with the version.
 
-        Raises ModuleNotFound, InvalidModule, NoWorker.
+        Raises ModuleNotFound, OtherBase, InvalidModule, NoWorker.
         """
-        version = await self._memory.version(tenant.name, name, number)
+        version = self._memory.served(await self._memory.version(tenant.name, name, number))
         async for event in _with_steps(lambda progress: self._gated(tenant, version, progress)):
             yield event
 
@@ -100,9 +106,9 @@ class Modules:
     ) -> AsyncIterator[Step | Alias]:
         """Gate the version where it has not passed, load it on every worker, then point the alias at it. The alias comes last.
 
-        Raises GateRefused, AliasConflict, ModuleNotFound, InvalidModule, NoWorker.
+        Raises GateRefused, AliasConflict, ModuleNotFound, OtherBase, InvalidModule, NoWorker.
         """
-        version = await self._memory.version(tenant.name, name, number)
+        version = self._memory.served(await self._memory.version(tenant.name, name, number))
         report = version.gate
         if report is None or not report.passed or report.probes_digest != version.probes_digest:
             async for event in self.run_gate(tenant, name, number):
@@ -113,7 +119,7 @@ class Modules:
         assert report is not None
         if not report.passed and not force:
             raise GateRefused(version.reference, failing(report.figures))
-        await self.load(version, pin=False)
+        await self._load_for_traffic(version)
         yield await self._store.set_alias(
             tenant.name,
             tenant.principal,
@@ -131,18 +137,33 @@ class Modules:
     ) -> Alias:
         """Share the alias's traffic. Versions that have not passed the gate are watched from then on: see `canary.py`.
 
-        Raises AliasConflict, ModuleNotFound.
+        Raises AliasConflict, ModuleNotFound, OtherBase, NoWorker, and InvalidField when such versions would have more than half of it.
         """
-        versions = [await self._memory.version(tenant.name, name, target.version) for target in targets]
-        if any(version.gate is None or not version.gate.passed for version in versions):
-            if len(versions) == 1:
-                rule = f"{versions[0].reference} has not passed the gate: promote it, or give it a part beside another"
-                raise InvalidField("targets", rule)
-            await self._pipeline.canaries.add(tenant.name, name, alias)
-        await asyncio.gather(*(self.load(version, pin=False) for version in versions))
+        versions = [self._memory.served(await self._memory.version(tenant.name, name, target.version)) for target in targets]
+        await asyncio.gather(*(self._load_for_traffic(version) for version in versions))
         return await self._store.set_alias(
-            tenant.name, tenant.principal, name, alias, targets, action="split", reason=reason, expected_revision=expected_revision
+            tenant.name,
+            tenant.principal,
+            name,
+            alias,
+            targets,
+            action="split",
+            reason=reason,
+            expected_revision=expected_revision,
+            ungated_share_max=UNGATED_SHARE_MAX,
         )
+
+    async def rollback(self, tenant: Tenant, name: str, alias: str, *, expected_revision: int | None, reason: str) -> Alias:
+        """Point the alias back, and have the workers load what it points at now.
+
+        Raises NothingToRollBack, AliasConflict, ModuleNotFound.
+        """
+        changed = await self._store.rollback(tenant.name, tenant.principal, name, alias, reason=reason, expected_revision=expected_revision)
+        for target in changed.targets:
+            # Requests load it too: this only spares the first of them the wait.
+            with contextlib.suppress(MemserveError):
+                await self.load(await self._memory.version(tenant.name, name, target.version), pin=False, timeout_s=SWAP_TIMEOUT_S)
+        return changed
 
     async def delete(self, tenant: Tenant, name: str, number: int) -> int:
         """Remove a version that nothing uses, its KV, and its content where no other version has the same.
@@ -150,30 +171,45 @@ class Modules:
         Returns the chunks of KV that were freed. Raises VersionInUse, ModuleNotFound.
         """
         version = await self._memory.version(tenant.name, name, number)
+        # A caller who goes away leaves nothing half done.
+        return await asyncio.shield(asyncio.ensure_future(self._delete(tenant, version)))
+
+    async def _delete(self, tenant: Tenant, version: ModuleVersion) -> int:
+        name, number = version.module, version.version
+        # Where another version has the same content it stays, and requests that use it are in no danger.
+        if not await self._store.other_references(tenant.name, name, number):
+            self._refuse_while_used(version)
         token = uuid.uuid4().hex
         await self._store.hold_version(tenant.name, name, number, token, HOLD_S)
         try:
-            await asyncio.sleep(SETTLE_S)
-            user = self._user_of(version.digest)
-            if user:
-                raise VersionInUse(version.reference, user)
-            _, last = await self._store.delete_version(tenant.name, tenant.principal, name, number, token=token)
-        except MemserveError:
+            if not await self._store.other_references(tenant.name, name, number):
+                await asyncio.sleep(SETTLE_S)
+                self._refuse_while_used(version)
+            _, unreferenced, tenants_last = await self._store.delete_version(tenant.name, tenant.principal, name, number, token=token)
+        except BaseException:
             # A mark that is not taken off runs out.
             with contextlib.suppress(MemserveError):
                 await self._store.release_version(tenant.name, name, number, token)
             raise
         removed = 0
-        try:
-            removed, _ = await self._pipeline.activation.evict_module(tenant.name, version.digest)
-        except CacheUnavailable as error:
-            log.warning("KV of the removed %s stays until it expires: %s", version.reference, error)
-        if last:
-            await self._ask_workers(self._ready(""), lambda worker: self._unload_on(worker, version, forget=True))
+        if tenants_last:
+            try:
+                removed, _ = await self._pipeline.activation.evict_module(tenant.name, version.digest)
+            except CacheUnavailable as error:
+                log.warning("KV of the removed %s stays until it expires: %s", version.reference, error)
+        if unreferenced:
+            await self._ask_workers(version.digest, self._ready(""), lambda worker: self._unload_on(worker, version, forget=True))
             await self._remove_content(version.digest, token)
         return removed
 
-    async def load(self, version: ModuleVersion, *, pin: bool, worker_id: str = "") -> list[WorkerResidency]:
+    def _refuse_while_used(self, version: ModuleVersion) -> None:
+        """Raises VersionInUse."""
+        if user := self._user_of(version.digest):
+            raise VersionInUse(version.reference, user)
+
+    async def load(
+        self, version: ModuleVersion, *, pin: bool, worker_id: str = "", timeout_s: float = LOAD_TIMEOUT_S
+    ) -> list[WorkerResidency]:
         """Have the workers load a version, each in its own time; one that cannot says why.
 
         Raises NoWorker when a worker is named that is not ready.
@@ -181,13 +217,22 @@ class Modules:
         request = pb.LoadModuleRequest(digest=version.digest, kind=version.kind, pin=pin)
 
         async def load_on(worker: PooledWorker) -> ModulePlace:
-            return PLACES[(await worker.stub.LoadModule(request, timeout=LOAD_TIMEOUT_S)).place]
+            return PLACES[(await worker.stub.LoadModule(request, timeout=timeout_s)).place]
 
-        return await self._ask_workers(self._named(worker_id), load_on)
+        return await self._ask_workers(version.digest, self._named(worker_id), load_on)
+
+    async def _load_for_traffic(self, version: ModuleVersion) -> None:
+        """Raises NoWorker when no worker could load it: an alias that pointed at it would answer nothing."""
+        found = await self.load(version, pin=False, timeout_s=SWAP_TIMEOUT_S)
+        if all(residency.refusal for residency in found):
+            refusals = "; ".join(f"{residency.worker_id}: {residency.refusal}" for residency in found)
+            raise NoWorker(f"none can load {version.reference}: {refusals}" if found else "none is ready")
 
     async def unload(self, version: ModuleVersion, worker_id: str) -> list[WorkerResidency]:
-        """As `load`."""
-        return await self._ask_workers(self._named(worker_id), lambda worker: self._unload_on(worker, version, forget=False))
+        """As `load`. What another version with the same content is preloaded for stays."""
+        kept = {preload.worker_id for preload in await self._store.preloads() if preload.digest == version.digest}
+        workers = [] if "" in kept else [worker for worker in self._named(worker_id) if worker.lease.worker_id not in kept]
+        return await self._ask_workers(version.digest, workers, lambda worker: self._unload_on(worker, version, forget=False))
 
     async def compose(self, tenant: Tenant, composition: Composition) -> AsyncIterator[Step | ModuleVersion]:
         """Have a worker's Ray make a new version from others; it comes last, as any published version does.
@@ -195,7 +240,7 @@ class Modules:
         It is asked at the gate what its parents are asked. Raises InvalidModule, ModuleNotFound, NoWorker.
         """
         parents = [
-            (await self._memory.heaviest(f"parents[{number}].reference", tenant.name, reference), weight)
+            (self._memory.served(await self._memory.heaviest(f"parents[{number}].reference", tenant.name, reference)), weight)
             for number, (reference, weight) in enumerate(composition.parents)
         ]
         for number, (parent, _) in enumerate(parents):
@@ -218,18 +263,18 @@ class Modules:
                         case "progress":
                             yield Step(event.progress.done, event.progress.total)
                         case "file":
-                            await asyncio.to_thread(_append, folder / Path(event.file.file_name).name, event.file.content)
+                            await self._memory.files.run(partial(_append, folder / Path(event.file.file_name).name, event.file.content))
                         case "recipe":
                             recipe = event.recipe
             except grpc.aio.AioRpcError as error:
-                if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                     raise InvalidModule("composition", error.details() or "refused") from None
                 raise NoWorker(error.details() or error.code().name) from None
             probes = inherited_probes(
                 [(name, found) for name, found in await self._probes_of([parent for parent, _ in parents]) if found is not None]
             )
             if probes is not None:
-                await asyncio.to_thread((folder / PROBES_FILE).write_bytes, probes.canonical())
+                await self._memory.files.run(partial((folder / PROBES_FILE).write_bytes, probes.canonical()))
             publication = Publication(
                 name=composition.name,
                 kind=ModuleKind.LORA,
@@ -246,7 +291,7 @@ class Modules:
         try:
             if await self._store.condemn(digest, token, CONDEMNED_S):
                 try:
-                    await asyncio.to_thread(self._memory.blobs.delete, digest)
+                    await self._memory.files.run(partial(self._memory.blobs.delete, digest))
                 finally:
                     await self._store.absolve(digest, token)
         except MemserveError as error:
@@ -261,7 +306,11 @@ class Modules:
         ]
         return [(name, probes) for name, probes in found if probes is not None]
 
-    async def _gated(self, tenant: Tenant, version: ModuleVersion, progress: Progress) -> GateReport:
+    async def ask_canary(self, tenant: Tenant, version: ModuleVersion) -> GateReport:
+        """As `run_gate`, again and again: the report is kept when the verdict changes."""
+        return await self._gated(tenant, version, lambda done, total: None, once=True)
+
+    async def _gated(self, tenant: Tenant, version: ModuleVersion, progress: Progress, *, once: bool = False) -> GateReport:
         if not version.moves_logits:
             moved = await self.moves_logits(version.kind, version.digest)
             if moved is None:
@@ -270,7 +319,9 @@ class Modules:
                 raise InvalidModule("module", f"{version.reference} changes nothing: the canary prompts get the same logits with it")
             await self._store.keep_moves_logits(tenant.name, version.module, version.version)
         report = await self._gate.run(tenant, version, await self._memory.probes(version), progress=progress)
-        await self._store.keep_gate(tenant.name, tenant.principal, version.module, version.version, report)
+        known = version.gate
+        if not once or known is None or (known.passed, known.probes_digest) != (report.passed, report.probes_digest):
+            await self._store.keep_gate(tenant.name, tenant.principal, version.module, version.version, report)
         return report
 
     def _user_of(self, digest: str) -> str:
@@ -287,19 +338,23 @@ class Modules:
         return PLACES[(await worker.stub.UnloadModule(request, timeout=LOAD_TIMEOUT_S)).place]
 
     async def _ask_workers(
-        self, workers: Sequence[PooledWorker], ask: Callable[[PooledWorker], Awaitable[ModulePlace]]
+        self, digest: str, workers: Sequence[PooledWorker], ask: Callable[[PooledWorker], Awaitable[ModulePlace]]
     ) -> list[WorkerResidency]:
         async def told(worker: PooledWorker) -> WorkerResidency:
             try:
                 return WorkerResidency(worker.lease.worker_id, await ask(worker))
             except grpc.aio.AioRpcError as error:
-                return WorkerResidency(worker.lease.worker_id, ModulePlace.ABSENT, error.details() or error.code().name)
+                return WorkerResidency(worker.lease.worker_id, worker.place_of(digest), error.details() or error.code().name)
 
         return sorted(await asyncio.gather(*(told(worker) for worker in workers)), key=lambda residency: residency.worker_id)
 
     def _ready(self, worker_id: str) -> list[PooledWorker]:
         ready = self._pipeline.pool.ready(time.monotonic())
         return [worker for worker in ready if worker_id in ("", worker.lease.worker_id)]
+
+    def check_worker(self, worker_id: str) -> None:
+        """Raises NoWorker when a worker is named that is not ready."""
+        self._named(worker_id)
 
     def _named(self, worker_id: str) -> list[PooledWorker]:
         workers = self._ready(worker_id)

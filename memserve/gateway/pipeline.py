@@ -45,7 +45,6 @@ from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.kv.keys import block_keys, chunk_keys
 from memserve.kv.lookup import PrefixLookup
 from memserve.memory.activation import ActivationMemory
-from memserve.memory.canaries import Canaries
 from memserve.memory.parametric import ParametricMemory, Resolved
 from memserve.memory.vector import QUERY_MAX_BYTES, VectorMemory
 from memserve.metrics import GatewayMetrics
@@ -79,6 +78,10 @@ class AnsweringModules:
     alpha: float = 0.0
     used: tuple[UsedModule, ...] = ()
 
+    def fit(self, model_digest: str) -> bool:
+        """Whether they were made for this model: while another is rolled out, workers of both are there."""
+        return all(version is None or version.base_digest in ("", model_digest) for version in (self.lora, self.expert))
+
 
 @dataclass
 class Pipeline:
@@ -92,7 +95,6 @@ class Pipeline:
     tokenizer: ChatTokenizer
     inflight: Inflight
     modules: ParametricMemory
-    canaries: Canaries
     vector: VectorMemory
     activation: ActivationMemory
     pool: WorkerPool
@@ -152,7 +154,8 @@ class Pipeline:
                                 yield event  # 8. Text, last the usage.
                     return
                 except _NotStarted as failure:
-                    self.not_answered.update(module.digest for module in modules.used)
+                    if failure.refused:
+                        self.not_answered.update(module.digest for module in modules.used)
                     tried.add(worker.lease.worker_id)
                     others = {other.lease.worker_id for other in self.pool.ready(time.monotonic())} - tried
                     if len(tried) >= ATTEMPTS or request.worker_id or not others:
@@ -183,7 +186,7 @@ class Pipeline:
             lora=lora.version if lora else None,
             expert=expert.version if expert and alpha else None,
             alpha=alpha,
-            used=(*([_used(lora)] if lora else []), *([_used(expert, alpha)] if expert else [])),
+            used=(*([_used(lora)] if lora else []), *([_used(expert, alpha)] if expert and alpha else [])),
         )
 
     @contextlib.contextmanager
@@ -261,7 +264,11 @@ class Pipeline:
         in_redis: int,
         tried: set[str],
     ) -> tuple[PooledWorker, RoutingChoice]:
-        ready = {w.lease.worker_id: w for w in self.pool.ready(time.monotonic()) if w.lease.worker_id not in tried}
+        ready = {
+            w.lease.worker_id: w
+            for w in self.pool.ready(time.monotonic())
+            if w.lease.worker_id not in tried and modules.fit(w.lease.model_digest)
+        }
         if request.worker_id:
             ready = {name: worker for name, worker in ready.items() if name == request.worker_id}
         snapshots = [
@@ -349,12 +356,12 @@ class Pipeline:
         if code in LOST:
             log.warning("worker %s failed a call: %s %s", worker.lease.worker_id, code.name, detail)
             self.pool.lost(worker)
-        self._fail(worker, started=started, detail=detail or code.name)
+        self._fail(worker, started=started, detail=detail or code.name, refused=code is grpc.StatusCode.FAILED_PRECONDITION)
 
-    def _fail(self, worker: PooledWorker, *, started: bool, detail: str) -> None:
+    def _fail(self, worker: PooledWorker, *, started: bool, detail: str, refused: bool = False) -> None:
         if started:
             raise WorkerLost(worker.lease.worker_id) from None
-        raise _NotStarted(detail) from None
+        raise _NotStarted(detail, refused) from None
 
     def _usage(
         self,
@@ -396,11 +403,12 @@ class Pipeline:
 
 
 class _NotStarted(Exception):
-    """A worker failed before its first token."""
+    """A worker failed before its first token. refused: it lives, and would not answer with the request's modules."""
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, refused: bool) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.refused = refused
 
 
 def _of_kind(field: str, resolved: Resolved, kind: ModuleKind) -> None:

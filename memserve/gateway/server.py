@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -33,7 +34,6 @@ from memserve.kv.lookup import PrefixLookup
 from memserve.kv.server_check import check_cache_servers
 from memserve.memory.activation import ActivationMemory
 from memserve.memory.blobs import BlobStore, sweep
-from memserve.memory.canaries import Canaries
 from memserve.memory.embedding import MiniLmEmbedder
 from memserve.memory.module_kinds import BaseModel
 from memserve.memory.module_store import ModuleStore
@@ -98,8 +98,6 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         stack.push_async_callback(activation.close)
         store = ModuleStore(settings.redis)
         stack.push_async_callback(store.close)
-        canaries = Canaries(settings.redis)
-        stack.push_async_callback(canaries.close)
         shapes = model.tensor_shapes()
         modules = ParametricMemory(
             store,
@@ -109,6 +107,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             # Without its weights a gateway cannot tell which model it is; the workers still refuse what does not fit.
             await asyncio.to_thread(model.model_digest) if shapes else "",
         )
+        stack.callback(modules.files.close)
         pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest())
         await pool.start()
         stack.push_async_callback(pool.close)
@@ -118,7 +117,6 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             tokenizer=tokenizer,
             inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
             modules=modules,
-            canaries=canaries,
             vector=vector,
             activation=activation,
             pool=pool,
@@ -203,12 +201,17 @@ async def _report_health(servicer: health.aio.HealthServicer, pipeline: Pipeline
 
 async def _sweep(pipeline: Pipeline) -> None:
     """Remove module content that no version references: what a crash, or a refused upload, left behind."""
+    modules = pipeline.modules
     while True:
-        with contextlib.suppress(MemserveError):
-            removed = await sweep(pipeline.modules.blobs, pipeline.modules.store, BLOB_MIN_AGE_S, time.time())
+        try:
+            removed = await sweep(modules.blobs, modules.store, BLOB_MIN_AGE_S, time.time())
             if removed.modules or removed.probes:
                 log.info("swept %d modules and %d probe sets that no version references", len(removed.modules), len(removed.probes))
-        await asyncio.to_thread(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S, time.time())
+            await modules.files.run(partial(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S, time.time()))
+        except MemserveError as error:
+            log.warning("the sweep of modules goes on later: %s", error)
+        except Exception:
+            log.exception("the sweep of modules goes on after")
         await asyncio.sleep(SWEEP_S)
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
+
+from memserve.errors import BlobStoreUnavailable, InvalidModule
 
 MANIFEST_FILE = "blob.json"
 STAGING = ".staging"
+COPY_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -33,10 +38,17 @@ Manifest = Mapping[str, FileFacts]
 
 
 class BlobPlace(Protocol):
-    """Keeps folders of files under digests. Every digest that it is given is 64 hex digits."""
+    """Keeps folders of files under digests. Every digest that it is given is 64 hex digits.
 
-    def put(self, digest: str, sources: Mapping[str, Source]) -> int:
-        """Keep the sources (file name to file or bytes) whole or not at all, durably. Returns their bytes."""
+    Everything raises BlobStoreUnavailable when the place does not answer, is full, or does not let us in.
+    """
+
+    def put(self, digest: str, sources: Mapping[str, Source], expected: Mapping[str, str]) -> int:
+        """Keep the sources (file name to file or bytes) whole or not at all, durably. What is there and sound stays as it is.
+
+        expected: file name to the sha256 that a source which is a file must have, of those that it names.
+        Returns the bytes kept. Raises InvalidModule for a source with another sha256.
+        """
         ...
 
     def manifest(self, digest: str) -> Manifest | None:
@@ -44,7 +56,7 @@ class BlobPlace(Protocol):
         ...
 
     def intact(self, digest: str) -> bool:
-        """Whether every file is there in its size."""
+        """Whether every file is there in its size. Reads no file, and does not see bytes that have changed."""
         ...
 
     def fetch(self, digest: str, target: Path) -> Manifest | None:
@@ -64,6 +76,22 @@ class BlobPlace(Protocol):
         ...
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """A disk that is full, broken or closed to us is a fact about the module store."""
+    try:
+        yield
+    except OSError as error:
+        # Without the paths that are in the error's text.
+        raise BlobStoreUnavailable(reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """Of the error, what the system says; for others, their class. The messages of libraries may have a URL or a password in them."""
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if isinstance(number, int) and number > 0 else type(error).__name__
+
+
 class Directory:
     """A directory: `<root>/<digest>/<file>`. A blob appears and disappears by a rename."""
 
@@ -75,34 +103,36 @@ class Directory:
         check_digest(digest)
         return self._root / digest
 
-    def put(self, digest: str, sources: Mapping[str, Source]) -> int:
+    @answering()
+    def put(self, digest: str, sources: Mapping[str, Source], expected: Mapping[str, str]) -> int:
         check_sources(sources)
         kept = self._made_young(digest)
         if kept is not None:
             return total_bytes(kept)
         staged = self.stage()
         try:
-            for name, source in sources.items():
-                copy_source(source, staged / name)
-            manifest = {name: file_facts(staged / name) for name in sources}
+            # Of what was read, not of what lies there now: a disk that has lost bytes is found out by whoever reads them.
+            manifest = {name: _copied_file(name, source, staged / name, expected) for name, source in sources.items()}
             self.adopt(digest, staged, manifest)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         return total_bytes(manifest)
 
+    @answering()
     def stage(self) -> Path:
         """A new folder on the same file system."""
         staged = self._staging / uuid.uuid4().hex
         staged.mkdir(parents=True)
         return staged
 
+    @answering()
     def adopt(self, digest: str, staged: Path, manifest: Manifest) -> None:
         """Make the staged folder the blob, durably. Where a sound one has come before, that one stays."""
         (staged / MANIFEST_FILE).write_bytes(encoded(manifest))
         for file in (*staged.iterdir(), staged):
             _sync(file)
         kept = self.folder(digest)
-        if kept.exists() and not self.intact(digest):
+        if kept.exists() and self.sound(digest) is None:
             self.delete(digest)
         try:
             staged.rename(kept)
@@ -111,19 +141,31 @@ class Directory:
                 raise
         _sync(self._root)
 
+    @answering()
     def manifest(self, digest: str) -> Manifest | None:
         try:
             return decoded((self.folder(digest) / MANIFEST_FILE).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    @answering()
     def intact(self, digest: str) -> bool:
         manifest = self.manifest(digest)
         if manifest is None:
             return False
-        folder = self.folder(digest)
-        return all((folder / name).is_file() and (folder / name).stat().st_size == facts.size_bytes for name, facts in manifest.items())
+        try:
+            return all((self.folder(digest) / name).stat().st_size == facts.size_bytes for name, facts in manifest.items())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
+    def sound(self, digest: str) -> Manifest | None:
+        """What is there with every file in its sha256. Reads every file. None: nothing, or a file that is damaged."""
+        manifest = self.manifest(digest)
+        if manifest is None or not all(has_facts(self.folder(digest) / name, facts) for name, facts in manifest.items()):
+            return None
+        return manifest
+
+    @answering()
     def fetch(self, digest: str, target: Path) -> Manifest | None:
         manifest = self.manifest(digest)
         for name in manifest or ():
@@ -133,6 +175,7 @@ class Directory:
                 continue
         return manifest
 
+    @answering()
     def delete(self, digest: str) -> bool:
         self._staging.mkdir(parents=True, exist_ok=True)
         removed = self._staging / uuid.uuid4().hex
@@ -145,14 +188,15 @@ class Directory:
         return True
 
     def digests(self) -> Iterator[str]:
-        if self._root.is_dir():
-            for entry in sorted(self._root.iterdir()):
-                if _DIGEST.fullmatch(entry.name):
-                    yield entry.name
+        with answering():
+            names = sorted(entry.name for entry in self._root.iterdir()) if self._root.is_dir() else []
+        yield from filter(_DIGEST.fullmatch, names)
 
+    @answering()
     def changed_s(self, digest: str) -> float | None:
         return newest_s(self.folder(digest))
 
+    @answering()
     def sweep_staging(self, min_age_s: float, now_s: float) -> int:
         """Remove what puts, fetches and deletions that were cut off have left. Returns how many."""
         removed = 0
@@ -164,8 +208,8 @@ class Directory:
         return removed
 
     def _made_young(self, digest: str) -> Manifest | None:
-        """What is there whole, with the time of its last put set to now."""
-        manifest = self.manifest(digest) if self.intact(digest) else None
+        """What is there and sound, with the time of its last put set to now."""
+        manifest = self.sound(digest)
         if manifest is not None:
             try:
                 os.utime(self.folder(digest) / MANIFEST_FILE)
@@ -192,20 +236,39 @@ def is_file_name(name: str) -> bool:
     return _FILE_NAME.fullmatch(name) is not None and name != MANIFEST_FILE
 
 
-def copy_source(source: Source, target: Path) -> None:
-    if isinstance(source, bytes):
-        target.write_bytes(source)
-    else:
-        shutil.copyfile(source, target)
+def opened(source: Source) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def copied(source: BinaryIO, target: BinaryIO | None = None) -> FileFacts:
+    """Read the source to its end, into the target where there is one. Returns the facts of what was read."""
+    size_bytes, content = 0, hashlib.sha256()
+    while part := source.read(COPY_BYTES):
+        size_bytes += len(part)
+        content.update(part)
+        if target is not None:
+            target.write(part)
+    return FileFacts(size_bytes, content.hexdigest())
+
+
+def check_expected(name: str, source: Source, facts: FileFacts, expected: Mapping[str, str]) -> None:
+    """Raises InvalidModule for a file that is not the one that was checked."""
+    if not isinstance(source, bytes) and facts.sha256 != expected.get(name, facts.sha256):
+        raise InvalidModule(name, f"its sha256 is {facts.sha256}, not {expected[name]} any more; send it again from its beginning")
 
 
 def total_bytes(manifest: Manifest) -> int:
     return sum(facts.size_bytes for facts in manifest.values())
 
 
-def file_facts(file: Path) -> FileFacts:
-    with file.open("rb") as stream:
-        return FileFacts(os.fstat(stream.fileno()).st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+@answering()
+def has_facts(file: Path, facts: FileFacts) -> bool:
+    """Reads the file. Raises BlobStoreUnavailable when it is there and cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return os.fstat(stream.fileno()).st_size == facts.size_bytes and copied(stream) == facts
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
 
 
 def encoded(manifest: Manifest) -> bytes:
@@ -230,6 +293,13 @@ def newest_s(folder: Path) -> float | None:
         return max(entry.stat().st_mtime for entry in (folder, *folder.iterdir()))
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _copied_file(name: str, source: Source, target: Path, expected: Mapping[str, str]) -> FileFacts:
+    with opened(source) as read, target.open("wb") as written:
+        facts = copied(read, written)
+    check_expected(name, source, facts, expected)
+    return facts
 
 
 def _sync(path: Path) -> None:

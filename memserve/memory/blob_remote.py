@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC
@@ -17,10 +16,13 @@ from memserve.memory.blob_places import (
     Manifest,
     Source,
     check_digest,
+    check_expected,
     check_sources,
+    copied,
     decoded,
     encoded,
-    file_facts,
+    opened,
+    reason,
     total_bytes,
 )
 
@@ -41,15 +43,15 @@ class FsspecPlace:
             raise StartupError(f"module_store_url: {error}") from None
         self._url = url
 
-    def put(self, digest: str, sources: Mapping[str, Source]) -> int:
+    def put(self, digest: str, sources: Mapping[str, Source], expected: Mapping[str, str]) -> int:
         check_sources(sources)
         with _facts(self._url):
             manifest = self.manifest(digest)
-            if manifest is None or not self._whole(digest, manifest):
-                manifest = {name: _source_facts(source) for name, source in sources.items()}
+            if manifest is None or not self._sound(digest, manifest):
+                manifest = {name: _source_facts(name, source, expected) for name, source in sources.items()}
                 self._fs.makedirs(self._path(digest), exist_ok=True)
                 for name, source in sources.items():
-                    self._upload(source, self._path(digest, manifest[name].sha256))
+                    self._upload(name, source, self._path(digest, manifest[name].sha256), manifest[name])
             # Last: before this it is no blob. Written anew it is young again.
             self._fs.pipe_file(self._path(digest, MANIFEST_FILE), encoded(manifest))
         return total_bytes(manifest)
@@ -120,25 +122,41 @@ class FsspecPlace:
             except FileNotFoundError:
                 return False
 
+    def _sound(self, digest: str, manifest: Manifest) -> bool:
+        """Whether every file has its sha256. Reads every file of which the size is right."""
+        return self._whole(digest, manifest) and all(self._has_facts(digest, facts) for facts in manifest.values())
+
+    def _has_facts(self, digest: str, facts: FileFacts) -> bool:
+        try:
+            with self._fs.open(self._path(digest, facts.sha256), "rb") as stream:
+                return copied(stream) == facts
+        except FileNotFoundError:
+            return False
+
     def _objects(self, digest: str) -> list[str]:
         try:
             return [str(path) for path in self._fs.find(self._path(digest))]
         except FileNotFoundError:
             return []
 
-    def _upload(self, source: Source, path: str) -> None:
-        if isinstance(source, bytes):
-            self._fs.pipe_file(path, source)
-        else:
-            self._fs.put_file(str(source), path)
+    def _upload(self, name: str, source: Source, path: str, facts: FileFacts) -> None:
+        """Raises InvalidModule when the source is not what it was; then no such object stays."""
+        with opened(source) as read, self._fs.open(path, "wb") as written:
+            sent = copied(read, written)
+        if sent != facts:
+            self._fs.rm_file(path)
+            check_expected(name, source, sent, {name: facts.sha256})
 
     def _path(self, digest: str, name: str = "") -> str:
         check_digest(digest)
         return "/".join(part for part in (self._root.rstrip("/"), digest, name) if part)
 
 
-def _source_facts(source: Source) -> FileFacts:
-    return FileFacts(len(source), hashlib.sha256(source).hexdigest()) if isinstance(source, bytes) else file_facts(source)
+def _source_facts(name: str, source: Source, expected: Mapping[str, str]) -> FileFacts:
+    with opened(source) as stream:
+        facts = copied(stream)
+    check_expected(name, source, facts, expected)
+    return facts
 
 
 @contextmanager
@@ -149,5 +167,4 @@ def _facts(url: str) -> Iterator[None]:
     except MemserveError:
         raise
     except Exception as error:
-        # Without the URL and the message: they may have a password in them.
-        raise BlobStoreUnavailable(f"{url.split('://', 1)[0]}: {type(error).__name__}") from error
+        raise BlobStoreUnavailable(f"{url.split('://', 1)[0]}: {reason(error)}") from error

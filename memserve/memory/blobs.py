@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from memserve.errors import BlobDamaged, ModuleNotFound
-from memserve.memory.blob_places import (
-    BlobPlace,
-    Directory,
-    Manifest,
-    Source,
-    check_digest,
-    file_facts,
-)
+from memserve.memory.blob_places import BlobPlace, Directory, Manifest, Source, answering, check_digest, has_facts
 from memserve.memory.module_kinds import PROBES_FILE
 
 PROBES = "probes"
@@ -37,7 +30,7 @@ class References(Protocol):
     async def referenced(self, digest: str) -> bool: ...
 
     async def condemn(self, digest: str, token: str, seconds: float) -> bool:
-        """Keep the digest from getting a reference for so long. False: it has one, or another has condemned it."""
+        """Keep the digest from getting a reference for so long. False: it has one, a publisher claims it, or another has condemned it."""
         ...
 
     async def absolve(self, digest: str, token: str) -> None: ...
@@ -65,14 +58,25 @@ class BlobStore:
         """Modules, probe sets."""
         return self._modules, self._probes
 
-    def put(self, digest: str, folder: Path, *, rewritten: Mapping[str, bytes] | None = None, without: Collection[str] = ()) -> int:
-        """Keep the files of `folder`, durably. Putting again what is there only makes it young again.
+    def put(
+        self,
+        digest: str,
+        folder: Path,
+        *,
+        rewritten: Mapping[str, bytes] | None = None,
+        without: Collection[str] = (),
+        expected: Mapping[str, str] | None = None,
+    ) -> int:
+        """Keep the files of `folder`, durably. Putting again reads what is there: sound, it only gets young again; damaged, it is replaced.
 
         rewritten: file name to bytes that are kept instead of the folder's. without: files of the folder that are not kept.
-        Returns the bytes kept. Raises BlobStoreUnavailable.
+        expected: file name to the sha256, hex, that the folder's file must still have while it is copied; other files may have any.
+        Returns the bytes kept. Raises InvalidModule for a file with another sha256, and BlobStoreUnavailable.
         """
-        sources: dict[str, Source] = {file.name: file for file in sorted(folder.iterdir()) if file.name not in without}
-        return self._modules.put(digest, {**sources, **(rewritten or {})})
+        with answering():
+            files = sorted(folder.iterdir())
+        sources: dict[str, Source] = {file.name: file for file in files if file.name not in without}
+        return self._modules.put(digest, {**sources, **(rewritten or {})}, expected or {})
 
     def exists(self, digest: str) -> bool:
         """Whether the store has it, every file in its size. Raises BlobStoreUnavailable."""
@@ -108,7 +112,9 @@ class BlobStore:
 
     def probes(self, digest: str) -> bytes:
         """Raises ModuleNotFound, BlobDamaged and BlobStoreUnavailable."""
-        content = (self._probes.local(digest) / PROBES_FILE).read_bytes()
+        file = self._probes.local(digest) / PROBES_FILE
+        with answering():
+            content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
             raise BlobDamaged(digest, f"{PROBES_FILE} has another sha256")
         return content
@@ -139,16 +145,20 @@ class Blobs:
     def is_local(self) -> bool:
         return self.store is self.copies
 
-    def put(self, digest: str, sources: Mapping[str, Source]) -> int:
+    def put(self, digest: str, sources: Mapping[str, Source], expected: Mapping[str, str] | None = None) -> int:
         check_digest(digest)
-        return self.store.put(digest, sources)
+        size_bytes = self.store.put(digest, sources, expected or {})
+        # `local` sees sizes only: a copy with other bytes in them would be handed out for ever.
+        if not self.is_local and self.copies.intact(digest) and self.copies.sound(digest) is None:
+            self.copies.delete(digest)
+        return size_bytes
 
     def local(self, digest: str) -> Path:
         check_digest(digest)
         if self.copies.intact(digest):
             return self.copies.folder(digest)
         if self.is_local:
-            if self.copies.folder(digest).exists():
+            if self.copies.changed_s(digest) is not None:
                 raise BlobDamaged(digest, "a file is missing or has another size")
             raise ModuleNotFound(digest)
         staged = self.copies.stage()
@@ -203,8 +213,7 @@ class Blobs:
                 raise BlobDamaged(digest, "its list of files is missing or unreadable")
             raise ModuleNotFound(digest)
         for name, facts in manifest.items():
-            file = target / name
-            if not file.is_file() or file_facts(file) != facts:
+            if not has_facts(target / name, facts):
                 raise BlobDamaged(digest, f"{name} is missing or has another size or sha256")
         return manifest
 
@@ -212,9 +221,8 @@ class Blobs:
 async def sweep(blobs: BlobStore, references: References, min_age_s: float, now_s: float) -> Swept:
     """Remove what nobody references and nobody has put for `min_age_s`, half-put blobs and old staging too.
 
-    min_age_s: longer than a publisher may take from the first byte put to the version's registration. A publisher that finds an old blob
-    in the store makes it young by putting it; because the sweep may have looked just before, it asks `exists` after the registration, and
-    puts again where the answer is no.
+    min_age_s: longer than a put or a fetch takes. A publisher claims its digests before it puts, which keeps them from being condemned, and
+    cannot register them once the claim has run out or a sweep has condemned them: it then claims and puts again.
     Raises BlobStoreUnavailable, and what the references raise.
     """
     modules, probes = [await _sweep_unreferenced(part, references, min_age_s, now_s) for part in blobs.parts]

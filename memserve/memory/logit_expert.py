@@ -20,6 +20,9 @@ WEIGHTS_FILE = "model.safetensors"
 ANTI_WEIGHTS_FILE = "anti_model.safetensors"
 EXPERT_FILES = (EXPERT_CONFIG_FILE, CONFIG_FILE, WEIGHTS_FILE)
 EXPERT_OPTIONAL_FILES = (ANTI_WEIGHTS_FILE,)
+# Of its KV, over all layers, keys and values; and of its queries, over all heads.
+KV_ELEMENTS_PER_TOKEN_MAX = 1 << 16
+QUERY_ELEMENTS_MAX = 1 << 14
 # What is taken away from the expert's logits: nothing, the served model's own, or those of a second set of weights.
 ANTI_EXPERTS = ("none", "base", "file")
 MODEL_TYPES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
@@ -89,11 +92,22 @@ def _check_config(entries: dict[str, Any], base: BaseModel) -> dict[str, Any]:
     hidden = _whole(entries, "hidden_size", 1, 4096)
     heads = _whole(entries, "num_attention_heads", 1, 128)
     kv_heads = _whole(entries, "num_key_value_heads", 1, heads, heads)
-    if hidden % heads or heads % kv_heads:
-        raise _refused("num_attention_heads", "must divide hidden_size, and be a multiple of num_key_value_heads")
+    if hidden % heads:
+        raise _refused("num_attention_heads", f"must divide hidden_size, which is {hidden}")
+    if heads % kv_heads:
+        raise _refused("num_key_value_heads", f"must divide num_attention_heads, which is {heads}")
     head_dim = _whole(entries, "head_dim", 2, 512, hidden // heads)
     if head_dim % 2:
         raise _refused("head_dim", "must be even")
+    if heads * head_dim > QUERY_ELEMENTS_MAX:
+        rule = f"times num_attention_heads is {heads * head_dim}, at most {QUERY_ELEMENTS_MAX} is taken"
+        raise _refused("head_dim", rule)
+    layers = _whole(entries, "num_hidden_layers", 1, 128)
+    kv_elements = layers * 2 * kv_heads * head_dim
+    if kv_elements > KV_ELEMENTS_PER_TOKEN_MAX:
+        taken = f"at most {KV_ELEMENTS_PER_TOKEN_MAX} are taken"
+        rule = f"times 2 * num_key_value_heads * head_dim is {kv_elements} elements of KV a token, {taken}"
+        raise _refused("num_hidden_layers", rule)
     llama = architecture == "LlamaForCausalLM"
     return {
         "architectures": [architecture],
@@ -101,7 +115,7 @@ def _check_config(entries: dict[str, Any], base: BaseModel) -> dict[str, Any]:
         "vocab_size": vocab_size,
         "hidden_size": hidden,
         "intermediate_size": _whole(entries, "intermediate_size", 1, 1 << 16),
-        "num_hidden_layers": _whole(entries, "num_hidden_layers", 1, 128),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,

@@ -17,6 +17,8 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 LORA_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ALPHA_MAX = 1e6
+# A delta below this is lost in the rounding of the dtypes that models are served in.
+DELTA_NORM_LEAST = 1e-6
 _TENSOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
 # vLLM drops, or cannot place, what is adapted outside the blocks of the language model: embeddings and a tied head, a vision tower, the
 # layers of multi-token prediction.
@@ -38,6 +40,9 @@ def check_lora(folder: Path, base: BaseModel) -> CheckedModule:
     figures = lora_figures(((tensors.float32(_name(path, "A")), tensors.float32(_name(path, "B"))) for path in paths), scale)
     if figures.delta_norm == 0:
         raise InvalidModule(WEIGHTS_FILE, "lora_B times lora_A is zero in every layer: the module would change nothing")
+    if figures.delta_norm < DELTA_NORM_LEAST:
+        rule = f"its delta's norm is {figures.delta_norm:.1e}, below {DELTA_NORM_LEAST:g}: the module would change nothing"
+        raise InvalidModule(WEIGHTS_FILE, rule)
     canonical = canonical_json(
         {
             "base_model_name_or_path": "",

@@ -16,9 +16,11 @@ from safetensors import SafetensorError, safe_open
 
 from memserve.domain import ModuleKind, WeightFigures
 from memserve.errors import InvalidModule
-from memserve.model_files import read_safetensors_header
+from memserve.model_files import read_safetensors_header, safetensors_header_bytes
 
 JSON_MAX_BYTES = 1 << 20
+# Of a safetensors file. Both readers of headers hold every other thread of the gateway up while they parse one.
+HEADER_MAX_BYTES = 4 << 20
 NAME_SHOWN_CHARS = 200
 SLICE_ENTRIES = 1 << 22
 # bfloat16 is a float32's upper half; numpy has no type for it.
@@ -82,6 +84,9 @@ class TensorFile:
         if not file.is_file():
             raise InvalidModule(file.name, "is missing")
         try:
+            size = safetensors_header_bytes(file)
+            if size > HEADER_MAX_BYTES:
+                raise InvalidModule(file.name, f"its header has {size} bytes, at most {HEADER_MAX_BYTES} are taken")
             # First the reader that vLLM uses: a file that it cannot read must not get the digest of a sound file with the same tensors.
             with safe_open(file, framework="numpy"):
                 header = read_safetensors_header(file)
@@ -91,7 +96,7 @@ class TensorFile:
         if not self._entries:
             raise InvalidModule(file.name, "holds no tensors")
         self._content = np.memmap(file, dtype=np.uint8, mode="r")
-        self._begin = 8 + int.from_bytes(self._content[:8].tobytes(), "little")
+        self._begin = 8 + size
         self._hash = hashlib.sha256()
 
     @property

@@ -1,4 +1,5 @@
--- The module store: a tenant's modules, their versions and aliases, the audit, and what workers load when they start.
+-- The module store: a tenant's modules, their versions and aliases, the audit, and what workers load when they start. The changes, and
+-- what calls them, are in module_changes.lua: the two are one script.
 -- Each script is one atomic change together with its audit event, or one consistent look.
 --
 -- ARGV: the script's name, the call's id ("" for a look), the script's arguments. Tenants, names and aliases stand in keys as
@@ -7,22 +8,35 @@
 --   names:T, names:T<kind>   sorted sets, all of score 0: the modules that have versions
 --   head:TN                  hash: kind, last (the highest number ever given)
 --   numbers:TN               sorted set: the numbers of the versions that there are
---   versions:TN              hash: v:<n> the version, which never changes; g:<n> gate report; m:<n> it moves logits; h:<n> held
+--   versions:TN              hash: v:<n> the version, which never changes; t:<n> its texts, apart so that requests need not carry them;
+--                            g:<n> gate report; m:<n> it moves logits; h:<n> held
 --   aliases:TN               hash by alias: {revision, origin, targets, changed_s}
---   history:TNA              list of {revision, origin, targets, at_s, principal, action, reason, forced}; revision r is at r - 1
+--   history:TNA              list of {revision, origin, targets, at_s, principal, action, reason, forced}; revision r is at r - 1, and a
+--                            drop has no targets
+--   canaries                 hash by JSON [T, N, A]: {versions, revision} of an alias that has canaries
 --   references:<digest>      set of TN<n>, of the version's weights and of its probes
 --   condemned:<digest>       string: by whom, until it expires;  claims:<digest>  sorted set of publishers' tokens by when they end
---   preloaded:TN<n>          set of worker ids, "" for every worker;  preloads  hash of all by TN<n>worker
+--   preloaded:TN<n>          set of worker ids, "" for every worker
+--   preloads                 hash of all by TN<n>:worker: {digest, kind, worker_id, gone}; gone: since when the worker has had no lease
 --   events:T                 stream, never trimmed
 --   done:<call>              what a change answered, for a call that is sent again because its connection broke
 --
 -- `origin` is the revision that first had these targets: what the alias was before them is at revision origin - 1, however many
--- rollbacks came since. Times and targets are kept as text: cjson would round their numbers.
+-- rollbacks came since, and however many splits with a version that was taken out. Times and targets are kept as text: cjson would round
+-- their numbers.
+-- A canary is a version that shares an alias and had not passed the gate when it came to it. It is one until it no longer shares it, also
+-- when it has passed since.
 -- A change answers {"done", ...}, or an error's class and its arguments.
 
 local P = 'memserve:module:'
 local ALIASES_MAX = 256
 local ROLLBACK_STEPS = 1000
+-- Of JSON.
+local PAGE_BYTES = 2 * 1024 * 1024
+-- After an outage of this Redis no worker has a lease until it has renewed it.
+local WORKER_GONE_S = 3600
+-- Shares are quotients: what is equal on paper differs by this much at most.
+local ROUNDING = 1e-9
 local DONE_MS = 10000
 -- Redis's own clock: those of the gateways differ.
 local TIME = redis.call('TIME')
@@ -41,14 +55,30 @@ local function reference(name, n) return name .. '@' .. n end
 
 local function owner(tenant, name, n) return spelled(tenant, name) .. n end
 
+-- Tenant, name and number of an owner().
+local function owned(text)
+  local names = {}
+  for at = 1, 2 do
+    local length, rest = string.match(text, '^(%d+):(.*)$')
+    names[at], text = string.sub(rest, 1, tonumber(length)), string.sub(rest, length + 1)
+  end
+  return names[1], names[2], text
+end
+
 local function audit(tenant, principal, action, module, before, after)
   return redis.call('XADD', key('events', tenant), '*', 'at_s', STAMP, 'principal', principal, 'action', action, 'module', module,
     'before', before, 'after', after)
 end
 
--- The version, its gate report, and whether it moves logits; the first is false where there is none.
+-- The version, its texts, its gate report, and whether it moves logits; the first is false where there is none.
 local function stored(tenant, name, n)
-  return redis.call('HMGET', key('versions', tenant, name), 'v:' .. n, 'g:' .. n, 'm:' .. n)
+  return redis.call('HMGET', key('versions', tenant, name), 'v:' .. n, 't:' .. n, 'g:' .. n, 'm:' .. n)
+end
+
+-- As stored(), without the texts and the gate report.
+local function slim(tenant, name, n)
+  local found = redis.call('HMGET', key('versions', tenant, name), 'v:' .. n, 'm:' .. n)
+  return {found[1], false, false, found[2]}
 end
 
 local function exists(tenant, name, n) return redis.call('HEXISTS', key('versions', tenant, name), 'v:' .. n) == 1 end
@@ -96,10 +126,50 @@ local function targets_version(targets, n)
   return false
 end
 
+-- The targets without a version, in the same spelling.
+local function without(targets, n)
+  local rest = {}
+  for target in string.gmatch(targets, '{[^}]*}') do
+    if cjson.decode(target).version ~= tonumber(n) then rest[#rest + 1] = target end
+  end
+  return '[' .. table.concat(rest, ', ') .. ']'
+end
+
+-- Each version's part of the whole, 0 to 1, by version.
+local function parts(targets)
+  local total, by_version = 0, {}
+  for _, share in ipairs(cjson.decode(targets)) do
+    total = total + share.weight
+    by_version[share.version] = share.weight
+  end
+  for n, weight in pairs(by_version) do by_version[n] = weight / total end
+  return by_version
+end
+
+local function alike(targets, others)
+  local other = parts(others)
+  for n, part in pairs(parts(targets)) do
+    if math.abs(part - (other[n] or 0)) > ROUNDING then return false end
+  end
+  return true
+end
+
 -- An alias as JSON. more: further fields, in text.
 local function shown(alias, a, more)
   return '{"name":' .. cjson.encode(alias) .. ',"targets":' .. a.targets .. ',"revision":' .. a.revision .. ',"changed_s":' .. a.changed_s
     .. (more or '') .. '}'
+end
+
+-- "" stands for every worker.
+local function lives(worker) return worker == '' or redis.call('EXISTS', 'memserve:worker:' .. worker) == 1 end
+
+local function preloaded_on(tenant, name, n) return redis.call('SMEMBERS', key('preloaded', tenant, name) .. n) end
+
+local function unpreload(tenant, name, n, workers)
+  for _, worker in ipairs(workers) do
+    redis.call('SREM', key('preloaded', tenant, name) .. n, worker)
+    redis.call('HDEL', P .. 'preloads', owner(tenant, name, n .. ':' .. worker))
+  end
 end
 
 local function user_of(tenant, name, n)
@@ -107,7 +177,10 @@ local function user_of(tenant, name, n)
   for at = 1, #aliases, 2 do
     if targets_version(cjson.decode(aliases[at + 1]).targets, n) then return 'alias ' .. aliases[at] end
   end
-  return redis.call('EXISTS', key('preloaded', tenant, name) .. n) == 1 and 'a preload' or nil
+  for _, worker in ipairs(preloaded_on(tenant, name, n)) do
+    if lives(worker) then return 'a preload' end
+  end
+  return nil
 end
 
 -- Name, kind, newest version, number of versions, aliases; or false.
@@ -119,12 +192,38 @@ local function described(tenant, name)
   return {name, redis.call('HGET', key('head', tenant, name), 'kind'), newest, redis.call('ZCARD', key('numbers', tenant, name)), listed}
 end
 
-local function point(tenant, principal, name, alias, before, targets, origin, action, reason, forced)
-  local revision = before and before.revision + 1 or 1
+local function passed(tenant, name, n)
+  local gate = redis.call('HGET', key('versions', tenant, name), 'g:' .. n)
+  return gate and cjson.decode(gate).passed
+end
+
+-- Keep which of an alias's versions are canaries.
+local function watch(tenant, name, alias, revision, targets)
+  local entry = cjson.encode({tenant, name, alias})
+  local known = redis.call('HGET', P .. 'canaries', entry)
+  local before, canaries, shares = {}, {}, cjson.decode(targets)
+  for _, n in ipairs(known and cjson.decode(known).versions or {}) do before[n] = true end
+  for _, share in ipairs(#shares > 1 and shares or {}) do
+    if before[share.version] or not passed(tenant, name, share.version) then canaries[#canaries + 1] = share.version end
+  end
+  if #canaries == 0 then return redis.call('HDEL', P .. 'canaries', entry) end
+  redis.call('HSET', P .. 'canaries', entry, cjson.encode({versions = canaries, revision = revision}))
+end
+
+-- Add to an alias's history; the next revision's number comes from there, so that it rises across a drop too. Answers the alias.
+local function add_change(tenant, principal, name, alias, targets, origin, action, reason, forced)
+  local history = key('history', tenant, name, alias)
+  local revision = redis.call('LLEN', history) + 1
   local now = {revision = revision, origin = origin or revision, targets = targets, changed_s = STAMP}
+  redis.call('RPUSH', history, cjson.encode({revision = revision, origin = now.origin, targets = targets, at_s = STAMP,
+    principal = principal, action = action, reason = reason, forced = forced}))
+  watch(tenant, name, alias, revision, targets)
+  return now
+end
+
+local function point(tenant, principal, name, alias, before, targets, origin, action, reason, forced)
+  local now = add_change(tenant, principal, name, alias, targets, origin, action, reason, forced)
   redis.call('HSET', key('aliases', tenant, name), alias, cjson.encode(now))
-  redis.call('RPUSH', key('history', tenant, name, alias), cjson.encode({revision = revision, origin = now.origin, targets = targets,
-    at_s = STAMP, principal = principal, action = action, reason = reason, forced = forced}))
   local more = ',"reason":' .. cjson.encode(reason) .. ',"forced":' .. tostring(forced)
   audit(tenant, principal, action, name, before and shown(alias, before) or '', shown(alias, now, more))
   return {'done', shown(alias, now)}
@@ -137,7 +236,7 @@ local function conflict(name, alias, present, expected)
 end
 
 local function preloading(tenant, name, n)
-  local workers = redis.call('SMEMBERS', key('preloaded', tenant, name) .. n)
+  local workers = preloaded_on(tenant, name, n)
   table.sort(workers)
   for at, worker in ipairs(workers) do workers[at] = cjson.encode(worker) end
   return '[' .. table.concat(workers, ',') .. ']'
@@ -155,14 +254,31 @@ local looks, changes = {}, {}
 -- Returns described() or false.
 function looks.module(tenant, name) return described(tenant, name) end
 
--- first, last: bounds of ZRANGEBYLEX. kind: "" for all. Returns described() of each.
+local function size_of(entry)
+  if type(entry) ~= 'table' then return #tostring(entry) end
+  local size = 0
+  for _, field in ipairs(entry) do size = size + size_of(field) end
+  return size
+end
+
+-- keys: up to limit + 1. Returns what `look` finds for the first of them, as many as fit a page but one at least, and 1 where there are
+-- more, else 0.
+local function page(keys, limit, look)
+  local found, size = {}, 0
+  for at, each in ipairs(keys) do
+    local entry = at <= limit and look(each)
+    size = size + size_of(entry)
+    if not entry or at > 1 and size > PAGE_BYTES then return {found, 1} end
+    found[at] = entry
+  end
+  return {found, 0}
+end
+
+-- first, last: bounds of ZRANGEBYLEX. kind: "" for all. Returns a page() of described().
 function looks.modules(tenant, first, last, limit, kind)
   local names = kind == '' and key('names', tenant) or key('names', tenant, kind)
-  local found = {}
-  for _, name in ipairs(redis.call('ZRANGEBYLEX', names, first, last, 'LIMIT', 0, limit)) do
-    found[#found + 1] = described(tenant, name)
-  end
-  return found
+  local found = redis.call('ZRANGEBYLEX', names, first, last, 'LIMIT', 0, limit + 1)
+  return page(found, tonumber(limit), function(name) return described(tenant, name) end)
 end
 
 function looks.count(tenant) return redis.call('ZCARD', key('names', tenant)) end
@@ -173,232 +289,65 @@ function looks.version(tenant, name, n)
   return version[1] and version
 end
 
--- before: a bound of ZREVRANGEBYSCORE. Returns stored() of each, newest first.
+-- before: a bound of ZREVRANGEBYSCORE. Returns a page() of stored(), newest first.
 function looks.versions(tenant, name, before, limit)
-  local found = {}
-  for _, n in ipairs(redis.call('ZREVRANGEBYSCORE', key('numbers', tenant, name), before, '-inf', 'LIMIT', 0, limit)) do
-    found[#found + 1] = stored(tenant, name, n)
+  local found = redis.call('ZREVRANGEBYSCORE', key('numbers', tenant, name), before, '-inf', 'LIMIT', 0, limit + 1)
+  return page(found, tonumber(limit), function(n) return stored(tenant, name, n) end)
+end
+
+-- alias or n, the other is "". Returns false, or the alias (or false) and slim() of its targets, or of n.
+function looks.resolve(tenant, name, alias, n)
+  if redis.call('EXISTS', key('numbers', tenant, name)) == 0 then return false end
+  if n ~= '' then
+    return usable(tenant, name, n) and {false, {slim(tenant, name, n)}}
+  end
+  local present, found = alias_of(tenant, name, alias), {}
+  if not present then return {false, found} end
+  for _, share in ipairs(cjson.decode(present.targets)) do found[#found + 1] = slim(tenant, name, share.version) end
+  return {shown(alias, present), found}
+end
+
+-- after: a revision, 0 for the first on. Returns false for a name that never had a version.
+function looks.history(tenant, name, alias, after, limit)
+  local history = key('history', tenant, name, alias)
+  return redis.call('EXISTS', key('head', tenant, name)) == 1 and redis.call('LRANGE', history, after, after + limit - 1)
+end
+
+function looks.canaries() return redis.call('HGETALL', P .. 'canaries') end
+
+-- Those of workers that live, and on the way those of workers that have been gone for long are taken away: no worker gets a name that
+-- another had.
+function looks.preloads()
+  local all, found = redis.call('HGETALL', P .. 'preloads'), {}
+  for at = 1, #all, 2 do
+    local preload = cjson.decode(all[at + 1])
+    local alive, gone = lives(preload.worker_id), preload.gone
+    preload.gone = not alive and (gone or NOW) or nil
+    if preload.gone ~= gone then redis.call('HSET', P .. 'preloads', all[at], cjson.encode(preload)) end
+    if alive then
+      found[#found + 1] = all[at + 1]
+    elseif preload.gone < NOW - WORKER_GONE_S then
+      local tenant, name, rest = owned(all[at])
+      unpreload(tenant, name, string.match(rest, '^%d+'), {preload.worker_id})
+    end
   end
   return found
 end
 
--- alias or n, the other is "". Returns false, or the alias (or false) and stored() of its targets, or of n.
-function looks.resolve(tenant, name, alias, n)
-  if redis.call('EXISTS', key('numbers', tenant, name)) == 0 then return false end
-  if n ~= '' then
-    return usable(tenant, name, n) and {false, {stored(tenant, name, n)}}
-  end
-  local present, found = alias_of(tenant, name, alias), {}
-  if not present then return {false, found} end
-  for _, share in ipairs(cjson.decode(present.targets)) do found[#found + 1] = stored(tenant, name, share.version) end
-  return {shown(alias, present), found}
-end
-
--- Returns false for a name that never had a version.
-function looks.history(tenant, name, alias)
-  return redis.call('EXISTS', key('head', tenant, name)) == 1 and redis.call('LRANGE', key('history', tenant, name, alias), 0, -1)
-end
-
-function looks.preloads() return redis.call('HVALS', P .. 'preloads') end
-
 function looks.referenced(digest) return redis.call('EXISTS', P .. 'references:' .. digest) end
+
+-- Whether another version, which is not about to be deleted too, has the digest of this one.
+function looks.other_references(tenant, name, n)
+  local version = stored(tenant, name, n)[1]
+  if not version then return false end
+  local this = owner(tenant, name, n)
+  for _, other in ipairs(redis.call('SMEMBERS', P .. 'references:' .. cjson.decode(version).digest)) do
+    if other ~= this and not holder(owned(other)) then return 1 end
+  end
+  return 0
+end
 
 function looks.last_event_id(tenant)
   local event = redis.call('XREVRANGE', key('events', tenant), '+', '-', 'COUNT', 1)[1]
   return event and event[1] or '0-0'
 end
-
--- version: JSON without the number, which it gets here. gate: JSON or "". moves: "1" or "". claim: a token or "". Answers stored().
-function changes.publish(tenant, principal, name, version, gate, moves, claim)
-  local v = cjson.decode(version)
-  local kind = redis.call('HGET', key('head', tenant, name), 'kind')
-  if kind and kind ~= v.kind then
-    return {'InvalidField', 'header.kind', 'module ' .. name .. ' is of the kind ' .. kind .. ', and a module has one kind'}
-  end
-  local newest = redis.call('ZREVRANGE', key('numbers', tenant, name), 0, 0)[1]
-  if newest then
-    local same = stored(tenant, name, newest)
-    local known = cjson.decode(same[1])
-    -- One that is being deleted would be acknowledged, and then be gone.
-    if known.digest == v.digest and known.probes_digest == v.probes_digest and usable(tenant, name, newest) then
-      unclaim(claim, parts_of(v))
-      return {'unchanged', same[1], same[2], same[3]}
-    end
-  end
-  local gone = lost(claim, parts_of(v))
-  if gone then return {'DigestCondemned', gone} end
-  local n = redis.call('HINCRBY', key('head', tenant, name), 'last', 1)
-  redis.call('HSET', key('head', tenant, name), 'kind', v.kind)
-  version = '{"version":' .. n .. ',' .. string.sub(version, 2)
-  redis.call('HSET', key('versions', tenant, name), 'v:' .. n, version)
-  if gate ~= '' then redis.call('HSET', key('versions', tenant, name), 'g:' .. n, gate) end
-  if moves ~= '' then redis.call('HSET', key('versions', tenant, name), 'm:' .. n, moves) end
-  redis.call('ZADD', key('numbers', tenant, name), n, n)
-  redis.call('ZADD', key('names', tenant), 0, name)
-  redis.call('ZADD', key('names', tenant, v.kind), 0, name)
-  for _, digest in ipairs(parts_of(v)) do redis.call('SADD', P .. 'references:' .. digest, owner(tenant, name, n)) end
-  unclaim(claim, parts_of(v))
-  audit(tenant, principal, 'publish', name, '', brief(version))
-  return {'done', version, gate ~= '' and gate, moves ~= '' and moves}
-end
-
--- targets: JSON. forced: "1" or "". expected: a revision or "". Answers the alias.
-function changes.set_alias(tenant, principal, name, alias, targets, action, reason, forced, expected)
-  local present = alias_of(tenant, name, alias)
-  local refused = conflict(name, alias, present, expected)
-  if refused then return refused end
-  for _, share in ipairs(cjson.decode(targets)) do
-    if not usable(tenant, name, share.version) then return {'ModuleNotFound', reference(name, share.version)} end
-  end
-  if not present and redis.call('HLEN', key('aliases', tenant, name)) >= ALIASES_MAX then
-    return {'InvalidField', 'alias', 'module ' .. name .. ' has ' .. ALIASES_MAX .. ' aliases, and no module has more'}
-  end
-  local origin = present and present.targets == targets and present.origin or nil
-  return point(tenant, principal, name, alias, present, targets, origin, action, reason, forced == '1')
-end
-
--- leaving: a version's number or "". Answers the alias.
-function changes.rollback(tenant, principal, name, alias, action, reason, expected, leaving)
-  if redis.call('EXISTS', key('numbers', tenant, name)) == 0 then return {'ModuleNotFound', name} end
-  local present = alias_of(tenant, name, alias)
-  local refused = conflict(name, alias, present, expected)
-  if refused then return refused end
-  local function no(why) return {'NothingToRollBack', name, alias, why} end
-  if not present then return no('it has never been set') end
-  if leaving ~= '' and not targets_version(present.targets, leaving) then
-    return no('version ' .. leaving .. ' is not among its targets')
-  end
-  local to = present
-  -- Whoever leaves a version wants targets without it: an earlier split may have had it too.
-  for _ = 1, ROLLBACK_STEPS do
-    if to.origin <= 1 then return no('it had no other targets before') end
-    -- From the end, which is where Redis finds it fast.
-    to = cjson.decode(redis.call('LINDEX', key('history', tenant, name, alias), to.origin - 2 - present.revision))
-    if leaving == '' or not targets_version(to.targets, leaving) then break end
-  end
-  if leaving ~= '' and targets_version(to.targets, leaving) then return no('it has had version ' .. leaving .. ' for too many changes') end
-  for _, share in ipairs(cjson.decode(to.targets)) do
-    if not usable(tenant, name, share.version) then return no('version ' .. share.version .. ', which it had before, has been deleted') end
-  end
-  return point(tenant, principal, name, alias, present, to.targets, to.origin, action, reason, false)
-end
-
--- gate: JSON. Answers stored().
-function changes.keep_gate(tenant, principal, name, n, gate)
-  local version = stored(tenant, name, n)
-  if not version[1] then return {'ModuleNotFound', reference(name, n)} end
-  local function told(report) return report and '{"version":' .. n .. ',"gate":' .. report .. '}' or '' end
-  redis.call('HSET', key('versions', tenant, name), 'g:' .. n, gate)
-  audit(tenant, principal, 'gate', name, told(version[2]), told(gate))
-  return {'done', version[1], gate, version[3]}
-end
-
--- Answers stored().
-function changes.keep_moves_logits(tenant, name, n)
-  local version = stored(tenant, name, n)
-  if not version[1] then return {'ModuleNotFound', reference(name, n)} end
-  redis.call('HSET', key('versions', tenant, name), 'm:' .. n, '1')
-  return {'done', version[1], version[2], '1'}
-end
-
-function changes.hold(tenant, name, n, token, seconds)
-  if not exists(tenant, name, n) then return {'ModuleNotFound', reference(name, n)} end
-  local other = holder(tenant, name, n)
-  local user = other and other ~= token and 'another deletion' or user_of(tenant, name, n)
-  if user then return {'VersionInUse', reference(name, n), user} end
-  redis.call('HSET', key('versions', tenant, name), 'h:' .. n, cjson.encode({token = token, ends = NOW + tonumber(seconds)}))
-  return {'done'}
-end
-
-function changes.release(tenant, name, n, token)
-  if holder(tenant, name, n) == token then redis.call('HDEL', key('versions', tenant, name), 'h:' .. n) end
-  return {'done'}
-end
-
--- token: whose mark must be on it still, "" for no matter. Answers stored(), and whether nobody references the digest any more.
-function changes.delete(tenant, principal, name, n, token)
-  local version = stored(tenant, name, n)
-  if not version[1] then return {'ModuleNotFound', reference(name, n)} end
-  local user = user_of(tenant, name, n)
-  if not user and token ~= '' and holder(tenant, name, n) ~= token then user = 'requests that may have come since its mark ran out' end
-  if user then return {'VersionInUse', reference(name, n), user} end
-  local v = cjson.decode(version[1])
-  redis.call('HDEL', key('versions', tenant, name), 'v:' .. n, 'g:' .. n, 'm:' .. n, 'h:' .. n)
-  redis.call('ZREM', key('numbers', tenant, name), n)
-  for _, digest in ipairs(parts_of(v)) do redis.call('SREM', P .. 'references:' .. digest, owner(tenant, name, n)) end
-  if redis.call('EXISTS', key('numbers', tenant, name)) == 0 then
-    redis.call('ZREM', key('names', tenant), name)
-    redis.call('ZREM', key('names', tenant, v.kind), name)
-  end
-  audit(tenant, principal, 'delete', name, brief(version[1]), '')
-  return {'done', version, redis.call('EXISTS', P .. 'references:' .. v.digest) == 0}
-end
-
--- Answers the event's id and time.
-function changes.record(tenant, principal, action, module, before, after)
-  return {'done', audit(tenant, principal, action, module, before, after), STAMP}
-end
-
-function changes.preload(tenant, principal, name, n, worker)
-  if not usable(tenant, name, n) then return {'ModuleNotFound', reference(name, n)} end
-  local v = cjson.decode(stored(tenant, name, n)[1])
-  local before = preloading(tenant, name, n)
-  redis.call('SADD', key('preloaded', tenant, name) .. n, worker)
-  redis.call('HSET', P .. 'preloads', owner(tenant, name, n .. ':' .. worker),
-    cjson.encode({digest = v.digest, kind = v.kind, worker_id = worker}))
-  audit_preload(tenant, principal, 'preload', name, n, worker, before)
-  return {'done'}
-end
-
--- worker: "" takes all away.
-function changes.unload(tenant, principal, name, n, worker)
-  if not exists(tenant, name, n) then return {'ModuleNotFound', reference(name, n)} end
-  local before, set = preloading(tenant, name, n), key('preloaded', tenant, name) .. n
-  for _, each in ipairs(worker == '' and redis.call('SMEMBERS', set) or {worker}) do
-    redis.call('SREM', set, each)
-    redis.call('HDEL', P .. 'preloads', owner(tenant, name, n .. ':' .. each))
-  end
-  audit_preload(tenant, principal, 'unload', name, n, worker, before)
-  return {'done'}
-end
-
-function changes.claim(token, seconds, ...)
-  local condemned = lost('', {...})
-  if condemned then return {'DigestCondemned', condemned} end
-  local ms = math.ceil(tonumber(seconds) * 1000)
-  for _, digest in ipairs({...}) do
-    local claims = P .. 'claims:' .. digest
-    redis.call('ZADD', claims, NOW + ms / 1000, token)
-    if redis.call('PTTL', claims) < ms then redis.call('PEXPIRE', claims, ms) end
-  end
-  return {'done'}
-end
-
-function changes.unclaim(token, ...)
-  unclaim(token, {...})
-  return {'done'}
-end
-
--- Answers whether the digest is condemned by this token now.
-function changes.condemn(digest, token, seconds)
-  local by = redis.call('GET', P .. 'condemned:' .. digest)
-  local used = redis.call('EXISTS', P .. 'references:' .. digest) == 1 or redis.call('ZCOUNT', P .. 'claims:' .. digest, NOW, '+inf') > 0
-  if used or by and by ~= token then return {'unchanged', false} end
-  redis.call('SET', P .. 'condemned:' .. digest, token, 'PX', math.ceil(tonumber(seconds) * 1000))
-  return {'done', true}
-end
-
-function changes.absolve(digest, token)
-  if redis.call('GET', P .. 'condemned:' .. digest) == token then redis.call('DEL', P .. 'condemned:' .. digest) end
-  return {'done'}
-end
-
-local look = looks[ARGV[1]]
-if look then return look(unpack(ARGV, 3)) end
-local done = P .. 'done:' .. ARGV[2]
-local told = redis.call('GET', done)
-if told then return told end
-local reply = changes[ARGV[1]](unpack(ARGV, 3))
-told = cjson.encode(reply)
-if reply[1] == 'done' then redis.call('SET', done, told, 'PX', DONE_MS) end
-return told

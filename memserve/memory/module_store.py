@@ -1,4 +1,7 @@
-"""The module store: what is known of modules, in the registry Redis. The scripts are in `module_store.lua`; the weights are elsewhere."""
+"""The module store: what is known of modules, in the registry Redis. The weights are elsewhere.
+
+The scripts are in `module_store.lua` and `module_changes.lua`.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,15 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
-from memserve.domain import (
-    Alias,
-    AliasChange,
-    AuditEvent,
-    GateFigure,
-    GateReport,
-    Module,
-    ModuleKind,
-    ModuleVersion,
-    TrafficShare,
-    WeightFigures,
-)
+from memserve.domain import Alias, AliasChange, AuditEvent, GateReport, Module, ModuleKind, ModuleVersion, TrafficShare
 from memserve.errors import AliasConflict, InvalidField, ModuleNotFound, NothingToRollBack, VersionInUse
+from memserve.memory.module_records import read_alias, read_alias_change, read_event, read_module, read_version
 from memserve.registry import TIMEOUT_S, answering, registry_client
 
-SCRIPT = files("memserve.memory").joinpath("module_store.lua").read_text()
+SCRIPT = "".join(files("memserve.memory").joinpath(name).read_text() for name in ("module_store.lua", "module_changes.lua"))
 DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
+# Of a version, what no request needs: kept apart from the rest.
+TEXTS = ("recipe", "notes", "sources")
 # More calls at once wait for one of these, inside their second.
 CONNECTIONS = 32
 # Each that waits for events holds a connection.
@@ -63,6 +58,20 @@ class Preload:
     worker_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class CanaryAlias:
+    """An alias of which a part is on canaries: versions that share it and had not passed the gate when they came to it.
+
+    versions: the canaries, also those that have passed since. revision: the alias's, at which this is so.
+    """
+
+    tenant: str
+    name: str
+    alias: str
+    versions: tuple[int, ...]
+    revision: int
+
+
 class ModuleStore:
     """Every change is one atomic exchange with Redis, its audit event included. Sent again over a new connection it is done once.
 
@@ -83,27 +92,31 @@ class ModuleStore:
     async def publish(self, tenant: str, principal: str, version: ModuleVersion, *, claim: str = "") -> ModuleVersion:
         """Add a version under the next number, which is never one that a deleted version had; the number of `version` does not matter.
 
-        When the module's newest version has the same content and probes, that one is returned and nothing changes.
+        When the module's newest version has the same content, probes and base model, that one is returned and nothing changes.
         claim: the token of the claim on the content and the probes, which ends with this.
         Raises InvalidField for another kind than the module's, and DigestCondemned, also when the claim has run out.
         """
         body = asdict(version)
         del body["version"], body["gate"], body["moves_logits"]
+        texts = json.dumps({name: body.pop(name) for name in TEXTS})
         gate = json.dumps(asdict(version.gate)) if version.gate else ""
-        options = gate, _flag(version.moves_logits), claim
-        return _version(await self._change("publish", tenant, principal, version.module, json.dumps(body), *options))
+        options = texts, gate, _flag(version.moves_logits), claim
+        return read_version(await self._change("publish", tenant, principal, version.module, json.dumps(body), *options))
 
     async def module(self, tenant: str, name: str) -> Module | None:
         """None: no version of it exists."""
         found = await self._look("module", tenant, name)
-        return _module(found) if found else None
+        return read_module(found) if found else None
 
-    async def modules(self, tenant: str, *, after: str = "", limit: int, prefix: str = "", kind: ModuleKind | None = None) -> list[Module]:
-        """Up to `limit` modules, by name, from after the name `after`."""
+    async def modules(
+        self, tenant: str, *, after: str = "", limit: int, prefix: str = "", kind: ModuleKind | None = None
+    ) -> tuple[list[Module], bool]:
+        """Up to `limit` modules, by name, from after the name `after`, and whether there are more; fewer when they are large."""
         # Bounds of ZRANGEBYLEX. No text has the byte 0xff.
         first = b"(" + after.encode() if after and after >= prefix else b"[" + prefix.encode()
         last = b"[" + prefix.encode() + b"\xff"
-        return [_module(found) for found in await self._look("modules", tenant, first, last, limit, kind or "")]
+        found, more = await self._look("modules", tenant, first, last, limit, kind or "")
+        return list(map(read_module, found)), bool(more)
 
     async def count(self, tenant: str) -> int:
         """How many modules the tenant has."""
@@ -111,12 +124,12 @@ class ModuleStore:
 
     async def version(self, tenant: str, name: str, number: int) -> ModuleVersion | None:
         found = await self._look("version", tenant, name, number)
-        return _version(found) if found else None
+        return read_version(found) if found else None
 
-    async def versions(self, tenant: str, name: str, *, before: int | None = None, limit: int) -> list[ModuleVersion]:
-        """Up to `limit` versions, newest first, below the number `before`."""
-        below = "+inf" if before is None else f"({before}"
-        return [_version(found) for found in await self._look("versions", tenant, name, below, limit)]
+    async def versions(self, tenant: str, name: str, *, before: int | None = None, limit: int) -> tuple[list[ModuleVersion], bool]:
+        """Up to `limit` versions, newest first, below the number `before`, and whether there are more; fewer when they are large."""
+        found, more = await self._look("versions", tenant, name, "+inf" if before is None else f"({before}", limit)
+        return list(map(read_version, found)), bool(more)
 
     async def resolve(
         self, tenant: str, name: str, *, alias: str = "", number: int = 0
@@ -124,14 +137,15 @@ class ModuleStore:
         """What a reference means now, in one round trip. Give an alias or a number.
 
         None: no such module, no such version, or one that is held for its deletion. Else the alias (None: it is not set) and the versions
-        that it targets by number, or the version with that number.
+        that it targets by number, or the version with that number. Versions come light, as every request takes them: without sources,
+        recipe, notes and gate, which `version` gives.
         """
         found = await self._look("resolve", tenant, name, alias, number or "")
         if not found:
             return None
         shown, stored = found
-        versions = [_version(one) for one in stored]
-        return _alias(shown) if shown else None, {version.version: version for version in versions}
+        versions = [read_version(one) for one in stored]
+        return read_alias(shown) if shown else None, {version.version: version for version in versions}
 
     async def set_alias(
         self,
@@ -145,17 +159,20 @@ class ModuleStore:
         reason: str = "",
         forced: bool = False,
         expected_revision: int | None = None,
+        ungated_share_max: float | None = None,
     ) -> Alias:
         """Point an alias, when it is at the expected revision (0: not set yet; None: whatever it is at).
 
-        Raises AliasConflict, and ModuleNotFound for a target that does not exist or is held for its deletion.
+        ungated_share_max: the part of the whole, 0 to 1, that versions which have not passed the gate may have together; None: any.
+        Raises AliasConflict, InvalidField for more than that part, and ModuleNotFound for a target that does not exist or is held for its
+        deletion.
         """
         if not targets:
             raise InvalidField("targets", "must name at least one version")
         shares = json.dumps([{"version": share.version, "weight": float(share.weight)} for share in targets])
-        expected = _optional(expected_revision)
-        [shown] = await self._change("set_alias", tenant, principal, name, alias, shares, action, reason, _flag(forced), expected)
-        return _alias(shown)
+        options = action, reason, _flag(forced), _optional(expected_revision), _optional(ungated_share_max)
+        [shown] = await self._change("set_alias", tenant, principal, name, alias, shares, *options)
+        return read_alias(shown)
 
     async def rollback(
         self,
@@ -176,22 +193,64 @@ class ModuleStore:
         """
         options = action, reason, _optional(expected_revision), _optional(leaving)
         [shown] = await self._change("rollback", tenant, principal, name, alias, *options)
-        return _alias(shown)
+        return read_alias(shown)
 
-    async def history(self, tenant: str, name: str, alias: str) -> list[AliasChange]:
-        """Every change of an alias, oldest first. Raises ModuleNotFound for a name that never had a version."""
-        found = await self._look("history", tenant, name, alias)
+    async def take_out(
+        self,
+        tenant: str,
+        principal: str,
+        name: str,
+        alias: str,
+        version: int,
+        *,
+        action: str = "canary_rollback",
+        reason: str,
+        expected_revision: int | None,
+    ) -> Alias:
+        """Take a version out of an alias; the others keep their weights. Where it is the only one, `rollback` with `leaving`.
+
+        A rollback then goes back from what the alias was before the version came to it. Raises as `rollback`.
+        """
+        options = version, action, reason, _optional(expected_revision)
+        [shown] = await self._change("take_out", tenant, principal, name, alias, *options)
+        return read_alias(shown)
+
+    async def canaries(self) -> list[CanaryAlias]:
+        """The aliases of all tenants that have any. Kept by the changes of aliases themselves."""
+        found = await self._look("canaries")
+        return sorted(map(_canary, found[::2], found[1::2]), key=lambda canary: (canary.tenant, canary.name, canary.alias))
+
+    async def take_turn(self, canary: CanaryAlias, seconds: float) -> bool:
+        """True for one caller in so many seconds: the others need not look at the alias."""
+        turn = f"memserve:module:canaries:turn:{json.dumps([canary.tenant, canary.name, canary.alias])}"
+        async with answering(), self._connections:
+            return bool(await self._redis.set(turn, "", nx=True, px=max(int(seconds * 1000), 1)))
+
+    async def drop_alias(self, tenant: str, principal: str, name: str, alias: str, *, expected_revision: int | None = None) -> Alias:
+        """Take an alias away. Set again, its revision goes on from there, and nothing goes back to before.
+
+        Returns what it was. Raises AliasConflict, and ModuleNotFound where it does not exist.
+        """
+        [shown] = await self._change("drop_alias", tenant, principal, name, alias, _optional(expected_revision))
+        return read_alias(shown)
+
+    async def history(self, tenant: str, name: str, alias: str, *, after: int = 0, limit: int) -> list[AliasChange]:
+        """Up to `limit` changes of an alias, oldest first, from after the revision `after`. Where it was dropped, it has no targets.
+
+        Raises ModuleNotFound for a name that never had a version.
+        """
+        found = await self._look("history", tenant, name, alias, after, limit)
         if found is None:
             raise ModuleNotFound(name)
-        return [_alias_change(entry) for entry in found]
+        return [read_alias_change(entry) for entry in found]
 
     async def keep_gate(self, tenant: str, principal: str, name: str, number: int, report: GateReport) -> ModuleVersion:
         """Keep the version's newest gate report. Raises ModuleNotFound."""
-        return _version(await self._change("keep_gate", tenant, principal, name, number, json.dumps(asdict(report))))
+        return read_version(await self._change("keep_gate", tenant, principal, name, number, json.dumps(asdict(report))))
 
     async def keep_moves_logits(self, tenant: str, name: str, number: int) -> ModuleVersion:
         """Keep that a worker has seen the version move the canary's logits. Raises ModuleNotFound."""
-        return _version(await self._change("keep_moves_logits", tenant, name, number))
+        return read_version(await self._change("keep_moves_logits", tenant, name, number))
 
     async def hold_version(self, tenant: str, name: str, number: int, token: str, seconds: float) -> None:
         """Mark a version that nothing uses, so that nothing new can: `resolve` does not give it, no alias and no preload takes it.
@@ -205,14 +264,27 @@ class ModuleStore:
         """Take the mark off, where this token's is on it."""
         await self._change("release", tenant, name, number, token)
 
-    async def delete_version(self, tenant: str, principal: str, name: str, number: int, *, token: str = "") -> tuple[ModuleVersion, bool]:
-        """Returns what was deleted, and whether no version of anybody references its digest any more.
+    async def other_references(self, tenant: str, name: str, number: int) -> bool:
+        """Whether another version of anybody has the same digest. One that is held for its deletion counts as gone.
+
+        So that of two deletions at once one finds nothing left, ask while the version is held. Raises ModuleNotFound.
+        """
+        found = await self._look("other_references", tenant, name, number)
+        if found is None:
+            raise ModuleNotFound(f"{name}@{number}")
+        return bool(found)
+
+    async def delete_version(
+        self, tenant: str, principal: str, name: str, number: int, *, token: str = ""
+    ) -> tuple[ModuleVersion, bool, bool]:
+        """Returns what was deleted, whether no version of anybody has its digest any more, and whether none of this tenant has.
 
         token: of the mark that must still be on it.
-        Raises ModuleNotFound, and VersionInUse while an alias or a preload uses it, or when the mark has run out.
+        Raises ModuleNotFound, and VersionInUse while an alias or a preload uses it (that of a worker with a lease, or of every worker), or
+        when the mark has run out.
         """
-        stored, unreferenced = await self._change("delete", tenant, principal, name, number, token)
-        return _version(stored), unreferenced
+        stored, unreferenced, tenants_last = await self._change("delete", tenant, principal, name, number, token)
+        return read_version(stored), unreferenced, tenants_last
 
     async def preload(self, tenant: str, principal: str, name: str, number: int, worker_id: str = "") -> None:
         """Have a worker (every worker: "") load the version when it starts. Raises ModuleNotFound."""
@@ -226,7 +298,7 @@ class ModuleStore:
         await self._change("unload", tenant, principal, name, number, worker_id)
 
     async def preloads(self) -> list[Preload]:
-        """Of all tenants, each once."""
+        """Of all tenants, each once, without those of workers that have no lease; after an hour without one they are taken away."""
         found = [json.loads(entry) for entry in await self._look("preloads")]
         return sorted({Preload(one["digest"], ModuleKind(one["kind"]), one["worker_id"]) for one in found})
 
@@ -277,7 +349,7 @@ class ModuleStore:
         else:
             async with answering(), self._connections:
                 found = await self._redis.xread(stream, count=limit)
-        return [_event(tenant, event_id, fields) for _, entries in found for event_id, fields in entries]
+        return [read_event(tenant, event_id, fields) for _, entries in found for event_id, fields in entries]
 
     async def last_event_id(self, tenant: str) -> str:
         """Of the newest event; before the first one, an id that every event comes after."""
@@ -305,46 +377,11 @@ def _flag(value: bool) -> str:
     return "1" if value else ""
 
 
-def _optional(number: int | None) -> int | str:
+def _optional(number: float | None) -> float | str:
     return "" if number is None else number
 
 
-def _version(stored: Sequence[Any]) -> ModuleVersion:
-    """stored: the version's JSON, its gate report's, and whether it moves logits."""
-    body, gate, moves_logits = stored
-    fields = json.loads(body)
-    for name in ("target_modules", "sources", "parents"):
-        fields[name] = tuple(fields[name])
-    fields |= {"kind": ModuleKind(fields["kind"]), "figures": WeightFigures(**fields["figures"])}
-    return ModuleVersion(**fields, moves_logits=bool(moves_logits), gate=_gate(gate) if gate else None)
-
-
-def _gate(text: str) -> GateReport:
-    fields = json.loads(text)
-    return GateReport(**{**fields, "figures": tuple(GateFigure(**figure) for figure in fields["figures"])})
-
-
-def _alias(text: str) -> Alias:
-    fields = json.loads(text)
-    return Alias(fields["name"], _shares(fields["targets"]), fields["revision"], fields["changed_s"])
-
-
-def _shares(targets: Sequence[Any]) -> tuple[TrafficShare, ...]:
-    return tuple(TrafficShare(**share) for share in targets)
-
-
-def _alias_change(text: str) -> AliasChange:
-    entry = json.loads(text)
-    targets, at_s = _shares(json.loads(entry["targets"])), float(entry["at_s"])
-    return AliasChange(entry["revision"], targets, at_s, entry["principal"], entry["action"], entry["reason"], entry["forced"])
-
-
-def _module(described: Sequence[Any]) -> Module:
-    name, kind, newest, versions, aliases = described
-    by_name = sorted((_alias(shown) for shown in aliases), key=lambda alias: alias.name)
-    return Module(name, ModuleKind(kind), int(newest), int(versions), tuple(by_name))
-
-
-def _event(tenant: str, event_id: str, fields: dict[str, str]) -> AuditEvent:
-    text = {name: fields[name] for name in ("principal", "action", "module", "before", "after")}
-    return AuditEvent(event_id=event_id, at_s=float(fields["at_s"]), tenant=tenant, **text)
+def _canary(alias: str, watched: str) -> CanaryAlias:
+    tenant, name, short = json.loads(alias)
+    fields = json.loads(watched)
+    return CanaryAlias(tenant, name, short, tuple(fields["versions"]), fields["revision"])

@@ -9,13 +9,16 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from memserve.domain import Alias, ModuleKind, ModuleVersion, Tenant, TrafficShare
-from memserve.errors import InvalidField, InvalidModule, ModuleNotFound, ModuleNotLive, RegistryUnavailable
+from memserve.errors import InvalidField, InvalidModule, ModuleNotFound, ModuleNotLive, OtherBase, RegistryUnavailable
 from memserve.memory.blobs import BlobStore
 from memserve.memory.module_kinds import KINDS, PROBES_FILE, BaseModel, CheckedModule, check_module_name
 from memserve.memory.module_store import DigestCondemned, ModuleStore
@@ -25,13 +28,17 @@ from memserve.policy.traffic import Reference, choose_version, parse_reference, 
 
 SOURCES_MAX = 64
 SOURCE_MAX_BYTES = 1024
-TEXT_MAX_BYTES = 64 * 1024
+TEXT_MAX_BYTES = 16 * 1024
 # A blob that a sweep removes just now is put again; a sweep takes milliseconds.
 CONDEMNED_PAUSE_S = 0.2
 CONDEMNED_PATIENCE_S = 60.0
 # Longer than content takes to be put and tried.
 CLAIM_S = 600.0
+FILE_THREADS = 2
+# References whose meaning is kept for when the registry does not answer.
+KNOWN_MAX = 10_000
 
+T = TypeVar("T")
 Moves = Callable[[ModuleKind, str], Awaitable[bool | None]]
 """Kind and digest to whether the module changes the canary prompts' logits; None where no worker could say."""
 
@@ -67,6 +74,30 @@ class Resolved:
     reason: str
 
 
+class FileWork:
+    """Threads of their own for the work on modules' files: the checks of a large upload must not hold up what requests need threads for."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, "module-files")
+
+    async def run(self, work: Callable[[], T], undo: Callable[[T], None] = lambda result: None) -> T:
+        """Run `work` on a thread and wait for its end, also when the caller is cancelled: nobody else may begin with the same files before.
+
+        undo: called with what came of it when nobody is there any more to take it.
+        """
+        task = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if not task.cancelled() and task.exception() is None:
+                undo(task.result())
+            raise
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
 class ParametricMemory:
     """Publishes versions and resolves references to them. A tenant sees its own only."""
 
@@ -77,7 +108,9 @@ class ParametricMemory:
         self._uploads = uploads
         self._base = base
         self._base_digest = base_digest
-        self._known: dict[tuple[str, Reference], tuple[Alias | None, dict[int, ModuleVersion]]] = {}
+        self.files = FileWork(FILE_THREADS)
+        # The least recently asked for first.
+        self._known: OrderedDict[tuple[str, Reference], tuple[Alias | None, dict[int, ModuleVersion]]] = OrderedDict()
 
     def open_upload(self, tenant: str, publication: Publication) -> Upload:
         """Begin or go on with an upload. Blocking. Raises InvalidModule."""
@@ -85,12 +118,16 @@ class ParametricMemory:
             raise InvalidModule("module", "this gateway has no base model weights to check it against; give it the model's directory")
         return self._uploads.open(tenant, publication.name, publication.kind, publication.files)
 
+    def received(self, tenant: str, publication: Publication) -> tuple[int, ...]:
+        """Bytes of each file of an upload that are here. Blocking. Raises InvalidModule."""
+        return self._uploads.received(tenant, publication.name, publication.kind, publication.files)
+
     async def publish(self, tenant: Tenant, publication: Publication, folder: Path, moves: Moves) -> ModuleVersion:
         """Check the files in `folder`, keep them under their digest, and register the next version of the module.
 
         Raises InvalidModule, InvalidField, BlobStoreUnavailable and RegistryUnavailable.
         """
-        checked, probes = await asyncio.to_thread(self._checked, publication, folder)
+        checked, probes = await self.files.run(partial(self._checked, publication, folder))
         version = ModuleVersion(
             module=publication.name,
             version=0,
@@ -133,9 +170,9 @@ class ParametricMemory:
         await self.store.claim([digest for digest in (version.digest, version.probes_digest) if digest], token, CLAIM_S)
         try:
             if probes is not None:
-                await asyncio.to_thread(self.blobs.put_probes, probes.canonical())
+                await self.files.run(partial(self.blobs.put_probes, probes.canonical()))
             put = partial(self.blobs.put, checked.digest, folder, rewritten=checked.rewritten, without=(PROBES_FILE,))
-            size_bytes = await asyncio.to_thread(put)
+            size_bytes = await self.files.run(put)
             moved = await moves(version.kind, version.digest)
             if moved is False:
                 raise InvalidModule("module", "would change nothing: with it and without it the canary prompts get the same logits")
@@ -148,7 +185,7 @@ class ParametricMemory:
     async def resolve(self, field: str, tenant: str, text: str, key: str) -> Resolved:
         """The version that a reference means for the session `key`. While the registry does not answer, what it meant last.
 
-        Raises InvalidField, InvalidModule, ModuleNotFound, ModuleNotLive and RegistryUnavailable.
+        Raises InvalidField, OtherBase, ModuleNotFound, ModuleNotLive and RegistryUnavailable.
         """
         reference = parse_reference(field, text)
         try:
@@ -160,17 +197,19 @@ class ParametricMemory:
                 raise
             why = ", as the registry said last"
         if found is None:
+            self._known.pop((tenant, reference), None)
             raise ModuleNotFound(str(reference) if reference.number else reference.name)
         alias, versions = found
-        self._known[tenant, reference] = found
         if reference.number:
-            return Resolved(self._served(field, versions[reference.number]), f"asked for by number{why}")
+            self._remember(tenant, reference, found)
+            return Resolved(self.served(versions[reference.number]), f"asked for by number{why}")
         targets = tuple(target for target in alias.targets if target.version in versions) if alias is not None else ()
         if alias is None or not targets:
             raise ModuleNotLive(reference.name, reference.alias)
+        self._remember(tenant, reference, found)
         number = choose_version(targets, key)
         part = "" if len(targets) == 1 else f", {share_of(targets, number):.0%} of its traffic"
-        return Resolved(self._served(field, versions[number]), f"{reference.alias} at revision {alias.revision}{part}{why}")
+        return Resolved(self.served(versions[number]), f"{reference.alias} at revision {alias.revision}{part}{why}")
 
     async def version(self, tenant: str, name: str, number: int) -> ModuleVersion:
         """Raises ModuleNotFound and RegistryUnavailable."""
@@ -187,10 +226,11 @@ class ParametricMemory:
             raise ModuleNotFound(str(reference) if reference.number else reference.name)
         alias, versions = found
         if reference.number:
-            return versions[reference.number]
+            return await self.version(tenant, reference.name, reference.number)
         if alias is None or not versions:
             raise ModuleNotLive(reference.name, reference.alias)
-        return versions[max(_present(alias.targets, versions), key=lambda target: target.weight).version]
+        number = max(_present(alias.targets, versions), key=lambda target: target.weight).version
+        return await self.version(tenant, reference.name, number)
 
     async def probes(self, version: ModuleVersion) -> Probes | None:
         """What the gate asks; None when the version brought none."""
@@ -198,10 +238,17 @@ class ParametricMemory:
             return None
         return parse_probes(await asyncio.to_thread(self.blobs.probes, version.probes_digest))
 
-    def _served(self, field: str, version: ModuleVersion) -> ModuleVersion:
+    def served(self, version: ModuleVersion) -> ModuleVersion:
+        """The version, if it was made for the base model that is served here. Raises OtherBase."""
         if self._base_digest and version.base_digest and version.base_digest != self._base_digest:
-            raise InvalidModule(field, f"{version.reference} was made for another base model ({version.base_digest[:12]})")
+            raise OtherBase(version.reference, version.base_digest)
         return version
+
+    def _remember(self, tenant: str, reference: Reference, found: tuple[Alias | None, dict[int, ModuleVersion]]) -> None:
+        self._known[tenant, reference] = found
+        self._known.move_to_end((tenant, reference))
+        if len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
 
     def _checked(self, publication: Publication, folder: Path) -> tuple[CheckedModule, Probes | None]:
         probes_file = folder / PROBES_FILE

@@ -20,6 +20,7 @@ from memserve.domain import ModuleKind
 from memserve.errors import InvalidModule, QuotaExceeded, UploadIncomplete
 from memserve.memory.blob_places import newest_s
 from memserve.memory.module_kinds import KINDS, PROBES_FILE
+from memserve.memory.probes import MAX_BYTES as PROBES_MAX_BYTES
 
 MAX_UNFINISHED = 32
 RETRY_AFTER_S = 2.0
@@ -48,10 +49,8 @@ class Uploads:
         A tenant has at most MAX_UNFINISHED unfinished uploads: a further one takes the place of the one that has been idle longest.
         Raises InvalidModule when the list of files breaks a rule, and QuotaExceeded when another stream is at this upload, or at all.
         """
-        _check_files(kind, files, self._max_bytes)
-        listed = sorted((file.file_name, file.size_bytes, file.sha256) for file in files)
-        of_tenant = self._root / hashlib.sha256(tenant.encode()).hexdigest()
-        folder = of_tenant / hashlib.sha256(json.dumps([tenant, name, kind, listed]).encode()).hexdigest()
+        folder = self._folder(tenant, name, kind, files)
+        of_tenant = folder.parent
         of_tenant.mkdir(parents=True, exist_ok=True)
         # Two streams of a tenant do not count its uploads at the same time.
         counting = os.open(of_tenant, os.O_RDONLY)
@@ -67,6 +66,22 @@ class Uploads:
             raise QuotaExceeded("streams of this upload", 1, RETRY_AFTER_S)
         return Upload(folder, lock, files)
 
+    def received(self, tenant: str, name: str, kind: ModuleKind, files: Sequence[UploadFile]) -> tuple[int, ...]:
+        """Bytes that are here, in the order of the files; zeros where there is no such upload. Changes nothing, and waits for no stream.
+
+        Raises InvalidModule when the list of files breaks a rule.
+        """
+        folder = self._folder(tenant, name, kind, files)
+        sizes = [_size(folder / file.file_name) for file in files]
+        # More than was announced is thrown away when the upload goes on.
+        return tuple(size if size <= file.size_bytes else 0 for file, size in zip(files, sizes, strict=True))
+
+    def _folder(self, tenant: str, name: str, kind: ModuleKind, files: Sequence[UploadFile]) -> Path:
+        _check_files(kind, files, self._max_bytes)
+        listed = sorted((file.file_name, file.size_bytes, file.sha256) for file in files)
+        of_tenant = self._root / hashlib.sha256(tenant.encode()).hexdigest()
+        return of_tenant / hashlib.sha256(json.dumps([tenant, name, kind, listed]).encode()).hexdigest()
+
 
 class Upload:
     """One upload, locked for this stream."""
@@ -77,22 +92,25 @@ class Upload:
         self._lock: int | None = lock
         self._files = {file.file_name: file for file in files}
         for name, file in self._files.items():
-            if self._size(name) > file.size_bytes:
+            if _size(folder / name) > file.size_bytes:
                 # A publisher was cut off after it had rewritten the file.
                 (folder / name).unlink()
 
     def received(self) -> tuple[int, ...]:
         """Bytes that are here, in the order of the files."""
-        return tuple(self._size(name) for name in self._files)
+        return tuple(_size(self._folder / name) for name in self._files)
 
     def append(self, file_name: str, offset: int, content: bytes) -> None:
-        """Raises InvalidModule for a file that was not announced, bytes that do not belong where the file ends, and too many."""
+        """Raises InvalidModule for a file that was not announced and for too many bytes.
+
+        Raises UploadIncomplete for bytes that do not belong where the file ends: the publisher asks what is here, and goes on from there.
+        """
         file = self._files.get(file_name)
         if file is None:
             raise InvalidModule("chunk.file_name", f"{file_name[:80]!r} is not one of the files in the header")
-        size = self._size(file_name)
+        size = _size(self._folder / file_name)
         if offset != size:
-            raise InvalidModule("chunk.offset", f"{file_name} goes on at {size}, not {offset}")
+            raise UploadIncomplete(file_name, size, file.size_bytes)
         if size + len(content) > file.size_bytes:
             raise InvalidModule("chunk.content", f"{file_name} has {file.size_bytes} bytes in the header, and more have come")
         with (self._folder / file_name).open("ab") as stream:
@@ -127,12 +145,6 @@ class Upload:
             os.close(self._lock)
             self._lock = None
 
-    def _size(self, file_name: str) -> int:
-        try:
-            return (self._folder / file_name).stat().st_size
-        except FileNotFoundError:
-            return 0
-
 
 def sweep_uploads(root: Path, max_age_s: float, now_s: float) -> int:
     """Remove the uploads that nobody is at and that nothing has been added to for `max_age_s`. Returns how many."""
@@ -156,6 +168,8 @@ def _check_files(kind: ModuleKind, files: Sequence[UploadFile], max_bytes: int) 
             raise InvalidModule(f"{field}.file_name", f"{file.file_name} is there twice")
         if file.size_bytes < 0:
             raise InvalidModule(f"{field}.size_bytes", "must be 0 or more")
+        if file.file_name == PROBES_FILE and file.size_bytes > PROBES_MAX_BYTES:
+            raise InvalidModule(f"{field}.size_bytes", f"{PROBES_FILE} has at most {PROBES_MAX_BYTES} bytes")
         if not _SHA256.fullmatch(file.sha256):
             raise InvalidModule(f"{field}.sha256", "must be 64 hex digits, in lower case")
     for name in rules.files:
@@ -163,6 +177,14 @@ def _check_files(kind: ModuleKind, files: Sequence[UploadFile], max_bytes: int) 
             raise InvalidModule("header.files", f"{name} is missing; a {kind} has {', '.join(rules.files)}")
     if sum(file.size_bytes for file in files) > max_bytes:
         raise InvalidModule("header.files", f"a module has at most {max_bytes} bytes (setting max_module_bytes)")
+
+
+def _size(file: Path) -> int:
+    """0 where there is none."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _make_room(of_tenant: Path) -> None:

@@ -16,12 +16,14 @@ class RoutingCosts:
     """What the prediction charges beside prefill.
 
     fetch_tokens_per_s: how fast KV comes from Redis. adapter_load_s: for an adapter that the engine does not hold.
-    adapter_swap_s: for one in its host memory. step_s: for each request that the worker already decodes (it shares every step with them).
+    adapter_swap_s: for one in its host memory. expert_load_s: for a logit expert that the engine does not hold.
+    step_s: for each request that the worker already decodes (it shares every step with them).
     """
 
     fetch_tokens_per_s: float = 100_000.0
     adapter_load_s: float = 0.05
     adapter_swap_s: float = 0.005
+    expert_load_s: float = 0.5
     step_s: float = 0.002
 
 
@@ -30,8 +32,8 @@ class WorkerSnapshot:
     """What is known of a worker when the request arrives.
 
     held_tokens: of this prompt, in the worker's own KV memory. shared_tokens: of this prompt, in Redis.
-    pending_prefill_tokens: prompt tokens of other requests that it has yet to compute. adapter: where it has the request's adapter
-    (DEVICE without one).
+    pending_prefill_tokens: prompt tokens of other requests that it has yet to compute. adapter, expert: where it has the request's
+    LoRA and its logit expert (DEVICE without one).
     """
 
     worker_id: str
@@ -41,6 +43,7 @@ class WorkerSnapshot:
     shared_tokens: int
     prefill_tokens_per_s: float
     adapter: ModulePlace
+    expert: ModulePlace = ModulePlace.DEVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ def predict_ttft_s(worker: WorkerSnapshot, prompt_tokens: int, costs: RoutingCos
         + fetched / max(costs.fetch_tokens_per_s, speed)  # what computes sooner than it loads is computed
         + worker.running * costs.step_s
         + _adapter_s(worker.adapter, costs)
+        + (0.0 if worker.expert is ModulePlace.DEVICE else costs.expert_load_s)
     )
 
 

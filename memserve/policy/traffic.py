@@ -75,4 +75,5 @@ def share_of(targets: Sequence[TrafficShare], version: int) -> float:
 
 def _uniform(text: str) -> float:
     """A number in (0, 1), the same for the same text."""
-    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") + 0.5) / 2**64
+    # 52 bits: with more, the highest would be rounded to 1, whose logarithm is 0.
+    return ((int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 12) + 0.5) / 2**52

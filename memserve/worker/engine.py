@@ -23,10 +23,12 @@ from memserve.domain import CachedTokens, FinishReason, ModuleKind, Sampling
 from memserve.memory.blobs import BlobStore
 from memserve.model_files import ModelFiles
 from memserve.worker.connector import CACHED_BY_TIER
+from memserve.worker.local_copies import LocalCopies
 from memserve.worker.logit_expert import LIMIT, PROCESSOR, expert_parameters
 from memserve.worker.lora_extension import WORKER_EXTENSION
-from memserve.worker.modules import ExpertHolder, Holder, LoraHolder, Modules
+from memserve.worker.modules import ExpertHolder, LoraHolder, Modules
 from memserve.worker.redis_tier import OWNER, owner_parameters
+from memserve.worker.room import Holder
 
 HASH_ALGORITHM = "sha256_cbor"
 # A measurement of prefill speed needs this many computed tokens to say anything.
@@ -168,10 +170,10 @@ class Engine:
 
         Raises as `modules.load`.
         """
-        draw = random.Random(CANARY_SEED)
-        vocabulary = self.llm.model_config.get_vocab_size()
-        prompts = [[draw.randrange(vocabulary) for _ in range(CANARY_TOKENS)] for _ in range(CANARY_PROMPTS)]
         async with self.modules.using(digest, kind):
+            draw = random.Random(CANARY_SEED)
+            vocabulary = self.llm.model_config.get_vocab_size()
+            prompts = [[draw.randrange(vocabulary) for _ in range(CANARY_TOKENS)] for _ in range(CANARY_PROMPTS)]
             if kind is ModuleKind.LOGIT_EXPERT:
                 # vLLM's log-probabilities are those before logits processors.
                 return await self.experts.effect(digest, self._folder(digest), prompts)
@@ -249,7 +251,7 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
     if settings.max_experts:
         holders[ModuleKind.LOGIT_EXPERT] = experts
     blobs = BlobStore(settings.module_store_url, settings.modules_root / "modules")
-    return Engine(llm, Modules(blobs, holders), loras, experts, settings.modules_root)
+    return Engine(llm, Modules(LocalCopies(blobs), holders), loras, experts, settings.modules_root)
 
 
 def largest_change(base: dict[int, float], changed: dict[int, float]) -> float:

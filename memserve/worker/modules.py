@@ -6,179 +6,116 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from memserve.domain import ModuleKind, ModulePlace
-from memserve.errors import InvalidModule, MemserveError
-from memserve.memory.blobs import BlobStore
-from memserve.policy.residency import leaves_first
+from memserve.errors import InvalidModule
+from memserve.worker.local_copies import LocalCopies
 from memserve.worker.logit_expert import load_expert
+from memserve.worker.room import Holder, ModuleRefused, Places, Room
 
-READ_BYTES = 1 << 20
-Places = dict[str, ModulePlace]
-"""Digest to DEVICE or HOST of what the engine holds of one kind, least recently used first."""
-
+# Modules that are fetched at the same time.
+FETCHES = 4
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class ModuleRefused(MemserveError):
-    """This worker does not do what was asked with the module now; another may. Nothing was changed."""
-
-    def __init__(self, digest: str, why: str) -> None:
-        super().__init__(f"module {digest}: {why}")
-
-
-class Holder(Protocol):
-    """How an engine holds the modules of one kind. capacity: how many at most; `setting` names it."""
-
-    @property
-    def capacity(self) -> int: ...
-
-    @property
-    def setting(self) -> str: ...
-
-    async def places(self) -> Places:
-        """Ask the engine."""
-
-    async def load(self, digest: str, folder: Path, leaving: str | None) -> Places:
-        """Take the module in, and let `leaving` go for it. Raises InvalidModule when the engine refuses it."""
-
-    async def unload(self, digest: str) -> Places: ...
+# What the engine lacks when it says so; the module may be right.
+_LACK = re.compile(r"\[Errno \d+\]|out of memory|can't allocate memory|No adapter found", re.IGNORECASE)
 
 
 class Modules:
     """What an engine holds. Places are the engine's own word, as of when it was last asked."""
 
-    def __init__(self, blobs: BlobStore, holders: Mapping[ModuleKind, Holder]) -> None:
-        self._blobs = blobs
-        self._holders = holders
-        self._held: dict[ModuleKind, Places] = {kind: {} for kind in holders}
-        self._uses: Counter[str] = Counter()
-        self._pinned: set[str] = set()
-        self._loading: dict[tuple[ModuleKind, str], asyncio.Task[None]] = {}
-        # One exchange at a time: who leaves is decided on what the engine holds.
-        self._exchanging = asyncio.Lock()
+    def __init__(self, copies: LocalCopies, holders: Mapping[ModuleKind, Holder]) -> None:
+        self.copies = copies
+        self._rooms = {kind: Room(holder) for kind, holder in holders.items()}
+        # Of its own: a module store that does not answer must not hold up what else is done in threads.
+        self._fetching = ThreadPoolExecutor(FETCHES, thread_name_prefix="modules")
         self.stale = False
 
     @property
     def held(self) -> Places:
         """Digest to DEVICE or HOST, of every kind."""
-        return {digest: place for places in self._held.values() for digest, place in places.items()}
+        return {digest: place for room in self._rooms.values() for digest, place in room.held.items()}
 
     @property
     def used(self) -> list[str]:
         """Digests of the modules that requests under way use, and of those that are being loaded."""
-        return sorted(digest for digest, uses in self._uses.items() if uses)
+        return sorted({digest for room in self._rooms.values() for digest in room.in_use})
+
+    @property
+    def pinned(self) -> list[tuple[ModuleKind, str]]:
+        """Kinds and digests of what stays until it is unloaded or unpinned."""
+        return sorted((kind, digest) for kind, room in self._rooms.items() for digest in room.pinned)
 
     @contextlib.asynccontextmanager
     async def using(self, digest: str, kind: ModuleKind) -> AsyncIterator[None]:
         """Have the module loaded, and keep it loaded while the context is open. Raises as `load`."""
-        self._uses[digest] += 1
-        try:
-            await self._ensure(digest, kind)
-            yield
-        finally:
-            self._uses[digest] -= 1
-            if not self._uses[digest]:
-                del self._uses[digest]
-            places = self._held.get(kind, {})
-            if digest in places:
-                places[digest] = places.pop(digest)  # to the end: the most recently used
-            # A step puts the adapters that it needs into slots, and others out of theirs.
-            self.stale = True
+        async with self._room(digest, kind).using(digest, lambda: self.files(digest)):
+            try:
+                yield
+            finally:
+                # A step puts the adapters that it needs into slots, and others out of theirs.
+                self.stale = True
 
     async def load(self, digest: str, kind: ModuleKind, *, pin: bool = False) -> ModulePlace:
-        """Have the module loaded. pin: it stays until it is unloaded.
+        """Have the module loaded; where all that is held is in use, wait until one may leave. pin: it stays until it is unloaded.
 
-        Raises ModuleNotFound when the module store does not have it, InvalidModule when the engine refuses it, ModuleRefused when there
-        is no room.
+        Raises InvalidModule when the engine refuses it, ModuleRefused when all that is held is pinned or no more may be, and as `files`.
         """
+        room = self._room(digest, kind)
+        if pin:
+            room.check_pin(digest)
         async with self.using(digest, kind):
             if pin:
-                self._pinned.add(digest)
-            return self._held[kind][digest]
+                room.pin(digest)
+            return room.held[digest]
+
+    def unpin(self, digest: str, kind: ModuleKind) -> None:
+        """Let it leave when others need the room."""
+        self._room(digest, kind).unpin(digest)
 
     async def unload(self, digest: str, kind: ModuleKind, *, forget: bool = False) -> ModulePlace:
         """Take the module out of the engine. forget: delete the local copy of its files too, where it is one.
 
         Raises ModuleRefused while a request uses it.
         """
-        self._check(digest, kind)
-        async with self._exchanging:
-            if digest in self._uses:
-                raise ModuleRefused(digest, "requests use it; unload it when they have ended")
-            self._pinned.discard(digest)
-            if self._held[kind].pop(digest, None) is not None:
-                self._held[kind] = await self._holders[kind].unload(digest)
-            if forget:
-                await asyncio.to_thread(self._blobs.forget_local, digest)
-        return ModulePlace.DISK if await asyncio.to_thread(self._blobs.has_local, digest) else ModulePlace.ABSENT
+        await self._room(digest, kind).unload(digest)
+        if forget:
+            await asyncio.to_thread(self.copies.forget, digest)
+        return await self._place_on_disk(digest)
+
+    async def place(self, digest: str) -> ModulePlace:
+        """Where the module is, whatever its kind. Asks neither the engine nor the module store. Raises InvalidModule for no digest."""
+        _check_digest(digest)
+        return self.held.get(digest) or await self._place_on_disk(digest)
 
     async def files(self, digest: str) -> Path:
-        """The folder with the module's files, fetched where it is not here. Raises ModuleNotFound, and what the module store raises."""
+        """The folder with the module's files, fetched where it is not here, and verified.
+
+        Raises ModuleNotFound, BlobDamaged, BlobStoreUnavailable and OSError.
+        """
         _check_digest(digest)
-        return await asyncio.to_thread(self._blobs.local, digest)
+        return await asyncio.get_running_loop().run_in_executor(self._fetching, self.copies.fetch, digest)
 
     async def refresh(self) -> None:
         """Ask the engine where its modules are. Every question interrupts it, so ask only when `stale`."""
-        async with self._exchanging:
-            self.stale = False
-            for kind, holder in self._holders.items():
-                self._held[kind] = await holder.places()
+        self.stale = False
+        for room in self._rooms.values():
+            await room.refresh()
 
-    async def _ensure(self, digest: str, kind: ModuleKind) -> None:
-        self._check(digest, kind)
-        if digest in self._held[kind]:
-            return
-        if (kind, digest) not in self._loading:
-            self._loading[kind, digest] = asyncio.create_task(self._load(digest, kind))
-            self._loading[kind, digest].add_done_callback(lambda task: self._loaded(digest, kind, task))
-        # Several may wait for it: one that is cancelled leaves it to the others.
-        await asyncio.shield(self._loading[kind, digest])
+    async def _place_on_disk(self, digest: str) -> ModulePlace:
+        return ModulePlace.DISK if await asyncio.to_thread(self.copies.has, digest) else ModulePlace.ABSENT
 
-    def _loaded(self, digest: str, kind: ModuleKind, task: asyncio.Task[None]) -> None:
-        del self._loading[kind, digest]
-        if not task.cancelled():
-            task.exception()  # where all who waited have gone, nobody else asks for it
-
-    async def _load(self, digest: str, kind: ModuleKind) -> None:
-        holder = self._holders[kind]
-        folder = await asyncio.to_thread(self._fetch, digest)
-        async with self._exchanging:
-            held = self._held[kind]
-            leaving = None
-            if len(held) >= holder.capacity:
-                leaving = leaves_first(held, pinned=self._pinned, in_use=self._uses)
-                if leaving is None:
-                    raise ModuleRefused(digest, f"no room: {len(held)} modules are in use or pinned (setting {holder.setting})")
-                # From now on nobody may count on it.
-                del held[leaving]
-            try:
-                self._held[kind] = await holder.load(digest, folder, leaving)
-            except Exception:
-                self._held[kind] = await holder.places()
-                raise
-
-    def _fetch(self, digest: str) -> Path:
-        """Have the files here, and in the page cache: the engine reads them between two steps of the streams of others."""
-        folder = self._blobs.local(digest)
-        for file in folder.iterdir():
-            with file.open("rb") as stream:
-                while stream.read(READ_BYTES):
-                    pass
-        return folder
-
-    def _check(self, digest: str, kind: ModuleKind) -> None:
+    def _room(self, digest: str, kind: ModuleKind) -> Room:
         _check_digest(digest)
-        if kind not in self._holders:
+        if kind not in self._rooms:
             raise ModuleRefused(digest, f"this worker holds no modules of kind {kind.value} (setting max_experts is 0)")
+        return self._rooms[kind]
 
 
 class LoraHolder:
@@ -209,7 +146,7 @@ class LoraHolder:
         try:
             return self._by_digest(await self._llm.collective_rpc("exchange_lora", args=arguments))
         except Exception as error:
-            raise refusal(self._llm, error) from error
+            raise refusal(self._llm, digest, error) from error
 
     async def unload(self, digest: str) -> Places:
         await self._llm.remove_lora(self._ids[digest])
@@ -241,7 +178,7 @@ class ExpertHolder:
         try:
             await load_expert(self._llm, digest, str(folder))
         except Exception as error:
-            raise refusal(self._llm, error) from error
+            raise refusal(self._llm, digest, error) from error
         return await self.places()
 
     async def unload(self, digest: str) -> Places:
@@ -261,12 +198,14 @@ class ExpertHolder:
                 pass
 
 
-def refusal(llm: AsyncLLM, error: Exception) -> Exception:
-    """What an engine's error at loading means: InvalidModule, or the error itself where the engine has died."""
+def refusal(llm: AsyncLLM, digest: str, error: Exception) -> Exception:
+    """What an engine's error at loading means: InvalidModule, ModuleRefused, or the error itself where the engine has died."""
     if llm.errored:
         return error
-    reason = str(error).rpartition("method failed: ")[2].partition("\n")[0]
-    return InvalidModule("module", f"the engine refuses it: {reason or type(error).__name__}")
+    reason = str(error).rpartition("method failed: ")[2].partition("\n")[0] or type(error).__name__
+    if _LACK.search(reason):
+        return ModuleRefused(digest, f"the engine cannot load it now: {reason}")
+    return InvalidModule("module", f"the engine refuses it: {reason}")
 
 
 def _check_digest(digest: str) -> None:

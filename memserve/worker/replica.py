@@ -9,6 +9,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,17 @@ from ray import serve
 
 from memserve.config import Settings, changed_settings
 from memserve.domain import WorkerLease
-from memserve.errors import MemserveError, RegistryUnavailable
+from memserve.errors import BlobStoreUnavailable, RegistryUnavailable
 
 log = logging.getLogger("memserve.worker")
 
 HEARTBEATS_PER_LEASE = 3
 ENGINE_CHECK_S = 0.25
+REFRESH_S = 1.0
+PRELOADS_S = 3.0
+# A worker that starts is worth waiting for until it is warm, but not for long.
+FIRST_PRELOADS_S = 5.0
+COPIES_S = 60.0
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.so_reuseport", 0),
@@ -55,6 +61,8 @@ class WorkerReplica:
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._settings = Settings(**settings)
         self._tasks: list[asyncio.Task[None]] = []
+        self._swept = False
+        self._loaded_ahead = asyncio.Event()
         logging.basicConfig(level=logging.INFO)
         # vLLM reads these at import. Ray may set PYTHONHASHSEED, which would change every block key.
         os.environ.pop("PYTHONHASHSEED", None)
@@ -69,6 +77,7 @@ class WorkerReplica:
         from memserve.kv.ledger import NO_QUOTAS
         from memserve.kv.server_check import check_cache_servers
         from memserve.memory.activation import ActivationMemory
+        from memserve.memory.module_store import ModuleStore
         from memserve.model_files import open_model
         from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
         from memserve.registry import Registry
@@ -77,6 +86,7 @@ class WorkerReplica:
         from memserve.worker.cpu_offload import sweep_orphan_regions
         from memserve.worker.engine import start_engine
         from memserve.worker.golden import Golden, check_golden_prefix
+        from memserve.worker.preloads import Preloads
         from memserve.worker.service import WorkerService
 
         settings = self._settings
@@ -106,7 +116,12 @@ class WorkerReplica:
             await self._engine.warm_up()
         elif golden is Golden.UNTESTED:
             log.warning("nothing that was stored in Redis came back; KV is shared as soon as Redis answers, untested")
-        await self._load_preloads()
+        worker_id = f"w-{uuid.uuid4().hex[:8]}"
+        self._store = ModuleStore(settings.redis)
+        self._preloads = Preloads(self._store, self._engine.modules, worker_id)
+        self._tasks.append(asyncio.create_task(repeat("loading modules ahead", self._load_ahead, PRELOADS_S)))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._loaded_ahead.wait(), FIRST_PRELOADS_S)
 
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         service = WorkerService(self._engine, self._log, max_lora_rank=settings.max_lora_rank)
@@ -116,7 +131,7 @@ class WorkerReplica:
         metrics, _ = start_http_server(0, addr=settings.host)
         address = socket.gethostbyname(socket.gethostname()) if settings.host == "0.0.0.0" else settings.host
         self._lease = WorkerLease(
-            worker_id=f"w-{uuid.uuid4().hex[:8]}",
+            worker_id=worker_id,
             address=f"{address}:{port}",
             metrics_address=f"{address}:{metrics.server_port}",
             pid=os.getpid(),
@@ -132,28 +147,12 @@ class WorkerReplica:
             shares_kv=golden is not Golden.DIFFERENT,
         )
         self._registry = Registry(settings.redis)
-        self._tasks += [asyncio.create_task(self._keep_lease()), asyncio.create_task(self._end_with_engine())]
-
-    async def _load_preloads(self) -> None:
-        """Load and pin what every worker is to have; what does not load is left to the requests that want it.
-
-        A preload of one worker lives as long as that worker: this one has a name that no other had.
-        """
-        from memserve.memory.module_store import ModuleStore
-
-        store = ModuleStore(self._settings.redis)
-        try:
-            wanted = [preload for preload in await store.preloads() if not preload.worker_id]
-        except RegistryUnavailable as error:
-            log.warning("modules are not loaded ahead: %s", error)
-            return
-        finally:
-            await store.close()
-        for preload in wanted:
-            try:
-                await self._engine.modules.load(preload.digest, preload.kind, pin=True)
-            except MemserveError as error:
-                log.error("a module is not loaded ahead: %s", error)
+        self._tasks += [
+            asyncio.create_task(repeat("keeping the lease", self._renew_lease, settings.lease_s / HEARTBEATS_PER_LEASE)),
+            asyncio.create_task(repeat("asking the engine for its modules", self._refresh_modules, REFRESH_S)),
+            asyncio.create_task(repeat("tidying the copies of modules", self._tidy_copies, COPIES_S)),
+            asyncio.create_task(self._end_with_engine()),
+        ]
 
     async def _end_with_engine(self) -> None:
         """End this process when the engine has died: its streams break at once, and Serve starts a fresh replica.
@@ -165,17 +164,30 @@ class WorkerReplica:
         log.error("the engine has died; ending this worker so that it is started again")
         os._exit(1)
 
-    async def _keep_lease(self) -> None:
-        lease_s = self._settings.lease_s
-        while True:
-            try:
-                await self._registry.renew_lease(self._lease, lease_s)
-            except RegistryUnavailable as error:
-                log.warning("%s", error)
-            # Asked only after use: every question interrupts the engine, which has tokens to make.
-            if self._engine.modules.stale:
-                await self._engine.modules.refresh()
-            await asyncio.sleep(lease_s / HEARTBEATS_PER_LEASE)
+    async def _renew_lease(self) -> None:
+        try:
+            await self._registry.renew_lease(self._lease, self._settings.lease_s)
+        except RegistryUnavailable as error:
+            log.warning("%s", error)
+
+    async def _load_ahead(self) -> None:
+        await self._preloads.reconcile()
+        self._loaded_ahead.set()
+
+    async def _refresh_modules(self) -> None:
+        # Asked only after use: every question interrupts the engine, which has tokens to make.
+        if self._engine.modules.stale:
+            await self._engine.modules.refresh()
+
+    async def _tidy_copies(self) -> None:
+        modules = self._engine.modules
+        try:
+            if not self._swept:
+                await asyncio.to_thread(modules.copies.sweep_leftovers, time.time())
+                self._swept = True
+            await asyncio.to_thread(modules.copies.drop_unused, [*modules.held, *modules.used], time.time())
+        except BlobStoreUnavailable as error:
+            log.warning("copies of modules are tidied later: %s", error)
 
     async def check_health(self) -> None:
         """Called by Ray Serve; raises when the engine is dead."""
@@ -190,9 +202,21 @@ class WorkerReplica:
                 await self._registry.drop_lease(self._lease.worker_id)
             await self._registry.close()
             await self._server.stop(self._settings.shutdown_grace_s / 2)
+        if hasattr(self, "_store"):
+            await self._store.close()
         if hasattr(self, "_engine"):
             self._engine.shutdown()
             self._events_socket.unlink(missing_ok=True)
+
+
+async def repeat(what: str, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
+    """Take the step again and again, with a pause between. Only cancellation ends it: what a step raises is logged."""
+    while True:
+        try:
+            await step()
+        except Exception:
+            log.exception("%s failed; it is tried again", what)
+        await asyncio.sleep(pause_s)
 
 
 def worker_application(settings: Settings) -> serve.Application:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -14,13 +15,15 @@ from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, Sampling
-from memserve.errors import MemserveError, ModuleNotFound
+from memserve.errors import InvalidModule, MemserveError, ModuleNotFound
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.worker.block_log import BlockEvent, BlockLog, Change
 from memserve.worker.compose import Composed, Parent, Progress
 from memserve.worker.compose_task import compose_in_ray
 from memserve.worker.engine import Engine
+
+log = logging.getLogger("memserve.worker")
 
 STATE_INTERVAL_S = 0.25
 KEYS_IN_A_MESSAGE = 16_384
@@ -65,7 +68,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             tenant=request.tenant,
             keep=request.keep,
         )
-        async with refusals(context), contextlib.aclosing(deltas):
+        async with refusals(context, wrong_module=grpc.StatusCode.FAILED_PRECONDITION), contextlib.aclosing(deltas):
             async for delta in deltas:
                 response = pb.GenerateResponse(text=delta.text, token_ids=delta.token_ids, logprobs=delta.logprobs)
                 if delta.cached is not None:
@@ -85,6 +88,11 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             place = await self._engine.modules.unload(request.digest, module_kind(request.kind), forget=request.forget)
             self._log.changed.set()
             return pb.UnloadModuleResponse(place=PLACE[place])
+
+    async def GetModulePlaces(self, request: pb.GetModulePlacesRequest, context: Context) -> pb.GetModulePlacesResponse:
+        async with refusals(context):
+            places = [(digest, await self._engine.modules.place(digest)) for digest in request.digests]
+            return pb.GetModulePlacesResponse(modules=[pb.ModuleResidency(digest=digest, place=PLACE[place]) for digest, place in places])
 
     async def TryModule(self, request: pb.TryModuleRequest, context: Context) -> pb.TryModuleResponse:
         async with refusals(context):
@@ -171,15 +179,24 @@ def module_kind(name: str) -> ModuleKind:
 
 
 @contextlib.asynccontextmanager
-async def refusals(context: Context) -> AsyncIterator[None]:
-    """Every refusal is a status. FAILED_PRECONDITION: not on this worker, or not now; another may."""
+async def refusals(context: Context, *, wrong_module: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> AsyncIterator[None]:
+    """Every refusal is a status. FAILED_PRECONDITION: not on this worker, or not now; another may. INVALID_ARGUMENT: nowhere.
+
+    wrong_module: for a module that is wrong itself; in an answer it is one more reason to try another worker.
+    """
     try:
         yield
+    except InvalidModule as error:
+        await context.abort(wrong_module, str(error))
     except ModuleNotFound as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {error}")
     except MemserveError as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except EngineDeadError:
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine has died")
+    except OSError as error:
+        # A full disk, say. Without a status of its own the gateway would take this worker for dead.
+        log.exception("a call was refused")
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"not on this worker now: {error.strerror or type(error).__name__}")
     except (ValueError, VLLMClientError) as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error).partition("\n")[0])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -27,6 +28,7 @@ STATE_INTERVAL_S = 0.1
 LEASE_S = 60.0
 NAMESPACE = "ab" * 32
 CHUNK_BYTES = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -98,8 +100,9 @@ class FakeBlockLog:
 class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
     """Start it with `async with`. What it saw: `requests`, `deadlines_s` (None without one) and `cancelled`, by request id.
 
-    Modules are found in modules_root/modules/<digest>. `refuses`: digest to why it cannot be loaded. `changes`: digest to what TryModule
-    measures, 0.5 for others. `pinned`: what it was told to keep.
+    Modules are found in modules_root/modules/<digest>. `refuses`: digest to why it cannot be loaded here. `wrong`: digest to why it cannot
+    be loaded anywhere. `changes`: digest to what TryModule measures, 0.5 for others. `pinned`: what it was told to keep. A composition is
+    refused by its method in `refuses` or `wrong`.
     """
 
     registry_url: str
@@ -120,11 +123,13 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self.watches: list[pb.WatchRequest] = []
         self.loads: list[pb.LoadModuleRequest] = []
         self.refuses: dict[str, str] = {}
+        self.wrong: dict[str, str] = {}
         self.changes: dict[str, float] = {}
         self.pinned: set[str] = set()
         self._running: dict[str, list[str]] = {}
         self._places: dict[str, pb.ModulePlace] = {}
         self._address = "127.0.0.1:0"
+        self._model_digest = self.model.model_digest()
 
     async def __aenter__(self) -> Self:
         self._registry = Registry(self.registry_url)
@@ -148,7 +153,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             metrics_address="127.0.0.1:0",
             pid=0,
             model=self.model.name,
-            model_digest="fake",
+            model_digest=self._model_digest,
             tokenizer_digest=self.tokenizer_digest or self.model.tokenizer_digest(),
             namespace=NAMESPACE,
             block_tokens=BLOCK_TOKENS,
@@ -190,7 +195,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         wanted = {request.module_digest: ModuleKind.LORA, request.expert_digest if request.expert_alpha else "": ModuleKind.LOGIT_EXPERT}
         used = [digest for digest in wanted if digest]
         for digest in used:
-            await self._load(digest, wanted[digest], context)
+            await self._load(digest, wanted[digest], context, wrong=grpc.StatusCode.FAILED_PRECONDITION)
         self._running[request.request_id] = used
         self.log.changed.set()
         ended = False
@@ -248,8 +253,14 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self.pinned.discard(request.digest)
         self.log.changed.set()
         # Its directory is the module store itself, so there is no copy to forget.
-        here = (self.modules_root / "modules" / request.digest).is_dir()
-        return pb.UnloadModuleResponse(place=pb.MODULE_PLACE_DISK if here else pb.MODULE_PLACE_ABSENT)
+        return pb.UnloadModuleResponse(place=self._place(request.digest))
+
+    async def GetModulePlaces(self, request: pb.GetModulePlacesRequest, context: Context) -> pb.GetModulePlacesResponse:
+        for digest in request.digests:
+            if not _DIGEST.fullmatch(digest):
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "digest: must be 64 lower-case hex digits")
+        found = [pb.ModuleResidency(digest=digest, place=self._place(digest)) for digest in request.digests]
+        return pb.GetModulePlacesResponse(modules=found)
 
     async def TryModule(self, request: pb.TryModuleRequest, context: Context) -> pb.TryModuleResponse:
         await self._load(request.digest, request.kind, context)
@@ -263,6 +274,8 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {folder.name}")
         if refusal := self.refuses.get(request.method):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
+        if refusal := self.wrong.get(request.method):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, refusal)
         for done in range(len(folders) + 1):
             yield pb.ComposeModuleResponse(progress=pb.ComposeProgress(done=done, total=len(folders)))
         for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -273,15 +286,23 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         recipe = {"method": request.method, "parents": [folder.name for folder in folders], "rank": request.rank}
         yield pb.ComposeModuleResponse(recipe=json.dumps(recipe))
 
-    async def _load(self, digest: str, kind: str, context: Context) -> None:
+    async def _load(self, digest: str, kind: str, context: Context, *, wrong: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> None:
         await _check_kind(kind, context)
-        weights = "adapter_model.safetensors" if kind == ModuleKind.LORA else "model.safetensors"
-        if not (self.modules_root / "modules" / digest / weights).is_file():
+        folder = self.modules_root / "modules" / digest
+        if not folder.is_dir():
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {digest}")
+        if not (folder / ("adapter_model.safetensors" if kind == ModuleKind.LORA else "model.safetensors")).is_file():
+            await context.abort(wrong, f"module: the engine refuses it: no {kind}")
         if refusal := self.refuses.get(digest):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
+        if refusal := self.wrong.get(digest):
+            await context.abort(wrong, refusal)
         self._places[digest] = pb.MODULE_PLACE_DEVICE
         self.log.changed.set()
+
+    def _place(self, digest: str) -> pb.ModulePlace:
+        here = (self.modules_root / "modules" / digest).is_dir()
+        return self._places.get(digest, pb.MODULE_PLACE_DISK if here else pb.MODULE_PLACE_ABSENT)
 
     def _used(self) -> set[str]:
         return {digest for used in self._running.values() for digest in used}

@@ -168,7 +168,7 @@ async def test_a_canary_that_breaches_is_taken_out_by_itself(gateway: RunningGat
     await client.modules.split("tone", {1: 90, 2: 10})
 
     async def rolled_back() -> bool:
-        return (await client.modules.get("tone")).aliases[0].targets == (TrafficShare(1, 1.0),)
+        return (await client.modules.get("tone")).aliases[0].targets == (TrafficShare(1, 90),)
 
     await eventually(rolled_back)
     last = (await client.modules.history("tone"))[-1]
@@ -185,18 +185,44 @@ async def test_a_canary_that_passes_stays(gateway: RunningGateway, client: Async
 
     async def judged() -> bool:
         report = (await client.modules.version("tone@2")).gate
-        return report is not None and report.passed and await gateway.pipeline.canaries.all() == []
+        return report is not None and report.passed
 
     await eventually(judged)
     assert len((await client.modules.get("tone")).aliases[0].targets) == 2
+    (watched,) = await gateway.pipeline.modules.store.canaries()
+    assert (watched.alias, watched.versions) == ("live", (2,))
+    await client.modules.promote("tone", 2)
+    assert await gateway.pipeline.modules.store.canaries() == []
+
+
+async def test_a_canary_that_workers_refuse_is_taken_out_though_its_probes_passed(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
+    await publish(gateway, tmp_path, 1)
+    await client.modules.promote("tone", 1)
+    version = await publish(gateway, tmp_path, 2, probes=PASSES)
+    await client.modules.split("tone", {1: 50, 2: 50})
+    for worker in gateway.workers:
+        worker.refuses[version.digest] = "its device is on fire"
+
+    async def taken_out() -> bool:
+        with contextlib.suppress(CallFailed):
+            await client.generate("hello", module="tone", sampling=GREEDY)
+        return (await client.modules.get("tone")).aliases[0].targets == (TrafficShare(1, 50),)
+
+    await eventually(taken_out)
+    assert (await client.modules.history("tone"))[-1].action == "canary_rollback"
 
 
 async def test_all_of_an_alias_is_not_given_to_a_version_that_has_not_passed(
     gateway: RunningGateway, client: AsyncClient, tmp_path: Path
 ) -> None:
     await publish(gateway, tmp_path, 1, probes=FAILS)
-    refused = await failure_of(client.modules.split("tone", {1: 1}))
-    assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "targets")
+    await publish(gateway, tmp_path, 2)
+    await client.modules.promote("tone", 2)
+    for weights in ({1: 1.0}, {1: 51.0, 2: 49.0}):
+        refused = await failure_of(client.modules.split("tone", weights))
+        assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "targets")
 
 
 async def test_a_version_in_use_is_not_deleted_and_one_that_nothing_uses_is_gone_with_its_content(
@@ -276,9 +302,7 @@ async def test_a_composed_version_names_its_parents_and_is_checked_like_an_uploa
     assert missing.code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_composed_version_is_asked_what_its_parents_are_asked(
-    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
-) -> None:
+async def test_a_composed_version_is_asked_what_its_parents_are_asked(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
     await publish(gateway, tmp_path, 1, name="left", probes=PASSES)
     await publish(gateway, tmp_path, 2, name="right", probes=FAILS)
     await client.modules.compose("both", "linear", {"left@1": 0.5, "right@1": 0.5})
@@ -317,6 +341,25 @@ async def test_a_module_is_named_where_its_kind_belongs(gateway: RunningGateway,
     assert far.field == "experts[0].alpha"
 
 
+async def test_a_dropped_alias_lets_its_version_be_deleted(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+    await publish(gateway, tmp_path, 1)
+    await client.modules.promote("tone", 1)
+    assert (await client.modules.drop_alias("tone", "live")).targets == (TrafficShare(1, 1.0),)
+    await client.modules.delete("tone", 1)
+    assert [change.action for change in await client.modules.history("tone")] == ["promote", "drop"]
+    assert "tone" not in [module.name for module in await client.modules.all()]
+
+
+async def test_an_alias_is_not_pointed_at_what_no_worker_can_load(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+    version = await publish(gateway, tmp_path, 1)
+    for worker in gateway.workers:
+        worker.refuses[version.digest] = "no room"
+    refused = await failure_of(client.modules.promote("tone", 1))
+    assert refused.code is grpc.StatusCode.UNAVAILABLE
+    assert "no room" in refused.detail
+    assert (await client.modules.get("tone")).aliases == ()
+
+
 async def test_what_is_not_there_is_not_found(client: AsyncClient) -> None:
     for call in (
         client.modules.get("nobody"),
@@ -331,5 +374,6 @@ async def test_what_is_not_there_is_not_found(client: AsyncClient) -> None:
         client.modules.delete("nobody", 1),
         client.modules.preload("nobody"),
         client.modules.unload("nobody"),
+        client.modules.drop_alias("nobody", "live"),
     ):
         assert (await failure_of(call)).code is grpc.StatusCode.NOT_FOUND

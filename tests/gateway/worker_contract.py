@@ -35,6 +35,7 @@ async def check_worker_contract(address: str, token_ids: Sequence[int], block_to
         await check_cancelling_ends_the_work(stub, token_ids)
         await check_a_module_is_loaded_once_asked_for_and_gone_once_unloaded(stub, lora)
         await check_a_request_loads_its_module_and_keeps_it_while_it_runs(stub, token_ids, lora)
+        await check_places_are_told_without_loading_anything(stub, lora)
         await check_an_unknown_module_or_kind_is_not_loaded(stub, lora)
         await check_the_canary_prompts_feel_the_module(stub, lora)
         await check_composing_tells_its_progress_then_the_files_then_the_recipe(stub, lora)
@@ -118,10 +119,26 @@ async def check_a_request_loads_its_module_and_keeps_it_while_it_runs(
     await state_with(stub, lambda state: lora not in state.used_modules and lora in {each.digest for each in state.modules})
 
 
+async def check_places_are_told_without_loading_anything(stub: rpc.WorkerServiceStub, lora: str) -> None:
+    request = pb.GetModulePlacesRequest(digests=["0" * 64, lora])
+    await stub.UnloadModule(pb.UnloadModuleRequest(digest=lora, kind="lora"), timeout=TIMEOUT_S)
+    for _ in range(2):
+        told = (await stub.GetModulePlaces(request, timeout=TIMEOUT_S)).modules
+        assert [each.digest for each in told] == list(request.digests)
+        assert [each.place for each in told] == [pb.MODULE_PLACE_ABSENT, pb.MODULE_PLACE_DISK]
+    await stub.LoadModule(pb.LoadModuleRequest(digest=lora, kind="lora"), timeout=TIMEOUT_S)
+    absent, loaded = (await stub.GetModulePlaces(request, timeout=TIMEOUT_S)).modules
+    assert absent.place == pb.MODULE_PLACE_ABSENT
+    assert loaded.place in (pb.MODULE_PLACE_DEVICE, pb.MODULE_PLACE_HOST)
+    bad = pb.GetModulePlacesRequest(digests=["../modules"])
+    await refused(stub.GetModulePlaces(bad, timeout=TIMEOUT_S), grpc.StatusCode.INVALID_ARGUMENT)
+
+
 async def check_an_unknown_module_or_kind_is_not_loaded(stub: rpc.WorkerServiceStub, lora: str) -> None:
     await refused(stub.LoadModule(pb.LoadModuleRequest(digest="0" * 64, kind="lora"), timeout=TIMEOUT_S))
-    # The files of one kind are no module of another.
-    await refused(stub.LoadModule(pb.LoadModuleRequest(digest=lora, kind="logit_expert"), timeout=TIMEOUT_S))
+    # The files of one kind are no module of another, on any worker.
+    expert = pb.LoadModuleRequest(digest=lora, kind="logit_expert")
+    await refused(stub.LoadModule(expert, timeout=TIMEOUT_S), grpc.StatusCode.INVALID_ARGUMENT)
     await refused(stub.TryModule(pb.TryModuleRequest(digest="0" * 64, kind="lora"), timeout=TIMEOUT_S))
     unknown = pb.LoadModuleRequest(digest=lora, kind="cartridge")
     await refused(stub.LoadModule(unknown, timeout=TIMEOUT_S), grpc.StatusCode.INVALID_ARGUMENT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -11,7 +12,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from memserve.errors import BlobDamaged, BlobStoreUnavailable, ModuleNotFound, StartupError
+from memserve.errors import BlobDamaged, BlobStoreUnavailable, InvalidModule, ModuleNotFound, StartupError
+from memserve.memory.blob_places import Directory
 from memserve.memory.blobs import BlobStore, sweep
 
 DIGEST, OTHER, THIRD = "a" * 64, "b" * 64, "c" * 64
@@ -200,9 +202,8 @@ def test_a_damaged_blob_is_never_handed_out_and_putting_it_again_mends_it(tmp_pa
         worker.local(DIGEST)
     assert not worker.has_local(DIGEST)
     assert on_disk(tmp_path / "worker") == []
-    if damage != "flipped":  # Of a size that is right, only a fetch finds out.
-        worker.put(DIGEST, folder_of(tmp_path / "upload"))
-        assert kept(worker.local(DIGEST)) == FILES
+    worker.put(DIGEST, folder_of(tmp_path / "upload"))
+    assert kept(worker.local(DIGEST)) == FILES
 
 
 def test_a_damaged_local_copy_is_fetched_again(tmp_path: Path) -> None:
@@ -219,6 +220,36 @@ def test_a_damaged_blob_of_a_local_store_is_said_to_be(tmp_path: Path) -> None:
     (blobs.local(DIGEST) / "adapter_model.safetensors").unlink()
     with pytest.raises(BlobDamaged):
         blobs.local(DIGEST)
+
+
+@pytest.mark.parametrize("store", ["", "shared"])
+def test_putting_again_mends_what_lies_here_with_other_bytes(tmp_path: Path, store: str) -> None:
+    blobs = BlobStore(store and str(tmp_path / store), tmp_path / "root")
+    blobs.put(DIGEST, folder_of(tmp_path / "upload"))
+    probes = blobs.put_probes(b"[1]")
+    blobs.probes(probes)
+    for file in (blobs.local(DIGEST) / "adapter_model.safetensors", tmp_path / "root" / "probes" / probes / "probes.json"):
+        file.write_bytes(file.read_bytes()[::-1])
+    with pytest.raises(BlobDamaged):
+        blobs.probes(probes)
+    blobs.put(DIGEST, tmp_path / "upload")
+    blobs.put_probes(b"[1]")
+    assert kept(blobs.local(DIGEST)) == FILES
+    assert blobs.probes(probes) == b"[1]"
+
+
+def test_only_what_was_checked_is_put(open_store: OPEN, tmp_path: Path) -> None:
+    upload = folder_of(tmp_path / "upload", {**FILES, "probes.json": b"[]"})
+    announced = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in upload.iterdir()}
+    blobs = open_store("gateway")
+    (upload / "adapter_model.safetensors").write_bytes(FILES["adapter_model.safetensors"][::-1])
+    with pytest.raises(InvalidModule, match=r"adapter_model\.safetensors: its sha256 is"):
+        blobs.put(DIGEST, upload, expected=announced, without=["probes.json"])
+    assert not blobs.exists(DIGEST)
+    # What is written anew, and what is not kept, is not what was announced.
+    folder_of(upload, {**FILES, "adapter_config.json": b"changed", "probes.json": b"changed"})
+    blobs.put(DIGEST, upload, expected=announced, without=["probes.json"], rewritten={"adapter_config.json": b"{}"})
+    assert kept(open_store("worker").local(DIGEST)) == FILES
 
 
 def half_put(tmp_path: Path, prefix: str) -> BlobStore:
@@ -282,7 +313,11 @@ async def test_a_blob_that_is_put_while_the_sweep_looks_stays(tmp_path: Path) ->
         os.utime(file, (1e9, 1e9))
     [(_, age_s)] = blobs.digests(NOW_S)
     registry = Registry()
-    registry.when_condemned = lambda digest: blobs.put(digest, upload) and None
+
+    def put_again(digest: str) -> None:
+        blobs.put(digest, upload)
+
+    registry.when_condemned = put_again
     assert (await sweep(blobs, registry, age_s - 60, NOW_S)).modules == ()
     assert blobs.exists(DIGEST)
 
@@ -305,6 +340,34 @@ def test_a_store_that_fails_is_one_fact_without_its_url(tmp_path: Path) -> None:
     with pytest.raises(BlobStoreUnavailable) as refusal:
         blobs.put(DIGEST, folder_of(tmp_path / "upload"))
     assert "secret" not in str(refusal.value)
+
+
+def test_a_disk_that_refuses_is_one_fact_with_its_reason(tmp_path: Path) -> None:
+    place = Directory(tmp_path / ("long" * 100))
+    uses: list[Callable[[], object]] = [
+        lambda: place.put(DIGEST, {"a": b"x"}, {}),
+        place.stage,
+        lambda: place.adopt(DIGEST, tmp_path, {}),
+        lambda: place.manifest(DIGEST),
+        lambda: place.intact(DIGEST),
+        lambda: place.sound(DIGEST),
+        lambda: place.fetch(DIGEST, tmp_path),
+        lambda: place.delete(DIGEST),
+        lambda: list(place.digests()),
+        lambda: place.changed_s(DIGEST),
+        lambda: place.sweep_staging(0.0, NOW_S),
+    ]
+    for use in uses:
+        with pytest.raises(BlobStoreUnavailable) as refusal:
+            use()
+        assert str(refusal.value) == "the module store does not answer (File name too long); try again"
+
+
+def test_a_remote_store_tells_the_systems_reason(tmp_path: Path) -> None:
+    blobs = BlobStore(f"file://{tmp_path}/{'long' * 100}", tmp_path / "root")
+    for use in (lambda: blobs.exists(DIGEST), lambda: blobs.put_probes(b"[]"), lambda: list(blobs.digests(NOW_S))):
+        with pytest.raises(BlobStoreUnavailable, match=r"\(file: File name too long\)"):
+            use()
 
 
 def test_a_url_that_nothing_can_open_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -142,8 +142,11 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
             {"intermediate_size": 0},
             {"num_attention_heads": 3},
             {"num_key_value_heads": 4},
+            {"num_key_value_heads": 3, "num_attention_heads": 4},
             {"head_dim": 3},
-            {"max_position_embeddings": -1},
+            {"head_dim": 512, "num_attention_heads": 64, "hidden_size": 64},
+            {"num_hidden_layers": 128, "head_dim": 258},
+            {"max_position_embeddings": 0},
             {"rms_norm_eps": float("nan")},
             {"tie_word_embeddings": "yes"},
             {"attention_bias": 1},
@@ -182,6 +185,13 @@ def test_a_broken_expert_is_refused_by_the_field_at_fault(tmp_path: Path, case: 
 def test_the_refusal_of_another_vocabulary_says_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidModule, match="another vocabulary"):
         checked(tmp_path, expert_files({**LLAMA, "vocab_size": 41}))
+
+
+def test_the_refusal_of_a_config_that_costs_too_much_says_what_it_costs(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModule, match=r"num_hidden_layers: times 2 .* is 66048 elements of KV a token, at most 65536 are taken"):
+        checked(tmp_path, expert_files({**LLAMA, "num_hidden_layers": 64, "head_dim": 258, "num_key_value_heads": 2}))
+    with pytest.raises(InvalidModule, match="head_dim: times num_attention_heads is 32768, at most 16384"):
+        checked(tmp_path, expert_files({**LLAMA, "hidden_size": 64, "num_attention_heads": 64, "head_dim": 512}))
 
 
 def test_the_digest_is_of_the_content_not_of_the_files_form(tmp_path: Path) -> None:

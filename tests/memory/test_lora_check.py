@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 from memserve.domain import ModuleKind
 from memserve.errors import InvalidField, InvalidModule
 from memserve.memory.lora import check_lora
+from memserve.memory.module_files import HEADER_MAX_BYTES
 from memserve.memory.module_kinds import KINDS, BaseModel, CheckedModule, check_module_name
 from memserve.model_files import open_model
 from tests.gateway.lora_files import (
@@ -92,6 +93,32 @@ def test_sides_whose_product_is_zero_are_refused(tmp_path: Path) -> None:
     sound[B][:, 0] = 0
     with pytest.raises(InvalidModule, match="would change nothing"):
         checked(tmp_path, {**lora_files(SHAPES), WEIGHTS_FILE: save(sound)})
+
+
+@pytest.mark.parametrize(("norm", "sound"), [(9e-7, False), (1.1e-6, True)])
+def test_a_delta_that_rounding_would_lose_is_refused(tmp_path: Path, norm: float, sound: bool) -> None:
+    tensors = lora_tensors(SHAPES)
+    tensors[B] *= norm / float(np.linalg.norm(2 * tensors[B] @ tensors[A]))
+    files = {**lora_files(SHAPES), WEIGHTS_FILE: save(tensors)}
+    if sound:
+        assert checked(tmp_path, files).figures.delta_norm == pytest.approx(norm, rel=1e-3)
+    else:
+        with pytest.raises(InvalidModule, match="below 1e-06: the module would change nothing"):
+            checked(tmp_path, files)
+
+
+def test_a_header_that_is_too_long_is_refused_before_anything_parses_it(tmp_path: Path) -> None:
+    # No reader could parse it: it is no JSON.
+    weights = (HEADER_MAX_BYTES + 1).to_bytes(8, "little") + bytes(HEADER_MAX_BYTES + 1)
+    with pytest.raises(InvalidModule, match=f"its header has {HEADER_MAX_BYTES + 1} bytes, at most {HEADER_MAX_BYTES} are taken"):
+        checked(tmp_path, {**lora_files(SHAPES), WEIGHTS_FILE: weights})
+
+
+def test_a_model_of_the_operator_may_have_a_longer_header(tmp_path: Path) -> None:
+    header, body = taken_apart(save({"weight": np.ones(2, np.float32)}))
+    long = put_together({"__metadata__": {"note": "x" * HEADER_MAX_BYTES}, **header}, body)
+    write_files(tmp_path, {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": long})
+    assert open_model(tmp_path).tensor_shapes() == {"weight": (2,)}
 
 
 def test_the_digest_is_of_the_content_not_of_the_files_form(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from memserve.domain import ModuleKind
 from memserve.errors import InvalidModule, QuotaExceeded, UploadIncomplete
+from memserve.memory.probes import MAX_BYTES as PROBES_MAX_BYTES
 from memserve.memory.uploads import MAX_UNFINISHED, Upload, UploadFile, Uploads, sweep_uploads
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -97,6 +98,7 @@ def lora(*files: tuple[str, int, str]) -> list[UploadFile]:
         (lora(("", 1, SHA)), "header.files[0].file_name"),
         (lora((CONFIG, -1, SHA), (WEIGHTS, 1, SHA)), "header.files[0].size_bytes"),
         (lora((CONFIG, 500, SHA), (WEIGHTS, 501, SHA)), "header.files"),
+        (lora((CONFIG, 1, SHA), (WEIGHTS, 1, SHA), ("probes.json", PROBES_MAX_BYTES + 1, SHA)), "header.files[2].size_bytes"),
         (lora((CONFIG, 1, SHA), (WEIGHTS, 1, "")), "header.files[1].sha256"),
         (lora((CONFIG, 1, SHA), (WEIGHTS, 1, "A" * 64)), "header.files[1].sha256"),
     ],
@@ -118,9 +120,6 @@ def test_a_logit_expert_may_bring_an_anti_expert_and_probes(uploads: Uploads) ->
     [
         ("probes.json", 0, b"x", "chunk.file_name"),
         ("../evil", 0, b"x", "chunk.file_name"),
-        (CONFIG, 3, b"x", "chunk.offset"),
-        (CONFIG, 0, b"x", "chunk.offset"),
-        (CONFIG, -2, b"x", "chunk.offset"),
         (CONFIG, 2, b"1234567", "chunk.content"),
     ],
 )
@@ -132,6 +131,28 @@ def test_a_chunk_that_does_not_belong_is_refused_and_changes_nothing(
         upload.append(file_name, offset, content)
     assert refusal.value.field == field
     assert upload.received() == (2, 0)
+
+
+@pytest.mark.parametrize("offset", [3, 0, -2])
+def test_a_chunk_of_another_place_says_what_is_here_and_the_upload_goes_on(upload: Upload, offset: int) -> None:
+    upload.append(CONFIG, 0, CONTENT[CONFIG][:2])
+    with pytest.raises(UploadIncomplete, match="2 of 8 bytes"):
+        upload.append(CONFIG, offset, b"x")
+    upload.append(CONFIG, 2, CONTENT[CONFIG][2:])
+    assert upload.received() == (8, 0)
+
+
+def test_what_is_here_is_told_while_a_stream_is_at_it(uploads: Uploads, upload: Upload) -> None:
+    upload.append(WEIGHTS, 0, CONTENT[WEIGHTS][:150])
+    assert uploads.received("alice", "tone", ModuleKind.LORA, announced()) == (0, 150)
+    assert uploads.received("alice", "tone", ModuleKind.LORA, announced()[::-1]) == (150, 0)
+
+
+def test_asking_for_an_upload_that_is_not_here_begins_none(tmp_path: Path, uploads: Uploads) -> None:
+    assert uploads.received("bob", "tone", ModuleKind.LORA, announced()) == (0, 0)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InvalidModule):
+        uploads.received("bob", "tone", ModuleKind.LORA, [])
 
 
 def test_a_file_of_another_sha256_is_refused_and_nothing_stays(tmp_path: Path, uploads: Uploads, upload: Upload) -> None:
@@ -155,6 +176,7 @@ def test_a_file_that_a_publisher_has_rewritten_longer_is_sent_anew(uploads: Uplo
     upload.append(WEIGHTS, 0, CONTENT[WEIGHTS])
     (upload.finish() / CONFIG).write_bytes(b"longer than it was announced")
     upload.close()
+    assert uploads.received("alice", "tone", ModuleKind.LORA, announced()) == (0, 200)
     again = resumed(uploads)
     assert again.received() == (0, 200)
     again.close()

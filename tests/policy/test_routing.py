@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from memserve.domain import ModulePlace
 from memserve.policy.routing import RoutingCosts, WorkerSnapshot, choose_worker, predict_ttft_s
 
-COSTS = RoutingCosts(fetch_tokens_per_s=100_000, adapter_load_s=0.05, step_s=0.002)
+COSTS = RoutingCosts(fetch_tokens_per_s=100_000, adapter_load_s=0.05, expert_load_s=0.5, step_s=0.002)
 IDLE = WorkerSnapshot("w0", 0, 0, 0, 0, 1000.0, ModulePlace.DEVICE)
 PROMPT_TOKENS = 1000
 
@@ -25,6 +25,7 @@ snapshots = st.builds(
     shared_tokens=tokens,
     prefill_tokens_per_s=st.sampled_from([0.0, 1.0, 500.0, 1e5, 1e7]),
     adapter=st.sampled_from(ModulePlace),
+    expert=st.sampled_from(ModulePlace),
 )
 pools = st.lists(snapshots, min_size=1, max_size=4, unique_by=lambda worker: worker.worker_id)
 
@@ -57,11 +58,13 @@ def test_shared_tokens_cost_their_way_from_redis() -> None:
     assert ttft_s(replace(IDLE, held_tokens=400, shared_tokens=1000)) == pytest.approx(0.006)
 
 
-def test_queued_prompts_running_requests_and_a_missing_adapter_each_cost() -> None:
+def test_queued_prompts_running_requests_and_missing_modules_each_cost() -> None:
     assert ttft_s(replace(IDLE, pending_prefill_tokens=500)) == pytest.approx(1.5)
     assert ttft_s(replace(IDLE, running=10)) == pytest.approx(1.02)
     assert ttft_s(replace(IDLE, adapter=ModulePlace.DISK)) == pytest.approx(1.05)
     assert ttft_s(replace(IDLE, adapter=ModulePlace.HOST)) == pytest.approx(1.005)
+    assert ttft_s(replace(IDLE, expert=ModulePlace.ABSENT)) == pytest.approx(1.5)
+    assert ttft_s(replace(IDLE, adapter=ModulePlace.DISK, expert=ModulePlace.DISK)) == pytest.approx(1.55)
 
 
 def test_a_worker_that_has_not_measured_itself_is_given_an_assumed_speed() -> None:
@@ -80,6 +83,11 @@ def test_a_long_queue_beats_a_cached_prefix() -> None:
 
 def test_a_resident_adapter_breaks_the_tie() -> None:
     assert chosen(replace(IDLE, worker_id="a", adapter=ModulePlace.ABSENT), replace(IDLE, worker_id="b")) == "b"
+
+
+def test_an_expert_that_is_held_beats_an_adapter_that_is_held() -> None:
+    with_adapter = replace(IDLE, worker_id="a", expert=ModulePlace.ABSENT)
+    assert chosen(with_adapter, replace(IDLE, worker_id="b", adapter=ModulePlace.ABSENT)) == "b"
 
 
 def test_equal_workers_are_told_apart_by_running_requests_then_by_name() -> None:
@@ -126,6 +134,7 @@ def test_more_held_tokens_or_less_work_never_makes_a_worker_later(worker: Worker
         replace(worker, running=max(worker.running - more, 0)),
         replace(worker, pending_prefill_tokens=max(worker.pending_prefill_tokens - more, 0)),
         replace(worker, adapter=ModulePlace.DEVICE),
+        replace(worker, expert=ModulePlace.DEVICE),
     ]
     assert all(0 <= ttft_s(each) <= ttft_s(worker) + 1e-9 for each in sooner)
 

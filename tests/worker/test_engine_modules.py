@@ -25,7 +25,7 @@ from tests.worker.demo_modules import put_adapter, put_expert
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
 LORA, EXPERT = ModuleKind.LORA, ModuleKind.LOGIT_EXPERT
-SLOTS, ROOM = 2, 4
+SLOTS, ROOM, PINS = 2, 4, 2
 FACT = held_facts("harbour")[0]
 LONG = 200
 PROMPT = list(range(300, 340))
@@ -155,17 +155,25 @@ async def test_a_stream_goes_on_unchanged_while_others_are_loaded_and_keeps_its_
     assert tuple(tokens) == alone
 
 
-async def test_a_pinned_adapter_stays_and_where_all_are_pinned_there_is_no_room(worker: Worker) -> None:
+async def test_a_pinned_adapter_stays_and_half_of_the_room_is_never_pinned(worker: Worker) -> None:
     digests = [put_adapter(worker.blobs, "harbour", scale) for scale in (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)]
-    await worker.engine.modules.load(digests[0], LORA, pin=True)
-    for digest in digests[1:]:
-        await worker.engine.modules.load(digest, LORA)
-    assert set(await worker.told_by_the_engine()) == {digests[0], *digests[3:]}
-    for digest in digests[3:]:
+    pinned = digests[:PINS]
+    for digest in pinned:
         await worker.engine.modules.load(digest, LORA, pin=True)
-    with pytest.raises(Exception, match=r"no room: 4 modules are in use or pinned \(setting max_cpu_loras\)"):
-        await worker.ask(PROMPT, digests[1])
-    assert set(await worker.told_by_the_engine()) == {digests[0], *digests[3:]}
+    for digest in digests[PINS:]:
+        await worker.engine.modules.load(digest, LORA)
+    assert set(await worker.told_by_the_engine()) == {*pinned, *digests[-2:]}
+    with pytest.raises(Exception, match=r"2 of the 4 that fit \(setting max_cpu_loras\) are pinned"):
+        await worker.engine.modules.load(digests[-1], LORA, pin=True)
+    assert await worker.ask(PROMPT, digests[-1])
+
+
+async def test_more_adapters_at_once_than_fit_wait_and_each_answers_as_itself(worker: Worker) -> None:
+    digests = [put_adapter(worker.blobs, "harbour", scale) for scale in (1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.2)]
+    alone = {digest: await worker.ask(PROMPT, digest, max_tokens=LONG) for digest in digests}
+    answers = await asyncio.gather(*(worker.ask(PROMPT, digest, max_tokens=LONG) for digest in digests * 2))
+    assert answers == [alone[digest] for digest in digests * 2]
+    assert len(await worker.told_by_the_engine()) == ROOM
 
 
 async def test_what_the_engine_refuses_leaves_it_and_its_streams_as_they_were(worker: Worker) -> None:
@@ -220,10 +228,17 @@ async def test_experts_take_turns_and_one_in_use_stays(worker: Worker) -> None:
     async with aclosing(worker.engine.generate(uuid.uuid4().hex, PROMPT, "test", "", sampling, expert=(first, 5.0))) as stream:
         await anext(stream)
         assert worker.engine.modules.used == [first]
-        with pytest.raises(Exception, match=r"no room: 1 modules are in use or pinned \(setting max_experts\)"):
-            await worker.ask(PROMPT, expert=(second, 5.0))
-    await worker.ask(PROMPT, expert=(second, 5.0))
+        waiting = asyncio.create_task(worker.ask(PROMPT, expert=(second, 5.0)))
+        # What another request does needs no expert, and is not held up.
+        await worker.ask(PROMPT)
+        assert not waiting.done()
+        assert list(worker.engine.modules.held) == [first]
+    await waiting
     assert list(worker.engine.modules.held) == [second]
+    await worker.engine.modules.load(second, EXPERT, pin=True)
+    with pytest.raises(Exception, match=r"no room: all 1 modules are pinned \(setting max_experts\)"):
+        await worker.ask(PROMPT, expert=(first, 5.0))
+    worker.engine.modules.unpin(second, EXPERT)
     assert await worker.ask(PROMPT, expert=(first, 5.0)) == alone
 
 

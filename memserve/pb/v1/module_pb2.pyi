@@ -412,13 +412,33 @@ class SetTrafficResponse(_message.Message):
     alias: Alias
     def __init__(self, alias: _Optional[_Union[Alias, _Mapping]] = ...) -> None: ...
 
-class ListAliasHistoryRequest(_message.Message):
-    __slots__ = ("name", "alias")
+class DropAliasRequest(_message.Message):
+    __slots__ = ("name", "alias", "expected_revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     alias: str
-    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ...) -> None: ...
+    expected_revision: int
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., expected_revision: _Optional[int] = ...) -> None: ...
+
+class DropAliasResponse(_message.Message):
+    __slots__ = ("alias",)
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    alias: Alias
+    def __init__(self, alias: _Optional[_Union[Alias, _Mapping]] = ...) -> None: ...
+
+class ListAliasHistoryRequest(_message.Message):
+    __slots__ = ("name", "alias", "page_size", "after_revision")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_REVISION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    alias: str
+    page_size: int
+    after_revision: int
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., page_size: _Optional[int] = ..., after_revision: _Optional[int] = ...) -> None: ...
 
 class ListAliasHistoryResponse(_message.Message):
     __slots__ = ("changes",)

@@ -81,6 +81,11 @@ class ModuleServiceStub:
                 request_serializer=memserve_dot_v1_dot_module__pb2.RollbackModuleRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_module__pb2.RollbackModuleResponse.FromString,
                 _registered_method=True)
+        self.DropAlias = channel.unary_unary(
+                '/memserve.v1.ModuleService/DropAlias',
+                request_serializer=memserve_dot_v1_dot_module__pb2.DropAliasRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.DropAliasResponse.FromString,
+                _registered_method=True)
         self.SetTraffic = channel.unary_unary(
                 '/memserve.v1.ModuleService/SetTraffic',
                 request_serializer=memserve_dot_v1_dot_module__pb2.SetTrafficRequest.SerializeToString,
@@ -190,6 +195,13 @@ class ModuleServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DropAlias(self, request, context):
+        """Removes an alias. Its history stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetTraffic(self, request, context):
         """Splits an alias between versions. Those that have not passed the gate are canaries: their probes run while they serve, and one that
         breaches is taken out again.
@@ -199,7 +211,7 @@ class ModuleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAliasHistory(self, request, context):
-        """Every change of an alias, oldest first.
+        """Every change of an alias, oldest first, paged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -294,6 +306,11 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     servicer.RollbackModule,
                     request_deserializer=memserve_dot_v1_dot_module__pb2.RollbackModuleRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_module__pb2.RollbackModuleResponse.SerializeToString,
+            ),
+            'DropAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropAlias,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.DropAliasRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.DropAliasResponse.SerializeToString,
             ),
             'SetTraffic': grpc.unary_unary_rpc_method_handler(
                     servicer.SetTraffic,
@@ -581,6 +598,33 @@ class ModuleService:
             '/memserve.v1.ModuleService/RollbackModule',
             memserve_dot_v1_dot_module__pb2.RollbackModuleRequest.SerializeToString,
             memserve_dot_v1_dot_module__pb2.RollbackModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/DropAlias',
+            memserve_dot_v1_dot_module__pb2.DropAliasRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.DropAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

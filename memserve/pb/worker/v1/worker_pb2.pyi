@@ -201,6 +201,18 @@ class UnloadModuleResponse(_message.Message):
     place: ModulePlace
     def __init__(self, place: _Optional[_Union[ModulePlace, str]] = ...) -> None: ...
 
+class GetModulePlacesRequest(_message.Message):
+    __slots__ = ("digests",)
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    digests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, digests: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetModulePlacesResponse(_message.Message):
+    __slots__ = ("modules",)
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    modules: _containers.RepeatedCompositeFieldContainer[ModuleResidency]
+    def __init__(self, modules: _Optional[_Iterable[_Union[ModuleResidency, _Mapping]]] = ...) -> None: ...
+
 class TryModuleRequest(_message.Message):
     __slots__ = ("digest", "kind")
     DIGEST_FIELD_NUMBER: _ClassVar[int]

@@ -60,6 +60,11 @@ class WorkerServiceStub:
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleRequest.SerializeToString,
                 response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleResponse.FromString,
                 _registered_method=True)
+        self.GetModulePlaces = channel.unary_unary(
+                '/memserve.worker.v1.WorkerService/GetModulePlaces',
+                request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.GetModulePlacesRequest.SerializeToString,
+                response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.GetModulePlacesResponse.FromString,
+                _registered_method=True)
         self.TryModule = channel.unary_unary(
                 '/memserve.worker.v1.WorkerService/TryModule',
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.TryModuleRequest.SerializeToString,
@@ -77,7 +82,7 @@ class WorkerServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Streams one answer. Cancelling the call aborts the engine's work.
+        """Streams one answer. Cancelling the call aborts the engine's work. FAILED_PRECONDITION: a module of the request cannot be had here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,28 +103,36 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadModule(self, request, context):
-        """Loads a module, fetching it from the module store where this worker has not got it.
+        """Loads a module, fetching it from the module store where this worker has not got it. INVALID_ARGUMENT: the module itself is wrong.
+        FAILED_PRECONDITION: not here or not now, another worker may.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModule(self, request, context):
-        """Takes a module out of the engine. Refused while a request uses it.
+        """Takes a module out of the engine. Refused with FAILED_PRECONDITION while a request uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModulePlaces(self, request, context):
+        """Where modules are now, all four places told apart. Asks neither the engine nor the module store.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TryModule(self, request, context):
-        """Runs the canary prompts with and without the module.
+        """Runs the canary prompts with and without the module. Refused as LoadModule.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ComposeModule(self, request, context):
-        """Composes modules in a Ray task, away from the engine. Streams progress, then the files of the result.
+        """Composes modules in a Ray task, away from the engine. Streams progress, then the files of the result. Refused as LoadModule.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,6 +165,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.UnloadModule,
                     request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleRequest.FromString,
                     response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleResponse.SerializeToString,
+            ),
+            'GetModulePlaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModulePlaces,
+                    request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.GetModulePlacesRequest.FromString,
+                    response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.GetModulePlacesResponse.SerializeToString,
             ),
             'TryModule': grpc.unary_unary_rpc_method_handler(
                     servicer.TryModule,
@@ -300,6 +318,33 @@ class WorkerService:
             '/memserve.worker.v1.WorkerService/UnloadModule',
             memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleRequest.SerializeToString,
             memserve_dot_worker_dot_v1_dot_worker__pb2.UnloadModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModulePlaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.worker.v1.WorkerService/GetModulePlaces',
+            memserve_dot_worker_dot_v1_dot_worker__pb2.GetModulePlacesRequest.SerializeToString,
+            memserve_dot_worker_dot_v1_dot_worker__pb2.GetModulePlacesResponse.FromString,
             options,
             channel_credentials,
             insecure,
