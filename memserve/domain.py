@@ -165,7 +165,7 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class AliasChange:
-    """An entry of an alias's history. action: promote, rollback, split or canary_rollback."""
+    """An entry of an alias's history. action: promote, rollback, split, canary_rollback, or drop (no targets)."""
 
     revision: int
     targets: tuple[TrafficShare, ...]

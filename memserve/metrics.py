@@ -34,7 +34,7 @@ class GatewayMetrics:
         self.module_answers = Counter("memserve_module_answers_total", "Answers that began with a module, by kind.", ["kind"], registry=r)
         self.module_changes = Counter(
             "memserve_module_changes_total",
-            "Changes of modules: publish, promote, rollback, split, canary_rollback, delete. By action.",
+            "Changes of modules: publish, promote, rollback, split, canary_rollback, drop, delete. By action.",
             ["action"],
             registry=r,
         )

@@ -208,6 +208,10 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                 redis_ok=pool.registry_ok,
             )
             ready = {worker.lease.worker_id for worker in pool.ready(time.monotonic())}
+            held = {module.digest for worker in pool.workers.values() for module in worker.state.modules}
+            own: set[str] = set()
+            with contextlib.suppress(MemserveError):
+                own = await pipeline.modules.store.of_tenant(tenant.name, sorted(held))
             for name, worker in sorted(pool.workers.items()):
                 response.workers.add(
                     worker_id=name,
@@ -223,7 +227,7 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                     modules=[
                         status_pb2.WorkerModule(digest=module.digest, place=PLACES[WORKER_PLACES[module.place]])
                         for module in worker.state.modules
-                        if module.place in WORKER_PLACES
+                        if module.place in WORKER_PLACES and module.digest in own
                     ],
                 )
             with contextlib.suppress(MemserveError):

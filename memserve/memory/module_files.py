@@ -20,7 +20,7 @@ from memserve.model_files import read_safetensors_header, safetensors_header_byt
 
 JSON_MAX_BYTES = 1 << 20
 # Of a safetensors file. Both readers of headers hold every other thread of the gateway up while they parse one.
-HEADER_MAX_BYTES = 4 << 20
+HEADER_MAX_BYTES = 1 << 20
 NAME_SHOWN_CHARS = 200
 SLICE_ENTRIES = 1 << 22
 # bfloat16 is a float32's upper half; numpy has no type for it.

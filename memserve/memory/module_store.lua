@@ -197,7 +197,7 @@ local function passed(tenant, name, n)
   return gate and cjson.decode(gate).passed
 end
 
--- Keep which of an alias's versions are canaries.
+-- Keep which of an alias's versions are canaries. targets: "[]" where it is gone.
 local function watch(tenant, name, alias, revision, targets)
   local entry = cjson.encode({tenant, name, alias})
   local known = redis.call('HGET', P .. 'canaries', entry)
@@ -210,7 +210,8 @@ local function watch(tenant, name, alias, revision, targets)
   redis.call('HSET', P .. 'canaries', entry, cjson.encode({versions = canaries, revision = revision}))
 end
 
--- Add to an alias's history; the next revision's number comes from there, so that it rises across a drop too. Answers the alias.
+-- Add to an alias's history; the next revision's number comes from there, so that it rises across a drop too.
+-- origin: nil for a new one. Returns what to keep of the alias.
 local function add_change(tenant, principal, name, alias, targets, origin, action, reason, forced)
   local history = key('history', tenant, name, alias)
   local revision = redis.call('LLEN', history) + 1
@@ -335,6 +336,20 @@ function looks.preloads()
 end
 
 function looks.referenced(digest) return redis.call('EXISTS', P .. 'references:' .. digest) end
+
+-- Of these digests, those that a version of the tenant has.
+function looks.of_tenant(tenant, ...)
+  local found = {}
+  for _, digest in ipairs({...}) do
+    for _, text in ipairs(redis.call('SMEMBERS', P .. 'references:' .. digest)) do
+      if owned(text) == tenant then
+        found[#found + 1] = digest
+        break
+      end
+    end
+  end
+  return found
+end
 
 -- Whether another version, which is not about to be deleted too, has the digest of this one.
 function looks.other_references(tenant, name, n)

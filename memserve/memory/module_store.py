@@ -306,6 +306,10 @@ class ModuleStore:
         """Whether a version of anybody has this digest, of its content or of its probes."""
         return bool(await self._look("referenced", digest))
 
+    async def of_tenant(self, tenant: str, digests: Sequence[str]) -> set[str]:
+        """Those of these digests that a version of the tenant has."""
+        return set(await self._look("of_tenant", tenant, *digests))
+
     async def claim(self, digests: Sequence[str], token: str, seconds: float) -> None:
         """Keep digests from being condemned for so long: what has them is being stored, to be published then. Ends by itself.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from memserve.domain import Alias, ModuleKind, ModuleVersion, Tenant, TrafficShare
-from memserve.errors import InvalidField, InvalidModule, ModuleNotFound, ModuleNotLive, OtherBase, RegistryUnavailable
+from memserve.errors import BlobStoreUnavailable, InvalidField, InvalidModule, ModuleNotFound, ModuleNotLive, OtherBase, RegistryUnavailable
 from memserve.memory.blobs import BlobStore
 from memserve.memory.module_kinds import KINDS, PROBES_FILE, BaseModel, CheckedModule, check_module_name
 from memserve.memory.module_store import DigestCondemned, ModuleStore
@@ -84,6 +84,7 @@ class FileWork:
         """Run `work` on a thread and wait for its end, also when the caller is cancelled: nobody else may begin with the same files before.
 
         undo: called with what came of it when nobody is there any more to take it.
+        Raises BlobStoreUnavailable for an OSError: a full disk, no rights.
         """
         task = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
@@ -93,6 +94,8 @@ class FileWork:
             if not task.cancelled() and task.exception() is None:
                 undo(task.result())
             raise
+        except OSError as error:
+            raise BlobStoreUnavailable(error.strerror or type(error).__name__) from error
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -149,7 +152,7 @@ class ParametricMemory:
         deadline_s = time.monotonic() + CONDEMNED_PATIENCE_S
         while True:
             try:
-                registered, moved = await self._register(tenant, version, checked, probes, folder, moves)
+                registered, moved = await self._register(tenant, version, publication, checked, probes, folder, moves)
                 break
             except DigestCondemned:
                 if time.monotonic() > deadline_s:
@@ -160,7 +163,14 @@ class ParametricMemory:
         return registered
 
     async def _register(
-        self, tenant: Tenant, version: ModuleVersion, checked: CheckedModule, probes: Probes | None, folder: Path, moves: Moves
+        self,
+        tenant: Tenant,
+        version: ModuleVersion,
+        publication: Publication,
+        checked: CheckedModule,
+        probes: Probes | None,
+        folder: Path,
+        moves: Moves,
     ) -> tuple[ModuleVersion, bool | None]:
         """Put the content, see that it changes something, register it. The claim keeps a sweep from taking the content between.
 
@@ -171,7 +181,8 @@ class ParametricMemory:
         try:
             if probes is not None:
                 await self.files.run(partial(self.blobs.put_probes, probes.canonical()))
-            put = partial(self.blobs.put, checked.digest, folder, rewritten=checked.rewritten, without=(PROBES_FILE,))
+            announced = {file.file_name: file.sha256 for file in publication.files}
+            put = partial(self.blobs.put, checked.digest, folder, rewritten=checked.rewritten, without=(PROBES_FILE,), expected=announced)
             size_bytes = await self.files.run(put)
             moved = await moves(version.kind, version.digest)
             if moved is False:

@@ -123,7 +123,9 @@ async def test_an_upload_that_is_not_header_then_files_is_refused(
     before, on_disk = await names(gateway), kept(gateway)
     found = await refused(send_parts(gateway.channel, parts))
     assert (found.code, found.field) == (code, field)
-    assert (await names(gateway), kept(gateway)) == (before, on_disk)
+    assert await names(gateway) == before
+    if code is INVALID:  # what may be gone on with stays
+        assert kept(gateway) == on_disk
 
 
 async def test_another_digest_than_expected_is_refused(gateway: RunningGateway, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -31,7 +31,7 @@ from memserve.pb.v1 import (
 from tests.gateway.fake_worker import Script
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.refusals import header, refused, say
-from tests.gateway.running import TIMEOUT_S, RunningGateway, open_gateway, publish_live, until
+from tests.gateway.running import TIMEOUT_S, RunningGateway, eventually, open_gateway, publish_live, until
 
 KEYS = {"alice-key-1": "alice", "alice-key-2": "alice", "bob-key-1": "bob"}
 GREEDY = Sampling(max_tokens=2)
@@ -144,6 +144,12 @@ async def test_a_tenant_sees_nothing_of_anothers_modules(
     assert other.digest != published.digest
     assert (await alice.generate("hello", module="tone", sampling=GREEDY)).route.modules[0].digest == published.digest
     assert (await bob.generate("hello", module="tone", sampling=GREEDY)).route.modules[0].digest == other.digest
+
+    async def told_apart() -> bool:
+        held = [set((await client.status()).workers[0].modules) for client in (alice, bob)]
+        return held == [{published.digest}, {other.digest}]
+
+    await eventually(told_apart)
 
 
 async def test_tenants_have_different_salts_and_share_no_kv(gateway: RunningGateway, alice: AsyncClient, bob: AsyncClient) -> None:
