@@ -9,36 +9,32 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
 from loadtests.figures import Bar, finish, parser, print_table, told
+from loadtests.module_stack import ANSWER, running_stack
 from memserve.client import CallFailed, Client, TextDelta
-from memserve.config import load_settings
 from memserve.demo.adapters import held_facts
-from memserve.demo.story import ANSWER, free_port
-from memserve.domain import GateFigure, GateReport, ModuleVersion, Route
-from memserve.embedded import Stack
+from memserve.domain import GateFigure, GateReport, ModuleVersion
 
 PARENTS = ("harbour", "observatory")
 ROUNDING = 1e-9
 # Composing, the gate, and a load that waits for its turn, on few cores.
 CALL_TIMEOUT_S = 600.0
-LOAD_PER_S = 4.0
+LOAD_PER_S = 6.0
 LANES = 32
-BEFORE_S, QUICK_BEFORE_S = 20.0, 6.0
+# Before each version nothing but the load goes on for so long: what composing is compared with.
+QUIET_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +48,10 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        parts = [
-            f"{name} {value:g}" for name, value, usual in (("density", self.density, 0), ("weights", self.weight, 1)) if value != usual
-        ]
-        return " ".join([self.method, *([f"to {self.rank}"] if self.method == "compress" else []), *parts])
+        rank = f", rank {self.rank}" if self.rank else ""
+        density = f", density {self.density:g}" if self.density else ""
+        weight = f", weights {self.weight:g}" if self.weight != 1 else ""
+        return f"{self.method}{rank}{density}{weight}"
 
 
 QUICK = (Recipe("cat"), Recipe("ties"), Recipe("compress", 8))
@@ -77,25 +73,20 @@ ALL = (
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What became of one request of the load. due_s: when it was to be sent, of the monotonic clock; the TTFT counts from then.
-
-    version: that its receipt names, 0 for none. failed: why, empty when it was answered.
-    """
+    """A request of the load. due_s: when it was to be sent, of the monotonic clock; the TTFT counts from then. failed: why, or empty."""
 
     due_s: float
     ttft_s: float
-    version: int
-    text: str
     failed: str
 
 
 class SteadyLoad:
-    """Asks a module for its facts at a steady pace while the `with` block runs, each time in a session of its own."""
+    """Asks a demo adapter for its facts at a steady pace, whatever becomes of the answers, while the `with` block runs."""
 
-    def __init__(self, address: str, module: str, facts_of: str, per_s: float) -> None:
+    def __init__(self, address: str, adapter: str, per_s: float) -> None:
         self._client = Client(address)
-        self._module = module
-        self._asked = [(text, one.answer) for one in held_facts(facts_of) for text in one.questions]
+        self._adapter = adapter
+        self._questions = [text for one in held_facts(adapter) for text in one.questions]
         self._per_s = per_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -112,12 +103,12 @@ class SteadyLoad:
         self._client.close()
 
     @property
-    def failed(self) -> list[Served]:
-        return [one for one in self.served if one.failed]
+    def failed(self) -> list[str]:
+        return [one.failed for one in self.served if one.failed]
 
-    def ttfts_s(self, windows: Sequence[tuple[float, float]]) -> list[float]:
+    def ttft_ms(self, windows: Sequence[tuple[float, float]]) -> list[float]:
         """Of the answered requests that were due in any of these windows, each from and to a time of the monotonic clock."""
-        return [one.ttft_s for one in self.served if not one.failed and any(start <= one.due_s < end for start, end in windows)]
+        return [1000 * one.ttft_s for one in self.served if not one.failed and any(start <= one.due_s < end for start, end in windows)]
 
     def _run(self) -> None:
         started_s = time.monotonic()
@@ -126,22 +117,34 @@ class SteadyLoad:
                 due_s = started_s + number / self._per_s
                 if self._ended.wait(max(0.0, due_s - time.monotonic())):
                     return
-                lanes.submit(self._ask, number, due_s)
+                lanes.submit(self._ask, self._questions[number % len(self._questions)], due_s)
 
-    def _ask(self, number: int, due_s: float) -> None:
-        question, _ = self._asked[number % len(self._asked)]
-        version, first_s, text = 0, 0.0, ""
+    def _ask(self, question: str, due_s: float) -> None:
+        first_s = 0.0
         try:
-            for event in self._client.stream(question, module=self._module, session=f"load-{number}", sampling=ANSWER):
-                if isinstance(event, Route):
-                    version = event.modules[0].version
-                elif isinstance(event, TextDelta):
+            for event in self._client.stream(question, module=self._adapter, sampling=ANSWER):
+                if isinstance(event, TextDelta):
                     first_s = first_s or time.monotonic()
-                    text += event.text
         except CallFailed as error:
-            self.served.append(Served(due_s, 0.0, version, text, str(error)))
+            self.served.append(Served(due_s, 0.0, str(error)))
             return
-        self.served.append(Served(due_s, (first_s or time.monotonic()) - due_s, version, text, ""))
+        self.served.append(Served(due_s, (first_s or time.monotonic()) - due_s, ""))
+
+
+@dataclass
+class Measured:
+    """What a run finds. wrong: verdicts, each with what is wrong with it. ttft_ms: medians of the load, by what went on beside it.
+
+    longest_ttft_ms: the longest of them.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    unrecorded: list[str] = field(default_factory=list)
+    ttft_ms: dict[str, float] = field(default_factory=dict)
+    longest_ttft_ms: dict[str, float] = field(default_factory=dict)
+    requests: int = 0
+    failed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +271,7 @@ def shown(row: dict[str, Any]) -> list[object]:
         figure(row["text_wins_of_base"]),
         figure(row["calibration_worse_by"], "+.3f"),
         figure(row["seconds"] or None, ".1f"),
-        "yes" if row["promoted"] else f"refused: {', '.join(row['missed'])}",
+        "yes" if row["promoted"] else "no",
     ]
 
 
@@ -287,76 +290,68 @@ COLUMNS = (
 )
 
 
+def measure(recipes: Sequence[Recipe]) -> Measured:
+    """Start a memserve, make every version, and have each judged."""
+    found = Measured()
+    with (
+        running_stack(workers=1, max_lora_rank=32) as stack,
+        Client(stack.address, timeout_s=CALL_TIMEOUT_S) as client,
+        SteadyLoad(stack.address, PARENTS[0], LOAD_PER_S) as load,
+    ):
+        parents = [client.modules.version(name) for name in PARENTS]
+        found.rows += [row_of(parent.module, parent, promote(client, parent, "live"), 0.0) for parent in parents]
+        before, composing, judging = [], [], []
+        for number, recipe in enumerate(recipes):
+            quiet_s = time.monotonic()
+            time.sleep(QUIET_S)
+            started_s = time.monotonic()
+            before.append((quiet_s, started_s))
+            version = compose(client, recipe)
+            composed_s = time.monotonic()
+            verdict = promote(client, version, f"tried-{number}")
+            composing.append((started_s, composed_s))
+            judging.append((composed_s, time.monotonic()))
+            found.rows.append(row_of(recipe.label, version, verdict, composed_s - started_s))
+            told(f"{recipe.label}: {verdict.refusal or 'promoted'}; judged in {time.monotonic() - composed_s:.1f} s")
+            if verdict.wrong:
+                found.wrong.append(f"{recipe.label}: {verdict.wrong}")
+            if not is_recorded(version, recipe, parents[: 1 if recipe.method == "compress" else 2]):
+                found.unrecorded.append(recipe.label)
+    found.requests, found.failed = len(load.served), load.failed
+    windows = {"before": before, "composing": composing, "judging": judging}
+    found.ttft_ms = {name: statistics.median(load.ttft_ms(each)) for name, each in windows.items()}
+    found.longest_ttft_ms = {name: max(load.ttft_ms(each)) for name, each in windows.items()}
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("module_compose", __doc__).parse_args(arguments)
-    folder = Path(tempfile.mkdtemp(prefix="memserve-compose-"))
-    stack = Stack(load_settings(data_dir=folder, workers=1, port=free_port(), metrics_port=0, max_lora_rank=32), told)
-    rows: list[dict[str, Any]] = []
-    wrong: list[str] = []
-    unrecorded: list[str] = []
-    composing: list[tuple[float, float]] = []
-    gating: list[tuple[float, float]] = []
-    try:
-        stack.start()
-        with Client(stack.address, timeout_s=CALL_TIMEOUT_S) as client, SteadyLoad(stack.address, *PARENTS[:1] * 2, LOAD_PER_S) as load:
-            parents = [client.modules.version(name) for name in PARENTS]
-            for parent in parents:
-                rows.append(row_of(parent.module, parent, promote(client, parent, "live"), 0.0))
-            started_s = time.monotonic()
-            time.sleep(QUICK_BEFORE_S if chosen.quick else BEFORE_S)
-            before = (started_s, time.monotonic())
-            for number, recipe in enumerate(QUICK if chosen.quick else ALL):
-                started_s = time.monotonic()
-                version = compose(client, recipe)
-                composed_s = time.monotonic()
-                verdict = promote(client, version, f"tried-{number}")
-                composing.append((started_s, composed_s))
-                gating.append((composed_s, time.monotonic()))
-                rows.append(row_of(recipe.label, version, verdict, composed_s - started_s))
-                told(f"{recipe.label}: {verdict.refusal or 'promoted'}; gate {gating[-1][1] - composed_s:.1f} s")
-                wrong += [f"{recipe.label}: {verdict.wrong}"] * bool(verdict.wrong)
-                own = parents[:1] if recipe.method == "compress" else parents
-                unrecorded += [] if is_recorded(version, recipe, own) else [recipe.label]
-    finally:
-        stack.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-    print_table(COLUMNS, [shown(row) for row in rows])
-    made = rows[len(PARENTS) :]
-    fit = [row["version"] for row in made if row["promoted"]]
+    recipes = QUICK if chosen.quick else ALL
+    found = measure(recipes)
+    print_table(COLUMNS, [shown(row) for row in found.rows])
+    fit = [row["version"] for row in found.rows[len(PARENTS) :] if row["promoted"]]
+    print()
+    for row in found.rows:
+        if row["missed"]:
+            print(f"refused: {row['version']}, which misses {', '.join(row['missed'])}")
+    print(f"fit for use, beside the parents: {'; '.join(fit) or 'none'}")
+    composing, judging = (found.ttft_ms[name] / found.ttft_ms["before"] for name in ("composing", "judging"))
     print(
-        f"\nfit for use: {', '.join(fit) or 'none'}; refused: {', '.join(row['version'] for row in made if not row['promoted']) or 'none'}"
+        f"{found.requests} requests beside, {LOAD_PER_S:g} a second: median TTFT {found.ttft_ms['before']:.1f} ms before, "
+        f"{composing:.2f} times that while composing (the longest {found.longest_ttft_ms['composing']:.0f} ms, "
+        f"before {found.longest_ttft_ms['before']:.0f} ms), {judging:.2f} times that while the gate asks"
     )
-    for line in wrong:
-        print(f"wrong verdict: {line}")
-    medians_ms = {
-        name: 1000 * statistics.median(load.ttfts_s(windows))
-        for name, windows in (("before", [before]), ("composing", composing), ("gating", gating))
-    }
-    print(
-        f"{len(load.served)} requests beside, {LOAD_PER_S:g} a second: median TTFT {medians_ms['before']:.1f} ms before, "
-        f"{medians_ms['composing'] / medians_ms['before']:.2f} times that while composing, "
-        f"{medians_ms['gating'] / medians_ms['before']:.2f} times that while the gate asks"
-    )
-    for one in load.failed[:5]:
-        print(f"failed: {one.failed}")
+    for line in (*(f"wrong verdict: {one}" for one in found.wrong), *(f"failed: {one}" for one in found.failed[:5])):
+        print(line)
     bars = [
-        Bar("wrong verdicts of the gate", len(wrong), at_most=0),
-        Bar("versions refused with their figures or promoted", len(made), at_least=len(QUICK if chosen.quick else ALL)),
-        Bar("versions without their parents, method or measures", len(unrecorded), at_most=0),
-        Bar(f"failed requests, of {len(load.served)}", len(load.failed), at_most=0),
+        Bar("versions composed and judged", len(found.rows) - len(PARENTS), at_least=len(recipes)),
+        Bar("wrong verdicts of the gate", len(found.wrong), at_most=0),
+        Bar("versions without their parents, method or measures", len(found.unrecorded), at_most=0),
+        Bar(f"failed requests, of {found.requests}", len(found.failed), at_most=0),
     ]
-    figures: dict[str, object] = {
-        "versions": rows,
-        "fit": fit,
-        "wrong_verdicts": wrong,
-        "ttft_ms": medians_ms,
-        "ttft_composing_of_before": medians_ms["composing"] / medians_ms["before"],
-        "ttft_gating_of_before": medians_ms["gating"] / medians_ms["before"],
-        "requests": len(load.served),
-        "failed": [asdict(one) for one in load.failed],
-    }
-    return finish(bars, figures, chosen.json)
+    ratios = {"ttft_composing_of_before": composing, "ttft_judging_of_before": judging}
+    return finish(bars, {**asdict(found), "fit": fit, **ratios}, chosen.json)
 
 
 if __name__ == "__main__":

@@ -232,10 +232,10 @@ def call_failed(error: Any) -> CallFailed:
     return CallFailed(error.code(), error.details() or "", trailing.get("memserve-field"), float(retry) if retry else None)
 
 
-def wait_until_ready(address: str, timeout_s: float, workers: int = 1) -> bool:
+def wait_until_ready(address: str, timeout_s: float, workers: int = 1, api_key: str = "") -> bool:
     """Wait until the gateway at `address` has so many workers to send requests to. False when it has not in time."""
     deadline_s = time.monotonic() + timeout_s
-    with Client(address, timeout_s=2.0) as client:
+    with Client(address, api_key, timeout_s=2.0) as client:
         while True:
             with contextlib.suppress(CallFailed):
                 if sum(worker.ready for worker in client.status().workers) >= workers:

@@ -26,6 +26,7 @@ from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import GIB, MIB, Settings, child_environment
 from memserve.demo import MODEL_DIR, demo_modules
 from memserve.errors import StartupError
+from memserve.gateway.access import read_api_keys
 from memserve.gateway.server import check_port
 from memserve.kv.cache_url import without_secrets
 from memserve.model_files import open_model
@@ -65,6 +66,11 @@ class Stack:
         return f"{self.settings.host}:{self.settings.port}"
 
     @property
+    def api_key(self) -> str:
+        """One that this gateway takes; empty where it takes none. Raises StartupError when the file of keys is not as it must be."""
+        return next(iter(read_api_keys(self.settings)), "")
+
+    @property
     def logs(self) -> Path:
         return self.settings.data / "logs"
 
@@ -79,6 +85,7 @@ class Stack:
         model = resolve_model(settings.model)
         if not open_model(model, settings.max_context_tokens).tensor_shapes():
             raise StartupError(f"model directory {model} has no weights; memserve needs *.safetensors")
+        read_api_keys(settings)
         check_port(settings.host, settings.port, "port")
         check_port(settings.host, settings.metrics_port, "metrics_port")
         check_memory(settings)
@@ -272,14 +279,14 @@ class Stack:
         """Until the gateway sends requests to every worker."""
         assert self.gateway_process is not None
         deadline_s = time.monotonic() + GATEWAY_TIMEOUT_S
-        while not wait_until_ready(self.address, 0.5, workers=self.settings.workers):
+        while not wait_until_ready(self.address, 0.5, workers=self.settings.workers, api_key=self.api_key):
             if self.gateway_process.poll() is not None:
                 raise StartupError(f"{_last_line(self.logs / 'gateway.log').removeprefix('memserve: ')} (logs: {self.logs})")
             if time.monotonic() > deadline_s:
                 raise StartupError(f"the gateway is not ready after {GATEWAY_TIMEOUT_S:.0f} s; see {self.logs / 'gateway.log'}")
 
     def _publish_demo_modules(self) -> None:
-        with Client(self.address) as client:
+        with Client(self.address, self.api_key) as client:
             for folder in demo_modules():
                 version = client.modules.publish(folder.name, folder)
                 if not any(alias.name == LIVE for alias in client.modules.get(folder.name).aliases):

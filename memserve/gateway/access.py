@@ -50,22 +50,28 @@ class Access:
         return Tenant(name, hmac.new(self._salt_key, name.encode(), hashlib.sha256).hexdigest(), principal)
 
 
+def read_api_keys(settings: Settings) -> dict[str, str]:
+    """API key to tenant; empty where none are configured. Raises StartupError."""
+    if settings.api_keys_file is None:
+        return {}
+    try:
+        keys = json.loads(settings.api_keys_file.read_text())
+    except (OSError, ValueError) as error:
+        raise StartupError(f"api_keys_file {settings.api_keys_file}: {error}") from None
+    if not isinstance(keys, dict) or not keys:
+        raise StartupError(f'api_keys_file {settings.api_keys_file} must hold an object like {{"key": "tenant"}}')
+    for key, tenant in keys.items():
+        if not isinstance(tenant, str) or not TENANT_RULE.fullmatch(tenant) or len(key) < 8:
+            raise StartupError(f"api_keys_file: keys have at least 8 characters, tenants 1-64 of a-z 0-9 . _ -; not so: {tenant!r}")
+    return keys
+
+
 def load_access(settings: Settings) -> Access:
     """Read the API keys and the salt key; without a configured salt key, one is made and kept in data_dir.
 
     Raises StartupError.
     """
-    keys: dict[str, str] = {}
-    if settings.api_keys_file is not None:
-        try:
-            keys = json.loads(settings.api_keys_file.read_text())
-        except (OSError, ValueError) as error:
-            raise StartupError(f"api_keys_file {settings.api_keys_file}: {error}") from None
-        if not isinstance(keys, dict) or not keys:
-            raise StartupError(f'api_keys_file {settings.api_keys_file} must hold an object like {{"key": "tenant"}}')
-        for key, tenant in keys.items():
-            if not isinstance(tenant, str) or not TENANT_RULE.fullmatch(tenant) or len(key) < 8:
-                raise StartupError(f"api_keys_file: keys have at least 8 characters, tenants 1-64 of a-z 0-9 . _ -; not so: {tenant!r}")
+    keys = read_api_keys(settings)
     salt_key = settings.salt_key.get_secret_value()
     return Access(keys, salt_key.encode() if salt_key else _kept_salt_key(settings.data / "salt_key"))
 

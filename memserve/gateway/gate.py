@@ -21,7 +21,7 @@ from memserve.policy.gate import CALIBRATION, Answer, Probe, confidence, judge
 from memserve.policy.prompt import assemble_messages
 
 # Asked at a time, so that users' requests keep their turn.
-CONCURRENT = 16
+CONCURRENT = 8
 # Of an answer. What has not ended by then is judged as it is.
 MAX_ANSWER_TOKENS = 64
 # A worker that takes longer for one answer is given up.
