@@ -111,7 +111,7 @@ def show(
     with connected(address, api_key, timeout) as client:
         if "@" in reference:
             version = client.modules.version(reference)
-            places = {worker.worker_id: worker.modules.get(version.digest, "not loaded") for worker in client.status().workers}
+            places = {worker.worker_id: worker.refusal or worker.place for worker in client.modules.residency(reference)}
             if as_json:
                 print_json({**asdict(version), "workers": places})
                 return

@@ -144,6 +144,11 @@ class ModuleCalls:
         found = self._call("PreloadModule", pb.PreloadModuleRequest(reference=reference, worker_id=worker_id))
         return [residency_of(entry) for entry in found.workers]
 
+    def residency(self, reference: str) -> list[WorkerResidency]:
+        """Where each worker has the version."""
+        found = self._call("GetResidency", pb.GetResidencyRequest(reference=reference))
+        return [residency_of(entry) for entry in found.workers]
+
     def unload(self, reference: str, *, worker_id: str = "") -> list[WorkerResidency]:
         found = self._call("UnloadModule", pb.UnloadModuleRequest(reference=reference, worker_id=worker_id))
         return [residency_of(entry) for entry in found.workers]
@@ -293,6 +298,10 @@ class AsyncModuleCalls:
 
     async def preload(self, reference: str, *, worker_id: str = "") -> list[WorkerResidency]:
         found = await self._call("PreloadModule", pb.PreloadModuleRequest(reference=reference, worker_id=worker_id))
+        return [residency_of(entry) for entry in found.workers]
+
+    async def residency(self, reference: str) -> list[WorkerResidency]:
+        found = await self._call("GetResidency", pb.GetResidencyRequest(reference=reference))
         return [residency_of(entry) for entry in found.workers]
 
     async def unload(self, reference: str, *, worker_id: str = "") -> list[WorkerResidency]:

@@ -224,6 +224,12 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             unloaded = await self._modules.unload(version, request.worker_id)
             return pb.UnloadModuleResponse(workers=[convert.residency(entry) for entry in unloaded])
 
+    async def GetResidency(self, request: pb.GetResidencyRequest, context: Context) -> pb.GetResidencyResponse:
+        async with self._edge.call("GetResidency", context) as tenant:
+            version = await self._memory.heaviest("reference", tenant.name, request.reference)
+            places = await self._modules.residency(version)
+            return pb.GetResidencyResponse(workers=[convert.residency(entry) for entry in places])
+
     async def ComposeModule(self, request: pb.ComposeModuleRequest, context: Context) -> AsyncIterator[pb.ComposeModuleResponse]:
         async with self._edge.call("ComposeModule", context) as tenant, self._working(tenant.name):
             async for event in self._modules.compose(tenant, _composition(request)):

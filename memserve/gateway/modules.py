@@ -36,6 +36,7 @@ LOAD_TIMEOUT_S = 120.0
 # A request that was resolved before a version is held reaches its worker, and the worker's next word this gateway, in less.
 SETTLE_S = 1.0
 HOLD_S = 30.0
+PLACES_TIMEOUT_S = 5.0
 # Of a load that a promotion waits for; a worker that takes longer loads when it is asked to answer.
 SWAP_TIMEOUT_S = 30.0
 # Of an alias's traffic, for versions that have not passed the gate.
@@ -233,6 +234,16 @@ class Modules:
         kept = {preload.worker_id for preload in await self._store.preloads() if preload.digest == version.digest}
         workers = [] if "" in kept else [worker for worker in self._named(worker_id) if worker.lease.worker_id not in kept]
         return await self._ask_workers(version.digest, workers, lambda worker: self._unload_on(worker, version, forget=False))
+
+    async def residency(self, version: ModuleVersion) -> list[WorkerResidency]:
+        """Where each ready worker has the version, by its own word."""
+        request = pb.GetModulePlacesRequest(digests=[version.digest])
+
+        async def ask(worker: PooledWorker) -> ModulePlace:
+            (module,) = (await worker.stub.GetModulePlaces(request, timeout=PLACES_TIMEOUT_S)).modules
+            return PLACES[module.place]
+
+        return await self._ask_workers(version.digest, self._ready(""), ask)
 
     async def compose(self, tenant: Tenant, composition: Composition) -> AsyncIterator[Step | ModuleVersion]:
         """Have a worker's Ray make a new version from others; it comes last, as any published version does.

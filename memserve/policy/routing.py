@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from memserve.domain import ModulePlace
@@ -15,14 +15,16 @@ ASSUMED_PREFILL_TOKENS_PER_S = 2_000.0
 class RoutingCosts:
     """What the prediction charges beside prefill.
 
-    fetch_tokens_per_s: how fast KV comes from Redis. adapter_load_s: for an adapter that the engine does not hold.
-    adapter_swap_s: for one in its host memory. expert_load_s: for a logit expert that the engine does not hold.
-    step_s: for each request that the worker already decodes (it shares every step with them).
+    fetch_tokens_per_s: how fast KV comes from Redis. adapter_load_s: for an adapter that the engine does not hold; more than the loading
+    takes, because what leaves for it must come back. adapter_swap_s: for one in its host memory. slot_wait_s: for each adapter ahead of the
+    request's. expert_load_s: for a logit expert that the engine does not hold. step_s: for each request that the worker already decodes
+    (it shares every step with them).
     """
 
     fetch_tokens_per_s: float = 100_000.0
-    adapter_load_s: float = 0.05
+    adapter_load_s: float = 0.2
     adapter_swap_s: float = 0.005
+    slot_wait_s: float = 0.1
     expert_load_s: float = 0.5
     step_s: float = 0.002
 
@@ -33,7 +35,7 @@ class WorkerSnapshot:
 
     held_tokens: of this prompt, in the worker's own KV memory. shared_tokens: of this prompt, in Redis.
     pending_prefill_tokens: prompt tokens of other requests that it has yet to compute. adapter, expert: where it has the request's
-    LoRA and its logit expert (DEVICE without one).
+    LoRA and its logit expert (DEVICE without one). adapters_ahead: as the function of that name says.
     """
 
     worker_id: str
@@ -44,6 +46,7 @@ class WorkerSnapshot:
     prefill_tokens_per_s: float
     adapter: ModulePlace
     expert: ModulePlace = ModulePlace.DEVICE
+    adapters_ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,17 @@ def predict_ttft_s(worker: WorkerSnapshot, prompt_tokens: int, costs: RoutingCos
         + fetched / max(costs.fetch_tokens_per_s, speed)  # what computes sooner than it loads is computed
         + worker.running * costs.step_s
         + _adapter_s(worker.adapter, costs)
+        + worker.adapters_ahead * costs.slot_wait_s
         + (0.0 if worker.expert is ModulePlace.DEVICE else costs.expert_load_s)
     )
+
+
+def adapters_ahead(adapter: str, under_way: Collection[str], slots: int) -> int:
+    """How many adapters must leave a slot before a request on `adapter` gets one: an engine's batch has no more adapters than slots.
+
+    under_way: those of the worker's requests, by digest. Requests on the same adapter share its slot.
+    """
+    return 0 if adapter in under_way else max(len(under_way) + 1 - slots, 0)
 
 
 def _adapter_s(place: ModulePlace, costs: RoutingCosts) -> float:

@@ -267,6 +267,7 @@ async def test_preloads_load_on_every_worker_and_say_who_refuses(gateway: Runnin
     found = await client.modules.preload("tone@1")
     assert [(worker.worker_id, worker.place) for worker in found] == [("w0", ModulePlace.DEVICE), ("w1", ModulePlace.ABSENT)]
     assert "no room" in found[1].refusal
+    assert (await client.modules.residency("tone@1"))[0].place is ModulePlace.DEVICE
     (preload,) = await gateway.pipeline.modules.store.preloads()
     assert (preload.digest, preload.worker_id) == (version.digest, "")
     used = await failure_of(client.modules.delete("tone", 1))
@@ -374,6 +375,7 @@ async def test_what_is_not_there_is_not_found(client: AsyncClient) -> None:
         client.modules.delete("nobody", 1),
         client.modules.preload("nobody"),
         client.modules.unload("nobody"),
+        client.modules.residency("nobody"),
         client.modules.drop_alias("nobody", "live"),
     ):
         assert (await failure_of(call)).code is grpc.StatusCode.NOT_FOUND

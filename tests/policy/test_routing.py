@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memserve.domain import ModulePlace
-from memserve.policy.routing import RoutingCosts, WorkerSnapshot, choose_worker, predict_ttft_s
+from memserve.policy.routing import RoutingCosts, WorkerSnapshot, adapters_ahead, choose_worker, predict_ttft_s
 
-COSTS = RoutingCosts(fetch_tokens_per_s=100_000, adapter_load_s=0.05, expert_load_s=0.5, step_s=0.002)
+COSTS = RoutingCosts(fetch_tokens_per_s=100_000, adapter_load_s=0.05, slot_wait_s=0.1, expert_load_s=0.5, step_s=0.002)
 IDLE = WorkerSnapshot("w0", 0, 0, 0, 0, 1000.0, ModulePlace.DEVICE)
 PROMPT_TOKENS = 1000
 
@@ -26,6 +26,7 @@ snapshots = st.builds(
     prefill_tokens_per_s=st.sampled_from([0.0, 1.0, 500.0, 1e5, 1e7]),
     adapter=st.sampled_from(ModulePlace),
     expert=st.sampled_from(ModulePlace),
+    adapters_ahead=st.integers(0, 20),
 )
 pools = st.lists(snapshots, min_size=1, max_size=4, unique_by=lambda worker: worker.worker_id)
 
@@ -63,6 +64,7 @@ def test_queued_prompts_running_requests_and_missing_modules_each_cost() -> None
     assert ttft_s(replace(IDLE, running=10)) == pytest.approx(1.02)
     assert ttft_s(replace(IDLE, adapter=ModulePlace.DISK)) == pytest.approx(1.05)
     assert ttft_s(replace(IDLE, adapter=ModulePlace.HOST)) == pytest.approx(1.005)
+    assert ttft_s(replace(IDLE, adapters_ahead=3)) == pytest.approx(1.3)
     assert ttft_s(replace(IDLE, expert=ModulePlace.ABSENT)) == pytest.approx(1.5)
     assert ttft_s(replace(IDLE, adapter=ModulePlace.DISK, expert=ModulePlace.DISK)) == pytest.approx(1.55)
 
@@ -83,6 +85,18 @@ def test_a_long_queue_beats_a_cached_prefix() -> None:
 
 def test_a_resident_adapter_breaks_the_tie() -> None:
     assert chosen(replace(IDLE, worker_id="a", adapter=ModulePlace.ABSENT), replace(IDLE, worker_id="b")) == "b"
+
+
+def test_a_request_waits_for_a_slot_only_when_other_adapters_have_them_all() -> None:
+    assert adapters_ahead("mine", {"a", "b", "c"}, slots=4) == 0
+    assert adapters_ahead("mine", {"a", "b", "c", "d"}, slots=4) == 1
+    assert adapters_ahead("mine", {"a", "b", "c", "d", "e", "f"}, slots=4) == 3
+    assert adapters_ahead("mine", {"mine", "a", "b", "c", "d", "e"}, slots=4) == 0
+
+
+def test_a_free_slot_beats_a_shorter_queue() -> None:
+    full = replace(IDLE, worker_id="full", adapters_ahead=1)
+    assert chosen(full, replace(IDLE, worker_id="free", pending_prefill_tokens=50, adapter=ModulePlace.HOST)) == "free"
 
 
 def test_an_expert_that_is_held_beats_an_adapter_that_is_held() -> None:
@@ -135,6 +149,7 @@ def test_more_held_tokens_or_less_work_never_makes_a_worker_later(worker: Worker
         replace(worker, pending_prefill_tokens=max(worker.pending_prefill_tokens - more, 0)),
         replace(worker, adapter=ModulePlace.DEVICE),
         replace(worker, expert=ModulePlace.DEVICE),
+        replace(worker, adapters_ahead=max(worker.adapters_ahead - more, 0)),
     ]
     assert all(0 <= ttft_s(each) <= ttft_s(worker) + 1e-9 for each in sooner)
 

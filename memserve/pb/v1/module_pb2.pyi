@@ -470,6 +470,18 @@ class WorkerResidency(_message.Message):
     refusal: str
     def __init__(self, worker_id: _Optional[str] = ..., place: _Optional[_Union[ModulePlace, str]] = ..., refusal: _Optional[str] = ...) -> None: ...
 
+class GetResidencyRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class GetResidencyResponse(_message.Message):
+    __slots__ = ("workers",)
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerResidency]
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerResidency, _Mapping]]] = ...) -> None: ...
+
 class PreloadModuleRequest(_message.Message):
     __slots__ = ("reference", "worker_id")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]

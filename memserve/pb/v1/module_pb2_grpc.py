@@ -111,6 +111,11 @@ class ModuleServiceStub:
                 request_serializer=memserve_dot_v1_dot_module__pb2.UnloadModuleRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_module__pb2.UnloadModuleResponse.FromString,
                 _registered_method=True)
+        self.GetResidency = channel.unary_unary(
+                '/memserve.v1.ModuleService/GetResidency',
+                request_serializer=memserve_dot_v1_dot_module__pb2.GetResidencyRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.GetResidencyResponse.FromString,
+                _registered_method=True)
         self.ComposeModule = channel.unary_stream(
                 '/memserve.v1.ModuleService/ComposeModule',
                 request_serializer=memserve_dot_v1_dot_module__pb2.ComposeModuleRequest.SerializeToString,
@@ -238,6 +243,13 @@ class ModuleServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetResidency(self, request, context):
+        """Where each worker has the version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ComposeModule(self, request, context):
         """Makes a new version from others on a worker's Ray, away from serving. Streams progress; the last message has the version.
         """
@@ -336,6 +348,11 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     servicer.UnloadModule,
                     request_deserializer=memserve_dot_v1_dot_module__pb2.UnloadModuleRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_module__pb2.UnloadModuleResponse.SerializeToString,
+            ),
+            'GetResidency': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResidency,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.GetResidencyRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.GetResidencyResponse.SerializeToString,
             ),
             'ComposeModule': grpc.unary_stream_rpc_method_handler(
                     servicer.ComposeModule,
@@ -760,6 +777,33 @@ class ModuleService:
             '/memserve.v1.ModuleService/UnloadModule',
             memserve_dot_v1_dot_module__pb2.UnloadModuleRequest.SerializeToString,
             memserve_dot_v1_dot_module__pb2.UnloadModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResidency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/GetResidency',
+            memserve_dot_v1_dot_module__pb2.GetResidencyRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.GetResidencyResponse.FromString,
             options,
             channel_credentials,
             insecure,
