@@ -41,7 +41,7 @@ from memserve.pb.v1 import module_pb2_grpc
 
 WORKERS = 2
 TIMEOUT_S = 60.0
-SHOWN_CHARS = 90
+STATUS_CHARS, SHOWN_CHARS = 25, 110
 STREAMED_TOKENS = 600
 # Of a prompt, what its own KV must give back: the last tokens are always computed.
 OWN_SHARE = 0.95
@@ -256,8 +256,8 @@ def sound_stack() -> Iterator[tuple[Stack, Client, Client]]:
             yield stack, client, other
 
 
-def measure(seed_cases: Callable[[list[Case]], list[Case]]) -> tuple[list[Outcome], list[Ask], bool]:
-    """seed_cases: which of the cases are run."""
+def measure(chosen_cases: Callable[[list[Case]], list[Case]]) -> tuple[list[Outcome], list[Ask], bool]:
+    """chosen_cases: which of the cases are run."""
     shapes = open_model(MODEL_DIR).tensor_shapes()
     with sound_stack() as (stack, client, other), grpc.insecure_channel(stack.address) as channel:
         fleet = Fleet(stack, client)
@@ -266,7 +266,7 @@ def measure(seed_cases: Callable[[list[Case]], list[Case]]) -> tuple[list[Outcom
             act = lambda upload=upload: publish(channel, upload)  # noqa: E731
             cases.append(Case(upload.case, act, upload.code, upload.at, upload.says))
         outcomes = []
-        for case in seed_cases(cases):
+        for case in chosen_cases(cases):
             outcome = run_case(case, stack, client, fleet)
             told(f"{case.name}: {outcome.status}{'' if outcome.right else ' WRONG: ' + outcome.reason}")
             outcomes.append(outcome)
@@ -280,10 +280,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="memserve-hostile-") as scratch:
         named = {} if chosen.quick else engine_cached_tokens(Path(scratch))
     statuses = [outcome.status if outcome.right else f"{outcome.status} WRONG" for outcome in outcomes]
-    shown = [(outcome.case.name, status, outcome.reason[:SHOWN_CHARS]) for outcome, status in zip(outcomes, statuses, strict=True)]
-    print_table(("case", "status", "reason"), shown)
+    width = max(len(outcome.case.name) for outcome in outcomes)
+    for outcome, status in zip(outcomes, statuses, strict=True):
+        print(f"{outcome.case.name:<{width}}  {status:<{STATUS_CHARS}}  {outcome.reason[:SHOWN_CHARS]}")
     print()
-    columns = ("prompt of an earlier ask", "KV", "prompt tokens", "cached: device", "host", "redis")
+    columns = ("asked with the prompt of an earlier ask", "KV", "prompt tokens", "cached: device", "host", "redis")
     print_table(columns, [ask.row for ask in asks])
     for name, tokens in named.items():
         print(f"adapters named {name}: {tokens} tokens of version 1's KV served to version 2 by vLLM")

@@ -205,8 +205,8 @@ class Stack:
         self._lock = lock
 
     def _start_registry(self) -> None:
-        """It must keep all it is given: every write goes to a file, and nothing is evicted."""
-        self.registry_process, url = self._start_redis("registry", appendonly="yes", maxmemory_policy="noeviction")
+        """It must keep all it is given: every write is on disk before it is answered, and nothing is evicted."""
+        self.registry_process, url = self._start_redis("registry", appendonly="yes", appendfsync="always", maxmemory_policy="noeviction")
         self.settings = self.settings.model_copy(update={"redis_url": SecretStr(url)})
 
     def _start_cache(self) -> None:

@@ -111,11 +111,19 @@ def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
     size = safetensors_header_bytes(file)
     with file.open("rb") as stream:
         stream.seek(8)
-        header = json.loads(stream.read(size))
+        header = json.loads(stream.read(size), object_pairs_hook=_without_repeats)
     if not isinstance(header, dict):
         raise ValueError("not a safetensors file: its header is not an object")
     header.pop("__metadata__", None)
     return header
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two entries of one name they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("not a safetensors file: its header has a name twice")
+    return found
 
 
 def _weights(path: Path) -> list[Path]:

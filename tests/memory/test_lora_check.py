@@ -186,3 +186,14 @@ def test_a_plain_name_is_fine(name: str) -> None:
 def test_any_other_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidField):
         check_module_name("name", name)
+
+
+def test_a_tensor_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    files = lora_files(SHAPES)
+    weights = files[WEIGHTS_FILE]
+    length = int.from_bytes(weights[:8], "little")
+    header, body = weights[8 : 8 + length], weights[8 + length :]
+    repeated = header.rstrip()[:-1] + b"," + header.strip()[1:]
+    made = len(repeated).to_bytes(8, "little") + repeated + body
+    with pytest.raises(InvalidModule, match="not a safetensors file"):
+        checked(tmp_path, {**files, WEIGHTS_FILE: made})
