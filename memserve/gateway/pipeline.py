@@ -280,6 +280,7 @@ class Pipeline:
                 shared_tokens=in_redis * worker.lease.block_tokens if worker.lease.shares_kv else 0,
                 prefill_tokens_per_s=worker.state.prefill_tokens_per_s,
                 adapter=worker.place_of(modules.lora.digest) if modules.lora is not None else ModulePlace.DEVICE,
+                expert=worker.place_of(modules.expert.digest) if modules.expert is not None else ModulePlace.DEVICE,
             )
             for name, worker in ready.items()
         ]
