@@ -366,10 +366,13 @@ def held_out_cases(seed: int, count: int, need: Need, world: World = "held_out")
 
 def adapter_facts(name: str) -> tuple[Fact, ...]:
     """The facts that an adapter of the demo holds. Raises KeyError for an unknown adapter."""
-    kinds = ADAPTER_KINDS[name]
-    rng = random.Random(f"adapter-{name}")
+    return module_facts(random.Random(f"adapter-{name}"), ADAPTER_KINDS[name], ADAPTER_FACTS)
+
+
+def module_facts(rng: random.Random, kinds: Sequence[str], count: int) -> tuple[Fact, ...]:
+    """Draw facts for a module to hold, about entities of these kinds in turn. No two have an entity or a value in common."""
     facts: list[Fact] = []
-    while len(facts) < ADAPTER_FACTS:
+    while len(facts) < count:
         about = entity(rng, "adapter", kinds[len(facts) % len(kinds)])
         one = fact(rng, "adapter", about=about, wild_share=0.0)
         named_before = any(one.entity.name == earlier.entity.name or one.value == earlier.value for earlier in facts)
