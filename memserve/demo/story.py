@@ -154,10 +154,10 @@ def careless_figures(client: Client) -> dict[str, Any]:
         client.modules.promote("harbour", careless.version)
     except CallFailed as refused:
         refusal = refused.detail
-    before = client.modules.get("harbour").aliases
+    live = client.modules.version("harbour@live").version
     started_s = time.monotonic()
-    client.modules.split("harbour", {before[0].targets[0].version: 90, careless.version: 10})
-    while client.modules.get("harbour").aliases[0].targets != before[0].targets:
+    client.modules.split("harbour", {live: 90, careless.version: 10})
+    while any(target.version == careless.version for target in client.modules.get("harbour").aliases[0].targets):
         if time.monotonic() - started_s > CANARY_TIMEOUT_S:
             return {"refusal": refusal, "rolled_back_s": None, "why": ""}
         client.generate("Hello.", module="harbour", sampling=ANSWER)

@@ -51,7 +51,7 @@ from memserve.metrics import GatewayMetrics
 from memserve.model_files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
 from memserve.policy.prompt import assemble_messages, order_passages
-from memserve.policy.routing import RoutingChoice, RoutingCosts, WorkerSnapshot, choose_worker
+from memserve.policy.routing import RoutingChoice, RoutingCosts, WorkerSnapshot, adapters_ahead, choose_worker
 
 log = logging.getLogger("memserve.gateway.pipeline")
 
@@ -77,6 +77,10 @@ class AnsweringModules:
     expert: ModuleVersion | None = None
     alpha: float = 0.0
     used: tuple[UsedModule, ...] = ()
+
+    @property
+    def lora_digest(self) -> str:
+        return self.lora.digest if self.lora is not None else ""
 
     def fit(self, model_digest: str) -> bool:
         """Whether they were made for this model: while another is rolled out, workers of both are there."""
@@ -146,7 +150,7 @@ class Pipeline:
                 )
                 # 7. The worker streams. One that fails before its first token is replaced.
                 try:
-                    with worker.serving(route.request_id, len(token_ids) - route.expected_cached_tokens):
+                    with worker.serving(route.request_id, len(token_ids) - route.expected_cached_tokens, modules.lora_digest):
                         yield route
                         stream = self._stream(worker, request, tenant, route, modules, token_ids, accepted_s, deadline_s)
                         async with contextlib.aclosing(stream):
@@ -279,7 +283,10 @@ class Pipeline:
                 held_tokens=self.pool.index.longest_prefix(name, keys) * worker.lease.block_tokens,
                 shared_tokens=in_redis * worker.lease.block_tokens if worker.lease.shares_kv else 0,
                 prefill_tokens_per_s=worker.state.prefill_tokens_per_s,
-                adapter=worker.place_of(modules.lora.digest) if modules.lora is not None else ModulePlace.DEVICE,
+                adapter=worker.place_of(modules.lora_digest) if modules.lora is not None else ModulePlace.DEVICE,
+                adapters_ahead=adapters_ahead(modules.lora_digest, worker.adapters, self.settings.max_loras)
+                if modules.lora is not None
+                else 0,
                 expert=worker.place_of(modules.expert.digest) if modules.expert is not None else ModulePlace.DEVICE,
             )
             for name, worker in ready.items()
@@ -309,7 +316,7 @@ class Pipeline:
                 request_id=route.request_id,
                 token_ids=token_ids,
                 cache_salt=tenant.cache_salt,
-                module_digest=modules.lora.digest if modules.lora else "",
+                module_digest=modules.lora_digest,
                 expert_digest=modules.expert.digest if modules.expert else "",
                 expert_alpha=modules.alpha if modules.expert else 0.0,
                 max_tokens=sampling.max_tokens,

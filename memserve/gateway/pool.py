@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -38,7 +39,10 @@ CHANNEL_OPTIONS = (
 
 @dataclass(slots=True)
 class PooledWorker:
-    """A worker as this gateway sees it. `sent` holds prompt tokens of its requests that have no first token yet, by request id."""
+    """A worker as this gateway sees it.
+
+    sent: prompt tokens of its requests that have no first token yet, by request id. adapters: LoRA digests of its requests, counted.
+    """
 
     lease: WorkerLease
     channel: grpc.aio.Channel
@@ -48,17 +52,20 @@ class PooledWorker:
     state: pb.WorkerState = field(default_factory=pb.WorkerState)
     sent: dict[str, int] = field(default_factory=dict)
     running: int = 0
+    adapters: Counter[str] = field(default_factory=Counter)
     watch: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def serving(self, request_id: str, uncached_tokens: int) -> Iterator[None]:
-        """Count a request from the moment of its routing, so that the next one is routed knowing of it."""
+    def serving(self, request_id: str, uncached_tokens: int, adapter: str = "") -> Iterator[None]:
+        """Count a request from the moment of its routing, so that the next one is routed knowing of it. adapter: its LoRA's digest."""
         self.sent[request_id] = uncached_tokens
         self.running += 1
+        self.adapters += Counter([adapter] if adapter else [])
         try:
             yield
         finally:
             self.running -= 1
+            self.adapters -= Counter([adapter])  # one that is at 0 leaves
             self.sent.pop(request_id, None)
 
     def place_of(self, digest: str) -> ModulePlace:
