@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,9 +83,15 @@ def modules(blobs: BlobStore, holder: CountingHolder, experts: CountingHolder) -
     return Modules(LocalCopies(blobs), {LORA: holder, EXPERT: experts})
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 async def settled() -> None:
     """Everything that can go on has gone on; fetches, which are in threads, take a moment."""
-    for _ in range(20):
+    for _ in range(80):
         await asyncio.sleep(0.005)
 
 
@@ -175,8 +182,11 @@ async def test_a_module_in_steady_use_makes_room_for_who_came_first(modules: Mod
             await ended.wait()
 
     first, last = asyncio.Event(), asyncio.Event()
-    tasks = [asyncio.create_task(use(digest, ended)) for digest, ended in ((A, first), (B, last))]
-    await settled()
+    tasks = []
+    # One after the other: A is the least recently used, and the one that will be set to leave.
+    for number, (digest, ended) in enumerate(((A, first), (B, last)), start=1):
+        tasks.append(asyncio.create_task(use(digest, ended)))
+        await until(lambda number=number: len(served) == number)
     tasks += [asyncio.create_task(use(C, last))]
     await settled()
     # One module is to leave now, and those who want it come after C.
@@ -184,7 +194,7 @@ async def test_a_module_in_steady_use_makes_room_for_who_came_first(modules: Mod
     await settled()
     assert sorted(served) == [A, B]
     first.set()
-    await settled()
+    await until(lambda: len(served) == 3)
     assert sorted(served) == [A, B, C]
     assert holder.loads[-1] == C
     last.set()
