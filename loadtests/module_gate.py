@@ -134,13 +134,15 @@ def missing_from_audit(events: Sequence[AuditEvent], history: Sequence[AliasChan
 
     forced = [change for change in history if change.forced]
     split = [{"version": version, "weight": weight} for version, weight in WEIGHTS.items()]
+    # What stays of the alias keeps its weight when the canary is taken out.
+    rest = [{"version": GOOD, "weight": WEIGHTS[GOOD]}]
     wanted = {
         "the upload": told_of("publish", ANONYMOUS, version=CARELESS),
         "the gate's figures": any(event.action == "gate" and gated(event) for event in events),
         "the split": told_of("split", ANONYMOUS, targets=split, forced=False),
-        "the canary's rollback": told_of("canary_rollback", CANARY_WATCH, targets=[{"version": GOOD, "weight": 1.0}]),
+        "the canary's rollback": told_of("canary_rollback", CANARY_WATCH, targets=rest),
         "the forced promotion": told_of("promote", ANONYMOUS, targets=[{"version": CARELESS, "weight": 1.0}], forced=True),
-        "the rollback": told_of("rollback", ANONYMOUS, targets=[{"version": GOOD, "weight": 1.0}]),
+        "the rollback": told_of("rollback", ANONYMOUS, targets=rest),
         "force in the alias's history": [(change.action, change.principal) for change in forced] == [("promote", ANONYMOUS)],
         "the reason that was given": any(FORCED_BECAUSE in change.reason for change in forced),
     }
