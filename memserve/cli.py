@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,16 +70,17 @@ def up(
         max_context_tokens=max_context_tokens,
     )
     stack = Stack(settings, _reporter())
-    with _stopping(stack):
+    with _stopping(stack) as asked_to_stop:
         stack.start()
         out.print(f"[bold green]ready[/] on {stack.address}. Ctrl-C stops it. In another terminal, try:")
         at = "" if stack.address == DEFAULT_ADDRESS else f" --address {stack.address}"
         out.print(f"  memserve status{at}", highlight=False)
         out.print(f'  memserve remember notes "The code of Amber Lantern is 4071."{at}', highlight=False, soft_wrap=True)
         out.print(f'  memserve generate "What is the code of Amber Lantern?" --recall notes{at}', highlight=False, soft_wrap=True)
-        while True:
+        while not asked_to_stop():
             time.sleep(WATCH_S)
             stack.watch()
+        raise KeyboardInterrupt
 
 
 @app.command()
@@ -282,8 +283,11 @@ def _reporter() -> Any:
 
 
 @contextlib.contextmanager
-def _stopping(stack: Any) -> Iterator[None]:
-    """Stop the stack at the end, and on the first SIGINT or SIGTERM; stopping itself is not interrupted."""
+def _stopping(stack: Any) -> Iterator[Callable[[], bool]]:
+    """Stop the stack at the end, and on the first SIGINT or SIGTERM; stopping itself is not interrupted.
+
+    Gives what says whether a signal has come. Its KeyboardInterrupt is lost when it meets a finalizer or a callback: ask, to be certain.
+    """
 
     asked = False
 
@@ -296,7 +300,7 @@ def _stopping(stack: Any) -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
     try:
-        yield
+        yield lambda: asked
     except KeyboardInterrupt:
         err.print("stopping" if stack.started else "stopped while starting")
     finally:

@@ -167,51 +167,42 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         assert isinstance(host, CPULoadStoreSpec)
         started_s = time.perf_counter()
         copied_bytes = 0
-        for refs, block, chunk, slot, run in self._runs(device, host):
+        for refs, blocks, chunk, slot in self._pieces(device, host):
             for ref in refs:
                 page_bytes = self._page_bytes[ref.tensor_idx]
                 start = slot * page_bytes
-                pages = self._pages[ref.tensor_idx][block : block + run, : ref.page_size_bytes]
-                parts = self._chunks[ref.tensor_idx][chunk, start : start + run * page_bytes].reshape(run, page_bytes)
+                pages = self._pages[ref.tensor_idx]
+                parts = self._chunks[ref.tensor_idx][chunk, start : start + len(blocks) * page_bytes].reshape(len(blocks), page_bytes)
                 parts = parts[:, : ref.page_size_bytes]
                 if to_host:
-                    parts[:] = pages
+                    parts[:] = pages[blocks, : ref.page_size_bytes]
                 else:
-                    pages[:] = parts
-                copied_bytes += run * ref.page_size_bytes
+                    pages[blocks, : ref.page_size_bytes] = parts
+                copied_bytes += parts.nbytes
         self._finished.append(
             TransferResult(job_id=job_id, success=True, transfer_size=copied_bytes, transfer_time=time.perf_counter() - started_s)
         )
         return True
 
-    def _runs(self, device: GPULoadStoreSpec, host: CPULoadStoreSpec) -> Iterator[tuple[list[CanonicalKVCacheRef], int, int, int, int]]:
-        """As `_pairs`, with neighbours in both memories put together: the last number is how many blocks there are from these on."""
-        begun: tuple[list[CanonicalKVCacheRef], int, int, int] | None = None
-        run = 0
-        for refs, block, chunk, slot in self._pairs(device, host):
-            if begun is not None and (refs is begun[0] and (block, chunk, slot) == (begun[1] + run, begun[2], begun[3] + run)):
-                run += 1
-                continue
-            if begun is not None:
-                yield *begun, run
-            begun, run = (refs, block, chunk, slot), 1
-        if begun is not None:
-            yield *begun, run
-
-    def _pairs(self, device: GPULoadStoreSpec, host: CPULoadStoreSpec) -> Iterator[tuple[list[CanonicalKVCacheRef], int, int, int]]:
-        """(KV tensors of the group, device block, host chunk, block's place in the chunk) for every block to be copied.
+    def _pieces(
+        self, device: GPULoadStoreSpec, host: LoadStoreSpec
+    ) -> Iterator[tuple[list[CanonicalKVCacheRef], npt.NDArray[np.int64], int, int]]:
+        """What is in one chunk, together: (KV tensors of the group, device blocks in order, host chunk, the first one's place in it).
 
         A group's blocks are consecutive blocks of one request and may begin and end inside a chunk.
         Source: vllm/v1/kv_offload/cpu/gpu_worker.py 0.32, `SingleDirectionOffloadingHandler.transfer_async`.
         """
         first_block = first_chunk = 0
         for refs, blocks, first_index in zip(self._refs_by_group, device.group_sizes, device.block_indices, strict=True):
+            if not blocks:
+                continue
             skipped = first_index % self._blocks_per_chunk
-            for place in range(skipped, skipped + blocks):
-                chunk, slot = divmod(place, self._blocks_per_chunk)
-                yield refs, int(device.block_ids[first_block + place - skipped]), int(host.chunk_ids[first_chunk + chunk]), slot
+            ids = np.asarray(device.block_ids[first_block : first_block + blocks])
+            for number, start in enumerate(range(-skipped, blocks, self._blocks_per_chunk)):
+                piece = ids[max(0, start) : start + self._blocks_per_chunk]
+                yield refs, piece, int(host.chunk_ids[first_chunk + number]), max(0, -start)
             first_block += blocks
-            first_chunk += -(-(skipped + blocks) // self._blocks_per_chunk) if blocks else 0
+            first_chunk += number + 1
 
 
 def sweep_orphan_regions(directory: Path = Path("/dev/shm"), *, minimum_age_s: float = 60.0) -> list[Path]:

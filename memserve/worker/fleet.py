@@ -53,9 +53,10 @@ def run_workers(settings: Settings) -> None:
     starting = True
 
     def on_signal(number: int, frame: Any) -> None:
+        # Also when it is raised: a KeyboardInterrupt that meets a finalizer or a callback is lost.
+        signals.put(number)
         if starting and number != signal.SIGHUP:
             raise KeyboardInterrupt
-        signals.put(number)
 
     try:
         ray.init(
