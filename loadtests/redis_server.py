@@ -1,7 +1,8 @@
-"""A private redis-server for a benchmark, in memory only, on a unix socket and on a port of its own."""
+"""A private redis-server for a benchmark, as `memserve up` starts it, but in memory only, on a unix socket and on a port of its own."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
@@ -10,7 +11,7 @@ from typing import Self
 
 import redis
 
-from memserve.embedded import redis_executable
+from memserve.embedded import REDIS_ENVIRONMENT, redis_executable
 
 
 class PrivateRedis:
@@ -32,7 +33,7 @@ class PrivateRedis:
 
     def start(self) -> None:
         """Start it, empty, at the same addresses."""
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, env={**os.environ, **REDIS_ENVIRONMENT})
         deadline_s = time.monotonic() + 10
         with redis.Redis.from_url(self.url) as client:
             while True:
