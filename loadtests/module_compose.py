@@ -294,7 +294,7 @@ def measure(recipes: Sequence[Recipe]) -> Measured:
     """Start a memserve, make every version, and have each judged."""
     found = Measured()
     with (
-        running_stack(workers=1, max_lora_rank=32) as stack,
+        running_stack(demo_modules=True, workers=1, max_lora_rank=32) as stack,
         Client(stack.address, timeout_s=CALL_TIMEOUT_S) as client,
         SteadyLoad(stack.address, PARENTS[0], LOAD_PER_S) as load,
     ):

@@ -379,9 +379,7 @@ def watched(stack: Stack) -> Iterator[None]:
 def measure(kills: Mapping[str, int], workers: int) -> tuple[Figures, Left]:
     with tempfile.TemporaryDirectory(prefix="memserve-crash-") as scratch:
         folder = Path(scratch)
-        # Under another path the demo model comes without its modules.
-        (folder / "model").symlink_to(MODEL_DIR)
-        with running_stack(workers=workers, metrics_port=0, model=str(folder / "model")) as stack:
+        with running_stack(workers=workers, metrics_port=0) as stack:
             run = Run(stack, folder, workers, SEED)
             victims = [victim for victim, count in kills.items() for _ in range(count)]
             run.rng.shuffle(victims)

@@ -245,7 +245,7 @@ def shown_targets(change: AliasChange) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("module_gate", __doc__).parse_args(arguments)
-    with running_stack(workers=1, canary_interval_s=0.5) as stack:
+    with running_stack(demo_modules=True, workers=1, canary_interval_s=0.5) as stack:
         bars, figures = asyncio.run(measure(stack.address, chosen.quick))
     print()
     return finish(bars, figures, chosen.json)

@@ -244,16 +244,14 @@ def publish_sound_ones(client: Client, folder: Path) -> None:
 @contextlib.contextmanager
 def sound_stack() -> Iterator[tuple[Stack, Client, Client]]:
     """With the modules of `publish_sound_ones`. Two clients: one is for a stream that another call goes beside."""
-    with tempfile.TemporaryDirectory(prefix="memserve-hostile-") as scratch:
-        # Under another path the demo model comes without its modules.
-        (Path(scratch) / "model").symlink_to(MODEL_DIR)
-        with (
-            running_stack(workers=WORKERS, metrics_port=0, model=str(Path(scratch) / "model")) as stack,
-            Client(stack.address, timeout_s=TIMEOUT_S) as client,
-            Client(stack.address, timeout_s=TIMEOUT_S) as other,
-        ):
-            publish_sound_ones(client, Path(scratch))
-            yield stack, client, other
+    with (
+        tempfile.TemporaryDirectory(prefix="memserve-hostile-") as scratch,
+        running_stack(workers=WORKERS, metrics_port=0) as stack,
+        Client(stack.address, timeout_s=TIMEOUT_S) as client,
+        Client(stack.address, timeout_s=TIMEOUT_S) as other,
+    ):
+        publish_sound_ones(client, Path(scratch))
+        yield stack, client, other
 
 
 def measure(chosen_cases: Callable[[list[Case]], list[Case]]) -> tuple[list[Outcome], list[Ask], bool]:

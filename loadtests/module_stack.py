@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from loadtests.figures import told
 from memserve.client import Answer, AsyncClient, CallFailed
 from memserve.config import load_settings
-from memserve.demo import ADAPTERS_DIR
+from memserve.demo import ADAPTERS_DIR, MODEL_DIR
 from memserve.demo.story import free_port
 from memserve.domain import Message, Role, Sampling
 from memserve.embedded import Stack
@@ -43,13 +43,18 @@ PROBES_FILE = "probes.json"
 
 
 @contextmanager
-def running_stack(**settings: Any) -> Iterator[Stack]:
+def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[Stack]:
     """A started memserve on the demo model in a fresh directory; progress to stderr. The directory goes with it.
 
-    settings: those of `memserve.config.Settings`, over the defaults and the environment. Raises StartupError.
+    demo_modules: publish the demo's modules, each through its gate: half a minute more. settings: those of `memserve.config.Settings`, over
+    the defaults and the environment. Raises StartupError.
     """
     # The path is short: a unix socket below it takes 100 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="memserve-modules-"))
+    if not demo_modules:
+        # Under another path the demo model comes without its modules.
+        (folder / "demo_model").symlink_to(MODEL_DIR)
+        settings = {"model": str(folder / "demo_model"), **settings}
     stack = Stack(load_settings(**{"data_dir": folder, "port": free_port(), "metrics_port": free_port(), **settings}), told)
     # A benchmark that is told to end leaves no engines behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
