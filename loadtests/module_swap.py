@@ -178,7 +178,7 @@ def in_ms(values_s: Sequence[float]) -> tuple[str, ...]:
 
 def main() -> int:
     arguments = parser("module_swap", __doc__).parse_args()
-    with running_stack(workers=2) as stack:
+    with running_stack(demo_modules=True, workers=2) as stack:
         made = asyncio.run(run(stack.address, stack.settings.data / "variants", QUICK_PROMOTIONS if arguments.quick else PROMOTIONS))
 
     rows: list[tuple[object, ...]] = []
