@@ -54,7 +54,7 @@ def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[St
     if not demo_modules:
         # Under another path the demo model comes without its modules.
         (folder / "demo_model").symlink_to(MODEL_DIR)
-        settings = {"model": str(folder / "demo_model"), **settings}
+        settings.setdefault("model", str(folder / "demo_model"))
     stack = Stack(load_settings(**{"data_dir": folder, "port": free_port(), "metrics_port": free_port(), **settings}), told)
     # A benchmark that is told to end leaves no engines behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
