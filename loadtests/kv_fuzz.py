@@ -33,6 +33,7 @@ from memserve.kv.chunk_codec import ChunkCodec, Int8Chunks, LosslessChunks
 from memserve.kv.codec import HEADER_BYTES, MAX_KEY_BYTES, NAMESPACE_BYTES, encode_header, verify
 from memserve.kv.quantize import ChunkLayout
 from memserve.kv.resp import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, Kind, ProtocolError, ReplyReader
+from memserve.kv.wire import PADDING
 
 SECONDS, QUICK_SECONDS = 600, 36
 EXAMPLES = 1000
@@ -93,10 +94,14 @@ STORED = some_stored()
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """entry: None for a reply that is a line. at_most: there is more room than the entry needs, and a shorter value is taken too."""
+    """entry: None for a reply that is a line. at_most: there is more room than the entry needs, and a shorter value is taken too.
+
+    padded: followed by a PING.
+    """
 
     entry: Stored | None
     at_most: bool = False
+    padded: bool = False
 
     @property
     def room_bytes(self) -> int:
@@ -109,8 +114,8 @@ class Asked:
 # What may be asked for: three of the values, and a reply that is a line.
 ASKED = (*STORED[:3], None)
 MORE_ROOM_BYTES = 100
-# Of an input to the reader: four two-bit numbers of what is asked, four bits of which are of at most a length, and three sizes of pieces;
-# 0: as much as there is room for.
+# Of an input to the reader: four two-bit numbers of what is asked, four bits of which have a PING behind them and four of which are of at
+# most a length, and three sizes of pieces; 0: as much as there is room for.
 READER_CONTROLS = struct.Struct(">2B3H")
 # Of an input to the codec: the length of the key, and where and how a value is damaged.
 CODEC_CONTROLS = struct.Struct(">BHB")
@@ -148,6 +153,10 @@ def by_the_book(stream: bytes, asked: Sequence[Asked]) -> tuple[Replies, bool]:
             at += length + 2
         else:
             return replies, True
+        if one.padded:
+            if not stream[at:].startswith(PADDING):
+                return replies, not PADDING.startswith(stream[at:])
+            at += len(PADDING)
     return replies, at < len(stream)
 
 
@@ -157,19 +166,20 @@ def in_pieces(stream: bytes, asked: Sequence[Asked], sizes: Sequence[int]) -> tu
     values = [memoryview(bytearray(one.room_bytes)) for one in asked]
     for one, value in zip(asked, values, strict=True):
         reader.expect(*((value[:HEADER_BYTES], value[HEADER_BYTES:]) if value.nbytes else ()), at_most=one.at_most)
+        if one.padded:
+            reader.expect_exactly(PADDING)
     replies: Replies = []
     at = 0
     for size in itertools.cycle(sizes):
         if at == len(stream):
             break
-        buffer = reader.buffer()
-        if not buffer.nbytes:
+        piece = stream[at : at + (size or len(stream))]
+        received = put(reader.buffers(), piece)
+        if not received:
             raise Hang(f"no room for byte {at}")
-        piece = stream[at : at + min(size or buffer.nbytes, buffer.nbytes)]
-        buffer[: len(piece)] = piece
-        at += len(piece)
+        at += received
         try:
-            completed = reader.received(len(piece))
+            completed = reader.received(received)
         except ProtocolError:
             return replies, True
         for reply in completed:
@@ -177,9 +187,20 @@ def in_pieces(stream: bytes, asked: Sequence[Asked], sizes: Sequence[int]) -> tu
             if any(value[reply.value_bytes :]) and reply.kind is Kind.VALUE:
                 raise WrongValue(f"written behind the end of {reply.value_bytes} bytes")
             replies.append((reply.kind, bytes(value[: reply.value_bytes]) if reply.kind is Kind.VALUE else reply.line))
-    if len(replies) + reader.outstanding != len(asked):
+    announced = sum(1 + one.padded for one in asked)
+    if not len(asked) <= len(replies) + reader.outstanding <= announced:
         raise WrongValue(f"{len(asked)} replies announced, {len(replies)} came, {reader.outstanding} outstanding")
     return replies, False
+
+
+def put(buffers: Sequence[memoryview], piece: bytes) -> int:
+    """Fill the buffers, one after the other. Returns how many bytes there was room for."""
+    room = sum(buffer.nbytes for buffer in buffers)
+    left = piece[:room]
+    for buffer in buffers:
+        buffer[: len(left)] = left[: buffer.nbytes]
+        left = left[buffer.nbytes :]
+    return min(room, len(piece))
 
 
 def check_reader(case: bytes) -> tuple[int, int]:
@@ -187,9 +208,9 @@ def check_reader(case: bytes) -> tuple[int, int]:
 
     Returns the values accepted and refused; a refused stream counts as a refused value. Raises WrongValue, Hang, or what crashed.
     """
-    choice, at_most, *sizes = READER_CONTROLS.unpack(case[: READER_CONTROLS.size].ljust(READER_CONTROLS.size, b"\0"))
+    choice, flags, *sizes = READER_CONTROLS.unpack(case[: READER_CONTROLS.size].ljust(READER_CONTROLS.size, b"\0"))
     stream = case[READER_CONTROLS.size :]
-    asked = [Asked(ASKED[choice >> 2 * place & 3], bool(at_most >> place & 1)) for place in range(4)]
+    asked = [Asked(ASKED[choice >> 2 * place & 3], bool(flags >> place & 1), bool(flags >> 4 + place & 1)) for place in range(4)]
     replies, refused = by_the_book(stream, asked)
     for split in ((0,), sizes):
         came, ended = in_pieces(stream, asked, split)
@@ -337,17 +358,18 @@ def cases(check: str) -> st.SearchStrategy[bytes]:
         chunks = st.one_of(st.binary(max_size=600), st.builds(damaged, st.sampled_from(PAYLOADS), wounds))
         lengths = st.one_of(st.integers(0, 300), st.integers(0, 65535), st.just(LAYOUT.raw_bytes // 2))
         return st.builds(bytes.__add__, st.builds(CHUNK_CONTROLS.pack, st.integers(0, 1), lengths), chunks)
-    lines = [b"\r\n", b"$-1\r\n", b"+OK\r\n", b"-ERR x\r\n", b":1\r\n", b"$0\r\n\r\n", b"_\r\n", b"$144\r\n", b"+" + bytes(MAX_LINE_BYTES)]
+    lines = [b"\r\n", b"$-1\r\n", b"+OK\r\n", b"-ERR x\r\n", b":1\r\n", b"$0\r\n\r\n", b"_\r\n", b"$144\r\n", PADDING, b"+" + bytes(MAX_LINE_BYTES)]
     fragment = st.one_of(
         st.sampled_from([entry.reply for entry in STORED]),
+        st.sampled_from([entry.reply + PADDING for entry in STORED]),
         st.sampled_from(lines),
-        st.builds(damaged, st.sampled_from([entry.reply for entry in STORED]), wounds),
+        st.builds(damaged, st.sampled_from([*(entry.reply for entry in STORED), PADDING]), wounds),
         st.builds(lambda body: b"$%d\r\n%s\r\n" % (len(body), body), st.binary(max_size=300)),
         st.integers(-2, 1 << 40).map(lambda length: b"$%d\r\n" % length),
         st.binary(max_size=64),
     )
     sizes = st.one_of(st.just(0), st.integers(1, 40), st.integers(1, 65535))
-    controls = st.builds(READER_CONTROLS.pack, st.integers(0, 255), st.integers(0, 15), sizes, sizes, sizes)
+    controls = st.builds(READER_CONTROLS.pack, st.integers(0, 255), st.integers(0, 255), sizes, sizes, sizes)
     return st.builds(bytes.__add__, controls, st.lists(fragment, max_size=6).map(b"".join))
 
 
@@ -359,11 +381,12 @@ def seeds(check: str) -> list[bytes]:
         return [CHUNK_CONTROLS.pack(which, LAYOUT.raw_bytes // 2) + payload for which in (0, 1) for payload in PAYLOADS]
     streams = [entry.reply for entry in STORED] + [b"$-1\r\n", b"+OK\r\n", b"-ERR\r\n", b"$3\r\nabc\r\n"]
     streams += [STORED[0].reply + STORED[1].reply, STORED[1].reply + STORED[0].reply, STORED[2].reply + b"+OK\r\n" + STORED[0].reply]
+    streams += [PADDING.join([STORED[0].reply, b"$-1\r\n", STORED[1].reply, b""])]
     return [
-        READER_CONTROLS.pack(choice, at_most, *sizes) + stream
+        READER_CONTROLS.pack(choice, flags, *sizes) + stream
         for stream in streams
         for choice in (0b00000100, 0b10001110)
-        for at_most in (0b0000, 0b0111)
+        for flags in (0b0000, 0b0111, 0b11110000)
         for sizes in ((5, 0, 0), (1, 7, 130))
     ]
 

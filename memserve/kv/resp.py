@@ -1,4 +1,4 @@
-"""The replies of Redis to GET and SET, read without I/O: a value goes straight to where it is wanted, and is never copied in Python.
+"""The replies of Redis to GET, SET and PING, read without I/O: a value goes straight to where it is wanted, never copied in Python.
 
 Source: the RESP2 section of https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
@@ -6,15 +6,16 @@ Source: the RESP2 section of https://redis.io/docs/latest/develop/reference/prot
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Final, NamedTuple
 
 # Lines are short: a type, a length, or an error's text.
 MAX_LINE_BYTES: Final = 1024
 # A value that is larger than this and not of the expected length is not worth reading to its end.
 MAX_SKIPPED_BYTES: Final = 64 << 20
 _SCRATCH_BYTES: Final = 16 << 10
+# No reply to GET or SET is shorter than "$-1" and "+OK" with their line ends.
+_LEAST_REPLY_BYTES: Final = 5
 
 
 class ProtocolError(Exception):
@@ -31,8 +32,7 @@ class Kind(Enum):
     ERROR = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """line: of OK and ERROR, without its first byte. value_bytes: length of a VALUE."""
 
     kind: Kind
@@ -40,29 +40,35 @@ class Reply:
     value_bytes: int = 0
 
 
-@dataclass(slots=True)
-class _Expected:
-    """Where a value goes, in order; nothing for a reply that is a line. room_bytes: of the places together."""
+class _Expected(NamedTuple):
+    """Where a value goes, in order; nothing for a reply that is a line. room_bytes: of the places together. exactly: all of the reply, where
+    it can be no other. start_bytes: what may be read together with what comes before, without reading into the large part of a value.
+    least_bytes: it is certain to have so many."""
 
     places: tuple[memoryview, ...]
     room_bytes: int
     at_most: bool
+    exactly: bytes | None
+    start_bytes: int
+    least_bytes: int
 
     def takes(self, length: int) -> bool:
         return bool(self.places) and (length == self.room_bytes or (self.at_most and length < self.room_bytes))
 
 
 class ReplyReader:
-    """Replies in the order in which they were announced by `expect`.
+    """Replies in the order in which they were announced by `expect` and `expect_exactly`.
 
-    The caller puts at most `len(buffer())` bytes at the beginning of `buffer()`, says to `received` how many, and goes on while any reply
-    is `outstanding`. Neither raises anything but ProtocolError.
+    The caller fills `buffers()` from the beginning with what has come, says to `received` how many bytes, and goes on while any reply is
+    `outstanding`. Neither raises anything but ProtocolError.
     """
 
     def __init__(self) -> None:
-        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._scratch = bytearray(_SCRATCH_BYTES)
+        self._view = memoryview(self._scratch)
         self._start = self._end = 0  # of what is in the scratch and not yet understood
         self._expected: deque[_Expected] = deque()
+        self._certain_bytes = 0  # of what is expected, together
         self._places: deque[memoryview] = deque()  # what is left of the destination of the value that is coming in
         self._skip_bytes = 0
         self._ending: Reply | None = None  # of a value whose bytes are all there but for the line end
@@ -74,7 +80,7 @@ class ReplyReader:
 
     @property
     def in_value(self) -> bool:
-        """Whether `buffer()` is the destination of a value, all of which is certain to come."""
+        """Whether `buffers()` begins with the destination of a value. Then all of them are certain to be filled."""
         return bool(self._places)
 
     def expect(self, *places: memoryview, at_most: bool = False) -> None:
@@ -82,27 +88,45 @@ class ReplyReader:
 
         at_most: a shorter value is taken too. What is behind its end in the places is left as it is.
         """
-        self._expected.append(_Expected(places, sum(place.nbytes for place in places), at_most))
+        room_bytes = sum(place.nbytes for place in places)
+        start_bytes = len(b"$%d\r\n" % room_bytes) + places[0].nbytes if places else MAX_LINE_BYTES
+        self._expected.append(_Expected(places, room_bytes, at_most, None, start_bytes, _LEAST_REPLY_BYTES))
+        self._certain_bytes += _LEAST_REPLY_BYTES
 
-    def buffer(self) -> memoryview:
-        """Where the next bytes go; not empty while a reply is outstanding."""
+    def expect_exactly(self, reply: bytes) -> None:
+        """Announce a reply that can be no other, such as a PING's. It is read and not returned; another one is a ProtocolError.
+
+        It makes certain that so many bytes follow the reply before it. The end of a value and the beginning of the reply behind it can then
+        be received together: without it that reply might be the last, and as short as that of a missing value, and waiting for more of it
+        would never end. reply: at most MAX_LINE_BYTES.
+        """
+        self._expected.append(_Expected((), 0, False, reply, len(reply), len(reply)))
+        self._certain_bytes += len(reply)
+
+    def buffers(self) -> list[memoryview]:
+        """Where the next bytes go, one after the other; not empty while a reply is outstanding."""
         if self._places:
-            return self._places[0]
+            # The scratch is empty: what it had of the value is in these places.
+            following = min(self._start_bytes(), 2 + self._certain_bytes)
+            return [*self._places, self._view[:following]]
         if self._skip_bytes:
-            return self._scratch[: min(self._skip_bytes, _SCRATCH_BYTES)]
+            return [self._view[: min(self._skip_bytes, _SCRATCH_BYTES)]]
         if self._start:
-            left = bytes(self._scratch[self._start : self._end])
-            self._scratch[: len(left)] = left
+            left = bytes(self._view[self._start : self._end])
+            self._view[: len(left)] = left
             self._start, self._end = 0, len(left)
-        return self._scratch[self._end : max(self._end + 1, self._line_bytes())]
+        return [self._view[self._end : max(self._end + 1, self._start_bytes())]]
 
     def received(self, count: int) -> list[Reply]:
         """Returns the replies that these bytes completed."""
-        if self._places:
+        while self._places:
             place = self._places.popleft()
             if count < place.nbytes:
                 self._places.appendleft(place[count:])
-            return []
+                return []
+            count -= place.nbytes
+            if not self._places:
+                self._start = self._end = 0
         if self._skip_bytes:
             self._skip_bytes -= count
             return []
@@ -112,25 +136,29 @@ class ReplyReader:
             replies.append(reply)
         return replies
 
-    def _line_bytes(self) -> int:
-        """What may be read together without reading into the large part of a value: line end, line, first place."""
+    def _start_bytes(self) -> int:
+        """What may be read together: a line end, and what follows up to the large part of the next value."""
         wanted = 0 if self._ending is None else 2
-        if self._expected:
-            following = self._expected[0]
-            first_line_bytes = len(b"$%d\r\n" % following.room_bytes)
-            wanted += first_line_bytes + following.places[0].nbytes if following.places else MAX_LINE_BYTES
+        for expected in self._expected:
+            wanted += expected.start_bytes
+            if expected.exactly is None:
+                break
         return min(wanted, _SCRATCH_BYTES)
 
     def _next(self) -> Reply | None:
         """The next reply that the scratch completes; None when more bytes are needed."""
         while not self._places and not self._skip_bytes:
             if self._ending is not None:
-                if self._end - self._start < 2:
+                if not self._take_exactly(b"\r\n", "a value does not end where it should"):
                     return None
-                if self._take(2) != b"\r\n":
-                    raise ProtocolError("a value does not end where it should")
                 reply, self._ending = self._ending, None
                 return reply
+            exactly = self._expected[0].exactly if self._expected else None
+            if exactly is not None:
+                if not self._take_exactly(exactly, "it is not the one reply that is possible"):
+                    return None
+                self._certain_bytes -= self._expected.popleft().least_bytes
+                continue
             line = self._take_line()
             if line is None:
                 return None
@@ -139,20 +167,34 @@ class ReplyReader:
                 return complete
         return None
 
+    def _take_exactly(self, wanted: bytes, fault: str) -> bool:
+        """Whether all of it is there. Raises ProtocolError where something else is."""
+        if self._scratch.startswith(wanted, self._start, self._end):
+            self._start += len(wanted)
+            return True
+        seen = bytes(self._view[self._start : min(self._end, self._start + len(wanted))])
+        if not wanted.startswith(seen):
+            raise ProtocolError(f"{seen[:64]!r}: {fault}")
+        return False
+
     def _take_line(self) -> bytes | None:
-        seen = bytes(self._scratch[self._start : min(self._end, self._start + MAX_LINE_BYTES)])
-        if seen and not self._expected:
-            raise ProtocolError(f"{seen[:16]!r} was not asked for")
-        length = seen.find(b"\r\n")
-        if length >= 0:
-            return self._take(length + 2)[:-2]
-        if len(seen) == MAX_LINE_BYTES:
+        if self._start == self._end:
+            return None
+        if not self._expected:
+            raise ProtocolError(f"{bytes(self._view[self._start : self._end])[:16]!r} was not asked for")
+        end = self._scratch.find(b"\r\n", self._start, min(self._end, self._start + MAX_LINE_BYTES))
+        if end >= 0:
+            line = bytes(self._view[self._start : end])
+            self._start = end + 2
+            return line
+        if self._end - self._start >= MAX_LINE_BYTES:
             raise ProtocolError(f"a line of more than {MAX_LINE_BYTES} bytes")
         return None
 
     def _begin(self, line: bytes) -> Reply | None:
         """Understand a reply's first line. Returns the reply when it is all of it."""
         expected = self._expected.popleft()
+        self._certain_bytes -= expected.least_bytes
         first, rest = line[:1], line[1:]
         if first in (b"+", b":"):
             return Reply(Kind.OK, rest)
@@ -164,14 +206,15 @@ class ReplyReader:
             raise ProtocolError(f"{line[:16]!r} is no reply to a GET or SET")
         length = int(rest)
         if expected.takes(length):
-            self._ending = Reply(Kind.VALUE, value_bytes=length)
+            self._ending = Reply(Kind.VALUE, b"", length)
             self._fill(expected.places, length)
             return None
         if length > MAX_SKIPPED_BYTES:
             raise ProtocolError(f"a value of {length} bytes")
         self._ending = Reply(Kind.OTHER_LENGTH)
-        ready = self._take(min(length, self._end - self._start))
-        self._skip_bytes = length - len(ready)
+        ready = min(length, self._end - self._start)
+        self._start += ready
+        self._skip_bytes = length - ready
         return None
 
     def _fill(self, places: tuple[memoryview, ...], length: int) -> None:
@@ -179,13 +222,11 @@ class ReplyReader:
         for place in places:
             if place.nbytes > length:
                 place = place[:length]
-            length -= place.nbytes
-            ready = self._take(min(place.nbytes, self._end - self._start))
-            place[: len(ready)] = ready
-            if len(ready) < place.nbytes:
-                self._places.append(place[len(ready) :] if ready else place)
-
-    def _take(self, count: int) -> bytes:
-        taken = bytes(self._scratch[self._start : self._start + count])
-        self._start += len(taken)
-        return taken
+            wanted = place.nbytes
+            length -= wanted
+            ready = min(wanted, self._end - self._start)
+            if ready:
+                place[:ready] = self._view[self._start : self._start + ready]
+                self._start += ready
+            if ready < wanted:
+                self._places.append(place[ready:] if ready else place)

@@ -11,8 +11,7 @@ import ssl
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from redis.connection import ConnectionPool
 
@@ -22,12 +21,13 @@ from memserve.kv.resp import Kind, Reply, ReplyReader
 # A few values in flight keep the wire busy; more of them, or very large ones, only wait in buffers that then have to be copied again.
 IN_FLIGHT_BYTES = 4 << 20
 MAX_IN_FLIGHT = 4
+# A PING with this follows every GET, and is the reply, too (see `ReplyReader.expect_exactly`): as long as a value's first line and head.
+PADDING = b"$160\r\n%s\r\n" % (b"." * 160)
 # Errors of a server that is not, or not now, the one to ask.
 _MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"READONLY")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a value of known length goes: first its head, then its body. at_most: a shorter one is taken too."""
 
     name: bytes
@@ -36,8 +36,7 @@ class Place:
     at_most: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """A value to be stored: its head, then its body."""
 
     name: bytes
@@ -97,8 +96,7 @@ class Wire:
         """
         if not places:
             return
-        expiry = b"$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl_s)), ttl_s)
-        commands = [b"*4\r\n$5\r\nGETEX\r\n$%d\r\n%s\r\n%s" % (len(place.name), place.name, expiry) for place in places]
+        commands = [get_command(place.name, ttl_s=ttl_s) for place in places]
         ahead = in_flight(max(place.body.nbytes for place in places))
         sent = received = 0
         while received < len(places):
@@ -106,11 +104,14 @@ class Wire:
             if sent < until:
                 for place in places[sent:until]:
                     self._reader.expect(place.head, place.body, at_most=place.at_most)
-                self._send([b"".join(commands[sent:until])])
+                    self._reader.expect_exactly(PADDING)
+                self._send(b"".join(commands[sent:until]))
                 sent = until
             for reply in self._replies(deadline_s):
                 received += 1
                 yield reply
+        while self._reader.outstanding:  # the last padding
+            self._replies(deadline_s)
 
     def set(self, items: Sequence[Item], *, ttl_s: int, deadline_s: float) -> list[bool]:
         """Store values. Returns whether Redis took each; deadline_s as in `get`."""
@@ -122,7 +123,7 @@ class Wire:
         for item in items:
             self._reader.expect()
             length = memoryview(item.head).nbytes + memoryview(item.body).nbytes
-            self._send([b"*5\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (len(item.name), item.name, length), item.head, item.body, expiry])
+            self._send(b"*5\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (len(item.name), item.name, length), item.head, item.body, expiry)
             while self._reader.outstanding >= ahead:
                 stored += [reply.kind is Kind.OK for reply in self._replies(deadline_s)]
         while self._reader.outstanding:
@@ -133,11 +134,13 @@ class Wire:
         """Receive once. Returns what that completed, perhaps nothing."""
         if time.monotonic() > deadline_s:
             raise TimeoutError("Redis took longer than the whole exchange may take")
-        buffer = self._reader.buffer()
+        buffers = self._reader.buffers()
         try:
-            # A large value comes whole or not at all; a line may be shorter than what there is room for.
-            flags = socket.MSG_WAITALL if self._plain and self._reader.in_value else 0
-            count = self._socket.recv_into(buffer, 0, flags)
+            if self._plain:
+                # What belongs to a value comes whole or not at all; a line may be shorter than what there is room for.
+                count, *_ = self._socket.recvmsg_into(buffers, 0, socket.MSG_WAITALL if self._reader.in_value else 0)
+            else:
+                count = self._socket.recv_into(buffers[0])
         except BlockingIOError as error:
             raise TimeoutError("Redis did not answer in time") from error
         if count == 0:
@@ -148,7 +151,7 @@ class Wire:
                 self._misplaced = True
         return replies
 
-    def _send(self, buffers: list[Buffer]) -> None:
+    def _send(self, *buffers: Buffer) -> None:
         if not self._plain:
             for buffer in buffers:
                 self._socket.sendall(buffer)
@@ -165,6 +168,12 @@ class Wire:
                 views[0] = views[0][sent:]
 
 
+def get_command(name: bytes, *, ttl_s: int) -> bytes:
+    """What asks for a value and slides its time to live. PADDING follows the value."""
+    expiry = b"$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl_s)), ttl_s)
+    return b"*4\r\n$5\r\nGETEX\r\n$%d\r\n%s\r\n%s*2\r\n$4\r\nPING\r\n%s" % (len(name), name, expiry, PADDING)
+
+
 def in_flight(value_bytes: int) -> int:
     """How many values of this length may be on their way at once."""
-    return max(1, min(MAX_IN_FLIGHT, IN_FLIGHT_BYTES // max(1, value_bytes)))
+    return max(2, min(MAX_IN_FLIGHT, IN_FLIGHT_BYTES // max(1, value_bytes)))

@@ -9,17 +9,25 @@ from hypothesis import strategies as st
 from memserve.kv.resp import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, Kind, ProtocolError, Reply, ReplyReader
 
 
-def read(reader: ReplyReader, stream: bytes, sizes: list[int]) -> list[Reply]:
-    """Feed a stream in pieces of at most these sizes, in turn, until it ends or nothing is outstanding."""
+def read(reader: ReplyReader, stream: bytes, sizes: list[int], *, whole: bool = False) -> list[Reply]:
+    """Feed a stream in pieces of at most these sizes, in turn, until it ends or nothing is outstanding.
+
+    What is asked for behind a value is certain to be there, in a stream that is as it must be.
+    """
     replies: list[Reply] = []
     turn = 0
     while stream and reader.outstanding:
-        buffer = reader.buffer()
-        assert buffer.nbytes > 0
-        piece = stream[: min(sizes[turn % len(sizes)], buffer.nbytes)]
-        buffer[: len(piece)] = piece
-        replies += reader.received(len(piece))
+        buffers = reader.buffers()
+        room = sum(buffer.nbytes for buffer in buffers)
+        assert room > 0
+        assert not (whole and reader.in_value) or room <= len(stream)
+        piece = stream[: min(sizes[turn % len(sizes)], room)]
         stream = stream[len(piece) :]
+        count = len(piece)
+        for buffer in buffers:
+            buffer[: len(piece)] = piece[: buffer.nbytes]
+            piece = piece[buffer.nbytes :]
+        replies += reader.received(count)
         turn += 1
     return replies
 
@@ -38,8 +46,8 @@ SAID = st.one_of(
 )
 
 
-@given(st.lists(SAID, min_size=1, max_size=8), SIZES)
-def test_replies_are_understood_in_whatever_pieces_they_arrive(said: list[tuple[str, bytes]], sizes: list[int]) -> None:
+@given(st.lists(SAID, min_size=1, max_size=8), SIZES, st.integers(0, 200))
+def test_replies_are_understood_in_whatever_pieces_they_arrive(said: list[tuple[str, bytes]], sizes: list[int], padding: int) -> None:
     reader, stream, wanted, places = ReplyReader(), b"", [], []
     for kind, content in said:
         head, body = memoryview(bytearray(8)), memoryview(bytearray(len(content) - 8 if kind == "value" else ROOM - 8))
@@ -62,7 +70,11 @@ def test_replies_are_understood_in_whatever_pieces_they_arrive(said: list[tuple[
             case "ok":
                 stream += b"+OK\r\n"
                 wanted.append(Reply(Kind.OK, b"OK"))
-    assert read(reader, stream, sizes) == wanted
+        if padding:
+            reply = b"$%d\r\n%s\r\n" % (padding, bytes(padding))
+            reader.expect_exactly(reply)
+            stream += reply
+    assert read(reader, stream, sizes, whole=True) == wanted
     assert reader.outstanding == 0
     for (kind, content), (head, body) in zip(said, places, strict=True):
         if kind in ("value", "at most"):
@@ -105,7 +117,7 @@ def test_what_is_no_reply_is_refused(stream: bytes) -> None:
 def test_what_was_not_asked_for_is_refused() -> None:
     reader = ReplyReader()
     reader.expect()
-    reader.buffer()[:10] = b"+OK\r\n+OK\r\n"
+    reader.buffers()[0][:10] = b"+OK\r\n+OK\r\n"
     with pytest.raises(ProtocolError, match="not asked for"):
         reader.received(10)
 
@@ -116,13 +128,42 @@ def test_the_large_part_of_a_value_is_received_in_its_place() -> None:
     for _ in range(2):
         reader.expect(head, body)
     first = b"$%d\r\n" % (120 + (1 << 20))
-    assert reader.buffer().nbytes == len(first) + 120
-    reader.buffer()[:] = first + bytes(120)
+    assert [buffer.nbytes for buffer in reader.buffers()] == [len(first) + 120]
+    reader.buffers()[0][:] = first + bytes(120)
     reader.received(len(first) + 120)
-    assert reader.buffer() is body
+    # The value may be followed by no more than its line end and "$-1".
+    assert [buffer.nbytes for buffer in reader.buffers()] == [1 << 20, 2 + 5]
+    assert reader.buffers()[0] is body
     reader.received(1 << 20)
     # The line end, the next line and its head together.
-    assert reader.buffer().nbytes == 2 + len(first) + 120
+    assert [buffer.nbytes for buffer in reader.buffers()] == [2 + len(first) + 120]
+
+
+def test_with_padding_a_value_and_the_beginning_of_the_next_reply_are_received_together() -> None:
+    head, body, pad = memoryview(bytearray(120)), memoryview(bytearray(1 << 20)), b"$150\r\n" + bytes(150) + b"\r\n"
+    reader = ReplyReader()
+    for _ in range(2):
+        reader.expect(head, body)
+        reader.expect_exactly(pad)
+    first = b"$%d\r\n" % (120 + (1 << 20))
+    reader.buffers()[0][:] = first + bytes(120)
+    reader.received(len(first) + 120)
+    together = b"\r\n" + pad + first + bytes(120)
+    assert [buffer.nbytes for buffer in reader.buffers()] == [1 << 20, len(together)]
+    reader.buffers()[1][:] = together
+    assert [reply.kind for reply in reader.received((1 << 20) + len(together))] == [Kind.VALUE]
+    assert [buffer.nbytes for buffer in reader.buffers()] == [1 << 20, 2 + len(pad)]
+    reader.buffers()[1][:] = b"\r\n" + pad
+    assert [reply.kind for reply in reader.received((1 << 20) + 2 + len(pad))] == [Kind.VALUE]
+    assert reader.outstanding == 0
+
+
+@pytest.mark.parametrize("said", [b"-NOPERM no ping\r\n", b"$149\r\n", b"$-1\r\n", b"+PONG\r\n"], ids=repr)
+def test_another_reply_than_the_one_that_must_come_is_refused(said: bytes) -> None:
+    reader = ReplyReader()
+    reader.expect_exactly(b"$150\r\n" + bytes(150) + b"\r\n")
+    with pytest.raises(ProtocolError, match="the one reply"):
+        read(reader, said, [1])
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 9, 120, 5000])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Iterator
@@ -82,7 +81,7 @@ def test_places_share_memory_with_those_that_are_asked_for_later(wire: Wire, bod
     for item in items:
         assert wire.set([item], ttl_s=100, deadline_s=soon()) == [True]
     shared = [place("", body_bytes) for _ in range(in_flight(body_bytes))]
-    places = [dataclasses.replace(shared[number % len(shared)], name=item.name) for number, item in enumerate(items)]
+    places = [shared[number % len(shared)]._replace(name=item.name) for number, item in enumerate(items)]
     replies = wire.get(places, ttl_s=10, deadline_s=soon())
     for item, got, reply in zip(items, places, replies, strict=True):
         assert reply.kind is Kind.VALUE
