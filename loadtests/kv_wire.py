@@ -1,7 +1,7 @@
 """How fast verified KV values come out of Redis, against a plain `recv_into` loop and against redis-py's GET (with hiredis).
 
-A private redis-server, one connection, values of 0.25 to 4 MiB, 64 MiB of them. The arms alternate within a round, in either order; a
-figure is the median of the rounds' ratios. The client is on one core and Redis on another. The plain loop sends the same commands with as many in flight, and
+A private redis-server, one connection, values of 0.25 to 4 MiB, 64 MiB of them. The tier alternates with the plain loop, and then with
+redis-py; a figure is the median of the rounds' ratios. The client is on one core and Redis on another. The plain loop sends the same commands with as many in flight, and
 every payload comes to the same place in memory as with the tier: where Redis and the client have the bytes, and how that is aligned to the
 kernel's buffers between them, makes up to a factor of two. It verifies nothing and expects no misses. redis-py's values are kept until the
 last has come, as a prefix's must be.
@@ -32,9 +32,6 @@ NAMESPACE = "ab" * 32
 SIZES_KIB = (256, 1024, 2048, 4096)
 TOTAL_BYTES = 64 << 20
 TTL_S = 3600
-# Of a round. How soon a sleeping processor wakes depends on what it did just before: each of the two that are compared closely comes once
-# after redis-py and once after the other.
-ORDER = ("redis_py", "tier", "plain", "redis_py", "plain", "tier")
 
 
 def plain_loop(address: str | tuple[str, int], names: Sequence[str], buffers: Sequence[memoryview], value_bytes: int) -> Callable[[], None]:
@@ -59,8 +56,20 @@ def plain_loop(address: str | tuple[str, int], names: Sequence[str], buffers: Se
     return once
 
 
+def alternate(first: Callable[[], None], second: Callable[[], None], rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of each in every round; a round that warms up comes before."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        for work, taken in zip((first, second), seconds, strict=True):
+            started_s = time.perf_counter()
+            work()
+            if number:
+                taken.append(time.perf_counter() - started_s)
+    return seconds
+
+
 def measure(server: PrivateRedis, transport: str, size_kib: int, rounds: int) -> dict[str, float]:
-    """Returns the median throughput of each arm, GB/s, and the median ratios."""
+    """Returns the median throughput of each arm, GB/s, the tier's beside either of the others, and the median ratios."""
     payload_bytes = size_kib << 10
     count = max(4, TOTAL_BYTES // payload_bytes)
     url, address = (server.url, str(server.socket)) if transport == "unix" else (server.tcp_url, ("127.0.0.1", server.port))
@@ -85,32 +94,24 @@ def measure(server: PrivateRedis, transport: str, size_kib: int, rounds: int) ->
         assert None not in values
 
     plain = plain_loop(address, names, [place[reply_start:] for place in places], value_bytes)
-    arms = {"redis_py": redis_py, "tier": tier, "plain": plain}
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for number in range(rounds + 1):
-        taken = dict.fromkeys(arms, 0.0)
-        for name in ORDER:
-            started_s = time.perf_counter()
-            arms[name]()
-            taken[name] += time.perf_counter() - started_s
-        if number:  # the first round warms up
-            for name in arms:
-                seconds[name].append(taken[name] / 2)
+    gigabytes = count * payload_bytes / 1e9
+    figures: dict[str, float] = {}
+    for name, other in (("plain", plain), ("redis_py", redis_py)):
+        own_s, other_s = alternate(tier, other, rounds)
+        figures[f"{name}_gb_s"] = gigabytes / statistics.median(other_s)
+        figures[f"tier_beside_{name}_gb_s"] = gigabytes / statistics.median(own_s)
+        figures[f"tier_of_{name}"] = statistics.median(theirs / own for own, theirs in zip(own_s, other_s, strict=True))
     assert destinations[-1] == body
     store.close()
     client.flushall()
     client.close()
-    gigabytes = count * payload_bytes / 1e9
-    figures = {f"{name}_gb_s": gigabytes / statistics.median(taken) for name, taken in seconds.items()}
-    for name in ("plain", "redis_py"):
-        figures[f"tier_of_{name}"] = statistics.median(other / own for own, other in zip(seconds["tier"], seconds[name], strict=True))
     return figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("kv_wire", __doc__).parse_args(arguments)
-    rounds = 4 if chosen.quick else 15
+    rounds = 7 if chosen.quick else 25
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server:
         # The scheduler puts the two on one core or on two as it likes, for seconds, and one arm may get all of either.
@@ -121,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for size in SIZES_KIB:
                 told(f"{transport}, {size} KiB: {rounds} rounds of {TOTAL_BYTES >> 20} MiB an arm")
                 figures[f"{transport}_{size}_kib"] = measure(server, transport, size, rounds)
-    columns = ("value", "tier GB/s", "plain GB/s", "redis-py GB/s", "tier ÷ plain", "tier ÷ redis-py")
-    names = ("tier_gb_s", "plain_gb_s", "redis_py_gb_s", "tier_of_plain", "tier_of_redis_py")
+    columns = ("value", "tier GB/s", "plain GB/s", "tier ÷ plain", "tier GB/s", "redis-py GB/s", "tier ÷ redis-py")
+    names = ("tier_beside_plain_gb_s", "plain_gb_s", "tier_of_plain", "tier_beside_redis_py_gb_s", "redis_py_gb_s", "tier_of_redis_py")
     print_table(columns, [[name, *(f"{row[each]:.2f}" for each in names)] for name, row in figures.items()])
     bars = [Bar(f"{name}: tier ÷ plain loop", row["tier_of_plain"], at_least=0.8) for name, row in figures.items()]
     bars += [Bar(f"{name}: tier ÷ redis-py", row["tier_of_redis_py"], at_least=2.0) for name, row in figures.items()]
