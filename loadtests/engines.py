@@ -61,8 +61,11 @@ def random_prompt(seed: int, tokens: int) -> list[int]:
 class BenchEngine:
     """One engine with prefix caching; with the Redis tier where it is given a Redis. `prepare_environment` comes first."""
 
-    def __init__(self, model: Path, *, redis_url: str = "", host_bytes: int = 256 << 20, transfer: Any = None, **tier: Any) -> None:
-        """transfer: a vLLM KVTransferConfig of another store, in the place of redis_url's."""
+    def __init__(
+        self, model: Path, *, redis_url: str = "", host_bytes: int = 256 << 20, transfer: Any = None, vllms_executor: bool = False, **tier: Any
+    ) -> None:
+        """transfer: a vLLM KVTransferConfig of another store, in the place of redis_url's. vllms_executor: the one that vLLM chooses on the
+        CPU, with the model in a process of its own, and not memserve's."""
         from vllm import LLM
 
         from memserve.worker.cpu_engine import CpuExecutor
@@ -91,7 +94,7 @@ class BenchEngine:
             enable_prefix_caching=True,
             prefix_caching_hash_algo="sha256_cbor",
             disable_log_stats=True,
-            distributed_executor_backend=CpuExecutor,
+            distributed_executor_backend=None if vllms_executor else CpuExecutor,
             kv_transfer_config=transfer,
         )
 

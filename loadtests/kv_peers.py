@@ -1,12 +1,14 @@
 """A prefix that only the store holds: TTFT with memserve's Redis tier against LMCache on Redis and against vLLM's file-system tier.
 
-One real vLLM engine an arm, alike but for where the KV goes, on a model of a 0.5B shape. Every arm is asked a prompt cold and stores it.
+One real vLLM engine an arm, on the same cores with the same thread binding and a model of a 0.5B shape. Every arm is asked a prompt cold and stores it.
 Then, in every round, the engine of each arm in turn forgets it and is asked again (remote hit) and once more (local hit). A figure is the
 median of the rounds' ratios.
 
 LMCache (`python -m loadtests.install_lmcache`) runs in its multi-process mode, its server beside the engine, and moves the KV in and out
 of the engine's memory itself (`lmcache_driven`): of its ways on the CPU none is quicker. Its server's memory is emptied before every
-remote hit. The file-system tier takes the same path through host memory as memserve's, in chunks of the same size, to files on disk in a
+remote hit. Its engine is vLLM as vLLM serves on the CPU, with the model in a process of its own. A fourth arm gives LMCache the executor of
+memserve's workers, which is quicker and not part of vLLM: what is then left between the two is what their stores make of it. The
+file-system tier has that executor, too. It takes the same path through host memory as memserve's, in chunks of the same size, to files on disk in a
 temporary folder, or in the folder that `--files-in` names: in /dev/shm, which is memory, nothing can be quicker, and nothing is shared
 with another machine.
 """
@@ -40,7 +42,7 @@ from loadtests.redis_server import PrivateRedis
 if TYPE_CHECKING:
     from vllm.config import KVTransferConfig
 
-MEMSERVE, FILES, LMCACHE = "memserve", "vLLM file system", "LMCache"
+MEMSERVE, FILES, LMCACHE, LMCACHE_HERE = "memserve", "vLLM file system", "LMCache", "LMCache, our executor"
 HOST_BYTES = 256 << 20
 LMCACHE_CHUNK_TOKENS = 256
 LMCACHE_START_TIMEOUT_S = 60.0
@@ -52,6 +54,8 @@ AT_MOST = {FILES: 1.0, LMCACHE: 0.85}
 MISSING = "LMCache is not installed, its bar is not measured, the exit status will be 1: python -m loadtests.install_lmcache"
 # Between an answer and what comes next: for what an engine or a server still does after it.
 SETTLE_S = 0.1
+# vLLM's own executor looks for work without a pause for a second after the last.
+VLLMS_EXECUTOR_SETTLE_S = 1.2
 
 
 class ArmEngine(BenchEngine):
@@ -73,7 +77,8 @@ class ArmEngine(BenchEngine):
 
 @dataclass(frozen=True)
 class Arm:
-    """An engine and its store. stored: how many chunks the store holds. forget: drop prefixes from everywhere but the store."""
+    """An engine and its store. stored: how many chunks the store holds. forget: drop prefixes from everywhere but the store.
+    settle_s: until its engine is at rest after an answer."""
 
     name: str
     engine: ArmEngine
@@ -81,6 +86,7 @@ class Arm:
     stored: Callable[[], int]
     forget: Callable[[], None]
     redis: redis.Redis | None
+    settle_s: float = SETTLE_S
 
     def read(self) -> tuple[int, int]:
         """How often its Redis was asked for a value so far, and the bytes that it has sent."""
@@ -148,8 +154,8 @@ def _redis(stack: contextlib.ExitStack, folder: Path) -> tuple[PrivateRedis, red
     return server, stack.enter_context(redis.Redis.from_url(server.url))
 
 
-def _engine(stack: contextlib.ExitStack, model: Path, transfer: KVTransferConfig) -> ArmEngine:
-    engine = ArmEngine(model, transfer=transfer)
+def _engine(stack: contextlib.ExitStack, model: Path, transfer: KVTransferConfig, *, vllms_executor: bool = False) -> ArmEngine:
+    engine = ArmEngine(model, transfer=transfer, vllms_executor=vllms_executor)
     stack.callback(engine.close)
     return engine
 
@@ -194,14 +200,16 @@ def files_arm(stack: contextlib.ExitStack, model: Path, folder: Path) -> Arm:
     return Arm(FILES, engine, blocks * BLOCK_TOKENS, lambda: sum(1 for _ in root.rglob("*.bin")), engine.forget, None)
 
 
-def lmcache_arm(stack: contextlib.ExitStack, model: Path, folder: Path) -> Arm:
+def lmcache_arm(stack: contextlib.ExitStack, model: Path, folder: Path, *, vllms_executor: bool) -> Arm:
     from vllm.config import KVTransferConfig
 
-    store, client = _redis(stack, folder / "lmcache")
+    folder = folder / f"lmcache-{vllms_executor}"
+    store, client = _redis(stack, folder)
     os.environ.update(LMCACHE_TRACK_USAGE="false", LMCACHE_LOG_LEVEL="ERROR", LMCACHE_DISABLE_BANNER="1")
     server = stack.enter_context(LMCacheServer(store, folder))
     # At the end, so that nothing of the environment is hidden; the engine's process inherits it.
-    sys.path.append(str(install_lmcache.FOLDER))
+    if str(install_lmcache.FOLDER) not in sys.path:
+        sys.path.append(str(install_lmcache.FOLDER))
     transfer = KVTransferConfig(
         kv_connector="LMCacheMPConnector",
         kv_connector_module_path="lmcache.integration.vllm.lmcache_mp_connector",
@@ -213,13 +221,14 @@ def lmcache_arm(stack: contextlib.ExitStack, model: Path, folder: Path) -> Arm:
             "lmcache.mp.mp_transfer_mode": "lmcache_driven",
         },
     )
-    engine = _engine(stack, model, transfer)
+    engine = _engine(stack, model, transfer, vllms_executor=vllms_executor)
 
     def forget() -> None:
         engine.forget()
         server.forget()
 
-    return Arm(LMCACHE, engine, LMCACHE_CHUNK_TOKENS, lambda: int(client.dbsize()), forget, client)
+    name, settle_s = (LMCACHE, VLLMS_EXECUTOR_SETTLE_S) if vllms_executor else (LMCACHE_HERE, SETTLE_S)
+    return Arm(name, engine, LMCACHE_CHUNK_TOKENS, lambda: int(client.dbsize()), forget, client, settle_s)
 
 
 @dataclass
@@ -254,10 +263,9 @@ def fill(arm: Arm, prompt: list[int], taken: Taken) -> None:
 
 def hit(arm: Arm, prompt: list[int]) -> tuple[float, int, int]:
     """Returns the TTFT of a hit in seconds, how often it asked Redis for a value, and the bytes that Redis sent."""
-    time.sleep(SETTLE_S)
     values, sent = arm.read()
     seconds, cached = arm.engine.first_token(prompt)
-    time.sleep(SETTLE_S)
+    time.sleep(arm.settle_s)
     values_after, sent_after = arm.read()
     if cached < CACHED_AT_LEAST * len(prompt):
         raise AssertionError(f"{arm.name}: {cached} of {len(prompt)} tokens were cached")
@@ -277,6 +285,7 @@ def measure(arms: Sequence[Arm], tokens: int, prompts: int, rounds: int) -> dict
             for arm in (*arms[first:], *arms[:first]):
                 own = taken[arm.name]
                 arm.forget()
+                time.sleep(arm.settle_s)
                 remote_s, values, own.read_bytes = hit(arm, prompt)
                 local_s, local_values, _ = hit(arm, prompt)
                 if arm.redis is not None and values < (tokens - 1) // arm.chunk_tokens:
@@ -330,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told("starting the engines")
         arms = [memserve_arm(stack, model, folder), files_arm(stack, model, chosen.files_in)]
         if with_lmcache:
-            arms.append(lmcache_arm(stack, model, folder))
+            arms += (lmcache_arm(stack, model, folder, vllms_executor=each) for each in (True, False))
         for tokens in sizes:
             figures += rows(tokens, measure(arms, tokens, prompts, rounds))
     status = report(figures, prompts, chosen)
