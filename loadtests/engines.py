@@ -62,7 +62,14 @@ class BenchEngine:
     """One engine with prefix caching; with the Redis tier where it is given a Redis. `prepare_environment` comes first."""
 
     def __init__(
-        self, model: Path, *, redis_url: str = "", host_bytes: int = 256 << 20, transfer: Any = None, vllms_executor: bool = False, **tier: Any
+        self,
+        model: Path,
+        *,
+        redis_url: str = "",
+        host_bytes: int = 256 << 20,
+        transfer: Any = None,
+        vllms_executor: bool = False,
+        **tier: Any,
     ) -> None:
         """transfer: a vLLM KVTransferConfig of another store, in the place of redis_url's. vllms_executor: the one that vLLM chooses on the
         CPU, with the model in a process of its own, and not memserve's."""

@@ -358,7 +358,8 @@ def cases(check: str) -> st.SearchStrategy[bytes]:
         chunks = st.one_of(st.binary(max_size=600), st.builds(damaged, st.sampled_from(PAYLOADS), wounds))
         lengths = st.one_of(st.integers(0, 300), st.integers(0, 65535), st.just(LAYOUT.raw_bytes // 2))
         return st.builds(bytes.__add__, st.builds(CHUNK_CONTROLS.pack, st.integers(0, 1), lengths), chunks)
-    lines = [b"\r\n", b"$-1\r\n", b"+OK\r\n", b"-ERR x\r\n", b":1\r\n", b"$0\r\n\r\n", b"_\r\n", b"$144\r\n", PADDING, b"+" + bytes(MAX_LINE_BYTES)]
+    lines = [b"\r\n", b"$-1\r\n", b"+OK\r\n", b"-ERR x\r\n", b":1\r\n", b"$0\r\n\r\n", b"_\r\n", b"$144\r\n"]
+    lines += [PADDING, b"+" + bytes(MAX_LINE_BYTES)]
     fragment = st.one_of(
         st.sampled_from([entry.reply for entry in STORED]),
         st.sampled_from([entry.reply + PADDING for entry in STORED]),

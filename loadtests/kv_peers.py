@@ -1,16 +1,17 @@
 """A prefix that only the store holds: TTFT with memserve's Redis tier against LMCache on Redis and against vLLM's file-system tier.
 
-One real vLLM engine an arm, on the same cores with the same thread binding and a model of a 0.5B shape. Every arm is asked a prompt cold and stores it.
-Then, in every round, the engine of each arm in turn forgets it and is asked again (remote hit) and once more (local hit). A figure is the
-median of the rounds' ratios.
+One real vLLM engine an arm, on the same cores with the same thread binding and a model of a 0.5B shape. Every arm is asked a prompt cold
+and stores it. Then, in every round, the engine of each arm in turn forgets it and is asked again (remote hit) and once more (local hit). A
+figure is the median of the rounds' ratios.
 
 LMCache (`python -m loadtests.install_lmcache`) runs in its multi-process mode, its server beside the engine, and moves the KV in and out
 of the engine's memory itself (`lmcache_driven`): of its ways on the CPU none is quicker. Its server's memory is emptied before every
 remote hit. Its engine is vLLM as vLLM serves on the CPU, with the model in a process of its own. A fourth arm gives LMCache the executor of
-memserve's workers, which is quicker and not part of vLLM: what is then left between the two is what their stores make of it. The
-file-system tier has that executor, too. It takes the same path through host memory as memserve's, in chunks of the same size, to files on disk in a
-temporary folder, or in the folder that `--files-in` names: in /dev/shm, which is memory, nothing can be quicker, and nothing is shared
-with another machine.
+memserve's workers, which is quicker and not part of vLLM: what is then left between the two is what their stores make of it.
+
+The file-system tier has memserve's executor, too, and takes the same path through host memory as memserve's, in chunks of the same size, to
+files on disk in a temporary folder, or in the folder that `--files-in` names: in /dev/shm, which is memory, nothing can be quicker, and
+nothing is shared with another machine.
 """
 
 from __future__ import annotations

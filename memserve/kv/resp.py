@@ -41,9 +41,11 @@ class Reply(NamedTuple):
 
 
 class _Expected(NamedTuple):
-    """Where a value goes, in order; nothing for a reply that is a line. room_bytes: of the places together. exactly: all of the reply, where
-    it can be no other. start_bytes: what may be read together with what comes before, without reading into the large part of a value.
-    least_bytes: it is certain to have so many."""
+    """Where a value goes, in order; nothing for a reply that is a line.
+
+    room_bytes: of the places together. exactly: all of the reply, where it can be no other. start_bytes: what may be read together with
+    what comes before, without reading into the large part of a value. least_bytes: it is certain to have so many.
+    """
 
     places: tuple[memoryview, ...]
     room_bytes: int

@@ -42,6 +42,13 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         if role == KVConnectorRole.SCHEDULER:
             exit_with_parent()
 
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
+        # vLLM asks every millisecond, and looks up every chunk each time. That keeps the GIL from the threads that load them.
+        if any(tier.only_waits(request.request_id) for tier in self._redis_tiers()):
+            return None, False
+        matched: tuple[int | None, bool] = super().get_num_new_matched_tokens(request, num_computed_tokens)
+        return matched
+
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         meta = super().build_connector_meta(scheduler_output)
         scheduled = scheduler_output.num_scheduled_tokens

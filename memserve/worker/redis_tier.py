@@ -175,7 +175,10 @@ class _RedisLookups(AsyncLookupManager):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _Job:
-    """A load or store in progress. `done` and `unfinished_parts` change under the tier's lock. prompt: of a store."""
+    """A load or store in progress. `done` and `unfinished_parts` change under the tier's lock.
+
+    prompt: of a store. request_id: of a load.
+    """
 
     job_id: JobId
     keys: list[OffloadKey]
@@ -185,6 +188,7 @@ class _Job:
     done: set[OffloadKey]
     ended_s: float = 0.0
     prompt: _Prompt | None = None
+    request_id: str = ""
 
 
 class RedisTier(SecondaryTierManager):  # type: ignore[misc]
@@ -240,6 +244,7 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         self._reported: dict[str, int] = {}  # gauges
         self._decisions: Counter[Decision] = Counter()
         self._loading_chunks = self._storing_chunks = self._dropped_chunks = 0
+        self._loads_by_request: Counter[str] = Counter()
         self._most_waiting_chunks = max(1, int(len(primary_kv_view) * _MOST_WAITING_SHARE))
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -262,12 +267,22 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             return LookupResult.RETRY
         return LookupResult.HIT if found and self._worth_loading(key, req_context) else LookupResult.MISS
 
+    def only_waits(self, request_id: str) -> bool:
+        """Whether chunks of this request are on their way from Redis, and no load has ended since `get_finished_jobs`.
+
+        Then looking its chunks up again can tell nothing new. On the scheduler's thread.
+        """
+        return request_id in self._loads_by_request and self._finished.empty()
+
     def submit_load(self, job_metadata: TransferJob) -> None:
         pairs = list(zip(job_metadata.keys, (int(chunk) for chunk in job_metadata.chunk_ids), strict=True))
         self._loading_chunks += len(pairs)
         parts = [part for part in (pairs[i :: self._threads] for i in range(self._threads)) if part]
         job = _Job(job_metadata.job_id, [key for key, _ in pairs], True, time.monotonic(), len(parts), set())
+        job.request_id = job_metadata.req_context.req_id
+        self._loads_by_request[job.request_id] += 1
         self._submit(job, parts, self._load_pool)
+        time.sleep(0)  # the threads that load ask Redis before the scheduler's step goes on: they need the GIL for it
 
     def submit_store(self, job_metadata: TransferJob) -> None:
         """One part: its chunks are counted, and may push each other out, in the order of their chain."""
@@ -408,6 +423,9 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         seconds = job.ended_s - job.started_s
         if job.is_load:
             self._loading_chunks -= len(job.keys)
+            self._loads_by_request[job.request_id] -= 1
+            if not self._loads_by_request[job.request_id]:
+                del self._loads_by_request[job.request_id]
             self._rates.loaded(len(successful) * self._block_size_bytes, seconds, job.ended_s)
             if successful and len(self._in_flight) < _MOST_IN_FLIGHT:
                 self._start(self._store_pool, functools.partial(self._store.use, successful))

@@ -118,6 +118,23 @@ def test_a_load_keeps_what_verified_and_reports_the_rest_as_misses(redis_server:
     tier.shutdown()
 
 
+def test_a_request_only_waits_until_a_load_has_ended(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = tier_over(random_host(8), redis_server.url)
+    loading, load = threading.Event(), tier._store.load
+    monkeypatch.setattr(tier._store, "load", lambda *given, **options: loading.wait(10) and load(*given, **options))
+    mine = request(KEYS)
+    assert not tier.only_waits(mine.req_id)
+    tier.submit_load(job(1, KEYS, [0, 1, 2, 3, 4], is_load=True, context=mine))
+    assert tier.only_waits(mine.req_id)
+    assert not tier.only_waits("another")
+    loading.set()
+    tier.drain_jobs()
+    assert not tier.only_waits(mine.req_id)  # what has come is to be looked at
+    assert len(list(tier.get_finished_jobs())) == 1
+    assert not tier.only_waits(mine.req_id)
+    tier.shutdown()
+
+
 def test_a_stored_chunk_is_announced_and_counted(redis_server: RedisServer) -> None:
     redis_server.client.flushall()
     tier = tier_over(random_host(4), redis_server.url, announce=True)
