@@ -52,6 +52,9 @@ def up(folder: Path, port: int, stop_with: signal.Signals) -> Iterator[subproces
         process.kill()
         for left in marked_processes(folder):
             left.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()  # an open pipe would fail a later test
 
 
 def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: Path) -> None:
