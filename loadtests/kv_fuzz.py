@@ -147,8 +147,8 @@ def by_the_book(stream: bytes, asked: Sequence[Asked]) -> tuple[Replies, bool]:
             if length > MAX_SKIPPED_BYTES:
                 return replies, True
             value, line_end = stream[at : at + length], stream[at + length : at + length + 2]
-            if len(line_end) < 2 or line_end != b"\r\n":
-                return replies, len(line_end) == 2
+            if line_end != b"\r\n":
+                return replies, not b"\r\n".startswith(line_end)
             replies.append((Kind.VALUE, value) if wanted else (Kind.OTHER_LENGTH, b""))
             at += length + 2
         else:

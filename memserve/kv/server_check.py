@@ -140,11 +140,12 @@ def _info(arguments: Mapping[str, Any], address: Address, timeout_s: float) -> d
     timeouts: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     with Redis(**arguments, **timeouts, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
         try:
+            client.ping()  # loads use it
             return dict(client.info())
         except (AuthenticationError, AuthenticationWrongNumberOfArgsError) as error:
             raise StartupError(f"{where} refuses the user or password, or wants one ({error})") from None
         except NoPermissionError:
-            raise StartupError(f"{where} does not let this user run INFO; allow +info, +@read, +@write and +@connection") from None
+            raise StartupError(f"{where} does not let this user run PING or INFO; allow +info, +@read, +@write and +@connection") from None
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             raise StartupError(f"{where} cannot be reached ({error}); start it, or correct the address") from None
         except (InvalidResponse, ResponseError) as error:

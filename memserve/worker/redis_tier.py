@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
@@ -112,11 +112,16 @@ def owner_parameters(tenant: str, module_digest: str, keep: bool) -> dict[str, A
 
 @dataclass(slots=True)
 class _Request:
-    """What the tier knows of a request. load_until_tokens: where its loads from Redis end, once that is decided."""
+    """What the tier knows of a request.
+
+    load_until_tokens: where its loads from Redis end, once that is decided. loaded: chunks of which the ledger is not told yet.
+    """
 
     owner: Owner
     keep: bool
     load_until_tokens: int | None = None
+    loaded: list[OffloadKey] = field(default_factory=list)
+    finished: bool = False
 
     @classmethod
     def of(cls, req_context: ReqContext) -> _Request:
@@ -175,12 +180,11 @@ class _RedisLookups(AsyncLookupManager):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _Job:
-    """A load or store in progress. `done` and `unfinished_parts` change under the tier's lock.
-
-    prompt: of a store. request_id: of a load.
-    """
+    """A load or store in progress. `done` and `unfinished_parts` change under the tier's lock. prompt: of a store."""
 
     job_id: JobId
+    request: _Request
+    request_id: str
     keys: list[OffloadKey]
     is_load: bool
     started_s: float
@@ -188,7 +192,6 @@ class _Job:
     done: set[OffloadKey]
     ended_s: float = 0.0
     prompt: _Prompt | None = None
-    request_id: str = ""
 
 
 class RedisTier(SecondaryTierManager):  # type: ignore[misc]
@@ -257,6 +260,9 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._lookups.cleanup(req_context.req_id)
+        request = _Request.of(req_context)
+        request.finished = True
+        self._tell_uses(request)
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         self._lookups.flush()
@@ -278,25 +284,23 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         pairs = list(zip(job_metadata.keys, (int(chunk) for chunk in job_metadata.chunk_ids), strict=True))
         self._loading_chunks += len(pairs)
         parts = [part for part in (pairs[i :: self._threads] for i in range(self._threads)) if part]
-        job = _Job(job_metadata.job_id, [key for key, _ in pairs], True, time.monotonic(), len(parts), set())
-        job.request_id = job_metadata.req_context.req_id
+        job = self._job(job_metadata, [key for key, _ in pairs], len(parts), is_load=True)
         self._loads_by_request[job.request_id] += 1
         self._submit(job, parts, self._load_pool)
         time.sleep(0)  # the threads that load ask Redis before the scheduler's step goes on: they need the GIL for it
 
     def submit_store(self, job_metadata: TransferJob) -> None:
         """One part: its chunks are counted, and may push each other out, in the order of their chain."""
-        context = job_metadata.req_context
         pairs = list(zip(job_metadata.keys, (int(chunk) for chunk in job_metadata.chunk_ids), strict=True))
-        job = _Job(job_metadata.job_id, [key for key, _ in pairs], False, time.monotonic(), 1 if pairs else 0, set())
+        job = self._job(job_metadata, [key for key, _ in pairs], 1 if pairs else 0, is_load=False)
         waiting = self._storing_chunks + len(pairs)
-        if waiting > self._most_waiting_chunks and self._storing_chunks and not _Request.of(context).keep:
+        if waiting > self._most_waiting_chunks and self._storing_chunks and not job.request.keep:
             self._dropped_chunks += len(pairs)
             self._submit(job, [], self._store_pool)
             return
         self._storing_chunks = waiting
         # What it takes to put them in order is the pool's work; the positions are the scheduler's, which goes on filling them.
-        job.prompt = _Prompt(_Request.of(context), dict(context._offload_key_positions))
+        job.prompt = _Prompt(job.request, dict(job_metadata.req_context._offload_key_positions))
         self._submit(job, [pairs] if pairs else [], self._store_pool)
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
@@ -347,6 +351,10 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
                 stats.set_gauge(PREFIX + name, gauge)
         return None if stats.is_empty() else stats
 
+    def _job(self, metadata: TransferJob, keys: list[OffloadKey], parts: int, *, is_load: bool) -> _Job:
+        context = metadata.req_context
+        return _Job(metadata.job_id, _Request.of(context), context.req_id, keys, is_load, time.monotonic(), parts, set())
+
     def _worth_loading(self, key: OffloadKey, req_context: ReqContext) -> bool:
         """Whether a chunk that is in Redis is to be fetched. Decided once for a request, from the rates at its first hit."""
         end_tokens: int | None = req_context.get_offload_key_position(key)
@@ -370,6 +378,12 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             self._decisions[decision] += 1
             request.load_until_tokens = end_tokens // (first + 1) * (first + chunks)
         return end_tokens <= request.load_until_tokens
+
+    def _tell_uses(self, request: _Request) -> None:
+        """Once the request has ended: the ledger can wait, and its first token should not wait for the ledger."""
+        used, request.loaded = request.loaded, []
+        if used and len(self._in_flight) < _MOST_IN_FLIGHT:
+            self._start(self._store_pool, functools.partial(self._store.use, used))
 
     def _move(self, job: _Job, part: list[tuple[OffloadKey, int]]) -> set[OffloadKey]:
         """Returns the keys of what was moved."""
@@ -427,8 +441,9 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             if not self._loads_by_request[job.request_id]:
                 del self._loads_by_request[job.request_id]
             self._rates.loaded(len(successful) * self._block_size_bytes, seconds, job.ended_s)
-            if successful and len(self._in_flight) < _MOST_IN_FLIGHT:
-                self._start(self._store_pool, functools.partial(self._store.use, successful))
+            job.request.loaded += successful
+            if job.request.finished:
+                self._tell_uses(job.request)
             # Without this the scheduler would ask for a load that fails again and again.
             self._lookups.mark_miss([key for key in job.keys if key not in job.done])
         else:

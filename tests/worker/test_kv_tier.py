@@ -135,6 +135,30 @@ def test_a_request_only_waits_until_a_load_has_ended(redis_server: RedisServer, 
     tier.shutdown()
 
 
+@pytest.mark.parametrize("aborted", [False, True])
+def test_the_ledger_is_told_of_a_use_when_the_request_has_ended(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, aborted: bool
+) -> None:
+    """Not before: it would keep the first token waiting. A request that was aborted has ended before its load."""
+    tier = tier_over(random_host(9), redis_server.url)
+    tier.submit_store(job(1, KEYS, [0, 1, 2, 3, 4], is_load=False))
+    assert finished(tier).success
+    told: list[list[bytes]] = []
+    monkeypatch.setattr(tier._store, "use", told.append)
+    mine = request(KEYS)
+    if aborted:
+        tier.on_request_finished(mine)
+    tier.submit_load(job(2, KEYS, [0, 1, 2, 3, 4], is_load=True, context=mine))
+    assert finished(tier).success
+    tier.drain_jobs()
+    if not aborted:
+        assert told == []
+        tier.on_request_finished(mine)
+        tier.drain_jobs()
+    assert told == [KEYS]
+    tier.shutdown()
+
+
 def test_a_stored_chunk_is_announced_and_counted(redis_server: RedisServer) -> None:
     redis_server.client.flushall()
     tier = tier_over(random_host(4), redis_server.url, announce=True)
