@@ -447,12 +447,9 @@ async def test_without_redis_answers_go_on(start_gateway: StartGateway, tmp_path
     else:
         gateway.redis.pause()
     try:
-        took_s = []
-        for _ in range(3):  # the machine may stall, but not every time
-            started_s = time.monotonic()
-            assert (await gateway.client.generate(LONG, sampling=GREEDY)).usage.output_tokens == 4
-            took_s.append(time.monotonic() - started_s)
-        assert min(took_s) < 1, "an answer without a module does not wait for Redis"
+        started_s = time.monotonic()
+        assert (await gateway.client.generate(LONG, sampling=GREEDY)).usage.output_tokens == 4
+        assert time.monotonic() - started_s < 1, "an answer without a module does not wait for Redis"
         assert (await gateway.client.generate("hello", module="tone", sampling=GREEDY)).route.modules[0].digest == digest
         unknown = await failure_of(gateway.client.generate("hello", module="other", sampling=GREEDY))
         assert unknown.code is UNAVAILABLE
