@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from redis.exceptions import RedisError
@@ -93,10 +93,18 @@ class RedisChunkStore:
         commands = [("EXISTS", name) for name in names]
         return [found == 1 for found in self._ask(self._groups(names, self._lookup_timeout_s), commands, lookup=True)]
 
-    def load(self, keys: Sequence[bytes], destinations: Sequence[memoryview], *, budget_s: float) -> list[bool]:
+    def load(
+        self,
+        keys: Sequence[bytes],
+        destinations: Sequence[memoryview],
+        *,
+        budget_s: float,
+        loaded_one: Callable[[int], None] = lambda number: None,
+    ) -> list[bool]:
         """Fetch chunks into the caller's memory and slide their time to live.
 
         destinations: one for each key, writable and contiguous, exactly as long as the chunk must be. budget_s: for all of them.
+        loaded_one: called with a chunk's number once it has come, verified and is decoded, while others are still on their way.
         Returns for each whether it came, verified and was decoded; where not, the bytes of the destination are of no meaning. A value that
         does not verify, or cannot be decoded, is counted and deleted.
         """
@@ -119,6 +127,7 @@ class RedisChunkStore:
                         elif reply.kind is Kind.VALUE:
                             loaded[number] = True
                             read_bytes += reply.value_bytes - HEADER_BYTES
+                            loaded_one(number)
         if refused:
             self._remove([member(self._namespace, keys[number]) for number in refused])
         hits = sum(loaded)

@@ -12,15 +12,19 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from memserve.worker.cpu_worker import CpuOffloadingWorker
+from memserve.worker.early_loads import EarlyLoadingManager
 from memserve.worker.redis_tier import RedisTier
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+    from vllm.forward_context import ForwardContext
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
 # The key under which a finished request's `kv_transfer_params` carry {"host": tokens, "redis": tokens}.
@@ -78,9 +82,43 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         super().update_state_after_alloc(request, blocks, num_external_tokens)
         if num_external_tokens > 0:
-            sources = self.get_external_cache_hit_sources(request, num_external_tokens)
-            host = sources.get(CacheHitSource.HOST, 0)
-            self._loaded[request.request_id] = {"host": host, "redis": num_external_tokens - host}
+            self._count_loaded(request, num_external_tokens)
+
+    def _count_loaded(self, request: Request, tokens: int) -> None:
+        host = self.get_external_cache_hit_sources(request, tokens).get(CacheHitSource.HOST, 0)
+        self._loaded[request.request_id] = {"host": host, "redis": tokens - host}
+
+    def start_load_kv(self, forward_context: ForwardContext, **arguments: Any) -> None:
+        super().start_load_kv(forward_context, **arguments)
+        worker = self.connector_worker.worker if self.connector_worker is not None else None
+        if forward_context.attn_metadata is None and isinstance(worker, CpuOffloadingWorker):
+            worker.wait_for_chunks()
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        worker = self.connector_worker.worker if self.connector_worker is not None else None
+        return worker.take_lost_blocks() if isinstance(worker, CpuOffloadingWorker) else set()
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        super().update_connector_output(connector_output)
+        manager = self.connector_scheduler.manager if self.connector_scheduler is not None else None
+        if isinstance(manager, EarlyLoadingManager):
+            for request_id, end_tokens in manager.take_lost().items():
+                self._load_fell_short(request_id, end_tokens)
+
+    def _load_fell_short(self, request_id: str, end_tokens: int) -> None:
+        """A request that was given cached tokens computes some of them after all, from the chunk on that ends at `end_tokens`."""
+        scheduler = self.connector_scheduler
+        state = scheduler._req_status.get(request_id) if scheduler is not None else None
+        if state is None:
+            return
+        for group_config, group in zip(scheduler.config.kv_group_configs, state.group_states, strict=True):
+            chunk = end_tokens // group_config.tokens_per_chunk - 1
+            group.next_stored_chunk_idx = min(group.next_stored_chunk_idx, chunk)  # what is computed is stored
+            came_tokens = max(0, chunk * group_config.tokens_per_chunk - state.num_locally_computed_tokens)
+        stats = state.req.prefill_stats
+        if stats is not None:
+            stats.set(stats.num_prompt_tokens, stats.num_local_cached_tokens, came_tokens)
+        self._count_loaded(state.req, came_tokens)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self._with_tiers(request, *super().request_finished(request, block_ids))

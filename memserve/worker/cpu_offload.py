@@ -1,4 +1,4 @@
-"""vLLM's KV offloading as a worker uses it: which connector and spec by platform, the copies on the CPU platform, and the host regions.
+"""vLLM's KV offloading as a worker uses it: which connector and spec by platform, and the host regions.
 
 On CUDA the stock `TieringOffloadingSpec` moves blocks between device and host memory. On the CPU platform it refuses to make a worker, and
 only there `CpuTieringOffloadingSpec` takes its place.
@@ -9,30 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from vllm.config import KVTransferConfig
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
-from vllm.v1.kv_offload.base import (
-    CanonicalKVCacheRef,
-    CanonicalKVCaches,
-    GPULoadStoreSpec,
-    LoadStoreSpec,
-    OffloadingManager,
-    OffloadingWorker,
-    TransferResult,
-)
-from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
+from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, OffloadingWorker
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 from memserve.worker.connector import MemserveConnector
+from memserve.worker.cpu_worker import CpuOffloadingWorker
+from memserve.worker.early_loads import EarlyLoadingManager
 from memserve.worker.redis_tier import RedisTier, RedisTierSettings
 
 Platform = Literal["cpu", "cuda"]
@@ -99,12 +89,17 @@ def kv_layout(*, platform: Platform, dtype: torch.dtype, block_size_tokens: int,
 class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
     """`TieringOffloadingSpec` on the CPU platform: "device" memory is the paged KV tensors in this process."""
 
+    _manager: OffloadingManager | None
+
     def get_manager(self) -> OffloadingManager:
-        made = self._manager is not None
-        manager = super().get_manager()
-        if not made:
+        if self._manager is None:
+            made = super().get_manager()
+            engine_id = self.config.engine_id
+            self._manager = EarlyLoadingManager(
+                made.primary_tier, made.secondary_tiers, lambda: CpuOffloadingWorker.takes_early_loads(engine_id)
+            )
             drop_name(self._scheduler_mmap)
-        return manager
+        return self._manager
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         region = SharedOffloadRegion(
@@ -115,7 +110,7 @@ class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
             cpu_page_size=self.cpu_page_size_per_worker,
         )
         drop_name(region)
-        return CpuOffloadingWorker(kv_caches, self.blocks_per_chunk, region)
+        return CpuOffloadingWorker(self.config.engine_id, kv_caches, self.blocks_per_chunk, region)
 
 
 def drop_name(region: SharedOffloadRegion) -> None:
@@ -126,83 +121,6 @@ def drop_name(region: SharedOffloadRegion) -> None:
     if not region._creator:
         Path(region.mmap_path).unlink()
     region._creator = False  # its clean-up has no name to remove
-
-
-class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
-    """Copies blocks between the paged KV tensors and the shared region, on the calling thread: at memory speed, in milliseconds."""
-
-    def __init__(self, kv_caches: CanonicalKVCaches, blocks_per_chunk: int, region: SharedOffloadRegion) -> None:
-        self._region = region
-        self._blocks_per_chunk = blocks_per_chunk
-        self._page_bytes = [tensor.page_size_bytes for tensor in kv_caches.tensors]
-        # [blocks, page_bytes] and [chunks, page_bytes * blocks_per_chunk], one of each for every KV tensor.
-        self._pages: list[npt.NDArray[np.int8]] = [
-            cache.tensor.view(torch.int8).view(-1, cache.page_size_bytes).numpy() for cache in kv_caches.tensors
-        ]
-        self._chunks: list[npt.NDArray[np.int8]] = [
-            region.create_next_worker_view(page_bytes * blocks_per_chunk).numpy() for page_bytes in self._page_bytes
-        ]
-        self._refs_by_group: list[list[CanonicalKVCacheRef]] = kv_caches.group_data_refs
-        self._finished: list[TransferResult] = []
-
-    def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
-        return self._copy(job_id, src_spec, dst_spec, to_host=True)
-
-    def submit_load(self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec) -> bool:
-        return self._copy(job_id, dst_spec, src_spec, to_host=False)
-
-    def get_finished(self) -> list[TransferResult]:
-        finished, self._finished = self._finished, []
-        return finished
-
-    def wait(self, job_ids: set[int]) -> None:
-        """Every transfer is done when its submit returns."""
-
-    def shutdown(self) -> None:
-        self._pages.clear()
-        self._chunks.clear()
-        self._region.cleanup()
-
-    def _copy(self, job_id: int, device: GPULoadStoreSpec, host: LoadStoreSpec, *, to_host: bool) -> bool:
-        assert isinstance(host, CPULoadStoreSpec)
-        started_s = time.perf_counter()
-        copied_bytes = 0
-        for refs, blocks, chunk, slot in self._pieces(device, host):
-            for ref in refs:
-                page_bytes = self._page_bytes[ref.tensor_idx]
-                start = slot * page_bytes
-                pages = self._pages[ref.tensor_idx]
-                parts = self._chunks[ref.tensor_idx][chunk, start : start + len(blocks) * page_bytes].reshape(len(blocks), page_bytes)
-                parts = parts[:, : ref.page_size_bytes]
-                if to_host:
-                    parts[:] = pages[blocks, : ref.page_size_bytes]
-                else:
-                    pages[blocks, : ref.page_size_bytes] = parts
-                copied_bytes += parts.nbytes
-        self._finished.append(
-            TransferResult(job_id=job_id, success=True, transfer_size=copied_bytes, transfer_time=time.perf_counter() - started_s)
-        )
-        return True
-
-    def _pieces(
-        self, device: GPULoadStoreSpec, host: LoadStoreSpec
-    ) -> Iterator[tuple[list[CanonicalKVCacheRef], npt.NDArray[np.int64], int, int]]:
-        """What is in one chunk, together: (KV tensors of the group, device blocks in order, host chunk, the first one's place in it).
-
-        A group's blocks are consecutive blocks of one request and may begin and end inside a chunk.
-        Source: vllm/v1/kv_offload/cpu/gpu_worker.py 0.32, `SingleDirectionOffloadingHandler.transfer_async`.
-        """
-        first_block = first_chunk = 0
-        for refs, blocks, first_index in zip(self._refs_by_group, device.group_sizes, device.block_indices, strict=True):
-            if not blocks:
-                continue
-            skipped = first_index % self._blocks_per_chunk
-            ids = np.asarray(device.block_ids[first_block : first_block + blocks])
-            for number, start in enumerate(range(-skipped, blocks, self._blocks_per_chunk)):
-                piece = ids[max(0, start) : start + self._blocks_per_chunk]
-                yield refs, piece, int(host.chunk_ids[first_chunk + number]), max(0, -start)
-            first_block += blocks
-            first_chunk += number + 1
 
 
 def sweep_orphan_regions(directory: Path = Path("/dev/shm"), *, minimum_age_s: float = 60.0) -> list[Path]:

@@ -180,7 +180,10 @@ class _RedisLookups(AsyncLookupManager):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _Job:
-    """A load or store in progress. `done` and `unfinished_parts` change under the tier's lock. prompt: of a store."""
+    """A load or store in progress. `done` and `unfinished_parts` change under the tier's lock.
+
+    arrivals: of a load, to be told as soon as a chunk has come or is known not to. prompt: of a store.
+    """
 
     job_id: JobId
     request: _Request
@@ -190,6 +193,7 @@ class _Job:
     started_s: float
     unfinished_parts: int
     done: set[OffloadKey]
+    arrivals: dict[OffloadKey, Future[bool]] = field(default_factory=dict)
     ended_s: float = 0.0
     prompt: _Prompt | None = None
 
@@ -248,6 +252,7 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         self._decisions: Counter[Decision] = Counter()
         self._loading_chunks = self._storing_chunks = self._dropped_chunks = 0
         self._loads_by_request: Counter[str] = Counter()
+        self._arrivals: dict[int, Future[bool]] = {}
         self._most_waiting_chunks = max(1, int(len(primary_kv_view) * _MOST_WAITING_SHARE))
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -280,11 +285,19 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         """
         return request_id in self._loads_by_request and self._finished.empty()
 
+    def tell_arrival(self, chunk: int, arrival: Future[bool]) -> None:
+        """Of the load that is submitted next: tell whether this chunk of host memory was filled.
+
+        True once it is verified; False at the end of the load. On the scheduler's thread.
+        """
+        self._arrivals[chunk] = arrival
+
     def submit_load(self, job_metadata: TransferJob) -> None:
         pairs = list(zip(job_metadata.keys, (int(chunk) for chunk in job_metadata.chunk_ids), strict=True))
         self._loading_chunks += len(pairs)
         parts = [part for part in (pairs[i :: self._threads] for i in range(self._threads)) if part]
         job = self._job(job_metadata, [key for key, _ in pairs], len(parts), is_load=True)
+        job.arrivals = {key: self._arrivals.pop(chunk) for key, chunk in pairs if chunk in self._arrivals}
         self._loads_by_request[job.request_id] += 1
         self._submit(job, parts, self._load_pool)
         time.sleep(0)  # the threads that load ask Redis before the scheduler's step goes on: they need the GIL for it
@@ -394,7 +407,13 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         with contextlib.ExitStack() as views:
             chunks = [views.enter_context(self._host_bytes[chunk * size : (chunk + 1) * size]) for _, chunk in part]
             if job.prompt is None:
-                loaded = self._store.load(keys, chunks, budget_s=self._load_budget_s)
+
+                def loaded_one(number: int) -> None:
+                    arrival = job.arrivals.get(keys[number])
+                    if arrival is not None:
+                        arrival.set_result(True)
+
+                loaded = self._store.load(keys, chunks, budget_s=self._load_budget_s, loaded_one=loaded_one)
                 return {key for key, came in zip(keys, loaded, strict=True) if came}
             rates, _ = self._rates.now(time.monotonic())
             worth = worth_per_use(job.prompt.chunk_tokens, size, rates.prefill_tokens_per_s)
@@ -422,6 +441,10 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
                 done = self._move(job, part)
         except Exception:
             logger.exception("KV %s of %d chunks failed", "load" if job.is_load else "store", len(part))
+        for key, _ in part:
+            arrival = job.arrivals.get(key)
+            if arrival is not None and not arrival.done():
+                arrival.set_result(False)
         with self._lock:
             job.done |= done
             job.unfinished_parts -= 1
