@@ -89,10 +89,17 @@ def verify(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes, cod
     header: the first HEADER_BYTES of the value, fewer when it is shorter. payload: all that follows, contiguous bytes, still encoded.
     Returns None for a good value. Never raises on account of the bytes.
     """
+    expected = _FIELDS.pack(MAGIC, VERSION, codec, len(key), memoryview(payload).nbytes, namespace, key)
+    if header == expected + _CHECKSUM.pack(_checksum(expected, payload)):
+        return None
+    return _fault(header, payload, namespace=namespace, key=key, codec=codec)
+
+
+def _fault(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec) -> Refusal:
+    """What is wrong first with a header that is not the one that belongs to the payload."""
     if memoryview(header).nbytes != HEADER_BYTES:
         return Refusal.TRUNCATED_HEADER
-    fields, checksum = bytes(header[: _FIELDS.size]), header[_FIELDS.size :]
-    magic, version, stored_codec, key_bytes, payload_bytes, stored_namespace, stored_key = _FIELDS.unpack(fields)
+    magic, version, stored_codec, key_bytes, payload_bytes, stored_namespace, stored_key = _FIELDS.unpack(header[: _FIELDS.size])
     if magic != MAGIC:
         return Refusal.NOT_A_VALUE
     if version != VERSION:
@@ -107,9 +114,7 @@ def verify(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes, cod
         return Refusal.OTHER_KEY
     if payload_bytes != memoryview(payload).nbytes:
         return Refusal.WRONG_LENGTH
-    if _CHECKSUM.unpack(checksum)[0] != _checksum(fields, payload):
-        return Refusal.BAD_CHECKSUM
-    return None
+    return Refusal.BAD_CHECKSUM
 
 
 def compress(chunk: Buffer) -> bytes:

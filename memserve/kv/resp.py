@@ -44,7 +44,8 @@ class _Expected(NamedTuple):
     """Where a value goes, in order; nothing for a reply that is a line.
 
     room_bytes: of the places together. exactly: all of the reply, where it can be no other. start_bytes: what may be read together with
-    what comes before, without reading into the large part of a value. least_bytes: it is certain to have so many.
+    what comes before, without reading into the large part of a value. least_bytes: it is certain to have so many. line: the first, of a
+    value that fills the places.
     """
 
     places: tuple[memoryview, ...]
@@ -53,6 +54,7 @@ class _Expected(NamedTuple):
     exactly: bytes | None
     start_bytes: int
     least_bytes: int
+    line: bytes = b""
 
     def takes(self, length: int) -> bool:
         return bool(self.places) and (length == self.room_bytes or (self.at_most and length < self.room_bytes))
@@ -90,9 +92,12 @@ class ReplyReader:
 
         at_most: a shorter value is taken too. What is behind its end in the places is left as it is.
         """
-        room_bytes = sum(place.nbytes for place in places)
-        start_bytes = len(b"$%d\r\n" % room_bytes) + places[0].nbytes if places else MAX_LINE_BYTES
-        self._expected.append(_Expected(places, room_bytes, at_most, None, start_bytes, _LEAST_REPLY_BYTES))
+        room_bytes = 0
+        for place in places:
+            room_bytes += place.nbytes
+        line = b"$%d\r\n" % room_bytes
+        start_bytes = len(line) + places[0].nbytes if places else MAX_LINE_BYTES
+        self._expected.append(_Expected(places, room_bytes, at_most, None, start_bytes, _LEAST_REPLY_BYTES, line))
         self._certain_bytes += _LEAST_REPLY_BYTES
 
     def expect_exactly(self, reply: bytes) -> None:
@@ -133,10 +138,34 @@ class ReplyReader:
             self._skip_bytes -= count
             return []
         self._end += count
+        usual = self._take_usual()
+        if usual is not None:
+            return [usual]
         replies: list[Reply] = []
         while (reply := self._next()) is not None:
             replies.append(reply)
         return replies
+
+    def _take_usual(self) -> Reply | None:
+        """In one go what follows nearly every value: its line end, what is to follow exactly, and the next value's line and first place.
+
+        None where that is not all that there is; `_next` comes to the same piece by piece, and takes longer.
+        """
+        if self._ending is None or self._start or len(self._expected) < 2:
+            return None
+        between, value = self._expected[0], self._expected[1]
+        if between.exactly is None or not value.places:
+            return None
+        usual = b"\r\n" + between.exactly + value.line
+        if self._end != len(usual) + value.places[0].nbytes or not self._scratch.startswith(usual):
+            return None
+        for expected in (between, value):
+            self._expected.popleft()
+            self._certain_bytes -= expected.least_bytes
+        reply, self._ending = self._ending, Reply(Kind.VALUE, b"", value.room_bytes)
+        self._start = len(usual)
+        self._fill(value.places, value.room_bytes)
+        return reply
 
     def _start_bytes(self) -> int:
         """What may be read together: a line end, and what follows up to the large part of the next value."""
