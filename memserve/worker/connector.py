@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from memserve.worker.cpu_worker import CpuOffloadingWorker
@@ -45,6 +46,9 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         self._last_end_s = 0.0
         if role == KVConnectorRole.SCHEDULER:
             exit_with_parent()
+            manager = self.connector_scheduler.manager
+            if isinstance(manager, EarlyLoadingManager):
+                manager.enabled = computes_what_fails_to_load(kv_cache_config)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         # vLLM asks every millisecond, and looks up every chunk each time. That keeps the GIL from the threads that load them.
@@ -109,14 +113,14 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         """A request that was given cached tokens computes some of them after all, from the chunk on that ends at `end_tokens`."""
         scheduler = self.connector_scheduler
         state = scheduler._req_status.get(request_id) if scheduler is not None else None
-        if state is None:
+        if state is None or state.req.is_finished():
             return
         for group_config, group in zip(scheduler.config.kv_group_configs, state.group_states, strict=True):
             chunk = end_tokens // group_config.tokens_per_chunk - 1
             group.next_stored_chunk_idx = min(group.next_stored_chunk_idx, chunk)  # what is computed is stored
             came_tokens = max(0, chunk * group_config.tokens_per_chunk - state.num_locally_computed_tokens)
         stats = state.req.prefill_stats
-        if stats is not None:
+        if stats is not None and not state.req.num_preemptions:  # they are of the first admission
             stats.set(stats.num_prompt_tokens, stats.num_local_cached_tokens, came_tokens)
         self._count_loaded(state.req, came_tokens)
 
@@ -131,6 +135,13 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         if loaded is not None:
             params = {**(params or {}), CACHED_BY_TIER: loaded}
         return delay_free, params
+
+
+def computes_what_fails_to_load(kv_cache_config: KVCacheConfig) -> bool:
+    """Whether vLLM takes up a prefix where blocks of it failed to load. With several groups it does not know whose they are; with a
+    sliding window the blocks before them, which it needs again, were never allocated."""
+    groups = kv_cache_config.kv_cache_groups
+    return len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
 
 
 def exit_with_parent() -> None:

@@ -95,9 +95,7 @@ class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
         if self._manager is None:
             made = super().get_manager()
             engine_id = self.config.engine_id
-            self._manager = EarlyLoadingManager(
-                made.primary_tier, made.secondary_tiers, lambda: CpuOffloadingWorker.takes_early_loads(engine_id)
-            )
+            self._manager = EarlyLoadingManager(made.primary_tier, made.secondary_tiers, lambda: CpuOffloadingWorker.here.get(engine_id))
             drop_name(self._scheduler_mmap)
         return self._manager
 

@@ -59,13 +59,8 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
     A chunk that is still on its way from Redis is copied by the first `get_finished` or `wait_for_chunks` after it has come.
     """
 
-    _here: ClassVar[WeakValueDictionary[str, CpuOffloadingWorker]] = WeakValueDictionary()
-
-    @classmethod
-    def takes_early_loads(cls, engine_id: str) -> bool:
-        """Whether the engine's worker is in this process, and what fails to load can be told: vLLM takes that for one KV group only."""
-        worker = cls._here.get(engine_id)
-        return worker is not None and len(worker._refs_by_group) == 1
+    here: ClassVar[WeakValueDictionary[str, CpuOffloadingWorker]] = WeakValueDictionary()
+    """Those of this process, by engine."""
 
     def __init__(self, engine_id: str, kv_caches: CanonicalKVCaches, blocks_per_chunk: int, region: SharedOffloadRegion) -> None:
         self._region = region
@@ -82,7 +77,7 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         self._under_way: list[_Transfer] = []
         self._finished: list[TransferResult] = []
         self._lost_blocks: set[int] = set()
-        self._here[engine_id] = self
+        self.here[engine_id] = self
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
         return self._submit(job_id, src_spec, dst_spec, to_host=True)
@@ -90,9 +85,12 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
     def submit_load(self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec) -> bool:
         return self._submit(job_id, dst_spec, src_spec, to_host=False)
 
-    def get_finished(self) -> list[TransferResult]:
+    def copy_what_came(self) -> None:
         for transfer in list(self._under_way):
             self._go_on(transfer)
+
+    def get_finished(self) -> list[TransferResult]:
+        self.copy_what_came()
         finished, self._finished = self._finished, []
         return finished
 

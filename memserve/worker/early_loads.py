@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vllm.v1.kv_offload.base import LoadStoreSpec, LookupResult, OffloadKey, ReqContext, ScheduleEndContext
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
@@ -17,6 +18,9 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 from vllm.v1.kv_offload.tiering.manager import CPUPrimaryTierOffloadingManager, JobMetadata, TieringOffloadingManager
 
 from memserve.worker.redis_tier import RedisTier
+
+if TYPE_CHECKING:
+    from memserve.worker.cpu_worker import CpuOffloadingWorker
 
 Arrival = Future[bool]
 """Whether a chunk has come from Redis, verified."""
@@ -50,18 +54,25 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         self,
         primary_tier: CPUPrimaryTierOffloadingManager,
         secondary_tiers: list[SecondaryTierManager],
-        worker_takes_them: Callable[[], bool],
+        worker: Callable[[], CpuOffloadingWorker | None],
     ) -> None:
-        """worker_takes_them: whether the engine's worker is in this process and knows `ArrivingLoadSpec`."""
+        """worker: the engine's, when it is in this process; without it nothing is early."""
         super().__init__(primary_tier, secondary_tiers)
-        self._worker_takes_them = worker_takes_them
+        self._worker = worker
+        self.enabled = True
+        """Whether vLLM can compute what fails to load: set by the connector, which knows the model's KV cache groups."""
         # Of this step, by request and chunk: the tier that is to load it.
         self._found: dict[tuple[str, OffloadKey], RedisTier] = {}
+        # Of this step, by request: chunks that were there, and those of them that no load may evict now.
+        self._hits: dict[str, list[OffloadKey]] = {}
+        self._held: list[tuple[list[OffloadKey], ReqContext]] = []
         self._early: dict[tuple[str, OffloadKey], _EarlyLoad] = {}
         self._lost: dict[str, int] = {}
 
     def lookup(self, key: OffloadKey, req_context: ReqContext, *, exclude_tier_idx: int | None = None) -> LookupResult:
         result = super().lookup(key, req_context, exclude_tier_idx=exclude_tier_idx)
+        if result is LookupResult.HIT:
+            self._hits.setdefault(req_context.req_id, []).append(key)
         if result is LookupResult.HIT_PENDING and (req_context.req_id, key) in self._found:
             return LookupResult.HIT
         return result
@@ -100,19 +111,35 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         return lost
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        for keys, req_context in self._held:
+            self.primary_tier.complete_read(keys, req_context)
+        self._held.clear()
+        self._hits.clear()
         super().on_schedule_end(context)  # begins the loads
         self._found.clear()
 
     def reset_cache(self) -> None:
+        worker = self._worker()
+        if worker is not None:
+            for tier in self.secondary_tiers:
+                tier.drain_jobs()
+            worker.copy_what_came()  # before its place in host memory is another's
         super().reset_cache()
-        self._found.clear()
         self._early.clear()
         self._lost.clear()
 
     def _initiate_promotion(self, tier_idx: int, key: OffloadKey, req_context: ReqContext) -> bool:
-        begun: bool = super()._initiate_promotion(tier_idx, key, req_context)
         tier = self.secondary_tiers[tier_idx]
-        if begun and isinstance(tier, RedisTier) and self._worker_takes_them():
+        if not (self.enabled and isinstance(tier, RedisTier) and self._worker() is not None):
+            begun: bool = super()._initiate_promotion(tier_idx, key, req_context)
+            return begun
+        # What this request was told is there must be when its blocks are allocated; vLLM would look it up again before.
+        hits = self._hits.pop(req_context.req_id, None)
+        if hits:
+            self.primary_tier.prepare_read(hits, req_context)
+            self._held.append((hits, req_context))
+        begun = super()._initiate_promotion(tier_idx, key, req_context)
+        if begun:
             self._found[req_context.req_id, key] = tier
         return begun
 

@@ -445,6 +445,8 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             arrival = job.arrivals.get(key)
             if arrival is not None and not arrival.done():
                 arrival.set_result(False)
+            elif arrival is not None:
+                done.add(key)  # whoever was told so copies it, whatever failed after
         with self._lock:
             job.done |= done
             job.unfinished_parts -= 1

@@ -45,11 +45,14 @@ async def one_stream(client: AsyncClient, number: int, started: asyncio.Semaphor
 
 
 def engine_of(replica: psutil.Process) -> psutil.Process:
-    """vLLM's engine process, which names itself; Linux keeps 15 characters of it."""
-    below = replica.children(recursive=True)
-    engines = [child for child in below if child.name().startswith("VLLM::Engine")]
-    assert engines, f"no engine among {[child.name() for child in below]} of {replica}"
-    return engines[0]
+    """vLLM's engine process: what the replica has started beside multiprocessing's helper.
+
+    Not by its title: where the process's first environment variable was set anew, setproctitle does nothing.
+    """
+    below = {child.pid: " ".join(child.cmdline()) for child in replica.children(recursive=True)}
+    engines = [pid for pid, command in below.items() if "resource_tracker" not in command]
+    assert len(engines) == 1, f"not one engine among {below} of {replica}"
+    return psutil.Process(engines[0])
 
 
 @pytest.mark.parametrize("victim", ["the replica", "the engine"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,7 +71,7 @@ class Halves:
             always_load=True,
             **tier,
         )
-        self.manager = EarlyLoadingManager(primary, [self.tier], lambda: CpuOffloadingWorker.takes_early_loads(self.engine_id))
+        self.manager = EarlyLoadingManager(primary, [self.tier], lambda: CpuOffloadingWorker.here.get(self.engine_id))
         self.worker = CpuOffloadingWorker(self.engine_id, caches, NAMESPACE.blocks_per_chunk, joined)
 
     def request(self, name: str) -> Any:
@@ -291,6 +290,8 @@ def test_a_reset_while_chunks_come_leaves_nothing_behind(halves: Halves, chunks:
     halves.look_up_until_found(context)
     halves.begin_load(context, BLOCK_IDS)
     halves.manager.reset_cache()
+    halves.tier._host_bytes[:] = bytes(len(halves.tier._host_bytes))  # it is others' now
+    assert [halves.chunk_on_device(of_chunk(number)) for number in range(5)] == chunks
     halves.worker.wait({1})
     assert halves.look_up_until_found(halves.request("another")) == ["HIT"] * 5
     halves.end_step()
@@ -299,10 +300,130 @@ def test_a_reset_while_chunks_come_leaves_nothing_behind(halves: Halves, chunks:
     assert halves.pinned() == [0] * 5
 
 
-def test_without_a_worker_in_this_process_nothing_is_early(halves: Halves, chunks: list[bytes]) -> None:
-    from memserve.worker.cpu_worker import CpuOffloadingWorker
-
-    assert not CpuOffloadingWorker.takes_early_loads(f"{os.getpid()} is no engine")
-    halves.manager._worker_takes_them = lambda: False
+@pytest.mark.parametrize("why", ["the worker is in another process", "vLLM cannot compute what fails to load"])
+def test_nothing_is_early_where_it_must_not_be(halves: Halves, chunks: list[bytes], why: str) -> None:
+    if why == "the worker is in another process":
+        halves.manager._worker = lambda: None
+    else:
+        halves.manager.enabled = False
     context = halves.request("r")
     assert halves.look_up_until_found(context) == ["HIT_PENDING"] * 5
+
+
+def test_vllm_computes_what_fails_to_load_with_one_group_of_full_attention_only() -> None:
+    import torch
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+
+    from memserve.worker.connector import computes_what_fails_to_load
+
+    shape: dict[str, Any] = {"block_size": 32, "num_kv_heads": 2, "head_size": 64, "dtype": torch.bfloat16}
+    full = KVCacheGroupSpec(["a"], FullAttentionSpec(**shape))
+    window = KVCacheGroupSpec(["b"], SlidingWindowSpec(**shape, sliding_window=128))
+
+    def computes(*groups: KVCacheGroupSpec) -> bool:
+        return computes_what_fails_to_load(KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=list(groups)))
+
+    assert computes(full)
+    assert not computes(window)
+    assert not computes(full, full)
+
+
+def test_what_was_counted_as_there_is_not_evicted_for_what_comes(halves: Halves, chunks: list[bytes]) -> None:
+    """The host memory is full, of the request's own beginning and of others that may go."""
+    beginning = halves.request("beginning")
+    halves.look_up_until_found(beginning)
+    halves.begin_load(beginning, BLOCK_IDS)
+    halves.finish_load()
+    halves.manager.complete_load(KEYS, beginning)
+    halves.end_step()
+    primary = halves.manager.primary_tier
+    for key in KEYS[2:]:
+        primary._free_chunk(primary._policy.get(key))
+        primary._policy.remove(key)
+        primary._num_evictable_cache_chunks -= 1
+    others = [bytes([number]) * 32 + bytes(4) for number in range(100, 100 + HOST_CHUNKS - 2)]
+    stranger = halves.request("stranger")
+    assert primary.prepare_store(others, stranger) is not None
+    primary.complete_store(others, stranger)
+    primary.touch(others, stranger)  # the request's own are the first to go
+    context = halves.request("r")
+    assert halves.look_up_until_found(context) == ["HIT"] * 5
+    halves.begin_load(context, BLOCK_IDS, job_id=2)
+    assert halves.finish_load() == set()
+    assert [halves.chunk_on_device(of_chunk(number)) for number in range(5)] == chunks
+    halves.manager.complete_load(KEYS, context)
+    halves.tier.drain_jobs()
+    halves.end_step()
+    assert halves.pinned() == [0] * 5
+
+
+def test_a_load_that_breaks_off_keeps_what_it_told_of(halves: Halves, chunks: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    load = halves.tier._store.load
+
+    def breaks_off(*given: Any, loaded_one: Any, **options: Any) -> list[bool]:
+        def two(number: int) -> None:
+            if number == 2:
+                raise RuntimeError("no thread can be started")
+            loaded_one(number)
+
+        return load(*given, loaded_one=two, **options)
+
+    monkeypatch.setattr(halves.tier._store, "load", breaks_off)
+    context = halves.request("r")
+    halves.look_up_until_found(context)
+    halves.begin_load(context, BLOCK_IDS)
+    assert halves.finish_load() == {*of_chunk(2), *of_chunk(3), *of_chunk(4)}
+    assert [halves.chunk_on_device(of_chunk(number)) for number in range(2)] == chunks[:2]
+    halves.tier.drain_jobs()
+    halves.end_step()
+    assert halves.pinned() == [1, 1]
+    halves.manager.complete_load(KEYS, context)
+    assert halves.pinned() == [0, 0]
+    assert halves.manager.take_lost() == {"r": 3 * NAMESPACE.chunk_tokens}
+
+
+class Asked:
+    """The scheduler's side of a connector with one request: 4,000 tokens, of which 96 were in the engine's memory."""
+
+    def __init__(self, *, finished: bool = False, preemptions: int = 0) -> None:
+        from vllm.v1.metrics.stats import PrefillStats
+
+        self.counted: list[int] = []
+        self.stats = PrefillStats()
+        self.stats.set(4000, 96, 3904)
+        request = SimpleNamespace(is_finished=lambda: finished, num_preemptions=preemptions, prefill_stats=self.stats)
+        self.group = SimpleNamespace(next_stored_chunk_idx=62)
+        state = SimpleNamespace(req=request, group_states=(self.group,), num_locally_computed_tokens=96)
+        config = SimpleNamespace(kv_group_configs=(SimpleNamespace(tokens_per_chunk=64),))
+        self.connector_scheduler = SimpleNamespace(_req_status={"r": state}, config=config)
+
+    def _count_loaded(self, request: Any, tokens: int) -> None:
+        self.counted.append(tokens)
+
+    def falls_short(self) -> None:
+        from memserve.worker.connector import MemserveConnector
+
+        fell_short: Any = MemserveConnector._load_fell_short
+        fell_short(self, "r", 640)
+
+
+def test_a_request_whose_load_fell_short_counts_what_came_and_stores_the_rest() -> None:
+    asked = Asked()
+    asked.falls_short()
+    assert asked.group.next_stored_chunk_idx == 9
+    assert asked.counted == [9 * 64 - 96]
+    assert (asked.stats.num_cached_tokens, asked.stats.num_computed_tokens) == (576, 4000 - 576)
+
+
+def test_the_statistics_of_a_preempted_request_stay_those_of_its_first_admission() -> None:
+    asked = Asked(preemptions=1)
+    asked.falls_short()
+    assert asked.stats.num_cached_tokens == 4000
+    assert asked.counted == [9 * 64 - 96]
+
+
+def test_a_request_that_is_over_is_not_counted_again() -> None:
+    asked = Asked(finished=True)
+    asked.falls_short()
+    assert asked.counted == []
+    assert asked.group.next_stored_chunk_idx == 62
