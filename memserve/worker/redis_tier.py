@@ -300,7 +300,6 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         job.arrivals = {key: self._arrivals.pop(chunk) for key, chunk in pairs if chunk in self._arrivals}
         self._loads_by_request[job.request_id] += 1
         self._submit(job, parts, self._load_pool)
-        time.sleep(0)  # the threads that load ask Redis before the scheduler's step goes on: they need the GIL for it
 
     def submit_store(self, job_metadata: TransferJob) -> None:
         """One part: its chunks are counted, and may push each other out, in the order of their chain."""
