@@ -94,13 +94,17 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
 
     def start_load_kv(self, forward_context: ForwardContext, **arguments: Any) -> None:
         super().start_load_kv(forward_context, **arguments)
-        worker = self.connector_worker.worker if self.connector_worker is not None else None
-        if forward_context.attn_metadata is None and isinstance(worker, CpuOffloadingWorker):
+        worker = self._cpu_worker()
+        if worker is not None and forward_context.attn_metadata is None:  # nothing to compute
             worker.wait_for_chunks()
 
     def get_block_ids_with_load_errors(self) -> set[int]:
+        worker = self._cpu_worker()
+        return worker.take_lost_blocks() if worker is not None else set()
+
+    def _cpu_worker(self) -> CpuOffloadingWorker | None:
         worker = self.connector_worker.worker if self.connector_worker is not None else None
-        return worker.take_lost_blocks() if isinstance(worker, CpuOffloadingWorker) else set()
+        return worker if isinstance(worker, CpuOffloadingWorker) else None
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         super().update_connector_output(connector_output)

@@ -86,10 +86,12 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         arrivals: list[Arrival | None] = []
         for key, chunk_id in zip(keys, chunk_ids, strict=True):
             tier = self._found.get((request_id, key))
-            arrival = Arrival() if tier is not None else None
-            if tier is not None and arrival is not None:
-                tier.tell_arrival(chunk_id, arrival)
-                self._early[request_id, key] = _EarlyLoad(arrival)
+            if tier is None:
+                arrivals.append(None)
+                continue
+            arrival = Arrival()
+            tier.tell_arrival(chunk_id, arrival)
+            self._early[request_id, key] = _EarlyLoad(arrival)
             arrivals.append(arrival)
         return ArrivingLoadSpec(chunk_ids, arrivals)
 

@@ -125,6 +125,15 @@ class Halves:
         wait_until(ended)
         return self.worker.take_lost_blocks()
 
+    def fill_host_memory(self) -> None:
+        """A request loads all chunks, and ends."""
+        context = self.request("beginning")
+        self.look_up_until_found(context)
+        self.begin_load(context, BLOCK_IDS)
+        self.finish_load()
+        self.manager.complete_load(KEYS, context)
+        self.end_step()
+
     def chunk_on_device(self, blocks: Sequence[int]) -> bytes:
         return b"".join(tensor[list(blocks)].numpy().tobytes() for tensor in self.device)
 
@@ -258,12 +267,7 @@ def test_another_request_waits_for_chunks_that_are_on_their_way(
 
 
 def test_what_host_memory_has_and_what_comes_are_loaded_together(halves: Halves, chunks: list[bytes]) -> None:
-    beginning = halves.request("beginning")
-    halves.look_up_until_found(beginning)
-    halves.begin_load(beginning, BLOCK_IDS)
-    halves.finish_load()
-    halves.manager.complete_load(KEYS, beginning)
-    halves.end_step()
+    halves.fill_host_memory()
     for key in KEYS[2:]:  # host memory forgets the end
         halves.manager.primary_tier._policy.remove(key)
     for tensor in halves.device:
@@ -330,12 +334,7 @@ def test_vllm_computes_what_fails_to_load_with_one_group_of_full_attention_only(
 
 def test_what_was_counted_as_there_is_not_evicted_for_what_comes(halves: Halves, chunks: list[bytes]) -> None:
     """The host memory is full, of the request's own beginning and of others that may go."""
-    beginning = halves.request("beginning")
-    halves.look_up_until_found(beginning)
-    halves.begin_load(beginning, BLOCK_IDS)
-    halves.finish_load()
-    halves.manager.complete_load(KEYS, beginning)
-    halves.end_step()
+    halves.fill_host_memory()
     primary = halves.manager.primary_tier
     for key in KEYS[2:]:
         primary._free_chunk(primary._policy.get(key))
