@@ -5,6 +5,7 @@ redis-py makes the connection (URL, TLS, AUTH, unix sockets); from then on its s
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -23,6 +24,10 @@ IN_FLIGHT_BYTES = 4 << 20
 MAX_IN_FLIGHT = 4
 # A PING with this follows every GET, and is the reply, too (see `ReplyReader.expect_exactly`): as long as a value's first line and head.
 PADDING = b"$160\r\n%s\r\n" % (b"." * 160)
+# How long nothing may come over a unix socket before its reader sleeps: about what waking the server takes.
+_POLL_S = 100e-6
+# A call that took longer had to wait for the GIL or a processor.
+_SLOW_POLL_S = 1e-3
 # Errors of a server that is not, or not now, the one to ask.
 _MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"READONLY")
 
@@ -57,6 +62,7 @@ class Wire:
         self._reader = ReplyReader()
         self._misplaced = False
         self._plain = not isinstance(self._socket, ssl.SSLSocket)
+        self._polls = False
         self._socket.settimeout(None if self._plain else io_timeout_s)
         if self._plain:
             # The kernel keeps the time: a blocking call moves megabytes at once, where a socket with a timeout polls before each piece.
@@ -98,6 +104,7 @@ class Wire:
             return
         commands = [get_command(place.name, ttl_s=ttl_s) for place in places]
         ahead = in_flight(max(place.body.nbytes for place in places))
+        self._polls = self._socket.family is socket.AF_UNIX
         sent = received = 0
         while received < len(places):
             until = min(len(places), received + ahead)
@@ -117,6 +124,7 @@ class Wire:
         """Store values. Returns whether Redis took each; deadline_s as in `get`."""
         if not items:
             return []
+        self._polls = False  # nothing waits for a store
         expiry = b"\r\n$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl_s)), ttl_s)
         ahead = in_flight(memoryview(items[0].body).nbytes)
         stored: list[bool] = []
@@ -134,13 +142,8 @@ class Wire:
         """Receive once. Returns what that completed, perhaps nothing."""
         if time.monotonic() > deadline_s:
             raise TimeoutError("Redis took longer than the whole exchange may take")
-        buffers = self._reader.buffers()
         try:
-            if self._plain:
-                # What belongs to a value comes whole or not at all; a line may be shorter than what there is room for.
-                count, *_ = self._socket.recvmsg_into(buffers, 0, socket.MSG_WAITALL if self._reader.in_value else 0)
-            else:
-                count = self._socket.recv_into(buffers[0])
+            count = self._receive(self._reader.buffers(), deadline_s)
         except BlockingIOError as error:
             raise TimeoutError("Redis did not answer in time") from error
         if count == 0:
@@ -150,6 +153,49 @@ class Wire:
             if reply.kind is Kind.ERROR and reply.line.startswith(_MISPLACED):
                 self._misplaced = True
         return replies
+
+    def _receive(self, buffers: Sequence[memoryview], deadline_s: float) -> int:
+        """Returns how many bytes came; none when Redis has closed the connection."""
+        if not self._plain:
+            return self._socket.recv_into(buffers[0])
+        # What belongs to a value comes whole or not at all; a line may be shorter than what there is room for.
+        whole = self._reader.in_value
+        count = self._poll(buffers, deadline_s, whole=whole) if self._polls else 0
+        if count == 0:
+            count, *_ = self._socket.recvmsg_into(buffers, 0, socket.MSG_WAITALL if whole else 0)
+        return count
+
+    def _poll(self, buffers: Sequence[memoryview], deadline_s: float, *, whole: bool) -> int:
+        """Receive without sleeping. Returns how many bytes came before nothing did for a while.
+
+        A unix socket holds 0.2 MB: a reader that sleeps whenever it is empty, and a server that sleeps whenever it is full, wake each other
+        several times in every value, and that takes as long as the bytes. Every call gives the GIL away, though: where another thread
+        wants it, sleeping is quicker, and the exchange goes on so. whole: go on until the buffers are full.
+        """
+        room = list(buffers)
+        received = 0
+        began_s = time.monotonic()
+        until_s = min(began_s + _POLL_S, deadline_s)
+        while True:
+            try:
+                count, *_ = self._socket.recvmsg_into(room, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                count = 0
+            now_s = time.monotonic()
+            received += count
+            self._polls = now_s - began_s < _SLOW_POLL_S
+            if not self._polls or now_s > until_s or (count and not whole):
+                return received
+            if count:
+                while room and count >= room[0].nbytes:
+                    count -= room.pop(0).nbytes
+                if not room:
+                    return received
+                room[0] = room[0][count:]
+                until_s = min(now_s + _POLL_S, deadline_s)
+            else:
+                os.sched_yield()  # the server may be on this processor
+            began_s = time.monotonic()
 
     def _send(self, *buffers: Buffer) -> None:
         if not self._plain:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from redis.connection import ConnectionPool
 
+from memserve.kv import wire as wire_module
 from memserve.kv.resp import Kind
-from memserve.kv.wire import IN_FLIGHT_BYTES, MAX_IN_FLIGHT, Item, Place, Wire, in_flight
+from memserve.kv.wire import IN_FLIGHT_BYTES, MAX_IN_FLIGHT, PADDING, Item, Place, Wire, in_flight
 from tests.kv.redis_server import RedisServer
 
 HEAD_BYTES = 120
@@ -132,3 +139,68 @@ def test_a_redis_that_ends_is_a_connection_error(wire: Wire, own_redis_server: R
     own_redis_server.stop()
     with pytest.raises(OSError, match=r"closed|pipe|reset"):
         list(wire.get([place("key", 1000)], ttl_s=10, deadline_s=soon()))
+
+
+@contextmanager
+def answered(reply: bytes, pieces: Iterator[tuple[int, float]]) -> Iterator[Wire]:
+    """A connection over a unix socket that is sent this, and then ends. pieces: bytes, and seconds before the next."""
+    ours, theirs = socket.socketpair()
+
+    def send() -> None:
+        start = 0
+        with contextlib.suppress(OSError):
+            while start < len(reply):
+                count, pause_s = next(pieces)
+                theirs.sendall(reply[start : start + count])
+                start += count
+                if pause_s:
+                    time.sleep(pause_s)
+            theirs.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    wire = Wire(SimpleNamespace(_sock=ours, disconnect=ours.close), io_timeout_s=2.0)
+    sender.start()
+    try:
+        yield wire
+    finally:
+        wire.close()
+        sender.join()
+        theirs.close()
+
+
+def reply_to_get(value: bytes) -> bytes:
+    return b"$%d\r\n%s\r\n%s" % (len(value), value, PADDING)
+
+
+@pytest.mark.parametrize("slow_poll_s", [0.0, 1.0], ids=["sleeping", "polling"])
+@pytest.mark.parametrize("pause_s", [0.0, 1e-6, 3e-3], ids=["no pauses", "short pauses", "long pauses"])
+def test_values_arrive_in_whatever_pieces_and_times(pause_s: float, slow_poll_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire_module, "_SLOW_POLL_S", slow_poll_s)
+    values = [os.urandom(HEAD_BYTES + 30_000) for _ in range(6)]
+    stream = b"".join(reply_to_get(value) for value in values[:3]) + b"$-1\r\n" + PADDING + b"".join(map(reply_to_get, values[3:]))
+    pieces = itertools.cycle((count, pause_s) for count in (1, HEAD_BYTES + 7, 2, 29_800, 77, 1, 40_000, 3))
+    places = [place(f"key-{number}", 30_000) for number in range(7)]
+    with answered(stream, pieces) as wire:
+        assert kinds(wire, places) == [Kind.VALUE] * 3 + [Kind.NOTHING] + [Kind.VALUE] * 3
+    del places[3]
+    assert [bytes(got.head) + bytes(got.body) for got in places] == values
+
+
+def test_a_value_that_only_drips_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte comes before the reader would sleep: the deadline alone ends it."""
+    # The sender is a thread of the same process, and slower than a server.
+    monkeypatch.setattr(wire_module, "_POLL_S", 10.0)
+    monkeypatch.setattr(wire_module, "_SLOW_POLL_S", 10.0)
+    with answered(reply_to_get(bytes(HEAD_BYTES + (1 << 20))), itertools.repeat((1, 0.0))) as wire:
+        started_s = time.monotonic()
+        with pytest.raises(TimeoutError, match="whole exchange"):
+            list(wire.get([place("key", 1 << 20)], ttl_s=10, deadline_s=started_s + 0.2))
+        assert time.monotonic() - started_s < 1
+
+
+def test_a_server_that_ends_within_a_value_is_a_connection_error() -> None:
+    with (
+        answered(reply_to_get(bytes(HEAD_BYTES + 5000))[:3000], itertools.repeat((1000, 0.0))) as wire,
+        pytest.raises(OSError, match=r"closed|reset"),
+    ):
+        list(wire.get([place("key", 5000)], ttl_s=10, deadline_s=soon()))
