@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from loadtests.figures import Bar, finish, parser, print_table, told
 from memserve.kv.chunk_codec import ChunkCodec, Int8Chunks, LosslessChunks
-from memserve.kv.codec import HEADER_BYTES, MAX_KEY_BYTES, NAMESPACE_BYTES, encode_header, verify
+from memserve.kv.codec import HEADER_BYTES, MAX_KEY_BYTES, NAMESPACE_BYTES, Verification, encode_header
 from memserve.kv.quantize import ChunkLayout
 from memserve.kv.resp import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, Kind, ProtocolError, ReplyReader
 from memserve.kv.wire import PADDING
@@ -286,7 +286,14 @@ def decode_guarded(codec: ChunkCodec, payload: bytes, chunk_bytes: int) -> bytes
 
 def accepts(entry: Stored, value: bytes) -> bool:
     """Whether the codec takes `value` for `entry`. Raises WrongValue when it should not, or does not and should."""
-    accepted = verify(memoryview(value)[:HEADER_BYTES], memoryview(value)[HEADER_BYTES:], namespace=entry.namespace, key=entry.key) is None
+    head, payload = memoryview(value)[:HEADER_BYTES], memoryview(value)[HEADER_BYTES:]
+    at_once, coming = (Verification(payload, namespace=entry.namespace, key=entry.key) for _ in range(2))
+    for end in (payload.nbytes // 3, payload.nbytes // 3, payload.nbytes - 1):
+        coming.came(end)
+    refusal = at_once.refusal(head)
+    if coming.refusal(head) is not refusal:
+        raise WrongValue(f"{len(value)} bytes are {refusal} at once and something else in pieces")
+    accepted = refusal is None
     if accepted is not (value == entry.value):
         raise WrongValue(f"{len(value)} bytes under the key {entry.key!r} are {'accepted' if accepted else 'refused'}")
     return accepted

@@ -83,16 +83,36 @@ def encode_header(payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec
     return fields + _CHECKSUM.pack(_checksum(fields, payload))
 
 
-def verify(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec = Codec.RAW) -> Refusal | None:
-    """Whether header and payload are the value that was stored under this namespace and key, encoded by this codec.
+class Verification:
+    """Whether what is coming is the value that was stored under this namespace and key, encoded by this codec.
 
-    header: the first HEADER_BYTES of the value, fewer when it is shorter. payload: all that follows, contiguous bytes, still encoded.
-    Returns None for a good value. Never raises on account of the bytes.
+    The checksum may be taken while the value comes.
     """
-    expected = _FIELDS.pack(MAGIC, VERSION, codec, len(key), memoryview(payload).nbytes, namespace, key)
-    if header == expected + _CHECKSUM.pack(_checksum(expected, payload)):
-        return None
-    return _fault(header, payload, namespace=namespace, key=key, codec=codec)
+
+    __slots__ = ("_codec", "_digest", "_expected", "_key", "_namespace", "_payload", "_seen_bytes")
+
+    def __init__(self, payload: memoryview, *, namespace: bytes, key: bytes, codec: Codec = Codec.RAW) -> None:
+        """payload: where all that follows the header comes, contiguous bytes, still encoded."""
+        self._payload, self._namespace, self._key, self._codec = payload, namespace, key, codec
+        self._expected = _FIELDS.pack(MAGIC, VERSION, codec, len(key), payload.nbytes, namespace, key)
+        self._digest = xxhash.xxh3_64(self._expected)
+        self._seen_bytes = 0
+
+    def came(self, payload_bytes: int) -> None:
+        """So many bytes of the payload are there, and will not change."""
+        if payload_bytes > self._seen_bytes:
+            self._digest.update(self._payload[self._seen_bytes : payload_bytes])
+            self._seen_bytes = payload_bytes
+
+    def refusal(self, header: Buffer) -> Refusal | None:
+        """All of the payload is there. header: the first HEADER_BYTES of the value, fewer when it is shorter.
+
+        Returns None for a good value. Never raises on account of the bytes.
+        """
+        self.came(self._payload.nbytes)
+        if header == self._expected + _CHECKSUM.pack(self._digest.intdigest()):
+            return None
+        return _fault(header, self._payload, namespace=self._namespace, key=self._key, codec=self._codec)
 
 
 def _fault(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec) -> Refusal:

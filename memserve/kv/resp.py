@@ -87,6 +87,11 @@ class ReplyReader:
         """Whether `buffers()` begins with the destination of a value. Then all of them are certain to be filled."""
         return bool(self._places)
 
+    @property
+    def missing_bytes(self) -> int:
+        """What is to come of the value that is coming in."""
+        return sum(place.nbytes for place in self._places)
+
     def expect(self, *places: memoryview, at_most: bool = False) -> None:
         """Announce the next reply. places: writable bytes that a value fills one after the other; none where a value is not expected.
 

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from memserve.kv.account import Account, Put, StoreStats
 from memserve.kv.breaker import Circuit
 from memserve.kv.chunk_codec import RAW_CHUNKS, ChunkCodec
-from memserve.kv.codec import HEADER_BYTES, Buffer, Codec, Refusal, encode_header, verify
+from memserve.kv.codec import HEADER_BYTES, Buffer, Codec, Refusal, Verification, encode_header
 from memserve.kv.keys import member, redis_key
 from memserve.kv.ledger import NO_QUOTAS, Admission, Candidate, Entry, Ledger, Owner, Quotas, Removal, Reservation, Settled
 from memserve.kv.resp import Kind, ProtocolError, Reply
@@ -118,7 +118,7 @@ class RedisChunkStore:
         for server, numbers in groups.items():
             with self._exchange(server, numbers, deadline_s) as wire:
                 if wire is not None:
-                    places = self._places([names[number] for number in numbers], [destinations[number] for number in numbers])
+                    places = self._places([keys[number] for number in numbers], [destinations[number] for number in numbers])
                     replies = wire.get(places, ttl_s=self._ttl_s, deadline_s=deadline_s)
                     for number, place, reply in zip(numbers, places, replies, strict=True):
                         refusal = self._accept(reply, keys[number], place, destinations[number])
@@ -198,26 +198,29 @@ class RedisChunkStore:
         with self._lock:
             self._stats.removed[reason] += chunks
 
-    def _places(self, names: Sequence[str], destinations: Sequence[memoryview]) -> list[Place]:
+    def _places(self, keys: Sequence[bytes], destinations: Sequence[memoryview]) -> list[Place]:
         """Where the values of one exchange go: raw ones to where they are wanted, others to as much scratch memory as is in flight."""
-        heads = memoryview(bytearray(HEADER_BYTES * len(names)))
+        heads = memoryview(bytearray(HEADER_BYTES * len(keys)))
         bodies = list(destinations)
         if self._codec.code is not Codec.RAW:
             lengths = [self._codec.limit_bytes(destination.nbytes) for destination in destinations]
             longest = max(lengths, default=0)
-            scratch = [memoryview(bytearray(longest)) for _ in range(min(in_flight(longest), len(names)))]
+            scratch = [memoryview(bytearray(longest)) for _ in range(min(in_flight(longest), len(keys)))]
             bodies = [scratch[number % len(scratch)][:length] for number, length in enumerate(lengths)]
-        return [
-            Place(name.encode(), heads[HEADER_BYTES * number : HEADER_BYTES * (number + 1)], body, at_most=not self._codec.fixed_length)
-            for number, (name, body) in enumerate(zip(names, bodies, strict=True))
-        ]
+        places: list[Place] = []
+        for number, (key, body) in enumerate(zip(keys, bodies, strict=True)):
+            head = heads[HEADER_BYTES * number : HEADER_BYTES * (number + 1)]
+            fixed = self._codec.fixed_length
+            check = self._verification(key, body) if fixed else None
+            places.append(Place(redis_key(self._namespace, key).encode(), head, body, at_most=not fixed, check=check))
+        return places
 
     def _accept(self, reply: Reply, key: bytes, place: Place, destination: memoryview) -> Refusal | None:
         """Verify a value and decode it into its destination. Returns why not; None for a good value, and where there is none."""
         if reply.kind is not Kind.VALUE:
             return Refusal.WRONG_LENGTH if reply.kind is Kind.OTHER_LENGTH else None
         head, payload = place.head[: reply.value_bytes], place.body[: max(0, reply.value_bytes - HEADER_BYTES)]
-        refusal = verify(head, payload, namespace=self._namespace_bytes, key=key, codec=self._codec.code)
+        refusal = (place.check or self._verification(key, payload)).refusal(head)
         if refusal is not None:
             return refusal
         try:
@@ -225,6 +228,9 @@ class RedisChunkStore:
         except ValueError:
             return Refusal.UNDECODABLE
         return None
+
+    def _verification(self, key: bytes, payload: memoryview) -> Verification:
+        return Verification(payload, namespace=self._namespace_bytes, key=key, codec=self._codec.code)
 
     def _encoded(self, chunks: Sequence[Buffer], present: Sequence[int | None]) -> dict[int, Buffer]:
         """The payloads of the chunks that are absent, by number; without those that have none.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from redis.connection import ConnectionPool
 
-from memserve.kv.codec import Buffer
+from memserve.kv.codec import Buffer, Verification
 from memserve.kv.resp import Kind, Reply, ReplyReader
 
 # A few values in flight keep the wire busy; more of them, or very large ones, only wait in buffers that then have to be copied again.
@@ -26,19 +26,26 @@ MAX_IN_FLIGHT = 4
 PADDING = b"$160\r\n%s\r\n" % (b"." * 160)
 # How long nothing may come over a unix socket before its reader sleeps: about what waking the server takes.
 _POLL_S = 100e-6
+# A value that is larger is checked in pieces while it comes: as a whole it no longer is in the processor's caches when it is there.
+_MOST_UNCHECKED_BYTES = 2 << 20
+_PIECE_BYTES = 1 << 20
 # A call that took longer had to wait for the GIL or a processor.
-_SLOW_POLL_S = 1e-3
+_SLOW_CALL_S = 1e-3
 # Errors of a server that is not, or not now, the one to ask.
 _MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"READONLY")
 
 
 class Place(NamedTuple):
-    """Where a value of known length goes: first its head, then its body. at_most: a shorter one is taken too."""
+    """Where a value of known length goes: first its head, then its body.
+
+    at_most: a shorter one is taken too. check: told how many bytes of the body are there while others still come, but not of the last.
+    """
 
     name: bytes
     head: memoryview
     body: memoryview
     at_most: bool = False
+    check: Verification | None = None
 
 
 class Item(NamedTuple):
@@ -62,7 +69,8 @@ class Wire:
         self._reader = ReplyReader()
         self._misplaced = False
         self._plain = not isinstance(self._socket, ssl.SSLSocket)
-        self._polls = False
+        # Both make more calls, each of which gives the GIL away: where another thread wants it, they are given up for the exchange.
+        self._polls = self._in_pieces = False
         self._socket.settimeout(None if self._plain else io_timeout_s)
         if self._plain:
             # The kernel keeps the time: a blocking call moves megabytes at once, where a socket with a timeout polls before each piece.
@@ -103,8 +111,10 @@ class Wire:
         if not places:
             return
         commands = [get_command(place.name, ttl_s=ttl_s) for place in places]
-        ahead = in_flight(max(place.body.nbytes for place in places))
+        longest = max(place.body.nbytes for place in places)
+        ahead = in_flight(longest)
         self._polls = self._socket.family is socket.AF_UNIX
+        self._in_pieces = longest > _MOST_UNCHECKED_BYTES
         sent = received = 0
         while received < len(places):
             until = min(len(places), received + ahead)
@@ -114,7 +124,7 @@ class Wire:
                     self._reader.expect_exactly(PADDING)
                 self._send(b"".join(commands[sent:until]))
                 sent = until
-            for reply in self._replies(deadline_s):
+            for reply in self._replies(deadline_s, places[received]):
                 received += 1
                 yield reply
         while self._reader.outstanding:  # the last padding
@@ -124,7 +134,7 @@ class Wire:
         """Store values. Returns whether Redis took each; deadline_s as in `get`."""
         if not items:
             return []
-        self._polls = False  # nothing waits for a store
+        self._polls = self._in_pieces = False  # nothing waits for a store
         expiry = b"\r\n$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl_s)), ttl_s)
         ahead = in_flight(memoryview(items[0].body).nbytes)
         stored: list[bool] = []
@@ -138,17 +148,24 @@ class Wire:
             stored += [reply.kind is Kind.OK for reply in self._replies(deadline_s)]
         return stored
 
-    def _replies(self, deadline_s: float) -> list[Reply]:
-        """Receive once. Returns what that completed, perhaps nothing."""
+    def _replies(self, deadline_s: float, place: Place | None = None) -> list[Reply]:
+        """Receive once. Returns what that completed, perhaps nothing. place: of the value that is next."""
         if time.monotonic() > deadline_s:
             raise TimeoutError("Redis took longer than the whole exchange may take")
         try:
-            count = self._receive(self._reader.buffers(), deadline_s)
+            buffers = self._reader.buffers()
+            if self._in_pieces and buffers[0].nbytes > _PIECE_BYTES:
+                buffers = [buffers[0][:_PIECE_BYTES]]
+            count = self._receive(buffers, deadline_s)
         except BlockingIOError as error:
             raise TimeoutError("Redis did not answer in time") from error
         if count == 0:
             raise ConnectionResetError("Redis closed the connection")
         replies = self._reader.received(count)
+        if self._in_pieces and place is not None and place.check is not None and not replies and self._reader.in_value:
+            began_s = time.monotonic()
+            place.check.came(place.body.nbytes - self._reader.missing_bytes)
+            self._in_pieces = time.monotonic() - began_s < _SLOW_CALL_S
         for reply in replies:
             if reply.kind is Kind.ERROR and reply.line.startswith(_MISPLACED):
                 self._misplaced = True
@@ -169,8 +186,7 @@ class Wire:
         """Receive without sleeping. Returns how many bytes came before nothing did for a while.
 
         A unix socket holds 0.2 MB: a reader that sleeps whenever it is empty, and a server that sleeps whenever it is full, wake each other
-        several times in every value, and that takes as long as the bytes. Every call gives the GIL away, though: where another thread
-        wants it, sleeping is quicker, and the exchange goes on so. whole: go on until the buffers are full.
+        several times in every value, and that takes as long as the bytes. whole: go on until the buffers are full.
         """
         room = list(buffers)
         received = 0
@@ -183,7 +199,7 @@ class Wire:
                 count = 0
             now_s = time.monotonic()
             received += count
-            self._polls = now_s - began_s < _SLOW_POLL_S
+            self._polls = now_s - began_s < _SLOW_CALL_S
             if not self._polls or now_s > until_s or (count and not whole):
                 return received
             if count:

@@ -14,11 +14,11 @@ from memserve.kv.codec import (
     HEADER_BYTES,
     Codec,
     Refusal,
+    Verification,
     compress,
     compressed_limit_bytes,
     decompress,
     encode_header,
-    verify,
 )
 
 NAMESPACE = bytes(range(32))
@@ -34,7 +34,7 @@ def stored(payload: bytes, *, namespace: bytes = NAMESPACE, key: bytes = KEY, co
 
 def read(value: bytes, *, namespace: bytes = NAMESPACE, key: bytes = KEY, codec: Codec = Codec.RAW) -> Refusal | None:
     view = memoryview(value)
-    return verify(view[:HEADER_BYTES], view[HEADER_BYTES:], namespace=namespace, key=key, codec=codec)
+    return Verification(view[HEADER_BYTES:], namespace=namespace, key=key, codec=codec).refusal(view[:HEADER_BYTES])
 
 
 def decompressed(payload: bytes, length: int) -> bytes:
@@ -50,6 +50,19 @@ def bfloat16(numbers: npt.NDArray[Any]) -> bytes:
 @given(payload=payloads, namespace=namespaces, key=keys, codec=st.sampled_from(Codec))
 def test_what_was_stored_is_accepted(payload: bytes, namespace: bytes, key: bytes, codec: Codec) -> None:
     assert read(stored(payload, namespace=namespace, key=key, codec=codec), namespace=namespace, key=key, codec=codec) is None
+
+
+@given(payload=payloads, ends=st.lists(st.integers(-5, 300), max_size=5), flipped=st.none() | st.integers(0, 300))
+def test_a_value_that_comes_in_pieces_is_as_good_as_one_that_is_there(payload: bytes, ends: list[int], flipped: int | None) -> None:
+    value = bytearray(stored(payload))
+    damaged = flipped is not None and flipped < len(payload)
+    if damaged:
+        value[HEADER_BYTES + flipped] ^= 1
+    view = memoryview(value)
+    check = Verification(view[HEADER_BYTES:], namespace=NAMESPACE, key=KEY)
+    for end in ends:
+        check.came(min(end, len(payload)))
+    assert check.refusal(view[:HEADER_BYTES]) is (Refusal.BAD_CHECKSUM if damaged else None)
 
 
 @given(payload=payloads, codec=st.sampled_from(Codec), other=st.sampled_from(Codec))

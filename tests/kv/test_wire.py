@@ -16,6 +16,7 @@ import pytest
 from redis.connection import ConnectionPool
 
 from memserve.kv import wire as wire_module
+from memserve.kv.codec import Refusal, Verification, encode_header
 from memserve.kv.resp import Kind
 from memserve.kv.wire import IN_FLIGHT_BYTES, MAX_IN_FLIGHT, PADDING, Item, Place, Wire, in_flight
 from tests.kv.redis_server import RedisServer
@@ -40,6 +41,18 @@ def soon() -> float:
 
 def place(name: str, body_bytes: int, *, at_most: bool = False) -> Place:
     return Place(name.encode(), memoryview(bytearray(HEAD_BYTES)), memoryview(bytearray(body_bytes)), at_most)
+
+
+class Telling(Verification):
+    """Tells what it is told."""
+
+    def __init__(self, told: list[int], payload: memoryview, *, namespace: bytes, key: bytes) -> None:
+        super().__init__(payload, namespace=namespace, key=key)
+        self.told = told
+
+    def came(self, payload_bytes: int) -> None:
+        self.told.append(payload_bytes)
+        super().came(payload_bytes)
 
 
 def kinds(wire: Wire, places: list[Place], ttl_s: int = 10) -> list[Kind]:
@@ -80,6 +93,31 @@ def test_of_values_of_at_most_a_length_the_longer_are_thrown_away_and_the_connec
         if length <= 5000:
             assert reply.value_bytes == HEAD_BYTES + length
             assert (bytes(got.head), bytes(got.body[:length])) == (item.head, item.body)
+
+
+@pytest.mark.parametrize("damaged_byte", [None, 0, (5 << 20) - 1])
+@pytest.mark.parametrize("in_pieces", [True, False], ids=["in pieces", "at once"])
+def test_a_large_value_is_checked_while_it_comes(
+    wire: Wire, own_redis_server: RedisServer, in_pieces: bool, damaged_byte: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not in_pieces:
+        monkeypatch.setattr(wire_module, "_SLOW_CALL_S", 0.0)
+    namespace, body = bytes(32), os.urandom(5 << 20)
+    items = [Item(b"key-%d" % number, encode_header(body, namespace=namespace, key=b"key-%d" % number), body) for number in range(3)]
+    assert all(wire.set(items, ttl_s=100, deadline_s=soon()))
+    if damaged_byte is not None:
+        own_redis_server.client.setrange("key-1", HEAD_BYTES + damaged_byte, bytes([body[damaged_byte] ^ 1]))
+    places, told = [], []
+    for item in items:
+        empty = place(item.name.decode(), len(body))
+        places.append(empty._replace(check=Telling(told, empty.body, namespace=namespace, key=item.name)))
+    for got, item, reply in zip(places, items, wire.get(places, ttl_s=10, deadline_s=soon()), strict=True):
+        assert reply.kind is Kind.VALUE
+        assert got.check is not None
+        damaged = item.name == b"key-1" and damaged_byte is not None
+        assert got.check.refusal(got.head) is (Refusal.BAD_CHECKSUM if damaged else None)
+    # Of a value that is told at once there may be one piece before that is noticed, and one telling of the whole is its check's own.
+    assert len(told) > 3 * 4 if in_pieces else len(told) <= 4
 
 
 @pytest.mark.parametrize("body_bytes", [3000, IN_FLIGHT_BYTES // 2, IN_FLIGHT_BYTES])
@@ -172,10 +210,10 @@ def reply_to_get(value: bytes) -> bytes:
     return b"$%d\r\n%s\r\n%s" % (len(value), value, PADDING)
 
 
-@pytest.mark.parametrize("slow_poll_s", [0.0, 1.0], ids=["sleeping", "polling"])
+@pytest.mark.parametrize("slow_call_s", [0.0, 1.0], ids=["sleeping", "polling"])
 @pytest.mark.parametrize("pause_s", [0.0, 1e-6, 3e-3], ids=["no pauses", "short pauses", "long pauses"])
-def test_values_arrive_in_whatever_pieces_and_times(pause_s: float, slow_poll_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire_module, "_SLOW_POLL_S", slow_poll_s)
+def test_values_arrive_in_whatever_pieces_and_times(pause_s: float, slow_call_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire_module, "_SLOW_CALL_S", slow_call_s)
     values = [os.urandom(HEAD_BYTES + 30_000) for _ in range(6)]
     stream = b"".join(reply_to_get(value) for value in values[:3]) + b"$-1\r\n" + PADDING + b"".join(map(reply_to_get, values[3:]))
     pieces = itertools.cycle((count, pause_s) for count in (1, HEAD_BYTES + 7, 2, 29_800, 77, 1, 40_000, 3))
@@ -190,7 +228,7 @@ def test_a_value_that_only_drips_ends_at_the_deadline(monkeypatch: pytest.Monkey
     """Every byte comes before the reader would sleep: the deadline alone ends it."""
     # The sender is a thread of the same process, and slower than a server.
     monkeypatch.setattr(wire_module, "_POLL_S", 10.0)
-    monkeypatch.setattr(wire_module, "_SLOW_POLL_S", 10.0)
+    monkeypatch.setattr(wire_module, "_SLOW_CALL_S", 10.0)
     with answered(reply_to_get(bytes(HEAD_BYTES + (1 << 20))), itertools.repeat((1, 0.0))) as wire:
         started_s = time.monotonic()
         with pytest.raises(TimeoutError, match="whole exchange"):
