@@ -45,18 +45,18 @@ class RedisServer:
     def __init__(self, directory: Path, port: int = 0) -> None:
         """On a unix socket in the directory; with a port, on 127.0.0.1 instead."""
         self.port = port
-        self._socket = directory / "redis.sock"
+        self.socket = directory / "redis.sock"
         self._directory = directory
         self._server: subprocess.Popen[bytes] | None = None
-        self.url = f"redis://127.0.0.1:{port}" if port else f"unix://{self._socket}"
+        self.url = f"redis://127.0.0.1:{port}" if port else f"unix://{self.socket}"
 
     @property
     def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port) if self.port else redis.Redis(unix_socket_path=str(self._socket))
+        return redis.Redis(port=self.port) if self.port else redis.Redis(unix_socket_path=str(self.socket))
 
     def start(self, *options: str) -> None:
         place = ["--port", str(self.port), "--dir", str(self._directory)]
-        place += ["--bind", "127.0.0.1"] if self.port else ["--unixsocket", str(self._socket)]
+        place += ["--bind", "127.0.0.1"] if self.port else ["--unixsocket", str(self.socket)]
         self.run(*place, "--save", "", *options)
 
     def run(self, *arguments: str) -> None:
@@ -79,7 +79,7 @@ class RedisServer:
             self._server.kill()
             self._server.wait()
             self._server = None
-            self._socket.unlink(missing_ok=True)
+            self.socket.unlink(missing_ok=True)
 
     def pause(self) -> None:
         """It keeps its connections and accepts new ones (the kernel does), but answers nothing."""
