@@ -95,6 +95,8 @@ def measure(server: PrivateRedis, transport: str, size_kib: int, connections: in
             redis.Redis.from_url(url) as client,
         ):
             connected.connect(str(server.socket) if transport == "unix" else ("127.0.0.1", server.port))
+            if transport == "tcp":  # as redis-py does
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
             def tier(store: RedisChunkStore = store) -> None:
                 assert all(store.load(keys, destinations, budget_s=60))

@@ -86,7 +86,7 @@ def encode_header(payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec
 class Verification:
     """Whether what is coming is the value that was stored under this namespace and key, encoded by this codec.
 
-    The checksum may be taken while the value comes.
+    For one value, once: the checksum may be taken while it comes, and bytes that were seen are not looked at again.
     """
 
     __slots__ = ("_codec", "_digest", "_expected", "_key", "_namespace", "_payload", "_seen_bytes")

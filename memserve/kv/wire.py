@@ -25,12 +25,12 @@ MAX_IN_FLIGHT = 4
 # A PING with this follows every GET, and is the reply, too (see `ReplyReader.expect_exactly`): as long as a value's first line and head.
 PADDING = b"$160\r\n%s\r\n" % (b"." * 160)
 # How long nothing may come over a unix socket before its reader sleeps: about what waking the server takes.
-_POLL_S = 100e-6
+POLL_S = 100e-6
+# A call that does not wait for Redis and takes longer waits for the GIL, or for a processor.
+SLOW_CALL_S = 1e-3
 # A value that is larger is checked in pieces while it comes: as a whole it no longer is in the processor's caches when it is there.
 _MOST_UNCHECKED_BYTES = 2 << 20
 _PIECE_BYTES = 1 << 20
-# A call that took longer had to wait for the GIL or a processor.
-_SLOW_CALL_S = 1e-3
 # Errors of a server that is not, or not now, the one to ask.
 _MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"READONLY")
 
@@ -38,7 +38,8 @@ _MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"
 class Place(NamedTuple):
     """Where a value of known length goes: first its head, then its body.
 
-    at_most: a shorter one is taken too. check: told how many bytes of the body are there while others still come, but not of the last.
+    at_most: a shorter one is taken too. check: of a value of exactly this length; if that is large, it is told which bytes of the body are
+    there while others still come. The last bytes are left to whoever asks it for its verdict.
     """
 
     name: bytes
@@ -62,15 +63,19 @@ class Wire:
     Every method raises OSError (a timeout is a TimeoutError), redis-py's RedisError when connecting fails, or resp.ProtocolError.
     """
 
-    def __init__(self, connection: Any, io_timeout_s: float) -> None:
-        """For `connect`."""
+    def __init__(self, connection: Any, io_timeout_s: float, *, poll_s: float = POLL_S, slow_call_s: float = SLOW_CALL_S) -> None:
+        """For `connect`. poll_s: how long nothing may come over a unix socket before its reader sleeps.
+
+        slow_call_s: how long a call may take that does not wait for Redis. Polling and checking in pieces make more calls, and each gives
+        the GIL away: after a slower one an exchange goes on without them.
+        """
         self._connection = connection
         self._socket: socket.socket = connection._sock
         self._reader = ReplyReader()
         self._misplaced = False
         self._plain = not isinstance(self._socket, ssl.SSLSocket)
-        # Both make more calls, each of which gives the GIL away: where another thread wants it, they are given up for the exchange.
-        self._polls = self._in_pieces = False
+        self._poll_s, self._slow_call_s = poll_s, slow_call_s
+        self._undisturbed = False
         self._socket.settimeout(None if self._plain else io_timeout_s)
         if self._plain:
             # The kernel keeps the time: a blocking call moves megabytes at once, where a socket with a timeout polls before each piece.
@@ -111,10 +116,8 @@ class Wire:
         if not places:
             return
         commands = [get_command(place.name, ttl_s=ttl_s) for place in places]
-        longest = max(place.body.nbytes for place in places)
-        ahead = in_flight(longest)
-        self._polls = self._socket.family is socket.AF_UNIX
-        self._in_pieces = longest > _MOST_UNCHECKED_BYTES
+        ahead = in_flight(max(place.body.nbytes for place in places))
+        self._undisturbed = self._plain
         sent = received = 0
         while received < len(places):
             until = min(len(places), received + ahead)
@@ -122,7 +125,9 @@ class Wire:
                 for place in places[sent:until]:
                     self._reader.expect(place.head, place.body, at_most=place.at_most)
                     self._reader.expect_exactly(PADDING)
+                began_s = time.monotonic()
                 self._send(b"".join(commands[sent:until]))
+                self._note_call(time.monotonic() - began_s)
                 sent = until
             for reply in self._replies(deadline_s, places[received]):
                 received += 1
@@ -134,7 +139,7 @@ class Wire:
         """Store values. Returns whether Redis took each; deadline_s as in `get`."""
         if not items:
             return []
-        self._polls = self._in_pieces = False  # nothing waits for a store
+        self._undisturbed = False  # nothing waits for a store
         expiry = b"\r\n$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl_s)), ttl_s)
         ahead = in_flight(memoryview(items[0].body).nbytes)
         stored: list[bool] = []
@@ -152,20 +157,19 @@ class Wire:
         """Receive once. Returns what that completed, perhaps nothing. place: of the value that is next."""
         if time.monotonic() > deadline_s:
             raise TimeoutError("Redis took longer than the whole exchange may take")
+        buffers = self._reader.buffers()
+        check = place.check if place is not None and self._undisturbed and place.body.nbytes > _MOST_UNCHECKED_BYTES else None
+        if check is not None and buffers[0].nbytes > _PIECE_BYTES:
+            buffers = [buffers[0][:_PIECE_BYTES]]
         try:
-            buffers = self._reader.buffers()
-            if self._in_pieces and buffers[0].nbytes > _PIECE_BYTES:
-                buffers = [buffers[0][:_PIECE_BYTES]]
             count = self._receive(buffers, deadline_s)
         except BlockingIOError as error:
             raise TimeoutError("Redis did not answer in time") from error
         if count == 0:
             raise ConnectionResetError("Redis closed the connection")
         replies = self._reader.received(count)
-        if self._in_pieces and place is not None and place.check is not None and not replies and self._reader.in_value:
-            began_s = time.monotonic()
-            place.check.came(place.body.nbytes - self._reader.missing_bytes)
-            self._in_pieces = time.monotonic() - began_s < _SLOW_CALL_S
+        if place is not None and check is not None and not replies and self._reader.in_value:
+            check.came(place.body.nbytes - self._reader.missing_bytes)
         for reply in replies:
             if reply.kind is Kind.ERROR and reply.line.startswith(_MISPLACED):
                 self._misplaced = True
@@ -177,30 +181,33 @@ class Wire:
             return self._socket.recv_into(buffers[0])
         # What belongs to a value comes whole or not at all; a line may be shorter than what there is room for.
         whole = self._reader.in_value
-        count = self._poll(buffers, deadline_s, whole=whole) if self._polls else 0
+        polls = self._undisturbed and self._socket.family is socket.AF_UNIX
+        count = self._poll(buffers, deadline_s, whole=whole) if polls else 0
         if count == 0:
             count, *_ = self._socket.recvmsg_into(buffers, 0, socket.MSG_WAITALL if whole else 0)
         return count
 
     def _poll(self, buffers: Sequence[memoryview], deadline_s: float, *, whole: bool) -> int:
-        """Receive without sleeping. Returns how many bytes came before nothing did for a while.
+        """Receive without sleeping, until the buffers are full, nothing has come for a while, or a call was slow. Returns how many bytes.
 
         A unix socket holds 0.2 MB: a reader that sleeps whenever it is empty, and a server that sleeps whenever it is full, wake each other
-        several times in every value, and that takes as long as the bytes. whole: go on until the buffers are full.
+        several times in every value, and that takes as long as the bytes. whole: not only what is there at once.
         """
         room = list(buffers)
         received = 0
-        began_s = time.monotonic()
-        until_s = min(began_s + _POLL_S, deadline_s)
+        now_s = time.monotonic()
+        until_s = min(now_s + self._poll_s, deadline_s)
         while True:
+            began_s = now_s
             try:
                 count, *_ = self._socket.recvmsg_into(room, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 count = 0
+                os.sched_yield()  # the server may be on this processor
             now_s = time.monotonic()
+            self._note_call(now_s - began_s)
             received += count
-            self._polls = now_s - began_s < _SLOW_CALL_S
-            if not self._polls or now_s > until_s or (count and not whole):
+            if not self._undisturbed or now_s > until_s or (count and not whole):
                 return received
             if count:
                 while room and count >= room[0].nbytes:
@@ -208,10 +215,12 @@ class Wire:
                 if not room:
                     return received
                 room[0] = room[0][count:]
-                until_s = min(now_s + _POLL_S, deadline_s)
-            else:
-                os.sched_yield()  # the server may be on this processor
-            began_s = time.monotonic()
+                until_s = min(now_s + self._poll_s, deadline_s)
+
+    def _note_call(self, seconds: float) -> None:
+        """Of a call that does not wait for Redis."""
+        if seconds > self._slow_call_s:
+            self._undisturbed = False
 
     def _send(self, *buffers: Buffer) -> None:
         if not self._plain:

@@ -46,9 +46,9 @@ def url(front: TlsFront, authority: Path, password: str = PASSWORD) -> str:
 
 @pytest.fixture
 def store(front: TlsFront, certificate: Certificate) -> Iterator[RedisChunkStore]:
-    store = RedisChunkStore(
-        url(front, certificate.authority), NAMESPACE, ttl_s=100, io_timeout_s=1, connect_timeout_s=1, failures_to_open=2, pause_s=0.1
-    )
+    address = url(front, certificate.authority)
+    times = {"io_timeout_s": 1.0, "lookup_timeout_s": 5.0, "connect_timeout_s": 5.0, "pause_s": 0.1}
+    store = RedisChunkStore(address, NAMESPACE, ttl_s=100, failures_to_open=2, **times)
     yield store
     store.close()
 

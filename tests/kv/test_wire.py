@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 from redis.connection import ConnectionPool
 
-from memserve.kv import wire as wire_module
 from memserve.kv.codec import Refusal, Verification, encode_header
 from memserve.kv.resp import Kind
 from memserve.kv.wire import IN_FLIGHT_BYTES, MAX_IN_FLIGHT, PADDING, Item, Place, Wire, in_flight
@@ -30,9 +30,15 @@ def pool(server: RedisServer) -> ConnectionPool:
 
 @pytest.fixture
 def wire(own_redis_server: RedisServer) -> Iterator[Wire]:
-    connected = Wire.connect(pool(own_redis_server), io_timeout_s=2.0)
-    yield connected
-    connected.close()
+    wire = Wire.connect(pool(own_redis_server), io_timeout_s=2.0)
+    yield wire
+    wire.close()
+
+
+def connected(server: RedisServer, **limits: float) -> Wire:
+    connection = pool(server).make_connection()
+    connection.connect()
+    return Wire(connection, io_timeout_s=2.0, **limits)
 
 
 def soon() -> float:
@@ -96,28 +102,34 @@ def test_of_values_of_at_most_a_length_the_longer_are_thrown_away_and_the_connec
 
 
 @pytest.mark.parametrize("damaged_byte", [None, 0, (5 << 20) - 1])
-@pytest.mark.parametrize("in_pieces", [True, False], ids=["in pieces", "at once"])
-def test_a_large_value_is_checked_while_it_comes(
-    wire: Wire, own_redis_server: RedisServer, in_pieces: bool, damaged_byte: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not in_pieces:
-        monkeypatch.setattr(wire_module, "_SLOW_CALL_S", 0.0)
-    namespace, body = bytes(32), os.urandom(5 << 20)
-    items = [Item(b"key-%d" % number, encode_header(body, namespace=namespace, key=b"key-%d" % number), body) for number in range(3)]
-    assert all(wire.set(items, ttl_s=100, deadline_s=soon()))
+@pytest.mark.parametrize("undisturbed", [True, False])
+def test_large_values_are_checked_while_they_come(own_redis_server: RedisServer, undisturbed: bool, damaged_byte: int | None) -> None:
+    """Between them one is missing and one has another length; the places of every second one are the same."""
+    client, namespace, body_bytes = own_redis_server.client, bytes(32), 5 << 20
+    names = ["0", "1", "gone", "2", "other", "3", "4"]
+    for name in names:
+        body = os.urandom(body_bytes if name != "other" else body_bytes - 1)
+        if name != "gone":
+            client.set(name, encode_header(body, namespace=namespace, key=name.encode()) + body)
     if damaged_byte is not None:
-        own_redis_server.client.setrange("key-1", HEAD_BYTES + damaged_byte, bytes([body[damaged_byte] ^ 1]))
-    places, told = [], []
-    for item in items:
-        empty = place(item.name.decode(), len(body))
-        places.append(empty._replace(check=Telling(told, empty.body, namespace=namespace, key=item.name)))
-    for got, item, reply in zip(places, items, wire.get(places, ttl_s=10, deadline_s=soon()), strict=True):
-        assert reply.kind is Kind.VALUE
-        assert got.check is not None
-        damaged = item.name == b"key-1" and damaged_byte is not None
-        assert got.check.refusal(got.head) is (Refusal.BAD_CHECKSUM if damaged else None)
-    # Of a value that is told at once there may be one piece before that is noticed, and one telling of the whole is its check's own.
-    assert len(told) > 3 * 4 if in_pieces else len(told) <= 4
+        [byte] = client.getrange("1", HEAD_BYTES + damaged_byte, HEAD_BYTES + damaged_byte)
+        client.setrange("1", HEAD_BYTES + damaged_byte, bytes([byte ^ 1]))
+    shared = [place("", body_bytes) for _ in range(in_flight(body_bytes))]
+    told: list[int] = []
+    places: list[Place] = []
+    for number, name in enumerate(names):
+        here = shared[number % len(shared)]
+        places.append(here._replace(name=name.encode(), check=Telling(told, here.body, namespace=namespace, key=name.encode())))
+    wire = connected(own_redis_server, slow_call_s=10 if undisturbed else 0)
+    for name, got, reply in zip(names, places, wire.get(places, ttl_s=10, deadline_s=soon()), strict=True):
+        assert reply.kind is {"gone": Kind.NOTHING, "other": Kind.OTHER_LENGTH}.get(name, Kind.VALUE)
+        if reply.kind is Kind.VALUE:
+            assert got.check is not None
+            assert got.check.refusal(got.head) is (Refusal.BAD_CHECKSUM if name == "1" and damaged_byte is not None else None)
+    wire.close()
+    # Every verdict tells itself once of all that is there.
+    assert told.count(body_bytes) == 5
+    assert len(told) >= 5 * 5 if undisturbed else len(told) == 5
 
 
 @pytest.mark.parametrize("body_bytes", [3000, IN_FLIGHT_BYTES // 2, IN_FLIGHT_BYTES])
@@ -179,10 +191,34 @@ def test_a_redis_that_ends_is_a_connection_error(wire: Wire, own_redis_server: R
         list(wire.get([place("key", 1000)], ttl_s=10, deadline_s=soon()))
 
 
+class Counting(socket.socket):
+    """Counts the calls that do not wait, and makes the next ones slow."""
+
+    polls = 0
+    slow_polls = 0
+    slow_s = 1.2
+
+    def recvmsg_into(self, buffers: list[memoryview], ancillary_bytes: int = 0, flags: int = 0) -> tuple[int, list[Any], int, Any]:
+        if flags & socket.MSG_DONTWAIT:
+            self.polls += 1
+            if self.slow_polls:
+                self.slow_polls -= 1
+                time.sleep(self.slow_s)
+        return super().recvmsg_into(buffers, ancillary_bytes, flags)
+
+
+class Answered(NamedTuple):
+    """ours: the socket of the wire."""
+
+    wire: Wire
+    ours: Counting
+
+
 @contextmanager
-def answered(reply: bytes, pieces: Iterator[tuple[int, float]]) -> Iterator[Wire]:
-    """A connection over a unix socket that is sent this, and then ends. pieces: bytes, and seconds before the next."""
-    ours, theirs = socket.socketpair()
+def answered(reply: bytes, pieces: Iterator[tuple[int, float]], **limits: float) -> Iterator[Answered]:
+    """A connection over a unix socket that is sent this, and then ends. pieces: bytes, and seconds before the next. limits: of the wire."""
+    end, theirs = socket.socketpair()
+    ours = Counting(fileno=end.detach())
 
     def send() -> None:
         start = 0
@@ -196,10 +232,10 @@ def answered(reply: bytes, pieces: Iterator[tuple[int, float]]) -> Iterator[Wire
             theirs.shutdown(socket.SHUT_WR)
 
     sender = threading.Thread(target=send)
-    wire = Wire(SimpleNamespace(_sock=ours, disconnect=ours.close), io_timeout_s=2.0)
+    wire = Wire(SimpleNamespace(_sock=ours, disconnect=ours.close), io_timeout_s=2.0, **limits)
     sender.start()
     try:
-        yield wire
+        yield Answered(wire, ours)
     finally:
         wire.close()
         sender.join()
@@ -210,26 +246,39 @@ def reply_to_get(value: bytes) -> bytes:
     return b"$%d\r\n%s\r\n%s" % (len(value), value, PADDING)
 
 
-@pytest.mark.parametrize("slow_call_s", [0.0, 1.0], ids=["sleeping", "polling"])
+@pytest.mark.parametrize("slow_call_s", [0.0, 10.0], ids=["disturbed", "undisturbed"])
 @pytest.mark.parametrize("pause_s", [0.0, 1e-6, 3e-3], ids=["no pauses", "short pauses", "long pauses"])
-def test_values_arrive_in_whatever_pieces_and_times(pause_s: float, slow_call_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire_module, "_SLOW_CALL_S", slow_call_s)
+def test_values_arrive_in_whatever_pieces_and_times(pause_s: float, slow_call_s: float) -> None:
     values = [os.urandom(HEAD_BYTES + 30_000) for _ in range(6)]
     stream = b"".join(reply_to_get(value) for value in values[:3]) + b"$-1\r\n" + PADDING + b"".join(map(reply_to_get, values[3:]))
     pieces = itertools.cycle((count, pause_s) for count in (1, HEAD_BYTES + 7, 2, 29_800, 77, 1, 40_000, 3))
     places = [place(f"key-{number}", 30_000) for number in range(7)]
-    with answered(stream, pieces) as wire:
+    with answered(stream, pieces, slow_call_s=slow_call_s) as (wire, ours):
         assert kinds(wire, places) == [Kind.VALUE] * 3 + [Kind.NOTHING] + [Kind.VALUE] * 3
+        # That a call is slow shows at the first command that is sent.
+        assert (ours.polls > 0) is (slow_call_s > 0)
     del places[3]
     assert [bytes(got.head) + bytes(got.body) for got in places] == values
 
 
-def test_a_value_that_only_drips_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_slow_call_an_exchange_polls_no_more_and_the_next_one_does() -> None:
+    values = [os.urandom(HEAD_BYTES + 3000) for _ in range(40)]
+    stream = b"".join(map(reply_to_get, values))
+    places = [place(f"key-{number}", 3000) for number in range(len(values))]
+    with answered(stream, itertools.repeat((len(stream), 0.0)), slow_call_s=1.0) as (wire, ours):
+        ours.slow_polls = 1
+        assert kinds(wire, places[:20]) == [Kind.VALUE] * 20
+        assert ours.polls == 1
+        assert kinds(wire, places[20:]) == [Kind.VALUE] * 20
+        assert ours.polls > 1
+    assert [bytes(got.head) + bytes(got.body) for got in places] == values
+
+
+def test_a_value_that_only_drips_ends_at_the_deadline() -> None:
     """Every byte comes before the reader would sleep: the deadline alone ends it."""
+    reply = reply_to_get(bytes(HEAD_BYTES + (1 << 20)))
     # The sender is a thread of the same process, and slower than a server.
-    monkeypatch.setattr(wire_module, "_POLL_S", 10.0)
-    monkeypatch.setattr(wire_module, "_SLOW_CALL_S", 10.0)
-    with answered(reply_to_get(bytes(HEAD_BYTES + (1 << 20))), itertools.repeat((1, 0.0))) as wire:
+    with answered(reply, itertools.repeat((1, 0.0)), poll_s=10.0, slow_call_s=10.0) as (wire, _):
         started_s = time.monotonic()
         with pytest.raises(TimeoutError, match="whole exchange"):
             list(wire.get([place("key", 1 << 20)], ttl_s=10, deadline_s=started_s + 0.2))
@@ -237,8 +286,6 @@ def test_a_value_that_only_drips_ends_at_the_deadline(monkeypatch: pytest.Monkey
 
 
 def test_a_server_that_ends_within_a_value_is_a_connection_error() -> None:
-    with (
-        answered(reply_to_get(bytes(HEAD_BYTES + 5000))[:3000], itertools.repeat((1000, 0.0))) as wire,
-        pytest.raises(OSError, match=r"closed|reset"),
-    ):
+    reply = reply_to_get(bytes(HEAD_BYTES + 5000))[:3000]
+    with answered(reply, itertools.repeat((1000, 0.0))) as (wire, _), pytest.raises(OSError, match=r"closed|reset"):
         list(wire.get([place("key", 5000)], ttl_s=10, deadline_s=soon()))

@@ -70,7 +70,7 @@ class TlsFront:
         self._context.load_cert_chain(certificate.server, certificate.key)
         self._open: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.connections = 0
         self.port = 0
 
@@ -83,10 +83,12 @@ class TlsFront:
         self._run(self._cut())
 
     def stop(self) -> None:
-        self._run(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self._run(self._stop())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
@@ -107,9 +109,9 @@ class TlsFront:
 
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self.connections += 1
-        from_server, to_server = await asyncio.open_unix_connection(self._server_socket)
         self._open.add(to_client)
         try:
+            from_server, to_server = await asyncio.open_unix_connection(self._server_socket)
             await asyncio.gather(self._pass_on(from_client, to_server), self._pass_on(from_server, to_client))
         finally:
             self._open.discard(to_client)
