@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from redis.connection import ConnectionPool
 from memserve.kv.codec import Refusal, Verification, encode_header
 from memserve.kv.resp import Kind
 from memserve.kv.wire import IN_FLIGHT_BYTES, MAX_IN_FLIGHT, PADDING, Item, Place, Wire, in_flight
-from tests.kv.redis_server import RedisServer
+from tests.kv.redis_server import RedisServer, free_port
 
 HEAD_BYTES = 120
 
@@ -143,6 +144,24 @@ def test_places_share_memory_with_those_that_are_asked_for_later(wire: Wire, bod
     for item, got, reply in zip(items, places, replies, strict=True):
         assert reply.kind is Kind.VALUE
         assert (bytes(got.head), bytes(got.body)) == (item.head, item.body)
+
+
+def test_a_tcp_connection_can_hold_all_that_is_in_flight_where_the_host_allows_it(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path, free_port())
+    server.start()
+    try:
+        connections = [pool(server).make_connection() for _ in range(2)]
+        buffers: list[int] = []
+        for connection in connections:
+            connection.connect()
+            if connection is connections[1]:
+                Wire(connection, io_timeout_s=2.0)
+            buffers.append(connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+            connection.disconnect()
+        allowed = int(Path("/proc/sys/net/core/rmem_max").read_text())
+        assert buffers[1] == (2 * IN_FLIGHT_BYTES if allowed >= IN_FLIGHT_BYTES else buffers[0])
+    finally:
+        server.stop()
 
 
 def test_a_full_redis_takes_nothing_and_the_connection_lives_on(wire: Wire, own_redis_server: RedisServer) -> None:
