@@ -31,6 +31,9 @@ SLOW_CALL_S = 1e-3
 # A value that is larger is checked in pieces while it comes: as a whole it no longer is in the processor's caches when it is there.
 _MOST_UNCHECKED_BYTES = 2 << 20
 _PIECE_BYTES = 1 << 20
+# Of a large value over TCP so much must be there to wake its reader, while more than that is certain to come: waking it takes the time of
+# whoever sends, on the same machine the server.
+_WAKE_BYTES = 128 << 10
 # Errors of a server that is not, or not now, the one to ask.
 _MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"READONLY")
 
@@ -76,7 +79,9 @@ class Wire:
         self._plain = not isinstance(self._socket, ssl.SSLSocket)
         self._poll_s, self._slow_call_s = poll_s, slow_call_s
         self._undisturbed = False
-        if self._socket.family is not socket.AF_UNIX and _may_receive_ahead():
+        self._near = self._socket.family is socket.AF_UNIX
+        self._wake_bytes = 1
+        if not self._near and _may_receive_ahead():
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, IN_FLIGHT_BYTES)
         self._socket.settimeout(None if self._plain else io_timeout_s)
         if self._plain:
@@ -159,10 +164,8 @@ class Wire:
         """Receive once. Returns what that completed, perhaps nothing. place: of the value that is next."""
         if time.monotonic() > deadline_s:
             raise TimeoutError("Redis took longer than the whole exchange may take")
-        buffers = self._reader.buffers()
         check = place.check if place is not None and self._undisturbed and place.body.nbytes > _MOST_UNCHECKED_BYTES else None
-        if check is not None and buffers[0].nbytes > _PIECE_BYTES:
-            buffers = [buffers[0][:_PIECE_BYTES]]
+        buffers = self._room(in_pieces=check is not None)
         try:
             count = self._receive(buffers, deadline_s)
         except BlockingIOError as error:
@@ -177,14 +180,28 @@ class Wire:
                 self._misplaced = True
         return replies
 
+    def _room(self, *, in_pieces: bool) -> list[memoryview]:
+        """Where the next bytes go; of a large value's places perhaps only the next part."""
+        buffers = self._reader.buffers()
+        wake_bytes = 1
+        if self._undisturbed and self._reader.in_value:
+            if not self._near and buffers[0].nbytes > 4 * _WAKE_BYTES:
+                wake_bytes = _WAKE_BYTES
+                buffers = [buffers[0][:-_WAKE_BYTES]]
+            if in_pieces and buffers[0].nbytes > _PIECE_BYTES:
+                buffers = [buffers[0][:_PIECE_BYTES]]
+        if wake_bytes != self._wake_bytes:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wake_bytes)
+            self._wake_bytes = wake_bytes
+        return buffers
+
     def _receive(self, buffers: Sequence[memoryview], deadline_s: float) -> int:
         """Returns how many bytes came; none when Redis has closed the connection."""
         if not self._plain:
             return self._socket.recv_into(buffers[0])
         # What belongs to a value comes whole or not at all; a line may be shorter than what there is room for.
         whole = self._reader.in_value
-        polls = self._undisturbed and self._socket.family is socket.AF_UNIX
-        count = self._poll(buffers, deadline_s, whole=whole) if polls else 0
+        count = self._poll(buffers, deadline_s, whole=whole) if self._near and self._undisturbed else 0
         if count == 0:
             count, *_ = self._socket.recvmsg_into(buffers, 0, socket.MSG_WAITALL if whole else 0)
         return count
