@@ -14,8 +14,8 @@ MAX_LINE_BYTES: Final = 1024
 # A value that is larger than this and not of the expected length is not worth reading to its end.
 MAX_SKIPPED_BYTES: Final = 64 << 20
 _SCRATCH_BYTES: Final = 16 << 10
-# No reply to GET or SET is shorter than "$-1" and "+OK" with their line ends.
-_LEAST_REPLY_BYTES: Final = 5
+# No reply is shorter than a type and a line end, as in an error without a text.
+_LEAST_REPLY_BYTES: Final = 3
 
 
 class ProtocolError(Exception):

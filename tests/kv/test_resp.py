@@ -131,8 +131,8 @@ def test_the_large_part_of_a_value_is_received_in_its_place() -> None:
     assert [buffer.nbytes for buffer in reader.buffers()] == [len(first) + 120]
     reader.buffers()[0][:] = first + bytes(120)
     reader.received(len(first) + 120)
-    # The value may be followed by no more than its line end and "$-1".
-    assert [buffer.nbytes for buffer in reader.buffers()] == [1 << 20, 2 + 5]
+    # The value may be followed by no more than its line end and an error without a text.
+    assert [buffer.nbytes for buffer in reader.buffers()] == [1 << 20, 2 + 3]
     assert reader.buffers()[0] is body
     reader.received(1 << 20)
     # The line end, the next line and its head together.
