@@ -1,11 +1,11 @@
 """How fast verified KV values come out of Redis, against a plain `recv_into` loop and against redis-py's GET (with hiredis).
 
-A private redis-server, one connection, values of 0.25 to 4 MiB, 64 MiB of them. The tier alternates with the plain loop, and then with
-redis-py; a figure is the median of the rounds' ratios. Every few rounds each arm connects anew: how large the kernel makes the buffers of a
-TCP connection is settled early, differently each time, and makes a fifth. The client is on one core, Redis on another. The plain loop sends
-the same commands with as many in flight, and every payload comes to the same place in memory as with the tier: where Redis and the client
-have the bytes, and how that is aligned to the kernel's buffers between them, makes up to a factor of two. It verifies nothing and expects
-no misses. redis-py's values are kept until the last has come, as a prefix's must be.
+A private redis-server, one connection an arm, values of 0.25 to 4 MiB, 64 MiB of them. The tier alternates with the plain loop, and then
+with redis-py; a figure is the median of the rounds' ratios. Every few rounds each arm connects anew: how large the kernel makes the buffers
+of a TCP connection is settled early, differently each time, and makes a fifth. The client is on one core, Redis on another. The plain loop
+sends the same commands with as many in flight, and every payload comes to the same place in memory as with the tier: where Redis and the
+client have the bytes, and how that is aligned to the kernel's buffers between them, makes up to a factor of two. It verifies nothing and
+expects no misses. redis-py's values are kept until the last has come, as a prefix's must be.
 """
 
 from __future__ import annotations

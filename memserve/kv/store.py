@@ -118,7 +118,11 @@ class RedisChunkStore:
         for server, numbers in groups.items():
             with self._exchange(server, numbers, deadline_s) as wire:
                 if wire is not None:
-                    places = self._places([keys[number] for number in numbers], [destinations[number] for number in numbers])
+                    places = self._places(
+                        [keys[number] for number in numbers],
+                        [names[number] for number in numbers],
+                        [destinations[number] for number in numbers],
+                    )
                     replies = wire.get(places, ttl_s=self._ttl_s, deadline_s=deadline_s)
                     for number, place, reply in zip(numbers, places, replies, strict=True):
                         refusal = self._accept(reply, keys[number], place, destinations[number])
@@ -198,7 +202,7 @@ class RedisChunkStore:
         with self._lock:
             self._stats.removed[reason] += chunks
 
-    def _places(self, keys: Sequence[bytes], destinations: Sequence[memoryview]) -> list[Place]:
+    def _places(self, keys: Sequence[bytes], names: Sequence[str], destinations: Sequence[memoryview]) -> list[Place]:
         """Where the values of one exchange go: raw ones to where they are wanted, others to as much scratch memory as is in flight."""
         heads = memoryview(bytearray(HEADER_BYTES * len(keys)))
         bodies = list(destinations)
@@ -207,12 +211,12 @@ class RedisChunkStore:
             longest = max(lengths, default=0)
             scratch = [memoryview(bytearray(longest)) for _ in range(min(in_flight(longest), len(keys)))]
             bodies = [scratch[number % len(scratch)][:length] for number, length in enumerate(lengths)]
+        fixed = self._codec.fixed_length
         places: list[Place] = []
-        for number, (key, body) in enumerate(zip(keys, bodies, strict=True)):
+        for number, (key, name, body) in enumerate(zip(keys, names, bodies, strict=True)):
             head = heads[HEADER_BYTES * number : HEADER_BYTES * (number + 1)]
-            fixed = self._codec.fixed_length
             check = self._verification(key, body) if fixed else None
-            places.append(Place(redis_key(self._namespace, key).encode(), head, body, at_most=not fixed, check=check))
+            places.append(Place(name.encode(), head, body, at_most=not fixed, check=check))
         return places
 
     def _accept(self, reply: Reply, key: bytes, place: Place, destination: memoryview) -> Refusal | None:
