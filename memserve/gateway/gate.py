@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
@@ -19,6 +20,7 @@ from memserve.memory.probes import Probes
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
 from memserve.policy.gate import CALIBRATION, Answer, Probe, confidence, judge
 from memserve.policy.prompt import assemble_messages
+from memserve.turns import FairThreads
 
 # Asked at a time, so that users' requests keep their turn.
 CONCURRENT = 8
@@ -34,9 +36,10 @@ Progress = Callable[[int, int], None]
 class Gate:
     """Runs probes on the pool's workers. Prompts are made as those of requests are, and answered greedily."""
 
-    def __init__(self, pool: WorkerPool, tokenizer: ChatTokenizer, max_context_tokens: int) -> None:
+    def __init__(self, pool: WorkerPool, tokenizer: ChatTokenizer, tokenizing: FairThreads, max_context_tokens: int) -> None:
         self._pool = pool
         self._tokenizer = tokenizer
+        self._tokenizing = tokenizing
         self._max_context_tokens = max_context_tokens
 
     async def run(
@@ -49,7 +52,7 @@ class Gate:
         """
         if probes is None:
             return GateReport(True, (), "", time.time(), "")
-        prompts = await asyncio.to_thread(self._prompts, probes)
+        prompts = await self._tokenizing.run(tenant.name, partial(self._prompts, probes))
         run = _Run(self._pool, tenant, version, worker_id)
         base, module = await run.ask(prompts, progress)
         figures = judge(probes.sets, probes.thresholds, base, module)

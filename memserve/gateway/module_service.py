@@ -57,20 +57,22 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                         if part.WhichOneof("part") != "header":
                             raise InvalidModule("part", "the first message must carry the header")
                         publication = convert.publication(part.header)
-                        upload = await files.run(partial(self._memory.open_upload, tenant.name, publication), undo=Upload.close)
+                        upload = await files.run(
+                            tenant.name, partial(self._memory.open_upload, tenant.name, publication), undo=Upload.close
+                        )
                     elif part.WhichOneof("part") != "chunk":
                         raise InvalidModule("part", "only the first message may carry a header")
                     else:
-                        await files.run(partial(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content))
+                        await files.run(tenant.name, partial(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content))
                 if upload is None or publication is None:
                     raise InvalidModule("part", "the stream was empty; send the header, then the files")
-                folder = await files.run(upload.finish)
+                folder = await files.run(tenant.name, upload.finish)
                 version = await self._memory.publish(tenant, publication, folder, self._modules.moves_logits)
-                await files.run(upload.discard)
+                await files.run(tenant.name, upload.discard)
                 self._changed("publish")
             except (InvalidModule, InvalidField):
                 if upload is not None:
-                    await files.run(upload.discard)
+                    await files.run(tenant.name, upload.discard)
                 raise
             finally:
                 if upload is not None:
@@ -80,7 +82,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
     async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
         async with self._edge.call("GetUpload", context) as tenant:
             publication = convert.publication(request.header)
-            received = await self._memory.files.run(partial(self._memory.received, tenant.name, publication))
+            received = await self._memory.files.run(tenant.name, partial(self._memory.received, tenant.name, publication))
             return pb.GetUploadResponse(received_bytes=received)
 
     async def GetModule(self, request: pb.GetModuleRequest, context: Context) -> pb.GetModuleResponse:

@@ -73,7 +73,7 @@ class Modules:
         self._pipeline = pipeline
         self._memory = pipeline.modules
         self._store = pipeline.modules.store
-        self._gate = Gate(pipeline.pool, pipeline.tokenizer, pipeline.model.max_context_tokens)
+        self._gate = Gate(pipeline.pool, pipeline.tokenizer, pipeline.tokenizing, pipeline.model.max_context_tokens)
 
     async def moves_logits(self, kind: ModuleKind, digest: str) -> bool | None:
         """Whether the module changes the canary prompts' logits on a worker; None where none can say.
@@ -274,7 +274,9 @@ class Modules:
                         case "progress":
                             yield Step(event.progress.done, event.progress.total)
                         case "file":
-                            await self._memory.files.run(partial(_append, folder / Path(event.file.file_name).name, event.file.content))
+                            await self._memory.files.run(
+                                tenant.name, partial(_append, folder / Path(event.file.file_name).name, event.file.content)
+                            )
                         case "recipe":
                             recipe = event.recipe
             except grpc.aio.AioRpcError as error:
@@ -282,10 +284,10 @@ class Modules:
                     raise InvalidModule("composition", error.details() or "refused") from None
                 raise NoWorker(error.details() or error.code().name) from None
             probes = inherited_probes(
-                [(name, found) for name, found in await self._probes_of([parent for parent, _ in parents]) if found is not None]
+                [(name, found) for name, found in await self._probes_of(tenant, [parent for parent, _ in parents]) if found is not None]
             )
             if probes is not None:
-                await self._memory.files.run(partial((folder / PROBES_FILE).write_bytes, probes.canonical()))
+                await self._memory.files.run(tenant.name, partial((folder / PROBES_FILE).write_bytes, probes.canonical()))
             publication = Publication(
                 name=composition.name,
                 kind=ModuleKind.LORA,
@@ -302,17 +304,20 @@ class Modules:
         try:
             if await self._store.condemn(digest, token, CONDEMNED_S):
                 try:
-                    await self._memory.files.run(partial(self._memory.blobs.delete, digest))
+                    await self._memory.files.run_own(partial(self._memory.blobs.delete, digest))
                 finally:
                     await self._store.absolve(digest, token)
         except MemserveError as error:
             log.warning("the content of %s stays until the next sweep: %s", digest[:12], error)
 
-    async def _probes_of(self, parents: Sequence[ModuleVersion]) -> list[tuple[str, Probes]]:
+    async def _probes_of(self, tenant: Tenant, parents: Sequence[ModuleVersion]) -> list[tuple[str, Probes]]:
         """Of the parents that have any, with a name that tells each from the others."""
         times = Counter(parent.module for parent in parents)
         found = [
-            (parent.module if times[parent.module] == 1 else f"{parent.module}.{parent.version}", await self._memory.probes(parent))
+            (
+                parent.module if times[parent.module] == 1 else f"{parent.module}.{parent.version}",
+                await self._memory.probes(tenant.name, parent),
+            )
             for parent in parents
         ]
         return [(name, probes) for name, probes in found if probes is not None]
@@ -329,7 +334,7 @@ class Modules:
             if not moved:
                 raise InvalidModule("module", f"{version.reference} changes nothing: the canary prompts get the same logits with it")
             await self._store.keep_moves_logits(tenant.name, version.module, version.version)
-        report = await self._gate.run(tenant, version, await self._memory.probes(version), progress=progress)
+        report = await self._gate.run(tenant, version, await self._memory.probes(tenant.name, version), progress=progress)
         known = version.gate
         if not once or known is None or (known.passed, known.probes_digest) != (report.passed, report.probes_digest):
             await self._store.keep_gate(tenant.name, tenant.principal, version.module, version.version, report)

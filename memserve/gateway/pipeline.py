@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -10,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import grpc
 
@@ -41,6 +41,7 @@ from memserve.errors import (
 )
 from memserve.gateway.access import Inflight
 from memserve.gateway.pool import PooledWorker, WorkerPool
+from memserve.gateway.prompt import Prompt, Room, check_bytes, fit_prompt, prompt_max_bytes
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.kv.keys import block_keys, chunk_keys
 from memserve.kv.lookup import PrefixLookup
@@ -50,8 +51,9 @@ from memserve.memory.vector import QUERY_MAX_BYTES, VectorMemory
 from memserve.metrics import GatewayMetrics
 from memserve.model_files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
-from memserve.policy.prompt import assemble_messages, order_passages
+from memserve.policy.prompt import order_passages
 from memserve.policy.routing import RoutingChoice, RoutingCosts, WorkerSnapshot, adapters_ahead, choose_worker
+from memserve.turns import FairThreads
 
 log = logging.getLogger("memserve.gateway.pipeline")
 
@@ -97,6 +99,7 @@ class Pipeline:
     settings: Settings
     model: ModelFiles
     tokenizer: ChatTokenizer
+    tokenizing: FairThreads
     inflight: Inflight
     modules: ParametricMemory
     vector: VectorMemory
@@ -126,8 +129,9 @@ class Pipeline:
             # 3. Vector recall: late or down means an answer without passages, and says so.
             recalled = await self._recall(request, tenant.name)
             # 4. The prompt: token ids.
-            recalled, token_ids, max_tokens = await self._prompt(request, recalled)
-            request = replace(request, sampling=replace(request.sampling, max_tokens=max_tokens))
+            recalled, prompt = await self._prompt(request, recalled, tenant.name)
+            token_ids = prompt.token_ids
+            request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
             # 5. Activation look-up: the prompt's block keys against Redis here, against what each worker holds in `_choose`.
             # But for the last token: the engine always computes that one.
             keys = self.block_keys(token_ids[:-1], tenant, modules.lora)
@@ -166,14 +170,18 @@ class Pipeline:
                         raise NoWorker(failure.detail) from None
                     self.metrics.rerouted.inc()
 
-    def check(self, model: str, messages: Sequence[Message]) -> None:
-        """Raises ModelNotFound, and InvalidField for a message that spells a control token: it would be read as a command."""
+    def check(self, model: str, messages: Sequence[Message], *, field: str = "messages") -> None:
+        """Raises ModelNotFound, and InvalidField for messages that cannot fit, or that spell a control token: it would be a command.
+
+        field: the request's name for the messages.
+        """
         if model not in ("", self.model.name):
             raise ModelNotFound(model, self.model.name)
+        check_bytes(field, messages, prompt_max_bytes(self.tokenizer, self.model.max_context_tokens))
         for number, message in enumerate(messages):
             token = self.tokenizer.special_token_in(message.content)
             if token:
-                raise InvalidField(f"messages[{number}].content", f"must not contain the model's control token {token!r}")
+                raise InvalidField(f"{field}[{number}].content", f"must not contain the model's control token {token!r}")
 
     async def _modules(self, request: GenerationRequest, tenant: str) -> AnsweringModules:
         """What the request's references mean now, for its session."""
@@ -225,26 +233,13 @@ class Pipeline:
         self.metrics.recall.labels(recalled.outcome).observe(time.monotonic() - started_s)
         return recalled
 
-    async def _prompt(self, request: GenerationRequest, recalled: Recalled) -> tuple[Recalled, list[int], int]:
-        """Returns the passages that fit, the token ids, and the output tokens that may follow. The worst passages go first."""
-        limit = self.model.max_context_tokens
-        wanted = request.sampling.max_tokens
-        passages = list(recalled.passages)
-        while True:
-            messages = assemble_messages(request.messages, passages)
-            token_ids = await asyncio.to_thread(self.tokenizer.encode, messages)
-            room = limit - len(token_ids)
-            if room >= max(wanted, 1):
-                outcome = RecallOutcome.EMPTY if recalled.passages and not passages else recalled.outcome
-                kept = Recalled(outcome, tuple(passages))
-                return kept, token_ids, wanted or min(self.settings.default_max_tokens, room)
-            if not passages:
-                break
-            passages.remove(min(passages, key=lambda hit: hit.score))
-        if room < 1:
-            raise InvalidField("messages", f"make a prompt of {len(token_ids)} tokens; the model takes {limit} with the answer")
-        rule = f"{wanted} after a prompt of {len(token_ids)} tokens is over the model's {limit}; at most {room} are left"
-        raise InvalidField("sampling.max_tokens", rule)
+    async def _prompt(self, request: GenerationRequest, recalled: Recalled, tenant: str) -> tuple[Recalled, Prompt]:
+        """Returns the passages that fit, and the prompt with them."""
+        room = Room(self.model.max_context_tokens, request.sampling.max_tokens, self.settings.default_max_tokens)
+        work = partial(fit_prompt, self.tokenizer, request.messages, recalled.passages, room)
+        prompt = await self.tokenizing.run(tenant, work)
+        outcome = RecallOutcome.EMPTY if recalled.passages and not prompt.passages else recalled.outcome
+        return Recalled(outcome, prompt.passages), prompt
 
     def block_keys(self, token_ids: Sequence[int], tenant: Tenant, module: ModuleVersion | None) -> list[bytes]:
         """Keys of the full blocks, as the engine computes them."""

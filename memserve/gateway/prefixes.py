@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
@@ -52,11 +53,11 @@ class Prefixes:
     async def prefix(self, tenant: Tenant, messages: Sequence[Message], model: str, module: str) -> Prefix:
         """Raises InvalidField, ModelNotFound, ModuleNotFound, and NoWorker before the first worker has said how it lays KV out."""
         pipeline = self._pipeline
-        pipeline.check(model, messages)
+        pipeline.check(model, messages, field="prefix.messages")
         found = await pipeline.modules.heaviest("prefix.module", tenant.name, module) if module else None
         if found is not None and found.kind is not ModuleKind.LORA:
             raise InvalidField("prefix.module", f"a {found.kind} does not change the KV; leave it out")
-        token_ids = await asyncio.to_thread(pipeline.tokenizer.encode, assemble_messages(messages, []))
+        token_ids = await pipeline.tokenizing.run(tenant.name, partial(pipeline.tokenizer.encode, assemble_messages(messages, [])))
         if len(token_ids) >= pipeline.model.max_context_tokens:
             raise InvalidField("prefix.messages", f"make {len(token_ids)} tokens; the model takes {pipeline.model.max_context_tokens - 1}")
         lease = next((worker.lease for worker in pipeline.pool.workers.values()), None)
@@ -73,9 +74,9 @@ class Prefixes:
             chunk_tokens=lease.block_tokens * lease.blocks_per_chunk,
         )
 
-    async def stored_tokens(self, prefix: Prefix) -> int | None:
+    async def stored_tokens(self, tenant: Tenant, prefix: Prefix) -> int | None:
         """Leading tokens in Redis; None when it does not answer."""
-        chunks = await self._pipeline.activation.present(prefix.members)
+        chunks = await self._pipeline.activation.present(tenant.name, prefix.members)
         return None if chunks is None else chunks * prefix.chunk_tokens
 
     async def held(self, prefix: Prefix) -> list[HeldPrefix]:
@@ -103,13 +104,13 @@ class Prefixes:
         for start in range(0, tokens, STEP_TOKENS):
             end = min(start + STEP_TOKENS, tokens)
             await self._compute(worker, tenant, prefix, start, end, deadline_s)
-            stored = max(stored, await self.stored_tokens(prefix) or 0)
+            stored = max(stored, await self.stored_tokens(tenant, prefix) or 0)
             yield Warmth(worker.lease.worker_id, tokens, end, stored)
         wanted = len(prefix.chunks) * prefix.chunk_tokens
         last_growth_s = time.monotonic()
         while stored < wanted and time.monotonic() - last_growth_s < STORE_PATIENCE_S:
             await asyncio.sleep(POLL_S)
-            now_stored = await self.stored_tokens(prefix) or 0
+            now_stored = await self.stored_tokens(tenant, prefix) or 0
             if now_stored > stored:
                 stored, last_growth_s = now_stored, time.monotonic()
                 yield Warmth(worker.lease.worker_id, tokens, tokens, stored)

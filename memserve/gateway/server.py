@@ -55,11 +55,13 @@ from memserve.pb.v1 import (
     status_pb2_grpc,
 )
 from memserve.registry import Registry
+from memserve.turns import FairThreads, leave_one, on_own_thread
 
 log = logging.getLogger("memserve.gateway")
 
 HEALTH_CHECK_S = 0.25
 SWEEP_S = 600.0
+TOKENIZER_THREADS = 2
 # A blob is put before its version is registered; publishing takes less than this.
 BLOB_MIN_AGE_S = 3600.0
 UPLOAD_MAX_AGE_S = 24 * 3600.0
@@ -80,7 +82,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     model = open_model(Path(settings.model), settings.max_context_tokens)
     tokenizer = ChatTokenizer(model)
     metrics = GatewayMetrics()
-    embedder = await asyncio.to_thread(MiniLmEmbedder)
+    embedder = await on_own_thread(MiniLmEmbedder)
     settings.data.mkdir(parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
         registry = Registry(settings.redis)
@@ -90,7 +92,9 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         except VectorStoreUnavailable as error:
             raise StartupError(str(error)) from error
         stack.push_async_callback(vector.close)
-        await asyncio.to_thread(check_cache_servers, settings.cache_redis)
+        tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
+        stack.callback(tokenizing.close)
+        await on_own_thread(partial(check_cache_servers, settings.cache_redis))
         lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
         stack.push_async_callback(lookup.close)
         quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
@@ -105,7 +109,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             Uploads(settings.data / "staging", settings.max_module_bytes),
             BaseModel(shapes=shapes, vocab_size=int(model.config["vocab_size"]), max_rank=settings.max_lora_rank),
             # Without its weights a gateway cannot tell which model it is; the workers still refuse what does not fit.
-            await asyncio.to_thread(model.model_digest) if shapes else "",
+            await on_own_thread(model.model_digest) if shapes else "",
         )
         stack.callback(modules.files.close)
         pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest())
@@ -115,6 +119,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             settings=settings,
             model=model,
             tokenizer=tokenizer,
+            tokenizing=tokenizing,
             inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
             modules=modules,
             vector=vector,
@@ -204,10 +209,10 @@ async def _sweep(pipeline: Pipeline) -> None:
     modules = pipeline.modules
     while True:
         try:
-            removed = await sweep(modules.blobs, modules.store, BLOB_MIN_AGE_S, time.time())
+            removed = await sweep(modules.blobs, modules.store, BLOB_MIN_AGE_S, time.time(), modules.files.run_own)
             if removed.modules or removed.probes:
                 log.info("swept %d modules and %d probe sets that no version references", len(removed.modules), len(removed.probes))
-            await modules.files.run(partial(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S, time.time()))
+            await modules.files.run_own(partial(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S, time.time()))
         except MemserveError as error:
             log.warning("the sweep of modules goes on later: %s", error)
         except Exception:

@@ -111,7 +111,7 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
     async def LookupPrefix(self, request: activation_pb2.LookupPrefixRequest, context: Context) -> activation_pb2.LookupPrefixResponse:
         async with self._edge.call("LookupPrefix", context) as tenant:
             prefix = await self._prefix(tenant, request.prefix)
-            redis_tokens, held = await asyncio.gather(self._prefixes.stored_tokens(prefix), self._prefixes.held(prefix))
+            redis_tokens, held = await asyncio.gather(self._prefixes.stored_tokens(tenant, prefix), self._prefixes.held(prefix))
             return activation_pb2.LookupPrefixResponse(
                 prompt_tokens=len(prefix.token_ids),
                 chunk_tokens=prefix.chunk_tokens,

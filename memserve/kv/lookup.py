@@ -16,9 +16,11 @@ from memserve.kv.breaker import CircuitBreaker
 from memserve.kv.cache_url import Address, parse_cache_url
 from memserve.kv.keys import redis_key
 from memserve.kv.servers import MISPLACED, Topology
+from memserve.turns import on_own_thread
 
 # For each answer about which servers there are; no request waits so long.
 _TOPOLOGY_TIMEOUT_S = 1.0
+_FIRST_TOPOLOGY_POLL_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class PrefixLookup:
             return 0
         deadline_s = asyncio.get_running_loop().time() + self._budget_s
         if not self._topology.tried:
-            await asyncio.to_thread(self._topology.wait, self._budget_s)
+            await self._first_topology(deadline_s)
         names = [redis_key(namespace, key) for key in chunk_keys]
         groups = self._topology.groups(names)
         await self._drop_those_gone()
@@ -68,8 +70,14 @@ class PrefixLookup:
                 found[number] = there
         return next((chunks for chunks, there in enumerate(found) if not there), len(found))
 
+    async def _first_topology(self, deadline_s: float) -> None:
+        """Wait for the thread that learns which servers there are, at the first use. No thread of ours waits for it."""
+        self._topology.changed()
+        while not self._topology.tried and asyncio.get_running_loop().time() < deadline_s:
+            await asyncio.sleep(_FIRST_TOPOLOGY_POLL_S)
+
     async def close(self) -> None:
-        await asyncio.to_thread(self._topology.close)
+        await on_own_thread(self._topology.close)
         servers, self._servers = self._servers, {}
         for server in servers.values():
             await server.client.aclose()

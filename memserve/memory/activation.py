@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from memserve.errors import CacheUnavailable, PinLimitReached, PrefixNotStored
 from memserve.kv.ledger import ALL, PAGE, Ledger, Quotas, Usage
 from memserve.kv.servers import CacheServers
+from memserve.turns import FairThreads, leave_one, on_own_thread
 
 T = TypeVar("T")
 
@@ -19,6 +20,9 @@ T = TypeVar("T")
 PINNED_SHARE = 0.5
 # For each answer of Redis: control is rare and may wait.
 TIMEOUT_S = 5.0
+# For a whole call, the turn it waits for included. To free all of a tenant's KV takes many answers.
+CALL_TIMEOUT_S = 30.0
+THREADS = 4
 
 
 class ActivationMemory:
@@ -38,6 +42,7 @@ class ActivationMemory:
             pause_s=1.0,
         )
         self._ledger = Ledger(self._servers, ttl_s=ttl_s, quotas=quotas)
+        self._threads = FairThreads("cache-control", THREADS, share=leave_one)
 
     async def pin(self, tenant: str, members: Sequence[str], seconds: float) -> Usage:
         """Keep a prefix from eviction and expiry. Returns the tenant's usage after it.
@@ -48,28 +53,29 @@ class ActivationMemory:
         limit = int((quotas.tenant_bytes or quotas.cache_bytes) * PINNED_SHARE)
         limit_all = int(quotas.cache_bytes * PINNED_SHARE)
         done, pinned_bytes, there = await self._ask(
+            tenant,
             lambda: (
                 self._ledger.pin(members, tenant, seconds=seconds, limit_bytes=limit, limit_all_bytes=limit_all)
                 if members
                 else (False, 0, 0)
-            )
+            ),
         )
         if there < len(members) or not members:
             raise PrefixNotStored(there, len(members))
         if not done:
             raise PinLimitReached(tenant, pinned_bytes, limit)
-        return await self._ask(lambda: self._ledger.usage(tenant))
+        return await self._ask(tenant, lambda: self._ledger.usage(tenant))
 
-    async def present(self, members: Sequence[str]) -> int | None:
+    async def present(self, tenant: str, members: Sequence[str]) -> int | None:
         """How many leading chunks of a prefix are in Redis. None when it does not answer."""
         try:
-            return await self._ask(lambda: self._ledger.present(members))
+            return await self._ask(tenant, lambda: self._ledger.present(members))
         except CacheUnavailable:
             return None
 
     async def unpin(self, tenant: str, members: Sequence[str]) -> int:
         """Returns how many chunks were pinned."""
-        return await self._ask(lambda: self._ledger.unpin(members, tenant)) if members else 0
+        return await self._ask(tenant, lambda: self._ledger.unpin(members, tenant)) if members else 0
 
     async def evict_prefix(self, tenant: str, members: Sequence[str]) -> tuple[int, int]:
         """Returns how many chunks were removed, and how many stay because they are pinned."""
@@ -85,7 +91,7 @@ class ActivationMemory:
 
     async def usage(self, tenant: str) -> tuple[Usage, Usage]:
         """Of the tenant, and of all together."""
-        return await self._ask(lambda: (self._ledger.usage(tenant), self._ledger.usage()))
+        return await self._ask(tenant, lambda: (self._ledger.usage(tenant), self._ledger.usage()))
 
     @property
     def quotas(self) -> tuple[int, int]:
@@ -93,7 +99,8 @@ class ActivationMemory:
         return self._ledger.quotas.tenant_bytes, self._ledger.quotas.cache_bytes
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._servers.close)
+        self._threads.close()
+        await on_own_thread(self._servers.close)
 
     async def _evict(self, tenant: str, module: str, pages: Callable[[], Iterable[Sequence[str]]]) -> tuple[int, int]:
         def remove() -> tuple[int, int]:
@@ -104,11 +111,12 @@ class ActivationMemory:
                 removed, pinned = removed + len(condemned), pinned + kept
             return removed, pinned
 
-        return await self._ask(remove)
+        return await self._ask(tenant, remove)
 
-    async def _ask(self, question: Callable[[], T]) -> T:
-        """Off the event loop: a rare exchange, with a client that blocks."""
+    async def _ask(self, tenant: str, question: Callable[[], T]) -> T:
+        """Off the event loop: a rare exchange, with a client that blocks. One that is given up holds its thread to its own end."""
         try:
-            return await asyncio.to_thread(question)
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                return await self._threads.run(tenant, question)
         except (RedisError, OSError) as error:
             raise CacheUnavailable((str(error) or type(error).__name__).splitlines()[0]) from error

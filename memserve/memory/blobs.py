@@ -6,18 +6,21 @@ there, which is written last, and which tells every file's size and sha256.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import shutil
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from memserve.errors import BlobDamaged, ModuleNotFound
 from memserve.memory.blob_places import BlobPlace, Directory, Manifest, Source, answering, check_digest, has_facts
 from memserve.memory.module_kinds import PROBES_FILE
+from memserve.turns import on_own_thread
+
+T = TypeVar("T")
 
 PROBES = "probes"
 # How long a digest stays condemned when whoever condemned it dies. Longer than deleting one blob takes.
@@ -34,6 +37,12 @@ class References(Protocol):
         ...
 
     async def absolve(self, digest: str, token: str) -> None: ...
+
+
+class Run(Protocol):
+    """Runs blocking work off the event loop."""
+
+    def __call__(self, work: Callable[[], T]) -> Awaitable[T]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,30 +227,31 @@ class Blobs:
         return manifest
 
 
-async def sweep(blobs: BlobStore, references: References, min_age_s: float, now_s: float) -> Swept:
+async def sweep(blobs: BlobStore, references: References, min_age_s: float, now_s: float, run: Run = on_own_thread) -> Swept:
     """Remove what nobody references and nobody has put for `min_age_s`, half-put blobs and old staging too.
 
     min_age_s: longer than a put or a fetch takes. A publisher claims its digests before it puts, which keeps them from being condemned, and
     cannot register them once the claim has run out or a sweep has condemned them: it then claims and puts again.
+    run: where the blocking work is done.
     Raises BlobStoreUnavailable, and what the references raise.
     """
-    modules, probes = [await _sweep_unreferenced(part, references, min_age_s, now_s) for part in blobs.parts]
-    leftovers = [await asyncio.to_thread(part.sweep_leftovers, min_age_s, now_s) for part in blobs.parts]
+    modules, probes = [await _sweep_unreferenced(part, references, min_age_s, now_s, run) for part in blobs.parts]
+    leftovers = [await run(partial(part.sweep_leftovers, min_age_s, now_s)) for part in blobs.parts]
     return Swept(modules, probes, sum(leftovers))
 
 
-async def _sweep_unreferenced(blobs: Blobs, references: References, min_age_s: float, now_s: float) -> tuple[str, ...]:
+async def _sweep_unreferenced(blobs: Blobs, references: References, min_age_s: float, now_s: float, run: Run) -> tuple[str, ...]:
     removed = []
-    for digest in await asyncio.to_thread(lambda: list(blobs.store.digests())):
-        if await references.referenced(digest) or not await asyncio.to_thread(_is_old, blobs.store, digest, min_age_s, now_s):
+    for digest in await run(lambda: list(blobs.store.digests())):
+        if await references.referenced(digest) or not await run(partial(_is_old, blobs.store, digest, min_age_s, now_s)):
             continue
         token = uuid.uuid4().hex
         if not await references.condemn(digest, token, CONDEMNED_S):
             continue
         try:
             # Again, now that nobody can register it: a publisher may have put it in between.
-            if await asyncio.to_thread(_is_old, blobs.store, digest, min_age_s, now_s):
-                await asyncio.to_thread(blobs.delete, digest)
+            if await run(partial(_is_old, blobs.store, digest, min_age_s, now_s)):
+                await run(partial(blobs.delete, digest))
                 removed.append(digest)
         finally:
             await references.absolve(digest, token)

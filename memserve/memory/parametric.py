@@ -11,7 +11,6 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from memserve.memory.module_store import DigestCondemned, ModuleStore
 from memserve.memory.probes import Probes, parse_probes
 from memserve.memory.uploads import Upload, UploadFile, Uploads
 from memserve.policy.traffic import Reference, choose_version, parse_reference, share_of
+from memserve.turns import FairThreads, leave_one
 
 SOURCES_MAX = 64
 SOURCE_MAX_BYTES = 1024
@@ -34,7 +34,9 @@ CONDEMNED_PAUSE_S = 0.2
 CONDEMNED_PATIENCE_S = 60.0
 # Longer than content takes to be put and tried.
 CLAIM_S = 600.0
-FILE_THREADS = 2
+FILE_THREADS = 3
+# Whose turn it is when the work is memserve's own. No tenant is called so.
+OWN_WORK = ""
 # References whose meaning is kept for when the registry does not answer.
 KNOWN_MAX = 10_000
 
@@ -75,18 +77,21 @@ class Resolved:
 
 
 class FileWork:
-    """Threads of their own for the work on modules' files: the checks of a large upload must not hold up what requests need threads for."""
+    """Threads of their own for the work on modules' files: the checks of a large upload must not hold up what requests need threads for.
+
+    One tenant's work is on all of them but one at most.
+    """
 
     def __init__(self, threads: int) -> None:
-        self._threads = ThreadPoolExecutor(threads, "module-files")
+        self._threads = FairThreads("module-files", threads, share=leave_one)
 
-    async def run(self, work: Callable[[], T], undo: Callable[[T], None] = lambda result: None) -> T:
+    async def run(self, tenant: str, work: Callable[[], T], undo: Callable[[T], None] = lambda result: None) -> T:
         """Run `work` on a thread and wait for its end, also when the caller is cancelled: nobody else may begin with the same files before.
 
         undo: called with what came of it when nobody is there any more to take it.
         Raises BlobStoreUnavailable for an OSError: a full disk, no rights.
         """
-        task = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        task = asyncio.wrap_future(await self._threads.begin(tenant, work))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -97,8 +102,12 @@ class FileWork:
         except OSError as error:
             raise BlobStoreUnavailable(error.strerror or type(error).__name__) from error
 
+    async def run_own(self, work: Callable[[], T]) -> T:
+        """As `run`, for work of memserve itself."""
+        return await self.run(OWN_WORK, work)
+
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
 
 class ParametricMemory:
@@ -130,7 +139,7 @@ class ParametricMemory:
 
         Raises InvalidModule, InvalidField, BlobStoreUnavailable and RegistryUnavailable.
         """
-        checked, probes = await self.files.run(partial(self._checked, publication, folder))
+        checked, probes = await self.files.run(tenant.name, partial(self._checked, publication, folder))
         version = ModuleVersion(
             module=publication.name,
             version=0,
@@ -180,10 +189,10 @@ class ParametricMemory:
         await self.store.claim([digest for digest in (version.digest, version.probes_digest) if digest], token, CLAIM_S)
         try:
             if probes is not None:
-                await self.files.run(partial(self.blobs.put_probes, probes.canonical()))
+                await self.files.run(tenant.name, partial(self.blobs.put_probes, probes.canonical()))
             announced = {file.file_name: file.sha256 for file in publication.files}
             put = partial(self.blobs.put, checked.digest, folder, rewritten=checked.rewritten, without=(PROBES_FILE,), expected=announced)
-            size_bytes = await self.files.run(put)
+            size_bytes = await self.files.run(tenant.name, put)
             moved = await moves(version.kind, version.digest)
             if moved is False:
                 raise InvalidModule("module", "would change nothing: with it and without it the canary prompts get the same logits")
@@ -243,11 +252,11 @@ class ParametricMemory:
         number = max(_present(alias.targets, versions), key=lambda target: target.weight).version
         return await self.version(tenant, reference.name, number)
 
-    async def probes(self, version: ModuleVersion) -> Probes | None:
+    async def probes(self, tenant: str, version: ModuleVersion) -> Probes | None:
         """What the gate asks; None when the version brought none."""
         if not version.probes_digest:
             return None
-        return parse_probes(await asyncio.to_thread(self.blobs.probes, version.probes_digest))
+        return await self.files.run(tenant, lambda: parse_probes(self.blobs.probes(version.probes_digest)))
 
     def served(self, version: ModuleVersion) -> ModuleVersion:
         """The version, if it was made for the base model that is served here. Raises OtherBase."""

@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
 import grpc
@@ -22,6 +21,7 @@ from memserve.errors import InvalidField, MemoryConflict, MemoryNotFound, Namesp
 from memserve.memory.embedding import EMBEDDING_DIM, MiniLmEmbedder
 from memserve.memory.vector_milvus import MilvusMemories, is_local_uri
 from memserve.policy.ranking import ScoredRow, fuse, query_words, rank_by_words
+from memserve.turns import FairThreads, leave_one, on_own_thread
 
 TEXT_MAX_BYTES = 8192
 SOURCE_MAX_BYTES = 512
@@ -31,6 +31,8 @@ QUERY_MAX_BYTES = 4096
 LIMIT_MAX = 64
 NAMESPACES_MAX = 16
 FLUSH_WITHIN_S = 60.0
+# Whose turn it is when the work is memserve's own. No tenant is called so.
+OWN_WORK = ""
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NAMESPACE_RULE = "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or a digit"
@@ -67,9 +69,9 @@ class VectorMemory:
         self._flush_rows = flush_rows
         self._flush_quiet_s = flush_quiet_s
         self._is_local = is_local_uri(uri)
-        self._embedding_thread = ThreadPoolExecutor(1, "memserve-embed")
-        self._write_thread = ThreadPoolExecutor(1, "memserve-milvus")
-        self._read_threads = self._write_thread if self._is_local else ThreadPoolExecutor(4, "memserve-milvus-read")
+        self._embedding_thread = FairThreads("embedding", 1)
+        self._write_thread = FairThreads("vector-store", 1)
+        self._read_threads = self._write_thread if self._is_local else FairThreads("vector-store-read", 4, share=leave_one)
         self._connect_lock = threading.Lock()
         self._store: MilvusMemories | None = None
         self._must_prepare = False
@@ -105,7 +107,7 @@ class VectorMemory:
         if memory._is_local:
             try:
                 # Not bounded in time: recovery reads all that a killed process left.
-                await memory._on(memory._write_thread, memory._connected)
+                await memory._on(memory._write_thread, OWN_WORK, memory._connected)
             except (MilvusException, grpc.RpcError, OSError) as error:
                 await memory.close()
                 raise VectorStoreUnavailable(f"cannot open {uri}, another process may hold it: {_one_line(error)}") from error
@@ -120,7 +122,7 @@ class VectorMemory:
         if self._flushing is not None:
             self._flushing.cancel()
             await asyncio.gather(self._flushing, return_exceptions=True)
-        await asyncio.to_thread(self._close_blocking)
+        await on_own_thread(self._close_blocking)
 
     async def remember(
         self,
@@ -153,8 +155,8 @@ class VectorMemory:
         memory = Memory(memory_id, namespace, text, source, tuple(keywords), now_s)
 
         async def store() -> Memory:
-            vector = await self._embed(text)
-            return await self._on(self._write_thread, lambda: self._store_once(tenant, memory, vector))
+            vector = await self._embed(tenant, text)
+            return await self._on(self._write_thread, tenant, lambda: self._store_once(tenant, memory, vector))
 
         stored = await self._within(self._call_timeout_s, store())
         self._count_unflushed_row()
@@ -172,7 +174,7 @@ class VectorMemory:
                 raise MemoryNotFound(memory_id)
             return memory
 
-        return await self._within(self._call_timeout_s, self._on(self._read_threads, read))
+        return await self._within(self._call_timeout_s, self._on(self._read_threads, tenant, read))
 
     async def forget(self, tenant: str, namespace: str, memory_id: str) -> bool:
         """Take a memory out of every kind of search and out of `get`, durably. False when there is none, or no such namespace.
@@ -189,7 +191,7 @@ class VectorMemory:
             store.delete(tenant, namespace, memory_id, timeout_s=self._call_timeout_s)
             return True
 
-        forgotten = await self._within(self._call_timeout_s, self._on(self._write_thread, delete))
+        forgotten = await self._within(self._call_timeout_s, self._on(self._write_thread, tenant, delete))
         if forgotten:
             self._count_unflushed_row()
         return forgotten
@@ -219,7 +221,7 @@ class VectorMemory:
             return max(0.001, deadline_s - time.monotonic())
 
         async def both_halves() -> tuple[list[ScoredRow], list[ScoredRow]]:
-            vector = await self._embed(query)
+            vector = await self._embed(tenant, query)
 
             def read() -> tuple[list[ScoredRow], list[ScoredRow]]:
                 for namespace in scope:
@@ -231,7 +233,7 @@ class VectorMemory:
                 found = store.search_words(tenant, scope, [query, *words], candidates, timeout_s=left_s())
                 return dense, rank_by_words(words, found[0], found[1:], candidates)
 
-            return await self._on(self._read_threads, read)
+            return await self._on(self._read_threads, tenant, read)
 
         dense, bm25 = await self._within(timeout_s, both_halves())
         return fuse(dense, bm25, limit)
@@ -242,7 +244,7 @@ class VectorMemory:
         def read() -> list[str]:
             return self._connected().list_namespaces(tenant, timeout_s=self._call_timeout_s)
 
-        return await self._within(self._call_timeout_s, self._on(self._read_threads, read))
+        return await self._within(self._call_timeout_s, self._on(self._read_threads, tenant, read))
 
     async def count(self, tenant: str, namespace: str) -> int:
         """Memories in the namespace. Milvus Lite reads them all to count them. Raises NamespaceNotFound."""
@@ -252,7 +254,7 @@ class VectorMemory:
             self._require_namespace(tenant, namespace, self._call_timeout_s)
             return self._connected().count(tenant, namespace, timeout_s=self._call_timeout_s)
 
-        return await self._within(self._call_timeout_s, self._on(self._read_threads, read))
+        return await self._within(self._call_timeout_s, self._on(self._read_threads, tenant, read))
 
     async def _within(self, timeout_s: float, work: Awaitable[T]) -> T:
         try:
@@ -265,15 +267,23 @@ class VectorMemory:
             self._must_prepare = True
             raise VectorStoreUnavailable(_one_line(error)) from error
 
-    async def _on(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-        """Run a blocking call. One that is given up before its turn never runs; one that has begun runs on to its own timeout."""
+    async def _on(self, threads: FairThreads, tenant: str, call: Callable[[], T]) -> T:
+        """Run a blocking call in the tenant's turn.
+
+        One that is given up before its turn never runs; one that has begun runs on to its own timeout.
+        """
         if self._closed:
             raise VectorStoreUnavailable("it is closed")
         self._last_call_s = time.monotonic()
-        return await asyncio.get_running_loop().run_in_executor(threads, call)
+        try:
+            return await threads.run(tenant, call)
+        except RuntimeError:
+            if self._closed:
+                raise VectorStoreUnavailable("it is closed") from None
+            raise
 
-    async def _embed(self, text: str) -> npt.NDArray[np.float32]:
-        return await self._on(self._embedding_thread, lambda: self._embedder.embed([text])[0])
+    async def _embed(self, tenant: str, text: str) -> npt.NDArray[np.float32]:
+        return await self._on(self._embedding_thread, tenant, lambda: self._embedder.embed([text])[0])
 
     def _connected(self) -> MilvusMemories:
         with self._connect_lock:
@@ -330,7 +340,7 @@ class VectorMemory:
             self._has_unflushed.clear()
             self._flush_due.clear()
             try:
-                await self._on(self._write_thread, lambda: self._connected().flush(timeout_s=self._call_timeout_s))
+                await self._on(self._write_thread, OWN_WORK, lambda: self._connected().flush(timeout_s=self._call_timeout_s))
             except (MilvusException, grpc.RpcError) as error:
                 # Nothing is lost, the rows are in the write-ahead log; searches stay slower until a later flush succeeds.
                 logger.warning("Milvus Lite could not flush, will try again: %s", _one_line(error))
@@ -338,7 +348,7 @@ class VectorMemory:
 
     def _close_blocking(self) -> None:
         for threads in (self._embedding_thread, self._read_threads, self._write_thread):
-            threads.shutdown(wait=True)
+            threads.close(wait=True)
         if self._store is not None:
             self._store.close()
             self._store = None

@@ -16,8 +16,27 @@ def assemble_messages(messages: Sequence[Message], passages: Sequence[ScoredMemo
     """Put the passages, numbered from 1, one a line, behind the leading system message (or into a new one)."""
     if not passages:
         return list(messages)
-    lines = [f"[{number}] {' '.join(hit.memory.text.split())}" for number, hit in enumerate(passages, start=1)]
+    lines = [passage_line(number, hit) for number, hit in enumerate(passages, start=1)]
     rest = list(messages)
     if rest and rest[0].role is Role.SYSTEM:
         lines.insert(0, rest.pop(0).content)
     return [Message(Role.SYSTEM, "\n".join(lines)), *rest]
+
+
+def passage_line(number: int, hit: ScoredMemory) -> str:
+    """The passage as it stands in the prompt."""
+    return f"[{number}] {' '.join(hit.memory.text.split())}"
+
+
+def without_worst(passages: Sequence[ScoredMemory], sizes: Sequence[int], surplus: int) -> list[ScoredMemory]:
+    """Leave out the worst passages, as many as must go so that the others are smaller by `surplus`. The order stays.
+
+    sizes: [passages], in the unit of `surplus`. Of equal scores the first goes first.
+    """
+    dropped: set[int] = set()
+    for place in sorted(range(len(passages)), key=lambda place: passages[place].score):
+        if surplus <= 0:
+            break
+        dropped.add(place)
+        surplus -= sizes[place]
+    return [hit for place, hit in enumerate(passages) if place not in dropped]

@@ -22,6 +22,7 @@ from memserve.memory.probes import Probes
 from memserve.model_files import ModelFiles, open_model
 from memserve.policy.gate import Probe, ProbeKind, ProbeSet
 from memserve.registry import Registry
+from memserve.turns import FairThreads
 from tests.gateway.fake_worker import FakeWorker, Script
 from tests.gateway.running import until
 from tests.kv.redis_server import RedisServer
@@ -51,7 +52,9 @@ class Setting:
         self.tokenizer = ChatTokenizer(model)
         self.registry = Registry(redis_url)
         self.pool = WorkerPool(self.registry, BlockIndex(), model.tokenizer_digest())
-        self.gate = Gate(self.pool, self.tokenizer, model.max_context_tokens)
+        self.tokenizing = FairThreads("tokenizer", 1)
+        stack.callback(self.tokenizing.close)
+        self.gate = Gate(self.pool, self.tokenizer, self.tokenizing, model.max_context_tokens)
         self.told: list[tuple[int, int]] = []
         self._model, self._redis_url, self._directory, self._stack = model, redis_url, directory, stack
 
