@@ -1,7 +1,7 @@
 """`kill -9` of the gateway, the registry's Redis or a worker at seeded points of publishing, promoting and deleting modules.
 
 A real memserve. One client publishes versions of a few modules, promotes, splits, rolls back and deletes, in a seeded order; every so often
-a process is killed at a seeded moment within the operation's usual duration, and started again as `memserve up` does. The client then does
+a process is killed at a seeded moment within the operation's usual duration, and the stack starts it again. The client then does
 what a user would: it looks, and tries again what has not happened. Beside it stands what was acknowledged. After every kill the store must
 be in the state before or after the operation that was cut off, and in no other: versions, aliases, history and audit agree, no history is
 rewritten, every version's files are there and give its digest, every alias answers with the version that it names. At the end everything
@@ -17,12 +17,10 @@ import random
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -358,24 +356,6 @@ async def sweep_all(stack: Stack, wanted: set[str]) -> Left:
     return Left(len(before - wanted), len(swept.modules) + len(swept.probes), len(kept() - wanted), len(left), len(wanted - kept()))
 
 
-@contextmanager
-def watched(stack: Stack) -> Iterator[None]:
-    """What has ended is started again, as `memserve up` does."""
-    ending = threading.Event()
-
-    def watch() -> None:
-        while not ending.wait(0.25):
-            stack.watch()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.join()
-
-
 def measure(kills: Mapping[str, int], workers: int) -> tuple[Figures, Left]:
     with tempfile.TemporaryDirectory(prefix="memserve-crash-") as scratch:
         folder = Path(scratch)
@@ -383,19 +363,18 @@ def measure(kills: Mapping[str, int], workers: int) -> tuple[Figures, Left]:
             run = Run(stack, folder, workers, SEED)
             victims = [victim for victim, count in kills.items() for _ in range(count)]
             run.rng.shuffle(victims)
-            with watched(stack):
-                run.begin()
-                usual = {kind: f"{statistics.median(seconds):.2f} s" for kind, seconds in run.durations.items()}
-                told(f"usual durations: {usual}")
-                for number, victim in enumerate(victims, 1):
-                    told(f"kill {number} of {len(victims)}")
-                    run.do(run.draw(), victim)
-                run.end()
-                run.registry.close()
-                versions = [version for each in run.seen.versions.values() for version in each]
-                wanted = {digest for each in versions for digest in (each.digest, each.probes_digest)}
-                left = asyncio.run(sweep_all(stack, wanted))
-                run.check(run.look_again(), run.states)
+            run.begin()
+            usual = {kind: f"{statistics.median(seconds):.2f} s" for kind, seconds in run.durations.items()}
+            told(f"usual durations: {usual}")
+            for number, victim in enumerate(victims, 1):
+                told(f"kill {number} of {len(victims)}")
+                run.do(run.draw(), victim)
+            run.end()
+            run.registry.close()
+            versions = [version for each in run.seen.versions.values() for version in each]
+            wanted = {digest for each in versions for digest in (each.digest, each.probes_digest)}
+            left = asyncio.run(sweep_all(stack, wanted))
+            run.check(run.look_again(), run.states)
     return run.figures, left
 
 

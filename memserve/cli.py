@@ -79,7 +79,6 @@ def up(
         out.print(f'  memserve generate "What is the code of Amber Lantern?" --recall notes{at}', highlight=False, soft_wrap=True)
         while not asked_to_stop():
             time.sleep(WATCH_S)
-            stack.watch()
         raise KeyboardInterrupt
 
 
@@ -120,7 +119,8 @@ def demo(
     """Start a private memserve, show what each memory does with figures measured on the spot, and stop it. About two minutes."""
     from memserve.demo.story import print_story, tell_story
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     figures = tell_story(_reporter(), workers=workers, keep=keep)
     print_story(figures, out if not as_json else err)
     if as_json:
@@ -284,7 +284,7 @@ def _reporter() -> Any:
 
 @contextlib.contextmanager
 def _stopping(stack: Any) -> Iterator[Callable[[], bool]]:
-    """Stop the stack at the end, and on the first SIGINT or SIGTERM; stopping itself is not interrupted.
+    """Stop the stack at the end, and on the first SIGINT, SIGTERM or SIGHUP (the terminal was closed); stopping itself is not interrupted.
 
     Gives what says whether a signal has come. Its KeyboardInterrupt is lost when it meets a finalizer or a callback: ask, to be certain.
     """
@@ -297,12 +297,15 @@ def _stopping(stack: Any) -> Iterator[Callable[[], bool]]:
             asked = True
             raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Under nohup a closed terminal is ignored, and stays so.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, ask)
     try:
         yield lambda: asked
     except KeyboardInterrupt:
-        err.print("stopping" if stack.started else "stopped while starting")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            err.print("stopping" if stack.started else "stopped while starting")
     finally:
         asked = True
         stack.stop()

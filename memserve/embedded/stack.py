@@ -1,0 +1,210 @@
+"""All of memserve on one machine: two private redis-servers, the workers on a local Ray, and a gateway. Started, kept running, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from pydantic import SecretStr
+
+from memserve.client import CallFailed, Client, wait_until_ready
+from memserve.config import Settings
+from memserve.demo import MODEL_DIR, demo_modules
+from memserve.embedded.checks import check_memory, check_model
+from memserve.embedded.children import kill_marked, last_line, spawn_memserve
+from memserve.embedded.part import Part, Recipe, Report
+from memserve.embedded.redis_server import CACHE_SAVE_TIMEOUT_S, RedisServer, cache_server, registry_server
+from memserve.embedded.workers import Fleet
+from memserve.errors import StartupError
+from memserve.gateway.access import read_api_keys
+from memserve.gateway.server import check_port
+from memserve.kv.cache_url import without_secrets
+from memserve.policy.traffic import LIVE
+
+# The rest is Redis's own: names, the ledger, buffers. Its eviction is the backstop.
+QUOTA_SHARE = 0.9
+# From the readiness of all workers until the gateway sends requests to each.
+FOUND_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+REGISTRY, CACHE, WORKERS, GATEWAY = "the registry", "the KV cache", "the fleet of workers", "the gateway"
+
+
+@dataclass
+class Stack:
+    """A running memserve. `report` is called with a line for a person at every step, also from the threads that keep the parts running."""
+
+    settings: Settings
+    report: Report = lambda line: None
+    started: bool = False
+    _parts: dict[str, Part] = field(default_factory=dict)
+    _lock: IO[str] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"{self.settings.host}:{self.settings.port}"
+
+    @property
+    def api_key(self) -> str:
+        """One that this gateway takes; empty where it takes none. Raises StartupError when the file of keys is not as it must be."""
+        return next(iter(read_api_keys(self.settings)), "")
+
+    @property
+    def logs(self) -> Path:
+        return self.settings.data / "logs"
+
+    @property
+    def registry_process(self) -> subprocess.Popen[bytes] | None:
+        return self._process(REGISTRY)
+
+    @property
+    def cache_process(self) -> subprocess.Popen[bytes] | None:
+        return self._process(CACHE)
+
+    @property
+    def workers_process(self) -> subprocess.Popen[bytes] | None:
+        return self._process(WORKERS)
+
+    @property
+    def gateway_process(self) -> subprocess.Popen[bytes] | None:
+        return self._process(GATEWAY)
+
+    def start(self) -> None:
+        """Start everything and wait until the gateway takes requests. Raises StartupError; `stop` is due either way."""
+        settings = self.settings
+        for folder in (settings.data, self.logs, settings.modules_root / "modules"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self._sweep("left by a memserve that was killed")
+        shutil.rmtree(settings.data / "run", ignore_errors=True)
+        model = check_model(settings)
+        read_api_keys(settings)
+        check_port(settings.host, settings.port, "port")
+        check_port(settings.host, settings.metrics_port, "metrics_port")
+        check_memory(settings)
+        self.settings = settings.model_copy(update={"model": str(model), "data_dir": settings.data})
+
+        if settings.redis:
+            self._say(f"Redis      {without_secrets(settings.redis)}, the cache {without_secrets(settings.cache_redis)}")
+        else:
+            self._start_redis_servers()
+        self._begin(self._workers()).wait_ready()
+        self._begin(self._gateway()).wait_ready()
+        self._wait_until_gateway_has_all_workers()
+        self._say(f"gateway    {self.address}, metrics on http://{self.settings.host}:{self.settings.metrics_port}/metrics")
+        if model == MODEL_DIR:
+            self._publish_demo_modules()
+        self.started = True
+
+    def stop(self) -> None:
+        """Stop everything that `start` started, gently first. Safe to call at any time, twice too."""
+        for name in (GATEWAY, WORKERS, CACHE, REGISTRY):
+            part = self._parts.pop(name, None)
+            if part is not None:
+                part.end()
+        if self._lock is not None:
+            self._sweep("did not end by itself")
+            self._lock.close()
+            self._lock = None
+
+    def restart_workers(self) -> None:
+        """Have other worker processes take the place of all. What they had computed is in Redis. Raises StartupError."""
+        process = self.workers_process
+        assert process is not None
+        fleet = Fleet(self.settings, self._say)
+        before = fleet.live()
+        process.send_signal(signal.SIGHUP)
+        fleet.wait_for_new(before, process)
+        self._wait_until_gateway_has_all_workers()
+
+    def _start_redis_servers(self) -> None:
+        registry = registry_server(self.settings.data)
+        self.settings = self.settings.model_copy(update={"redis_url": SecretStr(registry.url)})
+        self._begin(self._redis(REGISTRY, registry)).wait_ready()
+        if self.settings.cache_redis_url.get_secret_value():
+            return
+        cache = cache_server(self.settings.data, self.settings.cache_max_bytes)
+        quota = self.settings.kv_quota_bytes or int(self.settings.cache_max_bytes * QUOTA_SHARE)
+        self.settings = self.settings.model_copy(update={"cache_redis_url": SecretStr(cache.url), "kv_quota_bytes": quota})
+        self._begin(self._redis(CACHE, cache)).wait_ready()
+
+    def _redis(self, name: str, server: RedisServer) -> Recipe:
+        return Recipe(
+            name=name,
+            spawn=server.spawn,
+            is_ready=lambda process: server.answers(process, self._say),
+            why_ended=server.why_ended,
+            before_end=server.save if name == CACHE else lambda: None,
+            grace_s=CACHE_SAVE_TIMEOUT_S if name == CACHE else STOP_TIMEOUT_S,
+        )
+
+    def _workers(self) -> Recipe:
+        fleet = Fleet(self.settings, self._say)
+        return Recipe(
+            name=WORKERS,
+            spawn=fleet.spawn,
+            is_ready=fleet.is_ready,
+            why_ended=fleet.why_ended,
+            grace_s=self.settings.shutdown_grace_s + 3 * STOP_TIMEOUT_S,
+        )
+
+    def _gateway(self) -> Recipe:
+        log = self.logs / "gateway.log"
+        return Recipe(
+            name=GATEWAY,
+            spawn=lambda: spawn_memserve("gateway", self.settings, log),
+            # Its workers are another part: a gateway without them is not started again for that.
+            is_ready=lambda process: wait_until_ready(self.address, 0.5, workers=0, api_key=self.api_key),
+            why_ended=lambda: f"{last_line(log)} (logs: {self.logs})",
+            grace_s=self.settings.shutdown_grace_s + STOP_TIMEOUT_S,
+        )
+
+    def _wait_until_gateway_has_all_workers(self) -> None:
+        if not wait_until_ready(self.address, FOUND_TIMEOUT_S, workers=self.settings.workers, api_key=self.api_key):
+            raise StartupError(f"the gateway has not found all workers after {FOUND_TIMEOUT_S:.0f} s; see {self.logs}")
+
+    def _begin(self, recipe: Recipe) -> Part:
+        part = self._parts[recipe.name] = Part(recipe, self._say)
+        part.begin()
+        return part
+
+    def _process(self, name: str) -> subprocess.Popen[bytes] | None:
+        part = self._parts.get(name)
+        return None if part is None else part.process
+
+    def _take_lock(self) -> None:
+        lock = (self.settings.data / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise StartupError(
+                f"another memserve runs on {self.settings.data}; stop it, or give this one its own directory with --data-dir"
+            ) from None
+        self._lock = lock
+
+    def _publish_demo_modules(self) -> None:
+        with Client(self.address, self.api_key) as client:
+            for folder in demo_modules():
+                version = client.modules.publish(folder.name, folder)
+                if not any(alias.name == LIVE for alias in client.modules.get(folder.name).aliases):
+                    self._say(f"module     asking the probes of {version.reference}")
+                    try:
+                        client.modules.promote(folder.name, version.version, reason="comes with the demo model")
+                    except CallFailed as refused:
+                        self._say(f"module     {version.reference} is not promoted: {refused.detail}")
+                self._say(f"module     {version.reference} ({version.kind}, {version.digest[:12]})")
+
+    def _sweep(self, why: str) -> None:
+        for pid in kill_marked(self.settings.data):
+            self._say(f"killing process {pid}, {why}")
+
+    def _say(self, line: str) -> None:
+        # A terminal that was closed, or a full disk below it, is no reason to end.
+        with contextlib.suppress(Exception):
+            self.report(line)
