@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ import redis
 from loadtests import install_lmcache
 from loadtests.engines import BLOCK_TOKENS, KV_BYTES_PER_TOKEN, NAMESPACE, BenchEngine, prepare_environment, random_prompt, write_shape
 from loadtests.figures import Bar, finish, parser, print_table, told
+from loadtests.kept_port import KeptPort
 from loadtests.redis_server import PrivateRedis
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ class LMCacheServer:
 
     def __init__(self, store: PrivateRedis, folder: Path) -> None:
         self._log = folder / "lmcache.log"
-        self.port, http_port = _free_port(), _free_port()
+        self._kept = KeptPort(), KeptPort()
+        self.port, http_port = (kept.number for kept in self._kept)
         self._http = f"http://127.0.0.1:{http_port}"
         level = {"type": "resp", "host": "127.0.0.1", "port": store.port}
         self._command = [sys.executable, "-m", "lmcache.v1.multiprocess.http_server", "--disable-observability"]
@@ -141,12 +142,6 @@ class LMCacheServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _redis(stack: contextlib.ExitStack, folder: Path) -> tuple[PrivateRedis, redis.Redis]:

@@ -29,7 +29,6 @@ from loadtests.figures import told
 from memserve.client import Answer, AsyncClient, CallFailed
 from memserve.config import load_settings
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR
-from memserve.demo.story import free_port
 from memserve.domain import Message, Role, Sampling
 from memserve.embedded import Stack
 
@@ -55,7 +54,7 @@ def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[St
         # Under another path the demo model comes without its modules.
         (folder / "demo_model").symlink_to(MODEL_DIR)
         settings.setdefault("model", str(folder / "demo_model"))
-    stack = Stack(load_settings(**{"data_dir": folder, "port": free_port(), "metrics_port": free_port(), **settings}), told)
+    stack = Stack(load_settings(**{"data_dir": folder, "port": 0, "metrics_port": 0, **settings}), told)
     # A benchmark that is told to end leaves no engines behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Self
 
 import redis
 
+from loadtests.kept_port import KeptPort
 from memserve.embedded import REDIS_ENVIRONMENT, redis_executable
 
 
@@ -20,9 +20,8 @@ class PrivateRedis:
     def __init__(self, folder: Path, *options: str) -> None:
         self.socket = folder / "redis.sock"
         self.url = f"unix://{self.socket}"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self._kept = KeptPort()
+        self.port = self._kept.number
         self.tcp_url = f"redis://127.0.0.1:{self.port}"
         place = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket), "--dir", str(folder)]
         self._command = [redis_executable(), *place, "--save", "", *options]

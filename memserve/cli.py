@@ -83,12 +83,12 @@ def up(
 
 
 @app.command()
-def gateway() -> None:
+def gateway(ports_held: Annotated[bool, typer.Option(hidden=True, help="The parent process keeps the ports.")] = False) -> None:
     """Start a gateway alone, for a cluster: settings from the environment (MEMSERVE_MODEL, MEMSERVE_REDIS_URL, MEMSERVE_MILVUS_URI …)."""
     from memserve.gateway.server import serve_gateway
 
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    asyncio.run(serve_gateway(load_settings()))
+    asyncio.run(serve_gateway(load_settings(), ports_held=ports_held))
 
 
 @app.command()

@@ -129,8 +129,10 @@ class Client:
         found = self._call(memory_pb2_grpc.MemoryServiceStub, "ListNamespaces", memory_pb2.ListNamespacesRequest())
         return {entry.namespace: entry.memories for entry in found.namespaces}
 
-    def status(self) -> Status:
-        return status_of(self._call(status_pb2_grpc.StatusServiceStub, "GetStatus", status_pb2.GetStatusRequest()))
+    def status(self, *, workers_only: bool = False) -> Status:
+        """workers_only: tell nothing of memories and modules, so that it costs the same whatever is kept."""
+        request = status_pb2.GetStatusRequest(workers_only=workers_only)
+        return status_of(self._call(status_pb2_grpc.StatusServiceStub, "GetStatus", request))
 
     def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         with _facts():
@@ -196,8 +198,10 @@ class AsyncClient:
         found = await self._call(memory_pb2_grpc.MemoryServiceStub, "ListNamespaces", memory_pb2.ListNamespacesRequest())
         return {entry.namespace: entry.memories for entry in found.namespaces}
 
-    async def status(self) -> Status:
-        return status_of(await self._call(status_pb2_grpc.StatusServiceStub, "GetStatus", status_pb2.GetStatusRequest()))
+    async def status(self, *, workers_only: bool = False) -> Status:
+        """As `Client.status`."""
+        request = status_pb2.GetStatusRequest(workers_only=workers_only)
+        return status_of(await self._call(status_pb2_grpc.StatusServiceStub, "GetStatus", request))
 
     async def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         with _facts():
@@ -238,7 +242,7 @@ def wait_until_ready(address: str, timeout_s: float, workers: int = 1, api_key: 
     with Client(address, api_key, timeout_s=2.0) as client:
         while True:
             with contextlib.suppress(CallFailed):
-                if sum(worker.ready for worker in client.status().workers) >= workers:
+                if sum(worker.ready for worker in client.status(workers_only=True).workers) >= workers:
                     return True
             if time.monotonic() >= deadline_s:
                 return False

@@ -33,7 +33,7 @@ class Settings(BaseModel):
     data_dir: Path = Field(Path("~/.local/share/memserve"), description="Directory of everything that memserve keeps on this machine.")
     model: str = Field("", description="Model directory or Hugging Face name. Empty: the bundled demo model.")
     host: str = Field("127.0.0.1", description="Address that the gateway and the workers listen on.")
-    port: Port = Field(50051, description="gRPC port of the gateway.")
+    port: Port = Field(50051, description="gRPC port of the gateway. 0: any free port, which is printed.")
     metrics_port: Port = Field(9464, description="HTTP port of the gateway's Prometheus metrics. 0: any free port.")
     redis_url: SecretStr = Field(
         SecretStr(""), description="Redis for the registry, which must keep all it is given. Empty: `memserve up` starts a private one."

@@ -167,6 +167,14 @@ class NoWorker(MemserveError):
         self.retry_after_s = retry_after_s
 
 
+class GatewayStarting(MemserveError):
+    """The gateway's port is open, and what stands behind it is not ready yet."""
+
+    def __init__(self, retry_after_s: float = 2.0) -> None:
+        super().__init__(f"the gateway is starting; try again in {retry_after_s:g} s")
+        self.retry_after_s = retry_after_s
+
+
 class WorkerLost(MemserveError):
     """The worker died after the answer had begun."""
 

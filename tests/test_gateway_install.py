@@ -14,7 +14,7 @@ import pytest
 
 from memserve.client import CallFailed, Client
 from memserve.demo import MODEL_DIR
-from memserve.demo.story import free_port
+from memserve.ports import taken_ports
 from tests.kv.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[1]
@@ -38,13 +38,12 @@ def test_a_gateway_only_installation_imports_and_serves(gateway_python: Path, tm
 
     model = tmp_path / "model"
     shutil.copytree(MODEL_DIR, model)
-    port = free_port()
     environment = {
         "PATH": os.environ["PATH"],
         "MEMSERVE_MODEL": str(model),
         "MEMSERVE_REDIS_URL": redis_server.url,
         "MEMSERVE_DATA_DIR": str(tmp_path / "data"),
-        "MEMSERVE_PORT": str(port),
+        "MEMSERVE_PORT": "0",
         "MEMSERVE_METRICS_PORT": "0",
     }
     log = tmp_path / "gateway.log"
@@ -53,8 +52,12 @@ def test_a_gateway_only_installation_imports_and_serves(gateway_python: Path, tm
             [str(gateway_python), "-m", "memserve", "gateway"], env=environment, cwd=tmp_path, stdout=output, stderr=output
         )
     try:
-        with Client(f"127.0.0.1:{port}") as client:
-            deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 60
+        while (ports := taken_ports(tmp_path / "data", gateway.pid)) is None:
+            assert gateway.poll() is None, log.read_text()
+            assert time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.1)
+        with Client(f"127.0.0.1:{ports['port']}") as client:
             while True:
                 try:
                     status = client.status()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import socket
 import statistics
 import tempfile
 import time
@@ -57,7 +56,7 @@ def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
     """Start, show, stop. Returns the figures by plain names; "ok" is True when every bar holds. Raises StartupError."""
     started_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="memserve-demo-"))
-    settings = load_settings(data_dir=folder, workers=workers, port=free_port(), metrics_port=free_port(), canary_interval_s=1)
+    settings = load_settings(data_dir=folder, workers=workers, port=0, metrics_port=0, canary_interval_s=1)
     stack = Stack(settings, report)
     try:
         stack.start()
@@ -306,10 +305,3 @@ def print_story(figures: dict[str, Any], console: Console) -> None:
     console.print(f"Started in {figures['start_s']:.0f} s, {figures['seconds']:.0f} s in all.")
     for line in figures["failed"]:
         console.print(f"[bold red]missed:[/] {line}")
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

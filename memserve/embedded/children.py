@@ -41,9 +41,9 @@ def spawn(command: Sequence[str], data: Path, part: str, environment: Mapping[st
         )
 
 
-def spawn_memserve(command: str, settings: Settings, log: Path) -> subprocess.Popen[bytes]:
+def spawn_memserve(command: str, settings: Settings, log: Path, *flags: str) -> subprocess.Popen[bytes]:
     """Start `memserve <command>` with these settings as the part of that name. Raises OSError."""
-    return spawn([sys.executable, "-m", "memserve", command], settings.data, command, child_environment(settings), log)
+    return spawn([sys.executable, "-m", "memserve", command, *flags], settings.data, command, child_environment(settings), log)
 
 
 def marked_processes(data: Path, part: str = "") -> Iterator[psutil.Process]:

@@ -19,13 +19,14 @@ from memserve.demo import MODEL_DIR, demo_modules
 from memserve.embedded.checks import check_memory, check_model
 from memserve.embedded.children import kill_marked, last_line, spawn_memserve
 from memserve.embedded.part import Part, Recipe, Report
+from memserve.embedded.readiness import serves_memories
 from memserve.embedded.redis_server import CACHE_SAVE_TIMEOUT_S, RedisServer, cache_server, registry_server
 from memserve.embedded.workers import Fleet
 from memserve.errors import StartupError
 from memserve.gateway.access import read_api_keys
-from memserve.gateway.server import check_port
 from memserve.kv.cache_url import without_secrets
 from memserve.policy.traffic import LIVE
+from memserve.ports import held_ports
 
 # The rest is Redis's own: names, the ledger, buffers. Its eviction is the backstop.
 QUOTA_SHARE = 0.9
@@ -43,6 +44,7 @@ class Stack:
     report: Report = lambda line: None
     started: bool = False
     _parts: dict[str, Part] = field(default_factory=dict)
+    _ports: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _lock: IO[str] | None = None
 
     @property
@@ -84,17 +86,18 @@ class Stack:
         shutil.rmtree(settings.data / "run", ignore_errors=True)
         model = check_model(settings)
         read_api_keys(settings)
-        check_port(settings.host, settings.port, "port")
-        check_port(settings.host, settings.metrics_port, "metrics_port")
         check_memory(settings)
+        settings = self._ports.enter_context(held_ports(settings))
         self.settings = settings.model_copy(update={"model": str(model), "data_dir": settings.data})
 
         if settings.redis:
             self._say(f"Redis      {without_secrets(settings.redis)}, the cache {without_secrets(settings.cache_redis)}")
         else:
             self._start_redis_servers()
-        self._begin(self._workers()).wait_ready()
-        self._begin(self._gateway()).wait_ready()
+        # The gateway listens while the workers start, and says that it has none.
+        gateway, workers = self._begin(self._gateway()), self._begin(self._workers())
+        gateway.wait_ready()
+        workers.wait_ready()
         self._wait_until_gateway_has_all_workers()
         self._say(f"gateway    {self.address}, metrics on http://{self.settings.host}:{self.settings.metrics_port}/metrics")
         if model == MODEL_DIR:
@@ -107,6 +110,7 @@ class Stack:
             part = self._parts.pop(name, None)
             if part is not None:
                 part.end()
+        self._ports.close()
         if self._lock is not None:
             self._sweep("did not end by itself")
             self._lock.close()
@@ -157,9 +161,8 @@ class Stack:
         log = self.logs / "gateway.log"
         return Recipe(
             name=GATEWAY,
-            spawn=lambda: spawn_memserve("gateway", self.settings, log),
-            # Its workers are another part: a gateway without them is not started again for that.
-            is_ready=lambda process: wait_until_ready(self.address, 0.5, workers=0, api_key=self.api_key),
+            spawn=lambda: spawn_memserve("gateway", self.settings, log, "--ports-held"),
+            is_ready=lambda process: serves_memories(self.address),
             why_ended=lambda: f"{last_line(log)} (logs: {self.logs})",
             grace_s=self.settings.shutdown_grace_s + STOP_TIMEOUT_S,
         )

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import signal
-import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
+from wsgiref.simple_server import make_server
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
+from grpc_health.v1 import health
+from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
 
 from memserve.config import Settings
 from memserve.errors import MemserveError, StartupError, VectorStoreUnavailable
 from memserve.gateway.access import Access, Inflight, load_access
 from memserve.gateway.canary import CanaryWatch
 from memserve.gateway.edge import Edge
+from memserve.gateway.front import NOT_SERVING, SERVING, Front, open_front
 from memserve.gateway.module_service import ModuleService
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.pool import WorkerPool
@@ -54,6 +53,7 @@ from memserve.pb.v1 import (
     status_pb2,
     status_pb2_grpc,
 )
+from memserve.ports import held_ports
 from memserve.registry import Registry
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
@@ -130,77 +130,79 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         )
 
 
-async def serve_gateway(settings: Settings, on_listening: Callable[[int], None] = lambda port: None) -> None:
+async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None:
     """Serve until SIGINT or SIGTERM; answers under way get `shutdown_grace_s` to finish.
 
-    on_listening: called with the gRPC port. Raises StartupError when a port is taken or something is missing.
+    The ports are taken first. ports_held: the parent process keeps them already.
+    Raises StartupError when a port is taken or something is missing.
     """
     access = load_access(settings)
-    check_port(settings.host, settings.port, "port")
-    check_port(settings.host, settings.metrics_port, "metrics_port")
-    async with open_pipeline(settings) as pipeline, listen(pipeline, access) as port:
-        metrics_server, _ = start_http_server(settings.metrics_port, addr=settings.host, registry=pipeline.metrics.registry)
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        log.info("listening on %s:%s, metrics on %s:%s", settings.host, port, settings.host, metrics_server.server_port)
-        on_listening(port)
-        await stop.wait()
-    metrics_server.shutdown()
+    with contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings:
+        async with open_front(settings, SERVICES) as front, open_pipeline(settings) as pipeline, served(front, pipeline, access):
+            with _metrics(settings, pipeline):
+                stop = asyncio.Event()
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    asyncio.get_running_loop().add_signal_handler(number, stop.set)
+                log.info("serving on %s:%s, metrics on %s:%s", settings.host, front.port, settings.host, settings.metrics_port)
+                await stop.wait()
+
+
+@contextlib.contextmanager
+def _metrics(settings: Settings, pipeline: Pipeline) -> Iterator[None]:
+    class Server(ThreadingWSGIServer):
+        # The port is kept by a socket of this process or its parent.
+        allow_reuse_port = True
+
+    server = make_server(settings.host, settings.metrics_port, make_wsgi_app(pipeline.metrics.registry), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextlib.asynccontextmanager
 async def listen(pipeline: Pipeline, access: Access) -> AsyncIterator[int]:
-    """The services, health and reflection on the settings' host and port, while inside. Yields the gRPC port.
+    """The services, health and reflection on the settings' host and port, while inside. Yields the gRPC port."""
+    async with open_front(pipeline.settings, SERVICES) as front, served(front, pipeline, access):
+        yield front.port
 
-    On leaving, answers under way get `shutdown_grace_s` to finish.
-    """
-    settings = pipeline.settings
-    edge = Edge(pipeline, access)
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.so_reuseport", 0),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-    )
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge), server)
-    memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryService(edge), server)
-    activation_pb2_grpc.add_ActivationServiceServicer_to_server(ActivationService(edge), server)
-    module_pb2_grpc.add_ModuleServiceServicer_to_server(ModuleService(edge), server)
-    status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge), server)
-    servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-    await server.start()
+
+@contextlib.asynccontextmanager
+async def served(front: Front, pipeline: Pipeline, access: Access) -> AsyncIterator[None]:
+    """Put the services behind the open port while inside. On leaving, answers under way get `shutdown_grace_s` to finish."""
+    edge, services = Edge(pipeline, access), front.services
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge), services)
+    memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryService(edge), services)
+    activation_pb2_grpc.add_ActivationServiceServicer_to_server(ActivationService(edge), services)
+    module_pb2_grpc.add_ModuleServiceServicer_to_server(ModuleService(edge), services)
+    status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge), services)
+    services.opened = True
     tasks = [
-        asyncio.create_task(_report_health(servicer, pipeline)),
+        asyncio.create_task(_report_health(front.health, pipeline)),
         asyncio.create_task(CanaryWatch(pipeline, access).run()),
         asyncio.create_task(_sweep(pipeline)),
     ]
     try:
-        yield port
+        yield
     finally:
-        await servicer.enter_graceful_shutdown()
+        await front.health.enter_graceful_shutdown()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await server.stop(settings.shutdown_grace_s)
+        await front.server.stop(pipeline.settings.shutdown_grace_s)
 
 
 async def _report_health(servicer: health.aio.HealthServicer, pipeline: Pipeline) -> None:
     """SERVING while a worker is ready: for the whole server ("") and for InferenceService. The memories need no worker."""
-    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     for name in SERVICES[1:]:
-        await servicer.set(name, serving)
+        await servicer.set(name, SERVING)
     while True:
         ready = len([worker for worker in pipeline.pool.workers.values() if worker.connected])
         pipeline.metrics.ready_workers.set(ready)
         for name in ("", SERVICES[0]):
-            await servicer.set(name, serving if ready else not_serving)
+            await servicer.set(name, SERVING if ready else NOT_SERVING)
         await asyncio.sleep(HEALTH_CHECK_S)
 
 
@@ -218,15 +220,3 @@ async def _sweep(pipeline: Pipeline) -> None:
         except Exception:
             log.exception("the sweep of modules goes on after")
         await asyncio.sleep(SWEEP_S)
-
-
-def check_port(host: str, port: int, setting: str) -> None:
-    """Raises StartupError when something listens there already."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise StartupError(f"port {port} on {host} is in use; stop what listens there or choose another {setting}") from None
-            raise StartupError(f"cannot listen on {host}:{port}: {error.strerror} (settings host, {setting})") from None

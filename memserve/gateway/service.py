@@ -210,8 +210,9 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
             ready = {worker.lease.worker_id for worker in pool.ready(time.monotonic())}
             held = {module.digest for worker in pool.workers.values() for module in worker.state.modules}
             own: set[str] = set()
-            with contextlib.suppress(MemserveError):
-                own = await pipeline.modules.store.of_tenant(tenant.name, sorted(held))
+            if not request.workers_only:
+                with contextlib.suppress(MemserveError):
+                    own = await pipeline.modules.store.of_tenant(tenant.name, sorted(held))
             for name, worker in sorted(pool.workers.items()):
                 response.workers.add(
                     worker_id=name,
@@ -230,6 +231,8 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                         if module.place in WORKER_PLACES and module.digest in own
                     ],
                 )
+            if request.workers_only:
+                return response
             with contextlib.suppress(MemserveError):
                 names = await pipeline.vector.list_namespaces(tenant.name)
                 response.memories = sum([await pipeline.vector.count(tenant.name, name) for name in names])

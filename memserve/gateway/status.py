@@ -29,6 +29,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.PrefixNotStored: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PinLimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoWorker: grpc.StatusCode.UNAVAILABLE,
+    errors.GatewayStarting: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerLost: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.RegistryUnavailable: grpc.StatusCode.UNAVAILABLE,
@@ -53,6 +54,6 @@ def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...
     if isinstance(error, errors.InvalidField | errors.InvalidModule):
         # A field may be a tensor's name as uploaded; metadata must be printable ASCII.
         return (("memserve-field", "".join(letter if " " <= letter <= "~" else "?" for letter in error.field)),)
-    if isinstance(error, errors.QuotaExceeded | errors.NoWorker):
+    if isinstance(error, errors.QuotaExceeded | errors.NoWorker | errors.GatewayStarting):
         return (("retry-after-s", f"{error.retry_after_s:g}"),)
     return ()

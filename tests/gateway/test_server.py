@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,15 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import generate_latest
 
 from memserve import errors
-from memserve.client import CallFailed
+from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
 from memserve.domain import Sampling
 from memserve.errors import MemserveError, StartupError
-from memserve.gateway.server import check_port, listen, open_pipeline
+from memserve.gateway.access import load_access
+from memserve.gateway.front import open_front
+from memserve.gateway.server import listen, open_pipeline, served
 from memserve.gateway.status import STATUS, detail_of, status_of, trailing_metadata
+from memserve.model_files import open_model
 from tests.gateway.conftest import StartGateway
 from tests.gateway.fake_worker import FakeWorker, Script
 from tests.gateway.running import RunningGateway, eventually, until
@@ -46,6 +48,40 @@ async def test_health_follows_the_workers(start_gateway: StartGateway) -> None:
         assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 4
     await eventually(lambda: is_serving(NOT_SERVING))
     assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 4, "the memories need no worker"
+
+
+async def test_the_port_is_open_before_what_stands_behind_it_and_says_so(tmp_path: Path, model_dir: Path, own_redis_server: Any) -> None:
+    settings = Settings(data_dir=tmp_path, model=str(model_dir), redis_url=own_redis_server.url, port=0, shutdown_grace_s=0)
+
+    async def health(channel: grpc.aio.Channel) -> list[int]:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return [(await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)).status for name in ("", *SERVICES)]
+
+    async with (
+        open_front(settings, SERVICES) as front,
+        grpc.aio.insecure_channel(f"127.0.0.1:{front.port}") as channel,
+        AsyncClient(f"127.0.0.1:{front.port}") as client,
+    ):
+        assert await health(channel) == [NOT_SERVING] * 6
+        for call in (client.status(), client.generate("hello"), client.search(["notes"], "hello"), client.modules.all()):
+            with pytest.raises(CallFailed, match="starting") as refused:
+                await call
+            assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+            assert refused.value.retry_after_s is not None
+        async with open_pipeline(settings) as pipeline, served(front, pipeline, load_access(settings)):
+            assert (await client.status()).model == pipeline.model.name
+            assert (await health(channel))[2:] == [SERVING] * 4
+
+
+async def test_the_status_of_the_workers_alone_counts_nothing(start_gateway: StartGateway) -> None:
+    """Readiness asks it: 800 namespaces made a start fail for ever."""
+    gateway = await start_gateway()
+    await gateway.client.remember("notes", "The code of Alder station is 4071.")
+    await gateway.sees(1)
+    everything, workers = await gateway.client.status(), await gateway.client.status(workers_only=True)
+    assert everything.memories == 1
+    assert [worker.worker_id for worker in workers.workers if worker.ready] == [gateway.workers[0].worker_id]
+    assert (workers.memories, workers.modules, workers.vector_store_ok) == (0, 0, False)
 
 
 async def test_reflection_lists_the_services_and_their_files(start_gateway: StartGateway) -> None:
@@ -87,10 +123,6 @@ async def test_a_cancelled_call_is_counted_as_cancelled(start_gateway: StartGate
 
 
 async def test_stopping_lets_answers_under_way_finish(tmp_path: Path, model_dir: Path, own_redis_server: Any) -> None:
-    from memserve.client import AsyncClient
-    from memserve.gateway.access import load_access
-    from memserve.model_files import open_model
-
     settings = Settings(data_dir=tmp_path, model=str(model_dir), redis_url=own_redis_server.url, port=0, shutdown_grace_s=20)
     worker = FakeWorker(own_redis_server.url, open_model(model_dir), settings.modules_root, script=Script(pause_s=0.02))
     async with worker, open_pipeline(settings) as pipeline:
@@ -108,16 +140,6 @@ async def test_stopping_lets_answers_under_way_finish(tmp_path: Path, model_dir:
             with pytest.raises(CallFailed) as refused:
                 await client.generate("hello")
             assert refused.value.code is grpc.StatusCode.UNAVAILABLE
-
-
-def test_a_port_that_is_taken_is_refused_by_its_setting() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(StartupError, match=r"in use.*metrics_port"):
-            check_port("127.0.0.1", taken.getsockname()[1], "metrics_port")
-    with pytest.raises(StartupError, match="host"):
-        check_port("203.0.113.1", 0, "port")
 
 
 async def test_a_gateway_without_redis_or_model_says_what_to_set(tmp_path: Path, model_dir: Path) -> None:

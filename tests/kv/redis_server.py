@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +11,12 @@ from pathlib import Path
 import redis
 from redis.crc import key_slot
 
+from loadtests.kept_port import KeptPort
 from memserve.embedded import redis_executable
 
 CLUSTER_SLOTS = 16384
+# From a node's port to that of its cluster bus.
+CLUSTER_BUS = 10000
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -26,25 +28,13 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def free_port() -> int:
-    """One whose cluster bus, 10000 above it, is free too."""
-    while True:
-        with socket.socket() as first, socket.socket() as bus:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                bus.bind(("127.0.0.1", port + 10000))
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
 class RedisServer:
     """Started, stopped, paused and resumed at will; every start is empty. Only its own process is ever signalled."""
 
-    def __init__(self, directory: Path, port: int = 0) -> None:
-        """On a unix socket in the directory; with a port, on 127.0.0.1 instead."""
-        self.port = port
+    def __init__(self, directory: Path, *, tcp: bool = False) -> None:
+        """On a unix socket in the directory, or on a port of 127.0.0.1, which it keeps while it is stopped."""
+        self._kept = KeptPort(also=[CLUSTER_BUS]) if tcp else None
+        self.port = port = self._kept.number if self._kept else 0
         self.socket = directory / "redis.sock"
         self._directory = directory
         self._server: subprocess.Popen[bytes] | None = None
@@ -103,7 +93,7 @@ class RedisClusterServers:
         for number in range(3):
             folder = self._directory / str(number)
             folder.mkdir()
-            self.nodes.append(RedisServer(folder, free_port()))
+            self.nodes.append(RedisServer(folder, tcp=True))
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
         third = CLUSTER_SLOTS // 3
         starts = [0, third, 2 * third, CLUSTER_SLOTS]
@@ -165,7 +155,7 @@ class SentinelServers:
         for number in range(5):
             folder = self._directory / str(number)
             folder.mkdir()
-            (self.servers if number < 2 else self.sentinels).append(RedisServer(folder, free_port()))
+            (self.servers if number < 2 else self.sentinels).append(RedisServer(folder, tcp=True))
         master, replica = self.servers
         master.start("--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0")
         replica.start("--replicaof", "127.0.0.1", str(master.port))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from redis._parsers.helpers import parse_info
 
+from loadtests.kept_port import KeptPort
 from memserve.errors import StartupError
 from memserve.kv.account import Put
 from memserve.kv.breaker import Circuit
@@ -21,7 +22,7 @@ from memserve.kv.keys import redis_key
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.server_check import check_cache_servers, info_fault
 from memserve.kv.store import RedisChunkStore
-from tests.kv.redis_server import RedisClusterServers, RedisServer, SentinelServers, free_port, wait_until
+from tests.kv.redis_server import RedisClusterServers, RedisServer, SentinelServers, wait_until
 
 NAMESPACE = "ab" * 32
 KEYS = [number.to_bytes(36, "big") for number in range(60)]
@@ -182,7 +183,8 @@ async def test_the_gateway_counts_what_the_masters_hold_and_a_hung_one_ends_the_
 
 @pytest.mark.asyncio
 async def test_a_cluster_that_is_not_there_is_a_miss_and_an_open_circuit() -> None:
-    url = f"redis+cluster://127.0.0.1:{free_port()}"
+    nobody = KeptPort()
+    url = f"redis+cluster://127.0.0.1:{nobody.number}"
     store, lookup = store_on(url), PrefixLookup(url)
     assert store.circuit is Circuit.CLOSED  # nothing is tried before the first use
     assert store.exists_many(KEYS) == [False] * 60
@@ -244,7 +246,8 @@ def test_servers_that_will_work_are_accepted_at_start(
     for url in (redis_server.url, cluster.url, sentinels.url):
         check_cache_servers(url)
     # One seed that answers is enough.
-    check_cache_servers(f"{cluster.url},127.0.0.1:{free_port()}")
+    nobody = KeptPort()
+    check_cache_servers(f"{cluster.url},127.0.0.1:{nobody.number}")
 
 
 def test_each_kind_of_url_wants_its_own_kind_of_server(
@@ -259,7 +262,8 @@ def test_each_kind_of_url_wants_its_own_kind_of_server(
 
 
 def test_a_server_that_is_not_there_is_named(sentinels: SentinelServers) -> None:
-    port = free_port()
+    nobody = KeptPort()
+    port = nobody.number
     for url in (
         f"redis://u:hunter2@127.0.0.1:{port}/1",
         f"redis+cluster://:hunter2@127.0.0.1:{port}",

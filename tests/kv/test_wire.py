@@ -20,7 +20,7 @@ from redis.connection import ConnectionPool
 from memserve.kv.codec import Refusal, Verification, encode_header
 from memserve.kv.resp import Kind
 from memserve.kv.wire import IN_FLIGHT_BYTES, MAX_IN_FLIGHT, PADDING, Item, Place, Wire, in_flight
-from tests.kv.redis_server import RedisServer, free_port
+from tests.kv.redis_server import RedisServer
 
 HEAD_BYTES = 120
 
@@ -38,7 +38,7 @@ def wire(own_redis_server: RedisServer) -> Iterator[Wire]:
 
 @pytest.fixture
 def tcp_redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path, free_port())
+    server = RedisServer(tmp_path, tcp=True)
     server.start()
     yield server
     server.stop()

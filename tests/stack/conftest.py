@@ -10,7 +10,6 @@ import pytest
 
 from memserve.client import Client
 from memserve.config import load_settings
-from memserve.demo.story import free_port
 from memserve.embedded import Stack
 
 WORKERS = 2
@@ -19,7 +18,7 @@ WORKERS = 2
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder: Path = tmp_path_factory.mktemp("stack")
-    settings = load_settings({}, data_dir=folder, workers=WORKERS, port=free_port(), metrics_port=free_port())
+    settings = load_settings({}, data_dir=folder, workers=WORKERS, port=0, metrics_port=0)
     running = Stack(settings, lambda line: print(line, flush=True))
     try:
         running.start()

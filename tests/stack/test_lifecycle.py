@@ -17,8 +17,9 @@ import redis
 
 from memserve.client import Client, wait_until_ready
 from memserve.demo import demo_modules
-from memserve.demo.story import ANSWER, free_port, long_prefix
+from memserve.demo.story import ANSWER, long_prefix
 from memserve.embedded import marked_processes, redis_executable
+from memserve.ports import taken_ports
 from memserve.registry import WORKERS
 from tests.stack.conftest import eventually
 
@@ -28,10 +29,11 @@ CHUNK_TOKENS = 64  # of the bundled model: two blocks
 
 
 @contextlib.contextmanager
-def up(folder: Path, port: int, stop_with: signal.Signals) -> Iterator[subprocess.Popen[str]]:
+def up(folder: Path, stop_with: signal.Signals) -> Iterator[Client]:
+    """A client of one that runs while inside."""
     command = [sys.executable, "-m", "memserve", "up", "--workers", "1", "--data-dir", str(folder)]
     process = subprocess.Popen(
-        [*command, "--port", str(port), "--metrics-port", str(free_port())],
+        [*command, "--port", "0", "--metrics-port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -39,27 +41,29 @@ def up(folder: Path, port: int, stop_with: signal.Signals) -> Iterator[subproces
     )
     try:
         deadline_s = time.monotonic() + 240
-        while not wait_until_ready(f"127.0.0.1:{port}", 1.0):
+        while (ports := taken_ports(folder, process.pid)) is None or not wait_until_ready(f"127.0.0.1:{ports['port']}", 1.0):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline_s
-        yield process
+            time.sleep(0.1)
+        with Client(f"127.0.0.1:{ports['port']}") as client:
+            yield client
         process.send_signal(stop_with)
         output, _ = process.communicate(timeout=90)
-        assert process.returncode == 0, output
-        assert "ready" in output
+        assert process.returncode == (-signal.SIGKILL if stop_with is signal.SIGKILL else 0), output
+        assert "Redis" in output
         assert "Traceback" not in output
     finally:
         process.kill()
-        for left in marked_processes(folder):
-            left.kill()
         process.wait()
+        if stop_with is not signal.SIGKILL:
+            for left in marked_processes(folder):
+                left.kill()
         if process.stdout is not None:
             process.stdout.close()  # an open pipe would fail a later test
 
 
 def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: Path) -> None:
-    port = free_port()
-    with up(tmp_path, port, signal.SIGINT), Client(f"127.0.0.1:{port}") as client:
+    with up(tmp_path, signal.SIGINT) as client:
         memory = client.remember("notes", "The code of Alder station is 4071.")
         eventually(lambda: sum(bool(module.aliases) for module in client.modules.all()) == len(demo_modules()), timeout_s=60)
         modules = client.modules.all()
@@ -71,13 +75,22 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
     assert list(marked_processes(tmp_path)) == []
     assert left_in_shared_memory(tmp_path) == []
     assert leases_kept_in(tmp_path) == set()
-    with up(tmp_path, port, signal.SIGTERM), Client(f"127.0.0.1:{port}") as client:
+    # A terminal that is closed.
+    with up(tmp_path, signal.SIGHUP) as client:
         assert client.get_memory("notes", memory.memory_id) == memory
         assert client.modules.all() == modules
         again = client.generate(prefix.messages, sampling=ANSWER)
         assert again.usage.cached.redis >= 0.95 * again.usage.prompt_tokens
         assert again.token_ids == cold.token_ids
     assert list(marked_processes(tmp_path)) == []
+
+
+def test_killed_it_leaves_no_process_behind_and_starts_again_on_the_same_data(tmp_path: Path) -> None:
+    with up(tmp_path, signal.SIGKILL) as client:
+        memory = client.remember("notes", "The code of Alder station is 4071.")
+    eventually(lambda: list(marked_processes(tmp_path)) == [], timeout_s=10)
+    with up(tmp_path, signal.SIGTERM) as client:
+        assert client.get_memory("notes", memory.memory_id) == memory
 
 
 def leases_kept_in(folder: Path) -> set[bytes]:

@@ -14,8 +14,9 @@ import pytest
 from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import child_environment
 from memserve.demo import ADAPTERS_DIR
-from memserve.demo.story import ANSWER, ask_and_store, free_port, long_prefix
+from memserve.demo.story import ANSWER, ask_and_store, long_prefix
 from memserve.embedded import Stack
+from memserve.ports import taken_ports
 from tests.stack.conftest import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
@@ -30,8 +31,8 @@ def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (folder / "keys.json").write_text(json.dumps(KEYS))
     settings = stack.settings.model_copy(
         update={
-            "port": free_port(),
-            "metrics_port": free_port(),
+            "port": 0,
+            "metrics_port": 0,
             "milvus_uri": str(folder / "milvus.db"),
             "api_keys_file": folder / "keys.json",
         }
@@ -42,7 +43,10 @@ def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             [sys.executable, "-m", "memserve", "gateway"], env={**os.environ, **child_environment(settings)}, stdout=output, stderr=output
         )
     try:
-        where = f"127.0.0.1:{settings.port}"
+        eventually(lambda: taken_ports(settings.data, gateway.pid) is not None or gateway.poll() is not None, timeout_s=60)
+        ports = taken_ports(settings.data, gateway.pid)
+        assert ports is not None, log.read_text()
+        where = f"127.0.0.1:{ports['port']}"
         with Client(where, api_key="key-of-acme-0001") as client:
 
             def ready() -> bool:

@@ -8,8 +8,10 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GetStatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("workers_only",)
+    WORKERS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    workers_only: bool
+    def __init__(self, workers_only: _Optional[bool] = ...) -> None: ...
 
 class WorkerModule(_message.Message):
     __slots__ = ("digest", "place")
