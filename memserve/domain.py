@@ -305,11 +305,27 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheLayout:
+    """How a worker's KV is named. Workers of different layouts have nothing for each other.
+
+    namespace: digest under which the KV lives in Redis. block_tokens: tokens in a block. blocks_per_chunk: blocks in one Redis value.
+    """
+
+    namespace: str
+    block_tokens: int
+    blocks_per_chunk: int
+
+    @property
+    def chunk_tokens(self) -> int:
+        return self.block_tokens * self.blocks_per_chunk
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerLease:
     """What a worker says of itself in the registry.
 
     address: host:port of its gRPC data plane. pid: of the process that owns the engine.
-    block_tokens: tokens in a KV block. blocks_per_chunk: blocks in one Redis value. namespace: digest under which its KV lives in Redis.
+    namespace, block_tokens, blocks_per_chunk: its CacheLayout.
     shares_kv: False when its golden prefix came back different, so that it neither stores KV in Redis nor loads any.
     """
 
@@ -327,6 +343,10 @@ class WorkerLease:
     max_concurrent: int
     started_s: float
     shares_kv: bool = True
+
+    @property
+    def layout(self) -> CacheLayout:
+        return CacheLayout(self.namespace, self.block_tokens, self.blocks_per_chunk)
 
 
 @dataclass(frozen=True, slots=True)

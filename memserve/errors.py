@@ -197,6 +197,13 @@ class RegistryUnavailable(MemserveError):
         super().__init__(f"the registry does not answer ({detail}); a change may or may not have been made: look, and try again")
 
 
+class UnreadableRecord(MemserveError):
+    """A record of the registry cannot be read: a newer memserve wrote it, or it is damaged."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"a record of the registry ({what}) cannot be read here: {why}; a newer memserve may have written it")
+
+
 class CacheUnavailable(MemserveError):
     """The Redis of the KV cache does not answer, and the operation needs it."""
 

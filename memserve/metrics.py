@@ -8,6 +8,13 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
+def loop_failures(registry: CollectorRegistry) -> Counter:
+    """Of a gateway or a worker; for `memserve.supervised`."""
+    return Counter(
+        "memserve_loop_failures_total", "Steps of background loops that failed and are taken again, by loop.", ["loop"], registry=registry
+    )
+
+
 class GatewayMetrics:
     """The gateway's instruments, in a registry of their own."""
 
@@ -38,4 +45,9 @@ class GatewayMetrics:
             ["action"],
             registry=r,
         )
+        self.loop_failures = loop_failures(r)
         self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)
+
+    def loop_failed(self, loop: str) -> None:
+        """loop: a name from the code."""
+        self.loop_failures.labels(loop).inc()

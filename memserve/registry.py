@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import re
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
@@ -16,10 +18,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from memserve.domain import WorkerLease
-from memserve.errors import RegistryUnavailable
+from memserve.errors import RegistryUnavailable, UnreadableRecord
+from memserve.records import LenientReader, known_fields, reading
+
+log = logging.getLogger("memserve.registry")
 
 WORKERS = "memserve:workers"
 TIMEOUT_S = 1.0
+_ADDRESS = re.compile(r"(?:unix:/{0,3}[^\s]+|[^\s/@]+:[0-9]{1,5})")
 
 
 class Registry:
@@ -27,6 +33,7 @@ class Registry:
 
     def __init__(self, redis_url: str) -> None:
         self._redis = registry_client(redis_url)
+        self._reader = LenientReader(log)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -49,7 +56,10 @@ class Registry:
             await pipeline.execute()
 
     async def live_workers(self) -> list[WorkerLease]:
-        """The leases that have not run out. Names of workers whose lease has are taken off the list."""
+        """The leases that have not run out. Names of workers whose lease has are taken off the list.
+
+        A lease that this version cannot read is left out, and said once.
+        """
         async with answering():
             names = sorted(await self._redis.smembers(WORKERS))
             if not names:
@@ -58,7 +68,18 @@ class Registry:
             gone = [name for name, value in zip(names, values, strict=True) if value is None]
             if gone:
                 await self._redis.srem(WORKERS, *gone)
-        return [WorkerLease(**json.loads(value)) for value in values if value is not None]
+        return self._reader.read([value for value in values if value is not None], read_lease)
+
+
+def read_lease(value: str) -> WorkerLease:
+    """Fields that a newer worker has added are ignored. Raises UnreadableRecord."""
+    with reading("WorkerLease"):
+        lease = WorkerLease(**known_fields(WorkerLease, json.loads(value)))
+    if not _ADDRESS.fullmatch(lease.address):
+        raise UnreadableRecord("WorkerLease", f"address {lease.address[:80]!r} is no host:port")
+    if lease.block_tokens < 1 or lease.blocks_per_chunk < 1:
+        raise UnreadableRecord("WorkerLease", "block_tokens and blocks_per_chunk must be at least 1")
+    return lease
 
 
 def lease_key(worker_id: str) -> str:

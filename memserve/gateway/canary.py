@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from memserve.domain import ModuleVersion, Tenant
@@ -10,7 +9,7 @@ from memserve.errors import AliasConflict, InvalidModule, MemserveError, Nothing
 from memserve.gateway.access import Access
 from memserve.gateway.modules import Modules
 from memserve.gateway.pipeline import Pipeline
-from memserve.memory.module_store import CanaryAlias
+from memserve.memory.module_records import CanaryAlias
 from memserve.policy.gate import failing
 
 log = logging.getLogger("memserve.gateway.canary")
@@ -33,19 +32,16 @@ class CanaryWatch:
         # Answers and failures of a version when its split was first seen here.
         self._before: dict[tuple[CanaryAlias, int], tuple[int, int]] = {}
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            try:
-                canaries = await self._store.canaries()
-                self._before = {key: counted for key, counted in self._before.items() if key[0] in canaries}
-                for canary in canaries:
-                    await self._look_at(canary)
-            except MemserveError as error:
-                log.warning("%s", error)
-            except Exception:
-                log.exception("the canary watch goes on after")
-            await asyncio.sleep(LOOK_S)
+    async def look(self) -> None:
+        """Once, at every alias that has canaries. For a loop."""
+        try:
+            canaries = await self._store.canaries()
+        except MemserveError as error:
+            log.warning("the canaries are looked at later: %s", error)
+            return
+        self._before = {key: counted for key, counted in self._before.items() if key[0] in canaries}
+        for canary in canaries:
+            await self._look_at(canary)
 
     async def _look_at(self, canary: CanaryAlias) -> None:
         try:

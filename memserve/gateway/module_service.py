@@ -105,8 +105,8 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                     check_module_name("page_token", after)
                 except InvalidField:
                     raise _foreign_token() from None
-            found, more = await self._store.modules(tenant.name, after=after, limit=size, prefix=request.name_prefix, kind=kind)
-            token = _to_token(found[-1].name) if more else ""
+            found, more_after = await self._store.modules(tenant.name, after=after, limit=size, prefix=request.name_prefix, kind=kind)
+            token = _to_token(more_after) if more_after else ""
             return pb.ListModulesResponse(modules=[convert.module(entry) for entry in found], next_page_token=token)
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.GetVersionResponse:
@@ -123,8 +123,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 raise _foreign_token()
             if await self._store.module(tenant.name, request.name) is None:
                 raise ModuleNotFound(request.name)
-            found, more = await self._store.versions(tenant.name, request.name, before=int(before) if before else None, limit=size)
-            token = _to_token(str(found[-1].version)) if more else ""
+            number = int(before) if before else None
+            found, more_below = await self._store.versions(tenant.name, request.name, before=number, limit=size)
+            token = _to_token(str(more_below)) if more_below else ""
             return pb.ListVersionsResponse(versions=[convert.version(entry) for entry in found], next_page_token=token)
 
     async def RunGate(self, request: pb.RunGateRequest, context: Context) -> AsyncIterator[pb.RunGateResponse]:

@@ -21,7 +21,7 @@ from memserve.domain import Alias, GateReport, ModuleKind, ModulePlace, ModuleVe
 from memserve.errors import CacheUnavailable, GateRefused, InvalidField, InvalidModule, MemserveError, NoWorker, VersionInUse
 from memserve.gateway.gate import Gate
 from memserve.gateway.pipeline import LOST, Pipeline
-from memserve.gateway.pool import PLACES, PooledWorker
+from memserve.gateway.pool import PooledWorker, place_of
 from memserve.memory.blobs import CONDEMNED_S
 from memserve.memory.module_kinds import PROBES_FILE
 from memserve.memory.parametric import Publication
@@ -218,7 +218,7 @@ class Modules:
         request = pb.LoadModuleRequest(digest=version.digest, kind=version.kind, pin=pin)
 
         async def load_on(worker: PooledWorker) -> ModulePlace:
-            return PLACES[(await worker.stub.LoadModule(request, timeout=timeout_s)).place]
+            return place_of((await worker.stub.LoadModule(request, timeout=timeout_s)).place)
 
         return await self._ask_workers(version.digest, self._named(worker_id), load_on)
 
@@ -240,8 +240,9 @@ class Modules:
         request = pb.GetModulePlacesRequest(digests=[version.digest])
 
         async def ask(worker: PooledWorker) -> ModulePlace:
-            (module,) = (await worker.stub.GetModulePlaces(request, timeout=PLACES_TIMEOUT_S)).modules
-            return PLACES[module.place]
+            told = (await worker.stub.GetModulePlaces(request, timeout=PLACES_TIMEOUT_S)).modules
+            module = next((module for module in told if module.digest == version.digest), pb.ModuleResidency())
+            return place_of(module.place)
 
         return await self._ask_workers(version.digest, self._ready(""), ask)
 
@@ -351,7 +352,7 @@ class Modules:
 
     async def _unload_on(self, worker: PooledWorker, version: ModuleVersion, *, forget: bool) -> ModulePlace:
         request = pb.UnloadModuleRequest(digest=version.digest, kind=version.kind, forget=forget)
-        return PLACES[(await worker.stub.UnloadModule(request, timeout=LOAD_TIMEOUT_S)).place]
+        return place_of((await worker.stub.UnloadModule(request, timeout=LOAD_TIMEOUT_S)).place)
 
     async def _ask_workers(
         self, digest: str, workers: Sequence[PooledWorker], ask: Callable[[PooledWorker], Awaitable[ModulePlace]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,6 +17,7 @@ import grpc
 from memserve.config import Settings
 from memserve.domain import (
     CachedTokens,
+    CacheLayout,
     FinishReason,
     GenerationRequest,
     Message,
@@ -69,6 +71,14 @@ class Recalled:
 
     outcome: RecallOutcome
     passages: tuple[ScoredMemory, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """A prompt as workers of one layout hold it. keys: [full blocks]. redis_tokens: leading tokens that are in Redis."""
+
+    keys: Sequence[bytes]
+    redis_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +144,11 @@ class Pipeline:
             request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
             # 5. Activation look-up: the prompt's block keys against Redis here, against what each worker holds in `_choose`.
             # But for the last token: the engine always computes that one.
-            keys = self.block_keys(token_ids[:-1], tenant, modules.lora)
-            in_redis = await self._blocks_in_redis(keys)
+            cached = await self._look_up(token_ids[:-1], tenant, modules.lora)
             tried: set[str] = set()
             while True:
                 # 6. Routing.
-                worker, choice = self._choose(request, modules, token_ids, keys, in_redis, tried)
+                worker, choice = self._choose(request, modules, len(token_ids), cached, tried)
                 route = Route(
                     request_id=uuid.uuid4().hex,
                     model=self.model.name,
@@ -241,26 +250,26 @@ class Pipeline:
         outcome = RecallOutcome.EMPTY if recalled.passages and not prompt.passages else recalled.outcome
         return Recalled(outcome, prompt.passages), prompt
 
-    def block_keys(self, token_ids: Sequence[int], tenant: Tenant, module: ModuleVersion | None) -> list[bytes]:
-        """Keys of the full blocks, as the engine computes them."""
-        lora = (module.digest, f"modules/{module.digest}") if module else None
-        return block_keys(token_ids, self._block_tokens, lora=lora, cache_salt=tenant.cache_salt)
+    async def _look_up(self, token_ids: Sequence[int], tenant: Tenant, module: ModuleVersion | None) -> dict[CacheLayout, LookedUp]:
+        """The prompt in each way that workers lay KV out. A worker of a layout that has come since counts as holding nothing."""
 
-    async def _blocks_in_redis(self, keys: Sequence[bytes]) -> int:
-        lease = next((worker.lease for worker in self.pool.workers.values()), None)
-        if lease is None or not keys:
-            return 0
-        chunks = await self.lookup.present(lease.namespace, chunk_keys(keys, lease.blocks_per_chunk))
-        self.metrics.lookups.labels("unavailable" if chunks is None else "hit" if chunks else "miss").inc()
-        return (chunks or 0) * lease.blocks_per_chunk
+        async def look_up(layout: CacheLayout) -> LookedUp:
+            keys = prompt_block_keys(token_ids, layout, tenant, module)
+            if not keys:
+                return LookedUp(keys, 0)
+            chunks = await self.lookup.present(layout.namespace, chunk_keys(keys, layout.blocks_per_chunk))
+            self.metrics.lookups.labels("unavailable" if chunks is None else "hit" if chunks else "miss").inc()
+            return LookedUp(keys, (chunks or 0) * layout.chunk_tokens)
+
+        layouts = self.pool.layouts()
+        return dict(zip(layouts, await asyncio.gather(*map(look_up, layouts)), strict=True))
 
     def _choose(
         self,
         request: GenerationRequest,
         modules: AnsweringModules,
-        token_ids: Sequence[int],
-        keys: Sequence[bytes],
-        in_redis: int,
+        prompt_tokens: int,
+        cached: Mapping[CacheLayout, LookedUp],
         tried: set[str],
     ) -> tuple[PooledWorker, RoutingChoice]:
         ready = {
@@ -270,14 +279,16 @@ class Pipeline:
         }
         if request.worker_id:
             ready = {name: worker for name, worker in ready.items() if name == request.worker_id}
+        nothing = LookedUp([], 0)
+        prompts = {name: cached.get(worker.lease.layout, nothing) for name, worker in ready.items()}
         snapshots = [
             WorkerSnapshot(
                 worker_id=name,
                 running=max(worker.running, worker.state.running + worker.state.waiting),
                 pending_prefill_tokens=worker.pending_prefill_tokens,
-                held_tokens=self.pool.index.longest_prefix(name, keys) * worker.lease.block_tokens,
-                shared_tokens=in_redis * worker.lease.block_tokens if worker.lease.shares_kv else 0,
-                prefill_tokens_per_s=worker.state.prefill_tokens_per_s,
+                held_tokens=self.pool.index.longest_prefix(name, prompts[name].keys) * worker.lease.block_tokens,
+                shared_tokens=prompts[name].redis_tokens if worker.lease.shares_kv else 0,
+                prefill_tokens_per_s=worker.prefill_tokens_per_s,
                 adapter=worker.place_of(modules.lora_digest) if modules.lora is not None else ModulePlace.DEVICE,
                 adapters_ahead=adapters_ahead(modules.lora_digest, worker.adapters, self.settings.max_loras)
                 if modules.lora is not None
@@ -286,7 +297,7 @@ class Pipeline:
             )
             for name, worker in ready.items()
         ]
-        choice = choose_worker(snapshots, len(token_ids), self.costs)
+        choice = choose_worker(snapshots, prompt_tokens, self.costs)
         if choice is None:
             raise NoWorker(f"worker {request.worker_id} is not ready" if request.worker_id else "none is ready")
         return ready[choice.worker_id], choice
@@ -397,12 +408,15 @@ class Pipeline:
             ttft_ms=ttft_s * 1000,
             tpot_ms=None if tpot_s is None else tpot_s * 1000,
             slo_met=ttft_met and tpot_met,
-            finish_reason=FINISH[last.finish_reason],
+            # A newer worker may end an answer for a reason that this gateway has no word for.
+            finish_reason=FINISH.get(last.finish_reason, FinishReason.STOP),
         )
 
-    @property
-    def _block_tokens(self) -> int:
-        return next((worker.lease.block_tokens for worker in self.pool.workers.values()), self.settings.block_tokens)
+
+def prompt_block_keys(token_ids: Sequence[int], layout: CacheLayout, tenant: Tenant, module: ModuleVersion | None) -> list[bytes]:
+    """Keys of the full blocks, as an engine of this layout computes them."""
+    lora = (module.digest, f"modules/{module.digest}") if module else None
+    return block_keys(token_ids, layout.block_tokens, lora=lora, cache_salt=tenant.cache_salt)
 
 
 class _NotStarted(Exception):

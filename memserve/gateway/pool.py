@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import grpc
 
-from memserve.domain import ModulePlace, WorkerLease
+from memserve.domain import CacheLayout, ModulePlace, WorkerLease
 from memserve.errors import RegistryUnavailable
 from memserve.kv.index import BlockIndex
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.registry import Registry
+from memserve.supervised import Failed, repeat, uncounted
 
 log = logging.getLogger("memserve.gateway.pool")
 
@@ -37,11 +39,17 @@ CHANNEL_OPTIONS = (
 )
 
 
+def place_of(said: pb.ModulePlace) -> ModulePlace:
+    """ABSENT for a place that a newer worker knows and this gateway does not: nothing is counted on."""
+    return PLACES.get(said, ModulePlace.ABSENT)
+
+
 @dataclass(slots=True)
 class PooledWorker:
     """A worker as this gateway sees it.
 
-    sent: prompt tokens of its requests that have no first token yet, by request id. adapters: LoRA digests of its requests, counted.
+    epoch, sequence: of the last block event that has arrived whole. sent: prompt tokens of its requests that have no first token yet, by
+    request id. adapters: LoRA digests of its requests, counted.
     """
 
     lease: WorkerLease
@@ -54,6 +62,8 @@ class PooledWorker:
     running: int = 0
     adapters: Counter[str] = field(default_factory=Counter)
     watch: asyncio.Task[None] | None = None
+    epoch: int = 0
+    sequence: int = 0
 
     @contextlib.contextmanager
     def serving(self, request_id: str, uncached_tokens: int, adapter: str = "") -> Iterator[None]:
@@ -70,8 +80,13 @@ class PooledWorker:
 
     def place_of(self, digest: str) -> ModulePlace:
         """Where the worker said last that it has a module."""
-        place = next((module.place for module in self.state.modules if module.digest == digest), pb.MODULE_PLACE_UNSPECIFIED)
-        return PLACES.get(place, ModulePlace.ABSENT)
+        return place_of(next((module.place for module in self.state.modules if module.digest == digest), pb.MODULE_PLACE_UNSPECIFIED))
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """0: not measured, or what was said is no speed."""
+        speed = self.state.prefill_tokens_per_s
+        return speed if math.isfinite(speed) and speed > 0 else 0.0
 
     @property
     def pending_prefill_tokens(self) -> int:
@@ -82,17 +97,19 @@ class PooledWorker:
 class WorkerPool:
     """Follows the registry and every worker's stream. When the registry does not answer, the workers known so far stay."""
 
-    def __init__(self, registry: Registry, index: BlockIndex, tokenizer_digest: str) -> None:
+    def __init__(self, registry: Registry, index: BlockIndex, tokenizer_digest: str, failed: Failed = uncounted) -> None:
         self.workers: dict[str, PooledWorker] = {}
         self.index = index
         self.registry_ok = False
         self._registry = registry
         self._tokenizer_digest = tokenizer_digest
-        self._refused: set[str] = set()
+        self._failed = failed
+        # Of the leases that there are: why a worker is not used.
+        self._refused: dict[str, str] = {}
         self._discovery: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._discovery = asyncio.create_task(self._discover_forever())
+        self._discovery = asyncio.create_task(repeat("discovery", self._discover, DISCOVERY_S, self._failed))
 
     async def close(self) -> None:
         tasks = [task for task in [self._discovery, *(w.watch for w in self.workers.values())] if task is not None]
@@ -108,34 +125,36 @@ class WorkerPool:
         fresh = [worker for worker in connected if now_s - worker.heard_s <= SILENT_S]
         return fresh or connected
 
+    def layouts(self, *, sharing: bool = False) -> list[CacheLayout]:
+        """How the workers lay KV out, that of most workers first; empty while none is known. sharing: of those that share KV only."""
+        counted = Counter(worker.lease.layout for worker in self.workers.values() if worker.lease.shares_kv or not sharing)
+        return sorted(counted, key=lambda layout: (-counted[layout], layout.namespace))
+
+    def model_digest(self) -> str:
+        """Of the model that most workers serve; empty while none is known."""
+        counted = Counter(worker.lease.model_digest for worker in self.workers.values())
+        return min(counted, key=lambda digest: (-counted[digest], digest), default="")
+
     def lost(self, worker: PooledWorker) -> None:
         """A call found the worker dead: choose it no more until its stream is back."""
         worker.connected = False
 
-    async def _discover_forever(self) -> None:
-        while True:
-            try:
-                leases = {lease.worker_id: lease for lease in await self._registry.live_workers()}
-                self.registry_ok = True
-                await self._follow(leases)
-            except RegistryUnavailable as error:
-                if self.registry_ok:
-                    log.warning("%s; keeping the workers known so far", error)
-                self.registry_ok = False
-            await asyncio.sleep(DISCOVERY_S)
+    async def _discover(self) -> None:
+        try:
+            leases = {lease.worker_id: lease for lease in await self._registry.live_workers()}
+        except RegistryUnavailable as error:
+            if self.registry_ok:
+                log.warning("%s; keeping the workers known so far", error)
+            self.registry_ok = False
+            return
+        self.registry_ok = True
+        await self._follow(leases)
 
     async def _follow(self, leases: Mapping[str, WorkerLease]) -> None:
+        self._refused = {worker_id: why for worker_id, why in self._refused.items() if worker_id in leases}
         for worker_id, lease in leases.items():
-            if worker_id in self.workers or worker_id in self._refused:
-                continue
-            if lease.tokenizer_digest != self._tokenizer_digest:
-                log.error("worker %s serves another tokenizer than this gateway; not using it", worker_id)
-                self._refused.add(worker_id)
-                continue
-            channel = grpc.aio.insecure_channel(lease.address, options=CHANNEL_OPTIONS)
-            worker = PooledWorker(lease, channel, rpc.WorkerServiceStub(channel))
-            worker.watch = asyncio.create_task(self._watch_forever(worker))
-            self.workers[worker_id] = worker
+            if worker_id not in self.workers and worker_id not in self._refused:
+                self._meet(lease)
         for worker_id, worker in list(self.workers.items()):
             # A lease may run out while Redis restarts: a worker that still talks stays.
             if worker_id not in leases and not worker.connected:
@@ -145,25 +164,71 @@ class WorkerPool:
                     worker.watch.cancel()
                 await worker.channel.close()
 
-    async def _watch_forever(self, worker: PooledWorker) -> None:
-        worker_id = worker.lease.worker_id
-        epoch = sequence = 0
-        while True:
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                async for event in worker.stub.Watch(pb.WatchRequest(epoch=epoch, after_sequence=sequence)):
-                    epoch, sequence = event.epoch, event.sequence
-                    worker.heard_s = time.monotonic()
-                    match event.WhichOneof("event"):
-                        case "state":
-                            worker.state = event.state
-                            worker.connected = True
-                        case "reset":
-                            self.index.reset(worker_id, event.reset.keys)
-                        case "stored":
-                            self.index.add(worker_id, event.stored.keys)
-                        case "removed":
-                            self.index.remove(worker_id, event.removed.keys)
+    def _meet(self, lease: WorkerLease) -> None:
+        """Begin to watch a worker, or refuse it and say so once. One that cannot be met keeps no other from being."""
+        why = "" if lease.tokenizer_digest == self._tokenizer_digest else "it serves another tokenizer than this gateway"
+        if not why:
+            try:
+                channel = grpc.aio.insecure_channel(lease.address, options=CHANNEL_OPTIONS)
+            except (TypeError, ValueError) as error:
+                why = f"its address is no address: {error}"
+        if why:
+            log.error("worker %s is not used: %s", lease.worker_id, why)
+            self._refused[lease.worker_id] = why
+            return
+        worker = PooledWorker(lease, channel, rpc.WorkerServiceStub(channel))
+        worker.watch = asyncio.create_task(repeat("watch", lambda: self._watch(worker), RECONNECT_S, self._failed))
+        self.workers[lease.worker_id] = worker
+
+    async def _watch(self, worker: PooledWorker) -> None:
+        """Follow one stream of the worker's to its end. What cannot be followed makes the next one begin with a snapshot."""
+        try:
+            await self._follow_stream(worker)
+        except grpc.aio.AioRpcError:
+            pass  # It is gone, or has not come yet: the next stream says.
+        except Exception:
+            worker.epoch = worker.sequence = 0
+            raise
+        finally:
             if worker.connected:
-                log.warning("worker %s at %s is gone", worker_id, worker.lease.address)
+                log.warning("worker %s at %s is gone", worker.lease.worker_id, worker.lease.address)
             worker.connected = False
-            await asyncio.sleep(RECONNECT_S)
+
+    async def _follow_stream(self, worker: PooledWorker) -> None:
+        """An event is applied, and its number taken, when all of its messages are here: a stream that breaks between has told nothing."""
+        parts: list[pb.WatchResponse] = []
+        call = worker.stub.Watch(pb.WatchRequest(epoch=worker.epoch, after_sequence=worker.sequence))
+        try:
+            async for message in call:
+                worker.heard_s = time.monotonic()
+                if message.WhichOneof("event") == "state":
+                    worker.state = message.state
+                    worker.connected = True
+                    continue
+                parts.append(message)
+                if not message.more:
+                    if not self._is_next(worker, parts[0]):
+                        log.warning("worker %s has left block events out; beginning anew with it", worker.lease.worker_id)
+                        worker.epoch = worker.sequence = 0
+                        return
+                    self._apply(worker.lease.worker_id, parts)
+                    worker.epoch, worker.sequence = message.epoch, message.sequence
+                    parts = []
+        finally:
+            call.cancel()
+
+    @staticmethod
+    def _is_next(worker: PooledWorker, first: pb.WatchResponse) -> bool:
+        """A large event of a worker that does not know `more` comes as several of the same number."""
+        known = first.epoch == worker.epoch and worker.sequence <= first.sequence <= worker.sequence + 1
+        return known or first.WhichOneof("event") == "reset"
+
+    def _apply(self, worker_id: str, parts: Sequence[pb.WatchResponse]) -> None:
+        for part in parts:
+            match part.WhichOneof("event"):
+                case "reset":
+                    self.index.reset(worker_id, part.reset.keys)
+                case "stored":
+                    self.index.add(worker_id, part.stored.keys)
+                case "removed":
+                    self.index.remove(worker_id, part.removed.keys)

@@ -11,9 +11,9 @@ from functools import partial
 
 import grpc
 
-from memserve.domain import HeldPrefix, Message, ModuleKind, ModuleVersion, Tenant, Warmth
-from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, WorkerLost
-from memserve.gateway.pipeline import LOST, Pipeline
+from memserve.domain import CacheLayout, HeldPrefix, Message, ModuleKind, ModuleVersion, Tenant, Warmth
+from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, PrefixNotStored, WorkerLost
+from memserve.gateway.pipeline import LOST, Pipeline, prompt_block_keys
 from memserve.gateway.pool import PooledWorker
 from memserve.kv.keys import chunk_keys, member
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
@@ -28,20 +28,38 @@ LOOKUP_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Prefix:
-    """A prompt's beginning. blocks: [full blocks] keys. chunks: [full chunks] keys."""
+class LaidOut:
+    """A prefix as the workers of one layout name it. blocks: [full blocks] keys. chunks: [full chunks] keys."""
 
-    token_ids: list[int]
-    module: ModuleVersion | None
+    layout: CacheLayout
     blocks: list[bytes]
     chunks: list[bytes]
-    namespace: str
-    block_tokens: int
-    chunk_tokens: int
 
     @property
     def members(self) -> list[str]:
-        return [member(self.namespace, chunk) for chunk in self.chunks]
+        return [member(self.layout.namespace, chunk) for chunk in self.chunks]
+
+    @property
+    def chunked_tokens(self) -> int:
+        """Its tokens that Redis can hold: full chunks only."""
+        return len(self.chunks) * self.layout.chunk_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A prompt's beginning. laid_out: for each layout of the workers that share KV, that of most workers first; at least one."""
+
+    token_ids: list[int]
+    module: ModuleVersion | None
+    laid_out: tuple[LaidOut, ...]
+
+    @property
+    def main(self) -> LaidOut:
+        return self.laid_out[0]
+
+    def of(self, worker: PooledWorker) -> LaidOut | None:
+        """None for a worker whose layout was not known when the prefix was made."""
+        return next((laid_out for laid_out in self.laid_out if laid_out.layout == worker.lease.layout), None)
 
 
 class Prefixes:
@@ -60,38 +78,68 @@ class Prefixes:
         token_ids = await pipeline.tokenizing.run(tenant.name, partial(pipeline.tokenizer.encode, assemble_messages(messages, [])))
         if len(token_ids) >= pipeline.model.max_context_tokens:
             raise InvalidField("prefix.messages", f"make {len(token_ids)} tokens; the model takes {pipeline.model.max_context_tokens - 1}")
-        lease = next((worker.lease for worker in pipeline.pool.workers.values()), None)
-        if lease is None:
-            raise NoWorker("none has registered")
-        blocks = pipeline.block_keys(token_ids, tenant, found)
-        return Prefix(
-            token_ids=token_ids,
-            module=found,
-            blocks=blocks,
-            chunks=chunk_keys(blocks, lease.blocks_per_chunk),
-            namespace=lease.namespace,
-            block_tokens=lease.block_tokens,
-            chunk_tokens=lease.block_tokens * lease.blocks_per_chunk,
-        )
 
-    async def stored_tokens(self, tenant: Tenant, prefix: Prefix) -> int | None:
+        def laid_out(layout: CacheLayout) -> LaidOut:
+            blocks = prompt_block_keys(token_ids, layout, tenant, found)
+            return LaidOut(layout, blocks, chunk_keys(blocks, layout.blocks_per_chunk))
+
+        layouts = pipeline.pool.layouts(sharing=True)
+        if not layouts:
+            raise NoWorker("none that shares KV has registered")
+        return Prefix(token_ids, found, tuple(map(laid_out, layouts)))
+
+    async def stored_tokens(self, tenant: Tenant, laid_out: LaidOut) -> int | None:
         """Leading tokens in Redis; None when it does not answer."""
-        chunks = await self._pipeline.activation.present(tenant.name, prefix.members)
-        return None if chunks is None else chunks * prefix.chunk_tokens
+        chunks = await self._pipeline.activation.present(tenant.name, laid_out.members)
+        return None if chunks is None else chunks * laid_out.layout.chunk_tokens
 
     async def held(self, prefix: Prefix) -> list[HeldPrefix]:
         """What each worker that answers has in its own memory."""
 
         async def ask(worker: PooledWorker) -> HeldPrefix | None:
+            laid_out = prefix.of(worker)
+            if laid_out is None:
+                return HeldPrefix(worker.lease.worker_id, 0, 0)
             try:
-                answer = await worker.stub.LookupBlocks(worker_pb.LookupBlocksRequest(keys=prefix.blocks), timeout=LOOKUP_TIMEOUT_S)
+                answer = await worker.stub.LookupBlocks(worker_pb.LookupBlocksRequest(keys=laid_out.blocks), timeout=LOOKUP_TIMEOUT_S)
             except grpc.aio.AioRpcError:
                 return None
-            tokens = prefix.block_tokens
+            tokens = laid_out.layout.block_tokens
             return HeldPrefix(worker.lease.worker_id, answer.device_blocks * tokens, answer.held_blocks * tokens)
 
         answers = await asyncio.gather(*(ask(worker) for worker in self._pipeline.pool.ready(time.monotonic())))
         return sorted((held for held in answers if held is not None), key=lambda held: held.worker_id)
+
+    async def pin(self, tenant: Tenant, prefix: Prefix, seconds: float) -> tuple[int, int]:
+        """Pin it in every layout in which all of it is in Redis. Returns the tokens pinned (of the longest) and the tenant's pinned bytes.
+
+        Raises PrefixNotStored when that is none, PinLimitReached and CacheUnavailable.
+        """
+        pinned_tokens = pinned_bytes = 0
+        missing: PrefixNotStored | None = None
+        for laid_out in prefix.laid_out:
+            try:
+                usage = await self._pipeline.activation.pin(tenant.name, laid_out.members, seconds)
+            except PrefixNotStored as error:
+                missing = missing or error
+            else:
+                pinned_tokens, pinned_bytes = max(pinned_tokens, laid_out.chunked_tokens), usage.pinned_bytes
+        if missing is not None and not pinned_tokens:
+            raise missing
+        return pinned_tokens, pinned_bytes
+
+    async def unpin(self, tenant: Tenant, prefix: Prefix) -> int:
+        """Returns the tokens that were pinned, of the layout with the most."""
+        unpinned = [
+            await self._pipeline.activation.unpin(tenant.name, laid_out.members) * laid_out.layout.chunk_tokens
+            for laid_out in prefix.laid_out
+        ]
+        return max(unpinned)
+
+    async def evict(self, tenant: Tenant, prefix: Prefix) -> tuple[int, int]:
+        """Returns how many chunks were removed, of all layouts, and how many stay because they are pinned."""
+        evicted = [await self._pipeline.activation.evict_prefix(tenant.name, laid_out.members) for laid_out in prefix.laid_out]
+        return sum(removed for removed, _ in evicted), sum(pinned for _, pinned in evicted)
 
     async def warm(self, tenant: Tenant, prefix: Prefix, worker_id: str, deadline_s: float | None) -> AsyncIterator[Warmth]:
         """Compute the prefix on one worker and wait until Redis has it. Ends early when it comes no further: the last Warmth is done.
@@ -99,30 +147,33 @@ class Prefixes:
         deadline_s: on the monotonic clock, or None.
         Raises NoWorker, WorkerLost, DeadlineExceeded.
         """
-        worker = self._worker(worker_id)
+        worker, laid_out = self._worker(worker_id, prefix)
         tokens, stored = len(prefix.token_ids), 0
         for start in range(0, tokens, STEP_TOKENS):
             end = min(start + STEP_TOKENS, tokens)
             await self._compute(worker, tenant, prefix, start, end, deadline_s)
-            stored = max(stored, await self.stored_tokens(tenant, prefix) or 0)
+            stored = max(stored, await self.stored_tokens(tenant, laid_out) or 0)
             yield Warmth(worker.lease.worker_id, tokens, end, stored)
-        wanted = len(prefix.chunks) * prefix.chunk_tokens
+        wanted = laid_out.chunked_tokens
         last_growth_s = time.monotonic()
         while stored < wanted and time.monotonic() - last_growth_s < STORE_PATIENCE_S:
             await asyncio.sleep(POLL_S)
-            now_stored = await self.stored_tokens(tenant, prefix) or 0
+            now_stored = await self.stored_tokens(tenant, laid_out) or 0
             if now_stored > stored:
                 stored, last_growth_s = now_stored, time.monotonic()
                 yield Warmth(worker.lease.worker_id, tokens, tokens, stored)
         yield Warmth(worker.lease.worker_id, tokens, tokens, stored, done=True)
 
-    def _worker(self, worker_id: str) -> PooledWorker:
-        ready = [worker for worker in self._pipeline.pool.ready(time.monotonic()) if worker.lease.shares_kv]
-        if worker_id:
-            ready = [worker for worker in ready if worker.lease.worker_id == worker_id]
+    def _worker(self, worker_id: str, prefix: Prefix) -> tuple[PooledWorker, LaidOut]:
+        """The worker that computes it, and the prefix in its layout: of the main layout, unless another is asked for or all there is."""
+        ready = [
+            (worker, laid_out)
+            for worker in self._pipeline.pool.ready(time.monotonic())
+            if worker.lease.shares_kv and worker_id in ("", worker.lease.worker_id) and (laid_out := prefix.of(worker)) is not None
+        ]
         if not ready:
             raise NoWorker(f"worker {worker_id} is not ready, or shares no KV" if worker_id else "none is ready that shares KV")
-        return min(ready, key=lambda worker: (worker.pending_prefill_tokens, worker.running))
+        return min(ready, key=lambda each: (each[1] is not prefix.main, each[0].pending_prefill_tokens, each[0].running))
 
     async def _compute(self, worker: PooledWorker, tenant: Tenant, prefix: Prefix, start: int, end: int, deadline_s: float | None) -> None:
         """Compute the tokens from `start`, which is computed, to `end`."""

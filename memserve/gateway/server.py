@@ -19,6 +19,7 @@ from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
 from memserve.config import Settings
 from memserve.errors import MemserveError, StartupError, VectorStoreUnavailable
 from memserve.gateway.access import Access, Inflight, load_access
+from memserve.gateway.canary import LOOK_S as CANARY_LOOK_S
 from memserve.gateway.canary import CanaryWatch
 from memserve.gateway.edge import Edge
 from memserve.gateway.front import NOT_SERVING, SERVING, Front, open_front
@@ -55,6 +56,7 @@ from memserve.pb.v1 import (
 )
 from memserve.ports import held_ports
 from memserve.registry import Registry
+from memserve.supervised import repeat
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
 log = logging.getLogger("memserve.gateway")
@@ -112,7 +114,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             await on_own_thread(model.model_digest) if shapes else "",
         )
         stack.callback(modules.files.close)
-        pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest())
+        pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest(), metrics.loop_failed)
         await pool.start()
         stack.push_async_callback(pool.close)
         yield Pipeline(
@@ -179,10 +181,11 @@ async def served(front: Front, pipeline: Pipeline, access: Access) -> AsyncItera
     module_pb2_grpc.add_ModuleServiceServicer_to_server(ModuleService(edge), services)
     status_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(edge), services)
     services.opened = True
+    failed = pipeline.metrics.loop_failed
     tasks = [
-        asyncio.create_task(_report_health(front.health, pipeline)),
-        asyncio.create_task(CanaryWatch(pipeline, access).run()),
-        asyncio.create_task(_sweep(pipeline)),
+        asyncio.create_task(repeat("health", partial(_report_health, front.health, pipeline), HEALTH_CHECK_S, failed)),
+        asyncio.create_task(repeat("canaries", CanaryWatch(pipeline, access).look, CANARY_LOOK_S, failed)),
+        asyncio.create_task(repeat("sweep", partial(_sweep, pipeline), SWEEP_S, failed)),
     ]
     try:
         yield
@@ -196,27 +199,21 @@ async def served(front: Front, pipeline: Pipeline, access: Access) -> AsyncItera
 
 async def _report_health(servicer: health.aio.HealthServicer, pipeline: Pipeline) -> None:
     """SERVING while a worker is ready: for the whole server ("") and for InferenceService. The memories need no worker."""
+    ready = len([worker for worker in pipeline.pool.workers.values() if worker.connected])
+    pipeline.metrics.ready_workers.set(ready)
     for name in SERVICES[1:]:
         await servicer.set(name, SERVING)
-    while True:
-        ready = len([worker for worker in pipeline.pool.workers.values() if worker.connected])
-        pipeline.metrics.ready_workers.set(ready)
-        for name in ("", SERVICES[0]):
-            await servicer.set(name, SERVING if ready else NOT_SERVING)
-        await asyncio.sleep(HEALTH_CHECK_S)
+    for name in ("", SERVICES[0]):
+        await servicer.set(name, SERVING if ready else NOT_SERVING)
 
 
 async def _sweep(pipeline: Pipeline) -> None:
     """Remove module content that no version references: what a crash, or a refused upload, left behind."""
     modules = pipeline.modules
-    while True:
-        try:
-            removed = await sweep(modules.blobs, modules.store, BLOB_MIN_AGE_S, time.time(), modules.files.run_own)
-            if removed.modules or removed.probes:
-                log.info("swept %d modules and %d probe sets that no version references", len(removed.modules), len(removed.probes))
-            await modules.files.run_own(partial(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S, time.time()))
-        except MemserveError as error:
-            log.warning("the sweep of modules goes on later: %s", error)
-        except Exception:
-            log.exception("the sweep of modules goes on after")
-        await asyncio.sleep(SWEEP_S)
+    try:
+        removed = await sweep(modules.blobs, modules.store, BLOB_MIN_AGE_S, time.time(), modules.files.run_own)
+        if removed.modules or removed.probes:
+            log.info("swept %d modules and %d probe sets that no version references", len(removed.modules), len(removed.probes))
+        await modules.files.run_own(partial(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S, time.time()))
+    except MemserveError as error:
+        log.warning("the sweep of modules goes on later: %s", error)

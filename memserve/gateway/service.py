@@ -111,10 +111,10 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
     async def LookupPrefix(self, request: activation_pb2.LookupPrefixRequest, context: Context) -> activation_pb2.LookupPrefixResponse:
         async with self._edge.call("LookupPrefix", context) as tenant:
             prefix = await self._prefix(tenant, request.prefix)
-            redis_tokens, held = await asyncio.gather(self._prefixes.stored_tokens(tenant, prefix), self._prefixes.held(prefix))
+            redis_tokens, held = await asyncio.gather(self._prefixes.stored_tokens(tenant, prefix.main), self._prefixes.held(prefix))
             return activation_pb2.LookupPrefixResponse(
                 prompt_tokens=len(prefix.token_ids),
-                chunk_tokens=prefix.chunk_tokens,
+                chunk_tokens=prefix.main.layout.chunk_tokens,
                 redis_tokens=redis_tokens,
                 workers=[
                     activation_pb2.WorkerPrefix(worker_id=w.worker_id, device_tokens=w.device_tokens, held_tokens=w.held_tokens)
@@ -146,19 +146,18 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
             if not 1 <= request.duration_s <= PIN_MAX_S:
                 raise InvalidField("duration_s", f"from 1 to {PIN_MAX_S}")
             prefix = await self._prefix(tenant, request.prefix)
-            usage = await self._activation.pin(tenant.name, prefix.members, request.duration_s)
-            return activation_pb2.PinPrefixResponse(pinned_tokens=len(prefix.chunks) * prefix.chunk_tokens, pinned_bytes=usage.pinned_bytes)
+            pinned_tokens, pinned_bytes = await self._prefixes.pin(tenant, prefix, request.duration_s)
+            return activation_pb2.PinPrefixResponse(pinned_tokens=pinned_tokens, pinned_bytes=pinned_bytes)
 
     async def UnpinPrefix(self, request: activation_pb2.UnpinPrefixRequest, context: Context) -> activation_pb2.UnpinPrefixResponse:
         async with self._edge.call("UnpinPrefix", context) as tenant:
             prefix = await self._prefix(tenant, request.prefix)
-            unpinned = await self._activation.unpin(tenant.name, prefix.members)
-            return activation_pb2.UnpinPrefixResponse(unpinned_tokens=unpinned * prefix.chunk_tokens)
+            return activation_pb2.UnpinPrefixResponse(unpinned_tokens=await self._prefixes.unpin(tenant, prefix))
 
     async def EvictPrefix(self, request: activation_pb2.EvictPrefixRequest, context: Context) -> activation_pb2.EvictPrefixResponse:
         async with self._edge.call("EvictPrefix", context) as tenant:
             prefix = await self._prefix(tenant, request.prefix)
-            removed, pinned = await self._activation.evict_prefix(tenant.name, prefix.members)
+            removed, pinned = await self._prefixes.evict(tenant, prefix)
             return activation_pb2.EvictPrefixResponse(removed_chunks=removed, pinned_chunks=pinned)
 
     async def EvictModule(self, request: activation_pb2.EvictModuleRequest, context: Context) -> activation_pb2.EvictModuleResponse:
@@ -203,7 +202,7 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
             response = status_pb2.GetStatusResponse(
                 version=memserve.__version__,
                 model=pipeline.model.name,
-                model_digest=next((w.lease.model_digest for w in pool.workers.values()), ""),
+                model_digest=pipeline.modules.base_digest or pool.model_digest(),
                 max_context_tokens=pipeline.model.max_context_tokens,
                 redis_ok=pool.registry_ok,
             )
@@ -224,7 +223,7 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                     running=worker.state.running,
                     waiting=worker.state.waiting,
                     known_blocks=pool.index.held_blocks(name),
-                    prefill_tokens_per_s=worker.state.prefill_tokens_per_s,
+                    prefill_tokens_per_s=worker.prefill_tokens_per_s,
                     modules=[
                         status_pb2.WorkerModule(digest=module.digest, place=PLACES[WORKER_PLACES[module.place]])
                         for module in worker.state.modules

@@ -33,6 +33,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.WorkerLost: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.RegistryUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.UnreadableRecord: grpc.StatusCode.FAILED_PRECONDITION,
     errors.CacheUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.VectorStoreUnavailable: grpc.StatusCode.UNAVAILABLE,
 }

@@ -50,6 +50,7 @@ class StoreStats:
     already_present: int = 0
     not_admitted: Counter[Admission] = field(default_factory=Counter)
     removed: Counter[Removal] = field(default_factory=Counter)
+    loop_failures: Counter[str] = field(default_factory=Counter)
     store_failures: int = 0
     unanswered: int = 0
     skipped: int = 0

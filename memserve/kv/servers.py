@@ -6,6 +6,7 @@ topology in between, so that a look-up would take as many timeouts as it has key
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,9 @@ from redis.sentinel import Sentinel
 from memserve.kv.breaker import Circuit, CircuitBreaker
 from memserve.kv.cache_url import Address, CacheUrl, Deployment, parse_cache_url
 from memserve.kv.wire import Wire
+from memserve.supervised import Failed, repeating_thread, uncounted
+
+log = logging.getLogger("memserve.kv.servers")
 
 T = TypeVar("T")
 
@@ -112,7 +116,7 @@ class Topology:
     a storm of errors is one question. Thread-safe.
     """
 
-    def __init__(self, url: CacheUrl, *, timeout_s: float, pause_s: float) -> None:
+    def __init__(self, url: CacheUrl, *, timeout_s: float, pause_s: float, failed: Failed = uncounted) -> None:
         """timeout_s: for each connection, and each answer, of a server that is asked. Does not connect."""
         self._single = url.addresses[0] if url.deployment is Deployment.SINGLE else None
         self._source: _Source | None = None
@@ -121,6 +125,7 @@ class Topology:
         elif url.deployment is Deployment.SENTINEL:
             self._source = SentinelMaster(url, timeout_s)
         self._pause_s = pause_s
+        self._failed = failed
         self._addresses = frozenset(url.addresses if self._source is None else ())
         self._tried = threading.Event()
         self._wanted = threading.Event()
@@ -166,8 +171,8 @@ class Topology:
             return
         with self._lock:
             if (self._thread is None or not self._thread.is_alive()) and not self._closing.is_set():
-                self._thread = threading.Thread(target=self._keep, name="memserve_kv_topology", daemon=True)
-                self._thread.start()
+                self._wanted.set()
+                self._thread = repeating_thread("kv_topology", self._keep, self._pause_s, self._closing, self._failed)
         self._wanted.set()
 
     def close(self) -> None:
@@ -182,20 +187,20 @@ class Topology:
             self._source.close()
 
     def _keep(self) -> None:
+        """Ask which servers there are, when somebody wants to know or the last answer is old. For the thread."""
         assert self._source is not None
-        while not self._closing.is_set():
-            self._wanted.clear()
-            try:
-                addresses = self._source.learn()
-                if addresses != self._addresses:
-                    self._addresses = addresses
-            except LEARNING_FAILS:
-                pass  # whoever needs it says so again
-            finally:
-                self._tried.set()
-            if self._closing.wait(self._pause_s):
-                return
-            self._wanted.wait(REFRESH_S)
+        self._wanted.wait(REFRESH_S)
+        if self._closing.is_set():
+            return
+        self._wanted.clear()
+        try:
+            addresses = self._source.learn()
+            if addresses != self._addresses:
+                self._addresses = addresses
+        except LEARNING_FAILS:
+            pass  # whoever needs it says so again
+        finally:
+            self._tried.set()
 
 
 class Question:
@@ -330,6 +335,10 @@ class CacheServer:
             except (RedisError, OSError):
                 self._breaker.failed(time.monotonic())
                 self._topology.changed()
+            except Exception:
+                # Whatever it is, it is no answer; without this thread the server would not be tried again.
+                log.exception("a server of the cache cannot be tried")
+                self._breaker.failed(time.monotonic())
             else:
                 self._breaker.succeeded()
                 return
@@ -350,10 +359,14 @@ class CacheServers:
         connect_timeout_s: float,
         failures_to_open: int,
         pause_s: float,
+        failed: Failed = uncounted,
     ) -> None:
-        """The timeouts are those of `RedisChunkStore`. Raises ValueError as `parse_cache_url`. Does not connect."""
+        """The timeouts are those of `RedisChunkStore`. failed: called with the name of a background thread whose step fails.
+
+        Raises ValueError as `parse_cache_url`. Does not connect.
+        """
         self._url = parse_cache_url(redis_url)
-        self._topology = Topology(self._url, timeout_s=connect_timeout_s, pause_s=pause_s)
+        self._topology = Topology(self._url, timeout_s=connect_timeout_s, pause_s=pause_s, failed=failed)
         self._limits = {
             "io_timeout_s": io_timeout_s,
             "lookup_timeout_s": lookup_timeout_s,

@@ -58,6 +58,8 @@ class RedisChunkStore:
         self._codec = codec
         self._ttl_s = ttl_s
 
+        self._lock = threading.Lock()
+        self._stats = StoreStats()
         self._servers = CacheServers(
             redis_url,
             io_timeout_s=io_timeout_s,
@@ -65,13 +67,12 @@ class RedisChunkStore:
             connect_timeout_s=connect_timeout_s,
             failures_to_open=failures_to_open,
             pause_s=pause_s,
+            failed=self.loop_failed,
         )
         self._connect_timeout_s = connect_timeout_s
         self._lookup_timeout_s = lookup_timeout_s
         self._io_timeout_s = io_timeout_s
         self.ledger = Ledger(self._servers, ttl_s=ttl_s, quotas=quotas, admit_on_use=admit_on_use)
-        self._lock = threading.Lock()
-        self._stats = StoreStats()
 
     @property
     def circuit(self) -> Circuit:
@@ -196,6 +197,11 @@ class RedisChunkStore:
         """Chunks were loaded: they are worth more, and what stands before them lives on. keys: [n], a chain's beginning first."""
         with self._told():
             self.ledger.use([member(self._namespace, key) for key in keys])
+
+    def loop_failed(self, loop: str) -> None:
+        """Count a failed step of a background thread, for `memserve.supervised`."""
+        with self._lock:
+            self._stats.loop_failures[loop] += 1
 
     def removed(self, reason: Removal, chunks: int) -> None:
         """Count what the cache's upkeep has removed."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from redis.exceptions import RedisError
 
 from memserve.kv.ledger import PAGE, Ledger, Removal, Settled
+from memserve.supervised import Failed, repeating_thread, uncounted
 
 log = logging.getLogger("memserve.kv.upkeep")
 
@@ -23,7 +24,9 @@ class Upkeep:
     counted_bytes: of all tenants, when last asked; None before.
     """
 
-    def __init__(self, ledger: Ledger, on_removed: Callable[[Removal, int], None], *, interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self, ledger: Ledger, on_removed: Callable[[Removal, int], None], *, interval_s: float = INTERVAL_S, failed: Failed = uncounted
+    ) -> None:
         """on_removed: called on the thread with a reason and a number of chunks."""
         self._ledger = ledger
         self._on_removed = on_removed
@@ -31,21 +34,19 @@ class Upkeep:
         self._interval_s = interval_s
         self._cursor = 0
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memserve_kv_upkeep", daemon=True)
-        self._thread.start()
+        self._thread = repeating_thread("kv_upkeep", self._run, interval_s, self._closing, failed)
 
     def close(self) -> None:
         self._closing.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closing.wait(self._interval_s):
-            try:
-                self.counted_bytes = self._ledger.usage().stored_bytes
-                if self._ledger.take_turn(self._interval_s):
-                    self._take_turn()
-            except (RedisError, OSError) as error:
-                log.debug("a turn of the cache's upkeep was missed: %s", error)
+        try:
+            self.counted_bytes = self._ledger.usage().stored_bytes
+            if self._ledger.take_turn(self._interval_s):
+                self._take_turn()
+        except (RedisError, OSError) as error:
+            log.debug("a turn of the cache's upkeep was missed: %s", error)
 
     def _take_turn(self) -> None:
         for _ in range(PAGES_IN_A_TURN):

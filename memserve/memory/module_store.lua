@@ -262,17 +262,20 @@ local function size_of(entry)
   return size
 end
 
--- keys: up to limit + 1. Returns what `look` finds for the first of them, as many as fit a page but one at least, and 1 where there are
--- more, else 0.
+-- keys: up to limit + 1. Returns what `look` finds for the first of them, as many as fit a page but one at least, and the last key that was
+-- looked at where there are more, else "".
 local function page(keys, limit, look)
   local found, size = {}, 0
   for at, each in ipairs(keys) do
-    local entry = at <= limit and look(each)
-    size = size + size_of(entry)
-    if not entry or at > 1 and size > PAGE_BYTES then return {found, 1} end
-    found[at] = entry
+    if at > limit then return {found, keys[at - 1]} end
+    local entry = look(each)
+    if entry then
+      size = size + size_of(entry)
+      if #found > 0 and size > PAGE_BYTES then return {found, keys[at - 1]} end
+      found[#found + 1] = entry
+    end
   end
-  return {found, 0}
+  return {found, ''}
 end
 
 -- first, last: bounds of ZRANGEBYLEX. kind: "" for all. Returns a page() of described().

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
@@ -19,8 +20,21 @@ from redis.exceptions import NoScriptError
 
 from memserve.domain import Alias, AliasChange, AuditEvent, GateReport, Module, ModuleKind, ModuleVersion, TrafficShare
 from memserve.errors import AliasConflict, InvalidField, ModuleNotFound, NothingToRollBack, VersionInUse
-from memserve.memory.module_records import read_alias, read_alias_change, read_event, read_module, read_version
+from memserve.memory.module_records import (
+    CanaryAlias,
+    Preload,
+    read_alias,
+    read_alias_change,
+    read_canary,
+    read_event,
+    read_module,
+    read_preload,
+    read_version,
+)
+from memserve.records import LenientReader
 from memserve.registry import TIMEOUT_S, answering, registry_client
+
+log = logging.getLogger("memserve.memory.module_store")
 
 SCRIPT = "".join(files("memserve.memory").joinpath(name).read_text() for name in ("module_store.lua", "module_changes.lua"))
 DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
@@ -49,29 +63,6 @@ REFUSALS = {
 }
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Preload:
-    """A module that a worker loads when it starts. worker_id: "" for every worker."""
-
-    digest: str
-    kind: ModuleKind
-    worker_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class CanaryAlias:
-    """An alias of which a part is on canaries: versions that share it and had not passed the gate when they came to it.
-
-    versions: the canaries, also those that have passed since. revision: the alias's, at which this is so.
-    """
-
-    tenant: str
-    name: str
-    alias: str
-    versions: tuple[int, ...]
-    revision: int
-
-
 class ModuleStore:
     """Every change is one atomic exchange with Redis, its audit event included. Sent again over a new connection it is done once.
 
@@ -83,6 +74,7 @@ class ModuleStore:
         self._redis = registry_client(redis_url)
         self._watching = registry_client(redis_url, max_connections=WATCHERS_MAX)
         self._connections = asyncio.Semaphore(CONNECTIONS)
+        self._reader = LenientReader(log)
 
     async def close(self) -> None:
         """Whoever waits for events is to be cancelled before."""
@@ -110,13 +102,16 @@ class ModuleStore:
 
     async def modules(
         self, tenant: str, *, after: str = "", limit: int, prefix: str = "", kind: ModuleKind | None = None
-    ) -> tuple[list[Module], bool]:
-        """Up to `limit` modules, by name, from after the name `after`, and whether there are more; fewer when they are large."""
+    ) -> tuple[list[Module], str]:
+        """Up to `limit` modules, by name, from after the name `after`; fewer when they are large.
+
+        Returns them, and the name after which the next page begins: "" when there is none.
+        """
         # Bounds of ZRANGEBYLEX. No text has the byte 0xff.
         first = b"(" + after.encode() if after and after >= prefix else b"[" + prefix.encode()
         last = b"[" + prefix.encode() + b"\xff"
-        found, more = await self._look("modules", tenant, first, last, limit, kind or "")
-        return list(map(read_module, found)), bool(more)
+        found, more_after = await self._look("modules", tenant, first, last, limit, kind or "")
+        return self._reader.read(found, read_module), str(more_after)
 
     async def count(self, tenant: str) -> int:
         """How many modules the tenant has."""
@@ -126,10 +121,13 @@ class ModuleStore:
         found = await self._look("version", tenant, name, number)
         return read_version(found) if found else None
 
-    async def versions(self, tenant: str, name: str, *, before: int | None = None, limit: int) -> tuple[list[ModuleVersion], bool]:
-        """Up to `limit` versions, newest first, below the number `before`, and whether there are more; fewer when they are large."""
-        found, more = await self._look("versions", tenant, name, "+inf" if before is None else f"({before}", limit)
-        return list(map(read_version, found)), bool(more)
+    async def versions(self, tenant: str, name: str, *, before: int | None = None, limit: int) -> tuple[list[ModuleVersion], int]:
+        """Up to `limit` versions, newest first, below the number `before`; fewer when they are large.
+
+        Returns them, and the number below which the next page begins: 0 when there is none.
+        """
+        found, more_below = await self._look("versions", tenant, name, "+inf" if before is None else f"({before}", limit)
+        return self._reader.read(found, read_version), int(more_below or 0)
 
     async def resolve(
         self, tenant: str, name: str, *, alias: str = "", number: int = 0
@@ -144,7 +142,7 @@ class ModuleStore:
         if not found:
             return None
         shown, stored = found
-        versions = [read_version(one) for one in stored]
+        versions = self._reader.read(stored, read_version)
         return read_alias(shown) if shown else None, {version.version: version for version in versions}
 
     async def set_alias(
@@ -218,7 +216,8 @@ class ModuleStore:
     async def canaries(self) -> list[CanaryAlias]:
         """The aliases of all tenants that have any. Kept by the changes of aliases themselves."""
         found = await self._look("canaries")
-        return sorted(map(_canary, found[::2], found[1::2]), key=lambda canary: (canary.tenant, canary.name, canary.alias))
+        readable = self._reader.read(zip(found[::2], found[1::2], strict=True), read_canary)
+        return sorted(readable, key=lambda canary: (canary.tenant, canary.name, canary.alias))
 
     async def take_turn(self, canary: CanaryAlias, seconds: float) -> bool:
         """True for one caller in so many seconds: the others need not look at the alias."""
@@ -242,7 +241,7 @@ class ModuleStore:
         found = await self._look("history", tenant, name, alias, after, limit)
         if found is None:
             raise ModuleNotFound(name)
-        return [read_alias_change(entry) for entry in found]
+        return self._reader.read(found, read_alias_change)
 
     async def keep_gate(self, tenant: str, principal: str, name: str, number: int, report: GateReport) -> ModuleVersion:
         """Keep the version's newest gate report. Raises ModuleNotFound."""
@@ -299,8 +298,7 @@ class ModuleStore:
 
     async def preloads(self) -> list[Preload]:
         """Of all tenants, each once, without those of workers that have no lease; after an hour without one they are taken away."""
-        found = [json.loads(entry) for entry in await self._look("preloads")]
-        return sorted({Preload(one["digest"], ModuleKind(one["kind"]), one["worker_id"]) for one in found})
+        return sorted(set(self._reader.read(await self._look("preloads"), read_preload)))
 
     async def referenced(self, digest: str) -> bool:
         """Whether a version of anybody has this digest, of its content or of its probes."""
@@ -383,9 +381,3 @@ def _flag(value: bool) -> str:
 
 def _optional(number: float | None) -> float | str:
     return "" if number is None else number
-
-
-def _canary(alias: str, watched: str) -> CanaryAlias:
-    tenant, name, short = json.loads(alias)
-    fields = json.loads(watched)
-    return CanaryAlias(tenant, name, short, tuple(fields["versions"]), fields["revision"])

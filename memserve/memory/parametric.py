@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from memserve.domain import Alias, ModuleKind, ModuleVersion, Tenant, TrafficShare
-from memserve.errors import BlobStoreUnavailable, InvalidField, InvalidModule, ModuleNotFound, ModuleNotLive, OtherBase, RegistryUnavailable
+from memserve.errors import (
+    BlobStoreUnavailable,
+    InvalidField,
+    InvalidModule,
+    ModuleNotFound,
+    ModuleNotLive,
+    OtherBase,
+    RegistryUnavailable,
+    UnreadableRecord,
+)
 from memserve.memory.blobs import BlobStore
 from memserve.memory.module_kinds import KINDS, PROBES_FILE, BaseModel, CheckedModule, check_module_name
 from memserve.memory.module_store import DigestCondemned, ModuleStore
@@ -119,7 +128,7 @@ class ParametricMemory:
         self.blobs = blobs
         self._uploads = uploads
         self._base = base
-        self._base_digest = base_digest
+        self.base_digest = base_digest
         self.files = FileWork(FILE_THREADS)
         # The least recently asked for first.
         self._known: OrderedDict[tuple[str, Reference], tuple[Alias | None, dict[int, ModuleVersion]]] = OrderedDict()
@@ -145,7 +154,7 @@ class ParametricMemory:
             version=0,
             digest=checked.digest,
             kind=publication.kind,
-            base_digest=self._base_digest,
+            base_digest=self.base_digest,
             rank=checked.rank,
             target_modules=checked.target_modules,
             size_bytes=0,
@@ -221,6 +230,8 @@ class ParametricMemory:
             raise ModuleNotFound(str(reference) if reference.number else reference.name)
         alias, versions = found
         if reference.number:
+            if reference.number not in versions:
+                raise UnreadableRecord(str(reference), "the store's log says why")
             self._remember(tenant, reference, found)
             return Resolved(self.served(versions[reference.number]), f"asked for by number{why}")
         targets = tuple(target for target in alias.targets if target.version in versions) if alias is not None else ()
@@ -260,7 +271,7 @@ class ParametricMemory:
 
     def served(self, version: ModuleVersion) -> ModuleVersion:
         """The version, if it was made for the base model that is served here. Raises OtherBase."""
-        if self._base_digest and version.base_digest and version.base_digest != self._base_digest:
+        if self.base_digest and version.base_digest and version.base_digest != self.base_digest:
             raise OtherBase(version.reference, version.base_digest)
         return version
 

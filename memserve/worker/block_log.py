@@ -98,6 +98,8 @@ class BlockLog:
 async def follow_engine_events(endpoint: str, log: BlockLog) -> None:
     """Feed `log` from vLLM's event publisher at `endpoint` until cancelled. A gap in the numbering clears the log.
 
+    So does whatever ends this: what happens until it is called again is not known. Raises what a message that cannot be read raises.
+
     Source: vllm.distributed.kv_events, messages of [topic, 8-byte big-endian sequence, msgpack batch].
     """
     socket: Any = zmq.asyncio.Context.instance().socket(zmq.SUB)
@@ -120,5 +122,8 @@ async def follow_engine_events(endpoint: str, log: BlockLog) -> None:
                     log.remove(event.block_hashes, event.medium or "")
                 elif isinstance(event, AllBlocksCleared):
                     log.clear()
+    except BaseException:
+        log.clear()
+        raise
     finally:
         socket.close()

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memserve.errors import MemserveError, RegistryUnavailable
-from memserve.memory.module_store import ModuleStore, Preload
+from memserve.memory.module_records import Preload
+from memserve.memory.module_store import ModuleStore
 from memserve.worker.modules import Modules
 
 log = logging.getLogger("memserve.worker.preloads")

@@ -238,7 +238,7 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         self._rates = MeasuredRates()
         self._always_load = settings.always_load
         self._lookups = _RedisLookups(self._store, self._rates, tier_type)
-        self._upkeep = Upkeep(self._store.ledger, self._store.removed)
+        self._upkeep = Upkeep(self._store.ledger, self._store.removed, failed=self._store.loop_failed)
         self._load_pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="memserve_kv_load")
         self._store_pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="memserve_kv_store")
         self._lock = threading.Lock()

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from ray import serve
 from memserve.config import Settings, changed_settings
 from memserve.domain import WorkerLease
 from memserve.errors import BlobStoreUnavailable, RegistryUnavailable
+from memserve.supervised import repeat
 
 log = logging.getLogger("memserve.worker")
 
 HEARTBEATS_PER_LEASE = 3
 ENGINE_CHECK_S = 0.25
+EVENTS_PAUSE_S = 0.1
 REFRESH_S = 1.0
 PRELOADS_S = 3.0
 # A worker that starts is worth waiting for until it is warm, but not for long.
@@ -72,12 +74,13 @@ class WorkerReplica:
         await self._start()
 
     async def _start(self) -> None:
-        from prometheus_client import start_http_server
+        from prometheus_client import REGISTRY, start_http_server
 
         from memserve.kv.ledger import NO_QUOTAS
         from memserve.kv.server_check import check_cache_servers
         from memserve.memory.activation import ActivationMemory
         from memserve.memory.module_store import ModuleStore
+        from memserve.metrics import loop_failures
         from memserve.model_files import open_model
         from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
         from memserve.registry import Registry
@@ -90,6 +93,11 @@ class WorkerReplica:
         from memserve.worker.service import WorkerService
 
         settings = self._settings
+        failures = loop_failures(REGISTRY)
+
+        def failed(loop: str) -> None:
+            failures.labels(loop).inc()
+
         model = open_model(Path(settings.model), settings.max_context_tokens)
         model_digest = await asyncio.to_thread(model.model_digest)
         await asyncio.to_thread(check_cache_servers, settings.cache_redis)
@@ -100,7 +108,9 @@ class WorkerReplica:
         self._events_socket = run_dir / f"{os.getpid()}.ev"
         endpoint = f"ipc://{self._events_socket}"
         self._log = BlockLog()
-        self._tasks.append(asyncio.create_task(follow_engine_events(endpoint, self._log)))
+        self._tasks.append(
+            asyncio.create_task(repeat("engine_events", partial(follow_engine_events, endpoint, self._log), EVENTS_PAUSE_S, failed))
+        )
         self._engine = start_engine(settings, model, kv_transfer, endpoint)
         await self._engine.warm_up()
         memory = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=NO_QUOTAS)
@@ -119,7 +129,7 @@ class WorkerReplica:
         worker_id = f"w-{uuid.uuid4().hex[:8]}"
         self._store = ModuleStore(settings.redis)
         self._preloads = Preloads(self._store, self._engine.modules, worker_id)
-        self._tasks.append(asyncio.create_task(repeat("loading modules ahead", self._load_ahead, PRELOADS_S)))
+        self._tasks.append(asyncio.create_task(repeat("preloads", self._load_ahead, PRELOADS_S, failed)))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._loaded_ahead.wait(), FIRST_PRELOADS_S)
 
@@ -148,10 +158,10 @@ class WorkerReplica:
         )
         self._registry = Registry(settings.redis)
         self._tasks += [
-            asyncio.create_task(repeat("keeping the lease", self._renew_lease, settings.lease_s / HEARTBEATS_PER_LEASE)),
-            asyncio.create_task(repeat("asking the engine for its modules", self._refresh_modules, REFRESH_S)),
-            asyncio.create_task(repeat("tidying the copies of modules", self._tidy_copies, COPIES_S)),
-            asyncio.create_task(self._end_with_engine()),
+            asyncio.create_task(repeat("lease", self._renew_lease, settings.lease_s / HEARTBEATS_PER_LEASE, failed)),
+            asyncio.create_task(repeat("module_places", self._refresh_modules, REFRESH_S, failed)),
+            asyncio.create_task(repeat("module_copies", self._tidy_copies, COPIES_S, failed)),
+            asyncio.create_task(repeat("engine_life", self._end_with_engine, ENGINE_CHECK_S, failed)),
         ]
 
     async def _end_with_engine(self) -> None:
@@ -159,8 +169,8 @@ class WorkerReplica:
 
         vLLM leaves the streams of a killed engine waiting, and a health check that fails would take Serve seconds.
         """
-        while not self._engine.llm.errored:
-            await asyncio.sleep(ENGINE_CHECK_S)
+        if not self._engine.llm.errored:
+            return
         log.error("the engine has died; ending this worker so that it is started again")
         os._exit(1)
 
@@ -207,16 +217,6 @@ class WorkerReplica:
         if hasattr(self, "_engine"):
             self._engine.shutdown()
             self._events_socket.unlink(missing_ok=True)
-
-
-async def repeat(what: str, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
-    """Take the step again and again, with a pause between. Only cancellation ends it: what a step raises is logged."""
-    while True:
-        try:
-            await step()
-        except Exception:
-            log.exception("%s failed; it is tried again", what)
-        await asyncio.sleep(pause_s)
 
 
 def worker_application(settings: Settings) -> serve.Application:

@@ -145,7 +145,8 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
         messages = []
         for start in range(0, max(len(event.keys), 1), KEYS_IN_A_MESSAGE):
             keys = event.keys[start : start + KEYS_IN_A_MESSAGE]
-            message = pb.WatchResponse(epoch=self._epoch, sequence=event.sequence)
+            more = start + KEYS_IN_A_MESSAGE < len(event.keys)
+            message = pb.WatchResponse(epoch=self._epoch, sequence=event.sequence, more=more)
             if event.change is Change.REMOVED:
                 message.removed.keys.extend(keys)
             elif event.change is Change.RESET and start == 0:

@@ -32,6 +32,7 @@ LABELLED = {
     "refused": ("reason", "Values found in Redis that did not verify, and were deleted."),
     "not_admitted": ("reason", "Chunks that the ledger would not have: no_room, not_yet (a first use), busy (another stores it)."),
     "removed": ("reason", "Chunks that this worker removed: tenant_quota, cache_quota, expired, abandoned, again, refused, vanished."),
+    "loop_failures": ("loop", "Steps of background threads that failed and are taken again: kv_upkeep, kv_topology."),
     "load_decisions": ("decision", "Prefixes found in Redis: load, shortened, recompute, probe, unmeasured."),
 }
 GAUGES = {
@@ -60,9 +61,10 @@ def tier_stats(taken: StoreStats, decisions: Mapping[Decision, int], dropped_chu
         "refused": taken.refused,
         "not_admitted": taken.not_admitted,
         "removed": taken.removed,
+        "loop_failures": taken.loop_failures,
         "load_decisions": decisions,
     }
     for name, counts in labelled.items():
         for label, count in counts.items():
-            stats.increase_counter(PREFIX + name, count, (label.value,))
+            stats.increase_counter(PREFIX + name, count, (getattr(label, "value", label),))
     return stats

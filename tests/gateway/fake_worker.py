@@ -9,7 +9,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -102,7 +102,8 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
     Modules are found in modules_root/modules/<digest>. `refuses`: digest to why it cannot be loaded here. `wrong`: digest to why it cannot
     be loaded anywhere. `changes`: digest to what TryModule measures, 0.5 for others. `pinned`: what it was told to keep. A composition is
-    refused by its method in `refuses` or `wrong`.
+    refused by its method in `refuses` or `wrong`. `breaks_between_messages`: how often a Watch still breaks after the first message of an
+    event that has several.
     """
 
     registry_url: str
@@ -111,6 +112,9 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
     worker_id: str = ""
     script: Script = Script()
     tokenizer_digest: str = ""
+    namespace: str = NAMESPACE
+    block_tokens: int = BLOCK_TOKENS
+    keys_in_a_message: int = 16_384
     state: pb.WorkerState = field(default_factory=pb.WorkerState)
     silent: bool = False
 
@@ -126,6 +130,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self.wrong: dict[str, str] = {}
         self.changes: dict[str, float] = {}
         self.pinned: set[str] = set()
+        self.breaks_between_messages = 0
         self._running: dict[str, list[str]] = {}
         self._places: dict[str, pb.ModulePlace] = {}
         self._address = "127.0.0.1:0"
@@ -155,8 +160,8 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             model=self.model.name,
             model_digest=self._model_digest,
             tokenizer_digest=self.tokenizer_digest or self.model.tokenizer_digest(),
-            namespace=NAMESPACE,
-            block_tokens=BLOCK_TOKENS,
+            namespace=self.namespace,
+            block_tokens=self.block_tokens,
             blocks_per_chunk=1,
             max_context_tokens=self.model.max_context_tokens,
             max_concurrent=8,
@@ -216,8 +221,8 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def _answer(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         script = self.script
         lora = (request.module_digest, f"modules/{request.module_digest}") if request.module_digest else None
-        keys = block_keys(list(request.token_ids), BLOCK_TOKENS, lora=lora, cache_salt=request.cache_salt)
-        usable = keys[: (len(request.token_ids) - 1) // BLOCK_TOKENS]
+        keys = block_keys(list(request.token_ids), self.block_tokens, lora=lora, cache_salt=request.cache_salt)
+        usable = keys[: (len(request.token_ids) - 1) // self.block_tokens]
         cached_blocks = len(list(itertools.takewhile(self.log.held.__contains__, usable)))
         for number in itertools.count():
             if script.fails_with is not None and number == script.fails_after:
@@ -232,7 +237,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             token = script.token_ids[number % len(script.token_ids)]
             response = pb.GenerateResponse(text=f" t{token}", token_ids=[token], logprobs=[-0.5] if request.logprobs else [])
             if number + 1 in (request.max_tokens, script.stops_after):
-                response.cached_tokens.device = cached_blocks * BLOCK_TOKENS
+                response.cached_tokens.device = cached_blocks * self.block_tokens
                 response.finish_reason = pb.FINISH_REASON_LENGTH if number + 1 == request.max_tokens else pb.FINISH_REASON_STOP
                 yield response
                 return
@@ -311,6 +316,14 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         device, held = self.log.leading(request.keys)
         return pb.LookupBlocksResponse(device_blocks=device, held_blocks=held)
 
+    def _messages(self, epoch: int, number: int, change: str, keys: Sequence[bytes]) -> Iterator[pb.WatchResponse]:
+        for start in range(0, max(len(keys), 1), self.keys_in_a_message):
+            message = pb.WatchResponse(epoch=epoch, sequence=number, more=start + self.keys_in_a_message < len(keys))
+            part = getattr(message, "stored" if change == "reset" and start else change)
+            part.SetInParent()  # an empty reset is one too
+            part.keys.extend(keys[start : start + self.keys_in_a_message])
+            yield message
+
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         self.watches.append(request)
         epoch = self.epoch
@@ -320,11 +333,11 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             if not self.silent:
                 for number, change, keys in self.log.since(sequence):
                     sequence = number
-                    message = pb.WatchResponse(epoch=epoch, sequence=number)
-                    part = getattr(message, change)
-                    part.SetInParent()  # an empty reset is one too
-                    part.keys.extend(keys)
-                    yield message
+                    for message in self._messages(epoch, number, change, keys):
+                        yield message
+                        if message.more and self.breaks_between_messages:
+                            self.breaks_between_messages -= 1
+                            await context.abort(grpc.StatusCode.UNAVAILABLE, "as scripted")
                 state = pb.WorkerState()
                 state.CopyFrom(self.state)
                 state.running += len(self._running)

@@ -25,7 +25,8 @@ from memserve.domain import (
     WorkerLease,
 )
 from memserve.errors import AliasConflict, InvalidField, ModuleNotFound, NothingToRollBack, RegistryUnavailable, VersionInUse
-from memserve.memory.module_store import CONNECTIONS, CanaryAlias, DigestCondemned, ModuleStore, Preload
+from memserve.memory.module_records import CanaryAlias, Preload
+from memserve.memory.module_store import CONNECTIONS, DigestCondemned, ModuleStore
 from memserve.registry import Registry
 from tests.kv.redis_server import RedisServer
 
@@ -164,7 +165,7 @@ async def test_modules_are_listed_by_name_in_pages(store: ModuleStore) -> None:
 
     async def names(**options: object) -> list[str]:
         found, more = await store.modules("alice", **{"limit": 10, **options})  # type: ignore[arg-type]
-        return [module.name for module in found] + ["..."] * more
+        return [module.name for module in found] + ["..."] * bool(more)
 
     assert await names() == ["a.1", "a.2", "a.3", "ab", "b", "c"]
     assert await names(limit=2) == ["a.1", "a.2", "..."]
@@ -182,26 +183,26 @@ async def test_versions_are_listed_newest_first_in_pages(store: ModuleStore) -> 
     await publish(store, A, B, C)
     third, second, first = await versions(store)
     assert [version.version for version in (third, second, first)] == [3, 2, 1]
-    assert await store.versions("alice", "tone", limit=2) == ([third, second], True)
-    assert await store.versions("alice", "tone", before=3, limit=2) == ([second, first], False)
-    assert await store.versions("alice", "tone", before=2, limit=2) == ([first], False)
+    assert await store.versions("alice", "tone", limit=2) == ([third, second], 2)
+    assert await store.versions("alice", "tone", before=3, limit=2) == ([second, first], 0)
+    assert await store.versions("alice", "tone", before=2, limit=2) == ([first], 0)
 
 
 async def test_a_page_of_large_entries_is_shorter(store: ModuleStore, redis_server: RedisServer) -> None:
     for number in range(5):
         await store.publish("alice", "ann", replace(VERSION, digest=f"{number:064}", notes="x" * 800_000))
     found, more = await store.versions("alice", "tone", limit=10)
-    assert ([version.version for version in found], more) == ([5, 4], True)
+    assert ([version.version for version in found], more) == ([5, 4], 4)
     found, more = await store.versions("alice", "tone", before=2, limit=10)
-    assert ([version.version for version in found], more) == ([1], False)
+    assert ([version.version for version in found], more) == ([1], 0)
     alias = {"revision": 1, "origin": 1, "targets": "[" + " " * 1_500_000 + "]", "changed_s": "1.5"}
     for name in ("tone", "tune"):
         await publish(store, A, name=name)
         redis_server.client.hset(f"memserve:module:aliases:5:alice4:{name}", "live", json.dumps(alias))
     found_modules, more = await store.modules("alice", limit=10)
-    assert ([module.name for module in found_modules], more) == (["tone"], True)
+    assert ([module.name for module in found_modules], more) == (["tone"], "tone")
     found_modules, more = await store.modules("alice", after="tone", limit=10)
-    assert ([module.name for module in found_modules], more) == (["tune"], False)
+    assert ([module.name for module in found_modules], more) == (["tune"], "")
 
 
 async def test_no_name_reaches_into_anothers(store: ModuleStore) -> None:
@@ -467,8 +468,8 @@ async def test_a_version_knows_whether_another_keeps_its_digest(store: ModuleSto
 async def test_a_module_without_versions_is_not_listed_and_its_numbers_go_on(store: ModuleStore) -> None:
     await publish(store, A)
     await store.delete_version("alice", "ann", "tone", 1)
-    assert (await store.modules("alice", limit=10), await store.count("alice")) == (([], False), 0)
-    assert await store.modules("alice", limit=10, kind=ModuleKind.LORA) == ([], False)
+    assert (await store.modules("alice", limit=10), await store.count("alice")) == (([], ""), 0)
+    assert await store.modules("alice", limit=10, kind=ModuleKind.LORA) == ([], "")
     assert await store.module("alice", "tone") is None
     assert await store.resolve("alice", "tone", alias="live") is None
     assert await changes(store) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import warnings
 from collections.abc import AsyncIterator
@@ -23,7 +22,6 @@ with warnings.catch_warnings():
     from memserve.worker.local_copies import LocalCopies
     from memserve.worker.modules import Modules
     from memserve.worker.preloads import Preloads
-    from memserve.worker.replica import repeat
     from memserve.worker.room import Places
 
 LORA = ModuleKind.LORA
@@ -179,22 +177,3 @@ async def test_more_preloads_than_may_be_pinned_are_told_by_the_setting(worker: 
         await worker.preloads.reconcile()
     assert worker.pinned == set(worker.digests[:2])
     assert "2 of the 4 that fit (setting max_cpu_loras)" in caplog.text
-
-
-async def test_a_step_that_raises_is_logged_and_taken_again(caplog: pytest.LogCaptureFixture) -> None:
-    steps: list[str] = []
-    done = asyncio.Event()
-
-    async def step() -> None:
-        steps.append("taken")
-        if len(steps) < 3:
-            raise ValueError("a fault of its own")
-        done.set()
-
-    task = asyncio.create_task(repeat("the step", step, 0.001))
-    async with asyncio.timeout(10):
-        await done.wait()
-    assert caplog.text.count("the step failed; it is tried again") == 2
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task

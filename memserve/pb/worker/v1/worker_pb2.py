@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmemserve/worker/v1/worker.proto\x12\x12memserve.worker.v1\"\xb6\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12\x15\n\rmodule_digest\x18\x04 \x01(\t\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\x13\n\x0btemperature\x18\x06 \x01(\x01\x12\r\n\x05top_p\x18\x07 \x01(\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x10\n\x08logprobs\x18\n \x01(\x08\x12\x12\n\nmin_tokens\x18\x0b \x01(\x05\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x0c\n\x04keep\x18\r \x01(\x08\x12\x15\n\rexpert_digest\x18\x0e \x01(\t\x12\x14\n\x0c\x65xpert_alpha\x18\x0f \x01(\x01\x42\x07\n\x05_seed\";\n\x0c\x43\x61\x63hedTokens\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\x05\x12\r\n\x05redis\x18\x03 \x01(\x05\"\xb7\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x37\n\rcached_tokens\x18\x04 \x01(\x0b\x32 .memserve.worker.v1.CachedTokens\x12\x37\n\rfinish_reason\x18\x05 \x01(\x0e\x32 .memserve.worker.v1.FinishReason\"5\n\x0cWatchRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"Q\n\x0fModuleResidency\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12.\n\x05place\x18\x02 \x01(\x0e\x32\x1f.memserve.worker.v1.ModulePlace\"\xd6\x01\n\x0bWorkerState\x12\x0f\n\x07running\x18\x01 \x01(\x05\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x1c\n\x14prefill_tokens_per_s\x18\x03 \x01(\x01\x12\x34\n\x07modules\x18\x04 \x03(\x0b\x32#.memserve.worker.v1.ModuleResidency\x12\x1b\n\x13\x64\x65\x63ode_tokens_per_s\x18\x05 \x01(\x01\x12\x1e\n\x16pending_prefill_tokens\x18\x06 \x01(\x03\x12\x14\n\x0cused_modules\x18\x07 \x03(\t\"\x1c\n\x0c\x42locksStored\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x1d\n\rBlocksRemoved\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x1b\n\x0b\x42locksReset\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x87\x02\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x30\n\x05state\x18\x03 \x01(\x0b\x32\x1f.memserve.worker.v1.WorkerStateH\x00\x12\x32\n\x06stored\x18\x04 \x01(\x0b\x32 .memserve.worker.v1.BlocksStoredH\x00\x12\x34\n\x07removed\x18\x05 \x01(\x0b\x32!.memserve.worker.v1.BlocksRemovedH\x00\x12\x30\n\x05reset\x18\x06 \x01(\x0b\x32\x1f.memserve.worker.v1.BlocksResetH\x00\x42\x07\n\x05\x65vent\"#\n\x13LookupBlocksRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"B\n\x14LookupBlocksResponse\x12\x15\n\rdevice_blocks\x18\x01 \x01(\x05\x12\x13\n\x0bheld_blocks\x18\x02 \x01(\x05\">\n\x11LoadModuleRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03pin\x18\x03 \x01(\x08\"D\n\x12LoadModuleResponse\x12.\n\x05place\x18\x01 \x01(\x0e\x32\x1f.memserve.worker.v1.ModulePlace\"C\n\x13UnloadModuleRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x66orget\x18\x03 \x01(\x08\"F\n\x14UnloadModuleResponse\x12.\n\x05place\x18\x01 \x01(\x0e\x32\x1f.memserve.worker.v1.ModulePlace\")\n\x16GetModulePlacesRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"O\n\x17GetModulePlacesResponse\x12\x34\n\x07modules\x18\x01 \x03(\x0b\x32#.memserve.worker.v1.ModuleResidency\"0\n\x10TryModuleRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\"+\n\x11TryModuleResponse\x12\x16\n\x0elargest_change\x18\x01 \x01(\x01\"/\n\rComposeParent\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\x87\x01\n\x14\x43omposeModuleRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x32\n\x07parents\x18\x02 \x03(\x0b\x32!.memserve.worker.v1.ComposeParent\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x0f\n\x07\x64\x65nsity\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x03\".\n\x0f\x43omposeProgress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\"2\n\x0c\x43omposedFile\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\x9d\x01\n\x15\x43omposeModuleResponse\x12\x37\n\x08progress\x18\x01 \x01(\x0b\x32#.memserve.worker.v1.ComposeProgressH\x00\x12\x30\n\x04\x66ile\x18\x02 \x01(\x0b\x32 .memserve.worker.v1.ComposedFileH\x00\x12\x10\n\x06recipe\x18\x03 \x01(\tH\x00\x42\x07\n\x05\x65vent*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\x8b\x01\n\x0bModulePlace\x12\x1c\n\x18MODULE_PLACE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODULE_PLACE_DEVICE\x10\x01\x12\x15\n\x11MODULE_PLACE_HOST\x10\x02\x12\x15\n\x11MODULE_PLACE_DISK\x10\x03\x12\x17\n\x13MODULE_PLACE_ABSENT\x10\x04\x32\x89\x06\n\rWorkerService\x12W\n\x08Generate\x12#.memserve.worker.v1.GenerateRequest\x1a$.memserve.worker.v1.GenerateResponse0\x01\x12N\n\x05Watch\x12 .memserve.worker.v1.WatchRequest\x1a!.memserve.worker.v1.WatchResponse0\x01\x12\x61\n\x0cLookupBlocks\x12\'.memserve.worker.v1.LookupBlocksRequest\x1a(.memserve.worker.v1.LookupBlocksResponse\x12[\n\nLoadModule\x12%.memserve.worker.v1.LoadModuleRequest\x1a&.memserve.worker.v1.LoadModuleResponse\x12\x61\n\x0cUnloadModule\x12\'.memserve.worker.v1.UnloadModuleRequest\x1a(.memserve.worker.v1.UnloadModuleResponse\x12j\n\x0fGetModulePlaces\x12*.memserve.worker.v1.GetModulePlacesRequest\x1a+.memserve.worker.v1.GetModulePlacesResponse\x12X\n\tTryModule\x12$.memserve.worker.v1.TryModuleRequest\x1a%.memserve.worker.v1.TryModuleResponse\x12\x66\n\rComposeModule\x12(.memserve.worker.v1.ComposeModuleRequest\x1a).memserve.worker.v1.ComposeModuleResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmemserve/worker/v1/worker.proto\x12\x12memserve.worker.v1\"\xb6\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12\x15\n\rmodule_digest\x18\x04 \x01(\t\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\x13\n\x0btemperature\x18\x06 \x01(\x01\x12\r\n\x05top_p\x18\x07 \x01(\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x10\n\x08logprobs\x18\n \x01(\x08\x12\x12\n\nmin_tokens\x18\x0b \x01(\x05\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x0c\n\x04keep\x18\r \x01(\x08\x12\x15\n\rexpert_digest\x18\x0e \x01(\t\x12\x14\n\x0c\x65xpert_alpha\x18\x0f \x01(\x01\x42\x07\n\x05_seed\";\n\x0c\x43\x61\x63hedTokens\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\x05\x12\r\n\x05redis\x18\x03 \x01(\x05\"\xb7\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x37\n\rcached_tokens\x18\x04 \x01(\x0b\x32 .memserve.worker.v1.CachedTokens\x12\x37\n\rfinish_reason\x18\x05 \x01(\x0e\x32 .memserve.worker.v1.FinishReason\"5\n\x0cWatchRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"Q\n\x0fModuleResidency\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12.\n\x05place\x18\x02 \x01(\x0e\x32\x1f.memserve.worker.v1.ModulePlace\"\xd6\x01\n\x0bWorkerState\x12\x0f\n\x07running\x18\x01 \x01(\x05\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x1c\n\x14prefill_tokens_per_s\x18\x03 \x01(\x01\x12\x34\n\x07modules\x18\x04 \x03(\x0b\x32#.memserve.worker.v1.ModuleResidency\x12\x1b\n\x13\x64\x65\x63ode_tokens_per_s\x18\x05 \x01(\x01\x12\x1e\n\x16pending_prefill_tokens\x18\x06 \x01(\x03\x12\x14\n\x0cused_modules\x18\x07 \x03(\t\"\x1c\n\x0c\x42locksStored\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x1d\n\rBlocksRemoved\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x1b\n\x0b\x42locksReset\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\x95\x02\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x30\n\x05state\x18\x03 \x01(\x0b\x32\x1f.memserve.worker.v1.WorkerStateH\x00\x12\x32\n\x06stored\x18\x04 \x01(\x0b\x32 .memserve.worker.v1.BlocksStoredH\x00\x12\x34\n\x07removed\x18\x05 \x01(\x0b\x32!.memserve.worker.v1.BlocksRemovedH\x00\x12\x30\n\x05reset\x18\x06 \x01(\x0b\x32\x1f.memserve.worker.v1.BlocksResetH\x00\x12\x0c\n\x04more\x18\x07 \x01(\x08\x42\x07\n\x05\x65vent\"#\n\x13LookupBlocksRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"B\n\x14LookupBlocksResponse\x12\x15\n\rdevice_blocks\x18\x01 \x01(\x05\x12\x13\n\x0bheld_blocks\x18\x02 \x01(\x05\">\n\x11LoadModuleRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03pin\x18\x03 \x01(\x08\"D\n\x12LoadModuleResponse\x12.\n\x05place\x18\x01 \x01(\x0e\x32\x1f.memserve.worker.v1.ModulePlace\"C\n\x13UnloadModuleRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x66orget\x18\x03 \x01(\x08\"F\n\x14UnloadModuleResponse\x12.\n\x05place\x18\x01 \x01(\x0e\x32\x1f.memserve.worker.v1.ModulePlace\")\n\x16GetModulePlacesRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"O\n\x17GetModulePlacesResponse\x12\x34\n\x07modules\x18\x01 \x03(\x0b\x32#.memserve.worker.v1.ModuleResidency\"0\n\x10TryModuleRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\"+\n\x11TryModuleResponse\x12\x16\n\x0elargest_change\x18\x01 \x01(\x01\"/\n\rComposeParent\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\x87\x01\n\x14\x43omposeModuleRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x32\n\x07parents\x18\x02 \x03(\x0b\x32!.memserve.worker.v1.ComposeParent\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x0f\n\x07\x64\x65nsity\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x03\".\n\x0f\x43omposeProgress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\"2\n\x0c\x43omposedFile\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\x9d\x01\n\x15\x43omposeModuleResponse\x12\x37\n\x08progress\x18\x01 \x01(\x0b\x32#.memserve.worker.v1.ComposeProgressH\x00\x12\x30\n\x04\x66ile\x18\x02 \x01(\x0b\x32 .memserve.worker.v1.ComposedFileH\x00\x12\x10\n\x06recipe\x18\x03 \x01(\tH\x00\x42\x07\n\x05\x65vent*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\x8b\x01\n\x0bModulePlace\x12\x1c\n\x18MODULE_PLACE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODULE_PLACE_DEVICE\x10\x01\x12\x15\n\x11MODULE_PLACE_HOST\x10\x02\x12\x15\n\x11MODULE_PLACE_DISK\x10\x03\x12\x17\n\x13MODULE_PLACE_ABSENT\x10\x04\x32\x89\x06\n\rWorkerService\x12W\n\x08Generate\x12#.memserve.worker.v1.GenerateRequest\x1a$.memserve.worker.v1.GenerateResponse0\x01\x12N\n\x05Watch\x12 .memserve.worker.v1.WatchRequest\x1a!.memserve.worker.v1.WatchResponse0\x01\x12\x61\n\x0cLookupBlocks\x12\'.memserve.worker.v1.LookupBlocksRequest\x1a(.memserve.worker.v1.LookupBlocksResponse\x12[\n\nLoadModule\x12%.memserve.worker.v1.LoadModuleRequest\x1a&.memserve.worker.v1.LoadModuleResponse\x12\x61\n\x0cUnloadModule\x12\'.memserve.worker.v1.UnloadModuleRequest\x1a(.memserve.worker.v1.UnloadModuleResponse\x12j\n\x0fGetModulePlaces\x12*.memserve.worker.v1.GetModulePlacesRequest\x1a+.memserve.worker.v1.GetModulePlacesResponse\x12X\n\tTryModule\x12$.memserve.worker.v1.TryModuleRequest\x1a%.memserve.worker.v1.TryModuleResponse\x12\x66\n\rComposeModule\x12(.memserve.worker.v1.ComposeModuleRequest\x1a).memserve.worker.v1.ComposeModuleResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'memserve.worker.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2372
-  _globals['_FINISHREASON']._serialized_end=2467
-  _globals['_MODULEPLACE']._serialized_start=2470
-  _globals['_MODULEPLACE']._serialized_end=2609
+  _globals['_FINISHREASON']._serialized_start=2386
+  _globals['_FINISHREASON']._serialized_end=2481
+  _globals['_MODULEPLACE']._serialized_start=2484
+  _globals['_MODULEPLACE']._serialized_end=2623
   _globals['_GENERATEREQUEST']._serialized_start=56
   _globals['_GENERATEREQUEST']._serialized_end=366
   _globals['_CACHEDTOKENS']._serialized_start=368
@@ -54,37 +54,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOCKSRESET']._serialized_start=1031
   _globals['_BLOCKSRESET']._serialized_end=1058
   _globals['_WATCHRESPONSE']._serialized_start=1061
-  _globals['_WATCHRESPONSE']._serialized_end=1324
-  _globals['_LOOKUPBLOCKSREQUEST']._serialized_start=1326
-  _globals['_LOOKUPBLOCKSREQUEST']._serialized_end=1361
-  _globals['_LOOKUPBLOCKSRESPONSE']._serialized_start=1363
-  _globals['_LOOKUPBLOCKSRESPONSE']._serialized_end=1429
-  _globals['_LOADMODULEREQUEST']._serialized_start=1431
-  _globals['_LOADMODULEREQUEST']._serialized_end=1493
-  _globals['_LOADMODULERESPONSE']._serialized_start=1495
-  _globals['_LOADMODULERESPONSE']._serialized_end=1563
-  _globals['_UNLOADMODULEREQUEST']._serialized_start=1565
-  _globals['_UNLOADMODULEREQUEST']._serialized_end=1632
-  _globals['_UNLOADMODULERESPONSE']._serialized_start=1634
-  _globals['_UNLOADMODULERESPONSE']._serialized_end=1704
-  _globals['_GETMODULEPLACESREQUEST']._serialized_start=1706
-  _globals['_GETMODULEPLACESREQUEST']._serialized_end=1747
-  _globals['_GETMODULEPLACESRESPONSE']._serialized_start=1749
-  _globals['_GETMODULEPLACESRESPONSE']._serialized_end=1828
-  _globals['_TRYMODULEREQUEST']._serialized_start=1830
-  _globals['_TRYMODULEREQUEST']._serialized_end=1878
-  _globals['_TRYMODULERESPONSE']._serialized_start=1880
-  _globals['_TRYMODULERESPONSE']._serialized_end=1923
-  _globals['_COMPOSEPARENT']._serialized_start=1925
-  _globals['_COMPOSEPARENT']._serialized_end=1972
-  _globals['_COMPOSEMODULEREQUEST']._serialized_start=1975
-  _globals['_COMPOSEMODULEREQUEST']._serialized_end=2110
-  _globals['_COMPOSEPROGRESS']._serialized_start=2112
-  _globals['_COMPOSEPROGRESS']._serialized_end=2158
-  _globals['_COMPOSEDFILE']._serialized_start=2160
-  _globals['_COMPOSEDFILE']._serialized_end=2210
-  _globals['_COMPOSEMODULERESPONSE']._serialized_start=2213
-  _globals['_COMPOSEMODULERESPONSE']._serialized_end=2370
-  _globals['_WORKERSERVICE']._serialized_start=2612
-  _globals['_WORKERSERVICE']._serialized_end=3389
+  _globals['_WATCHRESPONSE']._serialized_end=1338
+  _globals['_LOOKUPBLOCKSREQUEST']._serialized_start=1340
+  _globals['_LOOKUPBLOCKSREQUEST']._serialized_end=1375
+  _globals['_LOOKUPBLOCKSRESPONSE']._serialized_start=1377
+  _globals['_LOOKUPBLOCKSRESPONSE']._serialized_end=1443
+  _globals['_LOADMODULEREQUEST']._serialized_start=1445
+  _globals['_LOADMODULEREQUEST']._serialized_end=1507
+  _globals['_LOADMODULERESPONSE']._serialized_start=1509
+  _globals['_LOADMODULERESPONSE']._serialized_end=1577
+  _globals['_UNLOADMODULEREQUEST']._serialized_start=1579
+  _globals['_UNLOADMODULEREQUEST']._serialized_end=1646
+  _globals['_UNLOADMODULERESPONSE']._serialized_start=1648
+  _globals['_UNLOADMODULERESPONSE']._serialized_end=1718
+  _globals['_GETMODULEPLACESREQUEST']._serialized_start=1720
+  _globals['_GETMODULEPLACESREQUEST']._serialized_end=1761
+  _globals['_GETMODULEPLACESRESPONSE']._serialized_start=1763
+  _globals['_GETMODULEPLACESRESPONSE']._serialized_end=1842
+  _globals['_TRYMODULEREQUEST']._serialized_start=1844
+  _globals['_TRYMODULEREQUEST']._serialized_end=1892
+  _globals['_TRYMODULERESPONSE']._serialized_start=1894
+  _globals['_TRYMODULERESPONSE']._serialized_end=1937
+  _globals['_COMPOSEPARENT']._serialized_start=1939
+  _globals['_COMPOSEPARENT']._serialized_end=1986
+  _globals['_COMPOSEMODULEREQUEST']._serialized_start=1989
+  _globals['_COMPOSEMODULEREQUEST']._serialized_end=2124
+  _globals['_COMPOSEPROGRESS']._serialized_start=2126
+  _globals['_COMPOSEPROGRESS']._serialized_end=2172
+  _globals['_COMPOSEDFILE']._serialized_start=2174
+  _globals['_COMPOSEDFILE']._serialized_end=2224
+  _globals['_COMPOSEMODULERESPONSE']._serialized_start=2227
+  _globals['_COMPOSEMODULERESPONSE']._serialized_end=2384
+  _globals['_WORKERSERVICE']._serialized_start=2626
+  _globals['_WORKERSERVICE']._serialized_end=3403
 # @@protoc_insertion_point(module_scope)

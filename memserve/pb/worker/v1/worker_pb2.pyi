@@ -140,20 +140,22 @@ class BlocksReset(_message.Message):
     def __init__(self, keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("epoch", "sequence", "state", "stored", "removed", "reset")
+    __slots__ = ("epoch", "sequence", "state", "stored", "removed", "reset", "more")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     RESET_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     sequence: int
     state: WorkerState
     stored: BlocksStored
     removed: BlocksRemoved
     reset: BlocksReset
-    def __init__(self, epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., stored: _Optional[_Union[BlocksStored, _Mapping]] = ..., removed: _Optional[_Union[BlocksRemoved, _Mapping]] = ..., reset: _Optional[_Union[BlocksReset, _Mapping]] = ...) -> None: ...
+    more: bool
+    def __init__(self, epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., stored: _Optional[_Union[BlocksStored, _Mapping]] = ..., removed: _Optional[_Union[BlocksRemoved, _Mapping]] = ..., reset: _Optional[_Union[BlocksReset, _Mapping]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class LookupBlocksRequest(_message.Message):
     __slots__ = ("keys",)

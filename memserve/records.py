@@ -1,0 +1,75 @@
+"""Records that other processes wrote, newer versions of memserve among them: read leniently, and never by whatever is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from memserve.errors import UnreadableRecord
+
+T = TypeVar("T")
+Stored = TypeVar("Stored")
+
+# Unreadable records that are remembered as said; a registry full of them is said again rather than kept in memory.
+SAID_MAX = 1024
+_PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+
+
+def known_fields(kind: type, record: Any) -> dict[str, Any]:
+    """The fields of the dataclass `kind` that a record has; what a newer version added is left out.
+
+    Raises UnreadableRecord for what is no object, lacks a field that has no default, or has text where a number belongs.
+    """
+    if not isinstance(record, dict):
+        raise UnreadableRecord(kind.__name__, "it is no object")
+    known: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.name in record:
+            known[field.name] = record[field.name]
+            plain = _PLAIN.get(str(field.type))
+            wrong = plain is not None and (
+                not isinstance(known[field.name], plain) or (isinstance(known[field.name], bool) and bool not in plain)
+            )
+            if wrong:
+                raise UnreadableRecord(kind.__name__, f"{field.name} is no {field.type}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UnreadableRecord(kind.__name__, f"{field.name} is missing")
+    return known
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Whatever a record does to the code that reads it is UnreadableRecord."""
+    try:
+        yield
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UnreadableRecord(what, f"{type(error).__name__}: {error}") from error
+
+
+class LenientReader:
+    """Reads lists of records. One that cannot be read is left out, and said once."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._said: OrderedDict[str, None] = OrderedDict()
+
+    def read(self, records: Iterable[Stored], read: Callable[[Stored], T]) -> list[T]:
+        found = []
+        for record in records:
+            try:
+                found.append(read(record))
+            except UnreadableRecord as error:
+                self._say(str(error))
+        return found
+
+    def _say(self, reason: str) -> None:
+        if reason not in self._said:
+            self._log.warning("left out: %s", reason)
+        self._said[reason] = None
+        self._said.move_to_end(reason)
+        if len(self._said) > SAID_MAX:
+            self._said.popitem(last=False)
