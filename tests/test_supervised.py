@@ -26,7 +26,7 @@ ALLOWED = {
     ("worker/connector.py", "exit_with_parent"): "compares two numbers until they differ, then ends the process; nothing in it can raise",
     ("kv/servers.py", "failed"): "tries one server until it answers; every exception is no answer",
     ("memory/vector.py", "open"): "the flush of the vector memory, which keeps itself going",
-    ("embedded/part.py", "start"): "keeps one part of a stack running, whatever the exception; what starts children is a thread of its own",
+    ("embedded/part.py", "begin"): "keeps one part of a stack running, whatever the exception; what starts children is a thread of its own",
 }
 
 
