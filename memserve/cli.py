@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import logging
 import signal
 import sys
 import time
@@ -26,6 +24,8 @@ from memserve.client_messages import collect
 from memserve.config import Settings, load_settings
 from memserve.domain import Expert, ModuleKind, Route, Sampling, Slo, TextDelta, Usage
 from memserve.errors import MemserveError
+from memserve.plain import json_line, log_to_stderr, paragraphs
+from memserve.terminal import cell, coloured
 
 app = typer.Typer(
     name="memserve",
@@ -38,8 +38,6 @@ app = typer.Typer(
 app.add_typer(modules_app, name="modules")
 app.add_typer(audit_app, name="audit")
 app.add_typer(kv_app, name="kv")
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 WATCH_S = 0.25
 
@@ -72,7 +70,7 @@ def up(
     stack = Stack(settings, _reporter())
     with _stopping(stack) as asked_to_stop:
         stack.start()
-        out.print(f"[bold green]ready[/] on {stack.address}. Ctrl-C stops it. In another terminal, try:")
+        out.print(coloured("ready", "bold green", f" on {stack.address}. Ctrl-C stops it. In another terminal, try:"))
         at = "" if stack.address == DEFAULT_ADDRESS else f" --address {stack.address}"
         out.print(f"  memserve status{at}", highlight=False)
         out.print(f'  memserve remember notes "The code of Amber Lantern is 4071."{at}', highlight=False, soft_wrap=True)
@@ -87,7 +85,7 @@ def gateway(ports_held: Annotated[bool, typer.Option(hidden=True, help="The pare
     """Start a gateway alone, for a cluster: settings from the environment (MEMSERVE_MODEL, MEMSERVE_REDIS_URL, MEMSERVE_MILVUS_URI …)."""
     from memserve.gateway.server import serve_gateway
 
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    log_to_stderr()
     asyncio.run(serve_gateway(load_settings(), ports_held=ports_held))
 
 
@@ -96,7 +94,7 @@ def workers() -> None:
     """Start the workers alone, on a Ray of their own: settings from the environment. SIGHUP restarts them."""
     from memserve.worker.fleet import run_workers
 
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    log_to_stderr()
     run_workers(load_settings())
 
 
@@ -124,7 +122,7 @@ def demo(
     figures = tell_story(_reporter(), workers=workers, keep=keep)
     print_story(figures, out if not as_json else err)
     if as_json:
-        print(json.dumps(figures))
+        print(json_line(figures))
     raise typer.Exit(0 if figures["ok"] else 1)
 
 
@@ -172,23 +170,24 @@ def generate(
             return
         for event in events:
             if isinstance(event, TextDelta):
-                print(event.text, end="", flush=True)
+                print(paragraphs(event.text), end="", flush=True)
             elif isinstance(event, Usage):
                 print()
                 cached = event.cached
                 err.print(
-                    f"[dim]{event.prompt_tokens} prompt tokens ({cached.device} cached on the worker, {cached.host} in host memory, "
-                    f"{cached.redis} from Redis), {event.output_tokens} output tokens, TTFT {event.ttft_ms:.0f} ms[/]"
+                    f"{event.prompt_tokens} prompt tokens ({cached.device} cached on the worker, {cached.host} in host memory, "
+                    f"{cached.redis} from Redis), {event.output_tokens} output tokens, TTFT {event.ttft_ms:.0f} ms",
+                    style="dim",
                 )
             elif isinstance(event, Route):
                 for number, hit in enumerate(event.passages, start=1):
-                    err.print(f"[dim]\\[{number}] {hit.memory.memory_id} from {hit.memory.source or 'no source'}[/]")
+                    err.print(f"[{number}] {hit.memory.memory_id} from {hit.memory.source or 'no source'}", style="dim")
                 if event.recall_outcome in ("late", "unavailable"):
-                    err.print(f"[yellow]recall was {event.recall_outcome}: answered without passages[/]")
+                    err.print(f"recall was {event.recall_outcome}: answered without passages", style="yellow")
                 for used in event.modules:
                     shift = f", alpha {used.alpha:g}" if used.kind is ModuleKind.LOGIT_EXPERT else ""
-                    err.print(f"[dim]{used.name}@{used.version} ({used.digest[:12]}{shift}): {used.reason}[/]", highlight=False)
-                err.print(f"[dim]{event.worker_id}: {event.reason}[/]")
+                    err.print(f"{used.name}@{used.version} ({used.digest[:12]}{shift}): {used.reason}", style="dim", highlight=False)
+                err.print(f"{event.worker_id}: {event.reason}", style="dim")
 
 
 @app.command()
@@ -236,7 +235,7 @@ def search(
         return
     table = Table("score", "id", "text", "source")
     for hit in found:
-        table.add_row(f"{hit.score:.4f}", hit.memory.memory_id, hit.memory.text, hit.memory.source)
+        table.add_row(f"{hit.score:.4f}", hit.memory.memory_id, cell(hit.memory.text), hit.memory.source)
     out.print(table)
 
 
@@ -258,7 +257,7 @@ def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Ti
         out.print(f"{w.worker_id}  {'ready' if w.ready else 'not ready'}, {w.running} running, {w.waiting} waiting", highlight=False)
         out.print(f"  {w.known_blocks} KV blocks, {w.prefill_tokens_per_s:.0f} prefill tokens/s, modules: {resident}", highlight=False)
         if not w.shares_kv:
-            out.print("  [bold red]does not share KV[/]: what it stored at its start came back different; see its log", highlight=False)
+            out.print(coloured("  does not share KV", "bold red", ": what it stored at its start came back different; see its log"))
         out.print(f"  gRPC {w.address}, metrics http://{w.metrics_address}/metrics, pid {w.pid}", highlight=False)
 
 
@@ -273,13 +272,13 @@ def main() -> None:
     try:
         app()
     except (MemserveError, CallFailed) as error:
-        err.print(f"[bold red]memserve:[/] {error}", highlight=False, soft_wrap=True)
+        err.print(coloured("memserve:", "bold red", f" {error}"), soft_wrap=True)
         sys.exit(1)
 
 
 def _reporter() -> Any:
     started_s = time.monotonic()
-    return lambda line: err.print(f"[dim]{time.monotonic() - started_s:6.1f} s[/]  {line}", highlight=False, soft_wrap=True)
+    return lambda line: err.print(coloured(f"{time.monotonic() - started_s:6.1f} s", "dim", f"  {line}"), soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
 from memserve.cli_options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json
@@ -14,6 +13,7 @@ from memserve.client import DEFAULT_ADDRESS
 from memserve.client_activation import Evicted
 from memserve.domain import Message, Role, Warmth
 from memserve.errors import StartupError
+from memserve.terminal import progress_bar
 
 kv_app = typer.Typer(help="Activation memory: the KV of prompt prefixes, in the workers and in Redis.", no_args_is_help=True)
 
@@ -68,7 +68,7 @@ def warm(
 ) -> None:
     """Compute a prefix and store it in Redis, for every worker."""
     last: Warmth | None = None
-    with connected(address, api_key, timeout) as client, Progress(console=err, transient=True) as bar:
+    with connected(address, api_key, timeout) as client, progress_bar(err) as bar:
         task = bar.add_task("computing")
         for last in client.activation.warm(conversation(text, system), module=module, worker_id=worker_id):
             bar.update(task, completed=last.computed_tokens, total=last.prompt_tokens)

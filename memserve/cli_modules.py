@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
 from memserve.cli_options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json
@@ -19,6 +17,8 @@ from memserve.client import DEFAULT_ADDRESS, CallFailed, Client
 from memserve.client_module_messages import Told
 from memserve.domain import Alias, GateReport, ModuleKind, ModuleVersion, TrafficShare
 from memserve.errors import StartupError
+from memserve.plain import json_line, plain
+from memserve.terminal import coloured, progress_bar
 
 modules_app = typer.Typer(
     help="Modules: knowledge in weights, in immutable versions behind aliases.\n\n"
@@ -41,8 +41,8 @@ Revision = Annotated[
 @contextlib.contextmanager
 def _bar(title: str) -> Iterator[Told]:
     """A progress bar on standard error."""
-    with Progress(console=err, transient=True) as progress:
-        task = progress.add_task(title, total=None)
+    with progress_bar(err) as progress:
+        task = progress.add_task(plain(title), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
@@ -351,7 +351,7 @@ def watch(
     with connected(address, api_key, timeout) as client:
         try:
             for event in client.modules.watch(after):
-                print(json.dumps(asdict(event), ensure_ascii=False), flush=True)
+                print(json_line(asdict(event)), flush=True)
         except CallFailed as failed:
             if failed.code.name != "DEADLINE_EXCEEDED":
                 raise
@@ -378,7 +378,7 @@ def audit_export(
     with connected(address, api_key, timeout) as client, contextlib.ExitStack() as stack:
         stream = stack.enter_context(file.open("w")) if file is not None else None
         for event in client.modules.audit():
-            print(json.dumps(asdict(event), ensure_ascii=False), file=stream)
+            print(json_line(asdict(event)), file=stream)
 
 
 def _again(publish: Callable[[], ModuleVersion]) -> ModuleVersion:
@@ -389,7 +389,7 @@ def _again(publish: Callable[[], ModuleVersion]) -> ModuleVersion:
         except CallFailed as failed:
             if failed.code.name not in ("UNAVAILABLE", "DATA_LOSS", "RESOURCE_EXHAUSTED") or attempt + 1 == UPLOAD_ATTEMPTS:
                 raise
-            err.print(f"[yellow]cut off ({failed.detail}); going on with it[/]", highlight=False)
+            err.print(f"cut off ({failed.detail}); going on with it", style="yellow", highlight=False)
             time.sleep(max(1 + attempt, failed.retry_after_s or 0))
     raise AssertionError
 
@@ -422,7 +422,7 @@ def _print_version(version: ModuleVersion) -> None:
 def _print_gate(report: GateReport) -> None:
     table = Table("probes", "asked", "base", "module", "rule", "")
     for figure in report.figures:
-        verdict = "[green]holds[/]" if figure.holds else "[red]missed[/]"
+        verdict = coloured("holds", "green") if figure.holds else coloured("missed", "red")
         table.add_row(figure.name, str(figure.probes), f"{figure.base:.3f}", f"{figure.module:.3f}", figure.rule, verdict)
     out.print(table)
     out.print(f"the gate {_gate_word(report)} on {report.worker_id}, {_when(report.at_s)}", highlight=False)

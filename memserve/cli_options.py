@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from memserve.client import CallFailed, Client
 from memserve.errors import StartupError
+from memserve.plain import json_line
+from memserve.terminal import PlainConsole
 
-out = Console()
-err = Console(stderr=True)
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 Address = Annotated[str, typer.Option("--address", envvar="MEMSERVE_ADDRESS", help="host:port of the gateway.")]
 ApiKey = Annotated[str, typer.Option("--api-key", envvar="MEMSERVE_API_KEY", help="Sent as authorization: Bearer <key>.")]
@@ -39,4 +39,4 @@ def connected(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
 
 def print_json(value: Any) -> None:
     """One object on one line, of a dict or a frozen value."""
-    print(json.dumps(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value, ensure_ascii=False))
+    print(json_line(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value))

@@ -304,4 +304,4 @@ def print_story(figures: dict[str, Any], console: Console) -> None:
     )
     console.print(f"Started in {figures['start_s']:.0f} s, {figures['seconds']:.0f} s in all.")
     for line in figures["failed"]:
-        console.print(f"[bold red]missed:[/] {line}")
+        console.print(f"missed: {line}", style="bold red")

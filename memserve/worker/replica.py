@@ -19,6 +19,7 @@ from ray import serve
 from memserve.config import Settings, changed_settings
 from memserve.domain import WorkerLease
 from memserve.errors import BlobStoreUnavailable, RegistryUnavailable
+from memserve.plain import log_to_stderr
 from memserve.supervised import repeat
 
 log = logging.getLogger("memserve.worker")
@@ -65,7 +66,7 @@ class WorkerReplica:
         self._tasks: list[asyncio.Task[None]] = []
         self._swept = False
         self._loaded_ahead = asyncio.Event()
-        logging.basicConfig(level=logging.INFO)
+        log_to_stderr()
         # vLLM reads these at import. Ray may set PYTHONHASHSEED, which would change every block key.
         os.environ.pop("PYTHONHASHSEED", None)
         os.environ.update(engine_environment(self._settings))
