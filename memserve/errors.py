@@ -141,6 +141,17 @@ class QuotaExceeded(MemserveError):
         self.retry_after_s = retry_after_s
 
 
+class JournalFull(MemserveError):
+    """So many memories wait to become durable in the vector store that no more are taken."""
+
+    def __init__(self, waiting_bytes: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"{waiting_bytes >> 20} MiB of memories wait until the vector store has written them, and no more are taken; none is lost; "
+            f"try again in {retry_after_s:g} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
 class PrefixNotStored(MemserveError):
     """A prefix is to be pinned that is not all in Redis."""
 
@@ -216,6 +227,22 @@ class VectorStoreUnavailable(MemserveError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"the vector store does not answer ({detail}); try again")
+
+
+class VectorStoreHeld(MemserveError):
+    """Another process holds the folder of Milvus Lite."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process holds the vector store's folder; Milvus Lite serves one gateway: stop the other, or use a Milvus server"
+        )
+
+
+class VectorStoreDamaged(MemserveError):
+    """The folder of Milvus Lite cannot be read."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the vector store is damaged ({detail}); `memserve restore` brings back a backup")
 
 
 class StartupError(MemserveError):

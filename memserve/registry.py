@@ -86,8 +86,8 @@ def lease_key(worker_id: str) -> str:
     return f"memserve:worker:{worker_id}"
 
 
-def registry_client(redis_url: str, *, max_connections: int | None = None) -> Any:
-    """A redis.asyncio.Redis that answers in text. Every exchange belongs inside `answering()`.
+def registry_client(redis_url: str, *, max_connections: int | None = None, decode_responses: bool = True) -> Any:
+    """A redis.asyncio.Redis that answers in text, or in bytes. Every exchange belongs inside `answering()`.
 
     max_connections: None for redis-py's own number, 100. One more at the same time is refused as RegistryUnavailable.
     """
@@ -99,7 +99,7 @@ def registry_client(redis_url: str, *, max_connections: int | None = None) -> An
         socket_connect_timeout=TIMEOUT_S,
         # For a connection that turns out to be closed: after a restart of Redis every pooled one is.
         retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-        decode_responses=True,
+        decode_responses=decode_responses,
         max_connections=max_connections,
     )
 

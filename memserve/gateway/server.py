@@ -90,7 +90,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         registry = Registry(settings.redis)
         stack.push_async_callback(registry.close)
         try:
-            vector = await VectorMemory.open(settings.vector_uri, embedder)
+            vector = await VectorMemory.open(settings.vector_uri, embedder, settings.redis)
         except VectorStoreUnavailable as error:
             raise StartupError(str(error)) from error
         stack.push_async_callback(vector.close)

@@ -28,6 +28,7 @@ from memserve.pb.v1 import (
 )
 
 SEARCH_TIMEOUT_S = 10.0
+STATUS_TIMEOUT_S = 0.5
 SEARCH_LIMIT = 8
 PIN_MAX_S = 30 * 24 * 3600
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -93,11 +94,10 @@ class MemoryService(memory_pb2_grpc.MemoryServiceServicer):  # type: ignore[misc
 
     async def ListNamespaces(self, request: memory_pb2.ListNamespacesRequest, context: Context) -> memory_pb2.ListNamespacesResponse:
         async with self._edge.call("ListNamespaces", context) as tenant:
-            summaries = [
-                memory_pb2.NamespaceSummary(namespace=name, memories=await self._vector.count(tenant.name, name))
-                for name in await self._vector.list_namespaces(tenant.name)
-            ]
-            return memory_pb2.ListNamespacesResponse(namespaces=summaries)
+            counts = await self._vector.counts(tenant.name)
+            return memory_pb2.ListNamespacesResponse(
+                namespaces=[memory_pb2.NamespaceSummary(namespace=name, memories=memories) for name, memories in counts.items()]
+            )
 
 
 class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type: ignore[misc]
@@ -233,9 +233,8 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
             if request.workers_only:
                 return response
             with contextlib.suppress(MemserveError):
-                names = await pipeline.vector.list_namespaces(tenant.name)
-                response.memories = sum([await pipeline.vector.count(tenant.name, name) for name in names])
-                response.vector_store_ok = True
+                response.memories = sum((await pipeline.vector.counts(tenant.name)).values())
+            response.vector_store_ok = await pipeline.vector.answers(STATUS_TIMEOUT_S)
             with contextlib.suppress(MemserveError):
                 response.modules = await pipeline.modules.store.count(tenant.name)
             return response

@@ -6,22 +6,31 @@ import hashlib
 import json
 import logging
 import re
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Self, TypeVar
 
-import grpc
 import numpy as np
 import numpy.typing as npt
-from pymilvus.exceptions import MilvusException
 
 from memserve.domain import Memory, ScoredMemory
-from memserve.errors import InvalidField, MemoryConflict, MemoryNotFound, NamespaceNotFound, VectorStoreUnavailable
-from memserve.memory.embedding import EMBEDDING_DIM, MiniLmEmbedder
-from memserve.memory.vector_milvus import MilvusMemories, is_local_uri
+from memserve.errors import (
+    InvalidField,
+    MemoryConflict,
+    MemoryNotFound,
+    MemserveError,
+    NamespaceNotFound,
+    RegistryUnavailable,
+    VectorStoreUnavailable,
+)
+from memserve.memory.embedding import MiniLmEmbedder
+from memserve.memory.journal import Journal, Look, Write, delete, put
+from memserve.memory.settling import FlushNotVerified, Settling
+from memserve.memory.vector_index import MILVUS_ERRORS, OWN_WORK, VectorIndex
+from memserve.memory.vector_milvus import MilvusMemories, is_local_uri, memory_key, tenant_key
 from memserve.policy.ranking import ScoredRow, fuse, query_words, rank_by_words
-from memserve.turns import FairThreads, leave_one, on_own_thread
+from memserve.turns import FairThreads
 
 TEXT_MAX_BYTES = 8192
 SOURCE_MAX_BYTES = 512
@@ -30,9 +39,8 @@ KEYWORD_MAX_BYTES = 64
 QUERY_MAX_BYTES = 4096
 LIMIT_MAX = 64
 NAMESPACES_MAX = 16
-FLUSH_WITHIN_S = 60.0
-# Whose turn it is when the work is memserve's own. No tenant is called so.
-OWN_WORK = ""
+CLOSE_TIMEOUT_S = 60.0
+NOT_COUNTED = "it has not been up since this registry is used, so its memories are not counted yet"
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NAMESPACE_RULE = "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or a digit"
@@ -40,7 +48,6 @@ _MEMORY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _MEMORY_ID_RULE = "must be 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-', and begin with a letter or a digit"
 
 _MIN_CANDIDATES = 32
-_KNOWN_NAMESPACES_MAX = 65_536
 
 logger = logging.getLogger(__name__)
 
@@ -48,70 +55,65 @@ T = TypeVar("T")
 
 
 class VectorMemory:
-    """Memories of all tenants in one Milvus. Create it with `open`, end it with `close`; one event loop only.
+    """Memories of all tenants: a journal in the registry, and Milvus as the index. Create it with `open`, end it with `close`; one event
+    loop only.
 
-    The blocking client runs on threads of its own: a single one for Milvus Lite, which is not safe under concurrency, else one for writes
-    and several for reads. Milvus Lite's new rows are flushed in the background: `flush_rows` at a time, or when nothing was asked for
-    `flush_quiet_s`, since every call waits for a flush and a slow disk may take seconds; after `FLUSH_WITHIN_S` in any case.
+    A write is acknowledged when it is in the journal; `settling.py` brings it into Milvus and drops it from the journal when it is durable
+    there. Namespaces and how many memories they have are kept in the registry. Reads go on without the registry.
+    Milvus Lite's new rows are flushed in the background: `flush_rows` at a time, or when nothing was asked for `flush_quiet_s`.
 
-    Every method raises InvalidField for a name or value that breaks a rule, and VectorStoreUnavailable when Milvus fails or is late. A
-    remember or forget that was late may still have happened: repeating it is safe.
+    Every method raises InvalidField for a name or value that breaks a rule, and VectorStoreUnavailable when Milvus fails or is late;
+    writes, `counts` and `count` raise RegistryUnavailable. A remember or forget that failed so may still have happened: repeating it is
+    safe.
     """
 
-    def __init__(
-        self, uri: str, embedder: MiniLmEmbedder, *, token: str, call_timeout_s: float, flush_rows: int, flush_quiet_s: float
-    ) -> None:
+    def __init__(self, index: VectorIndex, journal: Journal, settling: Settling, embedder: MiniLmEmbedder) -> None:
         """For `open`."""
-        self._uri = uri
+        self.settling = settling
+        self._index = index
+        self._journal = journal
         self._embedder = embedder
-        self._token = token
-        self._call_timeout_s = call_timeout_s
-        self._flush_rows = flush_rows
-        self._flush_quiet_s = flush_quiet_s
-        self._is_local = is_local_uri(uri)
+        self._call_timeout_s = index.call_timeout_s
         self._embedding_thread = FairThreads("embedding", 1)
-        self._write_thread = FairThreads("vector-store", 1)
-        self._read_threads = self._write_thread if self._is_local else FairThreads("vector-store-read", 4, share=leave_one)
-        self._connect_lock = threading.Lock()
-        self._store: MilvusMemories | None = None
-        self._must_prepare = False
         self._closed = False
-        self._known_namespaces: set[tuple[str, str]] = set()  # a namespace is never removed, so a known one stays known
-        self._unflushed_rows = 0
-        self._has_unflushed = asyncio.Event()
-        self._flush_due = asyncio.Event()
-        self._last_call_s = 0.0
-        self._flushing: asyncio.Task[None] | None = None
+        # By tenant key. A namespace is never removed, so a known one stays known.
+        self._known_namespaces: dict[str, set[str]] = {}
+        self._settles: asyncio.Task[None] | None = None
+        self._journaling: set[asyncio.Task[asyncio.Task[None] | None]] = set()
 
     @classmethod
     async def open(
         cls,
         uri: str,
         embedder: MiniLmEmbedder,
+        registry_url: str,
         *,
         token: str = "",
         call_timeout_s: float = 10.0,
         flush_rows: int = 256,
         flush_quiet_s: float = 5.0,
+        may_flush: Callable[[], bool] = lambda: True,
     ) -> Self:
         """Open a local store, or get ready to use a remote one.
 
         uri: a path that ends in `.db`: Milvus Lite, which keeps a folder there that one process at a time may hold; else `http://host:port`.
-        call_timeout_s: bound on any call but a search.
-        A remote Milvus that is down does not stop this: calls fail until it is up. A local store that cannot be opened (held by another
-        process, no right to write) raises VectorStoreUnavailable. A path with another ending raises InvalidField.
+        registry_url: the Redis that has the journal. call_timeout_s: bound on any call but a search.
+        may_flush: False while the disk is too full for a flush.
+        A remote Milvus or a registry that is down does not stop this: calls fail until it is up. A local store raises VectorStoreHeld,
+        VectorStoreDamaged or VectorStoreUnavailable when it cannot be opened. A path with another ending raises InvalidField.
         """
         if is_local_uri(uri) and not uri.endswith(".db"):
             raise InvalidField("milvus uri", "must be a path that ends in .db (Milvus Lite) or http(s)://host:port")
-        memory = cls(uri, embedder, token=token, call_timeout_s=call_timeout_s, flush_rows=flush_rows, flush_quiet_s=flush_quiet_s)
-        if memory._is_local:
-            try:
-                # Not bounded in time: recovery reads all that a killed process left.
-                await memory._on(memory._write_thread, OWN_WORK, memory._connected)
-            except (MilvusException, grpc.RpcError, OSError) as error:
-                await memory.close()
-                raise VectorStoreUnavailable(f"cannot open {uri}, another process may hold it: {_one_line(error)}") from error
-            memory._flushing = asyncio.create_task(memory._flush_in_background(), name="memserve-milvus-flush")
+        index = VectorIndex(uri, token=token, call_timeout_s=call_timeout_s)
+        journal = Journal(registry_url)
+        settling = Settling(journal, index, flush_rows=flush_rows, flush_quiet_s=flush_quiet_s, may_flush=may_flush)
+        memory = cls(index, journal, settling, embedder)
+        try:
+            await memory._begin()
+        except BaseException:
+            await memory.close()
+            raise
+        memory._settles = asyncio.create_task(settling.run(), name="memserve-settling")
         return memory
 
     async def close(self) -> None:
@@ -119,10 +121,19 @@ class VectorMemory:
         if self._closed:
             return
         self._closed = True
-        if self._flushing is not None:
-            self._flushing.cancel()
-            await asyncio.gather(self._flushing, return_exceptions=True)
-        await on_own_thread(self._close_blocking)
+        if self._journaling:
+            await asyncio.wait(list(self._journaling))
+        if self._settles is not None:
+            self._settles.cancel()
+            await asyncio.gather(self._settles, return_exceptions=True)
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self.settling.settle_now()
+            except (*MILVUS_ERRORS, MemserveError, FlushNotVerified) as error:
+                logger.warning("what Milvus has not durably written stays in the journal for the next start: %s", _one_line(error))
+        self._embedding_thread.close()
+        await self._index.close(clean=self.settling.is_settled)
+        await self._journal.close()
 
     async def remember(
         self,
@@ -135,12 +146,14 @@ class VectorMemory:
         memory_id: str | None,
         now_s: float,
     ) -> Memory:
-        """Store a memory; its namespace comes into being with the first. On return it is durable: killing the process does not lose it.
+        """Store a memory; its namespace comes into being with the first. On return it is durable: it is in the journal, on disk.
 
         text: at most 8 KiB of UTF-8. source: at most 512 bytes. keywords: at most 16 of 64 bytes; BM25 finds them like words of the text.
         memory_id: the idempotency key. None takes `content_id`, so that the same content remembered twice is one memory.
         now_s: seconds since the epoch, kept as `created_s`.
-        Repeating a memory returns the one stored first. Raises MemoryConflict when the id has other text, source or keywords.
+        `get` has it at once; searches have it when Milvus has taken it, which is at once too unless Milvus fails.
+        Repeating a memory returns the one stored first. Raises MemoryConflict when the id has other text, source or keywords, and
+        JournalFull.
         """
         check_namespace("namespace", namespace)
         _check_text("text", text, TEXT_MAX_BYTES)
@@ -155,46 +168,59 @@ class VectorMemory:
         memory = Memory(memory_id, namespace, text, source, tuple(keywords), now_s)
 
         async def store() -> Memory:
-            vector = await self._embed(tenant, text)
-            return await self._on(self._write_thread, tenant, lambda: self._store_once(tenant, memory, vector))
+            write = put(tenant, memory, await self._embed(tenant, text))
+            while True:
+                look = await self._journal.look(write.key, tenant, namespace)
+                known = await self._known(tenant, write.key, look)
+                if known is not None:
+                    if (known.text, known.source, known.keywords) != (memory.text, memory.source, memory.keywords):
+                        raise MemoryConflict(memory.memory_id)
+                    return known
+                if await self._journaled(tenant, write, look, 1):
+                    return memory
 
-        stored = await self._within(self._call_timeout_s, store())
-        self._count_unflushed_row()
-        return stored
+        return await self._within(self._call_timeout_s, store)
 
     async def get(self, tenant: str, namespace: str, memory_id: str) -> Memory:
         """Raises NamespaceNotFound or MemoryNotFound."""
         check_namespace("namespace", namespace)
         _check_memory_id(memory_id)
+        key = memory_key(tenant, namespace, memory_id)
 
-        def read() -> Memory:
-            self._require_namespace(tenant, namespace, self._call_timeout_s)
-            memory = self._connected().get(tenant, namespace, memory_id, timeout_s=self._call_timeout_s)
+        async def read() -> Memory:
+            await self._require_namespaces(tenant, [namespace])
+            # The journal first: what is no longer there is in Milvus.
+            pending = await self._pending_of([key])
+            if key in pending:
+                memory = pending[key].memory
+            else:
+                memory = await self._index.read(tenant, lambda store: store.get(key, timeout_s=self._call_timeout_s))
             if memory is None:
                 raise MemoryNotFound(memory_id)
             return memory
 
-        return await self._within(self._call_timeout_s, self._on(self._read_threads, tenant, read))
+        return await self._within(self._call_timeout_s, read)
 
     async def forget(self, tenant: str, namespace: str, memory_id: str) -> bool:
         """Take a memory out of every kind of search and out of `get`, durably. False when there is none, or no such namespace.
 
-        Its bytes leave the disk when Milvus next compacts the segment that holds them.
+        Its bytes leave the disk when Milvus next compacts the segment that holds them. Raises JournalFull.
         """
         check_namespace("namespace", namespace)
         _check_memory_id(memory_id)
 
-        def delete() -> bool:
-            store = self._connected()
-            if store.get(tenant, namespace, memory_id, timeout_s=self._call_timeout_s) is None:
-                return False
-            store.delete(tenant, namespace, memory_id, timeout_s=self._call_timeout_s)
-            return True
+        async def forget_once() -> bool:
+            write = delete(tenant, namespace, memory_id)
+            while True:
+                look = await self._journal.look(write.key, tenant, namespace)
+                if look.pending is not None and look.pending.author == write.author:
+                    return True  # the answer to this very write was lost, and it was sent again
+                if not look.has_namespace or await self._known(tenant, write.key, look) is None:
+                    return False
+                if await self._journaled(tenant, write, look, -1):
+                    return True
 
-        forgotten = await self._within(self._call_timeout_s, self._on(self._write_thread, tenant, delete))
-        if forgotten:
-            self._count_unflushed_row()
-        return forgotten
+        return await self._within(self._call_timeout_s, forget_once)
 
     async def search(self, tenant: str, namespaces: Sequence[str], query: str, limit: int, *, timeout_s: float) -> list[ScoredMemory]:
         """Hybrid search: the nearest by meaning and the best by word, fused by rank.
@@ -222,136 +248,168 @@ class VectorMemory:
 
         async def both_halves() -> tuple[list[ScoredRow], list[ScoredRow]]:
             vector = await self._embed(tenant, query)
+            await self._require_namespaces(tenant, scope)
 
-            def read() -> tuple[list[ScoredRow], list[ScoredRow]]:
-                for namespace in scope:
-                    self._require_namespace(tenant, namespace, left_s())
-                store = self._connected()
+            def read(store: MilvusMemories) -> tuple[list[ScoredRow], list[ScoredRow]]:
                 dense = store.search_dense(tenant, scope, vector, candidates, timeout_s=left_s())
                 if not words:
                     return dense, []
                 found = store.search_words(tenant, scope, [query, *words], candidates, timeout_s=left_s())
                 return dense, rank_by_words(words, found[0], found[1:], candidates)
 
-            return await self._on(self._read_threads, tenant, read)
+            before = dict(self.settling.unapplied)
+            dense, bm25 = await self._index.read(tenant, read)
+            keys = {memory_key(tenant, row[0].namespace, row[0].memory_id) for row in (*dense, *bm25)}
+            pending = before | await self._pending_of(sorted(keys))
 
-        dense, bm25 = await self._within(timeout_s, both_halves())
+            def holds(row: ScoredRow) -> bool:
+                write = pending.get(memory_key(tenant, row[0].namespace, row[0].memory_id))
+                return write is None or write.memory == row[0]
+
+            return [row for row in dense if holds(row)], [row for row in bm25 if holds(row)]
+
+        dense, bm25 = await self._within(timeout_s, both_halves)
         return fuse(dense, bm25, limit)
+
+    async def counts(self, tenant: str) -> dict[str, int]:
+        """The tenant's namespaces by name, each with its memories; also those whose memories are all forgotten."""
+        self._require_open()
+        counts = await self._journal.counts(tenant)
+        if not self.settling.is_counted:
+            raise VectorStoreUnavailable(NOT_COUNTED)
+        return dict(sorted(counts.items()))
+
+    async def count(self, tenant: str, namespace: str) -> int:
+        """Memories in the namespace. Raises NamespaceNotFound."""
+        check_namespace("namespace", namespace)
+        counts = await self.counts(tenant)
+        if namespace not in counts:
+            raise NamespaceNotFound(namespace)
+        return counts[namespace]
 
     async def list_namespaces(self, tenant: str) -> list[str]:
         """The tenant's namespaces by name, with those whose memories are all forgotten."""
+        return list(await self.counts(tenant))
 
-        def read() -> list[str]:
-            return self._connected().list_namespaces(tenant, timeout_s=self._call_timeout_s)
-
-        return await self._within(self._call_timeout_s, self._on(self._read_threads, tenant, read))
-
-    async def count(self, tenant: str, namespace: str) -> int:
-        """Memories in the namespace. Milvus Lite reads them all to count them. Raises NamespaceNotFound."""
-        check_namespace("namespace", namespace)
-
-        def read() -> int:
-            self._require_namespace(tenant, namespace, self._call_timeout_s)
-            return self._connected().count(tenant, namespace, timeout_s=self._call_timeout_s)
-
-        return await self._within(self._call_timeout_s, self._on(self._read_threads, tenant, read))
-
-    async def _within(self, timeout_s: float, work: Awaitable[T]) -> T:
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether Milvus answers a look-up within this time."""
         try:
             async with asyncio.timeout(timeout_s):
-                return await work
-        except TimeoutError as error:
-            raise VectorStoreUnavailable(f"no answer within {timeout_s:g} s") from error
-        except (MilvusException, grpc.RpcError, OSError) as error:
-            # A Milvus that was restarted may have lost more than the connection, which mends itself: its collections may not be loaded.
-            self._must_prepare = True
-            raise VectorStoreUnavailable(_one_line(error)) from error
-
-    async def _on(self, threads: FairThreads, tenant: str, call: Callable[[], T]) -> T:
-        """Run a blocking call in the tenant's turn.
-
-        One that is given up before its turn never runs; one that has begun runs on to its own timeout.
-        """
-        if self._closed:
-            raise VectorStoreUnavailable("it is closed")
-        self._last_call_s = time.monotonic()
-        try:
-            return await threads.run(tenant, call)
-        except RuntimeError:
-            if self._closed:
-                raise VectorStoreUnavailable("it is closed") from None
-            raise
-
-    async def _embed(self, tenant: str, text: str) -> npt.NDArray[np.float32]:
-        return await self._on(self._embedding_thread, tenant, lambda: self._embedder.embed([text])[0])
-
-    def _connected(self) -> MilvusMemories:
-        with self._connect_lock:
-            if self._store is None:
-                self._store = MilvusMemories(self._uri, self._token, dim=EMBEDDING_DIM, timeout_s=self._call_timeout_s)
-            elif self._must_prepare:
-                self._store.prepare(timeout_s=self._call_timeout_s)
-            self._must_prepare = False
-            return self._store
-
-    def _store_once(self, tenant: str, memory: Memory, vector: npt.NDArray[np.float32]) -> Memory:
-        """Runs on the write thread only, so that nothing comes between the look and the write."""
-        store = self._connected()
-        known = store.get(tenant, memory.namespace, memory.memory_id, timeout_s=self._call_timeout_s)
-        if known is not None:
-            if (known.text, known.source, known.keywords) != (memory.text, memory.source, memory.keywords):
-                raise MemoryConflict(memory.memory_id)
-            return known
-        # The namespace first: a crash in between leaves an empty namespace, never a memory that cannot be found.
-        if not self._has_namespace(tenant, memory.namespace, self._call_timeout_s):
-            store.add_namespace(tenant, memory.namespace, memory.created_s, timeout_s=self._call_timeout_s)
-        store.put(tenant, memory, vector, timeout_s=self._call_timeout_s)
-        return memory
-
-    def _has_namespace(self, tenant: str, namespace: str, timeout_s: float) -> bool:
-        if (tenant, namespace) in self._known_namespaces:
-            return True
-        if not self._connected().has_namespace(tenant, namespace, timeout_s=timeout_s):
+                await self._index.read(OWN_WORK, lambda store: store.get("", timeout_s=timeout_s))
+        except (*MILVUS_ERRORS, MemserveError):  # TimeoutError is an OSError
             return False
-        if len(self._known_namespaces) >= _KNOWN_NAMESPACES_MAX:
-            self._known_namespaces.clear()
-        self._known_namespaces.add((tenant, namespace))
         return True
 
-    def _require_namespace(self, tenant: str, namespace: str, timeout_s: float) -> None:
-        if not self._has_namespace(tenant, namespace, timeout_s):
-            raise NamespaceNotFound(namespace)
+    def lost(self, tenant: str, namespaces: Sequence[str] | None = None) -> int:
+        """Memories of the tenant, in these namespaces or all, that are counted and that Milvus has lost: its files are damaged."""
+        key = tenant_key(tenant)
+        lost = self.settling.figures.lost
+        return sum(n for (owner, name), n in lost.items() if owner == key and (namespaces is None or name in namespaces))
 
-    def _count_unflushed_row(self) -> None:
-        self._unflushed_rows += 1
-        self._has_unflushed.set()
-        if self._unflushed_rows >= self._flush_rows:
-            self._flush_due.set()
+    async def _begin(self) -> None:
+        """Open the index and replay the journal. A local store must come up; what else fails is tried again in the background."""
+        try:
+            # Not bounded in time: recovery reads all that a killed process left.
+            await self._index.reopen(lambda: None)
+            await self.settling.open()
+        except (*MILVUS_ERRORS, FlushNotVerified, RegistryUnavailable, VectorStoreUnavailable) as error:
+            if self._index.is_local and not self._index.is_open:
+                raise VectorStoreUnavailable(f"it cannot be opened: {_one_line(error)}") from error
+            logger.warning("the vector memory starts all the same, and goes on with this: %s", _one_line(error))
+        try:
+            async for key, names in self._journal.all_namespaces():
+                self._known_namespaces[key] = set(names)
+            if await self._journal.syncs_every_write() is False:
+                logger.warning(
+                    "the registry Redis does not sync every write (appendonly yes, appendfsync always): what is acknowledged may be lost "
+                    "when it is killed or the power fails"
+                )
+        except RegistryUnavailable as error:
+            logger.warning("the vector memory starts without the registry: %s", error)
 
-    async def _flush_in_background(self) -> None:
-        while True:
-            await self._has_unflushed.wait()
-            at_latest_s = time.monotonic() + FLUSH_WITHIN_S
-            while (due_s := min(self._last_call_s + self._flush_quiet_s, at_latest_s)) > time.monotonic() and not self._flush_due.is_set():
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(due_s - time.monotonic()):
-                        await self._flush_due.wait()
-            self._unflushed_rows = 0
-            self._has_unflushed.clear()
-            self._flush_due.clear()
-            try:
-                await self._on(self._write_thread, OWN_WORK, lambda: self._connected().flush(timeout_s=self._call_timeout_s))
-            except (MilvusException, grpc.RpcError) as error:
-                # Nothing is lost, the rows are in the write-ahead log; searches stay slower until a later flush succeeds.
-                logger.warning("Milvus Lite could not flush, will try again: %s", _one_line(error))
-                self._has_unflushed.set()
+    async def _known(self, tenant: str, key: str, look: Look) -> Memory | None:
+        """The memory as the journal or else Milvus has it."""
+        if look.pending is not None:
+            await self.settling.be_sure()
+            return look.pending.memory
+        return await self._index.read(tenant, lambda store: store.get(key, timeout_s=self._call_timeout_s))
 
-    def _close_blocking(self) -> None:
-        for threads in (self._embedding_thread, self._read_threads, self._write_thread):
-            threads.close(wait=True)
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+    async def _journaled(self, tenant: str, write: Write, look: Look, change: int) -> bool:
+        """Journal a write and bring it into Milvus. False: the memory was written since `look`. Goes on when the call is cancelled."""
+        if not self.settling.is_counted:
+            raise VectorStoreUnavailable(NOT_COUNTED)
+        journaling = asyncio.create_task(self._journal_and_apply(tenant, write, look, change))
+        self._journaling.add(journaling)
+        journaling.add_done_callback(self._journaled_or_not)
+        applying = await asyncio.shield(journaling)
+        if applying is None:
+            return False
+        # It is durable. That Milvus is late changes nothing: the call then ends well, and the write goes on.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._call_timeout_s / 2):
+                await asyncio.shield(applying)
+        return True
+
+    def _journaled_or_not(self, journaling: asyncio.Task[asyncio.Task[None] | None]) -> None:
+        self._journaling.discard(journaling)
+        journaling.exception()  # the call that asked for it may have been given up
+
+    async def _journal_and_apply(self, tenant: str, write: Write, look: Look, change: int) -> asyncio.Task[None] | None:
+        try:
+            sequence = await self._journal.append(write, look, change)
+        except RegistryUnavailable:
+            self.settling.be_unsure()
+            raise
+        if sequence is None:
+            return None
+        self._known_namespaces.setdefault(write.tenant_key, set()).add(write.namespace)
+        return self.settling.apply(tenant, replace(write, sequence=sequence))
+
+    async def _pending_of(self, keys: Sequence[str]) -> dict[str, Write]:
+        """The writes that Milvus may not have yet. Milvus Lite has one gateway, which knows them all; otherwise the journal does."""
+        own = {key: self.settling.unapplied[key] for key in keys if key in self.settling.unapplied}
+        if not self._index.is_local:
+            with contextlib.suppress(RegistryUnavailable):
+                return own | await self._journal.pending_of(keys)
+        return own
+
+    async def _require_namespaces(self, tenant: str, namespaces: Sequence[str]) -> None:
+        """Without the registry, an unknown namespace passes: it may exist."""
+        known = self._known_namespaces.get(tenant_key(tenant), set())
+        if all(namespace in known for namespace in namespaces):
+            return
+        try:
+            known = self._known_namespaces[tenant_key(tenant)] = set(await self._journal.counts(tenant))
+        except RegistryUnavailable:
+            return
+        if self.settling.is_counted is False:
+            raise VectorStoreUnavailable(NOT_COUNTED)
+        for namespace in namespaces:
+            if namespace not in known:
+                raise NamespaceNotFound(namespace)
+
+    async def _within(self, timeout_s: float, work: Callable[[], Awaitable[T]]) -> T:
+        self._require_open()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await work()
+        except TimeoutError as error:
+            raise VectorStoreUnavailable(f"no answer within {timeout_s:g} s") from error
+        except MILVUS_ERRORS as error:
+            self._index.prepare_again()
+            raise VectorStoreUnavailable(_one_line(error)) from error
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise VectorStoreUnavailable("it is closed")
+
+    async def _embed(self, tenant: str, text: str) -> npt.NDArray[np.float32]:
+        self._require_open()
+        try:
+            return await self._embedding_thread.run(tenant, lambda: self._embedder.embed([text])[0])
+        except RuntimeError:
+            self._require_open()
+            raise
 
 
 def content_id(text: str, source: str, keywords: Sequence[str]) -> str:

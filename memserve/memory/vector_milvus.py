@@ -1,11 +1,13 @@
-"""The two Milvus collections of the vector memory, and every call made on them. Blocking."""
+"""The Milvus collection of the vector memory, and every call made on it. Blocking."""
+
+from __future__ import annotations
 
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,88 +16,105 @@ from pymilvus import DataType, Function, FunctionType, MilvusClient
 from memserve.domain import Memory
 from memserve.policy.ranking import STOP_WORDS, ScoredRow
 
+if TYPE_CHECKING:
+    from memserve.memory.milvus_lite_store import MilvusLiteStore
+
 # A change of schema or of the embedding model takes a new name, so that old rows are never read wrongly.
 MEMORIES = "memserve_memories_v1"
-NAMESPACES = "memserve_namespaces_v1"
+# Of memserve 0.1.0, which kept the names of namespaces in Milvus.
+OLD_NAMESPACES = "memserve_namespaces_v1"
 
 _MEMORY_FIELDS = ["memory_id", "namespace", "text", "source", "keywords", "created_s"]
 _PARTITIONS = 64
-_NAMESPACES_PER_TENANT_READ = 16_384  # Milvus' own limit on the rows of one query
+_PAGE_ROWS = 4096
 
 _ANALYZER = {"tokenizer": "standard", "filter": ["lowercase", {"type": "stop", "stop_words": STOP_WORDS}]}
 
 
 class MilvusMemories:
-    """Memories and namespaces in Milvus, one partition key per tenant.
+    """Memories in Milvus, one partition key per tenant. An index of what `journal.py` and it hold together.
 
     Milvus Lite is not safe under concurrent writes, and a search that meets a flush misses the rows that are on their way to disk: a local
     store must be called from one thread at a time. A remote one may be called from several.
-    Every method may raise MilvusException or grpc.RpcError, and takes at most `timeout_s` seconds.
+    Every method may raise MilvusException, grpc.RpcError or OSError, and takes at most `timeout_s` seconds.
 
     Filters hold only digests and namespace names, and the caller must have checked those names against `[a-z0-9][a-z0-9._-]*`.
     """
 
     def __init__(self, uri: str, token: str, *, dim: int, timeout_s: float) -> None:
-        """Connect and `prepare`. uri: a path that ends in `.db` (Milvus Lite, a folder), else `http(s)://host:port`."""
+        """Connect and `prepare`. uri: a path that ends in `.db` (Milvus Lite, a folder), else `http(s)://host:port`.
+
+        Raises VectorStoreHeld and VectorStoreDamaged of a local store.
+        """
         self.is_local = is_local_uri(uri)
-        self._uri = uri
-        if self.is_local:
-            Path(uri).parent.mkdir(parents=True, exist_ok=True)
-        _quiet_milvus_logs()
         self._dim = dim
-        self._client = MilvusClient(uri, token=token, timeout=timeout_s)
+        self._lite: MilvusLiteStore | None = None
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it prints a copy of every exception, stack trace included
+        if self.is_local:
+            # Not imported by gateways that use a Milvus server: it brings pyarrow.
+            from memserve.memory.milvus_lite_store import MilvusLiteStore
+
+            self._lite = MilvusLiteStore(uri)
+            uri = self._lite.uri
         try:
+            self._client = MilvusClient(uri, token=token, timeout=timeout_s)
             self.prepare(timeout_s=timeout_s)
-            if self.is_local:
-                self.flush(timeout_s=timeout_s)  # rows that a killed process left in the write-ahead log
         except BaseException:
-            self.close()
+            self.close(clean=False)
             raise
 
     def prepare(self, *, timeout_s: float) -> None:
-        """Create what is missing of the collections and their indexes, and have Milvus load them. Repeating it is cheap."""
-        for name, schema, indexes in (
-            (NAMESPACES, _namespaces_schema(), [("unused", "FLAT", "L2")]),
-            # FLAT is exact, and a filter costs it no recall, however small a tenant's share; a graph index loses hits there.
-            (MEMORIES, _memories_schema(self._dim), [("dense", "FLAT", "COSINE"), ("sparse", "SPARSE_INVERTED_INDEX", "BM25")]),
-        ):
-            if not self._client.has_collection(name, timeout=timeout_s):
-                # Strong: what one gateway acknowledged, stored or forgotten, every gateway sees.
-                self._client.create_collection(
-                    name, schema=schema, consistency_level="Strong", num_partitions=_PARTITIONS, timeout=timeout_s
-                )
-            for field, index_type, metric in indexes:
-                if not self._client.list_indexes(name, field_name=field):
-                    index = MilvusClient.prepare_index_params()
-                    index.add_index(field, index_type=index_type, metric_type=metric)
-                    # Loading waits for the index; the client's own wait sleeps half a second even when it is there.
-                    self._client.create_index(name, index, sync=False, timeout=timeout_s)
-            self._client.load_collection(name, timeout=timeout_s)
+        """Create what is missing of the collection and its indexes, and have Milvus load it. Repeating it is cheap."""
+        if not self._client.has_collection(MEMORIES, timeout=timeout_s):
+            # Strong: what one gateway acknowledged, stored or forgotten, every gateway sees.
+            self._client.create_collection(
+                MEMORIES, schema=_memories_schema(self._dim), consistency_level="Strong", num_partitions=_PARTITIONS, timeout=timeout_s
+            )
+        # FLAT is exact, and a filter costs it no recall, however small a tenant's share; a graph index loses hits there.
+        for field, index_type, metric in (("dense", "FLAT", "COSINE"), ("sparse", "SPARSE_INVERTED_INDEX", "BM25")):
+            if not self._client.list_indexes(MEMORIES, field_name=field):
+                index = MilvusClient.prepare_index_params()
+                index.add_index(field, index_type=index_type, metric_type=metric)
+                # Loading waits for the index; the client's own wait sleeps half a second even when it is there.
+                self._client.create_index(MEMORIES, index, sync=False, timeout=timeout_s)
+        self._client.load_collection(MEMORIES, timeout=timeout_s)
 
-    def get(self, tenant: str, namespace: str, memory_id: str, *, timeout_s: float) -> Memory | None:
+    def get(self, key: str, *, timeout_s: float) -> Memory | None:
+        """key: as `memory_key` makes it."""
+        return self.get_many([key], timeout_s=timeout_s).get(key)
+
+    def get_many(self, keys: Sequence[str], *, timeout_s: float) -> dict[str, Memory]:
+        """Those of at most a thousand keys that are there."""
         rows = self._client.query(
-            MEMORIES, filter=f'pk in ["{memory_key(tenant, namespace, memory_id)}"]', output_fields=_MEMORY_FIELDS, timeout=timeout_s
+            MEMORIES, filter=f"pk in {json.dumps(list(keys))}", output_fields=["pk", *_MEMORY_FIELDS], timeout=timeout_s
         )
-        return _memory(rows[0]) if rows else None
+        return {row["pk"]: _memory(row) for row in rows}
 
-    def put(self, tenant: str, memory: Memory, vector: npt.NDArray[np.float32], *, timeout_s: float) -> None:
-        """Store one memory. On return it is in the write-ahead log: it outlives the process (not, in Milvus Lite, a power cut)."""
-        row = {
-            "pk": memory_key(tenant, memory.namespace, memory.memory_id),
-            "tenant_key": tenant_key(tenant),
-            "memory_id": memory.memory_id,
-            "namespace": memory.namespace,
-            "text": memory.text,
-            "source": memory.source,
-            "keywords": list(memory.keywords),
-            "created_s": memory.created_s,
-            "words": "\n".join((memory.text, *memory.keywords)),
-            "dense": vector.tolist(),
-        }
-        self._client.upsert(MEMORIES, [row], timeout=timeout_s)
+    def put(self, rows: Sequence[tuple[str, str, Memory, npt.NDArray[np.float32]]], *, timeout_s: float) -> None:
+        """Store memories: of each its key, its tenant's key, itself and its vector. An old one of the same key is replaced."""
+        self._client.upsert(
+            MEMORIES,
+            [
+                {
+                    "pk": key,
+                    "tenant_key": tenant,
+                    "memory_id": memory.memory_id,
+                    "namespace": memory.namespace,
+                    "text": memory.text,
+                    "source": memory.source,
+                    "keywords": list(memory.keywords),
+                    "created_s": memory.created_s,
+                    "words": "\n".join((memory.text, *memory.keywords)),
+                    "dense": vector.tolist(),
+                }
+                for key, tenant, memory, vector in rows
+            ],
+            timeout=timeout_s,
+        )
 
-    def delete(self, tenant: str, namespace: str, memory_id: str, *, timeout_s: float) -> None:
-        self._client.delete(MEMORIES, ids=[memory_key(tenant, namespace, memory_id)], timeout=timeout_s)
+    def delete(self, keys: Sequence[str], *, timeout_s: float) -> None:
+        """Those that are not there are passed over."""
+        self._client.delete(MEMORIES, ids=list(keys), timeout=timeout_s)
 
     def search_dense(
         self, tenant: str, namespaces: Sequence[str], vector: npt.NDArray[np.float32], limit: int, *, timeout_s: float
@@ -114,49 +133,48 @@ class MilvusMemories:
         answers = self._search(tenant, namespaces, "sparse", "BM25", list(queries), limit, timeout_s)
         return [[memory for memory, score in hits if score] for hits in answers]
 
-    def add_namespace(self, tenant: str, namespace: str, created_s: float, *, timeout_s: float) -> None:
-        row = {
-            "pk": namespace_key(tenant, namespace),
-            "tenant_key": tenant_key(tenant),
-            "namespace": namespace,
-            "created_s": created_s,
-            "unused": [0.0, 0.0],
-        }
-        self._client.upsert(NAMESPACES, [row], timeout=timeout_s)
-
-    def list_namespaces(self, tenant: str, *, timeout_s: float) -> list[str]:
-        rows = self._client.query(
-            NAMESPACES,
-            filter=f'tenant_key == "{tenant_key(tenant)}"',
-            output_fields=["namespace"],
-            limit=_NAMESPACES_PER_TENANT_READ,
-            timeout=timeout_s,
-        )
-        return sorted({str(row["namespace"]) for row in rows})
-
-    def has_namespace(self, tenant: str, namespace: str, *, timeout_s: float) -> bool:
-        rows = self._client.query(
-            NAMESPACES, filter=f'pk in ["{namespace_key(tenant, namespace)}"]', output_fields=["namespace"], timeout=timeout_s
-        )
-        return bool(rows)
-
-    def count(self, tenant: str, namespace: str, *, timeout_s: float) -> int:
-        rows = self._client.query(MEMORIES, filter=_scope(tenant, [namespace]), output_fields=["count(*)"], timeout=timeout_s)
+    def row_count(self, *, timeout_s: float) -> int:
+        """Memories of all tenants."""
+        rows = self._client.query(MEMORIES, filter="", output_fields=["count(*)"], timeout=timeout_s)
         return int(rows[0]["count(*)"])
 
+    def counts(self, *, timeout_s: float) -> dict[tuple[str, str], int]:
+        """Memories by tenant key and namespace, counted one by one: slow. Namespaces of an older layout count, empty ones too."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for collection, worth in ((OLD_NAMESPACES, 0), (MEMORIES, 1)):
+            if not self._client.has_collection(collection, timeout=timeout_s):
+                continue
+            if collection == OLD_NAMESPACES:
+                self._client.load_collection(collection, timeout=timeout_s)
+            pages = self._client.query_iterator(
+                collection, batch_size=_PAGE_ROWS, output_fields=["tenant_key", "namespace"], timeout=timeout_s
+            )
+            while page := pages.next():
+                for row in page:
+                    counts[row["tenant_key"], row["namespace"]] += worth
+            pages.close()
+        return dict(counts)
+
     def flush(self, *, timeout_s: float) -> None:
-        """Turn the rows of the write-ahead log into indexed segments. Milvus Lite scans rows in Python until then."""
-        for collection in (NAMESPACES, MEMORIES):
-            self._client.flush(collection, timeout=timeout_s)
+        """Turn the rows of the write-ahead log into indexed segments, on disk. Milvus Lite scans rows in Python until then.
 
-    def close(self) -> None:
-        """Disconnect; a local store is flushed and its folder's lock released."""
-        self._client.close()
-        if self.is_local:
-            # The client leaves the server, which runs in this process, to atexit.
-            from milvus_lite.server_manager import server_manager_instance
+        That this returns is no proof: `get_many` tells whether the rows are there.
+        """
+        self._client.flush(MEMORIES, timeout=timeout_s)
+        if self._lite is not None:
+            self._lite.sync()
 
-            server_manager_instance.release_server(self._uri)
+    def probe(self) -> None:
+        """Raises OSError when a local store, once closed, could not be opened again."""
+        if self._lite is not None:
+            self._lite.probe()
+
+    def close(self, *, clean: bool) -> None:
+        """Disconnect, and release a local store's folder. clean: its last flush is verified."""
+        if hasattr(self, "_client"):
+            self._client.close()
+        if self._lite is not None:
+            self._lite.close(clean=clean)
 
     def _search(
         self, tenant: str, namespaces: Sequence[str], field: str, metric: str, queries: Sequence[object], limit: int, timeout_s: float
@@ -182,10 +200,6 @@ def is_local_uri(uri: str) -> bool:
 def tenant_key(tenant: str) -> str:
     """64 hex digits: the partition key, safe in any filter, whatever the tenant is called."""
     return hashlib.sha256(tenant.encode()).hexdigest()
-
-
-def namespace_key(tenant: str, namespace: str) -> str:
-    return _digest(tenant, namespace)
 
 
 def memory_key(tenant: str, namespace: str, memory_id: str) -> str:
@@ -228,19 +242,3 @@ def _memories_schema(dim: int) -> Any:
     schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
     schema.add_function(Function(name="bm25", function_type=FunctionType.BM25, input_field_names=["words"], output_field_names=["sparse"]))
     return schema
-
-
-def _namespaces_schema() -> Any:
-    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-    schema.add_field("pk", DataType.VARCHAR, is_primary=True, max_length=64)
-    schema.add_field("tenant_key", DataType.VARCHAR, is_partition_key=True, max_length=64)
-    schema.add_field("namespace", DataType.VARCHAR, max_length=64)
-    schema.add_field("created_s", DataType.DOUBLE)
-    schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants a vector in every collection
-    return schema
-
-
-def _quiet_milvus_logs() -> None:
-    # Every failure comes back as an exception too; without this pymilvus prints its own copy, stack trace included, to stderr.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-    logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)

@@ -49,6 +49,11 @@ class RedisServer:
         place += ["--bind", "127.0.0.1"] if self.port else ["--unixsocket", str(self.socket)]
         self.run(*place, "--save", "", *options)
 
+    def start_durably(self) -> None:
+        """As the registry is: what it has acknowledged is there again after `stop`, which kills it."""
+        self.stop()
+        self.start("--appendonly", "yes", "--appendfsync", "always")
+
     def run(self, *arguments: str) -> None:
         """With these arguments only, until it answers."""
         self._server = subprocess.Popen([redis_executable(), *arguments], stdout=subprocess.DEVNULL)

@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from memserve.memory.embedding import MiniLmEmbedder
 from memserve.memory.vector import VectorMemory
+from tests.kv.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +17,7 @@ def embedder() -> MiniLmEmbedder:
 
 
 @pytest_asyncio.fixture
-async def vector(tmp_path: Path, embedder: MiniLmEmbedder) -> AsyncIterator[VectorMemory]:
-    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder)
+async def vector(tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer) -> AsyncIterator[VectorMemory]:
+    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url)
     yield memory
     await memory.close()

@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memserve.domain import Memory, ScoredMemory
-from memserve.errors import InvalidField, MemoryConflict, MemoryNotFound, NamespaceNotFound, VectorStoreUnavailable
+from memserve.errors import InvalidField, MemoryConflict, MemoryNotFound, NamespaceNotFound, VectorStoreHeld, VectorStoreUnavailable
 from memserve.memory.embedding import MiniLmEmbedder
 from memserve.memory.vector import VectorMemory, content_id
 from memserve.policy.ranking import fuse, query_words, rank_by_words
+from tests.kv.redis_server import RedisServer
 
 TENANT = "acme"
 HANDBOOK = [
@@ -153,14 +154,14 @@ async def test_one_id_in_two_namespaces_is_two_memories(vector: VectorMemory) ->
 @pytest.mark.asyncio
 @pytest.mark.parametrize("flushed", [False, True], ids=["unflushed", "flushed"])
 async def test_a_forgotten_memory_is_gone_everywhere_at_once_and_after_reopening(
-    tmp_path: Path, embedder: MiniLmEmbedder, flushed: bool
+    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder, flushed: bool
 ) -> None:
     path = str(tmp_path / "memories.db")
-    memory = await VectorMemory.open(path, embedder)
+    memory = await VectorMemory.open(path, embedder, redis_server.url)
     await remember_handbook(memory)
     if flushed:
         await memory.close()
-        memory = await VectorMemory.open(path, embedder)
+        memory = await VectorMemory.open(path, embedder, redis_server.url)
     assert await memory.forget(TENANT, "handbook", "gate") is True
 
     async def assert_gone() -> None:
@@ -173,7 +174,7 @@ async def test_a_forgotten_memory_is_gone_everywhere_at_once_and_after_reopening
     await assert_gone()
     assert await memory.forget(TENANT, "handbook", "gate") is False
     await memory.close()
-    memory = await VectorMemory.open(path, embedder)
+    memory = await VectorMemory.open(path, embedder, redis_server.url)
     await assert_gone()
     await memory.close()
 
@@ -277,15 +278,17 @@ async def test_a_search_covers_the_namespaces_it_names_and_no_others(vector: Vec
 
 
 @pytest.mark.asyncio
-async def test_equal_scores_come_in_the_order_of_their_ids_before_and_after_a_flush(tmp_path: Path, embedder: MiniLmEmbedder) -> None:
+async def test_equal_scores_come_in_the_order_of_their_ids_before_and_after_a_flush(
+    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder
+) -> None:
     path = str(tmp_path / "memories.db")
-    memory = await VectorMemory.open(path, embedder)
+    memory = await VectorMemory.open(path, embedder, redis_server.url)
     names = [f"m{number:02d}" for number in range(20)]
     for name in random.Random(7).sample(names, len(names)):
         await remember(memory, "Every copy says the same.", memory_id=name)
     before = await search(memory, "which copy says the same?", limit=20)
     await memory.close()
-    memory = await VectorMemory.open(path, embedder)
+    memory = await VectorMemory.open(path, embedder, redis_server.url)
     after = await search(memory, "which copy says the same?", limit=20)
     await memory.close()
     assert ids(before) == names
@@ -362,9 +365,9 @@ async def test_a_bad_search_is_refused_by_the_name_of_its_field(
 
 
 @pytest.mark.asyncio
-async def test_a_path_that_milvus_lite_cannot_use_is_refused(tmp_path: Path, embedder: MiniLmEmbedder) -> None:
+async def test_a_path_that_milvus_lite_cannot_use_is_refused(tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder) -> None:
     with pytest.raises(InvalidField):
-        await VectorMemory.open(str(tmp_path / "memories"), embedder)
+        await VectorMemory.open(str(tmp_path / "memories"), embedder, redis_server.url)
 
 
 # Tenants
@@ -433,7 +436,7 @@ KILLED_WRITER = textwrap.dedent(
     from memserve.memory.vector import VectorMemory
 
     async def main() -> None:
-        memory = await VectorMemory.open(sys.argv[1], MiniLmEmbedder())
+        memory = await VectorMemory.open(sys.argv[1], MiniLmEmbedder(), sys.argv[2])
         for number in range(3):
             await memory.remember("acme", "notes", f"note {number}", source="s", keywords=["k"], memory_id=f"m{number}", now_s=5.0)
         await memory.forget("acme", "notes", "m1")
@@ -446,9 +449,11 @@ KILLED_WRITER = textwrap.dedent(
 
 
 @pytest.fixture
-def killed_writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def killed_writer(tmp_path: Path, redis_server: RedisServer) -> Iterator[subprocess.Popen[str]]:
     """A process that has stored memories in `tmp_path / memories.db`, has them acknowledged, and still lives."""
-    process = subprocess.Popen([sys.executable, "-c", KILLED_WRITER, str(tmp_path / "memories.db")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED_WRITER, str(tmp_path / "memories.db"), redis_server.url], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "acknowledged\n"
     yield process
@@ -459,11 +464,11 @@ def killed_writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.asyncio
 async def test_what_was_acknowledged_outlives_a_kill(
-    tmp_path: Path, embedder: MiniLmEmbedder, killed_writer: subprocess.Popen[str]
+    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder, killed_writer: subprocess.Popen[str]
 ) -> None:
     killed_writer.send_signal(signal.SIGKILL)
     killed_writer.wait()
-    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder)
+    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url)
     assert await memory.get("acme", "notes", "m0") == Memory("m0", "notes", "note 0", "s", ("k",), 5.0)
     assert await memory.list_namespaces("acme") == ["notes"]
     assert set(ids(await search(memory, "note", namespace="notes"))) == {"m0", "m2"}
@@ -474,25 +479,27 @@ async def test_what_was_acknowledged_outlives_a_kill(
 
 @pytest.mark.asyncio
 async def test_a_second_process_is_refused_until_the_first_is_gone(
-    tmp_path: Path, embedder: MiniLmEmbedder, killed_writer: subprocess.Popen[str]
+    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder, killed_writer: subprocess.Popen[str]
 ) -> None:
     path = str(tmp_path / "memories.db")
-    with pytest.raises(VectorStoreUnavailable, match="another process"):
-        await VectorMemory.open(path, embedder)
+    with pytest.raises(VectorStoreHeld):
+        await VectorMemory.open(path, embedder, redis_server.url)
     killed_writer.kill()
     killed_writer.wait()
-    memory = await VectorMemory.open(path, embedder)
+    memory = await VectorMemory.open(path, embedder, redis_server.url)
     assert await memory.count("acme", "notes") == 2
     await memory.close()
 
 
 @pytest.mark.asyncio
-async def test_new_rows_are_flushed_by_number_or_when_it_is_quiet(tmp_path: Path, embedder: MiniLmEmbedder) -> None:
+async def test_new_rows_are_flushed_by_number_or_when_it_is_quiet(
+    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder
+) -> None:
     def segments(name: str) -> int:
         return len(list((tmp_path / name).rglob("*.parquet")))
 
     for name, rows, quiet_s in (("rows.db", 4, 3600.0), ("quiet.db", 1000, 0.2)):
-        memory = await VectorMemory.open(str(tmp_path / name), embedder, flush_rows=rows, flush_quiet_s=quiet_s)
+        memory = await VectorMemory.open(str(tmp_path / name), embedder, redis_server.url, flush_rows=rows, flush_quiet_s=quiet_s)
         for number in range(4):
             await remember(memory, f"note {number}")
         for _ in range(200):
@@ -505,13 +512,13 @@ async def test_new_rows_are_flushed_by_number_or_when_it_is_quiet(tmp_path: Path
 
 @pytest.mark.asyncio
 async def test_a_flush_waits_for_a_quiet_moment_but_not_for_ever(
-    tmp_path: Path, embedder: MiniLmEmbedder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flushed() -> bool:
         return any(tmp_path.rglob("*.parquet"))
 
-    monkeypatch.setattr("memserve.memory.vector.FLUSH_WITHIN_S", 1.5)
-    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, flush_rows=1000, flush_quiet_s=0.5)
+    monkeypatch.setattr("memserve.memory.settling.FLUSH_WITHIN_S", 1.5)
+    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1000, flush_quiet_s=0.5)
     await remember(memory, "a note", tenant="acme", namespace="notes")
     remembered_s = time.monotonic()
     while not flushed():
@@ -522,8 +529,10 @@ async def test_a_flush_waits_for_a_quiet_moment_but_not_for_ever(
 
 
 @pytest.mark.asyncio
-async def test_reads_during_writes_and_flushes_miss_nothing_that_was_acknowledged(tmp_path: Path, embedder: MiniLmEmbedder) -> None:
-    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, flush_rows=5, flush_quiet_s=0.05)
+async def test_reads_during_writes_and_flushes_miss_nothing_that_was_acknowledged(
+    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder
+) -> None:
+    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=5, flush_quiet_s=0.05)
     acknowledged: list[str] = []
 
     async def write() -> None:
@@ -582,11 +591,13 @@ def start_server(data_dir: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.asyncio
-async def test_a_remote_milvus_may_be_down_at_the_start_and_be_killed_later(tmp_path: Path, embedder: MiniLmEmbedder) -> None:
+async def test_a_remote_milvus_may_be_down_at_the_start_and_be_killed_later(
+    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder
+) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    memory = await VectorMemory.open(f"http://127.0.0.1:{port}", embedder, call_timeout_s=5)
+    memory = await VectorMemory.open(f"http://127.0.0.1:{port}", embedder, redis_server.url, call_timeout_s=5)
     started_s = time.monotonic()
     with pytest.raises(VectorStoreUnavailable):
         await memory.search(TENANT, ["handbook"], "gate", 5, timeout_s=0.3)

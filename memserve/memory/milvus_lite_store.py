@@ -1,0 +1,255 @@
+"""Milvus Lite in this process: its server on a unix socket, its files synced to disk, its warnings let through."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pyarrow.parquet as parquet
+from milvus_lite.adapter.grpc.servicer import MilvusServicer
+from milvus_lite.db import MilvusLite
+from milvus_lite.exceptions import DataDirLockedError, ManifestCorruptedError
+from milvus_lite.storage import data_file, delta_file
+from pymilvus.grpc_gen import milvus_pb2_grpc
+
+from memserve.errors import VectorStoreDamaged, VectorStoreHeld
+
+SERVER_THREADS = 10
+STOP_GRACE_S = 2.0
+MARK_OF_A_CLEAN_END = "memserve-closed"
+ASIDE = "memserve-damaged"
+# The kernel's bound on the path of a unix socket is 107 bytes.
+_SOCKET_PATH_MAX = 100
+_PROBE_BYTES = 64 << 10
+_SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", 256 << 20),
+    ("grpc.max_send_message_length", 256 << 20),
+    # pymilvus pings every ten seconds, also when nothing is asked: gRPC's default server throws such a client out.
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+logger = logging.getLogger(__name__)
+
+
+class MilvusLiteStore:
+    """A folder of Milvus Lite that this process holds, served on a socket that only this user reaches.
+
+    Opening it moves data files that cannot be read aside, into a folder `memserve-damaged`, and warns: the others stay usable.
+    Raises VectorStoreHeld when another process holds it, VectorStoreDamaged when its manifests cannot be read, OSError.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        _sync_what_is_written()
+        _let_warnings_through()
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        self._synced: dict[Path, tuple[int, int]] = {}
+        self._prepare_files()
+        _remove_stale_sockets(self.path.parent)
+        try:
+            self._lite = self._open_collections()
+        except VectorStoreDamaged:
+            self._move_unreadable_aside(every_byte=True)
+            self._lite = self._open_collections()
+        self._socket = _socket_path(self.path)
+        self._server = grpc.server(futures.ThreadPoolExecutor(SERVER_THREADS, "memserve-milvus-lite"), options=_SERVER_OPTIONS)
+        milvus_pb2_grpc.add_MilvusServiceServicer_to_server(MilvusServicer(self._lite), self._server)
+        self._server.add_insecure_port(self.uri)
+        self._server.start()
+
+    @property
+    def uri(self) -> str:
+        """Where pymilvus finds it."""
+        return f"unix:{self._socket}"
+
+    def sync(self) -> None:
+        """Have on disk what is in the folder: files that have changed since the last call, and their folders. Raises OSError."""
+        folders: set[Path] = set()
+        seen: dict[Path, tuple[int, int]] = {}
+        for file in _files(self.path):
+            try:
+                stat = file.stat()
+            except FileNotFoundError:
+                continue  # compaction removed it
+            seen[file] = (stat.st_size, stat.st_mtime_ns)
+            if self._synced.get(file) != seen[file]:
+                _sync(file)
+                folders.update(_parents(file, self.path))
+        for folder in folders:
+            _sync(folder)
+        self._synced = seen
+
+    def probe(self) -> None:
+        """Write and sync a small file wherever Milvus Lite writes when it is opened. Raises OSError where it could not be opened again."""
+        for folder in (self.path, *self.path.glob("collections/*"), *self.path.glob("collections/*/wal")):
+            file = folder / "memserve-probe"
+            try:
+                file.write_bytes(bytes(_PROBE_BYTES))
+                _sync(file)
+            finally:
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
+    def close(self, *, clean: bool) -> None:
+        """Release the folder. clean: what it holds is flushed and in order, so that the next start trusts its indexes."""
+        self._server.stop(STOP_GRACE_S).wait()
+        self._lite.close()
+        shutil.rmtree(self._socket.parent, ignore_errors=True)
+        if clean:
+            with contextlib.suppress(OSError):
+                self.sync()
+                (self.path / MARK_OF_A_CLEAN_END).touch()
+                _sync(self.path)
+
+    def _open_collections(self) -> MilvusLite:
+        try:
+            lite = MilvusLite(str(self.path))
+        except DataDirLockedError:
+            raise VectorStoreHeld from None
+        try:
+            for name in lite.list_collections():
+                lite.get_collection(name)
+        except BaseException as error:
+            lite.close()
+            # pyarrow's and JSON's errors are ValueErrors; of what a parquet file should be, pyarrow raises OSErrors without a number.
+            if isinstance(error, ManifestCorruptedError | ValueError | KeyError) or (isinstance(error, OSError) and error.errno is None):
+                raise VectorStoreDamaged(type(error).__name__) from error
+            raise
+        return lite
+
+    def _prepare_files(self) -> None:
+        """Before Milvus Lite reads them: under its own lock, so that no other process uses them."""
+        lock = os.open(self.path / "LOCK", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise VectorStoreHeld from None
+            raise
+        try:
+            mark = self.path / MARK_OF_A_CLEAN_END
+            if mark.exists():
+                mark.unlink()
+            else:
+                # A killed process, a full disk or a power cut may have left half of one. They are made anew from the rows.
+                for index in self.path.glob("collections/*/partitions/*/indexes/*"):
+                    index.unlink(missing_ok=True)
+            self._move_unreadable_aside()
+        finally:
+            os.close(lock)
+
+    def _move_unreadable_aside(self, every_byte: bool = False) -> None:
+        """Of the files that a manifest names; what it does not name, a killed flush has left, and Milvus Lite removes it."""
+        for collection in self.path.glob("collections/*"):
+            manifest = "".join(file.read_text(errors="replace") for file in collection.glob("manifest.json*"))
+            for file in collection.glob("partitions/*/*/*.parquet"):
+                if file.name not in manifest:
+                    continue
+                try:
+                    if every_byte:
+                        parquet.read_table(file)
+                    else:
+                        parquet.ParquetFile(file).close()
+                except (ValueError, OSError) as error:
+                    if isinstance(error, OSError) and error.errno is not None:
+                        raise
+                    aside = self.path / ASIDE / file.relative_to(self.path)
+                    aside.parent.mkdir(parents=True, exist_ok=True)
+                    file.rename(aside)
+                    logger.warning("Milvus Lite's file %s cannot be read and is moved to %s: its memories are lost", file.name, aside)
+
+
+class _SyncedParquet:
+    """In the place of pyarrow.parquet in Milvus Lite's writers, which leave new files to the kernel: a power cut would lose rows that
+    a manifest names and whose log is gone."""
+
+    read_table = staticmethod(parquet.read_table)
+
+    @staticmethod
+    def write_table(table: Any, path: str) -> None:
+        parquet.write_table(table, path)
+        _sync(Path(path))
+        for folder in list(Path(path).parents)[:3]:
+            _sync(folder)
+
+
+def _sync_what_is_written() -> None:
+    data_file.pq = delta_file.pq = _SyncedParquet
+
+
+class _OneLine(logging.Filter):
+    """Warnings in a line of their own, and without the errors that come back as exceptions too."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR and not record.getMessage().startswith("background"):
+            return False
+        error = record.exc_info[1] if record.exc_info else None
+        record.msg = " ".join(f"Milvus Lite: {record.getMessage()}{f': {error}' if error else ''}".split())
+        record.args, record.exc_info, record.exc_text, record.levelno, record.levelname = (), None, None, logging.WARNING, "WARNING"
+        return True
+
+
+def _let_warnings_through() -> None:
+    # pymilvus prints its own copy of every failure, stack trace included.
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    lite = logging.getLogger("milvus_lite")
+    lite.setLevel(logging.WARNING)
+    for name in ("engine.collection", "engine.compaction", "engine.recovery", "storage.manifest", "storage.wal", "adapter.grpc.servicer"):
+        source = logging.getLogger(f"milvus_lite.{name}")
+        if not any(isinstance(present, _OneLine) for present in source.filters):
+            source.addFilter(_OneLine())
+
+
+def _socket_path(folder: Path) -> Path:
+    """A new one, in a folder of its own that only this user enters: beside the store, or, where that path is too long, in the system's
+    temporary directory."""
+    for place in (folder.parent, Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            inside = Path(tempfile.mkdtemp(prefix=".milvus-", dir=place))
+            if len(os.fsencode(inside / "socket")) <= _SOCKET_PATH_MAX:
+                return inside / "socket"
+            inside.rmdir()
+    raise OSError(errno.ENAMETOOLONG, "no place for a unix socket")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            yield Path(parent) / name
+
+
+def _parents(file: Path, root: Path) -> list[Path]:
+    """The folders from the file's up to `root`."""
+    return [folder for folder in file.parents if folder == root or root in folder.parents]
+
+
+def _sync(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_stale_sockets(folder: Path) -> None:
+    """Those that a killed process left beside its store; call it while the store is held."""
+    for inside in folder.glob(".milvus-*"):
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            if probe.connect_ex(str(inside / "socket")) != 0:
+                shutil.rmtree(inside, ignore_errors=True)
