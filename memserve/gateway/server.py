@@ -17,7 +17,7 @@ from grpc_health.v1 import health
 from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
 
 from memserve.config import Settings
-from memserve.errors import MemserveError, StartupError, VectorStoreUnavailable
+from memserve.errors import MemserveError, StartupError, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable
 from memserve.gateway.access import Access, Inflight, load_access
 from memserve.gateway.canary import LOOK_S as CANARY_LOOK_S
 from memserve.gateway.canary import CanaryWatch
@@ -91,7 +91,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         stack.push_async_callback(registry.close)
         try:
             vector = await VectorMemory.open(settings.vector_uri, embedder, settings.redis)
-        except VectorStoreUnavailable as error:
+        except (VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
             raise StartupError(str(error)) from error
         stack.push_async_callback(vector.close)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
