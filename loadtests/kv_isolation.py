@@ -22,7 +22,7 @@ import redis
 
 from loadtests.figures import Bar, finish, parser, print_table, told
 from loadtests.redis_server import PrivateRedis
-from memserve.gateway.access import Access
+from memserve.credentials import tenant_salt
 from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, redis_key
 from memserve.kv.store import RedisChunkStore
 
@@ -66,8 +66,7 @@ class World:
         self.models = [hashlib.sha256(f"model {number}".encode()).hexdigest() for number in range(3)]
         self.layouts = ["cpu/vec/LBHNC/tp1", "cpu/amx/LBHNC/tp1", "device/LBHNC/tp2"]
         tenants = ["acme", "acme.", "ACME", "bolt", "acme/bolt", "default"]
-        access = Access({f"key of {tenant}": tenant for tenant in tenants}, b"k" * 32)
-        self.salts = [access.tenant(f"Bearer key of {tenant}").cache_salt for tenant in tenants]
+        self.salts = [tenant_salt(b"k" * 32, tenant) for tenant in tenants]
         self.adapters = ["", *(hashlib.sha256(f"adapter {number}".encode()).hexdigest() for number in range(4))]
         shared = tuple(self._rng.choices(range(5000), k=CHUNKS * BLOCK_TOKENS * BLOCKS_PER_CHUNK))
         self.prompts = [shared]

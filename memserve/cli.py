@@ -17,6 +17,7 @@ from rich.table import Table
 
 import memserve
 from memserve.cli_activation import kv_app
+from memserve.cli_keys import keys_app
 from memserve.cli_modules import audit_app, modules_app
 from memserve.cli_options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json
 from memserve.client import DEFAULT_ADDRESS, CallFailed
@@ -25,6 +26,7 @@ from memserve.config import Settings, load_settings
 from memserve.domain import Expert, ModuleKind, Route, Sampling, Slo, TextDelta, Usage
 from memserve.errors import MemserveError
 from memserve.plain import json_line, log_to_stderr, paragraphs
+from memserve.private_files import private_umask
 from memserve.terminal import cell, coloured
 
 app = typer.Typer(
@@ -38,6 +40,7 @@ app = typer.Typer(
 app.add_typer(modules_app, name="modules")
 app.add_typer(audit_app, name="audit")
 app.add_typer(kv_app, name="kv")
+app.add_typer(keys_app, name="keys")
 
 WATCH_S = 0.25
 
@@ -58,6 +61,7 @@ def up(
     """
     from memserve.embedded import Stack
 
+    private_umask()
     settings = load_settings(
         model=model,
         workers=workers,
@@ -85,6 +89,7 @@ def gateway(ports_held: Annotated[bool, typer.Option(hidden=True, help="The pare
     """Start a gateway alone, for a cluster: settings from the environment (MEMSERVE_MODEL, MEMSERVE_REDIS_URL, MEMSERVE_MILVUS_URI …)."""
     from memserve.gateway.server import serve_gateway
 
+    private_umask()
     log_to_stderr()
     asyncio.run(serve_gateway(load_settings(), ports_held=ports_held))
 
@@ -94,6 +99,7 @@ def workers() -> None:
     """Start the workers alone, on a Ray of their own: settings from the environment. SIGHUP restarts them."""
     from memserve.worker.fleet import run_workers
 
+    private_umask()
     log_to_stderr()
     run_workers(load_settings())
 
@@ -117,6 +123,7 @@ def demo(
     """Start a private memserve, show what each memory does with figures measured on the spot, and stop it. About two minutes."""
     from memserve.demo.story import print_story, tell_story
 
+    private_umask()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     figures = tell_story(_reporter(), workers=workers, keep=keep)

@@ -1,11 +1,13 @@
 """Every setting of memserve, typed and documented. The only reader of the environment: `MEMSERVE_<NAME>`.
 
-Flags of the command line go over the environment, the environment over the defaults. A misspelt setting is refused by name.
+Flags of the command line go over the environment, the environment over the file that MEMSERVE_SETTINGS_FILE names, the file over the
+defaults. A misspelt setting is refused by name.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +16,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from memserve.errors import StartupError
+from memserve.private_files import write_private
 
 PREFIX = "MEMSERVE_"
+# Names a file of settings: JSON, by their names. Secrets stand there rather than in the environment.
+SETTINGS_FILE = "MEMSERVE_SETTINGS_FILE"
 # Read by the command line for its client commands; no settings of a server.
 CLIENT_SETTINGS = {"address", "api_key"}
+# The environment variable by which every process of a `memserve up` carries its data directory.
+STACK_MARK = "_MEMSERVE_STACK"
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -32,9 +39,16 @@ class Settings(BaseModel):
     # Where things are
     data_dir: Path = Field(Path("~/.local/share/memserve"), description="Directory of everything that memserve keeps on this machine.")
     model: str = Field("", description="Model directory or Hugging Face name. Empty: the bundled demo model.")
-    host: str = Field("127.0.0.1", description="Address that the gateway and the workers listen on.")
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on. Beyond loopback it needs API keys.")
+    worker_host: str = Field("127.0.0.1", description="Address that the workers listen on for gateways, whatever the gateway's host is.")
     port: Port = Field(50051, description="gRPC port of the gateway. 0: any free port, which is printed.")
     metrics_port: Port = Field(9464, description="HTTP port of the gateway's Prometheus metrics. 0: any free port.")
+    metrics_host: str = Field("127.0.0.1", description="Address of the gateway's and the workers' metrics, whatever their hosts are.")
+    metrics: bool = Field(True, description="Serve Prometheus metrics, of the gateway and of the workers.")
+    metrics_key: SecretStr = Field(
+        SecretStr(""), description="What a scraper must send as `authorization: Bearer <key>`. Empty: metrics need no key."
+    )
+    reflection: bool = Field(True, description="Serve gRPC reflection, which needs no key and shows what RPCs there are.")
     redis_url: SecretStr = Field(
         SecretStr(""), description="Redis for the registry, which must keep all it is given. Empty: `memserve up` starts a private one."
     )
@@ -52,9 +66,16 @@ class Settings(BaseModel):
     milvus_uri: str = Field("", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir.")
 
     # Who may call
-    api_keys_file: Path | None = Field(None, description='JSON file {"key": "tenant"}. None: every caller is the tenant "default".')
+    api_keys_file: Path | None = Field(
+        None,
+        description="File of API keys, as `memserve keys` writes it. Empty: data_dir/keys.json; while that does not exist "
+        'every caller is an administrator of the tenant "default".',
+    )
+    allow_anonymous: bool = Field(False, description="Serve callers without a key also where other machines reach the gateway.")
     salt_key: SecretStr = Field(
-        SecretStr(""), description="Key that tenant salts are derived with; the same on every gateway. Empty: kept in data_dir."
+        SecretStr(""),
+        description="Key that tenant salts and the workers' credential are derived with, 32 bytes or more; the same on every gateway "
+        "and worker. Empty: kept in data_dir.",
     )
 
     # Limits of the gateway
@@ -132,22 +153,17 @@ class Settings(BaseModel):
 
 
 def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings:
-    """Read the settings from the environment, then from `flags` (None: not given).
+    """Read the settings from the file that MEMSERVE_SETTINGS_FILE names, then from the environment, then from `flags` (None: not given).
 
     Raises StartupError that names the setting and its rule.
     """
     environment = os.environ if environment is None else environment
-    given: dict[str, Any] = {}
+    given = _of_file(environment[SETTINGS_FILE]) if environment.get(SETTINGS_FILE) else {}
     for variable, value in environment.items():
-        if not variable.startswith(PREFIX):
-            continue
         name = variable.removeprefix(PREFIX).lower()
-        if name in CLIENT_SETTINGS:
+        if not variable.startswith(PREFIX) or variable == SETTINGS_FILE or name in CLIENT_SETTINGS:
             continue
-        if name not in Settings.model_fields:
-            close = difflib.get_close_matches(name, Settings.model_fields, n=1)
-            hint = f"; did you mean {PREFIX}{close[0].upper()}?" if close else "; `memserve settings` lists the known ones"
-            raise StartupError(f"unknown setting {variable}{hint}")
+        _check_known(variable, name)
         given[name] = value
     given.update({name: value for name, value in flags.items() if value is not None})
     try:
@@ -161,11 +177,45 @@ def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) ->
 
 
 def changed_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that differ from the defaults, as plain values with secrets revealed: what another process is given."""
+    """The settings that differ from the defaults, as plain values with secrets revealed."""
     changed = {name: getattr(settings, name) for name, entry in Settings.model_fields.items() if getattr(settings, name) != entry.default}
     return {name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in changed.items()}
 
 
-def child_environment(settings: Settings) -> dict[str, str]:
-    """The same as environment variables, for a child process."""
-    return {PREFIX + name.upper(): str(value) for name, value in changed_settings(settings).items()}
+def child_environment(settings: Settings, file: Path) -> dict[str, str]:
+    """The environment of a child process with these settings. They go through a file that only their owner reads.
+
+    No secret stands in the environment, which a process hands on to its own children. Raises OSError when the file cannot be written.
+    """
+    write_private(file, json.dumps(changed_settings(settings), default=str).encode())
+    return {**environment_without_settings(), SETTINGS_FILE: str(file)}
+
+
+def environment_without_settings() -> dict[str, str]:
+    """This process's environment, without memserve's settings and the secrets among them."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+
+
+def _of_file(name: str) -> dict[str, Any]:
+    """A JSON object of settings by their names. Raises StartupError."""
+    try:
+        given = json.loads(Path(name).expanduser().read_text())
+    except OSError as error:
+        raise StartupError(f"{SETTINGS_FILE} {name}: {error.strerror}") from None
+    except ValueError:
+        raise StartupError(f"{SETTINGS_FILE} {name} is not JSON") from None
+    if not isinstance(given, dict):
+        raise StartupError(f"{SETTINGS_FILE} {name} must hold an object of settings")
+    for setting in given:
+        _check_known(setting, setting)
+    return given
+
+
+def _check_known(spelled: str, name: str) -> None:
+    """Raises StartupError with the setting that may have been meant."""
+    if name in Settings.model_fields:
+        return
+    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    meant = f"{PREFIX}{close[0].upper()}" if close and spelled.startswith(PREFIX) else close[0] if close else ""
+    hint = f"; did you mean {meant}?" if close else "; `memserve settings` lists the known ones"
+    raise StartupError(f"unknown setting {spelled}{hint}")

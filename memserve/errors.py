@@ -32,6 +32,13 @@ class Unauthenticated(MemserveError):
         super().__init__("send a valid key in the metadata: authorization: Bearer <key>")
 
 
+class PermissionDenied(MemserveError):
+    """The key is valid, and its role does not allow the call."""
+
+    def __init__(self, what: str, needed: str, role: str) -> None:
+        super().__init__(f"{what} needs a key with the role {needed}; this key has the role {role}")
+
+
 class ModelNotFound(MemserveError):
     """The request names a model that is not served here."""
 

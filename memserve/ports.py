@@ -16,6 +16,7 @@ from pathlib import Path
 
 from memserve.config import Settings
 from memserve.errors import StartupError
+from memserve.private_files import write_private
 
 
 @contextlib.contextmanager
@@ -26,16 +27,14 @@ def held_ports(settings: Settings) -> Iterator[Settings]:
     """
     with contextlib.ExitStack() as held:
         port = held.enter_context(_hold(settings.host, settings.port, "port"))
-        metrics_port = held.enter_context(_hold(settings.host, settings.metrics_port, "metrics_port"))
-        taken = settings.model_copy(update={"port": port, "metrics_port": metrics_port})
+        taken = {"port": port}
+        if settings.metrics:
+            taken["metrics_port"] = held.enter_context(_hold(settings.metrics_host, settings.metrics_port, "metrics_port"))
         file = ports_file(settings.data, os.getpid())
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = file.with_suffix(".new")
-        aside.touch(mode=0o600)
-        aside.write_text(json.dumps({"port": port, "metrics_port": metrics_port}))
-        aside.replace(file)
+        write_private(file, json.dumps(taken).encode())
         try:
-            yield taken
+            yield settings.model_copy(update=taken)
         finally:
             file.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memserve.config import CLIENT_SETTINGS, PREFIX, Settings, changed_settings, child_environment, load_settings
+from memserve.config import CLIENT_SETTINGS, PREFIX, SETTINGS_FILE, Settings, changed_settings, child_environment, load_settings
 from memserve.errors import StartupError
 
 
@@ -108,14 +109,38 @@ def test_a_data_directory_is_absolute_and_knows_home(monkeypatch: pytest.MonkeyP
 
 
 def test_only_changed_settings_are_told_to_a_child() -> None:
-    assert child_environment(Settings()) == {}
+    assert changed_settings(Settings()) == {}
     settings = Settings(port=1, salt_key="hunter2", api_keys_file=Path("/keys"), data_dir=Path("/data"))
-    assert child_environment(settings) == {
-        "MEMSERVE_PORT": "1",
-        "MEMSERVE_SALT_KEY": "hunter2",
-        "MEMSERVE_API_KEYS_FILE": "/keys",
-        "MEMSERVE_DATA_DIR": "/data",
-    }
+    assert changed_settings(settings) == {"port": 1, "salt_key": "hunter2", "api_keys_file": Path("/keys"), "data_dir": Path("/data")}
+
+
+def test_no_setting_and_no_secret_stands_in_a_childs_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MEMSERVE_SALT_KEY", "hunter2")
+    monkeypatch.setenv("MEMSERVE_API_KEY", "hunter3")
+    environment = child_environment(load_settings(), tmp_path / "child.json")
+    assert {name for name in environment if name.startswith(PREFIX)} == {SETTINGS_FILE}
+    assert "hunter" not in "".join(environment.values())
+    assert (tmp_path / "child.json").stat().st_mode & 0o777 == 0o600
+    assert load_settings(environment).salt_key.get_secret_value() == "hunter2"
+
+
+def test_the_environment_goes_over_the_file_of_settings(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text('{"port": 1, "workers": 3}')
+    settings = load_settings({SETTINGS_FILE: str(file), "MEMSERVE_PORT": "2"})
+    assert (settings.port, settings.workers) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [("{", "not JSON"), ("[]", "object"), ('{"prot": 1}', "did you mean port"), ('{"port": -1}', "setting port"), (None, "No such file")],
+)
+def test_a_file_of_settings_that_breaks_a_rule_is_refused(tmp_path: Path, content: str | None, rule: str) -> None:
+    file = tmp_path / "settings.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(StartupError, match=rule):
+        load_settings({SETTINGS_FILE: str(file)})
 
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
@@ -139,5 +164,6 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 )
 def test_a_child_reads_the_same_settings(given_settings: dict[str, Any]) -> None:
     settings = Settings(**given_settings)
-    assert load_settings(child_environment(settings)) == settings
+    with tempfile.TemporaryDirectory() as folder:
+        assert load_settings(child_environment(settings, Path(folder, "settings.json"))) == settings
     assert Settings(**changed_settings(settings)) == settings

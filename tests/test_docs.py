@@ -8,6 +8,7 @@ from pathlib import Path
 
 from memserve.cli import app
 from memserve.cli_activation import kv_app
+from memserve.cli_keys import keys_app
 from memserve.cli_modules import audit_app, modules_app
 from memserve.config import Settings
 from memserve.metrics import GatewayMetrics
@@ -51,6 +52,7 @@ def test_every_command_is_in_the_readme() -> None:
     commands = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
     commands += [f"modules {command.name}" for command in modules_app.registered_commands]
     commands += [f"audit {command.name}" for command in audit_app.registered_commands]
+    commands += [f"keys {command.name}" for command in keys_app.registered_commands]
     commands += [f"kv {command.callback.__name__}" for command in kv_app.registered_commands if command.callback]
     assert [command for command in commands if f"`memserve {command}`" not in README] == []
 

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "memserve"
 # Tasks and threads that are no endless loops, by file and function: why nobody need supervise them.
 ALLOWED = {
     ("supervised.py", "repeating_thread"): "the supervised thread itself",
-    ("gateway/server.py", "_metrics"): "the standard library's server, which answers each call in a thread of its own and survives each",
+    ("metrics_port.py", "serve_metrics"): "the standard library's server, which answers each call in a thread of its own and survives each",
     ("gateway/gate.py", "ask"): "lanes of a TaskGroup, which waits for them and raises what they raise",
     ("gateway/modules.py", "delete"): "awaited, shielded from the caller's cancellation",
     ("gateway/modules.py", "_with_steps"): "awaited: its end is the stream's",

@@ -4,8 +4,8 @@
 """
 
 from memserve.embedded.checks import check_memory, resolve_model
-from memserve.embedded.children import MARK, marked_processes
+from memserve.embedded.children import marked_processes
 from memserve.embedded.redis_server import REDIS_ENVIRONMENT, redis_executable
 from memserve.embedded.stack import Stack
 
-__all__ = ["MARK", "REDIS_ENVIRONMENT", "Stack", "check_memory", "marked_processes", "redis_executable", "resolve_model"]
+__all__ = ["REDIS_ENVIRONMENT", "Stack", "check_memory", "marked_processes", "redis_executable", "resolve_model"]

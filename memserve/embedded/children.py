@@ -12,12 +12,11 @@ from typing import IO
 
 import psutil
 
-from memserve.config import Settings, child_environment
+from memserve.config import STACK_MARK, Settings, child_environment, environment_without_settings
 from memserve.tether import tethered
 
-# In the environment of every process that belongs to a data directory, and of what it starts, so that none can be missed when they are
-# stopped: the directory, and the name of the part. Never in the environment of the program that holds the Stack.
-MARK = "_MEMSERVE_STACK"
+# Beside STACK_MARK, the data directory, in the environment of every process that belongs to it, so that none can be missed when they are
+# stopped. Neither is ever in the environment of the program that holds the Stack.
 PART_MARK = "_MEMSERVE_PART"
 
 
@@ -33,7 +32,7 @@ def spawn(command: Sequence[str], data: Path, part: str, environment: Mapping[st
             output = files.enter_context(log.open("ab"))
         return subprocess.Popen(
             tethered(command),
-            env={**os.environ, **environment, MARK: str(data), PART_MARK: part},
+            env={**environment_without_settings(), **environment, STACK_MARK: str(data), PART_MARK: part},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -43,7 +42,10 @@ def spawn(command: Sequence[str], data: Path, part: str, environment: Mapping[st
 
 def spawn_memserve(command: str, settings: Settings, log: Path, *flags: str) -> subprocess.Popen[bytes]:
     """Start `memserve <command>` with these settings as the part of that name. Raises OSError."""
-    return spawn([sys.executable, "-m", "memserve", command, *flags], settings.data, command, child_environment(settings), log)
+    run = settings.data / "run"
+    run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    environment = child_environment(settings, run / f"{command}.json")
+    return spawn([sys.executable, "-m", "memserve", command, *flags], settings.data, command, environment, log)
 
 
 def marked_processes(data: Path, part: str = "") -> Iterator[psutil.Process]:
@@ -56,7 +58,7 @@ def marked_processes(data: Path, part: str = "") -> Iterator[psutil.Process]:
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
             environment = process.environ()
-            if environment.get(MARK) == str(data) and part in ("", environment.get(PART_MARK)):
+            if environment.get(STACK_MARK) == str(data) and part in ("", environment.get(PART_MARK)):
                 yield process
 
 

@@ -13,6 +13,7 @@ from typing import IO
 
 from pydantic import SecretStr
 
+from memserve import credentials
 from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import Settings
 from memserve.demo import MODEL_DIR, demo_modules
@@ -23,10 +24,12 @@ from memserve.embedded.readiness import serves_memories
 from memserve.embedded.redis_server import CACHE_SAVE_TIMEOUT_S, RedisServer, cache_server, registry_server
 from memserve.embedded.workers import Fleet
 from memserve.errors import StartupError
-from memserve.gateway.access import read_api_keys
+from memserve.gateway.access import load_access
+from memserve.gateway.keys import keys_file
 from memserve.kv.cache_url import without_secrets
 from memserve.policy.traffic import LIVE
 from memserve.ports import held_ports
+from memserve.private_files import open_data_dir
 
 # The rest is Redis's own: names, the ledger, buffers. Its eviction is the backstop.
 QUOTA_SHARE = 0.9
@@ -53,8 +56,10 @@ class Stack:
 
     @property
     def api_key(self) -> str:
-        """One that this gateway takes; empty where it takes none. Raises StartupError when the file of keys is not as it must be."""
-        return next(iter(read_api_keys(self.settings)), "")
+        """The operator's, of the first tenant that has a key; empty where none is needed. Raises StartupError."""
+        if not keys_file(self.settings).exists():
+            return ""
+        return credentials.operator_credential(credentials.salt_key(self.settings))
 
     @property
     def logs(self) -> Path:
@@ -79,13 +84,14 @@ class Stack:
     def start(self) -> None:
         """Start everything and wait until the gateway takes requests. Raises StartupError; `stop` is due either way."""
         settings = self.settings
-        for folder in (settings.data, self.logs, settings.modules_root / "modules"):
+        open_data_dir(settings.data)
+        for folder in (self.logs, settings.modules_root / "modules"):
             folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         self._sweep("left by a memserve that was killed")
         shutil.rmtree(settings.data / "run", ignore_errors=True)
         model = check_model(settings)
-        read_api_keys(settings)
+        load_access(settings)
         check_memory(settings)
         settings = self._ports.enter_context(held_ports(settings))
         self.settings = settings.model_copy(update={"model": str(model), "data_dir": settings.data})
@@ -99,7 +105,8 @@ class Stack:
         gateway.wait_ready()
         workers.wait_ready()
         self._wait_until_gateway_has_all_workers()
-        self._say(f"gateway    {self.address}, metrics on http://{self.settings.host}:{self.settings.metrics_port}/metrics")
+        metrics = f", metrics on http://{settings.metrics_host}:{settings.metrics_port}/metrics" if settings.metrics else ""
+        self._say(f"gateway    {self.address}{metrics}")
         if model == MODEL_DIR:
             self._publish_demo_modules()
         self.started = True

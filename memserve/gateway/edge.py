@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 
-from memserve.domain import Tenant
-from memserve.errors import MemserveError
+from memserve.domain import KeyRole, Tenant
+from memserve.errors import MemserveError, PermissionDenied
 from memserve.gateway.access import Access
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.status import detail_of, status_of, trailing_metadata
@@ -23,7 +23,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Edge:
-    """Authenticates, and turns facts into statuses."""
+    """Authenticates, holds the role against the call, and turns facts into statuses."""
 
     def __init__(self, pipeline: Pipeline, access: Access) -> None:
         self.pipeline = pipeline
@@ -35,7 +35,7 @@ class Edge:
         code = grpc.StatusCode.OK
         try:
             metadata = dict(context.invocation_metadata() or ())
-            yield self._access.tenant(str(metadata.get("authorization", "")))
+            yield self._access.caller(rpc, str(metadata.get("authorization", "")))
         except MemserveError as error:
             code = status_of(error)
             await context.abort(code, detail_of(error), trailing_metadata(error))
@@ -49,3 +49,9 @@ class Edge:
             await context.abort(code, f"internal error; the gateway's log has it as incident {incident}")
         finally:
             self.pipeline.metrics.requests.labels(rpc, code.name).inc()
+
+
+def require_admin(tenant: Tenant, what: str) -> None:
+    """For the part of a call that shows or steers more than the tenant's own. Raises PermissionDenied."""
+    if not tenant.is_admin:
+        raise PermissionDenied(what, KeyRole.ADMIN, tenant.role)

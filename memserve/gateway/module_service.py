@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
-from memserve.domain import Alias, GateReport, ModuleVersion
+from memserve.domain import Alias, GateReport, ModuleVersion, Tenant
 from memserve.errors import InvalidField, InvalidModule, ModuleNotFound, QuotaExceeded
 from memserve.gateway import convert_modules as convert
-from memserve.gateway.edge import Context, Edge
+from memserve.gateway.edge import Context, Edge, require_admin
 from memserve.gateway.modules import Composition, Modules, Step
 from memserve.memory.module_kinds import check_module_name
 from memserve.memory.parametric import Publication
@@ -214,7 +214,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
     async def PreloadModule(self, request: pb.PreloadModuleRequest, context: Context) -> pb.PreloadModuleResponse:
         async with self._edge.call("PreloadModule", context) as tenant:
             version = self._memory.served(await self._memory.heaviest("reference", tenant.name, request.reference))
-            self._modules.check_worker(_worker_id(request.worker_id))
+            self._modules.check_worker(_worker_id(tenant, request.worker_id))
             # Recorded first: the workers follow the record, whatever becomes of this call.
             await self._store.preload(tenant.name, tenant.principal, version.module, version.version, request.worker_id)
             loaded = await self._modules.load(version, pin=True, worker_id=request.worker_id)
@@ -223,8 +223,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
     async def UnloadModule(self, request: pb.UnloadModuleRequest, context: Context) -> pb.UnloadModuleResponse:
         async with self._edge.call("UnloadModule", context) as tenant:
             version = await self._memory.heaviest("reference", tenant.name, request.reference)
-            await self._store.unload(tenant.name, tenant.principal, version.module, version.version, _worker_id(request.worker_id))
-            unloaded = await self._modules.unload(version, request.worker_id)
+            worker_id = _worker_id(tenant, request.worker_id)
+            await self._store.unload(tenant.name, tenant.principal, version.module, version.version, worker_id)
+            unloaded = await self._modules.unload(version, worker_id)
             return pb.UnloadModuleResponse(workers=[convert.residency(entry) for entry in unloaded])
 
     async def GetResidency(self, request: pb.GetResidencyRequest, context: Context) -> pb.GetResidencyResponse:
@@ -308,9 +309,12 @@ def _expected(request: pb.PromoteModuleRequest | pb.RollbackModuleRequest | pb.S
     return int(request.expected_revision)
 
 
-def _worker_id(worker_id: str) -> str:
+def _worker_id(tenant: Tenant, worker_id: str) -> str:
+    """Raises InvalidField, and PermissionDenied where one is named by another than an administrator."""
     if len(worker_id) > 64:
         raise InvalidField("worker_id", "at most 64 characters")
+    if worker_id:
+        require_admin(tenant, "worker_id")
     return worker_id
 
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
@@ -44,6 +45,23 @@ def place_of(said: pb.ModulePlace) -> ModulePlace:
     return PLACES.get(said, ModulePlace.ABSENT)
 
 
+class StrangeWorker(Exception):
+    """A worker that takes this gateway for a stranger."""
+
+    def __init__(self, worker_id: str) -> None:
+        super().__init__(f"worker {worker_id} refuses this gateway: their salt_key differs; give all gateways and workers the same")
+
+
+class AuthorizedStub(rpc.WorkerServiceStub):  # type: ignore[misc]
+    """Every call carries what a worker knows a gateway by."""
+
+    def __init__(self, channel: grpc.aio.Channel, credential: str) -> None:
+        super().__init__(channel)  # type: ignore[no-untyped-call]
+        metadata = (("authorization", f"Bearer {credential}"),)
+        for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
+            setattr(self, method.name, partial(getattr(self, method.name), metadata=metadata))
+
+
 @dataclass(slots=True)
 class PooledWorker:
     """A worker as this gateway sees it.
@@ -54,7 +72,7 @@ class PooledWorker:
 
     lease: WorkerLease
     channel: grpc.aio.Channel
-    stub: rpc.WorkerServiceStub
+    stub: AuthorizedStub
     connected: bool = False
     heard_s: float = 0.0
     state: pb.WorkerState = field(default_factory=pb.WorkerState)
@@ -97,12 +115,14 @@ class PooledWorker:
 class WorkerPool:
     """Follows the registry and every worker's stream. When the registry does not answer, the workers known so far stay."""
 
-    def __init__(self, registry: Registry, index: BlockIndex, tokenizer_digest: str, failed: Failed = uncounted) -> None:
+    def __init__(self, registry: Registry, index: BlockIndex, tokenizer_digest: str, credential: str, failed: Failed = uncounted) -> None:
+        """credential: what the workers know a gateway by, `credentials.worker_credential`."""
         self.workers: dict[str, PooledWorker] = {}
         self.index = index
         self.registry_ok = False
         self._registry = registry
         self._tokenizer_digest = tokenizer_digest
+        self._credential = credential
         self._failed = failed
         # Of the leases that there are: why a worker is not used.
         self._refused: dict[str, str] = {}
@@ -176,7 +196,7 @@ class WorkerPool:
             log.error("worker %s is not used: %s", lease.worker_id, why)
             self._refused[lease.worker_id] = why
             return
-        worker = PooledWorker(lease, channel, rpc.WorkerServiceStub(channel))
+        worker = PooledWorker(lease, channel, AuthorizedStub(channel, self._credential))
         worker.watch = asyncio.create_task(repeat("watch", lambda: self._watch(worker), RECONNECT_S, self._failed))
         self.workers[lease.worker_id] = worker
 
@@ -184,8 +204,10 @@ class WorkerPool:
         """Follow one stream of the worker's to its end. What cannot be followed makes the next one begin with a snapshot."""
         try:
             await self._follow_stream(worker)
-        except grpc.aio.AioRpcError:
-            pass  # It is gone, or has not come yet: the next stream says.
+        except grpc.aio.AioRpcError as error:
+            # Else it is gone, or has not come yet: the next stream says.
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise StrangeWorker(worker.lease.worker_id) from None
         except Exception:
             worker.epoch = worker.sequence = 0
             raise

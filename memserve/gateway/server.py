@@ -6,19 +6,17 @@ import asyncio
 import contextlib
 import logging
 import signal
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from wsgiref.simple_server import make_server
 
 from grpc_health.v1 import health
-from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
 
+from memserve import credentials
 from memserve.config import Settings
 from memserve.errors import MemserveError, StartupError, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable
-from memserve.gateway.access import Access, Inflight, load_access
+from memserve.gateway.access import Access, Inflight, KeyFile, load_access
 from memserve.gateway.canary import LOOK_S as CANARY_LOOK_S
 from memserve.gateway.canary import CanaryWatch
 from memserve.gateway.edge import Edge
@@ -41,6 +39,7 @@ from memserve.memory.parametric import ParametricMemory
 from memserve.memory.uploads import Uploads, sweep_uploads
 from memserve.memory.vector import VectorMemory
 from memserve.metrics import GatewayMetrics
+from memserve.metrics_port import serve_metrics
 from memserve.model_files import open_model
 from memserve.pb.v1 import (
     activation_pb2,
@@ -55,6 +54,7 @@ from memserve.pb.v1 import (
     status_pb2_grpc,
 )
 from memserve.ports import held_ports
+from memserve.private_files import open_data_dir
 from memserve.registry import Registry
 from memserve.supervised import repeat
 from memserve.turns import FairThreads, leave_one, on_own_thread
@@ -62,6 +62,8 @@ from memserve.turns import FairThreads, leave_one, on_own_thread
 log = logging.getLogger("memserve.gateway")
 
 HEALTH_CHECK_S = 0.25
+# A revoked key is refused so much later at most.
+KEYS_LOOK_S = 1.0
 SWEEP_S = 600.0
 TOKENIZER_THREADS = 2
 # A blob is put before its version is registered; publishing takes less than this.
@@ -85,7 +87,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     tokenizer = ChatTokenizer(model)
     metrics = GatewayMetrics()
     embedder = await on_own_thread(MiniLmEmbedder)
-    settings.data.mkdir(parents=True, exist_ok=True)
+    open_data_dir(settings.data)
     async with contextlib.AsyncExitStack() as stack:
         registry = Registry(settings.redis)
         stack.push_async_callback(registry.close)
@@ -114,7 +116,8 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             await on_own_thread(model.model_digest) if shapes else "",
         )
         stack.callback(modules.files.close)
-        pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest(), metrics.loop_failed)
+        credential = credentials.worker_credential(credentials.salt_key(settings))
+        pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest(), credential, metrics.loop_failed)
         await pool.start()
         stack.push_async_callback(pool.close)
         yield Pipeline(
@@ -139,29 +142,22 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
     Raises StartupError when a port is taken or something is missing.
     """
     access = load_access(settings)
+    key_file = KeyFile(access, settings)
     with contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings:
         async with open_front(settings, SERVICES) as front, open_pipeline(settings) as pipeline, served(front, pipeline, access):
-            with _metrics(settings, pipeline):
+            with serve_metrics(settings, pipeline.metrics.registry, settings.metrics_port) as metrics_address:
                 stop = asyncio.Event()
+                loop = asyncio.get_running_loop()
                 for number in (signal.SIGINT, signal.SIGTERM):
-                    asyncio.get_running_loop().add_signal_handler(number, stop.set)
-                log.info("serving on %s:%s, metrics on %s:%s", settings.host, front.port, settings.host, settings.metrics_port)
-                await stop.wait()
-
-
-@contextlib.contextmanager
-def _metrics(settings: Settings, pipeline: Pipeline) -> Iterator[None]:
-    class Server(ThreadingWSGIServer):
-        # The port is kept by a socket of this process or its parent.
-        allow_reuse_port = True
-
-    server = make_server(settings.host, settings.metrics_port, make_wsgi_app(pipeline.metrics.registry), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
+                    loop.add_signal_handler(number, stop.set)
+                loop.add_signal_handler(signal.SIGHUP, partial(key_file.look, even_unchanged=True))
+                keys = asyncio.create_task(repeat("keys", key_file.follow, KEYS_LOOK_S, pipeline.metrics.loop_failed))
+                log.info("serving on %s:%s, metrics on %s", settings.host, front.port, metrics_address or "no port")
+                try:
+                    await stop.wait()
+                finally:
+                    keys.cancel()
+                    await asyncio.gather(keys, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from memserve.domain import Tenant
 from memserve.errors import InvalidField, MemoryNotFound, MemserveError
 from memserve.gateway import convert
 from memserve.gateway.convert_modules import PLACES
-from memserve.gateway.edge import Context, Edge
+from memserve.gateway.edge import Context, Edge, require_admin
 from memserve.gateway.pool import PLACES as WORKER_PLACES
 from memserve.gateway.prefixes import Prefix, Prefixes
 from memserve.pb.v1 import (
@@ -44,6 +44,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
         async with self._edge.call("Generate", context) as tenant:
             remaining_s = context.time_remaining()
             deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
+            if request.worker_id:
+                require_admin(tenant, "worker_id")
             events = self._edge.pipeline.generate(convert.generation_request(request), tenant, deadline_s)
             async with contextlib.aclosing(events):
                 async for event in events:
@@ -128,6 +130,8 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
         async with self._edge.call("WarmPrefix", context) as tenant:
             if len(request.worker_id) > 64:
                 raise InvalidField("worker_id", "at most 64 characters")
+            if request.worker_id:
+                require_admin(tenant, "worker_id")
             prefix = await self._prefix(tenant, request.prefix)
             remaining_s = context.time_remaining()
             deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
@@ -181,8 +185,9 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
                 chunks=own.chunks,
                 pinned_bytes=own.pinned_bytes,
                 tenant_quota_bytes=tenant_quota_bytes,
-                cache_stored_bytes=every.stored_bytes,
-                cache_quota_bytes=cache_quota_bytes,
+                # What all tenants together have is for administrators.
+                cache_stored_bytes=every.stored_bytes if tenant.is_admin else 0,
+                cache_quota_bytes=cache_quota_bytes if tenant.is_admin else 0,
             )
 
     async def _prefix(self, tenant: Tenant, prefix: activation_pb2.Prefix) -> Prefix:
@@ -215,9 +220,9 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
             for name, worker in sorted(pool.workers.items()):
                 response.workers.add(
                     worker_id=name,
-                    address=worker.lease.address,
-                    metrics_address=worker.lease.metrics_address,
-                    pid=worker.lease.pid,
+                    address=worker.lease.address if tenant.is_admin else "",
+                    metrics_address=worker.lease.metrics_address if tenant.is_admin else "",
+                    pid=worker.lease.pid if tenant.is_admin else 0,
                     shares_kv=worker.lease.shares_kv,
                     ready=name in ready,
                     running=worker.state.running,

@@ -11,6 +11,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InvalidModule: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
     errors.ModuleNotFound: grpc.StatusCode.NOT_FOUND,
     errors.ModuleNotLive: grpc.StatusCode.FAILED_PRECONDITION,

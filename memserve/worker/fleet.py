@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
+import json
 import logging
 import os
 import queue
 import re
 import shutil
 import signal
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from memserve.config import MIB, Settings
+from memserve.config import STACK_MARK, Settings, changed_settings
 from memserve.errors import StartupError
+from memserve.private_files import open_data_dir, write_private
+from memserve.worker.local_ray import (
+    forget_settings_environment,
+    private_ray_dir,
+    ray_environment,
+    remove_ray_dir,
+    start_local_ray,
+)
 
 log = logging.getLogger("memserve.workers")
 
 APPLICATION = "memserve"
 LOGS = Path("session_latest", "logs")
 _ERROR = re.compile(r"\b(?:[A-Za-z]+Error|[A-Za-z]+Exception): (?P<text>.+)")
-# Ray reads these when it is imported.
-RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_worker_niceness": "0",
-    # The replica's own gRPC server and vLLM share its event loop.
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-}
 
 
 def run_workers(settings: Settings) -> None:
@@ -36,17 +36,20 @@ def run_workers(settings: Settings) -> None:
 
     Raises StartupError when the workers do not start.
     """
-    os.environ.update(RAY_ENVIRONMENT)
+    open_data_dir(settings.data)
+    lock = _lock(settings)
+    settings_file = settings.data / "run" / "replicas.json"
+    settings_file.parent.mkdir(mode=0o700, exist_ok=True)
+    write_private(settings_file, json.dumps(changed_settings(settings), default=str).encode())
+    forget_settings_environment()
+    os.environ.update(ray_environment(settings.data))
     import ray
     from ray import serve
     from ray.serve.config import ProxyLocation
 
     from memserve.worker.replica import worker_application
 
-    # A short path, because Ray keeps unix sockets below it; always the same one, so that nothing piles up.
-    ray_dir = Path(tempfile.gettempdir()) / f"memserve-{hashlib.sha256(str(settings.data).encode()).hexdigest()[:12]}"
-    shutil.rmtree(ray_dir, ignore_errors=True)
-    ray_dir.mkdir(mode=0o700)
+    ray_dir = private_ray_dir(settings.data)
     # vLLM leaves the sockets between its processes behind; here they go with the directory.
     os.environ["VLLM_RPC_BASE_PATH"] = str(ray_dir)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -59,14 +62,7 @@ def run_workers(settings: Settings) -> None:
             raise KeyboardInterrupt
 
     try:
-        ray.init(
-            address="local",
-            num_cpus=max(settings.workers, os.cpu_count() or 1) + 1,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=100 * MIB,
-            _temp_dir=str(ray_dir),
-        )
+        start_local_ray(ray_dir, max(settings.workers, os.cpu_count() or 1) + 1)
         # After Ray, which puts in handlers of its own that end the process on the spot.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, on_signal)
@@ -74,7 +70,7 @@ def run_workers(settings: Settings) -> None:
         serve.start(proxy_location=ProxyLocation.Disabled)
         while True:
             try:
-                serve.run(worker_application(settings), name=APPLICATION, route_prefix=None)
+                serve.run(worker_application(settings, settings_file), name=APPLICATION, route_prefix=None)
             except RuntimeError as error:
                 _keep_logs(settings, ray_dir)
                 raise StartupError(f"the workers did not start: {_root_cause(ray_dir / LOGS, str(error))}") from None
@@ -90,7 +86,25 @@ def run_workers(settings: Settings) -> None:
         log.info("stopped while starting")
     finally:
         ray.shutdown()
-        shutil.rmtree(ray_dir, ignore_errors=True)
+        remove_ray_dir(ray_dir)
+        if lock is not None:
+            lock.close()
+
+
+def _lock(settings: Settings) -> IO[str] | None:
+    """Held while these workers run, None below a `memserve up`, which has the directory's lock. Raises StartupError.
+
+    Two fleets on one data directory would remove each other's Ray.
+    """
+    if os.environ.get(STACK_MARK) == str(settings.data):
+        return None
+    lock = (settings.data / "workers.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise StartupError(f"other workers run on {settings.data}; stop them, or give these their own data_dir") from None
+    return lock
 
 
 def _link_logs(settings: Settings, ray_dir: Path) -> None:

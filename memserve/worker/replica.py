@@ -11,16 +11,19 @@ import time
 import uuid
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from ray import serve
 
-from memserve.config import Settings, changed_settings
+from memserve import credentials
+from memserve.config import SETTINGS_FILE, Settings, load_settings
 from memserve.domain import WorkerLease
 from memserve.errors import BlobStoreUnavailable, RegistryUnavailable
 from memserve.plain import log_to_stderr
+from memserve.private_files import private_umask
 from memserve.supervised import repeat
+from memserve.worker.local_ray import serve_on_loopback
 
 log = logging.getLogger("memserve.worker")
 
@@ -61,10 +64,14 @@ def engine_environment(settings: Settings) -> dict[str, str]:
 class WorkerReplica:
     """One engine behind one gRPC port. Ray Serve restarts the process when it ends; the lease in Redis tells the gateways."""
 
-    async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._settings = Settings(**settings)
+    async def __init__(self, settings_file: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        """settings_file: as `MEMSERVE_SETTINGS_FILE` names one. Secrets come that way, not through Ray's store."""
+        private_umask()
+        serve_on_loopback()
+        self._settings = load_settings({SETTINGS_FILE: settings_file})
         self._tasks: list[asyncio.Task[None]] = []
         self._swept = False
+        self._closing = contextlib.ExitStack()
         self._loaded_ahead = asyncio.Event()
         log_to_stderr()
         # vLLM reads these at import. Ray may set PYTHONHASHSEED, which would change every block key.
@@ -75,13 +82,14 @@ class WorkerReplica:
         await self._start()
 
     async def _start(self) -> None:
-        from prometheus_client import REGISTRY, start_http_server
+        from prometheus_client import REGISTRY
 
         from memserve.kv.ledger import NO_QUOTAS
         from memserve.kv.server_check import check_cache_servers
         from memserve.memory.activation import ActivationMemory
         from memserve.memory.module_store import ModuleStore
         from memserve.metrics import loop_failures
+        from memserve.metrics_port import serve_metrics, without_tenants
         from memserve.model_files import open_model
         from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
         from memserve.registry import Registry
@@ -89,6 +97,7 @@ class WorkerReplica:
         from memserve.worker.block_log import BlockLog, follow_engine_events
         from memserve.worker.cpu_offload import sweep_orphan_regions
         from memserve.worker.engine import start_engine
+        from memserve.worker.gateways_only import GatewaysOnly
         from memserve.worker.golden import Golden, check_golden_prefix
         from memserve.worker.preloads import Preloads
         from memserve.worker.service import WorkerService
@@ -134,17 +143,19 @@ class WorkerReplica:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._loaded_ahead.wait(), FIRST_PRELOADS_S)
 
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        credential = credentials.worker_credential(credentials.salt_key(settings))
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[GatewaysOnly(credential)])
         service = WorkerService(self._engine, self._log, max_lora_rank=settings.max_lora_rank)
         rpc.add_WorkerServiceServicer_to_server(service, self._server)
-        port = self._server.add_insecure_port(f"{settings.host}:0")
+        healthy = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, self._server)
+        port = self._server.add_insecure_port(f"{settings.worker_host}:0")
         await self._server.start()
-        metrics, _ = start_http_server(0, addr=settings.host)
-        address = socket.gethostbyname(socket.gethostname()) if settings.host == "0.0.0.0" else settings.host
+        metrics_address = self._closing.enter_context(serve_metrics(settings, without_tenants(REGISTRY), 0))
         self._lease = WorkerLease(
             worker_id=worker_id,
-            address=f"{address}:{port}",
-            metrics_address=f"{address}:{metrics.server_port}",
+            address=_reachable(f"{settings.worker_host}:{port}"),
+            metrics_address=_reachable(metrics_address),
             pid=os.getpid(),
             model=model.name,
             model_digest=model_digest,
@@ -213,6 +224,7 @@ class WorkerReplica:
                 await self._registry.drop_lease(self._lease.worker_id)
             await self._registry.close()
             await self._server.stop(self._settings.shutdown_grace_s / 2)
+        await asyncio.to_thread(self._closing.close)
         if hasattr(self, "_store"):
             await self._store.close()
         if hasattr(self, "_engine"):
@@ -220,8 +232,14 @@ class WorkerReplica:
             self._events_socket.unlink(missing_ok=True)
 
 
-def worker_application(settings: Settings) -> serve.Application:
-    """The Ray Serve application of `settings.workers` workers."""
+def _reachable(address: str) -> str:
+    """host:port for others: a worker that listens on every address is reached by this machine's name."""
+    host, _, port = address.rpartition(":")
+    return f"{socket.gethostbyname(socket.gethostname())}:{port}" if host == "0.0.0.0" else address
+
+
+def worker_application(settings: Settings, settings_file: Path) -> serve.Application:
+    """The Ray Serve application of `settings.workers` workers, which read all of their settings from the file."""
     deployment = serve.deployment(
         WorkerReplica,
         name="worker",
@@ -234,4 +252,4 @@ def worker_application(settings: Settings) -> serve.Application:
         graceful_shutdown_timeout_s=settings.shutdown_grace_s + 10,
         ray_actor_options={"num_cpus": 1},
     )
-    return deployment.bind(changed_settings(settings))
+    return deployment.bind(str(settings_file))

@@ -17,8 +17,9 @@ import psutil
 import pytest
 import redis
 
+from memserve.config import STACK_MARK
 from memserve.embedded import marked_processes
-from memserve.embedded.children import MARK, kill_marked, spawn
+from memserve.embedded.children import kill_marked, spawn
 from memserve.embedded.part import LONGEST_PAUSE_S, Part, Recipe, pause_s
 from memserve.embedded.redis_server import registry_server
 from memserve.errors import StartupError
@@ -222,7 +223,7 @@ def test_only_what_a_stack_started_carries_its_mark_and_is_swept(tmp_path: Path)
     """A program that embeds a stack keeps its own children: its environment is not touched."""
     with kept(tmp_path, "alpha", []) as part, subprocess.Popen(SLEEP) as own:
         part.wait_ready()
-        assert MARK not in os.environ
+        assert STACK_MARK not in os.environ
         assert part.process is not None
         assert [process.pid for process in marked_processes(tmp_path)] == [part.process.pid]
         assert list(marked_processes(tmp_path, "beta")) == []

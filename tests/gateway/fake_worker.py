@@ -15,18 +15,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
+from grpc_health.v1 import health, health_pb2_grpc
 
+from memserve.credentials import worker_credential
 from memserve.domain import ModuleKind, WorkerLease
 from memserve.kv.keys import block_keys
 from memserve.model_files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.registry import Registry
+from memserve.worker.gateways_only import GatewaysOnly
 
 BLOCK_TOKENS = 32
 STATE_INTERVAL_S = 0.1
 LEASE_S = 60.0
 NAMESPACE = "ab" * 32
+# Of the gateways and workers of these tests.
+SALT_KEY = "cd" * 32
+CREDENTIAL = worker_credential(SALT_KEY.encode())
 CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -172,7 +178,8 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         """Start the port: the first time a free one, then the same again, as a new worker or (same_epoch) after a broken connection."""
         if not same_epoch:
             self.epoch = time.time_ns()
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=[GatewaysOnly(CREDENTIAL)])
+        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), self._server)
         rpc.add_WorkerServiceServicer_to_server(self, self._server)
         self._address = f"127.0.0.1:{self._server.add_insecure_port(self._address)}"
         await self._server.start()

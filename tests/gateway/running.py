@@ -23,7 +23,7 @@ from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.server import listen, open_pipeline
 from memserve.model_files import open_model
 from memserve.policy.prompt import assemble_messages
-from tests.gateway.fake_worker import FakeWorker
+from tests.gateway.fake_worker import SALT_KEY, FakeWorker
 from tests.kv.redis_server import RedisServer
 
 TIMEOUT_S = 20.0
@@ -77,7 +77,15 @@ async def open_gateway(
     redis.start(*redis_options)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(redis.stop)
-        chosen = {"data_dir": directory, "model": str(model_dir), "redis_url": redis.url, "port": 0, "shutdown_grace_s": 0.0, **settings}
+        chosen = {
+            "data_dir": directory,
+            "model": str(model_dir),
+            "redis_url": redis.url,
+            "port": 0,
+            "shutdown_grace_s": 0.0,
+            "salt_key": SALT_KEY,
+            **settings,
+        }
         configured = Settings(**chosen)
         model = open_model(model_dir, configured.max_context_tokens)
         started = [

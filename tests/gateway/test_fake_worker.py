@@ -7,7 +7,7 @@ from pathlib import Path
 
 from memserve.demo import ADAPTERS_DIR
 from memserve.model_files import open_model
-from tests.gateway.fake_worker import BLOCK_TOKENS, FakeWorker, Script
+from tests.gateway.fake_worker import BLOCK_TOKENS, CREDENTIAL, FakeWorker, Script
 from tests.gateway.worker_contract import check_worker_contract
 from tests.kv.redis_server import RedisServer
 
@@ -21,6 +21,6 @@ async def test_the_fake_worker_keeps_the_worker_contract(model_dir: Path, tmp_pa
     try:
         shutil.copytree(ADAPTERS_DIR / "harbour", tmp_path / "modules" / LORA)
         async with FakeWorker(redis.url, open_model(model_dir), tmp_path, script=Script(pause_s=0.005)) as worker:
-            await check_worker_contract(worker.address, PROMPT, BLOCK_TOKENS, LORA)
+            await check_worker_contract(worker.address, CREDENTIAL, PROMPT, BLOCK_TOKENS, LORA)
     finally:
         redis.stop()

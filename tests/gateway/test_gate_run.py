@@ -23,7 +23,7 @@ from memserve.model_files import ModelFiles, open_model
 from memserve.policy.gate import Probe, ProbeKind, ProbeSet
 from memserve.registry import Registry
 from memserve.turns import FairThreads
-from tests.gateway.fake_worker import FakeWorker, Script
+from tests.gateway.fake_worker import CREDENTIAL, FakeWorker, Script
 from tests.gateway.running import until
 from tests.kv.redis_server import RedisServer
 
@@ -51,7 +51,7 @@ class Setting:
     def __init__(self, model: ModelFiles, redis_url: str, directory: Path, stack: contextlib.AsyncExitStack) -> None:
         self.tokenizer = ChatTokenizer(model)
         self.registry = Registry(redis_url)
-        self.pool = WorkerPool(self.registry, BlockIndex(), model.tokenizer_digest())
+        self.pool = WorkerPool(self.registry, BlockIndex(), model.tokenizer_digest(), CREDENTIAL)
         self.tokenizing = FairThreads("tokenizer", 1)
         stack.callback(self.tokenizing.close)
         self.gate = Gate(self.pool, self.tokenizer, self.tokenizing, model.max_context_tokens)

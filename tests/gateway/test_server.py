@@ -23,7 +23,7 @@ from memserve.gateway.server import listen, open_pipeline, served
 from memserve.gateway.status import STATUS, detail_of, status_of, trailing_metadata
 from memserve.model_files import open_model
 from tests.gateway.conftest import StartGateway
-from tests.gateway.fake_worker import FakeWorker, Script
+from tests.gateway.fake_worker import SALT_KEY, FakeWorker, Script
 from tests.gateway.running import RunningGateway, eventually, until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -123,7 +123,9 @@ async def test_a_cancelled_call_is_counted_as_cancelled(start_gateway: StartGate
 
 
 async def test_stopping_lets_answers_under_way_finish(tmp_path: Path, model_dir: Path, own_redis_server: Any) -> None:
-    settings = Settings(data_dir=tmp_path, model=str(model_dir), redis_url=own_redis_server.url, port=0, shutdown_grace_s=20)
+    settings = Settings(
+        data_dir=tmp_path, model=str(model_dir), redis_url=own_redis_server.url, port=0, salt_key=SALT_KEY, shutdown_grace_s=20
+    )
     worker = FakeWorker(own_redis_server.url, open_model(model_dir), settings.modules_root, script=Script(pause_s=0.02))
     async with worker, open_pipeline(settings) as pipeline:
         serving = listen(pipeline, load_access(settings))

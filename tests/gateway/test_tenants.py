@@ -14,10 +14,7 @@ import pytest_asyncio
 from google.protobuf import message_factory
 
 from memserve.client import AsyncClient, CallFailed
-from memserve.config import Settings
 from memserve.domain import Sampling
-from memserve.errors import StartupError, Unauthenticated
-from memserve.gateway.access import Access, load_access
 from memserve.pb.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -186,58 +183,3 @@ async def test_a_tenant_at_its_limit_leaves_room_for_another(tmp_path: Path, mod
         gateway.workers[0].script = Script()
         assert (await bob.generate("hello", sampling=GREEDY)).usage.output_tokens == 2
         await held.aclose()  # type: ignore[attr-defined]
-
-
-# Keys and salts
-
-
-def test_a_salt_depends_on_the_tenant_and_on_the_servers_key() -> None:
-    first, second = Access(KEYS, b"one"), Access(KEYS, b"two")
-    alice = first.tenant("Bearer alice-key-1")
-    other = first.tenant("bearer  alice-key-2 ")
-    assert (alice.name, alice.cache_salt) == (other.name, other.cache_salt)
-    assert alice.principal != other.principal
-    assert "alice-key-1" not in alice.principal
-    assert alice.cache_salt != first.tenant("Bearer bob-key-1").cache_salt
-    assert alice.cache_salt != second.tenant("Bearer alice-key-1").cache_salt
-
-
-def test_without_keys_every_caller_is_the_default_tenant() -> None:
-    assert Access({}, b"key").tenant("") == Access({}, b"key").tenant("Bearer anything")
-
-
-def test_with_keys_the_empty_key_is_none() -> None:
-    with pytest.raises(Unauthenticated):
-        Access(KEYS, b"key").tenant("Bearer")
-
-
-def test_a_made_salt_key_is_kept_and_readable_by_its_owner_only(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path / "new")
-    first = load_access(settings).tenant("")
-    assert load_access(settings).tenant("") == first
-    assert (tmp_path / "new" / "salt_key").stat().st_mode & 0o777 == 0o600
-    assert load_access(Settings(data_dir=tmp_path / "other")).tenant("") != first
-
-
-def test_a_configured_salt_key_is_the_same_on_every_gateway(tmp_path: Path) -> None:
-    salts = {load_access(Settings(data_dir=tmp_path / name, salt_key="shared")).tenant("").cache_salt for name in ("a", "b")}
-    assert len(salts) == 1
-    assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", "{}", '"key"', '{"short": "alice"}', '{"long-enough": "Alice"}', '{"long-enough": ""}', '{"long-enough": 1}',
-     '{"long-enough": "a/b"}'],
-)  # fmt: skip
-def test_a_key_file_that_breaks_a_rule_stops_the_start_without_telling_a_key(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "keys.json"
-    file.write_text(content)
-    with pytest.raises(StartupError, match="api_keys_file") as refusal:
-        load_access(Settings(data_dir=tmp_path, api_keys_file=file))
-    assert "long-enough" not in str(refusal.value)
-
-
-def test_a_missing_key_file_stops_the_start(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="api_keys_file"):
-        load_access(Settings(data_dir=tmp_path, api_keys_file=tmp_path / "none.json"))

@@ -11,7 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from memserve.gateway.pool import AuthorizedStub
 from memserve.kv.keys import block_keys
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
@@ -19,15 +21,17 @@ from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 TIMEOUT_S = 60.0
 
 
-async def check_worker_contract(address: str, token_ids: Sequence[int], block_tokens: int, lora: str) -> None:
+async def check_worker_contract(address: str, credential: str, token_ids: Sequence[int], block_tokens: int, lora: str) -> None:
     """Every clause, on a worker that answers nobody else meanwhile.
 
+    credential: what it knows a gateway by.
     token_ids: a prompt of at least two full blocks and one token, that leaves room for 512 tokens in the context.
     lora: digest of a LoRA of rank 16 in the module store, which is the worker's own directory.
     """
     assert len(token_ids) > 2 * block_tokens
     async with grpc.aio.insecure_channel(address) as channel:
-        stub = rpc.WorkerServiceStub(channel)
+        await check_without_the_credential_only_health_is_answered(channel, token_ids)
+        stub = AuthorizedStub(channel, credential)
         await check_an_answer_streams_and_ends_with_its_reason_and_cached_tokens(stub, token_ids)
         await check_a_prompt_sent_again_is_cached_for_the_same_salt_only(stub, token_ids, block_tokens)
         await check_logprobs_come_one_a_token_when_asked_for(stub, token_ids)
@@ -43,6 +47,17 @@ async def check_worker_contract(address: str, token_ids: Sequence[int], block_to
         await check_watch_tells_what_is_stored(stub, token_ids, block_tokens)
         await check_resuming_from_the_last_number_sends_no_reset(stub)
         await check_a_number_of_another_epoch_gives_a_reset(stub)
+
+
+async def check_without_the_credential_only_health_is_answered(channel: grpc.aio.Channel, token_ids: Sequence[int]) -> None:
+    for stub in (rpc.WorkerServiceStub(channel), AuthorizedStub(channel, ""), AuthorizedStub(channel, "0" * 64)):
+        for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
+            call = getattr(stub, method.name)(method.input_type._concrete_class(), timeout=TIMEOUT_S)
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await (call.read() if method.server_streaming else call)
+            assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED, method.name
+    healthy = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+    assert healthy.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def check_an_answer_streams_and_ends_with_its_reason_and_cached_tokens(stub: rpc.WorkerServiceStub, token_ids: Sequence[int]) -> None:

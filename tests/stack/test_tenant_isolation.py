@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,14 +20,14 @@ from tests.stack.conftest import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
-KEYS = {"key-of-acme-0001": "acme", "key-of-bolt-0001": "bolt"}
+KEYS = [{"name": tenant, "tenant": tenant, "role": "admin", "key": f"key-of-{tenant}-0001"} for tenant in ("acme", "bolt")]
 
 
 @pytest.fixture(scope="module")
 def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A second gateway over the stack's workers and Redis, with API keys, its own Milvus Lite and the same module directory."""
     folder: Path = tmp_path_factory.mktemp("tenants")
-    (folder / "keys.json").write_text(json.dumps(KEYS))
+    (folder / "keys.json").write_text(json.dumps({"keys": KEYS}))
     settings = stack.settings.model_copy(
         update={
             "port": 0,
@@ -40,7 +39,10 @@ def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     log = folder / "gateway.log"
     with log.open("wb") as output:
         gateway = subprocess.Popen(
-            [sys.executable, "-m", "memserve", "gateway"], env={**os.environ, **child_environment(settings)}, stdout=output, stderr=output
+            [sys.executable, "-m", "memserve", "gateway"],
+            env=child_environment(settings, folder / "settings.json"),
+            stdout=output,
+            stderr=output,
         )
     try:
         eventually(lambda: taken_ports(settings.data, gateway.pid) is not None or gateway.poll() is not None, timeout_s=60)

@@ -7,6 +7,7 @@ import json
 import pytest
 import redis
 
+from memserve.credentials import salt_key, worker_credential
 from memserve.demo import ADAPTERS_DIR
 from memserve.embedded import Stack
 from memserve.memory.blobs import BlobStore
@@ -23,4 +24,4 @@ async def test_a_real_worker_keeps_the_worker_contract(stack: Stack) -> None:
     prompt = list(range(300, 300 + 3 * lease["block_tokens"] + 5))
     lora = "a" * 64
     BlobStore("", stack.settings.modules_root / "modules").put(lora, ADAPTERS_DIR / "harbour")
-    await check_worker_contract(lease["address"], prompt, lease["block_tokens"], lora)
+    await check_worker_contract(lease["address"], worker_credential(salt_key(stack.settings)), prompt, lease["block_tokens"], lora)

@@ -1,0 +1,44 @@
+"""What each role may do: the one table. A role may do all that the roles before it may."""
+
+from __future__ import annotations
+
+from memserve.domain import KeyRole
+
+_READ, _ASK, _WRITE = KeyRole.READ, KeyRole.ASK, KeyRole.WRITE
+# To send a request to a worker by its id, and to see workers' addresses and process ids and other tenants' bytes, takes `admin`.
+NEEDED: dict[str, KeyRole] = {
+    "GetStatus": _READ,
+    "GetMemory": _READ,
+    "Search": _READ,
+    "ListNamespaces": _READ,
+    "LookupPrefix": _READ,
+    "GetUsage": _READ,
+    "GetModule": _READ,
+    "ListModules": _READ,
+    "GetVersion": _READ,
+    "ListVersions": _READ,
+    "ListAliasHistory": _READ,
+    "GetResidency": _READ,
+    "WatchModules": _READ,
+    "ListAuditEvents": _READ,
+    "Generate": _ASK,
+    "Remember": _WRITE,
+    "Forget": _WRITE,
+    "WarmPrefix": _WRITE,
+    "PinPrefix": _WRITE,
+    "UnpinPrefix": _WRITE,
+    "EvictPrefix": _WRITE,
+    "EvictModule": _WRITE,
+    "EvictTenant": _WRITE,
+    "GetUpload": _WRITE,
+    "PublishModule": _WRITE,
+    "RunGate": _WRITE,
+    "PromoteModule": _WRITE,
+    "RollbackModule": _WRITE,
+    "SetTraffic": _WRITE,
+    "DropAlias": _WRITE,
+    "DeleteVersion": _WRITE,
+    "PreloadModule": _WRITE,
+    "UnloadModule": _WRITE,
+    "ComposeModule": _WRITE,
+}

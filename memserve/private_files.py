@@ -1,0 +1,116 @@
+"""Files and folders that only their owner reads, written so that a crash or a full disk never leaves half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from memserve.errors import StartupError
+
+SECRET_MIN_BYTES = 32
+
+
+def private_umask() -> None:
+    """Everything that this process and its children create from now on is for its owner only."""
+    os.umask(0o077)
+
+
+def open_data_dir(folder: Path) -> None:
+    """Make the directory, and mend the rights of all that is in it: 0700 for folders, 0600 for files.
+
+    Raises StartupError when it is not a directory, belongs to another user, or cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = folder.stat().st_uid
+        if owner != os.geteuid():
+            raise StartupError(f"data_dir {folder} belongs to user {owner}, and memserve runs as {os.geteuid()}; choose another data_dir")
+        folder.chmod(0o700)
+        for place, folders, files in os.walk(folder):
+            for name in (*folders, *files):
+                _mend(Path(place, name))
+    except (FileExistsError, NotADirectoryError):
+        raise StartupError(f"data_dir {folder} is a file; give a directory") from None
+    except OSError as error:
+        raise StartupError(f"data_dir {folder}: {error.strerror}") from None
+
+
+def write_private(file: Path, content: bytes) -> None:
+    """Replace the file: it has the old content or the new one, whatever happens meanwhile. Raises OSError."""
+    aside = _written_aside(file, content)
+    try:
+        aside.rename(file)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    _sync_folder(file.parent)
+
+
+def kept_secret(file: Path) -> bytes:
+    """The secret that the file keeps: at least 32 bytes. Made at the first call; two at once get the same.
+
+    Raises StartupError when the file holds less, or cannot be read or written.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            return _long_enough(file, file.read_bytes())
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        aside = _written_aside(file, secrets.token_hex(SECRET_MIN_BYTES).encode())
+        try:
+            # Unlike a rename, a link does not replace what another process has made meanwhile.
+            os.link(aside, file)
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink()
+        _sync_folder(file.parent)
+        return _long_enough(file, file.read_bytes())
+    except OSError as error:
+        raise StartupError(f"{file}: {error.strerror}") from None
+
+
+def _long_enough(file: Path, secret: bytes) -> bytes:
+    if len(secret.strip()) < SECRET_MIN_BYTES:
+        raise StartupError(
+            f"{file} holds {len(secret.strip())} bytes, and a secret has at least {SECRET_MIN_BYTES}: restore it from a backup. "
+            "If nothing is to be kept that was salted with it, remove the file; a new one is made"
+        )
+    return secret
+
+
+def _written_aside(file: Path, content: bytes) -> Path:
+    """Beside the file under a name of its own, on disk."""
+    aside = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    return aside
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _mend(path: Path) -> None:
+    """Take every right from group and others. Links are left alone, and what is gone by now is no fault."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISLNK(mode) and mode & 0o077:
+            path.chmod(stat.S_IMODE(mode) & 0o700)

@@ -1,0 +1,120 @@
+"""The local Ray: on loopback, behind a token, in a directory that only its owner enters. Each private part of Ray that is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memserve.worker.local_ray import private_ray_dir, ray_environment, remove_ray_dir
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from memserve.private_files import private_umask
+from memserve.worker.local_ray import forget_settings_environment, private_ray_dir, ray_environment, serve_on_loopback, start_local_ray
+private_umask()
+data = Path(sys.argv[1])
+forget_settings_environment()
+os.environ.update(ray_environment(data))
+folder = private_ray_dir(data)
+import psutil, ray
+start_local_ray(folder, 2)
+from ray import serve
+from ray.serve.config import ProxyLocation
+serve.start(proxy_location=ProxyLocation.Disabled)
+
+class Replica:
+    def __init__(self):
+        serve_on_loopback()
+
+serve.run(serve.deployment(Replica).bind(), name="test", route_prefix=None)
+found = {"listening": [], "environment": [], "processes": 0, "gcs": ray.get_runtime_context().gcs_address}
+for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+    found["processes"] += 1
+    if process.pid != os.getpid():
+        found["environment"] += [name for name in process.environ() if name.startswith("MEMSERVE_")]
+    name = process.name() + " " + " ".join(process.cmdline()[:2])
+    found["listening"] += [[name, c.laddr.ip, c.laddr.port] for c in process.net_connections() if c.status == "LISTEN"]
+print("FOUND " + json.dumps(found), flush=True)
+sys.stdin.readline()
+serve.shutdown()
+ray.shutdown()
+remove = folder
+from memserve.worker.local_ray import remove_ray_dir
+remove_ray_dir(remove)
+"""
+# Joins the cluster by its GCS port, as anybody could who reaches it.
+STRANGER = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("RAN", ray.get(ray.remote(lambda: 7).remote()))
+"""
+
+
+@pytest.mark.timeout(180)
+def test_ray_listens_on_loopback_only_and_nobody_without_the_token_joins(tmp_path: Path) -> None:
+    environment = {**os.environ, "MEMSERVE_SALT_KEY": "hunter2" * 8, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        lines = iter(process.stdout.readline, "")
+        found = json.loads(next(line for line in lines if line.startswith("FOUND ")).removeprefix("FOUND "))
+        assert found["listening"]
+        assert [entry for entry in found["listening"] if entry[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == []
+        assert not any("dashboard.py" in entry[0] or "monitor.py" in entry[0] for entry in found["listening"])
+        assert found["environment"] == [], "no setting, and so no secret, is in the environment of Ray's processes"
+        assert next((tmp_path / "ray").iterdir()).resolve().parent.stat().st_mode & 0o777 == 0o700
+        for token in ({}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+            stranger = subprocess.run(
+                [sys.executable, "-c", STRANGER, found["gcs"]],
+                env={**os.environ, "HOME": str(tmp_path), **token},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert stranger.returncode != 0 and "RAN" not in stranger.stdout
+        process.stdin.write("stop\n")
+        process.stdin.flush()
+        assert process.wait(60) == 0
+        assert not next((tmp_path / "ray").iterdir()).exists()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_directory_of_a_ray_that_was_killed_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    first = private_ray_dir(tmp_path)
+    (first / "session").mkdir()
+    living = tmp_path / "ray" / str(os.getppid())
+    living.symlink_to(tmp_path)
+    second = private_ray_dir(tmp_path)
+    assert first != second and not first.parent.exists() and second.is_dir()
+    assert living.is_symlink(), "a fleet beside this one keeps its own"
+    remove_ray_dir(second)
+    assert not second.parent.exists()
+
+
+def test_nothing_else_is_taken_for_a_ray_directory(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign" / "ray"
+    foreign.mkdir(parents=True)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "99999999").symlink_to(foreign)
+    remove_ray_dir(private_ray_dir(tmp_path))
+    assert foreign.is_dir()
+
+
+def test_the_token_is_the_data_directorys_own(tmp_path: Path) -> None:
+    environment = ray_environment(tmp_path)
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"])
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert token.parent == tmp_path and token.stat().st_mode & 0o777 == 0o600
+    assert ray_environment(tmp_path) == environment
