@@ -300,8 +300,8 @@ async def test_sighup_reads_the_keys_again_and_ends_nothing(tmp_path: Path, mode
             stderr=output,
         )
     try:
-        await until(lambda: "listening on" in log.read_text() or process.poll() is not None)
-        port = log.read_text().partition("listening on 127.0.0.1:")[2].partition(",")[0]
+        await until(lambda: "serving on" in log.read_text() or process.poll() is not None)
+        port = log.read_text().partition("serving on 127.0.0.1:")[2].partition(",")[0]
         async with AsyncClient(f"127.0.0.1:{port}", key) as client:
             await client.status()
             keys.write_text("broken")
