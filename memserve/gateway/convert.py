@@ -23,6 +23,7 @@ from memserve.domain import (
 from memserve.errors import InvalidField
 from memserve.memory.vector import check_namespace
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2
+from memserve.policy.sampling import check_min_tokens
 from memserve.policy.traffic import parse_reference
 
 MESSAGES_MAX = 1000
@@ -165,17 +166,19 @@ def _expert(request: inference_pb2.GenerateRequest) -> Expert | None:
 
 def _sampling(sampling: inference_pb2.Sampling) -> Sampling:
     if not 0 <= sampling.max_tokens <= MAX_TOKENS_MAX:
-        raise InvalidField("sampling.max_tokens", "must be positive, or 0 for the default")
-    if not 0 <= sampling.min_tokens <= sampling.max_tokens:
-        raise InvalidField("sampling.min_tokens", "must not be negative, nor over max_tokens")
+        raise InvalidField("sampling.max_tokens", f"from 1 to {MAX_TOKENS_MAX}, or 0 for the default")
+    if not 0 <= sampling.min_tokens <= MAX_TOKENS_MAX:
+        raise InvalidField("sampling.min_tokens", f"from 1 to {MAX_TOKENS_MAX}, or 0 for none")
+    if sampling.max_tokens:
+        check_min_tokens(sampling.min_tokens, sampling.max_tokens)
     if not 0 <= sampling.temperature <= TEMPERATURE_MAX:  # NaN fails too
-        raise InvalidField("sampling.temperature", f"must be from 0 to {TEMPERATURE_MAX:g}")
+        raise InvalidField("sampling.temperature", f"from 0, which is greedy, to {TEMPERATURE_MAX:g}")
     if not 0 <= sampling.top_p <= 1:
-        raise InvalidField("sampling.top_p", "must be above 0 and at most 1, or 0 for the default")
+        raise InvalidField("sampling.top_p", "above 0 and at most 1, or 0 for the default, 1")
     if len(sampling.stop) > STOP_MAX or any(not 0 < len(stop.encode()) <= STOP_MAX_BYTES for stop in sampling.stop):
         raise InvalidField("sampling.stop", f"at most {STOP_MAX} strings of 1 to {STOP_MAX_BYTES} bytes")
     if sampling.HasField("seed") and sampling.seed < 0:
-        raise InvalidField("sampling.seed", "must not be negative")
+        raise InvalidField("sampling.seed", "from 0 to 2^63 - 1")
     return Sampling(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
@@ -189,5 +192,5 @@ def _sampling(sampling: inference_pb2.Sampling) -> Sampling:
 
 def _wish(field: str, value_ms: float) -> float | None:
     if math.isnan(value_ms) or not 0 <= value_ms <= SLO_MAX_MS:
-        raise InvalidField(field, f"must be above 0 and at most {SLO_MAX_MS} ms, or 0 for no wish")
+        raise InvalidField(field, f"above 0 and at most {SLO_MAX_MS} ms, or 0 for no wish")
     return value_ms or None

@@ -16,8 +16,9 @@ from memserve.errors import InvalidField, InvalidModule, ModuleNotFound, QuotaEx
 from memserve.gateway import convert_modules as convert
 from memserve.gateway.edge import Context, Edge, require_admin
 from memserve.gateway.modules import Composition, Modules, Step
+from memserve.gateway.shared import Shared
 from memserve.memory.module_kinds import check_module_name
-from memserve.memory.parametric import Publication
+from memserve.memory.parametric import Publication, check_text
 from memserve.memory.uploads import Upload
 from memserve.pb.v1 import module_pb2 as pb
 from memserve.pb.v1 import module_pb2_grpc as rpc
@@ -30,6 +31,8 @@ WATCH_S = 5.0
 LONG_MAX = 4
 WATCHES_MAX = 16
 RETRY_AFTER_S = 2.0
+# Of a stream that sends what another stream is sending already.
+WAIT_FOR_EQUAL_S = 300.0
 PARENTS_MAX = 8
 RANK_MAX = 1024
 SEED_MAX = 2**53
@@ -43,41 +46,45 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
         self._memory = edge.pipeline.modules
         self._store = edge.pipeline.modules.store
         self._modules = Modules(edge.pipeline)
+        self._published = Shared[ModuleVersion](WAIT_FOR_EQUAL_S)
         self._long: Counter[str] = Counter()
         self._watching: Counter[str] = Counter()
 
     async def PublishModule(self, request_iterator: AsyncIterator[pb.PublishModuleRequest], context: Context) -> pb.PublishModuleResponse:
         async with self._edge.call("PublishModule", context) as tenant:
-            files = self._memory.files
-            publication: Publication | None = None
-            upload: Upload | None = None
-            try:
-                async for part in request_iterator:
-                    if upload is None:
-                        if part.WhichOneof("part") != "header":
-                            raise InvalidModule("part", "the first message must carry the header")
-                        publication = convert.publication(part.header)
-                        upload = await files.run(
-                            tenant.name, partial(self._memory.open_upload, tenant.name, publication), undo=Upload.close
-                        )
-                    elif part.WhichOneof("part") != "chunk":
-                        raise InvalidModule("part", "only the first message may carry a header")
-                    else:
-                        await files.run(tenant.name, partial(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content))
-                if upload is None or publication is None:
-                    raise InvalidModule("part", "the stream was empty; send the header, then the files")
-                folder = await files.run(tenant.name, upload.finish)
-                version = await self._memory.publish(tenant, publication, folder, self._modules.moves_logits)
-                await files.run(tenant.name, upload.discard)
-                self._changed("publish")
-            except (InvalidModule, InvalidField):
-                if upload is not None:
-                    await files.run(tenant.name, upload.discard)
-                raise
-            finally:
-                if upload is not None:
-                    upload.close()
+            parts = aiter(request_iterator)
+            first = await anext(parts, None)
+            if first is None:
+                raise InvalidModule("part", "the stream was empty; send the header, then the files")
+            if first.WhichOneof("part") != "header":
+                raise InvalidModule("part", "the first message must carry the header")
+            publication = convert.publication(first.header)
+            await self._memory.check_kind("header.kind", tenant.name, publication.name, publication.kind)
+            version = await self._published.once(
+                (tenant.name, publication.name, publication.kind, publication.files), partial(self._publish, tenant, publication, parts)
+            )
+            if publication.expected_digest not in ("", version.digest):
+                raise InvalidModule("header.expected_digest", f"the content's digest is {version.digest}")
             return pb.PublishModuleResponse(version=convert.version(version))
+
+    async def _publish(self, tenant: Tenant, publication: Publication, parts: AsyncIterator[pb.PublishModuleRequest]) -> ModuleVersion:
+        files = self._memory.files
+        upload = await files.run(tenant.name, partial(self._memory.open_upload, tenant.name, publication), undo=Upload.close)
+        try:
+            async for part in parts:
+                if part.WhichOneof("part") != "chunk":
+                    raise InvalidModule("part", "only the first message may carry a header")
+                await files.run(tenant.name, partial(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content))
+            folder = await files.run(tenant.name, upload.finish)
+            version = await self._memory.publish(tenant, publication, folder, self._modules.moves_logits)
+            await files.run(tenant.name, upload.discard)
+            self._changed("publish")
+        except (InvalidModule, InvalidField):
+            await files.run(tenant.name, upload.discard)
+            raise
+        finally:
+            upload.close()
+        return version
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
         async with self._edge.call("GetUpload", context) as tenant:
@@ -298,6 +305,7 @@ def _composition(request: pb.ComposeModuleRequest) -> Composition:
         raise InvalidField("density", "above 0 and at most 1, or 0 for the method's own")
     if not 0 <= request.seed <= SEED_MAX:
         raise InvalidField("seed", f"from 0 to {SEED_MAX}")
+    check_text("notes", request.notes)
     return Composition(request.name, method, tuple(parents), request.rank, request.density, request.seed, request.notes)
 
 

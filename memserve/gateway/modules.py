@@ -18,7 +18,7 @@ from typing import TypeVar
 import grpc
 
 from memserve.domain import Alias, GateReport, ModuleKind, ModulePlace, ModuleVersion, Tenant, TrafficShare, WorkerResidency
-from memserve.errors import CacheUnavailable, GateRefused, InvalidField, InvalidModule, MemserveError, NoWorker, VersionInUse
+from memserve.errors import AliasConflict, CacheUnavailable, GateRefused, InvalidField, InvalidModule, MemserveError, NoWorker, VersionInUse
 from memserve.gateway.gate import Gate
 from memserve.gateway.pipeline import LOST, Pipeline
 from memserve.gateway.pool import PooledWorker, place_of
@@ -110,6 +110,7 @@ class Modules:
         Raises GateRefused, AliasConflict, ModuleNotFound, OtherBase, InvalidModule, NoWorker.
         """
         version = self._memory.served(await self._memory.version(tenant.name, name, number))
+        await self._expect(tenant, name, alias, expected_revision)
         report = version.gate
         if report is None or not report.passed or report.probes_digest != version.probes_digest:
             async for event in self.run_gate(tenant, name, number):
@@ -141,6 +142,7 @@ class Modules:
         Raises AliasConflict, ModuleNotFound, OtherBase, NoWorker, and InvalidField when such versions would have more than half of it.
         """
         versions = [self._memory.served(await self._memory.version(tenant.name, name, target.version)) for target in targets]
+        await self._expect(tenant, name, alias, expected_revision)
         await asyncio.gather(*(self._load_for_traffic(version) for version in versions))
         return await self._store.set_alias(
             tenant.name,
@@ -222,6 +224,15 @@ class Modules:
 
         return await self._ask_workers(version.digest, self._named(worker_id), load_on)
 
+    async def _expect(self, tenant: Tenant, name: str, alias: str, revision: int | None) -> None:
+        """Raises AliasConflict now, before long work; the change itself looks again."""
+        if revision is None:
+            return
+        module = await self._store.module(tenant.name, name)
+        present = next((known.revision for known in (module.aliases if module is not None else ()) if known.name == alias), 0)
+        if present != revision:
+            raise AliasConflict(name, alias, present, revision)
+
     async def _load_for_traffic(self, version: ModuleVersion) -> None:
         """Raises NoWorker when no worker could load it: an alias that pointed at it would answer nothing."""
         found = await self.load(version, pin=False, timeout_s=SWAP_TIMEOUT_S)
@@ -258,6 +269,7 @@ class Modules:
         for number, (parent, _) in enumerate(parents):
             if parent.kind is not ModuleKind.LORA:
                 raise InvalidField(f"parents[{number}].reference", f"{parent.reference} is of kind {parent.kind}; only LoRAs compose")
+        await self._memory.check_kind("name", tenant.name, composition.name, ModuleKind.LORA)
         request = pb.ComposeModuleRequest(
             method=composition.method,
             parents=[pb.ComposeParent(digest=parent.digest, weight=weight) for parent, weight in parents],

@@ -55,6 +55,7 @@ from memserve.model_files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
 from memserve.policy.prompt import order_passages
 from memserve.policy.routing import RoutingChoice, RoutingCosts, WorkerSnapshot, adapters_ahead, choose_worker
+from memserve.policy.sampling import check_min_tokens
 from memserve.turns import FairThreads
 
 log = logging.getLogger("memserve.gateway.pipeline")
@@ -134,6 +135,7 @@ class Pipeline:
         with self.inflight.one(tenant.name), self.metrics.inflight.track_inprogress(), contextlib.ExitStack() as held:
             # 2. Immutable module versions for the whole answer.
             self.check(request.model, request.messages)
+            check_min_tokens(request.sampling.min_tokens, request.sampling.max_tokens or self.settings.default_max_tokens)
             modules = await self._modules(request, tenant.name)
             held.enter_context(self._holding(modules.used))
             # 3. Vector recall: late or down means an answer without passages, and says so.
@@ -141,6 +143,7 @@ class Pipeline:
             # 4. The prompt: token ids.
             recalled, prompt = await self._prompt(request, recalled, tenant.name)
             token_ids = prompt.token_ids
+            check_min_tokens(request.sampling.min_tokens, prompt.max_tokens)
             request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
             # 5. Activation look-up: the prompt's block keys against Redis here, against what each worker holds in `_choose`.
             # But for the last token: the engine always computes that one.

@@ -54,6 +54,12 @@ Moves = Callable[[ModuleKind, str], Awaitable[bool | None]]
 """Kind and digest to whether the module changes the canary prompts' logits; None where no worker could say."""
 
 
+def check_text(field: str, text: str) -> None:
+    """Of what a version keeps for people. Raises InvalidField."""
+    if len(text.encode()) > TEXT_MAX_BYTES:
+        raise InvalidField(field, f"at most {TEXT_MAX_BYTES} bytes")
+
+
 @dataclass(frozen=True, slots=True)
 class Publication:
     """What a version is to be: the header of an upload."""
@@ -72,9 +78,8 @@ class Publication:
         check_module_name("header.name", self.name)
         if len(self.sources) > SOURCES_MAX or any(not 0 < len(source.encode()) <= SOURCE_MAX_BYTES for source in self.sources):
             raise InvalidField("header.sources", f"at most {SOURCES_MAX} of 1 to {SOURCE_MAX_BYTES} bytes")
-        for field, text in (("recipe", self.recipe), ("notes", self.notes)):
-            if len(text.encode()) > TEXT_MAX_BYTES:
-                raise InvalidField(f"header.{field}", f"at most {TEXT_MAX_BYTES} bytes")
+        check_text("header.recipe", self.recipe)
+        check_text("header.notes", self.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,12 @@ class ParametricMemory:
         if not self._base.shapes:
             raise InvalidModule("module", "this gateway has no base model weights to check it against; give it the model's directory")
         return self._uploads.open(tenant, publication.name, publication.kind, publication.files)
+
+    async def check_kind(self, field: str, tenant: str, name: str, kind: ModuleKind) -> None:
+        """Raises InvalidField where the module is there and of another kind: what is known before long work is said before it."""
+        module = await self.store.module(tenant, name)
+        if module is not None and module.kind is not kind:
+            raise InvalidField(field, f"module {name} is of the kind {module.kind}, and a module has one kind")
 
     def received(self, tenant: str, publication: Publication) -> tuple[int, ...]:
         """Bytes of each file of an upload that are here. Blocking. Raises InvalidModule."""

@@ -15,7 +15,10 @@ LIVE = "live"
 TARGETS_MAX = 8
 _REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(@(?:(?P<version>[1-9][0-9]{0,8})|(?P<alias>[a-z][a-z0-9._-]{0,63})))?")
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
-REFERENCE_RULE = "must be a module's name, name@alias or name@number; names have 1-64 of a-z 0-9 . _ -"
+REFERENCE_RULE = (
+    "must be a module's name, name@alias or name@number: names have 1-64 of a-z 0-9 . _ - and start with a letter or a digit, aliases with "
+    "a letter, numbers are from 1 to 999999999"
+)
 
 
 @dataclass(frozen=True, slots=True)

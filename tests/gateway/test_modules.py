@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from memserve.client import AsyncClient, CallFailed
 from memserve.domain import Expert, ModuleKind, ModulePlace, ModuleVersion, Sampling, TrafficShare
+from tests.gateway.conftest import StartGateway
 from tests.gateway.fake_worker import Script
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.running import TIMEOUT_S, RunningGateway, eventually, open_gateway, until
@@ -379,3 +380,32 @@ async def test_what_is_not_there_is_not_found(client: AsyncClient) -> None:
         client.modules.drop_alias("nobody", "live"),
     ):
         assert (await failure_of(call)).code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_clients_that_publish_equal_content_at_once_get_the_same_version(start_gateway: StartGateway, tmp_path: Path) -> None:
+    gateway = await start_gateway()
+    folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
+    versions = await asyncio.gather(*(gateway.client.modules.publish("tone", folder, notes=f"client {number}") for number in range(8)))
+    assert {(version.version, version.digest) for version in versions} == {(1, versions[0].digest)}
+
+
+async def test_long_work_is_refused_before_it_begins(start_gateway: StartGateway, tmp_path: Path) -> None:
+    """Whatever is known to be wrong is said before a worker, a probe or an upload has cost anything."""
+    gateway = await start_gateway()
+    worker, modules = gateway.workers[0], gateway.client.modules
+    folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
+    await modules.publish("tone", folder)
+    worker.loads.clear()
+    for call, field in (
+        (modules.compose("both", "linear", {"tone@1": 1.0, "tone": 1.0}, notes="x" * 20_000), "notes"),
+        (modules.compose("both", "linear", {"tone@1": 1.0, "tone": 1.0}, rank=-1), "rank"),
+        (modules.compose("x/y", "linear", {"tone@1": 1.0, "tone": 1.0}), "name"),
+        (modules.promote("tone", 1, reason="x" * 5000), "reason"),
+    ):
+        with pytest.raises(CallFailed) as refusal:
+            await call
+        assert (refusal.value.code, refusal.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+    with pytest.raises(CallFailed) as conflict:
+        await modules.promote("tone", 1, expected_revision=5)
+    assert conflict.value.code is grpc.StatusCode.ABORTED
+    assert not worker.requests and not worker.loads
