@@ -11,9 +11,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from memserve.errors import StartupError
 from memserve.private_files import write_private
@@ -81,8 +81,29 @@ class Settings(BaseModel):
     # Limits of the gateway
     max_inflight: int = Field(256, ge=1, description="Answers under way in one gateway; above it calls are refused with a retry time.")
     max_inflight_per_tenant: int = Field(128, ge=1, description="Answers under way for one tenant in one gateway.")
+    max_calls_per_tenant: int = Field(64, ge=1, description="Calls of one RPC, but answers, under way for one tenant in one gateway.")
+    gateway_share_per_tenant: float = Field(
+        0.25,
+        gt=0,
+        description="Part of a gateway's time that the calls of one tenant may take while others call too, as reckoned from their kinds "
+        "and bytes. Quicker ones wait, at most 5 s.",
+    )
+    module_changes_per_minute_per_tenant: int = Field(
+        600, ge=1, description="Changes of modules a minute of one tenant in one gateway; a gate's run and a preload are changes."
+    )
+    memory_changes_per_minute_per_tenant: int = Field(
+        6000, ge=1, description="Memories that one tenant may store or forget in a minute, in one gateway."
+    )
+    write_timeout_s: float = Field(30.0, gt=0, description="How long a stream waits for a caller that does not read it.")
     max_message_bytes: int = Field(4 * MIB, ge=64 * 1024, description="Largest gRPC message that the gateway takes.")
     max_module_bytes: int = Field(512 * MIB, ge=1 * MIB, description="Largest module that can be published.")
+    max_staging_bytes_per_tenant: int = Field(
+        1 * GIB,
+        ge=1 * MIB,
+        description="Bytes of one tenant's unfinished uploads; the idle ones make room. Not less than max_module_bytes.",
+    )
+    max_modules_per_tenant: int = Field(256, ge=1, description="Modules of one tenant.")
+    max_versions_per_module: int = Field(1000, ge=1, description="Versions of one module, deleted ones not counted.")
     canary_interval_s: float = Field(
         30.0, ge=0.1, description="Time between two runs of the probes of a canary, a version that serves before it has passed the gate."
     )
@@ -121,6 +142,12 @@ class Settings(BaseModel):
     max_experts: int = Field(2, ge=0, le=16, description="Logit experts that an engine keeps loaded. 0: none are served.")
     omp_threads: int = Field(1, ge=1, description="OpenMP threads of an engine on the CPU.")
     lease_s: float = Field(3.0, gt=0.5, description="How long a worker's registration outlives its last sign of life.")
+
+    @model_validator(mode="after")
+    def _a_module_fits_into_staging(self) -> Self:
+        if self.max_staging_bytes_per_tenant < self.max_module_bytes:
+            raise ValueError("max_staging_bytes_per_tenant must not be less than max_module_bytes")
+        return self
 
     @field_validator("redis_url")
     @classmethod

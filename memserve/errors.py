@@ -143,8 +143,8 @@ class MemoryConflict(MemserveError):
 class QuotaExceeded(MemserveError):
     """A limit on concurrent work is reached."""
 
-    def __init__(self, what: str, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"{what}: the limit of {limit} is reached; try again in {retry_after_s:g} s")
+    def __init__(self, what: str, limit: float, retry_after_s: float) -> None:
+        super().__init__(f"{what}: the limit of {limit:.16g} is reached; try again in {retry_after_s:.3g} s")
         self.retry_after_s = retry_after_s
 
 
@@ -157,6 +157,15 @@ class JournalFull(MemserveError):
             f"try again in {retry_after_s:g} s"
         )
         self.retry_after_s = retry_after_s
+
+
+class QuotaReached(MemserveError):
+    """A tenant keeps as much of something as it may."""
+
+    retry_after_s = 60.0
+
+    def __init__(self, what: str, limit: int, setting: str) -> None:
+        super().__init__(f"{what}: the quota of {limit} is reached (setting {setting}); remove some first")
 
 
 class PrefixNotStored(MemserveError):

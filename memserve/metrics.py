@@ -38,6 +38,7 @@ class GatewayMetrics:
         self.rerouted = Counter(
             "memserve_rerouted_total", "Requests sent to another worker because the first failed before a token.", registry=r
         )
+        self.unread_streams = Counter("memserve_unread_streams_total", "Streams ended because their caller did not read them.", registry=r)
         self.module_answers = Counter("memserve_module_answers_total", "Answers that began with a module, by kind.", ["kind"], registry=r)
         self.module_changes = Counter(
             "memserve_module_changes_total",

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from memserve.errors import QuotaExceeded
+from memserve.policy.fairness import Lately
 
 T = TypeVar("T")
 WAITING_PER_TENANT = 128
@@ -47,8 +48,7 @@ class Turns:
         self._held: Counter[str] = Counter()
         # The tenant whose turn it is next comes first. No queue here is empty.
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        # The least recently seen first.
-        self._seen_s: OrderedDict[str, float] = OrderedDict()
+        self._lately = Lately(RECENT_S)
 
     @property
     def held(self) -> int:
@@ -57,6 +57,10 @@ class Turns:
 
     def waiting(self, tenant: str) -> int:
         return len(self._waiting.get(tenant, ()))
+
+    def others_ask(self, tenant: str) -> bool:
+        """Whether another tenant holds a place, waits for one, or was here lately."""
+        return self._lately.others(tenant) or any(name != tenant for name in (*self._held, *self._waiting))
 
     @contextlib.asynccontextmanager
     async def of(self, tenant: str) -> AsyncIterator[None]:
@@ -117,14 +121,10 @@ class Turns:
 
     def _asking(self) -> int:
         """Tenants that hold a place, wait for one, or have been here lately."""
-        return len({*self._held, *self._waiting, *self._seen_s})
+        return len({*self._held, *self._waiting, *self._lately.tenants})
 
     def _see(self, tenant: str) -> None:
-        now_s = self._now_s() if self._now_s is not None else asyncio.get_running_loop().time()
-        self._seen_s[tenant] = now_s
-        self._seen_s.move_to_end(tenant)
-        while next(iter(self._seen_s.values())) < now_s - RECENT_S:
-            self._seen_s.popitem(last=False)
+        self._lately.see(tenant, self._now_s() if self._now_s is not None else asyncio.get_running_loop().time())
 
 
 class FairThreads:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -14,7 +14,9 @@ import grpc
 from memserve.domain import KeyRole, Tenant
 from memserve.errors import MemserveError, PermissionDenied
 from memserve.gateway.access import Access
+from memserve.gateway.limits import Limits
 from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.sizes import RECEIVED_BYTES
 from memserve.gateway.status import detail_of, status_of, trailing_metadata
 
 log = logging.getLogger("memserve.gateway")
@@ -28,6 +30,9 @@ class Edge:
     def __init__(self, pipeline: Pipeline, access: Access) -> None:
         self.pipeline = pipeline
         self._access = access
+        self.limits = Limits(pipeline.settings)
+        self._write_timeout_s = pipeline.settings.write_timeout_s
+        self._ending: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def call(self, rpc: str, context: Context) -> AsyncIterator[Tenant]:
@@ -35,7 +40,9 @@ class Edge:
         code = grpc.StatusCode.OK
         try:
             metadata = dict(context.invocation_metadata() or ())
-            yield self._access.caller(rpc, str(metadata.get("authorization", "")))
+            tenant = self._access.caller(rpc, str(metadata.get("authorization", "")))
+            async with self.limits.call(rpc, tenant.name, RECEIVED_BYTES.get()):
+                yield tenant
         except MemserveError as error:
             code = status_of(error)
             await context.abort(code, detail_of(error), trailing_metadata(error))
@@ -49,6 +56,33 @@ class Edge:
             await context.abort(code, f"internal error; the gateway's log has it as incident {incident}")
         finally:
             self.pipeline.metrics.requests.labels(rpc, code.name).inc()
+
+    @contextlib.contextmanager
+    def sending(self, context: Context) -> Iterator[None]:
+        """Around the `yield` of a stream's response: ends the call when its caller does not take the response in time.
+
+        A caller that does not read would hold what the call holds for ever. What it has not read it can still read; then comes CANCELLED.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        timer = asyncio.get_running_loop().call_later(self._write_timeout_s, self._give_up, task, context)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _give_up(self, task: asyncio.Task[Any], context: Context) -> None:
+        log.warning("a stream ends: its caller has not read for %g s", self._write_timeout_s)
+        self.pipeline.metrics.unread_streams.inc()
+        task.cancel()
+        # Behind what is not read yet: this ends when that is, or the connection.
+        ending = asyncio.create_task(self._end(context))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, context: Context) -> None:
+        with contextlib.suppress(grpc.aio.AbortError, grpc.aio.UsageError):
+            await context.abort(grpc.StatusCode.CANCELLED, f"the stream was not read for {self._write_timeout_s:g} s; read it as it comes")
 
 
 def require_admin(tenant: Tenant, what: str) -> None:

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from memserve.config import Settings
 from memserve.errors import GatewayStarting, StartupError
 from memserve.gateway.edge import Context
+from memserve.gateway.sizes import RequestSizes
 from memserve.gateway.status import detail_of, status_of, trailing_metadata
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -56,6 +57,7 @@ class Front:
 async def open_front(settings: Settings, names: Sequence[str]) -> AsyncIterator[Front]:
     """Listen on the settings' host and port while inside. names: of the services that will be added. Raises StartupError."""
     server = grpc.aio.server(
+        interceptors=[RequestSizes()],
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             # The port is kept by a socket of this process or its parent (`memserve/ports.py`).
@@ -63,7 +65,11 @@ async def open_front(settings: Settings, names: Sequence[str]) -> AsyncIterator[
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
-        ]
+            # A peer that is gone without a word is noticed, and what its calls hold is free.
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.max_pings_without_data", 0),
+        ],
     )
     services = Services(names)
     server.add_generic_rpc_handlers((services,))

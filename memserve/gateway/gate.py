@@ -127,15 +127,18 @@ class _Run:
 
     async def _answer(self, token_ids: list[int], with_version: bool) -> Answer:
         while True:
-            worker = self._chosen()
-            try:
-                return await self._ask(worker, token_ids, with_version)
-            except _Failed as failure:
-                self.given_up[worker.lease.worker_id] = str(failure)
+            async with self.pool.place(self.tenant.name):
+                worker = self._chosen()
+                try:
+                    return await self._ask(worker, token_ids, with_version)
+                except _Failed as failure:
+                    self.given_up[worker.lease.worker_id] = str(failure)
 
     def _chosen(self) -> PooledWorker:
         if self.worker is None or not self.worker.connected or self.answered_by in self.given_up:
-            ready = [worker for worker in self.pool.ready(time.monotonic()) if worker.lease.worker_id not in self.given_up]
+            now_s = time.monotonic()
+            open_to = self.pool.ready(now_s) if self.worker_id else self.pool.open_to(self.tenant.name, now_s)
+            ready = [worker for worker in open_to if worker.lease.worker_id not in self.given_up]
             if self.worker_id:
                 ready = [worker for worker in ready if worker.lease.worker_id == self.worker_id]
             if not ready:
@@ -161,7 +164,7 @@ class _Run:
             request.expert_digest, request.expert_alpha = self.version.digest, 1.0
         text: list[str] = []
         logprobs: list[float] = []
-        with worker.serving(request.request_id, len(token_ids)):
+        with worker.serving(self.tenant.name, request.request_id, len(token_ids)):
             call = worker.stub.Generate(request, timeout=PROBE_TIMEOUT_S)
             try:
                 async for response in call:

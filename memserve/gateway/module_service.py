@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import math
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 from memserve.domain import Alias, GateReport, ModuleVersion, Tenant
-from memserve.errors import InvalidField, InvalidModule, ModuleNotFound, QuotaExceeded
+from memserve.errors import InvalidField, InvalidModule, ModuleNotFound
 from memserve.gateway import convert_modules as convert
 from memserve.gateway.edge import Context, Edge, require_admin
 from memserve.gateway.modules import Composition, Modules, Step
@@ -27,11 +24,7 @@ from memserve.policy.traffic import check_alias_name, parse_reference
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1000
 WATCH_S = 5.0
-# Of one tenant, in one gateway.
-LONG_MAX = 4
-WATCHES_MAX = 16
-RETRY_AFTER_S = 2.0
-# Of a stream that sends what another stream is sending already.
+# How long a stream waits that sends what another stream is sending already.
 WAIT_FOR_EQUAL_S = 300.0
 PARENTS_MAX = 8
 RANK_MAX = 1024
@@ -47,8 +40,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
         self._store = edge.pipeline.modules.store
         self._modules = Modules(edge.pipeline)
         self._published = Shared[ModuleVersion](WAIT_FOR_EQUAL_S)
-        self._long: Counter[str] = Counter()
-        self._watching: Counter[str] = Counter()
+        self._long = edge.limits.long
 
     async def PublishModule(self, request_iterator: AsyncIterator[pb.PublishModuleRequest], context: Context) -> pb.PublishModuleResponse:
         async with self._edge.call("PublishModule", context) as tenant:
@@ -74,10 +66,12 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             async for part in parts:
                 if part.WhichOneof("part") != "chunk":
                     raise InvalidModule("part", "only the first message may carry a header")
+                await self._edge.limits.received(tenant.name, len(part.chunk.content))
                 await files.run(tenant.name, partial(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content))
-            folder = await files.run(tenant.name, upload.finish)
-            version = await self._memory.publish(tenant, publication, folder, self._modules.moves_logits)
-            await files.run(tenant.name, upload.discard)
+            async with self._long.of(tenant.name):
+                folder = await files.run(tenant.name, upload.finish)
+                version = await self._memory.publish(tenant, publication, folder, partial(self._modules.moves_logits, tenant.name))
+                await files.run(tenant.name, upload.discard)
             self._changed("publish")
         except (InvalidModule, InvalidField):
             await files.run(tenant.name, upload.discard)
@@ -136,16 +130,18 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             return pb.ListVersionsResponse(versions=[convert.version(entry) for entry in found], next_page_token=token)
 
     async def RunGate(self, request: pb.RunGateRequest, context: Context) -> AsyncIterator[pb.RunGateResponse]:
-        async with self._edge.call("RunGate", context) as tenant, self._working(tenant.name):
+        async with self._edge.call("RunGate", context) as tenant, self._long.of(tenant.name):
             check_module_name("name", request.name)
             async for event in self._modules.run_gate(tenant, request.name, convert.version_number("version", request.version)):
                 if isinstance(event, GateReport):
-                    yield pb.RunGateResponse(report=convert.gate_report(event))
+                    with self._edge.sending(context):
+                        yield pb.RunGateResponse(report=convert.gate_report(event))
                 else:
-                    yield pb.RunGateResponse(progress=_progress(event))
+                    with self._edge.sending(context):
+                        yield pb.RunGateResponse(progress=_progress(event))
 
     async def PromoteModule(self, request: pb.PromoteModuleRequest, context: Context) -> AsyncIterator[pb.PromoteModuleResponse]:
-        async with self._edge.call("PromoteModule", context) as tenant, self._working(tenant.name):
+        async with self._edge.call("PromoteModule", context) as tenant, self._long.of(tenant.name):
             check_module_name("name", request.name)
             events = self._modules.promote(
                 tenant,
@@ -159,12 +155,14 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             async for event in events:
                 if isinstance(event, Alias):
                     self._changed("promote")
-                    yield pb.PromoteModuleResponse(alias=convert.alias(event))
+                    with self._edge.sending(context):
+                        yield pb.PromoteModuleResponse(alias=convert.alias(event))
                 else:
-                    yield pb.PromoteModuleResponse(progress=_progress(event))
+                    with self._edge.sending(context):
+                        yield pb.PromoteModuleResponse(progress=_progress(event))
 
     async def RollbackModule(self, request: pb.RollbackModuleRequest, context: Context) -> pb.RollbackModuleResponse:
-        async with self._edge.call("RollbackModule", context) as tenant:
+        async with self._edge.call("RollbackModule", context) as tenant, self._long.of(tenant.name):
             check_module_name("name", request.name)
             changed = await self._modules.rollback(
                 tenant,
@@ -177,7 +175,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             return pb.RollbackModuleResponse(alias=convert.alias(changed))
 
     async def SetTraffic(self, request: pb.SetTrafficRequest, context: Context) -> pb.SetTrafficResponse:
-        async with self._edge.call("SetTraffic", context) as tenant:
+        async with self._edge.call("SetTraffic", context) as tenant, self._long.of(tenant.name):
             check_module_name("name", request.name)
             changed = await self._modules.split(
                 tenant,
@@ -211,7 +209,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             return pb.ListAliasHistoryResponse(changes=[convert.alias_change(change) for change in history])
 
     async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
-        async with self._edge.call("DeleteVersion", context) as tenant:
+        async with self._edge.call("DeleteVersion", context) as tenant, self._long.of(tenant.name):
             check_module_name("name", request.name)
             number = convert.version_number("version", request.version)
             evicted = await self._modules.delete(tenant, request.name, number)
@@ -219,7 +217,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             return pb.DeleteVersionResponse(evicted_chunks=evicted)
 
     async def PreloadModule(self, request: pb.PreloadModuleRequest, context: Context) -> pb.PreloadModuleResponse:
-        async with self._edge.call("PreloadModule", context) as tenant:
+        async with self._edge.call("PreloadModule", context) as tenant, self._long.of(tenant.name):
             version = self._memory.served(await self._memory.heaviest("reference", tenant.name, request.reference))
             self._modules.check_worker(_worker_id(tenant, request.worker_id))
             # Recorded first: the workers follow the record, whatever becomes of this call.
@@ -228,7 +226,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             return pb.PreloadModuleResponse(workers=[convert.residency(entry) for entry in loaded])
 
     async def UnloadModule(self, request: pb.UnloadModuleRequest, context: Context) -> pb.UnloadModuleResponse:
-        async with self._edge.call("UnloadModule", context) as tenant:
+        async with self._edge.call("UnloadModule", context) as tenant, self._long.of(tenant.name):
             version = await self._memory.heaviest("reference", tenant.name, request.reference)
             worker_id = _worker_id(tenant, request.worker_id)
             await self._store.unload(tenant.name, tenant.principal, version.module, version.version, worker_id)
@@ -242,47 +240,32 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             return pb.GetResidencyResponse(workers=[convert.residency(entry) for entry in places])
 
     async def ComposeModule(self, request: pb.ComposeModuleRequest, context: Context) -> AsyncIterator[pb.ComposeModuleResponse]:
-        async with self._edge.call("ComposeModule", context) as tenant, self._working(tenant.name):
+        async with self._edge.call("ComposeModule", context) as tenant, self._long.of(tenant.name):
             async for event in self._modules.compose(tenant, _composition(request)):
                 if isinstance(event, ModuleVersion):
                     self._changed("publish")
-                    yield pb.ComposeModuleResponse(version=convert.version(event))
+                    with self._edge.sending(context):
+                        yield pb.ComposeModuleResponse(version=convert.version(event))
                 else:
-                    yield pb.ComposeModuleResponse(progress=_progress(event))
+                    with self._edge.sending(context):
+                        yield pb.ComposeModuleResponse(progress=_progress(event))
 
     async def WatchModules(self, request: pb.WatchModulesRequest, context: Context) -> AsyncIterator[pb.WatchModulesResponse]:
-        async with self._edge.call("WatchModules", context) as tenant, _one_of(self._watching, tenant.name, WATCHES_MAX, "watches"):
+        async with self._edge.call("WatchModules", context) as tenant:
             after = request.after_event_id or await self._store.last_event_id(tenant.name)
             while True:
                 for event in await self._store.events(tenant.name, after=after, limit=PAGE_SIZE, block_s=WATCH_S):
                     after = event.event_id
-                    yield pb.WatchModulesResponse(event=convert.audit_event(event))
+                    with self._edge.sending(context):
+                        yield pb.WatchModulesResponse(event=convert.audit_event(event))
 
     async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
         async with self._edge.call("ListAuditEvents", context) as tenant:
             events = await self._store.events(tenant.name, after=request.after_event_id, limit=_page_size(request.page_size))
             return pb.ListAuditEventsResponse(events=[convert.audit_event(event) for event in events])
 
-    def _working(self, tenant: str) -> AbstractAsyncContextManager[None]:
-        """Long work of a tenant: it asks workers, and may not push out the answers of others."""
-        return _one_of(self._long, tenant, LONG_MAX, "gates, promotions and compositions under way")
-
     def _changed(self, action: str) -> None:
         self._edge.pipeline.metrics.module_changes.labels(action).inc()
-
-
-@contextlib.asynccontextmanager
-async def _one_of(counted: Counter[str], tenant: str, limit: int, what: str) -> AsyncIterator[None]:
-    """Hold one of a tenant's places. Raises QuotaExceeded."""
-    if counted[tenant] >= limit:
-        raise QuotaExceeded(f"{what} of tenant {tenant}", limit, RETRY_AFTER_S)
-    counted[tenant] += 1
-    try:
-        yield
-    finally:
-        counted[tenant] -= 1
-        if not counted[tenant]:
-            del counted[tenant]
 
 
 def _composition(request: pb.ComposeModuleRequest) -> Composition:

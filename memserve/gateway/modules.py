@@ -75,12 +75,12 @@ class Modules:
         self._store = pipeline.modules.store
         self._gate = Gate(pipeline.pool, pipeline.tokenizer, pipeline.tokenizing, pipeline.model.max_context_tokens)
 
-    async def moves_logits(self, kind: ModuleKind, digest: str) -> bool | None:
+    async def moves_logits(self, tenant: str, kind: ModuleKind, digest: str) -> bool | None:
         """Whether the module changes the canary prompts' logits on a worker; None where none can say.
 
         Raises InvalidModule when the worker's engine refuses it.
         """
-        for worker in self._ready(""):
+        for worker in self._pipeline.pool.open_to(tenant, time.monotonic()):
             try:
                 tried = await worker.stub.TryModule(pb.TryModuleRequest(digest=digest, kind=kind), timeout=LOAD_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
@@ -277,7 +277,7 @@ class Modules:
             density=composition.density,
             seed=composition.seed,
         )
-        worker = self._least_loaded()
+        worker = self._least_loaded(tenant.name)
         with tempfile.TemporaryDirectory(prefix="memserve-compose-") as scratch:
             folder = Path(scratch)
             recipe = ""
@@ -310,7 +310,7 @@ class Modules:
                 sources=tuple(parent.reference for parent, _ in parents),
                 parents=tuple(parent.digest for parent, _ in parents),
             )
-            yield await self._memory.publish(tenant, publication, folder, self.moves_logits)
+            yield await self._memory.publish(tenant, publication, folder, partial(self.moves_logits, tenant.name))
 
     async def _remove_content(self, digest: str, token: str) -> None:
         """What is left behind when this fails, a sweep finds."""
@@ -341,7 +341,7 @@ class Modules:
 
     async def _gated(self, tenant: Tenant, version: ModuleVersion, progress: Progress, *, once: bool = False) -> GateReport:
         if not version.moves_logits:
-            moved = await self.moves_logits(version.kind, version.digest)
+            moved = await self.moves_logits(tenant.name, version.kind, version.digest)
             if moved is None:
                 raise NoWorker("the gate needs one")
             if not moved:
@@ -391,8 +391,8 @@ class Modules:
             raise NoWorker(f"worker {worker_id} is not ready")
         return workers
 
-    def _least_loaded(self) -> PooledWorker:
-        ready = self._ready("")
+    def _least_loaded(self, tenant: str) -> PooledWorker:
+        ready = self._pipeline.pool.open_to(tenant, time.monotonic())
         if not ready:
             raise NoWorker("none is ready")
         return min(ready, key=lambda worker: (worker.pending_prefill_tokens, worker.running))

@@ -132,7 +132,9 @@ class Pipeline:
         Raises facts of memserve.errors.
         """
         accepted_s = time.monotonic()
-        with self.inflight.one(tenant.name), self.metrics.inflight.track_inprogress(), contextlib.ExitStack() as held:
+        async with contextlib.AsyncExitStack() as held:
+            held.enter_context(self.inflight.one(tenant.name))
+            held.enter_context(self.metrics.inflight.track_inprogress())
             # 2. Immutable module versions for the whole answer.
             self.check(request.model, request.messages)
             check_min_tokens(request.sampling.min_tokens, request.sampling.max_tokens or self.settings.default_max_tokens)
@@ -145,13 +147,15 @@ class Pipeline:
             token_ids = prompt.token_ids
             check_min_tokens(request.sampling.min_tokens, prompt.max_tokens)
             request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
+            # Its turn at the engines: what is looked up from here on is what is so now.
+            await held.enter_async_context(self.pool.place(tenant.name))
             # 5. Activation look-up: the prompt's block keys against Redis here, against what each worker holds in `_choose`.
             # But for the last token: the engine always computes that one.
             cached = await self._look_up(token_ids[:-1], tenant, modules.lora)
             tried: set[str] = set()
             while True:
                 # 6. Routing.
-                worker, choice = self._choose(request, modules, len(token_ids), cached, tried)
+                worker, choice = self._choose(request, tenant.name, modules, len(token_ids), cached, tried)
                 route = Route(
                     request_id=uuid.uuid4().hex,
                     model=self.model.name,
@@ -166,7 +170,7 @@ class Pipeline:
                 )
                 # 7. The worker streams. One that fails before its first token is replaced.
                 try:
-                    with worker.serving(route.request_id, len(token_ids) - route.expected_cached_tokens, modules.lora_digest):
+                    with worker.serving(tenant.name, route.request_id, len(token_ids) - route.expected_cached_tokens, modules.lora_digest):
                         yield route
                         stream = self._stream(worker, request, tenant, route, modules, token_ids, accepted_s, deadline_s)
                         async with contextlib.aclosing(stream):
@@ -270,18 +274,20 @@ class Pipeline:
     def _choose(
         self,
         request: GenerationRequest,
+        tenant: str,
         modules: AnsweringModules,
         prompt_tokens: int,
         cached: Mapping[CacheLayout, LookedUp],
         tried: set[str],
     ) -> tuple[PooledWorker, RoutingChoice]:
-        ready = {
-            w.lease.worker_id: w
-            for w in self.pool.ready(time.monotonic())
-            if w.lease.worker_id not in tried and modules.fit(w.lease.model_digest)
-        }
-        if request.worker_id:
-            ready = {name: worker for name, worker in ready.items() if name == request.worker_id}
+        now_s = time.monotonic()
+
+        def fitting(workers: Sequence[PooledWorker]) -> dict[str, PooledWorker]:
+            fit = [w for w in workers if w.lease.worker_id not in tried and modules.fit(w.lease.model_digest)]
+            return {w.lease.worker_id: w for w in fit if request.worker_id in ("", w.lease.worker_id)}
+
+        # The worker that is left to other tenants is better than none.
+        ready = fitting(self.pool.open_to(tenant, now_s)) or fitting(self.pool.ready(now_s))
         nothing = LookedUp([], 0)
         prompts = {name: cached.get(worker.lease.layout, nothing) for name, worker in ready.items()}
         snapshots = [

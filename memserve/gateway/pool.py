@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,8 +19,10 @@ from memserve.errors import RegistryUnavailable
 from memserve.kv.index import BlockIndex
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
+from memserve.policy.fairness import engine_share, worker_to_leave
 from memserve.registry import Registry
 from memserve.supervised import Failed, repeat, uncounted
+from memserve.turns import Turns
 
 log = logging.getLogger("memserve.gateway.pool")
 
@@ -28,6 +30,8 @@ DISCOVERY_S = 0.25
 # A worker speaks four times a second; one that is silent for longer than this is chosen only when no other is left.
 SILENT_S = 1.0
 RECONNECT_S = 0.2
+# Answers of a tenant that wait for a place. Their callers are limited before; this is for gates and warm-ups.
+PLACES_WAITING = 1024
 PLACES = {getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace}
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -67,7 +71,7 @@ class PooledWorker:
     """A worker as this gateway sees it.
 
     epoch, sequence: of the last block event that has arrived whole. sent: prompt tokens of its requests that have no first token yet, by
-    request id. adapters: LoRA digests of its requests, counted.
+    request id. adapters: LoRA digests of its requests, counted. tenants: whose its requests are, counted.
     """
 
     lease: WorkerLease
@@ -79,21 +83,24 @@ class PooledWorker:
     sent: dict[str, int] = field(default_factory=dict)
     running: int = 0
     adapters: Counter[str] = field(default_factory=Counter)
+    tenants: Counter[str] = field(default_factory=Counter)
     watch: asyncio.Task[None] | None = None
     epoch: int = 0
     sequence: int = 0
 
     @contextlib.contextmanager
-    def serving(self, request_id: str, uncached_tokens: int, adapter: str = "") -> Iterator[None]:
+    def serving(self, tenant: str, request_id: str, uncached_tokens: int, adapter: str = "") -> Iterator[None]:
         """Count a request from the moment of its routing, so that the next one is routed knowing of it. adapter: its LoRA's digest."""
         self.sent[request_id] = uncached_tokens
         self.running += 1
         self.adapters += Counter([adapter] if adapter else [])
+        self.tenants += Counter([tenant])
         try:
             yield
         finally:
             self.running -= 1
             self.adapters -= Counter([adapter])  # one that is at 0 leaves
+            self.tenants -= Counter([tenant])
             self.sent.pop(request_id, None)
 
     def place_of(self, digest: str) -> ModulePlace:
@@ -127,6 +134,7 @@ class WorkerPool:
         # Of the leases that there are: why a worker is not used.
         self._refused: dict[str, str] = {}
         self._discovery: asyncio.Task[None] | None = None
+        self._places = Turns("answers", 1, share=engine_share, waiting_per_tenant=PLACES_WAITING)
 
     async def start(self) -> None:
         self._discovery = asyncio.create_task(repeat("discovery", self._discover, DISCOVERY_S, self._failed))
@@ -154,6 +162,30 @@ class WorkerPool:
         """Of the model that most workers serve; empty while none is known."""
         counted = Counter(worker.lease.model_digest for worker in self.workers.values())
         return min(counted, key=lambda digest: (-counted[digest], digest), default="")
+
+    @contextlib.asynccontextmanager
+    async def place(self, tenant: str) -> AsyncIterator[None]:
+        """Hold a place in the engines, for one answer; tenants take turns for a free one. Raises QuotaExceeded.
+
+        As many places as the engines decode at the same time: what would wait in an engine waits here, where its turn is fair.
+        """
+        self._places.places = max(1, sum(worker.lease.max_concurrent for worker in self.ready(time.monotonic())))
+        self._places.hand_out()
+        async with self._places.of(tenant):
+            yield
+
+    def open_to(self, tenant: str, now_s: float) -> list[PooledWorker]:
+        """The ready workers that a request of this tenant may go to.
+
+        While other tenants ask too, each leaves them the worker where it has the fewest requests itself: what one of them does to an
+        engine, the others need not wait for.
+        """
+        ready = self.ready(now_s)
+        if len(ready) < 2 or not self._places.others_ask(tenant):
+            return ready
+        load = {worker.lease.worker_id: (worker.tenants[tenant], worker.running) for worker in ready}
+        left = worker_to_leave(load)
+        return [worker for worker in ready if worker.lease.worker_id != left]
 
     def lost(self, worker: PooledWorker) -> None:
         """A call found the worker dead: choose it no more until its stream is back."""

@@ -147,7 +147,7 @@ class Prefixes:
         deadline_s: on the monotonic clock, or None.
         Raises NoWorker, WorkerLost, DeadlineExceeded.
         """
-        worker, laid_out = self._worker(worker_id, prefix)
+        worker, laid_out = self._worker(tenant, worker_id, prefix)
         tokens, stored = len(prefix.token_ids), 0
         for start in range(0, tokens, STEP_TOKENS):
             end = min(start + STEP_TOKENS, tokens)
@@ -164,11 +164,12 @@ class Prefixes:
                 yield Warmth(worker.lease.worker_id, tokens, tokens, stored)
         yield Warmth(worker.lease.worker_id, tokens, tokens, stored, done=True)
 
-    def _worker(self, worker_id: str, prefix: Prefix) -> tuple[PooledWorker, LaidOut]:
+    def _worker(self, tenant: Tenant, worker_id: str, prefix: Prefix) -> tuple[PooledWorker, LaidOut]:
         """The worker that computes it, and the prefix in its layout: of the main layout, unless another is asked for or all there is."""
+        pool, now_s = self._pipeline.pool, time.monotonic()
         ready = [
             (worker, laid_out)
-            for worker in self._pipeline.pool.ready(time.monotonic())
+            for worker in (pool.ready(now_s) if worker_id else pool.open_to(tenant.name, now_s))
             if worker.lease.shares_kv and worker_id in ("", worker.lease.worker_id) and (laid_out := prefix.of(worker)) is not None
         ]
         if not ready:
@@ -181,29 +182,30 @@ class Prefixes:
         now_s = time.monotonic()
         if deadline_s is not None and deadline_s <= now_s:
             raise DeadlineExceeded
-        with worker.serving(request_id, end - start):
-            call = worker.stub.Generate(
-                worker_pb.GenerateRequest(
-                    request_id=request_id,
-                    token_ids=prefix.token_ids[:end],
-                    cache_salt=tenant.cache_salt,
-                    module_digest=prefix.module.digest if prefix.module else "",
-                    max_tokens=1,
-                    top_p=1.0,
-                    tenant=tenant.name,
-                    keep=True,
-                ),
-                timeout=None if deadline_s is None else deadline_s - now_s,
-            )
-            try:
-                async for _ in call:
-                    pass
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise DeadlineExceeded from None
-                if error.code() in LOST:
-                    self._pipeline.pool.lost(worker)
-                    raise WorkerLost(worker.lease.worker_id) from None
-                raise NoWorker(error.details() or error.code().name) from None
-            finally:
-                call.cancel()
+        async with self._pipeline.pool.place(tenant.name):
+            with worker.serving(tenant.name, request_id, end - start):
+                call = worker.stub.Generate(
+                    worker_pb.GenerateRequest(
+                        request_id=request_id,
+                        token_ids=prefix.token_ids[:end],
+                        cache_salt=tenant.cache_salt,
+                        module_digest=prefix.module.digest if prefix.module else "",
+                        max_tokens=1,
+                        top_p=1.0,
+                        tenant=tenant.name,
+                        keep=True,
+                    ),
+                    timeout=None if deadline_s is None else deadline_s - now_s,
+                )
+                try:
+                    async for _ in call:
+                        pass
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                        raise DeadlineExceeded from None
+                    if error.code() in LOST:
+                        self._pipeline.pool.lost(worker)
+                        raise WorkerLost(worker.lease.worker_id) from None
+                    raise NoWorker(error.details() or error.code().name) from None
+                finally:
+                    call.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -66,6 +67,8 @@ HEALTH_CHECK_S = 0.25
 KEYS_LOOK_S = 1.0
 SWEEP_S = 600.0
 TOKENIZER_THREADS = 2
+# An embedding is a hundred steps of numpy, each of which may wait so long for the interpreter while the event loop is busy.
+SWITCH_INTERVAL_S = 0.0005
 # A blob is put before its version is registered; publishing takes less than this.
 BLOB_MIN_AGE_S = 3600.0
 UPLOAD_MAX_AGE_S = 24 * 3600.0
@@ -104,13 +107,13 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
         activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
         stack.push_async_callback(activation.close)
-        store = ModuleStore(settings.redis)
+        store = ModuleStore(settings.redis, modules_max=settings.max_modules_per_tenant, versions_max=settings.max_versions_per_module)
         stack.push_async_callback(store.close)
         shapes = model.tensor_shapes()
         modules = ParametricMemory(
             store,
             BlobStore(settings.module_store_url, settings.modules_root / "modules"),
-            Uploads(settings.data / "staging", settings.max_module_bytes),
+            Uploads(settings.data / "staging", settings.max_module_bytes, settings.max_staging_bytes_per_tenant),
             BaseModel(shapes=shapes, vocab_size=int(model.config["vocab_size"]), max_rank=settings.max_lora_rank),
             # Without its weights a gateway cannot tell which model it is; the workers still refuse what does not fit.
             await on_own_thread(model.model_digest) if shapes else "",
@@ -141,6 +144,7 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
     The ports are taken first. ports_held: the parent process keeps them already.
     Raises StartupError when a port is taken or something is missing.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     access = load_access(settings)
     key_file = KeyFile(access, settings)
     with contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings:

@@ -49,7 +49,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
             events = self._edge.pipeline.generate(convert.generation_request(request), tenant, deadline_s)
             async with contextlib.aclosing(events):
                 async for event in events:
-                    yield convert.generate_response(event)
+                    with self._edge.sending(context):
+                        yield convert.generate_response(event)
 
 
 class MemoryService(memory_pb2_grpc.MemoryServiceServicer):  # type: ignore[misc]
@@ -137,13 +138,14 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
             deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
             with self._edge.pipeline.inflight.one(tenant.name):
                 async for warmth in self._prefixes.warm(tenant, prefix, request.worker_id, deadline_s):
-                    yield activation_pb2.WarmPrefixResponse(
-                        worker_id=warmth.worker_id,
-                        prompt_tokens=warmth.prompt_tokens,
-                        computed_tokens=warmth.computed_tokens,
-                        stored_tokens=warmth.stored_tokens,
-                        done=warmth.done,
-                    )
+                    with self._edge.sending(context):
+                        yield activation_pb2.WarmPrefixResponse(
+                            worker_id=warmth.worker_id,
+                            prompt_tokens=warmth.prompt_tokens,
+                            computed_tokens=warmth.computed_tokens,
+                            stored_tokens=warmth.stored_tokens,
+                            done=warmth.done,
+                        )
 
     async def PinPrefix(self, request: activation_pb2.PinPrefixRequest, context: Context) -> activation_pb2.PinPrefixResponse:
         async with self._edge.call("PinPrefix", context) as tenant:

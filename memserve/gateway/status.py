@@ -28,6 +28,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.MemoryConflict: grpc.StatusCode.ALREADY_EXISTS,
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.JournalFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.QuotaReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.PrefixNotStored: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PinLimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoWorker: grpc.StatusCode.UNAVAILABLE,
@@ -59,6 +60,6 @@ def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...
     if isinstance(error, errors.InvalidField | errors.InvalidModule):
         # A field may be a tensor's name as uploaded; metadata must be printable ASCII.
         return (("memserve-field", "".join(letter if " " <= letter <= "~" else "?" for letter in error.field)),)
-    if isinstance(error, errors.QuotaExceeded | errors.JournalFull | errors.NoWorker | errors.GatewayStarting):
+    if isinstance(error, errors.QuotaExceeded | errors.QuotaReached | errors.JournalFull | errors.NoWorker | errors.GatewayStarting):
         return (("retry-after-s", f"{error.retry_after_s:g}"),)
     return ()

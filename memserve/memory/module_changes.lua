@@ -1,8 +1,8 @@
 -- The changes of the module store. Goes on from module_store.lua, as one script.
 
 -- version: JSON without the number, which it gets here. texts: JSON. gate: JSON or "". moves: "1" or "". claim: a token or "".
--- Answers stored().
-function changes.publish(tenant, principal, name, version, texts, gate, moves, claim)
+-- modules_max, versions_max: how many modules the tenant may have, and versions a module; "" for any number. Answers stored().
+function changes.publish(tenant, principal, name, version, texts, gate, moves, claim, modules_max, versions_max)
   local v = cjson.decode(version)
   local kind = redis.call('HGET', key('head', tenant, name), 'kind')
   if kind and kind ~= v.kind then
@@ -18,6 +18,12 @@ function changes.publish(tenant, principal, name, version, texts, gate, moves, c
       unclaim(claim, parts_of(v))
       return {'unchanged', unpack(same, 1, 4)}
     end
+  end
+  if versions_max ~= '' and redis.call('ZCARD', key('numbers', tenant, name)) >= tonumber(versions_max) then
+    return {'QuotaReached', 'versions of module ' .. name, tonumber(versions_max), 'max_versions_per_module'}
+  end
+  if modules_max ~= '' and not newest and redis.call('ZCARD', key('names', tenant)) >= tonumber(modules_max) then
+    return {'QuotaReached', 'modules of tenant ' .. tenant, tonumber(modules_max), 'max_modules_per_tenant'}
   end
   local gone = lost(claim, parts_of(v))
   if gone then return {'DigestCondemned', gone} end

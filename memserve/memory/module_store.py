@@ -19,7 +19,7 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 from memserve.domain import Alias, AliasChange, AuditEvent, GateReport, Module, ModuleKind, ModuleVersion, TrafficShare
-from memserve.errors import AliasConflict, InvalidField, ModuleNotFound, NothingToRollBack, VersionInUse
+from memserve.errors import AliasConflict, InvalidField, ModuleNotFound, NothingToRollBack, QuotaReached, VersionInUse
 from memserve.memory.module_records import (
     CanaryAlias,
     Preload,
@@ -59,7 +59,8 @@ class DigestCondemned(Exception):
 
 # What a script may answer instead of having changed anything, by the names that it uses.
 REFUSALS = {
-    error.__name__: error for error in (AliasConflict, DigestCondemned, InvalidField, ModuleNotFound, NothingToRollBack, VersionInUse)
+    error.__name__: error
+    for error in (AliasConflict, DigestCondemned, InvalidField, ModuleNotFound, NothingToRollBack, QuotaReached, VersionInUse)
 }
 
 
@@ -70,7 +71,10 @@ class ModuleStore:
     change was made is then unknown.
     """
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, redis_url: str, *, modules_max: int | None = None, versions_max: int | None = None) -> None:
+        """modules_max: of a tenant. versions_max: of a module. None: any number."""
+        self._modules_max = modules_max
+        self._versions_max = versions_max
         self._redis = registry_client(redis_url)
         self._watching = registry_client(redis_url, max_connections=WATCHERS_MAX)
         self._connections = asyncio.Semaphore(CONNECTIONS)
@@ -86,13 +90,14 @@ class ModuleStore:
 
         When the module's newest version has the same content, probes and base model, that one is returned and nothing changes.
         claim: the token of the claim on the content and the probes, which ends with this.
-        Raises InvalidField for another kind than the module's, and DigestCondemned, also when the claim has run out.
+        Raises InvalidField for another kind than the module's, QuotaReached, and DigestCondemned, also when the claim has run out.
         """
         body = asdict(version)
         del body["version"], body["gate"], body["moves_logits"]
         texts = json.dumps({name: body.pop(name) for name in TEXTS})
         gate = json.dumps(asdict(version.gate)) if version.gate else ""
-        options = texts, gate, _flag(version.moves_logits), claim
+        quotas = _optional(self._modules_max), _optional(self._versions_max)
+        options = texts, gate, _flag(version.moves_logits), claim, *quotas
         return read_version(await self._change("publish", tenant, principal, version.module, json.dumps(body), *options))
 
     async def module(self, tenant: str, name: str) -> Module | None:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,15 +39,20 @@ class UploadFile:
 class Uploads:
     """The unfinished uploads under `root`, of every tenant."""
 
-    def __init__(self, root: Path, max_bytes: int) -> None:
+    def __init__(self, root: Path, max_bytes: int, tenant_max_bytes: int) -> None:
+        """max_bytes: of one upload. tenant_max_bytes: of a tenant's unfinished ones together, as announced while a stream is at them."""
         self._root = root
         self._max_bytes = max_bytes
+        self._tenant_max_bytes = tenant_max_bytes
+        # Announced bytes of the uploads that are open here.
+        self._open: dict[Path, int] = {}
 
     def open(self, tenant: str, name: str, kind: ModuleKind, files: Sequence[UploadFile]) -> Upload:
         """Go on with the upload of these files, or begin it. The caller closes or discards it.
 
-        A tenant has at most MAX_UNFINISHED unfinished uploads: a further one takes the place of the one that has been idle longest.
-        Raises InvalidModule when the list of files breaks a rule, and QuotaExceeded when another stream is at this upload, or at all.
+        A tenant has at most MAX_UNFINISHED unfinished uploads, and `tenant_max_bytes` of them: a further one takes the place of those that
+        have been idle longest. Raises InvalidModule when the list of files breaks a rule, and QuotaExceeded when another stream is at this
+        upload, or streams are at so many that it does not fit.
         """
         folder = self._folder(tenant, name, kind, files)
         of_tenant = folder.parent
@@ -56,15 +61,24 @@ class Uploads:
         counting = os.open(of_tenant, os.O_RDONLY)
         try:
             fcntl.flock(counting, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                _make_room(of_tenant)
-                folder.mkdir()
+            announced_bytes = sum(file.size_bytes for file in files)
             lock = _lock(folder)
+            if lock is None and folder.is_dir():
+                raise QuotaExceeded("streams of this upload", 1, RETRY_AFTER_S)
+            try:
+                self._make_room(folder, announced_bytes)
+            except QuotaExceeded:
+                if lock is not None:
+                    os.close(lock)
+                raise
+            if lock is None:
+                folder.mkdir()
+                lock = _lock(folder)
+                assert lock is not None  # Nobody else makes it while `counting` is locked.
+            self._open[folder] = announced_bytes
         finally:
             os.close(counting)
-        if lock is None:
-            raise QuotaExceeded("streams of this upload", 1, RETRY_AFTER_S)
-        return Upload(folder, lock, files)
+        return Upload(folder, lock, files, lambda: self._open.pop(folder, None))
 
     def received(self, tenant: str, name: str, kind: ModuleKind, files: Sequence[UploadFile]) -> tuple[int, ...]:
         """Bytes that are here, in the order of the files; zeros where there is no such upload. Changes nothing, and waits for no stream.
@@ -76,6 +90,22 @@ class Uploads:
         # More than was announced is thrown away when the upload goes on.
         return tuple(size if size <= file.size_bytes else 0 for file, size in zip(files, sizes, strict=True))
 
+    def _make_room(self, wanted: Path, wanted_bytes: int) -> None:
+        """Raises QuotaExceeded when too many of the tenant's uploads, or too large ones, have a stream at them."""
+        others = [folder for folder in wanted.parent.iterdir() if folder != wanted]
+        sizes = {folder: self._open.get(folder, _folder_bytes(folder)) for folder in others}
+        surplus = len(others) + 1 - MAX_UNFINISHED
+        surplus_bytes = sum(sizes.values()) + wanted_bytes - self._tenant_max_bytes
+        for folder in sorted(others, key=lambda folder: newest_s(folder) or 0.0):
+            if surplus <= 0 and surplus_bytes <= 0:
+                return
+            if _removed_if_idle(folder):
+                surplus, surplus_bytes = surplus - 1, surplus_bytes - sizes[folder]
+        if surplus > 0:
+            raise QuotaExceeded("unfinished uploads", MAX_UNFINISHED, RETRY_AFTER_S)
+        if surplus_bytes > 0:
+            raise QuotaExceeded("bytes of unfinished uploads", self._tenant_max_bytes, RETRY_AFTER_S)
+
     def _folder(self, tenant: str, name: str, kind: ModuleKind, files: Sequence[UploadFile]) -> Path:
         _check_files(kind, files, self._max_bytes)
         listed = sorted((file.file_name, file.size_bytes, file.sha256) for file in files)
@@ -86,9 +116,10 @@ class Uploads:
 class Upload:
     """One upload, locked for this stream."""
 
-    def __init__(self, folder: Path, lock: int, files: Sequence[UploadFile]) -> None:
-        """lock: the descriptor that the lock on the folder is held by."""
+    def __init__(self, folder: Path, lock: int, files: Sequence[UploadFile], on_close: Callable[[], object]) -> None:
+        """lock: the descriptor that the lock on the folder is held by. on_close: called when that is let go of."""
         self._folder = folder
+        self._on_close = on_close
         self._lock: int | None = lock
         self._files = {file.file_name: file for file in files}
         for name, file in self._files.items():
@@ -142,6 +173,7 @@ class Upload:
     def close(self) -> None:
         """Let another stream go on with it."""
         if self._lock is not None:
+            self._on_close()
             os.close(self._lock)
             self._lock = None
 
@@ -187,16 +219,8 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _make_room(of_tenant: Path) -> None:
-    """Raises QuotaExceeded when a stream is at each of the tenant's uploads."""
-    folders = sorted(of_tenant.iterdir(), key=lambda folder: newest_s(folder) or 0.0)
-    surplus = len(folders) + 1 - MAX_UNFINISHED
-    for folder in folders:
-        if surplus <= 0:
-            return
-        surplus -= _removed_if_idle(folder)
-    if surplus > 0:
-        raise QuotaExceeded("unfinished uploads", MAX_UNFINISHED, RETRY_AFTER_S)
+def _folder_bytes(folder: Path) -> int:
+    return sum(_size(file) for file in folder.iterdir()) if folder.is_dir() else 0
 
 
 def _removed_if_idle(folder: Path) -> bool:

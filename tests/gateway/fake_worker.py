@@ -170,7 +170,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             block_tokens=self.block_tokens,
             blocks_per_chunk=1,
             max_context_tokens=self.model.max_context_tokens,
-            max_concurrent=8,
+            max_concurrent=32,
             started_s=time.time(),
         )
 

@@ -24,7 +24,7 @@ from memserve.domain import (
     WeightFigures,
     WorkerLease,
 )
-from memserve.errors import AliasConflict, InvalidField, ModuleNotFound, NothingToRollBack, RegistryUnavailable, VersionInUse
+from memserve.errors import AliasConflict, InvalidField, ModuleNotFound, NothingToRollBack, QuotaReached, RegistryUnavailable, VersionInUse
 from memserve.memory.module_records import CanaryAlias, Preload
 from memserve.memory.module_store import CONNECTIONS, DigestCondemned, ModuleStore
 from memserve.registry import Registry
@@ -748,3 +748,19 @@ async def test_a_change_whose_answer_was_lost_is_made_once(store: ModuleStore, r
         assert not drop.is_set()
         await relayed.close()
     assert len(await changes(store)) == 2
+
+
+async def test_a_tenant_has_a_quota_of_modules_and_a_module_of_versions(redis_server: RedisServer) -> None:
+    store = ModuleStore(redis_server.url, modules_max=2, versions_max=2)
+    for name in ("one", "two"):
+        await store.publish("alice", "ann", replace(VERSION, module=name))
+    with pytest.raises(QuotaReached, match=r"modules of tenant alice: the quota of 2 is reached .setting max_modules_per_tenant.; remove"):
+        await store.publish("alice", "ann", replace(VERSION, module="three"))
+    await store.publish("bob", "bea", replace(VERSION, module="three"))
+    await store.publish("alice", "ann", replace(VERSION, module="one", digest=B))
+    with pytest.raises(QuotaReached, match="versions of module one: the quota of 2"):
+        await store.publish("alice", "ann", replace(VERSION, module="one"))
+    assert (await store.publish("alice", "ann", replace(VERSION, module="one", digest=B))).version == 2, "what is there is not published"
+    await store.delete_version("alice", "ann", "two", 1)
+    await store.publish("alice", "ann", replace(VERSION, module="three"))
+    await store.close()

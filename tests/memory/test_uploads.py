@@ -25,7 +25,7 @@ def announced(content: dict[str, bytes] = CONTENT) -> list[UploadFile]:
 
 @pytest.fixture
 def uploads(tmp_path: Path) -> Uploads:
-    return Uploads(tmp_path, 1000)
+    return Uploads(tmp_path, 1000, 20_000)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def lora(*files: tuple[str, int, str]) -> list[UploadFile]:
 )
 def test_a_list_of_files_that_breaks_a_rule_is_refused_before_any_byte(tmp_path: Path, files: list[UploadFile], field: str) -> None:
     with pytest.raises(InvalidModule) as refusal:
-        Uploads(tmp_path, 1000).open("alice", "tone", ModuleKind.LORA, files)
+        Uploads(tmp_path, 1000, 20_000).open("alice", "tone", ModuleKind.LORA, files)
     assert refusal.value.field == field
     assert left(tmp_path) == []
 
@@ -218,3 +218,22 @@ def test_the_sweep_removes_what_is_old_and_idle(tmp_path: Path, uploads: Uploads
     upload.close()
     assert sweep_uploads(tmp_path, 60.0, NOW_S) == 1
     assert left(tmp_path) == []
+
+
+def test_a_tenants_unfinished_uploads_have_a_quota_of_bytes_and_idle_ones_make_room(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path, 1000, 2 * 208)
+    first, second = resumed(uploads, name="a"), resumed(uploads, name="b")
+    with pytest.raises(QuotaExceeded, match="bytes of unfinished uploads: the limit of 416"):
+        resumed(uploads, name="c")  # Announced bytes count before they come.
+    with pytest.raises(QuotaExceeded, match="streams of this upload"):
+        resumed(uploads, name="b")
+    resumed(uploads, tenant="bob").close()
+    first.append(WEIGHTS, 0, CONTENT[WEIGHTS])
+    first.close()
+    third = resumed(uploads, name="c")
+    assert resumed(uploads, tenant="bob").received() == (0, 0)
+    with pytest.raises(QuotaExceeded, match="bytes of unfinished"):
+        resumed(uploads, name="a")
+    for opened in (second, third):
+        opened.discard()
+    assert resumed(uploads, name="a").received() == (0, 0), "it was the idle one that made room"

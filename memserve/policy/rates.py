@@ -1,0 +1,75 @@
+"""How much a tenant may ask for in a time. Pure: the clock is an argument."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from memserve.errors import QuotaExceeded
+
+TENANTS_MAX = 10_000
+
+
+class Buckets:
+    """A token bucket for each tenant: it holds `burst` at most and gains `per_s` a second.
+
+    Only the `TENANTS_MAX` that were used last are kept: one that was not used for long is full again anyway.
+    """
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self.per_s = per_s
+        self.burst = burst
+        # Level and when it was that, the least recently used first.
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def level(self, tenant: str, now_s: float) -> float:
+        """What is in the tenant's bucket; below 0 when more was spent than was there."""
+        level, at_s = self._levels.get(tenant, (self.burst, now_s))
+        return min(self.burst, level + max(0.0, now_s - at_s) * self.per_s)
+
+    def spend(self, tenant: str, cost: float, now_s: float) -> float:
+        """Returns what is left, which may be below 0."""
+        left = self.level(tenant, now_s) - cost
+        self._levels[tenant] = left, now_s
+        self._levels.move_to_end(tenant)
+        if len(self._levels) > TENANTS_MAX:
+            self._levels.popitem(last=False)
+        return left
+
+
+class RateLimit:
+    """So many a minute for each tenant; more are refused. A tenant that was quiet may do `burst` of them at once."""
+
+    def __init__(self, what: str, per_minute: float, *, burst: float | None = None) -> None:
+        """what: as refusals name it. burst: None for the half of a minute's."""
+        self._what = what
+        self._per_minute = per_minute
+        self._buckets = Buckets(per_minute / 60, max(1.0, per_minute / 2 if burst is None else burst))
+
+    def take(self, tenant: str, now_s: float, cost: float = 1.0) -> None:
+        """Raises QuotaExceeded, with the time after which there is room again; then nothing is taken."""
+        missing = min(cost, self._buckets.burst) - self._buckets.level(tenant, now_s)
+        if missing > 0:
+            raise QuotaExceeded(f"{self._what} a minute of tenant {tenant}", int(self._per_minute), missing / self._buckets.per_s)
+        self._buckets.spend(tenant, cost, now_s)
+
+
+class Pace:
+    """So much a second for each tenant; more is to wait, and after `patience_s` of waiting to be refused."""
+
+    def __init__(self, what: str, per_s: float, *, burst: float, patience_s: float) -> None:
+        """what: as refusals name it."""
+        self._what = what
+        self._patience_s = patience_s
+        self._buckets = Buckets(per_s, burst)
+
+    def delay_s(self, tenant: str, now_s: float, cost: float = 1.0) -> float:
+        """Take the next place in the tenant's row. Returns how long to wait until its time; 0 for now.
+
+        Raises QuotaExceeded when that is too long; then no place is taken.
+        """
+        per_s = self._buckets.per_s
+        delay_s = (cost - self._buckets.level(tenant, now_s)) / per_s
+        if delay_s > self._patience_s:
+            raise QuotaExceeded(f"{self._what} of tenant {tenant}", per_s, delay_s)
+        self._buckets.spend(tenant, cost, now_s)
+        return max(0.0, delay_s)
