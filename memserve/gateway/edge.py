@@ -81,7 +81,8 @@ class Edge:
         ending.add_done_callback(self._ending.discard)
 
     async def _end(self, context: Context) -> None:
-        with contextlib.suppress(grpc.aio.AbortError, grpc.aio.UsageError):
+        # It raises when it has done so, and when the connection has gone before.
+        with contextlib.suppress(Exception):
             await context.abort(grpc.StatusCode.CANCELLED, f"the stream was not read for {self._write_timeout_s:g} s; read it as it comes")
 
 
