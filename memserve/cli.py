@@ -95,13 +95,18 @@ def gateway(ports_held: Annotated[bool, typer.Option(hidden=True, help="The pare
 
 
 @app.command()
-def workers() -> None:
-    """Start the workers alone, on a Ray of their own: settings from the environment. SIGHUP restarts them."""
-    from memserve.worker.fleet import run_workers
+def workers(
+    generation: Annotated[bool, typer.Option(hidden=True, help="Be a generation, below another `memserve workers`.")] = False,
+    status: Annotated[int, typer.Option(hidden=True, help="File descriptor that the generation tells its status through.")] = -1,
+) -> None:
+    """Start the workers alone, on a Ray of their own: settings from the environment. SIGHUP has new ones take their place."""
+    from memserve.worker.fleet import keep_workers, run_generation
 
     private_umask()
     log_to_stderr()
-    run_workers(load_settings())
+    if not generation:
+        raise typer.Exit(keep_workers(load_settings()))
+    run_generation(load_settings(), status)
 
 
 @app.command()

@@ -27,6 +27,7 @@ ALLOWED = {
     ("worker/connector.py", "exit_with_parent"): "compares two numbers until they differ, then ends the process; nothing in it can raise",
     ("kv/servers.py", "failed"): "tries one server until it answers; every exception is no answer",
     ("memory/vector.py", "open"): "the flush of the vector memory, which keeps itself going",
+    ("worker/generations.py", "_leave"): "ends one generation of workers, whatever goes wrong while its answers finish",
     ("embedded/part.py", "begin"): "keeps one part of a stack running, whatever the exception; what starts children is a thread of its own",
 }
 

@@ -1,18 +1,13 @@
-"""What is looked at before anything is started: the model, the memory."""
+"""What is looked at before anything is started: the model."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import psutil
-
-from memserve.config import GIB, MIB, Settings
+from memserve.config import Settings
 from memserve.demo import MODEL_DIR
 from memserve.errors import StartupError
 from memserve.model_files import open_model
-
-WORKER_BYTES = 2 * GIB
 
 
 def check_model(settings: Settings) -> Path:
@@ -41,19 +36,3 @@ def resolve_model(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
     except Exception as error:
         raise StartupError(f"model {name!r}: no such directory, and it cannot be fetched: {str(error).splitlines()[0]}") from None
-
-
-def check_memory(settings: Settings) -> None:
-    """Raises StartupError when the workers would not fit."""
-    each = WORKER_BYTES + settings.kv_device_bytes + settings.kv_host_bytes
-    needed, free = each * settings.workers, psutil.virtual_memory().available
-    if needed > free:
-        fitting = free // each
-        advice = f"use --workers {fitting}" if fitting else "stop something else"
-        raise StartupError(f"{settings.workers} workers need about {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free; {advice}")
-    shared = shutil.disk_usage("/dev/shm").free
-    if settings.kv_host_bytes * settings.workers > shared:
-        raise StartupError(
-            f"/dev/shm has {shared // MIB} MiB free and the KV host tier needs {settings.kv_host_bytes * settings.workers // MIB}; "
-            "enlarge it or lower MEMSERVE_KV_HOST_BYTES"
-        )

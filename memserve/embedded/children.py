@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import IO
 import psutil
 
 from memserve.config import STACK_MARK, Settings, child_environment, environment_without_settings
+from memserve.marks import kill_with, processes_with
 from memserve.tether import tethered
 
 # Beside STACK_MARK, the data directory, in the environment of every process that belongs to it, so that none can be missed when they are
@@ -50,26 +50,16 @@ def spawn_memserve(command: str, settings: Settings, log: Path, *flags: str) -> 
 
 def marked_processes(data: Path, part: str = "") -> Iterator[psutil.Process]:
     """Processes that a memserve on this data directory started; never this one or its parents. part: only that part and what it started."""
-    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    for process in psutil.process_iter():
-        if process.pid in own:
-            continue
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            environment = process.environ()
-            if environment.get(STACK_MARK) == str(data) and part in ("", environment.get(PART_MARK)):
-                yield process
+    yield from processes_with(_marks(data, part))
 
 
 def kill_marked(data: Path, part: str = "") -> list[int]:
     """Kill them and wait until they are gone. Returns their process ids."""
-    left = list(marked_processes(data, part))
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=5)
-    return [process.pid for process in left]
+    return kill_with(_marks(data, part))
+
+
+def _marks(data: Path, part: str) -> dict[str, str]:
+    return {STACK_MARK: str(data), PART_MARK: part} if part else {STACK_MARK: str(data)}
 
 
 def last_line(log: Path) -> str:

@@ -13,21 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from memserve.backoff import failures_now, pause_s
 from memserve.errors import StartupError
 
 POLL_S = 0.1
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
-# A process that has been ready for this long counts as sound: the next pause is the first one again.
-SETTLED_S = 60.0
 KILL_TIMEOUT_S = 5.0
 
 Report = Callable[[str], None]
-
-
-def pause_s(failures: int) -> float:
-    """How long to wait before the next start. failures: ends in a row, this one too; at least 1."""
-    return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures - 1, 16)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +94,7 @@ class Part:
                 ended = f"could not be started: {error}"
             if self._ending.is_set():
                 break
-            failures = 1 if time.monotonic() - ready_s > SETTLED_S else failures + 1
+            failures = failures_now(failures, time.monotonic() - ready_s)
             self._say(f"{self.recipe.name} {ended}; starting it again in {pause_s(failures):g} s")
             if self._ending.wait(pause_s(failures)):
                 break

@@ -17,7 +17,7 @@ from memserve import credentials
 from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import Settings
 from memserve.demo import MODEL_DIR, demo_modules
-from memserve.embedded.checks import check_memory, check_model
+from memserve.embedded.checks import check_model
 from memserve.embedded.children import kill_marked, last_line, spawn_memserve
 from memserve.embedded.part import Part, Recipe, Report
 from memserve.embedded.readiness import serves_memories
@@ -30,6 +30,7 @@ from memserve.kv.cache_url import without_secrets
 from memserve.policy.traffic import LIVE
 from memserve.ports import held_ports
 from memserve.private_files import open_data_dir
+from memserve.worker.fitting import check_memory
 
 # The rest is Redis's own: names, the ledger, buffers. Its eviction is the backstop.
 QUOTA_SHARE = 0.9

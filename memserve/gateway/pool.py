@@ -131,6 +131,8 @@ class WorkerPool:
         self._tokenizer_digest = tokenizer_digest
         self._credential = credential
         self._failed = failed
+        # No longer chosen, their channels not yet closed.
+        self._left: list[PooledWorker] = []
         # Of the leases that there are: why a worker is not used.
         self._refused: dict[str, str] = {}
         self._discovery: asyncio.Task[None] | None = None
@@ -144,7 +146,7 @@ class WorkerPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for worker in self.workers.values():
+        for worker in [*self.workers.values(), *self._left]:
             await worker.channel.close()
 
     def ready(self, now_s: float) -> list[PooledWorker]:
@@ -214,7 +216,11 @@ class WorkerPool:
                 self.index.forget(worker_id)
                 if worker.watch is not None:
                     worker.watch.cancel()
-                await worker.channel.close()
+                self._left.append(worker)
+        # One that leaves finishes the answers that it is at.
+        for worker in [worker for worker in self._left if not worker.running]:
+            self._left.remove(worker)
+            await worker.channel.close()
 
     def _meet(self, lease: WorkerLease) -> None:
         """Begin to watch a worker, or refuse it and say so once. One that cannot be met keeps no other from being."""

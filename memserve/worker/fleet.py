@@ -1,7 +1,8 @@
-"""`memserve workers`: a local Ray with the workers on it, in the foreground. On Kubernetes KubeRay takes this place."""
+"""`memserve workers`: generations of workers, each a local Ray with all workers on it. On Kubernetes KubeRay takes this place."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -10,12 +11,16 @@ import queue
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import IO, Any
 
-from memserve.config import STACK_MARK, Settings, changed_settings
+from memserve.config import STACK_MARK, Settings, changed_settings, child_environment
 from memserve.errors import StartupError
 from memserve.private_files import open_data_dir, write_private
+from memserve.worker.fitting import check_memory
+from memserve.worker.generations import DAMAGED, READY, Generations, Rules
+from memserve.worker.leaving import drain
 from memserve.worker.local_ray import (
     forget_settings_environment,
     private_ray_dir,
@@ -27,19 +32,53 @@ from memserve.worker.local_ray import (
 log = logging.getLogger("memserve.workers")
 
 APPLICATION = "memserve"
+# How often it is looked whether Ray's own processes live, and which of them Ray cannot do without.
+LOOK_S = 0.5
+NEEDED = {"gcs_server", "raylet"}
+# What ending takes beyond the time that answers under way get.
+GENERATION_GRACE_S = 30.0
 LOGS = Path("session_latest", "logs")
 _ERROR = re.compile(r"\b(?:[A-Za-z]+Error|[A-Za-z]+Exception): (?P<text>.+)")
 
 
-def run_workers(settings: Settings) -> None:
-    """Start Ray and the workers; SIGHUP restarts the workers, SIGINT and SIGTERM stop it all.
+def keep_workers(settings: Settings) -> int:
+    """Keep workers running: SIGHUP has others take their place, SIGINT and SIGTERM stop it all.
 
-    Raises StartupError when the workers do not start.
+    Returns the exit status: not 0 when the first workers do not start; they have said why. Raises StartupError when others run there.
     """
     open_data_dir(settings.data)
     lock = _lock(settings)
-    settings_file = settings.data / "run" / "replicas.json"
-    settings_file.parent.mkdir(mode=0o700, exist_ok=True)
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, lambda number, frame: signals.put(number))
+
+    def fits() -> bool:
+        try:
+            check_memory(settings)
+        except StartupError:
+            return False
+        return True
+
+    rules = Rules(
+        command=lambda status: [sys.executable, "-m", "memserve", "workers", "--generation", "--status", str(status)],
+        environment=lambda: child_environment(settings, _run_folder(settings) / "generation.json"),
+        fits=fits,
+        drain=lambda name: drain(settings, name),
+        grace_s=settings.shutdown_grace_s + GENERATION_GRACE_S,
+    )
+    try:
+        return Generations(rules, signals).run()
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def run_generation(settings: Settings, status: int) -> None:
+    """Start Ray and the workers; SIGHUP restarts the workers one after the other, SIGINT and SIGTERM stop it all.
+
+    status: the file descriptor that `Generation` reads. Raises StartupError when the workers do not start.
+    """
+    settings_file = _run_folder(settings) / "replicas.json"
     write_private(settings_file, json.dumps(changed_settings(settings), default=str).encode())
     forget_settings_environment()
     os.environ.update(ray_environment(settings.data))
@@ -64,8 +103,8 @@ def run_workers(settings: Settings) -> None:
     try:
         start_local_ray(ray_dir, max(settings.workers, os.cpu_count() or 1) + 1)
         # After Ray, which puts in handlers of its own that end the process on the spot.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, on_signal)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, on_signal)
         _link_logs(settings, ray_dir)
         serve.start(proxy_location=ProxyLocation.Disabled)
         while True:
@@ -75,20 +114,27 @@ def run_workers(settings: Settings) -> None:
                 _keep_logs(settings, ray_dir)
                 raise StartupError(f"the workers did not start: {_root_cause(ray_dir / LOGS, str(error))}") from None
             log.info("%d workers ready", settings.workers)
+            _tell(status, READY)
             starting = False
-            if signals.get() != signal.SIGHUP:
+            number, damage = _next_signal(signals, status)
+            if number != signal.SIGHUP:
                 break
-            log.info("restarting the workers")
+            # Serve takes a second deployment for a new version, and replaces one replica after the other.
+            log.info("restarting the workers one after the other")
             starting = True
-            serve.delete(APPLICATION)
-        serve.shutdown()
+        if not damage:
+            serve.shutdown()
     except KeyboardInterrupt:
         log.info("stopped while starting")
     finally:
         ray.shutdown()
         remove_ray_dir(ray_dir)
-        if lock is not None:
-            lock.close()
+
+
+def _run_folder(settings: Settings) -> Path:
+    folder = settings.data / "run"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def _lock(settings: Settings) -> IO[str] | None:
@@ -105,6 +151,24 @@ def _lock(settings: Settings) -> IO[str] | None:
         lock.close()
         raise StartupError(f"other workers run on {settings.data}; stop them, or give these their own data_dir") from None
     return lock
+
+
+def _next_signal(signals: queue.SimpleQueue[int], status: int) -> tuple[int, str]:
+    """Wait for a signal, and look meanwhile whether Ray's own processes live. Returns it, and what has ended of them, or ""."""
+    from ray._private import worker
+
+    damage = ""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return signals.get(timeout=LOOK_S), damage
+        ended = [f"{kind} ended with {process.returncode}" for kind, process in worker._global_node.dead_processes() if kind in NEEDED]
+        if ended and not damage:
+            damage = ", ".join(ended)
+            _tell(status, f"{DAMAGED} {damage}")
+
+
+def _tell(status: int, line: str) -> None:
+    os.write(status, f"{line}\n".encode())
 
 
 def _link_logs(settings: Settings, ray_dir: Path) -> None:

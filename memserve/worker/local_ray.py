@@ -33,6 +33,8 @@ def ray_environment(data: Path) -> dict[str, str]:
         # a loopback address by the machine's outer one.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_worker_niceness": "0",
+        # Ray ends all workers when its GCS has been away for this long. They serve without it until others have taken their place.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "900",
         # The replica's own gRPC server and vLLM share its event loop.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }

@@ -23,6 +23,8 @@ from memserve.errors import BlobStoreUnavailable, RegistryUnavailable
 from memserve.plain import log_to_stderr
 from memserve.private_files import private_umask
 from memserve.supervised import repeat
+from memserve.worker.generations import GENERATION
+from memserve.worker.leaving import LOOK_S, events_socket, leaving_file
 from memserve.worker.local_ray import serve_on_loopback
 
 log = logging.getLogger("memserve.worker")
@@ -115,7 +117,7 @@ class WorkerReplica:
         namespace, kv_transfer = activation_memory(settings, model, model_digest)
         run_dir = settings.data / "run"
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._events_socket = run_dir / f"{os.getpid()}.ev"
+        self._events_socket = events_socket(settings, os.getpid())
         endpoint = f"ipc://{self._events_socket}"
         self._log = BlockLog()
         self._tasks.append(
@@ -145,8 +147,8 @@ class WorkerReplica:
 
         credential = credentials.worker_credential(credentials.salt_key(settings))
         self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[GatewaysOnly(credential)])
-        service = WorkerService(self._engine, self._log, max_lora_rank=settings.max_lora_rank)
-        rpc.add_WorkerServiceServicer_to_server(service, self._server)
+        self._service = WorkerService(self._engine, self._log, max_lora_rank=settings.max_lora_rank)
+        rpc.add_WorkerServiceServicer_to_server(self._service, self._server)
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, self._server)
         port = self._server.add_insecure_port(f"{settings.worker_host}:0")
@@ -175,6 +177,9 @@ class WorkerReplica:
             asyncio.create_task(repeat("module_copies", self._tidy_copies, COPIES_S, failed)),
             asyncio.create_task(repeat("engine_life", self._end_with_engine, ENGINE_CHECK_S, failed)),
         ]
+        self._leaving_file = leaving_file(settings, os.environ.get(GENERATION, ""))
+        self._leaving = asyncio.create_task(repeat("leaving", self._leave_with_generation, LOOK_S, failed))
+        self._tasks.append(self._leaving)
 
     async def _end_with_engine(self) -> None:
         """End this process when the engine has died: its streams break at once, and Serve starts a fresh replica.
@@ -215,6 +220,15 @@ class WorkerReplica:
         """Called by Ray Serve; raises when the engine is dead."""
         await self._engine.llm.check_health()
 
+    async def _leave_with_generation(self) -> None:
+        """Finish the answers under way and end, when other workers have taken the place of these and Ray is too damaged to say so."""
+        if not await asyncio.to_thread(self._leaving_file.exists):
+            return
+        log.warning("other workers have taken this one's place")
+        self._tasks.remove(self._leaving)
+        await self.__del__()
+        os._exit(0)
+
     async def __del__(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -223,6 +237,7 @@ class WorkerReplica:
             with contextlib.suppress(RegistryUnavailable):
                 await self._registry.drop_lease(self._lease.worker_id)
             await self._registry.close()
+            self._service.leave()
             await self._server.stop(self._settings.shutdown_grace_s / 2)
         await asyncio.to_thread(self._closing.close)
         if hasattr(self, "_store"):

@@ -49,6 +49,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self._log = log
         self._max_lora_rank = max_lora_rank
         self._epoch = time.time_ns()
+        self._leaving = False
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         sampling = Sampling(
@@ -116,7 +117,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         sequence = request.after_sequence if request.epoch == self._epoch else None
-        while not self._engine.llm.errored:
+        while not self._engine.llm.errored and not self._leaving:
             self._log.changed.clear()
             for event in self._log.since(sequence):
                 sequence = event.sequence
@@ -127,7 +128,12 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 await asyncio.wait_for(self._log.changed.wait(), STATE_INTERVAL_S)
             except TimeoutError:
                 pass
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine has died")
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "this worker leaves" if self._leaving else "the engine has died")
+
+    def leave(self) -> None:
+        """End the streams that gateways watch: they send this worker nothing more, and wait for the answers that it is at."""
+        self._leaving = True
+        self._log.changed.set()
 
     async def LookupBlocks(self, request: pb.LookupBlocksRequest, context: Context) -> pb.LookupBlocksResponse:
         device, held = self._log.leading(request.keys)

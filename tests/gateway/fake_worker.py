@@ -137,6 +137,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self.changes: dict[str, float] = {}
         self.pinned: set[str] = set()
         self.breaks_between_messages = 0
+        self.leaving = False
         self._running: dict[str, list[str]] = {}
         self._places: dict[str, pb.ModulePlace] = {}
         self._address = "127.0.0.1:0"
@@ -187,6 +188,12 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def die(self) -> None:
         """Its port closes at once; its lease is left as it is, as after a kill."""
         await self._server.stop(0)
+
+    async def leave(self) -> None:
+        """As a worker does whose place others have taken: no lease, no stream for gateways, and the answers under way go on."""
+        await self.drop_lease()
+        self.leaving = True
+        self.log.changed.set()
 
     async def drop_lease(self) -> None:
         await self._registry.drop_lease(self.worker_id)
@@ -336,6 +343,8 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         epoch = self.epoch
         sequence = request.after_sequence if request.epoch == epoch else None
         while True:
+            if self.leaving:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "this worker leaves")
             self.log.changed.clear()
             if not self.silent:
                 for number, change, keys in self.log.since(sequence):

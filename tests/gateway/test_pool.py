@@ -12,7 +12,7 @@ from memserve.kv.keys import block_keys, redis_key
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.registry import WORKERS, lease_key
 from tests.gateway.conftest import StartGateway
-from tests.gateway.fake_worker import BLOCK_TOKENS, NAMESPACE, FakeWorker
+from tests.gateway.fake_worker import BLOCK_TOKENS, NAMESPACE, FakeWorker, Script
 from tests.gateway.running import RunningGateway, until
 
 LONG = "the gate of the north tower opens at nine and closes at five " * 12
@@ -57,6 +57,19 @@ async def test_a_large_change_that_breaks_is_told_again_whole(start_gateway: Sta
     worker.breaks_between_messages = 1
     worker.log.remove(KEYS[:50], "GPU")
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == 50)
+
+
+async def test_a_worker_that_leaves_gets_nothing_more_and_finishes_what_it_is_at(start_gateway: StartGateway) -> None:
+    """Others have taken its place: a restart costs no answer."""
+    gateway = await start_gateway(workers=[{"script": Script(pause_s=0.02)}, {}])
+    answer = gateway.client.stream("hello", sampling=Sampling(max_tokens=100), worker_id="w0")
+    events = [await anext(answer), await anext(answer)]
+    await gateway.workers[0].leave()
+    await until(lambda: set(gateway.pipeline.pool.workers) == {"w1"})
+    assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w1"
+    events += [event async for event in answer]
+    assert len(events) == 102, "the receipt, every token and the usage"
+    await gateway.workers[0].die()
 
 
 async def test_events_that_a_worker_leaves_out_make_the_gateway_begin_anew(start_gateway: StartGateway) -> None:
