@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from memserve.errors import StartupError
-from memserve.private_files import write_private
+from memserve.private_files import keep_private
 
 PREFIX = "MEMSERVE_"
 # Names a file of settings: JSON, by their names. Secrets stand there rather than in the environment.
@@ -214,7 +214,7 @@ def child_environment(settings: Settings, file: Path) -> dict[str, str]:
 
     No secret stands in the environment, which a process hands on to its own children. Raises OSError when the file cannot be written.
     """
-    write_private(file, json.dumps(changed_settings(settings), default=str).encode())
+    keep_private(file, json.dumps(changed_settings(settings), default=str).encode())
     return {**environment_without_settings(), SETTINGS_FILE: str(file)}
 
 

@@ -50,6 +50,14 @@ def write_private(file: Path, content: bytes) -> None:
     _sync_folder(file.parent)
 
 
+def keep_private(file: Path, content: bytes) -> None:
+    """As `write_private`, but a file that has the content already is left alone: on a full disk what ran before starts again."""
+    with contextlib.suppress(OSError):
+        if file.read_bytes() == content:
+            return
+    write_private(file, content)
+
+
 def kept_secret(file: Path) -> bytes:
     """The secret that the file keeps: at least 32 bytes. Made at the first call; two at once get the same.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 from memserve import credentials
 from memserve.config import Settings
 from memserve.errors import StartupError
-from memserve.private_files import kept_secret, open_data_dir, write_private
+from memserve.private_files import keep_private, kept_secret, open_data_dir, write_private
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"a" * 31, b" " * 64])
@@ -32,6 +33,20 @@ def test_a_configured_salt_key_that_is_too_short_is_refused(tmp_path: Path) -> N
         credentials.salt_key(Settings(data_dir=tmp_path, salt_key="short"))
     salts = {credentials.salt_key(Settings(data_dir=tmp_path / name, salt_key="x" * 32)) for name in ("a", "b")}
     assert len(salts) == 1 and not (tmp_path / "a").exists()
+
+
+def test_what_a_file_has_already_is_not_written_again_so_that_a_full_disk_keeps_nothing_from_starting(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.json"
+    keep_private(file, b"settings")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file takes a byte
+    try:
+        keep_private(file, b"settings")
+        with pytest.raises(OSError, match="large"):
+            keep_private(file, b"others")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_bytes() == b"settings"
 
 
 def test_many_that_start_at_once_get_the_same_secret(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from memserve.embedded.children import last_line, spawn
 from memserve.embedded.part import Report
 from memserve.errors import StartupError
 from memserve.kv.cache_url import without_secrets
-from memserve.private_files import write_private
+from memserve.private_files import keep_private
 
 CACHE_SAVE_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 1.0
@@ -75,7 +75,7 @@ class RedisServer:
             **self.options,
         }
         file = self.folder / "redis.conf"
-        write_private(file, "".join(f"{option} {value}\n" for option, value in configuration.items()).encode())
+        keep_private(file, "".join(f"{option} {value}\n" for option, value in configuration.items()).encode())
         return spawn([redis_executable(), str(file)], self.data, self.name, REDIS_ENVIRONMENT, None)
 
     def answers(self, process: subprocess.Popen[bytes], report: Report) -> bool:

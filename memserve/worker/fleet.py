@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from memserve.config import STACK_MARK, Settings, changed_settings, child_environment
 from memserve.errors import StartupError
-from memserve.private_files import open_data_dir, write_private
+from memserve.private_files import keep_private, open_data_dir
 from memserve.worker.fitting import check_memory
 from memserve.worker.generations import DAMAGED, READY, Generations, Rules
 from memserve.worker.leaving import drain
@@ -79,7 +79,7 @@ def run_generation(settings: Settings, status: int) -> None:
     status: the file descriptor that `Generation` reads. Raises StartupError when the workers do not start.
     """
     settings_file = _run_folder(settings) / "replicas.json"
-    write_private(settings_file, json.dumps(changed_settings(settings), default=str).encode())
+    keep_private(settings_file, json.dumps(changed_settings(settings), default=str).encode())
     forget_settings_environment()
     os.environ.update(ray_environment(settings.data))
     import ray
