@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.table import Table
@@ -29,7 +32,7 @@ audit_app = typer.Typer(help="Who changed which module, when, from what to what.
 
 LONG_S = 3600.0
 UPLOAD_ATTEMPTS = 3
-AUDIT_FIELDS = ("event_id", "at_s", "tenant", "principal", "action", "module", "before", "after")
+ROWS_OF_A_TABLE = 1000
 
 AliasName = Annotated[str, typer.Option("--alias", help="Which alias. Default: live.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the history and the audit.")]
@@ -358,27 +361,69 @@ def watch(
 
 
 @audit_app.command("list")
-def audit_list(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 60.0) -> None:
+def audit_list(
+    after: Annotated[str, typer.Option(help="Begin after this event; default: with the first.")] = "",
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = 60.0,
+) -> None:
     """Show every change of modules, oldest first."""
-    table = Table("when", "by", "what", "module", "before", "after")
     with connected(address, api_key, timeout) as client:
-        for event in client.modules.audit():
-            table.add_row(_when(event.at_s), event.principal, event.action, event.module, _short(event.before), _short(event.after))
-    out.print(table)
+        events = client.modules.audit(after)
+        while page := list(itertools.islice(events, ROWS_OF_A_TABLE)):
+            table = Table("when", "by", "what", "module", "before", "after")
+            for event in page:
+                table.add_row(_when(event.at_s), event.principal, event.action, event.module, _short(event.before), _short(event.after))
+            out.print(table)
 
 
 @audit_app.command("export")
 def audit_export(
-    file: Annotated[Path | None, typer.Argument(help="Where to write; default: standard output.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="Where to write; default: standard output. One that is there is continued.")] = None,
+    after: Annotated[str, typer.Option(help="Begin after this event. Default: after the last one in the file, else with the first.")] = "",
+    release: Annotated[bool, typer.Option(help="Then say that all of it is exported: it may go when the audit is full.")] = False,
     address: Address = DEFAULT_ADDRESS,
     api_key: ApiKey = "",
     timeout: Timeout = 600.0,
 ) -> None:
-    """Write every change as JSON lines."""
+    """Write every change as JSON lines. An export that was cut off goes on where it ended."""
+    if release and file is None:
+        raise StartupError("--release needs a file: what goes to standard output may not have been kept")
+    last = after
     with connected(address, api_key, timeout) as client, contextlib.ExitStack() as stack:
-        stream = stack.enter_context(file.open("w")) if file is not None else None
-        for event in client.modules.audit():
-            print(json_line(asdict(event)), file=stream)
+        stream = stack.enter_context(file.open("a+b")) if file is not None else None
+        if stream is not None:
+            last = after or last_exported(stream)
+        for event in client.modules.audit(last):
+            line = json_line(asdict(event))
+            print(line) if stream is None else stream.write(line.encode() + b"\n")
+            last = event.event_id
+        if stream is not None:
+            stream.flush()
+            os.fsync(stream.fileno())
+        if release and last:
+            client.modules.release_audit(last)
+
+
+def last_exported(stream: BinaryIO) -> str:
+    """The id of the last event in an export, which is cut to its whole lines; empty where there is none. Leaves the stream at its end.
+
+    Raises StartupError for a file that is no export.
+    """
+    whole = last = 0
+    stream.seek(0)
+    for line in stream:
+        if line.endswith(b"\n"):
+            last, whole = whole, whole + len(line)
+    stream.seek(last)
+    line = stream.read(whole - last)
+    try:
+        event_id = str(json.loads(line)["event_id"]) if line else ""
+    except (ValueError, KeyError, TypeError):
+        raise StartupError(f"{getattr(stream, 'name', 'the file')} is no export of an audit: its last line has no event_id") from None
+    stream.truncate(whole)
+    stream.seek(whole)
+    return event_id
 
 
 def _again(publish: Callable[[], ModuleVersion]) -> ModuleVersion:

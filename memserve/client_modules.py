@@ -184,15 +184,16 @@ class ModuleCalls:
             for response in responses:
                 yield audit_event_of(response.event)
 
-    def audit(self) -> Iterator[AuditEvent]:
-        """Every audit event of the tenant, oldest first."""
-        request = pb.ListAuditEventsRequest(page_size=PAGE_SIZE)
-        while True:
-            page = [audit_event_of(event) for event in self._call("ListAuditEvents", request).events]
-            yield from page
-            if len(page) < PAGE_SIZE:
-                return
+    def audit(self, after_event_id: str = "") -> Iterator[AuditEvent]:
+        """Every audit event of the tenant from after that one, oldest first."""
+        request = pb.ListAuditEventsRequest(page_size=PAGE_SIZE, after_event_id=after_event_id)
+        while page := self._call("ListAuditEvents", request).events:
+            yield from map(audit_event_of, page)
             request.after_event_id = page[-1].event_id
+
+    def release_audit(self, through_event_id: str) -> None:
+        """Events up to this one are exported: they may go when the audit is full."""
+        self._call("ReleaseAudit", pb.ReleaseAuditRequest(through_event_id=through_event_id))
 
 
 class AsyncModuleCalls:
@@ -337,15 +338,15 @@ class AsyncModuleCalls:
             async for response in responses:
                 yield audit_event_of(response.event)
 
-    async def audit(self) -> AsyncIterator[AuditEvent]:
-        request = pb.ListAuditEventsRequest(page_size=PAGE_SIZE)
-        while True:
-            page = [audit_event_of(event) for event in (await self._call("ListAuditEvents", request)).events]
+    async def audit(self, after_event_id: str = "") -> AsyncIterator[AuditEvent]:
+        request = pb.ListAuditEventsRequest(page_size=PAGE_SIZE, after_event_id=after_event_id)
+        while page := (await self._call("ListAuditEvents", request)).events:
             for event in page:
-                yield event
-            if len(page) < PAGE_SIZE:
-                return
+                yield audit_event_of(event)
             request.after_event_id = page[-1].event_id
+
+    async def release_audit(self, through_event_id: str) -> None:
+        await self._call("ReleaseAudit", pb.ReleaseAuditRequest(through_event_id=through_event_id))
 
 
 def _last(responses: Iterator[Any], wanted: str, told: Told) -> Any:

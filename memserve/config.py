@@ -104,6 +104,15 @@ class Settings(BaseModel):
     )
     max_modules_per_tenant: int = Field(256, ge=1, description="Modules of one tenant.")
     max_versions_per_module: int = Field(1000, ge=1, description="Versions of one module, deleted ones not counted.")
+    audit_retention_days: int = Field(
+        400, ge=0, description="Days that the audit keeps an event; then it goes, and an event says so. 0: for ever."
+    )
+    audit_max_bytes: int = Field(
+        64 * MIB,
+        ge=0,
+        description="Memory of the registry for one tenant's audit. Full: what was exported and released goes, else changes are refused. "
+        "0: no limit.",
+    )
     canary_interval_s: float = Field(
         30.0, ge=0.1, description="Time between two runs of the probes of a canary, a version that serves before it has passed the gate."
     )

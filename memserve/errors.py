@@ -168,6 +168,15 @@ class QuotaReached(MemserveError):
         super().__init__(f"{what}: the quota of {limit} is reached (setting {setting}); remove some first")
 
 
+class AuditFull(MemserveError):
+    """The record of a tenant's changes has as many bytes as it may; what is in it goes only after export, or with age."""
+
+    def __init__(self, tenant: str, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"the audit of tenant {tenant} has {size_bytes} of {limit_bytes} bytes; `memserve audit export FILE --release` makes room"
+        )
+
+
 class PrefixNotStored(MemserveError):
     """A prefix is to be pinned that is not all in Redis."""
 

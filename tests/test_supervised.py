@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "memserve"
 ALLOWED = {
     ("supervised.py", "repeating_thread"): "the supervised thread itself",
     ("metrics_port.py", "serve_metrics"): "the standard library's server, which answers each call in a thread of its own and survives each",
+    ("gateway/edge.py", "_give_up"): "ends one call; whatever it raises says that the call has ended",
     ("gateway/gate.py", "ask"): "lanes of a TaskGroup, which waits for them and raises what they raise",
     ("gateway/modules.py", "delete"): "awaited, shielded from the caller's cancellation",
     ("gateway/modules.py", "_with_steps"): "awaited: its end is the stream's",

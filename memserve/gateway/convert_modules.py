@@ -25,7 +25,7 @@ KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
 PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace}
 METHODS = {number: name.removeprefix("COMPOSE_METHOD_").lower() for name, number in pb.ComposeMethod.items() if number}
 FILES_MAX = 8
-REASON_MAX_BYTES = 4096
+REASON_MAX_BYTES = 1024
 
 
 def kind_of(field: str, number: int) -> ModuleKind:

@@ -16,7 +16,7 @@ from memserve.turns import Turns
 MODULE_CHANGES = frozenset(
     {
         "PublishModule", "RunGate", "PromoteModule", "RollbackModule", "SetTraffic", "DropAlias", "DeleteVersion", "PreloadModule",
-        "UnloadModule", "ComposeModule",
+        "UnloadModule", "ComposeModule", "ReleaseAudit",
     }
 )  # fmt: skip
 MEMORY_CHANGES = frozenset({"Remember", "Forget"})

@@ -264,6 +264,11 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             events = await self._store.events(tenant.name, after=request.after_event_id, limit=_page_size(request.page_size))
             return pb.ListAuditEventsResponse(events=[convert.audit_event(event) for event in events])
 
+    async def ReleaseAudit(self, request: pb.ReleaseAuditRequest, context: Context) -> pb.ReleaseAuditResponse:
+        async with self._edge.call("ReleaseAudit", context) as tenant:
+            await self._store.release_audit(tenant.name, tenant.principal, request.through_event_id)
+            return pb.ReleaseAuditResponse()
+
     def _changed(self, action: str) -> None:
         self._edge.pipeline.metrics.module_changes.labels(action).inc()
 

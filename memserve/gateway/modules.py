@@ -41,6 +41,8 @@ PLACES_TIMEOUT_S = 5.0
 SWAP_TIMEOUT_S = 30.0
 # Of an alias's traffic, for versions that have not passed the gate.
 UNGATED_SHARE_MAX = 0.5
+# Characters of what a worker says why it has not loaded a module.
+REFUSAL_MAX = 1000
 
 Progress = Callable[[int, int], None]
 
@@ -373,7 +375,8 @@ class Modules:
             try:
                 return WorkerResidency(worker.lease.worker_id, await ask(worker))
             except grpc.aio.AioRpcError as error:
-                return WorkerResidency(worker.lease.worker_id, worker.place_of(digest), error.details() or error.code().name)
+                refusal = (error.details() or error.code().name)[:REFUSAL_MAX]
+                return WorkerResidency(worker.lease.worker_id, worker.place_of(digest), refusal)
 
         return sorted(await asyncio.gather(*(told(worker) for worker in workers)), key=lambda residency: residency.worker_id)
 

@@ -41,4 +41,5 @@ NEEDED: dict[str, KeyRole] = {
     "PreloadModule": _WRITE,
     "UnloadModule": _WRITE,
     "ComposeModule": _WRITE,
+    "ReleaseAudit": KeyRole.ADMIN,
 }

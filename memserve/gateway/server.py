@@ -107,7 +107,13 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
         activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
         stack.push_async_callback(activation.close)
-        store = ModuleStore(settings.redis, modules_max=settings.max_modules_per_tenant, versions_max=settings.max_versions_per_module)
+        store = ModuleStore(
+            settings.redis,
+            modules_max=settings.max_modules_per_tenant,
+            versions_max=settings.max_versions_per_module,
+            audit_days=settings.audit_retention_days,
+            audit_max_bytes=settings.audit_max_bytes,
+        )
         stack.push_async_callback(store.close)
         shapes = model.tensor_shapes()
         modules = ParametricMemory(

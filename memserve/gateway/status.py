@@ -29,6 +29,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.JournalFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QuotaReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.AuditFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.PrefixNotStored: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PinLimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoWorker: grpc.StatusCode.UNAVAILABLE,

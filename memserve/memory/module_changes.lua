@@ -252,12 +252,27 @@ function changes.absolve(digest, token)
   return {'done'}
 end
 
+-- The events up to this one have been exported: they may go when the audit is full.
+function changes.release_audit(tenant, principal, through)
+  local event = redis.call('XRANGE', key('events', tenant), through, through, 'COUNT', 1)[1]
+  if not event then return {'InvalidField', 'through_event_id', 'the audit has no event ' .. through} end
+  redis.call('HSET', key('audit', tenant), 'released', through)
+  audit(tenant, principal, 'release_audit', '', '', cjson.encode({through = through}))
+  return {'done'}
+end
+
+-- Changes that an audit without room refuses: those that take trouble away, and that make room, go on.
+local AUDITED = {
+  publish = true, set_alias = true, drop_alias = true, keep_gate = true, delete = true, record = true, preload = true, unload = true,
+}
+
 local look = looks[ARGV[1]]
-if look then return look(unpack(ARGV, 3)) end
+if look then return look(unpack(ARGV, 5)) end
 local done = P .. 'done:' .. ARGV[2]
 local told = redis.call('GET', done)
 if told then return told end
-local reply = changes[ARGV[1]](unpack(ARGV, 3))
+local full = AUDITED[ARGV[1]] and audit_room(ARGV[5])
+local reply = full and {'AuditFull', ARGV[5], full, AUDIT_MAX_BYTES} or changes[ARGV[1]](unpack(ARGV, 5))
 told = cjson.encode(reply)
 if reply[1] == 'done' then redis.call('SET', done, told, 'PX', DONE_MS) end
 return told

@@ -2,7 +2,7 @@
 -- what calls them, are in module_changes.lua: the two are one script.
 -- Each script is one atomic change together with its audit event, or one consistent look.
 --
--- ARGV: the script's name, the call's id ("" for a look), the script's arguments. Tenants, names and aliases stand in keys as
+-- ARGV: the script's name, the call's id ("" for a look), the audit's limits (days, bytes; 0 for none), the script's arguments. Tenants, names and aliases stand in keys as
 -- <length>:<text>, so that none can reach into another's.
 --
 --   names:T, names:T<kind>   sorted sets, all of score 0: the modules that have versions
@@ -18,7 +18,8 @@
 --   condemned:<digest>       string: by whom, until it expires;  claims:<digest>  sorted set of publishers' tokens by when they end
 --   preloaded:TN<n>          set of worker ids, "" for every worker
 --   preloads                 hash of all by TN<n>:worker: {digest, kind, worker_id, gone}; gone: since when the worker has had no lease
---   events:T                 stream, never trimmed
+--   events:T                 stream of the audit, trimmed as audit_room() says, and an event tells of it
+--   audit:T                  hash: released, the last event that has been exported; looked, when events too old were last looked for
 --   done:<call>              what a change answered, for a call that is sent again because its connection broke
 --
 -- `origin` is the revision that first had these targets: what the alias was before them is at revision origin - 1, however many
@@ -33,11 +34,16 @@ local ALIASES_MAX = 256
 local ROLLBACK_STEPS = 1000
 -- Of JSON.
 local PAGE_BYTES = 2 * 1024 * 1024
+local BATCH = 16
 -- After an outage of this Redis no worker has a lease until it has renewed it.
 local WORKER_GONE_S = 3600
 -- Shares are quotients: what is equal on paper differs by this much at most.
 local ROUNDING = 1e-9
 local DONE_MS = 10000
+local DAY_S = 86400
+-- Events that are too old go in batches, each with an event of its own that says so.
+local AUDIT_LOOK_S = 3600
+local AUDIT_DAYS, AUDIT_MAX_BYTES = tonumber(ARGV[3]), tonumber(ARGV[4])
 -- Redis's own clock: those of the gateways differ.
 local TIME = redis.call('TIME')
 local NOW = tonumber(TIME[1]) + tonumber(TIME[2]) / 1e6
@@ -68,6 +74,34 @@ end
 local function audit(tenant, principal, action, module, before, after)
   return redis.call('XADD', key('events', tenant), '*', 'at_s', STAMP, 'principal', principal, 'action', action, 'module', module,
     'before', before, 'after', after)
+end
+
+local function audit_bytes(tenant) return redis.call('MEMORY', 'USAGE', key('events', tenant)) or 0 end
+
+-- Take the events before an id away, and tell of it. why: retention or released.
+local function trim_audit(tenant, before, why)
+  local events = key('events', tenant)
+  local first = redis.call('XRANGE', events, '-', '+', 'COUNT', 1)[1]
+  local count = redis.call('XTRIM', events, 'MINID', before)
+  if count == 0 then return end
+  audit(tenant, 'memserve', 'trim', '', cjson.encode({events = count, from = first[1], before = before}), cjson.encode({why = why}))
+end
+
+-- Before a change. Events that are past their days go; over the bytes, those that have been exported and released go too.
+-- Returns the bytes when there is no room for another event, else nil.
+local function audit_room(tenant)
+  local state = redis.call('HMGET', key('audit', tenant), 'looked', 'released')
+  if AUDIT_DAYS > 0 and NOW - tonumber(state[1] or 0) > AUDIT_LOOK_S then
+    redis.call('HSET', key('audit', tenant), 'looked', STAMP)
+    trim_audit(tenant, string.format('%d-0', math.max(0, (NOW - AUDIT_DAYS * DAY_S) * 1000)), 'retention')
+  end
+  if AUDIT_MAX_BYTES == 0 or audit_bytes(tenant) <= AUDIT_MAX_BYTES then return nil end
+  if state[2] then
+    local ms, sequence = string.match(state[2], '^(%d+)-(%d+)$')
+    trim_audit(tenant, ms .. '-' .. string.format('%d', tonumber(sequence) + 1), 'released')
+  end
+  local bytes = audit_bytes(tenant)
+  return bytes > AUDIT_MAX_BYTES and bytes or nil
 end
 
 -- The version, its texts, its gate report, and whether it moves logits; the first is false where there is none.
@@ -278,6 +312,21 @@ local function page(keys, limit, look)
   return {found, ''}
 end
 
+-- What `read` gives for what was found so far and a number, again and again, until a page is full: no more is read than a batch beyond it.
+local function by_batches(limit, read)
+  local found, size = {}, 0
+  while #found < limit do
+    local batch = read(found, math.min(BATCH, limit - #found))
+    for _, entry in ipairs(batch) do
+      size = size + size_of(entry)
+      if #found > 0 and size > PAGE_BYTES then return found end
+      found[#found + 1] = entry
+    end
+    if #batch < math.min(BATCH, limit) then return found end
+  end
+  return found
+end
+
 -- first, last: bounds of ZRANGEBYLEX. kind: "" for all. Returns a page() of described().
 function looks.modules(tenant, first, last, limit, kind)
   local names = kind == '' and key('names', tenant) or key('names', tenant, kind)
@@ -311,10 +360,23 @@ function looks.resolve(tenant, name, alias, n)
   return {shown(alias, present), found}
 end
 
--- after: a revision, 0 for the first on. Returns false for a name that never had a version.
+-- after: a revision, 0 for the first on. Returns as many as fit a page, one at least; false for a name that never had a version.
 function looks.history(tenant, name, alias, after, limit)
+  if redis.call('EXISTS', key('head', tenant, name)) == 0 then return false end
   local history = key('history', tenant, name, alias)
-  return redis.call('EXISTS', key('head', tenant, name)) == 1 and redis.call('LRANGE', history, after, after + limit - 1)
+  return by_batches(tonumber(limit), function(found, batch)
+    local start = after + #found
+    return redis.call('LRANGE', history, start, start + batch - 1)
+  end)
+end
+
+-- after: an event's id. Returns as many as fit a page, one at least.
+function looks.events(tenant, after, limit)
+  local last = after
+  return by_batches(tonumber(limit), function(found, batch)
+    if #found > 0 then last = found[#found][1] end
+    return redis.call('XRANGE', key('events', tenant), '(' .. last, '+', 'COUNT', batch)
+  end)
 end
 
 function looks.canaries() return redis.call('HGETALL', P .. 'canaries') end

@@ -19,7 +19,7 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 from memserve.domain import Alias, AliasChange, AuditEvent, GateReport, Module, ModuleKind, ModuleVersion, TrafficShare
-from memserve.errors import AliasConflict, InvalidField, ModuleNotFound, NothingToRollBack, QuotaReached, VersionInUse
+from memserve.errors import AliasConflict, AuditFull, InvalidField, ModuleNotFound, NothingToRollBack, QuotaReached, VersionInUse
 from memserve.memory.module_records import (
     CanaryAlias,
     Preload,
@@ -44,6 +44,7 @@ TEXTS = ("recipe", "notes", "sources")
 CONNECTIONS = 32
 # Each that waits for events holds a connection.
 WATCHERS_MAX = 4096
+DIGESTS_AT_ONCE = 1000
 FIRST_EVENT_ID = "0-0"
 _EVENT_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 _EVENT_PART_MAX = 2**64 - 1
@@ -60,7 +61,7 @@ class DigestCondemned(Exception):
 # What a script may answer instead of having changed anything, by the names that it uses.
 REFUSALS = {
     error.__name__: error
-    for error in (AliasConflict, DigestCondemned, InvalidField, ModuleNotFound, NothingToRollBack, QuotaReached, VersionInUse)
+    for error in (AliasConflict, AuditFull, DigestCondemned, InvalidField, ModuleNotFound, NothingToRollBack, QuotaReached, VersionInUse)
 }
 
 
@@ -71,10 +72,22 @@ class ModuleStore:
     change was made is then unknown.
     """
 
-    def __init__(self, redis_url: str, *, modules_max: int | None = None, versions_max: int | None = None) -> None:
-        """modules_max: of a tenant. versions_max: of a module. None: any number."""
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        modules_max: int | None = None,
+        versions_max: int | None = None,
+        audit_days: int = 0,
+        audit_max_bytes: int = 0,
+    ) -> None:
+        """modules_max: of a tenant. versions_max: of a module. None: any number. audit_days: events of the audit that are older go.
+
+        audit_max_bytes: of each tenant's audit. Of the audit's limits, 0 is none.
+        """
         self._modules_max = modules_max
         self._versions_max = versions_max
+        self._audit_limits = audit_days, audit_max_bytes
         self._redis = registry_client(redis_url)
         self._watching = registry_client(redis_url, max_connections=WATCHERS_MAX)
         self._connections = asyncio.Semaphore(CONNECTIONS)
@@ -239,7 +252,9 @@ class ModuleStore:
         return read_alias(shown)
 
     async def history(self, tenant: str, name: str, alias: str, *, after: int = 0, limit: int) -> list[AliasChange]:
-        """Up to `limit` changes of an alias, oldest first, from after the revision `after`. Where it was dropped, it has no targets.
+        """Up to `limit` changes of an alias, oldest first, from after the revision `after`; fewer when they are large.
+
+        Where it was dropped, it has no targets.
 
         Raises ModuleNotFound for a name that never had a version.
         """
@@ -311,7 +326,9 @@ class ModuleStore:
 
     async def of_tenant(self, tenant: str, digests: Sequence[str]) -> set[str]:
         """Those of these digests that a version of the tenant has."""
-        return set(await self._look("of_tenant", tenant, *digests))
+        # Lua puts arguments on a stack of 8,000.
+        parts = [digests[start : start + DIGESTS_AT_ONCE] for start in range(0, len(digests), DIGESTS_AT_ONCE)]
+        return {digest for part in parts for digest in await self._look("of_tenant", tenant, *part)}
 
     async def claim(self, digests: Sequence[str], token: str, seconds: float) -> None:
         """Keep digests from being condemned for so long: what has them is being stored, to be published then. Ends by itself.
@@ -342,21 +359,23 @@ class ModuleStore:
         return AuditEvent(event_id, float(stamp), tenant, principal, action, module, before, after)
 
     async def events(self, tenant: str, *, after: str = "", limit: int, block_s: float = 0.0) -> list[AuditEvent]:
-        """Up to `limit` events, oldest first, from after the event `after` ("": the first). Where there are none, waits up to `block_s`.
+        """Up to `limit` events, oldest first, from after the event `after` ("": the first); fewer when they are large.
 
-        Raises InvalidField.
+        Where there are none, waits up to `block_s`. Raises InvalidField.
         """
-        match = _EVENT_ID.fullmatch(after or FIRST_EVENT_ID)
-        if match is None or any(int(part) > _EVENT_PART_MAX for part in match.groups()):
-            raise InvalidField("after_event_id", "must be the id of an event")
-        stream = {f"memserve:module:events:{len(tenant.encode())}:{tenant}": match[0]}
-        if block_s > 0:
-            async with answering(block_s + TIMEOUT_S):
-                found = await self._watching.xread(stream, count=limit, block=max(1, int(block_s * 1000)))
-        else:
-            async with answering(), self._connections:
-                found = await self._redis.xread(stream, count=limit)
-        return [read_event(tenant, event_id, fields) for _, entries in found for event_id, fields in entries]
+        after = _event_id("after_event_id", after or FIRST_EVENT_ID)
+        found = await self._look("events", tenant, after, limit)
+        if found or block_s <= 0:
+            return [read_event(tenant, event_id, _pairs(fields)) for event_id, fields in found]
+        stream = {f"memserve:module:events:{len(tenant.encode())}:{tenant}": after}
+        async with answering(block_s + TIMEOUT_S):
+            # One: what else has come is read as a page.
+            awaited = await self._watching.xread(stream, count=1, block=max(1, int(block_s * 1000)))
+        return [read_event(tenant, event_id, fields) for _, entries in awaited for event_id, fields in entries]
+
+    async def release_audit(self, tenant: str, principal: str, through: str) -> None:
+        """Events up to this one have been exported, and may go when the audit is full. Raises InvalidField for no event's id."""
+        await self._change("release_audit", tenant, principal, _event_id("through_event_id", through))
 
     async def last_event_id(self, tenant: str) -> str:
         """Of the newest event; before the first one, an id that every event comes after."""
@@ -375,9 +394,20 @@ class ModuleStore:
     async def _run(self, script: str, call: str, arguments: Sequence[Any]) -> Any:
         async with answering(), self._connections:
             try:
-                return await self._redis.evalsha(DIGEST, 0, script, call, *arguments)
+                return await self._redis.evalsha(DIGEST, 0, script, call, *self._audit_limits, *arguments)
             except NoScriptError:
-                return await self._redis.eval(SCRIPT, 0, script, call, *arguments)
+                return await self._redis.eval(SCRIPT, 0, script, call, *self._audit_limits, *arguments)
+
+
+def _event_id(field: str, text: str) -> str:
+    match = _EVENT_ID.fullmatch(text)
+    if match is None or any(int(part) > _EVENT_PART_MAX for part in match.groups()):
+        raise InvalidField(field, "must be the id of an event")
+    return text
+
+
+def _pairs(fields: Sequence[str]) -> dict[str, str]:
+    return dict(zip(fields[::2], fields[1::2], strict=True))
 
 
 def _flag(value: bool) -> str:

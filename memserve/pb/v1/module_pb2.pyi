@@ -569,3 +569,13 @@ class ListAuditEventsResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[AuditEvent]
     def __init__(self, events: _Optional[_Iterable[_Union[AuditEvent, _Mapping]]] = ...) -> None: ...
+
+class ReleaseAuditRequest(_message.Message):
+    __slots__ = ("through_event_id",)
+    THROUGH_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    through_event_id: str
+    def __init__(self, through_event_id: _Optional[str] = ...) -> None: ...
+
+class ReleaseAuditResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

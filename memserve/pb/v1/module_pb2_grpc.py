@@ -131,6 +131,11 @@ class ModuleServiceStub:
                 request_serializer=memserve_dot_v1_dot_module__pb2.ListAuditEventsRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_module__pb2.ListAuditEventsResponse.FromString,
                 _registered_method=True)
+        self.ReleaseAudit = channel.unary_unary(
+                '/memserve.v1.ModuleService/ReleaseAudit',
+                request_serializer=memserve_dot_v1_dot_module__pb2.ReleaseAuditRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.ReleaseAuditResponse.FromString,
+                _registered_method=True)
 
 
 class ModuleServiceServicer:
@@ -160,7 +165,7 @@ class ModuleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModules(self, request, context):
-        """By name, paged.
+        """By name, paged; a page ends early where modules have many aliases.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,7 +178,7 @@ class ModuleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVersions(self, request, context):
-        """Newest first, paged.
+        """Newest first, paged; a page ends early where versions have long texts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -266,6 +271,13 @@ class ModuleServiceServicer:
 
     def ListAuditEvents(self, request, context):
         """Oldest first, paged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseAudit(self, request, context):
+        """Says that the events up to one have been exported: they go when the audit is full, and an event says so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -368,6 +380,11 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     servicer.ListAuditEvents,
                     request_deserializer=memserve_dot_v1_dot_module__pb2.ListAuditEventsRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_module__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
+            'ReleaseAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseAudit,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.ReleaseAuditRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.ReleaseAuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -885,6 +902,33 @@ class ModuleService:
             '/memserve.v1.ModuleService/ListAuditEvents',
             memserve_dot_v1_dot_module__pb2.ListAuditEventsRequest.SerializeToString,
             memserve_dot_v1_dot_module__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.ModuleService/ReleaseAudit',
+            memserve_dot_v1_dot_module__pb2.ReleaseAuditRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.ReleaseAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

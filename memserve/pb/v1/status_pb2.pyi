@@ -22,7 +22,7 @@ class WorkerModule(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., place: _Optional[_Union[_module_pb2.ModulePlace, str]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "address", "ready", "running", "waiting", "known_blocks", "prefill_tokens_per_s", "modules", "metrics_address", "pid", "shares_kv")
+    __slots__ = ("worker_id", "address", "ready", "running", "waiting", "known_blocks", "prefill_tokens_per_s", "modules", "metrics_address", "pid", "shares_kv", "modules_left_out")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class WorkerStatus(_message.Message):
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     SHARES_KV_FIELD_NUMBER: _ClassVar[int]
+    MODULES_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     address: str
     ready: bool
@@ -45,7 +46,8 @@ class WorkerStatus(_message.Message):
     metrics_address: str
     pid: int
     shares_kv: bool
-    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., ready: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., known_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[WorkerModule, _Mapping]]] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., shares_kv: _Optional[bool] = ...) -> None: ...
+    modules_left_out: int
+    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., ready: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., known_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[WorkerModule, _Mapping]]] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., shares_kv: _Optional[bool] = ..., modules_left_out: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
     __slots__ = ("version", "model", "model_digest", "max_context_tokens", "workers", "redis_ok", "vector_store_ok", "modules", "memories")
