@@ -27,8 +27,10 @@ ALLOWED = {
     ("worker/room.py", "_ensure"): "one load, awaited by whoever waits for the module; its exception is taken by `_loaded`",
     ("worker/connector.py", "exit_with_parent"): "compares two numbers until they differ, then ends the process; nothing in it can raise",
     ("kv/servers.py", "failed"): "tries one server until it answers; every exception is no answer",
-    ("memory/vector.py", "open"): "the flush of the vector memory, which keeps itself going",
     ("worker/generations.py", "_leave"): "ends one generation of workers, whatever goes wrong while its answers finish",
+    ("memory/vector.py", "open"): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself",
+    ("memory/vector.py", "_journaled"): "one write, awaited; what it raises is taken by `_journaled_or_not`",
+    ("memory/settling.py", "apply"): "one write, replayed from the journal when it fails",
     ("embedded/part.py", "begin"): "keeps one part of a stack running, whatever the exception; what starts children is a thread of its own",
 }
 

@@ -8,12 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from typer.testing import CliRunner
 
 from memserve.cli import app
-from memserve.client import CallFailed
 from memserve.domain import ModuleKind, ModuleVersion, TrafficShare, WeightFigures
 from memserve.gateway.convert_modules import REASON_MAX_BYTES
 from memserve.memory.parametric import SOURCE_MAX_BYTES, SOURCES_MAX, TEXT_MAX_BYTES
@@ -137,20 +135,6 @@ async def test_searches_and_namespaces_at_their_worst_fit(start_gateway: StartGa
     found = await stub.Search(memory_pb2.SearchRequest(namespaces=["notes"], query="é", limit=64))
     assert len(found.results) == 64
     assert found.ByteSize() < LEAST_LIMIT_BYTES
-
-
-async def test_a_tenant_that_changes_too_much_is_told_when_to_come_again(start_gateway: StartGateway) -> None:
-    gateway = await start_gateway(module_changes_per_minute_per_tenant=5)
-    modules = gateway.client.modules
-    for number in range(5):
-        with pytest.raises(CallFailed) as refusal:
-            await modules.drop_alias("tone", f"a{number}")
-        assert refusal.value.code is grpc.StatusCode.NOT_FOUND
-    with pytest.raises(CallFailed) as refusal:
-        await modules.drop_alias("tone", "a")
-    assert refusal.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert 0 < (refusal.value.retry_after_s or 0) <= 12.1
-    assert await modules.all() == [], "looking is free"
 
 
 async def test_an_export_goes_on_where_it_ended_and_releases_what_it_has(start_gateway: StartGateway, tmp_path: Path) -> None:
