@@ -102,6 +102,8 @@ class Settings(BaseModel):
         ge=1 * MIB,
         description="Bytes of one tenant's unfinished uploads; the idle ones make room. Not less than max_module_bytes.",
     )
+    max_memories_per_tenant: int = Field(100_000, ge=1, description="Memories of one tenant.")
+    max_namespaces_per_tenant: int = Field(1000, ge=1, description="Namespaces of one tenant, with those that are empty.")
     max_modules_per_tenant: int = Field(256, ge=1, description="Modules of one tenant.")
     max_versions_per_module: int = Field(1000, ge=1, description="Versions of one module, deleted ones not counted.")
     audit_retention_days: int = Field(

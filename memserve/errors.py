@@ -165,7 +165,7 @@ class QuotaReached(MemserveError):
     retry_after_s = 60.0
 
     def __init__(self, what: str, limit: int, setting: str) -> None:
-        super().__init__(f"{what}: the quota of {limit} is reached (setting {setting}); remove some first")
+        super().__init__(f"{what}: the quota of {limit} is reached (setting {setting}); remove some, or have it raised")
 
 
 class AuditFull(MemserveError):

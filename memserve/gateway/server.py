@@ -34,6 +34,7 @@ from memserve.kv.server_check import check_cache_servers
 from memserve.memory.activation import ActivationMemory
 from memserve.memory.blobs import BlobStore, sweep
 from memserve.memory.embedding import MiniLmEmbedder
+from memserve.memory.journal import Quotas as MemoryQuotas
 from memserve.memory.module_kinds import BaseModel
 from memserve.memory.module_store import ModuleStore
 from memserve.memory.parametric import ParametricMemory
@@ -95,7 +96,8 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         registry = Registry(settings.redis)
         stack.push_async_callback(registry.close)
         try:
-            vector = await VectorMemory.open(settings.vector_uri, embedder, settings.redis)
+            kept = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
+            vector = await VectorMemory.open(settings.vector_uri, embedder, settings.redis, quotas=kept)
         except (VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
             raise StartupError(str(error)) from error
         stack.push_async_callback(vector.close)

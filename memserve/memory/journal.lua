@@ -21,8 +21,9 @@ local function number(field) return tonumber(redis.call('HGET', state, field) or
 
 -- Add a write. seen: the sequence of the memory's pending write when the caller looked, 0 for none; looked_at: the last sequence then.
 -- change: what the write adds to the memories of its namespace. Answers {"done", sequence}; {"changed"} when the memory's pending write
--- is another one now, or one that came later may have been dropped since; {"full", bytes} when the journal would outgrow its bounds.
-function scripts.append(key, seen, looked_at, body, tenant, namespace, change, most_entries, most_bytes)
+-- is another one now, or one that came later may have been dropped since; {"full", bytes} when the journal would outgrow its bounds;
+-- {"quota", "memories" or "namespaces"} when the tenant would have more than it may.
+function scripts.append(key, seen, looked_at, body, tenant, namespace, change, most_entries, most_bytes, memories_max, namespaces_max)
   local before = redis.call('HGET', pending, key)
   local sequence = before and tonumber(string.match(before, '^%d+')) or 0
   if sequence ~= tonumber(seen) then return {'changed'} end
@@ -31,6 +32,14 @@ function scripts.append(key, seen, looked_at, body, tenant, namespace, change, m
   local bytes = number('bytes')
   if bytes + grown > tonumber(most_bytes) or (not before and redis.call('HLEN', pending) >= tonumber(most_entries)) then
     return {'full', bytes}
+  end
+  if tonumber(change) > 0 then
+    if redis.call('HEXISTS', counts, namespace) == 0 and redis.call('HLEN', counts) >= tonumber(namespaces_max) then
+      return {'quota', 'namespaces'}
+    end
+    local kept = tonumber(change)
+    for _, memories in ipairs(redis.call('HVALS', counts)) do kept = kept + tonumber(memories) end
+    if kept > tonumber(memories_max) then return {'quota', 'memories'} end
   end
   local next_sequence = redis.call('HINCRBY', state, 'sequence', 1)
   local entry = string.format('%d %s %s', next_sequence, STAMP, body)

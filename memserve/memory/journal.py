@@ -19,7 +19,7 @@ import numpy.typing as npt
 from redis.exceptions import NoScriptError
 
 from memserve.domain import Memory
-from memserve.errors import JournalFull
+from memserve.errors import JournalFull, QuotaReached
 from memserve.memory.vector_milvus import memory_key, tenant_key
 from memserve.registry import answering, registry_client
 
@@ -71,10 +71,19 @@ class Totals:
     is_counted: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """What one tenant may keep."""
+
+    memories: int = 100_000
+    namespaces: int = 1000
+
+
 class Journal:
     """Every method raises RegistryUnavailable when Redis does not answer in time; whether a change was made is then unknown."""
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, redis_url: str, quotas: Quotas) -> None:
+        self._quotas = quotas
         self._redis = registry_client(redis_url, decode_responses=False)
 
     async def close(self) -> None:
@@ -112,7 +121,7 @@ class Journal:
     async def append(self, write: Write, look: Look, change: int) -> int | None:
         """Journal a write, and count `change` memories more in its namespace. On return it is durable.
 
-        Returns its sequence. None: the memory was written since `look`, so look again. Raises JournalFull.
+        Returns its sequence. None: the memory was written since `look`, so look again. Raises JournalFull and QuotaReached.
         """
         outcome, *answer = await self._run(
             [PENDING, STATE, TENANTS, COUNTS + write.tenant_key],
@@ -126,7 +135,13 @@ class Journal:
             change,
             MAX_ENTRIES,
             MAX_BYTES,
+            self._quotas.memories,
+            self._quotas.namespaces,
         )
+        if outcome == b"quota":
+            what = _text(answer[0])
+            limit = self._quotas.memories if what == "memories" else self._quotas.namespaces
+            raise QuotaReached(f"{what} of the tenant", limit, f"max_{what}_per_tenant")
         if outcome == b"full":
             raise JournalFull(int(answer[0]), FULL_RETRY_S)
         return int(answer[0]) if outcome == b"done" else None

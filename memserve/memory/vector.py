@@ -25,7 +25,7 @@ from memserve.errors import (
     VectorStoreUnavailable,
 )
 from memserve.memory.embedding import MiniLmEmbedder
-from memserve.memory.journal import Journal, Look, Write, delete, put
+from memserve.memory.journal import Journal, Look, Quotas, Write, delete, put
 from memserve.memory.settling import FlushNotVerified, Settling
 from memserve.memory.vector_index import MILVUS_ERRORS, OWN_WORK, VectorIndex
 from memserve.memory.vector_milvus import MilvusMemories, is_local_uri, memory_key, tenant_key
@@ -93,19 +93,20 @@ class VectorMemory:
         flush_rows: int = 256,
         flush_quiet_s: float = 5.0,
         may_flush: Callable[[], bool] = lambda: True,
+        quotas: Quotas | None = None,
     ) -> Self:
         """Open a local store, or get ready to use a remote one.
 
         uri: a path that ends in `.db`: Milvus Lite, which keeps a folder there that one process at a time may hold; else `http://host:port`.
         registry_url: the Redis that has the journal. call_timeout_s: bound on any call but a search.
-        may_flush: False while the disk is too full for a flush.
+        may_flush: False while the disk is too full for a flush. quotas: of each tenant; None for the defaults.
         A remote Milvus or a registry that is down does not stop this: calls fail until it is up. A local store raises VectorStoreHeld,
         VectorStoreDamaged or VectorStoreUnavailable when it cannot be opened. A path with another ending raises InvalidField.
         """
         if is_local_uri(uri) and not uri.endswith(".db"):
             raise InvalidField("milvus uri", "must be a path that ends in .db (Milvus Lite) or http(s)://host:port")
         index = VectorIndex(uri, token=token, call_timeout_s=call_timeout_s)
-        journal = Journal(registry_url)
+        journal = Journal(registry_url, quotas or Quotas())
         settling = Settling(journal, index, flush_rows=flush_rows, flush_quiet_s=flush_quiet_s, may_flush=may_flush)
         memory = cls(index, journal, settling, embedder)
         try:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import pytest_asyncio
 
 from memserve.domain import Memory
-from memserve.errors import JournalFull, RegistryUnavailable
+from memserve.errors import JournalFull, QuotaReached, RegistryUnavailable
 from memserve.memory import journal as journal_module
-from memserve.memory.journal import PENDING, STATE, Journal, Write, delete, put
+from memserve.memory.journal import PENDING, STATE, Journal, Quotas, Write, delete, put
 from memserve.memory.vector_milvus import tenant_key
 from tests.kv.redis_server import RedisServer
 
@@ -25,7 +26,7 @@ def memory(name: str = "m1", text: str = "a text\nof two lines") -> Memory:
 
 @pytest_asyncio.fixture
 async def journal(redis_server: RedisServer) -> AsyncIterator[Journal]:
-    journal = Journal(redis_server.url)
+    journal = Journal(redis_server.url, Quotas())
     yield journal
     await journal.close()
 
@@ -123,11 +124,32 @@ async def test_counts_are_taken_over_once_however_many_namespaces_there_are(jour
 
 @pytest.mark.asyncio
 async def test_whether_the_registry_syncs_every_write_is_known(own_redis_server: RedisServer) -> None:
-    journal = Journal(own_redis_server.url)
+    journal = Journal(own_redis_server.url, Quotas())
     assert await journal.syncs_every_write() is False
     own_redis_server.start_durably()
     assert await journal.syncs_every_write() is True
     own_redis_server.stop()
     with pytest.raises(RegistryUnavailable):
         await journal.syncs_every_write()
+    await journal.close()
+
+
+@pytest.mark.asyncio
+async def test_a_tenant_has_a_quota_of_memories_and_of_namespaces(redis_server: RedisServer) -> None:
+    journal = Journal(redis_server.url, Quotas(memories=2, namespaces=2))
+
+    async def remember(name: str, namespace: str = "notes", tenant: str = TENANT) -> int | None:
+        write = put(tenant, replace(memory(name), namespace=namespace), VECTOR)
+        return await journal.append(write, await journal.look(write.key, tenant, namespace), 1)
+
+    await remember("m1")
+    await remember("m2", "others")
+    with pytest.raises(QuotaReached, match=r"memories of the tenant: the quota of 2 is reached \(setting max_memories_per_tenant\)"):
+        await remember("m3")
+    assert await remember("m1", tenant="another") is not None
+    await append(journal, delete(TENANT, "notes", "m1"), -1)
+    with pytest.raises(QuotaReached, match="namespaces of the tenant: the quota of 2"):
+        await remember("m3", "third")
+    assert await remember("m3") is not None
+    assert await journal.counts(TENANT) == {"notes": 1, "others": 1}
     await journal.close()
