@@ -44,8 +44,8 @@ SEED = 13
 # Seconds between quiet's calls of a kind.
 GENERATE_EVERY_S, SEARCH_EVERY_S, REMEMBER_EVERY_S = 0.4, 0.25, 0.25
 QUIET_ANSWER = Sampling(max_tokens=12, min_tokens=12)
-QUIET_MEMORIES = 400
-NOISY_MEMORIES, NOISY_NAMESPACES = 2000, 40
+QUIET_MEMORIES = 100
+NOISY_MEMORIES, NOISY_NAMESPACES = 400, 40
 TURNS = 2
 TURN_S, QUICK_TURN_S = 30.0, 6.0
 # What was begun before a turn is measured in neither.
