@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from memserve.client_module_messages import (
     Told,
@@ -23,6 +24,7 @@ from memserve.domain import Alias, AliasChange, AuditEvent, GateReport, Module, 
 from memserve.pb.v1 import module_pb2 as pb
 
 PAGE_SIZE = 1000
+T = TypeVar("T")
 
 
 class ModuleCalls:
@@ -214,9 +216,15 @@ class AsyncModuleCalls:
         notes: str = "",
         told: Told = silent,
     ) -> ModuleVersion:
-        upload = upload_of(name, folder, expected_digest, sources, recipe, notes)
+        loop = asyncio.get_running_loop()
+
+        def on_loop(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(told, done, total)
+
+        # Files are read and hashed on threads: the loop has other calls to serve.
+        upload = await asyncio.to_thread(upload_of, name, folder, expected_digest, sources, recipe, notes)
         received = (await self._call("GetUpload", pb.GetUploadRequest(header=upload.header))).received_bytes
-        return version_of((await self._call("PublishModule", upload.parts(received, told))).version)
+        return version_of((await self._call("PublishModule", _on_threads(upload.parts(received, on_loop)))).version)
 
     async def get(self, name: str) -> Module:
         return module_of((await self._call("GetModule", pb.GetModuleRequest(name=name))).module)
@@ -347,6 +355,13 @@ class AsyncModuleCalls:
 
     async def release_audit(self, through_event_id: str) -> None:
         await self._call("ReleaseAudit", pb.ReleaseAuditRequest(through_event_id=through_event_id))
+
+
+async def _on_threads(parts: Iterator[T]) -> AsyncIterator[T]:
+    """What a blocking iterator gives, one item at a time, each read on a thread."""
+    end = object()
+    while (part := await asyncio.to_thread(next, parts, end)) is not end:
+        yield cast(T, part)
 
 
 def _last(responses: Iterator[Any], wanted: str, told: Told) -> Any:

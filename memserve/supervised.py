@@ -6,7 +6,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from memserve.errors import MemserveError
 
 log = logging.getLogger("memserve.supervised")
 
@@ -15,6 +18,7 @@ LONGEST_PAUSE_S = 5.0
 # Of one loop, for each class of exception: a step that fails four times a second does not fill the disk with tracebacks.
 SAY_EVERY_S = 60.0
 
+T = TypeVar("T")
 Failed = Callable[[str], None]
 """Called with a loop's name whenever its step has failed. Names are literals in the code, so they may label a metric."""
 
@@ -62,6 +66,41 @@ def repeating_thread(
     thread = threading.Thread(target=run, name=f"memserve_{loop}", daemon=True)
     thread.start()
     return thread
+
+
+class Background:
+    """Work that outlives the call that began it: kept until it ends, bounded in number, and said when it fails."""
+
+    def __init__(self, most: int = 64) -> None:
+        self._most = most
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def begin(self, what: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """what: as the log names it. Whoever awaits the task gets what it raises; nobody has to."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(lambda ended: self._ended(what, ended))
+        return task
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what can be left out is better left out."""
+        return len(self._tasks) >= self._most
+
+    async def close(self) -> None:
+        """Cancel what has not ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, what: str, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, MemserveError):
+            log.info("%s: %s", what, error)
+        elif error is not None:
+            log.error("%s failed", what, exc_info=error)
 
 
 class _Failures:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from memserve.supervised import LONGEST_PAUSE_S, SAY_EVERY_S, _Failures, repeat, repeating_thread
+from memserve.errors import NothingToRollBack
+from memserve.supervised import LONGEST_PAUSE_S, SAY_EVERY_S, Background, _Failures, repeat, repeating_thread
 
 PACKAGE = Path(__file__).parents[1] / "memserve"
 
@@ -22,7 +23,7 @@ ALLOWED = {
     ("metrics_port.py", "serve_metrics"): "the standard library's server, which answers each call in a thread of its own and survives each",
     ("gateway/edge.py", "_give_up"): "ends one call; whatever it raises says that the call has ended",
     ("gateway/gate.py", "ask"): "lanes of a TaskGroup, which waits for them and raises what they raise",
-    ("gateway/modules.py", "delete"): "awaited, shielded from the caller's cancellation",
+    ("supervised.py", "begin"): "work in the background, kept until it ends; a failure is said",
     ("gateway/modules.py", "_with_steps"): "awaited: its end is the stream's",
     ("worker/room.py", "_ensure"): "one load, awaited by whoever waits for the module; its exception is taken by `_loaded`",
     ("worker/connector.py", "exit_with_parent"): "compares two numbers until they differ, then ends the process; nothing in it can raise",
@@ -138,6 +139,26 @@ def test_a_failure_is_said_again_after_a_while_with_how_often_it_was(caplog: pyt
         f"the loop 'the_step' failed, {int(SAY_EVERY_S)} times since this was said last; it goes on",
         "the loop 'the_step' failed; it goes on",
     ]
+
+
+async def test_background_work_is_kept_said_when_it_fails_and_ended_at_the_close(caplog: pytest.LogCaptureFixture) -> None:
+    background = Background(most=2)
+
+    async def fault() -> None:
+        raise Fault("of its own")
+
+    async def fact() -> None:
+        raise NothingToRollBack("tone", "live", "a fact is no fault")
+
+    for work in (fault(), fact()):
+        await asyncio.wait([background.begin("the work", work)])
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == ["the work failed"]
+    waiting = [background.begin("waiting", asyncio.Event().wait()) for _ in range(2)]
+    assert background.is_full
+    await background.close()
+    assert all(task.cancelled() for task in waiting)
+    await asyncio.sleep(0)
+    assert not background.is_full
 
 
 def test_every_task_and_thread_is_supervised_or_awaited() -> None:

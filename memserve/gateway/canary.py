@@ -8,6 +8,7 @@ from memserve.domain import ModuleVersion, Tenant
 from memserve.errors import AliasConflict, InvalidModule, MemserveError, NothingToRollBack
 from memserve.gateway.access import Access
 from memserve.gateway.modules import Modules
+from memserve.gateway.outcomes import Outcomes
 from memserve.gateway.pipeline import Pipeline
 from memserve.memory.module_records import CanaryAlias
 from memserve.policy.gate import failing
@@ -29,8 +30,8 @@ class CanaryWatch:
         self._access = access
         self._modules = Modules(pipeline)
         self._store = pipeline.modules.store
-        # Answers and failures of a version when its split was first seen here.
-        self._before: dict[tuple[CanaryAlias, int], tuple[int, int]] = {}
+        # Of a version when its split was first seen here.
+        self._before: dict[tuple[CanaryAlias, int], Outcomes] = {}
 
     async def look(self) -> None:
         """Once, at every alias that has canaries. For a loop."""
@@ -76,11 +77,11 @@ class CanaryWatch:
 
     def _failures(self, canary: CanaryAlias, version: ModuleVersion) -> str:
         """What went wrong with requests since the split, for a person; empty: nothing."""
-        now = (self._pipeline.answered[version.digest], self._pipeline.not_answered[version.digest])
-        before = self._before.setdefault((canary, version.version), now)
-        answered, failed = now[0] - before[0], now[1] - before[1]
-        if answered + failed >= REQUESTS_TO_TELL and failed > FAILED_SHARE_MAX * (answered + failed):
-            return f"{failed} of {answered + failed} tries to answer with it failed"
+        now = self._pipeline.outcomes.of(version.digest)
+        since = now.since(self._before.setdefault((canary, version.version), now))
+        tries = since.answered + since.refused
+        if tries >= REQUESTS_TO_TELL and since.refused > FAILED_SHARE_MAX * tries:
+            return f"{since.refused} of {tries} tries to answer with it failed"
         return ""
 
     async def _breach(self, tenant: Tenant, version: ModuleVersion) -> str:

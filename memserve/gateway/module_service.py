@@ -6,6 +6,7 @@ import base64
 import binascii
 import math
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 
 from memserve.domain import Alias, GateReport, ModuleVersion, Tenant
@@ -132,13 +133,14 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
     async def RunGate(self, request: pb.RunGateRequest, context: Context) -> AsyncIterator[pb.RunGateResponse]:
         async with self._edge.call("RunGate", context) as tenant, self._long.of(tenant.name):
             check_module_name("name", request.name)
-            async for event in self._modules.run_gate(tenant, request.name, convert.version_number("version", request.version)):
-                if isinstance(event, GateReport):
+            events = self._modules.run_gate(tenant, request.name, convert.version_number("version", request.version))
+            async with aclosing(events):
+                async for event in events:
                     with self._edge.sending(context):
-                        yield pb.RunGateResponse(report=convert.gate_report(event))
-                else:
-                    with self._edge.sending(context):
-                        yield pb.RunGateResponse(progress=_progress(event))
+                        if isinstance(event, GateReport):
+                            yield pb.RunGateResponse(report=convert.gate_report(event))
+                        else:
+                            yield pb.RunGateResponse(progress=_progress(event))
 
     async def PromoteModule(self, request: pb.PromoteModuleRequest, context: Context) -> AsyncIterator[pb.PromoteModuleResponse]:
         async with self._edge.call("PromoteModule", context) as tenant, self._long.of(tenant.name):
@@ -152,17 +154,19 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 force=request.force,
                 reason=convert.reason(request.reason),
             )
-            async for event in events:
-                if isinstance(event, Alias):
-                    self._changed("promote")
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, Alias):
+                        self._changed("promote")
+                        response = pb.PromoteModuleResponse(alias=convert.alias(event))
+                    else:
+                        response = pb.PromoteModuleResponse(progress=_progress(event))
                     with self._edge.sending(context):
-                        yield pb.PromoteModuleResponse(alias=convert.alias(event))
-                else:
-                    with self._edge.sending(context):
-                        yield pb.PromoteModuleResponse(progress=_progress(event))
+                        yield response
 
     async def RollbackModule(self, request: pb.RollbackModuleRequest, context: Context) -> pb.RollbackModuleResponse:
-        async with self._edge.call("RollbackModule", context) as tenant, self._long.of(tenant.name):
+        # Not in turn with long work: it takes trouble away, and waits for no worker.
+        async with self._edge.call("RollbackModule", context) as tenant:
             check_module_name("name", request.name)
             changed = await self._modules.rollback(
                 tenant,
@@ -240,15 +244,17 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             return pb.GetResidencyResponse(workers=[convert.residency(entry) for entry in places])
 
     async def ComposeModule(self, request: pb.ComposeModuleRequest, context: Context) -> AsyncIterator[pb.ComposeModuleResponse]:
-        async with self._edge.call("ComposeModule", context) as tenant, self._long.of(tenant.name):
-            async for event in self._modules.compose(tenant, _composition(request)):
-                if isinstance(event, ModuleVersion):
-                    self._changed("publish")
+        async with self._edge.call("ComposeModule", context) as tenant:
+            composition = _composition(request)
+            async with self._long.of(tenant.name), aclosing(self._modules.compose(tenant, composition)) as events:
+                async for event in events:
+                    if isinstance(event, ModuleVersion):
+                        self._changed("publish")
+                        response = pb.ComposeModuleResponse(version=convert.version(event))
+                    else:
+                        response = pb.ComposeModuleResponse(progress=_progress(event))
                     with self._edge.sending(context):
-                        yield pb.ComposeModuleResponse(version=convert.version(event))
-                else:
-                    with self._edge.sending(context):
-                        yield pb.ComposeModuleResponse(progress=_progress(event))
+                        yield response
 
     async def WatchModules(self, request: pb.WatchModulesRequest, context: Context) -> AsyncIterator[pb.WatchModulesResponse]:
         async with self._edge.call("WatchModules", context) as tenant:

@@ -9,7 +9,8 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,18 +96,19 @@ class Modules:
             return bool(tried.largest_change > 0)
         return None
 
-    async def run_gate(self, tenant: Tenant, name: str, number: int) -> AsyncIterator[Step | GateReport]:
+    async def run_gate(self, tenant: Tenant, name: str, number: int) -> AsyncGenerator[Step | GateReport, None]:
         """Ask the version's probes; the report comes last and is kept with the version.
 
         Raises ModuleNotFound, OtherBase, InvalidModule, NoWorker.
         """
         version = self._memory.served(await self._memory.version(tenant.name, name, number))
-        async for event in _with_steps(lambda progress: self._gated(tenant, version, progress)):
-            yield event
+        async with aclosing(_with_steps(lambda progress: self._gated(tenant, version, progress))) as events:
+            async for event in events:
+                yield event
 
     async def promote(
         self, tenant: Tenant, name: str, number: int, alias: str, *, expected_revision: int | None, force: bool, reason: str
-    ) -> AsyncIterator[Step | Alias]:
+    ) -> AsyncGenerator[Step | Alias, None]:
         """Gate the version where it has not passed, load it on every worker, then point the alias at it. The alias comes last.
 
         Raises GateRefused, AliasConflict, ModuleNotFound, OtherBase, InvalidModule, NoWorker.
@@ -115,11 +117,12 @@ class Modules:
         await self._expect(tenant, name, alias, expected_revision)
         report = version.gate
         if report is None or not report.passed or report.probes_digest != version.probes_digest:
-            async for event in self.run_gate(tenant, name, number):
-                if isinstance(event, Step):
-                    yield event
-                else:
-                    report = event
+            async with aclosing(self.run_gate(tenant, name, number)) as events:
+                async for event in events:
+                    if isinstance(event, Step):
+                        yield event
+                    else:
+                        report = event
         assert report is not None
         if not report.passed and not force:
             raise GateRefused(version.reference, failing(report.figures))
@@ -159,16 +162,20 @@ class Modules:
         )
 
     async def rollback(self, tenant: Tenant, name: str, alias: str, *, expected_revision: int | None, reason: str) -> Alias:
-        """Point the alias back, and have the workers load what it points at now.
+        """Point the alias back, and have the workers load what it points at now, without waiting for them.
 
         Raises NothingToRollBack, AliasConflict, ModuleNotFound.
         """
         changed = await self._store.rollback(tenant.name, tenant.principal, name, alias, reason=reason, expected_revision=expected_revision)
-        for target in changed.targets:
-            # Requests load it too: this only spares the first of them the wait.
-            with contextlib.suppress(MemserveError):
-                await self.load(await self._memory.version(tenant.name, name, target.version), pin=False, timeout_s=SWAP_TIMEOUT_S)
+        # Requests load it too: this only spares the first of them the wait.
+        background = self._pipeline.background
+        if not background.is_full:
+            background.begin(f"loading what {name}@{alias} was rolled back to", self._load_targets(tenant, name, changed))
         return changed
+
+    async def _load_targets(self, tenant: Tenant, name: str, alias: Alias) -> None:
+        for target in alias.targets:
+            await self.load(await self._memory.version(tenant.name, name, target.version), pin=False, timeout_s=SWAP_TIMEOUT_S)
 
     async def delete(self, tenant: Tenant, name: str, number: int) -> int:
         """Remove a version that nothing uses, its KV, and its content where no other version has the same.
@@ -177,7 +184,7 @@ class Modules:
         """
         version = await self._memory.version(tenant.name, name, number)
         # A caller who goes away leaves nothing half done.
-        return await asyncio.shield(asyncio.ensure_future(self._delete(tenant, version)))
+        return await asyncio.shield(self._pipeline.background.begin(f"deleting {version.reference}", self._delete(tenant, version)))
 
     async def _delete(self, tenant: Tenant, version: ModuleVersion) -> int:
         name, number = version.module, version.version
@@ -259,7 +266,7 @@ class Modules:
 
         return await self._ask_workers(version.digest, self._ready(""), ask)
 
-    async def compose(self, tenant: Tenant, composition: Composition) -> AsyncIterator[Step | ModuleVersion]:
+    async def compose(self, tenant: Tenant, composition: Composition) -> AsyncGenerator[Step | ModuleVersion, None]:
         """Have a worker's Ray make a new version from others; it comes last, as any published version does.
 
         It is asked at the gate what its parents are asked. Raises InvalidModule, ModuleNotFound, NoWorker.
@@ -401,7 +408,7 @@ class Modules:
         return min(ready, key=lambda worker: (worker.pending_prefill_tokens, worker.running))
 
 
-async def _with_steps(work: Callable[[Progress], Awaitable[T]]) -> AsyncIterator[Step | T]:
+async def _with_steps(work: Callable[[Progress], Awaitable[T]]) -> AsyncGenerator[Step | T, None]:
     """Run `work`, yielding its newest progress as it goes and its result last. Closing the iterator cancels it."""
     newest: asyncio.Queue[Step] = asyncio.Queue(maxsize=1)
 
@@ -411,17 +418,19 @@ async def _with_steps(work: Callable[[Progress], Awaitable[T]]) -> AsyncIterator
         newest.put_nowait(Step(done, total))
 
     task = asyncio.ensure_future(work(progress))
+    step = asyncio.ensure_future(newest.get())
     try:
         while not task.done():
-            step = asyncio.ensure_future(newest.get())
             await asyncio.wait((task, step), return_when=asyncio.FIRST_COMPLETED)
             if step.done():
                 yield step.result()
-            else:
-                step.cancel()
+                step = asyncio.ensure_future(newest.get())
         yield await task
     finally:
+        # Both are over when the caller is: nothing goes on for nobody.
         task.cancel()
+        step.cancel()
+        await asyncio.gather(task, step, return_exceptions=True)
 
 
 def _append(file: Path, content: bytes) -> None:

@@ -42,6 +42,7 @@ from memserve.errors import (
     WorkerLost,
 )
 from memserve.gateway.access import Inflight
+from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.pool import PooledWorker, WorkerPool
 from memserve.gateway.prompt import Prompt, Room, check_bytes, fit_prompt, prompt_max_bytes
 from memserve.gateway.tokenizer import ChatTokenizer
@@ -56,6 +57,7 @@ from memserve.pb.worker.v1 import worker_pb2 as worker_pb
 from memserve.policy.prompt import order_passages
 from memserve.policy.routing import RoutingChoice, RoutingCosts, WorkerSnapshot, adapters_ahead, choose_worker
 from memserve.policy.sampling import check_min_tokens
+from memserve.supervised import Background
 from memserve.turns import FairThreads
 
 log = logging.getLogger("memserve.gateway.pipeline")
@@ -104,7 +106,7 @@ class AnsweringModules:
 class Pipeline:
     """Everything that a request meets on its way.
 
-    Of modules, by digest. using: requests that hold it now. answered, not_answered: answers that began with it, and workers' refusals.
+    Of modules, by digest. using: requests that hold it now. outcomes: what became of answers with it. background: work that outlives calls.
     """
 
     settings: Settings
@@ -120,8 +122,8 @@ class Pipeline:
     metrics: GatewayMetrics
     costs: RoutingCosts = field(default_factory=RoutingCosts)
     using: Counter[str] = field(default_factory=Counter)
-    answered: Counter[str] = field(default_factory=Counter)
-    not_answered: Counter[str] = field(default_factory=Counter)
+    outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
+    background: Background = field(default_factory=Background)
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
@@ -179,7 +181,8 @@ class Pipeline:
                     return
                 except _NotStarted as failure:
                     if failure.refused:
-                        self.not_answered.update(module.digest for module in modules.used)
+                        for module in modules.used:
+                            self.outcomes.add(module.digest, refused=1)
                     tried.add(worker.lease.worker_id)
                     others = {other.lease.worker_id for other in self.pool.ready(time.monotonic())} - tried
                     if len(tried) >= ATTEMPTS or request.worker_id or not others:
@@ -354,7 +357,7 @@ class Pipeline:
                     worker.sent.pop(route.request_id, None)
                     self.metrics.prompt_tokens.inc(len(token_ids))
                     for module in modules.used:
-                        self.answered[module.digest] += 1
+                        self.outcomes.add(module.digest, answered=1)
                         self.metrics.module_answers.labels(module.kind).inc()
                 output_tokens += len(response.token_ids)
                 if response.text or response.token_ids:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -141,7 +141,7 @@ class Prefixes:
         evicted = [await self._pipeline.activation.evict_prefix(tenant.name, laid_out.members) for laid_out in prefix.laid_out]
         return sum(removed for removed, _ in evicted), sum(pinned for _, pinned in evicted)
 
-    async def warm(self, tenant: Tenant, prefix: Prefix, worker_id: str, deadline_s: float | None) -> AsyncIterator[Warmth]:
+    async def warm(self, tenant: Tenant, prefix: Prefix, worker_id: str, deadline_s: float | None) -> AsyncGenerator[Warmth, None]:
         """Compute the prefix on one worker and wait until Redis has it. Ends early when it comes no further: the last Warmth is done.
 
         deadline_s: on the monotonic clock, or None.

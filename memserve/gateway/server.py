@@ -58,7 +58,7 @@ from memserve.pb.v1 import (
 from memserve.ports import held_ports
 from memserve.private_files import open_data_dir
 from memserve.registry import Registry
-from memserve.supervised import repeat
+from memserve.supervised import Background, repeat
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
 log = logging.getLogger("memserve.gateway")
@@ -131,8 +131,11 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         pool = WorkerPool(registry, BlockIndex(), model.tokenizer_digest(), credential, metrics.loop_failed)
         await pool.start()
         stack.push_async_callback(pool.close)
+        background = Background()
+        stack.push_async_callback(background.close)
         yield Pipeline(
             settings=settings,
+            background=background,
             model=model,
             tokenizer=tokenizer,
             tokenizing=tokenizing,

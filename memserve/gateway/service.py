@@ -139,15 +139,16 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
             remaining_s = context.time_remaining()
             deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
             with self._edge.pipeline.inflight.one(tenant.name):
-                async for warmth in self._prefixes.warm(tenant, prefix, request.worker_id, deadline_s):
-                    with self._edge.sending(context):
-                        yield activation_pb2.WarmPrefixResponse(
-                            worker_id=warmth.worker_id,
-                            prompt_tokens=warmth.prompt_tokens,
-                            computed_tokens=warmth.computed_tokens,
-                            stored_tokens=warmth.stored_tokens,
-                            done=warmth.done,
-                        )
+                async with contextlib.aclosing(self._prefixes.warm(tenant, prefix, request.worker_id, deadline_s)) as warmths:
+                    async for warmth in warmths:
+                        with self._edge.sending(context):
+                            yield activation_pb2.WarmPrefixResponse(
+                                worker_id=warmth.worker_id,
+                                prompt_tokens=warmth.prompt_tokens,
+                                computed_tokens=warmth.computed_tokens,
+                                stored_tokens=warmth.stored_tokens,
+                                done=warmth.done,
+                            )
 
     async def PinPrefix(self, request: activation_pb2.PinPrefixRequest, context: Context) -> activation_pb2.PinPrefixResponse:
         async with self._edge.call("PinPrefix", context) as tenant:

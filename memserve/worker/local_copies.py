@@ -58,6 +58,8 @@ class LocalCopies:
 
     def drop_unused(self, held: Collection[str], now_s: float) -> int:
         """Drop the least recently used copies beyond those kept. held: digests in the engine, which are in use. Returns how many."""
+        # A digest that is not here any more is fetched and verified anew, and would be remembered for ever.
+        self._verified = {digest for digest in self._verified if self.has(digest)}
         if self._modules.is_local:
             return 0
         copies = self._modules.copies

@@ -108,8 +108,8 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
     Modules are found in modules_root/modules/<digest>. `refuses`: digest to why it cannot be loaded here. `wrong`: digest to why it cannot
     be loaded anywhere. `changes`: digest to what TryModule measures, 0.5 for others. `pinned`: what it was told to keep. A composition is
-    refused by its method in `refuses` or `wrong`. `breaks_between_messages`: how often a Watch still breaks after the first message of an
-    event that has several.
+    refused by its method in `refuses` or `wrong`. `may_load`: while it is not set, LoadModule waits. `breaks_between_messages`: how often a
+    Watch still breaks after the first message of an event that has several.
     """
 
     registry_url: str
@@ -137,6 +137,8 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self.changes: dict[str, float] = {}
         self.pinned: set[str] = set()
         self.breaks_between_messages = 0
+        self.may_load = asyncio.Event()
+        self.may_load.set()
         self.leaving = False
         self._running: dict[str, list[str]] = {}
         self._places: dict[str, pb.ModulePlace] = {}
@@ -259,6 +261,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
     async def LoadModule(self, request: pb.LoadModuleRequest, context: Context) -> pb.LoadModuleResponse:
         self.loads.append(request)
+        await self.may_load.wait()
         await self._load(request.digest, request.kind, context)
         if request.pin:
             self.pinned.add(request.digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -409,3 +410,64 @@ async def test_long_work_is_refused_before_it_begins(start_gateway: StartGateway
         await modules.promote("tone", 1, expected_revision=5)
     assert conflict.value.code is grpc.StatusCode.ABORTED
     assert not worker.requests and not worker.loads
+
+
+async def test_a_rollback_answers_once_the_alias_points_back_and_loads_afterwards(start_gateway: StartGateway, tmp_path: Path) -> None:
+    gateway = await start_gateway()
+    worker, modules = gateway.workers[0], gateway.client.modules
+    for number in (1, 2):
+        tensors = lora_files(gateway.pipeline.model.tensor_shapes(), seed=number)
+        await modules.publish("tone", write_files(tmp_path / str(number), tensors))
+        await modules.promote("tone", number)
+    worker.loads.clear()
+    worker.may_load.clear()
+    assert [target.version for target in (await modules.rollback("tone")).targets] == [1], "no worker is waited for"
+    await until(lambda: worker.loads)
+    worker.may_load.set()
+    await until(lambda: not gateway.pipeline.background._tasks)
+
+
+async def test_cancelled_long_work_leaves_no_task_behind(start_gateway: StartGateway, tmp_path: Path) -> None:
+    """Of a gate, a promotion, a composition and a deletion, cancelled at many points."""
+    gateway = await start_gateway()
+    modules, spec = gateway.client.modules, gateway.pipeline.model.tensor_shapes()
+    for number in (1, 2):
+        await modules.publish("tone", write_files(tmp_path / str(number), lora_files(spec, seed=number)))
+    await asyncio.sleep(0)
+    before = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
+    for number in range(40):
+        calls = [
+            modules.gate("tone", 1),
+            modules.promote("tone", 2),
+            modules.compose("both", "linear", {"tone@1": 1.0, "tone@2": 1.0}),
+            modules.delete("tone", 9),
+        ]
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        await asyncio.sleep(number * 5e-4)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def left() -> set[str]:
+        names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
+        return {name for name in names - before if "Queue.get" in name or "_gated" in name or "_delete" in name}
+
+    await until(lambda: not left())
+
+
+async def test_an_async_client_reads_and_hashes_uploads_off_the_loop(start_gateway: StartGateway, tmp_path: Path) -> None:
+    gateway = await start_gateway()
+    folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
+    here, seen = threading.get_ident(), []
+    opened = Path.open
+
+    class Watched(type(folder)):  # type: ignore[misc]
+        def open(self, *options: object, **more: object) -> object:
+            seen.append(threading.get_ident())
+            return opened(self, *options, **more)  # type: ignore[arg-type]
+
+    told: list[int] = []
+    await gateway.client.modules.publish("tone", Watched(folder), told=lambda done, total: told.append(threading.get_ident()))
+    assert seen and here not in seen
+    await asyncio.sleep(0)
+    assert told and set(told) == {here}, "progress is told where the caller lives"

@@ -144,7 +144,7 @@ class ModuleServiceServicer:
     """
 
     def PublishModule(self, request_iterator, context):
-        """First message: `header`; then the files in chunks of at most 1 MiB. An upload that was cut off is resumed with the same files: ask
+        """First message: `header`; then the files in chunks, each in a message of at most max_message_bytes. An upload that was cut off is resumed with the same files: ask
         GetUpload for the offsets. Publishing the content of the module's newest version again gives that version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
