@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 
 from memserve.domain import KeyRole, Tenant
-from memserve.errors import MemserveError, PermissionDenied
+from memserve.errors import MemserveError, PermissionDenied, Unauthenticated
 from memserve.gateway.access import Access
-from memserve.gateway.limits import Limits
+from memserve.gateway.limits import Limits, Strangers
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.sizes import RECEIVED_BYTES
 from memserve.gateway.status import detail_of, status_of, trailing_metadata
@@ -31,6 +31,7 @@ class Edge:
         self.pipeline = pipeline
         self._access = access
         self.limits = Limits(pipeline.settings)
+        self._strangers = Strangers()
         self._write_timeout_s = pipeline.settings.write_timeout_s
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -40,7 +41,7 @@ class Edge:
         code = grpc.StatusCode.OK
         try:
             metadata = dict(context.invocation_metadata() or ())
-            tenant = self._access.caller(rpc, str(metadata.get("authorization", "")))
+            tenant = await self._caller(rpc, str(metadata.get("authorization", "")), context.peer())
             async with self.limits.call(rpc, tenant.name, RECEIVED_BYTES.get()):
                 yield tenant
         except MemserveError as error:
@@ -56,6 +57,14 @@ class Edge:
             await context.abort(code, f"internal error; the gateway's log has it as incident {incident}")
         finally:
             self.pipeline.metrics.requests.labels(rpc, code.name).inc()
+
+    async def _caller(self, rpc: str, authorization: str, peer: str) -> Tenant:
+        """Raises Unauthenticated and PermissionDenied; one without a key waits for its turn to hear so."""
+        try:
+            return self._access.caller(rpc, authorization)
+        except Unauthenticated:
+            await self._strangers.turn(peer)
+            raise
 
     @contextlib.contextmanager
     def sending(self, context: Context) -> Iterator[None]:

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from memserve.config import Settings
 from memserve.errors import GatewayStarting, StartupError
 from memserve.gateway.edge import Context
+from memserve.gateway.keyless import KeylessPace
 from memserve.gateway.sizes import RequestSizes
 from memserve.gateway.status import detail_of, status_of, trailing_metadata
 
@@ -57,7 +58,7 @@ class Front:
 async def open_front(settings: Settings, names: Sequence[str]) -> AsyncIterator[Front]:
     """Listen on the settings' host and port while inside. names: of the services that will be added. Raises StartupError."""
     server = grpc.aio.server(
-        interceptors=[RequestSizes()],
+        interceptors=[RequestSizes(), KeylessPace()],
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             # The port is kept by a socket of this process or its parent (`memserve/ports.py`).

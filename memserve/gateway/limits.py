@@ -37,6 +37,7 @@ MIB_COST_S = 0.008
 # A tenant that was quiet may take so many seconds' share at once; one that would wait longer than that is refused.
 BURST_S = 1.0
 CALL_PATIENCE_S = 5.0
+STRANGERS_PER_S = 50.0
 # A tenant that has called within this time counts as one that asks.
 RECENT_S = 10.0
 
@@ -44,6 +45,18 @@ RECENT_S = 10.0
 def half(places: int, tenants: int) -> int:
     """One tenant may hold half of the places, whoever else asks."""
     return places // 2
+
+
+class Strangers:
+    """Calls without a key: health, reflection, and those that are refused for want of one. Each address has its pace."""
+
+    def __init__(self) -> None:
+        self._pace = Pace("calls without a key a second", STRANGERS_PER_S, burst=STRANGERS_PER_S, patience_s=CALL_PATIENCE_S)
+
+    async def turn(self, peer: str) -> None:
+        """peer: as gRPC names it, address and port. Waits when it calls too quickly. Raises QuotaExceeded when that takes too long."""
+        address = peer.rpartition(":")[0]
+        await asyncio.sleep(self._pace.delay_s(address, asyncio.get_running_loop().time()))
 
 
 class Limits:

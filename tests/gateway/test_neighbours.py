@@ -13,6 +13,8 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from memserve.client import AsyncClient
 from memserve.domain import Sampling
@@ -205,3 +207,28 @@ async def test_what_a_call_costs_counts_its_bytes(gateway: RunningGateway, monke
     await status_pb2_grpc.StatusServiceStub(gateway.channel).GetStatus(status_pb2.GetStatusRequest(), metadata=AS_NOISY)
     assert sizes[0] > 3_900_000
     assert sizes[1] < 100
+
+
+@pytest.mark.parametrize("flood", ["health", "reflection", "wrong keys"])
+async def test_calls_without_a_key_have_a_pace_and_stop_nobody(gateway: RunningGateway, quiet: AsyncClient, flood: str) -> None:
+    async with grpc.aio.insecure_channel(gateway.address) as channel:
+
+        async def call() -> None:
+            if flood == "health":
+                await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            elif flood == "reflection":
+                asked = reflection_pb2.ServerReflectionRequest(list_services="")
+                async for _ in reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked])):
+                    pass
+            else:
+                request = status_pb2.GetStatusRequest()
+                metadata = (("authorization", "Bearer nobody's"),)
+                await status_pb2_grpc.StatusServiceStub(channel).GetStatus(request, metadata=metadata)
+
+        begun_s = time.monotonic()
+        calls = [asyncio.create_task(call()) for _ in range(420)]
+        assert (await quiet.generate("hello", sampling=ONE_TOKEN)).usage.output_tokens == 1
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert time.monotonic() - begun_s >= 4
+        refused_for_pace = [each for each in outcomes if getattr(each, "code", lambda: None)() is grpc.StatusCode.RESOURCE_EXHAUSTED]
+        assert 0 < len(refused_for_pace) < 250
