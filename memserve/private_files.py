@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import stat
 from pathlib import Path
+from typing import IO
 
 from memserve.errors import StartupError
 
@@ -37,6 +39,17 @@ def open_data_dir(folder: Path) -> None:
         raise StartupError(f"data_dir {folder} is a file; give a directory") from None
     except OSError as error:
         raise StartupError(f"data_dir {folder}: {error.strerror}") from None
+
+
+def lock_data_dir(folder: Path) -> IO[str]:
+    """Held by one `memserve up` or `memserve workers` at a time, until it is closed or the process ends. Raises StartupError."""
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise StartupError(f"another memserve runs on {folder}; stop it, or give this one a directory of its own (data_dir)") from None
+    return lock
 
 
 def write_private(file: Path, content: bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import signal
 import subprocess
@@ -29,7 +28,7 @@ from memserve.gateway.keys import keys_file
 from memserve.kv.cache_url import without_secrets
 from memserve.policy.traffic import LIVE
 from memserve.ports import held_ports
-from memserve.private_files import open_data_dir
+from memserve.private_files import lock_data_dir, open_data_dir
 from memserve.worker.fitting import check_memory
 
 # The rest is Redis's own: names, the ledger, buffers. Its eviction is the backstop.
@@ -88,7 +87,7 @@ class Stack:
         open_data_dir(settings.data)
         for folder in (self.logs, settings.modules_root / "modules"):
             folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self._lock = lock_data_dir(settings.data)
         self._sweep("left by a memserve that was killed")
         shutil.rmtree(settings.data / "run", ignore_errors=True)
         model = check_model(settings)
@@ -187,17 +186,6 @@ class Stack:
     def _process(self, name: str) -> subprocess.Popen[bytes] | None:
         part = self._parts.get(name)
         return None if part is None else part.process
-
-    def _take_lock(self) -> None:
-        lock = (self.settings.data / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise StartupError(
-                f"another memserve runs on {self.settings.data}; stop it, or give this one its own directory with --data-dir"
-            ) from None
-        self._lock = lock
 
     def _publish_demo_modules(self) -> None:
         with Client(self.address, self.api_key) as client:

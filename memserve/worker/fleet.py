@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -13,11 +12,11 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from memserve.config import STACK_MARK, Settings, changed_settings, child_environment
 from memserve.errors import StartupError
-from memserve.private_files import keep_private, open_data_dir
+from memserve.private_files import keep_private, lock_data_dir, open_data_dir
 from memserve.worker.fitting import check_memory
 from memserve.worker.generations import DAMAGED, READY, Generations, Rules
 from memserve.worker.leaving import drain
@@ -47,7 +46,8 @@ def keep_workers(settings: Settings) -> int:
     Returns the exit status: not 0 when the first workers do not start; they have said why. Raises StartupError when others run there.
     """
     open_data_dir(settings.data)
-    lock = _lock(settings)
+    # Two on one data directory would remove each other's logs and settings. Below `memserve up` the directory is locked already.
+    lock = None if os.environ.get(STACK_MARK) == str(settings.data) else lock_data_dir(settings.data)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, lambda number, frame: signals.put(number))
@@ -135,22 +135,6 @@ def _run_folder(settings: Settings) -> Path:
     folder = settings.data / "run"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
-
-
-def _lock(settings: Settings) -> IO[str] | None:
-    """Held while these workers run, None below a `memserve up`, which has the directory's lock. Raises StartupError.
-
-    Two fleets on one data directory would remove each other's Ray.
-    """
-    if os.environ.get(STACK_MARK) == str(settings.data):
-        return None
-    lock = (settings.data / "workers.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise StartupError(f"other workers run on {settings.data}; stop them, or give these their own data_dir") from None
-    return lock
 
 
 def _next_signal(signals: queue.SimpleQueue[int], status: int) -> tuple[int, str]:
