@@ -48,7 +48,8 @@ def embedded_in_a_program(bystander: subprocess.Popen[bytes]) -> tuple[str, str,
     left = [child for child in psutil.Process().children(recursive=True) if child.pid != bystander.pid]
     marked = [name for name in os.environ if name.startswith("_MEMSERVE")]
     held = bystander.poll() is None and not marked and not left
-    happened = f"the program's own child {'lives' if bystander.poll() is None else 'was killed'}; {len(left)} processes left; marks: {marked or 'none'}"
+    child = "lives" if bystander.poll() is None else "was killed"
+    happened = f"the program's own child {child}; {len(left)} processes left; marks: {marked or 'none'}"
     return "14", "stop a Stack embedded in a program with children", happened, held
 
 

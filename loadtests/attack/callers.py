@@ -133,9 +133,8 @@ def guess_keys_from_the_audit(world: World) -> tuple[str, bool]:
     digests = {hashlib.sha256(key.encode()).hexdigest() for key in (*world.keys.values(), world.other_key)}
     told = {part for principal in events for part in principal.split() if len(part) >= 8}
     found = [part for part in told for digest in digests if part in digest]
-    return f"{len(events)} events; principals: {', '.join(sorted(set(events))) or 'none yet'}; {len(found)} begin a key's digest", bool(
-        events
-    ) and not found
+    principals = ", ".join(sorted(set(events)))
+    return f"{len(events)} events; principals: {principals}; {len(found)} begin a key's digest", bool(events) and not found
 
 
 def _until(holds: Any) -> float | None:

@@ -35,7 +35,8 @@ def big_prompts(world: World) -> tuple[str, bool]:
         codes = {flood.result().name for flood in floods}
     held = codes == {"INVALID_ARGUMENT"} and beside_s < 2.0
     return (
-        f"six prompts of 3.9 MB: {', '.join(codes)}; another tenant's search {alone_s * 1000:.0f} ms alone, {beside_s * 1000:.0f} ms beside",
+        f"six prompts of 3.9 MB: {', '.join(codes)}; another tenant's search {alone_s * 1000:.0f} ms alone, "
+        f"{beside_s * 1000:.0f} ms beside",
         held,
     )
 
@@ -43,7 +44,9 @@ def big_prompts(world: World) -> tuple[str, bool]:
 def many_namespaces(world: World) -> tuple[str, bool]:
     with world.client(KeyRole.WRITE) as writer, ThreadPoolExecutor(8) as threads:
         codes = Counter(threads.map(lambda number: _patiently(lambda: writer.remember(f"n{number}", "one memory")), range(NAMESPACES)))
-        listed_s = _timed(writer.namespaces)
+        began_s = time.monotonic()
+        listed = len(writer.namespaces())
+        listed_s = time.monotonic() - began_s
     gateway = world.stack.gateway_process
     assert gateway is not None
     gateway.kill()
@@ -54,8 +57,8 @@ def many_namespaces(world: World) -> tuple[str, bool]:
                 break
         time.sleep(0.2)
     ready_s = time.monotonic() - began_s
-    return f"{codes[True]} of {NAMESPACES} namespaces; listed in {listed_s:.2f} s; a killed gateway is back in {ready_s:.1f} s", (
-        ready_s < 60 and listed_s < 5
+    return f"{codes[True]} of {NAMESPACES} namespaces; {listed} listed in {listed_s:.2f} s; a killed gateway is back in {ready_s:.1f} s", (
+        ready_s < 60 and listed_s < 5 and codes[True] == NAMESPACES and listed >= NAMESPACES
     )
 
 
@@ -86,7 +89,8 @@ def odd_leases(world: World) -> tuple[str, bool]:
             after = {worker.worker_id for worker in client.status().workers}
     held = answered is grpc.StatusCode.OK and known["worker_id"] in ready and not after & set(odd)
     return (
-        f"{len(odd)} leases of newer and broken workers: answers {answered.name}, discovery {'goes on' if not after & set(odd) else 'ended'}",
+        f"{len(odd)} leases of newer and broken workers: answers {answered.name}, "
+        f"discovery {'goes on' if not after & set(odd) else 'ended'}",
         held,
     )
 
@@ -94,6 +98,8 @@ def odd_leases(world: World) -> tuple[str, bool]:
 def flood_the_audit(world: World) -> tuple[str, bool]:
     with world.client(KeyRole.WRITE) as writer:
         version = writer.modules.publish("flooded", ADAPTERS_DIR / "harbour")
+        # Only what has passed its gate may have all of an alias's traffic.
+        writer.modules.promote("flooded", version.version)
         codes: Counter[str] = Counter()
 
         def change(number: int) -> None:

@@ -71,7 +71,8 @@ def second_fleet(world: World) -> tuple[str, bool]:
     refused = result.returncode != 0 and "another memserve runs" in result.stderr
     held = refused and ray.is_dir() and bool(answer)
     return (
-        f"`memserve workers` on the same data: {'refused' if refused else 'started'}; Ray's directory {'is there' if ray.is_dir() else 'gone'}",
+        f"`memserve workers` on the same data: {'refused' if refused else 'started'}; "
+        f"Ray's directory {'is there' if ray.is_dir() else 'gone'}",
         held,
     )
 
