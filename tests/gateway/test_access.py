@@ -20,9 +20,12 @@ from memserve.domain import KeyRole
 from memserve.errors import InvalidField, PermissionDenied, StartupError, Unauthenticated
 from memserve.gateway.access import Access, KeyFile, load_access
 from memserve.gateway.keys import add_key, read_keys, revoke_key
+from memserve.gateway.pool import WorkerPool
 from memserve.gateway.roles import NEEDED
 from memserve.gateway.server import SERVICES
+from memserve.kv.index import BlockIndex
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
+from memserve.registry import Registry
 from tests.gateway.conftest import StartGateway
 from tests.gateway.running import eventually, open_gateway, until
 
@@ -101,6 +104,22 @@ async def test_only_an_administrator_names_workers_and_sees_where_they_are(tmp_p
             with pytest.raises(CallFailed) as refused:
                 await reader.generate("hello")
             assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_worker_with_another_salt_key_is_not_used_and_the_log_says_why(
+    tmp_path: Path, model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_gateway(tmp_path, model_dir, workers=({},)) as gateway:
+        lease = gateway.workers[0].lease
+        registry = Registry(gateway.settings.redis)
+        other = WorkerPool(registry, BlockIndex(), lease.tokenizer_digest, "0" * 64)
+        await other.start()
+        try:
+            await until(lambda: "salt_key differs" in caplog.text)
+            assert other.ready(0.0) == []
+        finally:
+            await other.close()
+            await registry.close()
 
 
 # The file of keys
