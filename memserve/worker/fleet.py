@@ -31,9 +31,10 @@ from memserve.worker.local_ray import (
 log = logging.getLogger("memserve.workers")
 
 APPLICATION = "memserve"
-# How often it is looked whether Ray's own processes live, and which of them Ray cannot do without.
+# How often it is looked whether Ray's own processes live.
 LOOK_S = 0.5
-NEEDED = {"gcs_server", "raylet"}
+# As Ray names them.
+GCS, RAYLET = "gcs_server", "raylet"
 # What ending takes beyond the time that answers under way get.
 GENERATION_GRACE_S = 30.0
 LOGS = Path("session_latest", "logs")
@@ -138,16 +139,20 @@ def _run_folder(settings: Settings) -> Path:
 
 
 def _next_signal(signals: queue.SimpleQueue[int], status: int) -> tuple[int, str]:
-    """Wait for a signal, and look meanwhile whether Ray's own processes live. Returns it, and what has ended of them, or ""."""
+    """Wait for a signal, and look meanwhile whether Ray's own processes live. Returns it, and how Ray is damaged, or ""."""
     from ray._private import worker
 
     damage = ""
     while True:
         with contextlib.suppress(queue.Empty):
             return signals.get(timeout=LOOK_S), damage
-        ended = [f"{kind} ended with {process.returncode}" for kind, process in worker._global_node.dead_processes() if kind in NEEDED]
-        if ended and not damage:
-            damage = ", ".join(ended)
+        ended = {kind: process.returncode for kind, process in worker._global_node.dead_processes()}
+        if RAYLET in ended:
+            # All workers go with it, and nothing of Ray can be told to end any more. Others are started when this process has ended.
+            log.error("the raylet ended with %s", ended[RAYLET])
+            os._exit(1)
+        if GCS in ended and not damage:
+            damage = f"the GCS ended with {ended[GCS]}"
             _tell(status, f"{DAMAGED} {damage}")
 
 
