@@ -73,10 +73,11 @@ class Request:
 
 @dataclass
 class Outage:
-    """A part that was killed, until what needs it can go on; `until_s` is infinite before that."""
+    """A part that was killed, until what needs it can go on; `until_s` is infinite before that. workers: those that were ready then."""
 
     part: str
     from_s: float
+    workers: frozenset[str]
     until_s: float = float("inf")
 
     def excuses(self, request: Request) -> bool:
@@ -129,7 +130,7 @@ class Up:
         once = all(len(found[part]) == 1 for part in PARTS if part not in (WORKER, ENGINE))
         if not once or len(found[ENGINE]) != WORKERS or not self.redis_answers(REGISTRY) or not self.redis_answers(CACHE):
             return False
-        return serves_memories(self.address) and self.ready_workers() == WORKERS
+        return serves_memories(self.address) and len(self.ready_workers()) == WORKERS
 
     def redis_answers(self, part: str) -> bool:
         with redis.Redis(unix_socket_path=str(self.data / part / "redis.sock"), socket_timeout=1.0) as client:
@@ -138,12 +139,13 @@ class Up:
             except redis.RedisError:
                 return False
 
-    def ready_workers(self) -> int:
+    def ready_workers(self) -> frozenset[str]:
+        """Their ids."""
         with Client(self.address, timeout_s=2.0) as client:
             try:
-                return sum(worker.ready for worker in client.status(workers_only=True).workers)
+                return frozenset(worker.worker_id for worker in client.status(workers_only=True).workers if worker.ready)
             except CallFailed:
-                return 0
+                return frozenset()
 
 
 def part_of(process: psutil.Process) -> str:
@@ -252,7 +254,8 @@ class Run:
             self._look_for(LOOK_S, trial)
         # The older worker, and the engine of the younger one.
         victim = found[-1] if part == ENGINE else found[0]
-        trial.outages.append(Outage(part, time.monotonic()))
+        workers = self.up.ready_workers()
+        trial.outages.append(Outage(part, time.monotonic(), workers))
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
             victim.wait(5)
@@ -277,15 +280,17 @@ class Run:
             open_outages = [outage for outage in trial.outages if outage.until_s == float("inf")]
             if open_outages:
                 serving, workers = serves_memories(self.up.address), self.up.ready_workers()
-                lost_both = {WORKER, ENGINE} <= {outage.part for outage in trial.outages}
+                lost_both = sum(outage.part in (WORKER, ENGINE) for outage in trial.outages) >= WORKERS
                 for outage in open_outages:
+                    # Those that die may count as ready for a moment still.
+                    new_worker = bool(workers - outage.workers)
                     over = {
                         REGISTRY: self.up.redis_answers(REGISTRY),
                         GATEWAY: serving,
                         # One worker that is left goes on; both killed are an outage until one is back.
-                        WORKER: workers > 0 or not lost_both,
-                        ENGINE: workers > 0 or not lost_both,
-                    }.get(outage.part, workers > 0 if outage.part in ALL_WORKERS else True)
+                        WORKER: new_worker or not lost_both,
+                        ENGINE: new_worker or not lost_both,
+                    }.get(outage.part, new_worker if outage.part in ALL_WORKERS else True)
                     # Readiness is said a moment after the fact.
                     if over and time.monotonic() - outage.from_s > 2 * SLACK_S:
                         outage.until_s = time.monotonic()
