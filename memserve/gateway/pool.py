@@ -30,6 +30,8 @@ DISCOVERY_S = 0.25
 # A worker speaks four times a second; one that is silent for longer than this is chosen only when no other is left.
 SILENT_S = 1.0
 RECONNECT_S = 0.2
+# What a Watch ends with when its worker, or the way to it, is gone.
+GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED}
 # Answers of a tenant that wait for a place. Their callers are limited before; this is for gates and warm-ups.
 PLACES_WAITING = 1024
 PLACES = {getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace}
@@ -243,9 +245,11 @@ class WorkerPool:
         try:
             await self._follow_stream(worker)
         except grpc.aio.AioRpcError as error:
-            # Else it is gone, or has not come yet: the next stream says.
+            # Gone, or not there yet: the next stream says. Anything else is a fault, of the worker's code or of its address.
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise StrangeWorker(worker.lease.worker_id) from None
+            if error.code() not in GONE:
+                raise
         except Exception:
             worker.epoch = worker.sequence = 0
             raise

@@ -109,7 +109,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
     Modules are found in modules_root/modules/<digest>. `refuses`: digest to why it cannot be loaded here. `wrong`: digest to why it cannot
     be loaded anywhere. `changes`: digest to what TryModule measures, 0.5 for others. `pinned`: what it was told to keep. A composition is
     refused by its method in `refuses` or `wrong`. `may_load`: while it is not set, LoadModule waits. `breaks_between_messages`: how often a
-    Watch still breaks after the first message of an event that has several.
+    Watch still breaks after the first message of an event that has several. `watch_faults`: how many Watches still fail at once.
     """
 
     registry_url: str
@@ -137,6 +137,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self.changes: dict[str, float] = {}
         self.pinned: set[str] = set()
         self.breaks_between_messages = 0
+        self.watch_faults = 0
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.leaving = False
@@ -343,6 +344,9 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         self.watches.append(request)
+        if self.watch_faults:
+            self.watch_faults -= 1
+            raise RuntimeError("a fault of the worker's own")
         epoch = self.epoch
         sequence = request.after_sequence if request.epoch == epoch else None
         while True:

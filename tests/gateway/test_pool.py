@@ -118,6 +118,21 @@ async def test_a_worker_may_say_anything_of_itself(start_gateway: StartGateway) 
         assert (await gateway.client.generate("hello", sampling=GREEDY)).usage.output_tokens == 2
 
 
+async def test_a_watch_that_fails_in_the_workers_code_is_counted_said_once_and_taken_again(
+    start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = await start_gateway()
+    worker = gateway.workers[0]
+    await worker.die()
+    await gateway.sees(0)
+    worker.watch_faults = 3
+    await worker.listen()
+    await until(lambda: gateway.pipeline.pool.workers["w0"].connected)
+    counted = gateway.pipeline.metrics.registry.get_sample_value("memserve_loop_failures_total", {"loop": "watch"})
+    assert counted == 3
+    assert sum("the loop 'watch' failed" in record.getMessage() for record in caplog.records) == 1
+
+
 async def test_what_is_not_used_any_more_is_forgotten(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
     pool = gateway.pipeline.pool
