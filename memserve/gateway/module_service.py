@@ -52,7 +52,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             if first.WhichOneof("part") != "header":
                 raise InvalidModule("part", "the first message must carry the header")
             publication = convert.publication(first.header)
-            await self._memory.check_kind("header.kind", tenant.name, publication.name, publication.kind)
+            await self._memory.check_new_version("header.kind", tenant.name, publication.name, publication.kind)
             version = await self._published.once(
                 (tenant.name, publication.name, publication.kind, publication.files), partial(self._publish, tenant, publication, parts)
             )

@@ -101,6 +101,7 @@ class Modules:
 
         Raises ModuleNotFound, OtherBase, InvalidModule, NoWorker.
         """
+        await self._store.check_audit(tenant.name)
         version = self._memory.served(await self._memory.version(tenant.name, name, number))
         async with aclosing(_with_steps(lambda progress: self._gated(tenant, version, progress))) as events:
             async for event in events:
@@ -113,6 +114,7 @@ class Modules:
 
         Raises GateRefused, AliasConflict, ModuleNotFound, OtherBase, InvalidModule, NoWorker.
         """
+        await self._store.check_audit(tenant.name)
         version = self._memory.served(await self._memory.version(tenant.name, name, number))
         await self._expect(tenant, name, alias, expected_revision)
         report = version.gate
@@ -146,6 +148,7 @@ class Modules:
 
         Raises AliasConflict, ModuleNotFound, OtherBase, NoWorker, and InvalidField when such versions would have more than half of it.
         """
+        await self._store.check_audit(tenant.name)
         versions = [self._memory.served(await self._memory.version(tenant.name, name, target.version)) for target in targets]
         await self._expect(tenant, name, alias, expected_revision)
         await asyncio.gather(*(self._load_for_traffic(version) for version in versions))
@@ -278,7 +281,7 @@ class Modules:
         for number, (parent, _) in enumerate(parents):
             if parent.kind is not ModuleKind.LORA:
                 raise InvalidField(f"parents[{number}].reference", f"{parent.reference} is of kind {parent.kind}; only LoRAs compose")
-        await self._memory.check_kind("name", tenant.name, composition.name, ModuleKind.LORA)
+        await self._memory.check_new_version("name", tenant.name, composition.name, ModuleKind.LORA)
         request = pb.ComposeModuleRequest(
             method=composition.method,
             parents=[pb.ComposeParent(digest=parent.digest, weight=weight) for parent, weight in parents],

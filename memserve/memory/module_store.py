@@ -68,6 +68,8 @@ REFUSALS = {
 class ModuleStore:
     """Every change is one atomic exchange with Redis, its audit event included. Sent again over a new connection it is done once.
 
+    Changes but rollbacks and what takes a canary out raise AuditFull while the tenant's audit has no room.
+
     Names, aliases and digests come checked. Every method raises RegistryUnavailable when Redis does not answer within a second; whether a
     change was made is then unknown.
     """
@@ -372,6 +374,10 @@ class ModuleStore:
             # One: what else has come is read as a page.
             awaited = await self._watching.xread(stream, count=1, block=max(1, int(block_s * 1000)))
         return [read_event(tenant, event_id, fields) for _, entries in awaited for event_id, fields in entries]
+
+    async def check_audit(self, tenant: str) -> None:
+        """Before long work that ends in a change. Raises AuditFull where the change would."""
+        await self._change("check_audit", tenant)
 
     async def release_audit(self, tenant: str, principal: str, through: str) -> None:
         """Events up to this one have been exported, and may go when the audit is full. Raises InvalidField for no event's id."""

@@ -144,8 +144,12 @@ class ParametricMemory:
             raise InvalidModule("module", "this gateway has no base model weights to check it against; give it the model's directory")
         return self._uploads.open(tenant, publication.name, publication.kind, publication.files)
 
-    async def check_kind(self, field: str, tenant: str, name: str, kind: ModuleKind) -> None:
-        """Raises InvalidField where the module is there and of another kind: what is known before long work is said before it."""
+    async def check_new_version(self, field: str, tenant: str, name: str, kind: ModuleKind) -> None:
+        """What is known to stand against a new version of the module, before the work of making one.
+
+        Raises AuditFull, and InvalidField where the module is there and of another kind.
+        """
+        await self.store.check_audit(tenant)
         module = await self.store.module(tenant, name)
         if module is not None and module.kind is not kind:
             raise InvalidField(field, f"module {name} is of the kind {module.kind}, and a module has one kind")

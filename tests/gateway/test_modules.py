@@ -471,3 +471,21 @@ async def test_an_async_client_reads_and_hashes_uploads_off_the_loop(start_gatew
     assert seen and here not in seen
     await asyncio.sleep(0)
     assert told and set(told) == {here}, "progress is told where the caller lives"
+
+
+async def test_with_a_full_audit_long_work_is_refused_before_it_begins(start_gateway: StartGateway, tmp_path: Path) -> None:
+    gateway = await start_gateway(audit_max_bytes=1)
+    store, modules = gateway.pipeline.modules.store, gateway.client.modules
+    folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
+    version = await modules.publish("tone", folder)
+    worker = gateway.workers[0]
+    worker.loads.clear()
+    for call in (modules.publish("tone2", folder), modules.promote("tone", 1), modules.gate("tone", 1), modules.preload("tone@1")):
+        with pytest.raises(CallFailed) as refusal:
+            await call
+        assert refusal.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "--release" in refusal.value.detail
+    assert not worker.loads and not worker.requests
+    last = [event async for event in modules.audit()][-1].event_id
+    await modules.release_audit(last)
+    assert (await store.version("default", "tone", version.version)) is not None

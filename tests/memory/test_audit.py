@@ -91,6 +91,9 @@ async def test_a_full_audit_refuses_changes_and_loses_none_of_its_events(store: 
     assert redis_server.client.memory_usage(EVENTS) < 2 * MIB
     with pytest.raises(AuditFull):
         await store.publish("alice", "ann", replace(VERSION, digest="f" * 64))
+    with pytest.raises(AuditFull):
+        await store.check_audit("alice")
+    await store.check_audit("bob")
     assert (await store.versions("alice", "tone", limit=10))[0][0].version == two.version, "nothing was changed"
     assert [event.action for event in await every_event(store)] == ["publish"] * 2 + ["promote"] * 2 + ["note"] * recorded
     await store.rollback("alice", "ann", "tone", "live", reason="trouble goes on being taken away")
