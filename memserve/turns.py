@@ -18,6 +18,7 @@ WAITING_PER_TENANT = 128
 RETRY_AFTER_S = 1.0
 # A tenant that has asked within this time counts for the share of the others.
 RECENT_S = 10.0
+TENANTS_MAX = 10_000
 
 Share = Callable[[int, int], int]
 """Places in all, and tenants that ask, to the places that one tenant may hold."""
@@ -26,8 +27,9 @@ Share = Callable[[int, int], int]
 class Turns:
     """Places that tenants hold one after the other. One event loop only.
 
-    A free place goes to the tenant that holds the fewest; among equals they come round in a ring, each from where it last had a turn.
-    Within a tenant, first come, first served.
+    A free place goes to the tenant that holds the fewest, and among equals to the one that has had the least time: one whose calls take ten
+    times as long gets a tenth as many turns. Within a tenant, first come, first served.
+    Source: start-time fair queueing (Goyal, Vin and Cheng 1996), with the time that a place was held as its cost.
     """
 
     def __init__(
@@ -39,15 +41,20 @@ class Turns:
         waiting_per_tenant: int = WAITING_PER_TENANT,
         now_s: Callable[[], float] | None = None,
     ) -> None:
-        """what: as refusals name it. share: never below 1 in effect. now_s: the clock for RECENT_S; None: the event loop's."""
+        """what: as refusals name it. share: never below 1 in effect. now_s: the clock; None: the event loop's."""
         self.places = places
         self._what = what
         self._share = share
         self._waiting_per_tenant = waiting_per_tenant
         self._now_s = now_s
         self._held: Counter[str] = Counter()
-        # The tenant whose turn it is next comes first. No queue here is empty.
+        # No queue here is empty. Of tenants with as much time the one that has waited longest for a turn comes first.
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        # Seconds that each tenant has had; who comes anew starts where the others are, at `_reached_s`.
+        self._had_s: dict[str, float] = {}
+        self._reached_s = 0.0
+        # Of the places that are held, since when: by tenant the sum over its places.
+        self._since_s: dict[str, float] = {}
         self._lately = Lately(RECENT_S)
 
     @property
@@ -75,7 +82,7 @@ class Turns:
         """As `of`; `give` is due afterwards, and only then."""
         self._see(tenant)
         if tenant not in self._waiting and self._may_hold(tenant):
-            self._held[tenant] += 1
+            self._begin(tenant)
             return
         queue = self._waiting.setdefault(tenant, deque())
         if len(queue) >= self._waiting_per_tenant:
@@ -96,16 +103,20 @@ class Turns:
 
     def give(self, tenant: str) -> None:
         """Give a place back."""
+        # Of its places, which one does not matter: the sum of their times is the same.
+        since_s = self._since_s[tenant] / self._held[tenant]
+        self._had_s[tenant] = self._had_s.get(tenant, self._reached_s) + max(0.0, self._clock() - since_s)
+        self._since_s[tenant] -= since_s
         self._held[tenant] -= 1
         if not self._held[tenant]:
-            del self._held[tenant]
+            del self._held[tenant], self._since_s[tenant]
         self._see(tenant)
         self.hand_out()
 
     def hand_out(self) -> None:
         """Give the free places to those that wait. For whoever changes `places`."""
         while allowed := [tenant for tenant in self._waiting if self._may_hold(tenant)]:
-            tenant = min(allowed, key=lambda name: self._held[name])  # of equals the first in the ring
+            tenant = min(allowed, key=lambda name: (self._held[name], self._time_of(name)))
             queue = self._waiting[tenant]
             turn = queue.popleft()
             if queue:
@@ -113,8 +124,22 @@ class Turns:
             else:
                 del self._waiting[tenant]
             if not turn.done():
-                self._held[tenant] += 1
+                self._begin(tenant)
                 turn.set_result(None)
+
+    def _begin(self, tenant: str) -> None:
+        self._reached_s = max(self._reached_s, self._time_of(tenant))
+        self._had_s[tenant] = self._time_of(tenant)
+        self._held[tenant] += 1
+        self._since_s[tenant] = self._since_s.get(tenant, 0.0) + self._clock()
+        if len(self._had_s) > TENANTS_MAX:
+            self._had_s = {name: had_s for name, had_s in self._had_s.items() if had_s > self._reached_s or name in self._held}
+
+    def _time_of(self, tenant: str) -> float:
+        return max(self._had_s.get(tenant, 0.0), self._reached_s)
+
+    def _clock(self) -> float:
+        return self._now_s() if self._now_s is not None else asyncio.get_running_loop().time()
 
     def _may_hold(self, tenant: str) -> bool:
         return self.held < self.places and self._held[tenant] < max(1, self._share(self.places, self._asking()))
@@ -124,7 +149,7 @@ class Turns:
         return len({*self._held, *self._waiting, *self._lately.tenants})
 
     def _see(self, tenant: str) -> None:
-        self._lately.see(tenant, self._now_s() if self._now_s is not None else asyncio.get_running_loop().time())
+        self._lately.see(tenant, self._clock())
 
 
 class FairThreads:

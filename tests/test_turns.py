@@ -35,8 +35,8 @@ async def test_a_tenant_with_one_call_waits_for_one_call_of_another_that_has_man
     assert [number for tenant, number in order if tenant == "noisy"] == list(range(20)), "within a tenant, first come, first served"
 
 
-async def test_tenants_that_wait_come_round_in_a_ring() -> None:
-    turns, order = Turns("calls", 1), []
+async def test_tenants_whose_calls_take_as_long_come_round_in_a_ring() -> None:
+    turns, order = Turns("calls", 1, now_s=lambda: 0.0), []
 
     async def call(tenant: str) -> None:
         async with turns.of(tenant):
@@ -50,8 +50,46 @@ async def test_tenants_that_wait_come_round_in_a_ring() -> None:
     assert "".join(order) == "abcabab"
 
 
+async def test_a_tenant_whose_calls_take_ten_times_as_long_gets_a_tenth_as_many_turns() -> None:
+    clock = [0.0]
+    turns, order = Turns("calls", 1, now_s=lambda: clock[0]), []
+
+    async def call(tenant: str, seconds: float) -> None:
+        async with turns.of(tenant):
+            order.append(tenant)
+            await asyncio.sleep(0)
+            clock[0] += seconds
+
+    calls = [asyncio.create_task(call("noisy", 1.0)) for _ in range(20)]
+    await settle()
+    before = len(order)
+    calls += [asyncio.create_task(call("quiet", 0.1)) for _ in range(20)]
+    await asyncio.gather(*calls)
+    first = order.index("quiet")
+    assert first <= before + 1, "who comes anew does not wait for what others are to have"
+    last = len(order) - order[::-1].index("quiet")
+    assert order[first:last].count("noisy") <= 3, "20 calls of a tenth"
+    assert order.count("noisy") == 20
+
+
+async def test_who_was_away_has_saved_nothing_up() -> None:
+    clock = [0.0]
+    turns, order = Turns("calls", 1, now_s=lambda: clock[0]), []
+
+    async def call(tenant: str) -> None:
+        async with turns.of(tenant):
+            order.append(tenant)
+            await asyncio.sleep(0)
+            clock[0] += 1.0
+
+    await asyncio.gather(*(call("steady") for _ in range(50)))
+    order.clear()
+    await asyncio.gather(*(call(tenant) for tenant in ["steady"] * 6 + ["anew"] * 6))
+    assert order[:8].count("steady") >= 3
+
+
 async def test_a_free_place_goes_to_the_tenant_that_holds_the_fewest() -> None:
-    turns = Turns("calls", 3)
+    turns = Turns("calls", 3, now_s=lambda: 0.0)
     for tenant in ("a", "a", "b"):
         await turns.take(tenant)
     waiting = {tenant: asyncio.create_task(turns.take(tenant)) for tenant in ("a", "b")}
@@ -83,7 +121,12 @@ async def test_a_single_place_can_be_held_whatever_the_share() -> None:
 async def test_the_share_counts_tenants_that_were_here_lately_and_no_others() -> None:
     clock = [0.0]
     asked: list[int] = []
-    turns = Turns("calls", 8, share=lambda places, tenants: asked.append(tenants) or places, now_s=lambda: clock[0])  # type: ignore[func-returns-value]
+
+    def share(places: int, tenants: int) -> int:
+        asked.append(tenants)
+        return places
+
+    turns = Turns("calls", 8, share=share, now_s=lambda: clock[0])
     for tenant in ("a", "b"):
         async with turns.of(tenant):
             pass
