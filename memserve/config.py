@@ -28,6 +28,12 @@ STACK_MARK = "_MEMSERVE_STACK"
 MIB = 1 << 20
 GIB = 1 << 30
 
+
+def at(host: str, port: int) -> str:
+    """host:port, with the brackets that an IPv6 address needs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 

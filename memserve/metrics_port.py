@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
@@ -13,7 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
 from prometheus_client.registry import Collector
 
-from memserve.config import Settings
+from memserve.config import Settings, at
 
 # vLLM's list of adapters that run: the digests of tenants' modules.
 TENANTS_OWN = frozenset({"vllm:lora_requests_info"})
@@ -24,6 +25,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     # The gateway's port is kept by a socket of this process or its parent (`memserve/ports.py`).
     allow_reuse_port = True
+
+
+class _ServerOfIpv6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Silent(WSGIRequestHandler):
@@ -44,13 +49,13 @@ def serve_metrics(settings: Settings, registry: CollectorRegistry, port: int) ->
         settings.metrics_host,
         port,
         _for_holders(settings.metrics_key.get_secret_value(), make_wsgi_app(registry)),
-        server_class=_Server,
+        server_class=_ServerOfIpv6 if ":" in settings.metrics_host else _Server,
         handler_class=_Silent,
     )
     thread = threading.Thread(target=server.serve_forever, name="memserve-metrics", daemon=True)
     thread.start()
     try:
-        yield f"{settings.metrics_host}:{server.server_port}"
+        yield at(settings.metrics_host, server.server_port)
     finally:
         server.shutdown()
         server.server_close()

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from memserve.config import Settings
+from memserve.config import Settings, at
 from memserve.errors import StartupError
 from memserve.private_files import write_private
 
@@ -76,5 +76,5 @@ def _keeper(host: str, port: int, setting: str) -> socket.socket:
         keeper.close()
         if error.errno == errno.EADDRINUSE:
             raise StartupError(f"port {port} on {host} is in use; stop what listens there or choose another {setting}") from None
-        raise StartupError(f"cannot listen on {host}:{port}: {error.strerror} (settings host, {setting})") from None
+        raise StartupError(f"cannot listen on {at(host, port)}: {error.strerror} (settings host, {setting})") from None
     return keeper

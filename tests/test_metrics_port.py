@@ -55,6 +55,11 @@ def test_metrics_stay_on_loopback_whatever_the_hosts_are() -> None:
         assert address.startswith("127.0.0.1:")
 
 
+def test_metrics_are_served_on_ipv6_too() -> None:
+    with serve_metrics(Settings(metrics_host="::1"), registry(), 0) as address:
+        assert address.startswith("[::1]:") and scrape(address)[0] == 200
+
+
 def test_what_is_a_tenants_is_left_out() -> None:
     with serve_metrics(Settings(), without_tenants(registry()), 0) as address:
         _, text = scrape(address)

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from memserve import credentials
 from memserve.client import CallFailed, Client, wait_until_ready
-from memserve.config import Settings
+from memserve.config import Settings, at
 from memserve.demo import MODEL_DIR, demo_modules
 from memserve.embedded.checks import check_model
 from memserve.embedded.children import kill_marked, last_line, spawn_memserve
@@ -52,7 +52,7 @@ class Stack:
 
     @property
     def address(self) -> str:
-        return f"{self.settings.host}:{self.settings.port}"
+        return at(self.settings.host, self.settings.port)
 
     @property
     def api_key(self) -> str:
@@ -105,7 +105,7 @@ class Stack:
         gateway.wait_ready()
         workers.wait_ready()
         self._wait_until_gateway_has_all_workers()
-        metrics = f", metrics on http://{settings.metrics_host}:{settings.metrics_port}/metrics" if settings.metrics else ""
+        metrics = f", metrics on http://{at(settings.metrics_host, settings.metrics_port)}/metrics" if settings.metrics else ""
         self._say(f"gateway    {self.address}{metrics}")
         if model == MODEL_DIR:
             self._publish_demo_modules()

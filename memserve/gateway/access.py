@@ -100,6 +100,8 @@ def load_access(settings: Settings) -> Access:
     Raises StartupError, also where others than this machine's could call without a key.
     """
     keys = read_keys(keys_file(settings), must_exist=settings.api_keys_file is not None)
+    if keys is not None and keys_file(settings).stat().st_mode & 0o007:
+        log.warning("every user of this machine can read %s; `chmod 600` it", keys_file(settings))
     if keys is None and not is_loopback(settings.host) and not settings.allow_anonymous:
         raise StartupError(
             f"host {settings.host} lets other machines call, and there are no API keys: make one with `memserve keys add`, "

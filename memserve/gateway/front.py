@@ -11,7 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from memserve.config import Settings
+from memserve.config import Settings, at
 from memserve.errors import GatewayStarting, StartupError
 from memserve.gateway.edge import Context
 from memserve.gateway.keyless import KeylessPace
@@ -81,9 +81,9 @@ async def open_front(settings: Settings, names: Sequence[str]) -> AsyncIterator[
     if settings.reflection:
         reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        port = server.add_insecure_port(at(settings.host, settings.port))
     except RuntimeError:
-        raise StartupError(f"cannot listen on {settings.host}:{settings.port} (settings host, port)") from None
+        raise StartupError(f"cannot listen on {at(settings.host, settings.port)} (settings host, port)") from None
     await server.start()
     try:
         yield Front(server, servicer, services, port)

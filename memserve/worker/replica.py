@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from ray import serve
 
 from memserve import credentials
-from memserve.config import SETTINGS_FILE, Settings, load_settings
+from memserve.config import SETTINGS_FILE, Settings, at, load_settings
 from memserve.domain import WorkerLease
 from memserve.errors import BlobStoreUnavailable, RegistryUnavailable
 from memserve.plain import log_to_stderr
@@ -153,12 +153,12 @@ class WorkerReplica:
         rpc.add_WorkerServiceServicer_to_server(self._service, self._server)
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, self._server)
-        port = self._server.add_insecure_port(f"{settings.worker_host}:0")
+        port = self._server.add_insecure_port(at(settings.worker_host, 0))
         await self._server.start()
         metrics_address = self._closing.enter_context(serve_metrics(settings, without_tenants(REGISTRY), 0))
         self._lease = WorkerLease(
             worker_id=worker_id,
-            address=_reachable(f"{settings.worker_host}:{port}"),
+            address=_reachable(at(settings.worker_host, port)),
             metrics_address=_reachable(metrics_address),
             pid=os.getpid(),
             model=model.name,
@@ -252,7 +252,7 @@ class WorkerReplica:
 def _reachable(address: str) -> str:
     """host:port for others: a worker that listens on every address is reached by this machine's name."""
     host, _, port = address.rpartition(":")
-    return f"{socket.gethostbyname(socket.gethostname())}:{port}" if host == "0.0.0.0" else address
+    return f"{socket.gethostbyname(socket.gethostname())}:{port}" if host in ("0.0.0.0", "[::]") else address
 
 
 def worker_application(settings: Settings, settings_file: Path) -> serve.Application:

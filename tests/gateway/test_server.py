@@ -193,3 +193,10 @@ def test_a_detail_is_one_bounded_line() -> None:
     assert detail_of(errors.ModelNotFound("x" * 100_000, "tiny")).startswith("model 'xxx")
     assert len(detail_of(errors.ModelNotFound("x" * 100_000, "tiny"))) < 2000
     assert "\n" not in detail_of(errors.ModelNotFound("a\nb", "tiny"))
+
+
+async def test_a_gateway_listens_on_ipv6_too(tmp_path: Path, model_dir: Path) -> None:
+    settings = Settings(data_dir=tmp_path, model=str(model_dir), host="::1", port=0)
+    async with open_front(settings, ["memserve.v1.Test"]) as front, grpc.aio.insecure_channel(f"[::1]:{front.port}") as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert answer.status == NOT_SERVING
