@@ -70,6 +70,12 @@ class Settings(BaseModel):
         "Empty: data_dir/modules.",
     )
     milvus_uri: str = Field("", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir.")
+    disk_reserve_bytes: int = Field(
+        64 * MIB,
+        ge=0,
+        description="Room held back on the disks of data_dir and of a local module store, at most an eighth of each. Below it changes are "
+        "refused; reads and answers go on.",
+    )
 
     # Who may call
     api_keys_file: Path | None = Field(

@@ -148,6 +148,14 @@ class QuotaExceeded(MemserveError):
         self.retry_after_s = retry_after_s
 
 
+class DiskFull(MemserveError):
+    """A disk that a change would be written to has too little room."""
+
+    def __init__(self, disk: str, retry_after_s: float) -> None:
+        super().__init__(f"{disk} is nearly full, so no changes are taken; make room there, and try again in {retry_after_s:g} s")
+        self.retry_after_s = retry_after_s
+
+
 class JournalFull(MemserveError):
     """So many memories wait to become durable in the vector store that no more are taken."""
 
@@ -238,6 +246,16 @@ class UnreadableRecord(MemserveError):
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(f"a record of the registry ({what}) cannot be read here: {why}; a newer memserve may have written it")
+
+
+class RegistryDiskFull(RegistryUnavailable):
+    """The registry Redis answers, and takes no changes, because its disk is nearly full."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        MemserveError.__init__(
+            self, f"the registry's disk is nearly full, so no changes are taken; make room there, and try again in {retry_after_s:g} s"
+        )
+        self.retry_after_s = retry_after_s
 
 
 class CacheUnavailable(MemserveError):

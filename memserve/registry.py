@@ -18,13 +18,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from memserve.domain import WorkerLease
-from memserve.errors import RegistryUnavailable, UnreadableRecord
+from memserve.errors import RegistryDiskFull, RegistryUnavailable, UnreadableRecord
 from memserve.records import LenientReader, known_fields, reading
 
 log = logging.getLogger("memserve.registry")
 
 WORKERS = "memserve:workers"
 TIMEOUT_S = 1.0
+FULL_RETRY_S = 5.0
 _ADDRESS = re.compile(r"(?:unix:/{0,3}[^\s]+|[^\s/@]+:[0-9]{1,5})")
 
 
@@ -111,6 +112,9 @@ async def answering(bound_s: float = TIMEOUT_S) -> AsyncIterator[None]:
         async with asyncio.timeout(bound_s):
             yield
     except (RedisError, OSError) as error:  # TimeoutError, which asyncio.timeout raises, is an OSError
+        # What the guard of a full disk has it say, and what a Redis of the user says when it cannot write its files.
+        if any(word in str(error) for word in ("NOREPLICAS", "MISCONF")):
+            raise RegistryDiskFull(FULL_RETRY_S) from error
         raise RegistryUnavailable(_line(error)) from error
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -16,8 +17,10 @@ from memserve import credentials
 from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import Settings, at
 from memserve.demo import MODEL_DIR, demo_modules
+from memserve.disk import free_share
 from memserve.embedded.checks import check_model
 from memserve.embedded.children import kill_marked, last_line, spawn_memserve
+from memserve.embedded.disk_guard import RegistryGuard
 from memserve.embedded.part import Part, Recipe, Report
 from memserve.embedded.readiness import serves_memories
 from memserve.embedded.redis_server import CACHE_SAVE_TIMEOUT_S, RedisServer, cache_server, registry_server
@@ -49,6 +52,7 @@ class Stack:
     _parts: dict[str, Part] = field(default_factory=dict)
     _ports: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _lock: IO[str] | None = None
+    _guard: RegistryGuard | None = None
 
     @property
     def address(self) -> str:
@@ -113,6 +117,8 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything that `start` started, gently first. Safe to call at any time, twice too."""
+        if self._guard is not None:
+            self._guard.stop()
         for name in (GATEWAY, WORKERS, CACHE, REGISTRY):
             part = self._parts.pop(name, None)
             if part is not None:
@@ -137,6 +143,9 @@ class Stack:
         registry = registry_server(self.settings.data)
         self.settings = self.settings.model_copy(update={"redis_url": SecretStr(registry.url)})
         self._begin(self._redis(REGISTRY, registry)).wait_ready()
+        room = partial(free_share, registry.folder, self.settings.disk_reserve_bytes)
+        self._guard = RegistryGuard(registry.url, room, self._say)
+        self._guard.start()
         if self.settings.cache_redis_url.get_secret_value():
             return
         cache = cache_server(self.settings.data, self.settings.cache_max_bytes)

@@ -13,13 +13,39 @@ import grpc
 
 from memserve.domain import KeyRole, Tenant
 from memserve.errors import MemserveError, PermissionDenied, Unauthenticated
+            if rpc in CHANGES:
+                self.pipeline.disk.check()
 from memserve.gateway.access import Access
 from memserve.gateway.limits import Limits, Strangers
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.sizes import RECEIVED_BYTES
-from memserve.gateway.status import detail_of, status_of, trailing_metadata
+from memserve.gateway.status import detail_of, fact_of, status_of, trailing_metadata
 
 log = logging.getLogger("memserve.gateway")
+
+# RPCs that write to a disk of the server: refused while one of those has too little room. The others are reads and answers.
+CHANGES = frozenset(
+    {
+        "Remember",
+        "Forget",
+        "PublishModule",
+        "ComposeModule",
+        "PromoteModule",
+        "RollbackModule",
+        "SetTraffic",
+        "DropAlias",
+        "DeleteVersion",
+        "PreloadModule",
+        "UnloadModule",
+        "RunGate",
+        "PinPrefix",
+        "UnpinPrefix",
+        "WarmPrefix",
+        "EvictPrefix",
+        "EvictModule",
+        "EvictTenant",
+    }
+)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,15 +68,18 @@ class Edge:
         try:
             metadata = dict(context.invocation_metadata() or ())
             tenant = await self._caller(rpc, str(metadata.get("authorization", "")), context.peer())
+            if rpc in CHANGES:
+                self.pipeline.disk.check()
             async with self.limits.call(rpc, tenant.name, RECEIVED_BYTES.get()):
                 yield tenant
-        except MemserveError as error:
-            code = status_of(error)
-            await context.abort(code, detail_of(error), trailing_metadata(error))
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
             raise
-        except Exception:
+        except Exception as error:
+            fact = fact_of(error)
+            if fact is not None:
+                code = status_of(fact)
+                await context.abort(code, detail_of(fact), trailing_metadata(fact))
             code = grpc.StatusCode.INTERNAL
             incident = uuid.uuid4().hex[:12]
             log.exception("incident %s in %s", incident, rpc)

@@ -15,6 +15,7 @@ from functools import partial
 import grpc
 
 from memserve.config import Settings
+from memserve.disk import DiskWatch
 from memserve.domain import (
     CachedTokens,
     CacheLayout,
@@ -120,6 +121,7 @@ class Pipeline:
     pool: WorkerPool
     lookup: PrefixLookup
     metrics: GatewayMetrics
+    disk: DiskWatch
     costs: RoutingCosts = field(default_factory=RoutingCosts)
     using: Counter[str] = field(default_factory=Counter)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)

@@ -16,6 +16,7 @@ from grpc_health.v1 import health
 
 from memserve import credentials
 from memserve.config import Settings
+from memserve.disk import DATA_DISK, DiskWatch
 from memserve.errors import MemserveError, StartupError, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable
 from memserve.gateway.access import Access, Inflight, KeyFile, load_access
 from memserve.gateway.canary import LOOK_S as CANARY_LOOK_S
@@ -40,6 +41,7 @@ from memserve.memory.module_store import ModuleStore
 from memserve.memory.parametric import ParametricMemory
 from memserve.memory.uploads import Uploads, sweep_uploads
 from memserve.memory.vector import VectorMemory
+from memserve.memory.vector_milvus import is_local_uri
 from memserve.metrics import GatewayMetrics
 from memserve.metrics_port import serve_metrics
 from memserve.model_files import open_model
@@ -92,12 +94,13 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     metrics = GatewayMetrics()
     embedder = await on_own_thread(MiniLmEmbedder)
     open_data_dir(settings.data)
+    disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
         registry = Registry(settings.redis)
         stack.push_async_callback(registry.close)
         try:
             kept = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
-            vector = await VectorMemory.open(settings.vector_uri, embedder, settings.redis, quotas=kept)
+            vector = await VectorMemory.open(settings.vector_uri, embedder, settings.redis, quotas=kept, may_flush=disk.has_room)
         except (VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
             raise StartupError(str(error)) from error
         stack.push_async_callback(vector.close)
@@ -146,7 +149,18 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             pool=pool,
             lookup=lookup,
             metrics=metrics,
+            disk=disk,
         )
+
+
+def disk_watch(settings: Settings) -> DiskWatch:
+    """The disks that this gateway writes to."""
+    places = {DATA_DISK: settings.data}
+    if settings.module_store_url and "://" not in settings.module_store_url:
+        places["the disk of the module store"] = Path(settings.module_store_url)
+    if is_local_uri(settings.vector_uri):
+        places["the disk of the vector store"] = Path(settings.vector_uri).parent
+    return DiskWatch(places, settings.disk_reserve_bytes)
 
 
 async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 
 from memserve import errors
+from memserve.disk import DATA_DISK, RETRY_AFTER_S, says_full
 
 DETAIL_MAX = 1000
 STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
@@ -27,6 +30,8 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.MemoryNotFound: grpc.StatusCode.NOT_FOUND,
     errors.MemoryConflict: grpc.StatusCode.ALREADY_EXISTS,
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DiskFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.RegistryDiskFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.JournalFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QuotaReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.AuditFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -45,6 +50,21 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
 }
 
 
+WITH_RETRY = (
+    errors.QuotaExceeded,
+    errors.QuotaReached,
+    errors.DiskFull,
+    errors.RegistryDiskFull,
+    errors.JournalFull,
+    errors.NoWorker,
+    errors.GatewayStarting,
+)
+# They say a rule about what the caller sent; nothing of this machine is in them.
+QUOTE_THE_CALLER = (errors.InvalidField,)
+# A path on this machine: of two steps at least, and no part of a URL, a module reference or a fraction.
+_PATH = re.compile(r"(?:unix:(?://)?|(?<![\w/.:@]))/[\w.@+~-]+(?:/[\w.@+~=-]+)+/?")
+
+
 def status_of(error: errors.MemserveError) -> grpc.StatusCode:
     """The status code of a fact; UNKNOWN for one that the table has forgotten (a test sees to it that there is none)."""
     return STATUS.get(type(error), grpc.StatusCode.UNKNOWN)
@@ -52,7 +72,7 @@ def status_of(error: errors.MemserveError) -> grpc.StatusCode:
 
 def detail_of(error: errors.MemserveError) -> str:
     """What the status says. Bounded, because it may quote what the caller sent, and clients refuse large trailers."""
-    detail = str(error)
+    detail = str(error) if isinstance(error, QUOTE_THE_CALLER) else without_paths(str(error))
     return detail if len(detail) <= DETAIL_MAX else detail[:DETAIL_MAX] + "…"
 
 
@@ -61,6 +81,18 @@ def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...
     if isinstance(error, errors.InvalidField | errors.InvalidModule):
         # A field may be a tensor's name as uploaded; metadata must be printable ASCII.
         return (("memserve-field", "".join(letter if " " <= letter <= "~" else "?" for letter in error.field)),)
-    if isinstance(error, errors.QuotaExceeded | errors.QuotaReached | errors.JournalFull | errors.NoWorker | errors.GatewayStarting):
+    if isinstance(error, WITH_RETRY):
         return (("retry-after-s", f"{error.retry_after_s:g}"),)
     return ()
+
+
+def without_paths(text: str) -> str:
+    """A message of a lower layer as a caller may read it: the log has where the server keeps its things."""
+    return _PATH.sub("<a path on the server>", text)
+
+
+def fact_of(error: BaseException) -> errors.MemserveError | None:
+    """What an error is for the caller where it is known: a full disk below any RPC is DiskFull, whoever noticed it. None: an incident."""
+    if says_full(error) and not isinstance(error, errors.DiskFull | errors.RegistryDiskFull):
+        return errors.DiskFull(DATA_DISK, RETRY_AFTER_S)
+    return error if isinstance(error, errors.MemserveError) else None

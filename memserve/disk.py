@@ -1,0 +1,73 @@
+"""How much room the disks have that memserve writes to, looked at before it is written, so that nothing meets a full one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from memserve.errors import DiskFull, MemserveError
+
+LOOK_EVERY_S = 0.25
+RETRY_AFTER_S = 5.0
+DATA_DISK = "the disk that holds memserve's data"
+# Of a small file system no more than this share is held back.
+RESERVE_SHARE = 1 / 8
+FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
+
+
+class DiskWatch:
+    """The free space of some disks, and whether it has come down to what is held back for memserve's own needs.
+
+    places: by what a person calls the disk, a folder on it. reserve_bytes: held back on each, at most an eighth of it.
+    A disk that cannot be looked at counts as having room: what is written there will say what is wrong.
+    """
+
+    def __init__(self, places: Mapping[str, Path], reserve_bytes: int, room: Callable[[Path, int], float] | None = None) -> None:
+        """room: `free_share` when None."""
+        self._room = room or free_share
+        self._places = dict(places)
+        self._reserve_bytes = reserve_bytes
+        self._looked_s = -LOOK_EVERY_S
+        self._short: str | None = None
+
+    def short(self) -> str | None:
+        """The disk that has too little room, or None."""
+        if time.monotonic() - self._looked_s >= LOOK_EVERY_S:
+            self._looked_s = time.monotonic()
+            self._short = next((name for name, place in self._places.items() if self._room(place, self._reserve_bytes) < 1), None)
+        return self._short
+
+    def has_room(self) -> bool:
+        return self.short() is None
+
+    def check(self) -> None:
+        """Raises DiskFull."""
+        disk = self.short()
+        if disk is not None:
+            raise DiskFull(disk, RETRY_AFTER_S)
+
+
+def free_share(place: Path, reserve_bytes: int) -> float:
+    """The room that is left, as a multiple of what is to be held back there; infinite where that cannot be told."""
+    try:
+        room = os.statvfs(place)
+    except OSError:
+        return float("inf")
+    reserve = min(reserve_bytes, room.f_blocks * room.f_frsize * RESERVE_SHARE)
+    return room.f_bavail * room.f_frsize / reserve if reserve else float("inf")
+
+
+def says_full(error: BaseException) -> bool:
+    """Whether an error, or one that it comes from, is that a disk is full."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in FULL_ERRNOS:
+            return True
+        # Milvus and others pass on the words alone; memserve's own facts may quote a caller.
+        if not isinstance(seen, MemserveError) and os.strerror(errno.ENOSPC) in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
