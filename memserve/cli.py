@@ -194,6 +194,8 @@ def generate(
             elif isinstance(event, Route):
                 for number, hit in enumerate(event.passages, start=1):
                     err.print(f"[{number}] {hit.memory.memory_id} from {hit.memory.source or 'no source'}", style="dim")
+                if event.lost_memories:
+                    err.print(f"the vector store has lost {event.lost_memories} memories of these namespaces", style="yellow")
                 if event.recall_outcome in ("late", "unavailable"):
                     err.print(f"recall was {event.recall_outcome}: answered without passages", style="yellow")
                 for used in event.modules:
@@ -264,6 +266,11 @@ def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Ti
         f"Redis {'ok' if now.redis_ok else 'not answering'}, vector store {'ok' if now.vector_store_ok else 'not answering'}, ", end=""
     )
     out.print(f"{now.modules} modules, {now.memories} memories")
+    if now.lost_memories:
+        damage = f": {now.lost_memories} of these memories are lost; `memserve restore` brings back a backup"
+        out.print(coloured("the vector store is damaged", "bold red", damage))
+    if now.short_disk:
+        out.print(coloured(f"{now.short_disk} is nearly full", "bold red", ": changes are refused until there is room"))
     for w in now.workers:
         resident = ", ".join(f"{digest[:12]} ({place})" for digest, place in w.modules.items()) or "none"
         out.print(f"{w.worker_id}  {'ready' if w.ready else 'not ready'}, {w.running} running, {w.waiting} waiting", highlight=False)

@@ -70,6 +70,12 @@ class Status:
     vector_store_ok: bool
     modules: int
     memories: int
+    # Acknowledged, and lost by the vector store: its files are damaged.
+    lost_memories: int
+    # Durable in the registry, and not yet known to be in the vector store; -1: the registry does not say.
+    waiting_writes: int
+    # The disk that has too little room; "": none.
+    short_disk: str
 
 
 ROLES = {
@@ -148,6 +154,7 @@ def event_of(response: inference_pb2.GenerateResponse) -> Event:
         ),
         recall_outcome=RecallOutcome(inference_pb2.RecallOutcome.Name(route.recall_outcome).removeprefix("RECALL_OUTCOME_").lower()),
         passages=tuple(scored_of(hit) for hit in route.passages),
+        lost_memories=route.lost_memories,
     )
 
 
@@ -205,4 +212,7 @@ def status_of(value: status_pb2.GetStatusResponse) -> Status:
         vector_store_ok=value.vector_store_ok,
         modules=value.modules,
         memories=value.memories,
+        lost_memories=value.lost_memories,
+        waiting_writes=value.waiting_writes,
+        short_disk=value.short_disk,
     )

@@ -406,6 +406,8 @@ class Route:
     modules: tuple[UsedModule, ...]
     recall_outcome: RecallOutcome
     passages: tuple[ScoredMemory, ...]
+    # Memories of the recalled namespaces that were acknowledged and that the vector store has lost.
+    lost_memories: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,23 @@ class GatewayMetrics:
             registry=r,
         )
         self.loop_failures = loop_failures(r)
+        self.lost_memories = Gauge(
+            "memserve_lost_memories",
+            "Memories that were acknowledged and that the vector store has lost: its files are damaged.",
+            registry=r,
+        )
+        self.journal_failures = Gauge(
+            "memserve_journal_failures",
+            "Flushes, replays and writes of the vector store that failed since the gateway's start.",
+            registry=r,
+        )
+        self.journal_replayed = Gauge(
+            "memserve_journal_replayed_writes", "Writes brought into the vector store again, since the gateway's start.", registry=r
+        )
+        self.unapplied_writes = Gauge(
+            "memserve_journal_unapplied_writes", "Writes that are acknowledged and that the vector store does not have yet.", registry=r
+        )
+        self.disk_is_short = Gauge("memserve_disk_is_short", "1 while changes are refused because a disk is nearly full.", registry=r)
         self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)
 
     def loop_failed(self, loop: str) -> None:

@@ -123,6 +123,7 @@ def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.Generat
         ],
         recall_outcome=RECALL[event.recall_outcome],
         passages=[scored_memory(hit) for hit in event.passages],
+        lost_memories=event.lost_memories,
     )
     return inference_pb2.GenerateResponse(route=route)
 

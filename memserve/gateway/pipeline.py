@@ -171,6 +171,7 @@ class Pipeline:
                     modules=modules.used,
                     recall_outcome=recalled.outcome,
                     passages=recalled.passages,
+                    lost_memories=self.vector.lost(tenant.name, request.namespaces),
                 )
                 # 7. The worker streams. One that fails before its first token is replaced.
                 try:

@@ -226,6 +226,12 @@ async def _report_health(servicer: health.aio.HealthServicer, pipeline: Pipeline
     """SERVING while a worker is ready: for the whole server ("") and for InferenceService. The memories need no worker."""
     ready = len([worker for worker in pipeline.pool.workers.values() if worker.connected])
     pipeline.metrics.ready_workers.set(ready)
+    figures = pipeline.vector.settling.figures
+    pipeline.metrics.lost_memories.set(sum(figures.lost.values()))
+    pipeline.metrics.journal_failures.set(figures.failures)
+    pipeline.metrics.journal_replayed.set(figures.replayed)
+    pipeline.metrics.unapplied_writes.set(len(pipeline.vector.settling.unapplied))
+    pipeline.metrics.disk_is_short.set(not pipeline.disk.has_room())
     for name in SERVICES[1:]:
         await servicer.set(name, SERVING)
     for name in ("", SERVICES[0]):

@@ -246,6 +246,11 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
             with contextlib.suppress(MemserveError):
                 response.memories = sum((await pipeline.vector.counts(tenant.name)).values())
             response.vector_store_ok = await pipeline.vector.answers(STATUS_TIMEOUT_S)
+            response.lost_memories = pipeline.vector.lost(tenant.name)
+            response.short_disk = pipeline.disk.short() or ""
+            response.waiting_writes = -1
+            with contextlib.suppress(MemserveError):
+                response.waiting_writes = await pipeline.vector.waiting_writes()
             with contextlib.suppress(MemserveError):
                 response.modules = await pipeline.modules.store.count(tenant.name)
             return response

@@ -301,6 +301,11 @@ class VectorMemory:
             return False
         return True
 
+    async def waiting_writes(self) -> int:
+        """Writes of all tenants that are in the journal."""
+        self._require_open()
+        return (await self._journal.totals()).pending
+
     def lost(self, tenant: str, namespaces: Sequence[str] | None = None) -> int:
         """Memories of the tenant, in these namespaces or all, that are counted and that Milvus has lost: its files are damaged."""
         key = tenant_key(tenant)

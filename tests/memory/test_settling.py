@@ -221,3 +221,87 @@ async def test_a_write_whose_call_was_cancelled_or_unanswered_is_all_there_or_no
     memory = await open_memory(tmp_path, embedder, own_redis_server)
     assert len(await memory.search(TENANT, ["notes"], "The text", 64, timeout_s=10)) == 12
     await memory.close()
+
+
+# Damage
+
+
+async def damaged_store(path: Path, embedder: MiniLmEmbedder, server: RedisServer) -> None:
+    """Twenty memories of two tenants in two flushes, all durable."""
+    memory = await open_memory(path, embedder, server)
+    for start in (0, 10):
+        for number in range(start, start + 10):
+            await remember(memory, f"m{number}")
+            await memory.remember("globex", "other", f"text {number}", source="", keywords=(), memory_id=None, now_s=0.0)
+        await until(lambda: memory.settling.is_settled)
+    await memory.close()
+
+
+def truncate_manifest(store: Path) -> None:
+    manifest = next(store.glob("collections/*/manifest.json"))
+    manifest.write_bytes(manifest.read_bytes()[:100])
+
+
+def remove_data_file(store: Path) -> None:
+    next(store.glob("collections/*/partitions/*/data/*.parquet")).unlink()
+
+
+def truncate_data_file(store: Path) -> None:
+    file = next(store.glob("collections/*/partitions/*/data/*.parquet"))
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def overwrite_the_middle_of_a_data_file(store: Path) -> None:
+    file = next(store.glob("collections/*/partitions/*/data/*.parquet"))
+    content = bytearray(file.read_bytes())
+    content[200:1200] = bytes(1000)
+    file.write_bytes(content)
+
+
+def remove_partition(store: Path) -> None:
+    shutil.rmtree(next(store.glob("collections/*/partitions/*/data")).parent)
+
+
+def remove_collection(store: Path) -> None:
+    shutil.rmtree(next(store.glob("collections/*")))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate_manifest,
+        remove_data_file,
+        truncate_data_file,
+        overwrite_the_middle_of_a_data_file,
+        remove_partition,
+        remove_collection,
+        shutil.rmtree,
+    ],
+)
+async def test_damage_is_noticed_and_what_is_left_stays_usable(
+    tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer, damage: Callable[[Path], None]
+) -> None:
+    await damaged_store(tmp_path, embedder, redis_server)
+    damage(tmp_path / "memories.db")
+    memory = await open_memory(tmp_path, embedder, redis_server)
+    lost = memory.lost(TENANT) + memory.lost("globex")
+    found = await memory.search(TENANT, ["notes"], "The text", 64, timeout_s=10)
+    assert lost > 0
+    assert len(found) == 20 - memory.lost(TENANT)
+    assert memory.lost(TENANT, ["elsewhere"]) == 0
+    stored = await remember(memory, "after")
+    await until(lambda: memory.settling.is_settled)
+    assert await memory.get(TENANT, "notes", "after") == stored
+    await memory.close()
+    memory = await open_memory(tmp_path, embedder, redis_server)
+    assert memory.lost(TENANT) + memory.lost("globex") == lost
+    await memory.close()
+
+
+@pytest.mark.asyncio
+async def test_a_store_in_order_has_lost_nothing(tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer) -> None:
+    await damaged_store(tmp_path, embedder, redis_server)
+    memory = await open_memory(tmp_path, embedder, redis_server)
+    assert memory.settling.figures.lost == {}
+    await memory.close()

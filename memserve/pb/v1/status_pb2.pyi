@@ -50,7 +50,7 @@ class WorkerStatus(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., ready: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., known_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[WorkerModule, _Mapping]]] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., shares_kv: _Optional[bool] = ..., modules_left_out: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "model", "model_digest", "max_context_tokens", "workers", "redis_ok", "vector_store_ok", "modules", "memories")
+    __slots__ = ("version", "model", "model_digest", "max_context_tokens", "workers", "redis_ok", "vector_store_ok", "modules", "memories", "lost_memories", "waiting_writes", "short_disk")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,9 @@ class GetStatusResponse(_message.Message):
     VECTOR_STORE_OK_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
     MEMORIES_FIELD_NUMBER: _ClassVar[int]
+    LOST_MEMORIES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_WRITES_FIELD_NUMBER: _ClassVar[int]
+    SHORT_DISK_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: str
     model_digest: str
@@ -69,4 +72,7 @@ class GetStatusResponse(_message.Message):
     vector_store_ok: bool
     modules: int
     memories: int
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., redis_ok: _Optional[bool] = ..., vector_store_ok: _Optional[bool] = ..., modules: _Optional[int] = ..., memories: _Optional[int] = ...) -> None: ...
+    lost_memories: int
+    waiting_writes: int
+    short_disk: str
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., redis_ok: _Optional[bool] = ..., vector_store_ok: _Optional[bool] = ..., modules: _Optional[int] = ..., memories: _Optional[int] = ..., lost_memories: _Optional[int] = ..., waiting_writes: _Optional[int] = ..., short_disk: _Optional[str] = ...) -> None: ...
