@@ -24,7 +24,7 @@ from memserve.client import DEFAULT_ADDRESS, CallFailed
 from memserve.client_messages import collect
 from memserve.config import Settings, load_settings
 from memserve.domain import Expert, ModuleKind, Route, Sampling, Slo, TextDelta, Usage
-from memserve.errors import MemserveError
+from memserve.errors import MemserveError, StartupError
 from memserve.plain import json_line, log_to_stderr, paragraphs
 from memserve.private_files import private_umask
 from memserve.terminal import cell, coloured
@@ -278,6 +278,34 @@ def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Ti
         if not w.shares_kv:
             out.print(coloured("  does not share KV", "bold red", ": what it stored at its start came back different; see its log"))
         out.print(f"  gRPC {w.address}, metrics http://{w.metrics_address}/metrics, pid {w.pid}", highlight=False)
+
+
+@app.command()
+def backup(
+    name: Annotated[str, typer.Argument(help="What the backup is called: a folder in `backups` of the data directory.")],
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = 3600.0,
+) -> None:
+    """Back up a data directory while memserve runs on it. Copy the folder to another disk afterwards."""
+    with connected(address, api_key, timeout) as client:
+        for line in client.backup(name):
+            out.print(line, highlight=False)
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(help="The folder of a backup.")],
+    data_dir: Annotated[Path, typer.Option("--data-dir", help="Data directory to make: missing, or empty.")],
+) -> None:
+    """Make a data directory of a backup, with nothing running on it."""
+    from memserve.embedded.restore import restore as restore_backup
+
+    private_umask()
+    try:
+        restore_backup(folder.expanduser().absolute(), data_dir.expanduser().absolute(), lambda line: out.print(line, highlight=False))
+    except OSError as error:
+        raise StartupError(f"{error.filename or folder}: {error.strerror}") from None
 
 
 @app.command()

@@ -134,6 +134,14 @@ class Client:
         request = status_pb2.GetStatusRequest(workers_only=workers_only)
         return status_of(self._call(status_pb2_grpc.StatusServiceStub, "GetStatus", request))
 
+    def backup(self, name: str) -> Iterator[str]:
+        """Back up the server's data directory; a line for a person at every step. It is complete when the iterator ends."""
+        with contextlib.closing(
+            self._stream(status_pb2_grpc.StatusServiceStub, "Backup", status_pb2.BackupRequest(name=name))
+        ) as responses:
+            for response in responses:
+                yield response.line
+
     def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         with _facts():
             return getattr(stub(self._channel), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)

@@ -288,5 +288,26 @@ class VectorStoreDamaged(MemserveError):
         super().__init__(f"the vector store is damaged ({detail}); `memserve restore` brings back a backup")
 
 
+class BackupExists(MemserveError):
+    """There is a backup of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a backup {name!r} exists already; choose another name")
+
+
+class BackupNotPossible(MemserveError):
+    """What is to be backed up is not memserve's to back up, or cannot be now."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"no backup: {why}")
+
+
+class BackupDamaged(MemserveError):
+    """A backup is not what was backed up."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"this backup cannot be restored: {why}; use another")
+
+
 class StartupError(MemserveError):
     """memserve cannot start; the message says what to do."""

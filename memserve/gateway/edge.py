@@ -26,6 +26,7 @@ log = logging.getLogger("memserve.gateway")
 # RPCs that write to a disk of the server: refused while one of those has too little room. The others are reads and answers.
 CHANGES = frozenset(
     {
+        "Backup",
         "Remember",
         "Forget",
         "PublishModule",

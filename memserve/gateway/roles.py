@@ -8,6 +8,7 @@ _READ, _ASK, _WRITE = KeyRole.READ, KeyRole.ASK, KeyRole.WRITE
 # To send a request to a worker by its id, and to see workers' addresses and process ids and other tenants' bytes, takes `admin`.
 NEEDED: dict[str, KeyRole] = {
     "GetStatus": _READ,
+    "Backup": KeyRole.ADMIN,
     "GetMemory": _READ,
     "Search": _READ,
     "ListNamespaces": _READ,

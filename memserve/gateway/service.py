@@ -12,6 +12,7 @@ import memserve
 from memserve.domain import Tenant
 from memserve.errors import InvalidField, MemoryNotFound, MemserveError
 from memserve.gateway import convert
+from memserve.gateway.backups import Backups
 from memserve.gateway.convert_modules import PLACES
 from memserve.gateway.edge import Context, Edge, require_admin
 from memserve.gateway.pool import PLACES as WORKER_PLACES
@@ -204,6 +205,12 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
+        self._backups = Backups(edge.pipeline.settings, edge.pipeline.vector)
+
+    async def Backup(self, request: status_pb2.BackupRequest, context: Context) -> AsyncIterator[status_pb2.BackupProgress]:
+        async with self._edge.call("Backup", context), contextlib.aclosing(self._backups.make(request.name)) as lines:
+            async for line in lines:
+                yield status_pb2.BackupProgress(line=line)
 
     async def GetStatus(self, request: status_pb2.GetStatusRequest, context: Context) -> status_pb2.GetStatusResponse:
         async with self._edge.call("GetStatus", context) as tenant:

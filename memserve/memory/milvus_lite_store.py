@@ -27,6 +27,7 @@ from memserve.errors import VectorStoreDamaged, VectorStoreHeld
 
 SERVER_THREADS = 10
 STOP_GRACE_S = 2.0
+COPY_TIMEOUT_S = 120.0
 MARK_OF_A_CLEAN_END = "memserve-closed"
 ASIDE = "memserve-damaged"
 # The kernel's bound on the path of a unix socket is 107 bytes.
@@ -92,6 +93,22 @@ class MilvusLiteStore:
         for folder in folders:
             _sync(folder)
         self._synced = seen
+
+    def copy_to(self, target: Path) -> None:
+        """Copy the files, but for indexes, which are made anew. Nothing must be written meanwhile; merging of files is waited for."""
+        for name in self._lite.list_collections():
+            self._lite.get_collection(name)._wait_for_bg(COPY_TIMEOUT_S)
+        for file in _files(self.path):
+            inside = file.relative_to(self.path)
+            if "indexes" in inside.parts or inside.parts[0] in ("LOCK", ASIDE, MARK_OF_A_CLEAN_END):
+                continue
+            copied = target / inside
+            copied.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if file.suffix == ".parquet":  # never changed once it is there
+                with contextlib.suppress(OSError):
+                    os.link(file, copied)
+            if not copied.exists():
+                shutil.copyfile(file, copied)
 
     def probe(self) -> None:
         """Write and sync a small file wherever Milvus Lite writes when it is opened. Raises OSError where it could not be opened again."""

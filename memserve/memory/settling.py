@@ -7,9 +7,10 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from memserve.errors import MemserveError, QuotaExceeded, VectorStoreUnavailable
 from memserve.memory.journal import Journal, Write
@@ -157,6 +158,21 @@ class Settling:
             if not self.is_trusted:
                 await self._replay(reopen=True)
             await self._settle()
+
+    @contextlib.asynccontextmanager
+    async def held_still(self, target: Path) -> AsyncIterator[None]:
+        """Copy a local store's files to `target`, with all flushed that was acknowledged, and keep the journal as it is while inside.
+
+        Whatever is written meanwhile is in the journal. Raises what failed.
+        """
+        while self._applying:
+            await asyncio.wait(list(self._applying))
+        async with self._one_at_a_time:
+            if not self.is_trusted:
+                await self._replay(reopen=True)
+            await self._settle()
+            await self._index.write(OWN_WORK, lambda store: store.copy_to(target))
+            yield
 
     async def _apply_in_turn(self, tenant: str, write: Write) -> None:
         while True:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,6 +164,11 @@ class MilvusMemories:
         self._client.flush(MEMORIES, timeout=timeout_s)
         if self._lite is not None:
             self._lite.sync()
+
+    def copy_to(self, target: Path) -> None:
+        """Copy a local store's files. Nothing must be written to it meanwhile."""
+        assert self._lite is not None
+        self._lite.copy_to(target)
 
     def probe(self) -> None:
         """Raises OSError when a local store, once closed, could not be opened again."""

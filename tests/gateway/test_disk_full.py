@@ -21,7 +21,7 @@ async def test_a_full_disk_refuses_changes_and_answers_go_on(start_gateway: Star
         assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert DATA_DISK in refused.detail and str(tmp_path) not in refused.detail
         assert refused.retry_after_s is not None
-    assert len(await gateway.client.search("notes", query="code of Alder")) == 1
+    assert len(await gateway.client.search(["notes"], "code of Alder")) == 1
     answer = await gateway.client.generate("hello", namespaces=["notes"], sampling=GREEDY)
     assert len(answer.route.passages) == 1
     room[0] = 2.0

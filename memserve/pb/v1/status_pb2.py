@@ -25,21 +25,25 @@ _sym_db = _symbol_database.Default()
 from memserve.pb.v1 import module_pb2 as memserve_dot_v1_dot_module__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18memserve/v1/status.proto\x12\x0bmemserve.v1\x1a\x18memserve/v1/module.proto\"(\n\x10GetStatusRequest\x12\x14\n\x0cworkers_only\x18\x01 \x01(\x08\"G\n\x0cWorkerModule\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\'\n\x05place\x18\x02 \x01(\x0e\x32\x18.memserve.v1.ModulePlace\"\x96\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0f\n\x07running\x18\x04 \x01(\x05\x12\x0f\n\x07waiting\x18\x05 \x01(\x05\x12\x14\n\x0cknown_blocks\x18\x06 \x01(\x03\x12\x1c\n\x14prefill_tokens_per_s\x18\x07 \x01(\x01\x12*\n\x07modules\x18\x08 \x03(\x0b\x32\x19.memserve.v1.WorkerModule\x12\x17\n\x0fmetrics_address\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\x05\x12\x11\n\tshares_kv\x18\x0b \x01(\x08\x12\x18\n\x10modules_left_out\x18\x0c \x01(\x05\"\xa2\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\x05\x12*\n\x07workers\x18\x05 \x03(\x0b\x32\x19.memserve.v1.WorkerStatus\x12\x10\n\x08redis_ok\x18\x06 \x01(\x08\x12\x17\n\x0fvector_store_ok\x18\x07 \x01(\x08\x12\x0f\n\x07modules\x18\x08 \x01(\x03\x12\x10\n\x08memories\x18\t \x01(\x03\x12\x15\n\rlost_memories\x18\n \x01(\x03\x12\x16\n\x0ewaiting_writes\x18\x0b \x01(\x03\x12\x12\n\nshort_disk\x18\x0c \x01(\t2[\n\rStatusService\x12J\n\tGetStatus\x12\x1d.memserve.v1.GetStatusRequest\x1a\x1e.memserve.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18memserve/v1/status.proto\x12\x0bmemserve.v1\x1a\x18memserve/v1/module.proto\"\x1d\n\rBackupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1e\n\x0e\x42\x61\x63kupProgress\x12\x0c\n\x04line\x18\x01 \x01(\t\"(\n\x10GetStatusRequest\x12\x14\n\x0cworkers_only\x18\x01 \x01(\x08\"G\n\x0cWorkerModule\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\'\n\x05place\x18\x02 \x01(\x0e\x32\x18.memserve.v1.ModulePlace\"\x96\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0f\n\x07running\x18\x04 \x01(\x05\x12\x0f\n\x07waiting\x18\x05 \x01(\x05\x12\x14\n\x0cknown_blocks\x18\x06 \x01(\x03\x12\x1c\n\x14prefill_tokens_per_s\x18\x07 \x01(\x01\x12*\n\x07modules\x18\x08 \x03(\x0b\x32\x19.memserve.v1.WorkerModule\x12\x17\n\x0fmetrics_address\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\x05\x12\x11\n\tshares_kv\x18\x0b \x01(\x08\x12\x18\n\x10modules_left_out\x18\x0c \x01(\x05\"\xa2\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\x05\x12*\n\x07workers\x18\x05 \x03(\x0b\x32\x19.memserve.v1.WorkerStatus\x12\x10\n\x08redis_ok\x18\x06 \x01(\x08\x12\x17\n\x0fvector_store_ok\x18\x07 \x01(\x08\x12\x0f\n\x07modules\x18\x08 \x01(\x03\x12\x10\n\x08memories\x18\t \x01(\x03\x12\x15\n\rlost_memories\x18\n \x01(\x03\x12\x16\n\x0ewaiting_writes\x18\x0b \x01(\x03\x12\x12\n\nshort_disk\x18\x0c \x01(\t2\xa0\x01\n\rStatusService\x12J\n\tGetStatus\x12\x1d.memserve.v1.GetStatusRequest\x1a\x1e.memserve.v1.GetStatusResponse\x12\x43\n\x06\x42\x61\x63kup\x12\x1a.memserve.v1.BackupRequest\x1a\x1b.memserve.v1.BackupProgress0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'memserve.v1.status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSTATUSREQUEST']._serialized_start=67
-  _globals['_GETSTATUSREQUEST']._serialized_end=107
-  _globals['_WORKERMODULE']._serialized_start=109
-  _globals['_WORKERMODULE']._serialized_end=180
-  _globals['_WORKERSTATUS']._serialized_start=183
-  _globals['_WORKERSTATUS']._serialized_end=461
-  _globals['_GETSTATUSRESPONSE']._serialized_start=464
-  _globals['_GETSTATUSRESPONSE']._serialized_end=754
-  _globals['_STATUSSERVICE']._serialized_start=756
-  _globals['_STATUSSERVICE']._serialized_end=847
+  _globals['_BACKUPREQUEST']._serialized_start=67
+  _globals['_BACKUPREQUEST']._serialized_end=96
+  _globals['_BACKUPPROGRESS']._serialized_start=98
+  _globals['_BACKUPPROGRESS']._serialized_end=128
+  _globals['_GETSTATUSREQUEST']._serialized_start=130
+  _globals['_GETSTATUSREQUEST']._serialized_end=170
+  _globals['_WORKERMODULE']._serialized_start=172
+  _globals['_WORKERMODULE']._serialized_end=243
+  _globals['_WORKERSTATUS']._serialized_start=246
+  _globals['_WORKERSTATUS']._serialized_end=524
+  _globals['_GETSTATUSRESPONSE']._serialized_start=527
+  _globals['_GETSTATUSRESPONSE']._serialized_end=817
+  _globals['_STATUSSERVICE']._serialized_start=820
+  _globals['_STATUSSERVICE']._serialized_end=980
 # @@protoc_insertion_point(module_scope)
