@@ -41,6 +41,7 @@ CHANGES = frozenset(
         "RunGate",
         "PinPrefix",
         "UnpinPrefix",
+        "ReleaseAudit",
         "WarmPrefix",
         "EvictPrefix",
         "EvictModule",
