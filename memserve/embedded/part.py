@@ -28,7 +28,8 @@ class Recipe:
 
     name: as a person is told, "the registry". spawn: starts the process; called in the part's thread. is_ready: asked again and again, at
     most `ready_within_s` seconds long; False or any exception: not yet; a StartupError: never. why_ended: a line for a process that ended
-    before it was ready. before_end: called before SIGTERM. grace_s: from SIGTERM to SIGKILL.
+    before it was ready. hint: what may be the cause of any end, asked after it; "" for nothing. before_end: called before SIGTERM.
+    grace_s: from SIGTERM to SIGKILL.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Recipe:
     ready_within_s: float = 300.0
     grace_s: float = 15.0
     before_end: Callable[[], None] = lambda: None
+    hint: Callable[[], str] = lambda: ""
 
 
 @dataclass
@@ -95,7 +97,8 @@ class Part:
             if self._ending.is_set():
                 break
             failures = failures_now(failures, time.monotonic() - ready_s)
-            self._say(f"{self.recipe.name} {ended}; starting it again in {pause_s(failures):g} s")
+            hint = self.recipe.hint()
+            self._say(f"{self.recipe.name} {ended}{f' ({hint})' if hint else ''}; starting it again in {pause_s(failures):g} s")
             if self._ending.wait(pause_s(failures)):
                 break
         self._end_process()

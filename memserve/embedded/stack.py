@@ -39,6 +39,8 @@ QUOTA_SHARE = 0.9
 # From the readiness of all workers until the gateway sends requests to each.
 FOUND_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
+# Of what is held back on a disk: with less room a process may have ended for want of it.
+FULL_SHARE = 0.05
 REGISTRY, CACHE, WORKERS, GATEWAY = "the registry", "the KV cache", "the fleet of workers", "the gateway"
 
 
@@ -161,7 +163,11 @@ class Stack:
             why_ended=server.why_ended,
             before_end=server.save if name == CACHE else lambda: None,
             grace_s=CACHE_SAVE_TIMEOUT_S if name == CACHE else STOP_TIMEOUT_S,
+            hint=self._disk_hint,
         )
+
+    def _disk_hint(self) -> str:
+        return "the disk is full" if free_share(self.settings.data, self.settings.disk_reserve_bytes) < FULL_SHARE else ""
 
     def _workers(self) -> Recipe:
         fleet = Fleet(self.settings, self._say)
@@ -171,6 +177,7 @@ class Stack:
             is_ready=fleet.is_ready,
             why_ended=fleet.why_ended,
             grace_s=self.settings.shutdown_grace_s + 3 * STOP_TIMEOUT_S,
+            hint=self._disk_hint,
         )
 
     def _gateway(self) -> Recipe:
@@ -181,6 +188,7 @@ class Stack:
             is_ready=lambda process: serves_memories(self.address),
             why_ended=lambda: f"{last_line(log)} (logs: {self.logs})",
             grace_s=self.settings.shutdown_grace_s + STOP_TIMEOUT_S,
+            hint=self._disk_hint,
         )
 
     def _wait_until_gateway_has_all_workers(self) -> None:

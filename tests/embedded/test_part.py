@@ -68,6 +68,15 @@ def test_what_is_killed_is_started_again_and_said_so(tmp_path: Path) -> None:
     assert last.poll() is not None
 
 
+def test_what_may_be_the_cause_of_an_end_is_said_with_it(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with kept(tmp_path, "alpha", lines, hint=lambda: "the disk is full") as part:
+        part.wait_ready()
+        starts = killed(part)
+        wait_until(lambda: part.starts == starts + 1)
+    assert [line for line in lines if "ended with -9 (the disk is full); starting it again" in line] != []
+
+
 @pytest.mark.parametrize(
     "error",
     [
