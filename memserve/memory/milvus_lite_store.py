@@ -79,7 +79,8 @@ class MilvusLiteStore:
 
     def sync(self) -> None:
         """Have on disk what is in the folder: files that have changed since the last call, and their folders. Raises OSError."""
-        folders: set[Path] = set()
+        # Logs that a flush has removed must not come back: what they hold may have been forgotten since.
+        folders = set(self.path.glob("collections/*/wal"))
         seen: dict[Path, tuple[int, int]] = {}
         for file in _files(self.path):
             try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from memserve.domain import Memory
-from memserve.errors import MemoryNotFound, NamespaceNotFound, RegistryUnavailable
+from memserve.errors import MemoryNotFound, NamespaceNotFound, RegistryUnavailable, VectorStoreDamaged
 from memserve.memory.embedding import MiniLmEmbedder
 from memserve.memory.journal import PENDING
 from memserve.memory.vector import VectorMemory
@@ -305,3 +305,14 @@ async def test_a_store_in_order_has_lost_nothing(tmp_path: Path, embedder: MiniL
     memory = await open_memory(tmp_path, embedder, redis_server)
     assert memory.settling.figures.lost == {}
     await memory.close()
+
+
+@pytest.mark.asyncio
+async def test_a_store_that_cannot_be_read_at_all_is_called_damaged(
+    tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer
+) -> None:
+    await damaged_store(tmp_path, embedder, redis_server)
+    for manifest in (tmp_path / "memories.db").glob("collections/*/manifest.json*"):
+        manifest.write_text("{")
+    with pytest.raises(VectorStoreDamaged, match="memserve restore"):
+        await open_memory(tmp_path, embedder, redis_server)
