@@ -61,7 +61,14 @@ class Rig:
         self._held = contextlib.ExitStack()
         registry = registry_server(self.data)
         settings = load_settings(
-            {}, data_dir=str(self.data), model=str(MODEL_DIR), redis_url=registry.url, port=0, metrics_port=0, shutdown_grace_s=1.0
+            {},
+            data_dir=str(self.data),
+            model=str(MODEL_DIR),
+            redis_url=registry.url,
+            port=0,
+            metrics_port=0,
+            shutdown_grace_s=1.0,
+            memory_changes_per_minute_per_tenant=10**6,
         )
         self.settings: Settings = self._held.enter_context(held_ports(settings))
         self.registry_url = registry.url
