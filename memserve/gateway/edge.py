@@ -12,9 +12,7 @@ from typing import Any
 import grpc
 
 from memserve.domain import KeyRole, Tenant
-from memserve.errors import MemserveError, PermissionDenied, Unauthenticated
-            if rpc in CHANGES:
-                self.pipeline.disk.check()
+from memserve.errors import PermissionDenied, Unauthenticated
 from memserve.gateway.access import Access
 from memserve.gateway.limits import Limits, Strangers
 from memserve.gateway.pipeline import Pipeline
