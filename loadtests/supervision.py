@@ -256,7 +256,7 @@ class Run:
         victim = found[-1] if part == ENGINE else found[0]
         workers = self.up.ready_workers()
         trial.outages.append(Outage(part, time.monotonic(), workers))
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             victim.kill()
             victim.wait(5)
 

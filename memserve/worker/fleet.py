@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -11,14 +10,16 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 from memserve.config import STACK_MARK, Settings, changed_settings, child_environment
 from memserve.errors import StartupError
 from memserve.private_files import keep_private, lock_data_dir, open_data_dir
+from memserve.supervised import repeating_thread
 from memserve.worker.fitting import check_memory
-from memserve.worker.generations import DAMAGED, READY, Generations, Rules
+from memserve.worker.generations import Generations, Rules
 from memserve.worker.leaving import drain
 from memserve.worker.local_ray import (
     forget_settings_environment,
@@ -27,14 +28,12 @@ from memserve.worker.local_ray import (
     remove_ray_dir,
     start_local_ray,
 )
+from memserve.worker.ray_life import LOOK_S, RayLife
 
 log = logging.getLogger("memserve.workers")
 
 APPLICATION = "memserve"
-# How often it is looked whether Ray's own processes live.
-LOOK_S = 0.5
-# As Ray names them.
-GCS, RAYLET = "gcs_server", "raylet"
+START_TIMEOUT_S = 300.0
 # What ending takes beyond the time that answers under way get.
 GENERATION_GRACE_S = 30.0
 LOGS = Path("session_latest", "logs")
@@ -65,6 +64,7 @@ def keep_workers(settings: Settings) -> int:
         environment=lambda: child_environment(settings, _run_folder(settings) / "generation.json"),
         fits=fits,
         drain=lambda name: drain(settings, name),
+        start_within_s=START_TIMEOUT_S,
         grace_s=settings.shutdown_grace_s + GENERATION_GRACE_S,
     )
     try:
@@ -94,6 +94,7 @@ def run_generation(settings: Settings, status: int) -> None:
     os.environ["VLLM_RPC_BASE_PATH"] = str(ray_dir)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     starting = True
+    life, ending = RayLife(status), threading.Event()
 
     def on_signal(number: int, frame: Any) -> None:
         # Also when it is raised: a KeyboardInterrupt that meets a finalizer or a callback is lost.
@@ -101,6 +102,7 @@ def run_generation(settings: Settings, status: int) -> None:
         if starting and number != signal.SIGHUP:
             raise KeyboardInterrupt
 
+    looking = repeating_thread("ray_life", life.look, LOOK_S, ending)
     try:
         start_local_ray(ray_dir, max(settings.workers, os.cpu_count() or 1) + 1)
         # After Ray, which puts in handlers of its own that end the process on the spot.
@@ -115,19 +117,20 @@ def run_generation(settings: Settings, status: int) -> None:
                 _keep_logs(settings, ray_dir)
                 raise StartupError(f"the workers did not start: {_root_cause(ray_dir / LOGS, str(error))}") from None
             log.info("%d workers ready", settings.workers)
-            _tell(status, READY)
+            life.workers_ready()
             starting = False
-            number, damage = _next_signal(signals, status)
-            if number != signal.SIGHUP:
+            if signals.get() != signal.SIGHUP:
                 break
             # Serve takes a second deployment for a new version, and replaces one replica after the other.
             log.info("restarting the workers one after the other")
             starting = True
-        if not damage:
+        if not life.damage:
             serve.shutdown()
     except KeyboardInterrupt:
         log.info("stopped while starting")
     finally:
+        ending.set()
+        looking.join()
         ray.shutdown()
         remove_ray_dir(ray_dir)
 
@@ -136,28 +139,6 @@ def _run_folder(settings: Settings) -> Path:
     folder = settings.data / "run"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
-
-
-def _next_signal(signals: queue.SimpleQueue[int], status: int) -> tuple[int, str]:
-    """Wait for a signal, and look meanwhile whether Ray's own processes live. Returns it, and how Ray is damaged, or ""."""
-    from ray._private import worker
-
-    damage = ""
-    while True:
-        with contextlib.suppress(queue.Empty):
-            return signals.get(timeout=LOOK_S), damage
-        ended = {kind: process.returncode for kind, process in worker._global_node.dead_processes()}
-        if RAYLET in ended:
-            # All workers go with it, and nothing of Ray can be told to end any more. Others are started when this process has ended.
-            log.error("the raylet ended with %s", ended[RAYLET])
-            os._exit(1)
-        if GCS in ended and not damage:
-            damage = f"the GCS ended with {ended[GCS]}"
-            _tell(status, f"{DAMAGED} {damage}")
-
-
-def _tell(status: int, line: str) -> None:
-    os.write(status, f"{line}\n".encode())
 
 
 def _link_logs(settings: Settings, ray_dir: Path) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from memserve.backoff import failures_now, pause_s
-from memserve.marks import kill_with
+from memserve.reaper import start_reaper
 from memserve.tether import tethered
 
 log = logging.getLogger("memserve.workers")
@@ -40,6 +40,7 @@ class Generation:
 
     name: str
     process: subprocess.Popen[bytes]
+    reaper: subprocess.Popen[bytes]
     status: int
     started_s: float
     ready_s: float = 0.0
@@ -72,8 +73,10 @@ class Generation:
         if not self.ended:
             self.process.kill()
             self.process.wait()
-        for pid in kill_with({GENERATION: self.name}):
-            log.warning("killed process %d, which a generation of workers left", pid)
+        # It kills what is left, and ends.
+        assert self.reaper.stdin is not None
+        self.reaper.stdin.close()
+        self.reaper.wait()
         os.close(self.status)
 
 
@@ -84,13 +87,14 @@ class Rules:
     command: the command line of a generation, from the file descriptor that it tells its status through. environment: of its process;
     may raise OSError. fits: is there memory for a
     second one beside the first? drain: have the workers of a damaged one, by its name, finish their answers; it returns when they have.
-    grace_s: from SIGTERM to SIGKILL.
+    start_within_s: one that is not ready after it is killed. grace_s: from SIGTERM to SIGKILL.
     """
 
     command: Command
     environment: Callable[[], dict[str, str]]
     fits: Callable[[], bool]
     drain: Callable[[str], None]
+    start_within_s: float
     grace_s: float
 
 
@@ -137,6 +141,10 @@ class Generations:
         for generation in (self.serving, self.successor):
             if generation is not None:
                 generation.read_status()
+                if not generation.ready_s and time.monotonic() - generation.started_s > self.rules.start_within_s:
+                    log.error("a generation of workers is not ready after %.0f s", self.rules.start_within_s)
+                    generation.process.kill()
+                    generation.process.wait()
         if self.successor is not None and self.successor.ended:
             self._lost(self.successor)
             self.successor = None
@@ -172,8 +180,11 @@ class Generations:
         self._started += 1
         name = f"{os.getpid()}-{self._started}"
         status, told = os.pipe()
+        reaper = None
         try:
             os.set_blocking(status, False)
+            # Before it: whatever ends this process, nothing of the generation is left.
+            reaper = start_reaper(GENERATION, name)
             process = subprocess.Popen(
                 tethered(self.rules.command(told)),
                 env={**self.rules.environment(), GENERATION: name},
@@ -183,10 +194,13 @@ class Generations:
             )
         except OSError:
             os.close(status)
+            if reaper is not None and reaper.stdin is not None:
+                reaper.stdin.close()
+                reaper.wait()
             raise
         finally:
             os.close(told)
-        return Generation(name, process, status, time.monotonic())
+        return Generation(name, process, reaper, status, time.monotonic())
 
     def _lost(self, generation: Generation) -> None:
         log.error("a generation of workers ended with %s", generation.process.returncode)

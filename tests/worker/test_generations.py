@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -40,10 +41,18 @@ class Running:
     drained: list[str] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)
     command: str = CHILD
+    start_within_s: float = 60.0
 
     def __post_init__(self) -> None:
         line = [sys.executable, "-I", "-S", "-c", self.command, str(self.folder)]
-        rules = Rules(lambda status: [*line, str(status)], lambda: dict(os.environ), lambda: self.room, self.drained.append, grace_s=5.0)
+        rules = Rules(
+            lambda status: [*line, str(status)],
+            lambda: dict(os.environ),
+            lambda: self.room,
+            self.drained.append,
+            self.start_within_s,
+            grace_s=5.0,
+        )
         self.kept = Generations(rules)
         self.thread = threading.Thread(target=lambda: self.exits.append(self.kept.run()))
 
@@ -126,6 +135,19 @@ def test_a_damaged_generation_is_ended_first_where_there_is_no_room_for_two(tmp_
         assert pids(second) == [second.process.pid]
 
 
+def test_a_generation_that_does_not_become_ready_is_followed_by_another(tmp_path: Path) -> None:
+    with running(tmp_path, start_within_s=1.0) as workers:
+        first = workers.serving()
+        workers.set_ready(False)
+        os.kill(first.process.pid, signal.SIGKILL)
+        wait_until(lambda: workers.kept.serving not in (None, first))
+        stuck = workers.kept.serving
+        assert stuck is not None
+        wait_until(lambda: stuck.process.poll() is not None)
+        workers.set_ready(True)
+        assert workers.serving(but_not=stuck).damage == ""
+
+
 def test_sighup_puts_new_workers_in_the_place_of_those_that_serve(tmp_path: Path) -> None:
     with running(tmp_path) as workers:
         first = workers.serving()
@@ -157,3 +179,32 @@ def test_what_a_dead_generation_left_is_killed_before_the_next_starts(tmp_path: 
         os.kill(first.process.pid, signal.SIGKILL)
         workers.serving(but_not=first)
         assert pids(first) == []
+
+
+KEEPER = """
+import os, sys
+from memserve.worker.generations import Generations, Rules
+command = [sys.executable, "-I", "-S", "-c", sys.argv[1]]
+rules = Rules(lambda status: [*command, str(status)], lambda: dict(os.environ), lambda: True, print, 60.0, 5.0)
+Generations(rules).run()
+"""
+# A daemon, as Ray's agents are: in a session of its own, the child of nobody.
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(0)
+os.write(int(sys.argv[1]), b"ready\\n")
+time.sleep(600)
+"""
+
+
+def test_nothing_of_a_generation_outlives_a_memserve_workers_that_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", KEEPER, DAEMON]) as keeper:
+        name = f"{keeper.pid}-1"
+        wait_until(lambda: len(list(processes_with({GENERATION: name}))) == 2)
+        keeper.kill()
+        keeper.wait()
+        wait_until(lambda: list(processes_with({GENERATION: name})) == [], timeout_s=10)
