@@ -47,11 +47,11 @@ QUIET_ANSWER = Sampling(max_tokens=12, min_tokens=12)
 QUIET_MEMORIES = 100
 NOISY_MEMORIES, NOISY_NAMESPACES = 400, 40
 TURNS = 2
-TURN_S, QUICK_TURN_S = 30.0, 6.0
+TURN_S, QUICK_TURN_S = 30.0, 5.0
 # What was begun before a turn is measured in neither.
 SETTLE_S = 2.0
 WORDS = ("amber", "lantern", "harbour", "gate", "tower", "code", "opens", "north", "river", "bridge", "stone", "winter")
-QUICK_KINDS = ("prompts of 3.9 MB", "generate: long answers", "list namespaces")
+QUICK_KINDS = ("prompts of 3.9 MB", "search")
 
 
 # Quiet
