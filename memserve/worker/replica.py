@@ -76,8 +76,6 @@ class WorkerReplica:
         self._closing = contextlib.ExitStack()
         self._loaded_ahead = asyncio.Event()
         log_to_stderr()
-        # Behind the gateway and Redis, which all tenants share: on few cores an engine in full work would make everyone's calls late.
-        os.nice(self._settings.worker_nice)
         # vLLM reads these at import. Ray may set PYTHONHASHSEED, which would change every block key.
         os.environ.pop("PYTHONHASHSEED", None)
         os.environ.update(engine_environment(self._settings))
