@@ -50,6 +50,8 @@ TURNS = 2
 TURN_S, QUICK_TURN_S = 30.0, 5.0
 # What was begun before a turn is measured in neither.
 SETTLE_S = 2.0
+# A gate asks all its probes, also on a busy machine.
+PREPARE_TIMEOUT_S = 180.0
 WORDS = ("amber", "lantern", "harbour", "gate", "tower", "code", "opens", "north", "river", "bridge", "stone", "winter")
 QUICK_KINDS = ("prompts of 3.9 MB", "search")
 
@@ -153,10 +155,11 @@ class Noisy:
                 await self.client.remember(f"n{number % NOISY_NAMESPACES}", self.words(30))
 
         await asyncio.gather(*(some(first) for first in range(8)))
-        for number in (1, 2):
-            folder = variant("harbour", self.folder / f"harbour{number}", scale=1 + number / 1000, probes=True)
-            await self.client.modules.publish("harbour", folder)
-        await self.client.modules.promote("harbour", 1, force=True)
+        async with AsyncClient(self.address, NOISY_KEY, timeout_s=PREPARE_TIMEOUT_S) as patient:
+            for number in (1, 2):
+                folder = variant("harbour", self.folder / f"harbour{number}", scale=1 + number / 1000, probes=True)
+                await patient.modules.publish("harbour", folder)
+            await patient.modules.promote("harbour", 1, force=True)
 
     async def run(self, flood: str, seconds: float) -> None:
         tasks, call = self.floods[flood]
