@@ -49,7 +49,7 @@ static void put_link(const char *from, char *to, const char *shadow) {
 /* Redis's file is only appended to, and synced at every write: what is new goes after what is kept. */
 static int keep_tail(const char *path, const char *relative, const char *shadow, const struct stat *about) {
   char object[PATH_MAX], name[PATH_MAX], block[1 << 16];
-  struct stat before;
+  struct stat before, named;
   size_t length = strlen(path);
   object_of(object, shadow, about);
   if (length < 4 || strcmp(path + length - 4, ".aof") || stat(object, &before) || before.st_size > about->st_size) return 0;
@@ -60,7 +60,8 @@ static int keep_tail(const char *path, const char *relative, const char *shadow,
       if (write(out, block, got) != got) break;
   if (in >= 0) close(in);
   if (out >= 0) close(out);
-  if (joined(name, shadow, "/tree", relative) && access(name, F_OK) != 0) put_link(object, name, shadow);
+  if (stat(object, &before) || !joined(name, shadow, "/tree", relative)) return 0;
+  if (stat(name, &named) || named.st_ino != before.st_ino) put_link(object, name, shadow);
   return got == 0;
 }
 
