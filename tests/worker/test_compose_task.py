@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -21,25 +19,25 @@ from memserve.errors import InvalidModule
 from memserve.memory.lora import CONFIG_FILE, WEIGHTS_FILE
 from memserve.worker.compose import Composed, Parent, Progress, compose
 from memserve.worker.compose_task import ComposeTaskLost, compose_in_ray
-from memserve.worker.fleet import RAY_ENVIRONMENT
+from memserve.worker.local_ray import private_ray_dir, ray_environment, remove_ray_dir, start_local_ray
 
 BOTH = [Parent(name, ADAPTERS_DIR / name) for name in ("harbour", "observatory")]
 
 
 @pytest.fixture(scope="module")
-def ray_dir() -> Iterator[str]:
+def ray_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A local Ray with one CPU. Gives its folder."""
-    os.environ.update(RAY_ENVIRONMENT)
-    # Short, because Ray keeps unix sockets below it.
-    folder = tempfile.mkdtemp(prefix="ray-")
+    data = tmp_path_factory.mktemp("ray")
+    os.environ.update(ray_environment(data))
+    folder = private_ray_dir(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
 
-        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20, _temp_dir=folder)
-        yield folder
+        start_local_ray(folder, 1)
+        yield str(folder)
         ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_ray_dir(folder)
 
 
 @pytest.fixture(scope="module")
