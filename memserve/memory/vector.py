@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Self, TypeVar
 
 import numpy as np
@@ -48,6 +49,8 @@ _MEMORY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _MEMORY_ID_RULE = "must be 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-', and begin with a letter or a digit"
 
 _MIN_CANDIDATES = 32
+# What a search asks of Milvus in one turn takes about so long at most.
+TURN_S = 0.03
 
 logger = logging.getLogger(__name__)
 
@@ -251,15 +254,23 @@ class VectorMemory:
             vector = await self._embed(tenant, query)
             await self._require_namespaces(tenant, scope)
 
-            def read(store: MilvusMemories) -> tuple[list[ScoredRow], list[ScoredRow]]:
-                dense = store.search_dense(tenant, scope, vector, candidates, timeout_s=left_s())
-                if not words:
-                    return dense, []
-                found = store.search_words(tenant, scope, [query, *words], candidates, timeout_s=left_s())
-                return dense, rank_by_words(words, found[0], found[1:], candidates)
+            def nearest(store: MilvusMemories) -> tuple[list[ScoredRow], float]:
+                began_s = time.monotonic()
+                return store.search_dense(tenant, scope, vector, candidates, timeout_s=left_s()), time.monotonic() - began_s
+
+            def by_words(store: MilvusMemories, first: int, end: int) -> list[ScoredRow]:
+                found.extend(store.search_words(tenant, scope, queries[first:end], candidates, timeout_s=left_s()))
+                return rank_by_words(words, found[0], found[1:], candidates) if end >= len(queries) else []
 
             before = dict(self.settling.unapplied)
-            dense, bm25 = await self._index.read(tenant, read)
+            dense, took_s = await self._index.read(tenant, nearest)
+            queries = [query, *words] if words else []
+            found: list[list[Memory]] = []
+            bm25: list[ScoredRow] = []
+            # Each query costs about as much again. A dear search has several turns, so that a cheap one of another tenant comes between.
+            at_once = max(1, int(TURN_S / max(took_s, 1e-6)))
+            for first in range(0, len(queries), at_once):
+                bm25 = await self._index.read(tenant, partial(by_words, first=first, end=first + at_once))
             keys = {memory_key(tenant, row[0].namespace, row[0].memory_id) for row in (*dense, *bm25)}
             pending = before | await self._pending_of(sorted(keys))
 

@@ -686,3 +686,14 @@ def test_the_order_of_hits_does_not_depend_on_the_order_in_which_milvus_returns_
     shuffler.shuffle(shuffled)
     assert fuse(shuffled, shuffled, limit) == fuse(rows, rows, limit)
     assert len(fuse(rows, rows, limit)) == min(limit, len(rows))
+
+
+@pytest.mark.asyncio
+async def test_a_search_in_many_turns_finds_what_one_in_one_turn_finds(vector: VectorMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(30):
+        await remember(vector, f"Lantern {number} of the amber harbour opens gate {number % 7} by the north tower.")
+    query = "Which lantern opens the amber gate of the north tower by the harbour?"
+    at_once = await vector.search(TENANT, ["handbook"], query, 16, timeout_s=10)
+    monkeypatch.setattr("memserve.memory.vector.TURN_S", 0.0)
+    assert await vector.search(TENANT, ["handbook"], query, 16, timeout_s=10) == at_once
+    assert any(hit.bm25_score for hit in at_once)
