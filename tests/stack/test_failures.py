@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 
 import grpc
@@ -17,7 +18,9 @@ from memserve.client import AsyncClient, CallFailed, Client
 from memserve.demo.story import ask_and_store, long_prefix
 from memserve.domain import Module, Route, Sampling
 from memserve.embedded import Stack, marked_processes
+from memserve.errors import StartupError
 from memserve.registry import lease_key
+from memserve.worker.fitting import check_memory
 from tests.stack.conftest import WORKERS, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
@@ -173,3 +176,42 @@ def test_a_killed_gateway_is_started_again_with_all_that_was_acknowledged(stack:
     eventually(lambda: modules_of(client) is not None, timeout_s=90)
     assert client.get_memory("durable", memory.memory_id) == memory
     assert {"harbour", "observatory"} <= {module.name for module in client.modules.all()}
+
+
+def has_room_for_another_generation(stack: Stack) -> bool:
+    try:
+        check_memory(stack.settings)
+    except StartupError:
+        return False
+    return True
+
+
+async def test_a_killed_gcs_costs_no_answer_and_others_take_the_workers_place(stack: Stack, client: Client) -> None:
+    """Ray ended all workers at once, 61 s after its GCS had gone unnoticed."""
+    before = {worker.worker_id for worker in client.status().workers}
+    room = has_room_for_another_generation(stack)
+    [gcs] = [process for process in marked_processes(stack.settings.data) if process.name() == "gcs_server"]
+    gcs.kill()
+    failed: list[str] = []
+    deadline_s = time.monotonic() + 300
+    async with AsyncClient(stack.address, timeout_s=60) as asking:
+        while True:
+            try:
+                await asking.generate("Hello.", sampling=SHORT)
+            except CallFailed as failure:
+                failed.append(str(failure))
+            ready = {worker.worker_id for worker in (await asking.status(workers_only=True)).workers if worker.ready}
+            if len(ready) == WORKERS and not ready & before:
+                break
+            assert time.monotonic() < deadline_s, f"{ready} of {before} serve still"
+            await asyncio.sleep(0.1)
+    assert not room or failed == [], "without room for both the old generation is ended first"
+
+
+def test_restarting_the_workers_puts_others_in_their_place(stack: Stack, client: Client) -> None:
+    before = {worker.worker_id for worker in client.status().workers}
+    stack.restart_workers()
+    after = {worker.worker_id for worker in client.status().workers if worker.ready}
+    assert len(after) == WORKERS
+    assert not after & before
+    assert client.generate("Hello.", sampling=SHORT).route.worker_id in after
