@@ -37,7 +37,7 @@ class Registry:
         self._reader = LenientReader(log)
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await close_client(self._redis)
 
     async def ping(self) -> None:
         async with answering():
@@ -103,6 +103,16 @@ def registry_client(redis_url: str, *, max_connections: int | None = None, decod
         decode_responses=decode_responses,
         max_connections=max_connections,
     )
+
+
+async def close_client(client: redis.asyncio.Redis) -> None:
+    """Close its connections for good: redis-py alone opens new ones for calls that are still under way, and nobody closes those."""
+    pool = client.connection_pool
+    for connection in (*pool._in_use_connections, *pool._available_connections):
+        connection.retry.update_retries(0)
+    await client.aclose()
+    pool.reset()  # type: ignore[no-untyped-call]
+    pool.max_connections = 0
 
 
 @contextlib.asynccontextmanager

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from memserve.worker.local_ray import ray_environment
 from tests.kv.redis_server import RedisServer
+
+# Before any test imports Ray, which reads it then.
+_RAY = tempfile.mkdtemp(prefix="memserve-tests-")
+atexit.register(shutil.rmtree, _RAY, ignore_errors=True)
+os.environ.update(ray_environment(Path(_RAY)))
 
 # No test fails because the machine was busy.
 settings.register_profile("memserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from memserve.domain import WorkerLease
 from memserve.errors import RegistryUnavailable
-from memserve.registry import WORKERS, Registry, lease_key
+from memserve.registry import WORKERS, Registry, answering, close_client, lease_key, registry_client
 from tests.kv.redis_server import RedisServer
 
 LEASE = WorkerLease("w0", "127.0.0.1:1", "127.0.0.1:2", 7, "tiny", "md", "td", "ns", 32, 1, 8192, 8, 1.5)
@@ -94,3 +94,22 @@ async def test_a_redis_that_was_restarted_is_used_at_once(own_redis_server: Redi
     await registry.renew_lease(LEASE, 60)
     assert await registry.live_workers() == [LEASE]
     await registry.close()
+
+
+async def test_a_client_that_is_closed_opens_no_connection_any_more(redis_server: RedisServer) -> None:
+    client = registry_client(redis_server.url)
+    await client.set("key", "value")
+
+    async def blocked() -> None:
+        async with answering(10.0):
+            await client.blpop("nothing", timeout=0)
+
+    under_way = asyncio.create_task(blocked())
+    await asyncio.sleep(0.1)
+    await close_client(client)
+    for call in (under_way, blocked()):
+        with pytest.raises(RegistryUnavailable):
+            await call
+    connected = redis_server.client.client_list()
+    assert [other["cmd"] for other in connected if "blpop" in other["cmd"]] == []
+    assert len(connected) == 1, "the test's own"

@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError
 from memserve.domain import Memory
 from memserve.errors import JournalFull, QuotaReached
 from memserve.memory.vector_milvus import memory_key, tenant_key
-from memserve.registry import answering, registry_client
+from memserve.registry import answering, close_client, registry_client
 
 SCRIPT = files("memserve.memory").joinpath("journal.lua").read_text()
 DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
@@ -87,7 +87,7 @@ class Journal:
         self._redis = registry_client(redis_url, decode_responses=False)
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await close_client(self._redis)
 
     async def syncs_every_write(self) -> bool | None:
         """Whether what is acknowledged is on disk. None: this Redis does not say."""

@@ -32,7 +32,7 @@ from memserve.memory.module_records import (
     read_version,
 )
 from memserve.records import LenientReader
-from memserve.registry import TIMEOUT_S, answering, registry_client
+from memserve.registry import TIMEOUT_S, answering, close_client, registry_client
 
 log = logging.getLogger("memserve.memory.module_store")
 
@@ -97,8 +97,8 @@ class ModuleStore:
 
     async def close(self) -> None:
         """Whoever waits for events is to be cancelled before."""
-        await self._redis.aclose()
-        await self._watching.aclose()
+        await close_client(self._redis)
+        await close_client(self._watching)
 
     async def publish(self, tenant: str, principal: str, version: ModuleVersion, *, claim: str = "") -> ModuleVersion:
         """Add a version under the next number, which is never one that a deleted version had; the number of `version` does not matter.

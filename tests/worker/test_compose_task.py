@@ -19,7 +19,7 @@ from memserve.errors import InvalidModule
 from memserve.memory.lora import CONFIG_FILE, WEIGHTS_FILE
 from memserve.worker.compose import Composed, Parent, Progress, compose
 from memserve.worker.compose_task import ComposeTaskLost, compose_in_ray
-from memserve.worker.local_ray import private_ray_dir, ray_environment, remove_ray_dir, start_local_ray
+from memserve.worker.local_ray import private_ray_dir, remove_ray_dir, start_local_ray
 
 BOTH = [Parent(name, ADAPTERS_DIR / name) for name in ("harbour", "observatory")]
 
@@ -27,9 +27,7 @@ BOTH = [Parent(name, ADAPTERS_DIR / name) for name in ("harbour", "observatory")
 @pytest.fixture(scope="module")
 def ray_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A local Ray with one CPU. Gives its folder."""
-    data = tmp_path_factory.mktemp("ray")
-    os.environ.update(ray_environment(data))
-    folder = private_ray_dir(data)
+    folder = private_ray_dir(tmp_path_factory.mktemp("ray"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
