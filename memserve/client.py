@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -244,13 +244,17 @@ def call_failed(error: Any) -> CallFailed:
     return CallFailed(error.code(), error.details() or "", trailing.get("memserve-field"), float(retry) if retry else None)
 
 
-def wait_until_ready(address: str, timeout_s: float, workers: int = 1, api_key: str = "") -> bool:
-    """Wait until the gateway at `address` has so many workers to send requests to. False when it has not in time."""
+def wait_until_ready(address: str, timeout_s: float, workers: int = 1, api_key: str = "", *, only: Collection[str] = frozenset()) -> bool:
+    """Wait until the gateway at `address` has so many workers to send requests to. False when it has not in time.
+
+    only: ids; wait until it has these and no others, also none that it has not yet seen go.
+    """
     deadline_s = time.monotonic() + timeout_s
     with Client(address, api_key, timeout_s=2.0) as client:
         while True:
             with contextlib.suppress(CallFailed):
-                if sum(worker.ready for worker in client.status(workers_only=True).workers) >= workers:
+                seen = client.status(workers_only=True).workers
+                if sum(worker.ready for worker in seen) >= workers and (not only or {worker.worker_id for worker in seen} == set(only)):
                     return True
             if time.monotonic() >= deadline_s:
                 return False

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,14 @@ async def test_a_gateway_that_is_not_there_is_unavailable() -> None:
 async def test_waiting_ends_when_so_many_workers_are_ready(gateway: RunningGateway) -> None:
     assert await asyncio.to_thread(wait_until_ready, gateway.address, TIMEOUT_S)
     assert not await asyncio.to_thread(wait_until_ready, gateway.address, 0.1, 2)
+
+
+async def test_waiting_for_certain_workers_ends_when_no_others_are_seen(gateway: RunningGateway) -> None:
+    async with AsyncClient(gateway.address, timeout_s=TIMEOUT_S) as client:
+        [worker] = (await client.status()).workers
+    assert await asyncio.to_thread(partial(wait_until_ready, only={worker.worker_id}), gateway.address, TIMEOUT_S)
+    assert not await asyncio.to_thread(partial(wait_until_ready, only={"w-new"}), gateway.address, 0.1)
+    assert not await asyncio.to_thread(partial(wait_until_ready, only={worker.worker_id, "w-new"}), gateway.address, 0.1)
 
 
 # Values on their way

@@ -138,8 +138,7 @@ class Stack:
         fleet = Fleet(self.settings, self._say)
         before = fleet.live()
         process.send_signal(signal.SIGHUP)
-        fleet.wait_for_new(before, process)
-        self._wait_until_gateway_has_all_workers()
+        self._wait_until_gateway_has_all_workers(fleet.wait_for_new(before, process))
 
     def _start_redis_servers(self) -> None:
         registry = registry_server(self.settings.data)
@@ -191,8 +190,9 @@ class Stack:
             hint=self._disk_hint,
         )
 
-    def _wait_until_gateway_has_all_workers(self) -> None:
-        if not wait_until_ready(self.address, FOUND_TIMEOUT_S, workers=self.settings.workers, api_key=self.api_key):
+    def _wait_until_gateway_has_all_workers(self, only: frozenset[str] = frozenset()) -> None:
+        """only: these, and no others any more."""
+        if not wait_until_ready(self.address, FOUND_TIMEOUT_S, self.settings.workers, self.api_key, only=only):
             raise StartupError(f"the gateway has not found all workers after {FOUND_TIMEOUT_S:.0f} s; see {self.logs}")
 
     def _begin(self, recipe: Recipe) -> Part:

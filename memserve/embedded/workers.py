@@ -49,15 +49,16 @@ class Fleet:
             self._report(f"workers    {ready} of {self._settings.workers} ready")
         return ready >= self._settings.workers
 
-    def wait_for_new(self, before: frozenset[str], process: subprocess.Popen[bytes]) -> None:
-        """Wait until all workers are other ones than those before. Raises StartupError."""
+    def wait_for_new(self, before: frozenset[str], process: subprocess.Popen[bytes]) -> frozenset[str]:
+        """Wait until all workers are other ones than those before, whose ids it returns. Raises StartupError."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while len(self.live() - before) < self._settings.workers or self.live() & before:
+        while len(live := self.live()) < self._settings.workers or live & before:
             if process.poll() is not None:
                 raise StartupError(self.why_ended())
             if time.monotonic() > deadline_s:
                 raise StartupError(f"the workers are not new after {START_TIMEOUT_S:.0f} s; see {self.log}")
             time.sleep(0.2)
+        return live
 
     def live(self) -> frozenset[str]:
         """Ids of the workers that keep a lease; none while the registry does not answer."""
