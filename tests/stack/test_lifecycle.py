@@ -38,6 +38,8 @@ def up(folder: Path, stop_with: signal.Signals) -> Iterator[Client]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Also where these tests run under nohup.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     try:
         deadline_s = time.monotonic() + 240
