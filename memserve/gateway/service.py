@@ -252,7 +252,7 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                 return response
             with contextlib.suppress(MemserveError):
                 response.memories = sum((await pipeline.vector.counts(tenant.name)).values())
-            response.vector_store_ok = await pipeline.vector.answers(STATUS_TIMEOUT_S)
+            response.vector_store_ok = await pipeline.vector.answers(tenant.name, STATUS_TIMEOUT_S)
             response.lost_memories = pipeline.vector.lost(tenant.name)
             response.short_disk = pipeline.disk.short() or ""
             response.waiting_writes = -1

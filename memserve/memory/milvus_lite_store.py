@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 import grpc
 import pyarrow.parquet as parquet
 from milvus_lite.adapter.grpc.servicer import MilvusServicer
+from milvus_lite.constants import DEFAULT_NUM_PARTITIONS, PARTITION_KEY_BUCKET_PREFIX
 from milvus_lite.db import MilvusLite
 from milvus_lite.exceptions import DataDirLockedError, ManifestCorruptedError
 from milvus_lite.storage import data_file, delta_file
@@ -76,6 +78,12 @@ class MilvusLiteStore:
     def uri(self) -> str:
         """Where pymilvus finds it."""
         return f"unix:{self._socket}"
+
+    @staticmethod
+    def partition_of(partition_key: str) -> str:
+        """Where it puts the rows of a partition key. Milvus Lite does not see from a filter that only one partition can match: asked for
+        none, it looks at the rows of all, in Python where they are not flushed."""
+        return f"{PARTITION_KEY_BUCKET_PREFIX}{int(hashlib.md5(partition_key.encode()).hexdigest(), 16) % DEFAULT_NUM_PARTITIONS}"
 
     def sync(self) -> None:
         """Have on disk what is in the folder: files that have changed since the last call, and their folders. Raises OSError."""

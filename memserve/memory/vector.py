@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,10 +29,10 @@ from memserve.errors import (
 from memserve.memory.embedding import MiniLmEmbedder
 from memserve.memory.journal import Journal, Look, Quotas, Write, delete, put
 from memserve.memory.settling import FlushNotVerified, Settling
-from memserve.memory.vector_index import MILVUS_ERRORS, OWN_WORK, VectorIndex
+from memserve.memory.vector_index import MILVUS_ERRORS, VectorIndex
 from memserve.memory.vector_milvus import MilvusMemories, is_local_uri, memory_key, tenant_key
 from memserve.policy.ranking import ScoredRow, fuse, query_words, rank_by_words
-from memserve.turns import FairThreads
+from memserve.turns import FairThreads, leave_one
 
 TEXT_MAX_BYTES = 8192
 SOURCE_MAX_BYTES = 512
@@ -41,6 +42,7 @@ QUERY_MAX_BYTES = 4096
 LIMIT_MAX = 64
 NAMESPACES_MAX = 16
 CLOSE_TIMEOUT_S = 60.0
+EMBEDDING_THREADS = 2
 NOT_COUNTED = "it has not been up since this registry is used, so its memories are not counted yet"
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -49,8 +51,9 @@ _MEMORY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _MEMORY_ID_RULE = "must be 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-', and begin with a letter or a digit"
 
 _MIN_CANDIDATES = 32
-# What a search asks of Milvus in one turn takes about so long at most.
-TURN_S = 0.03
+# What a search may ask of Milvus at once: Milvus Lite takes about 0.1 ms for each row that it finds. A dear search has several turns, so
+# that another tenant's calls come between.
+ROWS_IN_A_TURN = 9 * _MIN_CANDIDATES
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,8 @@ class VectorMemory:
         self._journal = journal
         self._embedder = embedder
         self._call_timeout_s = index.call_timeout_s
-        self._embedding_thread = FairThreads("embedding", 1)
+        # One more than a tenant may have: a long text of one tenant's does not hold up another's.
+        self._embedding_threads = FairThreads("embedding", EMBEDDING_THREADS, share=leave_one)
         self._closed = False
         # By tenant key. A namespace is never removed, so a known one stays known.
         self._known_namespaces: dict[str, set[str]] = {}
@@ -135,7 +139,7 @@ class VectorMemory:
                     await self.settling.settle_now()
             except (*MILVUS_ERRORS, MemserveError, FlushNotVerified) as error:
                 logger.warning("what Milvus has not durably written stays in the journal for the next start: %s", _one_line(error))
-        self._embedding_thread.close()
+        self._embedding_threads.close()
         await self._index.close(clean=self.settling.is_settled)
         await self._journal.close()
 
@@ -254,23 +258,22 @@ class VectorMemory:
             vector = await self._embed(tenant, query)
             await self._require_namespaces(tenant, scope)
 
-            def nearest(store: MilvusMemories) -> tuple[list[ScoredRow], float]:
-                began_s = time.monotonic()
-                return store.search_dense(tenant, scope, vector, candidates, timeout_s=left_s()), time.monotonic() - began_s
+            def nearest(store: MilvusMemories) -> list[ScoredRow]:
+                return store.search_dense(tenant, scope, vector, candidates, timeout_s=left_s())
 
             def by_words(store: MilvusMemories, first: int, end: int) -> list[ScoredRow]:
                 found.extend(store.search_words(tenant, scope, queries[first:end], candidates, timeout_s=left_s()))
                 return rank_by_words(words, found[0], found[1:], candidates) if end >= len(queries) else []
 
             before = dict(self.settling.unapplied)
-            dense, took_s = await self._index.read(tenant, nearest)
+            dense = await self._index.read(tenant, nearest)
             queries = [query, *words] if words else []
             found: list[list[Memory]] = []
             bm25: list[ScoredRow] = []
-            # Each query costs about as much again. A dear search has several turns, so that a cheap one of another tenant comes between.
-            at_once = max(1, int(TURN_S / max(took_s, 1e-6)))
+            at_once = max(1, ROWS_IN_A_TURN // candidates)
             for first in range(0, len(queries), at_once):
                 bm25 = await self._index.read(tenant, partial(by_words, first=first, end=first + at_once))
+            self.settling.note_search(tenant_key(tenant), 1 + math.ceil(len(queries) / at_once))
             keys = {memory_key(tenant, row[0].namespace, row[0].memory_id) for row in (*dense, *bm25)}
             pending = before | await self._pending_of(sorted(keys))
 
@@ -303,11 +306,11 @@ class VectorMemory:
         """The tenant's namespaces by name, with those whose memories are all forgotten."""
         return list(await self.counts(tenant))
 
-    async def answers(self, timeout_s: float) -> bool:
-        """Whether Milvus answers a look-up within this time."""
+    async def answers(self, tenant: str, timeout_s: float) -> bool:
+        """Whether Milvus answers a look-up within this time, in the tenant's turn."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._index.read(OWN_WORK, lambda store: store.get("", timeout_s=timeout_s))
+                await self._index.read(tenant, lambda store: store.get("", timeout_s=timeout_s))
         except (*MILVUS_ERRORS, MemserveError):  # TimeoutError is an OSError
             return False
         return True
@@ -423,7 +426,7 @@ class VectorMemory:
     async def _embed(self, tenant: str, text: str) -> npt.NDArray[np.float32]:
         self._require_open()
         try:
-            return await self._embedding_thread.run(tenant, lambda: self._embedder.embed([text])[0])
+            return await self._embedding_threads.run(tenant, lambda: self._embedder.embed([text])[0])
         except RuntimeError:
             self._require_open()
             raise

@@ -191,6 +191,8 @@ class MilvusMemories:
             anns_field=field,
             search_params={"metric_type": metric},
             filter=_scope(tenant, namespaces),
+            # A Milvus server finds the partition by the filter, and refuses to be told.
+            partition_names=None if self._lite is None else [self._lite.partition_of(tenant_key(tenant))],
             limit=limit,
             output_fields=_MEMORY_FIELDS,
             timeout=timeout_s,

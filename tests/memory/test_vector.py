@@ -519,12 +519,31 @@ async def test_a_flush_waits_for_a_quiet_moment_but_not_for_ever(
 
     monkeypatch.setattr("memserve.memory.settling.FLUSH_WITHIN_S", 1.5)
     memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1000, flush_quiet_s=0.5)
-    await remember(memory, "a note", tenant="acme", namespace="notes")
+    stored = await remember(memory, "a note", tenant="acme", namespace="notes")
     remembered_s = time.monotonic()
     while not flushed():
-        await memory.search("acme", ["notes"], "note", 1, timeout_s=5)
+        await memory.get("acme", "notes", stored.memory_id)
         assert time.monotonic() - remembered_s < 30
     assert time.monotonic() - remembered_s > 1.0
+    await memory.close()
+
+
+@pytest.mark.asyncio
+async def test_searches_that_have_cost_as_much_as_a_flush_bring_one(
+    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder
+) -> None:
+    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1000, flush_quiet_s=60)
+    settling = memory.settling
+    for number in range(8):
+        await remember(memory, f"note {number}", tenant="acme", namespace="notes")
+    settling._flush_s = 0.02  # the cost of so many looks at a row: 200
+    searches = 0
+    while not settling.figures.flushes and searches < 100:
+        await memory.search("acme", ["notes"], "note", 1, timeout_s=5)
+        await asyncio.sleep(0.05)
+        searches += 1
+    # Two calls of a search, eight rows each.
+    assert 10 <= searches <= 20
     await memory.close()
 
 
@@ -694,6 +713,6 @@ async def test_a_search_in_many_turns_finds_what_one_in_one_turn_finds(vector: V
         await remember(vector, f"Lantern {number} of the amber harbour opens gate {number % 7} by the north tower.")
     query = "Which lantern opens the amber gate of the north tower by the harbour?"
     at_once = await vector.search(TENANT, ["handbook"], query, 16, timeout_s=10)
-    monkeypatch.setattr("memserve.memory.vector.TURN_S", 0.0)
+    monkeypatch.setattr("memserve.memory.vector.ROWS_IN_A_TURN", 0)
     assert await vector.search(TENANT, ["handbook"], query, 16, timeout_s=10) == at_once
     assert any(hit.bm25_score for hit in at_once)
