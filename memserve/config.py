@@ -95,7 +95,7 @@ class Settings(BaseModel):
     max_inflight_per_tenant: int = Field(128, ge=1, description="Answers under way for one tenant in one gateway.")
     max_calls_per_tenant: int = Field(64, ge=1, description="Calls of one RPC, but answers, under way for one tenant in one gateway.")
     gateway_share_per_tenant: float = Field(
-        0.25,
+        0.4,
         gt=0,
         description="Part of a gateway's time that the calls of one tenant may take while others call too, as reckoned from their kinds "
         "and bytes. Quicker ones wait, at most 5 s.",
