@@ -98,7 +98,7 @@ class Settings(BaseModel):
         0.4,
         gt=0,
         description="Part of a gateway's time that the calls of one tenant may take while others call too, as reckoned from their kinds "
-        "and bytes. Quicker ones wait, at most 5 s.",
+        "and bytes on two cores: 8 searches or 13 memories a second. Quicker ones wait, at most 5 s. Raise it on more and faster cores.",
     )
     module_changes_per_minute_per_tenant: int = Field(
         600, ge=1, description="Changes of modules a minute of one tenant in one gateway; a gate's run and a preload are changes."
