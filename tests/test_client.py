@@ -6,7 +6,6 @@ import asyncio
 import socket
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -201,9 +200,9 @@ async def test_waiting_ends_when_so_many_workers_are_ready(gateway: RunningGatew
 async def test_waiting_for_certain_workers_ends_when_no_others_are_seen(gateway: RunningGateway) -> None:
     async with AsyncClient(gateway.address, timeout_s=TIMEOUT_S) as client:
         [worker] = (await client.status()).workers
-    assert await asyncio.to_thread(partial(wait_until_ready, only={worker.worker_id}), gateway.address, TIMEOUT_S)
-    assert not await asyncio.to_thread(partial(wait_until_ready, only={"w-new"}), gateway.address, 0.1)
-    assert not await asyncio.to_thread(partial(wait_until_ready, only={worker.worker_id, "w-new"}), gateway.address, 0.1)
+    assert await asyncio.to_thread(wait_until_ready, gateway.address, TIMEOUT_S, only={worker.worker_id})
+    assert not await asyncio.to_thread(wait_until_ready, gateway.address, 0.1, only={"w-new"})
+    assert not await asyncio.to_thread(wait_until_ready, gateway.address, 0.1, only={worker.worker_id, "w-new"})
 
 
 # Values on their way

@@ -50,7 +50,7 @@ class Fleet:
         return ready >= self._settings.workers
 
     def wait_for_new(self, before: frozenset[str], process: subprocess.Popen[bytes]) -> frozenset[str]:
-        """Wait until all workers are other ones than those before, whose ids it returns. Raises StartupError."""
+        """Wait until all workers are other ones than those before. Returns the new ones' ids. Raises StartupError."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while len(live := self.live()) < self._settings.workers or live & before:
             if process.poll() is not None:

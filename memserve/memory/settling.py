@@ -104,8 +104,9 @@ class Settling:
 
         At most twice what the best choice of moments had cost, whatever the disk: the ski rental problem (Karlin et al. 1988).
         """
-        if self._index.is_local and self._applied:
-            rows = sum(write.tenant_key == tenant_key for write in list(self._applied.values()))
+        if self._index.is_local and self._applied and not self._flush_due.is_set():
+            with self._notes_lock:
+                rows = sum(write.tenant_key == tenant_key for write in self._applied.values())
             self._scanned_s += calls * rows * SCAN_ROW_S
             if self._scanned_s >= self._flush_s:
                 self._flush_due.set()
@@ -249,7 +250,10 @@ class Settling:
             self._sequences.clear()
 
     async def _wait_until_due(self) -> None:
-        """Until many rows wait, or nothing was asked for a while: every call waits for a flush, and a slow disk may take seconds."""
+        """Until many rows wait, searches have paid for a flush, or nothing was asked for a while.
+
+        Every call waits for a flush, and a slow disk may take seconds.
+        """
         await asyncio.sleep(max(0.0, self._rest_until_s - time.monotonic()))
         waits_s = None if self._index.is_local else max(0.0, self._adopt_at_s - time.monotonic())
         with contextlib.suppress(TimeoutError):

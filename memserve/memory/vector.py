@@ -66,7 +66,8 @@ class VectorMemory:
 
     A write is acknowledged when it is in the journal; `settling.py` brings it into Milvus and drops it from the journal when it is durable
     there. Namespaces and how many memories they have are kept in the registry. Reads go on without the registry.
-    Milvus Lite's new rows are flushed in the background: `flush_rows` at a time, or when nothing was asked for `flush_quiet_s`.
+    Milvus Lite's new rows are flushed in the background: `flush_rows` at a time, when nothing was asked for `flush_quiet_s`, or
+    when searches have spent as much on them as a flush takes.
 
     Every method raises InvalidField for a name or value that breaks a rule, and VectorStoreUnavailable when Milvus fails or is late;
     writes, `counts` and `count` raise RegistryUnavailable. A remember or forget that failed so may still have happened: repeating it is
