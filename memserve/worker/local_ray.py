@@ -57,6 +57,13 @@ def start_local_ray(folder: Path, num_cpus: int) -> None:
     )
 
 
+def listen_to_gcs_no_more() -> None:
+    """End this process's threads that wait for messages from the GCS. When it is dead, Ray asks it again without a pause: a whole core."""
+    from ray._private.worker import global_worker
+
+    global_worker.threads_stopped.set()
+
+
 def private_ray_dir(data: Path) -> Path:
     """A new directory with a short path, because Ray keeps unix sockets below it. Those that killed fleets left are removed.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from memserve.worker.generations import DAMAGED, READY
+from memserve.worker.local_ray import listen_to_gcs_no_more
 
 log = logging.getLogger("memserve.workers")
 
@@ -46,6 +47,8 @@ class RayLife:
         if GCS in ended and not self.damage:
             self.damage = "the GCS has ended"
             self._tell(f"{DAMAGED} {self.damage}")
+            # The workers that go on need that core, and so do those that are starting.
+            listen_to_gcs_no_more()
 
     def _tell(self, line: str) -> None:
         os.write(self.status, f"{line}\n".encode())

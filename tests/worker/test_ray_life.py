@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -59,6 +60,13 @@ class Started:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
+    def busy(self) -> float:
+        """The share of a core that it uses in the second that comes."""
+        process = psutil.Process(self.process.pid)
+        process.cpu_percent()
+        time.sleep(1)
+        return process.cpu_percent() / 100
+
     def __enter__(self) -> Started:
         return self
 
@@ -79,6 +87,8 @@ def test_workers_outlive_the_gcs_which_is_missed_at_once(tmp_path: Path) -> None
         assert ray.line() == "damaged the GCS has ended"
         assert [actor.status() != psutil.STATUS_ZOMBIE for actor in ray.actors] == [True]
         assert ray.process.poll() is None
+        # Ray's threads asked the dead GCS again without a pause: a whole core, beside the answers and the workers that start.
+        assert any(ray.busy() < 0.3 for _ in range(10))
 
 
 @pytest.mark.parametrize(("victim", "state"), [("gcs_server", "starting"), ("raylet", "starting"), ("raylet", "ready")])
