@@ -36,6 +36,7 @@ APPLICATION = "memserve"
 START_TIMEOUT_S = 300.0
 # What ending takes beyond the time that answers under way get.
 GENERATION_GRACE_S = 30.0
+SERVE_LOOK_S = 5.0
 LOGS = Path("session_latest", "logs")
 _ERROR = re.compile(r"\b(?:[A-Za-z]+Error|[A-Za-z]+Exception): (?P<text>.+)")
 
@@ -102,6 +103,12 @@ def run_generation(settings: Settings, status: int) -> None:
         if starting and number != signal.SIGHUP:
             raise KeyboardInterrupt
 
+    def look_at_serve() -> None:
+        """Serve starts no more workers when six starts in a row have failed and none has succeeded since its controller began."""
+        found = serve.status().applications.get(APPLICATION)
+        if found is not None and found.status == "DEPLOY_FAILED":
+            life.damaged("Serve has given up on the workers")
+
     looking = repeating_thread("ray_life", life.look, LOOK_S, ending)
     try:
         start_local_ray(ray_dir, max(settings.workers, os.cpu_count() or 1) + 1)
@@ -117,7 +124,10 @@ def run_generation(settings: Settings, status: int) -> None:
                 _keep_logs(settings, ray_dir)
                 raise StartupError(f"the workers did not start: {_root_cause(ray_dir / LOGS, str(error))}") from None
             log.info("%d workers ready", settings.workers)
-            life.workers_ready()
+            if not life.ready:
+                life.workers_ready()
+                # Not waited for at the end: what is asked of a Serve that has gone never comes back.
+                repeating_thread("serve_life", look_at_serve, SERVE_LOOK_S, ending)
             starting = False
             if signals.get() != signal.SIGHUP:
                 break

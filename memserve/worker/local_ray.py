@@ -6,9 +6,13 @@ Ray 2.60 has no settings for much of this, so private parts of it are replaced h
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import logging.handlers
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +104,20 @@ def serve_on_loopback() -> None:
         return int(bind(server, address.replace("[::]", HOST), *args, **options))
 
     replica.add_port_to_grpc_server = bind_to_loopback
+
+
+@contextlib.contextmanager
+def serve_log_kept() -> Iterator[None]:
+    """Around what sets logging up anew, as vLLM's import does, which closes the handlers that are there.
+
+    A new Serve controller asks every replica for the file of its log. A replica whose handler is closed raises, and is stopped: without
+    this all workers end with their controller.
+    """
+    handlers = [each for each in logging.getLogger("ray.serve").handlers if isinstance(each, logging.handlers.MemoryHandler)]
+    targets = [(handler, handler.target) for handler in handlers]
+    yield
+    for handler, target in targets:
+        handler.setTarget(target)
 
 
 def _leave_out_helpers() -> None:

@@ -45,10 +45,15 @@ class RayLife:
             log.error("Ray has lost its %s", " and ".join(sorted(ended)))
             os._exit(1)
         if GCS in ended and not self.damage:
-            self.damage = "the GCS has ended"
-            self._tell(f"{DAMAGED} {self.damage}")
+            self.damaged("the GCS has ended")
             # The workers that go on need that core, and so do those that are starting.
             listen_to_gcs_no_more()
+
+    def damaged(self, why: str) -> None:
+        """Ask the parent for others in the place of these workers."""
+        if not self.damage:
+            self.damage = why
+            self._tell(f"{DAMAGED} {why}")
 
     def _tell(self, line: str) -> None:
         os.write(self.status, f"{line}\n".encode())

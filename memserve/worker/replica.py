@@ -25,7 +25,7 @@ from memserve.private_files import private_umask
 from memserve.supervised import repeat
 from memserve.worker.generations import GENERATION
 from memserve.worker.leaving import LOOK_S, events_socket, leaving_file
-from memserve.worker.local_ray import serve_on_loopback
+from memserve.worker.local_ray import serve_log_kept, serve_on_loopback
 
 log = logging.getLogger("memserve.worker")
 
@@ -98,10 +98,12 @@ class WorkerReplica:
         from memserve.worker.activation import activation_memory
         from memserve.worker.block_log import BlockLog, follow_engine_events
         from memserve.worker.cpu_offload import sweep_orphan_regions
-        from memserve.worker.engine import start_engine
         from memserve.worker.gateways_only import GatewaysOnly
         from memserve.worker.golden import Golden, check_golden_prefix
         from memserve.worker.preloads import Preloads
+
+        with serve_log_kept():
+            from memserve.worker.engine import start_engine
         from memserve.worker.service import WorkerService
 
         settings = self._settings

@@ -125,3 +125,52 @@ def test_the_token_is_the_data_directorys_own(tmp_path: Path) -> None:
     assert environment["RAY_AUTH_MODE"] == "token"
     assert token.parent == tmp_path and token.stat().st_mode & 0o777 == 0o600
     assert ray_environment(tmp_path) == environment
+
+
+CONTROLLER_KILLED = """
+import json, logging.config, os, sys, time
+from pathlib import Path
+from memserve.worker.local_ray import private_ray_dir, ray_environment, remove_ray_dir, serve_log_kept, start_local_ray
+data = Path(sys.argv[1])
+os.environ.update(ray_environment(data))
+folder = private_ray_dir(data)
+start_local_ray(folder, 2)
+import psutil, ray
+from ray import serve
+from ray.serve.config import ProxyLocation
+serve.start(proxy_location=ProxyLocation.Disabled)
+
+class Replica:
+    def __init__(self):
+        with serve_log_kept():
+            logging.config.dictConfig({"version": 1})  # as vLLM does when it is imported
+
+def processes(title):
+    return [p.pid for p in psutil.Process().children(recursive=True) if title in " ".join(p.cmdline())]
+
+def states():
+    return {state: number for state, number in serve.status().applications["test"].deployments["Replica"].replica_states.items() if number}
+
+serve.run(serve.deployment(Replica).bind(), name="test", route_prefix=None)
+before, [controller] = processes("ServeReplica"), processes("ServeController")
+psutil.Process(controller).kill()
+seen = []
+while seen[-2:] != [{"RUNNING": 1}] * 2 and len(seen) < 60:
+    time.sleep(1)
+    seen.append(states())
+print("FOUND " + json.dumps({"before": before, "after": processes("ServeReplica"), "seen": seen}), flush=True)
+serve.shutdown()
+ray.shutdown()
+remove_ray_dir(folder)
+"""
+
+
+@pytest.mark.timeout(180)
+def test_workers_outlive_the_controller_of_serve(tmp_path: Path) -> None:
+    """vLLM's import closed the handler of Serve's log, for whose file a new controller asks: it stopped every worker."""
+    command = [sys.executable, "-c", CONTROLLER_KILLED, str(tmp_path)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = json.loads(next(line for line in told.splitlines() if line.startswith("FOUND ")).removeprefix("FOUND "))
+    assert len(found["before"]) == 1
+    assert found["after"] == found["before"]
+    assert found["seen"][-1] == {"RUNNING": 1}
