@@ -81,7 +81,8 @@ class WorkerReplica:
         os.environ.update(engine_environment(self._settings))
         # Module paths are relative to here, so that block keys, which contain them, are equal on every machine.
         os.chdir(self._settings.modules_root)
-        await self._start()
+        with serve_log_kept():
+            await self._start()
 
     async def _start(self) -> None:
         from prometheus_client import REGISTRY
@@ -98,12 +99,10 @@ class WorkerReplica:
         from memserve.worker.activation import activation_memory
         from memserve.worker.block_log import BlockLog, follow_engine_events
         from memserve.worker.cpu_offload import sweep_orphan_regions
+        from memserve.worker.engine import start_engine
         from memserve.worker.gateways_only import GatewaysOnly
         from memserve.worker.golden import Golden, check_golden_prefix
         from memserve.worker.preloads import Preloads
-
-        with serve_log_kept():
-            from memserve.worker.engine import start_engine
         from memserve.worker.service import WorkerService
 
         settings = self._settings

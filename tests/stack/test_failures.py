@@ -208,6 +208,23 @@ async def test_a_killed_gcs_costs_no_answer_and_others_take_the_workers_place(st
     assert not room or failed == [], "without room for both the old generation is ended first"
 
 
+def test_a_killed_controller_of_serve_costs_no_worker(stack: Stack, client: Client) -> None:
+    """A new controller asks each worker for the file of its log, and stopped all: vLLM had closed it."""
+    before = {worker.worker_id for worker in client.status().workers}
+
+    def controllers() -> list[psutil.Process]:
+        return [process for process in marked_processes(stack.settings.data) if "ServeController" in " ".join(process.cmdline())]
+
+    [killed] = controllers()
+    killed.kill()
+    eventually(lambda: [each.pid for each in controllers()] not in ([], [killed.pid]), timeout_s=60)
+    # It looks at the workers as it begins; what it stops ends within a second.
+    for _ in range(20):
+        client.generate("Hello.", sampling=SHORT)
+        time.sleep(0.25)
+    assert {worker.worker_id for worker in client.status().workers if worker.ready} == before
+
+
 def test_restarting_the_workers_puts_others_in_their_place(stack: Stack, client: Client) -> None:
     before = {worker.worker_id for worker in client.status().workers}
     stack.restart_workers()
