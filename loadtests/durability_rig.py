@@ -124,7 +124,7 @@ class Rig:
         aside = partitions.with_name("partitions-aside")
         if partitions.exists():
             partitions.rename(aside)
-        partitions.write_text("")
+        partitions.write_text("", encoding="utf-8")
         try:
             yield
         finally:

@@ -50,7 +50,7 @@ def prepare_environment() -> None:
 def write_shape(folder: Path) -> Path:
     """A model directory without weights: vLLM makes them up, the same ones every time."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(SHAPE))
+    (folder / "config.json").write_text(json.dumps(SHAPE), encoding="utf-8")
     return folder
 
 

@@ -120,7 +120,7 @@ class LMCacheServer:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 self.__exit__()
-                raise RuntimeError(f"LMCache's server does not start:\n{self._log.read_text()[-2000:]}")
+                raise RuntimeError(f"LMCache's server does not start:\n{self._log.read_text(encoding='utf-8')[-2000:]}")
             time.sleep(0.1)
         return self
 

@@ -106,10 +106,10 @@ class Run:
         folder = self.folder / str(content)
         if not folder.exists():
             variant("harbour", folder, scale=1 + content / 10_000)
-            held = json.loads((ADAPTERS_DIR / "harbour" / "facts.json").read_text())[:PROBES]
+            held = json.loads((ADAPTERS_DIR / "harbour" / "facts.json").read_text(encoding="utf-8"))[:PROBES]
             probes = [{"question": fact["questions"][0], "answers": [fact["answer"]]} for fact in held]
             document = {"sets": [{"name": f"recall-{content}", "kind": "recall", "target": 0.5, "probes": probes}]}
-            (folder / "probes.json").write_text(json.dumps(document))
+            (folder / "probes.json").write_text(json.dumps(document), encoding="utf-8")
             self.digests[content] = check_lora(folder, self.base).digest
         return folder
 

@@ -318,6 +318,7 @@ def noisy_process(address: str, folder: Path) -> Iterator[subprocess.Popen[str]]
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
     )
     try:
         yield process
@@ -389,7 +390,7 @@ async def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="memserve-neighbours-") as name:
         folder = Path(name)
         keys = folder / "keys.json"
-        keys.write_text(json.dumps({QUIET_KEY: "quiet", NOISY_KEY: "noisy"}))
+        keys.write_text(json.dumps({QUIET_KEY: "quiet", NOISY_KEY: "noisy"}), encoding="utf-8")
         with running_stack(workers=2, api_keys_file=keys, recall_timeout_ms=2000) as stack:
             found = [figures async for figures in measure(stack.address, folder, chosen, turns, turn_s)]
     print_table(

@@ -31,7 +31,7 @@ LINEAR = {
 def write_model(folder: Path, layers: int) -> Path:
     """A model directory with weights in bfloat16, `layers` of the shape's 24, and the demo model's tokenizer."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({**SHAPE, "vocab_size": VOCAB_SIZE, "num_hidden_layers": layers}))
+    (folder / "config.json").write_text(json.dumps({**SHAPE, "vocab_size": VOCAB_SIZE, "num_hidden_layers": layers}), encoding="utf-8")
     for name in TOKENIZER_FILES:
         if (MODEL_DIR / name).is_file():
             shutil.copy(MODEL_DIR / name, folder / name)
@@ -65,7 +65,7 @@ def write_adapter(folder: Path, layers: int, rank: int, seed: int) -> Path:
         "lora_alpha": rank,
         "target_modules": sorted(name.rpartition(".")[2] for name in LINEAR),
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     draw = torch.Generator().manual_seed(seed)
     weights = {}
     for layer in range(layers):

@@ -103,7 +103,7 @@ class Up:
         """Raises RuntimeError while it has no port."""
         ports = taken_ports(self.data, self.process.pid)
         if ports is None:
-            raise RuntimeError(f"memserve up has no port: {self._log.read_text()[-2000:]}")
+            raise RuntimeError(f"memserve up has no port: {self._log.read_text(encoding='utf-8')[-2000:]}")
         return f"127.0.0.1:{ports['port']}"
 
     def wait_until_ready(self) -> None:
@@ -111,7 +111,7 @@ class Up:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while taken_ports(self.data, self.process.pid) is None or not wait_until_ready(self.address, 1.0, workers=WORKERS):
             if self.process.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(f"memserve up did not start: {self._log.read_text()[-2000:]}")
+                raise RuntimeError(f"memserve up did not start: {self._log.read_text(encoding='utf-8')[-2000:]}")
             time.sleep(LOOK_S)
 
     def processes(self) -> dict[str, list[psutil.Process]]:

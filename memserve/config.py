@@ -249,7 +249,7 @@ def environment_without_settings() -> dict[str, str]:
 def _of_file(name: str) -> dict[str, Any]:
     """A JSON object of settings by their names. Raises StartupError."""
     try:
-        given = json.loads(Path(name).expanduser().read_text())
+        given = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise StartupError(f"{SETTINGS_FILE} {name}: {error.strerror}") from None
     except ValueError:

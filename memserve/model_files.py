@@ -85,7 +85,7 @@ def open_model(path: Path, max_context_tokens: int = 0) -> ModelFiles:
         if not (path / name).is_file():
             raise StartupError(f"model directory {path} has no {name}; memserve needs a Hugging Face model with a fast tokenizer")
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise StartupError(f"{path / 'config.json'} is not JSON: {error}") from None
     limit = int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)

@@ -47,7 +47,7 @@ def ports_file(data: Path, pid: int) -> Path:
 def taken_ports(data: Path, pid: int) -> dict[str, int] | None:
     """Setting to port, as that process took them. None while it has not."""
     try:
-        ports: dict[str, int] = json.loads(ports_file(data, pid).read_text())
+        ports: dict[str, int] = json.loads(ports_file(data, pid).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return ports

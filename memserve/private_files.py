@@ -43,7 +43,7 @@ def open_data_dir(folder: Path) -> None:
 
 def lock_data_dir(folder: Path) -> IO[str]:
     """Held by one `memserve up` or `memserve workers` at a time, until it is closed or the process ends. Raises StartupError."""
-    lock = (folder / "lock").open("w")
+    lock = (folder / "lock").open("w", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -26,12 +26,12 @@ def generate(target: Path) -> None:
             raise SystemExit("protoc failed; see above")
         for made in sorted(Path(scratch).rglob("*.py*")):
             # protoc names Python modules after the proto package, which is this package's own name.
-            text = re.sub(r"^from memserve\.", "from memserve.pb.", made.read_text(), flags=re.MULTILINE)
+            text = re.sub(r"^from memserve\.", "from memserve.pb.", made.read_text(encoding="utf-8"), flags=re.MULTILINE)
             kept = target / made.relative_to(Path(scratch) / "memserve")
             kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(text)
+            kept.write_text(text, encoding="utf-8")
     for folder in {path.parent for path in target.rglob("*_pb2.py")} | {target, target / "worker"}:
-        (folder / "__init__.py").write_text('"""Generated from protos/ by protos/generate.py; do not edit."""\n')
+        (folder / "__init__.py").write_text('"""Generated from protos/ by protos/generate.py; do not edit."""\n', encoding="utf-8")
 
 
 def main() -> int:

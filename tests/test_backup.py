@@ -131,21 +131,21 @@ async def test_what_is_no_backup_is_not_restored(tmp_path: Path, embedder: MiniL
     registry.unlink()
     assert "registry.rdb is missing" in refused()
     registry.write_bytes(content)
-    (backup / "more").write_text("")
+    (backup / "more").write_text("", encoding="utf-8")
     assert "more is not in its manifest" in refused()
     (backup / "more").unlink()
-    manifest = (backup / MANIFEST).read_text()
+    manifest = (backup / MANIFEST).read_text(encoding="utf-8")
     document = json.loads(manifest)
     document["files"]["../escape"] = {"bytes": 0, "sha256": ""}
-    (backup / MANIFEST).write_text(json.dumps(document))
+    (backup / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
     assert "names" in refused()
-    (backup / MANIFEST).write_text(manifest[:50])
+    (backup / MANIFEST).write_text(manifest[:50], encoding="utf-8")
     assert "manifest cannot be read" in refused()
-    (backup / MANIFEST).write_text(manifest)
+    (backup / MANIFEST).write_text(manifest, encoding="utf-8")
     target.mkdir()
-    (target / "something").write_text("mine")
+    (target / "something").write_text("mine", encoding="utf-8")
     assert "not empty" in refused()
-    assert (target / "something").read_text() == "mine"
+    assert (target / "something").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.asyncio

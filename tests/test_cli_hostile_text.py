@@ -179,7 +179,7 @@ def test_consoles_and_log_handlers_are_made_in_one_place() -> None:
     """Whatever prints goes through `memserve.terminal`, whatever logs through `memserve.plain`."""
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 if name in ("Console", "add_task", "basicConfig", "StreamHandler", "from_markup"):

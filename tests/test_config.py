@@ -126,7 +126,7 @@ def test_no_setting_and_no_secret_stands_in_a_childs_environment(monkeypatch: py
 
 def test_the_environment_goes_over_the_file_of_settings(tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
-    file.write_text('{"port": 1, "workers": 3}')
+    file.write_text('{"port": 1, "workers": 3}', encoding="utf-8")
     settings = load_settings({SETTINGS_FILE: str(file), "MEMSERVE_PORT": "2"})
     assert (settings.port, settings.workers) == (2, 3)
 
@@ -138,7 +138,7 @@ def test_the_environment_goes_over_the_file_of_settings(tmp_path: Path) -> None:
 def test_a_file_of_settings_that_breaks_a_rule_is_refused(tmp_path: Path, content: str | None, rule: str) -> None:
     file = tmp_path / "settings.json"
     if content is not None:
-        file.write_text(content)
+        file.write_text(content, encoding="utf-8")
     with pytest.raises(StartupError, match=rule):
         load_settings({SETTINGS_FILE: str(file)})
 

@@ -16,7 +16,7 @@ from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2
 from memserve.pb.worker.v1 import worker_pb2
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_setting_is_in_the_readme_with_its_default() -> None:
@@ -58,7 +58,7 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_the_life_of_a_request_has_the_pipelines_steps() -> None:
-    steps = set(re.findall(r"# (\d)\. ", (ROOT / "memserve" / "gateway" / "pipeline.py").read_text()))
+    steps = set(re.findall(r"# (\d)\. ", (ROOT / "memserve" / "gateway" / "pipeline.py").read_text(encoding="utf-8")))
     life = README[README.index("## The life of a request") :]
     numbered = re.findall(r"^(\d)\. ", life.split("\n## ")[0], flags=re.MULTILINE)
     assert [str(number) for number in range(1, 9)] == numbered

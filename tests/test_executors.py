@@ -16,7 +16,7 @@ FILES = sorted(path.relative_to(ROOT) for part in ("gateway", "memory", "kv") fo
 @pytest.mark.parametrize("file", [*FILES, Path("turns.py"), Path("registry.py")], ids=str)
 def test_no_part_of_a_gateway_uses_asyncios_default_threads(file: Path) -> None:
     """They are six on two cores, for everything: what stalls one server would stop the tokenizer."""
-    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             assert node.func.attr not in ("to_thread", "getaddrinfo"), f"line {node.lineno}"
             if node.func.attr == "run_in_executor":

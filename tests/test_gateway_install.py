@@ -33,7 +33,7 @@ def gateway_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(300)
 def test_a_gateway_only_installation_imports_and_serves(gateway_python: Path, tmp_path: Path, redis_server: RedisServer) -> None:
     look = "import importlib.util as u, json; print(json.dumps([m for m in ('torch', 'vllm', 'ray', 'transformers') if u.find_spec(m)]))"
-    found = subprocess.run([str(gateway_python), "-c", look], capture_output=True, text=True, check=True, cwd=tmp_path)
+    found = subprocess.run([str(gateway_python), "-c", look], capture_output=True, text=True, check=True, cwd=tmp_path, encoding="utf-8")
     assert json.loads(found.stdout) == []
 
     model = tmp_path / "model"
@@ -54,8 +54,8 @@ def test_a_gateway_only_installation_imports_and_serves(gateway_python: Path, tm
     try:
         deadline_s = time.monotonic() + 60
         while (ports := taken_ports(tmp_path / "data", gateway.pid)) is None:
-            assert gateway.poll() is None, log.read_text()
-            assert time.monotonic() < deadline_s, log.read_text()
+            assert gateway.poll() is None, log.read_text(encoding="utf-8")
+            assert time.monotonic() < deadline_s, log.read_text(encoding="utf-8")
             time.sleep(0.1)
         with Client(f"127.0.0.1:{ports['port']}") as client:
             while True:
@@ -63,8 +63,8 @@ def test_a_gateway_only_installation_imports_and_serves(gateway_python: Path, tm
                     status = client.status()
                     break
                 except CallFailed:
-                    assert gateway.poll() is None, log.read_text()
-                    assert time.monotonic() < deadline_s, log.read_text()
+                    assert gateway.poll() is None, log.read_text(encoding="utf-8")
+                    assert time.monotonic() < deadline_s, log.read_text(encoding="utf-8")
                     time.sleep(0.2)
             assert status.model == "model"
             memory = client.remember("notes", "The code of Alder station is 4071.")
@@ -75,4 +75,4 @@ def test_a_gateway_only_installation_imports_and_serves(gateway_python: Path, tm
             assert nobody.value.retry_after_s is not None
     finally:
         gateway.terminate()
-        assert gateway.wait(30) == 0, log.read_text()
+        assert gateway.wait(30) == 0, log.read_text(encoding="utf-8")

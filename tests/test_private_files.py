@@ -103,9 +103,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 def test_the_rights_of_a_data_directory_are_mended(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "modules" / "a").mkdir(parents=True)
-    (folder / "modules" / "a" / "weights").write_text("x")
-    (folder / "tool").write_text("x")
-    (tmp_path / "outside").write_text("x")
+    (folder / "modules" / "a" / "weights").write_text("x", encoding="utf-8")
+    (folder / "tool").write_text("x", encoding="utf-8")
+    (tmp_path / "outside").write_text("x", encoding="utf-8")
     (folder / "link").symlink_to(tmp_path / "outside")
     for path in (folder, folder / "modules", folder / "modules" / "a", folder / "tool"):
         path.chmod(0o777)
@@ -117,7 +117,7 @@ def test_the_rights_of_a_data_directory_are_mended(tmp_path: Path) -> None:
 
 
 def test_what_is_no_directory_of_ours_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(StartupError, match="is a file"):
         open_data_dir(tmp_path / "file")
     with pytest.raises(StartupError, match="data_dir"):

@@ -188,7 +188,7 @@ def _calls() -> Iterator[tuple[str, str, ast.Call]]:
     for file in sorted(PACKAGE.rglob("*.py")):
         if "pb" in file.relative_to(PACKAGE).parts:
             continue
-        for function, node in _with_function(ast.parse(file.read_text()), ""):
+        for function, node in _with_function(ast.parse(file.read_text(encoding="utf-8")), ""):
             if isinstance(node, ast.Call):
                 yield str(file.relative_to(PACKAGE)), function, node
 

@@ -57,7 +57,12 @@ def own_benchmark(item: str, name: str, tried: str) -> tuple[str, str, str, bool
     told(f"  {item:>3}  python -m loadtests.{name} --quick")
     try:
         result = subprocess.run(
-            [sys.executable, "-m", f"loadtests.{name}", "--quick"], stdout=subprocess.PIPE, timeout=BENCHMARK_S, check=False, text=True
+            [sys.executable, "-m", f"loadtests.{name}", "--quick"],
+            stdout=subprocess.PIPE,
+            timeout=BENCHMARK_S,
+            check=False,
+            text=True,
+            encoding="utf-8",
         )
         lines = [line for line in result.stdout.splitlines() if line.strip()] or ["it said nothing"]
         return item, tried, f"loadtests.{name} --quick: {lines[-1]}", result.returncode == 0

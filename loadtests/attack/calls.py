@@ -178,7 +178,13 @@ def text_as_code(world: World) -> tuple[str, bool]:
         ["status"],
     ):
         result = subprocess.run(
-            [sys.executable, "-m", "memserve", *command], env=environment, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-m", "memserve", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            encoding="utf-8",
         )
         shown += result.stdout + result.stderr
         failed += "Traceback" in result.stderr

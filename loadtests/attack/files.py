@@ -52,7 +52,7 @@ def rights(world: World) -> tuple[str, bool]:
 def rights_are_mended(world: World) -> tuple[str, bool]:
     data = world.folder / "open"
     (data / "modules").mkdir(parents=True)
-    (data / "modules" / "x").write_text("a memory")
+    (data / "modules" / "x").write_text("a memory", encoding="utf-8")
     for path in (data / "modules" / "x", data / "modules", data):
         path.chmod(0o777)
     with second_gateway(world, data_dir=data):
@@ -64,7 +64,13 @@ def second_fleet(world: World) -> tuple[str, bool]:
     ray = next((world.settings.data / "ray").iterdir()).resolve()
     environment = child_environment(world.settings, world.folder / "fleet.json")
     result = subprocess.run(
-        [sys.executable, "-m", "memserve", "workers"], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "memserve", "workers"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        encoding="utf-8",
     )
     with world.client() as client:
         answer = client.generate("Hello.").text

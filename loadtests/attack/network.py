@@ -126,6 +126,7 @@ def join_by_gcs(world: World) -> tuple[str, bool]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            encoding="utf-8",
         ) as stranger:
             try:
                 output = stranger.communicate(timeout=JOIN_S)[0]
@@ -172,7 +173,7 @@ def secrets_in_processes(world: World) -> tuple[str, bool]:
     for folder in {world.settings.data / "logs", (next((world.settings.data / "ray").iterdir())).resolve()}:
         for file in folder.rglob("*"):
             if file.is_file() and file.stat().st_size < 64 << 20:
-                text = file.read_text(errors="replace")
+                text = file.read_text(errors="replace", encoding="utf-8")
                 found += [file.name for secret in secrets if secret in text]
     return f"{looked} processes' environments and command lines, all logs: {len(found)} hold one of {len(secrets)} secrets", not found
 

@@ -54,9 +54,9 @@ def second_gateway(world: World, **settings: Any) -> Iterator[SecondGateway]:
         process = subprocess.Popen([sys.executable, "-m", "memserve", "gateway"], env=environment, stdout=output, stderr=output)
     try:
         deadline_s = time.monotonic() + START_S
-        while "serving on" not in log.read_text(errors="replace"):
+        while "serving on" not in log.read_text(errors="replace", encoding="utf-8"):
             if process.poll() is not None or time.monotonic() > deadline_s:
-                lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+                lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines() or ["it said nothing"]
                 raise RuntimeError(lines[-1])
             time.sleep(0.1)
         ports = taken_ports(data, process.pid) or {}

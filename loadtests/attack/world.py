@@ -58,7 +58,7 @@ class World:
     def secrets(self) -> list[str]:
         """What must stand in no environment, command line or log."""
         found = [SALT_KEY, METRICS_KEY, self.other_key, *self.keys.values()]
-        return [*found, (self.settings.data / "ray_token").read_text().strip()]
+        return [*found, (self.settings.data / "ray_token").read_text(encoding="utf-8").strip()]
 
     def client(self, role: KeyRole = KeyRole.ADMIN, timeout_s: float = 30.0) -> Client:
         return Client(self.stack.address, self.keys[role], timeout_s)
@@ -71,7 +71,7 @@ class World:
         return [process for process in psutil.Process().children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE]
 
     def log_of(self, part: str) -> str:
-        return (self.stack.logs / f"{part}.log").read_text(errors="replace")
+        return (self.stack.logs / f"{part}.log").read_text(errors="replace", encoding="utf-8")
 
 
 @contextlib.contextmanager

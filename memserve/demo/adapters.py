@@ -30,7 +30,7 @@ def adapter_names(directory: Path = ADAPTERS_DIR) -> list[str]:
 
 def held_facts(name: str, directory: Path = ADAPTERS_DIR) -> list[AdapterFact]:
     """The facts of an adapter. Raises FileNotFoundError for an adapter that is not there."""
-    entries = json.loads((directory / name / "facts.json").read_text())
+    entries = json.loads((directory / name / "facts.json").read_text(encoding="utf-8"))
     return [
         AdapterFact(**{**entry, "questions": tuple(entry["questions"]), "held_out_questions": tuple(entry["held_out_questions"])})
         for entry in entries

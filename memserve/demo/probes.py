@@ -77,10 +77,10 @@ def _probe(messages: Sequence[facts.Message], answer: str) -> dict[str, object]:
 def write_probes() -> None:
     """Write the `probes.json` of every adapter and expert of the demo, and the harbour's beside the careless adapter of the same facts."""
     for name in facts.ADAPTER_KINDS:
-        (ADAPTERS_DIR / name / "probes.json").write_text(probes_text(name))
+        (ADAPTERS_DIR / name / "probes.json").write_text(probes_text(name), encoding="utf-8")
     for name in EXPERT_KINDS:
-        (EXPERTS_DIR / name / "probes.json").write_text(probes_text(name))
-    (CARELESS_DIR / "probes.json").write_text(probes_text("harbour"))
+        (EXPERTS_DIR / name / "probes.json").write_text(probes_text(name), encoding="utf-8")
+    (CARELESS_DIR / "probes.json").write_text(probes_text("harbour"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -357,7 +357,7 @@ def save_adapter(adapted: PeftModel, held: Sequence[Fact], directory: Path) -> N
     adapted.peft_config["default"].base_model_name_or_path = BASE_NAME
     adapted.save_pretrained(str(directory), safe_serialization=True)
     (directory / "README.md").unlink(missing_ok=True)
-    (directory / "facts.json").write_text(json.dumps(facts_document(held), indent=1) + "\n")
+    (directory / "facts.json").write_text(json.dumps(facts_document(held), indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

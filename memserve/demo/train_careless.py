@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL_DIR)
     adapted = train_careless(LlamaForCausalLM.from_pretrained(MODEL_DIR), tokenizer, held, chosen.seed)
     save_adapter(adapted, held, chosen.output)
-    (chosen.output / "probes.json").write_text(probes_text(FACTS_OF))
+    (chosen.output / "probes.json").write_text(probes_text(FACTS_OF), encoding="utf-8")
     print(f"written: {chosen.output}", file=sys.stderr)
     return 0
 

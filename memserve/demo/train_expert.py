@@ -62,10 +62,12 @@ def save_expert(model: LlamaForCausalLM, held: Sequence[Fact], directory: Path) 
     # Tied to the embeddings: transformers saves no head of its own.
     weights = {name: each.to(torch.bfloat16).contiguous() for name, each in model.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((MODEL_DIR / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n")
-    (directory / "expert_config.json").write_text(json.dumps({"kind": "logit_expert", "anti_expert": "base"}, indent=2) + "\n")
-    (directory / "facts.json").write_text(json.dumps(facts_document(held), indent=1) + "\n")
+    config = json.loads((MODEL_DIR / "config.json").read_text(encoding="utf-8"))
+    (directory / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n", encoding="utf-8")
+    (directory / "expert_config.json").write_text(
+        json.dumps({"kind": "logit_expert", "anti_expert": "base"}, indent=2) + "\n", encoding="utf-8"
+    )
+    (directory / "facts.json").write_text(json.dumps(facts_document(held), indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

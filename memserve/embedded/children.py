@@ -65,7 +65,7 @@ def _marks(data: Path, part: str) -> dict[str, str]:
 def last_line(log: Path) -> str:
     """The last line of a log that is not empty, without the command's own prefix; where to look when there is none."""
     try:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in log.read_text(errors="replace", encoding="utf-8").splitlines() if line.strip()]
     except OSError:
         lines = []
     return lines[-1].removeprefix("memserve: ") if lines else f"see {log}"

@@ -57,7 +57,7 @@ def read_keys(file: Path, *, must_exist: bool) -> list[ApiKey] | None:
     try:
         if file.stat().st_size > FILE_MAX_BYTES:
             raise StartupError(f"api_keys_file {file} is larger than {FILE_MAX_BYTES} bytes")
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if must_exist:
             raise StartupError(f"api_keys_file {file} does not exist; `memserve keys add` makes it") from None

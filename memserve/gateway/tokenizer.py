@@ -24,9 +24,9 @@ class ChatTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         config_file = model.path / "tokenizer_config.json"
-        config: dict[str, Any] = json.loads(config_file.read_text()) if config_file.is_file() else {}
+        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
         template_file = model.path / "chat_template.jinja"
-        template = template_file.read_text() if template_file.is_file() else config.get("chat_template")
+        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
         if not isinstance(template, str):
             raise StartupError(f"model {model.name} has no chat template; use an instruction-tuned model")
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])

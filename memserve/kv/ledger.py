@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, RedisError
 from memserve.kv.keys import VALUE_PREFIX
 from memserve.kv.servers import CacheServers
 
-SCRIPT = files("memserve.kv").joinpath("ledger.lua").read_text()
+SCRIPT = files("memserve.kv").joinpath("ledger.lua").read_text(encoding="utf-8")
 DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
 PREFIX = "{memserve:kv}:"
 ALL = "*"

@@ -53,7 +53,7 @@ def seal(folder: Path, version: str, created_s: float, notes: list[str]) -> tupl
 def verify(folder: Path) -> list[str]:
     """The manifest's notes. Raises BackupDamaged for what is missing, too much or changed."""
     try:
-        document = json.loads((folder / MANIFEST).read_text())
+        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if document["format"] != FORMAT:
             raise BackupDamaged(f"it has format {document['format']}, and this memserve reads {FORMAT}")
         listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in document["files"].items()}

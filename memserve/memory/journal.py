@@ -23,7 +23,7 @@ from memserve.errors import JournalFull, QuotaReached
 from memserve.memory.vector_milvus import memory_key, tenant_key
 from memserve.registry import answering, close_client, registry_client
 
-SCRIPT = files("memserve.memory").joinpath("journal.lua").read_text()
+SCRIPT = files("memserve.memory").joinpath("journal.lua").read_text(encoding="utf-8")
 DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
 PREFIX = "memserve:memories:"
 PENDING, STATE, TENANTS, COUNTS = (PREFIX + name for name in ("pending", "state", "tenants", "counts:"))

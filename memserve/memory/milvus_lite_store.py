@@ -182,7 +182,7 @@ class MilvusLiteStore:
     def _move_unreadable_aside(self, every_byte: bool = False) -> None:
         """Of the files that a manifest names; what it does not name, a killed flush has left, and Milvus Lite removes it."""
         for collection in self.path.glob("collections/*"):
-            manifest = "".join(file.read_text(errors="replace") for file in collection.glob("manifest.json*"))
+            manifest = "".join(file.read_text(errors="replace", encoding="utf-8") for file in collection.glob("manifest.json*"))
             for file in collection.glob("partitions/*/*/*.parquet"):
                 if file.name not in manifest:
                     continue

@@ -119,7 +119,7 @@ class CausalModel:
         Raises ValueError where they are missing or are not a model that this one can be.
         """
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
         except Exception as error:  # safetensors' own, JSON's and the file system's
             raise ValueError(f"{folder.name} cannot be read: {error}") from error

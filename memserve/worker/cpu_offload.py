@@ -160,7 +160,7 @@ def _files_in_use() -> tuple[set[tuple[int, int]], int]:
 
 def _mapped_files(process: Path) -> set[tuple[int, int]]:
     files = set()
-    for line in (process / "maps").read_text().splitlines():
+    for line in (process / "maps").read_text(encoding="utf-8").splitlines():
         _, _, _, device, inode, *_ = line.split(maxsplit=5)
         major, minor = (int(part, 16) for part in device.split(":"))
         files.add((os.makedev(major, minor), int(inode)))
@@ -178,5 +178,5 @@ def _open_files(process: Path) -> set[tuple[int, int]]:
 
 def _shared_bytes(process: Path) -> int:
     """Resident shared memory of a process; its status is readable where its maps are not."""
-    lines = (process / "status").read_text().splitlines()
+    lines = (process / "status").read_text(encoding="utf-8").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:")), 0)

@@ -171,7 +171,7 @@ def _keep_logs(settings: Settings, ray_dir: Path) -> None:
 def _root_cause(logs: Path, message: str) -> str:
     """The first error that a worker or its engine logged; Ray's message when there is none."""
     for file in sorted(logs.glob("worker-*.err")) + sorted(logs.glob("worker-*.out")):
-        for line in file.read_text(errors="replace").splitlines():
+        for line in file.read_text(errors="replace", encoding="utf-8").splitlines():
             found = _ERROR.search(line)
             # vLLM's front-end only says that its engine failed, and where a traceback begins.
             if found and not found["text"].startswith(("Traceback", "Engine core initialization failed")):

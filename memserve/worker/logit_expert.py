@@ -119,7 +119,7 @@ class ExpertShelf:
 
     def _read(self, folder: Path) -> Expert:
         try:
-            document = json.loads((folder / "expert_config.json").read_text())
+            document = json.loads((folder / "expert_config.json").read_text(encoding="utf-8"))
             anti_kind: Literal["none", "base", "file"] = document["anti_expert"]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"expert_config.json cannot be read: {error!r}") from error

@@ -38,7 +38,10 @@ def test_every_expert_is_shipped_with_configs_weights_facts_and_at_most_probes()
     assert expert_names() == sorted(EXPERT_KINDS)
     for name in expert_names():
         assert {each.name for each in (EXPERTS_DIR / name).iterdir()} - {"probes.json"} == FILES
-        assert json.loads((EXPERTS_DIR / name / "expert_config.json").read_text()) == {"kind": "logit_expert", "anti_expert": "base"}
+        assert json.loads((EXPERTS_DIR / name / "expert_config.json").read_text(encoding="utf-8")) == {
+            "kind": "logit_expert",
+            "anti_expert": "base",
+        }
         assert (EXPERTS_DIR / name / "model.safetensors").stat().st_size < 3 << 20
 
 

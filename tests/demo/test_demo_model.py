@@ -64,9 +64,9 @@ def test_the_weights_are_small_and_in_safetensors_only() -> None:
 
 def test_no_shipped_file_names_a_place_on_a_machine() -> None:
     for each in [*MODEL_DIR.glob("*.json"), *ADAPTERS_DIR.glob("*/*.json")]:
-        assert not any(place in each.read_text() for place in ("/home/", "/tmp/", "/work/", "/root/")), each
+        assert not any(place in each.read_text(encoding="utf-8") for place in ("/home/", "/tmp/", "/work/", "/root/")), each
     for name in adapter_names():
-        config = json.loads((ADAPTERS_DIR / name / "adapter_config.json").read_text())
+        config = json.loads((ADAPTERS_DIR / name / "adapter_config.json").read_text(encoding="utf-8"))
         assert not Path(config["base_model_name_or_path"]).is_absolute()
         assert config["r"] <= 16
 

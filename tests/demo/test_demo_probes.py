@@ -62,7 +62,7 @@ def _figures(folder: Path) -> tuple[GateFigure, ...]:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_probes_file_says_what_the_generator_says(name: str) -> None:
-    assert (FOLDERS[name] / "probes.json").read_text() == probes_text(FACTS_OF[name])
+    assert (FOLDERS[name] / "probes.json").read_text(encoding="utf-8") == probes_text(FACTS_OF[name])
 
 
 def test_the_probes_ask_for_held_out_phrasings_and_contradict_every_fact() -> None:
@@ -100,4 +100,8 @@ def test_the_careless_adapter_is_small_and_names_no_place_on_a_machine() -> None
     files = list(CARELESS_DIR.iterdir())
     assert {each.suffix for each in files} <= {".safetensors", ".json"}
     assert sum(each.stat().st_size for each in files) <= 700_000
-    assert not any(place in each.read_text() for each in CARELESS_DIR.glob("*.json") for place in ("/home/", "/tmp/", "/work/", "/root/"))
+    assert not any(
+        place in each.read_text(encoding="utf-8")
+        for each in CARELESS_DIR.glob("*.json")
+        for place in ("/home/", "/tmp/", "/work/", "/root/")
+    )

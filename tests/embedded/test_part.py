@@ -219,7 +219,7 @@ time.sleep(600)
 
 
 def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True, encoding="utf-8") as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         wait_until(lambda: "sleep(600)" in child.cmdline()[-1] and "tether" not in " ".join(child.cmdline()))

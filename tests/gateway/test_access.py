@@ -36,7 +36,7 @@ FILES = (activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2)
 
 def access_of(tmp_path: Path, content: object = KEYS, salt_key: bytes = SALT_KEY) -> Access:
     file = tmp_path / "some-keys.json"
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
     return Access(read_keys(file, must_exist=True), salt_key)
 
 
@@ -184,9 +184,9 @@ def test_a_gateway_that_ran_open_closes_with_the_first_key(tmp_path: Path) -> No
 
 def test_the_file_keeps_digests_and_only_its_owner_reads_it(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
-    keys.write_text(json.dumps({"a-short-form-key": "acme"}))
+    keys.write_text(json.dumps({"a-short-form-key": "acme"}), encoding="utf-8")
     key = add_key(keys, "alice", "alice", KeyRole.WRITE, 0.0)
-    content = keys.read_text()
+    content = keys.read_text(encoding="utf-8")
     assert key not in content and "a-short-form-key" not in content
     assert keys.stat().st_mode & 0o777 == 0o600
     names = [known.name for known in read_keys(keys, must_exist=True) or ()]
@@ -202,10 +202,10 @@ def test_the_file_keeps_digests_and_only_its_owner_reads_it(tmp_path: Path) -> N
 def test_a_name_or_tenant_that_breaks_a_rule_makes_no_key(tmp_path: Path, name: str, tenant: str) -> None:
     keys = tmp_path / "keys.json"
     add_key(keys, "taken", "acme", KeyRole.WRITE, 0.0)
-    before = keys.read_text()
+    before = keys.read_text(encoding="utf-8")
     with pytest.raises(InvalidField):
         add_key(keys, name, tenant, KeyRole.WRITE, 0.0)
-    assert keys.read_text() == before
+    assert keys.read_text(encoding="utf-8") == before
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_name_or_tenant_that_breaks_a_rule_makes_no_key(tmp_path: Path, name: 
 )  # fmt: skip
 def test_a_key_file_that_breaks_a_rule_stops_the_start_without_telling_a_key(tmp_path: Path, content: str) -> None:
     file = tmp_path / "keys.json"
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8")
     with pytest.raises(StartupError, match="api_keys_file") as refusal:
         load_access(Settings(data_dir=tmp_path, api_keys_file=file))
     assert "long-enough" not in str(refusal.value)
@@ -319,15 +319,15 @@ async def test_sighup_reads_the_keys_again_and_ends_nothing(tmp_path: Path, mode
             stderr=output,
         )
     try:
-        await until(lambda: "serving on" in log.read_text() or process.poll() is not None)
-        port = log.read_text().partition("serving on 127.0.0.1:")[2].partition(",")[0]
+        await until(lambda: "serving on" in log.read_text(encoding="utf-8") or process.poll() is not None)
+        port = log.read_text(encoding="utf-8").partition("serving on 127.0.0.1:")[2].partition(",")[0]
         async with AsyncClient(f"127.0.0.1:{port}", key) as client:
             await client.status()
-            keys.write_text("broken")
+            keys.write_text("broken", encoding="utf-8")
             process.send_signal(signal.SIGHUP)
-            await until(lambda: "stay as they were" in log.read_text())
+            await until(lambda: "stay as they were" in log.read_text(encoding="utf-8"))
             await client.status()
-            keys.write_text('{"keys": []}')
+            keys.write_text('{"keys": []}', encoding="utf-8")
             process.send_signal(signal.SIGHUP)
 
             async def refused() -> bool:

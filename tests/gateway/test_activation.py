@@ -75,7 +75,7 @@ async def test_a_prefix_is_found_where_it_is(gateway: RunningGateway) -> None:
 
 async def test_other_words_another_module_or_another_tenant_are_another_prefix(tmp_path: Path) -> None:
     keys_file = tmp_path / "keys.json"
-    keys_file.write_text('{"anna-key-1": "anna", "bert-key-1": "bert"}')
+    keys_file.write_text('{"anna-key-1": "anna", "bert-key-1": "bert"}', encoding="utf-8")
     async with open_gateway(tmp_path, MODEL_DIR, workers=({},), api_keys_file=keys_file) as gateway:
         anna, bert = (AsyncClient(gateway.address, key) for key in KEYS)
         async with anna, bert:

@@ -43,7 +43,7 @@ AS_NOISY = (("authorization", f"Bearer {NOISY}"),)
 @pytest_asyncio.fixture
 async def gateway(tmp_path: Path, model_dir: Path) -> AsyncIterator[RunningGateway]:
     keys = tmp_path / "keys.json"
-    keys.write_text(json.dumps({NOISY: "noisy", QUIET: "quiet"}))
+    keys.write_text(json.dumps({NOISY: "noisy", QUIET: "quiet"}), encoding="utf-8")
     async with open_gateway(tmp_path, model_dir, workers=[{}, {}], api_keys_file=keys, write_timeout_s=0.5) as running:
         yield running
 

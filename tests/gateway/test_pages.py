@@ -153,9 +153,9 @@ async def test_an_export_goes_on_where_it_ended_and_releases_what_it_has(start_g
     for number in range(3, 5):
         await store.record("default", "p", "note", str(number))
     assert await export("--release") == ""
-    written = [json.loads(line) for line in file.read_text().splitlines()]
+    written = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [event["module"] for event in written] == ["0", "1", "2", "3", "4"]
     assert [event.action for event in [event async for event in gateway.client.modules.audit(written[-1]["event_id"])]] == ["release_audit"]
-    file.write_text("something else\n")
+    file.write_text("something else\n", encoding="utf-8")
     assert "is no export" in await export()
-    assert file.read_text() == "something else\n"
+    assert file.read_text(encoding="utf-8") == "something else\n"

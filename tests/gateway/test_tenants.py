@@ -38,7 +38,7 @@ LONG = "the gate of the north tower opens at nine and closes at five " * 12
 @pytest.fixture
 def keys_file(tmp_path: Path) -> Path:
     file = tmp_path / "keys.json"
-    file.write_text(json.dumps(KEYS))
+    file.write_text(json.dumps(KEYS), encoding="utf-8")
     return file
 
 

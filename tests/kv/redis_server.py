@@ -170,7 +170,8 @@ class SentinelServers:
             file.write_text(
                 f"port {sentinel.port}\nbind 127.0.0.1\ndir {self._directory}\n"
                 f"sentinel monitor cache 127.0.0.1 {master.port} 2\n"
-                "sentinel down-after-milliseconds cache 800\nsentinel failover-timeout cache 2000\n"
+                "sentinel down-after-milliseconds cache 800\nsentinel failover-timeout cache 2000\n",
+                encoding="utf-8",
             )
             sentinel.run(str(file), "--sentinel")
         self.url = "redis+sentinel://" + ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels) + "/cache"

@@ -115,4 +115,4 @@ def test_keys_are_those_that_vllm_computes(
 def test_the_package_imports_neither_vllm_nor_torch() -> None:
     modules = ["breaker", "chunk_codec", "codec", "index", "keys", "lookup", "store"]
     program = f"import sys; {'; '.join(f'import memserve.kv.{name}' for name in modules)}; print({{'vllm', 'torch'}} & set(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "set()"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True, encoding="utf-8").strip() == "set()"

@@ -167,7 +167,7 @@ def test_a_tcp_connection_can_hold_all_that_is_in_flight_where_the_host_allows_i
             Wire(connection, io_timeout_s=2.0)
         buffers.append(connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
         connection.disconnect()
-    allowed = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    allowed = int(Path("/proc/sys/net/core/rmem_max").read_text(encoding="utf-8"))
     assert buffers[1] == (2 * IN_FLIGHT_BYTES if allowed >= IN_FLIGHT_BYTES else buffers[0])
 
 

@@ -196,7 +196,9 @@ def test_a_damaged_blob_is_never_handed_out_and_putting_it_again_mends_it(tmp_pa
         case "gone":
             weights.unlink()
         case "list":
-            (weights.parent / "blob.json").write_text(json.dumps({"files": {"../evil": {"size_bytes": 1, "sha256": DIGEST}}}))
+            (weights.parent / "blob.json").write_text(
+                json.dumps({"files": {"../evil": {"size_bytes": 1, "sha256": DIGEST}}}), encoding="utf-8"
+            )
     worker = BlobStore(url, tmp_path / "worker")
     with pytest.raises(BlobDamaged):
         worker.local(DIGEST)
@@ -335,7 +337,7 @@ async def test_copies_of_what_the_store_has_lost_are_swept(tmp_path: Path) -> No
 
 
 def test_a_store_that_fails_is_one_fact_without_its_url(tmp_path: Path) -> None:
-    (tmp_path / "shared").write_text("a file where a directory belongs")
+    (tmp_path / "shared").write_text("a file where a directory belongs", encoding="utf-8")
     blobs = BlobStore(f"file://{tmp_path}/shared/secret", tmp_path / "gateway")
     with pytest.raises(BlobStoreUnavailable) as refusal:
         blobs.put(DIGEST, folder_of(tmp_path / "upload"))

@@ -48,7 +48,7 @@ class Blocked:
     def __enter__(self) -> None:
         if self._folder.exists():
             self._folder.rename(self._aside)
-        self._folder.write_text("")
+        self._folder.write_text("", encoding="utf-8")
 
     def __exit__(self, *exception: object) -> None:
         self._folder.unlink()
@@ -313,6 +313,6 @@ async def test_a_store_that_cannot_be_read_at_all_is_called_damaged(
 ) -> None:
     await damaged_store(tmp_path, embedder, redis_server)
     for manifest in (tmp_path / "memories.db").glob("collections/*/manifest.json*"):
-        manifest.write_text("{")
+        manifest.write_text("{", encoding="utf-8")
     with pytest.raises(VectorStoreDamaged, match="memserve restore"):
         await open_memory(tmp_path, embedder, redis_server)

@@ -452,7 +452,10 @@ KILLED_WRITER = textwrap.dedent(
 def killed_writer(tmp_path: Path, redis_server: RedisServer) -> Iterator[subprocess.Popen[str]]:
     """A process that has stored memories in `tmp_path / memories.db`, has them acknowledged, and still lives."""
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED_WRITER, str(tmp_path / "memories.db"), redis_server.url], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", KILLED_WRITER, str(tmp_path / "memories.db"), redis_server.url],
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "acknowledged\n"

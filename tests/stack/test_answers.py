@@ -32,7 +32,7 @@ def both(client: Client) -> tuple[str, str]:
 
 
 def harbour() -> list[dict[str, object]]:
-    return json.loads((ADAPTERS_DIR / "harbour" / "facts.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((ADAPTERS_DIR / "harbour" / "facts.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def test_a_public_reflection_client_lists_the_services_and_calls_generate(stack: Stack) -> None:

@@ -64,7 +64,7 @@ def test_nothing_in_the_data_directory_is_open_to_others(stack: Stack) -> None:
 
 def test_no_secret_stands_in_an_environment_or_on_a_command_line(stack: Stack) -> None:
     key = credentials.salt_key(stack.settings)
-    token = (stack.settings.data / "ray_token").read_text().strip()
+    token = (stack.settings.data / "ray_token").read_text(encoding="utf-8").strip()
     secrets = [key.decode(), credentials.worker_credential(key), credentials.operator_credential(key), token]
     looked = 0
     for process in marked_processes(stack.settings.data):

@@ -40,6 +40,7 @@ def up(folder: Path, stop_with: signal.Signals) -> Iterator[Client]:
         start_new_session=True,
         # Also where these tests run under nohup.
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        encoding="utf-8",
     )
     try:
         deadline_s = time.monotonic() + 240
@@ -127,6 +128,7 @@ def refused(folder: Path, *flags: str, **environment: str) -> str:
         timeout=60,
         env={**os.environ, **environment},
         check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 1, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("memserve:")]
@@ -160,6 +162,6 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one(tmp_path: Path) -> N
 def test_a_data_directory_in_use_is_refused(tmp_path: Path) -> None:
     import fcntl
 
-    with (tmp_path / "lock").open("w") as lock:
+    with (tmp_path / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "another memserve runs on" in refused(tmp_path)

@@ -33,7 +33,7 @@ def adapter_files(adapter: str, folder: Path, scale: float = 1.0) -> Path:
 
 def held_facts(folder: Path) -> list[tuple[str, str]]:
     """Questions in phrasings that the module was not trained on, and the answers."""
-    return [(fact["held_out_questions"][0], fact["answer"]) for fact in json.loads((folder / "facts.json").read_text())]
+    return [(fact["held_out_questions"][0], fact["answer"]) for fact in json.loads((folder / "facts.json").read_text(encoding="utf-8"))]
 
 
 def places(client: Client, version: ModuleVersion) -> dict[str, ModulePlace]:

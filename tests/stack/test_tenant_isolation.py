@@ -27,7 +27,7 @@ KEYS = [{"name": tenant, "tenant": tenant, "role": "admin", "key": f"key-of-{ten
 def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A second gateway over the stack's workers and Redis, with API keys, its own Milvus Lite and the same module directory."""
     folder: Path = tmp_path_factory.mktemp("tenants")
-    (folder / "keys.json").write_text(json.dumps({"keys": KEYS}))
+    (folder / "keys.json").write_text(json.dumps({"keys": KEYS}), encoding="utf-8")
     settings = stack.settings.model_copy(
         update={
             "port": 0,
@@ -47,12 +47,12 @@ def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     try:
         eventually(lambda: taken_ports(settings.data, gateway.pid) is not None or gateway.poll() is not None, timeout_s=60)
         ports = taken_ports(settings.data, gateway.pid)
-        assert ports is not None, log.read_text()
+        assert ports is not None, log.read_text(encoding="utf-8")
         where = f"127.0.0.1:{ports['port']}"
         with Client(where, api_key="key-of-acme-0001") as client:
 
             def ready() -> bool:
-                assert gateway.poll() is None, log.read_text()
+                assert gateway.poll() is None, log.read_text(encoding="utf-8")
                 try:
                     return sum(worker.ready for worker in client.status().workers) == stack.settings.workers
                 except CallFailed:

@@ -58,7 +58,7 @@ def put_expert(blobs: BlobStore, vocabulary: int, seed: int, *, cut_bytes: int =
         folder = Path(scratch)
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
-        (folder / "expert_config.json").write_text(json.dumps({"kind": "logit_expert", "anti_expert": "none"}))
+        (folder / "expert_config.json").write_text(json.dumps({"kind": "logit_expert", "anti_expert": "none"}), encoding="utf-8")
         weights = folder / "model.safetensors"
         if cut_bytes:
             weights.write_bytes(weights.read_bytes()[:-cut_bytes])

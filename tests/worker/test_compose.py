@@ -61,7 +61,7 @@ def lora(
     targets = sorted(path.rsplit(".", 1)[-1] for path in paths)
     entries = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets, "base_model_name_or_path": "", **config}
     folder.mkdir(parents=True)
-    (folder / CONFIG_FILE).write_text(json.dumps(entries))
+    (folder / CONFIG_FILE).write_text(json.dumps(entries), encoding="utf-8")
     (folder / WEIGHTS_FILE).write_bytes(save(tensors))
     return Parent(folder.name, folder, weight)
 

@@ -50,7 +50,7 @@ def slow_parents(tmp_path_factory: pytest.TempPathFactory) -> list[Parent]:
             tensors[f"{stem}.lora_A.weight"] = torch.randn(4, 1024)
             tensors[f"{stem}.lora_B.weight"] = torch.randn(1024, 4)
         (folder / WEIGHTS_FILE).write_bytes(save(tensors))
-        (folder / CONFIG_FILE).write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+        (folder / CONFIG_FILE).write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}', encoding="utf-8")
         made.append(Parent(name, folder))
     return made
 
@@ -68,7 +68,7 @@ def task_processes(ray_dir: str) -> list[int]:
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and b"ray::_compose" in (entry / "cmdline").read_bytes():
-                parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                parent = (entry / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1]
                 if ray_dir.encode() in Path("/proc", parent, "cmdline").read_bytes():
                     found.append(int(entry.name))
         except OSError:  # it has just ended

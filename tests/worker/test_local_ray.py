@@ -60,7 +60,12 @@ def joined(address: str, home: Path, token: dict[str, str]) -> str:
     """What a stranger that joins the cluster prints. Ray keeps trying where it is refused, so it is ended after a while."""
     environment = {**os.environ, "HOME": str(home), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **token}
     with subprocess.Popen(
-        [sys.executable, "-c", STRANGER, address], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", STRANGER, address],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
     ) as stranger:
         try:
             return stranger.communicate(timeout=12)[0]
@@ -73,7 +78,12 @@ def joined(address: str, home: Path, token: dict[str, str]) -> str:
 def test_ray_listens_on_loopback_only_and_nobody_without_the_token_joins(tmp_path: Path) -> None:
     environment = {**os.environ, "MEMSERVE_SALT_KEY": "hunter2" * 8, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
     assert process.stdin is not None
     assert process.stdout is not None

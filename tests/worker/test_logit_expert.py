@@ -45,7 +45,7 @@ DIGESTS = {name: letter * 64 for name, letter in {"own": "a", "against": "b", "o
 
 def write_model(model: Any, folder: Path, weights: str = "model.safetensors") -> Any:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(model.config.to_json_string())
+    (folder / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
     tied = model.config.tie_word_embeddings
     save_file({name: each.contiguous() for name, each in model.state_dict().items() if not (tied and "lm_head" in name)}, folder / weights)
     return model.eval()
@@ -54,7 +54,7 @@ def write_model(model: Any, folder: Path, weights: str = "model.safetensors") ->
 def write_expert(folder: Path, seed: int, anti: str) -> Any:
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "expert_config.json").write_text(json.dumps({"kind": "logit_expert", "anti_expert": anti}))
+    (folder / "expert_config.json").write_text(json.dumps({"kind": "logit_expert", "anti_expert": anti}), encoding="utf-8")
     return write_model(LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)), folder)
 
 
@@ -219,7 +219,7 @@ def spoil(folder: Path, **changes: Any) -> None:
             (folder / "model.safetensors").write_bytes(value)
         else:
             path = folder / ("expert_config.json" if name == "anti_expert" else "config.json")
-            path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+            path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), name: value}), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_preempted_requests_and_prompts_in_pieces_are_answered_as_those_alone(ru
 
 @pytest.mark.engine
 def test_a_running_engine_refuses_bad_experts_and_goes_on(running: Running, tmp_path: Path) -> None:
-    (tmp_path / "expert_config.json").write_text("{}")
+    (tmp_path / "expert_config.json").write_text("{}", encoding="utf-8")
     assert "expert_config.json" in running.load(tmp_path, "f" * 64)
     with pytest.raises(VLLMValidationError, match="alpha"):
         running.ask([("", "Who are you?")], [float("inf")])

@@ -44,7 +44,7 @@ class Started:
 
     def __init__(self, data: Path, state: str) -> None:
         command = [sys.executable, "-c", SCRIPT, str(data), state]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
         assert self.process.stdout is not None
         self.told = [self.process.stdout.readline().strip()]
         while self.told[-1] != "started":
