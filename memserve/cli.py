@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import os
 import signal
 import sys
 import time
@@ -16,10 +18,11 @@ import typer
 from rich.table import Table
 
 import memserve
+from memserve.channels import spare_loopback
 from memserve.cli_activation import kv_app
 from memserve.cli_keys import keys_app
 from memserve.cli_modules import audit_app, modules_app
-from memserve.cli_options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json
+from memserve.cli_options import HELP, Address, ApiKey, AsJson, Timeout, connected, err, out, print_json, text_of
 from memserve.client import DEFAULT_ADDRESS, CallFailed
 from memserve.client_messages import collect
 from memserve.config import Settings, load_settings
@@ -36,6 +39,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=HELP,
 )
 app.add_typer(modules_app, name="modules")
 app.add_typer(audit_app, name="audit")
@@ -43,6 +47,19 @@ app.add_typer(kv_app, name="kv")
 app.add_typer(keys_app, name="keys")
 
 WATCH_S = 0.25
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(memserve.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -90,6 +107,7 @@ def gateway(ports_held: Annotated[bool, typer.Option(hidden=True, help="The pare
     from memserve.gateway.server import serve_gateway
 
     private_umask()
+    spare_loopback(os.environ)
     log_to_stderr()
     asyncio.run(serve_gateway(load_settings(), ports_held=ports_held))
 
@@ -103,6 +121,7 @@ def workers(
     from memserve.worker.fleet import keep_workers, run_generation
 
     private_umask()
+    spare_loopback(os.environ)
     log_to_stderr()
     if not generation:
         raise typer.Exit(keep_workers(load_settings()))
@@ -161,8 +180,7 @@ def generate(
     """Ask a question. The answer streams to standard output, the receipt to standard error."""
     from memserve.domain import Message, Role
 
-    text = sys.stdin.read() if question == "-" else question
-    messages = [Message(Role.USER, text)]
+    messages = [Message(Role.USER, text_of(question))]
     if system:
         messages.insert(0, Message(Role.SYSTEM, system))
     with connected(address, api_key, timeout) as client:
@@ -218,8 +236,7 @@ def remember(
 ) -> None:
     """Remember a text."""
     with connected(address, api_key, timeout) as client:
-        text = sys.stdin.read() if text == "-" else text
-        memory = client.remember(namespace, text, source=source, keywords=keyword or (), memory_id=memory_id)
+        memory = client.remember(namespace, text_of(text), source=source, keywords=keyword or (), memory_id=memory_id)
     print_json(memory) if as_json else out.print(f"remembered as {memory.memory_id}")
 
 
@@ -316,11 +333,28 @@ def version() -> None:
 
 def main() -> None:
     """Run the command; a fact that stops it is one line on standard error and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        # A locale that cannot show a character must not end a command. Files and pipes are UTF-8 whatever it says.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
     try:
         app()
+        sys.stdout.flush()
     except (MemserveError, CallFailed) as error:
-        err.print(coloured("memserve:", "bold red", f" {error}"), soft_wrap=True)
+        _fail(str(error))
+    except UnicodeEncodeError as error:
+        _fail(f"{error.object!r} is not UTF-8; convert it first, such as with `iconv -f latin1 -t utf8`")
+    except BrokenPipeError:
+        # Who read the output has seen enough, as `head` does. Python would flush once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _fail(why: str) -> None:
+    err.print(coloured("memserve:", "bold red", f" {why}"), soft_wrap=True)
+    sys.exit(1)
 
 
 def _reporter() -> Any:

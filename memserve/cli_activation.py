@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from memserve.cli_options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json
+from memserve.cli_options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json, text_of
 from memserve.client import DEFAULT_ADDRESS
 from memserve.client_activation import Evicted
 from memserve.domain import Message, Role, Warmth
@@ -27,7 +26,7 @@ def conversation(text: str, system: str) -> list[Message]:
     if text == system == "-":
         raise StartupError("only one of the text and --system can be read from standard input")
     turns = [(Role.SYSTEM, system), (Role.USER, text)]
-    return [Message(role, sys.stdin.read() if content == "-" else content) for role, content in turns if content]
+    return [Message(role, text_of(content)) for role, content in turns if content]
 
 
 @kv_app.command()

@@ -6,6 +6,7 @@ with Client("127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator, Sequence
@@ -15,9 +16,12 @@ from typing import Any, Self
 
 import grpc
 
+from memserve.channels import DEFAULT_PORT, NO_PROXY, bearer, target_of
 from memserve.client_activation import ActivationCalls, AsyncActivationCalls
+from memserve.client_arguments import seconds, strings
 from memserve.client_messages import (
     Answer,
+    Conversation,
     Event,
     Status,
     WorkerStatus,
@@ -25,11 +29,13 @@ from memserve.client_messages import (
     event_of,
     generate_request,
     memory_of,
+    remember_request,
     scored_of,
     status_of,
 )
 from memserve.client_modules import AsyncModuleCalls, ModuleCalls
 from memserve.domain import Memory, Message, Role, Route, Sampling, ScoredMemory, Slo, TextDelta, Usage
+from memserve.errors import PicklableError, UsageError
 from memserve.pb.v1 import (
     activation_pb2_grpc,
     inference_pb2_grpc,
@@ -40,7 +46,7 @@ from memserve.pb.v1 import (
     status_pb2_grpc,
 )
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 DEFAULT_TIMEOUT_S = 60.0
 __all__ = [
     "Answer",
@@ -56,14 +62,15 @@ __all__ = [
     "Status",
     "TextDelta",
     "Usage",
+    "UsageError",
     "WorkerStatus",
     "wait_until_ready",
 ]
 
-OPTIONS = (("grpc.max_receive_message_length", 16 << 20),)
+OPTIONS = (("grpc.max_receive_message_length", 16 << 20), *NO_PROXY)
 
 
-class CallFailed(Exception):
+class CallFailed(PicklableError):
     """A call ended with a gRPC status. `field` names the field at fault, `retry_after_s` the time to wait, where the server said so."""
 
     def __init__(self, code: grpc.StatusCode, detail: str, field: str | None, retry_after_s: float | None) -> None:
@@ -75,12 +82,17 @@ class CallFailed(Exception):
 
 
 class Client:
-    """A blocking client. Every method raises CallFailed; `timeout_s` is the call's deadline."""
+    """A blocking client, for any number of threads. `timeout_s` is a call's deadline.
+
+    Every method raises CallFailed, or UsageError for what cannot be sent: an address, a key or a value of another type. A string where a
+    list of strings is meant is a list of one.
+    """
 
     def __init__(self, address: str = DEFAULT_ADDRESS, api_key: str = "", timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
-        self._metadata = _metadata(api_key)
-        self._timeout_s = timeout_s
+        self._metadata = bearer(api_key)
+        self._timeout_s = seconds(timeout_s)
+        self._channel = grpc.insecure_channel(target_of(address), options=OPTIONS)
+        self._closed = False
         activation, modules = activation_pb2_grpc.ActivationServiceStub, module_pb2_grpc.ModuleServiceStub
         self.activation = ActivationCalls(partial(self._call, activation), partial(self._stream, activation))
         self.modules = ModuleCalls(partial(self._call, modules), partial(self._stream, modules))
@@ -92,9 +104,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Safe to call twice. Calls under way are cancelled."""
+        self._closed = True
         self._channel.close()
 
-    def stream(self, messages: str | Sequence[Message], **options: Any) -> Iterator[Event]:
+    def stream(self, messages: Conversation, **options: Any) -> Iterator[Event]:
         """Stream an answer: a Route, TextDeltas, last a Usage. Closing the iterator cancels the call. Options as in `generate`."""
         with contextlib.closing(
             self._stream(inference_pb2_grpc.InferenceServiceStub, "Generate", generate_request(messages, **options))
@@ -102,15 +116,15 @@ class Client:
             for response in responses:
                 yield event_of(response)
 
-    def generate(self, messages: str | Sequence[Message], **options: Any) -> Answer:
+    def generate(self, messages: Conversation, **options: Any) -> Answer:
         """Ask, and wait for the whole answer.
 
         messages: a question, or the conversation. Options: those of `generate_request`.
         """
         return collect(list(self.stream(messages, **options)))
 
-    def remember(self, namespace: str, text: str, *, source: str = "", keywords: Sequence[str] = (), memory_id: str = "") -> Memory:
-        request = memory_pb2.RememberRequest(namespace=namespace, text=text, source=source, keywords=keywords, memory_id=memory_id)
+    def remember(self, namespace: str, text: str, *, source: str = "", keywords: str | Sequence[str] = (), memory_id: str = "") -> Memory:
+        request = remember_request(namespace, text, source, keywords, memory_id)
         return memory_of(self._call(memory_pb2_grpc.MemoryServiceStub, "Remember", request).memory)
 
     def get_memory(self, namespace: str, memory_id: str) -> Memory:
@@ -120,8 +134,8 @@ class Client:
     def forget(self, namespace: str, memory_id: str) -> None:
         self._call(memory_pb2_grpc.MemoryServiceStub, "Forget", memory_pb2.ForgetRequest(namespace=namespace, memory_id=memory_id))
 
-    def search(self, namespaces: Sequence[str], query: str, limit: int = 8) -> list[ScoredMemory]:
-        request = memory_pb2.SearchRequest(namespaces=namespaces, query=query, limit=limit)
+    def search(self, namespaces: str | Sequence[str], query: str, limit: int = 8) -> list[ScoredMemory]:
+        request = memory_pb2.SearchRequest(namespaces=strings("namespaces", namespaces), query=query, limit=limit)
         return [scored_of(hit) for hit in self._call(memory_pb2_grpc.MemoryServiceStub, "Search", request).results]
 
     def namespaces(self) -> dict[str, int]:
@@ -144,24 +158,34 @@ class Client:
 
     def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         with _facts():
-            return getattr(stub(self._channel), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+            return getattr(stub(self._open_channel()), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
 
     def _stream(self, stub: Any, rpc: str, request: Any) -> Generator[Any, None, None]:
-        call = getattr(stub(self._channel), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+        call = getattr(stub(self._open_channel()), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
         try:
             with _facts():
                 yield from call
         finally:
             call.cancel()
 
+    def _open_channel(self) -> grpc.Channel:
+        if self._closed:
+            raise _closed()
+        return self._channel
+
 
 class AsyncClient:
-    """The same for asyncio. Cancelling a task cancels its call, down to the engine."""
+    """The same for asyncio. Cancelling a task cancels its call, down to the engine.
+
+    It may be made anywhere, before there is an event loop too, and used in one loop after another: each has a channel of its own.
+    """
 
     def __init__(self, address: str = DEFAULT_ADDRESS, api_key: str = "", timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
-        self._metadata = _metadata(api_key)
-        self._timeout_s = timeout_s
+        self._target = target_of(address)
+        self._metadata = bearer(api_key)
+        self._timeout_s = seconds(timeout_s)
+        self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
+        self._closed = False
         activation, modules = activation_pb2_grpc.ActivationServiceStub, module_pb2_grpc.ModuleServiceStub
         self.activation = AsyncActivationCalls(partial(self._call, activation), partial(self._stream, activation))
         self.modules = AsyncModuleCalls(partial(self._call, modules), partial(self._stream, modules))
@@ -173,21 +197,28 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        await self._channel.close()
+        """Safe to call twice. Calls under way in this event loop are cancelled."""
+        self._closed = True
+        channel = self._channels.pop(asyncio.get_running_loop(), None)
+        self._channels.clear()
+        if channel is not None:
+            await channel.close()
 
-    async def stream(self, messages: str | Sequence[Message], **options: Any) -> AsyncIterator[Event]:
+    async def stream(self, messages: Conversation, **options: Any) -> AsyncIterator[Event]:
         """As `Client.stream`."""
         responses = self._stream(inference_pb2_grpc.InferenceServiceStub, "Generate", generate_request(messages, **options))
         async with contextlib.aclosing(responses):
             async for response in responses:
                 yield event_of(response)
 
-    async def generate(self, messages: str | Sequence[Message], **options: Any) -> Answer:
+    async def generate(self, messages: Conversation, **options: Any) -> Answer:
         """As `Client.generate`."""
         return collect([event async for event in self.stream(messages, **options)])
 
-    async def remember(self, namespace: str, text: str, *, source: str = "", keywords: Sequence[str] = (), memory_id: str = "") -> Memory:
-        request = memory_pb2.RememberRequest(namespace=namespace, text=text, source=source, keywords=keywords, memory_id=memory_id)
+    async def remember(
+        self, namespace: str, text: str, *, source: str = "", keywords: str | Sequence[str] = (), memory_id: str = ""
+    ) -> Memory:
+        request = remember_request(namespace, text, source, keywords, memory_id)
         return memory_of((await self._call(memory_pb2_grpc.MemoryServiceStub, "Remember", request)).memory)
 
     async def get_memory(self, namespace: str, memory_id: str) -> Memory:
@@ -197,8 +228,8 @@ class AsyncClient:
     async def forget(self, namespace: str, memory_id: str) -> None:
         await self._call(memory_pb2_grpc.MemoryServiceStub, "Forget", memory_pb2.ForgetRequest(namespace=namespace, memory_id=memory_id))
 
-    async def search(self, namespaces: Sequence[str], query: str, limit: int = 8) -> list[ScoredMemory]:
-        request = memory_pb2.SearchRequest(namespaces=namespaces, query=query, limit=limit)
+    async def search(self, namespaces: str | Sequence[str], query: str, limit: int = 8) -> list[ScoredMemory]:
+        request = memory_pb2.SearchRequest(namespaces=strings("namespaces", namespaces), query=query, limit=limit)
         return [scored_of(hit) for hit in (await self._call(memory_pb2_grpc.MemoryServiceStub, "Search", request)).results]
 
     async def namespaces(self) -> dict[str, int]:
@@ -213,10 +244,10 @@ class AsyncClient:
 
     async def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         with _facts():
-            return await getattr(stub(self._channel), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+            return await getattr(stub(self._open_channel()), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
 
     async def _stream(self, stub: Any, rpc: str, request: Any) -> AsyncGenerator[Any, None]:
-        call = getattr(stub(self._channel), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+        call = getattr(stub(self._open_channel()), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
         try:
             with _facts():
                 async for response in call:
@@ -224,9 +255,20 @@ class AsyncClient:
         finally:
             call.cancel()
 
+    def _open_channel(self) -> grpc.aio.Channel:
+        """That of the running loop."""
+        if self._closed:
+            raise _closed()
+        loop = asyncio.get_running_loop()
+        if loop not in self._channels:
+            # A loop that has ended takes no more calls, and cannot be waited in.
+            self._channels = {each: channel for each, channel in self._channels.items() if not each.is_closed()}
+            self._channels[loop] = grpc.aio.insecure_channel(self._target, options=OPTIONS)
+        return self._channels[loop]
 
-def _metadata(api_key: str) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
+
+def _closed() -> UsageError:
+    return UsageError("client", "it is closed; make a new one")
 
 
 @contextlib.contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from memserve.client_messages import ROLES
-from memserve.domain import HeldPrefix, Message, Role, Warmth
+from memserve.client_messages import Conversation, turns
+from memserve.domain import HeldPrefix, Warmth
 from memserve.pb.v1 import activation_pb2 as pb
-from memserve.pb.v1 import inference_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +49,26 @@ class ActivationCalls:
         self._call = call
         self._stream = stream
 
-    def lookup(self, messages: str | Sequence[Message], *, module: str = "", model: str = "") -> CachedPrefix:
+    def lookup(self, messages: Conversation, *, module: str = "", model: str = "") -> CachedPrefix:
         return _cached(self._call("LookupPrefix", pb.LookupPrefixRequest(prefix=_prefix(messages, module, model))))
 
-    def warm(self, messages: str | Sequence[Message], *, module: str = "", model: str = "", worker_id: str = "") -> Iterator[Warmth]:
+    def warm(self, messages: Conversation, *, module: str = "", model: str = "", worker_id: str = "") -> Iterator[Warmth]:
         """Yields progress; the last is done."""
         request = pb.WarmPrefixRequest(prefix=_prefix(messages, module, model), worker_id=worker_id)
         with contextlib.closing(self._stream("WarmPrefix", request)) as responses:
             for response in responses:
                 yield _warmth(response)
 
-    def pin(self, messages: str | Sequence[Message], duration_s: int, *, module: str = "", model: str = "") -> int:
+    def pin(self, messages: Conversation, duration_s: int, *, module: str = "", model: str = "") -> int:
         """Returns the pinned tokens."""
         request = pb.PinPrefixRequest(prefix=_prefix(messages, module, model), duration_s=duration_s)
         return int(self._call("PinPrefix", request).pinned_tokens)
 
-    def unpin(self, messages: str | Sequence[Message], *, module: str = "", model: str = "") -> int:
+    def unpin(self, messages: Conversation, *, module: str = "", model: str = "") -> int:
         """Returns the tokens that were pinned."""
         return int(self._call("UnpinPrefix", pb.UnpinPrefixRequest(prefix=_prefix(messages, module, model))).unpinned_tokens)
 
-    def evict(self, messages: str | Sequence[Message], *, module: str = "", model: str = "") -> Evicted:
+    def evict(self, messages: Conversation, *, module: str = "", model: str = "") -> Evicted:
         return _evicted(self._call("EvictPrefix", pb.EvictPrefixRequest(prefix=_prefix(messages, module, model))))
 
     def evict_module(self, module_digest: str) -> Evicted:
@@ -90,28 +89,26 @@ class AsyncActivationCalls:
         self._call = call
         self._stream = stream
 
-    async def lookup(self, messages: str | Sequence[Message], *, module: str = "", model: str = "") -> CachedPrefix:
+    async def lookup(self, messages: Conversation, *, module: str = "", model: str = "") -> CachedPrefix:
         return _cached(await self._call("LookupPrefix", pb.LookupPrefixRequest(prefix=_prefix(messages, module, model))))
 
-    async def warm(
-        self, messages: str | Sequence[Message], *, module: str = "", model: str = "", worker_id: str = ""
-    ) -> AsyncIterator[Warmth]:
+    async def warm(self, messages: Conversation, *, module: str = "", model: str = "", worker_id: str = "") -> AsyncIterator[Warmth]:
         """Yields progress; the last is done."""
         request = pb.WarmPrefixRequest(prefix=_prefix(messages, module, model), worker_id=worker_id)
         async with contextlib.aclosing(self._stream("WarmPrefix", request)) as responses:
             async for response in responses:
                 yield _warmth(response)
 
-    async def pin(self, messages: str | Sequence[Message], duration_s: int, *, module: str = "", model: str = "") -> int:
+    async def pin(self, messages: Conversation, duration_s: int, *, module: str = "", model: str = "") -> int:
         """Returns the pinned tokens."""
         request = pb.PinPrefixRequest(prefix=_prefix(messages, module, model), duration_s=duration_s)
         return int((await self._call("PinPrefix", request)).pinned_tokens)
 
-    async def unpin(self, messages: str | Sequence[Message], *, module: str = "", model: str = "") -> int:
+    async def unpin(self, messages: Conversation, *, module: str = "", model: str = "") -> int:
         """Returns the tokens that were pinned."""
         return int((await self._call("UnpinPrefix", pb.UnpinPrefixRequest(prefix=_prefix(messages, module, model)))).unpinned_tokens)
 
-    async def evict(self, messages: str | Sequence[Message], *, module: str = "", model: str = "") -> Evicted:
+    async def evict(self, messages: Conversation, *, module: str = "", model: str = "") -> Evicted:
         return _evicted(await self._call("EvictPrefix", pb.EvictPrefixRequest(prefix=_prefix(messages, module, model))))
 
     async def evict_module(self, module_digest: str) -> Evicted:
@@ -125,11 +122,8 @@ class AsyncActivationCalls:
         return _usage(await self._call("GetUsage", pb.GetUsageRequest()))
 
 
-def _prefix(messages: str | Sequence[Message], module: str, model: str) -> pb.Prefix:
-    turns = [Message(Role.USER, messages)] if isinstance(messages, str) else messages
-    return pb.Prefix(
-        model=model, module=module, messages=[inference_pb2.Message(role=ROLES[turn.role], content=turn.content) for turn in turns]
-    )
+def _prefix(messages: Conversation, module: str, model: str) -> pb.Prefix:
+    return pb.Prefix(model=model, module=module, messages=turns(messages))
 
 
 def _cached(value: pb.LookupPrefixResponse) -> CachedPrefix:

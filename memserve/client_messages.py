@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from memserve.client_arguments import strings
 from memserve.client_module_messages import place_of
 from memserve.domain import (
     CachedTokens,
@@ -24,9 +25,12 @@ from memserve.domain import (
     Usage,
     UsedModule,
 )
+from memserve.errors import UsageError
 from memserve.pb.v1 import inference_pb2, memory_pb2, status_pb2
 
 Event = Route | TextDelta | Usage
+# A string is one message of the user. A mapping has `role` and `content`, as chat APIs have them.
+Conversation = str | Message | Sequence[Message | Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +89,43 @@ ROLES = {
 }
 
 
+def turns(messages: Conversation) -> list[inference_pb2.Message]:
+    """Raises UsageError."""
+    if isinstance(messages, str):
+        messages = [Message(Role.USER, messages)]
+    elif isinstance(messages, Message | Mapping):
+        messages = [messages]
+    return [_turn(number, entry) for number, entry in enumerate(messages)]
+
+
+def _turn(number: int, entry: Message | Mapping[str, str]) -> inference_pb2.Message:
+    field = f"messages[{number}]"
+    role: str
+    if isinstance(entry, Message):
+        role, content = entry.role, entry.content
+    elif isinstance(entry, Mapping) and set(entry) == {"role", "content"}:
+        role, content = entry["role"], entry["content"]
+    else:
+        raise UsageError(field, "must be a Message, or a mapping with `role` and `content`")
+    if not isinstance(content, str):
+        raise UsageError(f"{field}.content", f"must be a string, not {type(content).__name__}")
+    if role not in list(Role):
+        raise UsageError(f"{field}.role", f"must be one of {', '.join(Role)}, not {role!r}")
+    return inference_pb2.Message(role=ROLES[Role(role)], content=content)
+
+
+def remember_request(namespace: str, text: str, source: str, keywords: str | Sequence[str], memory_id: str) -> memory_pb2.RememberRequest:
+    """Raises UsageError."""
+    return memory_pb2.RememberRequest(
+        namespace=namespace, text=text, source=source, keywords=strings("keywords", keywords), memory_id=memory_id
+    )
+
+
 def generate_request(
-    messages: str | Sequence[Message],
+    messages: Conversation,
     *,
     module: str = "",
-    namespaces: Sequence[str] = (),
+    namespaces: str | Sequence[str] = (),
     recall_limit: int = 0,
     recall_timeout_ms: int = 0,
     sampling: Sampling | None = None,
@@ -99,21 +135,20 @@ def generate_request(
     expert: Expert | None = None,
     session: str = "",
 ) -> inference_pb2.GenerateRequest:
-    """The request message. A string is one message of the user. module: a reference, as of `ModuleCalls`."""
-    turns = [Message(Role.USER, messages)] if isinstance(messages, str) else messages
+    """The request message. A string is one message of the user. module: a reference, as of `ModuleCalls`. Raises UsageError."""
     sampling = sampling or Sampling(max_tokens=0)
     slo = slo or Slo()
     return inference_pb2.GenerateRequest(
         model=model,
-        messages=[inference_pb2.Message(role=ROLES[turn.role], content=turn.content) for turn in turns],
+        messages=turns(messages),
         module=module,
-        recall=inference_pb2.Recall(namespaces=namespaces, limit=recall_limit, timeout_ms=recall_timeout_ms),
+        recall=inference_pb2.Recall(namespaces=strings("namespaces", namespaces), limit=recall_limit, timeout_ms=recall_timeout_ms),
         sampling=inference_pb2.Sampling(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed,
-            stop=sampling.stop,
+            stop=strings("stop", sampling.stop),
             logprobs=sampling.logprobs,
             min_tokens=sampling.min_tokens,
         ),

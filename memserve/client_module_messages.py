@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from memserve.client_arguments import strings
 from memserve.domain import (
     Alias,
     AliasChange,
@@ -74,7 +75,7 @@ def kind_of_folder(folder: Path) -> ModuleKind:
     raise FileNotFoundError(2, f"has no {wanted}: it is no module", str(folder))
 
 
-def upload_of(name: str, folder: Path, expected_digest: str, sources: Sequence[str], recipe: str, notes: str) -> Upload:
+def upload_of(name: str, folder: Path, expected_digest: str, sources: str | Sequence[str], recipe: str, notes: str) -> Upload:
     """Raises FileNotFoundError when a file is missing."""
     kind = kind_of_folder(folder)
     names = [*FILES[kind], *(name for name in OPTIONAL_FILES if (folder / name).is_file())]
@@ -88,7 +89,7 @@ def upload_of(name: str, folder: Path, expected_digest: str, sources: Sequence[s
         kind=getattr(pb, f"MODULE_KIND_{kind.name}"),
         expected_digest=expected_digest,
         files=files,
-        sources=sources,
+        sources=strings("sources", sources),
         recipe=recipe,
         notes=notes,
     )

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
 
-class MemserveError(Exception):
+
+class PicklableError(Exception):
+    """An exception that crosses a process boundary, whatever its constructor takes: process pools, Ray and Celery pickle what is raised."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[PicklableError], args: tuple[Any, ...], state: dict[str, Any]) -> PicklableError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class MemserveError(PicklableError):
     """A fact that a caller can act on. `str(error)` is one line that says what to do."""
+
+
+class UsageError(MemserveError, ValueError):
+    """A client was asked for what it cannot send: nothing has been sent."""
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field}: {rule}")
+        self.field = field
+        self.rule = rule
 
 
 class InvalidField(MemserveError):

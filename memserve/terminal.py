@@ -10,9 +10,21 @@ from rich.text import Text
 
 from memserve.plain import paragraphs, plain
 
+# What rich takes where nothing has a width.
+FALLBACK_WIDTH = 80
+PIPE_WIDTH = 10_000
+
 
 class PlainConsole(Console):
-    """Every string that it renders, printed or in a cell, goes through `plain`. Colours come with `style=` and `coloured`."""
+    """Every string that it renders, printed or in a cell, goes through `plain`. Colours come with `style=` and `coloured`.
+
+    In a file or a pipe nothing is wrapped: a digest is to be found there whole.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if not self.is_terminal and self.size.width == FALLBACK_WIDTH:
+            self.width = PIPE_WIDTH
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(plain(text), **{**options, "markup": False, "emoji": False})
@@ -31,4 +43,12 @@ def cell(text: object) -> Text:
 def progress_bar(console: Console) -> Progress:
     """Descriptions of its tasks are text too, already `plain`."""
     description = TextColumn("{task.description}", markup=False)
-    return Progress(description, BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console, transient=True)
+    return Progress(
+        description,
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -56,12 +56,12 @@ def hostile_messages(descriptor: Descriptor, depth: int = 0) -> list[Any]:
 
 
 @contextmanager
-def hostile_server(*, fails: bool) -> Iterator[str]:
-    """Yields its address. fails: every call ends with INTERNAL and HOSTILE's words; metadata of gRPC cannot carry all of its bytes."""
+def hostile_server(*, fails: bool, code: grpc.StatusCode = grpc.StatusCode.INTERNAL) -> Iterator[str]:
+    """Yields its address. fails: every call ends with that status and HOSTILE's words; metadata of gRPC cannot carry all of its bytes."""
     server = grpc.server(ThreadPoolExecutor(4))
     for file in FILES:
         for service in file.DESCRIPTOR.services_by_name.values():
-            handlers = {method.name: _handler(method, fails) for method in service.methods}
+            handlers = {method.name: _handler(method, code if fails else None) for method in service.methods}
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -71,13 +71,13 @@ def hostile_server(*, fails: bool) -> Iterator[str]:
         server.stop(0).wait()
 
 
-def _handler(method: Any, fails: bool) -> Any:
+def _handler(method: Any, failure: grpc.StatusCode | None) -> Any:
 
     def answers(request: Any, context: grpc.ServicerContext) -> list[Any]:
         if method.client_streaming:
             list(request)
-        if fails:
-            context.abort(grpc.StatusCode.INTERNAL, HOSTILE)
+        if failure is not None:
+            context.abort(failure, HOSTILE)
         # A list that is asked for again from its end is empty.
         last = getattr(request, "after_event_id", "") or getattr(request, "after_revision", 0)
         if last and method.name.startswith("List"):

@@ -14,7 +14,8 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from memserve.client import AsyncClient, CallFailed, Client, Event, collect, event_of, generate_request, wait_until_ready
+from memserve.client import AsyncClient, CallFailed, Client, Event, UsageError, collect, event_of, generate_request, wait_until_ready
+from memserve.client_arguments import strings
 from memserve.domain import (
     CachedTokens,
     Expert,
@@ -254,3 +255,80 @@ async def test_the_route_of_the_worker_that_took_over_counts() -> None:
     second = Route("r2", "tiny", "w1", "why", 1.5, 10, 4, (), RecallOutcome.NOT_ASKED, ())
     answer = collect([ROUTE, second, TextDelta("a", (1,)), TextDelta("b", (2,)), USAGE])
     assert (answer.route, answer.text, answer.token_ids, answer.usage) == (second, "ab", (1, 2), USAGE)
+
+
+# What callers write
+
+
+async def test_a_string_where_a_list_is_meant_is_a_list_of_one() -> None:
+    asked = generate_request("b", namespaces="notes", sampling=Sampling(7, stop="Lantern"))  # type: ignore[arg-type]
+    assert asked == generate_request("b", namespaces=["notes"], sampling=Sampling(7, stop=("Lantern",)))
+    assert strings("keywords", "harbour") == ["harbour"]
+    assert strings("keywords", (word for word in ("a", "b"))) == ["a", "b"]
+
+
+async def test_one_name_of_a_namespace_is_searched_and_one_keyword_is_kept(call: Caller, namespace: str) -> None:
+    stored = await call("remember", namespace, "The code of Alder is 7731.", keywords="alder")
+    assert stored.keywords == ("alder",)
+    assert [hit.memory for hit in await call("search", namespace, "alder")] == [stored]
+    answer = await call("generate", {"role": "user", "content": "Which code?"}, namespaces=namespace, sampling=GREEDY)
+    assert answer.route.recall_outcome is RecallOutcome.FOUND
+
+
+async def test_turns_are_messages_or_mappings_one_or_many() -> None:
+    one = generate_request("b")
+    assert generate_request(Message(Role.USER, "b")) == one
+    assert generate_request({"role": "user", "content": "b"}) == one
+    assert generate_request([{"role": "user", "content": "b"}]) == one
+    assert generate_request([Message("user", "b")]) == one  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: generate_request(["b"]), "messages[0]"),
+        (lambda: generate_request([{"role": "user"}]), "messages[0]"),
+        (lambda: generate_request([{"role": "tool", "content": "b"}]), "messages[0].role"),
+        (lambda: generate_request([{"role": "user", "content": ["b"]}]), "messages[0].content"),
+        (lambda: generate_request("b", namespaces=b"notes"), "namespaces"),
+        (lambda: generate_request("b", namespaces=7), "namespaces"),
+        (lambda: generate_request("b", sampling=Sampling(7, stop=("a", 7))), "stop"),
+        (lambda: strings("keywords", {"a": "b"}), "keywords"),
+        (lambda: Client(timeout_s=0), "timeout_s"),
+        (lambda: AsyncClient(timeout_s=float("nan")), "timeout_s"),
+    ],
+)
+async def test_what_cannot_be_sent_is_refused_with_its_field(make: Callable[[], Any], field: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        make()
+    assert refused.value.field == field
+
+
+async def test_a_closed_client_says_so(call: Caller, gateway: RunningGateway) -> None:
+    blocking = Client(gateway.address)
+    blocking.close()
+    blocking.close()
+    for use in (blocking.status, lambda: list(blocking.stream("b")), blocking.modules.all, lambda: list(blocking.backup("b"))):
+        with pytest.raises(UsageError, match="closed"):
+            use()
+    waiting = AsyncClient(gateway.address)
+    await waiting.close()
+    await waiting.close()
+    for made in (waiting.status(), waiting.generate("b"), waiting.modules.all()):
+        with pytest.raises(UsageError, match="closed"):
+            await made
+
+
+async def test_an_async_client_works_in_the_loop_that_uses_it(gateway: RunningGateway) -> None:
+    client = AsyncClient(gateway.address, timeout_s=TIMEOUT_S)  # in this loop
+
+    async def twice() -> list[str]:
+        return [(await client.status()).model, (await client.generate("hello", sampling=GREEDY)).text]
+
+    here = await twice()
+    # One loop after the other, and beside this one.
+    for _ in range(3):
+        assert await asyncio.to_thread(asyncio.run, twice()) == here
+    assert await twice() == here
+    assert len(client._channels) <= 2
+    await client.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from memserve.channels import NO_PROXY
+
 # Its health, unlike that of the answers, does not need a worker: those are a part of their own.
 SERVICE = "memserve.v1.MemoryService"
 ANSWER_TIMEOUT_S = 1.0
@@ -12,7 +14,7 @@ ANSWER_TIMEOUT_S = 1.0
 
 def serves_memories(address: str) -> bool:
     """Does the gateway at `address` take calls? False while it starts or does not answer."""
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=NO_PROXY) as channel:
         try:
             request = health_pb2.HealthCheckRequest(service=SERVICE)
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=ANSWER_TIMEOUT_S)

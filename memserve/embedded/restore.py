@@ -25,6 +25,8 @@ def restore(backup: Path, data: Path, report: Report) -> None:
     """
     if data.exists() and (not data.is_dir() or any(data.iterdir())):
         raise StartupError(f"{data} is not empty; restore into a directory that is, or does not exist yet")
+    if not (backup / MANIFEST).is_file():
+        raise StartupError(f"{backup} is no backup: it has no {MANIFEST}")
     report("checking every file against the manifest")
     notes = verify(backup)
     existed = data.exists()

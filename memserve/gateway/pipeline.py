@@ -34,14 +34,7 @@ from memserve.domain import (
     Usage,
     UsedModule,
 )
-from memserve.errors import (
-    DeadlineExceeded,
-    InvalidField,
-    ModelNotFound,
-    NoWorker,
-    VectorStoreUnavailable,
-    WorkerLost,
-)
+from memserve.errors import DeadlineExceeded, InvalidField, ModelNotFound, NoWorker, PicklableError, VectorStoreUnavailable, WorkerLost
 from memserve.gateway.access import Inflight
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.pool import PooledWorker, WorkerPool
@@ -434,7 +427,7 @@ def prompt_block_keys(token_ids: Sequence[int], layout: CacheLayout, tenant: Ten
     return block_keys(token_ids, layout.block_tokens, lora=lora, cache_salt=tenant.cache_salt)
 
 
-class _NotStarted(Exception):
+class _NotStarted(PicklableError):
     """A worker failed before its first token. refused: it lives, and would not answer with the request's modules."""
 
     def __init__(self, detail: str, refused: bool) -> None:

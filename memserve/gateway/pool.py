@@ -14,8 +14,9 @@ from functools import partial
 
 import grpc
 
+from memserve.channels import NO_PROXY
 from memserve.domain import CacheLayout, ModulePlace, WorkerLease
-from memserve.errors import RegistryUnavailable
+from memserve.errors import PicklableError, RegistryUnavailable
 from memserve.kv.index import BlockIndex
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
@@ -43,6 +44,7 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    *NO_PROXY,
 )
 
 
@@ -51,7 +53,7 @@ def place_of(said: pb.ModulePlace) -> ModulePlace:
     return PLACES.get(said, ModulePlace.ABSENT)
 
 
-class StrangeWorker(Exception):
+class StrangeWorker(PicklableError):
     """A worker that takes this gateway for a stranger."""
 
     def __init__(self, worker_id: str) -> None:

@@ -19,7 +19,16 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 from memserve.domain import Alias, AliasChange, AuditEvent, GateReport, Module, ModuleKind, ModuleVersion, TrafficShare
-from memserve.errors import AliasConflict, AuditFull, InvalidField, ModuleNotFound, NothingToRollBack, QuotaReached, VersionInUse
+from memserve.errors import (
+    AliasConflict,
+    AuditFull,
+    InvalidField,
+    ModuleNotFound,
+    NothingToRollBack,
+    PicklableError,
+    QuotaReached,
+    VersionInUse,
+)
 from memserve.memory.module_records import (
     CanaryAlias,
     Preload,
@@ -36,7 +45,7 @@ from memserve.registry import TIMEOUT_S, answering, close_client, registry_clien
 
 log = logging.getLogger("memserve.memory.module_store")
 
-SCRIPT = "".join(files("memserve.memory").joinpath(name).read_text() for name in ("module_store.lua", "module_changes.lua"))
+SCRIPT = "".join(files("memserve.memory").joinpath(name).read_text(encoding="utf-8") for name in ("module_store.lua", "module_changes.lua"))
 DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
 # Of a version, what no request needs: kept apart from the rest.
 TEXTS = ("recipe", "notes", "sources")
@@ -50,7 +59,7 @@ _EVENT_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 _EVENT_PART_MAX = 2**64 - 1
 
 
-class DigestCondemned(Exception):
+class DigestCondemned(PicklableError):
     """What has this digest is being removed, or may have been: store it again, then publish."""
 
     def __init__(self, digest: str) -> None:

@@ -1,0 +1,30 @@
+"""What callers of the client may write for one and the same thing, and what they may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from memserve.errors import UsageError
+
+
+def strings(field: str, value: str | Iterable[str]) -> list[str]:
+    """A string where a list of strings is meant is a list of one; taken letter by letter it would mean something else in silence.
+
+    Raises UsageError for what is neither.
+    """
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
+        raise UsageError(field, f"must be a string or a list of strings, not {type(value).__name__}")
+    found = list(value)
+    for entry in found:
+        if not isinstance(entry, str):
+            raise UsageError(field, f"must be a string or a list of strings; there is a {type(entry).__name__} in it")
+    return found
+
+
+def seconds(timeout_s: float) -> float:
+    """Raises UsageError."""
+    if not timeout_s > 0:
+        raise UsageError("timeout_s", f"must be over 0 seconds, not {timeout_s}")
+    return timeout_s
