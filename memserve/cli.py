@@ -27,7 +27,7 @@ from memserve.client import DEFAULT_ADDRESS, CallFailed
 from memserve.client_messages import collect
 from memserve.config import Settings, load_settings
 from memserve.domain import Expert, ModuleKind, Route, Sampling, Slo, TextDelta, Usage
-from memserve.errors import MemserveError, StartupError
+from memserve.errors import MemserveError, StartupError, UsageError
 from memserve.plain import json_line, log_to_stderr, paragraphs
 from memserve.private_files import private_umask
 from memserve.terminal import cell, coloured
@@ -340,7 +340,7 @@ def main() -> None:
     try:
         app()
         sys.stdout.flush()
-    except (MemserveError, CallFailed) as error:
+    except (MemserveError, CallFailed, UsageError) as error:
         _fail(str(error))
     except UnicodeEncodeError as error:
         _fail(f"{error.object!r} is not UTF-8; convert it first, such as with `iconv -f latin1 -t utf8`")

@@ -22,7 +22,7 @@ class MemserveError(PicklableError):
     """A fact that a caller can act on. `str(error)` is one line that says what to do."""
 
 
-class UsageError(MemserveError, ValueError):
+class UsageError(PicklableError, ValueError):
     """A client was asked for what it cannot send: nothing has been sent."""
 
     def __init__(self, field: str, rule: str) -> None:

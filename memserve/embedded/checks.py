@@ -7,14 +7,20 @@ from pathlib import Path
 from memserve.config import Settings
 from memserve.demo import MODEL_DIR
 from memserve.errors import StartupError
+from memserve.model_chat import check_chat
 from memserve.model_files import open_model
+
+OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.msgpack", "*.h5")
 
 
 def check_model(settings: Settings) -> Path:
     """The directory of the model, which can be opened and has weights. Raises StartupError."""
     model = resolve_model(settings.model)
-    if not open_model(model, settings.max_context_tokens).tensor_shapes():
-        raise StartupError(f"model directory {model} has no weights; memserve needs *.safetensors")
+    check_chat(model)
+    if not open_model(model, settings.max_context_tokens).checked_weights():
+        other = next((file.name for pattern in OTHER_WEIGHTS for file in sorted(model.glob(pattern))), "")
+        there = f"; convert {other} with transformers' save_pretrained" if other else ""
+        raise StartupError(f"model directory {model} has no weights in safetensors files{there}")
     return model
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 import grpc
 
-from memserve.domain import GateReport, Memory, Message, ModuleKind, ModuleVersion, Role, ScoredMemory, Tenant
+from memserve.domain import GateReport, Memory, ModuleKind, ModuleVersion, ScoredMemory, Tenant
 from memserve.errors import InvalidField, InvalidModule, NoWorker
 from memserve.gateway.pipeline import LOST
 from memserve.gateway.pool import PooledWorker, WorkerPool
@@ -19,7 +19,7 @@ from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.probes import Probes
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
 from memserve.policy.gate import CALIBRATION, Answer, Probe, confidence, judge
-from memserve.policy.prompt import assemble_messages
+from memserve.policy.prompt import assemble_messages, with_system
 from memserve.turns import FairThreads
 
 # Asked at a time, so that users' requests keep their turn.
@@ -72,8 +72,9 @@ class Gate:
         for text in (probe.question, probe.system, *probe.passages):
             if token := self._tokenizer.special_token_in(text):
                 raise InvalidModule(path, f"must not contain the model's control token {token!r}")
-        system = [Message(Role.SYSTEM, probe.system)] if probe.system else []
-        messages = assemble_messages([*system, Message(Role.USER, probe.question)], [_recalled(text) for text in probe.passages])
+        takes_system = self._tokenizer.takes_system
+        asked = with_system(probe.system, probe.question, takes_system=takes_system)
+        messages = assemble_messages(asked, [_recalled(text) for text in probe.passages], takes_system=takes_system)
         try:
             token_ids = self._tokenizer.encode(messages)
         except InvalidField as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from memserve.domain import Message, ScoredMemory
 from memserve.errors import InvalidField
@@ -54,12 +55,12 @@ def fit_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], passages: 
     It is encoded once where all fit, else as a rule once more, and four times at most, however many passages must go.
     Raises InvalidField when it does not fit without any, or the model's template refuses the messages.
     """
+    assembled = partial(assemble_messages, messages, takes_system=tokenizer.takes_system)
     # What cannot fit by its bytes is not encoded to find out.
-    over_bytes = sum(len(message.content.encode()) for message in assemble_messages(messages, passages)) - prompt_max_bytes(
-        tokenizer, room.context_tokens
-    )
+    most_bytes = prompt_max_bytes(tokenizer, room.context_tokens)
+    over_bytes = sum(len(message.content.encode()) for message in assembled(passages)) - most_bytes
     kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
-    token_ids = tokenizer.encode(assemble_messages(messages, kept))
+    token_ids = tokenizer.encode(assembled(kept))
     # A number that has changed may take a token more or less, and so may the place where two lines meet.
     for slack in (0, 2 * len(kept)):
         surplus = len(token_ids) - room.prompt_tokens
@@ -67,10 +68,10 @@ def fit_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], passages: 
             break
         sizes = tokenizer.lengths([passage_line(number, hit) + "\n" for number, hit in enumerate(kept, start=1)])
         kept = without_worst(kept, sizes, surplus + slack)
-        token_ids = tokenizer.encode(assemble_messages(messages, kept))
+        token_ids = tokenizer.encode(assembled(kept))
     if len(token_ids) > room.prompt_tokens and kept:
         kept = []
-        token_ids = tokenizer.encode(assemble_messages(messages, kept))
+        token_ids = tokenizer.encode(assembled(kept))
     left = room.context_tokens - len(token_ids)
     if left < 1:
         rule = f"make a prompt of {len(token_ids)} tokens; the model takes {room.context_tokens} with the answer"

@@ -90,10 +90,12 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     if not settings.redis:
         raise StartupError("a gateway needs the registry: set redis_url (`memserve up` starts one of its own)")
     model = open_model(Path(settings.model), settings.max_context_tokens)
-    tokenizer = ChatTokenizer(model)
+    open_data_dir(settings.data)
+    run_folder = settings.data / "run"
+    run_folder.mkdir(mode=0o700, exist_ok=True)
+    tokenizer = await on_own_thread(partial(ChatTokenizer, model, run_folder))
     metrics = GatewayMetrics()
     embedder = await on_own_thread(MiniLmEmbedder)
-    open_data_dir(settings.data)
     disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
         registry = Registry(settings.redis)
@@ -125,7 +127,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             store,
             BlobStore(settings.module_store_url, settings.modules_root / "modules"),
             Uploads(settings.data / "staging", settings.max_module_bytes, settings.max_staging_bytes_per_tenant),
-            BaseModel(shapes=shapes, vocab_size=int(model.config["vocab_size"]), max_rank=settings.max_lora_rank),
+            BaseModel(shapes=shapes, vocab_size=model.vocab_size, max_rank=settings.max_lora_rank),
             # Without its weights a gateway cannot tell which model it is; the workers still refuse what does not fit.
             await on_own_thread(model.model_digest) if shapes else "",
         )

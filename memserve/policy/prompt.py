@@ -12,15 +12,36 @@ def order_passages(found: Sequence[ScoredMemory]) -> list[ScoredMemory]:
     return sorted(found, key=lambda hit: (hit.memory.created_s, hit.memory.memory_id))
 
 
-def assemble_messages(messages: Sequence[Message], passages: Sequence[ScoredMemory]) -> list[Message]:
-    """Put the passages, numbered from 1, one a line, behind the leading system message (or into a new one)."""
+def assemble_messages(messages: Sequence[Message], passages: Sequence[ScoredMemory], *, takes_system: bool = True) -> list[Message]:
+    """Put the passages, numbered from 1, one a line, behind the leading system message (or into a new one).
+
+    takes_system: whether the model's template takes a system message. Where it does not, they stand before the first question.
+    """
     if not passages:
         return list(messages)
     lines = [passage_line(number, hit) for number, hit in enumerate(passages, start=1)]
     rest = list(messages)
+    if not takes_system:
+        return _before_question("\n".join(lines), rest)
     if rest and rest[0].role is Role.SYSTEM:
         lines.insert(0, rest.pop(0).content)
     return [Message(Role.SYSTEM, "\n".join(lines)), *rest]
+
+
+def with_system(system: str, question: str, *, takes_system: bool) -> list[Message]:
+    """A question with a system text, wherever the model's template takes it."""
+    asked = [Message(Role.USER, question)]
+    if not system:
+        return asked
+    return [Message(Role.SYSTEM, system), *asked] if takes_system else _before_question(system, asked)
+
+
+def _before_question(text: str, messages: list[Message]) -> list[Message]:
+    """In the first message of the user, before what it asks."""
+    place = next((place for place, message in enumerate(messages) if message.role is Role.USER), None)
+    if place is None:
+        return [Message(Role.USER, text), *messages]
+    return [*messages[:place], Message(Role.USER, f"{text}\n\n{messages[place].content}"), *messages[place + 1 :]]
 
 
 def passage_line(number: int, hit: ScoredMemory) -> str:

@@ -127,9 +127,7 @@ class WorkerReplica:
         self._engine = start_engine(settings, model, kv_transfer, endpoint)
         await self._engine.warm_up()
         memory = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=NO_QUOTAS)
-        golden = await check_golden_prefix(
-            self._engine, memory, namespace, vocabulary=int(model.config["vocab_size"]), exact=settings.kv_codec != "int8"
-        )
+        golden = await check_golden_prefix(self._engine, memory, namespace, vocabulary=model.vocab_size, exact=settings.kv_codec != "int8")
         await memory.close()
         if golden is Golden.DIFFERENT:
             log.error("KV that was stored in Redis gives other answers when it is read back: this worker serves without sharing KV")
