@@ -66,6 +66,13 @@ class Upload:
                     told(done, self.total_bytes)
 
 
+# Run in the folder, where torch and safetensors are installed.
+CONVERT = (
+    'python -c "import torch, safetensors.torch as s; '
+    "s.save_file({k: v.contiguous() for k, v in torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors')\""
+)
+
+
 def kind_of_folder(folder: Path) -> ModuleKind:
     """By the file that every module of a kind has. Raises FileNotFoundError."""
     for kind, names in FILES.items():
@@ -81,6 +88,8 @@ def upload_of(name: str, folder: Path, expected_digest: str, sources: str | Sequ
     names = [*FILES[kind], *(name for name in OPTIONAL_FILES if (folder / name).is_file())]
     files = []
     for file_name in names:
+        if not (folder / file_name).is_file() and (folder / (pickled := file_name.replace(".safetensors", ".bin"))).is_file():
+            raise FileNotFoundError(2, f"is a pickle, which memserve does not load; convert it with: {CONVERT}", str(folder / pickled))
         with (folder / file_name).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         files.append(pb.UploadFile(file_name=file_name, size_bytes=(folder / file_name).stat().st_size, sha256=digest))

@@ -19,7 +19,61 @@ LORA_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ALPHA_MAX = 1e6
 # A delta below this is lost in the rounding of the dtypes that models are served in.
 DELTA_NORM_LEAST = 1e-6
+# Of adapter_config.json (peft 0.21's LoraConfig). These have no part in what the saved weights do: where they apply is told by the weights,
+# and the rest is checked elsewhere or was of use in training only.
+_NO_PART_IN_ANSWERS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "runtime_config",
+    "target_modules",
+}
+# These are plain with the values here, and with null, false and empty ones.
+_PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
+    "task_type": ("CAUSAL_LM",),
+    "bias": ("none",),
+    "use_rslora": (True,),
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
+}
+# And these are more than plain LoRA with any value that switches them on.
+_KNOWN_REFUSED = {
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "loftq_config",
+    "lora_bias",
+    "lora_ga_config",
+    "megatron_config",
+    "modules_to_save",
+    "monteclora_config",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+}
 _TENSOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
+# The layer that a tensor is of, whatever stands before it.
+_LAYER = re.compile(r"(?P<layer>\.(?:layers|h)\.\d+\..+?)\.lora_(?P<side>[AB])(?:\.default)?(?:\.weight)?$")
 # vLLM drops, or cannot place, what is adapted outside the blocks of the language model: embeddings and a tied head, a vision tower, the
 # layers of multi-token prediction.
 _IN_BLOCK = re.compile(r"(?:(?:model|language_model|transformer|decoder|backbone)\.)*(?:layers|h)\.\d+\..+")
@@ -69,12 +123,29 @@ def _check_config(config: dict[str, Any], max_rank: int) -> int:
     alpha = config.get("lora_alpha")
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < abs(alpha) <= ALPHA_MAX:  # NaN fails too
         raise InvalidModule(f"{CONFIG_FILE}: lora_alpha", f"must be a number other than 0, at most {ALPHA_MAX:g}")
-    if config.get("bias", "none") != "none":
-        raise InvalidModule(f"{CONFIG_FILE}: bias", 'must be "none"')
-    for field in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias"):
-        if config.get(field):
-            raise InvalidModule(f"{CONFIG_FILE}: {field}", "is not supported when serving; merge it into plain LoRA weights")
+    for field, value in config.items():
+        _check_plain(field, value)
     return rank
+
+
+def _check_plain(field: str, value: Any) -> None:
+    """Raises InvalidModule for what makes the adapter more than lora_B times lora_A, or may: the answers would not be those of peft."""
+    if field in _NO_PART_IN_ANSWERS or value is None or value is False or value in ("", [], {}):
+        return
+    shown = repr(value)[:NAME_SHOWN_CHARS]
+    if field == "init_lora_weights" and value not in _PLAIN_VALUES[field]:
+        rule = f"{shown} changes the base model's weights as training begins; save it with path_initial_model_for_weight_conversion"
+        raise InvalidModule(f"{CONFIG_FILE}: {field}", rule)
+    if field in _PLAIN_VALUES:
+        plain = _PLAIN_VALUES[field]
+        if value not in plain:
+            rule = f"must be one of {', '.join(map(repr, plain))}, not {shown}; merge it into plain LoRA weights"
+            raise InvalidModule(f"{CONFIG_FILE}: {field}", rule)
+    elif field in _KNOWN_REFUSED:
+        raise InvalidModule(f"{CONFIG_FILE}: {field}", "is not supported when serving; merge it into plain LoRA weights")
+    else:
+        rule = f"is not known here ({shown}), and may change what the adapter does; leave it out if it does not"
+        raise InvalidModule(f"{CONFIG_FILE}: {field}", rule)
 
 
 def _check_tensors(tensors: TensorFile, base: BaseModel, rank: int) -> list[str]:
@@ -86,6 +157,8 @@ def _check_tensors(tensors: TensorFile, base: BaseModel, rank: int) -> list[str]
         shape = base.shapes.get(f"{match['path']}.weight") if match else None
         if match is None or shape is None or len(shape) != 2 or not _IN_BLOCK.fullmatch(match["path"]):
             rule = "does not belong to a linear layer of the base model's transformer blocks; it would be silently ignored"
+            if similar := _same_layer(name, base):
+                rule = f"has another prefix than the base model's layers: rename it to {similar}"
             raise InvalidModule(name[:NAME_SHOWN_CHARS], rule)
         path, side = match["path"], match["side"]
         if tensors.check(name, (rank, shape[1]) if side == "A" else (shape[0], rank)):
@@ -101,3 +174,10 @@ def _check_tensors(tensors: TensorFile, base: BaseModel, rank: int) -> list[str]
 
 def _name(path: str, side: str) -> str:
     return f"base_model.model.{path}.lora_{side}.weight"
+
+
+def _same_layer(name: str, base: BaseModel) -> str:
+    """What a tensor would have to be called whose layer the base model has, but under another prefix; "" for none."""
+    found = _LAYER.search(name)
+    paths = [path for path in base.shapes if found and path.endswith(f"{found['layer']}.weight") and _IN_BLOCK.fullmatch(path)]
+    return _name(paths[0].removesuffix(".weight"), found["side"]) if found and len(paths) == 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save
 
 from memserve.domain import ModuleKind
 from memserve.errors import InvalidField, InvalidModule
+from memserve.memory import lora
 from memserve.memory.lora import check_lora
 from memserve.memory.module_files import HEADER_MAX_BYTES
 from memserve.memory.module_kinds import KINDS, BaseModel, CheckedModule, check_module_name
@@ -117,8 +119,72 @@ def test_a_header_that_is_too_long_is_refused_before_anything_parses_it(tmp_path
 def test_a_model_of_the_operator_may_have_a_longer_header(tmp_path: Path) -> None:
     header, body = taken_apart(save({"weight": np.ones(2, np.float32)}))
     long = put_together({"__metadata__": {"note": "x" * HEADER_MAX_BYTES}, **header}, body)
-    write_files(tmp_path, {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": long})
+    write_files(
+        tmp_path, {"config.json": (DEMO / "model" / "config.json").read_bytes(), "tokenizer.json": b"{}", "model.safetensors": long}
+    )
     assert open_model(tmp_path).tensor_shapes() == {"weight": (2,)}
+
+
+def test_every_setting_of_peft_is_known() -> None:
+    """A new peft brings new ones: each is to be sorted here."""
+    from peft import LoraConfig
+
+    known = lora._NO_PART_IN_ANSWERS | lora._PLAIN_VALUES.keys() | lora._KNOWN_REFUSED
+    assert {field.name for field in dataclasses.fields(LoraConfig)} - known == set()
+
+
+@pytest.mark.parametrize("setting", sorted(lora._KNOWN_REFUSED | {"a_setting_of_tomorrow", "use_something"}))
+@pytest.mark.parametrize("value", [True, 1, "on", ["x"], {"x": 1}])
+def test_a_setting_that_is_more_than_plain_lora_is_refused_by_its_name(tmp_path: Path, setting: str, value: object) -> None:
+    with pytest.raises(InvalidModule) as refused:
+        checked(tmp_path, lora_files(SHAPES) | {CONFIG_FILE: lora_config(**{setting: value})})
+    assert refused.value.field == f"{CONFIG_FILE}: {setting}"
+
+
+@pytest.mark.parametrize("value", [None, False, "", [], {}])
+def test_a_setting_that_is_off_is_plain(tmp_path: Path, value: object) -> None:
+    plain = checked(tmp_path / "plain", lora_files(SHAPES))
+    for number, setting in enumerate(sorted(lora._KNOWN_REFUSED | {"a_setting_of_tomorrow"})):
+        files = lora_files(SHAPES) | {CONFIG_FILE: lora_config(**{setting: value})}
+        assert checked(tmp_path / str(number), files).digest == plain.digest
+
+
+@pytest.mark.parametrize(
+    ("setting", "plain", "refused"),
+    [
+        (
+            "init_lora_weights",
+            [True, False, "gaussian", "orthogonal", "eva"],
+            ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", 7],
+        ),
+        ("task_type", ["CAUSAL_LM", None], ["SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION", 1]),
+        ("bias", ["none", None], ["all", "lora_only", True]),
+        ("use_rslora", [True, False, None], ["yes", 2, [1]]),
+        ("lora_dropout", [0.0, 0.1], []),
+        ("target_modules", ["all-linear", ["q_proj"], None], []),
+    ],
+)
+def test_settings_with_several_plain_values(tmp_path: Path, setting: str, plain: list[object], refused: list[object]) -> None:
+    for number, value in enumerate(plain):
+        checked(tmp_path / str(number), lora_files(SHAPES) | {CONFIG_FILE: lora_config(**{setting: value})})
+    for value in refused:
+        with pytest.raises(InvalidModule, match=setting):
+            checked(tmp_path / "refused", lora_files(SHAPES) | {CONFIG_FILE: lora_config(**{setting: value})})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+    ],
+)
+def test_a_prefix_that_is_the_fault_is_named(tmp_path: Path, name: str) -> None:
+    tensors = lora_tensors(SHAPES)
+    with pytest.raises(InvalidModule, match=f"another prefix than the base model's layers: rename it to {A}"):
+        checked(tmp_path, {CONFIG_FILE: lora_config(), WEIGHTS_FILE: save({name: tensors[A], B: tensors[B]})})
 
 
 def test_the_digest_is_of_the_content_not_of_the_files_form(tmp_path: Path) -> None:
