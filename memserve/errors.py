@@ -251,6 +251,15 @@ class WorkerLost(MemserveError):
         self.worker_id = worker_id
 
 
+class WorkersLost(MemserveError):
+    """Worker after worker was lost before its first token of the same answer: the request may be what ends them."""
+
+    def __init__(self, workers: int, detail: str) -> None:
+        super().__init__(
+            f"{workers} workers were lost under this request, which is not tried on a third ({detail}); do not repeat it as it is"
+        )
+
+
 class DeadlineExceeded(MemserveError):
     """The caller's deadline passed before the answer was complete."""
 

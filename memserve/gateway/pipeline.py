@@ -34,7 +34,16 @@ from memserve.domain import (
     Usage,
     UsedModule,
 )
-from memserve.errors import DeadlineExceeded, InvalidField, ModelNotFound, NoWorker, PicklableError, VectorStoreUnavailable, WorkerLost
+from memserve.errors import (
+    DeadlineExceeded,
+    InvalidField,
+    ModelNotFound,
+    NoWorker,
+    PicklableError,
+    VectorStoreUnavailable,
+    WorkerLost,
+    WorkersLost,
+)
 from memserve.gateway.access import Inflight
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.pool import PooledWorker, WorkerPool
@@ -57,6 +66,8 @@ from memserve.turns import FairThreads
 log = logging.getLogger("memserve.gateway.pipeline")
 
 ATTEMPTS = 3
+# What ends one worker may end the next, and then the one after it.
+LOST_RETRIES = 1
 # What a call to a worker that has died ends with.
 LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
 FINISH = {worker_pb.FINISH_REASON_STOP: FinishReason.STOP, worker_pb.FINISH_REASON_LENGTH: FinishReason.LENGTH}
@@ -150,6 +161,7 @@ class Pipeline:
             # But for the last token: the engine always computes that one.
             cached = await self._look_up(token_ids[:-1], tenant, modules.lora)
             tried: set[str] = set()
+            lost = 0
             while True:
                 # 6. Routing.
                 worker, choice = self._choose(request, tenant.name, modules, len(token_ids), cached, tried)
@@ -180,6 +192,9 @@ class Pipeline:
                         for module in modules.used:
                             self.outcomes.add(module.digest, refused=1)
                     tried.add(worker.lease.worker_id)
+                    lost += failure.lost
+                    if lost > LOST_RETRIES:
+                        raise WorkersLost(lost, failure.detail) from None
                     others = {other.lease.worker_id for other in self.pool.ready(time.monotonic())} - tried
                     if len(tried) >= ATTEMPTS or request.worker_id or not others:
                         raise NoWorker(failure.detail) from None
@@ -362,7 +377,7 @@ class Pipeline:
                     yield self._usage(request, response, len(token_ids), output_tokens, first_s - accepted_s, time.monotonic() - first_s)
                     return
             # The stream of a worker that shuts down may just end.
-            self._fail(worker, started=first_s is not None, detail="the stream ended early")
+            self._fail(worker, started=first_s is not None, detail="the stream ended early", lost=True)
         except grpc.aio.AioRpcError as error:
             self._explain(error, worker, started=first_s is not None)
         finally:
@@ -378,12 +393,14 @@ class Pipeline:
         if code in LOST:
             log.warning("worker %s failed a call: %s %s", worker.lease.worker_id, code.name, detail)
             self.pool.lost(worker)
-        self._fail(worker, started=started, detail=detail or code.name, refused=code is grpc.StatusCode.FAILED_PRECONDITION)
+        self._fail(
+            worker, started=started, detail=detail or code.name, refused=code is grpc.StatusCode.FAILED_PRECONDITION, lost=code in LOST
+        )
 
-    def _fail(self, worker: PooledWorker, *, started: bool, detail: str, refused: bool = False) -> None:
+    def _fail(self, worker: PooledWorker, *, started: bool, detail: str, refused: bool = False, lost: bool = False) -> None:
         if started:
             raise WorkerLost(worker.lease.worker_id) from None
-        raise _NotStarted(detail, refused) from None
+        raise _NotStarted(detail, refused, lost) from None
 
     def _usage(
         self,
@@ -428,12 +445,16 @@ def prompt_block_keys(token_ids: Sequence[int], layout: CacheLayout, tenant: Ten
 
 
 class _NotStarted(PicklableError):
-    """A worker failed before its first token. refused: it lives, and would not answer with the request's modules."""
+    """A worker failed before its first token.
 
-    def __init__(self, detail: str, refused: bool) -> None:
+    refused: it lives, and would not answer with the request's modules. lost: it has gone, as far as can be told.
+    """
+
+    def __init__(self, detail: str, refused: bool, lost: bool) -> None:
         super().__init__(detail)
         self.detail = detail
         self.refused = refused
+        self.lost = lost
 
 
 def _of_kind(field: str, resolved: Resolved, kind: ModuleKind) -> None:

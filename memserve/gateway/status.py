@@ -38,6 +38,8 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.PrefixNotStored: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PinLimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoWorker: grpc.StatusCode.UNAVAILABLE,
+    # Not UNAVAILABLE, after which clients try again by themselves.
+    errors.WorkersLost: grpc.StatusCode.INTERNAL,
     errors.GatewayStarting: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerLost: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,

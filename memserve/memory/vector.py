@@ -32,6 +32,7 @@ from memserve.memory.settling import FlushNotVerified, Settling
 from memserve.memory.vector_index import MILVUS_ERRORS, VectorIndex
 from memserve.memory.vector_milvus import MilvusMemories, is_local_uri, memory_key, tenant_key
 from memserve.policy.ranking import ScoredRow, fuse, query_words, rank_by_words
+from memserve.policy.words import words_of
 from memserve.turns import FairThreads, leave_one
 
 TEXT_MAX_BYTES = 8192
@@ -268,7 +269,7 @@ class VectorMemory:
 
             before = dict(self.settling.unapplied)
             dense = await self._index.read(tenant, nearest)
-            queries = [query, *words] if words else []
+            queries = [" ".join(words_of(query)), *words] if words else []
             found: list[list[Memory]] = []
             bm25: list[ScoredRow] = []
             at_once = max(1, ROWS_IN_A_TURN // candidates)

@@ -16,6 +16,7 @@ from pymilvus import DataType, Function, FunctionType, MilvusClient
 
 from memserve.domain import Memory
 from memserve.policy.ranking import STOP_WORDS, ScoredRow
+from memserve.policy.words import words_of
 
 if TYPE_CHECKING:
     from memserve.memory.milvus_lite_store import MilvusLiteStore
@@ -29,6 +30,8 @@ _MEMORY_FIELDS = ["memory_id", "namespace", "text", "source", "keywords", "creat
 _PARTITIONS = 64
 _PAGE_ROWS = 4096
 
+# A text and its keywords.
+_WORDS_MAX = 8192 + 16 * 65
 _ANALYZER = {"tokenizer": "standard", "filter": ["lowercase", {"type": "stop", "stop_words": STOP_WORDS}]}
 
 
@@ -105,7 +108,7 @@ class MilvusMemories:
                     "source": memory.source,
                     "keywords": list(memory.keywords),
                     "created_s": memory.created_s,
-                    "words": "\n".join((memory.text, *memory.keywords)),
+                    "words": _indexed_words(memory, self.is_local),
                     "dense": vector.tolist(),
                 }
                 for key, tenant, memory, vector in rows
@@ -235,6 +238,22 @@ def _memory(row: Any) -> Memory:
     )
 
 
+def _indexed_words(memory: Memory, is_local: bool) -> str:
+    """What the search by word looks through. Of a long text in a script without spaces its end is left out where it does not fit."""
+    text = "\n".join((memory.text, *memory.keywords))
+    if text.isascii():
+        return text
+    # Milvus Lite counts characters, a server bytes.
+    size = len if is_local else lambda word: len(word.encode())
+    room, kept = _WORDS_MAX, []
+    for word in words_of(text):
+        room -= size(word) + 1
+        if room < 0:
+            break
+        kept.append(word)
+    return " ".join(kept)
+
+
 def _memories_schema(dim: int) -> Any:
     schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("pk", DataType.VARCHAR, is_primary=True, max_length=64)
@@ -245,7 +264,7 @@ def _memories_schema(dim: int) -> Any:
     schema.add_field("source", DataType.VARCHAR, max_length=512)
     schema.add_field("keywords", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=16, max_length=64)
     schema.add_field("created_s", DataType.DOUBLE)
-    schema.add_field("words", DataType.VARCHAR, max_length=8192 + 16 * 65, enable_analyzer=True, analyzer_params=_ANALYZER)
+    schema.add_field("words", DataType.VARCHAR, max_length=_WORDS_MAX, enable_analyzer=True, analyzer_params=_ANALYZER)
     schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dim)
     schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
     schema.add_function(Function(name="bm25", function_type=FunctionType.BM25, input_field_names=["words"], output_field_names=["sparse"]))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from memserve.domain import Memory, ScoredMemory
+from memserve.policy.words import words_of
 
 ScoredRow = tuple[Memory, float]
 
@@ -21,7 +21,6 @@ STOP_WORDS = [
 ]
 # fmt: on
 
-_WORD = re.compile(r"[^\W_]+")
 _QUERY_WORDS_MAX = 8
 _BM25_K1 = 1.2
 _BM25_B = 0.75
@@ -30,7 +29,7 @@ _RRF_K = 60
 
 def query_words(query: str) -> list[str]:
     """The up to 8 longest different words of a query, lower case, without function words; the longest are mostly the rarest."""
-    words = dict.fromkeys(word for word in _WORD.findall(query.lower()) if word not in STOP_WORDS)
+    words = dict.fromkeys(word for word in words_of(query) if word not in STOP_WORDS)
     return sorted(words, key=lambda word: (-len(word), word))[:_QUERY_WORDS_MAX]
 
 
@@ -43,7 +42,7 @@ def rank_by_words(words: Sequence[str], found: Sequence[Memory], found_by_word: 
     words, found_by_word: [n] and [n][..cap]. Returns memories with scores > 0, best first.
     """
     memories = {_key(memory): memory for hits in (found, *found_by_word) for memory in hits}
-    counts = {key: Counter(_WORD.findall("\n".join((memory.text, *memory.keywords)).lower())) for key, memory in memories.items()}
+    counts = {key: Counter(words_of("\n".join((memory.text, *memory.keywords)))) for key, memory in memories.items()}
     mean_length = sum(map(Counter.total, counts.values())) / max(1, len(counts))
     weights = {}
     for word, hits in zip(words, found_by_word, strict=True):

@@ -260,6 +260,15 @@ async def test_when_every_worker_fails_the_last_reason_is_told_with_a_time_to_wa
         assert sum(len(worker.requests) for worker in gateway.workers) == min(count, 3)
 
 
+async def test_a_request_under_which_workers_are_lost_is_tried_once_more_at_most(start_gateway: StartGateway) -> None:
+    for script in (Script(fails_with=UNAVAILABLE), Script(ends_early_after=0), Script(fails_with=grpc.StatusCode.INTERNAL)):
+        gateway = await start_gateway(workers=[{"script": script}] * 4)
+        failure = await failure_of(gateway.client.generate("hello", sampling=GREEDY))
+        assert failure.code is grpc.StatusCode.INTERNAL
+        assert "2 workers were lost under this request" in failure.detail
+        assert sum(len(worker.requests) for worker in gateway.workers) == 2
+
+
 async def test_a_request_for_one_worker_is_not_sent_to_another(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(workers=[{"script": Script(fails_with=UNAVAILABLE)}, {}])
     assert (await failure_of(gateway.client.generate("hello", worker_id="w0"))).code is UNAVAILABLE

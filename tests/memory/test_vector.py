@@ -248,6 +248,34 @@ async def test_a_hit_carries_the_score_of_each_half(vector: VectorMemory) -> Non
 
 
 @pytest.mark.asyncio
+async def test_words_of_scripts_without_spaces_are_found(vector: VectorMemory) -> None:
+    texts = [
+        "北京的天气今天很好",
+        "上海的交通非常拥堵",
+        "我喜欢在周末爬山",
+        "パスワードは青い箱の中にあります",
+        "회의는 화요일 오후에 열립니다",
+        "รหัสผ่านอยู่ในกล่องสีฟ้า",
+        "लाल किताब अलमारी में है",
+    ]
+    for number, text in enumerate(texts):
+        await remember(vector, text, memory_id=f"m{number}")
+    asked = {"天气": 0, "交通": 1, "爬山": 2, "青い箱": 3, "회의": 4, "화요일": 4, "รหัสผ่าน": 5, "किताब": 6}
+    for query, number in asked.items():
+        best = max(await search(vector, query), key=lambda hit: hit.bm25_score or 0.0)
+        assert best.memory.memory_id == f"m{number}", query
+        assert best.bm25_score is not None
+
+
+@pytest.mark.asyncio
+async def test_a_long_text_of_such_a_script_is_stored_and_found_by_its_beginning(vector: VectorMemory) -> None:
+    letters = [chr(0x4E00 + (7 * number) % 20_000) for number in range(2600)]
+    await remember(vector, "".join(letters), memory_id="long")
+    [hit] = await search(vector, "".join(letters[40:44]))
+    assert hit.bm25_score is not None
+
+
+@pytest.mark.asyncio
 async def test_function_words_alone_find_nothing_by_word(vector: VectorMemory) -> None:
     await remember_handbook(vector)
     assert all(hit.bm25_score is None for hit in await search(vector, "where is the and what is it with"))
