@@ -28,6 +28,7 @@ from memserve.client_messages import collect
 from memserve.config import Settings, load_settings
 from memserve.domain import Expert, ModuleKind, Route, Sampling, Slo, TextDelta, Usage
 from memserve.errors import MemserveError, StartupError, UsageError
+from memserve.model_checks import with_model
 from memserve.plain import json_line, log_to_stderr, paragraphs
 from memserve.private_files import private_umask
 from memserve.terminal import cell, coloured
@@ -109,7 +110,7 @@ def gateway(ports_held: Annotated[bool, typer.Option(hidden=True, help="The pare
     private_umask()
     spare_loopback(os.environ)
     log_to_stderr()
-    asyncio.run(serve_gateway(load_settings(), ports_held=ports_held))
+    asyncio.run(serve_gateway(with_model(load_settings()), ports_held=ports_held))
 
 
 @app.command()
@@ -124,7 +125,7 @@ def workers(
     spare_loopback(os.environ)
     log_to_stderr()
     if not generation:
-        raise typer.Exit(keep_workers(load_settings()))
+        raise typer.Exit(keep_workers(with_model(load_settings())))
     run_generation(load_settings(), status)
 
 

@@ -12,8 +12,8 @@ import pytest
 from memserve import by_transformers, model_files
 from memserve.config import Settings
 from memserve.demo import MODEL_DIR
-from memserve.embedded.checks import check_model
 from memserve.errors import StartupError
+from memserve.model_checks import check_model
 from memserve.model_files import open_model
 
 BASE = json.loads((MODEL_DIR / "config.json").read_text(encoding="utf-8"))

@@ -3,9 +3,8 @@
 `stack.py` is the order of things, `part.py` the supervision of one process, `children.py` how processes are started, known and swept.
 """
 
-from memserve.embedded.checks import resolve_model
 from memserve.embedded.children import marked_processes
 from memserve.embedded.redis_server import REDIS_ENVIRONMENT, redis_executable
 from memserve.embedded.stack import Stack
 
-__all__ = ["REDIS_ENVIRONMENT", "Stack", "marked_processes", "redis_executable", "resolve_model"]
+__all__ = ["REDIS_ENVIRONMENT", "Stack", "marked_processes", "redis_executable"]

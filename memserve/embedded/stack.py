@@ -18,7 +18,6 @@ from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import Settings, at
 from memserve.demo import MODEL_DIR, demo_modules
 from memserve.disk import free_share
-from memserve.embedded.checks import check_model
 from memserve.embedded.children import kill_marked, last_line, spawn_memserve
 from memserve.embedded.disk_guard import RegistryGuard
 from memserve.embedded.part import Part, Recipe, Report
@@ -29,6 +28,7 @@ from memserve.errors import StartupError
 from memserve.gateway.access import load_access
 from memserve.gateway.keys import keys_file
 from memserve.kv.cache_url import without_secrets
+from memserve.model_checks import check_model
 from memserve.policy.traffic import LIVE
 from memserve.ports import held_ports
 from memserve.private_files import lock_data_dir, open_data_dir

@@ -24,6 +24,11 @@ def check_model(settings: Settings) -> Path:
     return model
 
 
+def with_model(settings: Settings) -> Settings:
+    """The settings with the model's directory in them. Raises StartupError."""
+    return settings.model_copy(update={"model": str(resolve_model(settings.model))})
+
+
 def resolve_model(name: str) -> Path:
     """The directory of a model: the bundled one for "", a directory, or a Hugging Face name that is fetched or already cached.
 
