@@ -253,8 +253,7 @@ class Pipeline:
         try:
             limit = request.recall_limit or self.settings.recall_limit
             found = await self.vector.search(tenant, request.namespaces, query, limit, timeout_s=timeout_s)
-            # A text that spells a control token would be read as a command.
-            usable = [hit for hit in found if self.tokenizer.special_token_in(hit.memory.text) is None]
+            usable = [hit for hit in found if self.tokenizer.can_quote(hit.memory.text)]
             recalled = Recalled(RecallOutcome.FOUND if usable else RecallOutcome.EMPTY, tuple(order_passages(usable)))
         except VectorStoreUnavailable as error:
             late = time.monotonic() - started_s >= timeout_s

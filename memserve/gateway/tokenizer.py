@@ -40,12 +40,17 @@ class ChatTokenizer:
             text = self._template.render(messages)
         except Exception as error:  # a template is a program: of roles or an order that it does not expect it may raise anything
             raise InvalidField("messages", f"the model's chat template refuses them: {error}") from None
-        # `Tokenizer.encode` keeps the interpreter's lock to its end; `encode_batch_fast` lets go of it, and is twice as fast.
-        token_ids = list(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        token_ids = self._ids(text)
         if self._without_row and not self._without_row.keys().isdisjoint(token_ids):
             token = next(self._without_row[token_id] for token_id in token_ids if token_id in self._without_row)
             raise InvalidField("messages", f"must not spell {token!r}, a token for which the model has no embedding")
         return token_ids
+
+    def can_quote(self, text: str) -> bool:
+        """Whether a prompt may hold this text, which the caller did not write: no control token in it, none without an embedding."""
+        if self.special_token_in(text) is not None:
+            return False
+        return not self._without_row or self._without_row.keys().isdisjoint(self._ids(text))
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """[texts] tokens of each, encoded by itself."""
@@ -56,6 +61,10 @@ class ChatTokenizer:
         if self._special_beginning not in text:
             return None
         return next((token for token in self.special_tokens if token in text), None)
+
+    def _ids(self, text: str) -> list[int]:
+        # `Tokenizer.encode` keeps the interpreter's lock to its end; `encode_batch_fast` lets go of it, and is twice as fast.
+        return list(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def _common_beginning(texts: Sequence[str]) -> str:

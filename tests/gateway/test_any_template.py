@@ -1,0 +1,71 @@
+"""A gateway for a model whose template takes no system message, and whose tokenizer has tokens beyond the embedding."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+import pytest_asyncio
+from tokenizers import Tokenizer
+
+from memserve.client import CallFailed
+from memserve.domain import Message, RecallOutcome, Role, Sampling
+from tests.chat_shapes import NO_SYSTEM
+from tests.gateway.running import RunningGateway, open_gateway
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+GREEDY = Sampling(max_tokens=2)
+FACT, QUESTION = "The code of Amber Lantern is 4071.", "What is the code of Amber Lantern?"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> AsyncIterator[RunningGateway]:
+    model = Path(shutil.copytree(model_dir, tmp_path_factory.mktemp("models") / "unusual"))
+    (model / "chat_template.jinja").write_text(NO_SYSTEM, encoding="utf-8")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.add_tokens([f"<tool{number}>" for number in range(4000)])
+    tokenizer.save(str(model / "tokenizer.json"))
+    async with open_gateway(tmp_path_factory.mktemp("gateway"), model, recall_timeout_ms=10_000) as running:
+        yield running
+
+
+async def test_passages_stand_before_the_first_question(gateway: RunningGateway) -> None:
+    await gateway.client.remember("notes", FACT)
+    answer = await gateway.client.generate(QUESTION, namespaces=["notes"], sampling=GREEDY)
+    assert answer.route.recall_outcome is RecallOutcome.FOUND
+    asked = [Message(Role.USER, f"[1] {FACT}\n\n{QUESTION}")]
+    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(asked)
+    talk = [Message(Role.USER, "Hello."), Message(Role.ASSISTANT, "Hello!"), Message(Role.USER, QUESTION)]
+    await gateway.client.generate(talk, namespaces=["notes"], sampling=GREEDY)
+    asked = [Message(Role.USER, f"[1] {FACT}\n\nHello."), *talk[1:]]
+    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(asked)
+
+
+async def test_a_system_message_of_the_callers_own_is_refused_by_the_template(gateway: RunningGateway) -> None:
+    with pytest.raises(CallFailed, match="chat template refuses them: System role not supported") as failed:
+        await gateway.client.generate([Message(Role.SYSTEM, "Be brief."), Message(Role.USER, QUESTION)], sampling=GREEDY)
+    assert (failed.value.code, failed.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, "messages")
+
+
+async def test_a_token_without_an_embedding_reaches_no_worker(gateway: RunningGateway) -> None:
+    rows = json.loads((gateway.pipeline.model.path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    before = len(gateway.workers[0].requests)
+    with pytest.raises(CallFailed, match="must not spell '<tool3999>'") as failed:
+        await gateway.client.generate("Please use <tool3999> now.", sampling=GREEDY)
+    assert failed.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(CallFailed, match="must not spell"):
+        await gateway.client.activation.lookup("Please use <tool3999> now.")
+    assert len(gateway.workers[0].requests) == before
+    await gateway.client.generate("Hello.", sampling=GREEDY)
+    assert max(gateway.workers[0].requests[-1].token_ids) < rows
+
+
+async def test_a_passage_that_spells_such_a_token_fails_no_answer(gateway: RunningGateway) -> None:
+    await gateway.client.remember("tools", "Use <tool3999> for the lantern.")
+    answer = await gateway.client.generate(QUESTION, namespaces=["tools"], sampling=GREEDY)
+    assert answer.route.recall_outcome is RecallOutcome.EMPTY
