@@ -47,7 +47,7 @@ KINDS = {
     "flushes fail": 4,
     "power cut": 6,
 }
-QUICK = {"kill -9 of the gateway": 1, "kill -9 of both": 1, "disk full during flushes": 1, "flushes fail": 1, "power cut": 1}
+QUICK = {"kill -9 of both": 1, "flushes fail": 1, "power cut": 1}
 FLUSH_ROWS = 256
 SETTLE_TIMEOUT_S = 90.0
 
@@ -230,7 +230,7 @@ def main() -> int:
             namespaces.append(namespace)
             burst = Burst(rig.address, namespace, oracle, rng.randrange(10**6))
             over_s = blow(rig, burst, kind, rng)
-            took_s = rig.wait_ready() + (time.monotonic() - over_s) * 0
+            took_s = rig.wait_ready()
             without_service_s[kind].append(time.monotonic() - over_s)
             time.sleep(rng.uniform(0.0, 0.4))
             burst.stop()
