@@ -19,8 +19,8 @@ from memserve.errors import StartupError
 from memserve.private_files import keep_private, lock_data_dir, open_data_dir
 from memserve.supervised import repeating_thread
 from memserve.worker.fitting import check_memory
-from memserve.worker.generations import Generations, Rules
-from memserve.worker.leaving import drain
+from memserve.worker.generations import GENERATION, Generations, Rules
+from memserve.worker.leaving import drain, serving_workers
 from memserve.worker.local_ray import (
     forget_settings_environment,
     private_ray_dir,
@@ -95,7 +95,9 @@ def run_generation(settings: Settings, status: int) -> None:
     os.environ["VLLM_RPC_BASE_PATH"] = str(ray_dir)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     starting = True
-    life, ending = RayLife(status), threading.Event()
+    generation = os.environ.get(GENERATION, "")
+    life = RayLife(status, serving=lambda: len(serving_workers(settings, generation)) >= settings.workers)
+    ending, serve_watched = threading.Event(), False
 
     def on_signal(number: int, frame: Any) -> None:
         # Also when it is raised: a KeyboardInterrupt that meets a finalizer or a callback is lost.
@@ -124,8 +126,9 @@ def run_generation(settings: Settings, status: int) -> None:
                 _keep_logs(settings, ray_dir)
                 raise StartupError(f"the workers did not start: {_root_cause(ray_dir / LOGS, str(error))}") from None
             log.info("%d workers ready", settings.workers)
-            if not life.ready:
-                life.workers_ready()
+            life.workers_ready()
+            if not serve_watched:
+                serve_watched = True
                 # Not waited for at the end: what is asked of a Serve that has gone never comes back.
                 repeating_thread("serve_life", look_at_serve, SERVE_LOOK_S, ending)
             starting = False

@@ -23,6 +23,16 @@ def events_socket(settings: Settings, pid: int) -> Path:
     return settings.data / "run" / f"{pid}.ev"
 
 
+def serving_file(settings: Settings, pid: int) -> Path:
+    """There while the worker with that process id takes requests."""
+    return settings.data / "run" / f"{pid}.up"
+
+
+def serving_workers(settings: Settings, generation: str) -> list[int]:
+    """The process ids of the workers of a generation that take requests."""
+    return [process.pid for process in processes_with({GENERATION: generation}) if serving_file(settings, process.pid).exists()]
+
+
 def drain(settings: Settings, generation: str) -> None:
     """Have its workers finish their answers and end. Returns when they have, or when they take longer than they may."""
     file = leaving_file(settings, generation)

@@ -24,7 +24,7 @@ from memserve.plain import log_to_stderr
 from memserve.private_files import private_umask
 from memserve.supervised import repeat
 from memserve.worker.generations import GENERATION
-from memserve.worker.leaving import LOOK_S, events_socket, leaving_file
+from memserve.worker.leaving import LOOK_S, events_socket, leaving_file, serving_file
 from memserve.worker.local_ray import serve_log_kept, serve_on_loopback
 
 log = logging.getLogger("memserve.worker")
@@ -176,6 +176,7 @@ class WorkerReplica:
             asyncio.create_task(repeat("module_copies", self._tidy_copies, COPIES_S, failed)),
             asyncio.create_task(repeat("engine_life", self._end_with_engine, ENGINE_CHECK_S, failed)),
         ]
+        serving_file(settings, os.getpid()).touch(mode=0o600)
         self._leaving_file = leaving_file(settings, os.environ.get(GENERATION, ""))
         self._leaving = asyncio.create_task(repeat("leaving", self._leave_with_generation, LOOK_S, failed))
         self._tasks.append(self._leaving)
@@ -237,6 +238,7 @@ class WorkerReplica:
                 await self._registry.drop_lease(self._lease.worker_id)
             await self._registry.close()
             self._service.leave()
+            serving_file(self._settings, os.getpid()).unlink(missing_ok=True)
             await self._server.stop(self._settings.shutdown_grace_s / 2)
         await asyncio.to_thread(self._closing.close)
         if hasattr(self, "_store"):

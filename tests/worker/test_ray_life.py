@@ -17,10 +17,10 @@ from pathlib import Path
 from memserve.supervised import repeating_thread
 from memserve.worker.local_ray import private_ray_dir, ray_environment, start_local_ray
 from memserve.worker.ray_life import LOOK_S, RayLife
-data, ready = Path(sys.argv[1]), sys.argv[2] == "ready"
+data, state = Path(sys.argv[1]), sys.argv[2]
 os.environ.update(ray_environment(data))
 folder = private_ray_dir(data)
-life = RayLife(1)
+life = RayLife(1, serving=lambda: state == "serving")
 repeating_thread("ray_life", life.look, LOOK_S, threading.Event())
 start_local_ray(folder, 2)
 import ray
@@ -32,7 +32,7 @@ class Worker:
 
 worker = Worker.remote()
 ray.get(worker.pid.remote())
-if ready:
+if state == "ready":
     life.workers_ready()
 print("started", flush=True)
 threading.Event().wait()
@@ -77,6 +77,14 @@ class Started:
         for process in self.below:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+@pytest.mark.timeout(120)
+def test_workers_that_serve_already_outlive_the_gcs_before_serve_says_that_they_are_ready(tmp_path: Path) -> None:
+    with Started(tmp_path, "serving") as ray:
+        ray.kill("gcs_server")
+        assert [ray.line(), ray.line()] == ["ready", "damaged the GCS has ended"]
+        assert ray.process.poll() is None
 
 
 @pytest.mark.timeout(120)
