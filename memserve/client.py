@@ -67,7 +67,13 @@ __all__ = [
     "wait_until_ready",
 ]
 
-OPTIONS = (("grpc.max_receive_message_length", 16 << 20), *NO_PROXY)
+OPTIONS = (
+    ("grpc.max_receive_message_length", 16 << 20),
+    # gRPC's own pauses grow to two minutes: a gateway that was away for a quarter of one was taken for dead for as long again.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    *NO_PROXY,
+)
 
 
 class CallFailed(PicklableError):

@@ -14,7 +14,18 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from memserve.client import AsyncClient, CallFailed, Client, Event, UsageError, collect, event_of, generate_request, wait_until_ready
+from memserve.client import (
+    OPTIONS,
+    AsyncClient,
+    CallFailed,
+    Client,
+    Event,
+    UsageError,
+    collect,
+    event_of,
+    generate_request,
+    wait_until_ready,
+)
 from memserve.client_arguments import strings
 from memserve.domain import (
     CachedTokens,
@@ -332,3 +343,9 @@ async def test_an_async_client_works_in_the_loop_that_uses_it(gateway: RunningGa
     assert await twice() == here
     assert len(client._channels) <= 2
     await client.close()
+
+
+async def test_a_gateway_that_was_away_is_found_within_a_second() -> None:
+    """gRPC's pauses between two tries to connect grew with the time that it was away."""
+    options = dict(OPTIONS)
+    assert options["grpc.initial_reconnect_backoff_ms"] <= options["grpc.max_reconnect_backoff_ms"] <= 1000
