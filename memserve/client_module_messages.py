@@ -82,8 +82,9 @@ def kind_of_folder(folder: Path) -> ModuleKind:
     raise FileNotFoundError(2, f"has no {wanted}: it is no module", str(folder))
 
 
-def upload_of(name: str, folder: Path, expected_digest: str, sources: str | Sequence[str], recipe: str, notes: str) -> Upload:
+def upload_of(name: str, folder: str | Path, expected_digest: str, sources: str | Sequence[str], recipe: str, notes: str) -> Upload:
     """Raises FileNotFoundError when a file is missing."""
+    folder = Path(folder) if isinstance(folder, str) else folder
     kind = kind_of_folder(folder)
     names = [*FILES[kind], *(name for name in OPTIONAL_FILES if (folder / name).is_file())]
     files = []

@@ -49,7 +49,7 @@ class ModuleCalls:
 
         Raises FileNotFoundError when the folder is no module.
         """
-        upload = upload_of(name, Path(folder), expected_digest, sources, recipe, notes)
+        upload = upload_of(name, folder, expected_digest, sources, recipe, notes)
         received = self._call("GetUpload", pb.GetUploadRequest(header=upload.header)).received_bytes
         return version_of(self._call("PublishModule", upload.parts(received, told)).version)
 
@@ -222,7 +222,7 @@ class AsyncModuleCalls:
             loop.call_soon_threadsafe(told, done, total)
 
         # Files are read and hashed on threads: the loop has other calls to serve.
-        upload = await asyncio.to_thread(upload_of, name, Path(folder), expected_digest, sources, recipe, notes)
+        upload = await asyncio.to_thread(upload_of, name, folder, expected_digest, sources, recipe, notes)
         received = (await self._call("GetUpload", pb.GetUploadRequest(header=upload.header))).received_bytes
         return version_of((await self._call("PublishModule", _on_threads(upload.parts(received, on_loop)))).version)
 
