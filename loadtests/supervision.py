@@ -219,10 +219,11 @@ class Trial:
     back_s: float | None = None
     until_s: float = 0.0
 
-    def failed(self, requests: Sequence[Request]) -> list[Request]:
-        """Of the requests that began in it, those that failed though they needed nothing that was dead."""
+    def failed(self, requests: Sequence[Request], trials: Sequence[Trial]) -> list[Request]:
+        """Of the requests that began in it, those that failed though they needed nothing that was dead: one may end in the next trial."""
         own = [request for request in requests if request.failure and self.from_s <= request.started_s < self.until_s]
-        return [request for request in own if not any(outage.excuses(request) for outage in self.outages)]
+        outages = [outage for trial in trials for outage in trial.outages]
+        return [request for request in own if not any(outage.excuses(request) for outage in outages)]
 
 
 class Run:
@@ -369,12 +370,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{trial.back_s:.1f}" if trial.back_s is not None else "NOT BACK",
             sum(trial.from_s <= request.started_s < trial.until_s for request in requests),
             sum(trial.from_s <= request.started_s < trial.until_s and bool(request.failure) for request in requests),
-            len(trial.failed(requests)),
+            len(trial.failed(requests, trials)),
         ]
         for trial in trials
     ]
     print_table(("killed", "all back after, s", "requests", "failed", "failed without need"), rows)
-    without_need = [request for trial in trials for request in trial.failed(requests)]
+    without_need = [request for trial in trials for request in trial.failed(requests, trials)]
     for request in without_need[:20]:
         print(
             f"failed though nothing that it needs was dead: {request.kind}, {request.ended_s - request.started_s:.1f} s: {request.failure}"
