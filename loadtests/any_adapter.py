@@ -116,7 +116,7 @@ CASES = [
     Case(
         "unset keys written as null",
         QV,
-        edited_config(rank_pattern=None, modules_to_save=None, use_dora=None, trainable_token_indices=None),
+        edited_config(modules_to_save=None, megatron_config=None, eva_config=None, trainable_token_indices=None),
     ),
     Case("another base's name", QV, edited_config(base_model_name_or_path="somebody/else", revision="main")),
     Case("PiSSA", {**QV, "init_lora_weights": "pissa"}, named="init_lora_weights"),
