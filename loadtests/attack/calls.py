@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +13,7 @@ from typing import Any
 import grpc
 import redis
 
-from loadtests.attack.world import Attack, World, refusal_of
+from loadtests.attack.world import Attack, World, refusal_of, run_memserve
 from memserve.client import CallFailed, Client
 from memserve.demo import ADAPTERS_DIR
 from memserve.domain import KeyRole, Sampling
@@ -177,15 +175,7 @@ def text_as_code(world: World) -> tuple[str, bool]:
         ["generate", "[/INST]", "--recall", "text"],
         ["status"],
     ):
-        result = subprocess.run(
-            [sys.executable, "-m", "memserve", *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            encoding="utf-8",
-        )
+        result = run_memserve([*command], environment)
         shown += result.stdout + result.stderr
         failed += "Traceback" in result.stderr
     controls = sorted(

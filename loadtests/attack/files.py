@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from loadtests.attack.second_gateway import second_gateway
-from loadtests.attack.world import Attack, World
+from loadtests.attack.world import Attack, World, run_memserve
 from memserve.config import child_environment
 from memserve.private_files import kept_secret
 
@@ -63,15 +61,7 @@ def rights_are_mended(world: World) -> tuple[str, bool]:
 def second_fleet(world: World) -> tuple[str, bool]:
     ray = next((world.settings.data / "ray").iterdir()).resolve()
     environment = child_environment(world.settings, world.folder / "fleet.json")
-    result = subprocess.run(
-        [sys.executable, "-m", "memserve", "workers"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        encoding="utf-8",
-    )
+    result = run_memserve(["workers"], environment)
     with world.client() as client:
         answer = client.generate("Hello.").text
     refused = result.returncode != 0 and "another memserve runs" in result.stderr

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,3 +104,9 @@ def refusal_of(call: Callable[[], object]) -> grpc.StatusCode:
     except CallFailed as failed:
         return failed.code
     return grpc.StatusCode.OK
+
+
+def run_memserve(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """The command as from a shell, to its end."""
+    command = [sys.executable, "-m", "memserve", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8")
