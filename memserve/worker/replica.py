@@ -106,6 +106,8 @@ class WorkerReplica:
         from memserve.worker.service import WorkerService
 
         settings = self._settings
+        # All tenants share the gateway and Redis: on few cores an engine in full work would make everyone's calls late.
+        os.nice(settings.worker_nice)
         failures = loop_failures(REGISTRY)
 
         def failed(loop: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from memserve.client import Client, wait_until_ready
+from memserve.config import Settings
 from memserve.demo import demo_modules
 from memserve.demo.story import ANSWER, long_prefix
 from memserve.embedded import marked_processes, redis_executable
@@ -73,6 +74,8 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
         prefix = long_prefix(700)
         cold = client.generate(prefix.messages, sampling=ANSWER)
         assert cold.usage.cached.total == 0
+        # The engine stands back for the gateway on the processor, and so does whatever it starts.
+        assert {process.nice() for process in marked_processes(tmp_path) if "EngineCore" in process.name()} == {Settings().worker_nice}
         with redis.Redis(unix_socket_path=str(tmp_path / "cache" / "redis.sock")) as cache:
             eventually(lambda: int(cache.dbsize()) >= 0.98 * (cold.usage.prompt_tokens // CHUNK_TOKENS), timeout_s=20)
     assert list(marked_processes(tmp_path)) == []
