@@ -165,7 +165,7 @@ class Settings(BaseModel):
     max_experts: int = Field(2, ge=0, le=16, description="Logit experts that an engine keeps loaded. 0: none are served.")
     omp_threads: int = Field(1, ge=1, description="OpenMP threads of an engine on the CPU.")
     worker_nice: int = Field(
-        5, ge=0, le=19, description="How far the workers' processes stand back for the gateway and Redis on the processor, as nice has it."
+        10, ge=0, le=19, description="How far the workers' processes stand back for the gateway and Redis on the processor, as nice has it."
     )
     lease_s: float = Field(3.0, gt=0.5, description="How long a worker's registration outlives its last sign of life.")
 

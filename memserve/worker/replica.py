@@ -106,8 +106,7 @@ class WorkerReplica:
         from memserve.worker.service import WorkerService
 
         settings = self._settings
-        # All tenants share the gateway and Redis: on few cores an engine in full work would make everyone's calls late.
-        os.nice(settings.worker_nice)
+        stand_back(settings.worker_nice)
         failures = loop_failures(REGISTRY)
 
         def failed(loop: str) -> None:
@@ -248,6 +247,16 @@ class WorkerReplica:
         if hasattr(self, "_engine"):
             self._engine.shutdown()
             self._events_socket.unlink(missing_ok=True)
+
+
+def stand_back(nice: int) -> None:
+    """Let the gateway and Redis, which all tenants share, go first on the processor: on few cores an engine in full work makes calls late.
+
+    With Linux's autogroups a process's nice counts only within its session; the session, which is Ray's and the workers' own, has one too.
+    """
+    os.nice(nice)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
 
 
 def _reachable(address: str) -> str:

@@ -75,7 +75,10 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
         cold = client.generate(prefix.messages, sampling=ANSWER)
         assert cold.usage.cached.total == 0
         # The engine stands back for the gateway on the processor, and so does whatever it starts.
-        assert {process.nice() for process in marked_processes(tmp_path) if "EngineCore" in process.name()} == {Settings().worker_nice}
+        (engine,) = [process for process in marked_processes(tmp_path) if "EngineCore" in process.name()]
+        assert engine.nice() == Settings().worker_nice
+        autogroup = Path(f"/proc/{engine.pid}/autogroup")
+        assert not autogroup.exists() or autogroup.read_text(encoding="ascii").split()[-1] == str(Settings().worker_nice)
         with redis.Redis(unix_socket_path=str(tmp_path / "cache" / "redis.sock")) as cache:
             eventually(lambda: int(cache.dbsize()) >= 0.98 * (cold.usage.prompt_tokens // CHUNK_TOKENS), timeout_s=20)
     assert list(marked_processes(tmp_path)) == []
