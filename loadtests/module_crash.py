@@ -32,6 +32,7 @@ import redis
 from loadtests.figures import Bar, finish, parser, print_table, told
 from loadtests.module_stack import running_stack, variant
 from loadtests.module_states import MODULES, Operation, Seen, State, after, contradictions, look
+from loadtests.up import is_engine
 from memserve.client import CallFailed, Client
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR
 from memserve.domain import Sampling
@@ -225,7 +226,7 @@ class Run:
                 case "registry":
                     self._kill(self.stack.registry_process.pid if self.stack.registry_process else 0)
                 case _:
-                    self._kill(worker.pid, child="EngineCore" if engine else "")
+                    self._kill(worker.pid, engine=engine)
             failure = calling.exception()
         self.eventually("recovery", lambda: self._recovered(worker.worker_id if victim == WORKER else ""))
         self.figures.recovery_s[victim].append(time.monotonic() - killed_s)
@@ -241,10 +242,10 @@ class Run:
     def _events(self) -> int:
         return int(self.registry.xlen(EVENTS_KEY))
 
-    def _kill(self, pid: int, child: str = "") -> None:
+    def _kill(self, pid: int, *, engine: bool = False) -> None:
         process = psutil.Process(pid)
-        if child:
-            process = next(each for each in process.children(recursive=True) if child in each.name())
+        if engine:
+            process = next(each for each in process.children(recursive=True) if is_engine(each))
         process.kill()
 
     def _recovered(self, gone: str) -> bool:

@@ -29,6 +29,7 @@ import psutil
 from loadtests.figures import Bar, finish, parser, print_table, told
 from loadtests.hostile_modules import INVALID, HostileUpload, expert_files, hostile_uploads
 from loadtests.module_stack import ANSWER, running_stack, variant
+from loadtests.up import is_engine
 from loadtests.version_kv import Ask, ask_versions, engine_cached_tokens
 from memserve.client import CallFailed, Client, call_failed
 from memserve.demo import MODEL_DIR
@@ -81,7 +82,7 @@ class Fleet:
         self._workers = [worker.worker_id for worker in client.status().workers]
         gateway = stack.gateway_process.pid if stack.gateway_process is not None else 0
         workers = [psutil.Process(worker.pid) for worker in client.status().workers]
-        engines = [child for worker in workers for child in worker.children(recursive=True) if "EngineCore" in child.name()]
+        engines = [child for worker in workers for child in worker.children(recursive=True) if is_engine(child)]
         self.processes = [psutil.Process(gateway), *workers, *engines]
 
     def dead(self) -> int:

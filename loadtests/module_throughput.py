@@ -34,6 +34,7 @@ from loadtests.engines import prepare_environment
 from loadtests.figures import Bar, finish, parser, print_table, told
 from loadtests.module_stack import running_stack
 from loadtests.random_model import HIDDEN, write_adapter, write_model
+from loadtests.up import is_engine
 from memserve.client import AsyncClient, CallFailed, Client
 from memserve.config import MIB
 from memserve.demo import facts
@@ -221,7 +222,7 @@ class Served:
 def pin_engine(processes: Iterable[psutil.Process]) -> None:
     """Have the engine among them compute on the last core. Cores differ, and an engine stays on one. Everything else may run on any."""
     for process in processes:
-        if "EngineCore" in " ".join(process.cmdline()):
+        if is_engine(process):
             # Of the main thread, which is the one that computes.
             os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
             return

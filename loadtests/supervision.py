@@ -13,7 +13,6 @@ import itertools
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,12 +25,12 @@ import psutil
 import redis
 
 from loadtests.figures import Bar, finish, parser, print_table, told
-from memserve.client import CallFailed, Client, wait_until_ready
+from loadtests.up import Up, is_engine
+from memserve.client import CallFailed, Client
 from memserve.demo import MODEL_DIR
 from memserve.domain import Sampling
 from memserve.embedded import marked_processes
 from memserve.embedded.readiness import serves_memories
-from memserve.ports import taken_ports
 
 SEED = 9
 WORKERS = 2
@@ -88,33 +87,8 @@ class Outage:
         return needed and overlaps
 
 
-class Up:
-    """A `memserve up` on a directory."""
-
-    def __init__(self, data: Path, model: Path) -> None:
-        self.data = data
-        self._log = data.with_suffix(".log")
-        command = [sys.executable, "-m", "memserve", "up", "--data-dir", str(data), "--model", str(model), "--workers", str(WORKERS)]
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "--port", "0", "--metrics-port", "0"], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-
-    @property
-    def address(self) -> str:
-        """Raises RuntimeError while it has no port."""
-        ports = taken_ports(self.data, self.process.pid)
-        if ports is None:
-            raise RuntimeError(f"memserve up has no port: {self._log.read_text(encoding='utf-8')[-2000:]}")
-        return f"127.0.0.1:{ports['port']}"
-
-    def wait_until_ready(self) -> None:
-        """Raises RuntimeError."""
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while taken_ports(self.data, self.process.pid) is None or not wait_until_ready(self.address, 1.0, workers=WORKERS):
-            if self.process.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(f"memserve up did not start: {self._log.read_text(encoding='utf-8')[-2000:]}")
-            time.sleep(LOOK_S)
+class WatchedUp(Up):
+    """A `memserve up` whose parts are looked at."""
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """Of each part, the oldest first."""
@@ -141,20 +115,14 @@ class Up:
             except redis.RedisError:
                 return False
 
-    def ready_workers(self) -> frozenset[str]:
-        """Their ids."""
-        with Client(self.address, timeout_s=2.0) as client:
-            try:
-                return frozenset(worker.worker_id for worker in client.status(workers_only=True).workers if worker.ready)
-            except CallFailed:
-                return frozenset()
-
 
 def part_of(process: psutil.Process) -> str:
     """The part that a process of memserve is, or "" for one that is none of them."""
     name, command = process.name(), " ".join(process.cmdline())
     by_command = {"registry/redis.conf": REGISTRY, "cache/redis.conf": CACHE, "memserve gateway": GATEWAY, "workers --generation": DRIVER}
-    titles = {"ServeController": CONTROLLER, "ServeReplica": WORKER, "EngineCore": ENGINE}
+    titles = {"ServeController": CONTROLLER, "ServeReplica": WORKER}
+    if is_engine(process):
+        return ENGINE
     if name in ("gcs_server", "raylet"):
         return GCS if name == "gcs_server" else RAYLET
     for text, part in {**by_command, **titles, "memserve workers": FLEET}.items():
@@ -229,7 +197,7 @@ class Trial:
 class Run:
     """Kills parts of one `memserve up` and waits for them."""
 
-    def __init__(self, up: Up) -> None:
+    def __init__(self, up: WatchedUp) -> None:
         self.up = up
         self.trials: list[Trial] = []
 
@@ -314,7 +282,7 @@ def measure(
     """pairs: as of `pairs_of`. Returns the trials, all requests, and the figures of `memserve up` itself killed."""
     # Under another path the demo model comes without its modules.
     (folder / "demo_model").symlink_to(MODEL_DIR)
-    up = Up(folder / "data", folder / "demo_model")
+    up = WatchedUp(folder / "data", folder / "demo_model", WORKERS)
     figures: dict[str, float] = {}
     try:
         up.wait_until_ready()
@@ -336,7 +304,7 @@ def measure(
         if not start_again:
             return run.trials, asking.requests, figures
         started_s = time.monotonic()
-        up = Up(folder / "data", folder / "demo_model")
+        up = WatchedUp(folder / "data", folder / "demo_model", WORKERS)
         up.wait_until_ready()
         figures["started again after, s"] = time.monotonic() - started_s
         with Client(up.address) as client:

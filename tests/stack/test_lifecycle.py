@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from loadtests.up import is_engine
 from memserve.client import Client, wait_until_ready
 from memserve.config import Settings
 from memserve.demo import demo_modules
@@ -75,7 +76,7 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
         cold = client.generate(prefix.messages, sampling=ANSWER)
         assert cold.usage.cached.total == 0
         # The engine stands back for the gateway on the processor, and so does whatever it starts.
-        (engine,) = [process for process in marked_processes(tmp_path) if "EngineCore" in process.name()]
+        (engine,) = [process for process in marked_processes(tmp_path) if is_engine(process)]
         assert engine.nice() == Settings().worker_nice
         autogroup = Path(f"/proc/{engine.pid}/autogroup")
         assert not autogroup.exists() or autogroup.read_text(encoding="ascii").split()[-1] == str(Settings().worker_nice)
