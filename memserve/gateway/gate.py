@@ -34,13 +34,19 @@ Progress = Callable[[int, int], None]
 
 
 class Gate:
-    """Runs probes on the pool's workers. Prompts are made as those of requests are, and answered greedily."""
+    """Runs probes on the pool's workers. Prompts are made as those of requests are, and answered greedily.
 
-    def __init__(self, pool: WorkerPool, tokenizer: ChatTokenizer, tokenizing: FairThreads, max_context_tokens: int) -> None:
+    instruction: the line before recalled passages.
+    """
+
+    def __init__(
+        self, pool: WorkerPool, tokenizer: ChatTokenizer, tokenizing: FairThreads, max_context_tokens: int, instruction: str = ""
+    ) -> None:
         self._pool = pool
         self._tokenizer = tokenizer
         self._tokenizing = tokenizing
         self._max_context_tokens = max_context_tokens
+        self._instruction = instruction
 
     async def run(
         self, tenant: Tenant, version: ModuleVersion, probes: Probes | None, *, worker_id: str = "", progress: Progress
@@ -74,7 +80,8 @@ class Gate:
                 raise InvalidModule(path, f"must not contain the model's control token {token!r}")
         takes_system = self._tokenizer.takes_system
         asked = with_system(probe.system, probe.question, takes_system=takes_system)
-        messages = assemble_messages(asked, [_recalled(text) for text in probe.passages], takes_system=takes_system)
+        passages = [_recalled(text) for text in probe.passages]
+        messages = assemble_messages(asked, passages, takes_system=takes_system, instruction=self._instruction)
         try:
             token_ids = self._tokenizer.encode(messages)
         except InvalidField as error:

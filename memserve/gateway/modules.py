@@ -76,7 +76,8 @@ class Modules:
         self._pipeline = pipeline
         self._memory = pipeline.modules
         self._store = pipeline.modules.store
-        self._gate = Gate(pipeline.pool, pipeline.tokenizer, pipeline.tokenizing, pipeline.model.max_context_tokens)
+        instruction = pipeline.settings.recall_instruction
+        self._gate = Gate(pipeline.pool, pipeline.tokenizer, pipeline.tokenizing, pipeline.model.max_context_tokens, instruction)
 
     async def moves_logits(self, tenant: str, kind: ModuleKind, digest: str) -> bool | None:
         """Whether the module changes the canary prompts' logits on a worker; None where none can say.

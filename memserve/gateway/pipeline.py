@@ -265,7 +265,7 @@ class Pipeline:
     async def _prompt(self, request: GenerationRequest, recalled: Recalled, tenant: str) -> tuple[Recalled, Prompt]:
         """Returns the passages that fit, and the prompt with them."""
         room = Room(self.model.max_context_tokens, request.sampling.max_tokens, self.settings.default_max_tokens)
-        work = partial(fit_prompt, self.tokenizer, request.messages, recalled.passages, room)
+        work = partial(fit_prompt, self.tokenizer, request.messages, recalled.passages, room, self.settings.recall_instruction)
         prompt = await self.tokenizing.run(tenant, work)
         outcome = RecallOutcome.EMPTY if recalled.passages and not prompt.passages else recalled.outcome
         return Recalled(outcome, prompt.passages), prompt

@@ -49,13 +49,15 @@ def check_bytes(field: str, messages: Sequence[Message], max_bytes: int) -> None
         raise InvalidField(field, f"hold {size} bytes together; no more than {max_bytes} can fit into the model's context")
 
 
-def fit_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], passages: Sequence[ScoredMemory], room: Room) -> Prompt:
-    """The prompt with as many passages as fit; the worst go first.
+def fit_prompt(
+    tokenizer: ChatTokenizer, messages: Sequence[Message], passages: Sequence[ScoredMemory], room: Room, instruction: str = ""
+) -> Prompt:
+    """The prompt with as many passages as fit, behind the instruction; the worst go first.
 
     It is encoded once where all fit, else as a rule once more, and four times at most, however many passages must go.
     Raises InvalidField when it does not fit without any, or the model's template refuses the messages.
     """
-    assembled = partial(assemble_messages, messages, takes_system=tokenizer.takes_system)
+    assembled = partial(assemble_messages, messages, takes_system=tokenizer.takes_system, instruction=instruction)
     # What cannot fit by its bytes is not encoded to find out.
     most_bytes = prompt_max_bytes(tokenizer, room.context_tokens)
     over_bytes = sum(len(message.content.encode()) for message in assembled(passages)) - most_bytes

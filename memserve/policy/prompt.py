@@ -12,14 +12,17 @@ def order_passages(found: Sequence[ScoredMemory]) -> list[ScoredMemory]:
     return sorted(found, key=lambda hit: (hit.memory.created_s, hit.memory.memory_id))
 
 
-def assemble_messages(messages: Sequence[Message], passages: Sequence[ScoredMemory], *, takes_system: bool = True) -> list[Message]:
+def assemble_messages(
+    messages: Sequence[Message], passages: Sequence[ScoredMemory], *, takes_system: bool = True, instruction: str = ""
+) -> list[Message]:
     """Put the passages, numbered from 1, one a line, behind the leading system message (or into a new one).
 
+    instruction: a line before the passages, which tells the model what to do with them; "" for none.
     takes_system: whether the model's template takes a system message. Where it does not, they stand before the first question.
     """
     if not passages:
         return list(messages)
-    lines = [passage_line(number, hit) for number, hit in enumerate(passages, start=1)]
+    lines = [*([instruction] if instruction else []), *(passage_line(number, hit) for number, hit in enumerate(passages, start=1))]
     rest = list(messages)
     if not takes_system:
         return _before_question("\n".join(lines), rest)

@@ -38,11 +38,12 @@ async def test_passages_stand_before_the_first_question(gateway: RunningGateway)
     await gateway.client.remember("notes", FACT)
     answer = await gateway.client.generate(QUESTION, namespaces=["notes"], sampling=GREEDY)
     assert answer.route.recall_outcome is RecallOutcome.FOUND
-    asked = [Message(Role.USER, f"[1] {FACT}\n\n{QUESTION}")]
+    passages = f"{gateway.pipeline.settings.recall_instruction}\n[1] {FACT}"
+    asked = [Message(Role.USER, f"{passages}\n\n{QUESTION}")]
     assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(asked)
     talk = [Message(Role.USER, "Hello."), Message(Role.ASSISTANT, "Hello!"), Message(Role.USER, QUESTION)]
     await gateway.client.generate(talk, namespaces=["notes"], sampling=GREEDY)
-    asked = [Message(Role.USER, f"[1] {FACT}\n\nHello."), *talk[1:]]
+    asked = [Message(Role.USER, f"{passages}\n\nHello."), *talk[1:]]
     assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(asked)
 
 

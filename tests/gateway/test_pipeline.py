@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from memserve.client import AsyncClient, CallFailed
+from memserve.config import Settings
 from memserve.domain import Message, ModuleKind, ModulePlace, RecallOutcome, Role, Route, Sampling, Slo, TextDelta, Usage
 from memserve.kv.keys import block_keys, redis_key
 from tests.gateway.conftest import StartGateway
@@ -391,7 +392,7 @@ async def test_recalled_passages_are_in_the_prompt_and_in_the_receipt(start_gate
     assert answer.route.recall_outcome is RecallOutcome.FOUND
     assert [hit.memory for hit in answer.route.passages] == [first, second], "in order of creation, not of score"
     prompt = [
-        Message(Role.SYSTEM, "[1] The code of Alder is 7731.\n[2] The code of Birch is 1902."),
+        Message(Role.SYSTEM, f"{Settings().recall_instruction}\n[1] The code of Alder is 7731.\n[2] The code of Birch is 1902."),
         Message(Role.USER, "What is the code of Birch?"),
     ]
     assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(prompt)

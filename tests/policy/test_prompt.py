@@ -75,3 +75,11 @@ def test_a_longer_conversation_begins_as_the_shorter_one(talk: list[Message], la
     short, long = assemble_messages(talk, found), assemble_messages([*talk, *later], found)
     assert long[: len(short)] == short
     assert talk == talk[:]
+
+
+def test_an_instruction_stands_between_the_system_text_and_the_passages() -> None:
+    assembled = assemble_messages([SYSTEM, QUESTION], [hit("one")], instruction="Use these.")
+    assert assembled == [Message(Role.SYSTEM, f"{SYSTEM.content}\nUse these.\n[1] one"), QUESTION]
+    assert assemble_messages([QUESTION], [], instruction="Use these.") == [QUESTION], "nothing to use"
+    (asked,) = assemble_messages([QUESTION], [hit("one")], takes_system=False, instruction="Use these.")
+    assert asked.content == f"Use these.\n[1] one\n\n{QUESTION.content}"
