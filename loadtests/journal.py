@@ -22,7 +22,7 @@ from pathlib import Path
 from loadtests.figures import Bar, finish, parser, print_table, told
 from memserve.domain import Memory
 from memserve.embedded.redis_server import redis_executable
-from memserve.memory.embedding import EMBEDDING_DIM, MiniLmEmbedder
+from memserve.memory.embedding import BertEmbedder
 from memserve.memory.vector import VectorMemory
 from memserve.memory.vector_milvus import MilvusMemories, memory_key, tenant_key
 
@@ -40,11 +40,11 @@ Search = Callable[[str], Awaitable[object]]
 class Direct:
     """As 0.1.0 wrote."""
 
-    def __init__(self, path: Path, embedder: MiniLmEmbedder) -> None:
+    def __init__(self, path: Path, embedder: BertEmbedder) -> None:
         self._embedder = embedder
         self._embedding = ThreadPoolExecutor(1)
         self._thread = ThreadPoolExecutor(1)
-        self._store = MilvusMemories(str(path), "", dim=EMBEDDING_DIM, timeout_s=TIMEOUT_S)
+        self._store = MilvusMemories(str(path), "", embedder.vectors, timeout_s=TIMEOUT_S)
         self._rows = 0
 
     async def remember(self, text: str) -> None:
@@ -111,7 +111,7 @@ async def measure(folder: Path, rounds: int, seconds: float) -> list[tuple[float
     server = await asyncio.create_subprocess_exec(
         redis_executable(), *options, "--appendfsync", "always", stdout=asyncio.subprocess.DEVNULL
     )
-    embedder = MiniLmEmbedder()
+    embedder = BertEmbedder()
     while not socket.exists():
         await asyncio.sleep(0.05)
     journaled = await VectorMemory.open(str(folder / "journaled.db"), embedder, f"unix://{socket}")

@@ -321,6 +321,16 @@ class VectorStoreDamaged(MemserveError):
         super().__init__(f"the vector store is damaged ({detail}); `memserve restore` brings back a backup")
 
 
+class EmbedderChanged(MemserveError):
+    """The memories that are kept were embedded by another model."""
+
+    def __init__(self, before: str, now: str) -> None:
+        super().__init__(
+            f"the memories here were embedded by {before}, and {now} would not find them: keep the setting embedder as it was, or start "
+            "with another data directory (and another registry) and remember them there"
+        )
+
+
 class BackupExists(MemserveError):
     """There is a backup of this name."""
 

@@ -13,7 +13,7 @@ from memserve.embedded.restore import restore
 from memserve.errors import BackupDamaged, BackupExists, BackupNotPossible, InvalidField, MemoryNotFound, StartupError
 from memserve.gateway.backups import Backups
 from memserve.memory.backup_files import MANIFEST
-from memserve.memory.embedding import MiniLmEmbedder
+from memserve.memory.embedding import BertEmbedder
 from memserve.memory.vector import VectorMemory
 from tests.kv.redis_server import RedisServer
 
@@ -29,7 +29,7 @@ class DataDirectory:
         self.registry = RedisServer(folder / "registry")
         self.registry.start_durably()
 
-    async def open(self, embedder: MiniLmEmbedder) -> VectorMemory:
+    async def open(self, embedder: BertEmbedder) -> VectorMemory:
         return await VectorMemory.open(str(self.folder / "milvus.db"), embedder, self.registry.url, flush_rows=32, flush_quiet_s=0.05)
 
     def backups(self, memory: VectorMemory) -> Backups:
@@ -45,12 +45,12 @@ async def back_up(backups: Backups, name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def embedder() -> MiniLmEmbedder:
-    return MiniLmEmbedder()
+def embedder() -> BertEmbedder:
+    return BertEmbedder()
 
 
 @pytest.mark.asyncio
-async def test_a_backup_that_is_made_while_writes_go_on_restores_one_moment(tmp_path: Path, embedder: MiniLmEmbedder) -> None:
+async def test_a_backup_that_is_made_while_writes_go_on_restores_one_moment(tmp_path: Path, embedder: BertEmbedder) -> None:
     source = DataDirectory(tmp_path / "source")
     (source.folder / "modules" / "abc").mkdir(parents=True)
     (source.folder / "modules" / "abc" / "weights").write_bytes(b"w" * 1000)
@@ -109,7 +109,7 @@ async def test_a_backup_that_is_made_while_writes_go_on_restores_one_moment(tmp_
 
 
 @pytest.mark.asyncio
-async def test_what_is_no_backup_is_not_restored(tmp_path: Path, embedder: MiniLmEmbedder) -> None:
+async def test_what_is_no_backup_is_not_restored(tmp_path: Path, embedder: BertEmbedder) -> None:
     source = DataDirectory(tmp_path / "source")
     memory = await source.open(embedder)
     await remember(memory, 1)
@@ -150,7 +150,7 @@ async def test_what_is_no_backup_is_not_restored(tmp_path: Path, embedder: MiniL
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "A", "x" * 65, "a\n"])
-async def test_no_name_of_a_backup_is_a_path(tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer, name: str) -> None:
+async def test_no_name_of_a_backup_is_a_path(tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer, name: str) -> None:
     memory = await VectorMemory.open(str(tmp_path / "milvus.db"), embedder, redis_server.url)
     backups = Backups(load_settings({}, data_dir=str(tmp_path), redis_url=redis_server.url), memory)
     with pytest.raises(InvalidField):

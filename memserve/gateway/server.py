@@ -17,7 +17,7 @@ from grpc_health.v1 import health
 from memserve import credentials
 from memserve.config import Settings
 from memserve.disk import DATA_DISK, DiskWatch
-from memserve.errors import MemserveError, StartupError, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable
+from memserve.errors import EmbedderChanged, MemserveError, StartupError, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable
 from memserve.gateway.access import Access, Inflight, KeyFile, load_access
 from memserve.gateway.canary import LOOK_S as CANARY_LOOK_S
 from memserve.gateway.canary import CanaryWatch
@@ -34,7 +34,7 @@ from memserve.kv.lookup import PrefixLookup
 from memserve.kv.server_check import check_cache_servers
 from memserve.memory.activation import ActivationMemory
 from memserve.memory.blobs import BlobStore, sweep
-from memserve.memory.embedding import MiniLmEmbedder
+from memserve.memory.embedding import BertEmbedder, configured_embedder
 from memserve.memory.journal import Quotas as MemoryQuotas
 from memserve.memory.module_kinds import BaseModel
 from memserve.memory.module_store import ModuleStore
@@ -95,7 +95,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     run_folder.mkdir(mode=0o700, exist_ok=True)
     tokenizer = await on_own_thread(partial(ChatTokenizer, model, run_folder))
     metrics = GatewayMetrics()
-    embedder = await on_own_thread(MiniLmEmbedder)
+    embedder = await on_own_thread(lambda: BertEmbedder(configured_embedder(settings)))
     disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
         registry = Registry(settings.redis)
@@ -103,7 +103,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         try:
             kept = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
             vector = await VectorMemory.open(settings.vector_uri, embedder, settings.redis, quotas=kept, may_flush=disk.has_room)
-        except (VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
+        except (EmbedderChanged, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
             raise StartupError(str(error)) from error
         stack.push_async_callback(vector.close)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)

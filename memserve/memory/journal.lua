@@ -3,7 +3,8 @@
 --
 --   pending     hash by memory key: "<sequence> <seconds since the epoch> <body>", the latest write of that memory
 --   state       hash: sequence (the last one given), dropped (the highest sequence that was dropped), bytes (of pending),
---               memories (of all counts), counted (1 once the counts are those of the rows in Milvus)
+--               memories (of all counts), counted (1 once the counts are those of the rows in Milvus), embedder and embedder_name (of
+--               the model that made the vectors; absent: the bundled one)
 --   tenants     set of the tenants (as digests) that have namespaces
 --   counts      hash by namespace of one tenant: its memories
 --
@@ -73,6 +74,16 @@ function scripts.drop(settled_s, ...)
     redis.call('HSET', state, 'dropped', string.format('%d', highest))
   end
   return young
+end
+
+-- From now on this model embeds. Answers the name of the one that did, when something is kept that it embedded; else ''.
+function scripts.embedded_by(embedder, name, default)
+  local before = redis.call('HGET', state, 'embedder') or ''
+  if before ~= embedder and (number('memories') > 0 or redis.call('HLEN', pending) > 0) then
+    return redis.call('HGET', state, 'embedder_name') or default
+  end
+  redis.call('HSET', state, 'embedder', embedder, 'embedder_name', name)
+  return ''
 end
 
 -- Take the counts over from a store that was written before there was a journal. Triples of tenant, namespace, memories. Only the first

@@ -89,6 +89,14 @@ class Journal:
     async def close(self) -> None:
         await close_client(self._redis)
 
+    async def embedded_before(self, embedder: str, name: str, default: str) -> str:
+        """Say that memories are embedded by `embedder` from now on. "": they are.
+
+        Otherwise memories are kept that another model has embedded, nothing is changed, and its name is returned.
+        default: the name of the model that "" stands for.
+        """
+        return _text(await self._run([PENDING, STATE], "embedded_by", embedder, name, default))
+
     async def syncs_every_write(self) -> bool | None:
         """Whether what is acknowledged is on disk. None: this Redis does not say."""
         async with answering(TIMEOUT_S):

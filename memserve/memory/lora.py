@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ _TENSOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<side>[AB])\.wei
 _LAYER = re.compile(r"(?P<layer>\.(?:layers|h)\.\d+\..+?)\.lora_(?P<side>[AB])(?:\.default)?(?:\.weight)?$")
 # vLLM drops, or cannot place, what is adapted outside the blocks of the language model: embeddings and a tied head, a vision tower, the
 # layers of multi-token prediction.
-_IN_BLOCK = re.compile(r"(?:(?:model|language_model|transformer|decoder|backbone)\.)*(?:layers|h)\.\d+\..+")
+_IN_BLOCK = re.compile(r"(?:(?:model|language_model|transformer|gpt_neox|decoder|backbone)\.)*(?:layers|h)\.\d+\..+")
 
 
 def check_lora(folder: Path, base: BaseModel) -> CheckedModule:
@@ -110,7 +111,7 @@ def check_lora(folder: Path, base: BaseModel) -> CheckedModule:
         }
     )
     digest = hashlib.sha256(canonical + tensors.content_digest()).hexdigest()
-    return CheckedModule(digest, ModuleKind.LORA, rank, tuple(targets), figures, {CONFIG_FILE: canonical})
+    return CheckedModule(digest, ModuleKind.LORA, rank, tuple(targets), figures, {CONFIG_FILE: canonical}, _missing(config, base, paths))
 
 
 def _check_config(config: dict[str, Any], max_rank: int) -> int:
@@ -170,6 +171,24 @@ def _check_tensors(tensors: TensorFile, base: BaseModel, rank: int) -> list[str]
     if not any({(path, "A"), (path, "B")} <= nonzero for path in sides):
         raise InvalidModule(WEIGHTS_FILE, "lora_A or lora_B is zero in every layer: the module would change nothing")
     return sorted(sides)
+
+
+def _missing(config: dict[str, Any], base: BaseModel, paths: Sequence[str]) -> str:
+    """A warning where the file adapts some only of the layers that the configuration names: training, saving or copying may have lost them.
+
+    peft takes such a file too, with a warning, and leaves the other layers as they are. "" for none.
+    """
+    named = config.get("target_modules")
+    if not isinstance(named, list) or any(config.get(field) for field in ("layers_to_transform", "exclude_modules")):
+        return ""
+    linear = (name.removesuffix(".weight") for name, shape in base.shapes.items() if name.endswith(".weight") and len(shape) == 2)
+    meant = {path for path in linear if _IN_BLOCK.fullmatch(path) and any(path == name or path.endswith(f".{name}") for name in named)}
+    left_out = sorted(meant - set(paths))
+    if not left_out:
+        return ""
+    return (
+        f"adapts {len(meant) - len(left_out)} of the {len(meant)} layers that target_modules names; {left_out[0]} is not in {WEIGHTS_FILE}"
+    )
 
 
 def _name(path: str, side: str) -> str:

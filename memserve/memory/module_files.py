@@ -47,6 +47,7 @@ class CheckedModule:
 
     digest: sha256 over the canonical content, hex. rank, target_modules: of a LoRA; 0 and empty for other kinds.
     rewritten: file name to the canonical bytes that are kept instead of what was uploaded.
+    warning: what is odd and no fault; "" for nothing.
     """
 
     digest: str
@@ -55,6 +56,7 @@ class CheckedModule:
     target_modules: tuple[str, ...]
     figures: WeightFigures
     rewritten: dict[str, bytes]
+    warning: str = ""
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

@@ -181,6 +181,7 @@ class ParametricMemory:
             notes=publication.notes,
             figures=checked.figures,
             probes_digest=probes.digest if probes is not None else "",
+            warning=checked.warning,
         )
         deadline_s = time.monotonic() + CONDEMNED_PATIENCE_S
         while True:

@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import time
+import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from memserve.domain import Memory, ScoredMemory
 from memserve.errors import (
+    EmbedderChanged,
     InvalidField,
     MemoryConflict,
     MemoryNotFound,
@@ -26,7 +28,7 @@ from memserve.errors import (
     RegistryUnavailable,
     VectorStoreUnavailable,
 )
-from memserve.memory.embedding import MiniLmEmbedder
+from memserve.memory.embedding import BUNDLED, BertEmbedder
 from memserve.memory.journal import Journal, Look, Quotas, Write, delete, put
 from memserve.memory.settling import FlushNotVerified, Settling
 from memserve.memory.vector_index import MILVUS_ERRORS, VectorIndex
@@ -75,7 +77,7 @@ class VectorMemory:
     safe.
     """
 
-    def __init__(self, index: VectorIndex, journal: Journal, settling: Settling, embedder: MiniLmEmbedder) -> None:
+    def __init__(self, index: VectorIndex, journal: Journal, settling: Settling, embedder: BertEmbedder) -> None:
         """For `open`."""
         self.settling = settling
         self._index = index
@@ -94,7 +96,7 @@ class VectorMemory:
     async def open(
         cls,
         uri: str,
-        embedder: MiniLmEmbedder,
+        embedder: BertEmbedder,
         registry_url: str,
         *,
         token: str = "",
@@ -110,11 +112,12 @@ class VectorMemory:
         registry_url: the Redis that has the journal. call_timeout_s: bound on any call but a search.
         may_flush: False while the disk is too full for a flush. quotas: of each tenant; None for the defaults.
         A remote Milvus or a registry that is down does not stop this: calls fail until it is up. A local store raises VectorStoreHeld,
-        VectorStoreDamaged or VectorStoreUnavailable when it cannot be opened. A path with another ending raises InvalidField.
+        VectorStoreDamaged or VectorStoreUnavailable when it cannot be opened. Raises EmbedderChanged when there are memories that another
+        model has embedded: no search would find them. A path with another ending raises InvalidField.
         """
         if is_local_uri(uri) and not uri.endswith(".db"):
             raise InvalidField("milvus uri", "must be a path that ends in .db (Milvus Lite) or http(s)://host:port")
-        index = VectorIndex(uri, token=token, call_timeout_s=call_timeout_s)
+        index = VectorIndex(uri, embedder.vectors, token=token, call_timeout_s=call_timeout_s)
         journal = Journal(registry_url, quotas or Quotas())
         settling = Settling(journal, index, flush_rows=flush_rows, flush_quiet_s=flush_quiet_s, may_flush=may_flush)
         memory = cls(index, journal, settling, embedder)
@@ -158,6 +161,7 @@ class VectorMemory:
     ) -> Memory:
         """Store a memory; its namespace comes into being with the first. On return it is durable: it is in the journal, on disk.
 
+        Texts are kept in NFC, so that an accent typed in one piece or in two is the same memory.
         text: at most 8 KiB of UTF-8. source: at most 512 bytes. keywords: at most 16 of 64 bytes; BM25 finds them like words of the text.
         memory_id: the idempotency key. None takes `content_id`, so that the same content remembered twice is one memory.
         now_s: seconds since the epoch, kept as `created_s`.
@@ -166,6 +170,7 @@ class VectorMemory:
         JournalFull.
         """
         check_namespace("namespace", namespace)
+        text, source, keywords = _composed(text), _composed(source), [_composed(keyword) for keyword in keywords]
         _check_text("text", text, TEXT_MAX_BYTES)
         _check_bytes("source", source, SOURCE_MAX_BYTES)
         if len(keywords) > KEYWORDS_MAX:
@@ -178,12 +183,12 @@ class VectorMemory:
         memory = Memory(memory_id, namespace, text, source, tuple(keywords), now_s)
 
         async def store() -> Memory:
-            write = put(tenant, memory, await self._embed(tenant, text))
+            write = put(tenant, memory, await self._embed(tenant, text, query=False))
             while True:
                 look = await self._journal.look(write.key, tenant, namespace)
                 known = await self._known(tenant, write.key, look)
                 if known is not None:
-                    if (known.text, known.source, known.keywords) != (memory.text, memory.source, memory.keywords):
+                    if content_of(known) != content_of(memory):
                         raise MemoryConflict(memory.memory_id)
                     return known
                 if await self._journaled(tenant, write, look, 1):
@@ -246,6 +251,7 @@ class VectorMemory:
             raise InvalidField("namespaces", f"must be 1 to {NAMESPACES_MAX}")
         for namespace in scope:
             check_namespace("namespaces", namespace)
+        query = _composed(query)
         _check_text("query", query, QUERY_MAX_BYTES)
         if not 1 <= limit <= LIMIT_MAX:
             raise InvalidField("limit", f"must be 1 to {LIMIT_MAX}")
@@ -257,7 +263,7 @@ class VectorMemory:
             return max(0.001, deadline_s - time.monotonic())
 
         async def both_halves() -> tuple[list[ScoredRow], list[ScoredRow]]:
-            vector = await self._embed(tenant, query)
+            vector = await self._embed(tenant, query, query=True)
             await self._require_namespaces(tenant, scope)
 
             def nearest(store: MilvusMemories) -> list[ScoredRow]:
@@ -287,6 +293,11 @@ class VectorMemory:
 
         dense, bm25 = await self._within(timeout_s, both_halves)
         return fuse(dense, bm25, limit)
+
+    @property
+    def embedder(self) -> str:
+        """The name of the model that embeds."""
+        return self._embedder.name
 
     async def counts(self, tenant: str) -> dict[str, int]:
         """The tenant's namespaces by name, each with its memories; also those whose memories are all forgotten."""
@@ -330,6 +341,9 @@ class VectorMemory:
 
     async def _begin(self) -> None:
         """Open the index and replay the journal. A local store must come up; what else fails is tried again in the background."""
+        with contextlib.suppress(RegistryUnavailable):  # which is said below
+            if before := await self._journal.embedded_before(self._embedder.vectors.embedder, self._embedder.name, BUNDLED):
+                raise EmbedderChanged(before, self._embedder.name)
         try:
             # Not bounded in time: recovery reads all that a killed process left.
             await self._index.reopen(lambda: None)
@@ -425,13 +439,22 @@ class VectorMemory:
         if self._closed:
             raise VectorStoreUnavailable("it is closed")
 
-    async def _embed(self, tenant: str, text: str) -> npt.NDArray[np.float32]:
+    async def _embed(self, tenant: str, text: str, *, query: bool) -> npt.NDArray[np.float32]:
         self._require_open()
         try:
-            return await self._embedding_threads.run(tenant, lambda: self._embedder.embed([text])[0])
+            return await self._embedding_threads.run(tenant, lambda: self._embedder.embed([text], query=query)[0])
         except RuntimeError:
             self._require_open()
             raise
+
+
+def content_of(memory: Memory) -> tuple[str, ...]:
+    """What is compared when a memory comes again. An older store has texts as they came."""
+    return tuple(_composed(text) for text in (memory.text, memory.source, *memory.keywords))
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def content_id(text: str, source: str, keywords: Sequence[str]) -> str:

@@ -11,8 +11,7 @@ import grpc
 from pymilvus.exceptions import MilvusException
 
 from memserve.errors import VectorStoreUnavailable
-from memserve.memory.embedding import EMBEDDING_DIM
-from memserve.memory.vector_milvus import MilvusMemories, is_local_uri
+from memserve.memory.vector_milvus import MilvusMemories, Vectors, is_local_uri
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
 # What a call to Milvus fails with.
@@ -30,11 +29,12 @@ class VectorIndex:
     and several for reads. Tenants take turns at them.
     """
 
-    def __init__(self, uri: str, *, token: str, call_timeout_s: float) -> None:
+    def __init__(self, uri: str, vectors: Vectors, *, token: str, call_timeout_s: float) -> None:
         self.is_local = is_local_uri(uri)
         self.call_timeout_s = call_timeout_s
         self.last_call_s = 0.0
         self._uri = uri
+        self._vectors = vectors
         self._token = token
         self._write_thread = FairThreads("vector-store", 1)
         self._read_threads = self._write_thread if self.is_local else FairThreads("vector-store-read", 4, share=leave_one)
@@ -98,7 +98,7 @@ class VectorIndex:
                 store, self._store = self._store, None
                 store.close(clean=False)
             if self._store is None:
-                self._store = MilvusMemories(self._uri, self._token, dim=EMBEDDING_DIM, timeout_s=self.call_timeout_s)
+                self._store = MilvusMemories(self._uri, self._token, self._vectors, timeout_s=self.call_timeout_s)
             elif self._must_prepare or reopen:
                 self._store.prepare(timeout_s=self.call_timeout_s)
             self._must_prepare = False

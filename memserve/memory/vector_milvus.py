@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,14 @@ _WORDS_MAX = 8192 + 16 * 65
 _ANALYZER = {"tokenizer": "standard", "filter": ["lowercase", {"type": "stop", "stop_words": STOP_WORDS}]}
 
 
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What the rows' vectors are. embedder: names the model that made them; "" for the bundled one."""
+
+    dim: int
+    embedder: str = ""
+
+
 class MilvusMemories:
     """Memories in Milvus, one partition key per tenant. An index of what `journal.py` and it hold together.
 
@@ -45,13 +54,14 @@ class MilvusMemories:
     Filters hold only digests and namespace names, and the caller must have checked those names against `[a-z0-9][a-z0-9._-]*`.
     """
 
-    def __init__(self, uri: str, token: str, *, dim: int, timeout_s: float) -> None:
+    def __init__(self, uri: str, token: str, vectors: Vectors, *, timeout_s: float) -> None:
         """Connect and `prepare`. uri: a path that ends in `.db` (Milvus Lite, a folder), else `http(s)://host:port`.
 
         Raises VectorStoreHeld and VectorStoreDamaged of a local store.
         """
         self.is_local = is_local_uri(uri)
-        self._dim = dim
+        self._dim = vectors.dim
+        self._name = MEMORIES + (f"_{vectors.embedder}" if vectors.embedder else "")
         self._lite: MilvusLiteStore | None = None
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it prints a copy of every exception, stack trace included
         if self.is_local:
@@ -69,19 +79,19 @@ class MilvusMemories:
 
     def prepare(self, *, timeout_s: float) -> None:
         """Create what is missing of the collection and its indexes, and have Milvus load it. Repeating it is cheap."""
-        if not self._client.has_collection(MEMORIES, timeout=timeout_s):
+        if not self._client.has_collection(self._name, timeout=timeout_s):
             # Strong: what one gateway acknowledged, stored or forgotten, every gateway sees.
             self._client.create_collection(
-                MEMORIES, schema=_memories_schema(self._dim), consistency_level="Strong", num_partitions=_PARTITIONS, timeout=timeout_s
+                self._name, schema=_memories_schema(self._dim), consistency_level="Strong", num_partitions=_PARTITIONS, timeout=timeout_s
             )
         # FLAT is exact, and a filter costs it no recall, however small a tenant's share; a graph index loses hits there.
         for field, index_type, metric in (("dense", "FLAT", "COSINE"), ("sparse", "SPARSE_INVERTED_INDEX", "BM25")):
-            if not self._client.list_indexes(MEMORIES, field_name=field):
+            if not self._client.list_indexes(self._name, field_name=field):
                 index = MilvusClient.prepare_index_params()
                 index.add_index(field, index_type=index_type, metric_type=metric)
                 # Loading waits for the index; the client's own wait sleeps half a second even when it is there.
-                self._client.create_index(MEMORIES, index, sync=False, timeout=timeout_s)
-        self._client.load_collection(MEMORIES, timeout=timeout_s)
+                self._client.create_index(self._name, index, sync=False, timeout=timeout_s)
+        self._client.load_collection(self._name, timeout=timeout_s)
 
     def get(self, key: str, *, timeout_s: float) -> Memory | None:
         """key: as `memory_key` makes it."""
@@ -90,14 +100,14 @@ class MilvusMemories:
     def get_many(self, keys: Sequence[str], *, timeout_s: float) -> dict[str, Memory]:
         """Those of at most a thousand keys that are there."""
         rows = self._client.query(
-            MEMORIES, filter=f"pk in {json.dumps(list(keys))}", output_fields=["pk", *_MEMORY_FIELDS], timeout=timeout_s
+            self._name, filter=f"pk in {json.dumps(list(keys))}", output_fields=["pk", *_MEMORY_FIELDS], timeout=timeout_s
         )
         return {row["pk"]: _memory(row) for row in rows}
 
     def put(self, rows: Sequence[tuple[str, str, Memory, npt.NDArray[np.float32]]], *, timeout_s: float) -> None:
         """Store memories: of each its key, its tenant's key, itself and its vector. An old one of the same key is replaced."""
         self._client.upsert(
-            MEMORIES,
+            self._name,
             [
                 {
                     "pk": key,
@@ -118,7 +128,7 @@ class MilvusMemories:
 
     def delete(self, keys: Sequence[str], *, timeout_s: float) -> None:
         """Those that are not there are passed over."""
-        self._client.delete(MEMORIES, ids=list(keys), timeout=timeout_s)
+        self._client.delete(self._name, ids=list(keys), timeout=timeout_s)
 
     def search_dense(
         self, tenant: str, namespaces: Sequence[str], vector: npt.NDArray[np.float32], limit: int, *, timeout_s: float
@@ -139,13 +149,13 @@ class MilvusMemories:
 
     def row_count(self, *, timeout_s: float) -> int:
         """Memories of all tenants."""
-        rows = self._client.query(MEMORIES, filter="", output_fields=["count(*)"], timeout=timeout_s)
+        rows = self._client.query(self._name, filter="", output_fields=["count(*)"], timeout=timeout_s)
         return int(rows[0]["count(*)"])
 
     def counts(self, *, timeout_s: float) -> dict[tuple[str, str], int]:
         """Memories by tenant key and namespace, counted one by one: slow. Namespaces of an older layout count, empty ones too."""
         counts: Counter[tuple[str, str]] = Counter()
-        for collection, worth in ((OLD_NAMESPACES, 0), (MEMORIES, 1)):
+        for collection, worth in ((OLD_NAMESPACES, 0), (self._name, 1)):
             if not self._client.has_collection(collection, timeout=timeout_s):
                 continue
             if collection == OLD_NAMESPACES:
@@ -164,7 +174,7 @@ class MilvusMemories:
 
         That this returns is no proof: `get_many` tells whether the rows are there.
         """
-        self._client.flush(MEMORIES, timeout=timeout_s)
+        self._client.flush(self._name, timeout=timeout_s)
         if self._lite is not None:
             self._lite.sync()
 
@@ -189,7 +199,7 @@ class MilvusMemories:
         self, tenant: str, namespaces: Sequence[str], field: str, metric: str, queries: Sequence[object], limit: int, timeout_s: float
     ) -> list[list[ScoredRow]]:
         answers: list[list[dict[str, Any]]] = self._client.search(
-            MEMORIES,
+            self._name,
             data=queries,
             anns_field=field,
             search_params={"metric_type": metric},

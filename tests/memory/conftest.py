@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from memserve.memory.embedding import MiniLmEmbedder
+from memserve.memory.embedding import BertEmbedder
 from memserve.memory.vector import VectorMemory
 from tests.kv.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")
-def embedder() -> MiniLmEmbedder:
-    return MiniLmEmbedder()
+def embedder() -> BertEmbedder:
+    return BertEmbedder()
 
 
 @pytest_asyncio.fixture
-async def vector(tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer) -> AsyncIterator[VectorMemory]:
+async def vector(tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer) -> AsyncIterator[VectorMemory]:
     memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url)
     yield memory
     await memory.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,24 @@ def test_the_digest_of_given_content_never_changes(tmp_path: Path) -> None:
     tensors = {name: np.arange(tensor.size, dtype=np.float32).reshape(tensor.shape) for name, tensor in lora_tensors(SHAPES).items()}
     found = checked(tmp_path, {CONFIG_FILE: lora_config(), WEIGHTS_FILE: save(tensors)})
     assert found.digest == "5f20c818f8f891d77a73f94122e4434293123a0c480120104721def9da76a72f"
+
+
+@pytest.mark.parametrize(
+    ("config", "warning"),
+    [
+        ({}, "adapts 1 of the 2 layers that target_modules names; model.layers.1.self_attn.q_proj is not in adapter_model.safetensors"),
+        ({"target_modules": ["q_proj", "up_proj"]}, "adapts 1 of the 3 layers that target_modules names"),
+        ({"target_modules": [LAYER]}, ""),
+        ({"layers_to_transform": [0]}, ""),
+        ({"target_modules": "all-linear"}, ""),
+    ],
+)
+def test_a_file_with_some_only_of_its_targets_warns(tmp_path: Path, config: dict[str, Any], warning: str) -> None:
+    shapes = {**SHAPES, "model.layers.1.self_attn.q_proj.weight": (256, 128), "model.layers.1.mlp.up_proj.weight": (256, 128)}
+    files = {**lora_files(SHAPES), CONFIG_FILE: lora_config(**config)}
+    found = check_lora(write_files(tmp_path, files), BaseModel(shapes, vocab_size=512, max_rank=16))
+    assert found.warning.startswith(warning)
+    assert bool(found.warning) == bool(warning)
 
 
 @pytest.mark.parametrize("name", ["harbour", "observatory"])

@@ -11,7 +11,7 @@ import pytest
 
 from memserve.domain import Memory
 from memserve.errors import MemoryNotFound, NamespaceNotFound, RegistryUnavailable, VectorStoreDamaged
-from memserve.memory.embedding import MiniLmEmbedder
+from memserve.memory.embedding import BertEmbedder
 from memserve.memory.journal import PENDING
 from memserve.memory.vector import VectorMemory
 from memserve.memory.vector_milvus import MEMORIES
@@ -20,7 +20,7 @@ from tests.kv.redis_server import RedisServer
 TENANT = "acme"
 
 
-async def open_memory(path: Path, embedder: MiniLmEmbedder, server: RedisServer, quiet_s: float = 0.05) -> VectorMemory:
+async def open_memory(path: Path, embedder: BertEmbedder, server: RedisServer, quiet_s: float = 0.05) -> VectorMemory:
     return await VectorMemory.open(str(path / "memories.db"), embedder, server.url, flush_quiet_s=quiet_s)
 
 
@@ -61,7 +61,7 @@ class Blocked:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("flushed_before", [False, True], ids=["new store", "store with memories"])
 async def test_a_failed_flush_loses_nothing_that_was_acknowledged(
-    tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer, flushed_before: bool
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer, flushed_before: bool
 ) -> None:
     memory = await open_memory(tmp_path, embedder, redis_server)
     if flushed_before:
@@ -93,7 +93,7 @@ async def test_a_failed_flush_loses_nothing_that_was_acknowledged(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.asyncio
 async def test_a_write_that_milvus_refuses_is_acknowledged_found_and_replayed(
-    tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer
 ) -> None:
     memory = await open_memory(tmp_path, embedder, redis_server)
     await remember(memory, "old")
@@ -114,7 +114,7 @@ async def test_a_write_that_milvus_refuses_is_acknowledged_found_and_replayed(
 
 
 @pytest.mark.asyncio
-async def test_nothing_leaves_the_journal_before_a_flush(tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer) -> None:
+async def test_nothing_leaves_the_journal_before_a_flush(tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer) -> None:
     memory = await open_memory(tmp_path, embedder, redis_server, quiet_s=3600.0)
     await remember(memory, "m1")
     assert redis_server.client.hlen(PENDING) == 1
@@ -125,7 +125,7 @@ async def test_nothing_leaves_the_journal_before_a_flush(tmp_path: Path, embedde
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.asyncio
 async def test_a_store_whose_folder_is_gone_gets_back_what_is_in_the_journal(
-    tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer
 ) -> None:
     memory = await open_memory(tmp_path, embedder, redis_server, quiet_s=3600.0)
     with Blocked(collection(tmp_path) / "partitions"):
@@ -140,7 +140,7 @@ async def test_a_store_whose_folder_is_gone_gets_back_what_is_in_the_journal(
 
 @pytest.mark.asyncio
 async def test_reads_go_on_without_the_registry_and_writes_say_so(
-    tmp_path: Path, embedder: MiniLmEmbedder, own_redis_server: RedisServer
+    tmp_path: Path, embedder: BertEmbedder, own_redis_server: RedisServer
 ) -> None:
     memory = await open_memory(tmp_path, embedder, own_redis_server)
     stored = await remember(memory, "m1")
@@ -162,7 +162,7 @@ async def test_reads_go_on_without_the_registry_and_writes_say_so(
 
 @pytest.mark.asyncio
 async def test_a_local_store_starts_without_the_registry_and_reads(
-    tmp_path: Path, embedder: MiniLmEmbedder, own_redis_server: RedisServer
+    tmp_path: Path, embedder: BertEmbedder, own_redis_server: RedisServer
 ) -> None:
     own_redis_server.start_durably()
     memory = await open_memory(tmp_path, embedder, own_redis_server)
@@ -180,7 +180,7 @@ async def test_a_local_store_starts_without_the_registry_and_reads(
 
 @pytest.mark.asyncio
 async def test_the_counts_of_a_store_from_before_the_journal_are_taken_over(
-    tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer
 ) -> None:
     memory = await open_memory(tmp_path, embedder, redis_server)
     for number in range(3):
@@ -198,7 +198,7 @@ async def test_the_counts_of_a_store_from_before_the_journal_are_taken_over(
 
 @pytest.mark.asyncio
 async def test_a_write_whose_call_was_cancelled_or_unanswered_is_all_there_or_not_at_all(
-    tmp_path: Path, embedder: MiniLmEmbedder, own_redis_server: RedisServer
+    tmp_path: Path, embedder: BertEmbedder, own_redis_server: RedisServer
 ) -> None:
     memory = await open_memory(tmp_path, embedder, own_redis_server, quiet_s=3600.0)
     await remember(memory, "warm")
@@ -226,7 +226,7 @@ async def test_a_write_whose_call_was_cancelled_or_unanswered_is_all_there_or_no
 # Damage
 
 
-async def damaged_store(path: Path, embedder: MiniLmEmbedder, server: RedisServer) -> None:
+async def damaged_store(path: Path, embedder: BertEmbedder, server: RedisServer) -> None:
     """Twenty memories of two tenants in two flushes, all durable."""
     memory = await open_memory(path, embedder, server)
     for start in (0, 10):
@@ -280,7 +280,7 @@ def remove_collection(store: Path) -> None:
     ],
 )
 async def test_damage_is_noticed_and_what_is_left_stays_usable(
-    tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer, damage: Callable[[Path], None]
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer, damage: Callable[[Path], None]
 ) -> None:
     await damaged_store(tmp_path, embedder, redis_server)
     damage(tmp_path / "memories.db")
@@ -300,7 +300,7 @@ async def test_damage_is_noticed_and_what_is_left_stays_usable(
 
 
 @pytest.mark.asyncio
-async def test_a_store_in_order_has_lost_nothing(tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer) -> None:
+async def test_a_store_in_order_has_lost_nothing(tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer) -> None:
     await damaged_store(tmp_path, embedder, redis_server)
     memory = await open_memory(tmp_path, embedder, redis_server)
     assert memory.settling.figures.lost == {}
@@ -309,7 +309,7 @@ async def test_a_store_in_order_has_lost_nothing(tmp_path: Path, embedder: MiniL
 
 @pytest.mark.asyncio
 async def test_a_store_that_cannot_be_read_at_all_is_called_damaged(
-    tmp_path: Path, embedder: MiniLmEmbedder, redis_server: RedisServer
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer
 ) -> None:
     await damaged_store(tmp_path, embedder, redis_server)
     for manifest in (tmp_path / "memories.db").glob("collections/*/manifest.json*"):

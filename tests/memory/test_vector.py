@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memserve.domain import Memory, ScoredMemory
-from memserve.errors import InvalidField, MemoryConflict, MemoryNotFound, NamespaceNotFound, VectorStoreHeld, VectorStoreUnavailable
-from memserve.memory.embedding import MiniLmEmbedder
+from memserve.errors import (
+    EmbedderChanged,
+    InvalidField,
+    MemoryConflict,
+    MemoryNotFound,
+    NamespaceNotFound,
+    VectorStoreHeld,
+    VectorStoreUnavailable,
+)
+from memserve.memory.embedding import BertEmbedder, Prompts, bundled_model_dir, open_embedder
 from memserve.memory.vector import VectorMemory, content_id
 from memserve.policy.ranking import fuse, query_words, rank_by_words
 from tests.kv.redis_server import RedisServer
@@ -74,6 +83,20 @@ async def test_a_memory_at_every_limit_is_stored_whole(vector: VectorMemory) -> 
     stored = await vector.remember(TENANT, "a" * 64, text, source="s" * 512, keywords=["k" * 64] * 16, memory_id="i" * 128, now_s=0.0)
     assert await vector.get(TENANT, "a" * 64, "i" * 128) == stored
     assert stored.text == text
+
+
+@pytest.mark.asyncio
+async def test_an_accent_in_one_piece_or_in_two_is_the_same_memory(vector: VectorMemory) -> None:
+    composed, decomposed = "Le café de Zoë, 가나", unicodedata.normalize("NFD", "Le café de Zoë, 가나")
+    assert composed != decomposed
+    first = await vector.remember(TENANT, "notes", decomposed, source=decomposed, keywords=[decomposed], memory_id=None, now_s=1.0)
+    assert (first.text, first.source, first.keywords) == (composed, composed, (composed,))
+    assert await vector.remember(TENANT, "notes", composed, source=composed, keywords=[composed], memory_id=None, now_s=2.0) == first
+    named = await vector.remember(TENANT, "notes", decomposed, source="", keywords=(), memory_id="m1", now_s=1.0)
+    assert await vector.remember(TENANT, "notes", composed, source="", keywords=(), memory_id="m1", now_s=2.0) == named
+    assert ids(await search(vector, unicodedata.normalize("NFD", "café"), namespace="notes")) == ids(
+        await search(vector, "café", namespace="notes")
+    )
 
 
 @pytest.mark.asyncio
@@ -154,7 +177,7 @@ async def test_one_id_in_two_namespaces_is_two_memories(vector: VectorMemory) ->
 @pytest.mark.asyncio
 @pytest.mark.parametrize("flushed", [False, True], ids=["unflushed", "flushed"])
 async def test_a_forgotten_memory_is_gone_everywhere_at_once_and_after_reopening(
-    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder, flushed: bool
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder, flushed: bool
 ) -> None:
     path = str(tmp_path / "memories.db")
     memory = await VectorMemory.open(path, embedder, redis_server.url)
@@ -307,7 +330,7 @@ async def test_a_search_covers_the_namespaces_it_names_and_no_others(vector: Vec
 
 @pytest.mark.asyncio
 async def test_equal_scores_come_in_the_order_of_their_ids_before_and_after_a_flush(
-    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
     path = str(tmp_path / "memories.db")
     memory = await VectorMemory.open(path, embedder, redis_server.url)
@@ -393,7 +416,36 @@ async def test_a_bad_search_is_refused_by_the_name_of_its_field(
 
 
 @pytest.mark.asyncio
-async def test_a_path_that_milvus_lite_cannot_use_is_refused(tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder) -> None:
+async def test_memories_that_another_model_embedded_are_not_searched_with_this_one(
+    tmp_path: Path, own_redis_server: RedisServer, embedder: BertEmbedder
+) -> None:
+    """No search would find them: it is said at once, and with the old model all is there."""
+    other = BertEmbedder(open_embedder(bundled_model_dir(), Prompts(query="query: ")))
+    uri, redis = str(tmp_path / "memories.db"), own_redis_server.url
+
+    async def opened(by: BertEmbedder) -> VectorMemory:
+        return await VectorMemory.open(uri, by, redis)
+
+    for by in (embedder, other, embedder):  # there is nothing yet that one of them embedded
+        await (await opened(by)).close()
+    memory = await opened(embedder)
+    await remember_handbook(memory)
+    await memory.close()
+    with pytest.raises(EmbedderChanged, match=r"embedded by all-MiniLM-L6-v2 \(English\)"):
+        await opened(other)
+    memory = await opened(embedder)
+    assert ids(await search(memory, "How do I stop the heating?"))[0] == "heating"
+    for memory_id, _ in HANDBOOK:
+        await memory.forget(TENANT, "handbook", memory_id)
+    await memory.close()
+    memory = await opened(other)
+    await remember_handbook(memory)
+    assert ids(await search(memory, "How do I stop the heating?"))[0] == "heating"
+    await memory.close()
+
+
+@pytest.mark.asyncio
+async def test_a_path_that_milvus_lite_cannot_use_is_refused(tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder) -> None:
     with pytest.raises(InvalidField):
         await VectorMemory.open(str(tmp_path / "memories"), embedder, redis_server.url)
 
@@ -460,11 +512,11 @@ async def test_a_small_tenant_gets_all_its_hits_among_many_rows_of_others(vector
 KILLED_WRITER = textwrap.dedent(
     """
     import asyncio, sys
-    from memserve.memory.embedding import MiniLmEmbedder
+    from memserve.memory.embedding import BertEmbedder
     from memserve.memory.vector import VectorMemory
 
     async def main() -> None:
-        memory = await VectorMemory.open(sys.argv[1], MiniLmEmbedder(), sys.argv[2])
+        memory = await VectorMemory.open(sys.argv[1], BertEmbedder(), sys.argv[2])
         for number in range(3):
             await memory.remember("acme", "notes", f"note {number}", source="s", keywords=["k"], memory_id=f"m{number}", now_s=5.0)
         await memory.forget("acme", "notes", "m1")
@@ -495,7 +547,7 @@ def killed_writer(tmp_path: Path, redis_server: RedisServer) -> Iterator[subproc
 
 @pytest.mark.asyncio
 async def test_what_was_acknowledged_outlives_a_kill(
-    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder, killed_writer: subprocess.Popen[str]
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder, killed_writer: subprocess.Popen[str]
 ) -> None:
     killed_writer.send_signal(signal.SIGKILL)
     killed_writer.wait()
@@ -510,7 +562,7 @@ async def test_what_was_acknowledged_outlives_a_kill(
 
 @pytest.mark.asyncio
 async def test_a_second_process_is_refused_until_the_first_is_gone(
-    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder, killed_writer: subprocess.Popen[str]
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder, killed_writer: subprocess.Popen[str]
 ) -> None:
     path = str(tmp_path / "memories.db")
     with pytest.raises(VectorStoreHeld):
@@ -524,7 +576,7 @@ async def test_a_second_process_is_refused_until_the_first_is_gone(
 
 @pytest.mark.asyncio
 async def test_new_rows_are_flushed_by_number_or_when_it_is_quiet(
-    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
     def segments(name: str) -> int:
         return len(list((tmp_path / name).rglob("*.parquet")))
@@ -543,7 +595,7 @@ async def test_new_rows_are_flushed_by_number_or_when_it_is_quiet(
 
 @pytest.mark.asyncio
 async def test_a_flush_waits_for_a_quiet_moment_but_not_for_ever(
-    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flushed() -> bool:
         return any(tmp_path.rglob("*.parquet"))
@@ -561,7 +613,7 @@ async def test_a_flush_waits_for_a_quiet_moment_but_not_for_ever(
 
 @pytest.mark.asyncio
 async def test_searches_that_have_cost_as_much_as_a_flush_bring_one(
-    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
     memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1000, flush_quiet_s=60)
     settling = memory.settling
@@ -580,7 +632,7 @@ async def test_searches_that_have_cost_as_much_as_a_flush_bring_one(
 
 @pytest.mark.asyncio
 async def test_reads_during_writes_and_flushes_miss_nothing_that_was_acknowledged(
-    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
     memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=5, flush_quiet_s=0.05)
     acknowledged: list[str] = []
@@ -642,7 +694,7 @@ def start_server(data_dir: Path, port: int) -> subprocess.Popen[bytes]:
 
 @pytest.mark.asyncio
 async def test_a_remote_milvus_may_be_down_at_the_start_and_be_killed_later(
-    tmp_path: Path, redis_server: RedisServer, embedder: MiniLmEmbedder
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
