@@ -28,7 +28,7 @@ from memserve.client_messages import collect
 from memserve.config import Settings, load_settings
 from memserve.domain import Expert, ModuleKind, Route, Sampling, Slo, TextDelta, Usage
 from memserve.errors import MemserveError, StartupError, UsageError
-from memserve.model_checks import with_model
+from memserve.model_checks import with_models
 from memserve.plain import json_line, log_to_stderr, paragraphs
 from memserve.private_files import private_umask
 from memserve.terminal import cell, coloured
@@ -72,6 +72,10 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.local/share/memserve.")] = None,
     max_context_tokens: Annotated[int | None, typer.Option(help="Longest prompt and answer. Default: the model's, at most 8192.")] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(help="Embedding model of the memories, directory or Hugging Face name. Default: a bundled one, for English."),
+    ] = None,
 ) -> None:
     """Start everything on this machine: Redis, Milvus Lite, Ray, the workers, the gateway. Ctrl-C stops it all.
 
@@ -88,6 +92,7 @@ def up(
         host=host,
         data_dir=data_dir,
         max_context_tokens=max_context_tokens,
+        embedder=embedder,
     )
     stack = Stack(settings, _reporter())
     with _stopping(stack) as asked_to_stop:
@@ -110,7 +115,7 @@ def gateway(ports_held: Annotated[bool, typer.Option(hidden=True, help="The pare
     private_umask()
     spare_loopback(os.environ)
     log_to_stderr()
-    asyncio.run(serve_gateway(with_model(load_settings()), ports_held=ports_held))
+    asyncio.run(serve_gateway(with_models(load_settings()), ports_held=ports_held))
 
 
 @app.command()
@@ -125,7 +130,7 @@ def workers(
     spare_loopback(os.environ)
     log_to_stderr()
     if not generation:
-        raise typer.Exit(keep_workers(with_model(load_settings())))
+        raise typer.Exit(keep_workers(with_models(load_settings())))
     run_generation(load_settings(), status)
 
 
@@ -284,6 +289,7 @@ def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Ti
         f"Redis {'ok' if now.redis_ok else 'not answering'}, vector store {'ok' if now.vector_store_ok else 'not answering'}, ", end=""
     )
     out.print(f"{now.modules} modules, {now.memories} memories")
+    out.print(f"memories embedded by {now.embedder}", highlight=False)
     if now.lost_memories:
         damage = f": {now.lost_memories} of these memories are lost; `memserve restore` brings back a backup"
         out.print(coloured("the vector store is damaged", "bold red", damage))
@@ -295,6 +301,8 @@ def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Ti
         out.print(f"  {w.known_blocks} KV blocks, {w.prefill_tokens_per_s:.0f} prefill tokens/s, modules: {resident}", highlight=False)
         if not w.shares_kv:
             out.print(coloured("  does not share KV", "bold red", ": what it stored at its start came back different; see its log"))
+        if w.limits:
+            out.print(f"  {w.limits}", highlight=False)
         out.print(f"  gRPC {w.address}, metrics http://{w.metrics_address}/metrics, pid {w.pid}", highlight=False)
 
 

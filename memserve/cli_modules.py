@@ -81,6 +81,8 @@ def push(
         print_json(version)
         return
     out.print(f"{version.reference} is {version.digest} ({version.kind}, rank {version.rank})", highlight=False)
+    if version.warning:
+        out.print(coloured("warning", "bold yellow", f": {version.warning}"))
     if not promote:
         out.print(f"make it answer with: memserve modules promote {name} {version.version}", highlight=False)
 

@@ -59,6 +59,7 @@ class WorkerStatus:
     prefill_tokens_per_s: float
     modules: dict[str, ModulePlace]
     shares_kv: bool
+    limits: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Status:
     waiting_writes: int
     # The disk that has too little room; "": none.
     short_disk: str
+    embedder: str
 
 
 ROLES = {
@@ -234,6 +236,7 @@ def status_of(value: status_pb2.GetStatusResponse) -> Status:
             prefill_tokens_per_s=w.prefill_tokens_per_s,
             modules={module.digest: place_of(module.place) for module in w.modules},
             shares_kv=w.shares_kv,
+            limits=w.limits,
         )
         for w in value.workers
     )
@@ -250,4 +253,5 @@ def status_of(value: status_pb2.GetStatusResponse) -> Status:
         lost_memories=value.lost_memories,
         waiting_writes=value.waiting_writes,
         short_disk=value.short_disk,
+        embedder=value.embedder,
     )

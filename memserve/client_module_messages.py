@@ -140,6 +140,7 @@ def version_of(value: pb.ModuleVersion) -> ModuleVersion:
         probes_digest=value.probes_digest,
         moves_logits=value.moves_logits,
         gate=gate_report_of(value.gate) if value.HasField("gate") else None,
+        warning=value.warning,
     )
 
 

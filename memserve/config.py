@@ -69,6 +69,17 @@ class Settings(BaseModel):
         description="Where modules are kept: a directory, or an fsspec URL (s3://, gs:// …) that all gateways and workers reach. "
         "Empty: data_dir/modules.",
     )
+    embedder: str = Field(
+        "",
+        description="Sentence embedding model of the vector memory, by directory or Hugging Face name: BERT, RoBERTa or XLM-RoBERTa as "
+        "sentence-transformers has them, like intfloat/multilingual-e5-small. Empty: the bundled all-MiniLM-L6-v2, which knows English.",
+    )
+    embedder_query_prompt: str = Field(
+        "", max_length=1000, description="What the embedding model wants before a query, like `query: `. Empty: what its files say."
+    )
+    embedder_passage_prompt: str = Field(
+        "", max_length=1000, description="What the embedding model wants before a memory, like `passage: `. Empty: what its files say."
+    )
     milvus_uri: str = Field("", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir.")
     disk_reserve_bytes: int = Field(
         64 * MIB,
@@ -132,6 +143,11 @@ class Settings(BaseModel):
     )
     default_max_tokens: int = Field(128, ge=1, description="Output tokens when a request names no limit.")
     recall_limit: int = Field(4, ge=1, le=64, description="Recalled passages when a request names no limit.")
+    recall_instruction: str = Field(
+        "Answer the question with the help of the numbered passages.",
+        max_length=1000,
+        description="The line before recalled passages in the prompt, which tells the model what to do with them. Empty: none.",
+    )
     recall_timeout_ms: int = Field(500, ge=1, le=60_000, description="Time that recall may take when a request names none.")
     lookup_timeout_ms: int = Field(20, ge=1, le=1000, description="Time that the look-up of cached prefixes in Redis may take.")
     shutdown_grace_s: float = Field(10.0, ge=0, description="Time that answers under way get to finish at shutdown.")
@@ -159,7 +175,7 @@ class Settings(BaseModel):
     kv_io_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="How long a worker waits for one Redis answer before it computes instead."
     )
-    max_loras: int = Field(4, ge=1, le=64, description="Adapters in one engine's batch at the same time.")
+    max_loras: int = Field(4, ge=0, le=64, description="Adapters in one engine's batch at the same time. 0: none are served.")
     max_cpu_loras: int = Field(16, ge=1, le=4096, description="Adapters that an engine keeps loaded.")
     max_lora_rank: int = Field(16, ge=1, le=512, description="Largest adapter rank. vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 and 512.")
     max_experts: int = Field(2, ge=0, le=16, description="Logit experts that an engine keeps loaded. 0: none are served.")

@@ -119,6 +119,7 @@ class ModuleVersion:
 
     base_digest: of the model that it was checked against. parents: digests of the versions that it was composed from. recipe: how it was
     made, JSON or text. moves_logits: a worker has seen it change the canary prompts' logits. gate: the newest report, None before one.
+    warning: what whoever published it should know of its files; "" for nothing.
     """
 
     module: str
@@ -139,6 +140,7 @@ class ModuleVersion:
     probes_digest: str
     moves_logits: bool = False
     gate: GateReport | None = None
+    warning: str = ""
 
     @property
     def reference(self) -> str:
@@ -345,6 +347,7 @@ class WorkerLease:
     address: host:port of its gRPC data plane. pid: of the process that owns the engine.
     namespace, block_tokens, blocks_per_chunk: its CacheLayout.
     shares_kv: False when its golden prefix came back different, so that it neither stores KV in Redis nor loads any.
+    limits: what of memserve it does not do, and why, for people; "" for nothing.
     """
 
     worker_id: str
@@ -361,6 +364,7 @@ class WorkerLease:
     max_concurrent: int
     started_s: float
     shares_kv: bool = True
+    limits: str = ""
 
     @property
     def layout(self) -> CacheLayout:

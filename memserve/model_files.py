@@ -27,6 +27,8 @@ DEFAULT_CONTEXT_TOKENS = 8192
 # The limit of the safetensors package.
 HEADER_MAX_BYTES = 100 << 20
 _POINTER = b"version https://git-lfs.github.com/spec/"
+# As vLLM's `ModelConfig.get_num_experts` knows them.
+EXPERTS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -49,6 +51,11 @@ class ModelFiles:
         return "bfloat16"
 
     @property
+    def architecture(self) -> str:
+        """ "" where the configuration names none; `check_model` refuses that."""
+        return next(iter(self.config.get("architectures") or ()), "")
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the embedding: a token id at or over it ends the engine."""
         return int(self._size("vocab_size"))
@@ -69,6 +76,11 @@ class ModelFiles:
     def has_latent_attention(self) -> bool:
         """Whether its KV is one compressed vector a token (MLA) and no K and V of heads."""
         return bool(self._size("kv_lora_rank"))
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether its layers are mixtures of experts, by any family's name for their number."""
+        return any(isinstance(config.get(name), int) and config[name] > 1 for config in (self.config, self.sizes) for name in EXPERTS)
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -74,7 +74,11 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
         ("config.json", POINTER, "run `git lfs pull` in the model's directory"),
         ("config.json", b"\xff", "config.json is not UTF-8"),
         ("config.json", '{"model_type": "vit"}', "config.json"),
-        ("config.json", '{"model_type": "nobody-knows-it"}', "transformers cannot read the sizes of"),
+        (
+            "config.json",
+            '{"architectures": ["LlamaForCausalLM"], "model_type": "nobody-knows-it"}',
+            "transformers cannot read the sizes of",
+        ),
         ("tokenizer.json", POINTER, "run `git lfs pull` in the model's directory"),
         ("tokenizer_config.json", "7", "tokenizer_config.json must hold an object, not int"),
         ("chat_template.jinja", "{% for %}", "chat_template.jinja is no chat template"),
@@ -111,3 +115,17 @@ def test_a_model_that_is_no_directory_is_named(tmp_path: Path) -> None:
     for name in (str(tmp_path / "nowhere"), str(tmp_path / "file"), "./nowhere"):
         with pytest.raises(StartupError, match="no such directory"):
             check_model(Settings(model=name))
+
+
+@pytest.mark.parametrize(
+    ("config", "experts"),
+    [
+        (BASE, False),
+        ({**BASE, "num_local_experts": 8}, True),
+        ({**BASE, "num_experts": 1}, False),
+        ({**BASE, "num_experts": None}, False),
+        ({**GEMMA3, "text_config": BASE}, False),
+    ],
+)
+def test_a_mixture_of_experts_is_known_by_its_numbers(model: Path, config: dict[str, Any], experts: bool) -> None:
+    assert open_model(with_config(model, config)).has_experts == experts

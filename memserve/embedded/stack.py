@@ -14,6 +14,7 @@ from typing import IO
 from pydantic import SecretStr
 
 from memserve import credentials
+from memserve.architectures import TRIED
 from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import Settings, at
 from memserve.demo import MODEL_DIR, demo_modules
@@ -28,7 +29,8 @@ from memserve.errors import StartupError
 from memserve.gateway.access import load_access
 from memserve.gateway.keys import keys_file
 from memserve.kv.cache_url import without_secrets
-from memserve.model_checks import check_model
+from memserve.memory.embedding import configured_embedder
+from memserve.model_checks import check_model, with_models
 from memserve.policy.traffic import LIVE
 from memserve.ports import held_ports
 from memserve.private_files import lock_data_dir, open_data_dir
@@ -96,11 +98,14 @@ class Stack:
         self._lock = lock_data_dir(settings.data)
         self._sweep("left by a memserve that was killed")
         shutil.rmtree(settings.data / "run", ignore_errors=True)
-        model = check_model(settings)
+        settings = with_models(settings)
+        if (architecture := check_model(settings).architecture) not in TRIED:
+            self._say(f"note       memserve's tests have no {architecture}; it is served as vLLM computes it")
+        configured_embedder(settings)
         load_access(settings)
         check_memory(settings)
         settings = self._ports.enter_context(held_ports(settings))
-        self.settings = settings.model_copy(update={"model": str(model), "data_dir": settings.data})
+        self.settings = settings.model_copy(update={"data_dir": settings.data})
 
         if settings.redis:
             self._say(f"Redis      {without_secrets(settings.redis)}, the cache {without_secrets(settings.cache_redis)}")
@@ -113,7 +118,7 @@ class Stack:
         self._wait_until_gateway_has_all_workers()
         metrics = f", metrics on http://{at(settings.metrics_host, settings.metrics_port)}/metrics" if settings.metrics else ""
         self._say(f"gateway    {self.address}{metrics}")
-        if model == MODEL_DIR:
+        if Path(settings.model) == MODEL_DIR:
             self._publish_demo_modules()
         self.started = True
 

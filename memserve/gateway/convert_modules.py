@@ -120,6 +120,7 @@ def version(value: ModuleVersion) -> pb.ModuleVersion:
         probes_digest=value.probes_digest,
         gate=gate_report(value.gate) if value.gate is not None else None,
         moves_logits=value.moves_logits,
+        warning=value.warning,
     )
 
 

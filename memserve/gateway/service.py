@@ -222,6 +222,7 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                 model_digest=pipeline.modules.base_digest or pool.model_digest(),
                 max_context_tokens=pipeline.model.max_context_tokens,
                 redis_ok=pool.registry_ok,
+                embedder=pipeline.vector.embedder,
             )
             ready = {worker.lease.worker_id for worker in pool.ready(time.monotonic())}
             held = {module.digest for worker in pool.workers.values() for module in worker.state.modules}
@@ -237,6 +238,7 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                     metrics_address=worker.lease.metrics_address if tenant.is_admin else "",
                     pid=worker.lease.pid if tenant.is_admin else 0,
                     shares_kv=worker.lease.shares_kv,
+                    limits=worker.lease.limits,
                     ready=name in ready,
                     running=worker.state.running,
                     waiting=worker.state.waiting,

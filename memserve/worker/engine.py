@@ -15,9 +15,11 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from memserve.architectures import no_lora_reason
 from memserve.config import Settings
 from memserve.domain import CachedTokens, FinishReason, ModuleKind, Sampling
 from memserve.memory.blobs import BlobStore
@@ -210,7 +212,6 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
     The process must be in `settings.modules_root`: adapters go by paths relative to it.
     """
     from vllm.config.kv_events import KVEventsConfig
-    from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
     arguments: dict[str, Any] = {}
@@ -226,6 +227,9 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
     if settings.max_experts:
         arguments.update(logits_processors=[PROCESSOR], additional_config={LIMIT: settings.max_experts})
     held_loras = max(settings.max_cpu_loras, settings.max_loras)
+    absent = absent_kinds(settings, model)
+    if ModuleKind.LORA not in absent:
+        arguments.update(enable_lora=True, max_loras=settings.max_loras, max_cpu_loras=held_loras, max_lora_rank=settings.max_lora_rank)
     llm = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=str(model.path),
@@ -235,10 +239,6 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
             max_num_seqs=settings.max_concurrent,
             enable_prefix_caching=True,
             prefix_caching_hash_algo=HASH_ALGORITHM,
-            enable_lora=True,
-            max_loras=settings.max_loras,
-            max_cpu_loras=held_loras,
-            max_lora_rank=settings.max_lora_rank,
             worker_extension_cls=WORKER_EXTENSION,
             kv_transfer_config=kv_transfer,
             kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="zmq", endpoint=event_endpoint),
@@ -247,11 +247,24 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
         )
     )
     loras, experts = LoraHolder(llm, held_loras), ExpertHolder(llm, settings.max_experts)
-    holders: dict[ModuleKind, Holder] = {ModuleKind.LORA: loras}
-    if settings.max_experts:
-        holders[ModuleKind.LOGIT_EXPERT] = experts
+    holders: dict[ModuleKind, Holder] = {ModuleKind.LORA: loras, ModuleKind.LOGIT_EXPERT: experts}
+    for kind in absent:
+        del holders[kind]
     blobs = BlobStore(settings.module_store_url, settings.modules_root / "modules")
-    return Engine(llm, Modules(LocalCopies(blobs), holders), loras, experts, settings.modules_root)
+    return Engine(llm, Modules(LocalCopies(blobs), holders, absent), loras, experts, settings.modules_root)
+
+
+def absent_kinds(settings: Settings, model: ModelFiles) -> dict[ModuleKind, str]:
+    """The kinds of modules that the model is served without, and why."""
+    absent = {}
+    reason = "setting max_loras is 0" if settings.max_loras == 0 else no_lora_reason(model.architecture)
+    if not reason and model.has_experts and current_platform.is_cpu():
+        reason = "vLLM's LoRA for a mixture of experts does not run on the CPU"
+    if reason:
+        absent[ModuleKind.LORA] = reason
+    if settings.max_experts == 0:
+        absent[ModuleKind.LOGIT_EXPERT] = "setting max_experts is 0"
+    return absent
 
 
 def largest_change(base: dict[int, float], changed: dict[int, float]) -> float:

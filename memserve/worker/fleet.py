@@ -38,6 +38,8 @@ START_TIMEOUT_S = 300.0
 GENERATION_GRACE_S = 30.0
 SERVE_LOOK_S = 5.0
 LOGS = Path("session_latest", "logs")
+# What a process says of an error that another one had.
+CONSEQUENCES = ("Traceback", "Engine core initialization failed", "EngineCore encountered an issue")
 _ERROR = re.compile(r"\b(?:[A-Za-z]+Error|[A-Za-z]+Exception): (?P<text>.+)")
 
 
@@ -176,7 +178,7 @@ def _root_cause(logs: Path, message: str) -> str:
     for file in sorted(logs.glob("worker-*.err")) + sorted(logs.glob("worker-*.out")):
         for line in file.read_text(errors="replace", encoding="utf-8").splitlines():
             found = _ERROR.search(line)
-            # vLLM's front-end only says that its engine failed, and where a traceback begins.
-            if found and not found["text"].startswith(("Traceback", "Engine core initialization failed")):
+            # vLLM's front-end only says that its engine failed or died, and where a traceback begins.
+            if found and not found["text"].startswith(CONSEQUENCES):
                 return found[0]
     return message.strip().splitlines()[0]

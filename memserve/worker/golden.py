@@ -14,6 +14,7 @@ from memserve.domain import CachedTokens, Sampling
 from memserve.errors import CacheUnavailable
 from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, member
 from memserve.memory.activation import ActivationMemory
+from memserve.model_files import ModelFiles
 from memserve.worker.engine import Engine
 
 log = logging.getLogger("memserve.worker.golden")
@@ -29,15 +30,16 @@ POLL_S = 0.1
 
 
 class Golden(Enum):
-    """What became of it. UNTESTED: nothing came back, because Redis does not answer or is full."""
+    """What became of it. UNTESTED: nothing came back, because Redis does not answer or is full. TOO_LONG: no chunk fits the context."""
 
     SAME = "same"
     DIFFERENT = "different"
     UNTESTED = "untested"
+    TOO_LONG = "too long"
 
 
 async def check_golden_prefix(
-    engine: Engine, memory: ActivationMemory, namespace: CacheNamespace, *, vocabulary: int, exact: bool
+    engine: Engine, memory: ActivationMemory, namespace: CacheNamespace, model: ModelFiles, *, exact: bool
 ) -> Golden:
     """Ask the same prompt with its KV in device memory, and with its KV from Redis.
 
@@ -46,8 +48,11 @@ async def check_golden_prefix(
     anything.
     """
     chunk_tokens = namespace.chunk_tokens
+    chunks = min(CHUNKS, (model.max_context_tokens - OUTPUT_TOKENS - 1) // chunk_tokens)
+    if chunks < 1:
+        return Golden.TOO_LONG
     draw = random.Random(0)
-    prompt = [draw.randrange(vocabulary) for _ in range(CHUNKS * chunk_tokens + 1)]
+    prompt = [draw.randrange(model.vocab_size) for _ in range(chunks * chunk_tokens + 1)]
     # Nobody else's: what another kind of machine computed differs in the last bits, and that is no fault.
     salt = uuid.uuid4().hex
 

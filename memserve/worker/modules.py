@@ -30,8 +30,10 @@ _LACK = re.compile(r"\[Errno \d+\]|out of memory|can't allocate memory|No adapte
 class Modules:
     """What an engine holds. Places are the engine's own word, as of when it was last asked."""
 
-    def __init__(self, copies: LocalCopies, holders: Mapping[ModuleKind, Holder]) -> None:
+    def __init__(self, copies: LocalCopies, holders: Mapping[ModuleKind, Holder], absent: Mapping[ModuleKind, str]) -> None:
+        """absent: kinds that the engine holds none of, and why."""
         self.copies = copies
+        self.absent = absent
         self._rooms = {kind: Room(holder) for kind, holder in holders.items()}
         # Of its own: a module store that does not answer must not hold up what else is done in threads.
         self._fetching = ThreadPoolExecutor(FETCHES, thread_name_prefix="modules")
@@ -114,7 +116,7 @@ class Modules:
     def _room(self, digest: str, kind: ModuleKind) -> Room:
         _check_digest(digest)
         if kind not in self._rooms:
-            raise ModuleRefused(digest, f"this worker holds no modules of kind {kind.value} (setting max_experts is 0)")
+            raise ModuleRefused(digest, f"this worker holds no modules of kind {kind.value}: {self.absent[kind]}")
         return self._rooms[kind]
 
 

@@ -128,7 +128,7 @@ class WorkerReplica:
         self._engine = start_engine(settings, model, kv_transfer, endpoint)
         await self._engine.warm_up()
         memory = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=NO_QUOTAS)
-        golden = await check_golden_prefix(self._engine, memory, namespace, vocabulary=model.vocab_size, exact=settings.kv_codec != "int8")
+        golden = await check_golden_prefix(self._engine, memory, namespace, model, exact=settings.kv_codec != "int8")
         await memory.close()
         if golden is Golden.DIFFERENT:
             log.error("KV that was stored in Redis gives other answers when it is read back: this worker serves without sharing KV")
@@ -138,6 +138,10 @@ class WorkerReplica:
             await self._engine.warm_up()
         elif golden is Golden.UNTESTED:
             log.warning("nothing that was stored in Redis came back; KV is shared as soon as Redis answers, untested")
+        elif golden is Golden.TOO_LONG:
+            log.warning(
+                "no KV can be shared: a chunk of it has %d tokens, the context %d", namespace.chunk_tokens, model.max_context_tokens
+            )
         worker_id = f"w-{uuid.uuid4().hex[:8]}"
         self._store = ModuleStore(settings.redis)
         self._preloads = Preloads(self._store, self._engine.modules, worker_id)
@@ -169,6 +173,7 @@ class WorkerReplica:
             max_concurrent=settings.max_concurrent,
             started_s=time.time(),
             shares_kv=golden is not Golden.DIFFERENT,
+            limits="; ".join(f"no modules of kind {kind.value}: {why}" for kind, why in self._engine.modules.absent.items()),
         )
         self._registry = Registry(settings.redis)
         self._tasks += [

@@ -19,7 +19,7 @@ from tests.worker.tier_collectors import unregister_tier_metrics
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
 
 
-def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool) -> str:
+def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool = False, context: int = 0) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray, vLLM and torch, which they import
         from memserve.worker.replica import engine_environment
@@ -34,15 +34,14 @@ def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool) -> st
         from memserve.worker.golden import check_golden_prefix
 
     async def check() -> str:
-        model = open_model(MODEL_DIR, 0)
+        model = open_model(MODEL_DIR, context)
         namespace, transfer = activation_memory(settings, model, uuid.uuid4().hex)
         if broken:
             transfer.kv_connector_extra_config.update(spec_name="FlippingSpec", spec_module_path="tests.worker.flipping_spec")
         engine = start_engine(settings, model, transfer, f"ipc://{directory}/events")
         try:
             memory = ActivationMemory(settings.cache_redis, ttl_s=100, quotas=NO_QUOTAS)
-            vocabulary = int(model.config["vocab_size"])
-            golden = await check_golden_prefix(engine, memory, namespace, vocabulary=vocabulary, exact=True)
+            golden = await check_golden_prefix(engine, memory, namespace, model, exact=True)
             await memory.close()
             return golden.value
         finally:
@@ -53,10 +52,15 @@ def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool) -> st
 
 
 def test_kv_that_comes_back_as_it_was_is_the_same(redis_server: RedisServer, tmp_path: Path) -> None:
-    assert golden_of(redis_server, tmp_path, broken=False) == "same"
+    assert golden_of(redis_server, tmp_path) == "same"
     assert redis_server.client.hgetall("{memserve:kv}:bytes") == {}
     assert redis_server.client.keys("memserve:kv:*") == []
 
 
 def test_kv_that_comes_back_with_a_wrong_byte_is_different(redis_server: RedisServer, tmp_path: Path) -> None:
     assert golden_of(redis_server, tmp_path, broken=True) == "different"
+
+
+def test_a_prefix_shrinks_with_the_context(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Two chunks of 64 tokens do not fit; one does."""
+    assert golden_of(redis_server, tmp_path, context=100) == "same"

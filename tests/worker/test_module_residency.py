@@ -80,7 +80,7 @@ def blobs(tmp_path: Path) -> BlobStore:
 
 @pytest.fixture
 def modules(blobs: BlobStore, holder: CountingHolder, experts: CountingHolder) -> Modules:
-    return Modules(LocalCopies(blobs), {LORA: holder, EXPERT: experts})
+    return Modules(LocalCopies(blobs), {LORA: holder, EXPERT: experts}, {})
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -263,12 +263,12 @@ async def test_places_tell_the_disk_from_the_module_store_alone(modules: Modules
 
 async def test_a_damaged_copy_is_fetched_again_and_a_damaged_store_told(tmp_path: Path, modules: Modules, holder: CountingHolder) -> None:
     copy = await modules.files(A) / "weights"
-    other = Modules(LocalCopies(BlobStore(str(tmp_path / "store"), tmp_path / "local")), {LORA: holder})
+    other = Modules(LocalCopies(BlobStore(str(tmp_path / "store"), tmp_path / "local")), {LORA: holder}, {})
     copy.write_bytes(b"same weights")
     await other.load(A, LORA)
     assert copy.read_bytes() == b"some weights"
     (tmp_path / "store" / B / "weights").write_bytes(b"same weights")
-    its_own_store = Modules(LocalCopies(BlobStore("", tmp_path / "store")), {LORA: holder})
+    its_own_store = Modules(LocalCopies(BlobStore("", tmp_path / "store")), {LORA: holder}, {})
     for worker in (modules, its_own_store):
         with pytest.raises(BlobDamaged, match="sha256"):
             await worker.load(B, LORA)
@@ -293,7 +293,7 @@ async def test_a_module_that_is_nowhere_is_not_found(modules: Modules) -> None:
 
 async def test_a_kind_that_the_worker_does_not_hold_is_refused(blobs: BlobStore, holder: CountingHolder) -> None:
     with pytest.raises(ModuleRefused, match="logit_expert"):
-        await Modules(LocalCopies(blobs), {LORA: holder}).load(A, EXPERT)
+        await Modules(LocalCopies(blobs), {LORA: holder}, {}).load(A, EXPERT)
 
 
 async def test_a_forgotten_module_is_fetched_again(modules: Modules) -> None:

@@ -93,7 +93,7 @@ async def worker(own_redis_server: RedisServer, tmp_path: Path) -> AsyncIterator
         blobs.put(digest, source)
         await store.publish(TENANT, PRINCIPAL, version(digest))
     holder = CountingHolder()
-    modules = Modules(LocalCopies(blobs), {LORA: holder})
+    modules = Modules(LocalCopies(blobs), {LORA: holder}, {})
     try:
         yield Worker(store, modules, holder, Preloads(store, modules, WORKER), digests)
     finally:

@@ -89,7 +89,7 @@ class GateReport(_message.Message):
     def __init__(self, passed: _Optional[bool] = ..., figures: _Optional[_Iterable[_Union[GateFigure, _Mapping]]] = ..., worker_id: _Optional[str] = ..., at_s: _Optional[float] = ..., probes_digest: _Optional[str] = ...) -> None: ...
 
 class ModuleVersion(_message.Message):
-    __slots__ = ("module", "version", "digest", "kind", "base_digest", "rank", "target_modules", "size_bytes", "created_s", "author", "sources", "parents", "recipe", "notes", "figures", "probes_digest", "gate", "moves_logits")
+    __slots__ = ("module", "version", "digest", "kind", "base_digest", "rank", "target_modules", "size_bytes", "created_s", "author", "sources", "parents", "recipe", "notes", "figures", "probes_digest", "gate", "moves_logits", "warning")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,7 @@ class ModuleVersion(_message.Message):
     PROBES_DIGEST_FIELD_NUMBER: _ClassVar[int]
     GATE_FIELD_NUMBER: _ClassVar[int]
     MOVES_LOGITS_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
     module: str
     version: int
     digest: str
@@ -126,7 +127,8 @@ class ModuleVersion(_message.Message):
     probes_digest: str
     gate: GateReport
     moves_logits: bool
-    def __init__(self, module: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_s: _Optional[float] = ..., author: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[str]] = ..., recipe: _Optional[str] = ..., notes: _Optional[str] = ..., figures: _Optional[_Union[WeightFigures, _Mapping]] = ..., probes_digest: _Optional[str] = ..., gate: _Optional[_Union[GateReport, _Mapping]] = ..., moves_logits: _Optional[bool] = ...) -> None: ...
+    warning: str
+    def __init__(self, module: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_s: _Optional[float] = ..., author: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[str]] = ..., recipe: _Optional[str] = ..., notes: _Optional[str] = ..., figures: _Optional[_Union[WeightFigures, _Mapping]] = ..., probes_digest: _Optional[str] = ..., gate: _Optional[_Union[GateReport, _Mapping]] = ..., moves_logits: _Optional[bool] = ..., warning: _Optional[str] = ...) -> None: ...
 
 class TrafficShare(_message.Message):
     __slots__ = ("version", "weight")

@@ -34,7 +34,7 @@ class WorkerModule(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., place: _Optional[_Union[_module_pb2.ModulePlace, str]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "address", "ready", "running", "waiting", "known_blocks", "prefill_tokens_per_s", "modules", "metrics_address", "pid", "shares_kv", "modules_left_out")
+    __slots__ = ("worker_id", "address", "ready", "running", "waiting", "known_blocks", "prefill_tokens_per_s", "modules", "metrics_address", "pid", "shares_kv", "modules_left_out", "limits")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class WorkerStatus(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     SHARES_KV_FIELD_NUMBER: _ClassVar[int]
     MODULES_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     address: str
     ready: bool
@@ -59,10 +60,11 @@ class WorkerStatus(_message.Message):
     pid: int
     shares_kv: bool
     modules_left_out: int
-    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., ready: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., known_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[WorkerModule, _Mapping]]] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., shares_kv: _Optional[bool] = ..., modules_left_out: _Optional[int] = ...) -> None: ...
+    limits: str
+    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., ready: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., known_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[WorkerModule, _Mapping]]] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., shares_kv: _Optional[bool] = ..., modules_left_out: _Optional[int] = ..., limits: _Optional[str] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "model", "model_digest", "max_context_tokens", "workers", "redis_ok", "vector_store_ok", "modules", "memories", "lost_memories", "waiting_writes", "short_disk")
+    __slots__ = ("version", "model", "model_digest", "max_context_tokens", "workers", "redis_ok", "vector_store_ok", "modules", "memories", "lost_memories", "waiting_writes", "short_disk", "embedder")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +77,7 @@ class GetStatusResponse(_message.Message):
     LOST_MEMORIES_FIELD_NUMBER: _ClassVar[int]
     WAITING_WRITES_FIELD_NUMBER: _ClassVar[int]
     SHORT_DISK_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: str
     model_digest: str
@@ -87,4 +90,5 @@ class GetStatusResponse(_message.Message):
     lost_memories: int
     waiting_writes: int
     short_disk: str
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., redis_ok: _Optional[bool] = ..., vector_store_ok: _Optional[bool] = ..., modules: _Optional[int] = ..., memories: _Optional[int] = ..., lost_memories: _Optional[int] = ..., waiting_writes: _Optional[int] = ..., short_disk: _Optional[str] = ...) -> None: ...
+    embedder: str
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., redis_ok: _Optional[bool] = ..., vector_store_ok: _Optional[bool] = ..., modules: _Optional[int] = ..., memories: _Optional[int] = ..., lost_memories: _Optional[int] = ..., waiting_writes: _Optional[int] = ..., short_disk: _Optional[str] = ..., embedder: _Optional[str] = ...) -> None: ...
