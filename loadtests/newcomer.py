@@ -77,6 +77,16 @@ def session(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def python_for_all() -> str:
+    """Commands that let everyone in this mount namespace use the Python that runs, where it is in a home that only its owner may enter."""
+    base = Path(sys.base_prefix)
+    closed = next((folder for folder in reversed(base.parents) if not folder.stat().st_mode & 0o001), None)
+    if closed is None:
+        return ""
+    steps = (f"mount --bind {base} $aside", f"mount -t tmpfs -o mode=755 tmpfs {closed}", f"mkdir -p {base}", f"mount --bind $aside {base}")
+    return f"aside=$(mktemp -d) && {' && '.join(steps)} &&"
+
+
 def shown(output: str) -> str:
     """What pip prints, cut to its beginning and end."""
     kept: list[str] = []
@@ -105,10 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
         (folder / "session.sh").write_text(session(project), encoding="utf-8")
         subprocess.run(["chown", "-R", f"{USER}:{USER}", str(folder)], check=True)
-        kept = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
-        environment = [f"{name}={value}" for name, value in {**kept, **PROXIES}.items()]
+        kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
+        path = f"{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin"
+        environment = [f"{name}={value}" for name, value in {"PATH": path, **kept, **PROXIES}.items()]
         inner = [
-            f"mount -t tmpfs -o size={SHM} tmpfs /dev/shm && cd {project} && umask 077 && ",
+            f"mount -t tmpfs -o size={SHM} tmpfs /dev/shm && {python_for_all()} cd {project} && umask 077 && ",
             f'exec setpriv --reuid={USER} --regid={USER} --clear-groups --inh-caps=-all env -i "$@" bash {folder}/session.sh',
         ]
         began_s = time.monotonic()

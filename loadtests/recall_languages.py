@@ -24,7 +24,7 @@ from memserve.memory.vector import VectorMemory
 
 TENANT = "acme"
 FOUND_IN = 5
-RECALL_LEAST, FIRST_LEAST = 0.9, 0.8
+RECALL_LEAST = 0.9
 LANGUAGES_LEAST = 8
 TIMEOUT_S = 60.0
 SYNCED = ("--appendfsync", "always")
@@ -78,10 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for language in FACTS
         ],
     )
+    worse = [language for language in FACTS if after[language].among < before[language].among]
     bars = [
         Bar("languages", len(after), at_least=LANGUAGES_LEAST),
-        Bar("recall at 5 of the worst language, multilingual", min(each.among for each in after.values()), at_least=RECALL_LEAST),
-        Bar("recall at 1, mean of the languages, multilingual", mean(each.first for each in after.values()), at_least=FIRST_LEAST),
+        Bar("recall at 5, mean of the languages, multilingual", mean(each.among for each in after.values()), at_least=RECALL_LEAST),
+        Bar("languages in which the multilingual model finds less than the bundled one at 5", len(worse), at_most=0),
         Bar("recall at 5 of English, bundled", before["English"].among, at_least=RECALL_LEAST),
     ]
     figures: dict[str, object] = {

@@ -52,11 +52,9 @@ def check_architecture(config: Mapping[str, Any], file: Path) -> None:
         raise StartupError(f"{file} names no architecture (`architectures`): save the model with transformers' save_pretrained")
     if named[0] in SERVED:
         return
-    remedy = ""
-    if "text_config" in config:
-        remedy = "; its text part alone may be served, where transformers has a class for it, whose save_pretrained writes it"
+    more = ", which takes more than text" if "text_config" in config else ""
     served = ", ".join(sorted(name.removesuffix("ForCausalLM") for name in SERVED))
-    raise StartupError(f"{file}: memserve serves no {named[0]}{remedy}. Served (… ForCausalLM) are {served}")
+    raise StartupError(f"{file}: memserve serves no {named[0]}{more}. Served (… ForCausalLM) are {served}")
 
 
 def no_lora_reason(architecture: str) -> str:

@@ -30,7 +30,7 @@ from memserve.domain import Expert, ModuleKind, Route, Sampling, Slo, TextDelta,
 from memserve.errors import MemserveError, StartupError, UsageError
 from memserve.model_checks import with_models
 from memserve.plain import json_line, log_to_stderr, paragraphs
-from memserve.private_files import private_umask
+from memserve.private_files import find_home, private_umask
 from memserve.terminal import cell, coloured
 
 app = typer.Typer(
@@ -60,7 +60,7 @@ def _print_version(asked: bool) -> None:
 def _of_all(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    pass
+    find_home(os.environ)
 
 
 @app.command()

@@ -201,7 +201,13 @@ class Settings(BaseModel):
 
     @property
     def data(self) -> Path:
-        return self.data_dir.expanduser().absolute()
+        """Raises StartupError."""
+        try:
+            return self.data_dir.expanduser().absolute()
+        except RuntimeError:
+            raise StartupError(
+                f"setting data_dir: {self.data_dir} cannot be found, since there is no home directory; name another"
+            ) from None
 
     @property
     def modules_root(self) -> Path:

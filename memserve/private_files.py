@@ -5,20 +5,39 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import getpass
 import os
 import secrets
 import stat
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import IO
 
 from memserve.errors import StartupError
 
 SECRET_MIN_BYTES = 32
+# In the working directory.
+NO_HOME = ".memserve"
 
 
 def private_umask() -> None:
     """Everything that this process and its children create from now on is for its owner only."""
     os.umask(0o077)
+
+
+def find_home(environment: MutableMapping[str, str]) -> None:
+    """Give this process and its children a home and a user's name where the machine knows none, as in a container run under any user id.
+
+    The home is `.memserve` in the working directory. Libraries look for both: they would fail, or make a directory called `~`.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        environment["HOME"] = str(Path.cwd() / NO_HOME)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        environment["LOGNAME"] = f"user-{os.getuid()}"
 
 
 def open_data_dir(folder: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
@@ -132,6 +133,19 @@ def test_version_and_help_are_found_where_people_look() -> None:
     assert memserve("--version").stdout.strip() == memserve("version").stdout.strip() == __version__.encode()
     for arguments in (["-h"], ["up", "-h"], ["modules", "-h"], ["modules", "push", "-h"], ["keys", "-h"], ["audit", "-h"], ["kv", "-h"]):
         assert b"Usage:" in memserve(*arguments).stdout
+
+
+def test_without_a_home_or_a_name_the_working_directory_has_what_is_kept(tmp_path: Path) -> None:
+    """As in a container that is run under any user id: no HOME, no entry in passwd."""
+    asks = (
+        "import getpass, os; from memserve.private_files import find_home; from memserve.config import load_settings; "
+        "find_home(os.environ); print(load_settings({}).data, getpass.getuser())"
+    )
+    command = [sys.executable, "-c", f"import pwd; pwd.getpwuid = lambda uid: {{}}[uid]; {asks}"]
+    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME")}
+    ended = subprocess.run(command, capture_output=True, text=True, env=kept, cwd=tmp_path, check=True, encoding="utf-8")
+    assert ended.stdout.split()[0] == str(tmp_path / ".memserve/.local/share/memserve")
+    assert ended.stdout.split()[1].startswith("user-")
 
 
 def test_nothing_is_wrapped_in_a_pipe() -> None:

@@ -6,6 +6,7 @@ import re
 import warnings
 from pathlib import Path
 
+from loadtests.newcomer import quick_start
 from memserve.cli import app
 from memserve.cli_activation import kv_app
 from memserve.cli_keys import keys_app
@@ -69,3 +70,10 @@ def test_every_file_that_the_readme_names_exists() -> None:
     names = re.findall(r"`((?:memserve|protos|deploy|tests|loadtests)/[\w./-]+)`", README)
     assert names
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_the_quick_start_is_found_by_the_session_that_runs_it() -> None:
+    commands, program = quick_start()
+    assert commands[:2] == ["make demo", ".venv/bin/memserve up"]
+    assert all(command.startswith(("make ", ".venv/bin/memserve ")) for command in commands)
+    compile(program, "README.md", "exec")

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from memserve import credentials
 from memserve.architectures import TRIED
 from memserve.client import CallFailed, Client, wait_until_ready
-from memserve.config import Settings, at
+from memserve.config import MIB, Settings, at
 from memserve.demo import MODEL_DIR, demo_modules
 from memserve.disk import free_share
 from memserve.embedded.children import kill_marked, last_line, spawn_memserve
@@ -34,7 +34,7 @@ from memserve.model_checks import check_model, with_models
 from memserve.policy.traffic import LIVE
 from memserve.ports import held_ports
 from memserve.private_files import lock_data_dir, open_data_dir
-from memserve.worker.fitting import check_memory
+from memserve.worker.fitting import check_memory, fit_host_tier
 
 # The rest is Redis's own: names, the ledger, buffers. Its eviction is the backstop.
 QUOTA_SHARE = 0.9
@@ -103,6 +103,9 @@ class Stack:
             self._say(f"note       memserve's tests have no {architecture}; it is served as vLLM computes it")
         configured_embedder(settings)
         load_access(settings)
+        if (fitted := fit_host_tier(settings)).kv_host_bytes < settings.kv_host_bytes:
+            self._say(f"note       /dev/shm is small: the KV host tier has {fitted.kv_host_bytes // MIB} MiB a worker (kv_host_bytes)")
+            settings = fitted
         check_memory(settings)
         settings = self._ports.enter_context(held_ports(settings))
         self.settings = settings.model_copy(update={"data_dir": settings.data})

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer
 from memserve.config import Settings
 from memserve.errors import StartupError
 from memserve.memory.vector_milvus import Vectors
-from memserve.model_files import json_object
+from memserve.model_files import json_object, text_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -81,13 +82,14 @@ class Prompts:
 class EmbedderFiles:
     """A model's folder that has been looked at, in milliseconds.
 
-    first_pooled: the first token's vector is the text's (CLS); otherwise the mean of all is.
+    first_pooled: the first token's vector is the text's (CLS); otherwise the mean of all is. lower_case: texts are made so first.
     """
 
     path: Path
     config: Mapping[str, Any]
     max_tokens: int
     first_pooled: bool
+    lower_case: bool
     prompts: Prompts
 
     @property
@@ -108,11 +110,13 @@ def open_embedder(path: Path, prompts: Prompts | None = None) -> EmbedderFiles:
             )
     config = json_object(path / CONFIG_FILE)
     kind = config.get("model_type")
-    if kind not in FIRST_POSITION:
+    if not isinstance(kind, str) or kind not in FIRST_POSITION:
         raise StartupError(f"embedding model {path} is of type {kind!r}; memserve computes {', '.join(FIRST_POSITION)}")
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
-        if not isinstance(config.get(name), int):
+        if not isinstance(config.get(name), int) or config[name] < 1:
             raise StartupError(f"{path / CONFIG_FILE} has no {name}")
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise StartupError(f"{path / CONFIG_FILE}: hidden_size is no multiple of num_attention_heads")
     if config.get("hidden_act", "gelu") != "gelu":
         raise StartupError(f"{path / CONFIG_FILE}: hidden_act is {config['hidden_act']!r}; memserve computes gelu")
     if config.get("position_embedding_type", "absolute") != "absolute":
@@ -123,7 +127,11 @@ def open_embedder(path: Path, prompts: Prompts | None = None) -> EmbedderFiles:
         raise StartupError(
             f"{path / '1_Pooling' / CONFIG_FILE}: memserve pools by the mean or by the first token, not by {', '.join(modes)}"
         )
-    limit = json_object(path / "sentence_bert_config.json", missing_ok=True).get("max_seq_length")
+    if pooling.get("include_prompt") is False:
+        raise StartupError(f"{path / '1_Pooling' / CONFIG_FILE}: memserve pools over the prompt too (include_prompt)")
+    _check_modules(path / "modules.json")
+    rules = json_object(path / "sentence_bert_config.json", missing_ok=True)
+    limit = rules.get("max_seq_length")
     most = int(config["max_position_embeddings"]) - FIRST_POSITION[kind]
     named = json_object(path / "config_sentence_transformers.json", missing_ok=True).get("prompts")
     named = named if isinstance(named, dict) else {}
@@ -133,8 +141,22 @@ def open_embedder(path: Path, prompts: Prompts | None = None) -> EmbedderFiles:
         config,
         max_tokens=min(MAX_EMBEDDED_TOKENS, most, limit if isinstance(limit, int) and limit > 2 else most),
         first_pooled=modes == ["pooling_mode_cls_token"],
+        lower_case=rules.get("do_lower_case") is True,
         prompts=prompts or found,
     )
+
+
+def _check_modules(file: Path) -> None:
+    """Raises StartupError for a model that does more to a text than encode it, pool and bring to unit length."""
+    if not file.is_file():
+        return
+    try:
+        modules = json.loads(text_of(file))
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    except (ValueError, TypeError, KeyError):
+        raise StartupError(f"{file} is no list of sentence-transformers' modules") from None
+    if others := sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}):
+        raise StartupError(f"{file}: memserve does not compute {', '.join(others)}")
 
 
 def configured_embedder(settings: Settings) -> EmbedderFiles | None:
@@ -173,6 +195,9 @@ class BertEmbedder:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(found.max_tokens)
         self._first_pooled = found.first_pooled
+        self._lower_case = found.lower_case
+        if (tokens := self._tokenizer.get_vocab_size()) > len(self._words):
+            raise StartupError(f"embedding model {path}: its tokenizer has {tokens} tokens and it knows {len(self._words)}")
         self._prompts = found.prompts
         self.vectors = Vectors(found.width, "" if bundled else _identity(found))
         self.name = BUNDLED if bundled else path.name
@@ -196,7 +221,8 @@ class BertEmbedder:
         """
         prompt = self._prompts.query if query else self._prompts.passage
         vectors = np.empty((len(texts), self.vectors.dim), dtype=np.float32)
-        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch([prompt + text for text in texts])]
+        said = [prompt + (text.lower() if self._lower_case else text) for text in texts]
+        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch(said)]
         for rows in _batches([len(ids) for ids in token_ids]):
             vectors[rows] = self._embed_batch([token_ids[row] for row in rows])
         return vectors
@@ -231,7 +257,7 @@ def _identity(found: EmbedderFiles) -> str:
     for name in (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE):
         with (found.path / name).open("rb") as stream:
             whole.update(hashlib.file_digest(stream, "sha256").digest())
-    whole.update(repr((found.max_tokens, found.first_pooled, found.prompts)).encode())
+    whole.update(repr((found.max_tokens, found.first_pooled, found.lower_case, found.prompts)).encode())
     return whole.hexdigest()[:16]
 
 

@@ -10,6 +10,21 @@ from memserve.config import GIB, MIB, Settings
 from memserve.errors import StartupError
 
 WORKER_BYTES = 2 * GIB
+SHARED_MEMORY = "/dev/shm"
+# Of the shared memory that is free: the other half is for the workers that replace these.
+HOST_TIER_SHARE = 0.5
+HOST_TIER_LEAST = 16 * MIB
+
+
+def fit_host_tier(settings: Settings) -> Settings:
+    """The settings with a smaller KV host tier where /dev/shm is as small as in a container, unless its size was chosen.
+
+    On the CPU it is only the way to Redis and back, so that room for a few chunks is enough.
+    """
+    room = int(shutil.disk_usage(SHARED_MEMORY).free * HOST_TIER_SHARE) // settings.workers // MIB * MIB
+    if "kv_host_bytes" in settings.model_fields_set or not HOST_TIER_LEAST <= room < settings.kv_host_bytes:
+        return settings
+    return settings.model_copy(update={"kv_host_bytes": room})
 
 
 def check_memory(settings: Settings) -> None:
@@ -20,7 +35,7 @@ def check_memory(settings: Settings) -> None:
         fitting = free // each
         advice = f"use --workers {fitting}" if fitting else "stop something else"
         raise StartupError(f"{settings.workers} workers need about {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free; {advice}")
-    shared = shutil.disk_usage("/dev/shm").free
+    shared = shutil.disk_usage(SHARED_MEMORY).free
     if settings.kv_host_bytes * settings.workers > shared:
         raise StartupError(
             f"/dev/shm has {shared // MIB} MiB free and the KV host tier needs {settings.kv_host_bytes * settings.workers // MIB}; "

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from memserve.config import MIB
+from memserve.errors import StartupError
 from memserve.private_files import kept_secret
 
 HOST = "127.0.0.1"
+# A unix socket's path has 107 bytes; Ray's longest below a temporary directory, with a process id of seven digits, has 86.
+TEMPORARY_PATH_MAX = 21
 
 
 def ray_environment(data: Path) -> dict[str, str]:
@@ -72,6 +75,7 @@ def private_ray_dir(data: Path) -> Path:
     """A new directory with a short path, because Ray keeps unix sockets below it. Those that killed fleets left are removed.
 
     Ray gives everybody all rights to the directory that it gets, so its parent is the private one.
+    Raises StartupError where no temporary directory has a short path.
     """
     notes = data / "ray"
     notes.mkdir(mode=0o700, exist_ok=True)
@@ -79,10 +83,18 @@ def private_ray_dir(data: Path) -> Path:
         if not _is_alive(note.name):
             remove_ray_dir(note.readlink())
             note.unlink()
-    parent = Path(tempfile.mkdtemp(prefix="memserve-"))
+    parent = Path(tempfile.mkdtemp(prefix="memserve-", dir=_short_temporary_directory()))
     (parent / "ray").mkdir()
     (notes / str(os.getpid())).symlink_to(parent / "ray")
     return parent / "ray"
+
+
+def _short_temporary_directory() -> str:
+    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        if len(os.fsencode(place)) <= TEMPORARY_PATH_MAX and os.access(place, os.W_OK | os.X_OK):
+            return place
+    rule = f"at most {TEMPORARY_PATH_MAX} bytes, for Ray's unix sockets"
+    raise StartupError(f"the path of the temporary directory {tempfile.gettempdir()} is too long: set TMPDIR to one of {rule}")
 
 
 def remove_ray_dir(folder: Path) -> None:

@@ -166,6 +166,10 @@ def test_a_model_that_tells_questions_from_passages_is_given_its_prompts(tmp_pat
         ({"config.json": {"model_type": "bert"}}, "has no hidden_size"),
         ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "not by pooling_mode_max_tokens"),
         ({"tokenizer.json": {}}, "is no tokenizer"),
+        ({"config.json": {"model_type": ["bert"]}}, "is of type"),
+        ({"1_Pooling/config.json": {"include_prompt": False}}, "pools over the prompt too"),
+        ({"modules.json": [{"type": "sentence_transformers.models.Dense"}]}, "does not compute Dense"),
+        ({"modules.json": {"type": 1}}, "is no list of sentence-transformers' modules"),
         ({"model.safetensors": {}}, "cannot be read"),
     ],
 )
@@ -177,10 +181,27 @@ def test_what_cannot_be_computed_is_refused_in_one_line(files: dict[str, Any], s
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("changes", [{"hidden_act": "silu"}, {"position_embedding_type": "relative_key"}, {"num_hidden_layers": 9}])
+@pytest.mark.parametrize(
+    "changes", [{"hidden_act": "silu"}, {"position_embedding_type": "relative_key"}, {"num_hidden_layers": 9}, {"num_attention_heads": 5}]
+)
 def test_another_arithmetic_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(StartupError):
         BertEmbedder(open_embedder(tiny_model(tmp_path / "model", **changes)))
+
+
+def test_more_tokens_than_the_model_knows_are_refused_at_the_start(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"]["one-more"] = 60
+    with pytest.raises(StartupError, match="its tokenizer has 61 tokens and it knows 60"):
+        BertEmbedder(open_embedder(with_files(folder, **{"tokenizer.json": tokenizer})))
+
+
+def test_texts_are_lower_case_where_the_model_wants_them_so(tmp_path: Path) -> None:
+    folder = with_files(tiny_model(tmp_path / "model"), **{"sentence_bert_config.json": {"do_lower_case": True, "max_seq_length": 8}})
+    embedder = BertEmbedder(open_embedder(folder))
+    np.testing.assert_allclose(embedder.embed(["W5 W7"]), embedder.embed(["w5 w7"]))
+    np.testing.assert_allclose(embedder.embed(["w5 " * 6]), embedder.embed(["w5 " * 20]), err_msg="eight tokens count")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

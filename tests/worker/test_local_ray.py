@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from memserve.errors import StartupError
+from memserve.worker import local_ray
 from memserve.worker.local_ray import private_ray_dir, ray_environment, remove_ray_dir
 
 SCRIPT = """
@@ -135,3 +139,22 @@ def test_the_token_is_the_data_directorys_own(tmp_path: Path) -> None:
     assert environment["RAY_AUTH_MODE"] == "token"
     assert token.parent == tmp_path and token.stat().st_mode & 0o777 == 0o600
     assert ray_environment(tmp_path) == environment
+
+
+def test_a_long_temporary_directory_gives_way_to_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("long" * 10)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    folder = private_ray_dir(tmp_path)
+    try:
+        assert folder.is_relative_to("/tmp")
+        # What Ray makes below it.
+        sockets = folder / "session_2026-11-27_12-36-25_236881_1157000" / "sockets"
+        sockets.mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(sockets / "plasma_store"))
+    finally:
+        remove_ray_dir(folder)
+    monkeypatch.setattr(local_ray, "TEMPORARY_PATH_MAX", 1)
+    with pytest.raises(StartupError, match="set TMPDIR to one of at most 1 bytes"):
+        private_ray_dir(tmp_path)

@@ -292,8 +292,8 @@ async def test_a_module_that_is_nowhere_is_not_found(modules: Modules) -> None:
 
 
 async def test_a_kind_that_the_worker_does_not_hold_is_refused(blobs: BlobStore, holder: CountingHolder) -> None:
-    with pytest.raises(ModuleRefused, match="logit_expert"):
-        await Modules(LocalCopies(blobs), {LORA: holder}, {}).load(A, EXPERT)
+    with pytest.raises(ModuleRefused, match="holds no modules of kind logit_expert: setting max_experts is 0"):
+        await Modules(LocalCopies(blobs), {LORA: holder}, {EXPERT: "setting max_experts is 0"}).load(A, EXPERT)
 
 
 async def test_a_forgotten_module_is_fetched_again(modules: Modules) -> None:
