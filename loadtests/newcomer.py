@@ -29,8 +29,11 @@ PROXIES_AFTER = dict.fromkeys(("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_P
 LEFT_OUT = ("make test", "grpcurl")
 UP = ".venv/bin/memserve up"
 TIMEOUT_S = 1200
-# Beyond what a person reads of pip's.
-LINES_SHOWN = 40
+# What pip says of each package.
+PIP_LINE = re.compile(
+    r"(Looking in|Collecting|Downloading|Using cached|Processing|Requirement already|Installing collected|Preparing|Building|Created wheel|Stored in|━)"
+)
+LINES_SHOWN = 80
 
 
 def quick_start() -> tuple[list[str], str]:
@@ -88,10 +91,10 @@ def python_for_all() -> str:
 
 
 def shown(output: str) -> str:
-    """What pip prints, cut to its beginning and end."""
+    """Without what pip says of each package; what is still long, cut to its beginning and end."""
     kept: list[str] = []
     for block in re.split(r"(?m)^(?=\$ )", output):
-        lines = [line.rstrip()[:200] for line in block.splitlines()]
+        lines = [line.rstrip()[:200] for line in block.splitlines() if not PIP_LINE.match(line.lstrip())]
         if len(lines) > LINES_SHOWN:
             half = LINES_SHOWN // 2
             lines = [*lines[:half], f"… {len(lines) - LINES_SHOWN} lines …", *lines[-half:]]
