@@ -31,6 +31,8 @@ UP = ".venv/bin/memserve up"
 TIMEOUT_S = 1200
 # What pip says of each package.
 PIP_LINE = re.compile(
+    "Looking in|Collecting|Downloading|Using cached|Processing|Requirement already|Installing|Preparing|Building|Created wheel|Stored in|━"
+)
     r"(Looking in|Collecting|Downloading|Using cached|Processing|Requirement already|Installing collected|Preparing|Building|Created wheel|Stored in|━)"
 )
 LINES_SHOWN = 80
