@@ -33,8 +33,6 @@ TIMEOUT_S = 1200
 PIP_LINE = re.compile(
     "Looking in|Collecting|Downloading|Using cached|Processing|Requirement already|Installing|Preparing|Building|Created wheel|Stored in|━"
 )
-    r"(Looking in|Collecting|Downloading|Using cached|Processing|Requirement already|Installing collected|Preparing|Building|Created wheel|Stored in|━)"
-)
 LINES_SHOWN = 80
 
 
