@@ -29,12 +29,12 @@ FACTS = {
     "The spare key is kept in the blue drawer.": ("Where is the spare key kept?", "blue drawer"),
 }
 CHAT = {"What is the capital of France?": "Paris", "How many days are in a week?": "7|seven"}
-# About 16 tokens each.
+# About 16.5 tokens each.
 LINE = "Entry {number}: the lighthouse keeper noted the wind and the tide."
 
 
 def prefix_of(tokens: int) -> str:
-    return "\n".join(LINE.format(number=number) for number in range(tokens // 18))
+    return "\n".join(LINE.format(number=number) for number in range(tokens // 16))
 
 
 def says(answer: Answer, wanted: str) -> bool:

@@ -181,7 +181,7 @@ SHAPES = (
         "OPT",
         "OPTForCausalLM",
         {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 192, "word_embed_proj_dim": 128, **LONG},
-        targets=(),
+        targets=("q_proj", "v_proj", "out_proj", "fc1"),
     ),
     Shape(
         "Mixtral",
