@@ -24,7 +24,6 @@ from memserve.model_files import json_object, text_of
 Floats = npt.NDArray[np.float32]
 
 BUNDLED = "all-MiniLM-L6-v2 (English)"
-# A tokenizer of XLM-RoBERTa's is 17 MB.
 TOKENIZER_FILE, WEIGHTS_FILE, CONFIG_FILE = "tokenizer.json", "model.safetensors", "config.json"
 # RoBERTa numbers its positions from its padding token's id on.
 FIRST_POSITION = {"bert": 0, "roberta": 2, "xlm-roberta": 2}
