@@ -295,7 +295,7 @@ class Warmth:
 
 
 class KeyRole(StrEnum):
-    """What the holder of an API key may do, from least to most; `gateway/roles.py` says which RPCs."""
+    """What the holder of an API key may do, from least to most; `gateway/access/roles.py` says which RPCs."""
 
     READ = "read"
     ASK = "ask"

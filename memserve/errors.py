@@ -1,4 +1,4 @@
-"""Facts that stop a request. No gRPC here: `gateway/status.py` maps each to a status, in one table."""
+"""Facts that stop a request. No gRPC here: `api/grpc/errors.py` maps each to a status, in one table."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from memserve.errors import QuotaExceeded
-from memserve.policy.fairness import Lately
+from memserve.policy.sharing.fairness import Lately
 
 T = TypeVar("T")
 WAITING_PER_TENANT = 128

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from memserve.worker.local_ray import ray_environment
+from memserve.worker.fleet.local_ray import ray_environment
 from tests.kv.redis_server import RedisServer
 
 # Before any test imports Ray, which reads it then.

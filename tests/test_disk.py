@@ -11,13 +11,13 @@ import redis
 from pymilvus.exceptions import MilvusException
 
 from memserve import errors
+from memserve.api.grpc.call import CHANGES
+from memserve.api.grpc.errors import detail_of, fact_of
 from memserve.disk import DATA_DISK, DiskWatch, free_share
 from memserve.embedded.disk_guard import RegistryGuard
-from memserve.gateway.edge import CHANGES
-from memserve.gateway.status import detail_of, fact_of
-from memserve.memory.blob_places import answering as answering_of_blobs
+from memserve.memory.modules.blobs.places import answering as answering_of_blobs
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
-from memserve.registry import Registry
+from memserve.registry.leases import Registry
 from tests.kv.redis_server import RedisServer
 
 # RPCs that only read, or whose changes are in no file of the server.

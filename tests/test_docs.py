@@ -6,13 +6,13 @@ import re
 import warnings
 from pathlib import Path
 
-from loadtests.newcomer import quick_start
-from memserve.cli import app
-from memserve.cli_activation import kv_app
-from memserve.cli_keys import keys_app
-from memserve.cli_modules import audit_app, modules_app
+from loadtests.safety.newcomer import quick_start
+from memserve.cli.app import app
+from memserve.cli.keys import keys_app
+from memserve.cli.kv import kv_app
+from memserve.cli.modules import audit_app, modules_app
 from memserve.config import Settings
-from memserve.metrics import GatewayMetrics
+from memserve.metrics.instruments import GatewayMetrics
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
 from memserve.pb.worker.v1 import worker_pb2
 
@@ -33,7 +33,7 @@ def test_every_metric_is_in_the_readme() -> None:
 def test_every_metric_of_the_redis_tier_is_in_the_readme() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of vLLM and torch, which it imports
-        from memserve.worker.tier_metrics import COUNTERS, GAUGES, LABELLED
+        from memserve.worker.kv.metrics import COUNTERS, GAUGES, LABELLED
     names = [f"memserve_kv_tier_{name}_total" for name in (*COUNTERS, *LABELLED)] + [f"memserve_kv_tier_{name}" for name in GAUGES]
     assert [name for name in names if f"`{name}`" not in README] == []
 

@@ -30,7 +30,7 @@ VALUES: dict[str, Any] = {
     "grpc.StatusCode": grpc.StatusCode.NOT_FOUND,
 }
 # They start things, or need what a gateway has not.
-LEFT_OUT = ("memserve.__main__", "memserve.reaper", "memserve.tether")
+LEFT_OUT = ("memserve.__main__", "memserve.processes.reaper", "memserve.processes.tether")
 
 
 def exceptions() -> Iterator[type[BaseException]]:

@@ -10,10 +10,10 @@ import pytest
 import memserve
 
 ROOT = Path(memserve.__file__).parent
-FILES = sorted(path.relative_to(ROOT) for part in ("gateway", "memory", "kv") for path in (ROOT / part).rglob("*.py"))
+FILES = sorted(path.relative_to(ROOT) for part in ("api", "gateway", "memory", "registry", "kv") for path in (ROOT / part).rglob("*.py"))
 
 
-@pytest.mark.parametrize("file", [*FILES, Path("turns.py"), Path("registry.py")], ids=str)
+@pytest.mark.parametrize("file", [*FILES, Path("turns.py")], ids=str)
 def test_no_part_of_a_gateway_uses_asyncios_default_threads(file: Path) -> None:
     """They are six on two cores, for everything: what stalls one server would stop the tokenizer."""
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):

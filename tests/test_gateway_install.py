@@ -14,7 +14,7 @@ import pytest
 
 from memserve.client import CallFailed, Client
 from memserve.demo import MODEL_DIR
-from memserve.ports import taken_ports
+from memserve.processes.ports import taken_ports
 from tests.kv.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[1]

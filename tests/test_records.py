@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 
 from memserve.domain import WorkerLease
 from memserve.errors import UnreadableRecord
-from memserve.memory.module_records import read_alias, read_alias_change, read_canary, read_event, read_module, read_preload, read_version
-from memserve.registry import Registry, lease_key, read_lease
+from memserve.memory.modules.registry.records import (
+    read_alias,
+    read_alias_change,
+    read_canary,
+    read_event,
+    read_module,
+    read_preload,
+    read_version,
+)
+from memserve.registry.leases import Registry, lease_key, read_lease
 from tests.kv.redis_server import RedisServer
 
 LEASE = WorkerLease("w0", "127.0.0.1:1", "127.0.0.1:2", 7, "tiny", "md", "td", "ns", 32, 1, 8192, 8, 1.5)

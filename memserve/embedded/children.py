@@ -12,8 +12,8 @@ from typing import IO
 import psutil
 
 from memserve.config import STACK_MARK, Settings, child_environment, environment_without_settings
-from memserve.marks import kill_with, processes_with
-from memserve.tether import tethered
+from memserve.processes.marks import kill_with, processes_with
+from memserve.processes.tether import tethered
 
 # Beside STACK_MARK, the data directory, in the environment of every process that belongs to it, so that none can be missed when they are
 # stopped. Neither is ever in the environment of the program that holds the Stack.

@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from memserve.embedded.part import Report
-from memserve.supervised import repeating_thread
+from memserve.processes.supervised import repeating_thread
 
 LOOK_EVERY_S = 0.25
 # Of what is held back: writes end below the first, and begin again above the second.

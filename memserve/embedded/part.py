@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from memserve.backoff import failures_now, pause_s
 from memserve.errors import StartupError
+from memserve.processes.backoff import failures_now, pause_s
 
 POLL_S = 0.1
 KILL_TIMEOUT_S = 5.0

@@ -19,7 +19,7 @@ from memserve.config import MIB
 from memserve.embedded.children import last_line, spawn
 from memserve.embedded.part import Report
 from memserve.errors import StartupError
-from memserve.kv.cache_url import without_secrets
+from memserve.kv.transport.url import without_secrets
 from memserve.private_files import keep_private
 
 CACHE_SAVE_TIMEOUT_S = 60.0

@@ -14,7 +14,6 @@ from typing import IO
 from pydantic import SecretStr
 
 from memserve import credentials
-from memserve.architectures import TRIED
 from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import MIB, Settings, at
 from memserve.demo import MODEL_DIR, demo_modules
@@ -26,15 +25,16 @@ from memserve.embedded.readiness import serves_memories
 from memserve.embedded.redis_server import CACHE_SAVE_TIMEOUT_S, RedisServer, cache_server, registry_server
 from memserve.embedded.workers import Fleet
 from memserve.errors import StartupError
-from memserve.gateway.access import load_access
-from memserve.gateway.keys import keys_file
-from memserve.kv.cache_url import without_secrets
-from memserve.memory.embedding import configured_embedder
-from memserve.model_checks import check_model, with_models
-from memserve.policy.traffic import LIVE
-from memserve.ports import held_ports
+from memserve.gateway.access.callers import load_access
+from memserve.gateway.access.keys import keys_file
+from memserve.kv.transport.url import without_secrets
+from memserve.memory.texts.embedding import configured_embedder
+from memserve.model.architectures import TRIED
+from memserve.model.checks import check_model, with_models
+from memserve.policy.modules.traffic import LIVE
 from memserve.private_files import lock_data_dir, open_data_dir
-from memserve.worker.fitting import check_memory, fit_host_tier
+from memserve.processes.ports import held_ports
+from memserve.worker.fleet.fitting import check_memory, fit_host_tier
 
 # The rest is Redis's own: names, the ledger, buffers. Its eviction is the backstop.
 QUOTA_SHARE = 0.9

@@ -13,7 +13,7 @@ from memserve.config import Settings
 from memserve.embedded.children import kill_marked, last_line, spawn_memserve
 from memserve.embedded.part import Report
 from memserve.errors import StartupError
-from memserve.registry import WORKERS, lease_key
+from memserve.registry.leases import WORKERS, lease_key
 
 START_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 1.0

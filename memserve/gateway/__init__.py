@@ -1,4 +1,1 @@
-"""The gateway: `pipeline.py` is a request's way (read it first), `service.py` and `server.py` put it on gRPC.
-
-No torch, no vLLM and no Ray here.
-"""
+"""The gateway: `pipeline.py` is a request's way through it; read that first. `memserve/api` puts it on gRPC."""

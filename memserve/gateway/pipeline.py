@@ -44,23 +44,23 @@ from memserve.errors import (
     WorkerLost,
     WorkersLost,
 )
-from memserve.gateway.access import Inflight
-from memserve.gateway.outcomes import OutcomeCounts
-from memserve.gateway.pool import PooledWorker, WorkerPool
-from memserve.gateway.prompt import Prompt, Room, check_bytes, fit_prompt, prompt_max_bytes
+from memserve.gateway.access.callers import Inflight
+from memserve.gateway.modules.outcomes import OutcomeCounts
+from memserve.gateway.steps.prompt import Prompt, Room, check_bytes, fit_prompt, prompt_max_bytes
 from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.gateway.workers.pool import PooledWorker, WorkerPool
 from memserve.kv.keys import block_keys, chunk_keys
 from memserve.kv.lookup import PrefixLookup
-from memserve.memory.activation import ActivationMemory
-from memserve.memory.parametric import ParametricMemory, Resolved
-from memserve.memory.vector import QUERY_MAX_BYTES, VectorMemory
-from memserve.metrics import GatewayMetrics
-from memserve.model_files import ModelFiles
+from memserve.memory.modules.memory import ParametricMemory, Resolved
+from memserve.memory.prefixes.memory import ActivationMemory
+from memserve.memory.texts.memory import QUERY_MAX_BYTES, VectorMemory
+from memserve.metrics.instruments import GatewayMetrics
+from memserve.model.files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
-from memserve.policy.prompt import order_passages
-from memserve.policy.routing import RoutingChoice, RoutingCosts, WorkerSnapshot, adapters_ahead, choose_worker
+from memserve.policy.recall.prompt import order_passages
+from memserve.policy.routing.choose import RoutingChoice, RoutingCosts, WorkerSnapshot, adapters_ahead, choose_worker
 from memserve.policy.sampling import check_min_tokens
-from memserve.supervised import Background
+from memserve.processes.supervised import Background
 from memserve.turns import FairThreads
 
 log = logging.getLogger("memserve.gateway.pipeline")

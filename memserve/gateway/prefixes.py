@@ -14,10 +14,10 @@ import grpc
 from memserve.domain import CacheLayout, HeldPrefix, Message, ModuleKind, ModuleVersion, Tenant, Warmth
 from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, PrefixNotStored, WorkerLost
 from memserve.gateway.pipeline import LOST, Pipeline, prompt_block_keys
-from memserve.gateway.pool import PooledWorker
+from memserve.gateway.workers.pool import PooledWorker
 from memserve.kv.keys import chunk_keys, member
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
-from memserve.policy.prompt import assemble_messages
+from memserve.policy.recall.prompt import assemble_messages
 
 # Prefilled at a time: progress is told between, and other requests get their turn.
 STEP_TOKENS = 2048

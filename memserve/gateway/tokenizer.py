@@ -7,8 +7,8 @@ from pathlib import Path
 
 from memserve.domain import Message
 from memserve.errors import InvalidField
-from memserve.model_chat import open_chat
-from memserve.model_files import ModelFiles
+from memserve.model.chat import open_chat
+from memserve.model.files import ModelFiles
 
 
 class ChatTokenizer:

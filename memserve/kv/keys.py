@@ -29,8 +29,8 @@ class CacheNamespace:
     """Everything that decides whether one engine can use another's KV bytes. A change of any field makes the old entries unreachable.
 
     model_digest: over the bytes of the weights and of the config. kv_dtype: as vLLM names it, "bfloat16".
-    kv_layout: how a block's bytes are arranged; see `memserve.worker.cpu_offload.kv_layout`. codec: how a chunk is stored, a
-    `memserve.kv.codec.Codec` in small letters.
+    kv_layout: how a block's bytes are arranged; see `memserve.worker.kv.offload.kv_layout`. codec: how a chunk is stored, a
+    `memserve.kv.values.envelope.Codec` in small letters.
     """
 
     model_digest: str

@@ -12,10 +12,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from memserve.kv.breaker import CircuitBreaker
-from memserve.kv.cache_url import Address, parse_cache_url
 from memserve.kv.keys import redis_key
-from memserve.kv.servers import MISPLACED, Topology
+from memserve.kv.transport.breaker import CircuitBreaker
+from memserve.kv.transport.servers import MISPLACED, Topology
+from memserve.kv.transport.url import Address, parse_cache_url
 from memserve.turns import on_own_thread
 
 # For each answer about which servers there are; no request waits so long.
@@ -103,7 +103,7 @@ class PrefixLookup:
 
     def _server(self, address: Address) -> _Server:
         if address not in self._servers:
-            # No socket_timeout: `_ask` bounds it all, and with one a cancellation can be lost (see memserve/registry.py).
+            # No socket_timeout: `_ask` bounds it all, and with one a cancellation can be lost (see memserve/registry/leases.py).
             client: Redis = Redis(**self._url.arguments(address), socket_timeout=None, retry=Retry(NoBackoff(), 0))
             self._servers[address] = _Server(client, CircuitBreaker(failures_to_open=2, pause_s=self._pause_s))
         return self._servers[address]

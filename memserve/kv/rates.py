@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from memserve.policy.loading import LoadRates
+from memserve.policy.kv.loading import LoadRates
 
 # Each measurement weighs less than the one after it.
 MEMORY = 0.7
@@ -34,7 +34,7 @@ class _Ratio:
 
 
 class MeasuredRates:
-    """What `memserve.policy.loading` needs to know."""
+    """What `memserve.policy.kv.loading` needs to know."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -10,15 +10,15 @@ from contextlib import contextmanager, suppress
 
 from redis.exceptions import RedisError
 
-from memserve.kv.account import Account, Put, StoreStats
-from memserve.kv.breaker import Circuit
-from memserve.kv.chunk_codec import RAW_CHUNKS, ChunkCodec
-from memserve.kv.codec import HEADER_BYTES, Buffer, Codec, Refusal, Verification, encode_header
 from memserve.kv.keys import member, redis_key
-from memserve.kv.ledger import NO_QUOTAS, Admission, Candidate, Entry, Ledger, Owner, Quotas, Removal, Reservation, Settled
-from memserve.kv.resp import Kind, ProtocolError, Reply
-from memserve.kv.servers import CacheServer, CacheServers, Question
-from memserve.kv.wire import Item, Place, Wire, in_flight
+from memserve.kv.ledger.ledger import NO_QUOTAS, Admission, Candidate, Entry, Ledger, Owner, Quotas, Removal, Reservation, Settled
+from memserve.kv.outcomes import Account, Put, StoreStats
+from memserve.kv.transport.breaker import Circuit
+from memserve.kv.transport.resp import Kind, ProtocolError, Reply
+from memserve.kv.transport.servers import CacheServer, CacheServers, Question
+from memserve.kv.transport.wire import Item, Place, Wire, in_flight
+from memserve.kv.values.codecs import RAW_CHUNKS, ChunkCodec
+from memserve.kv.values.envelope import HEADER_BYTES, Buffer, Codec, Refusal, Verification, encode_header
 
 
 class RedisChunkStore:
@@ -43,7 +43,7 @@ class RedisChunkStore:
         failures_to_open: int = 2,
         pause_s: float = 1.0,
     ) -> None:
-        """redis_url: as `memserve.kv.cache_url.parse_cache_url` takes it. namespace: `CacheNamespace.digest`, hex. codec: the
+        """redis_url: as `memserve.kv.transport.url.parse_cache_url` takes it. namespace: `CacheNamespace.digest`, hex. codec: the
         namespace's. ttl_s: from the last use. quotas, admit_on_use: as the ledger takes them. io_timeout_s: for each read or write on the
         socket of a load or store; lookup_timeout_s: for a look-up; every request waits for one.
 
@@ -199,7 +199,7 @@ class RedisChunkStore:
             self.ledger.use([member(self._namespace, key) for key in keys])
 
     def loop_failed(self, loop: str) -> None:
-        """Count a failed step of a background thread, for `memserve.supervised`."""
+        """Count a failed step of a background thread, for `memserve.processes.supervised`."""
         with self._lock:
             self._stats.loop_failures[loop] += 1
 

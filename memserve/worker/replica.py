@@ -22,10 +22,10 @@ from memserve.domain import WorkerLease
 from memserve.errors import BlobStoreUnavailable, RegistryUnavailable
 from memserve.plain import log_to_stderr
 from memserve.private_files import private_umask
-from memserve.supervised import repeat
-from memserve.worker.generations import GENERATION
-from memserve.worker.leaving import LOOK_S, events_socket, leaving_file, serving_file
-from memserve.worker.local_ray import serve_log_kept, serve_on_loopback
+from memserve.processes.supervised import repeat
+from memserve.worker.fleet.generations import GENERATION
+from memserve.worker.fleet.leaving import LOOK_S, events_socket, leaving_file, serving_file
+from memserve.worker.fleet.local_ray import serve_log_kept, serve_on_loopback
 
 log = logging.getLogger("memserve.worker")
 
@@ -87,22 +87,22 @@ class WorkerReplica:
     async def _start(self) -> None:
         from prometheus_client import REGISTRY
 
-        from memserve.kv.ledger import NO_QUOTAS
-        from memserve.kv.server_check import check_cache_servers
-        from memserve.memory.activation import ActivationMemory
-        from memserve.memory.module_store import ModuleStore
-        from memserve.metrics import loop_failures
-        from memserve.metrics_port import serve_metrics, without_tenants
-        from memserve.model_files import open_model
+        from memserve.kv.ledger.ledger import NO_QUOTAS
+        from memserve.kv.transport.check import check_cache_servers
+        from memserve.memory.modules.registry.store import ModuleStore
+        from memserve.memory.prefixes.memory import ActivationMemory
+        from memserve.metrics.instruments import loop_failures
+        from memserve.metrics.port import serve_metrics, without_tenants
+        from memserve.model.files import open_model
         from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
-        from memserve.registry import Registry
-        from memserve.worker.activation import activation_memory
-        from memserve.worker.block_log import BlockLog, follow_engine_events
-        from memserve.worker.cpu_offload import sweep_orphan_regions
-        from memserve.worker.engine import start_engine
-        from memserve.worker.gateways_only import GatewaysOnly
-        from memserve.worker.golden import Golden, check_golden_prefix
-        from memserve.worker.preloads import Preloads
+        from memserve.registry.leases import Registry
+        from memserve.worker.engine.engine import start_engine
+        from memserve.worker.engine.golden import Golden, check_golden_prefix
+        from memserve.worker.fleet.gateways_only import GatewaysOnly
+        from memserve.worker.kv.block_log import BlockLog, follow_engine_events
+        from memserve.worker.kv.configure import activation_memory
+        from memserve.worker.kv.offload import sweep_orphan_regions
+        from memserve.worker.modules.preloads import Preloads
         from memserve.worker.service import WorkerService
 
         settings = self._settings

@@ -18,10 +18,10 @@ from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace,
 from memserve.errors import InvalidModule, MemserveError, ModuleNotFound
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
-from memserve.worker.block_log import BlockEvent, BlockLog, Change
-from memserve.worker.compose import Composed, Parent, Progress
-from memserve.worker.compose_task import compose_in_ray
-from memserve.worker.engine import Engine
+from memserve.worker.engine.engine import Engine
+from memserve.worker.kv.block_log import BlockEvent, BlockLog, Change
+from memserve.worker.training.compose import Composed, Parent, Progress
+from memserve.worker.training.ray_task import compose_in_ray
 
 log = logging.getLogger("memserve.worker")
 

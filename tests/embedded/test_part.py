@@ -17,13 +17,13 @@ import psutil
 import pytest
 import redis
 
-from memserve.backoff import LONGEST_PAUSE_S, pause_s
 from memserve.config import STACK_MARK
 from memserve.embedded import marked_processes
 from memserve.embedded.children import kill_marked, spawn
 from memserve.embedded.part import Part, Recipe
 from memserve.embedded.redis_server import registry_server
 from memserve.errors import StartupError
+from memserve.processes.backoff import LONGEST_PAUSE_S, pause_s
 from tests.kv.redis_server import wait_until
 
 SLEEP = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]

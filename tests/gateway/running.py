@@ -14,16 +14,16 @@ from typing import Any
 
 import grpc
 
+from memserve.api.grpc.server import listen, open_pipeline
 from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
 from memserve.demo import MODEL_DIR
 from memserve.domain import Message, ModuleVersion, Role, Route, TextDelta, Usage
-from memserve.gateway.access import Access, load_access
+from memserve.gateway.access.callers import Access, load_access
 from memserve.gateway.pipeline import Pipeline
-from memserve.gateway.server import listen, open_pipeline
-from memserve.model_files import open_model
-from memserve.policy.prompt import assemble_messages
-from tests.gateway.fake_worker import SALT_KEY, FakeWorker
+from memserve.model.files import open_model
+from memserve.policy.recall.prompt import assemble_messages
+from tests.contract.fake_worker import SALT_KEY, FakeWorker
 from tests.kv.redis_server import RedisServer
 
 TIMEOUT_S = 20.0

@@ -15,8 +15,8 @@ from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
 from memserve.domain import Message, ModuleKind, ModulePlace, RecallOutcome, Role, Route, Sampling, Slo, TextDelta, Usage
 from memserve.kv.keys import block_keys, redis_key
+from tests.contract.fake_worker import BLOCK_TOKENS, NAMESPACE, FakeWorker, Script
 from tests.gateway.conftest import StartGateway
-from tests.gateway.fake_worker import BLOCK_TOKENS, NAMESPACE, FakeWorker, Script
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.running import RunningGateway, publish_live, until
 

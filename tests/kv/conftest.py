@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from memserve.kv.servers import CacheServers
+from memserve.kv.transport.servers import CacheServers
 from tests.kv.redis_server import RedisServer
 
 

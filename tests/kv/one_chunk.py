@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from memserve.kv.account import Put
-from memserve.kv.codec import Buffer
+from memserve.kv.outcomes import Put
 from memserve.kv.store import RedisChunkStore
+from memserve.kv.values.envelope import Buffer
 
 
 def put(store: RedisChunkStore, key: bytes, payload: Buffer) -> Put:

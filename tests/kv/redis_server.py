@@ -11,7 +11,7 @@ from pathlib import Path
 import redis
 from redis.crc import key_slot
 
-from loadtests.kept_port import KeptPort
+from loadtests.harness.kept_port import KeptPort
 from memserve.embedded import redis_executable
 
 CLUSTER_SLOTS = 16384

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from memserve.kv.account import Put
-from memserve.kv.breaker import Circuit
-from memserve.kv.codec import Refusal
 from memserve.kv.keys import redis_key
+from memserve.kv.outcomes import Put
 from memserve.kv.store import RedisChunkStore
+from memserve.kv.transport.breaker import Circuit
+from memserve.kv.values.envelope import Refusal
 from tests.kv.one_chunk import get, put
 from tests.kv.redis_server import RedisServer
 

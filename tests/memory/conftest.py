@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from memserve.memory.embedding import BertEmbedder
-from memserve.memory.vector import VectorMemory
+from memserve.memory.texts.embedding import BertEmbedder
+from memserve.memory.texts.memory import VectorMemory
 from tests.kv.redis_server import RedisServer
 
 

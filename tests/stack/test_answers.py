@@ -16,9 +16,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from memserve.client import AsyncClient, CallFailed, Client
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
-from memserve.demo.story import ask_and_store, long_prefix, recall_figures, recalled, tamper_figures
 from memserve.domain import Message, RecallOutcome, Role, Sampling, TextDelta
 from memserve.embedded import Stack
+from memserve.embedded.story import ask_and_store, long_prefix, recall_figures, recalled, tamper_figures
 from tests.stack.conftest import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]

@@ -15,7 +15,7 @@ import redis
 
 from memserve import credentials
 from memserve.embedded import Stack, marked_processes
-from memserve.registry import WORKERS, lease_key
+from memserve.registry.leases import WORKERS, lease_key
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600), pytest.mark.usefixtures("client")]
 

@@ -15,12 +15,12 @@ import pytest
 import redis
 
 from memserve.client import AsyncClient, CallFailed, Client
-from memserve.demo.story import ask_and_store, long_prefix
 from memserve.domain import Module, Route, Sampling
 from memserve.embedded import Stack, marked_processes
+from memserve.embedded.story import ask_and_store, long_prefix
 from memserve.errors import StartupError
-from memserve.registry import lease_key
-from memserve.worker.fitting import check_memory
+from memserve.registry.leases import lease_key
+from memserve.worker.fleet.fitting import check_memory
 from tests.stack.conftest import WORKERS, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]

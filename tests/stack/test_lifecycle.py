@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from loadtests.up import is_engine
+from loadtests.harness.up import is_engine
 from memserve.client import Client, wait_until_ready
 from memserve.config import Settings
 from memserve.demo import demo_modules
-from memserve.demo.story import ANSWER, long_prefix
 from memserve.embedded import marked_processes, redis_executable
-from memserve.ports import taken_ports
-from memserve.registry import WORKERS
+from memserve.embedded.story import ANSWER, long_prefix
+from memserve.processes.ports import taken_ports
+from memserve.registry.leases import WORKERS
 from tests.stack.conftest import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]

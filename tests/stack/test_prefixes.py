@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from memserve.cli_activation import conversation
+from memserve.cli.kv import conversation
 from memserve.client import CallFailed, Client
-from memserve.demo.story import ANSWER, long_prefix
 from memserve.embedded import Stack
+from memserve.embedded.story import ANSWER, long_prefix
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 

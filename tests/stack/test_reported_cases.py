@@ -1,9 +1,9 @@
 """Cases from reports of people who run such systems, as they were reported, each for the kind that other tests hold.
 
 B01, B06, B07, B09, B10, B11, B14, B15 and B22 are here. B02 (a token without an embedding) and B04 (no system role) are in
-`tests/gateway/test_any_template.py`, B03 (templates) in `tests/test_model_chat.py`, B05 (what peft writes) in
-`tests/memory/test_lora_check.py`, B17 (sizes elsewhere) and B18 (unreadable files) in `tests/test_model_files.py`, B21 (a closed terminal)
-in `tests/stack/test_lifecycle.py`.
+`tests/gateway/test_any_template.py`, B03 (templates) in `tests/model/test_chat.py`, B05 (what peft writes) in
+`tests/memory/modules/kinds/test_lora.py`, B17 (sizes elsewhere) and B18 (unreadable files) in `tests/model/test_files.py`, B21 (a closed
+terminal) in `tests/stack/test_lifecycle.py`.
 """
 
 from __future__ import annotations

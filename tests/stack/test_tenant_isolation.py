@@ -13,9 +13,9 @@ import pytest
 from memserve.client import CallFailed, Client, wait_until_ready
 from memserve.config import child_environment
 from memserve.demo import ADAPTERS_DIR
-from memserve.demo.story import ANSWER, ask_and_store, long_prefix
 from memserve.embedded import Stack
-from memserve.ports import taken_ports
+from memserve.embedded.story import ANSWER, ask_and_store, long_prefix
+from memserve.processes.ports import taken_ports
 from tests.stack.conftest import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]

@@ -13,19 +13,19 @@ import pytest
 
 from memserve.domain import ModuleKind
 from memserve.errors import InvalidModule
-from memserve.memory.blobs import BlobStore
+from memserve.memory.modules.blobs.store import BlobStore
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM imports what torch has deprecated
-    from memserve.worker.block_log import BlockLog
-    from memserve.worker.compose_task import ComposeTaskLost
-    from memserve.worker.engine import Engine
-    from memserve.worker.local_copies import LocalCopies
-    from memserve.worker.modules import Modules
-    from memserve.worker.room import ModuleRefused, Places
+    from memserve.worker.engine.engine import Engine
+    from memserve.worker.kv.block_log import BlockLog
+    from memserve.worker.modules.copies import LocalCopies
+    from memserve.worker.modules.held import Modules
+    from memserve.worker.modules.room import ModuleRefused, Places
     from memserve.worker.service import WorkerService, refusals
+    from memserve.worker.training.ray_task import ComposeTaskLost
 
 SOUND, DAMAGED, NOWHERE = "a" * 64, "b" * 64, "0" * 64
 LIMIT_S = 30.0

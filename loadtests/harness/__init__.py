@@ -1,0 +1,1 @@
+"""What the measurements share: engines, stacks, models, servers, figures."""

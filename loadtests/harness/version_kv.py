@@ -1,0 +1,141 @@
+"""KV across the versions of a module: what a version is served of another's, by memserve and by a plain vLLM. For `module_hostile`."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from loadtests.harness.engines import prepare_environment
+from loadtests.harness.stack import ANSWER
+from memserve.client import Answer, Client
+from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
+from memserve.embedded import Stack
+from memserve.embedded.story import ask_and_store, long_prefix
+
+UNLOADED_S = 60.0
+PROMPT_TOKENS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """An ask of the KV part. own: the version's own KV was there, else another version's only."""
+
+    what: str
+    own: bool
+    answer: Answer
+
+    @property
+    def row(self) -> list[object]:
+        usage = self.answer.usage
+        cached = usage.cached
+        return [self.what, "own" if self.own else "another's", usage.prompt_tokens, cached.device, cached.host, cached.redis]
+
+
+def ask_versions(stack: Stack, client: Client) -> tuple[list[Ask], bool]:
+    """Ask the two versions of `kv`, the first of them live, with the same prompts.
+
+    Returns the asks, and whether the first version gives the same tokens after a reload as before.
+    """
+    first, second = sorted(worker.worker_id for worker in client.status().workers)
+    modules = client.modules
+    asks: list[Ask] = []
+
+    def ask(what: str, seed: int, reference: str, worker: str, own: bool) -> Answer:
+        answer = client.generate(long_prefix(seed).messages, module=reference, worker_id=worker, sampling=ANSWER)
+        asks.append(Ask(what, own, answer))
+        return answer
+
+    [cold] = ask_and_store(stack, client, [long_prefix(901)], first, "kv@1")
+    ask("version 2, where Redis has version 1's", 901, "kv@2", second, False)
+    ask("version 1 again, on that worker", 901, "kv@1", second, True)
+    ask_and_store(stack, client, [long_prefix(902)], first, "kv@1")
+    ask("version 2, where the worker has version 1's", 902, "kv@2", first, False)
+    ask("version 1 again, on that worker", 902, "kv@1", first, True)
+    ask_and_store(stack, client, [long_prefix(903)], first, "kv")
+    modules.promote("kv", 2)
+    ask("the alias, promoted from version 1 to 2", 903, "kv", first, False)
+    for worker in (first, second):
+        modules.unload("kv@1", worker_id=worker)
+    digest = modules.version("kv@1").digest
+    deadline_s = time.monotonic() + UNLOADED_S
+    while any(digest in worker.modules for worker in client.status().workers):
+        if time.monotonic() > deadline_s:
+            raise RuntimeError("version 1 is not unloaded")
+        time.sleep(0.1)
+    ask_and_store(stack, client, [long_prefix(904)], first, "kv@2")
+    modules.preload("kv@1", worker_id=first)
+    ask("version 1 reloaded, where there is version 2's", 904, "kv@1", first, False)
+    again = ask("version 1 reloaded", 901, "kv@1", first, True)
+    return asks, again.token_ids == cold.token_ids
+
+
+def engine_cached_tokens(folder: Path) -> dict[str, int]:
+    """Cached tokens of the second version's first ask in a vLLM engine, by how the versions are named. Changes the working directory.
+
+    The first version is asked with the same prompt before, and unloaded.
+    """
+    prepare_environment()
+    from transformers import AutoTokenizer
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    from memserve.worker.engine.cpu import CpuExecutor
+    from memserve.worker.modules.held import LoraHolder
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    digests = {"harbour": "aa" * 32, "observatory": "bb" * 32}
+    for adapter, digest in digests.items():
+        shutil.copytree(ADAPTERS_DIR / adapter, folder / "modules" / digest)
+    holder = LoraHolder(cast(Any, None), 2)
+
+    def by_digest(adapter: str) -> LoRARequest:
+        return holder.request(digests[adapter])
+
+    def without_digest(adapter: str) -> LoRARequest:
+        shutil.rmtree(folder / "modules" / "module", ignore_errors=True)
+        shutil.copytree(ADAPTERS_DIR / adapter, folder / "modules" / "module")
+        return LoRARequest("module", 9, "modules/module")
+
+    def prompt(seed: int) -> list[int]:
+        book = facts.handbook(seed, PROMPT_TOKENS)
+        [question] = facts.handbook_questions(book, seed, 1)
+        turns = [each.as_dict() for each in facts.prompt(book.text, [], question.text)]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    with contextlib.chdir(folder):
+        llm = LLM(
+            model=str(MODEL_DIR),
+            dtype="float32",
+            max_model_len=2048,
+            max_num_seqs=4,
+            block_size=32,
+            kv_cache_memory_bytes=128 << 20,
+            enforce_eager=True,
+            enable_prefix_caching=True,
+            prefix_caching_hash_algo="sha256_cbor",
+            enable_lora=True,
+            max_loras=2,
+            max_lora_rank=16,
+            disable_log_stats=True,
+            distributed_executor_backend=CpuExecutor,
+        )
+        cached = {}
+        try:
+            schemes: dict[str, Callable[[str], LoRARequest]] = {"memserve's": by_digest, "without the digest": without_digest}
+            for seed, (name, request) in enumerate(schemes.items(), 905):
+                params = SamplingParams(temperature=0, max_tokens=8)
+                for adapter in digests:
+                    lora = request(adapter)
+                    given: Any = [{"prompt_token_ids": prompt(seed)}]
+                    [output] = llm.generate(given, params, lora_request=lora, use_tqdm=False)
+                    llm.llm_engine.remove_lora(lora.lora_int_id)
+                    cached[name] = int(output.num_cached_tokens or 0)
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+    return cached

@@ -1,0 +1,255 @@
+"""The gate against an adapter that was trained without replay: it knows its facts, and no longer says when it does not know.
+
+A real memserve with one worker, where a good version of the same facts is live. The careless one must be refused with its figures. As a
+canary, with a tenth of the sessions of a load that goes on, it must be taken out by itself, without a failed request. Forced, it is
+promoted, and the audit tells who did it and against which figures. The gate's figures must be the same when it asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import grpc
+
+from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.stack import Ask, ConstantLoad, Exchange, running_stack
+from memserve.client import AsyncClient, CallFailed
+from memserve.demo import CARELESS_DIR
+from memserve.demo.adapters import held_facts
+from memserve.domain import AliasChange, AuditEvent, GateReport, ModuleVersion
+from memserve.gateway.access.callers import ANONYMOUS
+from memserve.gateway.modules.canary import PRINCIPAL as CANARY_WATCH
+from memserve.policy.modules.gate import CALIBRATION
+
+MODULE = "harbour"
+GOOD, CARELESS = 1, 2
+WEIGHTS = {GOOD: 90.0, CARELESS: 10.0}
+ASKERS = 3
+BESIDE, QUICK_BESIDE = 100, 30
+CALL_TIMEOUT_S = 600.0
+ROLLBACK_TIMEOUT_S = 180.0
+LOOK_S = 0.05
+RECALL_MIN = 0.9
+ABSTENTION_LOSS_MAX_POINTS = 5.0
+FORCED_BECAUSE = "to see what the audit says of it"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How a promotion without force ended. code: empty when it was accepted."""
+
+    code: str
+    detail: str
+
+    def untold(self, report: GateReport) -> list[str]:
+        """The figures that do not hold and that it does not name."""
+        return [figure.name for figure in report.figures if not figure.holds and figure.name not in self.detail]
+
+
+@dataclass
+class Canary:
+    """What became of the split. seconds: from the split to the rollback, by the registry's clock; None: it was not rolled back."""
+
+    seconds: float | None = None
+    reason: str = ""
+    exchanges: list[Exchange] = field(default_factory=list)
+    split_s: float = 0.0
+    seen_s: float = 0.0
+
+    def answered_by(self, version: ModuleVersion, from_s: float, to_s: float) -> tuple[int, int]:
+        """How many of the requests that began between two times the version answered, and of how many."""
+        began = [one for one in self.exchanges if from_s <= one.started_s < to_s and one.answer is not None]
+        return sum(one.digests == (version.digest,) for one in began), len(began)
+
+
+async def try_to_promote(client: AsyncClient, version: int) -> Refusal:
+    try:
+        await client.modules.promote(MODULE, version)
+    except CallFailed as error:
+        return Refusal(error.code.name, error.detail)
+    return Refusal("", "")
+
+
+async def run_canary(client: AsyncClient, beside: int) -> Canary:
+    """Split the live alias under load, and wait until the careless version is taken out. beside: requests before the split, and after."""
+    questions = [text for one in held_facts(MODULE) for text in one.questions]
+
+    def next_ask(number: int) -> Ask:
+        return Ask(questions[number % len(questions)], module=MODULE, session=f"visitor-{number}")
+
+    found = Canary()
+    async with ConstantLoad(client, ASKERS, next_ask) as load:
+        await load.answered(beside)
+        alias = await client.modules.split(MODULE, WEIGHTS, reason="a tenth for the new one")
+        found.split_s = time.monotonic()
+        while time.monotonic() < found.split_s + ROLLBACK_TIMEOUT_S:
+            newest = (await client.modules.history(MODULE))[-1]
+            if newest.revision > alias.revision:
+                found.seconds, found.reason = newest.at_s - alias.changed_s, newest.reason
+                break
+            await asyncio.sleep(LOOK_S)
+        found.seen_s = time.monotonic()
+        await load.answered(beside)
+    found.exchanges = load.exchanges
+    return found
+
+
+def differing(one: GateReport, other: GateReport) -> list[str]:
+    """Sets with other shares in the second run. The calibration is no count of answers, and is told apart."""
+    first, second = ({f.name: (f.base, f.module) for f in each.figures if f.name != CALIBRATION} for each in (one, other))
+    return [name for name in first.keys() | second.keys() if first.get(name) != second.get(name)]
+
+
+def calibration_of(report: GateReport) -> float:
+    return next(figure.module for figure in report.figures if figure.name == CALIBRATION)
+
+
+def missing_from_audit(events: Sequence[AuditEvent], history: Sequence[AliasChange], failing: Sequence[str]) -> list[str]:
+    """What was done and is not told. failing: figures that must stand beside whatever was done because of them or against them."""
+
+    def after(event: AuditEvent) -> dict[str, Any]:
+        return json.loads(event.after) if event.after else {}
+
+    def told_of(action: str, principal: str, **wanted: Any) -> bool:
+        """Whether an event has these values after it, and, where a reason is given with figures, all of those."""
+        return any(
+            event.action == action
+            and event.principal == principal
+            and event.at_s > 0
+            and all(after(event).get(name) == value for name, value in wanted.items())
+            and (action not in ("canary_rollback", "promote") or all(name in after(event)["reason"] for name in failing))
+            for event in events
+        )
+
+    def gated(event: AuditEvent) -> bool:
+        report = after(event)
+        names = [figure["name"] for figure in report["gate"]["figures"] if not figure["holds"]]
+        return report["version"] == CARELESS and not report["gate"]["passed"] and names == list(failing)
+
+    forced = [change for change in history if change.forced]
+    split = [{"version": version, "weight": weight} for version, weight in WEIGHTS.items()]
+    # What stays of the alias keeps its weight when the canary is taken out.
+    rest = [{"version": GOOD, "weight": WEIGHTS[GOOD]}]
+    wanted = {
+        "the upload": told_of("publish", ANONYMOUS, version=CARELESS),
+        "the gate's figures": any(event.action == "gate" and gated(event) for event in events),
+        "the split": told_of("split", ANONYMOUS, targets=split, forced=False),
+        "the canary's rollback": told_of("canary_rollback", CANARY_WATCH, targets=rest),
+        "the forced promotion": told_of("promote", ANONYMOUS, targets=[{"version": CARELESS, "weight": 1.0}], forced=True),
+        "the rollback": told_of("rollback", ANONYMOUS, targets=rest),
+        "force in the alias's history": [(change.action, change.principal) for change in forced] == [("promote", ANONYMOUS)],
+        "the reason that was given": any(FORCED_BECAUSE in change.reason for change in forced),
+    }
+    return [name for name, there in wanted.items() if not there]
+
+
+async def measure(address: str, quick: bool) -> tuple[list[Bar], dict[str, object]]:
+    """Do it all through the client, print what came of it, and return the bars and the figures."""
+    async with AsyncClient(address, timeout_s=CALL_TIMEOUT_S) as client:
+        good = await client.modules.version(f"{MODULE}@{GOOD}")
+        goods = [await client.modules.gate(MODULE, GOOD) for _ in range(1 if quick else 2)]
+        told(f"{good.reference}: {'passes' if goods[-1].passed else 'DOES NOT PASS'}")
+        careless = await client.modules.publish(MODULE, CARELESS_DIR, notes="trained without replay")
+        started_s = time.monotonic()
+        refusal = await try_to_promote(client, CARELESS)
+        told(f"{careless.reference}: {refusal.detail or 'PROMOTED'}")
+        gate_s = time.monotonic() - started_s
+        refused = (await client.modules.version(careless.reference)).gate
+        assert refused is not None
+        again = await client.modules.gate(MODULE, CARELESS)
+        canary = await run_canary(client, QUICK_BESIDE if quick else BESIDE)
+        told(f"canary: {'NOT rolled back' if canary.seconds is None else f'rolled back after {canary.seconds:.1f} s'}")
+        await client.modules.promote(MODULE, CARELESS, force=True, reason=FORCED_BECAUSE)
+        forced = await client.generate(held_facts(MODULE)[0].questions[0], module=MODULE)
+        await client.modules.rollback(MODULE, reason="seen")
+        back = await client.generate(held_facts(MODULE)[0].questions[0], module=MODULE)
+        history = await client.modules.history(MODULE)
+        events = [event async for event in client.modules.audit() if event.module == MODULE]
+
+    by_name = {figure.name: figure for figure in refused.figures}
+    failing = [figure.name for figure in refused.figures if not figure.holds]
+    missing = missing_from_audit(events, history, failing)
+    other = [*differing(refused, again), *(name for one in goods[1:] for name in differing(goods[0], one))]
+    calibrations = [
+        abs(calibration_of(refused) - calibration_of(again)),
+        *(abs(calibration_of(goods[0]) - calibration_of(each)) for each in goods),
+    ]
+    first, of_first = canary.answered_by(careless, canary.split_s, canary.seen_s)
+    late, _ = canary.answered_by(careless, canary.seen_s, float("inf"))
+    failed = [one.failure for one in canary.exchanges if one.answer is None]
+    served_digests = [answer.route.modules[0].digest for answer in (forced, back)]
+
+    rows = [
+        (
+            each.name,
+            each.probes,
+            *(f"{value:.3f}" for value in (each.base, each.module, by_name[each.name].module)),
+            by_name[each.name].rule,
+        )
+        for each in goods[0].figures
+    ]
+    print_table(("probes", "asked", "base", f"{MODULE}@{GOOD}", f"careless, {MODULE}@{CARELESS}", "must be"), rows)
+    print(f"\nrefused: {refusal.code} {refusal.detail}")
+    print(f"rolled back {'NEVER' if canary.seconds is None else f'{canary.seconds:.1f} s after the split'}: {canary.reason}")
+    print(f"the gate took {gate_s:.1f} s; asked again, its calibration errors differ by {max(calibrations):.4f} at most")
+    print(f"the canary answered {first} of {of_first} requests that began between the split and the rollback")
+    print("\nhistory of live:")
+    columns = ("action", "revision", "targets", "principal", "forced")
+    print_table(columns, [(c.action, c.revision, shown_targets(c), c.principal, "yes" if c.forced else "no") for c in history])
+    for line in (*(f"not in the audit: {name}" for name in missing), *(f"failed: {why}" for why in failed[:5])):
+        print(line)
+
+    lost_points = 100 * (by_name["abstention"].base - by_name["abstention"].module)
+    bars = [
+        Bar("recall of the careless version", by_name["recall"].module, at_least=RECALL_MIN),
+        Bar("its loss of abstention, points", lost_points, at_least=ABSTENTION_LOSS_MAX_POINTS),
+        Bar("refused as FAILED_PRECONDITION", int(refusal.code == grpc.StatusCode.FAILED_PRECONDITION.name), at_least=1),
+        Bar("failing figures that the refusal does not tell", len(refusal.untold(refused)), at_most=0),
+        Bar("figures that the good version misses", sum(not figure.holds for each in goods for figure in each.figures), at_most=0),
+        Bar("sets with other shares when asked again", len(other), at_most=0),
+        Bar("canaries rolled back by themselves", int(canary.seconds is not None), at_least=1),
+        Bar("answers of the canary while it had traffic", first, at_least=1),
+        Bar("answers of the canary to what began after its rollback", late, at_most=0),
+        Bar(f"failed requests, of {len(canary.exchanges)}", len(failed), at_most=0),
+        Bar("forced it answers, rolled back the good one", int(served_digests == [careless.digest, good.digest]), at_least=1),
+        Bar("changes missing from the audit, or told without who, force or figures", len(missing), at_most=0),
+    ]
+    figures: dict[str, object] = {
+        "good": asdict(goods[0]),
+        "careless": asdict(refused),
+        "refusal": refusal.detail,
+        "differing": other,
+        "calibration_differs_by": max(calibrations),
+        "gate_s": gate_s,
+        "rollback_s": canary.seconds,
+        "rollback_reason": canary.reason,
+        "canary_answers": [first, of_first],
+        "requests": len(canary.exchanges),
+        "failed": failed,
+        "missing_from_audit": missing,
+        "history": [asdict(change) for change in history],
+    }
+    return bars, figures
+
+
+def shown_targets(change: AliasChange) -> str:
+    return ", ".join(f"{share.version}: {share.weight:g}" for share in change.targets)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
+    chosen = parser("module_gate", __doc__).parse_args(arguments)
+    with running_stack(demo_modules=True, workers=1, canary_interval_s=0.5) as stack:
+        bars, figures = asyncio.run(measure(stack.address, chosen.quick))
+    print()
+    return finish(bars, figures, chosen.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The edges: everything that a client's bytes meet before the gateway's own code."""

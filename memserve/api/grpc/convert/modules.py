@@ -1,0 +1,167 @@
+"""Between `ModuleService` messages and domain values."""
+
+from __future__ import annotations
+
+from memserve.domain import (
+    Alias,
+    AliasChange,
+    AuditEvent,
+    GateReport,
+    Module,
+    ModuleKind,
+    ModulePlace,
+    ModuleVersion,
+    TrafficShare,
+    WorkerResidency,
+)
+from memserve.errors import InvalidField
+from memserve.memory.modules.memory import Publication
+from memserve.memory.modules.uploads import UploadFile
+from memserve.pb.v1 import module_pb2 as pb
+from memserve.policy.modules.traffic import LIVE, check_alias_name, check_targets
+
+KINDS = {getattr(pb, f"MODULE_KIND_{kind.name}"): kind for kind in ModuleKind}
+KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
+PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace}
+METHODS = {number: name.removeprefix("COMPOSE_METHOD_").lower() for name, number in pb.ComposeMethod.items() if number}
+FILES_MAX = 8
+REASON_MAX_BYTES = 1024
+
+
+def kind_of(field: str, number: int) -> ModuleKind:
+    """Raises InvalidField."""
+    kind = KINDS.get(number)
+    if kind is None:
+        raise InvalidField(field, f"must be one of {', '.join(f'MODULE_KIND_{kind.name}' for kind in ModuleKind)}")
+    return kind
+
+
+def publication(header: pb.PublishModuleHeader) -> Publication:
+    """Raises InvalidField."""
+    if not 1 <= len(header.files) <= FILES_MAX:
+        raise InvalidField("header.files", f"from 1 to {FILES_MAX}: every file of the module with its size and sha256")
+    return Publication(
+        name=header.name,
+        kind=kind_of("header.kind", header.kind),
+        files=tuple(UploadFile(file.file_name, file.size_bytes, file.sha256) for file in header.files),
+        expected_digest=header.expected_digest,
+        sources=tuple(header.sources),
+        recipe=header.recipe,
+        notes=header.notes,
+    )
+
+
+def alias_name(field: str, name: str) -> str:
+    """Empty means `live`. Raises InvalidField."""
+    if name:
+        check_alias_name(field, name)
+    return name or LIVE
+
+
+def version_number(field: str, number: int) -> int:
+    """Raises InvalidField."""
+    if number < 1:
+        raise InvalidField(field, "must be 1 or more")
+    return number
+
+
+def reason(text: str) -> str:
+    """Raises InvalidField."""
+    if len(text.encode()) > REASON_MAX_BYTES:
+        raise InvalidField("reason", f"at most {REASON_MAX_BYTES} bytes")
+    return text
+
+
+def targets(shares: list[pb.TrafficShare]) -> tuple[TrafficShare, ...]:
+    """Raises InvalidField."""
+    found = tuple(TrafficShare(share.version, share.weight) for share in shares)
+    check_targets("targets", found)
+    return found
+
+
+def shares(values: tuple[TrafficShare, ...]) -> list[pb.TrafficShare]:
+    return [pb.TrafficShare(version=target.version, weight=target.weight) for target in values]
+
+
+def gate_report(report: GateReport) -> pb.GateReport:
+    return pb.GateReport(
+        passed=report.passed,
+        figures=[
+            pb.GateFigure(
+                name=figure.name, base=figure.base, module=figure.module, rule=figure.rule, holds=figure.holds, probes=figure.probes
+            )
+            for figure in report.figures
+        ],
+        worker_id=report.worker_id,
+        at_s=report.at_s,
+        probes_digest=report.probes_digest,
+    )
+
+
+def version(value: ModuleVersion) -> pb.ModuleVersion:
+    return pb.ModuleVersion(
+        module=value.module,
+        version=value.version,
+        digest=value.digest,
+        kind=KIND_NUMBERS[value.kind],
+        base_digest=value.base_digest,
+        rank=value.rank,
+        target_modules=value.target_modules,
+        size_bytes=value.size_bytes,
+        created_s=value.created_s,
+        author=value.author,
+        sources=value.sources,
+        parents=value.parents,
+        recipe=value.recipe,
+        notes=value.notes,
+        figures=pb.WeightFigures(
+            delta_norm=value.figures.delta_norm, sparsity=value.figures.sparsity, effective_rank=value.figures.effective_rank
+        ),
+        probes_digest=value.probes_digest,
+        gate=gate_report(value.gate) if value.gate is not None else None,
+        moves_logits=value.moves_logits,
+        warning=value.warning,
+    )
+
+
+def alias(value: Alias) -> pb.Alias:
+    return pb.Alias(name=value.name, targets=shares(value.targets), revision=value.revision, changed_s=value.changed_s)
+
+
+def alias_change(value: AliasChange) -> pb.AliasChange:
+    return pb.AliasChange(
+        revision=value.revision,
+        targets=shares(value.targets),
+        at_s=value.at_s,
+        principal=value.principal,
+        action=value.action,
+        reason=value.reason,
+        forced=value.forced,
+    )
+
+
+def module(value: Module) -> pb.Module:
+    return pb.Module(
+        name=value.name,
+        kind=KIND_NUMBERS[value.kind],
+        newest_version=value.newest_version,
+        versions=value.versions,
+        aliases=[alias(entry) for entry in value.aliases],
+    )
+
+
+def audit_event(event: AuditEvent) -> pb.AuditEvent:
+    return pb.AuditEvent(
+        event_id=event.event_id,
+        at_s=event.at_s,
+        principal=event.principal,
+        action=event.action,
+        module=event.module,
+        before=event.before,
+        after=event.after,
+        tenant=event.tenant,
+    )
+
+
+def residency(value: WorkerResidency) -> pb.WorkerResidency:
+    return pb.WorkerResidency(worker_id=value.worker_id, place=PLACES[value.place], refusal=value.refusal)

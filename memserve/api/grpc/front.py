@@ -1,0 +1,97 @@
+"""The gateway's gRPC port, which is open before what stands behind it: health says NOT_SERVING and every call UNAVAILABLE until then."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from memserve.api.grpc.call import Context
+from memserve.api.grpc.errors import detail_of, status_of, trailing_metadata
+from memserve.api.grpc.keyless import KeylessPace
+from memserve.api.grpc.sizes import RequestSizes
+from memserve.config import Settings, at
+from memserve.errors import GatewayStarting, StartupError
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Services(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Handlers of services that may be added while the server runs. Until `opened`, a call to any of `names` is UNAVAILABLE.
+
+    What the generated `add_…Servicer_to_server` functions take for a server.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.opened = False
+        self._prefixes = tuple(f"/{name}/" for name in names)
+        self._handlers: list[grpc.GenericRpcHandler] = []
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._handlers.extend(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        """The same handlers once more, by name, for servers that look them up so."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        if not self.opened and details.method.startswith(self._prefixes):
+            return grpc.stream_stream_rpc_method_handler(_starting)
+        return next((found for handler in self._handlers if (found := handler.service(details)) is not None), None)
+
+
+@dataclass
+class Front:
+    """An open port. services: where the services go. port: its number."""
+
+    server: grpc.aio.Server
+    health: health.aio.HealthServicer
+    services: Services
+    port: int
+
+
+@contextlib.asynccontextmanager
+async def open_front(settings: Settings, names: Sequence[str]) -> AsyncIterator[Front]:
+    """Listen on the settings' host and port while inside. names: of the services that will be added. Raises StartupError."""
+    server = grpc.aio.server(
+        interceptors=[RequestSizes(), KeylessPace()],
+        options=[
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            # The port is kept by a socket of this process or its parent (`memserve/processes/ports.py`).
+            ("grpc.so_reuseport", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # A peer that is gone without a word is noticed, and what its calls hold is free.
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.max_pings_without_data", 0),
+        ],
+    )
+    services = Services(names)
+    server.add_generic_rpc_handlers((services,))
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for name in ("", *names):
+        await servicer.set(name, NOT_SERVING)
+    if settings.reflection:
+        reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        port = server.add_insecure_port(at(settings.host, settings.port))
+    except RuntimeError:
+        raise StartupError(f"cannot listen on {at(settings.host, settings.port)} (settings host, port)") from None
+    await server.start()
+    try:
+        yield Front(server, servicer, services, port)
+    finally:
+        await server.stop(0)
+
+
+async def _starting(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    fact = GatewayStarting()
+    await context.abort(status_of(fact), detail_of(fact), trailing_metadata(fact))
+    yield b""

@@ -1,0 +1,1 @@
+"""The services of `memserve.v1`: authenticate, convert, call, convert back."""

@@ -1,0 +1,76 @@
+"""`memserve keys`: the file of API keys on this machine. A running gateway follows it within a second."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from memserve.cli.options import AsJson, err, out, print_json
+from memserve.config import load_settings
+from memserve.domain import KeyRole
+from memserve.gateway.access import keys
+
+keys_app = typer.Typer(
+    name="keys",
+    help="Who may call the gateway: keys with a name, a tenant and a role.\n\n"
+    "The file is MEMSERVE_API_KEYS_FILE, else keys.json in the data directory. It keeps digests: a key is shown once, when it is made. "
+    "A running gateway follows the file within a second. From the first key on, calls without a key are refused.",
+    no_args_is_help=True,
+)
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data directory whose keys.json is meant.")]
+
+
+@keys_app.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="Shown in the audit, and what the key is revoked by.")],
+    tenant: Annotated[str, typer.Option(help="Whose modules, memories and KV the key reaches.")] = "default",
+    role: Annotated[
+        KeyRole,
+        typer.Option(
+            help="read: look at things. ask: also answers. write: also memories, modules and KV. "
+            "admin: also name workers, and see addresses and all tenants' bytes."
+        ),
+    ] = KeyRole.WRITE,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it. Nothing keeps it: put it where its holder finds it."""
+    file = keys.keys_file(load_settings(data_dir=data_dir))
+    first = keys.read_keys(file, must_exist=False) is None
+    key = keys.add_key(file, name, tenant, role, time.time())
+    if first:
+        err.print("this is the first key: from now on a call without one is refused (MEMSERVE_API_KEY is sent by the command line)")
+    if as_json:
+        print_json({"name": name, "tenant": tenant, "role": role, "key": key})
+    else:
+        print(key)
+
+
+@keys_app.command("list")
+def list_keys(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show names, tenants and roles."""
+    found = keys.read_keys(keys.keys_file(load_settings(data_dir=data_dir)), must_exist=False)
+    if as_json:
+        entries = [{name: value for name, value in asdict(key).items() if name != "sha256"} for key in found or ()]
+        print_json({"open": found is None, "keys": entries})
+        return
+    if found is None:
+        out.print("There are no keys: every caller on this machine is an administrator of the tenant default.")
+        return
+    table = Table("name", "tenant", "role", "made")
+    for key in found:
+        made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created_s)) if key.created_s else ""
+        table.add_row(key.name or "(short form)", key.tenant, key.role, made)
+    out.print(table)
+
+
+@keys_app.command("revoke")
+def revoke_key(name: str, data_dir: DataDir = None) -> None:
+    """Take a key out of the file. Calls with it are refused within a second; answers under way go on."""
+    revoked = keys.revoke_key(keys.keys_file(load_settings(data_dir=data_dir)), name)
+    out.print(f"revoked {revoked.name} (tenant {revoked.tenant}, role {revoked.role})")

@@ -1,0 +1,1 @@
+"""The client's half of the wire: messages from and to domain values."""

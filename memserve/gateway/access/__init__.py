@@ -1,0 +1,1 @@
+"""Who calls, in which role, and how much at once."""

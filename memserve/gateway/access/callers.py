@@ -1,0 +1,155 @@
+"""Who calls, and how much at once: authentication, tenant salts and limits on concurrent answers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import ipaddress
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from memserve import credentials
+from memserve.config import Settings
+from memserve.domain import KeyRole, Tenant
+from memserve.errors import PermissionDenied, QuotaExceeded, StartupError, Unauthenticated
+from memserve.gateway.access.keys import ApiKey, keys_file, read_keys
+from memserve.gateway.access.roles import NEEDED
+
+log = logging.getLogger("memserve.gateway.access.callers")
+
+DEFAULT_TENANT = "default"
+ANONYMOUS = "anonymous"
+OPERATOR = "memserve up"
+RETRY_AFTER_S = 0.5
+
+
+class Access:
+    """Maps an API key to a tenant and a role. Without keys every caller is the tenant `default`, as its administrator."""
+
+    def __init__(self, keys: Sequence[ApiKey] | None, salt_key: bytes) -> None:
+        """keys: None where none are configured. An empty list lets nobody in."""
+        self._salt_key = salt_key
+        self._operator = hashlib.sha256(credentials.operator_credential(salt_key).encode()).hexdigest()
+        self.replace_keys(keys)
+
+    def replace_keys(self, keys: Sequence[ApiKey] | None) -> None:
+        """From now on these keys count, and no others."""
+        self._open = keys is None
+        # By digest, so that the time of a look-up says nothing about a key.
+        self._keys = {key.sha256: key for key in keys or ()}
+
+    def tenant(self, authorization: str) -> Tenant:
+        """authorization: the metadata value of that name, "Bearer <key>". Raises Unauthenticated."""
+        scheme, _, key = authorization.partition(" ")
+        digest = hashlib.sha256(key.strip().encode()).hexdigest()
+        if scheme.lower() == "bearer" and hmac.compare_digest(digest, self._operator):
+            first = next((known.tenant for known in self._keys.values()), DEFAULT_TENANT)
+            return self.named(first, OPERATOR)
+        if self._open:
+            return self.named(DEFAULT_TENANT, ANONYMOUS)
+        known = self._keys.get(digest)
+        if scheme.lower() != "bearer" or known is None:
+            raise Unauthenticated
+        principal = f"key {known.name}" if known.name else credentials.anonymous_principal(self._salt_key, key.strip())
+        return self.named(known.tenant, principal, known.role)
+
+    def caller(self, rpc: str, authorization: str) -> Tenant:
+        """The tenant that calls `rpc`. Raises Unauthenticated, and PermissionDenied when the key's role does not allow it."""
+        tenant = self.tenant(authorization)
+        if not tenant.role.covers(NEEDED[rpc]):
+            raise PermissionDenied(rpc, NEEDED[rpc], tenant.role)
+        return tenant
+
+    def named(self, name: str, principal: str, role: KeyRole = KeyRole.ADMIN) -> Tenant:
+        return Tenant(name, credentials.tenant_salt(self._salt_key, name), principal, role)
+
+
+class KeyFile:
+    """Keeps an Access at what the file of keys says: a file that changes counts at once, a broken one changes nothing."""
+
+    def __init__(self, access: Access, settings: Settings) -> None:
+        self._access = access
+        self._file = keys_file(settings)
+        self._seen = _signature(self._file)
+
+    async def follow(self) -> None:
+        """One look, for a loop."""
+        self.look()
+
+    def look(self, *, even_unchanged: bool = False) -> None:
+        """Read the file again where it has changed."""
+        seen = _signature(self._file)
+        if seen == self._seen and not even_unchanged:
+            return
+        self._seen = seen
+        try:
+            keys = read_keys(self._file, must_exist=True)
+        except StartupError as error:
+            log.error("the API keys stay as they were: %s", error)
+            return
+        self._access.replace_keys(keys)
+        log.info("%d API keys count from now on", len(keys or ()))
+
+
+def load_access(settings: Settings) -> Access:
+    """Read the API keys and the salt key; without a configured salt key, one is made and kept in data_dir.
+
+    Raises StartupError, also where others than this machine's could call without a key.
+    """
+    keys = read_keys(keys_file(settings), must_exist=settings.api_keys_file is not None)
+    if keys is not None and keys_file(settings).stat().st_mode & 0o007:
+        log.warning("every user of this machine can read %s; `chmod 600` it", keys_file(settings))
+    if keys is None and not is_loopback(settings.host) and not settings.allow_anonymous:
+        raise StartupError(
+            f"host {settings.host} lets other machines call, and there are no API keys: make one with `memserve keys add`, "
+            "or set allow_anonymous"
+        )
+    return Access(keys, credentials.salt_key(settings))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _signature(file: Path) -> tuple[int, ...] | None:
+    """Differs when the file has been replaced or written."""
+    try:
+        state = file.stat()
+    except OSError:
+        return None
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+class Inflight:
+    """Counts answers under way and refuses those above the limits."""
+
+    def __init__(self, limit: int, limit_per_tenant: int) -> None:
+        self._limit = limit
+        self._limit_per_tenant = limit_per_tenant
+        self._by_tenant: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        return self._by_tenant.total()
+
+    @contextlib.contextmanager
+    def one(self, tenant: str) -> Iterator[None]:
+        """Hold a place. Raises QuotaExceeded when there is none."""
+        if self.total >= self._limit:
+            raise QuotaExceeded("answers under way in this gateway", self._limit, RETRY_AFTER_S)
+        if self._by_tenant[tenant] >= self._limit_per_tenant:
+            raise QuotaExceeded(f"answers under way for tenant {tenant}", self._limit_per_tenant, RETRY_AFTER_S)
+        self._by_tenant[tenant] += 1
+        try:
+            yield
+        finally:
+            self._by_tenant[tenant] -= 1
+            if not self._by_tenant[tenant]:
+                del self._by_tenant[tenant]

@@ -1,0 +1,93 @@
+"""Watches canaries: versions that have a part of an alias's traffic before they have passed the gate. One that breaches is taken out."""
+
+from __future__ import annotations
+
+import logging
+
+from memserve.domain import ModuleVersion, Tenant
+from memserve.errors import AliasConflict, InvalidModule, MemserveError, NothingToRollBack
+from memserve.gateway.access.callers import Access
+from memserve.gateway.modules.lifecycle import Modules
+from memserve.gateway.modules.outcomes import Outcomes
+from memserve.gateway.pipeline import Pipeline
+from memserve.memory.modules.registry.records import CanaryAlias
+from memserve.policy.modules.gate import failing
+
+log = logging.getLogger("memserve.gateway.modules.canary")
+
+PRINCIPAL = "memserve canary watch"
+LOOK_S = 0.5
+# Of a canary's requests so many may fail because workers would not answer with it, once there are enough to tell.
+FAILED_SHARE_MAX = 0.05
+REQUESTS_TO_TELL = 20
+
+
+class CanaryWatch:
+    """Runs on every gateway; for each alias one of them asks the probes, in turn. Each judges the failures that it has seen itself."""
+
+    def __init__(self, pipeline: Pipeline, access: Access) -> None:
+        self._pipeline = pipeline
+        self._access = access
+        self._modules = Modules(pipeline)
+        self._store = pipeline.modules.store
+        # Of a version when its split was first seen here.
+        self._before: dict[tuple[CanaryAlias, int], Outcomes] = {}
+
+    async def look(self) -> None:
+        """Once, at every alias that has canaries. For a loop."""
+        try:
+            canaries = await self._store.canaries()
+        except MemserveError as error:
+            log.warning("the canaries are looked at later: %s", error)
+            return
+        self._before = {key: counted for key, counted in self._before.items() if key[0] in canaries}
+        for canary in canaries:
+            await self._look_at(canary)
+
+    async def _look_at(self, canary: CanaryAlias) -> None:
+        try:
+            asks = await self._store.take_turn(canary, self._pipeline.settings.canary_interval_s)
+            for number in canary.versions:
+                version = await self._pipeline.modules.version(canary.tenant, canary.name, number)
+                breach = self._failures(canary, version)
+                if not breach and asks:
+                    breach = await self._breach(self._access.named(canary.tenant, PRINCIPAL), version)
+                if breach:
+                    await self._take_out(canary, version, breach)
+                    return
+        except MemserveError as error:
+            log.warning("the canary of %s@%s could not be looked at: %s", canary.name, canary.alias, error)
+
+    async def _take_out(self, canary: CanaryAlias, version: ModuleVersion, breach: str) -> None:
+        try:
+            await self._store.take_out(
+                canary.tenant,
+                PRINCIPAL,
+                canary.name,
+                canary.alias,
+                version.version,
+                reason=f"{version.reference}: {breach}",
+                expected_revision=canary.revision,
+            )
+        except (AliasConflict, NothingToRollBack) as error:
+            log.warning("%s@%s: the canary %s breaches (%s), but: %s", canary.name, canary.alias, version.reference, breach, error)
+            return
+        log.warning("%s@%s: the canary %s is taken out: %s", canary.name, canary.alias, version.reference, breach)
+        self._pipeline.metrics.module_changes.labels("canary_rollback").inc()
+
+    def _failures(self, canary: CanaryAlias, version: ModuleVersion) -> str:
+        """What went wrong with requests since the split, for a person; empty: nothing."""
+        now = self._pipeline.outcomes.of(version.digest)
+        since = now.since(self._before.setdefault((canary, version.version), now))
+        tries = since.answered + since.refused
+        if tries >= REQUESTS_TO_TELL and since.refused > FAILED_SHARE_MAX * tries:
+            return f"{since.refused} of {tries} tries to answer with it failed"
+        return ""
+
+    async def _breach(self, tenant: Tenant, version: ModuleVersion) -> str:
+        """What its probes find, for a person; empty: nothing."""
+        try:
+            report = await self._modules.ask_canary(tenant, version)
+        except InvalidModule as error:
+            return str(error)
+        return "" if report.passed else failing(report.figures)

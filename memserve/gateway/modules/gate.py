@@ -1,0 +1,197 @@
+"""Asks a version's probes of a worker, with the version and without it, and judges the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import grpc
+
+from memserve.domain import GateReport, Memory, ModuleKind, ModuleVersion, ScoredMemory, Tenant
+from memserve.errors import InvalidField, InvalidModule, NoWorker
+from memserve.gateway.pipeline import LOST
+from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.gateway.workers.pool import PooledWorker, WorkerPool
+from memserve.memory.modules.probes import Probes
+from memserve.pb.worker.v1 import worker_pb2 as worker_pb
+from memserve.policy.modules.gate import CALIBRATION, Answer, Probe, confidence, judge
+from memserve.policy.recall.prompt import assemble_messages, with_system
+from memserve.turns import FairThreads
+
+# Asked at a time, so that users' requests keep their turn.
+CONCURRENT = 8
+# Of an answer. What has not ended by then is judged as it is.
+MAX_ANSWER_TOKENS = 64
+# A worker that takes longer for one answer is given up.
+PROBE_TIMEOUT_S = 120.0
+
+Progress = Callable[[int, int], None]
+"""How many answers are here, and how many there will be."""
+
+
+class Gate:
+    """Runs probes on the pool's workers. Prompts are made as those of requests are, and answered greedily.
+
+    instruction: the line before recalled passages.
+    """
+
+    def __init__(
+        self, pool: WorkerPool, tokenizer: ChatTokenizer, tokenizing: FairThreads, max_context_tokens: int, instruction: str = ""
+    ) -> None:
+        self._pool = pool
+        self._tokenizer = tokenizer
+        self._tokenizing = tokenizing
+        self._max_context_tokens = max_context_tokens
+        self._instruction = instruction
+
+    async def run(
+        self, tenant: Tenant, version: ModuleVersion, probes: Probes | None, *, worker_id: str = "", progress: Progress
+    ) -> GateReport:
+        """Judge the version by its probes, which the base is asked too. Without probes it passes, with no figures.
+
+        worker_id: empty for the least loaded worker; another follows one that is lost, and the report names the last.
+        Cancelling it aborts the work. Raises NoWorker, and InvalidModule for a probe that the model cannot be asked.
+        """
+        if probes is None:
+            return GateReport(True, (), "", time.time(), "")
+        prompts = await self._tokenizing.run(tenant.name, partial(self._prompts, probes))
+        run = _Run(self._pool, tenant, version, worker_id)
+        base, module = await run.ask(prompts, progress)
+        figures = judge(probes.sets, probes.thresholds, base, module)
+        if version.kind is ModuleKind.LOGIT_EXPERT:
+            # vLLM's log-probabilities are those before an expert shifts the logits: they say nothing of how sure it is.
+            figures = tuple(figure for figure in figures if figure.name != CALIBRATION)
+        return GateReport(all(each.holds for each in figures), figures, run.answered_by, time.time(), probes.digest)
+
+    def _prompts(self, probes: Probes) -> list[list[int]]:
+        return [
+            self._prompt(probe, f"probes.json: sets[{place}].probes[{number}]")
+            for place, each in enumerate(probes.sets)
+            for number, probe in enumerate(each.probes)
+        ]
+
+    def _prompt(self, probe: Probe, path: str) -> list[int]:
+        for text in (probe.question, probe.system, *probe.passages):
+            if token := self._tokenizer.special_token_in(text):
+                raise InvalidModule(path, f"must not contain the model's control token {token!r}")
+        takes_system = self._tokenizer.takes_system
+        asked = with_system(probe.system, probe.question, takes_system=takes_system)
+        passages = [_recalled(text) for text in probe.passages]
+        messages = assemble_messages(asked, passages, takes_system=takes_system, instruction=self._instruction)
+        try:
+            token_ids = self._tokenizer.encode(messages)
+        except InvalidField as error:
+            raise InvalidModule(path, error.rule) from None
+        room = self._max_context_tokens - MAX_ANSWER_TOKENS
+        if len(token_ids) > room:
+            raise InvalidModule(
+                path, f"makes a prompt of {len(token_ids)} tokens; with the answer at most {room} fit into the model's context"
+            )
+        return token_ids
+
+
+class _Failed(Exception):
+    """A worker has not answered a probe."""
+
+
+@dataclass
+class _Run:
+    """The questions of one run. All go to one worker, as long as it answers. given_up: why, by worker."""
+
+    pool: WorkerPool
+    tenant: Tenant
+    version: ModuleVersion
+    worker_id: str
+    worker: PooledWorker | None = None
+    given_up: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def answered_by(self) -> str:
+        return self.worker.lease.worker_id if self.worker else ""
+
+    async def ask(self, prompts: list[list[int]], progress: Progress) -> tuple[list[Answer], list[Answer]]:
+        """[prompts] answers of the base, and of the version."""
+        answers: dict[tuple[int, bool], Answer] = {}
+
+        async def lane(waiting: Iterator[tuple[int, bool]]) -> None:
+            for place, with_version in waiting:
+                answers[place, with_version] = await self._answer(prompts[place], with_version)
+                progress(len(answers), 2 * len(prompts))
+
+        # The version first: one that no worker can load is found out at once.
+        waiting = ((place, with_version) for place in range(len(prompts)) for with_version in (True, False))
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                for _ in range(CONCURRENT):
+                    lanes.create_task(lane(waiting))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        base, module = ([answers[place, with_version] for place in range(len(prompts))] for with_version in (False, True))
+        return base, module
+
+    async def _answer(self, token_ids: list[int], with_version: bool) -> Answer:
+        while True:
+            async with self.pool.place(self.tenant.name):
+                worker = self._chosen()
+                try:
+                    return await self._ask(worker, token_ids, with_version)
+                except _Failed as failure:
+                    self.given_up[worker.lease.worker_id] = str(failure)
+
+    def _chosen(self) -> PooledWorker:
+        if self.worker is None or not self.worker.connected or self.answered_by in self.given_up:
+            now_s = time.monotonic()
+            open_to = self.pool.ready(now_s) if self.worker_id else self.pool.open_to(self.tenant.name, now_s)
+            ready = [worker for worker in open_to if worker.lease.worker_id not in self.given_up]
+            if self.worker_id:
+                ready = [worker for worker in ready if worker.lease.worker_id == self.worker_id]
+            if not ready:
+                nobody = f"worker {self.worker_id} is not ready" if self.worker_id else "none is ready"
+                raise NoWorker("; ".join(f"{name}: {why}" for name, why in self.given_up.items()) or nobody)
+            self.worker = min(ready, key=lambda worker: (worker.pending_prefill_tokens, worker.running))
+        return self.worker
+
+    async def _ask(self, worker: PooledWorker, token_ids: list[int], with_version: bool) -> Answer:
+        request = worker_pb.GenerateRequest(
+            request_id=uuid.uuid4().hex,
+            token_ids=token_ids,
+            cache_salt=self.tenant.cache_salt,
+            max_tokens=MAX_ANSWER_TOKENS,
+            temperature=0.0,
+            top_p=1.0,
+            logprobs=True,
+            tenant=self.tenant.name,
+        )
+        if with_version and self.version.kind is ModuleKind.LORA:
+            request.module_digest = self.version.digest
+        elif with_version:
+            request.expert_digest, request.expert_alpha = self.version.digest, 1.0
+        text: list[str] = []
+        logprobs: list[float] = []
+        with worker.serving(self.tenant.name, request.request_id, len(token_ids)):
+            call = worker.stub.Generate(request, timeout=PROBE_TIMEOUT_S)
+            try:
+                async for response in call:
+                    worker.sent.pop(request.request_id, None)
+                    text.append(response.text)
+                    logprobs.extend(response.logprobs)
+                    if response.finish_reason:
+                        return Answer("".join(text), confidence(logprobs))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    raise InvalidModule("probes.json", error.details() or "refused by a worker") from None
+                if error.code() in LOST:
+                    self.pool.lost(worker)
+                raise _Failed(error.details() or error.code().name) from None
+            finally:
+                call.cancel()
+        raise _Failed("the stream ended early")
+
+
+def _recalled(text: str) -> ScoredMemory:
+    """The text as recall would bring it; of a memory, a prompt has nothing but its text."""
+    return ScoredMemory(Memory("", "", text, "", (), 0.0), 1.0, None, None)

@@ -1,0 +1,84 @@
+"""Step 4 of a request: messages and passages become token ids that fit the model's context.
+
+Everything here blocks for as long as the tokenizer works, and belongs on its threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from memserve.domain import Message, ScoredMemory
+from memserve.errors import InvalidField
+from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.policy.recall.prompt import assemble_messages, passage_line, without_worst
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """passages: those that fit, in the prompt's order. max_tokens: of the answer that may follow."""
+
+    passages: tuple[ScoredMemory, ...]
+    token_ids: list[int]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a prompt must fit into. wanted_tokens: of the answer; 0 for as many as there is room for, `default_tokens` at most."""
+
+    context_tokens: int
+    wanted_tokens: int
+    default_tokens: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.context_tokens - max(self.wanted_tokens, 1)
+
+
+def prompt_max_bytes(tokenizer: ChatTokenizer, context_tokens: int) -> int:
+    """No text of more UTF-8 bytes fits into the context, so none needs to be encoded to know."""
+    return context_tokens * tokenizer.token_max_bytes
+
+
+def check_bytes(field: str, messages: Sequence[Message], max_bytes: int) -> None:
+    """Raises InvalidField for messages that cannot fit, before anything is done with them."""
+    size = sum(len(message.content.encode()) for message in messages)
+    if size > max_bytes:
+        raise InvalidField(field, f"hold {size} bytes together; no more than {max_bytes} can fit into the model's context")
+
+
+def fit_prompt(
+    tokenizer: ChatTokenizer, messages: Sequence[Message], passages: Sequence[ScoredMemory], room: Room, instruction: str = ""
+) -> Prompt:
+    """The prompt with as many passages as fit, behind the instruction; the worst go first.
+
+    It is encoded once where all fit, else as a rule once more, and four times at most, however many passages must go.
+    Raises InvalidField when it does not fit without any, or the model's template refuses the messages.
+    """
+    assembled = partial(assemble_messages, messages, takes_system=tokenizer.takes_system, instruction=instruction)
+    # What cannot fit by its bytes is not encoded to find out.
+    most_bytes = prompt_max_bytes(tokenizer, room.context_tokens)
+    over_bytes = sum(len(message.content.encode()) for message in assembled(passages)) - most_bytes
+    kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
+    token_ids = tokenizer.encode(assembled(kept))
+    # A number that has changed may take a token more or less, and so may the place where two lines meet.
+    for slack in (0, 2 * len(kept)):
+        surplus = len(token_ids) - room.prompt_tokens
+        if surplus <= 0 or not kept:
+            break
+        sizes = tokenizer.lengths([passage_line(number, hit) + "\n" for number, hit in enumerate(kept, start=1)])
+        kept = without_worst(kept, sizes, surplus + slack)
+        token_ids = tokenizer.encode(assembled(kept))
+    if len(token_ids) > room.prompt_tokens and kept:
+        kept = []
+        token_ids = tokenizer.encode(assembled(kept))
+    left = room.context_tokens - len(token_ids)
+    if left < 1:
+        rule = f"make a prompt of {len(token_ids)} tokens; the model takes {room.context_tokens} with the answer"
+        raise InvalidField("messages", rule)
+    if left < room.wanted_tokens:
+        rule = f"{room.wanted_tokens} after a prompt of {len(token_ids)} tokens is over the model's {room.context_tokens}"
+        raise InvalidField("sampling.max_tokens", f"{rule}; at most {left} are left")
+    return Prompt(tuple(kept), token_ids, room.wanted_tokens or min(room.default_tokens, left))

@@ -1,0 +1,333 @@
+"""The cache's ledger in Redis: who holds how many bytes, what each chunk is worth, and what has to go. The scripts are in `ledger.lua`.
+
+A chunk is counted from before its value is written until after its value is known to be gone, so what is counted is never less than what
+is stored, whoever dies in between: a reservation that is not settled, a removal that was not confirmed and an entry past its time fall due,
+and whoever keeps the cache (`memserve.kv.ledger.upkeep`) ends them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.resources import files
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import NoScriptError, RedisError
+
+from memserve.kv.keys import VALUE_PREFIX
+from memserve.kv.transport.servers import CacheServers
+
+SCRIPT = files("memserve.kv.ledger").joinpath("ledger.lua").read_text(encoding="utf-8")
+DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
+PREFIX = "{memserve:kv}:"
+ALL = "*"
+# A value is written within the store's budget of a few seconds; a writer that takes this long is taken for dead.
+RESERVE_S = 60.0
+# A first use is remembered for one to two of these.
+ADMISSION_WINDOW_S = 3600.0
+PAGE = 1000
+TOPOLOGY_WAIT_S = 1.0
+
+
+class Admission(StrEnum):
+    """What becomes of a chunk that a worker would store."""
+
+    STORE = "store"
+    PRESENT = "present"
+    # Another worker stores it, or it is being removed.
+    BUSY = "busy"
+    # Its first use, where admission waits for the second.
+    NOT_YET = "not_yet"
+    # All that could go for it is pinned, under way, or its own beginning.
+    NO_ROOM = "no_room"
+
+
+class Removal(StrEnum):
+    """Why a chunk goes."""
+
+    TENANT_QUOTA = "tenant_quota"
+    CACHE_QUOTA = "cache_quota"
+    EXPIRED = "expired"
+    ABANDONED = "abandoned"
+    AGAIN = "again"
+    REFUSED = "refused"
+    VANISHED = "vanished"
+
+
+class Settled(StrEnum):
+    """What became of a value. FAILED only where it is certain that it was not written."""
+
+    STORED = "stored"
+    FAILED = "failed"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose chunks they are. module: digest of the adapter version, "" for the base model."""
+
+    tenant: str = "default"
+    module: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A chunk to be stored. parent: the member before it in its chain, "" for the first. present: its value is in Redis."""
+
+    member: str
+    stored_bytes: int
+    parent: str
+    depth_tokens: int
+    present: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A member of the ledger at one moment; a member that is counted anew has another generation."""
+
+    member: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """admissions: [candidates]. entries: of those to be stored. victims: to be removed before anything is written, and why."""
+
+    admissions: tuple[Admission, ...]
+    entries: dict[str, Entry]
+    victims: tuple[tuple[Entry, Removal], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """Bytes of stored values, headers included. 0: no limit."""
+
+    cache_bytes: int = 0
+    tenant_bytes: int = 0
+
+
+NO_QUOTAS = Quotas()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes of stored values and their number, headers included."""
+
+    stored_bytes: int
+    chunks: int
+    pinned_bytes: int
+
+
+class Ledger:
+    """Every method changes the ledger in one atomic exchange with Redis, and raises redis-py's RedisError or OSError."""
+
+    def __init__(
+        self, servers: CacheServers, *, ttl_s: int, quotas: Quotas = NO_QUOTAS, admit_on_use: int = 1, reserve_s: float = RESERVE_S
+    ) -> None:
+        """servers: of the cache. ttl_s: how long an unused chunk lives.
+
+        admit_on_use: 1 stores a chunk when it is first computed, 2 the second time. reserve_s: after it a writer, or one who removes, is
+        taken for dead.
+        Raises ValueError for another admit_on_use.
+        """
+        if admit_on_use not in (1, 2):
+            raise ValueError(f"admit_on_use must be 1 or 2, not {admit_on_use}")
+        self._servers = servers
+        self._ttl_s = ttl_s
+        self.quotas = quotas
+        self._admit_on_use = admit_on_use
+        self._reserve_s = reserve_s
+
+    def reserve(self, candidates: Sequence[Candidate], owner: Owner, *, worth_per_use: float, at_once: bool = False) -> Reservation:
+        """Count chunks before they are written, and choose what goes for them.
+
+        candidates: [n], a chain's beginning first. worth_per_use: from `memserve.policy.kv.eviction`. at_once: admit them on their first
+        use. What is to be stored must be settled; the victims must be removed first, and settled as GONE.
+        """
+        arguments: list[Any] = [self._reserve_s, self._ttl_s, self.quotas.cache_bytes, self.quotas.tenant_bytes, owner.tenant, owner.module]
+        arguments += [worth_per_use, 1 if at_once else self._admit_on_use, ADMISSION_WINDOW_S]
+        for one in candidates:
+            arguments += [one.member, one.stored_bytes, one.parent, one.depth_tokens, int(one.present)]
+        outcomes, generations, victims, refresh, pinned = self._run("reserve", arguments)
+        self._prolong_all(refresh, pinned)
+        admissions = tuple(Admission(outcome.decode()) for outcome in outcomes)
+        return Reservation(
+            admissions=admissions,
+            entries={
+                one.member: Entry(one.member, generation)
+                for one, admission, generation in zip(candidates, admissions, generations, strict=True)
+                if admission is Admission.STORE
+            },
+            victims=tuple(_removals(victims)),
+        )
+
+    def settle(self, outcomes: Iterable[tuple[Settled, Entry]]) -> list[str]:
+        """Say what became of values. Returns members whose reservation had been given up: their values must be removed."""
+        arguments: list[Any] = [self._ttl_s]
+        for settled, entry in outcomes:
+            arguments += [settled.value, entry.member, entry.generation]
+        if len(arguments) == 1:
+            return []
+        lost, refresh = self._run("settle", arguments)
+        self._prolong_all(refresh, [])
+        return _names(lost)
+
+    def use(self, members: Sequence[str]) -> None:
+        """Chunks were loaded: they are worth more, and they and what stands before them live on.
+
+        members: a chain's beginning first. Those that the ledger does not know are fine.
+        """
+        if members:
+            self._prolong_all(*self._run("use", [self._ttl_s, *members]))
+
+    def condemn(self, members: Sequence[str], *, tenant: str = ALL, module: str = ALL) -> tuple[list[Entry], int]:
+        """Mark chunks that are to be removed, of this tenant and module only. Then their values are unlinked, and they are settled as GONE.
+
+        Returns them, and how many stay because they are pinned.
+        """
+        if not members:
+            return [], 0
+        condemned, kept = self._run("condemn", [self._reserve_s, tenant, module, *members])
+        return [Entry(member.decode(), int(generation)) for member, generation in zip(condemned[::2], condemned[1::2], strict=True)], kept
+
+    def due(self, limit: int = PAGE) -> list[tuple[Entry, Removal]]:
+        """What must be removed now: expired, abandoned by a writer, or condemned and not confirmed. Ends pins that have run out."""
+        remove, refresh = self._run("due", [self._ttl_s, self._reserve_s, limit])
+        self._prolong_all(refresh, [])
+        return list(_removals(remove))
+
+    def vanished(self, cursor: int) -> tuple[int, list[Entry]]:
+        """Look at some of the entries. Returns where to go on (0: all were seen), and those whose value Redis has evicted itself.
+
+        A load slides the time to live of a pinned value back to an ordinary one's; here it is set right again.
+        """
+        cursor, found = self._ask(functools.partial(Redis.zscan, name=PREFIX + "due", cursor=cursor, count=PAGE))
+        members = [member.decode() for member, _ in found]
+        states = self._servers.ask_each(
+            [entry_key(member) for member in members], lambda pipeline, number: pipeline.hmget(entry_key(members[number]), "s", "g", "pin")
+        )
+        there = self._each_value(members, lambda pipeline, name, _: pipeline.exists(name))
+        now_s = self._ask(lambda client: client.time()[0])
+        pinned = [(member, int(float(pin)) - now_s) for member, (state, _, pin) in zip(members, states, strict=True) if state == b"c"]
+        self._prolong([(member.encode(), left_s + 1 + self._ttl_s) for member, left_s in pinned if left_s > 0])
+        return cursor, [
+            Entry(member, int(generation))
+            for member, (state, generation, _), exists in zip(members, states, there, strict=True)
+            if state == b"c" and not exists
+        ]
+
+    def present(self, members: Sequence[str]) -> int:
+        """How many of the leading members have a value."""
+        there = self._each_value(members, lambda pipeline, name, _: pipeline.exists(name))
+        return next((number for number, exists in enumerate(there) if not exists), len(there))
+
+    def remove_values(self, entries: Sequence[Entry]) -> None:
+        """Unlink condemned values and settle them, server by server: one that does not answer keeps no other's from being settled."""
+        failure: Exception | None = None
+        for numbers in self._servers.groups([VALUE_PREFIX + entry.member for entry in entries], TOPOLOGY_WAIT_S).values():
+            part = [entries[number] for number in numbers]
+            try:
+                self.unlink_values([entry.member for entry in part])
+            except (RedisError, OSError) as error:
+                failure = error
+                continue
+            self.settle((Settled.GONE, entry) for entry in part)
+        if failure is not None:
+            raise failure
+
+    def unlink_values(self, members: Sequence[str]) -> None:
+        """Remove values that the ledger does not count."""
+        self._each_value(members, lambda pipeline, name, _: pipeline.unlink(name))
+
+    def pin(
+        self, members: Sequence[str], tenant: str, *, seconds: float, limit_bytes: int = 0, limit_all_bytes: int = 0
+    ) -> tuple[bool, int, int]:
+        """Keep chunks from eviction for so long. All or nothing; one that is pinned for longer stays so.
+
+        limit_bytes: of all pins of the tenant; limit_all_bytes: of all tenants; 0 for none.
+        Returns whether it was done, the tenant's pinned bytes, and how many of the members are there.
+        """
+        there = sum(self._each_value(members, lambda pipeline, name, _: pipeline.exists(name)))
+        if there < len(members):
+            return False, self.usage(tenant).pinned_bytes, there
+        done, pinned_bytes, there, lives = self._run("pin", [seconds, limit_bytes, limit_all_bytes, tenant, *members])
+        if done:
+            # They outlive their pin: when it ends they are ordinary chunks.
+            self._prolong([(member.encode(), life + self._ttl_s) for member, life in zip(members, lives, strict=True)])
+        return bool(done), pinned_bytes, there
+
+    def unpin(self, members: Sequence[str], tenant: str) -> int:
+        """Returns how many were pinned. What a longer pin shares with these is unpinned too."""
+        freed, refresh = self._run("unpin", [self._ttl_s, tenant, *members])
+        self._prolong_all(refresh, [])
+        return int(freed)
+
+    def members(self, *, tenant: str = ALL, module: str = ALL) -> Iterator[list[str]]:
+        """The members of a tenant, of a module, or all, in pages. Which of them are both is for `condemn` to tell."""
+        if module not in (ALL, ""):
+            cursor = 0
+            while True:
+                cursor, page = self._ask(functools.partial(Redis.sscan, name=PREFIX + "module:" + module, cursor=cursor, count=PAGE))
+                yield _names(page)
+                if not cursor:
+                    return
+        ranking = PREFIX + ("worth" if tenant == ALL else f"worth:{tenant}")
+        every = _names(self._ask(lambda client: client.zrange(ranking, 0, -1)))
+        for start in range(0, len(every), PAGE):
+            yield every[start : start + PAGE]
+
+    def usage(self, tenant: str = ALL) -> Usage:
+        """What is counted for a tenant, or for all."""
+        kinds = [PREFIX + kind for kind in ("bytes", "chunks", "pinned")]
+        counted = self._servers.ask_each(kinds, lambda pipeline, number: pipeline.hget(kinds[number], tenant))
+        stored_bytes, chunks, pinned_bytes = (int(value or 0) for value in counted)
+        return Usage(stored_bytes, chunks, pinned_bytes)
+
+    def take_turn(self, interval_s: float) -> bool:
+        """Whether nobody else has taken this turn of the upkeep."""
+        return bool(self._ask(lambda client: client.set(PREFIX + "upkeep", "1", nx=True, px=int(interval_s * 1000))))
+
+    def _run(self, script: str, arguments: Sequence[Any]) -> Any:
+        named = [PREFIX + "bytes", script, *arguments]
+
+        def evaluate(client: Redis) -> Any:
+            try:
+                return client.evalsha(DIGEST, 1, *named)
+            except NoScriptError:
+                return client.eval(SCRIPT, 1, *named)
+
+        return self._ask(evaluate)
+
+    def _ask(self, question: Callable[[Redis], Any]) -> Any:
+        return self._servers.ask(PREFIX, question)
+
+    def _prolong_all(self, refresh: Sequence[bytes], pinned: Sequence[Any]) -> None:
+        """refresh: members that live on as if used now. pinned: members and their seconds, in turn."""
+        self._prolong([(member, self._ttl_s) for member in refresh] + list(zip(pinned[::2], pinned[1::2], strict=True)))
+
+    def _prolong(self, members: Sequence[tuple[bytes, int]]) -> None:
+        self._each_value(
+            [member.decode() for member, _ in members], lambda pipeline, name, number: pipeline.expire(name, members[number][1])
+        )
+
+    def _each_value(self, members: Sequence[str], command: Callable[[Any, str, int], object]) -> list[Any]:
+        """One command a value, in one round trip to every server."""
+        names = [VALUE_PREFIX + member for member in members]
+        return self._servers.ask_each(names, lambda pipeline, number: command(pipeline, names[number], number))
+
+
+def entry_key(member: str) -> str:
+    return f"{PREFIX}entry:{member}"
+
+
+def _names(members: Iterable[bytes]) -> list[str]:
+    return [member.decode() for member in members]
+
+
+def _removals(flat: Sequence[Any]) -> Iterator[tuple[Entry, Removal]]:
+    for member, generation, reason in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+        yield Entry(member.decode(), int(generation)), Removal(reason.decode())

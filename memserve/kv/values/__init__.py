@@ -1,0 +1,1 @@
+"""The stored value: its header, its codecs."""

@@ -1,0 +1,1 @@
+"""Modules of knowledge in weights: published, versioned, resolved."""

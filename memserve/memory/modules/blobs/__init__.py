@@ -1,0 +1,1 @@
+"""The files of modules under their content digest, and the places they are kept in."""

@@ -1,0 +1,1 @@
+"""The kinds of modules: one table, and the check of each kind."""

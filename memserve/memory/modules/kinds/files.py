@@ -1,0 +1,152 @@
+"""What the checks of every kind of module share: the base model, the checked module, JSON and safetensors files that nobody trusts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from memserve.domain import ModuleKind, WeightFigures
+from memserve.errors import InvalidModule
+from memserve.model.files import read_safetensors_header, safetensors_header_bytes
+
+JSON_MAX_BYTES = 1 << 20
+# Of a safetensors file. Both readers of headers hold every other thread of the gateway up while they parse one.
+HEADER_MAX_BYTES = 1 << 20
+NAME_SHOWN_CHARS = 200
+SLICE_ENTRIES = 1 << 22
+# bfloat16 is a float32's upper half; numpy has no type for it.
+DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """What a module is checked against.
+
+    shapes: the base model's weights, name to shape ([out, in] of a linear layer). max_rank: the workers' limit for a LoRA.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    vocab_size: int
+    max_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedModule:
+    """A module that fits the base model.
+
+    digest: sha256 over the canonical content, hex. rank, target_modules: of a LoRA; 0 and empty for other kinds.
+    rewritten: file name to the canonical bytes that are kept instead of what was uploaded.
+    warning: what is odd and no fault; "" for nothing.
+    """
+
+    digest: str
+    kind: ModuleKind
+    rank: int
+    target_modules: tuple[str, ...]
+    figures: WeightFigures
+    rewritten: dict[str, bytes]
+    warning: str = ""
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Raises InvalidModule, whose field is the file's name."""
+    if not file.is_file():
+        raise InvalidModule(file.name, "is missing")
+    if file.stat().st_size > JSON_MAX_BYTES:
+        raise InvalidModule(file.name, f"has at most {JSON_MAX_BYTES} bytes")
+    try:
+        entries = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        raise InvalidModule(file.name, "is not JSON") from None
+    if not isinstance(entries, dict):
+        raise InvalidModule(file.name, "must hold an object")
+    return entries
+
+
+def canonical_json(entries: Mapping[str, Any]) -> bytes:
+    return json.dumps(entries, sort_keys=True).encode()
+
+
+class TensorFile:
+    """An uploaded safetensors file, mapped into memory and read a slice at a time."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises InvalidModule when it is missing, is no safetensors file, or holds no tensors."""
+        if not file.is_file():
+            raise InvalidModule(file.name, "is missing")
+        try:
+            size = safetensors_header_bytes(file)
+            if size > HEADER_MAX_BYTES:
+                raise InvalidModule(file.name, f"its header has {size} bytes, at most {HEADER_MAX_BYTES} are taken")
+            # First the reader that vLLM uses: a file that it cannot read must not get the digest of a sound file with the same tensors.
+            with safe_open(file, framework="numpy"):
+                header = read_safetensors_header(file)
+            self._entries = {name: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()}
+        except (SafetensorError, ValueError, TypeError, KeyError, RecursionError, OSError):
+            raise InvalidModule(file.name, "is not a safetensors file, or is cut short") from None
+        if not self._entries:
+            raise InvalidModule(file.name, "holds no tensors")
+        self._content = np.memmap(file, dtype=np.uint8, mode="r")
+        self._begin = 8 + size
+        self._hash = hashlib.sha256()
+
+    @property
+    def names(self) -> list[str]:
+        """Sorted: the order in which the tensors are checked, so that the digest does not depend on the file's."""
+        return sorted(self._entries)
+
+    def check(self, name: str, wanted: tuple[int, ...]) -> bool:
+        """Check one tensor's dtype, shape, place and values, and take it into the digest. Call it in the order of `names`.
+
+        Returns whether any value is other than 0. Raises InvalidModule, whose field is the tensor's name.
+        """
+        dtype, shape, start, end = self._entries[name]
+        if dtype not in DTYPES:
+            raise InvalidModule(name, f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        if shape != wanted:
+            raise InvalidModule(name, f"shape must be {list(wanted)}, not {list(shape)}")
+        size = math.prod(shape) * DTYPES[dtype].itemsize
+        whole = isinstance(start, int) and isinstance(end, int)
+        if not (whole and start >= 0 and end - start == size and self._begin + end <= len(self._content)):
+            raise InvalidModule(name, "its data lies outside the file, or is cut short")
+        nonzero = False
+        self._hash.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        for values in self._slices(name):
+            finite = (values & 0x7F80) != 0x7F80 if dtype == "BF16" else np.isfinite(values)
+            if not finite.all():
+                raise InvalidModule(name, "holds NaN or infinite values")
+            nonzero = nonzero or bool((values & 0x7FFF if dtype == "BF16" else values).any())
+            self._hash.update(values.tobytes())
+        return nonzero
+
+    def content_digest(self) -> bytes:
+        """sha256 over the name, dtype, shape and bytes of every checked tensor."""
+        return self._hash.digest()
+
+    def float32(self, name: str) -> Floats:
+        """The tensor's values, a copy. Only for a tensor that `check` let through."""
+        dtype, shape, _, _ = self._entries[name]
+        parts = [_widened(values) if dtype == "BF16" else values.astype(np.float32) for values in self._slices(name)]
+        return np.concatenate(parts).reshape(shape)
+
+    def _slices(self, name: str) -> Iterator[npt.NDArray[Any]]:
+        dtype, _, start, end = self._entries[name]
+        kind = DTYPES[dtype]
+        step = SLICE_ENTRIES * kind.itemsize
+        for first in range(start, end, step):
+            yield self._content[self._begin + first : self._begin + min(first + step, end)].view(kind)
+
+
+def _widened(values: npt.NDArray[np.uint16]) -> Floats:
+    return (values.astype(np.uint32) << 16).view(np.float32)

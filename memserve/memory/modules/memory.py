@@ -1,0 +1,310 @@
+"""Parametric memory: modules of knowledge in weights. Content under its digest in the module store, versions and aliases in the registry.
+
+An upload is checked against the base model before it becomes a version, and a version never changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from memserve.domain import Alias, ModuleKind, ModuleVersion, Tenant, TrafficShare
+from memserve.errors import (
+    BlobStoreUnavailable,
+    InvalidField,
+    InvalidModule,
+    ModuleNotFound,
+    ModuleNotLive,
+    OtherBase,
+    RegistryUnavailable,
+    UnreadableRecord,
+)
+from memserve.memory.modules.blobs.store import BlobStore
+from memserve.memory.modules.kinds.table import KINDS, PROBES_FILE, BaseModel, CheckedModule, check_module_name
+from memserve.memory.modules.probes import Probes, parse_probes
+from memserve.memory.modules.registry.store import DigestCondemned, ModuleStore
+from memserve.memory.modules.uploads import Upload, UploadFile, Uploads
+from memserve.policy.modules.traffic import Reference, choose_version, parse_reference, share_of
+from memserve.turns import FairThreads, leave_one
+
+SOURCES_MAX = 64
+SOURCE_MAX_BYTES = 1024
+TEXT_MAX_BYTES = 16 * 1024
+# A blob that a sweep removes just now is put again; a sweep takes milliseconds.
+CONDEMNED_PAUSE_S = 0.2
+CONDEMNED_PATIENCE_S = 60.0
+# Longer than content takes to be put and tried.
+CLAIM_S = 600.0
+FILE_THREADS = 3
+# Whose turn it is when the work is memserve's own. No tenant is called so.
+OWN_WORK = ""
+# References whose meaning is kept for when the registry does not answer.
+KNOWN_MAX = 10_000
+
+T = TypeVar("T")
+Moves = Callable[[ModuleKind, str], Awaitable[bool | None]]
+"""Kind and digest to whether the module changes the canary prompts' logits; None where no worker could say."""
+
+
+def check_text(field: str, text: str) -> None:
+    """Of what a version keeps for people. Raises InvalidField."""
+    if len(text.encode()) > TEXT_MAX_BYTES:
+        raise InvalidField(field, f"at most {TEXT_MAX_BYTES} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What a version is to be: the header of an upload."""
+
+    name: str
+    kind: ModuleKind
+    files: tuple[UploadFile, ...]
+    expected_digest: str = ""
+    sources: tuple[str, ...] = ()
+    recipe: str = ""
+    notes: str = ""
+    parents: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises InvalidField."""
+        check_module_name("header.name", self.name)
+        if len(self.sources) > SOURCES_MAX or any(not 0 < len(source.encode()) <= SOURCE_MAX_BYTES for source in self.sources):
+            raise InvalidField("header.sources", f"at most {SOURCES_MAX} of 1 to {SOURCE_MAX_BYTES} bytes")
+        check_text("header.recipe", self.recipe)
+        check_text("header.notes", self.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference means for one request, and why."""
+
+    version: ModuleVersion
+    reason: str
+
+
+class FileWork:
+    """Threads of their own for the work on modules' files: the checks of a large upload must not hold up what requests need threads for.
+
+    One tenant's work is on all of them but one at most.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = FairThreads("module-files", threads, share=leave_one)
+
+    async def run(self, tenant: str, work: Callable[[], T], undo: Callable[[T], None] = lambda result: None) -> T:
+        """Run `work` on a thread and wait for its end, also when the caller is cancelled: nobody else may begin with the same files before.
+
+        undo: called with what came of it when nobody is there any more to take it.
+        Raises BlobStoreUnavailable for an OSError: a full disk, no rights.
+        """
+        task = asyncio.wrap_future(await self._threads.begin(tenant, work))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if not task.cancelled() and task.exception() is None:
+                undo(task.result())
+            raise
+        except OSError as error:
+            raise BlobStoreUnavailable(error.strerror or type(error).__name__) from error
+
+    async def run_own(self, work: Callable[[], T]) -> T:
+        """As `run`, for work of memserve itself."""
+        return await self.run(OWN_WORK, work)
+
+    def close(self) -> None:
+        self._threads.close()
+
+
+class ParametricMemory:
+    """Publishes versions and resolves references to them. A tenant sees its own only."""
+
+    def __init__(self, store: ModuleStore, blobs: BlobStore, uploads: Uploads, base: BaseModel, base_digest: str) -> None:
+        """base: what modules are checked against; without shapes nothing can be published here. base_digest: "" when it is not known."""
+        self.store = store
+        self.blobs = blobs
+        self._uploads = uploads
+        self._base = base
+        self.base_digest = base_digest
+        self.files = FileWork(FILE_THREADS)
+        # The least recently asked for first.
+        self._known: OrderedDict[tuple[str, Reference], tuple[Alias | None, dict[int, ModuleVersion]]] = OrderedDict()
+
+    def open_upload(self, tenant: str, publication: Publication) -> Upload:
+        """Begin or go on with an upload. Blocking. Raises InvalidModule."""
+        if not self._base.shapes:
+            raise InvalidModule("module", "this gateway has no base model weights to check it against; give it the model's directory")
+        return self._uploads.open(tenant, publication.name, publication.kind, publication.files)
+
+    async def check_new_version(self, field: str, tenant: str, name: str, kind: ModuleKind) -> None:
+        """What is known to stand against a new version of the module, before the work of making one.
+
+        Raises AuditFull, and InvalidField where the module is there and of another kind.
+        """
+        await self.store.check_audit(tenant)
+        module = await self.store.module(tenant, name)
+        if module is not None and module.kind is not kind:
+            raise InvalidField(field, f"module {name} is of the kind {module.kind}, and a module has one kind")
+
+    def received(self, tenant: str, publication: Publication) -> tuple[int, ...]:
+        """Bytes of each file of an upload that are here. Blocking. Raises InvalidModule."""
+        return self._uploads.received(tenant, publication.name, publication.kind, publication.files)
+
+    async def publish(self, tenant: Tenant, publication: Publication, folder: Path, moves: Moves) -> ModuleVersion:
+        """Check the files in `folder`, keep them under their digest, and register the next version of the module.
+
+        Raises InvalidModule, InvalidField, BlobStoreUnavailable and RegistryUnavailable.
+        """
+        checked, probes = await self.files.run(tenant.name, partial(self._checked, publication, folder))
+        version = ModuleVersion(
+            module=publication.name,
+            version=0,
+            digest=checked.digest,
+            kind=publication.kind,
+            base_digest=self.base_digest,
+            rank=checked.rank,
+            target_modules=checked.target_modules,
+            size_bytes=0,
+            created_s=time.time(),
+            author=tenant.principal,
+            sources=publication.sources,
+            parents=publication.parents,
+            recipe=publication.recipe,
+            notes=publication.notes,
+            figures=checked.figures,
+            probes_digest=probes.digest if probes is not None else "",
+            warning=checked.warning,
+        )
+        deadline_s = time.monotonic() + CONDEMNED_PATIENCE_S
+        while True:
+            try:
+                registered, moved = await self._register(tenant, version, publication, checked, probes, folder, moves)
+                break
+            except DigestCondemned:
+                if time.monotonic() > deadline_s:
+                    raise RegistryUnavailable("a sweep holds the module's digest") from None
+                await asyncio.sleep(CONDEMNED_PAUSE_S)
+        if moved and not registered.moves_logits:
+            registered = await self.store.keep_moves_logits(tenant.name, registered.module, registered.version)
+        return registered
+
+    async def _register(
+        self,
+        tenant: Tenant,
+        version: ModuleVersion,
+        publication: Publication,
+        checked: CheckedModule,
+        probes: Probes | None,
+        folder: Path,
+        moves: Moves,
+    ) -> tuple[ModuleVersion, bool | None]:
+        """Put the content, see that it changes something, register it. The claim keeps a sweep from taking the content between.
+
+        Returns the registered version and what `moves` said. Raises DigestCondemned while a sweep removes content with this digest.
+        """
+        token = uuid.uuid4().hex
+        await self.store.claim([digest for digest in (version.digest, version.probes_digest) if digest], token, CLAIM_S)
+        try:
+            if probes is not None:
+                await self.files.run(tenant.name, partial(self.blobs.put_probes, probes.canonical()))
+            announced = {file.file_name: file.sha256 for file in publication.files}
+            put = partial(self.blobs.put, checked.digest, folder, rewritten=checked.rewritten, without=(PROBES_FILE,), expected=announced)
+            size_bytes = await self.files.run(tenant.name, put)
+            moved = await moves(version.kind, version.digest)
+            if moved is False:
+                raise InvalidModule("module", "would change nothing: with it and without it the canary prompts get the same logits")
+            return await self.store.publish(tenant.name, tenant.principal, replace(version, size_bytes=size_bytes), claim=token), moved
+        finally:
+            # A claim that is not taken back runs out.
+            with contextlib.suppress(RegistryUnavailable):
+                await self.store.unclaim([digest for digest in (version.digest, version.probes_digest) if digest], token)
+
+    async def resolve(self, field: str, tenant: str, text: str, key: str) -> Resolved:
+        """The version that a reference means for the session `key`. While the registry does not answer, what it meant last.
+
+        Raises InvalidField, OtherBase, ModuleNotFound, ModuleNotLive and RegistryUnavailable.
+        """
+        reference = parse_reference(field, text)
+        try:
+            found = await self.store.resolve(tenant, reference.name, alias=reference.alias, number=reference.number)
+            why = ""
+        except RegistryUnavailable:
+            found = self._known.get((tenant, reference))
+            if found is None:
+                raise
+            why = ", as the registry said last"
+        if found is None:
+            self._known.pop((tenant, reference), None)
+            raise ModuleNotFound(str(reference) if reference.number else reference.name)
+        alias, versions = found
+        if reference.number:
+            if reference.number not in versions:
+                raise UnreadableRecord(str(reference), "the store's log says why")
+            self._remember(tenant, reference, found)
+            return Resolved(self.served(versions[reference.number]), f"asked for by number{why}")
+        targets = tuple(target for target in alias.targets if target.version in versions) if alias is not None else ()
+        if alias is None or not targets:
+            raise ModuleNotLive(reference.name, reference.alias)
+        self._remember(tenant, reference, found)
+        number = choose_version(targets, key)
+        part = "" if len(targets) == 1 else f", {share_of(targets, number):.0%} of its traffic"
+        return Resolved(self.served(versions[number]), f"{reference.alias} at revision {alias.revision}{part}{why}")
+
+    async def version(self, tenant: str, name: str, number: int) -> ModuleVersion:
+        """Raises ModuleNotFound and RegistryUnavailable."""
+        found = await self.store.version(tenant, name, number)
+        if found is None:
+            raise ModuleNotFound(f"{name}@{number}")
+        return found
+
+    async def heaviest(self, field: str, tenant: str, text: str) -> ModuleVersion:
+        """The version that a reference names; of an alias that is split, the one with the most traffic. Raises as `resolve`."""
+        reference = parse_reference(field, text)
+        found = await self.store.resolve(tenant, reference.name, alias=reference.alias, number=reference.number)
+        if found is None:
+            raise ModuleNotFound(str(reference) if reference.number else reference.name)
+        alias, versions = found
+        if reference.number:
+            return await self.version(tenant, reference.name, reference.number)
+        if alias is None or not versions:
+            raise ModuleNotLive(reference.name, reference.alias)
+        number = max(_present(alias.targets, versions), key=lambda target: target.weight).version
+        return await self.version(tenant, reference.name, number)
+
+    async def probes(self, tenant: str, version: ModuleVersion) -> Probes | None:
+        """What the gate asks; None when the version brought none."""
+        if not version.probes_digest:
+            return None
+        return await self.files.run(tenant, lambda: parse_probes(self.blobs.probes(version.probes_digest)))
+
+    def served(self, version: ModuleVersion) -> ModuleVersion:
+        """The version, if it was made for the base model that is served here. Raises OtherBase."""
+        if self.base_digest and version.base_digest and version.base_digest != self.base_digest:
+            raise OtherBase(version.reference, version.base_digest)
+        return version
+
+    def _remember(self, tenant: str, reference: Reference, found: tuple[Alias | None, dict[int, ModuleVersion]]) -> None:
+        self._known[tenant, reference] = found
+        self._known.move_to_end((tenant, reference))
+        if len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+
+    def _checked(self, publication: Publication, folder: Path) -> tuple[CheckedModule, Probes | None]:
+        probes_file = folder / PROBES_FILE
+        probes = parse_probes(probes_file.read_bytes()) if probes_file.is_file() else None
+        checked = KINDS[publication.kind].check(folder, self._base)
+        if publication.expected_digest not in ("", checked.digest):
+            raise InvalidModule("header.expected_digest", f"the content's digest is {checked.digest}")
+        return checked, probes
+
+
+def _present(targets: Sequence[TrafficShare], versions: dict[int, ModuleVersion]) -> list[TrafficShare]:
+    return [target for target in targets if target.version in versions]

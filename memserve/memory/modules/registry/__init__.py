@@ -1,0 +1,1 @@
+"""What is known of modules, in the registry Redis: versions, aliases, preloads, claims, audit."""

@@ -1,0 +1,1 @@
+"""KV prefixes as a tenant sees them: looked up, pinned, evicted, counted."""

@@ -1,0 +1,54 @@
+"""What is looked at before anything is started: the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from memserve.config import Settings
+from memserve.demo import MODEL_DIR
+from memserve.errors import StartupError
+from memserve.model.architectures import check_architecture
+from memserve.model.chat import check_chat
+from memserve.model.files import ModelFiles, json_object, open_model
+
+OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.msgpack", "*.h5")
+
+
+def check_model(settings: Settings) -> ModelFiles:
+    """The model, which memserve serves, whose files can be read, and which has weights. Raises StartupError."""
+    model = resolve_model(settings.model)
+    if (file := model / "config.json").is_file():
+        check_architecture(json_object(file), file)
+    check_chat(model)
+    found = open_model(model, settings.max_context_tokens)
+    if not found.checked_weights():
+        other = next((file.name for pattern in OTHER_WEIGHTS for file in sorted(model.glob(pattern))), "")
+        there = f"; convert {other} with transformers' save_pretrained" if other else ""
+        raise StartupError(f"model directory {model} has no weights in safetensors files{there}")
+    return found
+
+
+def with_models(settings: Settings) -> Settings:
+    """The settings with the directories of the model and of the embedding model in them. Raises StartupError."""
+    embedder = str(resolve_model(settings.embedder, "embedder")) if settings.embedder else ""
+    return settings.model_copy(update={"model": str(resolve_model(settings.model)), "embedder": embedder})
+
+
+def resolve_model(name: str, setting: str = "model") -> Path:
+    """The directory of a model: the bundled one for "", a directory, or a Hugging Face name that is fetched or already cached.
+
+    Raises StartupError.
+    """
+    if not name:
+        return MODEL_DIR
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise StartupError(f"{setting} {name!r}: no such directory; give a model directory or a Hugging Face name like org/model")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except Exception as error:
+        raise StartupError(f"{setting} {name!r}: no such directory, and it cannot be fetched: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,1 @@
+"""Activation memory: load or recompute, and what a cached chunk is worth."""

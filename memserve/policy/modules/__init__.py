@@ -1,0 +1,1 @@
+"""Modules: references, traffic, the gate, residency."""

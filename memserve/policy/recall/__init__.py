@@ -1,0 +1,1 @@
+"""What is recalled: words, ranks, and the prompt that passages go into."""

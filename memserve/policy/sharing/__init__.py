@@ -1,0 +1,1 @@
+"""How tenants share the gateway and the engines."""

@@ -1,0 +1,1 @@
+"""The registry Redis: clients with bounded waits, and the leases of the workers that live."""

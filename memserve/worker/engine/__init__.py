@@ -1,0 +1,1 @@
+"""One vLLM engine: started, asked, proven."""

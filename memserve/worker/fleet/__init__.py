@@ -1,0 +1,1 @@
+"""The workers as Ray Serve replicas: started, kept, fitted to the machine, replaced, drained."""

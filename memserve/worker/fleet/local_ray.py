@@ -1,0 +1,159 @@
+"""A Ray that only this user of this machine reaches: loopback, token authentication, none of the processes that memserve does not need.
+
+Ray 2.60 has no settings for much of this, so private parts of it are replaced here, and here only;
+`tests/worker/fleet/test_local_ray.py` holds each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from memserve.config import MIB
+from memserve.errors import StartupError
+from memserve.private_files import kept_secret
+
+HOST = "127.0.0.1"
+# A unix socket's path has 107 bytes; Ray's longest below a temporary directory, with a process id of seven digits, has 86.
+TEMPORARY_PATH_MAX = 21
+
+
+def ray_environment(data: Path) -> dict[str, str]:
+    """What Ray reads when it is imported, in this process and in all that it starts. Raises StartupError.
+
+    data: where the token is kept. Without the token nobody joins the cluster, sends it a task, or calls one of its ports.
+    """
+    token = data / "ray_token"
+    kept_secret(token)
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        # Ray keeps to loopback where it takes the machine for one that cannot be part of a cluster; elsewhere it replaces
+        # a loopback address by the machine's outer one.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_worker_niceness": "0",
+        # Ray ends all workers when its GCS has been away for this long. They serve without it until others have taken their place.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "900",
+        # The replica's own gRPC server and vLLM share its event loop.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    }
+
+
+def start_local_ray(folder: Path, num_cpus: int) -> None:
+    """Start Ray below the folder, from `private_ray_dir`. `ray_environment` must be in the environment, and Ray not yet imported."""
+    import ray
+
+    _leave_out_helpers()
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 * MIB,
+        _node_ip_address=HOST,
+        _temp_dir=str(folder),
+        _system_config={"enable_metrics_collection": False},
+    )
+
+
+def listen_to_gcs_no_more() -> None:
+    """End this process's threads that wait for messages from the GCS. When it is dead, Ray asks it again without a pause: a whole core."""
+    from ray._private.worker import global_worker
+
+    global_worker.threads_stopped.set()
+
+
+def private_ray_dir(data: Path) -> Path:
+    """A new directory with a short path, because Ray keeps unix sockets below it. Those that killed fleets left are removed.
+
+    Ray gives everybody all rights to the directory that it gets, so its parent is the private one.
+    Raises StartupError where no temporary directory has a short path.
+    """
+    notes = data / "ray"
+    notes.mkdir(mode=0o700, exist_ok=True)
+    for note in notes.iterdir():
+        if not _is_alive(note.name):
+            remove_ray_dir(note.readlink())
+            note.unlink()
+    parent = Path(tempfile.mkdtemp(prefix="memserve-", dir=_short_temporary_directory()))
+    (parent / "ray").mkdir()
+    (notes / str(os.getpid())).symlink_to(parent / "ray")
+    return parent / "ray"
+
+
+def _short_temporary_directory() -> str:
+    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        if len(os.fsencode(place)) <= TEMPORARY_PATH_MAX and os.access(place, os.W_OK | os.X_OK):
+            return place
+    rule = f"at most {TEMPORARY_PATH_MAX} bytes, for Ray's unix sockets"
+    raise StartupError(f"the path of the temporary directory {tempfile.gettempdir()} is too long: set TMPDIR to one of {rule}")
+
+
+def remove_ray_dir(folder: Path) -> None:
+    """With its private parent, where it is one that `private_ray_dir` made."""
+    if folder.name == "ray" and folder.parent.name.startswith("memserve-"):
+        shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def serve_on_loopback() -> None:
+    """Bind the port that Ray Serve opens in every replica for calls between replicas, which memserve has none of, to loopback.
+
+    For the replica's process, before Serve has initialised it.
+    """
+    from ray.serve._private import replica
+
+    bind = replica.add_port_to_grpc_server
+
+    def bind_to_loopback(server: Any, address: str, *args: Any, **options: Any) -> int:
+        return int(bind(server, address.replace("[::]", HOST), *args, **options))
+
+    replica.add_port_to_grpc_server = bind_to_loopback
+
+
+@contextlib.contextmanager
+def serve_log_kept() -> Iterator[None]:
+    """Around what sets logging up anew, as vLLM's import does, which closes the handlers that are there.
+
+    A new Serve controller asks every replica for the file of its log. A replica whose handler is closed raises, and is stopped: without
+    this all workers end with their controller.
+    """
+    handlers = [each for each in logging.getLogger("ray.serve").handlers if isinstance(each, logging.handlers.MemoryHandler)]
+    targets = [(handler, handler.target) for handler in handlers]
+    yield
+    for handler, target in targets:
+        handler.setTarget(target)
+
+
+def _leave_out_helpers() -> None:
+    """No dashboard, no autoscaler monitor, and an agent without HTTP, job submission and metrics."""
+    from ray._private import node, utils
+
+    def without_api_server(self: Any, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+        self._webui_url = ""
+
+    utils.get_dashboard_dependency_error = lambda: ImportError("memserve does not use it")
+    node.Node.start_monitor = lambda self: None
+    node.Node.start_api_server = without_api_server
+
+
+def forget_settings_environment() -> None:
+    """Take memserve's settings out of the environment before Ray hands it on to all of its processes: secrets may be among them."""
+    for name in [name for name in os.environ if name.startswith("MEMSERVE_")]:
+        del os.environ[name]
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether another process than this one has the number."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    return int(pid) != os.getpid()

@@ -1,0 +1,1 @@
+"""vLLM's KV offloading with Redis behind it: connector, tiers, copies, metrics."""

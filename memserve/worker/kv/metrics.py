@@ -1,0 +1,70 @@
+"""The Redis tier's Prometheus instruments, in the form that vLLM registers and fills."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
+from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingGaugeMetadata, OffloadingMetricMetadata
+
+from memserve.kv.outcomes import StoreStats
+from memserve.policy.kv.loading import Decision
+
+PREFIX = "memserve_kv_tier_"
+COUNTERS = {
+    "hits": "Chunks loaded from Redis and verified.",
+    "misses": "Chunks that were to be loaded and were not: gone, refused, or not answered.",
+    "stored": "Chunks stored in Redis.",
+    "already_present": "Chunks that were to be stored and were there already.",
+    "store_failures": "Chunks that were to be stored and were not.",
+    "stores_dropped": "Chunks that were not stored because too many waited for it already.",
+    "unanswered": "Calls that Redis failed, refused, or did not answer in time.",
+    "skipped": "Calls not made because the circuit was open.",
+    "circuit_opened": "Times that a server was given up for a while.",
+    "read_bytes": "Bytes of KV loaded from Redis, as they are stored there.",
+    "written_bytes": "Bytes of KV stored in Redis, as they are stored there.",
+    "read_seconds": "Time spent loading, summed over threads.",
+    "write_seconds": "Time spent storing, summed over threads.",
+}
+# By one label.
+LABELLED = {
+    "refused": ("reason", "Values found in Redis that did not verify, and were deleted."),
+    "not_admitted": ("reason", "Chunks that the ledger would not have: no_room, not_yet (a first use), busy (another stores it)."),
+    "removed": ("reason", "Chunks that this worker removed: tenant_quota, cache_quota, expired, abandoned, again, refused, vanished."),
+    "loop_failures": ("loop", "Steps of background threads that failed and are taken again: kv_upkeep, kv_topology."),
+    "load_decisions": ("decision", "Prefixes found in Redis: load, shortened, recompute, probe, unmeasured."),
+}
+GAUGES = {
+    "circuit_state": "0: Redis answers. 1: one call is out to see whether it does again. 2: it does not, and is not asked.",
+    "cache_bytes": "Bytes that the ledger counts in Redis, of all tenants, when this worker last asked.",
+    "cache_quota_bytes": "The quota of all tenants together. 0: none.",
+}
+
+
+def metric_definitions() -> dict[str, OffloadingMetricMetadata]:
+    """By full name, without the `_total` that prometheus_client adds to counters."""
+    return {
+        **{PREFIX + name: OffloadingCounterMetadata(documentation=text) for name, text in COUNTERS.items()},
+        **{PREFIX + name: OffloadingCounterMetadata(documentation=text, labelnames=(label,)) for name, (label, text) in LABELLED.items()},
+        **{PREFIX + name: OffloadingGaugeMetadata(documentation=text) for name, text in GAUGES.items()},
+    }
+
+
+def tier_stats(taken: StoreStats, decisions: Mapping[Decision, int], dropped_chunks: int) -> OffloadingConnectorStats:
+    """The counters' growth; the gauges are the tier's to add."""
+    stats = OffloadingConnectorStats()
+    for name in COUNTERS:
+        if value := dropped_chunks if name == "stores_dropped" else getattr(taken, name.replace("_seconds", "_s")):
+            stats.increase_counter(PREFIX + name, value)
+    labelled: dict[str, Mapping[Any, int]] = {
+        "refused": taken.refused,
+        "not_admitted": taken.not_admitted,
+        "removed": taken.removed,
+        "loop_failures": taken.loop_failures,
+        "load_decisions": decisions,
+    }
+    for name, counts in labelled.items():
+        for label, count in counts.items():
+            stats.increase_counter(PREFIX + name, count, (getattr(label, "value", label),))
+    return stats

@@ -1,0 +1,1 @@
+"""The modules that an engine holds: copied, loaded, kept, evicted."""

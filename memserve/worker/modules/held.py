@@ -1,0 +1,215 @@
+"""The modules of one engine: loaded ahead or on demand, kept while they are used or pinned, out when others need the room."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from memserve.domain import ModuleKind, ModulePlace
+from memserve.errors import InvalidModule
+from memserve.worker.modules.copies import LocalCopies
+from memserve.worker.modules.kinds.logit_expert import load_expert
+from memserve.worker.modules.room import Holder, ModuleRefused, Places, Room
+
+# Modules that are fetched at the same time.
+FETCHES = 4
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# What the engine lacks when it says so; the module may be right.
+_LACK = re.compile(r"\[Errno \d+\]|out of memory|can't allocate memory|No adapter found", re.IGNORECASE)
+
+
+class Modules:
+    """What an engine holds. Places are the engine's own word, as of when it was last asked."""
+
+    def __init__(self, copies: LocalCopies, holders: Mapping[ModuleKind, Holder], absent: Mapping[ModuleKind, str]) -> None:
+        """absent: kinds that the engine holds none of, and why."""
+        self.copies = copies
+        self.absent = absent
+        self._rooms = {kind: Room(holder) for kind, holder in holders.items()}
+        # Of its own: a module store that does not answer must not hold up what else is done in threads.
+        self._fetching = ThreadPoolExecutor(FETCHES, thread_name_prefix="modules")
+        self.stale = False
+
+    @property
+    def held(self) -> Places:
+        """Digest to DEVICE or HOST, of every kind."""
+        return {digest: place for room in self._rooms.values() for digest, place in room.held.items()}
+
+    @property
+    def used(self) -> list[str]:
+        """Digests of the modules that requests under way use, and of those that are being loaded."""
+        return sorted({digest for room in self._rooms.values() for digest in room.in_use})
+
+    @property
+    def pinned(self) -> list[tuple[ModuleKind, str]]:
+        """Kinds and digests of what stays until it is unloaded or unpinned."""
+        return sorted((kind, digest) for kind, room in self._rooms.items() for digest in room.pinned)
+
+    @contextlib.asynccontextmanager
+    async def using(self, digest: str, kind: ModuleKind) -> AsyncIterator[None]:
+        """Have the module loaded, and keep it loaded while the context is open. Raises as `load`."""
+        async with self._room(digest, kind).using(digest, lambda: self.files(digest)):
+            try:
+                yield
+            finally:
+                # A step puts the adapters that it needs into slots, and others out of theirs.
+                self.stale = True
+
+    async def load(self, digest: str, kind: ModuleKind, *, pin: bool = False) -> ModulePlace:
+        """Have the module loaded; where all that is held is in use, wait until one may leave. pin: it stays until it is unloaded.
+
+        Raises InvalidModule when the engine refuses it, ModuleRefused when all that is held is pinned or no more may be, and as `files`.
+        """
+        room = self._room(digest, kind)
+        if pin:
+            room.check_pin(digest)
+        async with self.using(digest, kind):
+            if pin:
+                room.pin(digest)
+            return room.held[digest]
+
+    def unpin(self, digest: str, kind: ModuleKind) -> None:
+        """Let it leave when others need the room."""
+        self._room(digest, kind).unpin(digest)
+
+    async def unload(self, digest: str, kind: ModuleKind, *, forget: bool = False) -> ModulePlace:
+        """Take the module out of the engine. forget: delete the local copy of its files too, where it is one.
+
+        Raises ModuleRefused while a request uses it.
+        """
+        await self._room(digest, kind).unload(digest)
+        if forget:
+            await asyncio.to_thread(self.copies.forget, digest)
+        return await self._place_on_disk(digest)
+
+    async def place(self, digest: str) -> ModulePlace:
+        """Where the module is, whatever its kind. Asks neither the engine nor the module store. Raises InvalidModule for no digest."""
+        _check_digest(digest)
+        return self.held.get(digest) or await self._place_on_disk(digest)
+
+    async def files(self, digest: str) -> Path:
+        """The folder with the module's files, fetched where it is not here, and verified.
+
+        Raises ModuleNotFound, BlobDamaged, BlobStoreUnavailable and OSError.
+        """
+        _check_digest(digest)
+        return await asyncio.get_running_loop().run_in_executor(self._fetching, self.copies.fetch, digest)
+
+    async def refresh(self) -> None:
+        """Ask the engine where its modules are. Every question interrupts it, so ask only when `stale`."""
+        self.stale = False
+        for room in self._rooms.values():
+            await room.refresh()
+
+    async def _place_on_disk(self, digest: str) -> ModulePlace:
+        return ModulePlace.DISK if await asyncio.to_thread(self.copies.has, digest) else ModulePlace.ABSENT
+
+    def _room(self, digest: str, kind: ModuleKind) -> Room:
+        _check_digest(digest)
+        if kind not in self._rooms:
+            raise ModuleRefused(digest, f"this worker holds no modules of kind {kind.value}: {self.absent[kind]}")
+        return self._rooms[kind]
+
+
+class LoraHolder:
+    """LoRA adapters in vLLM, which knows them by a number. A number belongs to one digest for ever."""
+
+    setting = "max_cpu_loras"
+
+    def __init__(self, llm: AsyncLLM, capacity: int) -> None:
+        self.capacity = capacity
+        self._llm = llm
+        self._digests: list[str] = []
+        self._ids: dict[str, int] = {}
+
+    def request(self, digest: str) -> LoRARequest:
+        """Its name and path, which block keys contain, are made of the digest: KV never crosses versions, and is equal on every machine."""
+        if digest not in self._ids:
+            self._digests.append(digest)
+            self._ids[digest] = len(self._digests)
+        return LoRARequest(lora_name=digest, lora_int_id=self._ids[digest], lora_path=f"modules/{digest}")
+
+    async def places(self) -> Places:
+        return self._by_digest(await self._llm.collective_rpc("lora_places"))
+
+    async def load(self, digest: str, folder: Path, leaving: str | None) -> Places:
+        request = self.request(digest)
+        leaving_id = None if leaving is None else self._ids[leaving]
+        arguments = (request.lora_name, request.lora_int_id, request.lora_path, leaving_id)
+        try:
+            return self._by_digest(await self._llm.collective_rpc("exchange_lora", args=arguments))
+        except Exception as error:
+            raise refusal(self._llm, digest, error) from error
+
+    async def unload(self, digest: str) -> Places:
+        await self._llm.remove_lora(self._ids[digest])
+        return await self.places()
+
+    def _by_digest(self, answers: list[dict[str, list[int]]]) -> Places:
+        places = answers[0]  # of several ranks of one engine all are equal
+        slots = set(places["device"])
+        return {self._digests[held - 1]: ModulePlace.DEVICE if held in slots else ModulePlace.HOST for held in places["held"]}
+
+
+class ExpertHolder:
+    """Logit experts in the engine's logits processor, on the device."""
+
+    setting = "max_experts"
+
+    def __init__(self, llm: AsyncLLM, capacity: int) -> None:
+        self.capacity = capacity
+        self._llm = llm
+
+    async def places(self) -> Places:
+        loaded: list[list[str]] = await self._llm.collective_rpc("loaded_experts")
+        return dict.fromkeys(loaded[0], ModulePlace.DEVICE)
+
+    async def load(self, digest: str, folder: Path, leaving: str | None) -> Places:
+        # First: the processor would let go what it has used least recently, and knows nothing of pins.
+        if leaving is not None:
+            await self._unload(leaving)
+        try:
+            await load_expert(self._llm, digest, str(folder))
+        except Exception as error:
+            raise refusal(self._llm, digest, error) from error
+        return await self.places()
+
+    async def unload(self, digest: str) -> Places:
+        await self._unload(digest)
+        return await self.places()
+
+    async def effect(self, digest: str, folder: Path, prompts: list[list[int]]) -> float:
+        """As `WorkerExtension.expert_effect`."""
+        effects: list[float] = await self._llm.collective_rpc("expert_effect", args=(digest, str(folder), prompts))
+        return effects[0]
+
+    async def _unload(self, digest: str) -> None:
+        while not all(await self._llm.collective_rpc("unload_expert", args=(digest,))):
+            # The last request that used it has ended, and leaves the engine's batch with the next step; so make one.
+            step = self._llm.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), f"step-{uuid.uuid4().hex}")
+            async for _ in step:
+                pass
+
+
+def refusal(llm: AsyncLLM, digest: str, error: Exception) -> Exception:
+    """What an engine's error at loading means: InvalidModule, ModuleRefused, or the error itself where the engine has died."""
+    if llm.errored:
+        return error
+    reason = str(error).rpartition("method failed: ")[2].partition("\n")[0] or type(error).__name__
+    if _LACK.search(reason):
+        return ModuleRefused(digest, f"the engine cannot load it now: {reason}")
+    return InvalidModule("module", f"the engine refuses it: {reason}")
+
+
+def _check_digest(digest: str) -> None:
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidModule("digest", "must be 64 lower-case hex digits")

@@ -1,0 +1,1 @@
+"""How each kind of module is loaded and applied in an engine."""

@@ -1,0 +1,1 @@
+"""Modules made out of modules, in Ray tasks of their own."""

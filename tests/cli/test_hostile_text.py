@@ -1,0 +1,192 @@
+"""Stored text, generated text and server text reach a terminal or a log only as text: not as markup, not with control characters."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.table import Table
+
+from memserve.cli.app import app, main
+from memserve.cli.terminal import PlainConsole
+from memserve.plain import PlainFormatter, json_line, paragraphs, plain
+from tests.hostile_server import HOSTILE, MARKS, hostile_server
+
+PACKAGE = Path(__file__).parents[2] / "memserve"
+COMMAND = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# Every command that speaks to a gateway, as it is called. MODULE: a folder with a LoRA's files.
+COMMANDS = {
+    "generate": "generate hello",
+    "remember": "remember notes hello",
+    "forget": "forget notes m1",
+    "search": "search hello -n notes",
+    "status": "status",
+    "modules push": "modules push tone MODULE",
+    "modules list": "modules list",
+    "modules show": "modules show tone@1",
+    "modules gate": "modules gate tone 1",
+    "modules promote": "modules promote tone 1",
+    "modules rollback": "modules rollback tone",
+    "modules split": "modules split tone 1=1",
+    "modules history": "modules history tone",
+    "modules diff": "modules diff tone@1 tone@2",
+    "modules rm": "modules rm tone 1",
+    "modules drop": "modules drop tone live",
+    "modules preload": "modules preload tone@1",
+    "modules unload": "modules unload tone@1",
+    "modules compose": "modules compose both a@1 b@1 --method linear",
+    "modules watch": "modules watch",
+    "audit list": "audit list",
+    "audit export": "audit export",
+    "kv lookup": "kv lookup hello",
+    "kv warm": "kv warm hello",
+    "kv pin": "kv pin hello",
+    "kv unpin": "kv unpin hello",
+    "kv evict": "kv evict --all",
+    "kv usage": "kv usage",
+}
+# These speak to no gateway.
+LOCAL = {"up", "gateway", "workers", "settings", "demo", "version"}
+# Of these, what shows stored or generated text in full.
+SHOWS_TEXT = ("generate", "search", "modules show", "modules history", "audit list")
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def answering() -> Iterator[str]:
+    with hostile_server(fails=False) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def failing() -> Iterator[str]:
+    with hostile_server(fails=True) as address:
+        yield address
+
+
+def run(monkeypatch: pytest.MonkeyPatch, command: str, address: str, module: Path, *more: str) -> int:
+    words = [str(module) if word == "MODULE" else word for word in command.split()]
+    monkeypatch.setattr(sys, "argv", ["memserve", *words, "--address", address, *more])
+    monkeypatch.setenv("COLUMNS", "4000")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_every_command_is_tried_here() -> None:
+    """A new one that prints must be fed too."""
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        commands = group.typer_instance.registered_commands
+        names |= {f"{group.name} {command.name or command.callback.__name__}" for command in commands if command.callback}
+    assert {name for name in names if name not in LOCAL and not name.startswith(("keys ", "backup", "restore"))} <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_gateway_answers_is_printed_as_text(
+    name: str, answering: str, module: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(monkeypatch, COMMANDS[name], answering, module)
+    printed = capsys.readouterr()
+    assert code in (0, 1), printed.err
+    assert "Traceback" not in printed.err
+    for text in (printed.out, printed.err):
+        assert COMMAND.search(text) is None
+    # An answer's own lines are its own: it goes to standard output alone.
+    lines = ([] if name == "generate" else printed.out.splitlines()) + printed.err.splitlines()
+    assert not any(line.startswith("memserve: all is well") for line in lines)
+    if name in SHOWS_TEXT:
+        assert all(mark in printed.out + printed.err for mark in MARKS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_gateway_refuses_with_is_printed_as_text_on_one_line(
+    name: str, failing: str, module: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, COMMANDS[name], failing, module) == 1
+    printed = capsys.readouterr()
+    assert COMMAND.search(printed.out + printed.err) is None
+    assert printed.err.splitlines()[-1].startswith("memserve: INTERNAL: [/INST] [bold]x[/bold] :warning: ")
+    assert len(printed.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["generate", "search", "status", "modules show", "modules history"])
+def test_json_holds_the_text_as_it_is_and_no_command(
+    name: str, answering: str, module: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, COMMANDS[name], answering, module, "--json") == 0
+    printed = capsys.readouterr().out
+    assert COMMAND.search(printed) is None
+    assert HOSTILE in set(texts_of(json.loads(printed)))
+
+
+def texts_of(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from texts_of(inner)
+
+
+@given(st.text())
+def test_plain_text_has_no_command_and_ordinary_text_stays(text: str) -> None:
+    assert COMMAND.search(plain(text)) is None and "\n" not in plain(text)
+    assert COMMAND.search(paragraphs(text)) is None
+    assert json.loads(json_line({"text": text})) == {"text": text} and COMMAND.search(json_line(text)) is None
+    if text.isprintable():
+        assert plain(text) == text
+
+
+def test_a_console_takes_no_string_for_markup_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    console = PlainConsole(width=4000)
+    table = Table(HOSTILE, title=HOSTILE)
+    table.add_row(HOSTILE)
+    console.print(HOSTILE)
+    console.print(table)
+    printed = capsys.readouterr().out
+    assert printed.count(plain(HOSTILE)) == 4
+    assert COMMAND.search(printed) is None
+
+
+def test_a_log_record_is_one_line_and_a_traceback_cannot_pass_for_one() -> None:
+    try:
+        raise ValueError(f"boom\n2026-01-01 INFO memserve: fine {HOSTILE}")
+    except ValueError:
+        record = logging.LogRecord("memserve", logging.ERROR, "", 0, "refused: %s", (HOSTILE,), sys.exc_info())
+    first, *rest = PlainFormatter("%(levelname)s %(message)s").format(record).split("\n")
+    assert first == f"ERROR refused: {plain(HOSTILE)}"
+    assert rest and all(line.startswith("| ") for line in rest)
+    assert all(COMMAND.search(line) is None for line in (first, *rest))
+
+
+def test_consoles_and_log_handlers_are_made_in_one_place() -> None:
+    """Whatever prints goes through `memserve.cli.terminal`, whatever logs through `memserve.plain`."""
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                if name in ("Console", "add_task", "basicConfig", "StreamHandler", "from_markup"):
+                    found.append((str(file.relative_to(PACKAGE)), name))
+    assert sorted(found) == [
+        ("cli/kv.py", "add_task"),
+        ("cli/modules.py", "add_task"),
+        ("plain.py", "StreamHandler"),
+        ("plain.py", "basicConfig"),
+    ]
