@@ -1,4 +1,6 @@
-"""How memserve's parts dial each other: addresses as people write them, no proxy, and the header with the API key."""
+"""How memserve's parts dial each other: addresses as people write them, no proxy, and the header with the API
+key.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from collections.abc import MutableMapping
 from memserve.errors import UsageError
 
 DEFAULT_PORT = 50051
-# A company's proxy is for the world outside. It reaches neither loopback nor what stands beside us, and gRPC would ask it for both.
+# A company's proxy is for the world outside. It reaches neither loopback nor what stands beside us, and gRPC
+# would ask it for both.
 NO_PROXY = (("grpc.enable_http_proxy", 0),)
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 # gRPC's own names for an address, which it reads itself.
@@ -20,13 +23,17 @@ _EXAMPLE = f"write host:port, such as 127.0.0.1:{DEFAULT_PORT} or [::1]:{DEFAULT
 
 
 def target_of(address: str) -> str:
-    """What gRPC is to dial for `address`: host:port, with or without a scheme, a port or the brackets of IPv6. Raises UsageError."""
+    """What gRPC is to dial for `address`: host:port, with or without a scheme, a port or the brackets of
+    IPv6. Raises UsageError.
+    """
     text = address.strip()
     if text.startswith(_GRPC_NAMES):
         return text
     if scheme := _SCHEME.match(text):
         if scheme["scheme"].lower() in _TLS_SCHEMES:
-            raise UsageError("address", f"{address!r} asks for TLS, which the gateway does not speak; {_EXAMPLE}")
+            raise UsageError(
+                "address", f"{address!r} asks for TLS, which the gateway does not speak; {_EXAMPLE}"
+            )
         if scheme["scheme"].lower() not in _PLAIN_SCHEMES:
             raise UsageError("address", f"{address!r} has a scheme that is not gRPC's; {_EXAMPLE}")
         text = scheme["rest"].removesuffix("/")
@@ -45,7 +52,9 @@ def target_of(address: str) -> str:
 
 
 def spare_loopback(environment: MutableMapping[str, str]) -> None:
-    """Keep what libraries of this process and of its children dial on this machine from a proxy that the environment names."""
+    """Keep what libraries of this process and of its children dial on this machine from a proxy that the
+    environment names.
+    """
     for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
         # gRPC reads the first that is there, so that one says all that the others say.
         given = environment.get(name) or (environment.get("no_proxy", "") if name == "no_grpc_proxy" else "")
@@ -57,7 +66,9 @@ def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
     """The metadata of a call with that key; none without one. Raises UsageError."""
     if not (api_key.isascii() and api_key.isprintable()):
         raise UsageError(
-            "api_key", "holds a character that no header takes; is there a line's end or a stray byte in the file that it comes from?"
+            "api_key",
+            "holds a character that no header takes; is there a line's end or a stray byte in the "
+            "file that it comes from?",
         )
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()
 

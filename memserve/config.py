@@ -1,7 +1,7 @@
 """Every setting of memserve, typed and documented. The only reader of the environment: `MEMSERVE_<NAME>`.
 
-Flags of the command line go over the environment, the environment over the file that MEMSERVE_SETTINGS_FILE names, the file over the
-defaults. A misspelt setting is refused by name.
+Flags of the command line go over the environment, the environment over the file that MEMSERVE_SETTINGS_FILE
+names, the file over the defaults. A misspelt setting is refused by name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from memserve.errors import StartupError
 from memserve.private_files import keep_private
@@ -43,147 +51,263 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Where things are
-    data_dir: Path = Field(Path("~/.local/share/memserve"), description="Directory of everything that memserve keeps on this machine.")
+    data_dir: Path = Field(
+        Path("~/.local/share/memserve"),
+        description="Directory of everything that memserve keeps on this machine.",
+    )
     model: str = Field("", description="Model directory or Hugging Face name. Empty: the bundled demo model.")
-    host: str = Field("127.0.0.1", description="Address that the gateway listens on. Beyond loopback it needs API keys.")
-    worker_host: str = Field("127.0.0.1", description="Address that the workers listen on for gateways, whatever the gateway's host is.")
+    host: str = Field(
+        "127.0.0.1", description="Address that the gateway listens on. Beyond loopback it needs API keys."
+    )
+    worker_host: str = Field(
+        "127.0.0.1",
+        description="Address that the workers listen on for gateways, whatever the gateway's host is.",
+    )
     port: Port = Field(50051, description="gRPC port of the gateway. 0: any free port, which is printed.")
-    metrics_port: Port = Field(9464, description="HTTP port of the gateway's Prometheus metrics. 0: any free port.")
-    metrics_host: str = Field("127.0.0.1", description="Address of the gateway's and the workers' metrics, whatever their hosts are.")
+    metrics_port: Port = Field(
+        9464, description="HTTP port of the gateway's Prometheus metrics. 0: any free port."
+    )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        description="Address of the gateway's and the workers' metrics, whatever their hosts are.",
+    )
     metrics: bool = Field(True, description="Serve Prometheus metrics, of the gateway and of the workers.")
     metrics_key: SecretStr = Field(
-        SecretStr(""), description="What a scraper must send as `authorization: Bearer <key>`. Empty: metrics need no key."
+        SecretStr(""),
+        description="What a scraper must send as `authorization: Bearer <key>`. Empty: metrics need no key.",
     )
-    reflection: bool = Field(True, description="Serve gRPC reflection, which needs no key and shows what RPCs there are.")
+    reflection: bool = Field(
+        True, description="Serve gRPC reflection, which needs no key and shows what RPCs there are."
+    )
     redis_url: SecretStr = Field(
-        SecretStr(""), description="Redis for the registry, which must keep all it is given. Empty: `memserve up` starts a private one."
+        SecretStr(""),
+        description="Redis for the registry, which must keep all it is given. Empty: `memserve up` starts a "
+        "private one.",
     )
     cache_redis_url: SecretStr = Field(
         SecretStr(""),
-        description="Redis for the KV cache, which may evict: redis://, redis+cluster:// or redis+sentinel://. "
+        description="Redis for the KV cache, which may evict: redis://, redis+cluster:// or "
+        "redis+sentinel://. "
         "Empty: the registry's, or a second private one.",
     )
-    cache_max_bytes: int = Field(1 * GIB, ge=64 * MIB, description="Memory limit of the private Redis that holds the KV cache.")
+    cache_max_bytes: int = Field(
+        1 * GIB, ge=64 * MIB, description="Memory limit of the private Redis that holds the KV cache."
+    )
     module_store_url: str = Field(
         "",
-        description="Where modules are kept: a directory, or an fsspec URL (s3://, gs:// …) that all gateways and workers reach. "
+        description="Where modules are kept: a directory, or an fsspec URL (s3://, gs:// …) that all "
+        "gateways "
+        "and workers reach. "
         "Empty: data_dir/modules.",
     )
     embedder: str = Field(
         "",
-        description="Sentence embedding model of the vector memory, by directory or Hugging Face name: BERT, RoBERTa or XLM-RoBERTa as "
-        "sentence-transformers has them, like intfloat/multilingual-e5-small. Empty: the bundled all-MiniLM-L6-v2, which knows English.",
+        description="Sentence embedding model of the vector memory, by directory or Hugging Face name: BERT, "
+        "RoBERTa or XLM-RoBERTa as "
+        "sentence-transformers has them, like intfloat/multilingual-e5-small. Empty: the bundled "
+        "all-MiniLM-L6-v2, which knows English.",
     )
     embedder_query_prompt: str = Field(
-        "", max_length=1000, description="What the embedding model wants before a query, like `query: `. Empty: what its files say."
+        "",
+        max_length=1000,
+        description="What the embedding model wants before a query, like `query: `. Empty: what its "
+        "files say.",
     )
     embedder_passage_prompt: str = Field(
-        "", max_length=1000, description="What the embedding model wants before a memory, like `passage: `. Empty: what its files say."
+        "",
+        max_length=1000,
+        description="What the embedding model wants before a memory, like `passage: `. Empty: what its "
+        "files say.",
     )
-    milvus_uri: str = Field("", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir.")
+    milvus_uri: str = Field(
+        "", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir."
+    )
     disk_reserve_bytes: int = Field(
         64 * MIB,
         ge=0,
-        description="Room held back on the disks of data_dir and of a local module store, at most an eighth of each. Below it changes are "
+        description="Room held back on the disks of data_dir and of a local module store, at most an "
+        "eighth of "
+        "each. Below it changes are "
         "refused; reads and answers go on.",
     )
 
     # Who may call
     api_keys_file: Path | None = Field(
         None,
-        description="File of API keys, as `memserve keys` writes it. Empty: data_dir/keys.json; while that does not exist "
+        description="File of API keys, as `memserve keys` writes it. Empty: data_dir/keys.json; while "
+        "that does "
+        "not exist "
         'every caller is an administrator of the tenant "default".',
     )
-    allow_anonymous: bool = Field(False, description="Serve callers without a key also where other machines reach the gateway.")
+    allow_anonymous: bool = Field(
+        False, description="Serve callers without a key also where other machines reach the gateway."
+    )
     salt_key: SecretStr = Field(
         SecretStr(""),
-        description="Key that tenant salts and the workers' credential are derived with, 32 bytes or more; the same on every gateway "
+        description="Key that tenant salts and the workers' credential are derived with, 32 bytes or "
+        "more; the "
+        "same on every gateway "
         "and worker. Empty: kept in data_dir.",
     )
 
     # Limits of the gateway
-    max_inflight: int = Field(256, ge=1, description="Answers under way in one gateway; above it calls are refused with a retry time.")
-    max_inflight_per_tenant: int = Field(128, ge=1, description="Answers under way for one tenant in one gateway.")
-    max_calls_per_tenant: int = Field(64, ge=1, description="Calls of one RPC, but answers, under way for one tenant in one gateway.")
+    max_inflight: int = Field(
+        256,
+        ge=1,
+        description="Answers under way in one gateway; above it calls are refused with a retry time.",
+    )
+    max_inflight_per_tenant: int = Field(
+        128, ge=1, description="Answers under way for one tenant in one gateway."
+    )
+    max_calls_per_tenant: int = Field(
+        64, ge=1, description="Calls of one RPC, but answers, under way for one tenant in one gateway."
+    )
     gateway_share_per_tenant: float = Field(
         0.4,
         gt=0,
-        description="Part of a gateway's time that the calls of one tenant may take while others call too, as reckoned from their kinds "
-        "and bytes on two cores: 8 searches or 13 memories a second. Quicker ones wait, at most 5 s. Raise it on more and faster cores.",
+        description="Part of a gateway's time that the calls of one tenant may take while others call "
+        "too, as "
+        "reckoned from their kinds "
+        "and bytes on two cores: 8 searches or 13 memories a second. Quicker ones wait, at most 5 s. "
+        "Raise it on more and faster cores.",
     )
     module_changes_per_minute_per_tenant: int = Field(
-        600, ge=1, description="Changes of modules a minute of one tenant in one gateway; a gate's run and a preload are changes."
+        600,
+        ge=1,
+        description="Changes of modules a minute of one tenant in one gateway; a gate's run and a "
+        "preload are "
+        "changes.",
     )
     memory_changes_per_minute_per_tenant: int = Field(
         6000, ge=1, description="Memories that one tenant may store or forget in a minute, in one gateway."
     )
-    write_timeout_s: float = Field(30.0, gt=0, description="How long a stream waits for a caller that does not read it.")
-    max_message_bytes: int = Field(4 * MIB, ge=64 * 1024, description="Largest gRPC message that the gateway takes.")
+    write_timeout_s: float = Field(
+        30.0, gt=0, description="How long a stream waits for a caller that does not read it."
+    )
+    max_message_bytes: int = Field(
+        4 * MIB, ge=64 * 1024, description="Largest gRPC message that the gateway takes."
+    )
     max_module_bytes: int = Field(512 * MIB, ge=1 * MIB, description="Largest module that can be published.")
     max_staging_bytes_per_tenant: int = Field(
         1 * GIB,
         ge=1 * MIB,
-        description="Bytes of one tenant's unfinished uploads; the idle ones make room. Not less than max_module_bytes.",
+        description="Bytes of one tenant's unfinished uploads; the idle ones make room. Not less than "
+        "max_module_bytes.",
     )
     max_memories_per_tenant: int = Field(100_000, ge=1, description="Memories of one tenant.")
-    max_namespaces_per_tenant: int = Field(1000, ge=1, description="Namespaces of one tenant, with those that are empty.")
+    max_namespaces_per_tenant: int = Field(
+        1000, ge=1, description="Namespaces of one tenant, with those that are empty."
+    )
     max_modules_per_tenant: int = Field(256, ge=1, description="Modules of one tenant.")
-    max_versions_per_module: int = Field(1000, ge=1, description="Versions of one module, deleted ones not counted.")
+    max_versions_per_module: int = Field(
+        1000, ge=1, description="Versions of one module, deleted ones not counted."
+    )
     audit_retention_days: int = Field(
-        400, ge=0, description="Days that the audit keeps an event; then it goes, and an event says so. 0: for ever."
+        400,
+        ge=0,
+        description="Days that the audit keeps an event; then it goes, and an event says so. 0: for ever.",
     )
     audit_max_bytes: int = Field(
         64 * MIB,
         ge=0,
-        description="Memory of the registry for one tenant's audit. Full: what was exported and released goes, else changes are refused. "
+        description="Memory of the registry for one tenant's audit. Full: what was exported and released "
+        "goes, "
+        "else changes are refused. "
         "0: no limit.",
     )
     canary_interval_s: float = Field(
-        30.0, ge=0.1, description="Time between two runs of the probes of a canary, a version that serves before it has passed the gate."
+        30.0,
+        ge=0.1,
+        description="Time between two runs of the probes of a canary, a version that serves before it "
+        "has passed "
+        "the gate.",
     )
     default_max_tokens: int = Field(128, ge=1, description="Output tokens when a request names no limit.")
     recall_limit: int = Field(4, ge=1, le=64, description="Recalled passages when a request names no limit.")
     recall_instruction: str = Field(
         "Answer the question with the help of the numbered passages.",
         max_length=1000,
-        description="The line before recalled passages in the prompt, which tells the model what to do with them. Empty: none.",
+        description="The line before recalled passages in the prompt, which tells the model what to do with "
+        "them. Empty: none.",
     )
-    recall_timeout_ms: int = Field(500, ge=1, le=60_000, description="Time that recall may take when a request names none.")
-    lookup_timeout_ms: int = Field(20, ge=1, le=1000, description="Time that the look-up of cached prefixes in Redis may take.")
-    shutdown_grace_s: float = Field(10.0, ge=0, description="Time that answers under way get to finish at shutdown.")
+    recall_timeout_ms: int = Field(
+        500, ge=1, le=60_000, description="Time that recall may take when a request names none."
+    )
+    lookup_timeout_ms: int = Field(
+        20, ge=1, le=1000, description="Time that the look-up of cached prefixes in Redis may take."
+    )
+    shutdown_grace_s: float = Field(
+        10.0, ge=0, description="Time that answers under way get to finish at shutdown."
+    )
 
     # Workers
     workers: int = Field(2, ge=1, le=64, description="vLLM workers that `memserve up` starts.")
-    max_context_tokens: int = Field(0, ge=0, description="Longest prompt and answer together. 0: the model's own limit, at most 8192.")
-    max_concurrent: int = Field(32, ge=1, le=1024, description="Answers that one engine decodes at the same time.")
+    max_context_tokens: int = Field(
+        0, ge=0, description="Longest prompt and answer together. 0: the model's own limit, at most 8192."
+    )
+    max_concurrent: int = Field(
+        32, ge=1, le=1024, description="Answers that one engine decodes at the same time."
+    )
     block_tokens: int = Field(32, ge=16, description="Tokens in a KV block. A multiple of 32 on the CPU.")
-    kv_device_bytes: int = Field(512 * MIB, ge=64 * MIB, description="KV memory of an engine on the CPU. On CUDA vLLM sizes it itself.")
-    kv_host_bytes: int = Field(256 * MIB, ge=16 * MIB, description="Host memory of an engine's KV tier, a file in /dev/shm.")
+    kv_device_bytes: int = Field(
+        512 * MIB, ge=64 * MIB, description="KV memory of an engine on the CPU. On CUDA vLLM sizes it itself."
+    )
+    kv_host_bytes: int = Field(
+        256 * MIB, ge=16 * MIB, description="Host memory of an engine's KV tier, a file in /dev/shm."
+    )
     kv_ttl_s: int = Field(24 * 3600, ge=1, description="How long an unused KV entry stays in Redis.")
     kv_quota_bytes: int = Field(
         0,
         ge=0,
-        description="Bytes of KV in Redis for all tenants together. 0: nine tenths of cache_max_bytes where Redis is private, else none.",
+        description="Bytes of KV in Redis for all tenants together. 0: nine tenths of cache_max_bytes where "
+        "Redis is private, else none.",
     )
-    kv_tenant_quota_bytes: int = Field(0, ge=0, description="Bytes of KV in Redis for each tenant. 0: no limit but kv_quota_bytes.")
-    kv_admit_on_use: int = Field(1, ge=1, le=2, description="Store KV in Redis when it is first computed (1), or the second time (2).")
-    kv_always_load: bool = Field(False, description="Load KV from Redis even where computing it again would be quicker.")
+    kv_tenant_quota_bytes: int = Field(
+        0, ge=0, description="Bytes of KV in Redis for each tenant. 0: no limit but kv_quota_bytes."
+    )
+    kv_admit_on_use: int = Field(
+        1, ge=1, le=2, description="Store KV in Redis when it is first computed (1), or the second time (2)."
+    )
+    kv_always_load: bool = Field(
+        False, description="Load KV from Redis even where computing it again would be quicker."
+    )
     kv_codec: Literal["raw", "lossless", "int8"] = Field(
         "raw",
-        description="How KV is stored in Redis: raw, lossless (bfloat16 only, a third smaller) or int8 (about a byte a number, not exact).",
+        description="How KV is stored in Redis: raw, lossless (bfloat16 only, a third smaller) or int8 "
+        "(about a "
+        "byte a number, not exact).",
     )
     kv_io_timeout_ms: int = Field(
-        500, ge=1, le=60_000, description="How long a worker waits for one Redis answer before it computes instead."
+        500,
+        ge=1,
+        le=60_000,
+        description="How long a worker waits for one Redis answer before it computes instead.",
     )
-    max_loras: int = Field(4, ge=0, le=64, description="Adapters in one engine's batch at the same time. 0: none are served.")
+    max_loras: int = Field(
+        4, ge=0, le=64, description="Adapters in one engine's batch at the same time. 0: none are served."
+    )
     max_cpu_loras: int = Field(16, ge=1, le=4096, description="Adapters that an engine keeps loaded.")
-    max_lora_rank: int = Field(16, ge=1, le=512, description="Largest adapter rank. vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 and 512.")
-    max_experts: int = Field(2, ge=0, le=16, description="Logit experts that an engine keeps loaded. 0: none are served.")
+    max_lora_rank: int = Field(
+        16,
+        ge=1,
+        le=512,
+        description="Largest adapter rank. vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 and 512.",
+    )
+    max_experts: int = Field(
+        2, ge=0, le=16, description="Logit experts that an engine keeps loaded. 0: none are served."
+    )
     omp_threads: int = Field(1, ge=1, description="OpenMP threads of an engine on the CPU.")
     worker_nice: int = Field(
-        10, ge=0, le=19, description="How far the workers' processes stand back for the gateway and Redis on the processor, as nice has it."
+        10,
+        ge=0,
+        le=19,
+        description="How far the workers' processes stand back for the gateway and Redis on the "
+        "processor, as "
+        "nice has it.",
     )
-    lease_s: float = Field(3.0, gt=0.5, description="How long a worker's registration outlives its last sign of life.")
+    lease_s: float = Field(
+        3.0, gt=0.5, description="How long a worker's registration outlives its last sign of life."
+    )
 
     @model_validator(mode="after")
     def _a_module_fits_into_staging(self) -> Self:
@@ -196,7 +320,10 @@ class Settings(BaseModel):
     def _one_server(cls, url: SecretStr) -> SecretStr:
         scheme = url.get_secret_value().partition("://")[0]
         if scheme.partition("+")[2] in ("cluster", "sentinel"):
-            raise ValueError(f"the registry is one server, redis://, rediss:// or unix://; {scheme}:// is for cache_redis_url only")
+            raise ValueError(
+                f"the registry is one server, redis://, rediss:// or unix://; {scheme}:// is for "
+                "cache_redis_url only"
+            )
         return url
 
     @property
@@ -206,12 +333,15 @@ class Settings(BaseModel):
             return self.data_dir.expanduser().absolute()
         except RuntimeError:
             raise StartupError(
-                f"setting data_dir: {self.data_dir} cannot be found, since there is no home directory; name another"
+                f"setting data_dir: {self.data_dir} cannot be found, since there is no home "
+                "directory; name another"
             ) from None
 
     @property
     def modules_root(self) -> Path:
-        """Workers run in this directory and name modules `modules/<digest>`, so that the path is equal on every machine."""
+        """Workers run in this directory and name modules `modules/<digest>`, so that the path is equal on
+        every machine.
+        """
         return self.data
 
     @property
@@ -228,7 +358,8 @@ class Settings(BaseModel):
 
 
 def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings:
-    """Read the settings from the file that MEMSERVE_SETTINGS_FILE names, then from the environment, then from `flags` (None: not given).
+    """Read the settings from the file that MEMSERVE_SETTINGS_FILE names, then from the environment, then from
+    `flags` (None: not given).
 
     Raises StartupError that names the setting and its rule.
     """
@@ -253,14 +384,23 @@ def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) ->
 
 def changed_settings(settings: Settings) -> dict[str, Any]:
     """The settings that differ from the defaults, as plain values with secrets revealed."""
-    changed = {name: getattr(settings, name) for name, entry in Settings.model_fields.items() if getattr(settings, name) != entry.default}
-    return {name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in changed.items()}
+    changed = {
+        name: getattr(settings, name)
+        for name, entry in Settings.model_fields.items()
+        if getattr(settings, name) != entry.default
+    }
+    return {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in changed.items()
+    }
 
 
 def child_environment(settings: Settings, file: Path) -> dict[str, str]:
-    """The environment of a child process with these settings. They go through a file that only their owner reads.
+    """The environment of a child process with these settings. They go through a file that only their owner
+    reads.
 
-    No secret stands in the environment, which a process hands on to its own children. Raises OSError when the file cannot be written.
+    No secret stands in the environment, which a process hands on to its own children. Raises OSError when the
+    file cannot be written.
     """
     keep_private(file, json.dumps(changed_settings(settings), default=str).encode())
     return {**environment_without_settings(), SETTINGS_FILE: str(file)}
@@ -291,6 +431,8 @@ def _check_known(spelled: str, name: str) -> None:
     if name in Settings.model_fields:
         return
     close = difflib.get_close_matches(name, Settings.model_fields, n=1)
-    meant = f"{PREFIX}{close[0].upper()}" if close and spelled.startswith(PREFIX) else close[0] if close else ""
+    meant = (
+        f"{PREFIX}{close[0].upper()}" if close and spelled.startswith(PREFIX) else close[0] if close else ""
+    )
     hint = f"; did you mean {meant}?" if close else "; `memserve settings` lists the known ones"
     raise StartupError(f"unknown setting {spelled}{hint}")

@@ -1,4 +1,6 @@
-"""What the salt key is for. Every gateway and every worker of one memserve has the same; nobody else has it."""
+"""What the salt key is for. Every gateway and every worker of one memserve has the same; nobody else has
+it.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,16 @@ from memserve.private_files import SECRET_MIN_BYTES, kept_secret
 
 
 def salt_key(settings: Settings) -> bytes:
-    """The configured one, else the one that data_dir keeps and that is made at the first call. Raises StartupError."""
+    """The configured one, else the one that data_dir keeps and that is made at the first call. Raises
+    StartupError.
+    """
     configured = settings.salt_key.get_secret_value().encode()
     if not configured:
         return kept_secret(settings.data / "salt_key")
     if len(configured) < SECRET_MIN_BYTES:
         raise StartupError(
-            f"setting salt_key has {len(configured)} bytes, at least {SECRET_MIN_BYTES} are needed: `openssl rand -hex 32` makes one"
+            f"setting salt_key has {len(configured)} bytes, at least {SECRET_MIN_BYTES} are needed: "
+            "`openssl rand -hex 32` makes one"
         )
     return configured
 

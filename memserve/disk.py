@@ -1,4 +1,6 @@
-"""How much room the disks have that memserve writes to, looked at before it is written, so that nothing meets a full one."""
+"""How much room the disks have that memserve writes to, looked at before it is written, so that nothing meets
+a full one.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,17 @@ FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
 
 class DiskWatch:
-    """The free space of some disks, and whether it has come down to what is held back for memserve's own needs.
+    """The free space of some disks, and whether it has come down to what is held back for memserve's own
+    needs.
 
-    places: by what a person calls the disk, a folder on it. reserve_bytes: held back on each, at most an eighth of it.
-    A disk that cannot be looked at counts as having room: what is written there will say what is wrong.
+    places: by what a person calls the disk, a folder on it. reserve_bytes: held back on each, at most an
+    eighth of it. A disk that cannot be looked at counts as having room: what is written there will say what
+    is wrong.
     """
 
-    def __init__(self, places: Mapping[str, Path], reserve_bytes: int, room: Callable[[Path, int], float] | None = None) -> None:
+    def __init__(
+        self, places: Mapping[str, Path], reserve_bytes: int, room: Callable[[Path, int], float] | None = None
+    ) -> None:
         """room: `free_share` when None."""
         self._room = room or free_share
         self._places = dict(places)
@@ -37,7 +43,10 @@ class DiskWatch:
         """The disk that has too little room, or None."""
         if time.monotonic() - self._looked_s >= LOOK_EVERY_S:
             self._looked_s = time.monotonic()
-            self._short = next((name for name, place in self._places.items() if self._room(place, self._reserve_bytes) < 1), None)
+            self._short = next(
+                (name for name, place in self._places.items() if self._room(place, self._reserve_bytes) < 1),
+                None,
+            )
         return self._short
 
     def has_room(self) -> bool:
@@ -51,7 +60,9 @@ class DiskWatch:
 
 
 def free_share(place: Path, reserve_bytes: int) -> float:
-    """The room that is left, as a multiple of what is to be held back there; infinite where that cannot be told."""
+    """The room that is left, as a multiple of what is to be held back there; infinite where that cannot be
+    told.
+    """
     try:
         room = os.statvfs(place)
     except OSError:

@@ -69,7 +69,9 @@ class ModuleKind(StrEnum):
 
 
 class ModulePlace(StrEnum):
-    """Where a worker has a module's weights: in a slot of the device, in the engine's host memory, in its directory, or not at all."""
+    """Where a worker has a module's weights: in a slot of the device, in the engine's host memory, in its
+    directory, or not at all.
+    """
 
     DEVICE = "device"
     HOST = "host"
@@ -81,8 +83,9 @@ class ModulePlace(StrEnum):
 class WeightFigures:
     """What a module's weights look like.
 
-    delta_norm: Frobenius norm of what is added to the base's weights (of an expert, of its weights). sparsity: share of the entries under a
-    thousandth of the largest of their matrix. effective_rank: exp of the entropy of the normalised singular values, mean over the matrices.
+    delta_norm: Frobenius norm of what is added to the base's weights (of an expert, of its weights).
+    sparsity: share of the entries under a thousandth of the largest of their matrix. effective_rank: exp of
+    the entropy of the normalised singular values, mean over the matrices.
     """
 
     delta_norm: float
@@ -92,7 +95,9 @@ class WeightFigures:
 
 @dataclass(frozen=True, slots=True)
 class GateFigure:
-    """One of the gate's comparisons. base, module: shares of right answers, or calibration errors. probes: how many were asked."""
+    """One of the gate's comparisons. base, module: shares of right answers, or calibration errors. probes:
+    how many were asked.
+    """
 
     name: str
     base: float
@@ -115,11 +120,13 @@ class GateReport:
 
 @dataclass(frozen=True, slots=True)
 class ModuleVersion:
-    """One immutable version of a module. `digest`: sha256 over its canonical content, hex; `version` counts from 1.
+    """One immutable version of a module. `digest`: sha256 over its canonical content, hex; `version` counts
+    from 1.
 
-    base_digest: of the model that it was checked against. parents: digests of the versions that it was composed from. recipe: how it was
-    made, JSON or text. moves_logits: a worker has seen it change the canary prompts' logits. gate: the newest report, None before one.
-    warning: what whoever published it should know of its files; "" for nothing.
+    base_digest: of the model that it was checked against. parents: digests of the versions that it was
+    composed from. recipe: how it was made, JSON or text. moves_logits: a worker has seen it change the canary
+    prompts' logits. gate: the newest report, None before one. warning: what whoever published it should know
+    of its files; "" for nothing.
     """
 
     module: str
@@ -157,7 +164,9 @@ class TrafficShare:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A name for one version, or for several that share its traffic. `revision` rises by one with every change."""
+    """A name for one version, or for several that share its traffic. `revision` rises by one with every
+    change.
+    """
 
     name: str
     targets: tuple[TrafficShare, ...]
@@ -167,7 +176,9 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class AliasChange:
-    """An entry of an alias's history. action: promote, rollback, split, canary_rollback, or drop (no targets)."""
+    """An entry of an alias's history. action: promote, rollback, split, canary_rollback, or drop (no
+    targets).
+    """
 
     revision: int
     targets: tuple[TrafficShare, ...]
@@ -226,7 +237,8 @@ class WorkerResidency:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. Temperature 0 is greedy; `logprobs` asks for each chosen token's log-probability.
+    """How tokens are chosen. Temperature 0 is greedy; `logprobs` asks for each chosen token's
+    log-probability.
 
     Before `min_tokens` the answer does not end by itself.
     """
@@ -263,7 +275,9 @@ class CachedTokens:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an answer took. `tpot_ms`: the mean over the tokens after the first, None for an answer of one token."""
+    """What an answer took. `tpot_ms`: the mean over the tokens after the first, None for an answer of one
+    token.
+    """
 
     prompt_tokens: int
     output_tokens: int
@@ -328,7 +342,8 @@ class Tenant:
 class CacheLayout:
     """How a worker's KV is named. Workers of different layouts have nothing for each other.
 
-    namespace: digest under which the KV lives in Redis. block_tokens: tokens in a block. blocks_per_chunk: blocks in one Redis value.
+    namespace: digest under which the KV lives in Redis. block_tokens: tokens in a block. blocks_per_chunk:
+    blocks in one Redis value.
     """
 
     namespace: str
@@ -346,8 +361,8 @@ class WorkerLease:
 
     address: host:port of its gRPC data plane. pid: of the process that owns the engine.
     namespace, block_tokens, blocks_per_chunk: its CacheLayout.
-    shares_kv: False when its golden prefix came back different, so that it neither stores KV in Redis nor loads any.
-    limits: what of memserve it does not do, and why, for people; "" for nothing.
+    shares_kv: False when its golden prefix came back different, so that it neither stores KV in Redis nor
+    loads any. limits: what of memserve it does not do, and why, for people; "" for nothing.
     """
 
     worker_id: str
@@ -381,7 +396,9 @@ class Expert:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A checked request for one answer. Empty `model`, `module`, `worker_id` and `session` mean: the served one, none, any, none."""
+    """A checked request for one answer. Empty `model`, `module`, `worker_id` and `session` mean: the served
+    one, none, any, none.
+    """
 
     messages: tuple[Message, ...]
     sampling: Sampling

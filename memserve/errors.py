@@ -6,7 +6,9 @@ from typing import Any
 
 
 class PicklableError(Exception):
-    """An exception that crosses a process boundary, whatever its constructor takes: process pools, Ray and Celery pickle what is raised."""
+    """An exception that crosses a process boundary, whatever its constructor takes: process pools, Ray and
+    Celery pickle what is raised.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, self.__dict__)
@@ -67,35 +69,46 @@ class ModelNotFound(MemserveError):
     """The request names a model that is not served here."""
 
     def __init__(self, name: str, served: str) -> None:
-        super().__init__(f"model {name!r} is not served here; the served model is {served!r} (an empty name means it)")
+        super().__init__(
+            f"model {name!r} is not served here; the served model is {served!r} (an empty name means it)"
+        )
 
 
 class ModuleNotFound(MemserveError):
     """The tenant has no module, version or alias of this name."""
 
     def __init__(self, reference: str) -> None:
-        super().__init__(f"module {reference!r} does not exist; `memserve modules list` shows the ones that do")
+        super().__init__(
+            f"module {reference!r} does not exist; `memserve modules list` shows the ones that do"
+        )
 
 
 class ModuleNotLive(MemserveError):
     """The module has versions, and none of them is behind the alias that was asked for."""
 
     def __init__(self, name: str, alias: str) -> None:
-        super().__init__(f"module {name!r} has no alias {alias!r} yet; `memserve modules promote {name} <version>` sets it")
+        super().__init__(
+            f"module {name!r} has no alias {alias!r} yet; `memserve modules promote {name} <version>` sets it"
+        )
 
 
 class AliasConflict(MemserveError):
     """An alias is not at the revision that the caller expected: somebody else was quicker."""
 
     def __init__(self, name: str, alias: str, revision: int, expected: int) -> None:
-        super().__init__(f"{name}@{alias} is at revision {revision}, not {expected}; look at it again and decide anew")
+        super().__init__(
+            f"{name}@{alias} is at revision {revision}, not {expected}; look at it again and decide anew"
+        )
 
 
 class OtherBase(MemserveError):
     """A version was made for another base model than the one that is served."""
 
     def __init__(self, reference: str, base_digest: str) -> None:
-        super().__init__(f"{reference} was made for another base model ({base_digest[:12]}); publish one for the model that is served")
+        super().__init__(
+            f"{reference} was made for another base model ({base_digest[:12]}); publish one for the "
+            "model that is served"
+        )
 
 
 class NothingToRollBack(MemserveError):
@@ -116,21 +129,27 @@ class GateRefused(MemserveError):
     """A version's probes are below the thresholds."""
 
     def __init__(self, reference: str, figures: str) -> None:
-        super().__init__(f"the gate refuses {reference}: {figures}; promote with force to override, which is recorded")
+        super().__init__(
+            f"the gate refuses {reference}: {figures}; promote with force to override, which is recorded"
+        )
 
 
 class UploadIncomplete(MemserveError):
     """An upload ended before all of its bytes were here. What came is kept for a while."""
 
     def __init__(self, file_name: str, received: int, size: int) -> None:
-        super().__init__(f"{file_name} has {received} of {size} bytes; send the same upload again, it goes on from there")
+        super().__init__(
+            f"{file_name} has {received} of {size} bytes; send the same upload again, it goes on from there"
+        )
 
 
 class BlobDamaged(MemserveError):
     """What the module store keeps under a digest is not what was put there."""
 
     def __init__(self, digest: str, why: str) -> None:
-        super().__init__(f"the module store's files of {digest} are damaged ({why}); publish the same content again")
+        super().__init__(
+            f"the module store's files of {digest} are damaged ({why}); publish the same content again"
+        )
 
 
 class BlobStoreUnavailable(MemserveError):
@@ -160,7 +179,9 @@ class MemoryConflict(MemserveError):
     """The id already belongs to a memory with other content."""
 
     def __init__(self, memory_id: str) -> None:
-        super().__init__(f"memory {memory_id!r} already exists with other content; forget it first or use another id")
+        super().__init__(
+            f"memory {memory_id!r} already exists with other content; forget it first or use another id"
+        )
         self.memory_id = memory_id
 
 
@@ -176,7 +197,10 @@ class DiskFull(MemserveError):
     """A disk that a change would be written to has too little room."""
 
     def __init__(self, disk: str, retry_after_s: float) -> None:
-        super().__init__(f"{disk} is nearly full, so no changes are taken; make room there, and try again in {retry_after_s:g} s")
+        super().__init__(
+            f"{disk} is nearly full, so no changes are taken; make room there, and try again in "
+            f"{retry_after_s:g} s"
+        )
         self.retry_after_s = retry_after_s
 
 
@@ -185,7 +209,8 @@ class JournalFull(MemserveError):
 
     def __init__(self, waiting_bytes: int, retry_after_s: float) -> None:
         super().__init__(
-            f"{waiting_bytes >> 20} MiB of memories wait until the vector store has written them, and no more are taken; none is lost; "
+            f"{waiting_bytes >> 20} MiB of memories wait until the vector store has written them, "
+            "and no more are taken; none is lost; "
             f"try again in {retry_after_s:g} s"
         )
         self.retry_after_s = retry_after_s
@@ -197,15 +222,20 @@ class QuotaReached(MemserveError):
     retry_after_s = 60.0
 
     def __init__(self, what: str, limit: int, setting: str) -> None:
-        super().__init__(f"{what}: the quota of {limit} is reached (setting {setting}); remove some, or have it raised")
+        super().__init__(
+            f"{what}: the quota of {limit} is reached (setting {setting}); remove some, or have it raised"
+        )
 
 
 class AuditFull(MemserveError):
-    """The record of a tenant's changes has as many bytes as it may; what is in it goes only after export, or with age."""
+    """The record of a tenant's changes has as many bytes as it may; what is in it goes only after export, or
+    with age.
+    """
 
     def __init__(self, tenant: str, size_bytes: int, limit_bytes: int) -> None:
         super().__init__(
-            f"the audit of tenant {tenant} has {size_bytes} of {limit_bytes} bytes; `memserve audit export FILE --release` makes room"
+            f"the audit of tenant {tenant} has {size_bytes} of {limit_bytes} bytes; `memserve audit "
+            "export FILE --release` makes room"
         )
 
 
@@ -213,7 +243,11 @@ class PrefixNotStored(MemserveError):
     """A prefix is to be pinned that is not all in Redis."""
 
     def __init__(self, stored: int, chunks: int) -> None:
-        rule = f"{stored} of its {chunks} chunks are in Redis; warm it first" if chunks else "it is shorter than one chunk and never stored"
+        rule = (
+            f"{stored} of its {chunks} chunks are in Redis; warm it first"
+            if chunks
+            else "it is shorter than one chunk and never stored"
+        )
         super().__init__(f"the prefix cannot be pinned: {rule}")
 
 
@@ -222,7 +256,8 @@ class PinLimitReached(MemserveError):
 
     def __init__(self, tenant: str, pinned_bytes: int, limit_bytes: int) -> None:
         super().__init__(
-            f"tenant {tenant} has pinned {pinned_bytes} of {limit_bytes} bytes, and this prefix does not fit, there or in what all tenants "
+            f"tenant {tenant} has pinned {pinned_bytes} of {limit_bytes} bytes, and this prefix does "
+            "not fit, there or in what all tenants "
             "may pin; unpin another first"
         )
 
@@ -252,11 +287,14 @@ class WorkerLost(MemserveError):
 
 
 class WorkersLost(MemserveError):
-    """Worker after worker was lost before its first token of the same answer: the request may be what ends them."""
+    """Worker after worker was lost before its first token of the same answer: the request may be what ends
+    them.
+    """
 
     def __init__(self, workers: int, detail: str) -> None:
         super().__init__(
-            f"{workers} workers were lost under this request, which is not tried on a third ({detail}); do not repeat it as it is"
+            f"{workers} workers were lost under this request, which is not tried on a third "
+            f"({detail}); do not repeat it as it is"
         )
 
 
@@ -264,21 +302,29 @@ class DeadlineExceeded(MemserveError):
     """The caller's deadline passed before the answer was complete."""
 
     def __init__(self) -> None:
-        super().__init__("the deadline passed before the answer was complete; allow more time or ask for fewer tokens")
+        super().__init__(
+            "the deadline passed before the answer was complete; allow more time or ask for fewer tokens"
+        )
 
 
 class RegistryUnavailable(MemserveError):
     """The registry Redis does not answer, and the operation needs it."""
 
     def __init__(self, detail: str) -> None:
-        super().__init__(f"the registry does not answer ({detail}); a change may or may not have been made: look, and try again")
+        super().__init__(
+            f"the registry does not answer ({detail}); a change may or may not have been made: look, "
+            "and try again"
+        )
 
 
 class UnreadableRecord(MemserveError):
     """A record of the registry cannot be read: a newer memserve wrote it, or it is damaged."""
 
     def __init__(self, what: str, why: str) -> None:
-        super().__init__(f"a record of the registry ({what}) cannot be read here: {why}; a newer memserve may have written it")
+        super().__init__(
+            f"a record of the registry ({what}) cannot be read here: {why}; a newer memserve may "
+            "have written it"
+        )
 
 
 class RegistryDiskFull(RegistryUnavailable):
@@ -286,7 +332,9 @@ class RegistryDiskFull(RegistryUnavailable):
 
     def __init__(self, retry_after_s: float) -> None:
         MemserveError.__init__(
-            self, f"the registry's disk is nearly full, so no changes are taken; make room there, and try again in {retry_after_s:g} s"
+            self,
+            "the registry's disk is nearly full, so no changes are taken; make room there, and try "
+            f"again in {retry_after_s:g} s",
         )
         self.retry_after_s = retry_after_s
 
@@ -310,7 +358,8 @@ class VectorStoreHeld(MemserveError):
 
     def __init__(self) -> None:
         super().__init__(
-            "another process holds the vector store's folder; Milvus Lite serves one gateway: stop the other, or use a Milvus server"
+            "another process holds the vector store's folder; Milvus Lite serves one gateway: stop "
+            "the other, or use a Milvus server"
         )
 
 
@@ -326,7 +375,8 @@ class EmbedderChanged(MemserveError):
 
     def __init__(self, before: str, now: str) -> None:
         super().__init__(
-            f"the memories here were embedded by {before}, and {now} would not find them: keep the setting embedder as it was, or start "
+            f"the memories here were embedded by {before}, and {now} would not find them: keep the "
+            "setting embedder as it was, or start "
             "with another data directory (and another registry) and remember them there"
         )
 

@@ -12,13 +12,17 @@ from typing import Any
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-# C0 and C1 control characters, DEL, what turns the direction of text, what ends a line, and halves of surrogate pairs.
-_COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+# C0 and C1 control characters, DEL, what turns the direction of text, what ends a line, and halves of
+# surrogate pairs.
+_COMMANDS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def plain(text: object, *, keep: str = "") -> str:
-    r"""The text with every command in it spelt as an escape: "\x1b[2J" with a backslash, not a cleared screen.
+    r"""The text with every command in it spelt as an escape: "\x1b[2J" with a backslash, not a cleared
+    screen.
 
     keep: commands that stay as they are, such as "\n\t" for text of several lines.
     """
@@ -31,12 +35,16 @@ def paragraphs(text: object) -> str:
 
 
 def json_line(value: Any) -> str:
-    """JSON on one line, in which commands are JSON's own escapes: whoever parses it gets the value unchanged."""
+    """JSON on one line, in which commands are JSON's own escapes: whoever parses it gets the value
+    unchanged.
+    """
     return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 class PlainFormatter(logging.Formatter):
-    """A record is one line, whatever is in it; the lines of a traceback begin with a bar, so that none can pass for a record."""
+    """A record is one line, whatever is in it; the lines of a traceback begin with a bar, so that none can
+    pass for a record.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
         record.message = plain(record.message)

@@ -1,4 +1,6 @@
-"""Files and folders that only their owner reads, written so that a crash or a full disk never leaves half of one."""
+"""Files and folders that only their owner reads, written so that a crash or a full disk never leaves half of
+one.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ def private_umask() -> None:
 
 
 def find_home(environment: MutableMapping[str, str]) -> None:
-    """Give this process and its children a home and a user's name where the machine knows none, as in a container run under any user id.
+    """Give this process and its children a home and a user's name where the machine knows none, as in a
+    container run under any user id.
 
-    The home is `.memserve` in the working directory. Libraries look for both: they would fail, or make a directory called `~`.
+    The home is `.memserve` in the working directory. Libraries look for both: they would fail, or make a
+    directory called `~`.
     """
     try:
         Path.home()
@@ -49,7 +53,10 @@ def open_data_dir(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.stat().st_uid
         if owner != os.geteuid():
-            raise StartupError(f"data_dir {folder} belongs to user {owner}, and memserve runs as {os.geteuid()}; choose another data_dir")
+            raise StartupError(
+                f"data_dir {folder} belongs to user {owner}, and memserve runs as {os.geteuid()}; "
+                "choose another data_dir"
+            )
         folder.chmod(0o700)
         for place, folders, files in os.walk(folder):
             for name in (*folders, *files):
@@ -61,13 +68,17 @@ def open_data_dir(folder: Path) -> None:
 
 
 def lock_data_dir(folder: Path) -> IO[str]:
-    """Held by one `memserve up` or `memserve workers` at a time, until it is closed or the process ends. Raises StartupError."""
+    """Held by one `memserve up` or `memserve workers` at a time, until it is closed or the process ends.
+    Raises StartupError.
+    """
     lock = (folder / "lock").open("w", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        raise StartupError(f"another memserve runs on {folder}; stop it, or give this one a directory of its own (data_dir)") from None
+        raise StartupError(
+            f"another memserve runs on {folder}; stop it, or give this one a directory of its own (data_dir)"
+        ) from None
     return lock
 
 
@@ -83,7 +94,9 @@ def write_private(file: Path, content: bytes) -> None:
 
 
 def keep_private(file: Path, content: bytes) -> None:
-    """As `write_private`, but a file that has the content already is left alone: on a full disk what ran before starts again."""
+    """As `write_private`, but a file that has the content already is left alone: on a full disk what ran
+    before starts again.
+    """
     with contextlib.suppress(OSError):
         if file.read_bytes() == content:
             return
@@ -116,7 +129,8 @@ def kept_secret(file: Path) -> bytes:
 def _long_enough(file: Path, secret: bytes) -> bytes:
     if len(secret.strip()) < SECRET_MIN_BYTES:
         raise StartupError(
-            f"{file} holds {len(secret.strip())} bytes, and a secret has at least {SECRET_MIN_BYTES}: restore it from a backup. "
+            f"{file} holds {len(secret.strip())} bytes, and a secret has at least "
+            f"{SECRET_MIN_BYTES}: restore it from a backup. "
             "If nothing is to be kept that was salted with it, remove the file; a new one is made"
         )
     return secret

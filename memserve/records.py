@@ -1,4 +1,6 @@
-"""Records that other processes wrote, newer versions of memserve among them: read leniently, and never by whatever is in them."""
+"""Records that other processes wrote, newer versions of memserve among them: read leniently, and never by
+whatever is in them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from memserve.errors import UnreadableRecord
 T = TypeVar("T")
 Stored = TypeVar("Stored")
 
-# Unreadable records that are remembered as said; a registry full of them is said again rather than kept in memory.
+# Unreadable records that are remembered as said; a registry full of them is said again rather than kept in
+# memory.
 SAID_MAX = 1024
 _PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
@@ -22,7 +25,8 @@ _PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (i
 def known_fields(kind: type, record: Any) -> dict[str, Any]:
     """The fields of the dataclass `kind` that a record has; what a newer version added is left out.
 
-    Raises UnreadableRecord for what is no object, lacks a field that has no default, or has text where a number belongs.
+    Raises UnreadableRecord for what is no object, lacks a field that has no default, or has text where a
+    number belongs.
     """
     if not isinstance(record, dict):
         raise UnreadableRecord(kind.__name__, "it is no object")
@@ -32,7 +36,8 @@ def known_fields(kind: type, record: Any) -> dict[str, Any]:
             known[field.name] = record[field.name]
             plain = _PLAIN.get(str(field.type))
             wrong = plain is not None and (
-                not isinstance(known[field.name], plain) or (isinstance(known[field.name], bool) and bool not in plain)
+                not isinstance(known[field.name], plain)
+                or (isinstance(known[field.name], bool) and bool not in plain)
             )
             if wrong:
                 raise UnreadableRecord(kind.__name__, f"{field.name} is no {field.type}")

@@ -1,4 +1,6 @@
-"""Turns at what all tenants share: while one asks for a thousand things, another waits for one of them at most."""
+"""Turns at what all tenants share: while one asks for a thousand things, another waits for one of them at
+most.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,10 @@ Share = Callable[[int, int], int]
 class Turns:
     """Places that tenants hold one after the other. One event loop only.
 
-    A free place goes to the tenant that holds the fewest, and among equals to the one that has had the least time: one whose calls take ten
-    times as long gets a tenth as many turns. Within a tenant, first come, first served.
-    Source: start-time fair queueing (Goyal, Vin and Cheng 1996), with the time that a place was held as its cost.
+    A free place goes to the tenant that holds the fewest, and among equals to the one that has had the least
+    time: one whose calls take ten times as long gets a tenth as many turns. Within a tenant, first come,
+    first served. Source: start-time fair queueing (Goyal, Vin and Cheng 1996), with the time that a place was
+    held as its cost.
     """
 
     def __init__(
@@ -41,14 +44,17 @@ class Turns:
         waiting_per_tenant: int = WAITING_PER_TENANT,
         now_s: Callable[[], float] | None = None,
     ) -> None:
-        """what: as refusals name it. share: never below 1 in effect. now_s: the clock; None: the event loop's."""
+        """what: as refusals name it. share: never below 1 in effect. now_s: the clock; None: the event
+        loop's.
+        """
         self.places = places
         self._what = what
         self._share = share
         self._waiting_per_tenant = waiting_per_tenant
         self._now_s = now_s
         self._held: Counter[str] = Counter()
-        # No queue here is empty. Of tenants with as much time the one that has waited longest for a turn comes first.
+        # No queue here is empty. Of tenants with as much time the one that has waited longest for a turn
+        # comes first.
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         # Seconds that each tenant has had; who comes anew starts where the others are, at `_reached_s`.
         self._had_s: dict[str, float] = {}
@@ -86,7 +92,9 @@ class Turns:
             return
         queue = self._waiting.setdefault(tenant, deque())
         if len(queue) >= self._waiting_per_tenant:
-            raise QuotaExceeded(f"{self._what} that wait for tenant {tenant}", self._waiting_per_tenant, RETRY_AFTER_S)
+            raise QuotaExceeded(
+                f"{self._what} that wait for tenant {tenant}", self._waiting_per_tenant, RETRY_AFTER_S
+            )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue.append(turn)
         try:
@@ -133,7 +141,11 @@ class Turns:
         self._held[tenant] += 1
         self._since_s[tenant] = self._since_s.get(tenant, 0.0) + self._clock()
         if len(self._had_s) > TENANTS_MAX:
-            self._had_s = {name: had_s for name, had_s in self._had_s.items() if had_s > self._reached_s or name in self._held}
+            self._had_s = {
+                name: had_s
+                for name, had_s in self._had_s.items()
+                if had_s > self._reached_s or name in self._held
+            }
 
     def _time_of(self, tenant: str) -> float:
         return max(self._had_s.get(tenant, 0.0), self._reached_s)
@@ -142,7 +154,9 @@ class Turns:
         return self._now_s() if self._now_s is not None else asyncio.get_running_loop().time()
 
     def _may_hold(self, tenant: str) -> bool:
-        return self.held < self.places and self._held[tenant] < max(1, self._share(self.places, self._asking()))
+        return self.held < self.places and self._held[tenant] < max(
+            1, self._share(self.places, self._asking())
+        )
 
     def _asking(self) -> int:
         """Tenants that hold a place, wait for one, or have been here lately."""
@@ -155,17 +169,24 @@ class Turns:
 class FairThreads:
     """Threads of their own for one kind of blocking work, which tenants take turns at.
 
-    No work here waits for asyncio's default threads, which everything would share: one stalled server would stop it all.
+    No work here waits for asyncio's default threads, which everything would share: one stalled server would
+    stop it all.
     """
 
     def __init__(
-        self, name: str, threads: int, *, share: Share = lambda places, tenants: places, waiting_per_tenant: int = WAITING_PER_TENANT
+        self,
+        name: str,
+        threads: int,
+        *,
+        share: Share = lambda places, tenants: places,
+        waiting_per_tenant: int = WAITING_PER_TENANT,
     ) -> None:
         self.turns = Turns(f"{name} calls", threads, share=share, waiting_per_tenant=waiting_per_tenant)
         self._threads = ThreadPoolExecutor(threads, f"memserve-{name}")
 
     async def run(self, tenant: str, work: Callable[[], T]) -> T:
-        """Run it on a thread in the tenant's turn. What is cancelled before its turn never runs; what has begun runs to its end.
+        """Run it on a thread in the tenant's turn. What is cancelled before its turn never runs; what has
+        begun runs to its end.
 
         Raises QuotaExceeded when too many of the tenant's wait, and as `work`.
         """

@@ -1,4 +1,6 @@
-"""Generate `memserve/pb` from the .proto files: `python protos/generate.py`, or `--check` to fail when it is out of date."""
+"""Generate `memserve/pb` from the .proto files: `python protos/generate.py`, or `--check` to fail when it is
+out of date.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ TARGET = ROOT.parent / "memserve" / "pb"
 
 
 def generate(target: Path) -> None:
-    """Write the generated modules below `target`: `v1/` for memserve.v1 and `worker/v1/` for memserve.worker.v1."""
+    """Write the generated modules below `target`: `v1/` for memserve.v1 and `worker/v1/` for
+    memserve.worker.v1.
+    """
     protos = sorted(ROOT.glob("memserve/**/*.proto"))
     with tempfile.TemporaryDirectory() as scratch:
         arguments = ["protoc", f"-I{ROOT}", f"-I{files('grpc_tools') / '_proto'}"]
@@ -26,17 +30,25 @@ def generate(target: Path) -> None:
             raise SystemExit("protoc failed; see above")
         for made in sorted(Path(scratch).rglob("*.py*")):
             # protoc names Python modules after the proto package, which is this package's own name.
-            text = re.sub(r"^from memserve\.", "from memserve.pb.", made.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            text = re.sub(
+                r"^from memserve\.", "from memserve.pb.", made.read_text(encoding="utf-8"), flags=re.MULTILINE
+            )
             kept = target / made.relative_to(Path(scratch) / "memserve")
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(text, encoding="utf-8")
     for folder in {path.parent for path in target.rglob("*_pb2.py")} | {target, target / "worker"}:
-        (folder / "__init__.py").write_text('"""Generated from protos/ by protos/generate.py; do not edit."""\n', encoding="utf-8")
+        (folder / "__init__.py").write_text(
+            '"""Generated from protos/ by protos/generate.py; do not edit."""\n', encoding="utf-8"
+        )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when memserve/pb is not what the protos give")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit 1 when memserve/pb is not what the protos give",
+    )
     if not parser.parse_args().check:
         generate(TARGET)
         return 0
@@ -49,7 +61,10 @@ def main() -> int:
             str(n) for n in names & kept if not filecmp.cmp(fresh / n, TARGET / n, shallow=False)
         )
     if stale:
-        print(f"memserve/pb is out of date, run `python protos/generate.py`: {', '.join(stale)}", file=sys.stderr)
+        print(
+            f"memserve/pb is out of date, run `python protos/generate.py`: {', '.join(stale)}",
+            file=sys.stderr,
+        )
     return 1 if stale else 0
 
 

@@ -1,4 +1,6 @@
-"""A gateway whose every word is hostile: each RPC answers with messages in which all text is HOSTILE, or fails with it."""
+"""A gateway whose every word is hostile: each RPC answers with messages in which all text is HOSTILE, or
+fails with it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
 
-# Rich's markup and an emoji of its, a cleared screen, a window title (OSC), C1's CSI, a bell, a return, a line that looks like memserve's
-# own, text turned round, and half of a surrogate pair cannot be sent.
+# Rich's markup and an emoji of its, a cleared screen, a window title (OSC), C1's CSI, a bell, a return, a
+# line that looks like memserve's own, text turned round, and half of a surrogate pair cannot be sent.
 MARKS = ("[/INST]", "[bold]x[/bold]", ":warning:")
 HOSTILE = f"{' '.join(MARKS)} \x1b[2J\x1b]0;owned\x07\x9b31m\r\nmemserve: all is well\u202e\u2028 end"
 FILES = (activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2)
@@ -40,7 +42,9 @@ def hostile_messages(descriptor: Descriptor, depth: int = 0) -> list[Any]:
                 if depth > 5:
                     continue
                 value = hostile_messages(field.message_type, depth + 1)[0]
-                getattr(message, field.name).add().CopyFrom(value) if field.is_repeated else getattr(message, field.name).CopyFrom(value)
+                getattr(message, field.name).add().CopyFrom(value) if field.is_repeated else getattr(
+                    message, field.name
+                ).CopyFrom(value)
                 continue
             if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
                 value = b"x" if field.type == FieldDescriptor.TYPE_BYTES else FIXED.get(field.name, HOSTILE)
@@ -50,19 +54,25 @@ def hostile_messages(descriptor: Descriptor, depth: int = 0) -> list[Any]:
                 value = True
             else:
                 value = 1.5 if field.cpp_type in NUMBERS else 1
-            getattr(message, field.name).append(value) if field.is_repeated else setattr(message, field.name, value)
+            getattr(message, field.name).append(value) if field.is_repeated else setattr(
+                message, field.name, value
+            )
         messages.append(message)
     return messages
 
 
 @contextmanager
 def hostile_server(*, fails: bool, code: grpc.StatusCode = grpc.StatusCode.INTERNAL) -> Iterator[str]:
-    """Yields its address. fails: every call ends with that status and HOSTILE's words; metadata of gRPC cannot carry all of its bytes."""
+    """Yields its address. fails: every call ends with that status and HOSTILE's words; metadata of gRPC
+    cannot carry all of its bytes.
+    """
     server = grpc.server(ThreadPoolExecutor(4))
     for file in FILES:
         for service in file.DESCRIPTOR.services_by_name.values():
             handlers = {method.name: _handler(method, code if fails else None) for method in service.methods}
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+            server.add_generic_rpc_handlers(
+                (grpc.method_handlers_generic_handler(service.full_name, handlers),)
+            )
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -1,4 +1,6 @@
-"""Addresses as people write them, the header with the key, and proxies that are none of memserve's business."""
+"""Addresses as people write them, the header with the key, and proxies that are none of memserve's
+business.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,10 @@ def test_no_proxy_stands_between_the_parts(variable: str, monkeypatch: pytest.Mo
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with Client(f"127.0.0.1:{port}", timeout_s=10) as client, pytest.raises(Exception, match="UNIMPLEMENTED"):
+        with (
+            Client(f"127.0.0.1:{port}", timeout_s=10) as client,
+            pytest.raises(Exception, match="UNIMPLEMENTED"),
+        ):
             client.status()
     finally:
         server.stop(None)

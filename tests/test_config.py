@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memserve.config import CLIENT_SETTINGS, PREFIX, SETTINGS_FILE, Settings, changed_settings, child_environment, load_settings
+from memserve.config import (
+    CLIENT_SETTINGS,
+    PREFIX,
+    SETTINGS_FILE,
+    Settings,
+    changed_settings,
+    child_environment,
+    load_settings,
+)
 from memserve.errors import StartupError
 
 
@@ -53,9 +61,12 @@ def test_a_misspelt_flag_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", "65536"), ("port", "-1"), ("port", "http"), ("workers", "0"), ("workers", "1.5"), ("block_tokens", "8"),
-     ("lease_s", "nan"), ("lease_s", "0.5"), ("lease_s", "inf"), ("shutdown_grace_s", "nan"), ("shutdown_grace_s", "-1"),
-     ("kv_ttl_s", "0"), ("max_inflight", ""), ("recall_limit", "65"), ("max_lora_rank", "513"), ("cache_max_bytes", "1GB"),
+    [("port", "65536"), ("port", "-1"), ("port", "http"), ("workers", "0"), ("workers", "1.5"),
+     ("block_tokens", "8"),
+     ("lease_s", "nan"), ("lease_s", "0.5"), ("lease_s", "inf"), ("shutdown_grace_s", "nan"),
+     ("shutdown_grace_s", "-1"),
+     ("kv_ttl_s", "0"), ("max_inflight", ""), ("recall_limit", "65"), ("max_lora_rank", "513"),
+     ("cache_max_bytes", "1GB"),
      ("kv_codec", "int4"), ("kv_codec", "")],
 )  # fmt: skip
 def test_a_value_that_breaks_a_rule_is_refused_by_its_setting(name: str, value: str) -> None:
@@ -72,12 +83,16 @@ def test_the_clients_own_settings_are_not_the_servers() -> None:
 
 def test_secrets_are_in_no_text_of_the_settings() -> None:
     settings = Settings(redis_url="redis://:hunter2@host", salt_key="hunter2")
-    assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json() + str(settings.model_dump())
+    assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json() + str(
+        settings.model_dump()
+    )
     assert settings.redis == "redis://:hunter2@host"
 
 
 def test_a_refusal_quotes_no_secret() -> None:
-    assert "hunter2" not in refusal({"MEMSERVE_SALT_KEY": "hunter2", "MEMSERVE_REDIS_URL": "redis://:hunter2@host", "MEMSERVE_PORT": "x"})
+    assert "hunter2" not in refusal(
+        {"MEMSERVE_SALT_KEY": "hunter2", "MEMSERVE_REDIS_URL": "redis://:hunter2@host", "MEMSERVE_PORT": "x"}
+    )
 
 
 @pytest.mark.parametrize("scheme", ["redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel"])
@@ -111,10 +126,17 @@ def test_a_data_directory_is_absolute_and_knows_home(monkeypatch: pytest.MonkeyP
 def test_only_changed_settings_are_told_to_a_child() -> None:
     assert changed_settings(Settings()) == {}
     settings = Settings(port=1, salt_key="hunter2", api_keys_file=Path("/keys"), data_dir=Path("/data"))
-    assert changed_settings(settings) == {"port": 1, "salt_key": "hunter2", "api_keys_file": Path("/keys"), "data_dir": Path("/data")}
+    assert changed_settings(settings) == {
+        "port": 1,
+        "salt_key": "hunter2",
+        "api_keys_file": Path("/keys"),
+        "data_dir": Path("/data"),
+    }
 
 
-def test_no_setting_and_no_secret_stands_in_a_childs_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_setting_and_no_secret_stands_in_a_childs_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MEMSERVE_SALT_KEY", "hunter2")
     monkeypatch.setenv("MEMSERVE_API_KEY", "hunter3")
     environment = child_environment(load_settings(), tmp_path / "child.json")
@@ -133,9 +155,17 @@ def test_the_environment_goes_over_the_file_of_settings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "rule"),
-    [("{", "not JSON"), ("[]", "object"), ('{"prot": 1}', "did you mean port"), ('{"port": -1}', "setting port"), (None, "No such file")],
+    [
+        ("{", "not JSON"),
+        ("[]", "object"),
+        ('{"prot": 1}', "did you mean port"),
+        ('{"port": -1}', "setting port"),
+        (None, "No such file"),
+    ],
 )
-def test_a_file_of_settings_that_breaks_a_rule_is_refused(tmp_path: Path, content: str | None, rule: str) -> None:
+def test_a_file_of_settings_that_breaks_a_rule_is_refused(
+    tmp_path: Path, content: str | None, rule: str
+) -> None:
     file = tmp_path / "settings.json"
     if content is not None:
         file.write_text(content, encoding="utf-8")

@@ -1,4 +1,6 @@
-"""A full disk: noticed before it is met, told by its role, survived by the registry, and never shown as a path."""
+"""A full disk: noticed before it is met, told by its role, survived by the registry, and never shown as a
+path.
+"""
 
 from __future__ import annotations
 
@@ -111,9 +113,11 @@ def test_a_text_of_the_caller_that_speaks_of_full_disks_is_none() -> None:
 SERVER_ERRORS = [
     "Error 2 connecting to unix:///srv/memserve/registry/redis.sock. No such file or directory.",
     "Error 111 connecting to /srv/memserve/registry/redis.sock. Connection refused.",
-    "[Errno 13] Permission denied: '/srv/memserve/milvus.db/collections/memserve_memories_v1/wal/wal_data_000002.arrow'",
+    "[Errno 13] Permission denied: "
+    "'/srv/memserve/milvus.db/collections/memserve_memories_v1/wal/wal_data_000002.arrow'",
     "<MilvusException: (code=1, message=[Errno 20] Not a directory: '/tmp/a b/c.db/LOCK')>",
-    "failed to connect to all addresses; last error: UNKNOWN: unix:/run/memserve/.milvus-x1/socket: Connection refused",
+    "failed to connect to all addresses; last error: UNKNOWN: unix:/run/memserve/.milvus-x1/socket: "
+    "Connection refused",
     'File "/usr/lib/python3.11/site-packages/x.py", line 3: cannot map /dev/shm/vllm_offload_1',
     "open(/home/someone/.cache/huggingface/hub/models--x) failed",
     "path=/var/lib/memserve/staging/tenant/file.part:12",
@@ -136,12 +140,31 @@ SERVER_ERRORS = [
 )
 def test_no_error_shows_a_path_of_the_server(fact: object, text: str) -> None:
     detail = detail_of(fact(text))  # type: ignore[operator]
-    for word in ("/srv", "/tmp", "/run", "/usr", "/dev", "/home", "/var", "redis.sock", "milvus.db", ".cache", "staging"):
+    for word in (
+        "/srv",
+        "/tmp",
+        "/run",
+        "/usr",
+        "/dev",
+        "/home",
+        "/var",
+        "redis.sock",
+        "milvus.db",
+        ".cache",
+        "staging",
+    ):
         assert word not in detail
 
 
 def test_what_is_no_path_stays_as_it_is() -> None:
-    for text in ("fetch https://example.org/a/b?c=d", "module 'a/b' at 3/4", "org/model", "s3://bucket/key/x", "1 / 2", "and/or"):
+    for text in (
+        "fetch https://example.org/a/b?c=d",
+        "module 'a/b' at 3/4",
+        "org/model",
+        "s3://bucket/key/x",
+        "1 / 2",
+        "and/or",
+    ):
         assert text in detail_of(errors.BlobStoreUnavailable(text))
 
 
@@ -149,7 +172,9 @@ def test_what_is_no_path_stays_as_it_is() -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_guard_has_the_registry_refuse_changes_and_keep_what_it_took(own_redis_server: RedisServer) -> None:
+async def test_the_guard_has_the_registry_refuse_changes_and_keep_what_it_took(
+    own_redis_server: RedisServer,
+) -> None:
     own_redis_server.start_durably()
     room = [2.0]
     guard = RegistryGuard(own_redis_server.url, lambda: room[0], lambda line: None)

@@ -34,7 +34,9 @@ def test_every_metric_of_the_redis_tier_is_in_the_readme() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of vLLM and torch, which it imports
         from memserve.worker.kv.metrics import COUNTERS, GAUGES, LABELLED
-    names = [f"memserve_kv_tier_{name}_total" for name in (*COUNTERS, *LABELLED)] + [f"memserve_kv_tier_{name}" for name in GAUGES]
+    names = [f"memserve_kv_tier_{name}_total" for name in (*COUNTERS, *LABELLED)] + [
+        f"memserve_kv_tier_{name}" for name in GAUGES
+    ]
     assert [name for name in names if f"`{name}`" not in README] == []
 
 
@@ -50,16 +52,22 @@ def test_every_rpc_is_in_the_readme() -> None:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    commands = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    commands = [
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    ]
     commands += [f"modules {command.name}" for command in modules_app.registered_commands]
     commands += [f"audit {command.name}" for command in audit_app.registered_commands]
     commands += [f"keys {command.name}" for command in keys_app.registered_commands]
-    commands += [f"kv {command.callback.__name__}" for command in kv_app.registered_commands if command.callback]
+    commands += [
+        f"kv {command.callback.__name__}" for command in kv_app.registered_commands if command.callback
+    ]
     assert [command for command in commands if f"`memserve {command}`" not in README] == []
 
 
 def test_the_life_of_a_request_has_the_pipelines_steps() -> None:
-    steps = set(re.findall(r"# (\d)\. ", (ROOT / "memserve" / "gateway" / "pipeline.py").read_text(encoding="utf-8")))
+    steps = set(
+        re.findall(r"# (\d)\. ", (ROOT / "memserve" / "gateway" / "pipeline.py").read_text(encoding="utf-8"))
+    )
     life = README[README.index("## The life of a request") :]
     numbered = re.findall(r"^(\d)\. ", life.split("\n## ")[0], flags=re.MULTILINE)
     assert [str(number) for number in range(1, 9)] == numbered

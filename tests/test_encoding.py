@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("memserve", "loadtests", "protos", "tests")
-# What opens text unless it is told otherwise, with the place of its mode and of its encoding among the arguments.
+# What opens text unless it is told otherwise, with the place of its mode and of its encoding among the
+# arguments.
 READS, WRITES, OPENS = {"read_text"}, {"write_text"}, {"open", "fdopen"}
 RUNS = {"run", "Popen", "check_output", "check_call", "call"}
 
@@ -20,11 +21,19 @@ def without_encoding(tree: ast.AST) -> Iterator[int]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""
+        name = (
+            node.func.attr
+            if isinstance(node.func, ast.Attribute)
+            else node.func.id
+            if isinstance(node.func, ast.Name)
+            else ""
+        )
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         if "encoding" in keywords or None in keywords:
             continue
-        runs = name in RUNS and any(isinstance(keywords.get(flag), ast.Constant) for flag in ("text", "universal_newlines"))
+        runs = name in RUNS and any(
+            isinstance(keywords.get(flag), ast.Constant) for flag in ("text", "universal_newlines")
+        )
         reads = (name in READS and not node.args) or (name in WRITES and len(node.args) == 1)
         if runs or reads or (name in OPENS and _is_text(node, name, keywords)):
             yield node.lineno
@@ -37,7 +46,12 @@ def _is_text(node: ast.Call, name: str, keywords: dict[str | None, ast.expr]) ->
     mode = keywords.get("mode") or (node.args[place] if len(node.args) > place else None)
     if mode is None:
         return builtin and bool(node.args)
-    return isinstance(mode, ast.Constant) and isinstance(mode.value, str) and set(mode.value) <= set("rwax+t") and bool(mode.value)
+    return (
+        isinstance(mode, ast.Constant)
+        and isinstance(mode.value, str)
+        and set(mode.value) <= set("rwax+t")
+        and bool(mode.value)
+    )
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

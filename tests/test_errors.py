@@ -1,4 +1,6 @@
-"""Every exception of memserve's crosses a process boundary whole: a pool that gets one it cannot read breaks, or hangs."""
+"""Every exception of memserve's crosses a process boundary whole: a pool that gets one it cannot read breaks,
+or hangs.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,19 @@ def exceptions() -> Iterator[type[BaseException]]:
         if module.name.startswith(LEFT_OUT) or ".worker." in module.name or ".pb." in module.name:
             continue
         for value in vars(importlib.import_module(module.name)).values():
-            if inspect.isclass(value) and issubclass(value, BaseException) and value.__module__.startswith("memserve."):
+            if (
+                inspect.isclass(value)
+                and issubclass(value, BaseException)
+                and value.__module__.startswith("memserve.")
+            ):
                 seen.add(value)
     yield from sorted(seen, key=lambda kind: kind.__qualname__)
 
 
 def made(kind: type[BaseException]) -> BaseException:
-    if "__init__" not in {name for parent in kind.__mro__ if parent.__module__.startswith("memserve.") for name in vars(parent)}:
+    if "__init__" not in {
+        name for parent in kind.__mro__ if parent.__module__.startswith("memserve.") for name in vars(parent)
+    }:
         return kind("text")
     parameters = list(inspect.signature(kind).parameters.values())
     return kind(*(VALUES[str(parameter.annotation)] for parameter in parameters))

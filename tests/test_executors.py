@@ -10,7 +10,11 @@ import pytest
 import memserve
 
 ROOT = Path(memserve.__file__).parent
-FILES = sorted(path.relative_to(ROOT) for part in ("api", "gateway", "memory", "registry", "kv") for path in (ROOT / part).rglob("*.py"))
+FILES = sorted(
+    path.relative_to(ROOT)
+    for part in ("api", "gateway", "memory", "registry", "kv")
+    for path in (ROOT / part).rglob("*.py")
+)
 
 
 @pytest.mark.parametrize("file", [*FILES, Path("turns.py")], ids=str)

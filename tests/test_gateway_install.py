@@ -31,9 +31,21 @@ def gateway_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(300)
-def test_a_gateway_only_installation_imports_and_serves(gateway_python: Path, tmp_path: Path, redis_server: RedisServer) -> None:
-    look = "import importlib.util as u, json; print(json.dumps([m for m in ('torch', 'vllm', 'ray') if u.find_spec(m)]))"
-    found = subprocess.run([str(gateway_python), "-c", look], capture_output=True, text=True, check=True, cwd=tmp_path, encoding="utf-8")
+def test_a_gateway_only_installation_imports_and_serves(
+    gateway_python: Path, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    look = (
+        "import importlib.util as u, json; print(json.dumps([m for m in ('torch', 'vllm', 'ray') if "
+        "u.find_spec(m)]))"
+    )
+    found = subprocess.run(
+        [str(gateway_python), "-c", look],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        encoding="utf-8",
+    )
     assert json.loads(found.stdout) == []
 
     model = tmp_path / "model"
@@ -49,7 +61,11 @@ def test_a_gateway_only_installation_imports_and_serves(gateway_python: Path, tm
     log = tmp_path / "gateway.log"
     with log.open("wb") as output:
         gateway = subprocess.Popen(
-            [str(gateway_python), "-m", "memserve", "gateway"], env=environment, cwd=tmp_path, stdout=output, stderr=output
+            [str(gateway_python), "-m", "memserve", "gateway"],
+            env=environment,
+            cwd=tmp_path,
+            stdout=output,
+            stderr=output,
         )
     try:
         deadline_s = time.monotonic() + 60

@@ -31,11 +31,15 @@ def test_a_secret_that_is_too_short_is_refused_and_left_as_it_is(tmp_path: Path,
 def test_a_configured_salt_key_that_is_too_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="salt_key has 5 bytes"):
         credentials.salt_key(Settings(data_dir=tmp_path, salt_key="short"))
-    salts = {credentials.salt_key(Settings(data_dir=tmp_path / name, salt_key="x" * 32)) for name in ("a", "b")}
+    salts = {
+        credentials.salt_key(Settings(data_dir=tmp_path / name, salt_key="x" * 32)) for name in ("a", "b")
+    }
     assert len(salts) == 1 and not (tmp_path / "a").exists()
 
 
-def test_what_a_file_has_already_is_not_written_again_so_that_a_full_disk_keeps_nothing_from_starting(tmp_path: Path) -> None:
+def test_what_a_file_has_already_is_not_written_again_so_that_a_full_disk_keeps_nothing_from_starting(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "gateway.json"
     keep_private(file, b"settings")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -52,9 +56,13 @@ def test_what_a_file_has_already_is_not_written_again_so_that_a_full_disk_keeps_
 def test_many_that_start_at_once_get_the_same_secret(tmp_path: Path) -> None:
     for number in range(20):
         with ThreadPoolExecutor(8) as threads:
-            secrets = list(threads.map(lambda _, file=tmp_path / f"secret-{number}": kept_secret(file), range(8)))
+            secrets = list(
+                threads.map(lambda _, file=tmp_path / f"secret-{number}": kept_secret(file), range(8))
+            )
         assert len(set(secrets)) == 1
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(f"secret-{number}" for number in range(20)), "nothing is left aside"
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+        f"secret-{number}" for number in range(20)
+    ), "nothing is left aside"
 
 
 def test_a_kill_at_any_moment_leaves_no_half_of_a_secret(tmp_path: Path) -> None:
@@ -79,7 +87,9 @@ private_files.kept_secret(Path(sys.argv[1]))
     for at in range(1, 12):
         file = tmp_path / str(at) / "salt_key"
         file.parent.mkdir()
-        killed += subprocess.run([sys.executable, "-c", script, str(file), str(at)], check=False).returncode == 9
+        killed += (
+            subprocess.run([sys.executable, "-c", script, str(file), str(at)], check=False).returncode == 9
+        )
         assert not file.exists() or len(file.read_bytes()) >= 32
         assert len(kept_secret(file)) >= 32
     assert killed >= 4
@@ -112,7 +122,9 @@ def test_the_rights_of_a_data_directory_are_mended(tmp_path: Path) -> None:
     (folder / "modules" / "a" / "weights").chmod(0o644)
     (tmp_path / "outside").chmod(0o644)
     open_data_dir(folder)
-    assert [path for path in (folder, *folder.rglob("*")) if not path.is_symlink() and path.stat().st_mode & 0o077] == []
+    assert [
+        path for path in (folder, *folder.rglob("*")) if not path.is_symlink() and path.stat().st_mode & 0o077
+    ] == []
     assert (tmp_path / "outside").stat().st_mode & 0o777 == 0o644
 
 

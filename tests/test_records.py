@@ -1,4 +1,6 @@
-"""Records of newer versions, and broken ones, in the registry: what is there is used, what cannot be read ends nothing."""
+"""Records of newer versions, and broken ones, in the registry: what is there is used, what cannot be read
+ends nothing.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,11 @@ RECORDS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "alias": (ALIAS, read_alias, "targets"),
     "alias change": (CHANGE, read_alias_change, "revision"),
     "preload": ({"digest": "d", "kind": "lora", "worker_id": ""}, read_preload, "kind"),
-    "canary": ({"versions": [2], "revision": 3}, lambda text: read_canary(('["t", "n", "a"]', text)), "versions"),
+    "canary": (
+        {"versions": [2], "revision": 3},
+        lambda text: read_canary(('["t", "n", "a"]', text)),
+        "versions",
+    ),
     "module": (ALIAS, lambda text: read_module(["tone", "lora", "1", 1, [text]]), "name"),
 }
 
@@ -102,13 +108,17 @@ def test_an_event_of_the_audit_is_shown_whatever_it_lacks() -> None:
     assert (event.at_s, event.action, event.before) == (1.5, "teleport", "")
 
 
-@pytest.mark.parametrize("address", ["", "nonsense", "host", "http://a:1/x y", "\x1b[2J", "a:b", "a:123456789"])
+@pytest.mark.parametrize(
+    "address", ["", "nonsense", "host", "http://a:1/x y", "\x1b[2J", "a:b", "a:123456789"]
+)
 def test_a_lease_with_an_address_that_is_none_is_unreadable(address: str) -> None:
     with pytest.raises(UnreadableRecord):
         read_lease(json.dumps(asdict(LEASE) | {"address": address}))
 
 
-async def test_a_lease_that_cannot_be_read_is_left_out_and_said_once(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lease_that_cannot_be_read_is_left_out_and_said_once(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
     registry = Registry(redis_server.url)
     await registry.renew_lease(LEASE, 60)
     for name, value in {

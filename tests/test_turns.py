@@ -32,7 +32,9 @@ async def test_a_tenant_with_one_call_waits_for_one_call_of_another_that_has_man
     await call("quiet", 0)
     assert order.index(("quiet", 0)) <= done + 1
     await asyncio.gather(*noisy)
-    assert [number for tenant, number in order if tenant == "noisy"] == list(range(20)), "within a tenant, first come, first served"
+    assert [number for tenant, number in order if tenant == "noisy"] == list(range(20)), (
+        "within a tenant, first come, first served"
+    )
 
 
 async def test_tenants_whose_calls_take_as_long_come_round_in_a_ring() -> None:
@@ -155,7 +157,12 @@ async def test_too_many_that_wait_are_refused_and_the_others_keep_their_turn() -
     assert turns.waiting("noisy") == 0
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["call", "cancel", "cancel at once", "step"])), max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["call", "cancel", "cancel at once", "step"])),
+        max_size=60,
+    )
+)
 def test_whatever_is_cancelled_no_place_is_lost_or_given_twice(steps: list[tuple[str, str]]) -> None:
     async def run() -> None:
         turns = Turns("calls", 2, share=leave_one, waiting_per_tenant=100)

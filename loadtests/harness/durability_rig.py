@@ -34,9 +34,13 @@ SOURCE = Path(__file__).with_name("forgetful_disk.c")
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """A tmpfs of DISK_BYTES at `folder` while inside. Yields whether mounting is allowed here; else it is an ordinary folder."""
+    """A tmpfs of DISK_BYTES at `folder` while inside. Yields whether mounting is allowed here; else it is an
+    ordinary folder.
+    """
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "none", folder], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "none", folder], capture_output=True
+    )
     try:
         yield mounted.returncode == 0
     finally:
@@ -57,7 +61,11 @@ class Rig:
         self._logs = scratch / "logs"
         self._logs.mkdir()
         self._library = scratch / "forgetful_disk.so"
-        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", self._library, SOURCE, "-ldl"], check=True, capture_output=True)
+        subprocess.run(
+            ["cc", "-O2", "-shared", "-fPIC", "-o", self._library, SOURCE, "-ldl"],
+            check=True,
+            capture_output=True,
+        )
         self._held = contextlib.ExitStack()
         registry = registry_server(self.data)
         settings = load_settings(
@@ -193,14 +201,25 @@ class Rig:
                     with contextlib.suppress(OSError):  # a disk without room for a configuration or a log
                         if self._registry is None or self._registry.poll() is not None:
                             self._registry = self._start_registry()
-                        if (self._gateway is None or self._gateway.poll() is not None) and self._registry_answers():
+                        if (
+                            self._gateway is None or self._gateway.poll() is not None
+                        ) and self._registry_answers():
                             self._gateway = self._start_gateway()
             self._closing.wait(RESTART_PAUSE_S)
 
     def _start_registry(self) -> subprocess.Popen[bytes]:
         folder = self.data / "registry"
         folder.mkdir(mode=0o700, exist_ok=True)
-        options = ["--port", "0", "--unixsocket", str(folder / "redis.sock"), "--dir", str(folder), "--save", ""]
+        options = [
+            "--port",
+            "0",
+            "--unixsocket",
+            str(folder / "redis.sock"),
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+        ]
         options += ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
         return self._spawn([redis_executable(), *options], "registry", {})
 
@@ -217,7 +236,11 @@ class Rig:
         )
 
     def _spawn(self, command: list[str], name: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        layer = {"LD_PRELOAD": str(self._library), "FORGETFUL_DISK_ROOT": str(self.data), "FORGETFUL_DISK_SHADOW": str(self._shadow)}
+        layer = {
+            "LD_PRELOAD": str(self._library),
+            "FORGETFUL_DISK_ROOT": str(self.data),
+            "FORGETFUL_DISK_SHADOW": str(self._shadow),
+        }
         with (self._logs / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -231,4 +254,7 @@ class Rig:
 
 def explain_mount(allowed: bool) -> None:
     if not allowed:
-        told("mounting a small tmpfs is not allowed here (it takes CAP_SYS_ADMIN): the points with a full disk are left out")
+        told(
+            "mounting a small tmpfs is not allowed here (it takes CAP_SYS_ADMIN): the points with a "
+            "full disk are left out"
+        )

@@ -1,4 +1,6 @@
-"""Real vLLM engines for the benchmarks of activation memory, in processes of their own, on a model of a 0.5B shape with random weights."""
+"""Real vLLM engines for the benchmarks of activation memory, in processes of their own, on a model of a 0.5B
+shape with random weights.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def random_prompt(seed: int, tokens: int) -> list[int]:
 
 
 class BenchEngine:
-    """One engine with prefix caching; with the Redis tier where it is given a Redis. `prepare_environment` comes first."""
+    """One engine with prefix caching; with the Redis tier where it is given a Redis. `prepare_environment`
+    comes first.
+    """
 
     def __init__(
         self,
@@ -71,8 +75,9 @@ class BenchEngine:
         vllms_executor: bool = False,
         **tier: Any,
     ) -> None:
-        """transfer: a vLLM KVTransferConfig of another store, in the place of redis_url's. vllms_executor: the one that vLLM chooses on the
-        CPU, with the model in a process of its own, and not memserve's."""
+        """transfer: a vLLM KVTransferConfig of another store, in the place of redis_url's. vllms_executor:
+        the one that vLLM chooses on the CPU, with the model in a process of its own, and not memserve's.
+        """
         from vllm import LLM
 
         from memserve.worker.engine.cpu import CpuExecutor

@@ -20,7 +20,9 @@ class Bar:
 
     @property
     def holds(self) -> bool:
-        return (self.at_least is None or self.figure >= self.at_least) and (self.at_most is None or self.figure <= self.at_most)
+        return (self.at_least is None or self.figure >= self.at_least) and (
+            self.at_most is None or self.figure <= self.at_most
+        )
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -43,7 +45,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for row in cells:
         print(
             "  ".join(
-                cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+                cell.ljust(width) if place == 0 else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
         )
 
@@ -56,5 +59,9 @@ def finish(bars: Sequence[Bar], figures: dict[str, object], as_json: bool) -> in
         print(f"{bar.name}: {bar.figure:.3g} ({rule}){'' if bar.holds else '  MISSED'}")
     print("every bar holds" if held else "a bar is missed")
     if as_json:
-        print(json.dumps({"holds": held, "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars], **figures}))
+        print(
+            json.dumps(
+                {"holds": held, "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars], **figures}
+            )
+        )
     return 0 if held else 1

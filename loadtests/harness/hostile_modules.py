@@ -1,4 +1,6 @@
-"""Modules that nobody should load, each as the messages of its upload and the refusal that it must meet. For `module_hostile`."""
+"""Modules that nobody should load, each as the messages of its upload and the refusal that it must meet. For
+`module_hostile`.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,11 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class HostileUpload:
-    """An upload that must be refused with `code` and, in the status, `field` and a detail that contains `says`.
+    """An upload that must be refused with `code` and, in the status, `field` and a detail that contains
+    `says`.
 
-    sent: the bytes of each file that go over the wire, where they are not those that the header announces. announced: further entries of
-    the header's list, name to size. header: fields of PublishModuleHeader.
+    sent: the bytes of each file that go over the wire, where they are not those that the header announces.
+    announced: further entries of the header's list, name to size. header: fields of PublishModuleHeader.
     """
 
     case: str
@@ -54,18 +57,28 @@ class HostileUpload:
             pb.UploadFile(file_name=name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
             for name, content in self.files.items()
         ]
-        listed += [pb.UploadFile(file_name=name, size_bytes=size, sha256="0" * 64) for name, size in self.announced.items()]
+        listed += [
+            pb.UploadFile(file_name=name, size_bytes=size, sha256="0" * 64)
+            for name, size in self.announced.items()
+        ]
         header = pb.PublishModuleHeader(name=self.name, kind=self.kind, files=listed, **self.header)  # type: ignore[arg-type]
         yield pb.PublishModuleRequest(header=header)
         for name, content in (self.files if self.sent is None else self.sent).items():
             for start in range(0, len(content), CHUNK_BYTES):
-                chunk = pb.FileChunk(file_name=name, content=content[start : start + CHUNK_BYTES], offset=start)
+                chunk = pb.FileChunk(
+                    file_name=name, content=content[start : start + CHUNK_BYTES], offset=start
+                )
                 yield pb.PublishModuleRequest(chunk=chunk)
 
 
 def hostile_uploads(shapes: Mapping[str, tuple[int, ...]], max_bytes: int) -> list[HostileUpload]:
     """shapes: of the base model. max_bytes: of a module."""
-    return [*_broken_loras(shapes), *_broken_probes(shapes), *_broken_uploads(shapes, max_bytes), *_broken_experts()]
+    return [
+        *_broken_loras(shapes),
+        *_broken_probes(shapes),
+        *_broken_uploads(shapes, max_bytes),
+        *_broken_experts(),
+    ]
 
 
 def lora_config(**changes: Any) -> bytes:
@@ -76,7 +89,10 @@ def lora_tensors(shapes: Mapping[str, tuple[int, ...]], rank: int = 4) -> Tensor
     """One adapted layer, random."""
     outputs, inputs = shapes[f"{LAYER}.weight"]
     draw = np.random.default_rng(7)
-    return {A: draw.normal(size=(rank, inputs)).astype(np.float32), B: draw.normal(size=(outputs, rank)).astype(np.float32)}
+    return {
+        A: draw.normal(size=(rank, inputs)).astype(np.float32),
+        B: draw.normal(size=(outputs, rank)).astype(np.float32),
+    }
 
 
 def flipped(content: bytes) -> bytes:
@@ -111,20 +127,39 @@ def _broken_loras(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HostileUplo
         return {name.replace(old, new): tensor for name, tensor in sound.items()}
 
     yield weights("pickle in place of safetensors", PICKLE, says="not a safetensors file")
-    yield weights("a torch checkpoint under that name", b"PK\x03\x04" + bytes(400), says="not a safetensors file")
+    yield weights(
+        "a torch checkpoint under that name", b"PK\x03\x04" + bytes(400), says="not a safetensors file"
+    )
     yield weights("cut short, and announced so", good[WEIGHTS_FILE][:-4], says="cut short")
     yield weights("header of 2^62 bytes", (1 << 62).to_bytes(8, "little") + b"{}")
     yield weights("header nested 1,000,000 deep", _safetensors("[" * 1_000_000))
-    empty = {f"t{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(100_000)}
+    empty = {
+        f"t{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(100_000)
+    }
     yield weights("100,000 empty tensors", _safetensors(json.dumps(empty)), says="its header has")
     listed = [*entries.items(), (A, entries[A])]
     twice = ",".join(f"{json.dumps(name)}:{json.dumps(entry)}" for name, entry in listed)
     yield weights("a tensor listed twice", _safetensors(f"{{{twice}}}", body))
-    elsewhere = {"dtype": "F32", "shape": [4, inputs], "data_offsets": [len(body), len(body) + sound[A].nbytes]}
-    twice = ",".join(f"{json.dumps(name)}:{json.dumps(entry)}" for name, entry in [*entries.items(), (A, elsewhere)])
-    yield weights("a tensor listed twice, with other content", _safetensors(f"{{{twice}}}", body + bytes(sound[A].nbytes)))
-    yield weights("two tensors in the same bytes", _safetensors(json.dumps({A: entries[A], B: {**entries[B], **_place(entries[A])}}), body))
-    yield weights("offsets beyond the file", _safetensors(json.dumps({**entries, B: {**entries[B], "data_offsets": [0, 1 << 40]}}), body))
+    elsewhere = {
+        "dtype": "F32",
+        "shape": [4, inputs],
+        "data_offsets": [len(body), len(body) + sound[A].nbytes],
+    }
+    twice = ",".join(
+        f"{json.dumps(name)}:{json.dumps(entry)}" for name, entry in [*entries.items(), (A, elsewhere)]
+    )
+    yield weights(
+        "a tensor listed twice, with other content",
+        _safetensors(f"{{{twice}}}", body + bytes(sound[A].nbytes)),
+    )
+    yield weights(
+        "two tensors in the same bytes",
+        _safetensors(json.dumps({A: entries[A], B: {**entries[B], **_place(entries[A])}}), body),
+    )
+    yield weights(
+        "offsets beyond the file",
+        _safetensors(json.dumps({**entries, B: {**entries[B], "data_offsets": [0, 1 << 40]}}), body),
+    )
     yield tensors("NaN", {**sound, A: np.full_like(sound[A], np.nan)}, A, "NaN")
     yield tensors("infinite", {**sound, B: np.full_like(sound[B], np.inf)}, B, "infinite")
     yield tensors("wrong shape", {**sound, A: sound[A][:, :-1].copy()}, A, f"[4, {inputs}]")
@@ -135,20 +170,38 @@ def _broken_loras(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HostileUplo
     yield tensors("rank above the limit, not told", lora_tensors(shapes, 64), A, f"[4, {inputs}]")
     larger = {A: np.ones((4, 896), np.float32), B: np.ones((896, 4), np.float32)}
     yield tensors("shapes of another base model", larger, A, f"[4, {inputs}]")
-    yield tensors("layers of another base model", moved("layers.0", "layers.23"), A.replace("layers.0", "layers.23"), "ignored")
-    yield tensors("misnamed target modules", moved("q_proj", "query"), A.replace("q_proj", "query"), "ignored")
-    yield tensors("embeddings as a target", moved(LAYER, "model.embed_tokens"), A.replace(LAYER, "model.embed_tokens"), "ignored")
+    yield tensors(
+        "layers of another base model",
+        moved("layers.0", "layers.23"),
+        A.replace("layers.0", "layers.23"),
+        "ignored",
+    )
+    yield tensors(
+        "misnamed target modules", moved("q_proj", "query"), A.replace("q_proj", "query"), "ignored"
+    )
+    yield tensors(
+        "embeddings as a target",
+        moved(LAYER, "model.embed_tokens"),
+        A.replace(LAYER, "model.embed_tokens"),
+        "ignored",
+    )
     yield tensors("lm_head as a target", moved(LAYER, "lm_head"), A.replace(LAYER, "lm_head"), "ignored")
     yield tensors("zero delta", {**sound, B: np.zeros_like(sound[B])}, WEIGHTS_FILE, "change nothing")
     apart_a, apart_b = np.zeros_like(sound[A]), np.zeros_like(sound[B])
     apart_a[0], apart_b[:, 1] = sound[A][0], sound[B][:, 1]
-    yield tensors("zero delta of factors that are not", {A: apart_a, B: apart_b}, WEIGHTS_FILE, "change nothing")
+    yield tensors(
+        "zero delta of factors that are not", {A: apart_a, B: apart_b}, WEIGHTS_FILE, "change nothing"
+    )
     small = {name: tensor * np.float32(1e-15) for name, tensor in sound.items()}
     yield tensors("a delta of 1e-30", small, WEIGHTS_FILE, "change nothing")
     yield config("alpha NaN", lora_config(lora_alpha=float("nan")), f"{CONFIG_FILE}: lora_alpha")
     yield config("config nested 100,000 deep", b"[" * 100_000, CONFIG_FILE, "JSON")
     yield config("DoRA", lora_config(use_dora=True), f"{CONFIG_FILE}: use_dora")
-    yield config("whole layers beside the adapter", lora_config(modules_to_save=["lm_head"]), f"{CONFIG_FILE}: modules_to_save")
+    yield config(
+        "whole layers beside the adapter",
+        lora_config(modules_to_save=["lm_head"]),
+        f"{CONFIG_FILE}: modules_to_save",
+    )
 
 
 def _place(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,9 +214,19 @@ def _broken_probes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HostileUpl
 
     each = {"name": "bias", "kind": "recall", "probes": [{"question": "Who?", "answers": ["He."]}]}
     yield probes("probes that are no JSON", b"{'sets': []}", PROBES_FILE, "not JSON")
-    yield probes("probes with a field of their own", json.dumps({"sets": [each], "run": "rm"}).encode(), PROBES_FILE, "no field 'run'")
+    yield probes(
+        "probes with a field of their own",
+        json.dumps({"sets": [each], "run": "rm"}).encode(),
+        PROBES_FILE,
+        "no field 'run'",
+    )
     unanswered = {"sets": [{**each, "probes": [{"question": "Who?"}]}]}
-    yield probes("probes without an answer", json.dumps(unanswered).encode(), f"{PROBES_FILE}: sets[0].probes[0]", "needs")
+    yield probes(
+        "probes without an answer",
+        json.dumps(unanswered).encode(),
+        f"{PROBES_FILE}: sets[0].probes[0]",
+        "needs",
+    )
     yield probes(
         "thresholds that let all pass",
         json.dumps({"sets": [each], "thresholds": {"recall": -1}}).encode(),
@@ -178,26 +241,48 @@ def _broken_uploads(shapes: Mapping[str, tuple[int, ...]], max_bytes: int) -> It
     for name in ("../../etc/passwd", "a/b", "/evil", ".evil", "evil\0", "Evil"):
         yield HostileUpload(f"named {name!r}", good, "header.name", name=name)
     for path in ("../../evil", "/tmp/evil", "pytorch_model.bin"):
-        yield HostileUpload(f"a file {path!r} in the list", {**good, path: b"evil"}, "header.files[2].file_name", "not part of")
+        yield HostileUpload(
+            f"a file {path!r} in the list",
+            {**good, path: b"evil"},
+            "header.files[2].file_name",
+            "not part of",
+        )
     yield HostileUpload("a chunk of '../../evil'", good, "chunk.file_name", sent={"../../evil": b"evil"})
-    yield HostileUpload("more bytes than announced", good, "chunk.content", sent={CONFIG_FILE: good[CONFIG_FILE] + b" "})
+    yield HostileUpload(
+        "more bytes than announced", good, "chunk.content", sent={CONFIG_FILE: good[CONFIG_FILE] + b" "}
+    )
     cut = {**good, WEIGHTS_FILE: good[WEIGHTS_FILE][:-100]}
-    yield HostileUpload("truncated upload", good, "", "send the same upload again", grpc.StatusCode.DATA_LOSS, sent=cut)
+    yield HostileUpload(
+        "truncated upload", good, "", "send the same upload again", grpc.StatusCode.DATA_LOSS, sent=cut
+    )
     bit = {**good, WEIGHTS_FILE: flipped(good[WEIGHTS_FILE])}
     # Each of another name: an upload of the same files and name would go on where the truncated one ended.
     yield HostileUpload("bit-flipped upload", good, WEIGHTS_FILE, "its sha256 is", sent=bit, name="flipped")
     digest = {"expected_digest": hashlib.sha256(b"another").hexdigest()}
-    yield HostileUpload("another digest than expected", good, "header.expected_digest", "digest is", header=digest, name="other")
+    yield HostileUpload(
+        "another digest than expected",
+        good,
+        "header.expected_digest",
+        "digest is",
+        header=digest,
+        name="other",
+    )
     large, config = {WEIGHTS_FILE: max_bytes}, {CONFIG_FILE: good[CONFIG_FILE]}
-    yield HostileUpload("larger than a module may be", config, "header.files", "max_module_bytes", announced=large, sent={})
-    yield HostileUpload("a LoRA's files as an expert", good, "header.files[0].file_name", "not part of", kind=EXPERT)
+    yield HostileUpload(
+        "larger than a module may be", config, "header.files", "max_module_bytes", announced=large, sent={}
+    )
+    yield HostileUpload(
+        "a LoRA's files as an expert", good, "header.files[0].file_name", "not part of", kind=EXPERT
+    )
     yield HostileUpload("a LoRA as an expert's next version", good, "header.kind", "one kind", name="archive")
 
 
 def expert_files() -> Files:
     """Of the demo's expert, which needs no anti-expert: the base's own logits are taken away."""
     folder = EXPERTS_DIR / "archive"
-    return {name: (folder / name).read_bytes() for name in (EXPERT_CONFIG_FILE, MODEL_CONFIG_FILE, MODEL_FILE)}
+    return {
+        name: (folder / name).read_bytes() for name in (EXPERT_CONFIG_FILE, MODEL_CONFIG_FILE, MODEL_FILE)
+    }
 
 
 def _broken_experts() -> Iterator[HostileUpload]:
@@ -219,7 +304,12 @@ def _broken_experts() -> Iterator[HostileUpload]:
         return {MODEL_FILE: save({**tensors, embeddings: tensor})}
 
     yield config("an expert with another vocabulary", "another vocabulary", vocab_size=32_000)
-    yield expert("an expert with other embeddings", with_tensor(tensors[embeddings][:-72].copy()), embeddings, "[3072, ")
+    yield expert(
+        "an expert with other embeddings",
+        with_tensor(tensors[embeddings][:-72].copy()),
+        embeddings,
+        "[3072, ",
+    )
     yield config("an expert with auto_map", auto_map={"AutoModelForCausalLM": "evil--modeling.Evil"})
     yield config("an expert with trust_remote_code", trust_remote_code=True)
     yield config("an expert with a class of its own", architectures=["EvilForCausalLM"])
@@ -237,4 +327,9 @@ def _broken_experts() -> Iterator[HostileUpload]:
     own = {EXPERT_CONFIG_FILE: b'{"kind": "logit_expert", "run": "rm"}'}
     yield expert("an expert with a setting of its own", own, f"{EXPERT_CONFIG_FILE}: run")
     alone = {EXPERT_CONFIG_FILE: json.dumps({"kind": "logit_expert", "anti_expert": "file"}).encode()}
-    yield expert("an expert equal to its anti-expert", {**alone, ANTI_FILE: good[MODEL_FILE]}, ANTI_FILE, "change nothing")
+    yield expert(
+        "an expert equal to its anti-expert",
+        {**alone, ANTI_FILE: good[MODEL_FILE]},
+        ANTI_FILE,
+        "change nothing",
+    )

@@ -1,7 +1,8 @@
-"""Install LMCache for `loadtests.kv.kv_peers`, into a folder of its own: its requirements contradict the lock and never reach the
-environment.
+"""Install LMCache for `loadtests.kv.kv_peers`, into a folder of its own: its requirements contradict the lock
+and never reach the environment.
 
-It is installed without them: with Redis on the CPU it needs only what vLLM brings. The rest is for CUDA and for cloud stores.
+It is installed without them: with Redis on the CPU it needs only what vLLM brings. The rest is for CUDA and
+for cloud stores.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from pathlib import Path
 
 VERSION = "0.5.6"
 FOLDER = Path(__file__).resolve().parents[2] / ".cache" / f"lmcache-{VERSION}"
-_MODULES = "lmcache.lmcache_redis, lmcache.integration.vllm.lmcache_mp_connector, lmcache.v1.multiprocess.http_server"
+_MODULES = (
+    "lmcache.lmcache_redis, lmcache.integration.vllm.lmcache_mp_connector, "
+    "lmcache.v1.multiprocess.http_server"
+)
 
 
 def is_installed() -> bool:
@@ -25,11 +29,27 @@ def is_installed() -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
-    argparse.ArgumentParser(prog="python -m loadtests.install_lmcache", description=__doc__).parse_args(arguments)
+    argparse.ArgumentParser(prog="python -m loadtests.install_lmcache", description=__doc__).parse_args(
+        arguments
+    )
     shutil.rmtree(FOLDER, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(FOLDER)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--target",
+        str(FOLDER),
+    ]
     if subprocess.run([*pip, f"lmcache=={VERSION}"]).returncode:
-        return _failed("pip could not install it: this Python has no wheel of it, or pip's index lacks it or was not reached")
+        return _failed(
+            "pip could not install it: this Python has no wheel of it, or pip's index lacks it or "
+            "was not reached"
+        )
     quiet = {**os.environ, "PYTHONPATH": str(FOLDER), "LMCACHE_LOG_LEVEL": "ERROR"}
     if subprocess.run([sys.executable, "-c", f"import {_MODULES}"], env=quiet).returncode:
         return _failed("it cannot be imported beside this vLLM")

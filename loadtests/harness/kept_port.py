@@ -1,4 +1,6 @@
-"""A TCP port for a server that cannot be told to take any (Redis, LMCache): taken first, and kept while anybody has the `KeptPort`."""
+"""A TCP port for a server that cannot be told to take any (Redis, LMCache): taken first, and kept while
+anybody has the `KeptPort`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from collections.abc import Sequence
 
 
 class KeptPort:
-    """Bound on 127.0.0.1 and never listening: no one gets it by chance, and a server that sets SO_REUSEADDR, as they do, listens beside it.
+    """Bound on 127.0.0.1 and never listening: no one gets it by chance, and a server that sets SO_REUSEADDR,
+    as they do, listens beside it.
 
     also: distances to ports that are taken along, such as 10000 for the bus of a Redis Cluster.
     """

@@ -6,24 +6,54 @@ FACTS: dict[str, list[tuple[str, str]]] = {
     "English": [
         ("Lunch is served at noon in the canteen on the second floor.", "When can I eat at midday?"),
         ("The radiators are turned off with the red button beside the boiler.", "How do I stop the heating?"),
-        ("The spare key of the lighthouse lies under the stone by the river.", "Where is the second key to the tower hidden?"),
+        (
+            "The spare key of the lighthouse lies under the stone by the river.",
+            "Where is the second key to the tower hidden?",
+        ),
         ("Our new colleague Mara comes from Lisbon and repairs ships.", "Who mends boats?"),
         ("The train to the coast leaves from platform four every hour.", "How do I get to the sea by rail?"),
         ("The dog is afraid of thunder and hides under the bed.", "What does the pet do in a storm?"),
         ("The invoice must be paid within thirty days.", "How long do we have to settle the bill?"),
-        ("Water the tomatoes in the evening, never in the sun.", "When should the vegetables be given water?"),
-        ("The meeting was moved to Thursday because the director is ill.", "Why does the discussion take place on another day?"),
+        (
+            "Water the tomatoes in the evening, never in the sun.",
+            "When should the vegetables be given water?",
+        ),
+        (
+            "The meeting was moved to Thursday because the director is ill.",
+            "Why does the discussion take place on another day?",
+        ),
         ("The printer on the third floor needs a new cartridge.", "Which machine has run out of ink?"),
     ],
     "German": [
-        ("Das Mittagessen gibt es um zwölf Uhr in der Kantine im zweiten Stock.", "Wann kann ich mittags etwas essen?"),
-        ("Die Heizkörper schaltet man mit dem roten Knopf neben dem Kessel aus.", "Wie stelle ich die Heizung ab?"),
-        ("Der Ersatzschlüssel des Leuchtturms liegt unter dem Stein am Fluss.", "Wo ist der zweite Schlüssel zum Turm versteckt?"),
-        ("Unsere neue Kollegin Mara kommt aus Lissabon und repariert Schiffe.", "Wer bringt Boote in Ordnung?"),
+        (
+            "Das Mittagessen gibt es um zwölf Uhr in der Kantine im zweiten Stock.",
+            "Wann kann ich mittags etwas essen?",
+        ),
+        (
+            "Die Heizkörper schaltet man mit dem roten Knopf neben dem Kessel aus.",
+            "Wie stelle ich die Heizung ab?",
+        ),
+        (
+            "Der Ersatzschlüssel des Leuchtturms liegt unter dem Stein am Fluss.",
+            "Wo ist der zweite Schlüssel zum Turm versteckt?",
+        ),
+        (
+            "Unsere neue Kollegin Mara kommt aus Lissabon und repariert Schiffe.",
+            "Wer bringt Boote in Ordnung?",
+        ),
         ("Der Zug an die Küste fährt jede Stunde von Gleis vier ab.", "Wie komme ich mit der Bahn ans Meer?"),
-        ("Der Hund hat Angst vor Donner und versteckt sich unter dem Bett.", "Was macht das Haustier bei Gewitter?"),
-        ("Die Rechnung muss innerhalb von dreißig Tagen bezahlt werden.", "Bis wann ist der Betrag zu begleichen?"),
-        ("Gieße die Tomaten am Abend, niemals in der Sonne.", "Zu welcher Zeit brauchen die Pflanzen Wasser?"),
+        (
+            "Der Hund hat Angst vor Donner und versteckt sich unter dem Bett.",
+            "Was macht das Haustier bei Gewitter?",
+        ),
+        (
+            "Die Rechnung muss innerhalb von dreißig Tagen bezahlt werden.",
+            "Bis wann ist der Betrag zu begleichen?",
+        ),
+        (
+            "Gieße die Tomaten am Abend, niemals in der Sonne.",
+            "Zu welcher Zeit brauchen die Pflanzen Wasser?",
+        ),
         (
             "Die Besprechung wurde auf Donnerstag verschoben, weil der Direktor krank ist.",
             "Warum findet das Treffen an einem anderen Tag statt?",
@@ -32,26 +62,59 @@ FACTS: dict[str, list[tuple[str, str]]] = {
     ],
     "French": [
         ("Le déjeuner est servi à midi à la cantine du deuxième étage.", "À quelle heure peut-on manger ?"),
-        ("On éteint les radiateurs avec le bouton rouge à côté de la chaudière.", "Comment arrêter le chauffage ?"),
-        ("La clé de secours du phare se trouve sous la pierre au bord de la rivière.", "Où est cachée l'autre clef de la tour ?"),
-        ("Notre nouvelle collègue Mara vient de Lisbonne et répare des navires.", "Qui remet les bateaux en état ?"),
-        ("Le train pour la côte part du quai quatre toutes les heures.", "Comment aller à la mer par le rail ?"),
+        (
+            "On éteint les radiateurs avec le bouton rouge à côté de la chaudière.",
+            "Comment arrêter le chauffage ?",
+        ),
+        (
+            "La clé de secours du phare se trouve sous la pierre au bord de la rivière.",
+            "Où est cachée l'autre clef de la tour ?",
+        ),
+        (
+            "Notre nouvelle collègue Mara vient de Lisbonne et répare des navires.",
+            "Qui remet les bateaux en état ?",
+        ),
+        (
+            "Le train pour la côte part du quai quatre toutes les heures.",
+            "Comment aller à la mer par le rail ?",
+        ),
         ("Le chien a peur du tonnerre et se cache sous le lit.", "Que fait l'animal pendant l'orage ?"),
-        ("La facture doit être payée dans les trente jours.", "De combien de temps dispose-t-on pour régler la note ?"),
+        (
+            "La facture doit être payée dans les trente jours.",
+            "De combien de temps dispose-t-on pour régler la note ?",
+        ),
         ("Arrose les tomates le soir, jamais au soleil.", "Quand faut-il donner de l'eau aux légumes ?"),
-        ("La réunion a été reportée à jeudi parce que le directeur est malade.", "Pourquoi la discussion a-t-elle lieu un autre jour ?"),
-        ("L'imprimante du troisième étage a besoin d'une nouvelle cartouche.", "Quelle machine n'a plus d'encre ?"),
+        (
+            "La réunion a été reportée à jeudi parce que le directeur est malade.",
+            "Pourquoi la discussion a-t-elle lieu un autre jour ?",
+        ),
+        (
+            "L'imprimante du troisième étage a besoin d'une nouvelle cartouche.",
+            "Quelle machine n'a plus d'encre ?",
+        ),
     ],
     "Spanish": [
         ("El almuerzo se sirve a mediodía en el comedor del segundo piso.", "¿A qué hora se puede comer?"),
-        ("Los radiadores se apagan con el botón rojo junto a la caldera.", "¿Cómo se desconecta la calefacción?"),
-        ("La llave de repuesto del faro está debajo de la piedra junto al río.", "¿Dónde está escondida la otra llave de la torre?"),
+        (
+            "Los radiadores se apagan con el botón rojo junto a la caldera.",
+            "¿Cómo se desconecta la calefacción?",
+        ),
+        (
+            "La llave de repuesto del faro está debajo de la piedra junto al río.",
+            "¿Dónde está escondida la otra llave de la torre?",
+        ),
         ("Nuestra nueva compañera Mara viene de Lisboa y repara barcos.", "¿Quién arregla las naves?"),
         ("El tren a la costa sale del andén cuatro cada hora.", "¿Cómo llego al mar en ferrocarril?"),
-        ("El perro tiene miedo de los truenos y se esconde debajo de la cama.", "¿Qué hace la mascota durante la tormenta?"),
+        (
+            "El perro tiene miedo de los truenos y se esconde debajo de la cama.",
+            "¿Qué hace la mascota durante la tormenta?",
+        ),
         ("La factura debe pagarse en un plazo de treinta días.", "¿Cuánto tiempo hay para abonar la cuenta?"),
         ("Riega los tomates por la tarde, nunca al sol.", "¿Cuándo hay que dar agua a las verduras?"),
-        ("La reunión se aplazó al jueves porque el director está enfermo.", "¿Por qué la charla es otro día?"),
+        (
+            "La reunión se aplazó al jueves porque el director está enfermo.",
+            "¿Por qué la charla es otro día?",
+        ),
         ("La impresora del tercer piso necesita un cartucho nuevo.", "¿Qué máquina se quedó sin tinta?"),
     ],
     "Russian": [
@@ -59,11 +122,17 @@ FACTS: dict[str, list[tuple[str, str]]] = {
         ("Батареи выключаются красной кнопкой рядом с котлом.", "Как отключить отопление?"),
         ("Запасной ключ от маяка лежит под камнем у реки.", "Где спрятан второй ключ от башни?"),
         ("Наша новая сотрудница Мара приехала из Лиссабона и чинит корабли.", "Кто ремонтирует лодки?"),
-        ("Поезд на побережье отправляется с четвёртого пути каждый час.", "Как добраться до моря по железной дороге?"),
+        (
+            "Поезд на побережье отправляется с четвёртого пути каждый час.",
+            "Как добраться до моря по железной дороге?",
+        ),
         ("Собака боится грома и прячется под кроватью.", "Что делает питомец во время грозы?"),
         ("Счёт нужно оплатить в течение тридцати дней.", "Сколько времени есть, чтобы внести деньги?"),
         ("Поливай помидоры вечером, никогда на солнце.", "Когда овощам нужна вода?"),
-        ("Совещание перенесли на четверг, потому что директор болен.", "Почему встреча состоится в другой день?"),
+        (
+            "Совещание перенесли на четверг, потому что директор болен.",
+            "Почему встреча состоится в другой день?",
+        ),
         ("Принтеру на третьем этаже нужен новый картридж.", "В каком устройстве кончились чернила?"),
     ],
     "Arabic": [
@@ -141,7 +210,10 @@ FACTS: dict[str, list[tuple[str, str]]] = {
     "Turkish": [
         ("Öğle yemeği ikinci kattaki yemekhanede saat on ikide verilir.", "Öğlen ne zaman yiyebilirim?"),
         ("Radyatörler kazanın yanındaki kırmızı düğmeyle kapatılır.", "Isıtma nasıl durdurulur?"),
-        ("Deniz fenerinin yedek anahtarı nehir kenarındaki taşın altında.", "Kulenin öbür anahtarı nerede saklı?"),
+        (
+            "Deniz fenerinin yedek anahtarı nehir kenarındaki taşın altında.",
+            "Kulenin öbür anahtarı nerede saklı?",
+        ),
         ("Yeni iş arkadaşımız Mara Lizbon'dan geldi ve gemi onarıyor.", "Tekneleri kim tamir ediyor?"),
         ("Sahile giden tren her saat dördüncü perondan kalkar.", "Demiryoluyla denize nasıl giderim?"),
         ("Köpek gök gürültüsünden korkar ve yatağın altına saklanır.", "Fırtınada evcil hayvan ne yapar?"),

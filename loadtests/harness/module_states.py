@@ -1,4 +1,6 @@
-"""What modules are to be after operations on them, and what the API says that they are. For `module_crash`."""
+"""What modules are to be after operations on them, and what the API says that they are. For
+`module_crash`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Targets = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """content: number of the files that are published. versions: that the alias is to target, or the one to delete."""
+    """content: number of the files that are published. versions: that the alias is to target, or the one to
+    delete.
+    """
 
     kind: str
     module: str
@@ -31,7 +35,9 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a module is. versions: number to digest. published: versions that there ever were. history: targets and action, of `live`."""
+    """What a module is. versions: number to digest. published: versions that there ever were. history:
+    targets and action, of `live`.
+    """
 
     versions: Mapping[int, str] = field(default_factory=dict)
     published: int = 0
@@ -47,7 +53,9 @@ class State:
 
     @property
     def rolled_back(self) -> Targets:
-        """What a rollback leads to; () where there is nothing. The revision that first had the targets decides, not the last one."""
+        """What a rollback leads to; () where there is nothing. The revision that first had the targets
+        decides, not the last one.
+        """
         origins: list[int] = []
         for number, (targets, action) in enumerate(self.history):
             if action == "rollback":
@@ -64,7 +72,11 @@ def after(state: State, operation: Operation, digest: str) -> State:
             number = state.published + 1
             return State({**state.versions, number: digest}, number, state.history)
         case "delete":
-            left = {number: digest for number, digest in state.versions.items() if number not in operation.versions}
+            left = {
+                number: digest
+                for number, digest in state.versions.items()
+                if number not in operation.versions
+            }
             return replace(state, versions=left)
         case "rollback":
             return replace(state, history=(*state.history, (state.rolled_back, "rollback")))
@@ -83,7 +95,9 @@ class Seen:
     def state(self, module: str) -> State:
         events = Counter(event.action for event in self.audit if event.module == module)
         history = tuple((_targets(change), change.action) for change in self.histories[module])
-        return State({each.version: each.digest for each in self.versions[module]}, events["publish"], history)
+        return State(
+            {each.version: each.digest for each in self.versions[module]}, events["publish"], history
+        )
 
 
 def look(client: Client) -> Seen:
@@ -116,14 +130,20 @@ def contradictions(seen: Seen, before: Seen) -> list[str]:
             found.append(f"{module}: the alias is not what its history ends with")
         if not {version for version, _ in state.targets} <= state.versions.keys():
             found.append(f"{module}: the alias targets a version that does not exist")
-        if [event.action for event in events if event.action in ("promote", "split", "rollback")] != [c.action for c in changes]:
+        if [event.action for event in events if event.action in ("promote", "split", "rollback")] != [
+            c.action for c in changes
+        ]:
             found.append(f"{module}: audit and history differ")
-        if [json.loads(event.after)["version"] for event in events if event.action == "publish"] != list(range(1, state.published + 1)):
+        if [json.loads(event.after)["version"] for event in events if event.action == "publish"] != list(
+            range(1, state.published + 1)
+        ):
             found.append(f"{module}: audit and version numbers differ")
         gone = sorted(json.loads(event.before)["version"] for event in events if event.action == "delete")
         if sorted([*gone, *state.versions]) != list(range(1, state.published + 1)):
             found.append(f"{module}: a version is neither there nor deleted, or both")
-        bodies = {each.version: replace(each, gate=None, moves_logits=False) for each in seen.versions[module]}
+        bodies = {
+            each.version: replace(each, gate=None, moves_logits=False) for each in seen.versions[module]
+        }
         for each in before.versions[module]:
             if bodies.get(each.version, each) not in (each, replace(each, gate=None, moves_logits=False)):
                 found.append(f"{module}: version {each.version} has changed")

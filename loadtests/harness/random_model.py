@@ -1,4 +1,6 @@
-"""A model of a 0.5B shape and LoRA adapters that fit it, with random weights: the arithmetic of a real one, answers that mean nothing."""
+"""A model of a 0.5B shape and LoRA adapters that fit it, with random weights: the arithmetic of a real one,
+answers that mean nothing.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,13 @@ LINEAR = {
 
 
 def write_model(folder: Path, layers: int) -> Path:
-    """A model directory with weights in bfloat16, `layers` of the shape's 24, and the demo model's tokenizer."""
+    """A model directory with weights in bfloat16, `layers` of the shape's 24, and the demo model's
+    tokenizer.
+    """
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({**SHAPE, "vocab_size": VOCAB_SIZE, "num_hidden_layers": layers}), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps({**SHAPE, "vocab_size": VOCAB_SIZE, "num_hidden_layers": layers}), encoding="utf-8"
+    )
     for name in TOKENIZER_FILES:
         if (MODEL_DIR / name).is_file():
             shutil.copy(MODEL_DIR / name, folder / name)
@@ -40,7 +46,10 @@ def write_model(folder: Path, layers: int) -> Path:
     def random(*shape: int) -> torch.Tensor:
         return (torch.randn(*shape, generator=draw) * 0.02).to(torch.bfloat16)
 
-    weights = {"model.embed_tokens.weight": random(VOCAB_SIZE, HIDDEN), "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16)}
+    weights = {
+        "model.embed_tokens.weight": random(VOCAB_SIZE, HIDDEN),
+        "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16),
+    }
     for layer in range(layers):
         at = f"model.layers.{layer}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -71,7 +80,11 @@ def write_adapter(folder: Path, layers: int, rank: int, seed: int) -> Path:
     for layer in range(layers):
         for name, (rows, columns) in LINEAR.items():
             at = f"base_model.model.model.layers.{layer}.{name}"
-            weights[f"{at}.lora_A.weight"] = (torch.randn(rank, columns, generator=draw) * 0.03).to(torch.bfloat16)
-            weights[f"{at}.lora_B.weight"] = (torch.randn(rows, rank, generator=draw) * 0.03).to(torch.bfloat16)
+            weights[f"{at}.lora_A.weight"] = (torch.randn(rank, columns, generator=draw) * 0.03).to(
+                torch.bfloat16
+            )
+            weights[f"{at}.lora_B.weight"] = (torch.randn(rows, rank, generator=draw) * 0.03).to(
+                torch.bfloat16
+            )
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder

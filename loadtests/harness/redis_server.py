@@ -1,4 +1,6 @@
-"""A private redis-server for a benchmark, as `memserve up` starts it, but in memory only, on a unix socket and on a port of its own."""
+"""A private redis-server for a benchmark, as `memserve up` starts it, but in memory only, on a unix socket
+and on a port of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,16 @@ class PrivateRedis:
         self._kept = KeptPort()
         self.port = self._kept.number
         self.tcp_url = f"redis://127.0.0.1:{self.port}"
-        place = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket), "--dir", str(folder)]
+        place = [
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--unixsocket",
+            str(self.socket),
+            "--dir",
+            str(folder),
+        ]
         self._command = [redis_executable(), *place, "--save", "", *options]
 
     def __enter__(self) -> Self:
@@ -32,7 +43,9 @@ class PrivateRedis:
 
     def start(self) -> None:
         """Start it, empty, at the same addresses."""
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, env={**os.environ, **REDIS_ENVIRONMENT})
+        self.process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, env={**os.environ, **REDIS_ENVIRONMENT}
+        )
         deadline_s = time.monotonic() + 10
         with redis.Redis.from_url(self.url) as client:
             while True:

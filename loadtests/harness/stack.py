@@ -1,4 +1,5 @@
-"""What the benchmarks of modules share: a memserve of their own, variants of the demo's adapters, a constant load that keeps every answer.
+"""What the benchmarks of modules share: a memserve of their own, variants of the demo's adapters, a constant
+load that keeps every answer.
 
 with running_stack(workers=2) as stack:
     folder = variant("harbour", stack.settings.data / "variant", scale=0.98)
@@ -43,10 +44,11 @@ PROBES_FILE = "probes.json"
 
 @contextmanager
 def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[Stack]:
-    """A started memserve on the demo model in a fresh directory; progress to stderr. The directory goes with it.
+    """A started memserve on the demo model in a fresh directory; progress to stderr. The directory goes with
+    it.
 
-    demo_modules: publish the demo's modules, each through its gate: half a minute more. settings: those of `memserve.config.Settings`, over
-    the defaults and the environment. Raises StartupError.
+    demo_modules: publish the demo's modules, each through its gate: half a minute more. settings: those of
+    `memserve.config.Settings`, over the defaults and the environment. Raises StartupError.
     """
     # The path is short: a unix socket below it takes 100 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="memserve-modules-"))
@@ -66,15 +68,20 @@ def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[St
 
 
 def variant(adapter: str, folder: Path, *, scale: float = 1.0, probes: bool = False) -> Path:
-    """Write a demo adapter as a module of another digest: its deltas times `scale`. From 0.95 to 1.05 its answers stay right.
+    """Write a demo adapter as a module of another digest: its deltas times `scale`. From 0.95 to 1.05 its
+    answers stay right.
 
-    adapter: harbour or observatory. probes: take the adapter's probes along, for the gate. Returns the folder.
+    adapter: harbour or observatory. probes: take the adapter's probes along, for the gate. Returns the
+    folder.
     """
     source = ADAPTERS_DIR / adapter
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / CONFIG_FILE, folder / CONFIG_FILE)
     tensors = load_file(source / WEIGHTS_FILE)
-    scaled = {name: tensor * np.asarray(scale, tensor.dtype) if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+    scaled = {
+        name: tensor * np.asarray(scale, tensor.dtype) if ".lora_B." in name else tensor
+        for name, tensor in tensors.items()
+    }
     save_file(scaled, folder / WEIGHTS_FILE)
     if probes:
         shutil.copyfile(source / PROBES_FILE, folder / PROBES_FILE)
@@ -83,7 +90,9 @@ def variant(adapter: str, folder: Path, *, scale: float = 1.0, probes: bool = Fa
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. module: a reference, or empty for the base. Empty `session` and `worker_id`: none, any. system: empty for none."""
+    """One request. module: a reference, or empty for the base. Empty `session` and `worker_id`: none, any.
+    system: empty for none.
+    """
 
     question: str
     module: str = ""
@@ -100,7 +109,9 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request and what became of it: `answer` with its receipt, or `failure`. Times are on the monotonic clock."""
+    """A request and what became of it: `answer` with its receipt, or `failure`. Times are on the monotonic
+    clock.
+    """
 
     ask: Ask
     answer: Answer | None
@@ -124,7 +135,13 @@ async def exchange(client: AsyncClient, ask: Ask) -> Exchange:
     started_s = time.monotonic()
     answer, failure = None, ""
     try:
-        answer = await client.generate(ask.messages, module=ask.module, session=ask.session, worker_id=ask.worker_id, sampling=ask.sampling)
+        answer = await client.generate(
+            ask.messages,
+            module=ask.module,
+            session=ask.session,
+            worker_id=ask.worker_id,
+            sampling=ask.sampling,
+        )
     except CallFailed as error:
         failure = str(error)
     return Exchange(ask, answer, failure, started_s, time.monotonic())
@@ -132,9 +149,11 @@ async def exchange(client: AsyncClient, ask: Ask) -> Exchange:
 
 @dataclass
 class ConstantLoad:
-    """So many askers, each with one request at a time, while the `async with` block runs. Those under way at its end are waited for.
+    """So many askers, each with one request at a time, while the `async with` block runs. Those under way at
+    its end are waited for.
 
-    next_ask: called with how many requests there were before. A closed load: a stall shows as late answers, not as more of them.
+    next_ask: called with how many requests there were before. A closed load: a stall shows as late answers,
+    not as more of them.
     """
 
     client: AsyncClient
@@ -162,7 +181,9 @@ class ConstantLoad:
         self._tasks = [asyncio.create_task(self._ask()) for _ in range(self.askers)]
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ending = True
         await asyncio.gather(*self._tasks)
 

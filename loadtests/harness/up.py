@@ -43,7 +43,11 @@ class Up:
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--port", "0", "--metrics-port", "0"], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                [*command, "--port", "0", "--metrics-port", "0"],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     @property
@@ -61,7 +65,9 @@ class Up:
     def wait_until_ready(self) -> None:
         """Raises RuntimeError."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while taken_ports(self.data, self.process.pid) is None or not wait_until_ready(self.address, 1.0, workers=self.workers):
+        while taken_ports(self.data, self.process.pid) is None or not wait_until_ready(
+            self.address, 1.0, workers=self.workers
+        ):
             if self.process.poll() is not None or time.monotonic() > deadline_s:
                 raise RuntimeError(f"memserve up did not start: {self.said()}")
             time.sleep(LOOK_S)
@@ -70,7 +76,9 @@ class Up:
         """Their ids."""
         with Client(self.address, timeout_s=2.0) as client:
             try:
-                return frozenset(worker.worker_id for worker in client.status(workers_only=True).workers if worker.ready)
+                return frozenset(
+                    worker.worker_id for worker in client.status(workers_only=True).workers if worker.ready
+                )
             except CallFailed:
                 return frozenset()
 
@@ -80,5 +88,7 @@ class Up:
 
 
 def is_engine(process: psutil.Process) -> bool:
-    """Whether it is vLLM's engine. It names itself; once in some hundred starts it keeps the name of a process that was just spawned."""
+    """Whether it is vLLM's engine. It names itself; once in some hundred starts it keeps the name of a
+    process that was just spawned.
+    """
     return "EngineCore" in process.name() or "spawn_main" in " ".join(process.cmdline())

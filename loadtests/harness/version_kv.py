@@ -1,4 +1,6 @@
-"""KV across the versions of a module: what a version is served of another's, by memserve and by a plain vLLM. For `module_hostile`."""
+"""KV across the versions of a module: what a version is served of another's, by memserve and by a plain vLLM.
+For `module_hostile`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,14 @@ class Ask:
     def row(self) -> list[object]:
         usage = self.answer.usage
         cached = usage.cached
-        return [self.what, "own" if self.own else "another's", usage.prompt_tokens, cached.device, cached.host, cached.redis]
+        return [
+            self.what,
+            "own" if self.own else "another's",
+            usage.prompt_tokens,
+            cached.device,
+            cached.host,
+            cached.redis,
+        ]
 
 
 def ask_versions(stack: Stack, client: Client) -> tuple[list[Ask], bool]:
@@ -46,7 +55,9 @@ def ask_versions(stack: Stack, client: Client) -> tuple[list[Ask], bool]:
     asks: list[Ask] = []
 
     def ask(what: str, seed: int, reference: str, worker: str, own: bool) -> Answer:
-        answer = client.generate(long_prefix(seed).messages, module=reference, worker_id=worker, sampling=ANSWER)
+        answer = client.generate(
+            long_prefix(seed).messages, module=reference, worker_id=worker, sampling=ANSWER
+        )
         asks.append(Ask(what, own, answer))
         return answer
 
@@ -75,7 +86,8 @@ def ask_versions(stack: Stack, client: Client) -> tuple[list[Ask], bool]:
 
 
 def engine_cached_tokens(folder: Path) -> dict[str, int]:
-    """Cached tokens of the second version's first ask in a vLLM engine, by how the versions are named. Changes the working directory.
+    """Cached tokens of the second version's first ask in a vLLM engine, by how the versions are named.
+    Changes the working directory.
 
     The first version is asked with the same prompt before, and unloaded.
     """
@@ -127,7 +139,10 @@ def engine_cached_tokens(folder: Path) -> dict[str, int]:
         )
         cached = {}
         try:
-            schemes: dict[str, Callable[[str], LoRARequest]] = {"memserve's": by_digest, "without the digest": without_digest}
+            schemes: dict[str, Callable[[str], LoRARequest]] = {
+                "memserve's": by_digest,
+                "without the digest": without_digest,
+            }
             for seed, (name, request) in enumerate(schemes.items(), 905):
                 params = SamplingParams(temperature=0, max_tokens=8)
                 for adapter in digests:

@@ -1,16 +1,19 @@
-"""What the codecs of KV in Redis save and cost: lengths, speeds, the time of a load over three wires, and what int8 does to answers.
+"""What the codecs of KV in Redis save and cost: lengths, speeds, the time of a load over three wires, and
+what int8 does to answers.
 
-The KV is real: the demo model's, computed by vLLM from handbooks and read from Redis, in float32 (as the demo is served) and in bfloat16.
-Speeds are of one core (its time in the codec, so that others on the machine do not count), on 2 MiB of chunks. The wire here is measured,
-by loads through the store; the others are computed from their bit rate. A load is the payload's time on the wire and then the decoding;
-with a second core they overlap, and the longer counts.
+The KV is real: the demo model's, computed by vLLM from handbooks and read from Redis, in float32 (as the demo
+is served) and in bfloat16. Speeds are of one core (its time in the codec, so that others on the machine do
+not count), on 2 MiB of chunks. The wire here is measured, by loads through the store; the others are computed
+from their bit rate. A load is the payload's time on the wire and then the decoding; with a second core they
+overlap, and the longer counts.
 
-A lossless codec gains when a load ends sooner than a raw one here or at 10 Gbit/s, or when it keeps at least a quarter more in the same
-memory for less than 1.25 times the time at 10 Gbit/s. Compressors that are not installed are left out.
+A lossless codec gains when a load ends sooner than a raw one here or at 10 Gbit/s, or when it keeps at least
+a quarter more in the same memory for less than 1.25 times the time at 10 Gbit/s. Compressors that are not
+installed are left out.
 
-A codec's cost to answers: the same questions are asked again of an engine that has forgotten all but what is in Redis. An engine that
-stores raw is asked twice more, since what differs then is not a codec's doing; then one for each other codec. A lossless codec must change
-nothing; what int8 changes is told.
+A codec's cost to answers: the same questions are asked again of an engine that has forgotten all but what is
+in Redis. An engine that stores raw is asked twice more, since what differs then is not a codec's doing; then
+one for each other codec. A lossless codec must change nothing; what int8 changes is told.
 """
 
 from __future__ import annotations
@@ -54,9 +57,17 @@ MAX_TOKENS = 16
 LOGPROBS = 20
 NAMESPACES = {Codec.RAW: "c0" * 32, Codec.LOSSLESS: "c1" * 32, Codec.INT8: "c2" * 32}
 # Of the engines that are asked, beside raw.
-ANSWERED_CODECS: dict[str, tuple[Codec, ...]] = {"float32": (Codec.INT8,), "bfloat16": (Codec.LOSSLESS, Codec.INT8)}
+ANSWERED_CODECS: dict[str, tuple[Codec, ...]] = {
+    "float32": (Codec.INT8,),
+    "bfloat16": (Codec.LOSSLESS, Codec.INT8),
+}
 WIRES = {"10 Gbit/s": 10e9 / 8, "1 Gbit/s": 1e9 / 8}  # bytes a second
-PATIENT: dict[str, Any] = {"io_timeout_s": 10.0, "lookup_timeout_s": 10.0, "load_budget_s": 30.0, "always_load": True}
+PATIENT: dict[str, Any] = {
+    "io_timeout_s": 10.0,
+    "lookup_timeout_s": 10.0,
+    "load_budget_s": 30.0,
+    "always_load": True,
+}
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -179,7 +190,9 @@ def chunk_layout(dtype: str) -> ChunkLayout:
 
 
 def lossless_methods(item_bytes: int) -> list[Method]:
-    """Every compressor that is installed, on the bytes as they are and on planes of bytes; and memserve's own."""
+    """Every compressor that is installed, on the bytes as they are and on planes of bytes; and memserve's
+    own.
+    """
     plain: list[tuple[str, Callable[[Bytes], bytes], Callable[[bytes], bytes]]] = [
         ("zlib 1", lambda raw: zlib.compress(raw, 1), zlib.decompress)  # type: ignore[arg-type]
     ]
@@ -196,19 +209,33 @@ def lossless_methods(item_bytes: int) -> list[Method]:
 
         for level in (1, 3):
             compressor = ZstdCompressor(level=level)
-            plain.append((f"zstd {level}", lambda raw, to=compressor: to.compress(raw.data), ZstdDecompressor().decompress))  # type: ignore[misc]
+            plain.append(
+                (
+                    f"zstd {level}",
+                    lambda raw, to=compressor: to.compress(raw.data),
+                    ZstdDecompressor().decompress,
+                )
+            )  # type: ignore[misc]
     methods = []
     for name, encode, decode in plain:
         methods.append(Method(name, encode, _into(decode)))
         methods.append(
             Method(
                 f"{name}, planes",
-                lambda raw, encode=encode: encode(np.ascontiguousarray(raw.reshape(-1, item_bytes).T).reshape(-1)),  # type: ignore[misc]
+                lambda raw, encode=encode: encode(
+                    np.ascontiguousarray(raw.reshape(-1, item_bytes).T).reshape(-1)
+                ),  # type: ignore[misc]
                 _planes_into(decode, item_bytes),
             )
         )
     if _installed("zstandard") and item_bytes == 2:
-        methods.append(Method("Codec.LOSSLESS", lambda raw: compress(raw.data), lambda encoded, raw: decompress(encoded, raw.data)))
+        methods.append(
+            Method(
+                "Codec.LOSSLESS",
+                lambda raw: compress(raw.data),
+                lambda encoded, raw: decompress(encoded, raw.data),
+            )
+        )
     return methods
 
 
@@ -240,7 +267,9 @@ def time_methods(methods: Sequence[Method], samples: Sequence[Bytes], rounds: in
                 method.decode(encoded, loaded)
                 decoded_s = time.thread_time()
                 same = bool((loaded == raw).all())
-                seen[method.name].append(Timed(len(encoded) / raw.size, encoded_s - started_s, decoded_s - encoded_s, same))
+                seen[method.name].append(
+                    Timed(len(encoded) / raw.size, encoded_s - started_s, decoded_s - encoded_s, same)
+                )
     return {
         name: Timed(
             statistics.mean(one.share for one in all_),
@@ -270,7 +299,9 @@ def wire_bytes_per_s(url: str, rounds: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Of SAMPLE_BYTES of chunks over one wire: seconds raw, seconds encoded, and seconds encoded with decoding on a second core."""
+    """Of SAMPLE_BYTES of chunks over one wire: seconds raw, seconds encoded, and seconds encoded with
+    decoding on a second core.
+    """
 
     raw_s: float
     in_turn_s: float
@@ -295,14 +326,18 @@ def draw_prompts(count: int, seed: int) -> list[Prompt]:
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
 
     def tokens(messages: Sequence[facts.Message]) -> list[int]:
-        text = tokenizer.apply_chat_template([each.as_dict() for each in messages], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [each.as_dict() for each in messages], tokenize=False, add_generation_prompt=True
+        )
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     prompts: list[Prompt] = []
     for number in range(-(-count // 2 // QUESTIONS_PER_BOOK)):
         book = facts.handbook(seed * 1000 + number, HANDBOOK_TOKENS)
         for question in facts.handbook_questions(book, seed, QUESTIONS_PER_BOOK):
-            prompts.append(Prompt(tokens(facts.prompt(book.text, [], question.text)), question.answer, "handbook"))
+            prompts.append(
+                Prompt(tokens(facts.prompt(book.text, [], question.text)), question.answer, "handbook")
+            )
     prompts = prompts[: count // 2]
     for case in facts.held_out_cases(seed, 20 * count, "passage"):
         token_ids = tokens(case.messages)
@@ -320,7 +355,8 @@ def stored_chunks(client: redis.Redis, token_ids: list[int]) -> list[bytes]:
 
 
 def arrangement_error(layout: ChunkLayout, chunks: Sequence[bytes], token_ids: list[int]) -> float:
-    """How far the chunks, read as `layout` says, are from the K and V that transformers computes: the largest difference of all.
+    """How far the chunks, read as `layout` says, are from the K and V that transformers computes: the largest
+    difference of all.
 
     Only for float32 and a packing that transposes K.
     """
@@ -334,10 +370,14 @@ def arrangement_error(layout: ChunkLayout, chunks: Sequence[bytes], token_ids: l
     worst = 0.0
     for place, chunk in enumerate(chunks):
         pages = np.frombuffer(chunk, np.float32).reshape(shape)
-        tokens = slice(place * layout.blocks * layout.block_tokens, (place + 1) * layout.blocks * layout.block_tokens)
+        tokens = slice(
+            place * layout.blocks * layout.block_tokens, (place + 1) * layout.blocks * layout.block_tokens
+        )
         for tensor in range(layout.tensors):
             front = (layout.blocks, layout.kv_heads)
-            keys = pages[tensor, :, :, 0].reshape(*front, layout.head_size, layout.block_tokens).swapaxes(2, 3)
+            keys = (
+                pages[tensor, :, :, 0].reshape(*front, layout.head_size, layout.block_tokens).swapaxes(2, 3)
+            )
             values = pages[tensor, :, :, 1].reshape(*front, layout.block_tokens, layout.head_size)
             for mine, other in ((keys, cache.layers[tensor].keys), (values, cache.layers[tensor].values)):
                 by_token = mine.transpose(1, 0, 2, 3).reshape(layout.kv_heads, -1, layout.head_size)
@@ -346,20 +386,35 @@ def arrangement_error(layout: ChunkLayout, chunks: Sequence[bytes], token_ids: l
 
 
 def kernel_errors() -> list[list[object]]:
-    """vLLM's own kernels write K with one channel, and V with one token, that is large; int8 must not smear it over the others.
+    """vLLM's own kernels write K with one channel, and V with one token, that is large; int8 must not smear
+    it over the others.
 
-    Returns a row for each packing and dtype: the largest error of the small numbers, in steps of a scale that they share with no large
-    one. More than half a step, and the rounding, would mean that the layout is not the kernel's.
+    Returns a row for each packing and dtype: the largest error of the small numbers, in steps of a scale that
+    they share with no large one. More than half a step, and the rounding, would mean that the layout is not
+    the kernel's.
     """
     import torch
     from vllm import _custom_ops as ops
 
     rows: list[list[object]] = []
-    for packing, dtype in (("vec", "float32"), ("vec", "bfloat16"), ("vec16", "bfloat16"), ("amx", "bfloat16")):
-        layout = ChunkLayout(dtype=dtype, tensors=1, blocks=3, block_tokens=64, kv_heads=2, head_size=64, packing=packing)
+    for packing, dtype in (
+        ("vec", "float32"),
+        ("vec", "bfloat16"),
+        ("vec16", "bfloat16"),
+        ("amx", "bfloat16"),
+    ):
+        layout = ChunkLayout(
+            dtype=dtype, tensors=1, blocks=3, block_tokens=64, kv_heads=2, head_size=64, packing=packing
+        )
         kind = getattr(torch, dtype)
         tokens = layout.blocks * layout.block_tokens
-        keys, values = torch.rand(2, tokens, layout.kv_heads, layout.head_size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        keys, values = (
+            torch.rand(
+                2, tokens, layout.kv_heads, layout.head_size, generator=torch.Generator().manual_seed(1)
+            )
+            * 2
+            - 1
+        )
         keys[..., 7] *= 1000
         values[5] *= 1000
         large_keys, large_values = torch.zeros_like(keys, dtype=kind), torch.zeros_like(values, dtype=kind)
@@ -367,9 +422,16 @@ def kernel_errors() -> list[list[object]]:
         large_values[5] = 1
 
         def written(
-            keys: Any, values: Any, packing: str = packing, layout: ChunkLayout = layout, kind: Any = kind, tokens: int = tokens
+            keys: Any,
+            values: Any,
+            packing: str = packing,
+            layout: ChunkLayout = layout,
+            kind: Any = kind,
+            tokens: int = tokens,
         ) -> Any:
-            cache = torch.zeros(layout.blocks, layout.kv_heads, 2 * layout.block_tokens, layout.head_size, dtype=kind)
+            cache = torch.zeros(
+                layout.blocks, layout.kv_heads, 2 * layout.block_tokens, layout.head_size, dtype=kind
+            )
             ops.cpu_attn_reshape_and_cache(
                 keys.to(kind),
                 values.to(kind),
@@ -405,7 +467,9 @@ def ask_all(engine: CodecEngine, prompts: Sequence[Prompt], name: str) -> list[A
     return answers
 
 
-def ask_through_redis(url: str, client: redis.Redis, dtype: str, codec: Codec, prompts: Sequence[Prompt]) -> list[Answer]:
+def ask_through_redis(
+    url: str, client: redis.Redis, dtype: str, codec: Codec, prompts: Sequence[Prompt]
+) -> list[Answer]:
     """The answers of a new engine of this codec with the KV that it has stored itself."""
     engine = CodecEngine(url, dtype, codec)
     ask_all(engine, prompts, f"{dtype}, {codec.name.lower()}, cold")
@@ -417,8 +481,12 @@ def ask_through_redis(url: str, client: redis.Redis, dtype: str, codec: Codec, p
     return answers
 
 
-def compare(name: str, prompts: Sequence[Prompt], raw: Sequence[Answer], answers: Sequence[Answer]) -> dict[str, object]:
-    """logprob differences: of the token that raw answered; where it is not among the best of the other, of the least of those."""
+def compare(
+    name: str, prompts: Sequence[Prompt], raw: Sequence[Answer], answers: Sequence[Answer]
+) -> dict[str, object]:
+    """logprob differences: of the token that raw answered; where it is not among the best of the other, of
+    the least of those.
+    """
     first, every = [], []
     for one, other in zip(raw, answers, strict=True):
         for place, token in enumerate(one.token_ids):
@@ -433,15 +501,21 @@ def compare(name: str, prompts: Sequence[Prompt], raw: Sequence[Answer], answers
         "KV": name,
         "answers": len(answers),
         "with a hit": sum(answer.cached_tokens > 0 for answer in answers),
-        "other tokens": sum(one.token_ids != other.token_ids for one, other in zip(raw, answers, strict=True)),
+        "other tokens": sum(
+            one.token_ids != other.token_ids for one, other in zip(raw, answers, strict=True)
+        ),
         "first token |dlogp| mean": round(statistics.mean(first), 6),
         "max": round(max(first), 6),
         "all tokens |dlogp| mean": round(statistics.mean(every), 6),
         "max ": round(max(every), 6),
     }
     for task in sorted({prompt.task for prompt in prompts}):
-        asked = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if prompt.task == task]
-        figures[f"{task} right"] = f"{sum(answer.text == prompt.expected for prompt, answer in asked)}/{len(asked)}"
+        asked = [
+            (prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if prompt.task == task
+        ]
+        figures[f"{task} right"] = (
+            f"{sum(answer.text == prompt.expected for prompt, answer in asked)}/{len(asked)}"
+        )
     return figures
 
 
@@ -451,7 +525,11 @@ def measure(
     """Returns the rows of the codecs, the rows of the answers, and the bars."""
     layout = chunk_layout(dtype)
     bars = []
-    with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server, redis.Redis.from_url(server.url) as client:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PrivateRedis(Path(folder)) as server,
+        redis.Redis.from_url(server.url) as client,
+    ):
         engine = CodecEngine(server.url, dtype, Codec.RAW)
         cold = ask_all(engine, prompts, f"{dtype}, cold")
         _settle(client)
@@ -460,24 +538,42 @@ def measure(
         longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
         chunks = stored_chunks(client, longest.token_ids)
         handbooks = [prompt.token_ids for prompt in prompts if prompt.task == "handbook"]
-        pool = b"".join(b"".join(stored_chunks(client, token_ids)) for token_ids in handbooks[::QUESTIONS_PER_BOOK])
-        samples = [np.frombuffer(pool, np.uint8, SAMPLE_BYTES, place * SAMPLE_BYTES) for place in range(min(3, len(pool) // SAMPLE_BYTES))]
+        pool = b"".join(
+            b"".join(stored_chunks(client, token_ids)) for token_ids in handbooks[::QUESTIONS_PER_BOOK]
+        )
+        samples = [
+            np.frombuffer(pool, np.uint8, SAMPLE_BYTES, place * SAMPLE_BYTES)
+            for place in range(min(3, len(pool) // SAMPLE_BYTES))
+        ]
         if dtype == "float32" and layout.packing == "vec":
             error = arrangement_error(layout, chunks, longest.token_ids)
-            bars.append(Bar("K and V where the layout says, largest difference from transformers'", error, at_most=1e-3))
+            bars.append(
+                Bar(
+                    "K and V where the layout says, largest difference from transformers'",
+                    error,
+                    at_most=1e-3,
+                )
+            )
         engine.close()
         del engine
         gc.collect()
-        others = {codec.name.lower(): ask_through_redis(server.url, client, dtype, codec, prompts) for codec in ANSWERED_CODECS[dtype]}
+        others = {
+            codec.name.lower(): ask_through_redis(server.url, client, dtype, codec, prompts)
+            for codec in ANSWERED_CODECS[dtype]
+        }
     told(f"{dtype}: {SAMPLE_BYTES // layout.raw_bytes} chunks a sample, {len(samples)} samples")
     methods = [*lossless_methods(ITEM_BYTES[dtype]), int8_method(layout)]
     timed = time_methods(methods, samples, rounds)
-    rows: list[list[object]] = [[dtype, "raw", "1.000", "", "", *_load_cells(Timed(1, 0, 0, True), here_bytes_per_s), ""]]
+    rows: list[list[object]] = [
+        [dtype, "raw", "1.000", "", "", *_load_cells(Timed(1, 0, 0, True), here_bytes_per_s), ""]
+    ]
     for method in methods:
         one = timed[method.name]
         speeds = [f"{SAMPLE_BYTES / seconds / 1e9:.2f}" for seconds in (one.encode_s, one.decode_s)]
         verdict = ("gains" if gains(one, here_bytes_per_s) else "no gain") if method.exact else "not exact"
-        rows.append([dtype, method.name, f"{one.share:.3f}", *speeds, *_load_cells(one, here_bytes_per_s), verdict])
+        rows.append(
+            [dtype, method.name, f"{one.share:.3f}", *speeds, *_load_cells(one, here_bytes_per_s), verdict]
+        )
     wrong = [method.name for method in methods if method.exact and not timed[method.name].same]
     bars.append(Bar(f"{dtype}: lossless methods that lose something", len(wrong), at_most=0))
     bars.append(Bar(f"{dtype}: length of int8 / raw", timed["Codec.INT8"].share, at_most=INT8_SHARE[dtype]))
@@ -490,10 +586,14 @@ def measure(
             *others.items(),
         )
     ]
-    bars.append(Bar(f"{dtype}: share of prompts with a hit", min(map(_hits, (raw, *others.values()))), at_least=1))
+    bars.append(
+        Bar(f"{dtype}: share of prompts with a hit", min(map(_hits, (raw, *others.values()))), at_least=1)
+    )
     if "lossless" in others:
         changed = sum(one != other for one, other in zip(raw, others["lossless"], strict=True))
-        bars.append(Bar(f"{dtype}: answers that lossless changes, log-probabilities included", changed, at_most=0))
+        bars.append(
+            Bar(f"{dtype}: answers that lossless changes, log-probabilities included", changed, at_most=0)
+        )
     return rows, quality, bars
 
 
@@ -506,7 +606,11 @@ def _load_cells(timed: Timed, here_bytes_per_s: float) -> list[str]:
     cells = []
     for bytes_per_s in (here_bytes_per_s, *WIRES.values()):
         one = load(timed, bytes_per_s)
-        cells += [f"{one.in_turn_s * 1e3:.2f}", f"{one.in_turn_s / one.raw_s:.2f}", f"{one.overlapped_s / one.raw_s:.2f}"]
+        cells += [
+            f"{one.in_turn_s * 1e3:.2f}",
+            f"{one.in_turn_s / one.raw_s:.2f}",
+            f"{one.overlapped_s / one.raw_s:.2f}",
+        ]
     return cells
 
 
@@ -521,7 +625,9 @@ def _into(decode: Callable[[bytes], bytes]) -> Callable[[bytes | bytearray, Byte
     return decode_into
 
 
-def _planes_into(decode: Callable[[bytes], bytes], item_bytes: int) -> Callable[[bytes | bytearray, Bytes], None]:
+def _planes_into(
+    decode: Callable[[bytes], bytes], item_bytes: int
+) -> Callable[[bytes | bytearray, Bytes], None]:
     def decode_into(encoded: bytes | bytearray, raw: Bytes) -> None:
         planes = np.frombuffer(decode(bytes(encoded)), np.uint8).reshape(item_bytes, -1)
         if item_bytes == 2:
@@ -567,7 +673,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for packing, kind, error in kernels:
         if isinstance(error, float):
             at_most = 0.51 if kind == "float32" else 0.76  # the rounding of bfloat16 is a quarter of a step
-            bars.append(Bar(f"vLLM's {packing}, {kind}: largest error beside an outlier, steps", error, at_most=at_most))
+            bars.append(
+                Bar(
+                    f"vLLM's {packing}, {kind}: largest error beside an outlier, steps",
+                    error,
+                    at_most=at_most,
+                )
+            )
     names = [name for wire in ("here", *WIRES) for name in (f"{wire}, ms", "x raw", "overlapped")]
     columns = ["dtype", "codec", "length", "enc GB/s", "dec GB/s", *names, ""]
     print_table(columns, codecs)
@@ -578,7 +690,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_table(("packing", "dtype", "largest error beside an outlier, steps"), kernels)
     return finish(
         bars,
-        {"here_bytes_per_s": here_bytes_per_s, "columns": columns, "codecs": codecs, "quality": quality, "kernels": kernels},
+        {
+            "here_bytes_per_s": here_bytes_per_s,
+            "columns": columns,
+            "codecs": codecs,
+            "quality": quality,
+            "kernels": kernels,
+        },
         chosen.json,
     )
 

@@ -1,12 +1,15 @@
-"""500 prompts, each answered five ways: cold, warm, from Redis on another engine, after a restart, and after its blocks were evicted.
+"""500 prompts, each answered five ways: cold, warm, from Redis on another engine, after a restart, and after
+its blocks were evicted.
 
-Real vLLM engines run the demo model, which is sure of its answers. Prompts share handbooks as beginnings, and belong to three tenants
-(cache salts) and three modules (the base and the two adapters). They are asked in batches, on a block pool that is too small for them, so
-that vLLM preempts and evicts. Whatever way an answer took, its tokens must be those of the first, cold one; no way but the first may be
-cold; and a tenant who asks for what only another tenant's prefix says is never told.
+Real vLLM engines run the demo model, which is sure of its answers. Prompts share handbooks as beginnings, and
+belong to three tenants (cache salts) and three modules (the base and the two adapters). They are asked in
+batches, on a block pool that is too small for them, so that vLLM preempts and evicts. Whatever way an answer
+took, its tokens must be those of the first, cold one; no way but the first may be cold; and a tenant who asks
+for what only another tenant's prefix says is never told.
 
-A prefix hit, vLLM's own local one too, adds the same numbers in another order. So where the cold answer hung on less than 0.05 between the
-log-probabilities of its two best tokens, another token proves nothing: such answers are counted apart.
+A prefix hit, vLLM's own local one too, adds the same numbers in another order. So where the cold answer hung
+on less than 0.05 between the log-probabilities of its two best tokens, another token proves nothing: such
+answers are counted apart.
 """
 
 from __future__ import annotations
@@ -102,7 +105,10 @@ class DemoEngine:
 
         prompts: Any = [{"prompt_token_ids": list(one.token_ids), "cache_salt": one.tenant} for one in batch]
         loras = [
-            LoRARequest(one.module, MODULES.index(one.module), str(ADAPTERS_DIR / one.module)) if one.module else None for one in batch
+            LoRARequest(one.module, MODULES.index(one.module), str(ADAPTERS_DIR / one.module))
+            if one.module
+            else None
+            for one in batch
         ]
         params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, logprobs=2)
         answers = []
@@ -112,7 +118,11 @@ class DemoEngine:
             for step in made.logprobs or ():
                 best, second = sorted((entry.logprob for entry in step.values()), reverse=True)[:2]
                 margins.append(best - second)
-            answers.append(Answered(tuple(made.token_ids), output.num_cached_tokens or 0, made.text.strip(), min(margins)))
+            answers.append(
+                Answered(
+                    tuple(made.token_ids), output.num_cached_tokens or 0, made.text.strip(), min(margins)
+                )
+            )
         return answers
 
     def forget(self) -> None:
@@ -120,7 +130,9 @@ class DemoEngine:
         self.llm.reset_prefix_cache(reset_connector=True)
 
     def counted(self, name: str) -> int:
-        """A counter of vLLM's or the tier's, summed over its labels; of this process's only engine that counts."""
+        """A counter of vLLM's or the tier's, summed over its labels; of this process's only engine that
+        counts.
+        """
         from prometheus_client import REGISTRY
 
         samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
@@ -131,14 +143,18 @@ class DemoEngine:
 
 
 def draw_prompts(count: int, seed: int) -> tuple[list[Asked], list[tuple[Asked, str]]]:
-    """Returns the prompts, and needles: what one tenant's handbook says, asked by another without it, and the answer that must not come."""
+    """Returns the prompts, and needles: what one tenant's handbook says, asked by another without it, and the
+    answer that must not come.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     rng = random.Random(seed)
 
     def tokens(messages: Sequence[facts.Message]) -> tuple[int, ...]:
-        text = tokenizer.apply_chat_template([each.as_dict() for each in messages], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [each.as_dict() for each in messages], tokenize=False, add_generation_prompt=True
+        )
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     prompts: list[Asked] = []
@@ -155,7 +171,9 @@ def draw_prompts(count: int, seed: int) -> tuple[list[Asked], list[tuple[Asked, 
             needles.append((Asked(tokens(facts.prompt("", [], question.text)), other, ""), question.answer))
             if rng.random() < 0.3:  # the same words, another tenant or module: nothing may be shared
                 prompts.append(Asked(asked.token_ids, other, module))
-                prompts.append(Asked(asked.token_ids, tenant, rng.choice([each for each in MODULES if each != module])))
+                prompts.append(
+                    Asked(asked.token_ids, tenant, rng.choice([each for each in MODULES if each != module]))
+                )
     return list(dict.fromkeys(prompts))[:count], needles
 
 
@@ -168,13 +186,21 @@ def ask_all(engine: DemoEngine, prompts: Sequence[Asked], name: str) -> list[Ans
     return answers
 
 
-def compare(name: str, cold: Sequence[Answered], answers: Sequence[Answered], counts: Counter[str]) -> list[object]:
+def compare(
+    name: str, cold: Sequence[Answered], answers: Sequence[Answered], counts: Counter[str]
+) -> list[object]:
     others = [one for one, other in zip(cold, answers, strict=True) if one.token_ids != other.token_ids]
     unsure = sum(one.margin < SURE_BY for one in others)
     hits = sum(answer.cached_tokens > 0 for answer in answers)
     counts["other tokens than cold"] += len(others) - unsure
     counts["other tokens where the cold answer was unsure"] += unsure
-    return [name, len(answers), len(answers) - len(others), hits, sum(answer.cached_tokens for answer in answers)]
+    return [
+        name,
+        len(answers),
+        len(answers) - len(others),
+        hits,
+        sum(answer.cached_tokens for answer in answers),
+    ]
 
 
 def measure(server: PrivateRedis, count: int, seed: int) -> tuple[list[list[object]], Counter[str]]:
@@ -189,7 +215,9 @@ def measure(server: PrivateRedis, count: int, seed: int) -> tuple[list[list[obje
         cold: list[Answered] = ask_all(first, prompts, "cold")
         rows.append(compare("cold", cold, cold, counts))
         counts["prompts whose cold answer was unsure"] = sum(answer.margin < SURE_BY for answer in cold)
-        counts["other tokens alone than in a batch"] = sum(a.token_ids != c.token_ids for a, c in zip(alone, cold, strict=False))
+        counts["other tokens alone than in a batch"] = sum(
+            a.token_ids != c.token_ids for a, c in zip(alone, cold, strict=False)
+        )
         rows.append(compare("warm", cold, [first.ask([prompt] * 2)[1] for prompt in prompts], counts))
         _settle(client)
         rows.append(compare("remote", cold, ask_all(second, prompts, "remote"), counts))
@@ -197,7 +225,8 @@ def measure(server: PrivateRedis, count: int, seed: int) -> tuple[list[list[obje
         first.close()
         restarted = DemoEngine(server.url, **PATIENT)
         rows.append(compare("restarted", cold, ask_all(restarted, prompts, "restarted"), counts))
-        # Half of what Redis holds goes, at random: chains lose their ends, their middles and their beginnings.
+        # Half of what Redis holds goes, at random: chains lose their ends, their middles and their
+        # beginnings.
         keys = sorted(client.scan_iter("memserve:kv:*"))
         client.delete(*random.Random(seed).sample(keys, len(keys) // 2))
         second.forget()
@@ -239,9 +268,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = int(str(rows[0][1]))
     bars = [
         Bar("sure answers with other tokens than cold", counts["other tokens than cold"], at_most=0),
-        Bar("answers with other tokens in all, share", counts["other tokens where the cold answer was unsure"] / asked, at_most=0.01),
+        Bar(
+            "answers with other tokens in all, share",
+            counts["other tokens where the cold answer was unsure"] / asked,
+            at_most=0.01,
+        ),
     ]
-    bars += [Bar(f"{row[0]}: share of prompts with a hit", int(str(row[3])) / asked, at_least=0.95) for row in rows[1:4]]
+    bars += [
+        Bar(f"{row[0]}: share of prompts with a hit", int(str(row[3])) / asked, at_least=0.95)
+        for row in rows[1:4]
+    ]
     bars.append(Bar("needles told to another tenant", counts["needles told to another tenant"], at_most=0))
     bars.append(Bar("preemptions (so that they are tried)", counts["preemptions"], at_least=1))
     return finish(bars, {"rows": rows, "counts": dict(counts)}, chosen.json)

@@ -1,11 +1,14 @@
-"""What Redis and its entries can do to an engine while requests run: every request succeeds, with the right tokens, in bounded time.
+"""What Redis and its entries can do to an engine while requests run: every request succeeds, with the right
+tokens, in bounded time.
 
-A real vLLM engine on the demo model, whose prefixes another engine has put into Redis, reaches Redis through a proxy. For each fault it
-forgets what it holds, the fault is on, and the same prompts are asked one after the other; then the fault is off, and what it stores and
-loads must come back by itself. Damaged entries must be refused and computed again.
+A real vLLM engine on the demo model, whose prefixes another engine has put into Redis, reaches Redis through
+a proxy. For each fault it forgets what it holds, the fault is on, and the same prompts are asked one after
+the other; then the fault is off, and what it stores and loads must come back by itself. Damaged entries must
+be refused and computed again.
 
-Then the worker is at fault: an engine in a process of its own is killed with -9 while it answers, and started again as a worker starts,
-which deletes the shared memory of the dead first. None of it may be left, and the answers must come from Redis.
+Then the worker is at fault: an engine in a process of its own is killed with -9 while it answers, and started
+again as a worker starts, which deletes the shared memory of the dead first. None of it may be left, and the
+answers must come from Redis.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ PROMPTS, QUICK_PROMPTS = 24, 4
 LOAD_BUDGET_S = 1.0
 # Over the load budget: one more answer that does not come, and the computing.
 SLACK_S = 1.5
-# Older and younger than what the worker's sweep takes for a region that is being made. Not in a quick run: each takes two more starts of an
-# engine.
+# Older and younger than what the worker's sweep takes for a region that is being made. Not in a quick run:
+# each takes two more starts of an engine.
 REGION_AGES_S = (0.0, 65.0)
 # Long enough to be at work on it, much shorter than the answers take.
 ANSWERING_S = 0.2
@@ -88,7 +91,9 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """on and off: what is done to Redis or its entries. new_prompts: ask some as well that are not in Redis and are to be stored."""
+    """on and off: what is done to Redis or its entries. new_prompts: ask some as well that are not in Redis
+    and are to be stored.
+    """
 
     name: str
     on: Callable[[], object]
@@ -141,13 +146,26 @@ def faults(server: PrivateRedis, proxy: Proxy, client: redis.Redis) -> list[Faul
 
     return [
         Fault("none", lambda: None),
-        Fault("paused (SIGSTOP)", lambda: server.process.send_signal(signal.SIGSTOP), lambda: server.process.send_signal(signal.SIGCONT)),
+        Fault(
+            "paused (SIGSTOP)",
+            lambda: server.process.send_signal(signal.SIGSTOP),
+            lambda: server.process.send_signal(signal.SIGCONT),
+        ),
         Fault("slow: 20 ms an answer", set_proxy(delay_s=0.02), set_proxy(delay_s=0.0)),
         Fault("slow: 300 ms an answer", set_proxy(delay_s=0.3), set_proxy(delay_s=0.0)),
         Fault("talks nonsense", set_proxy(garbage=True), set_proxy(garbage=False)),
         # It evicts nothing: what is there is loaded, what is new is refused with OOM.
-        Fault(FULL, lambda: client.config_set("maxmemory", 1), lambda: client.config_set("maxmemory", 0), new_prompts=True),
-        Fault("removed between look-up and load", set_proxy(before_load=client.flushdb), set_proxy(before_load=lambda: None)),
+        Fault(
+            FULL,
+            lambda: client.config_set("maxmemory", 1),
+            lambda: client.config_set("maxmemory", 0),
+            new_prompts=True,
+        ),
+        Fault(
+            "removed between look-up and load",
+            set_proxy(before_load=client.flushdb),
+            set_proxy(before_load=lambda: None),
+        ),
         Fault("a bit flipped in every entry", lambda: rewrite(flip)),
         Fault("every entry cut short", lambda: rewrite(lambda value: value[: random.randrange(len(value))])),
         Fault("entries swapped", swap),
@@ -214,7 +232,9 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """What became of a worker that was killed. left: files of its shared memory after the next one had started."""
+    """What became of a worker that was killed. left: files of its shared memory after the next one had
+    started.
+    """
 
     was_answering: bool
     left: int
@@ -224,8 +244,12 @@ class Restart:
     hits: int
 
 
-def kill_and_restart(redis_url: str, prompts: Sequence[Asked], cold: Sequence[tuple[int, ...]], region_age_s: float) -> Restart:
-    """prompts: [n], in Redis; cold: [n] their answers. region_age_s: how long the worker has run when it is killed."""
+def kill_and_restart(
+    redis_url: str, prompts: Sequence[Asked], cold: Sequence[tuple[int, ...]], region_age_s: float
+) -> Restart:
+    """prompts: [n], in Redis; cold: [n] their answers. region_age_s: how long the worker has run when it is
+    killed.
+    """
     worker = Worker(redis_url)
     regions = worker.regions()
     time.sleep(region_age_s)
@@ -271,7 +295,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     new, prompts = firsts[:NEW_PROMPTS], firsts[NEW_PROMPTS:][: QUICK_PROMPTS if chosen.quick else PROMPTS]
     rows: list[list[object]] = []
     wrong, longest, lost, not_stored, kept = 0, 0.0, [], 0, 0
-    with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server, redis.Redis.from_url(server.url) as client:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PrivateRedis(Path(folder)) as server,
+        redis.Redis.from_url(server.url) as client,
+    ):
         proxy = Proxy(server.socket)
         writer = DemoEngine(server.url, **PATIENT)
         engine = DemoEngine(proxy.url, counts=True, load_budget_s=LOAD_BUDGET_S)
@@ -299,7 +327,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             back = comes_back(engine, prompts)
             same = sum(one == other for one, other in zip(answers, right, strict=True))
             told(f"{fault.name}: {same} of {len(asked)} right, longest {longest_s:.2f} s, back: {back}")
-            rows.append([fault.name, f"{same} of {len(asked)}", f"{longest_s:.2f}", cached, *counts, "yes" if back else "NO"])
+            rows.append(
+                [
+                    fault.name,
+                    f"{same} of {len(asked)}",
+                    f"{longest_s:.2f}",
+                    cached,
+                    *counts,
+                    "yes" if back else "NO",
+                ]
+            )
             wrong += len(asked) - same
             longest = max(longest, longest_s)
             lost += [] if back else [fault.name]
@@ -317,7 +354,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             restarts[name] = restart = kill_and_restart(server.url, prompts, cold, age_s)
             told(f"worker {name}: {restart}")
             wrong += len(prompts) - restart.right
-    columns = ("Redis", "right tokens", "longest s", "cached tokens", *(name.replace("_", " ") for name in COUNTED), "comes back")
+    columns = (
+        "Redis",
+        "right tokens",
+        "longest s",
+        "cached tokens",
+        *(name.replace("_", " ") for name in COUNTED),
+        "comes back",
+    )
     print_table(columns, rows)
     bars = [
         Bar("answers with other tokens, or none", wrong, at_most=0),
@@ -329,18 +373,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if restarts:
         print()
         print_table(
-            ("worker", "was answering", "files left", "restarted in s", "right tokens", "cached tokens", "hits"),
+            (
+                "worker",
+                "was answering",
+                "files left",
+                "restarted in s",
+                "right tokens",
+                "cached tokens",
+                "hits",
+            ),
             [
-                (name, one.was_answering, one.left, f"{one.restart_s:.1f}", f"{one.right} of {len(prompts)}", one.cached_tokens, one.hits)
+                (
+                    name,
+                    one.was_answering,
+                    one.left,
+                    f"{one.restart_s:.1f}",
+                    f"{one.right} of {len(prompts)}",
+                    one.cached_tokens,
+                    one.hits,
+                )
                 for name, one in restarts.items()
             ],
         )
         bars += [
             Bar(
-                "workers that were killed when they were not answering", sum(not one.was_answering for one in restarts.values()), at_most=0
+                "workers that were killed when they were not answering",
+                sum(not one.was_answering for one in restarts.values()),
+                at_most=0,
             ),
-            Bar("files of shared memory that killed workers left behind", sum(one.left for one in restarts.values()), at_most=0),
-            Bar("chunks that a restarted worker loaded, the fewest", min(one.hits for one in restarts.values()), at_least=1),
+            Bar(
+                "files of shared memory that killed workers left behind",
+                sum(one.left for one in restarts.values()),
+                at_most=0,
+            ),
+            Bar(
+                "chunks that a restarted worker loaded, the fewest",
+                min(one.hits for one in restarts.values()),
+                at_least=1,
+            ),
         ]
     restarted = {name: asdict(one) for name, one in restarts.items()}
     return finish(bars, {"rows": rows, "cold_longest_s": cold_s, "workers": restarted}, chosen.json)

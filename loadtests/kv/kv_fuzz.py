@@ -1,9 +1,11 @@
-"""The reader of Redis's replies, the stored value and the chunks encoded in it, fed with made-up and damaged bytes for ten minutes.
+"""The reader of Redis's replies, the stored value and the chunks encoded in it, fed with made-up and damaged
+bytes for ten minutes.
 
-Hypothesis puts streams together from replies, damaged ones and noise; atheris (libFuzzer) changes bytes where that reaches new code. Each
-gets half of the time, in processes of their own, so that whatever a fuzzer does to one is counted and not suffered. Both feed the same
-checks. A crash is any exception but the declared one, or the end of the process; a hang is a case without an end; a wrong value is one
-that is accepted and is not, byte for byte, what was stored under its key, or replies that depend on where the stream was split.
+Hypothesis puts streams together from replies, damaged ones and noise; atheris (libFuzzer) changes bytes where
+that reaches new code. Each gets half of the time, in processes of their own, so that whatever a fuzzer does
+to one is counted and not suffered. Both feed the same checks. A crash is any exception but the declared one,
+or the end of the process; a hang is a case without an end; a wrong value is one that is accepted and is not,
+byte for byte, what was stored under its key, or replies that depend on where the stream was split.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ from loadtests.harness.figures import Bar, finish, parser, print_table, told
 from memserve.kv.transport.resp import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, Kind, ProtocolError, ReplyReader
 from memserve.kv.transport.wire import PADDING
 from memserve.kv.values.codecs import ChunkCodec, Int8Chunks, LosslessChunks
-from memserve.kv.values.envelope import HEADER_BYTES, MAX_KEY_BYTES, NAMESPACE_BYTES, Verification, encode_header
+from memserve.kv.values.envelope import (
+    HEADER_BYTES,
+    MAX_KEY_BYTES,
+    NAMESPACE_BYTES,
+    Verification,
+    encode_header,
+)
 from memserve.kv.values.int8 import ChunkLayout
 
 SECONDS, QUICK_SECONDS = 600, 36
@@ -45,7 +53,9 @@ LIBFUZZER_TIMEOUT: Final = 70
 
 
 class WrongValue(Exception):
-    """A value that was never stored is accepted, one that was is refused, or replies depend on how they arrive."""
+    """A value that was never stored is accepted, one that was is refused, or replies depend on how they
+    arrive.
+    """
 
 
 class Hang(Exception):
@@ -82,10 +92,18 @@ def stored(namespace: bytes, key: bytes, payload_bytes: int, rng: random.Random)
 
 
 def some_stored() -> tuple[Stored, ...]:
-    """Two of one length, one larger than the reader's scratch, and two of another namespace or key that must not pass for the first."""
+    """Two of one length, one larger than the reader's scratch, and two of another namespace or key that must
+    not pass for the first.
+    """
     rng = random.Random(1)
     own, other = rng.randbytes(NAMESPACE_BYTES), rng.randbytes(NAMESPACE_BYTES)
-    shapes = [(own, b"a" * 32, 24), (own, b"b" * 32, 24), (own, b"c" * MAX_KEY_BYTES, 20_000), (other, b"a" * 32, 24), (own, b"a" * 31, 24)]
+    shapes = [
+        (own, b"a" * 32, 24),
+        (own, b"b" * 32, 24),
+        (own, b"c" * MAX_KEY_BYTES, 20_000),
+        (other, b"a" * 32, 24),
+        (own, b"a" * 31, 24),
+    ]
     return tuple(stored(*shape, rng) for shape in shapes)
 
 
@@ -94,7 +112,8 @@ STORED = some_stored()
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """entry: None for a reply that is a line. at_most: there is more room than the entry needs, and a shorter value is taken too.
+    """entry: None for a reply that is a line. at_most: there is more room than the entry needs, and a shorter
+    value is taken too.
 
     padded: followed by a PING.
     """
@@ -108,20 +127,24 @@ class Asked:
         return 0 if self.entry is None else len(self.entry.value) + MORE_ROOM_BYTES * self.at_most
 
     def takes(self, length: int) -> bool:
-        return self.entry is not None and (length <= self.room_bytes if self.at_most else length == self.room_bytes)
+        return self.entry is not None and (
+            length <= self.room_bytes if self.at_most else length == self.room_bytes
+        )
 
 
 # What may be asked for: three of the values, and a reply that is a line.
 ASKED = (*STORED[:3], None)
 MORE_ROOM_BYTES = 100
-# Of an input to the reader: four two-bit numbers of what is asked, four bits of which have a PING behind them and four of which are of at
-# most a length, and three sizes of pieces; 0: as much as there is room for.
+# Of an input to the reader: four two-bit numbers of what is asked, four bits of which have a PING behind them
+# and four of which are of at most a length, and three sizes of pieces; 0: as much as there is room for.
 READER_CONTROLS = struct.Struct(">2B3H")
 # Of an input to the codec: the length of the key, and where and how a value is damaged.
 CODEC_CONTROLS = struct.Struct(">BHB")
 # Of an input to the chunk codecs: which, and half the length of the chunk that bytes are to be decoded to.
 CHUNK_CONTROLS = struct.Struct(">BH")
-LAYOUT = ChunkLayout(dtype="bfloat16", tensors=1, blocks=1, block_tokens=16, kv_heads=1, head_size=16, packing="amx")
+LAYOUT = ChunkLayout(
+    dtype="bfloat16", tensors=1, blocks=1, block_tokens=16, kv_heads=1, head_size=16, packing="amx"
+)
 CHUNK_CODECS: tuple[ChunkCodec, ...] = (LosslessChunks(), Int8Chunks(LAYOUT))
 GUARD = b"guard"
 
@@ -129,7 +152,9 @@ Replies = list[tuple[Kind, bytes]]
 
 
 def by_the_book(stream: bytes, asked: Sequence[Asked]) -> tuple[Replies, bool]:
-    """The replies in a whole stream, and whether the stream is then to be refused. Says with slices what the reader does in pieces."""
+    """The replies in a whole stream, and whether the stream is then to be refused. Says with slices what the
+    reader does in pieces.
+    """
     replies: Replies = []
     at = 0
     for one in asked:
@@ -161,11 +186,15 @@ def by_the_book(stream: bytes, asked: Sequence[Asked]) -> tuple[Replies, bool]:
 
 
 def in_pieces(stream: bytes, asked: Sequence[Asked], sizes: Sequence[int]) -> tuple[Replies, bool]:
-    """What `ReplyReader` makes of a stream that comes in pieces of these sizes, again and again; 0: as much as there is room for."""
+    """What `ReplyReader` makes of a stream that comes in pieces of these sizes, again and again; 0: as much
+    as there is room for.
+    """
     reader = ReplyReader()
     values = [memoryview(bytearray(one.room_bytes)) for one in asked]
     for one, value in zip(asked, values, strict=True):
-        reader.expect(*((value[:HEADER_BYTES], value[HEADER_BYTES:]) if value.nbytes else ()), at_most=one.at_most)
+        reader.expect(
+            *((value[:HEADER_BYTES], value[HEADER_BYTES:]) if value.nbytes else ()), at_most=one.at_most
+        )
         if one.padded:
             reader.expect_exactly(PADDING)
     replies: Replies = []
@@ -186,10 +215,14 @@ def in_pieces(stream: bytes, asked: Sequence[Asked], sizes: Sequence[int]) -> tu
             value = values[len(replies)]
             if any(value[reply.value_bytes :]) and reply.kind is Kind.VALUE:
                 raise WrongValue(f"written behind the end of {reply.value_bytes} bytes")
-            replies.append((reply.kind, bytes(value[: reply.value_bytes]) if reply.kind is Kind.VALUE else reply.line))
+            replies.append(
+                (reply.kind, bytes(value[: reply.value_bytes]) if reply.kind is Kind.VALUE else reply.line)
+            )
     announced = sum(1 + one.padded for one in asked)
     if not len(asked) <= len(replies) + reader.outstanding <= announced:
-        raise WrongValue(f"{len(asked)} replies announced, {len(replies)} came, {reader.outstanding} outstanding")
+        raise WrongValue(
+            f"{len(asked)} replies announced, {len(replies)} came, {reader.outstanding} outstanding"
+        )
     return replies, False
 
 
@@ -204,19 +237,29 @@ def put(buffers: Sequence[memoryview], piece: bytes) -> int:
 
 
 def check_reader(case: bytes) -> tuple[int, int]:
-    """Read a stream as a whole and in pieces, and verify the values that come. case: READER_CONTROLS, then the stream.
+    """Read a stream as a whole and in pieces, and verify the values that come. case: READER_CONTROLS, then
+    the stream.
 
-    Returns the values accepted and refused; a refused stream counts as a refused value. Raises WrongValue, Hang, or what crashed.
+    Returns the values accepted and refused; a refused stream counts as a refused value. Raises WrongValue,
+    Hang, or what crashed.
     """
-    choice, flags, *sizes = READER_CONTROLS.unpack(case[: READER_CONTROLS.size].ljust(READER_CONTROLS.size, b"\0"))
+    choice, flags, *sizes = READER_CONTROLS.unpack(
+        case[: READER_CONTROLS.size].ljust(READER_CONTROLS.size, b"\0")
+    )
     stream = case[READER_CONTROLS.size :]
-    asked = [Asked(ASKED[choice >> 2 * place & 3], bool(flags >> place & 1), bool(flags >> 4 + place & 1)) for place in range(4)]
+    asked = [
+        Asked(ASKED[choice >> 2 * place & 3], bool(flags >> place & 1), bool(flags >> 4 + place & 1))
+        for place in range(4)
+    ]
     replies, refused = by_the_book(stream, asked)
     for split in ((0,), sizes):
         came, ended = in_pieces(stream, asked, split)
         # What completed together with the bytes that were refused is not told any more.
         if ended is not refused or came != (replies[: len(came)] if refused else replies):
-            raise WrongValue(f"in pieces of {split}: {len(came)} replies, refused {ended}; expected {len(replies)}, refused {refused}")
+            raise WrongValue(
+                f"in pieces of {split}: {len(came)} replies, refused {ended}; expected "
+                f"{len(replies)}, refused {refused}"
+            )
     accepted = 0
     values = 0
     for one, (kind, value) in zip(asked, replies, strict=False):
@@ -227,14 +270,20 @@ def check_reader(case: bytes) -> tuple[int, int]:
 
 
 def check_codec(case: bytes) -> tuple[int, int]:
-    """Verify bytes as each of the stored values, then store them, load them, and load them damaged. case: CODEC_CONTROLS, then the bytes.
+    """Verify bytes as each of the stored values, then store them, load them, and load them damaged. case:
+    CODEC_CONTROLS, then the bytes.
 
     Returns the values accepted and refused. Raises WrongValue or what crashed.
     """
-    length, place, damage = CODEC_CONTROLS.unpack(case[: CODEC_CONTROLS.size].ljust(CODEC_CONTROLS.size, b"\0"))
+    length, place, damage = CODEC_CONTROLS.unpack(
+        case[: CODEC_CONTROLS.size].ljust(CODEC_CONTROLS.size, b"\0")
+    )
     content = case[CODEC_CONTROLS.size :]
     accepted = sum(accepts(entry, content) for entry in STORED)
-    namespace, key = content[:NAMESPACE_BYTES].ljust(NAMESPACE_BYTES, b"\0"), content[: 1 + length % MAX_KEY_BYTES] or b"\0"
+    namespace, key = (
+        content[:NAMESPACE_BYTES].ljust(NAMESPACE_BYTES, b"\0"),
+        content[: 1 + length % MAX_KEY_BYTES] or b"\0",
+    )
     own = Stored(namespace, key, encode_header(content, namespace=namespace, key=key) + content)
     damaged = bytearray(own.value)
     place %= len(damaged)
@@ -258,7 +307,12 @@ def check_chunk(case: bytes) -> tuple[int, int]:
     chunk = content[: len(content) // 2 * 2]
     if isinstance(codec, Int8Chunks):
         chunk = content[: LAYOUT.raw_bytes].ljust(LAYOUT.raw_bytes, b"\0")
-        decoded = decode_guarded(codec, content[: LAYOUT.int8_bytes].ljust(LAYOUT.int8_bytes, b"\0"), LAYOUT.raw_bytes) is not None
+        decoded = (
+            decode_guarded(
+                codec, content[: LAYOUT.int8_bytes].ljust(LAYOUT.int8_bytes, b"\0"), LAYOUT.raw_bytes
+            )
+            is not None
+        )
     try:
         payload = bytes(codec.encode(chunk))
     except ValueError:
@@ -285,7 +339,9 @@ def decode_guarded(codec: ChunkCodec, payload: bytes, chunk_bytes: int) -> bytes
 
 
 def accepts(entry: Stored, value: bytes) -> bool:
-    """Whether the codec takes `value` for `entry`. Raises WrongValue when it should not, or does not and should."""
+    """Whether the codec takes `value` for `entry`. Raises WrongValue when it should not, or does not and
+    should.
+    """
     head, payload = memoryview(value)[:HEADER_BYTES], memoryview(value)[HEADER_BYTES:]
     at_once, coming = (Verification(payload, namespace=entry.namespace, key=entry.key) for _ in range(2))
     for end in (payload.nbytes // 3, payload.nbytes // 3, payload.nbytes - 1):
@@ -295,7 +351,9 @@ def accepts(entry: Stored, value: bytes) -> bool:
         raise WrongValue(f"{len(value)} bytes are {refusal} at once and something else in pieces")
     accepted = refusal is None
     if accepted is not (value == entry.value):
-        raise WrongValue(f"{len(value)} bytes under the key {entry.key!r} are {'accepted' if accepted else 'refused'}")
+        raise WrongValue(
+            f"{len(value)} bytes under the key {entry.key!r} are {'accepted' if accepted else 'refused'}"
+        )
     return accepted
 
 
@@ -328,7 +386,11 @@ def check_and_count(check: str, tally: memoryview, case: bytes) -> None:
 def some_payloads() -> list[bytes]:
     """Of LAYOUT's chunks, encoded in every way and not at all; and a long one of noise."""
     rng = random.Random(2)
-    chunks = [bytes(LAYOUT.raw_bytes), b"\x80\x3f" * LAYOUT.numbers, bytes(number & 0x7E for number in rng.randbytes(LAYOUT.raw_bytes))]
+    chunks = [
+        bytes(LAYOUT.raw_bytes),
+        b"\x80\x3f" * LAYOUT.numbers,
+        bytes(number & 0x7E for number in rng.randbytes(LAYOUT.raw_bytes)),
+    ]
     encoded = [bytes(codec.encode(chunk)) for codec in CHUNK_CODECS for chunk in chunks]
     return [*chunks, *encoded, bytes(LosslessChunks().encode(rng.randbytes(40_000)))]
 
@@ -355,11 +417,19 @@ def damaged(value: bytes, wounds: Sequence[tuple[str, int, int]]) -> bytes:
 def cases(check: str) -> st.SearchStrategy[bytes]:
     """Inputs for a check, near enough to good ones that they get past the first byte."""
     wounds = st.lists(
-        st.tuples(st.sampled_from(["flip", "cut", "insert", "swap"]), st.integers(0, 21_000), st.integers(1, 255)), max_size=3
+        st.tuples(
+            st.sampled_from(["flip", "cut", "insert", "swap"]), st.integers(0, 21_000), st.integers(1, 255)
+        ),
+        max_size=3,
     )
     if check == "codec":
-        values = st.one_of(st.binary(max_size=300), st.builds(damaged, st.sampled_from([entry.value for entry in STORED]), wounds))
-        controls = st.builds(CODEC_CONTROLS.pack, st.integers(0, 255), st.integers(0, 65535), st.integers(0, 255))
+        values = st.one_of(
+            st.binary(max_size=300),
+            st.builds(damaged, st.sampled_from([entry.value for entry in STORED]), wounds),
+        )
+        controls = st.builds(
+            CODEC_CONTROLS.pack, st.integers(0, 255), st.integers(0, 65535), st.integers(0, 255)
+        )
         return st.builds(bytes.__add__, controls, values)
     if check == "chunk":
         chunks = st.one_of(st.binary(max_size=600), st.builds(damaged, st.sampled_from(PAYLOADS), wounds))
@@ -386,9 +456,17 @@ def seeds(check: str) -> list[bytes]:
     if check == "codec":
         return [CODEC_CONTROLS.pack(32, 0, 1) + entry.value for entry in STORED]
     if check == "chunk":
-        return [CHUNK_CONTROLS.pack(which, LAYOUT.raw_bytes // 2) + payload for which in (0, 1) for payload in PAYLOADS]
+        return [
+            CHUNK_CONTROLS.pack(which, LAYOUT.raw_bytes // 2) + payload
+            for which in (0, 1)
+            for payload in PAYLOADS
+        ]
     streams = [entry.reply for entry in STORED] + [b"$-1\r\n", b"+OK\r\n", b"-ERR\r\n", b"$3\r\nabc\r\n"]
-    streams += [STORED[0].reply + STORED[1].reply, STORED[1].reply + STORED[0].reply, STORED[2].reply + b"+OK\r\n" + STORED[0].reply]
+    streams += [
+        STORED[0].reply + STORED[1].reply,
+        STORED[1].reply + STORED[0].reply,
+        STORED[2].reply + b"+OK\r\n" + STORED[0].reply,
+    ]
     streams += [PADDING.join([STORED[0].reply, b"$-1\r\n", STORED[1].reply, b""])]
     return [
         READER_CONTROLS.pack(choice, flags, *sizes) + stream
@@ -400,7 +478,13 @@ def seeds(check: str) -> list[bytes]:
 
 
 def fuzz_with_hypothesis(check: str, tally: memoryview, lasts_s: float, folder: Path) -> None:
-    plan = settings(max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    plan = settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     until_s, rounds = time.monotonic() + lasts_s, 0
     while time.monotonic() < until_s:
         try:
@@ -418,9 +502,17 @@ def fuzz_with_atheris(check: str, tally: memoryview, lasts_s: float, folder: Pat
     corpus.mkdir()
     for number, case in enumerate(seeds(check)):
         (corpus / str(number)).write_bytes(case)
-    limits = [f"-max_total_time={lasts_s:.0f}", f"-timeout={HANG_S}", f"-rss_limit_mb={RSS_LIMIT_MIB}", f"-max_len={MAX_INPUT_BYTES}"]
+    limits = [
+        f"-max_total_time={lasts_s:.0f}",
+        f"-timeout={HANG_S}",
+        f"-rss_limit_mb={RSS_LIMIT_MIB}",
+        f"-max_len={MAX_INPUT_BYTES}",
+    ]
     quiet = ["-verbosity=0", "-print_final_stats=0"]
-    atheris.Setup([sys.argv[0], *limits, *quiet, f"-artifact_prefix={folder}/", str(corpus)], partial(check_and_count, check, tally))
+    atheris.Setup(
+        [sys.argv[0], *limits, *quiet, f"-artifact_prefix={folder}/", str(corpus)],
+        partial(check_and_count, check, tally),
+    )
     atheris.Fuzz()
 
 
@@ -448,13 +540,16 @@ def run_fuzzer(fuzzer: str, check: str, lasts_s: float) -> list[int]:
         path = Path(folder) / "tally"
         path.write_bytes(bytes(8 * len(Count)))
         tally = open_tally(path)
-        child = subprocess.Popen([sys.executable, "-c", PROGRAMS[fuzzer], check, str(lasts_s), folder], stdout=sys.stderr)
+        child = subprocess.Popen(
+            [sys.executable, "-c", PROGRAMS[fuzzer], check, str(lasts_s), folder], stdout=sys.stderr
+        )
         seen, since_s = 0, time.monotonic()
         while child.poll() is None:
             time.sleep(0.2)
             if tally[Count.CASES] != seen:
                 seen, since_s = tally[Count.CASES], time.monotonic()
-            # Longer than libFuzzer's own limit, which tells more. Before the first case everything is imported.
+            # Longer than libFuzzer's own limit, which tells more. Before the first case everything is
+            # imported.
             elif time.monotonic() - since_s > 3 * HANG_S:
                 tally[Count.HANGS] += 1
                 child.kill()
@@ -464,7 +559,9 @@ def run_fuzzer(fuzzer: str, check: str, lasts_s: float) -> list[int]:
         counts[Count.HANGS] += 1
     elif child.returncode and not sum(counts[Count.CRASHES :]):
         counts[Count.CRASHES] += 1
-    told(f"{fuzzer}, {check}: {counts[Count.CASES]:,} cases in {lasts_s:.0f} s, exit status {child.returncode}")
+    told(
+        f"{fuzzer}, {check}: {counts[Count.CASES]:,} cases in {lasts_s:.0f} s, exit status {child.returncode}"
+    )
     return counts
 
 
@@ -473,7 +570,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser("kv_fuzz", __doc__).parse_args(arguments)
     lasts_s = QUICK_SECONDS if chosen.quick else SECONDS
     parts = [(fuzzer, check) for check in CHECKS for fuzzer in PROGRAMS]
-    counts = {f"{fuzzer}, {check}": run_fuzzer(fuzzer, check, lasts_s / len(parts)) for fuzzer, check in parts}
+    counts = {
+        f"{fuzzer}, {check}": run_fuzzer(fuzzer, check, lasts_s / len(parts)) for fuzzer, check in parts
+    }
     columns = ("fuzzer", "cases", "values accepted", "refused", "crashes", "hangs", "wrong values")
     print_table(columns, [(name, *(f"{number:,}" for number in row)) for name, row in counts.items()])
     bars = [
@@ -481,7 +580,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, count in (("crashes", Count.CRASHES), ("hangs", Count.HANGS), ("wrong values", Count.WRONG))
     ]
     for count, name in ((Count.ACCEPTED, "accepted"), (Count.REFUSED, "refused")):
-        bars.append(Bar(f"values {name}, by the fuzzer that reached fewest", min(row[count] for row in counts.values()), at_least=1))
+        bars.append(
+            Bar(
+                f"values {name}, by the fuzzer that reached fewest",
+                min(row[count] for row in counts.values()),
+                at_least=1,
+            )
+        )
     named = {name: {count.name.lower(): row[count] for count in Count} for name, row in counts.items()}
     return finish(bars, {"seconds": lasts_s, "counts": named}, chosen.json)
 

@@ -1,9 +1,10 @@
 """What looking a prefix up and loading it costs, by its length: 1,000 to 128,000 tokens, without an engine.
 
-A private redis-server holds the whole prefix in chunks of a 0.5B model's KV (12 KiB a token). Timed are computing the keys of the prompt's
-blocks, the gateway's and the tier's look-up (one round trip for all chunks), loading with verification into memory that is reused, and
-telling the ledger that all of it was used. A figure is the median of the rounds; the bar is on the cost of a token at the longest prefix
-against one at 8,000 tokens.
+A private redis-server holds the whole prefix in chunks of a 0.5B model's KV (12 KiB a token). Timed are
+computing the keys of the prompt's blocks, the gateway's and the tier's look-up (one round trip for all
+chunks), loading with verification into memory that is reused, and telling the ledger that all of it was used.
+A figure is the median of the rounds; the bar is on the cost of a token at the longest prefix against one at
+8,000 tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def measure(server: PrivateRedis, lengths: Sequence[int], rounds: int) -> dict[s
     for start in range(0, len(every_key), HOST_CHUNKS):
         some = every_key[start : start + HOST_CHUNKS]
         depths = [(start + number + 1) * BLOCK_TOKENS * BLOCKS_PER_CHUNK for number in range(len(some))]
-        account = Account(Owner(), [every_key[start - 1] if start else b"", *some[:-1]], depths, worth_per_use=0.1)
+        account = Account(
+            Owner(), [every_key[start - 1] if start else b"", *some[:-1]], depths, worth_per_use=0.1
+        )
         store.store(some, [body] * len(some), budget_s=60, account=account)
     host = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(HOST_CHUNKS)]
     told("loading all of it once, so that the machine has it at hand")
@@ -82,7 +85,9 @@ def measure(server: PrivateRedis, lengths: Sequence[int], rounds: int) -> dict[s
 
             load()
             figures[str(length)] = {
-                "keys_s": seconds(partial(block_keys, prompt[:length], BLOCK_TOKENS, lora=None, cache_salt="tenant"), rounds),
+                "keys_s": seconds(
+                    partial(block_keys, prompt[:length], BLOCK_TOKENS, lora=None, cache_salt="tenant"), rounds
+                ),
                 "gateway_lookup_s": seconds(gateway, rounds),
                 "tier_lookup_s": seconds(partial(store.exists_many, keys), rounds),
                 "load_s": seconds(load, rounds),
@@ -103,17 +108,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [
             f"{int(length):,}",
             f"{int(length) * KV_BYTES_PER_TOKEN / 1e6:,.0f}",
-            *(f"{row[name] * 1000:.2f}" for name in ("keys_s", "gateway_lookup_s", "tier_lookup_s", "load_s", "ledger_s")),
+            *(
+                f"{row[name] * 1000:.2f}"
+                for name in ("keys_s", "gateway_lookup_s", "tier_lookup_s", "load_s", "ledger_s")
+            ),
             f"{int(length) * KV_BYTES_PER_TOKEN / row['load_s'] / 1e9:.2f}",
         ]
         for length, row in figures.items()
     ]
-    print_table(("tokens", "MB", "keys ms", "gateway's look-up ms", "tier's look-up ms", "load ms", "ledger ms", "load GB/s"), rows)
+    print_table(
+        (
+            "tokens",
+            "MB",
+            "keys ms",
+            "gateway's look-up ms",
+            "tier's look-up ms",
+            "load ms",
+            "ledger ms",
+            "load GB/s",
+        ),
+        rows,
+    )
     longest = str(max(lengths))
     bars = []
     for name in ("keys_s", "gateway_lookup_s", "tier_lookup_s", "load_s", "ledger_s"):
         growth = (figures[longest][name] / int(longest)) / (figures[str(COMPARED_WITH)][name] / COMPARED_WITH)
-        bars.append(Bar(f"{name.removesuffix('_s')}: cost of a token at {int(longest):,} ÷ at {COMPARED_WITH:,}", growth, at_most=1.5))
+        bars.append(
+            Bar(
+                f"{name.removesuffix('_s')}: cost of a token at {int(longest):,} ÷ at {COMPARED_WITH:,}",
+                growth,
+                at_most=1.5,
+            )
+        )
     return finish(bars, {"figures": figures}, chosen.json)
 
 

@@ -1,9 +1,11 @@
-"""100,000 look-ups that try to reach KV that is not theirs: other tenants, adapters, adapter versions, models, layouts and prompts.
+"""100,000 look-ups that try to reach KV that is not theirs: other tenants, adapters, adapter versions,
+models, layouts and prompts.
 
-A private redis-server holds the chunks of several tenants, adapters and models, with prompts that share beginnings. Every look-up takes a
-stored identity and changes something of it, as a neighbour, a reloaded adapter or a mistaken gateway would, and asks as the tier does: does
-the chunk exist, and does it load and verify? What loads must be the KV of exactly the identity that was asked for. Some look-ups change
-nothing, and must hit; some take a stored value to another key, and must be refused.
+A private redis-server holds the chunks of several tenants, adapters and models, with prompts that share
+beginnings. Every look-up takes a stored identity and changes something of it, as a neighbour, a reloaded
+adapter or a mistaken gateway would, and asks as the tier does: does the chunk exist, and does it load and
+verify? What loads must be the KV of exactly the identity that was asked for. Some look-ups change nothing,
+and must hit; some take a stored value to another key, and must be refused.
 """
 
 from __future__ import annotations
@@ -50,12 +52,18 @@ class Identity:
     @property
     def chunk_keys(self) -> list[bytes]:
         lora = (self.adapter, f"modules/{self.adapter}") if self.adapter else None
-        return chunk_keys(block_keys(self.tokens, BLOCK_TOKENS, lora=lora, cache_salt=self.salt), BLOCKS_PER_CHUNK)
+        return chunk_keys(
+            block_keys(self.tokens, BLOCK_TOKENS, lora=lora, cache_salt=self.salt), BLOCKS_PER_CHUNK
+        )
 
     def body(self, chunk: int) -> bytes:
-        """What is stored as the KV of a chunk: as long as KV, and different for whatever is not the same prefix of the same identity."""
+        """What is stored as the KV of a chunk: as long as KV, and different for whatever is not the same
+        prefix of the same identity.
+        """
         prefix = self.tokens[: (chunk + 1) * BLOCK_TOKENS * BLOCKS_PER_CHUNK]
-        return hashlib.shake_256(repr((self.model, self.layout, self.salt, self.adapter, prefix)).encode()).digest(BODY_BYTES)
+        return hashlib.shake_256(
+            repr((self.model, self.layout, self.salt, self.adapter, prefix)).encode()
+        ).digest(BODY_BYTES)
 
 
 class World:
@@ -67,7 +75,10 @@ class World:
         self.layouts = ["cpu/vec/LBHNC/tp1", "cpu/amx/LBHNC/tp1", "device/LBHNC/tp2"]
         tenants = ["acme", "acme.", "ACME", "bolt", "acme/bolt", "default"]
         self.salts = [tenant_salt(b"k" * 32, tenant) for tenant in tenants]
-        self.adapters = ["", *(hashlib.sha256(f"adapter {number}".encode()).hexdigest() for number in range(4))]
+        self.adapters = [
+            "",
+            *(hashlib.sha256(f"adapter {number}".encode()).hexdigest() for number in range(4)),
+        ]
         shared = tuple(self._rng.choices(range(5000), k=CHUNKS * BLOCK_TOKENS * BLOCKS_PER_CHUNK))
         self.prompts = [shared]
         for cut in (1, 63, 64, 65, 127, 128, 191):
@@ -75,17 +86,26 @@ class World:
 
     def draw(self) -> Identity:
         pick = self._rng.choice
-        return Identity(pick(self.models), pick(self.layouts), pick(self.salts), pick(self.adapters), pick(self.prompts))
+        return Identity(
+            pick(self.models), pick(self.layouts), pick(self.salts), pick(self.adapters), pick(self.prompts)
+        )
 
     def changed(self, one: Identity) -> Identity:
         """The same but for one to three parts, each exchanged or slightly altered."""
-        for part in self._rng.sample(["model", "layout", "salt", "adapter", "tokens"], self._rng.choice((1, 1, 1, 2, 3))):
+        for part in self._rng.sample(
+            ["model", "layout", "salt", "adapter", "tokens"], self._rng.choice((1, 1, 1, 2, 3))
+        ):
             if part == "tokens":
                 at = self._rng.randrange(len(one.tokens))
                 swapped = (*one.tokens[:at], one.tokens[at] ^ 1, *one.tokens[at + 1 :])
                 one = replace(one, tokens=self._rng.choice((swapped, self._rng.choice(self.prompts))))
             else:
-                others = {"model": self.models, "layout": self.layouts, "salt": [*self.salts, ""], "adapter": self.adapters}[part]
+                others = {
+                    "model": self.models,
+                    "layout": self.layouts,
+                    "salt": [*self.salts, ""],
+                    "adapter": self.adapters,
+                }[part]
                 value = getattr(one, part)
                 altered = value[:-1] + ("0" if value[-1:] != "0" else "1") if value else "0" * 64
                 change: dict[str, Any] = {part: self._rng.choice([*others, altered])}
@@ -122,8 +142,12 @@ def measure(server: PrivateRedis, lookups: int, seed: int) -> Counter[str]:
             keys = asked.chunk_keys
             found = store_of(asked.namespace).exists_many(keys)
             destinations = [bytearray(BODY_BYTES) for _ in keys]
-            loaded = store_of(asked.namespace).load(keys, [memoryview(each) for each in destinations], budget_s=10)
-            for chunk, (exists, came, destination) in enumerate(zip(found, loaded, destinations, strict=True)):
+            loaded = store_of(asked.namespace).load(
+                keys, [memoryview(each) for each in destinations], budget_s=10
+            )
+            for chunk, (exists, came, destination) in enumerate(
+                zip(found, loaded, destinations, strict=True)
+            ):
                 counts["look-ups"] += 1
                 counts["hits"] += came
                 counts["foreign hits"] += came and bytes(destination) != asked.body(chunk)
@@ -136,10 +160,19 @@ def measure(server: PrivateRedis, lookups: int, seed: int) -> Counter[str]:
 
 
 def _moved_value(
-    raw: redis.Redis, store_of: Callable[[str], RedisChunkStore], one: Identity, other: Identity, counts: Counter[str]
+    raw: redis.Redis,
+    store_of: Callable[[str], RedisChunkStore],
+    one: Identity,
+    other: Identity,
+    counts: Counter[str],
 ) -> None:
-    """Copy a stored value under another identity's key, as an attacker with a foot in Redis would, and ask for it there."""
-    source, target = redis_key(one.namespace, one.chunk_keys[0]), redis_key(other.namespace, other.chunk_keys[0])
+    """Copy a stored value under another identity's key, as an attacker with a foot in Redis would, and ask
+    for it there.
+    """
+    source, target = (
+        redis_key(one.namespace, one.chunk_keys[0]),
+        redis_key(other.namespace, other.chunk_keys[0]),
+    )
     if source == target or raw.exists(target):
         return
     raw.copy(source, target)
@@ -154,7 +187,9 @@ def _moved_value(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     options = parser("kv_isolation", __doc__)
-    options.add_argument("--seed", type=int, default=1, help="seed of the identities and the changes (default: 1)")
+    options.add_argument(
+        "--seed", type=int, default=1, help="seed of the identities and the changes (default: 1)"
+    )
     chosen = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server:
         counts = measure(server, QUICK_LOOKUPS if chosen.quick else LOOKUPS, chosen.seed)

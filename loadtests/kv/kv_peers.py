@@ -1,17 +1,19 @@
-"""A prefix that only the store holds: TTFT with memserve's Redis tier against LMCache on Redis and against vLLM's file-system tier.
+"""A prefix that only the store holds: TTFT with memserve's Redis tier against LMCache on Redis and against
+vLLM's file-system tier.
 
-One real vLLM engine an arm, on the same cores with the same thread binding and a model of a 0.5B shape. Every arm is asked a prompt cold
-and stores it. Then, in every round, the engine of each arm in turn forgets it and is asked again (remote hit) and once more (local hit). A
-figure is the median of the rounds' ratios.
+One real vLLM engine an arm, on the same cores with the same thread binding and a model of a 0.5B shape. Every
+arm is asked a prompt cold and stores it. Then, in every round, the engine of each arm in turn forgets it and
+is asked again (remote hit) and once more (local hit). A figure is the median of the rounds' ratios.
 
-LMCache (`python -m loadtests.install_lmcache`) runs in its multi-process mode, its server beside the engine, and moves the KV in and out
-of the engine's memory itself (`lmcache_driven`): of its ways on the CPU none is quicker. Its server's memory is emptied before every
-remote hit. Its engine is vLLM as vLLM serves on the CPU, with the model in a process of its own. A fourth arm gives LMCache the executor of
-memserve's workers, which is quicker and not part of vLLM: what is then left between the two is what their stores make of it.
+LMCache (`python -m loadtests.install_lmcache`) runs in its multi-process mode, its server beside the engine,
+and moves the KV in and out of the engine's memory itself (`lmcache_driven`): of its ways on the CPU none is
+quicker. Its server's memory is emptied before every remote hit. Its engine is vLLM as vLLM serves on the CPU,
+with the model in a process of its own. A fourth arm gives LMCache the executor of memserve's workers, which
+is quicker and not part of vLLM: what is then left between the two is what their stores make of it.
 
-The file-system tier has memserve's executor, too, and takes the same path through host memory as memserve's, in chunks of the same size, to
-files on disk in a temporary folder, or in the folder that `--files-in` names: in /dev/shm, which is memory, nothing can be quicker, and
-nothing is shared with another machine.
+The file-system tier has memserve's executor, too, and takes the same path through host memory as memserve's,
+in chunks of the same size, to files on disk in a temporary folder, or in the folder that `--files-in` names:
+in /dev/shm, which is memory, nothing can be quicker, and nothing is shared with another machine.
 """
 
 from __future__ import annotations
@@ -60,7 +62,10 @@ STORE_TIMEOUT_S = 30.0
 CACHED_AT_LEAST = 0.95
 ANSWER_TOKENS = 16
 AT_MOST = {FILES: 1.0, LMCACHE: 0.85}
-MISSING = "LMCache is not installed, its bar is not measured, the exit status will be 1: python -m loadtests.install_lmcache"
+MISSING = (
+    "LMCache is not installed, its bar is not measured, the exit status will be 1: python -m "
+    "loadtests.install_lmcache"
+)
 # Between an answer and what comes next: for what an engine or a server still does after it.
 SETTLE_S = 0.1
 # vLLM's own executor looks for work without a pause for a second after the last.
@@ -74,10 +79,15 @@ class ArmEngine(BenchEngine):
         """Greedy tokens, each with its log-probability."""
         from vllm import SamplingParams
 
-        params = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS, ignore_eos=True, detokenize=False, logprobs=0)
+        params = SamplingParams(
+            temperature=0, max_tokens=ANSWER_TOKENS, ignore_eos=True, detokenize=False, logprobs=0
+        )
         (output,) = self.llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)  # type: ignore[list-item]
         completion = output.outputs[0]
-        return [(token, places[token].logprob) for token, places in zip(completion.token_ids, completion.logprobs or (), strict=True)]
+        return [
+            (token, places[token].logprob)
+            for token, places in zip(completion.token_ids, completion.logprobs or (), strict=True)
+        ]
 
     def forget(self) -> None:
         """Drop every prefix in the engine's own memory and in its host memory."""
@@ -86,8 +96,9 @@ class ArmEngine(BenchEngine):
 
 @dataclass(frozen=True)
 class Arm:
-    """An engine and its store. stored: how many chunks the store holds. forget: drop prefixes from everywhere but the store.
-    settle_s: until its engine is at rest after an answer."""
+    """An engine and its store. stored: how many chunks the store holds. forget: drop prefixes from everywhere
+    but the store. settle_s: until its engine is at rest after an answer.
+    """
 
     name: str
     engine: ArmEngine
@@ -102,7 +113,10 @@ class Arm:
         if self.redis is None:
             return 0, 0
         counted: Any = self.redis.info("everything")
-        values = sum(counted.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("get", "getex", "mget", "getrange"))
+        values = sum(
+            counted.get(f"cmdstat_{name}", {"calls": 0})["calls"]
+            for name in ("get", "getex", "mget", "getrange")
+        )
         return values, int(counted["total_net_output_bytes"])
 
 
@@ -115,7 +129,12 @@ class LMCacheServer:
         self.port, http_port = (kept.number for kept in self._kept)
         self._http = f"http://127.0.0.1:{http_port}"
         level = {"type": "resp", "host": "127.0.0.1", "port": store.port}
-        self._command = [sys.executable, "-m", "lmcache.v1.multiprocess.http_server", "--disable-observability"]
+        self._command = [
+            sys.executable,
+            "-m",
+            "lmcache.v1.multiprocess.http_server",
+            "--disable-observability",
+        ]
         self._command += ["--host", "127.0.0.1", "--port", str(self.port), "--http-port", str(http_port)]
         self._command += ["--chunk-size", str(LMCACHE_CHUNK_TOKENS), "--l2-adapter", json.dumps(level)]
         self._command += ["--l1-size-gb", "0.5", "--no-l1-use-lazy", "--eviction-policy", "LRU"]
@@ -123,18 +142,24 @@ class LMCacheServer:
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
             environment = {**os.environ, "PYTHONPATH": str(install_lmcache.FOLDER)}
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
         deadline_s = time.monotonic() + LMCACHE_START_TIMEOUT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 self.__exit__()
-                raise RuntimeError(f"LMCache's server does not start:\n{self._log.read_text(encoding='utf-8')[-2000:]}")
+                raise RuntimeError(
+                    f"LMCache's server does not start:\n{self._log.read_text(encoding='utf-8')[-2000:]}"
+                )
             time.sleep(0.1)
         return self
 
     def forget(self) -> None:
         """Drop what its own memory holds; Redis keeps it."""
-        urllib.request.urlopen(urllib.request.Request(f"{self._http}/cache/clear", method="POST"), timeout=10).close()
+        urllib.request.urlopen(
+            urllib.request.Request(f"{self._http}/cache/clear", method="POST"), timeout=10
+        ).close()
 
     def _answers(self) -> bool:
         try:
@@ -158,7 +183,9 @@ def _redis(stack: contextlib.ExitStack, folder: Path) -> tuple[PrivateRedis, red
     return server, stack.enter_context(redis.Redis.from_url(server.url))
 
 
-def _engine(stack: contextlib.ExitStack, model: Path, transfer: KVTransferConfig, *, vllms_executor: bool = False) -> ArmEngine:
+def _engine(
+    stack: contextlib.ExitStack, model: Path, transfer: KVTransferConfig, *, vllms_executor: bool = False
+) -> ArmEngine:
     engine = ArmEngine(model, transfer=transfer, vllms_executor=vllms_executor)
     stack.callback(engine.close)
     return engine
@@ -201,7 +228,9 @@ def files_arm(stack: contextlib.ExitStack, model: Path, folder: Path) -> Arm:
         },
     )
     engine = _engine(stack, model, transfer)
-    return Arm(FILES, engine, blocks * BLOCK_TOKENS, lambda: sum(1 for _ in root.rglob("*.bin")), engine.forget, None)
+    return Arm(
+        FILES, engine, blocks * BLOCK_TOKENS, lambda: sum(1 for _ in root.rglob("*.bin")), engine.forget, None
+    )
 
 
 def lmcache_arm(stack: contextlib.ExitStack, model: Path, folder: Path, *, vllms_executor: bool) -> Arm:
@@ -237,9 +266,11 @@ def lmcache_arm(stack: contextlib.ExitStack, model: Path, folder: Path, *, vllms
 
 @dataclass
 class Taken:
-    """What one arm did with prompts of one length. local_reads: how often its local hits asked Redis for a value; read_bytes: what Redis
-    sent for one remote hit; as_local, as_cold: prompts that a remote hit answered as a local hit did, to the last bit of the
-    log-probabilities, and with the tokens of the cold answer."""
+    """What one arm did with prompts of one length. local_reads: how often its local hits asked Redis for a
+    value; read_bytes: what Redis sent for one remote hit; as_local, as_cold: prompts that a remote hit
+    answered as a local hit did, to the last bit of the log-probabilities, and with the tokens of the cold
+    answer.
+    """
 
     remote_s: list[float] = field(default_factory=list)
     local_s: list[float] = field(default_factory=list)
@@ -256,7 +287,9 @@ def fill(arm: Arm, prompt: list[int], taken: Taken) -> None:
     deadline_s = time.monotonic() + STORE_TIMEOUT_S
     while arm.stored() < wanted:
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"{arm.name}: {arm.stored()} of {wanted} chunks are stored after {STORE_TIMEOUT_S:.0f} s")
+            raise TimeoutError(
+                f"{arm.name}: {arm.stored()} of {wanted} chunks are stored after {STORE_TIMEOUT_S:.0f} s"
+            )
         time.sleep(0.02)
     local = arm.engine.answer(prompt)
     arm.forget()
@@ -266,7 +299,9 @@ def fill(arm: Arm, prompt: list[int], taken: Taken) -> None:
 
 
 def hit(arm: Arm, prompt: list[int]) -> tuple[float, int, int]:
-    """Returns the TTFT of a hit in seconds, how often it asked Redis for a value, and the bytes that Redis sent."""
+    """Returns the TTFT of a hit in seconds, how often it asked Redis for a value, and the bytes that Redis
+    sent.
+    """
     values, sent = arm.read()
     seconds, cached = arm.engine.first_token(prompt)
     time.sleep(arm.settle_s)
@@ -299,7 +334,10 @@ def measure(arms: Sequence[Arm], tokens: int, prompts: int, rounds: int) -> dict
                     own.remote_s.append(remote_s)
                     own.local_s.append(local_s)
             if turn:
-                told(f"round {turn} of {rounds}, remote: " + ", ".join(f"{name} {own.remote_s[-1]:.3f} s" for name, own in taken.items()))
+                told(
+                    f"round {turn} of {rounds}, remote: "
+                    + ", ".join(f"{name} {own.remote_s[-1]:.3f} s" for name, own in taken.items())
+                )
     return taken
 
 
@@ -311,7 +349,9 @@ def rows(tokens: int, taken: dict[str, Taken]) -> list[dict[str, Any]]:
             "arm": name,
             "tokens": tokens,
             "remote_s": statistics.median(own.remote_s),
-            "memserve_of_it": statistics.median(mine / other for mine, other in zip(ours, own.remote_s, strict=True)),
+            "memserve_of_it": statistics.median(
+                mine / other for mine, other in zip(ours, own.remote_s, strict=True)
+            ),
             "local_s": statistics.median(own.local_s),
             "read_bytes": own.read_bytes,
             "local_reads": own.local_reads,
@@ -326,7 +366,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     options = parser("kv_peers", __doc__)
     options.add_argument(
-        "--files-in", type=Path, default=Path(tempfile.gettempdir()), help="folder for the file-system tier (default: %(default)s)"
+        "--files-in",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help="folder for the file-system tier (default: %(default)s)",
     )
     chosen = options.parse_args(arguments)
     with_lmcache = not chosen.quick and install_lmcache.is_installed()
@@ -355,7 +398,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(figures: list[dict[str, Any]], prompts: int, chosen: argparse.Namespace) -> int:
     """The table and the bars. Returns the exit status."""
-    columns = ("tokens, arm", "remote s", "memserve ÷ it", "local s", "MB a remote hit", "reads by local hits", "as local", "as cold")
+    columns = (
+        "tokens, arm",
+        "remote s",
+        "memserve ÷ it",
+        "local s",
+        "MB a remote hit",
+        "reads by local hits",
+        "as local",
+        "as cold",
+    )
     cells = [
         (
             f"{row['tokens']:,} {row['arm']}",
@@ -371,12 +423,28 @@ def report(figures: list[dict[str, Any]], prompts: int, chosen: argparse.Namespa
     ours = [row for row in figures if row["arm"] == MEMSERVE]
     longest = max(row["tokens"] for row in figures)
     bars = [
-        Bar(f"{longest:,} tokens, remote: memserve ÷ {row['arm']}", row["memserve_of_it"], at_most=AT_MOST[row["arm"]])
+        Bar(
+            f"{longest:,} tokens, remote: memserve ÷ {row['arm']}",
+            row["memserve_of_it"],
+            at_most=AT_MOST[row["arm"]],
+        )
         for row in figures
         if row["tokens"] == longest and row["arm"] in AT_MOST
     ]
-    bars.append(Bar("values that local hits of memserve read from Redis", sum(row["local_reads"] for row in ours), at_most=0))
-    bars.append(Bar("remote hits of memserve that answer unlike local ones", sum(prompts - row["as_local"] for row in ours), at_most=0))
+    bars.append(
+        Bar(
+            "values that local hits of memserve read from Redis",
+            sum(row["local_reads"] for row in ours),
+            at_most=0,
+        )
+    )
+    bars.append(
+        Bar(
+            "remote hits of memserve that answer unlike local ones",
+            sum(prompts - row["as_local"] for row in ours),
+            at_most=0,
+        )
+    )
     return finish(bars, {"figures": figures, "files_in": str(chosen.files_in)}, chosen.json)
 
 

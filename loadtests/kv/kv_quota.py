@@ -1,8 +1,10 @@
-"""Two writers race on one tenant's quota: what the ledger counts is what Redis holds, and never more than the quota.
+"""Two writers race on one tenant's quota: what the ledger counts is what Redis holds, and never more than the
+quota.
 
-Each writer is a process of its own with a store as a worker has it. They store chains that overlap (the same prefixes, longer and shorter),
-load some, remove some, and together want several times the quota. In every second the quota is held against what Redis holds; at the end
-counted bytes are held against stored bytes, tenant by tenant, and every chain that is there is there from its beginning on.
+Each writer is a process of its own with a store as a worker has it. They store chains that overlap (the same
+prefixes, longer and shorter), load some, remove some, and together want several times the quota. In every
+second the quota is held against what Redis holds; at the end counted bytes are held against stored bytes,
+tenant by tenant, and every chain that is there is there from its beginning on.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def chain(number: int) -> list[bytes]:
 def write(url: str, seed: int, until_s: float, told_counts: multiprocessing.Queue[dict[str, int]]) -> None:
     """A writer's process."""
     quotas = Quotas(tenant_bytes=QUOTA_CHUNKS * (CHUNK_BYTES + HEADER_BYTES))
-    store = RedisChunkStore(url, NAMESPACE, quotas=quotas, io_timeout_s=10, lookup_timeout_s=10, failures_to_open=1000)
+    store = RedisChunkStore(
+        url, NAMESPACE, quotas=quotas, io_timeout_s=10, lookup_timeout_s=10, failures_to_open=1000
+    )
     draw = random.Random(seed)
     body = draw.randbytes(CHUNK_BYTES)
     places = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(CHAIN_CHUNKS)]
@@ -59,12 +63,19 @@ def write(url: str, seed: int, until_s: float, told_counts: multiprocessing.Queu
             store.use([key for key, came in zip(keys, loaded, strict=False) if came])
             counts["loaded"] += sum(loaded)
         elif draw.random() < 0.05:
-            condemned, _ = store.ledger.condemn([member(NAMESPACE, key) for key in chain(number)[length - 1 :]])
+            condemned, _ = store.ledger.condemn(
+                [member(NAMESPACE, key) for key in chain(number)[length - 1 :]]
+            )
             store.ledger.remove_values(condemned)
             counts["removed on request"] += len(condemned)
         else:
             owner = Owner(OTHER if number % 10 == 0 else RACED)
-            account = Account(owner, [b"", *keys[:-1]], [CHUNK_TOKENS * (n + 1) for n in range(len(keys))], worth_per_use=0.5)
+            account = Account(
+                owner,
+                [b"", *keys[:-1]],
+                [CHUNK_TOKENS * (n + 1) for n in range(len(keys))],
+                worth_per_use=0.5,
+            )
             for outcome in store.store(keys, [body] * len(keys), budget_s=10, account=account):
                 counts[outcome.value] += 1
     stats = store.take_stats()
@@ -75,7 +86,9 @@ def write(url: str, seed: int, until_s: float, told_counts: multiprocessing.Queu
 
 
 def stored(client: redis.Redis) -> dict[str, int]:
-    """Bytes that Redis really holds, by the tenant of their entry; "nobody" for values that no entry counts."""
+    """Bytes that Redis really holds, by the tenant of their entry; "nobody" for values that no entry
+    counts.
+    """
     held: Counter[str] = Counter()
     for key in client.scan_iter(VALUE_PREFIX + "*", count=1000):
         owner = cast(bytes | None, client.hget(entry_key(key.decode().removeprefix(VALUE_PREFIX)), "t"))
@@ -85,7 +98,10 @@ def stored(client: redis.Redis) -> dict[str, int]:
 
 def broken_chains(client: redis.Redis) -> int:
     """Chunks in Redis whose beginning is not."""
-    there = [[bool(client.exists(VALUE_PREFIX + member(NAMESPACE, key))) for key in chain(number)] for number in range(CHAINS)]
+    there = [
+        [bool(client.exists(VALUE_PREFIX + member(NAMESPACE, key))) for key in chain(number)]
+        for number in range(CHAINS)
+    ]
     return sum(sum(places[places.index(False) :]) for places in there if False in places)
 
 
@@ -95,18 +111,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = QUICK_SECONDS if chosen.quick else SECONDS
     context = multiprocessing.get_context("spawn")
     quota_bytes = QUOTA_CHUNKS * (CHUNK_BYTES + HEADER_BYTES)
-    with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server, redis.Redis.from_url(server.url) as client:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PrivateRedis(Path(folder)) as server,
+        redis.Redis.from_url(server.url) as client,
+    ):
         counts_of = context.Queue()
         until_s = time.monotonic() + seconds
-        writers = [context.Process(target=write, args=(server.url, seed, until_s, counts_of)) for seed in range(WRITERS)]
+        writers = [
+            context.Process(target=write, args=(server.url, seed, until_s, counts_of))
+            for seed in range(WRITERS)
+        ]
         for writer in writers:
             writer.start()
         most_bytes = 0
         while any(writer.is_alive() for writer in writers) and time.monotonic() < until_s:
             time.sleep(1.0)
-            # Not a snapshot: what is evicted and stored while it is read may be counted on both sides, or on neither.
+            # Not a snapshot: what is evicted and stored while it is read may be counted on both sides, or on
+            # neither.
             most_bytes = max(most_bytes, stored(client).get(RACED, 0))
-            told(f"{max(0.0, until_s - time.monotonic()):5.0f} s left, {most_bytes / quota_bytes:.3f} of the quota at most")
+            told(
+                f"{max(0.0, until_s - time.monotonic()):5.0f} s left, {most_bytes / quota_bytes:.3f} "
+                "of the quota at most"
+            )
         counts: Counter[str] = Counter()
         for _ in writers:
             counts.update(counts_of.get(timeout=60))
@@ -118,20 +145,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for tenant, name in ((RACED, RACED), (OTHER, OTHER), ("all", "*"))
         }
         broken = broken_chains(client)
-    rows = [[tenant, counted[tenant], sum(held.values()) if tenant == "all" else held.get(tenant, 0)] for tenant in counted]
+    rows = [
+        [tenant, counted[tenant], sum(held.values()) if tenant == "all" else held.get(tenant, 0)]
+        for tenant in counted
+    ]
     print_table(("tenant", "counted bytes", "stored bytes"), rows)
     print()
     print_table(("in all", "chunks"), [[name, number] for name, number in sorted(counts.items())])
     bars = [
-        Bar("difference of counted and stored bytes, all tenants", sum(abs(row[1] - row[2]) for row in rows), at_most=0),  # type: ignore[operator]
-        Bar("stored bytes ÷ quota of the raced tenant, at the end", held.get(RACED, 0) / quota_bytes, at_most=1),
+        Bar(
+            "difference of counted and stored bytes, all tenants",
+            sum(abs(row[1] - row[2]) for row in rows),
+            at_most=0,
+        ),  # type: ignore[operator]
+        Bar(
+            "stored bytes ÷ quota of the raced tenant, at the end",
+            held.get(RACED, 0) / quota_bytes,
+            at_most=1,
+        ),
         Bar("the same, seen while they raced", most_bytes / quota_bytes, at_most=1),
         Bar("evictions for the quota", counts["removed for tenant_quota"], at_least=100),
         Bar("calls that failed", counts["unanswered"] + counts["refused on load"], at_most=0),
     ]
-    print(f"\nchunks whose chain's beginning is gone (removed on request while a writer stored its end): {broken}")
+    print(
+        "\nchunks whose chain's beginning is gone (removed on request while a writer stored its "
+        f"end): {broken}"
+    )
     return finish(
-        bars, {"counts": dict(counts), "counted": counted, "stored": held, "broken_chains": broken, "seconds": seconds}, chosen.json
+        bars,
+        {
+            "counts": dict(counts),
+            "counted": counted,
+            "stored": held,
+            "broken_chains": broken,
+            "seconds": seconds,
+        },
+        chosen.json,
     )
 
 

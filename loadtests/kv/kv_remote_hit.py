@@ -1,9 +1,11 @@
-"""What a prefix in Redis is worth: TTFT of a remote hit against a cold prompt and against a hit in the engine's own memory.
+"""What a prefix in Redis is worth: TTFT of a remote hit against a cold prompt and against a hit in the
+engine's own memory.
 
-Two real vLLM engines with the Redis tier on a model of a 0.5B shape, and a private redis-server. In every round a new prompt is asked of
-the first engine twice (cold, then a local hit) and, once Redis holds it, of the second, which has never seen it (remote hit). Either
-engine answers a short prompt right before its hit: the second has done nothing while the first computed, for seconds, and an engine at rest
-takes a hundredth of a second to come back, wherever the prefix is. A figure is the median of the rounds' ratios.
+Two real vLLM engines with the Redis tier on a model of a 0.5B shape, and a private redis-server. In every
+round a new prompt is asked of the first engine twice (cold, then a local hit) and, once Redis holds it, of
+the second, which has never seen it (remote hit). Either engine answers a short prompt right before its hit:
+the second has done nothing while the first computed, for seconds, and an engine at rest takes a hundredth of
+a second to come back, wherever the prefix is. A figure is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -32,11 +34,15 @@ def wait_until_stored(client: redis.Redis, wanted: int) -> None:
     deadline_s = time.monotonic() + STORE_TIMEOUT_S
     while int(client.dbsize()) < wanted:
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"Redis holds {client.dbsize()} of {wanted} chunks after {STORE_TIMEOUT_S:.0f} s")
+            raise TimeoutError(
+                f"Redis holds {client.dbsize()} of {wanted} chunks after {STORE_TIMEOUT_S:.0f} s"
+            )
         time.sleep(0.02)
 
 
-def measure(first: BenchEngine, second: BenchEngine, client: redis.Redis, tokens: int, rounds: int) -> dict[str, float]:
+def measure(
+    first: BenchEngine, second: BenchEngine, client: redis.Redis, tokens: int, rounds: int
+) -> dict[str, float]:
     taken: dict[str, list[float]] = {"cold": [], "local": [], "remote": []}
     for number in range(rounds + 1):
         prompt = random_prompt(tokens * 1000 + number, tokens)
@@ -49,13 +55,18 @@ def measure(first: BenchEngine, second: BenchEngine, client: redis.Redis, tokens
         second.first_token(random_prompt(number, WAKE_TOKENS))
         remote_s, remote_cached = second.first_token(prompt)
         assert min(local_cached, remote_cached) >= CACHED_AT_LEAST * tokens, (local_cached, remote_cached)
-        told(f"{tokens} tokens, round {number} of {rounds}: cold {cold_s:.2f}, local {local_s:.3f}, remote {remote_s:.3f} s")
+        told(
+            f"{tokens} tokens, round {number} of {rounds}: cold {cold_s:.2f}, local {local_s:.3f}, "
+            f"remote {remote_s:.3f} s"
+        )
         if number:  # the first one warms up
             for name, seconds in (("cold", cold_s), ("local", local_s), ("remote", remote_s)):
                 taken[name].append(seconds)
     figures = {f"{name}_s": statistics.median(seconds) for name, seconds in taken.items()}
     for name in ("cold", "local"):
-        figures[f"remote_of_{name}"] = statistics.median(r / o for r, o in zip(taken["remote"], taken[name], strict=True))
+        figures[f"remote_of_{name}"] = statistics.median(
+            r / o for r, o in zip(taken["remote"], taken[name], strict=True)
+        )
     return figures
 
 
@@ -64,7 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser("kv_remote_hit", __doc__).parse_args(arguments)
     prepare_environment()
     figures: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server, redis.Redis.from_url(server.url) as client:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PrivateRedis(Path(folder)) as server,
+        redis.Redis.from_url(server.url) as client,
+    ):
         model = write_shape(Path(folder) / "model")
         told("starting two engines")
         engines = BenchEngine(model, redis_url=server.url), BenchEngine(model, redis_url=server.url)
@@ -76,9 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 engine.close()
     columns = ("prompt tokens", "cold s", "local s", "remote s", "remote ÷ cold", "remote ÷ local")
     names = ("cold_s", "local_s", "remote_s", "remote_of_cold", "remote_of_local")
-    print_table(columns, [[tokens, *(f"{row[name]:.3f}" for name in names)] for tokens, row in figures.items()])
+    print_table(
+        columns, [[tokens, *(f"{row[name]:.3f}" for name in names)] for tokens, row in figures.items()]
+    )
     bars = [Bar("4,128 tokens: remote ÷ cold", figures["4128"]["remote_of_cold"], at_most=1 / 60)]
-    bars += [Bar(f"{int(tokens):,} tokens: remote ÷ local", row["remote_of_local"], at_most=1.25) for tokens, row in figures.items()]
+    bars += [
+        Bar(f"{int(tokens):,} tokens: remote ÷ local", row["remote_of_local"], at_most=1.25)
+        for tokens, row in figures.items()
+    ]
     return finish(bars, {"figures": figures}, chosen.json)
 
 

@@ -1,8 +1,9 @@
 """What the Redis tier costs the engine's scheduler, and cold requests, while Redis does not answer.
 
-First the tier alone, driven as vLLM's scheduler drives it in every step (look-ups of new requests, a load, a store, finished jobs,
-statistics), with Redis stopped by SIGSTOP half-way: the longest time on the calling thread. Then two real engines on a model of a 0.5B
-shape, one with the tier on a stopped Redis and one without a tier: TTFT of the same cold prompts, alternating, as the median of the ratios.
+First the tier alone, driven as vLLM's scheduler drives it in every step (look-ups of new requests, a load, a
+store, finished jobs, statistics), with Redis stopped by SIGSTOP half-way: the longest time on the calling
+thread. Then two real engines on a model of a 0.5B shape, one with the tier on a stopped Redis and one without
+a tier: TTFT of the same cold prompts, alternating, as the median of the ratios.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def steps_on_the_scheduler(url: str, server_pid: int, steps: int) -> dict[str, l
             told("Redis is stopped")
             os.kill(server_pid, signal.SIGSTOP)
         request = ReqContext(f"request-{step}")
-        keys = [OffloadKey((step * CHUNKS_PER_REQUEST + number).to_bytes(36, "big")) for number in range(CHUNKS_PER_REQUEST)]
+        keys = [
+            OffloadKey((step * CHUNKS_PER_REQUEST + number).to_bytes(36, "big"))
+            for number in range(CHUNKS_PER_REQUEST)
+        ]
         place = (step % (HOST_CHUNKS // 8)) * 8
         chunks = range(place, place + 8)
         started_s = time.perf_counter()
@@ -84,7 +88,9 @@ def ttft_ratios(model: Path, server: PrivateRedis, rounds: int) -> list[float]:
             arms = [with_tier, without] if number % 2 else [without, with_tier]
             seconds = {id(engine): engine.first_token(prompt)[0] for engine in arms}
             ratio = seconds[id(with_tier)] / seconds[id(without)]
-            told(f"round {number} of {rounds}: {seconds[id(with_tier)]:.3f} s with the tier, ratio {ratio:.3f}")
+            told(
+                f"round {number} of {rounds}: {seconds[id(with_tier)]:.3f} s with the tier, ratio {ratio:.3f}"
+            )
             if number:
                 ratios.append(ratio)
     finally:
@@ -104,12 +110,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ratios = ttft_ratios(write_shape(Path(folder) / "model"), server, 2 if chosen.quick else 11)
     quantiles = {name: statistics.quantiles(seconds, n=100) for name, seconds in taken.items()}
     rows = [
-        [f"Redis {name}", *(f"{1000 * each:.3f}" for each in (cuts[49], cuts[98], max(taken[name])))] for name, cuts in quantiles.items()
+        [f"Redis {name}", *(f"{1000 * each:.3f}" for each in (cuts[49], cuts[98], max(taken[name])))]
+        for name, cuts in quantiles.items()
     ]
     print_table(("tier on the scheduler's thread, ms a step", "p50", "p99", "max"), rows)
     bars = [
-        Bar("Redis stopped: p99 of the tier on the scheduler's thread, ms", 1000 * quantiles["stopped"][98], at_most=1.0),
-        Bar("Redis stopped: TTFT of a cold request ÷ without the tier", statistics.median(ratios), at_most=1.02),
+        Bar(
+            "Redis stopped: p99 of the tier on the scheduler's thread, ms",
+            1000 * quantiles["stopped"][98],
+            at_most=1.0,
+        ),
+        Bar(
+            "Redis stopped: TTFT of a cold request ÷ without the tier",
+            statistics.median(ratios),
+            at_most=1.02,
+        ),
     ]
     figures = {f"{name}_p99_ms": 1000 * cuts[98] for name, cuts in quantiles.items()}
     return finish(bars, {**figures, "ttft_ratios": ratios}, chosen.json)

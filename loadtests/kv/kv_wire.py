@@ -1,11 +1,14 @@
-"""How fast verified KV values come out of Redis, against a plain `recv_into` loop and against redis-py's GET (with hiredis).
+"""How fast verified KV values come out of Redis, against a plain `recv_into` loop and against redis-py's GET
+(with hiredis).
 
-A private redis-server, one connection an arm, values of 0.25 to 4 MiB, 64 MiB of them. The tier alternates with the plain loop, and then
-with redis-py; a figure is the median of the rounds' ratios. Every few rounds each arm connects anew: how large the kernel makes the buffers
-of a TCP connection is settled early, differently each time, and makes a fifth. The client is on one core, Redis on another. The plain loop
-sends the same commands with as many in flight, and every payload comes to the same place in memory as with the tier: where Redis and the
-client have the bytes, and how that is aligned to the kernel's buffers between them, makes up to a factor of two. It verifies nothing and
-expects no misses. redis-py's values are kept until the last has come, as a prefix's must be.
+A private redis-server, one connection an arm, values of 0.25 to 4 MiB, 64 MiB of them. The tier alternates
+with the plain loop, and then with redis-py; a figure is the median of the rounds' ratios. Every few rounds
+each arm connects anew: how large the kernel makes the buffers of a TCP connection is settled early,
+differently each time, and makes a fifth. The client is on one core, Redis on another. The plain loop sends
+the same commands with as many in flight, and every payload comes to the same place in memory as with the
+tier: where Redis and the client have the bytes, and how that is aligned to the kernel's buffers between them,
+makes up to a factor of two. It verifies nothing and expects no misses. redis-py's values are kept until the
+last has come, as a prefix's must be.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ TOTAL_BYTES = 64 << 20
 TTL_S = 3600
 
 
-def plain_loop(connected: socket.socket, names: Sequence[str], buffers: Sequence[memoryview], value_bytes: int) -> Callable[[], None]:
+def plain_loop(
+    connected: socket.socket, names: Sequence[str], buffers: Sequence[memoryview], value_bytes: int
+) -> Callable[[], None]:
     """Get every name, receiving each whole reply into a buffer. Returns the function that does it once."""
     reply_bytes = len(b"$%d\r\n" % value_bytes) + value_bytes + 2 + len(PADDING)
     commands = [get_command(name.encode(), ttl_s=TTL_S) for name in names]
@@ -56,7 +61,9 @@ def plain_loop(connected: socket.socket, names: Sequence[str], buffers: Sequence
     return once
 
 
-def alternate(first: Callable[[], None], second: Callable[[], None], rounds: int) -> tuple[list[float], list[float]]:
+def alternate(
+    first: Callable[[], None], second: Callable[[], None], rounds: int
+) -> tuple[list[float], list[float]]:
     """Seconds of each in every round; a round that warms up comes before."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
@@ -68,8 +75,11 @@ def alternate(first: Callable[[], None], second: Callable[[], None], rounds: int
     return seconds
 
 
-def measure(server: PrivateRedis, transport: str, size_kib: int, connections: int, rounds: int) -> dict[str, float]:
-    """Returns the median throughput of each arm, GB/s, the tier's beside either of the others, and the median ratios.
+def measure(
+    server: PrivateRedis, transport: str, size_kib: int, connections: int, rounds: int
+) -> dict[str, float]:
+    """Returns the median throughput of each arm, GB/s, the tier's beside either of the others, and the median
+    ratios.
 
     connections: of each arm, one after the other. rounds: of each of them.
     """
@@ -117,7 +127,9 @@ def measure(server: PrivateRedis, transport: str, size_kib: int, connections: in
     for name, (own_s, other_s) in seconds.items():
         figures[f"{name}_gb_s"] = gigabytes / statistics.median(other_s)
         figures[f"tier_beside_{name}_gb_s"] = gigabytes / statistics.median(own_s)
-        figures[f"tier_of_{name}"] = statistics.median(theirs / own for own, theirs in zip(own_s, other_s, strict=True))
+        figures[f"tier_of_{name}"] = statistics.median(
+            theirs / own for own, theirs in zip(own_s, other_s, strict=True)
+        )
     return figures
 
 
@@ -127,19 +139,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     connections, rounds = (6, 3) if chosen.quick else (10, 4)
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server:
-        # The scheduler puts the two on one core or on two as it likes, for seconds, and one arm may get all of either.
+        # The scheduler puts the two on one core or on two as it likes, for seconds, and one arm may get all
+        # of either.
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[:1])
         os.sched_setaffinity(server.process.pid, cores[-1:])
         for transport in ("unix", "tcp"):
             for size in SIZES_KIB:
-                told(f"{transport}, {size} KiB: {connections} connections, {rounds} rounds of {TOTAL_BYTES >> 20} MiB an arm on each")
+                told(
+                    f"{transport}, {size} KiB: {connections} connections, {rounds} rounds of "
+                    f"{TOTAL_BYTES >> 20} MiB an arm on each"
+                )
                 figures[f"{transport}_{size}_kib"] = measure(server, transport, size, connections, rounds)
-    columns = ("value", "tier GB/s", "plain GB/s", "tier ÷ plain", "tier GB/s", "redis-py GB/s", "tier ÷ redis-py")
-    names = ("tier_beside_plain_gb_s", "plain_gb_s", "tier_of_plain", "tier_beside_redis_py_gb_s", "redis_py_gb_s", "tier_of_redis_py")
+    columns = (
+        "value",
+        "tier GB/s",
+        "plain GB/s",
+        "tier ÷ plain",
+        "tier GB/s",
+        "redis-py GB/s",
+        "tier ÷ redis-py",
+    )
+    names = (
+        "tier_beside_plain_gb_s",
+        "plain_gb_s",
+        "tier_of_plain",
+        "tier_beside_redis_py_gb_s",
+        "redis_py_gb_s",
+        "tier_of_redis_py",
+    )
     print_table(columns, [[name, *(f"{row[each]:.2f}" for each in names)] for name, row in figures.items()])
-    bars = [Bar(f"{name}: tier ÷ plain loop", row["tier_of_plain"], at_least=0.8) for name, row in figures.items()]
-    bars += [Bar(f"{name}: tier ÷ redis-py", row["tier_of_redis_py"], at_least=2.0) for name, row in figures.items()]
+    bars = [
+        Bar(f"{name}: tier ÷ plain loop", row["tier_of_plain"], at_least=0.8) for name, row in figures.items()
+    ]
+    bars += [
+        Bar(f"{name}: tier ÷ redis-py", row["tier_of_redis_py"], at_least=2.0)
+        for name, row in figures.items()
+    ]
     return finish(bars, {"figures": figures}, chosen.json)
 
 

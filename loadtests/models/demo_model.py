@@ -1,6 +1,7 @@
 """Measure the demo model and its adapters on held-out data, with transformers and peft on the CPU.
 
-`python -m loadtests.demo_model` prints a table; `--json` adds one JSON object on the last line. Exit status 1 when a bar is missed.
+`python -m loadtests.demo_model` prints a table; `--json` adds one JSON object on the last line. Exit status 1
+when a bar is missed.
 """
 
 import argparse
@@ -28,7 +29,9 @@ KEPT = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured share of right answers, and the bar that it must reach (or stay under). A bar of None is for information."""
+    """One measured share of right answers, and the bar that it must reach (or stay under). A bar of None is
+    for information.
+    """
 
     name: str
     right: int
@@ -44,7 +47,9 @@ class Figure:
     @property
     def holds(self) -> bool:
         """Whether the share is on the right side of its bar."""
-        return (self.at_least is None or self.share >= self.at_least) and (self.at_most is None or self.share <= self.at_most)
+        return (self.at_least is None or self.share >= self.at_least) and (
+            self.at_most is None or self.share <= self.at_most
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,18 @@ class Subject:
         found = answers(self.model, self.tokenizer, prompts, rows)
         wrong = [pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1]]
         print(
-            f"{self.label}: {len(prompts)} questions, {time.monotonic() - started_s:.1f} s; wrong: {wrong[:3]}", file=sys.stderr, flush=True
+            f"{self.label}: {len(prompts)} questions, {time.monotonic() - started_s:.1f} s; wrong: "
+            f"{wrong[:3]}",
+            file=sys.stderr,
+            flush=True,
         )
         return len(prompts) - len(wrong)
 
 
 def _abilities(subject: Subject, seed: int, count: int, before: Sequence[Figure] = ()) -> list[Figure]:
-    """before: the same figures of the base; an adapter must keep 95 % of each. The base's own bars are absolute."""
+    """before: the same figures of the base; an adapter must keep 95 % of each. The base's own bars are
+    absolute.
+    """
     bars: dict[Need, tuple[str, float]] = {
         "passage": ("answered from a passage", 0.95),
         "distractors": ("abstained among other passages", 0.90),
@@ -86,7 +96,9 @@ def _abilities(subject: Subject, seed: int, count: int, before: Sequence[Figure]
 def _handbooks(subject: Subject, seed: int, tokens: int, count: int) -> Figure:
     book = facts.handbook(seed, tokens)
     asked = facts.handbook_questions(book, seed, count)
-    right = subject.right([facts.prompt(book.text, [], each.text) for each in asked], [each.answer for each in asked], rows=8)
+    right = subject.right(
+        [facts.prompt(book.text, [], each.text) for each in asked], [each.answer for each in asked], rows=8
+    )
     return Figure(f"{subject.label}: answered from a handbook of {tokens:,} tokens", right, count)
 
 
@@ -104,17 +116,23 @@ def _overrides(subject: Subject, name: str, seed: int) -> Figure:
     expected: list[str] = []
     for one in facts.adapter_facts(name):
         for phrasing in facts.HELD_OUT_QUESTIONS:
-            stated = facts.Fact(one.entity, one.attribute, facts.value(rng, facts.ATTRIBUTES[one.entity.kind][one.attribute]))
+            stated = facts.Fact(
+                one.entity, one.attribute, facts.value(rng, facts.ATTRIBUTES[one.entity.kind][one.attribute])
+            )
             shown = [stated, *facts.distinct_facts(rng, "held_out", rng.randint(0, 4), without=[stated])]
             rng.shuffle(shown)
             asked: Question = facts.question(rng, stated, [phrasing])
             prompts.append(facts.prompt("", [facts.passage(rng, each) for each in shown], asked.text))
             expected.append(stated.answer)
-    return Figure(f"{subject.label}: a contradicting passage wins", subject.right(prompts, expected), len(prompts))
+    return Figure(
+        f"{subject.label}: a contradicting passage wins", subject.right(prompts, expected), len(prompts)
+    )
 
 
 def measure(root: Path, seed: int, quick: bool) -> list[Figure]:
-    """Measure everything. root: a folder with model/ and adapters/. quick: fewer questions, at most a minute."""
+    """Measure everything. root: a folder with model/ and adapters/. quick: fewer questions, at most a
+    minute.
+    """
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     count = 200 if quick else 300
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(root / "model")
@@ -141,25 +159,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.demo_model", description=__doc__)
     parser.add_argument(
-        "--root", type=Path, default=MODEL_DIR.parent, help="a folder with model/ and adapters/ (default: the package's own)"
+        "--root",
+        type=Path,
+        default=MODEL_DIR.parent,
+        help="a folder with model/ and adapters/ (default: the package's own)",
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the held-out questions (default: 1)")
     parser.add_argument("--quick", action="store_true", help="fewer questions, at most a minute")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)"
+    )
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     figures = measure(chosen.root, chosen.seed, chosen.quick)
     held = all(each.holds for each in figures)
     width = max(len(each.name) for each in figures)
     for each in figures:
-        bar = f">= {each.at_least:.2f}" if each.at_least is not None else f"<= {each.at_most:.2f}" if each.at_most is not None else ""
+        bar = (
+            f">= {each.at_least:.2f}"
+            if each.at_least is not None
+            else f"<= {each.at_most:.2f}"
+            if each.at_most is not None
+            else ""
+        )
         print(
-            f"{each.name:<{width}}  {each.share:6.3f}  {each.right:>4}/{each.asked:<4} {bar:<8} {'' if each.holds else 'MISSED'}".rstrip()
+            f"{each.name:<{width}}  {each.share:6.3f}  {each.right:>4}/{each.asked:<4} {bar:<8} "
+            f"{'' if each.holds else 'MISSED'}".rstrip()
         )
     print("every bar holds" if held else "a bar is missed")
     if chosen.json:
-        print(json.dumps({"seed": chosen.seed, "holds": held, "figures": [{**asdict(each), "share": each.share} for each in figures]}))
+        print(
+            json.dumps(
+                {
+                    "seed": chosen.seed,
+                    "holds": held,
+                    "figures": [{**asdict(each), "share": each.share} for each in figures],
+                }
+            )
+        )
     return 0 if held else 1
 
 

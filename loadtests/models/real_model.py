@@ -1,7 +1,8 @@
 """A real language model, as a user would serve it: SmolLM2-135M-Instruct by `memserve up --model`.
 
-It chats, answers from recalled memories, and is asked the same long prefix cold, warm, and with its KV from Redis after everything was
-stopped and started again. The model is made from a wheel (`loadtests.harness.real_models`).
+It chats, answers from recalled memories, and is asked the same long prefix cold, warm, and with its KV from
+Redis after everything was stopped and started again. The model is made from a wheel
+(`loadtests.harness.real_models`).
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def says(answer: Answer, wanted: str) -> bool:
 
 
 def ask_prefix(client: Client, prefix: str, question: str) -> Answer:
-    return client.generate([Message(Role.SYSTEM, prefix), Message(Role.USER, question)], sampling=Sampling(max_tokens=8))
+    return client.generate(
+        [Message(Role.SYSTEM, prefix), Message(Role.USER, question)], sampling=Sampling(max_tokens=8)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 chats = {question: client.generate(question, sampling=ANSWER) for question in CHAT}
                 for text in FACTS:
                     client.remember("notes", text)
-                recalls = {question: client.generate(question, namespaces=["notes"], sampling=ANSWER) for question, _ in FACTS.values()}
+                recalls = {
+                    question: client.generate(question, namespaces=["notes"], sampling=ANSWER)
+                    for question, _ in FACTS.values()
+                }
                 rows += [(question, answer.text.strip()) for question, answer in (chats | recalls).items()]
                 cold = ask_prefix(client, prefix, "What did the keeper note?")
                 warm = ask_prefix(client, prefix, "What did the keeper note?")
@@ -78,18 +84,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     for name, answer in (("cold", cold), ("warm", warm), ("after a restart", again)):
         used = answer.usage
-        rows.append((f"a prompt of {used.prompt_tokens} tokens, {name}", f"first token after {used.ttft_ms:.0f} ms, cached {used.cached}"))
+        rows.append(
+            (
+                f"a prompt of {used.prompt_tokens} tokens, {name}",
+                f"first token after {used.ttft_ms:.0f} ms, cached {used.cached}",
+            )
+        )
     print_table(("asked", "answered"), rows)
     missing = again.usage.prompt_tokens - again.usage.cached.redis
     bars = [
-        Bar("questions answered as known", sum(says(chats[question], wanted) for question, wanted in CHAT.items()), at_least=len(CHAT)),
-        Bar("questions answered from memories", sum(says(recalls[q], wanted) for q, wanted in FACTS.values()), at_least=len(FACTS)),
+        Bar(
+            "questions answered as known",
+            sum(says(chats[question], wanted) for question, wanted in CHAT.items()),
+            at_least=len(CHAT),
+        ),
+        Bar(
+            "questions answered from memories",
+            sum(says(recalls[q], wanted) for q, wanted in FACTS.values()),
+            at_least=len(FACTS),
+        ),
         Bar("TTFT warm ÷ cold", warm.usage.ttft_ms / cold.usage.ttft_ms, at_most=WARM_RATIO_MOST),
-        Bar("TTFT from Redis after a restart ÷ cold", again.usage.ttft_ms / cold.usage.ttft_ms, at_most=REDIS_RATIO_MOST),
+        Bar(
+            "TTFT from Redis after a restart ÷ cold",
+            again.usage.ttft_ms / cold.usage.ttft_ms,
+            at_most=REDIS_RATIO_MOST,
+        ),
         Bar("tokens of the prompt that did not come from Redis", missing, at_most=CHUNK_TOKENS_MOST),
-        Bar("answers that differ after the restart from the warm one", int(again.text != warm.text), at_most=0),
+        Bar(
+            "answers that differ after the restart from the warm one", int(again.text != warm.text), at_most=0
+        ),
     ]
-    return finish(bars, {"cold_ms": cold.usage.ttft_ms, "warm_ms": warm.usage.ttft_ms, "redis_ms": again.usage.ttft_ms}, chosen.json)
+    return finish(
+        bars,
+        {"cold_ms": cold.usage.ttft_ms, "warm_ms": warm.usage.ttft_ms, "redis_ms": again.usage.ttft_ms},
+        chosen.json,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Adapters as peft makes them, every kind and setting: each answers as peft does, or is refused with what is at fault named.
+"""Adapters as peft makes them, every kind and setting: each answers as peft does, or is refused with what is
+at fault named.
 
-A real `memserve up` on the demo model. Every adapter is made with peft on the same base, with random weights that change the answers,
-saved, published, promoted and asked; peft answers the same prompts with the saved files. What is accepted and answers with other tokens is
-the fault that this looks for: an adapter whose meaning memserve has not understood.
+A real `memserve up` on the demo model. Every adapter is made with peft on the same base, with random weights
+that change the answers, saved, published, promoted and asked; peft answers the same prompts with the saved
+files. What is accepted and answers with other tokens is the fault that this looks for: an adapter whose
+meaning memserve has not understood.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ Edit = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """An adapter. options: of LoraConfig. edit: what is done to the saved folder. named: what a refusal must name; "": it must answer."""
+    """An adapter. options: of LoraConfig. edit: what is done to the saved folder. named: what a refusal must
+    name; "": it must answer.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -60,13 +64,18 @@ def edited_config(**changes: Any) -> Edit:
 
 def edited_tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Edit:
     def edit(folder: Path) -> None:
-        save_file({name: tensor.contiguous() for name, tensor in change(load_file(folder / WEIGHTS_FILE)).items()}, folder / WEIGHTS_FILE)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in change(load_file(folder / WEIGHTS_FILE)).items()},
+            folder / WEIGHTS_FILE,
+        )
 
     return edit
 
 
 def renamed(old: str, new: str) -> Edit:
-    return edited_tensors(lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()})
+    return edited_tensors(
+        lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    )
 
 
 def as_pickle(folder: Path) -> None:
@@ -116,7 +125,9 @@ CASES = [
     Case(
         "unset keys written as null",
         QV,
-        edited_config(modules_to_save=None, megatron_config=None, eva_config=None, trainable_token_indices=None),
+        edited_config(
+            modules_to_save=None, megatron_config=None, eva_config=None, trainable_token_indices=None
+        ),
     ),
     Case("another base's name", QV, edited_config(base_model_name_or_path="somebody/else", revision="main")),
     Case("PiSSA", {**QV, "init_lora_weights": "pissa"}, named="init_lora_weights"),
@@ -132,7 +143,9 @@ CASES = [
     Case("trained tokens", {**QV, "trainable_token_indices": [5, 6]}, named="trainable_token_indices"),
     Case("layers copied", {**QV, "layer_replication": [[0, 2], [1, 2]]}, named="layer_replication"),
     Case("fan in, fan out", QV, edited_config(fan_in_fan_out=True), named="fan_in_fan_out"),
-    Case("activated by tokens", QV, edited_config(alora_invocation_tokens=[5]), named="alora_invocation_tokens"),
+    Case(
+        "activated by tokens", QV, edited_config(alora_invocation_tokens=[5]), named="alora_invocation_tokens"
+    ),
     Case("for sequence classification", QV, edited_config(task_type="SEQ_CLS"), named="task_type"),
     Case("a key that nobody knows", QV, edited_config(use_tomorrow=True), named="use_tomorrow"),
     Case("embeddings", {"target_modules": ["q_proj", "embed_tokens"]}, named="embed"),
@@ -143,23 +156,46 @@ CASES = [
     Case("without any effect", QV, named="zero", zero=True),
     Case("a pickle", QV, as_pickle, named="convert it with"),
     Case("cut off", QV, cut_off, named=WEIGHTS_FILE),
-    Case("another prefix", QV, renamed("base_model.model.model.", "base_model.model.language_model.model."), named="rename it to"),
+    Case(
+        "another prefix",
+        QV,
+        renamed("base_model.model.model.", "base_model.model.language_model.model."),
+        named="rename it to",
+    ),
     Case(
         "a half missing",
         QV,
         edited_tensors(lambda t: {n: x for n, x in t.items() if "lora_B" not in n}),
         named="only one of lora_A and lora_B",
     ),
-    Case("not a number", QV, edited_tensors(lambda t: {n: x * float("nan") for n, x in t.items()}), named="lora_"),
-    Case("AdaLoRA", make=of_kind("AdaLoraConfig", target_modules=["q_proj"], total_step=10), named="peft_type"),
+    Case(
+        "not a number",
+        QV,
+        edited_tensors(lambda t: {n: x * float("nan") for n, x in t.items()}),
+        named="lora_",
+    ),
+    Case(
+        "AdaLoRA", make=of_kind("AdaLoraConfig", target_modules=["q_proj"], total_step=10), named="peft_type"
+    ),
     Case("LoHa", make=of_kind("LoHaConfig", target_modules=["q_proj"]), named="peft_type"),
     Case("LoKr", make=of_kind("LoKrConfig", target_modules=["q_proj"]), named="peft_type"),
-    Case("IA3", make=of_kind("IA3Config", target_modules=["q_proj"], feedforward_modules=[]), named="peft_type"),
+    Case(
+        "IA3", make=of_kind("IA3Config", target_modules=["q_proj"], feedforward_modules=[]), named="peft_type"
+    ),
     Case("OFT", make=of_kind("OFTConfig", target_modules=["q_proj"], oft_block_size=4), named="peft_type"),
     Case("prompt tuning", make=of_kind("PromptTuningConfig", num_virtual_tokens=4), named="peft_type"),
     Case("prefix tuning", make=of_kind("PrefixTuningConfig", num_virtual_tokens=4), named="peft_type"),
 ]
-QUICK = ("plain", "rank-stabilised", "all linear layers", "PiSSA", "DoRA", "a key that nobody knows", "AdaLoRA", "another prefix")
+QUICK = (
+    "plain",
+    "rank-stabilised",
+    "all linear layers",
+    "PiSSA",
+    "DoRA",
+    "a key that nobody knows",
+    "AdaLoRA",
+    "another prefix",
+)
 
 
 class Peft:
@@ -181,8 +217,14 @@ class Peft:
 
         torch.manual_seed(seed)
         options = {"r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM", **case.options}
-        model = case.make(self.base()) if case.make else peft.get_peft_model(self.base(), peft.LoraConfig(**options))
-        if not case.zero and not str(case.options.get("init_lora_weights", "")).startswith(("pissa", "olora")):
+        model = (
+            case.make(self.base())
+            if case.make
+            else peft.get_peft_model(self.base(), peft.LoraConfig(**options))
+        )
+        if not case.zero and not str(case.options.get("init_lora_weights", "")).startswith(
+            ("pissa", "olora")
+        ):
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.data.normal_(0, B_SCALE)
@@ -197,10 +239,16 @@ class Peft:
         found = []
         for question in QUESTIONS:
             inputs = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=True, return_tensors="pt", return_dict=True
+                [{"role": "user", "content": question}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_tensors="pt",
+                return_dict=True,
             )
             with torch.no_grad():
-                ids = model.generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, pad_token_id=0)
+                ids = model.generate(
+                    **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, pad_token_id=0
+                )
             found.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
         return found
 
@@ -212,7 +260,10 @@ def tried(case: Case, number: int, peft: Peft, client: Client, folder: Path) -> 
     try:
         version = client.modules.publish(name, folder)
         sampling = Sampling(max_tokens=TOKENS, min_tokens=TOKENS)
-        got = [list(client.generate(question, module=version.reference, sampling=sampling).token_ids) for question in QUESTIONS]
+        got = [
+            list(client.generate(question, module=version.reference, sampling=sampling).token_ids)
+            for question in QUESTIONS
+        ]
     except (CallFailed, FileNotFoundError) as refused:
         return REFUSED, str(refused)
     want = peft.answers(folder)
@@ -234,7 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for number, case in enumerate(cases):
                 outcome, why = tried(case, number, peft, client, folder / str(number))
                 counts[outcome] += 1
-                sound = (outcome == EQUAL and not case.named) or (outcome == REFUSED and bool(case.named) and case.named in why)
+                sound = (outcome == EQUAL and not case.named) or (
+                    outcome == REFUSED and bool(case.named) and case.named in why
+                )
                 if not sound:
                     wrong.append(case.name)
                 told(f"{case.name}: {outcome}{'' if sound else '  WRONG'} {why[:140]}")

@@ -1,7 +1,8 @@
 """Measure the demo's logit expert in real vLLM engines: what it knows, what it leaves alone, what it costs.
 
-`python -m loadtests.logit_expert` prints a table; `--json` adds one JSON object on the last line. Exit status 1 when a bar is missed.
-Two engines run side by side: one that can serve experts, and one without any such thing, which is the base.
+`python -m loadtests.logit_expert` prints a table; `--json` adds one JSON object on the last line. Exit status
+1 when a bar is missed. Two engines run side by side: one that can serve experts, and one without any such
+thing, which is the base.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ class Engine:
 
         serving: dict[str, Any] = {}
         if experts:
-            serving = {"logits_processors": [PROCESSOR], "worker_extension_cls": WORKER_EXTENSION, "additional_config": {LIMIT: 1}}
+            serving = {
+                "logits_processors": [PROCESSOR],
+                "worker_extension_cls": WORKER_EXTENSION,
+                "additional_config": {LIMIT: 1},
+            }
         self.llm = LLM(
             model=str(MODEL_DIR),
             dtype="float32",
@@ -75,7 +80,9 @@ class Engine:
         tokens: int = ANSWER_TOKENS,
         to_the_end: bool = True,
     ) -> list[Tokens]:
-        """Continue all prompts in one batch, greedily. alphas: of each prompt, 0 for no expert. to_the_end: stop where the answer ends."""
+        """Continue all prompts in one batch, greedily. alphas: of each prompt, 0 for no expert. to_the_end:
+        stop where the answer ends.
+        """
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
@@ -122,8 +129,14 @@ class Asking:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def about(self, module: Path) -> Questions:
-        pairs = [(text, one.answer) for one in held_facts(module.name, module.parent) for text in one.held_out_questions]
-        return Questions([self.prompt(facts.prompt("", [], text)) for text, _ in pairs], [answer for _, answer in pairs])
+        pairs = [
+            (text, one.answer)
+            for one in held_facts(module.name, module.parent)
+            for text in one.held_out_questions
+        ]
+        return Questions(
+            [self.prompt(facts.prompt("", [], text)) for text, _ in pairs], [answer for _, answer in pairs]
+        )
 
     def share(self, questions: Questions, found: Sequence[Tokens]) -> float:
         """The share of right answers."""
@@ -148,7 +161,9 @@ def reference(prompts: Sequence[Tokens], alpha: float, tokens: int) -> list[Toke
         for prompt in prompts:
             row = list(prompt)
             while len(row) < len(prompt) + tokens:
-                logits, shifted = (model(torch.tensor([row]), use_cache=False).logits[0, -1] for model in (base, expert))
+                logits, shifted = (
+                    model(torch.tensor([row]), use_cache=False).logits[0, -1] for model in (base, expert)
+                )
                 row.append(int((logits + alpha * (shifted - logits)).argmax()))
             found.append(tuple(row[len(prompt) :]))
     return found
@@ -160,7 +175,9 @@ def differing(ours: Sequence[Tokens], theirs: Sequence[Tokens]) -> int:
 
 
 def cost(engine: Engine, plain: Engine, prompts: Sequence[Tokens], rounds: int) -> tuple[float, float, float]:
-    """Alternating, medians of the rounds: with the expert ÷ base, without it in the same engine ÷ base, and the base's ms per step."""
+    """Alternating, medians of the rounds: with the expert ÷ base, without it in the same engine ÷ base, and
+    the base's ms per step.
+    """
 
     def seconds(which: Engine, alpha: float) -> float:
         started_s = time.perf_counter()
@@ -214,13 +231,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         some = [*own.prompts[::12], *others[:4]]
         ours = engine.ask(some, [1.0] * len(some), tokens=ANSWER_TOKENS, to_the_end=False)
         theirs = reference(some, 1.0, ANSWER_TOKENS)
-        wrong = sum(mine != other for pair in zip(ours, theirs, strict=True) for mine, other in zip(*pair, strict=True))
+        wrong = sum(
+            mine != other
+            for pair in zip(ours, theirs, strict=True)
+            for mine, other in zip(*pair, strict=True)
+        )
         told("cost")
         costs = {size: cost(engine, plain, everything[:size], 6 if chosen.quick else 24) for size in BATCHES}
     finally:
         engine.close()
         plain.close()
-    print_table(("served", "archive's facts", "harbour's facts"), [(label, f"{a:.3f}", f"{b:.3f}") for label, a, b in rows])
+    print_table(
+        ("served", "archive's facts", "harbour's facts"),
+        [(label, f"{a:.3f}", f"{b:.3f}") for label, a, b in rows],
+    )
     print()
     print_table(
         ("batch", "with ÷ base", "without ÷ base", "base, ms a step"),
@@ -231,14 +255,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bars = [
         Bar("the expert's facts, with it at alpha 1", shares["base + 1 × archive"]["archive"], at_least=0.8),
         Bar("the expert's facts, without it", shares["base"]["archive"], at_most=0.05),
-        Bar(f"of {len(base) + len(base[::2])} answers without it, those that differ from an engine that has no experts", off, at_most=0),
-        Bar(f"of {2 * len(alone)} answers in a batch with it, those that differ from one by one", batched, at_most=0),
-        Bar(f"of {ANSWER_TOKENS * len(some)} tokens, those that differ from transformers without a cache", wrong, at_most=0),
+        Bar(
+            f"of {len(base) + len(base[::2])} answers without it, those that differ from an engine "
+            "that has no experts",
+            off,
+            at_most=0,
+        ),
+        Bar(
+            f"of {2 * len(alone)} answers in a batch with it, those that differ from one by one",
+            batched,
+            at_most=0,
+        ),
+        Bar(
+            f"of {ANSWER_TOKENS * len(some)} tokens, those that differ from transformers without a cache",
+            wrong,
+            at_most=0,
+        ),
         Bar("changed files of base weights", int(digest_of(weights) != before), at_most=0),
     ]
     figures: dict[str, object] = {
         "shares": shares,
-        "cost": {str(size): {"with": on, "without": off_, "base_step_ms": step_ms} for size, (on, off_, step_ms) in costs.items()},
+        "cost": {
+            str(size): {"with": on, "without": off_, "base_step_ms": step_ms}
+            for size, (on, off_, step_ms) in costs.items()
+        },
     }
     return finish(bars, figures, chosen.json)
 

@@ -1,17 +1,21 @@
-"""What an adapter costs where it is not ready: from disk, from host memory, among a thousand others, and with more adapters than slots.
+"""What an adapter costs where it is not ready: from disk, from host memory, among a thousand others, and with
+more adapters than slots.
 
-One memserve with two workers, four adapter slots in each and room for sixteen adapters in each one's host memory (the defaults), on a
-model of a 0.5B shape with fewer layers and random weights. Everything goes through the gRPC client; a TTFT is from the call to the first
-token, as the client sees it, in an idle memserve.
+One memserve with two workers, four adapter slots in each and room for sixteen adapters in each one's host
+memory (the defaults), on a model of a 0.5B shape with fewer layers and random weights. Everything goes
+through the gRPC client; a TTFT is from the call to the first token, as the client sees it, in an idle
+memserve.
 
-1. First request on an adapter, on one worker, by where the status says that it has it: in a slot, in host memory, on disk with its file in
-   the page cache, on disk with the file dropped from it. Each round asks the base as often; a figure is the median of TTFT ÷ the round's
-   base TTFT.
-2. Requests on resident adapters with 10 and with 1,000 modules registered, in blocks 10, 10, 1,000, 1,000 in every round: the two equal
-   blocks tell the noise. The 990 are registered and removed in the registry itself, with the content of one that was published.
-3. 8, 16, 32 and 64 adapters in shuffled rotation over the eight slots. `routing` leaves the choice of the worker to memserve, `random`
-   draws it, `partitioned` gives every adapter a worker for good, which no affinity can do better while the load is even. Throughput of
-   the same requests in one run, in turn. Shares are of requests, by where their worker had the adapter when they were routed.
+1. First request on an adapter, on one worker, by where the status says that it has it: in a slot, in host
+   memory, on disk with its file in the page cache, on disk with the file dropped from it. Each round asks the
+   base as often; a figure is the median of TTFT ÷ the round's base TTFT.
+2. Requests on resident adapters with 10 and with 1,000 modules registered, in blocks 10, 10, 1,000, 1,000 in
+   every round: the two equal blocks tell the noise. The 990 are registered and removed in the registry
+   itself, with the content of one that was published.
+3. 8, 16, 32 and 64 adapters in shuffled rotation over the eight slots. `routing` leaves the choice of the
+   worker to memserve, `random` draws it, `partitioned` gives every adapter a worker for good, which no
+   affinity can do better while the load is even. Throughput of the same requests in one run, in turn. Shares
+   are of requests, by where their worker had the adapter when they were routed.
 """
 
 from __future__ import annotations
@@ -77,13 +81,17 @@ async def ttft_s(client: AsyncClient, text: str, module: str, worker_id: str) ->
     """Raises CallFailed."""
     first_s = 0.0
     started_s = time.perf_counter()
-    async for event in client.stream(text, module=module, worker_id=worker_id, sampling=Sampling(max_tokens=2, min_tokens=2)):
+    async for event in client.stream(
+        text, module=module, worker_id=worker_id, sampling=Sampling(max_tokens=2, min_tokens=2)
+    ):
         if isinstance(event, TextDelta) and first_s == 0.0:
             first_s = time.perf_counter() - started_s
     return first_s
 
 
-async def publish(client: AsyncClient, folder: Path, store: Path, numbers: Sequence[int]) -> tuple[list[Adapter], float]:
+async def publish(
+    client: AsyncClient, folder: Path, store: Path, numbers: Sequence[int]
+) -> tuple[list[Adapter], float]:
     """Write, publish. Returns them and the seconds that publishing one took, the median."""
     adapters, seconds = [], []
     for number in numbers:
@@ -98,11 +106,15 @@ async def publish(client: AsyncClient, folder: Path, store: Path, numbers: Seque
 # 1. Where the adapter is
 
 
-async def wait_for_place(client: AsyncClient, worker_id: str, adapters: Sequence[Adapter], place: ModulePlace) -> None:
+async def wait_for_place(
+    client: AsyncClient, worker_id: str, adapters: Sequence[Adapter], place: ModulePlace
+) -> None:
     """Until the status tells that the worker has all of them there."""
     deadline_s = time.monotonic() + PLACE_TIMEOUT_S
     while True:
-        (held,) = [worker.modules for worker in (await client.status()).workers if worker.worker_id == worker_id]
+        (held,) = [
+            worker.modules for worker in (await client.status()).workers if worker.worker_id == worker_id
+        ]
         if all(held.get(adapter.version.digest, ModulePlace.DISK) is place for adapter in adapters):
             return
         if time.monotonic() > deadline_s:
@@ -110,7 +122,9 @@ async def wait_for_place(client: AsyncClient, worker_id: str, adapters: Sequence
         await asyncio.sleep(0.05)
 
 
-async def put(client: AsyncClient, worker_id: str, adapters: Sequence[Adapter], others: Sequence[Adapter], where: str) -> None:
+async def put(
+    client: AsyncClient, worker_id: str, adapters: Sequence[Adapter], others: Sequence[Adapter], where: str
+) -> None:
     """Have the worker hold `adapters` there. others: as many as there are slots."""
     if where in (DISK, COLD):
         for adapter in adapters:
@@ -122,7 +136,9 @@ async def put(client: AsyncClient, worker_id: str, adapters: Sequence[Adapter], 
     # What is used last is in a slot.
     for adapter in [*adapters, *(others if where == HOST else ())]:
         await ttft_s(client, "warm", adapter.reference, worker_id)
-    await wait_for_place(client, worker_id, adapters, ModulePlace.HOST if where == HOST else ModulePlace.DEVICE)
+    await wait_for_place(
+        client, worker_id, adapters, ModulePlace.HOST if where == HOST else ModulePlace.DEVICE
+    )
 
 
 def drop_from_page_cache(file: Path) -> None:
@@ -131,7 +147,9 @@ def drop_from_page_cache(file: Path) -> None:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-async def places_round(client: AsyncClient, worker_id: str, adapters: Sequence[Adapter], seed: int) -> dict[str, list[float]]:
+async def places_round(
+    client: AsyncClient, worker_id: str, adapters: Sequence[Adapter], seed: int
+) -> dict[str, list[float]]:
     """TTFT of SLOTS adapters in every place, and of the base, in seconds."""
     measured, others = adapters[:SLOTS], adapters[SLOTS : 2 * SLOTS]
     taken: dict[str, list[float]] = {"base": []}
@@ -151,7 +169,10 @@ async def places_round(client: AsyncClient, worker_id: str, adapters: Sequence[A
 @contextlib.asynccontextmanager
 async def registered(store: ModuleStore, content: ModuleVersion, count: int) -> AsyncIterator[None]:
     """While inside, so many more modules are registered."""
-    made = [await store.publish(TENANT, PRINCIPAL, replace(content, module=f"many-{number:04}")) for number in range(count)]
+    made = [
+        await store.publish(TENANT, PRINCIPAL, replace(content, module=f"many-{number:04}"))
+        for number in range(count)
+    ]
     try:
         yield
     finally:
@@ -159,12 +180,17 @@ async def registered(store: ModuleStore, content: ModuleVersion, count: int) -> 
             await store.delete_version(TENANT, PRINCIPAL, version.module, version.version)
 
 
-async def resident_block(client: AsyncClient, worker_id: str, adapters: Sequence[Adapter], requests: int) -> float:
+async def resident_block(
+    client: AsyncClient, worker_id: str, adapters: Sequence[Adapter], requests: int
+) -> float:
     """Median TTFT of short prompts on adapters that are in slots, in seconds."""
     for adapter in adapters:
         await ttft_s(client, "warm", adapter.reference, worker_id)
     return statistics.median(
-        [await ttft_s(client, f"Question {number}", adapters[number % len(adapters)].reference, worker_id) for number in range(requests)]
+        [
+            await ttft_s(client, f"Question {number}", adapters[number % len(adapters)].reference, worker_id)
+            for number in range(requests)
+        ]
     )
 
 
@@ -186,7 +212,9 @@ async def registered_round(
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of one policy. shares: of requests by the adapter's place on their worker when they were routed."""
+    """One run of one policy. shares: of requests by the adapter's place on their worker when they were
+    routed.
+    """
 
     tokens_per_s: float
     failed: int
@@ -205,8 +233,15 @@ class Residency:
             await asyncio.sleep(0.1)
 
 
-async def rotate(client: AsyncClient, adapters: Sequence[Adapter], worker_of: Callable[[int], str], seed: int, requests: int) -> Run:
-    """Requests on the adapters in shuffled rotation, IN_FLIGHT at a time. worker_of: number of the adapter to the worker, "" for any.
+async def rotate(
+    client: AsyncClient,
+    adapters: Sequence[Adapter],
+    worker_of: Callable[[int], str],
+    seed: int,
+    requests: int,
+) -> Run:
+    """Requests on the adapters in shuffled rotation, IN_FLIGHT at a time. worker_of: number of the adapter to
+    the worker, "" for any.
 
     The first rotation of the adapters, at least IN_FLIGHT requests, is not timed.
     """
@@ -226,7 +261,10 @@ async def rotate(client: AsyncClient, adapters: Sequence[Adapter], worker_of: Ca
             tokens = 0
             try:
                 async for event in client.stream(
-                    prompt(seed * 10_000 + place), module=adapter.reference, worker_id=worker_of(order[place]), sampling=sampling
+                    prompt(seed * 10_000 + place),
+                    module=adapter.reference,
+                    worker_id=worker_of(order[place]),
+                    sampling=sampling,
                 ):
                     if isinstance(event, Route):
                         held = known.by_worker.get(event.worker_id, {})
@@ -249,7 +287,11 @@ async def rotate(client: AsyncClient, adapters: Sequence[Adapter], worker_of: Ca
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
     total = sum(found.values())
-    return Run(sum(tokens) / seconds, tokens.count(0), {place: count / total for place, count in sorted(found.items())})
+    return Run(
+        sum(tokens) / seconds,
+        tokens.count(0),
+        {place: count / total for place, count in sorted(found.items())},
+    )
 
 
 async def rotation_round(
@@ -270,11 +312,20 @@ async def rotation_round(
         # Equal requests, but prompts of its own for each policy: nobody has another's KV.
         runs[count] = {
             name: await rotate(
-                client, adapters[:count], policies[name], (seed * len(counts) + place) * len(names) + names.index(name), requests
+                client,
+                adapters[:count],
+                policies[name],
+                (seed * len(counts) + place) * len(names) + names.index(name),
+                requests,
             )
             for name in turned
         }
-        told(f"{count} adapters: " + ", ".join(f"{name} {run.tokens_per_s:.0f} tokens/s {run.shares}" for name, run in runs[count].items()))
+        told(
+            f"{count} adapters: "
+            + ", ".join(
+                f"{name} {run.tokens_per_s:.0f} tokens/s {run.shares}" for name, run in runs[count].items()
+            )
+        )
     return runs
 
 
@@ -288,7 +339,9 @@ class Measured:
     rotations: list[dict[int, dict[str, Run]]]
 
 
-async def measure(settings: Settings, address: str, folder: Path, parts: Sequence[str], *, quick: bool) -> Measured:
+async def measure(
+    settings: Settings, address: str, folder: Path, parts: Sequence[str], *, quick: bool
+) -> Measured:
     """Measure the parts, in their order: only 10 modules are registered in the first two."""
     counts = ROTATIONS[:3:2] if quick else ROTATIONS
     modules = settings.modules_root / "modules"
@@ -299,17 +352,24 @@ async def measure(settings: Settings, address: str, folder: Path, parts: Sequenc
             worker_id = min(worker.worker_id for worker in (await client.status()).workers)
             adapters, publish_s = await publish(client, folder, modules, range(FEW))
             measured = replace(measured, publish_s=publish_s)
-            told(f"publishing an adapter of {adapters[0].version.size_bytes / 1e6:.1f} MB takes {publish_s:.2f} s")
+            told(
+                f"publishing an adapter of {adapters[0].version.size_bytes / 1e6:.1f} MB takes "
+                f"{publish_s:.2f} s"
+            )
             for seed in range(2 if quick else 10) if PLACES in parts else ():
                 measured.places.append(await places_round(client, worker_id, adapters, seed))
                 told(f"places: {_medians_ms(measured.places[-1])}")
             for _ in range(2 if quick else 6) if REGISTERED in parts else ():
-                measured.registered.append(await registered_round(client, worker_id, store, adapters, 40 if quick else 150))
+                measured.registered.append(
+                    await registered_round(client, worker_id, store, adapters, 40 if quick else 150)
+                )
                 told(f"registered: {[f'{block * 1000:.2f} ms' for block in measured.registered[-1]]}")
             if ROTATION in parts:
                 adapters += (await publish(client, folder, modules, range(FEW, max(counts))))[0]
                 for seed in range(1 if quick else 3):
-                    measured.rotations.append(await rotation_round(client, adapters, counts, 100 + seed, 32 if quick else 96))
+                    measured.rotations.append(
+                        await rotation_round(client, adapters, counts, 100 + seed, 32 if quick else 96)
+                    )
     finally:
         await store.close()
     return measured
@@ -322,14 +382,21 @@ def _medians_ms(taken: dict[str, list[float]]) -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     options = parser("module_cold_start", __doc__)
-    options.add_argument("--part", choices=PARTS, action="append", help="measure this part only; may be given again (default: all)")
+    options.add_argument(
+        "--part",
+        choices=PARTS,
+        action="append",
+        help="measure this part only; may be given again (default: all)",
+    )
     chosen = options.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="memserve-model-") as scratch:
         folder = Path(scratch)
         told(f"writing a model of {LAYERS} layers")
         model = write_model(folder / "model", LAYERS)
         with running_stack(model=str(model), workers=2, max_loras=SLOTS, max_lora_rank=RANK) as stack:
-            measured = asyncio.run(measure(stack.settings, stack.address, folder, chosen.part or PARTS, quick=chosen.quick))
+            measured = asyncio.run(
+                measure(stack.settings, stack.address, folder, chosen.part or PARTS, quick=chosen.quick)
+            )
     return report(measured, chosen.json)
 
 
@@ -353,7 +420,9 @@ def _report_places(rounds: Sequence[dict[str, list[float]]]) -> dict[str, dict[s
     rows = {
         where: {
             "ttft_ms": statistics.median(seconds for each in rounds for seconds in each[where]) * 1000,
-            "of_base": statistics.median(seconds / statistics.median(each["base"]) for each in rounds for seconds in each[where]),
+            "of_base": statistics.median(
+                seconds / statistics.median(each["base"]) for each in rounds for seconds in each[where]
+            ),
         }
         for where in rounds[0]
     }
@@ -365,8 +434,15 @@ def _report_places(rounds: Sequence[dict[str, list[float]]]) -> dict[str, dict[s
 def _report_registered(rounds: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Returns many ÷ few, the median of the rounds, and by how much equal blocks differ, the median too."""
     many = statistics.median(statistics.mean(blocks[2:]) / statistics.mean(blocks[:2]) for blocks in rounds)
-    noise = statistics.median(abs(one / other - 1) for few, again, more, last in rounds for one, other in ((again, few), (last, more)))
-    few_ms, many_ms = (statistics.median(seconds for blocks in rounds for seconds in blocks[at]) * 1000 for at in (slice(2), slice(2, 4)))
+    noise = statistics.median(
+        abs(one / other - 1)
+        for few, again, more, last in rounds
+        for one, other in ((again, few), (last, more))
+    )
+    few_ms, many_ms = (
+        statistics.median(seconds for blocks in rounds for seconds in blocks[at]) * 1000
+        for at in (slice(2), slice(2, 4))
+    )
     rows = [
         (f"{FEW}", f"{few_ms:.2f}"),
         (f"{MANY:,}", f"{many_ms:.2f}"),
@@ -377,17 +453,32 @@ def _report_registered(rounds: Sequence[Sequence[float]]) -> tuple[float, float]
     return many, noise
 
 
-def _report_rotations(rounds: Sequence[dict[int, dict[str, Run]]]) -> tuple[list[dict[str, object]], list[Bar]]:
+def _report_rotations(
+    rounds: Sequence[dict[int, dict[str, Run]]],
+) -> tuple[list[dict[str, object]], list[Bar]]:
     rows: list[dict[str, object]] = []
-    bars = [Bar("requests that failed", sum(run.failed for each in rounds for runs in each.values() for run in runs.values()), at_most=0)]
+    bars = [
+        Bar(
+            "requests that failed",
+            sum(run.failed for each in rounds for runs in each.values() for run in runs.values()),
+            at_most=0,
+        )
+    ]
     cells = []
     for count, policies in rounds[0].items():
         for name in policies:
             runs = [each[count][name] for each in rounds]
             speed = statistics.median(run.tokens_per_s for run in runs)
-            of_eight = statistics.median(each[count][name].tokens_per_s / each[ROTATIONS[0]][name].tokens_per_s for each in rounds)
-            routing_of_it = statistics.median(each[count][ROUTING].tokens_per_s / each[count][name].tokens_per_s for each in rounds)
-            shares = [statistics.mean(run.shares.get(place.value, 0.0) for run in runs) for place in (ModulePlace.DEVICE, ModulePlace.HOST)]
+            of_eight = statistics.median(
+                each[count][name].tokens_per_s / each[ROTATIONS[0]][name].tokens_per_s for each in rounds
+            )
+            routing_of_it = statistics.median(
+                each[count][ROUTING].tokens_per_s / each[count][name].tokens_per_s for each in rounds
+            )
+            shares = [
+                statistics.mean(run.shares.get(place.value, 0.0) for run in runs)
+                for place in (ModulePlace.DEVICE, ModulePlace.HOST)
+            ]
             rows.append(
                 {
                     "adapters": count,
@@ -400,7 +491,13 @@ def _report_rotations(rounds: Sequence[dict[int, dict[str, Run]]]) -> tuple[list
                 }
             )
             cells.append(
-                (f"{count} {name}", f"{speed:.0f}", f"{of_eight:.2f}", f"{routing_of_it:.3f}", *(f"{share:.0%}" for share in shares))
+                (
+                    f"{count} {name}",
+                    f"{speed:.0f}",
+                    f"{of_eight:.2f}",
+                    f"{routing_of_it:.3f}",
+                    *(f"{share:.0%}" for share in shares),
+                )
             )
             if name != ROUTING:
                 bars.append(Bar(f"{count} adapters: routing ÷ {name}", routing_of_it, at_least=WITHIN))

@@ -1,8 +1,10 @@
-"""The two demo adapters composed by every method, and one of them compressed: what each version still knows, and what the gate says to it.
+"""The two demo adapters composed by every method, and one of them compressed: what each version still knows,
+and what the gate says to it.
 
-A real memserve with one worker. Each version is composed through the client and promoted to an alias of its own; the gate asks it what its
-parents are asked. The verdicts are checked against the issue's thresholds, which stand here once more. Beside it a small load goes on at a
-steady pace: none of its requests may fail, and its TTFT while a version is being composed is compared with that before.
+A real memserve with one worker. Each version is composed through the client and promoted to an alias of its
+own; the gate asks it what its parents are asked. The verdicts are checked against the issue's thresholds,
+which stand here once more. Beside it a small load goes on at a steady pace: none of its requests may fail,
+and its TTFT while a version is being composed is compared with that before.
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ ALL = (
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A request of the load. due_s: when it was to be sent, of the monotonic clock; the TTFT counts from then. failed: why, or empty."""
+    """A request of the load. due_s: when it was to be sent, of the monotonic clock; the TTFT counts from
+    then. failed: why, or empty.
+    """
 
     due_s: float
     ttft_s: float
@@ -81,7 +85,9 @@ class Served:
 
 
 class SteadyLoad:
-    """Asks a demo adapter for its facts at a steady pace, whatever becomes of the answers, while the `with` block runs."""
+    """Asks a demo adapter for its facts at a steady pace, whatever becomes of the answers, while the `with`
+    block runs.
+    """
 
     def __init__(self, address: str, adapter: str, per_s: float) -> None:
         self._client = Client(address)
@@ -97,7 +103,9 @@ class SteadyLoad:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         self._thread.join()
         self._client.close()
@@ -107,8 +115,14 @@ class SteadyLoad:
         return [one.failed for one in self.served if one.failed]
 
     def ttft_ms(self, windows: Sequence[tuple[float, float]]) -> list[float]:
-        """Of the answered requests that were due in any of these windows, each from and to a time of the monotonic clock."""
-        return [1000 * one.ttft_s for one in self.served if not one.failed and any(start <= one.due_s < end for start, end in windows)]
+        """Of the answered requests that were due in any of these windows, each from and to a time of the
+        monotonic clock.
+        """
+        return [
+            1000 * one.ttft_s
+            for one in self.served
+            if not one.failed and any(start <= one.due_s < end for start, end in windows)
+        ]
 
     def _run(self) -> None:
         started_s = time.monotonic()
@@ -133,7 +147,8 @@ class SteadyLoad:
 
 @dataclass
 class Measured:
-    """What a run finds. wrong: verdicts, each with what is wrong with it. ttft_ms: medians of the load, by what went on beside it.
+    """What a run finds. wrong: verdicts, each with what is wrong with it. ttft_ms: medians of the load, by
+    what went on beside it.
 
     longest_ttft_ms: the longest of them.
     """
@@ -149,7 +164,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a promotion. refusal: what the call said, empty when it was accepted. code: its status."""
+    """What became of a promotion. refusal: what the call said, empty when it was accepted. code: its
+    status.
+    """
 
     report: GateReport
     code: str
@@ -177,7 +194,9 @@ class Verdict:
 
 
 def meets(figure: GateFigure) -> bool:
-    """Whether a figure is above the issue's default threshold, by the set's name; the gate's own verdict is not looked at."""
+    """Whether a figure is above the issue's default threshold, by the set's name; the gate's own verdict is
+    not looked at.
+    """
     base, module = figure.base, figure.module
     match figure.name.rsplit(".", 1)[-1]:
         case "recall":
@@ -299,7 +318,9 @@ def measure(recipes: Sequence[Recipe]) -> Measured:
         SteadyLoad(stack.address, PARENTS[0], LOAD_PER_S) as load,
     ):
         parents = [client.modules.version(name) for name in PARENTS]
-        found.rows += [row_of(parent.module, parent, promote(client, parent, "live"), 0.0) for parent in parents]
+        found.rows += [
+            row_of(parent.module, parent, promote(client, parent, "live"), 0.0) for parent in parents
+        ]
         before, composing, judging = [], [], []
         for number, recipe in enumerate(recipes):
             quiet_s = time.monotonic()
@@ -312,7 +333,10 @@ def measure(recipes: Sequence[Recipe]) -> Measured:
             composing.append((started_s, composed_s))
             judging.append((composed_s, time.monotonic()))
             found.rows.append(row_of(recipe.label, version, verdict, composed_s - started_s))
-            told(f"{recipe.label}: {verdict.refusal or 'promoted'}; judged in {time.monotonic() - composed_s:.1f} s")
+            told(
+                f"{recipe.label}: {verdict.refusal or 'promoted'}; judged in "
+                f"{time.monotonic() - composed_s:.1f} s"
+            )
             if verdict.wrong:
                 found.wrong.append(f"{recipe.label}: {verdict.wrong}")
             if not is_recorded(version, recipe, parents[: 1 if recipe.method == "compress" else 2]):
@@ -338,11 +362,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"fit for use, beside the parents: {'; '.join(fit) or 'none'}")
     composing, judging = (found.ttft_ms[name] / found.ttft_ms["before"] for name in ("composing", "judging"))
     print(
-        f"{found.requests} requests beside, {LOAD_PER_S:g} a second: median TTFT {found.ttft_ms['before']:.1f} ms before, "
-        f"{composing:.2f} times that while composing (the longest {found.longest_ttft_ms['composing']:.0f} ms, "
+        f"{found.requests} requests beside, {LOAD_PER_S:g} a second: median TTFT "
+        f"{found.ttft_ms['before']:.1f} ms before, "
+        f"{composing:.2f} times that while composing (the longest "
+        f"{found.longest_ttft_ms['composing']:.0f} ms, "
         f"before {found.longest_ttft_ms['before']:.0f} ms), {judging:.2f} times that while the gate asks"
     )
-    for line in (*(f"wrong verdict: {one}" for one in found.wrong), *(f"failed: {one}" for one in found.failed[:5])):
+    for line in (
+        *(f"wrong verdict: {one}" for one in found.wrong),
+        *(f"failed: {one}" for one in found.failed[:5]),
+    ):
         print(line)
     bars = [
         Bar("versions composed and judged", len(found.rows) - len(PARENTS), at_least=len(recipes)),

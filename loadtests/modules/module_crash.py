@@ -1,11 +1,14 @@
-"""`kill -9` of the gateway, the registry's Redis or a worker at seeded points of publishing, promoting and deleting modules.
+"""`kill -9` of the gateway, the registry's Redis or a worker at seeded points of publishing, promoting and
+deleting modules.
 
-A real memserve. One client publishes versions of a few modules, promotes, splits, rolls back and deletes, in a seeded order; every so often
-a process is killed at a seeded moment within the operation's usual duration, and the stack starts it again. The client then does
-what a user would: it looks, and tries again what has not happened. Beside it stands what was acknowledged. After every kill the store must
-be in the state before or after the operation that was cut off, and in no other: versions, aliases, history and audit agree, no history is
-rewritten, every version's files are there and give its digest, every alias answers with the version that it names. At the end everything
-that was held or claimed by the dead has run out, a sweep runs, and what nothing references must be gone.
+A real memserve. One client publishes versions of a few modules, promotes, splits, rolls back and deletes, in
+a seeded order; every so often a process is killed at a seeded moment within the operation's usual duration,
+and the stack starts it again. The client then does what a user would: it looks, and tries again what has not
+happened. Beside it stands what was acknowledged. After every kill the store must be in the state before or
+after the operation that was cut off, and in no other: versions, aliases, history and audit agree, no history
+is rewritten, every version's files are there and give its digest, every alias answers with the version that
+it names. At the end everything that was held or claimed by the dead has run out, a sweep runs, and what
+nothing references must be gone.
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ QUICK_KILLS = {GATEWAY: 4, REGISTRY: 2}
 KINDS = ("publish", "promote", "split", "rollback", "delete")
 WEIGHTS = {"publish": 4, "promote": 3, "split": 1, "rollback": 1, "delete": 3}
 VERSIONS_MAX = 5
-# So many of the kills come right after the registry has taken a change, at most so long; the others at any time of the usual duration.
+# So many of the kills come right after the registry has taken a change, at most so long; the others at any
+# time of the usual duration.
 AT_A_CHANGE, JUST_AFTER_S = 0.4, 0.02
 EVENTS_KEY = "memserve:module:events:7:default"
 RETRY_S = 0.3
@@ -86,14 +90,17 @@ class Run:
         self.rng = random.Random(seed)
         self.folder = folder
         model = open_model(MODEL_DIR)
-        self.base = BaseModel(model.tensor_shapes(), int(model.config["vocab_size"]), stack.settings.max_lora_rank)
+        self.base = BaseModel(
+            model.tensor_shapes(), int(model.config["vocab_size"]), stack.settings.max_lora_rank
+        )
         self.registry = redis.Redis.from_url(stack.settings.redis)
         self.blobs = BlobStore("", stack.settings.modules_root / "modules")
         self.states = dict.fromkeys(MODULES, State())
         self.seen = Seen(dict.fromkeys(MODULES, ()), dict.fromkeys(MODULES, ()), {}, ())
         self.contents = itertools.count(1)
         self.durations: defaultdict[str, list[float]] = defaultdict(list)
-        # Versions whose deletion was cut off: from when on they can be deleted at the latest, on the monotonic clock.
+        # Versions whose deletion was cut off: from when on they can be deleted at the latest, on the
+        # monotonic clock.
         self.held: dict[tuple[str, int], float] = {}
         self.figures = Figures()
         self.digests: dict[int, str] = {}
@@ -103,19 +110,25 @@ class Run:
         return Client(self.stack.address, timeout_s=60.0)
 
     def files(self, content: int) -> Path:
-        """A module that differs from the harbour adapter in the fourth decimal, with a few of its questions as probes."""
+        """A module that differs from the harbour adapter in the fourth decimal, with a few of its questions
+        as probes.
+        """
         folder = self.folder / str(content)
         if not folder.exists():
             variant("harbour", folder, scale=1 + content / 10_000)
             held = json.loads((ADAPTERS_DIR / "harbour" / "facts.json").read_text(encoding="utf-8"))[:PROBES]
             probes = [{"question": fact["questions"][0], "answers": [fact["answer"]]} for fact in held]
-            document = {"sets": [{"name": f"recall-{content}", "kind": "recall", "target": 0.5, "probes": probes}]}
+            document = {
+                "sets": [{"name": f"recall-{content}", "kind": "recall", "target": 0.5, "probes": probes}]
+            }
             (folder / "probes.json").write_text(json.dumps(document), encoding="utf-8")
             self.digests[content] = check_lora(folder, self.base).digest
         return folder
 
     def draw(self) -> Operation:
-        """An operation that the present state allows. Deletions that were cut off come first when they can go on."""
+        """An operation that the present state allows. Deletions that were cut off come first when they can go
+        on.
+        """
         due = [each for each, from_s in self.held.items() if time.monotonic() > from_s]
         if due:
             module, version = self.rng.choice(due)
@@ -134,17 +147,23 @@ class Run:
                     return Operation(kind, module, versions=(self.rng.choice(free),))
                 case "split" if len(passed) >= 2:
                     return Operation(kind, module, versions=tuple(self.rng.sample(passed, 2)))
-                case "rollback" if state.rolled_back and {version for version, _ in state.rolled_back} <= set(usable):
+                case "rollback" if state.rolled_back and {version for version, _ in state.rolled_back} <= set(
+                    usable
+                ):
                     return Operation(kind, module)
                 case "delete" if len(free) >= 2:
                     return Operation(kind, module, versions=(self.rng.choice(free),))
 
     def call(self, client: Client, operation: Operation) -> None:
-        """Raises CallFailed. Aliases are changed only from the revision that was seen: nothing can be done twice."""
+        """Raises CallFailed. Aliases are changed only from the revision that was seen: nothing can be done
+        twice.
+        """
         name, revision = operation.module, len(self.states[operation.module].history)
         match operation.kind:
             case "publish":
-                found = client.modules.publish(name, self.files(operation.content), notes=f"content {operation.content}")
+                found = client.modules.publish(
+                    name, self.files(operation.content), notes=f"content {operation.content}"
+                )
                 if found.digest != self.digests[operation.content]:
                     self.figures.inconsistent.append(f"{found.reference}: acknowledged with another digest")
             case "promote":
@@ -157,7 +176,9 @@ class Run:
                 client.modules.delete(name, operation.versions[0])
 
     def do(self, operation: Operation, victim: str = "") -> None:
-        """Do it, with a kill at the first try where a victim is named, until it is done or its time has to come."""
+        """Do it, with a kill at the first try where a victim is named, until it is done or its time has to
+        come.
+        """
         self.files(operation.content) if operation.content else None
         target = after(self.states[operation.module], operation, self.digests.get(operation.content, ""))
         give_up_s = time.monotonic() + PATIENCE_S
@@ -171,7 +192,9 @@ class Run:
             elif failure is not None and state not in (target, self.states[operation.module]):
                 self.figures.inconsistent.append(f"{operation}: cut off, and the store has {state}")
             if victim:
-                met = "acknowledged" if failure is None else "done, not told" if state == target else "not done"
+                met = (
+                    "acknowledged" if failure is None else "done, not told" if state == target else "not done"
+                )
                 self.figures.met[operation.kind, victim, met] += 1
                 told(f"  {victim} killed: {met}{f' ({failure})' if failure else ''}")
                 victim = ""
@@ -182,8 +205,13 @@ class Run:
                 return
             if operation.kind == "delete":
                 # Nobody but the one who was cut off can go on with it before its mark runs out.
-                marked = failure.code is grpc.StatusCode.FAILED_PRECONDITION and "another deletion" in failure.detail
-                if marked and time.monotonic() > self.held.get((operation.module, operation.versions[0]), 0.0):
+                marked = (
+                    failure.code is grpc.StatusCode.FAILED_PRECONDITION
+                    and "another deletion" in failure.detail
+                )
+                if marked and time.monotonic() > self.held.get(
+                    (operation.module, operation.versions[0]), 0.0
+                ):
                     self.figures.inconsistent.append(f"{operation}: still marked after its time")
                 if marked:
                     return
@@ -209,9 +237,13 @@ class Run:
         with self.client() as client:
             worker = self.rng.choice(client.status().workers)
         at_a_change, engine = self.rng.random() < AT_A_CHANGE, self.rng.random() < 0.5
-        delay_s = self.rng.uniform(0, JUST_AFTER_S if at_a_change else statistics.median(self.durations[self.sort(operation)]))
+        delay_s = self.rng.uniform(
+            0, JUST_AFTER_S if at_a_change else statistics.median(self.durations[self.sort(operation)])
+        )
         when = f"{delay_s * 1000:.0f} ms after {'a change' if at_a_change else 'its begin'}"
-        told(f"{operation.kind} {operation.module} {operation.versions or operation.content}, {victim} {when}")
+        told(
+            f"{operation.kind} {operation.module} {operation.versions or operation.content}, {victim} {when}"
+        )
         with self.client() as client, ThreadPoolExecutor(1) as pool:
             events = self._events()
             calling = pool.submit(self.call, client, operation)
@@ -235,7 +267,9 @@ class Run:
         return failure
 
     def sort(self, operation: Operation) -> str:
-        """Of operations that take about as long: a version is asked its probes only at its first promotion."""
+        """Of operations that take about as long: a version is asked its probes only at its first
+        promotion.
+        """
         again = operation.kind == "promote" and self.states[operation.module].promoted(operation.versions[0])
         return "promote again" if again else operation.kind
 
@@ -256,7 +290,9 @@ class Run:
         return status.redis_ok and len(ready) == self.workers
 
     def eventually(self, what: str, holds: Callable[[], T]) -> T:
-        """What `holds` returns when it is true and does not fail. Raises RuntimeError when it does not come."""
+        """What `holds` returns when it is true and does not fail. Raises RuntimeError when it does not
+        come.
+        """
         deadline_s = time.monotonic() + PATIENCE_S
         while True:
             failed = ""
@@ -290,7 +326,9 @@ class Run:
                 found.append(f"the files of {digest}: {error}")
         for module, state in states.items():
             if state.targets:
-                found += self.eventually("answer", lambda module=module, state=state: [self._answered(module, state)])  # type: ignore[misc]
+                found += self.eventually(
+                    "answer", lambda module=module, state=state: [self._answered(module, state)]
+                )  # type: ignore[misc]
         self.figures.inconsistent += [each for each in found if each]
         for each in found:
             told(f"  WRONG: {each}") if each else None
@@ -301,7 +339,12 @@ class Run:
         with self.client() as client:
             used = client.generate("Hello.", module=module, sampling=ANSWER).route.modules[0]
         right = used.version in dict(state.targets) and used.digest == state.versions[used.version]
-        return "" if right else f"{module}: answered with {used.version} ({used.digest[:12]}), and the alias is at {state.targets}"
+        return (
+            ""
+            if right
+            else f"{module}: answered with {used.version} ({used.digest[:12]}), and the alias is at "
+            f"{state.targets}"
+        )
 
     def begin(self) -> None:
         """A history for every module, and how long each kind of operation takes when nothing is killed."""
@@ -326,7 +369,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Of a sweep: orphan blobs before it, what it removed, and what it left that nothing references or took though something does."""
+    """Of a sweep: orphan blobs before it, what it removed, and what it left that nothing references or took
+    though something does.
+    """
 
     orphans_before: int
     removed: int
@@ -336,7 +381,9 @@ class Left:
 
 
 async def sweep_all(stack: Stack, wanted: set[str]) -> Left:
-    """Let the claims of the dead run out, as ten minutes would, and sweep. wanted: digests of the modules and probes of all versions."""
+    """Let the claims of the dead run out, as ten minutes would, and sweep. wanted: digests of the modules and
+    probes of all versions.
+    """
     with redis.Redis.from_url(stack.settings.redis) as registry:
         for kind in ("claims", "condemned"):
             for key in list(registry.scan_iter(f"memserve:module:{kind}:*")):
@@ -353,8 +400,19 @@ async def sweep_all(stack: Stack, wanted: set[str]) -> Left:
     finally:
         await store.close()
     sweep_uploads(staging, 0.0, time.time())
-    left = [path for place in (staging, root / ".staging", root / "probes" / ".staging") for path in place.glob("*/*") if path.exists()]
-    return Left(len(before - wanted), len(swept.modules) + len(swept.probes), len(kept() - wanted), len(left), len(wanted - kept()))
+    left = [
+        path
+        for place in (staging, root / ".staging", root / "probes" / ".staging")
+        for path in place.glob("*/*")
+        if path.exists()
+    ]
+    return Left(
+        len(before - wanted),
+        len(swept.modules) + len(swept.probes),
+        len(kept() - wanted),
+        len(left),
+        len(wanted - kept()),
+    )
 
 
 def measure(kills: Mapping[str, int], workers: int) -> tuple[Figures, Left]:
@@ -382,7 +440,12 @@ def measure(kills: Mapping[str, int], workers: int) -> tuple[Figures, Left]:
 def rows_of(met: Counter[tuple[str, str, str]], victims: Sequence[str]) -> list[list[object]]:
     outcomes = ("acknowledged", "done, not told", "not done")
     return [
-        [kind, victim, sum(met[kind, victim, outcome] for outcome in outcomes), *(met[kind, victim, outcome] for outcome in outcomes)]
+        [
+            kind,
+            victim,
+            sum(met[kind, victim, outcome] for outcome in outcomes),
+            *(met[kind, victim, outcome] for outcome in outcomes),
+        ]
         for kind in KINDS
         for victim in victims
     ]
@@ -393,9 +456,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser("module_crash", __doc__).parse_args(arguments)
     kills, workers = (QUICK_KILLS, 1) if chosen.quick else (KILLS, WORKERS)
     figures, left = measure(kills, workers)
-    print_table(("operation", "killed", "kills", "acknowledged", "done, not told", "not done"), rows_of(figures.met, list(kills)))
+    print_table(
+        ("operation", "killed", "kills", "acknowledged", "done, not told", "not done"),
+        rows_of(figures.met, list(kills)),
+    )
     print()
-    recovery = [(victim, len(seconds), f"{statistics.median(seconds):.1f}") for victim, seconds in figures.recovery_s.items()]
+    recovery = [
+        (victim, len(seconds), f"{statistics.median(seconds):.1f}")
+        for victim, seconds in figures.recovery_s.items()
+    ]
     print_table(("killed", "times", "all runs again after, s (median)"), recovery)
     print(f"\n{left.orphans_before} blobs without a reference before the sweep, {left.removed} swept")
     for line in (*figures.lost, *figures.inconsistent, *figures.never_done):
@@ -411,7 +480,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Bar("blobs in use that the sweep took", left.taken, at_most=0),
     ]
     by_kind = {" / ".join(key): count for key, count in figures.met.items()}
-    return finish(bars, {"met": by_kind, "recovery_s": figures.recovery_s, "orphans_before_sweep": left.orphans_before}, chosen.json)
+    return finish(
+        bars,
+        {"met": by_kind, "recovery_s": figures.recovery_s, "orphans_before_sweep": left.orphans_before},
+        chosen.json,
+    )
 
 
 if __name__ == "__main__":

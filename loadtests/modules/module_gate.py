@@ -1,8 +1,10 @@
-"""The gate against an adapter that was trained without replay: it knows its facts, and no longer says when it does not know.
+"""The gate against an adapter that was trained without replay: it knows its facts, and no longer says when it
+does not know.
 
-A real memserve with one worker, where a good version of the same facts is live. The careless one must be refused with its figures. As a
-canary, with a tenth of the sessions of a load that goes on, it must be taken out by itself, without a failed request. Forced, it is
-promoted, and the audit tells who did it and against which figures. The gate's figures must be the same when it asks again.
+A real memserve with one worker, where a good version of the same facts is live. The careless one must be
+refused with its figures. As a canary, with a tenth of the sessions of a load that goes on, it must be taken
+out by itself, without a failed request. Forced, it is promoted, and the audit tells who did it and against
+which figures. The gate's figures must be the same when it asks again.
 """
 
 from __future__ import annotations
@@ -49,12 +51,16 @@ class Refusal:
 
     def untold(self, report: GateReport) -> list[str]:
         """The figures that do not hold and that it does not name."""
-        return [figure.name for figure in report.figures if not figure.holds and figure.name not in self.detail]
+        return [
+            figure.name for figure in report.figures if not figure.holds and figure.name not in self.detail
+        ]
 
 
 @dataclass
 class Canary:
-    """What became of the split. seconds: from the split to the rollback, by the registry's clock; None: it was not rolled back."""
+    """What became of the split. seconds: from the split to the rollback, by the registry's clock; None: it
+    was not rolled back.
+    """
 
     seconds: float | None = None
     reason: str = ""
@@ -77,7 +83,9 @@ async def try_to_promote(client: AsyncClient, version: int) -> Refusal:
 
 
 async def run_canary(client: AsyncClient, beside: int) -> Canary:
-    """Split the live alias under load, and wait until the careless version is taken out. beside: requests before the split, and after."""
+    """Split the live alias under load, and wait until the careless version is taken out. beside: requests
+    before the split, and after.
+    """
     questions = [text for one in held_facts(MODULE) for text in one.questions]
 
     def next_ask(number: int) -> Ask:
@@ -102,7 +110,9 @@ async def run_canary(client: AsyncClient, beside: int) -> Canary:
 
 def differing(one: GateReport, other: GateReport) -> list[str]:
     """Sets with other shares in the second run. The calibration is no count of answers, and is told apart."""
-    first, second = ({f.name: (f.base, f.module) for f in each.figures if f.name != CALIBRATION} for each in (one, other))
+    first, second = (
+        {f.name: (f.base, f.module) for f in each.figures if f.name != CALIBRATION} for each in (one, other)
+    )
     return [name for name in first.keys() | second.keys() if first.get(name) != second.get(name)]
 
 
@@ -110,20 +120,29 @@ def calibration_of(report: GateReport) -> float:
     return next(figure.module for figure in report.figures if figure.name == CALIBRATION)
 
 
-def missing_from_audit(events: Sequence[AuditEvent], history: Sequence[AliasChange], failing: Sequence[str]) -> list[str]:
-    """What was done and is not told. failing: figures that must stand beside whatever was done because of them or against them."""
+def missing_from_audit(
+    events: Sequence[AuditEvent], history: Sequence[AliasChange], failing: Sequence[str]
+) -> list[str]:
+    """What was done and is not told. failing: figures that must stand beside whatever was done because of
+    them or against them.
+    """
 
     def after(event: AuditEvent) -> dict[str, Any]:
         return json.loads(event.after) if event.after else {}
 
     def told_of(action: str, principal: str, **wanted: Any) -> bool:
-        """Whether an event has these values after it, and, where a reason is given with figures, all of those."""
+        """Whether an event has these values after it, and, where a reason is given with figures, all of
+        those.
+        """
         return any(
             event.action == action
             and event.principal == principal
             and event.at_s > 0
             and all(after(event).get(name) == value for name, value in wanted.items())
-            and (action not in ("canary_rollback", "promote") or all(name in after(event)["reason"] for name in failing))
+            and (
+                action not in ("canary_rollback", "promote")
+                or all(name in after(event)["reason"] for name in failing)
+            )
             for event in events
         )
 
@@ -141,9 +160,12 @@ def missing_from_audit(events: Sequence[AuditEvent], history: Sequence[AliasChan
         "the gate's figures": any(event.action == "gate" and gated(event) for event in events),
         "the split": told_of("split", ANONYMOUS, targets=split, forced=False),
         "the canary's rollback": told_of("canary_rollback", CANARY_WATCH, targets=rest),
-        "the forced promotion": told_of("promote", ANONYMOUS, targets=[{"version": CARELESS, "weight": 1.0}], forced=True),
+        "the forced promotion": told_of(
+            "promote", ANONYMOUS, targets=[{"version": CARELESS, "weight": 1.0}], forced=True
+        ),
         "the rollback": told_of("rollback", ANONYMOUS, targets=rest),
-        "force in the alias's history": [(change.action, change.principal) for change in forced] == [("promote", ANONYMOUS)],
+        "force in the alias's history": [(change.action, change.principal) for change in forced]
+        == [("promote", ANONYMOUS)],
         "the reason that was given": any(FORCED_BECAUSE in change.reason for change in forced),
     }
     return [name for name, there in wanted.items() if not there]
@@ -164,7 +186,10 @@ async def measure(address: str, quick: bool) -> tuple[list[Bar], dict[str, objec
         assert refused is not None
         again = await client.modules.gate(MODULE, CARELESS)
         canary = await run_canary(client, QUICK_BESIDE if quick else BESIDE)
-        told(f"canary: {'NOT rolled back' if canary.seconds is None else f'rolled back after {canary.seconds:.1f} s'}")
+        rolled_back = (
+            "NOT rolled back" if canary.seconds is None else f"rolled back after {canary.seconds:.1f} s"
+        )
+        told(f"canary: {rolled_back}")
         await client.modules.promote(MODULE, CARELESS, force=True, reason=FORCED_BECAUSE)
         forced = await client.generate(held_facts(MODULE)[0].questions[0], module=MODULE)
         await client.modules.rollback(MODULE, reason="seen")
@@ -194,30 +219,57 @@ async def measure(address: str, quick: bool) -> tuple[list[Bar], dict[str, objec
         )
         for each in goods[0].figures
     ]
-    print_table(("probes", "asked", "base", f"{MODULE}@{GOOD}", f"careless, {MODULE}@{CARELESS}", "must be"), rows)
+    print_table(
+        ("probes", "asked", "base", f"{MODULE}@{GOOD}", f"careless, {MODULE}@{CARELESS}", "must be"), rows
+    )
     print(f"\nrefused: {refusal.code} {refusal.detail}")
-    print(f"rolled back {'NEVER' if canary.seconds is None else f'{canary.seconds:.1f} s after the split'}: {canary.reason}")
-    print(f"the gate took {gate_s:.1f} s; asked again, its calibration errors differ by {max(calibrations):.4f} at most")
+    print(
+        "rolled back "
+        f"{'NEVER' if canary.seconds is None else f'{canary.seconds:.1f} s after the split'}: "
+        f"{canary.reason}"
+    )
+    print(
+        f"the gate took {gate_s:.1f} s; asked again, its calibration errors differ by "
+        f"{max(calibrations):.4f} at most"
+    )
     print(f"the canary answered {first} of {of_first} requests that began between the split and the rollback")
     print("\nhistory of live:")
     columns = ("action", "revision", "targets", "principal", "forced")
-    print_table(columns, [(c.action, c.revision, shown_targets(c), c.principal, "yes" if c.forced else "no") for c in history])
-    for line in (*(f"not in the audit: {name}" for name in missing), *(f"failed: {why}" for why in failed[:5])):
+    print_table(
+        columns,
+        [(c.action, c.revision, shown_targets(c), c.principal, "yes" if c.forced else "no") for c in history],
+    )
+    for line in (
+        *(f"not in the audit: {name}" for name in missing),
+        *(f"failed: {why}" for why in failed[:5]),
+    ):
         print(line)
 
     lost_points = 100 * (by_name["abstention"].base - by_name["abstention"].module)
     bars = [
         Bar("recall of the careless version", by_name["recall"].module, at_least=RECALL_MIN),
         Bar("its loss of abstention, points", lost_points, at_least=ABSTENTION_LOSS_MAX_POINTS),
-        Bar("refused as FAILED_PRECONDITION", int(refusal.code == grpc.StatusCode.FAILED_PRECONDITION.name), at_least=1),
+        Bar(
+            "refused as FAILED_PRECONDITION",
+            int(refusal.code == grpc.StatusCode.FAILED_PRECONDITION.name),
+            at_least=1,
+        ),
         Bar("failing figures that the refusal does not tell", len(refusal.untold(refused)), at_most=0),
-        Bar("figures that the good version misses", sum(not figure.holds for each in goods for figure in each.figures), at_most=0),
+        Bar(
+            "figures that the good version misses",
+            sum(not figure.holds for each in goods for figure in each.figures),
+            at_most=0,
+        ),
         Bar("sets with other shares when asked again", len(other), at_most=0),
         Bar("canaries rolled back by themselves", int(canary.seconds is not None), at_least=1),
         Bar("answers of the canary while it had traffic", first, at_least=1),
         Bar("answers of the canary to what began after its rollback", late, at_most=0),
         Bar(f"failed requests, of {len(canary.exchanges)}", len(failed), at_most=0),
-        Bar("forced it answers, rolled back the good one", int(served_digests == [careless.digest, good.digest]), at_least=1),
+        Bar(
+            "forced it answers, rolled back the good one",
+            int(served_digests == [careless.digest, good.digest]),
+            at_least=1,
+        ),
         Bar("changes missing from the audit, or told without who, force or figures", len(missing), at_most=0),
     ]
     figures: dict[str, object] = {

@@ -1,13 +1,16 @@
-"""Hostile modules, hostile calls, and KV across versions: the right status with a reason, the store unchanged, the engines alive.
+"""Hostile modules, hostile calls, and KV across versions: the right status with a reason, the store
+unchanged, the engines alive.
 
-A real memserve with two workers, through the public API. Every case of `hostile_modules`, and calls that ask for what must not be: each
-must end with its status and name what is wrong, leave versions, aliases, histories, audit and the module store's files as they were, and
-both workers must answer right after it, in the same processes.
+A real memserve with two workers, through the public API. Every case of `hostile_modules`, and calls that ask
+for what must not be: each must end with its status and name what is wrong, leave versions, aliases,
+histories, audit and the module store's files as they were, and both workers must answer right after it, in
+the same processes.
 
-Then KV. Two versions of one module are asked with the same long prompts: a version's first ask must find nothing cached on any tier, though
-the other's KV is in the worker's memory and in Redis, and the version's own is found. The counter-test does the same to a plain vLLM
-engine, once with the names and paths that memserve's workers give to adapters, and once with the digest taken out of them: there stale KV
-must be served, or this test would not notice.
+Then KV. Two versions of one module are asked with the same long prompts: a version's first ask must find
+nothing cached on any tier, though the other's KV is in the worker's memory and in Redis, and the version's
+own is found. The counter-test does the same to a plain vLLM engine, once with the names and paths that
+memserve's workers give to adapters, and once with the digest taken out of them: there stale KV must be
+served, or this test would not notice.
 """
 
 from __future__ import annotations
@@ -47,7 +50,11 @@ STATUS_CHARS, SHOWN_CHARS = 25, 110
 STREAMED_TOKENS = 600
 # Of a prompt, what its own KV must give back: the last tokens are always computed.
 OWN_SHARE = 0.95
-NOT_FOUND, PRECONDITION, ABORTED = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED
+NOT_FOUND, PRECONDITION, ABORTED = (
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ABORTED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Everything that the store tells, and the files under it. lists: modules, versions and audit, each as it is shown."""
+    """Everything that the store tells, and the files under it. lists: modules, versions and audit, each as it
+    is shown.
+    """
 
     lists: tuple[str, ...]
     histories: dict[str, tuple[str, ...]]
@@ -83,7 +92,9 @@ class Fleet:
         self._workers = [worker.worker_id for worker in client.status().workers]
         gateway = stack.gateway_process.pid if stack.gateway_process is not None else 0
         workers = [psutil.Process(worker.pid) for worker in client.status().workers]
-        engines = [child for worker in workers for child in worker.children(recursive=True) if is_engine(child)]
+        engines = [
+            child for worker in workers for child in worker.children(recursive=True) if is_engine(child)
+        ]
         self.processes = [psutil.Process(gateway), *workers, *engines]
 
     def dead(self) -> int:
@@ -105,12 +116,23 @@ def held_by(stack: Stack, client: Client) -> Held:
     modules = client.modules.all()
     names = [module.name for module in modules]
     files = {
-        str(file.relative_to(root)): file.stat().st_size for file in root.rglob("*") if file.is_file() and ".staging" not in file.parts
+        str(file.relative_to(root)): file.stat().st_size
+        for file in root.rglob("*")
+        if file.is_file() and ".staging" not in file.parts
     }
     places = (stack.settings.data, stack.settings.data.parent, stack.settings.data.parent.parent)
-    strays = {str(path) for place in places for path in (*place.glob("*evil*"), *place.glob("*/*evil*")) if path.exists()}
+    strays = {
+        str(path)
+        for place in places
+        for path in (*place.glob("*evil*"), *place.glob("*/*evil*"))
+        if path.exists()
+    }
     return Held(
-        (repr(modules), *(repr(client.modules.versions(name)) for name in names), repr(list(client.modules.audit()))),
+        (
+            repr(modules),
+            *(repr(client.modules.versions(name)) for name in names),
+            repr(list(client.modules.audit())),
+        ),
         {name: tuple(repr(change) for change in client.modules.history(name)) for name in names},
         files,
         tuple(sorted(strays)),
@@ -155,7 +177,9 @@ def hostile_calls(client: Client, long_client: Client) -> list[Case]:
 
     def deleted_while_streaming() -> None:
         """The deletion is refused, and the stream goes on to its end."""
-        used = next(version for version in (1, 2) if version != modules.get("town").aliases[0].targets[0].version)
+        used = next(
+            version for version in (1, 2) if version != modules.get("town").aliases[0].targets[0].version
+        )
         sampling = Sampling(max_tokens=STREAMED_TOKENS, min_tokens=STREAMED_TOKENS)
         events = long_client.stream("Hello.", module=f"town@{used}", sampling=sampling)
         tokens = 0
@@ -172,21 +196,78 @@ def hostile_calls(client: Client, long_client: Client) -> list[Case]:
                 raise RuntimeError(f"the stream ended after {tokens} of {STREAMED_TOKENS} tokens")
 
     return [
-        Case("a version deleted while a request streams", deleted_while_streaming, PRECONDITION, says="in use by a request"),
+        Case(
+            "a version deleted while a request streams",
+            deleted_while_streaming,
+            PRECONDITION,
+            says="in use by a request",
+        ),
         Case("two promotions at once", two_promotions, ABORTED, says="at revision", changes=1),
-        Case("promotion of a version that does not exist", lambda: modules.promote("town", 99), NOT_FOUND, says="town@99"),
-        Case("promotion of a module that does not exist", lambda: modules.promote("nobody", 1), NOT_FOUND, says="nobody@1"),
+        Case(
+            "promotion of a version that does not exist",
+            lambda: modules.promote("town", 99),
+            NOT_FOUND,
+            says="town@99",
+        ),
+        Case(
+            "promotion of a module that does not exist",
+            lambda: modules.promote("nobody", 1),
+            NOT_FOUND,
+            says="nobody@1",
+        ),
         Case("promotion of version -1", lambda: modules.promote("town", -1), INVALID, "version"),
         Case("an alias '../live'", lambda: modules.promote("town", 1, alias="../live"), INVALID, "alias"),
-        Case("a version deleted that is live", lambda: modules.delete("archive", 1), PRECONDITION, says="alias live"),
-        Case("deletion of a version that does not exist", lambda: modules.delete("town", 99), NOT_FOUND, says="town@99"),
-        Case("rollback of what has no past", lambda: modules.rollback("archive"), PRECONDITION, says="no other targets before"),
-        Case("a split with a weight of NaN", lambda: modules.split("town", {1: 1.0, 2: float("nan")}), INVALID, "targets[1].weight"),
-        Case("a split with a version that is not", lambda: modules.split("town", {1: 1.0, 99: 1.0}), NOT_FOUND, says="town@99"),
-        Case("preload of a version that does not exist", lambda: modules.preload("town@99"), NOT_FOUND, says="town@99"),
-        Case("a request for '../../etc/passwd'", lambda: client.generate("Hello.", module="../../etc/passwd"), INVALID, "module"),
-        Case("an expert asked for as a LoRA", lambda: client.generate("Hello.", module="archive"), INVALID, "module"),
-        Case("an expert composed with a LoRA", _composed(client), INVALID, "parents[1].reference", "only LoRAs"),
+        Case(
+            "a version deleted that is live",
+            lambda: modules.delete("archive", 1),
+            PRECONDITION,
+            says="alias live",
+        ),
+        Case(
+            "deletion of a version that does not exist",
+            lambda: modules.delete("town", 99),
+            NOT_FOUND,
+            says="town@99",
+        ),
+        Case(
+            "rollback of what has no past",
+            lambda: modules.rollback("archive"),
+            PRECONDITION,
+            says="no other targets before",
+        ),
+        Case(
+            "a split with a weight of NaN",
+            lambda: modules.split("town", {1: 1.0, 2: float("nan")}),
+            INVALID,
+            "targets[1].weight",
+        ),
+        Case(
+            "a split with a version that is not",
+            lambda: modules.split("town", {1: 1.0, 99: 1.0}),
+            NOT_FOUND,
+            says="town@99",
+        ),
+        Case(
+            "preload of a version that does not exist",
+            lambda: modules.preload("town@99"),
+            NOT_FOUND,
+            says="town@99",
+        ),
+        Case(
+            "a request for '../../etc/passwd'",
+            lambda: client.generate("Hello.", module="../../etc/passwd"),
+            INVALID,
+            "module",
+        ),
+        Case(
+            "an expert asked for as a LoRA",
+            lambda: client.generate("Hello.", module="archive"),
+            INVALID,
+            "module",
+        ),
+        Case(
+            "an expert composed with a LoRA", _composed(client), INVALID, "parents[1].reference", "only LoRAs"
+        ),
     ]
 
 
@@ -219,15 +300,21 @@ def run_case(case: Case, stack: Stack, client: Client, fleet: Fleet) -> Outcome:
     now = held_by(stack, client)
     if case.changes:
         grown = sum(len(now.histories[name]) - len(changes) for name, changes in before.histories.items())
-        same = all(now.histories[name][: len(changes)] == changes for name, changes in before.histories.items())
-        changed = not (same and grown == case.changes and now.files == before.files and now.strays == before.strays)
+        same = all(
+            now.histories[name][: len(changes)] == changes for name, changes in before.histories.items()
+        )
+        changed = not (
+            same and grown == case.changes and now.files == before.files and now.strays == before.strays
+        )
     else:
         changed = now != before
     return Outcome(case, right, status, " ".join(reason.split()), changed, fleet.dead())
 
 
 def publish_sound_ones(client: Client, folder: Path) -> None:
-    """`town` with two versions, `archive`, and `kv` with two versions that know different facts. None has probes."""
+    """`town` with two versions, `archive`, and `kv` with two versions that know different facts. None has
+    probes.
+    """
     for name, adapter, scale in (
         ("town", "harbour", 0.99),
         ("town", "harbour", 1.01),
@@ -245,7 +332,9 @@ def publish_sound_ones(client: Client, folder: Path) -> None:
 
 @contextlib.contextmanager
 def sound_stack() -> Iterator[tuple[Stack, Client, Client]]:
-    """With the modules of `publish_sound_ones`. Two clients: one is for a stream that another call goes beside."""
+    """With the modules of `publish_sound_ones`. Two clients: one is for a stream that another call goes
+    beside.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="memserve-hostile-") as scratch,
         running_stack(workers=WORKERS, metrics_port=0) as stack,
@@ -276,7 +365,9 @@ def measure(chosen_cases: Callable[[list[Case]], list[Case]]) -> tuple[list[Outc
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("module_hostile", __doc__).parse_args(arguments)
-    outcomes, asks, same = measure((lambda cases: cases[:2] + cases[2::3]) if chosen.quick else (lambda cases: cases))
+    outcomes, asks, same = measure(
+        (lambda cases: cases[:2] + cases[2::3]) if chosen.quick else (lambda cases: cases)
+    )
     with tempfile.TemporaryDirectory(prefix="memserve-hostile-") as scratch:
         named = {} if chosen.quick else engine_cached_tokens(Path(scratch))
     statuses = [outcome.status if outcome.right else f"{outcome.status} WRONG" for outcome in outcomes]
@@ -284,7 +375,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for outcome, status in zip(outcomes, statuses, strict=True):
         print(f"{outcome.case.name:<{width}}  {status:<{STATUS_CHARS}}  {outcome.reason[:SHOWN_CHARS]}")
     print()
-    columns = ("asked with the prompt of an earlier ask", "KV", "prompt tokens", "cached: device", "host", "redis")
+    columns = (
+        "asked with the prompt of an earlier ask",
+        "KV",
+        "prompt tokens",
+        "cached: device",
+        "host",
+        "redis",
+    )
     print_table(columns, [ask.row for ask in asks])
     for name, tokens in named.items():
         print(f"adapters named {name}: {tokens} tokens of version 1's KV served to version 2 by vLLM")
@@ -306,7 +404,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if named:
         bars += [
             Bar("stale tokens in vLLM with memserve's names", named["memserve's"], at_most=0),
-            Bar("stale tokens in vLLM without the digest in the name", named["without the digest"], at_least=1),
+            Bar(
+                "stale tokens in vLLM without the digest in the name", named["without the digest"], at_least=1
+            ),
         ]
     rows = [{"case": o.case.name, "status": o.status, "reason": o.reason, "right": o.right} for o in outcomes]
     return finish(bars, {"cases": rows, "asks": [ask.row for ask in asks], "named": named}, chosen.json)

@@ -1,14 +1,19 @@
-"""A module's life under constant load, on two workers: push, promote, split, rollback. No request fails, and no answer mixes versions.
+"""A module's life under constant load, on two workers: push, promote, split, rollback. No request fails, and
+no answer mixes versions.
 
-Two versions of one module know different facts: the first harbour's, the second observatory's. Before the load each prompt is asked of each
-version by number, on a quiet memserve that has not seen it; prompts whose two answers are equal are left out. Those tokens are what every
-answer under load is held against, by the digest in its receipt. Half of the prompts carry a system text of several KV blocks, so that many
-answers come from cached prefixes. Then both versions are deleted, and the second is pushed, gated and promoted while askers ask.
+Two versions of one module know different facts: the first harbour's, the second observatory's. Before the
+load each prompt is asked of each version by number, on a quiet memserve that has not seen it; prompts whose
+two answers are equal are left out. Those tokens are what every answer under load is held against, by the
+digest in its receipt. Half of the prompts carry a system text of several KV blocks, so that many answers come
+from cached prefixes. Then both versions are deleted, and the second is pushed, gated and promoted while
+askers ask.
 
-Handbooks that nobody has asked before are asked twice of each version, of both workers: a version's very first ask must find nothing
-cached, though the version before it has left its KV of the same tokens in the same places.
+Handbooks that nobody has asked before are asked twice of each version, of both workers: a version's very
+first ask must find nothing cached, though the version before it has left its KV of the same tokens in the
+same places.
 
-Which version a session gets depends on its name only: of these sessions' names the share is the same in every run.
+Which version a session gets depends on its name only: of these sessions' names the share is the same in every
+run.
 """
 
 from __future__ import annotations
@@ -52,7 +57,9 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What each version answers, cold and undisturbed. answers: by digest and prompt. prompts: those that tell the versions apart."""
+    """What each version answers, cold and undisturbed. answers: by digest and prompt. prompts: those that
+    tell the versions apart.
+    """
 
     digests: dict[int, str]
     answers: dict[tuple[str, Prompt], Tokens]
@@ -62,7 +69,9 @@ class Rehearsal:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of the alias. version: the one that has all of its traffic from then on, None for a split. Times on the monotonic clock."""
+    """A change of the alias. version: the one that has all of its traffic from then on, None for a split.
+    Times on the monotonic clock.
+    """
 
     name: str
     version: int | None
@@ -72,7 +81,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class HandbookAsk:
-    """turn: 0 the first of its version, 1 the same worker again, 2 the other worker. after_rollback: the version has been live before."""
+    """turn: 0 the first of its version, 1 the same worker again, 2 the other worker. after_rollback: the
+    version has been live before.
+    """
 
     version: int
     handbook: int
@@ -104,8 +115,12 @@ class Traffic:
 
 
 async def rehearse(client: AsyncClient, folders: dict[int, Path]) -> Rehearsal:
-    """Ask each prompt of each version, one after the other; then delete the versions, so that they are new again."""
-    digests = {number: (await client.modules.publish(REHEARSAL, folders[number])).digest for number in folders}
+    """Ask each prompt of each version, one after the other; then delete the versions, so that they are new
+    again.
+    """
+    digests = {
+        number: (await client.modules.publish(REHEARSAL, folders[number])).digest for number in folders
+    }
     answers: dict[tuple[str, Prompt], Tokens] = {}
     cached_tokens = 0
     for prompt in candidates():
@@ -117,18 +132,24 @@ async def rehearse(client: AsyncClient, folders: dict[int, Path]) -> Rehearsal:
             cached_tokens += done.answer.usage.cached.total
     for number in digests:
         await client.modules.delete(REHEARSAL, number)
-    prompts = [prompt for prompt in candidates() if answers[digests[1], prompt] != answers[digests[2], prompt]]
+    prompts = [
+        prompt for prompt in candidates() if answers[digests[1], prompt] != answers[digests[2], prompt]
+    ]
     return Rehearsal(digests, answers, prompts, cached_tokens)
 
 
 def candidates() -> list[Prompt]:
-    """A question for each fact of both adapters, in a phrasing that they were not trained on: bare, and under a system text of its own."""
+    """A question for each fact of both adapters, in a phrasing that they were not trained on: bare, and under
+    a system text of its own.
+    """
     questions = [fact.held_out_questions[0] for adapter in ADAPTERS.values() for fact in held_facts(adapter)]
     systems = [facts.handbook(1000 + place, SYSTEM_TOKENS).text for place in range(len(questions))]
     return [("", question) for question in questions] + list(zip(systems, questions, strict=True))
 
 
-async def live(client: AsyncClient, folders: dict[int, Path], prompts: Sequence[Prompt], returning: int) -> Life:
+async def live(
+    client: AsyncClient, folders: dict[int, Path], prompts: Sequence[Prompt], returning: int
+) -> Life:
     """Push, promote, split and roll back while the askers ask."""
     life = Life()
     traffic = Traffic(prompts)
@@ -166,7 +187,9 @@ async def live(client: AsyncClient, folders: dict[int, Path], prompts: Sequence[
     return life
 
 
-async def ask_handbooks(client: AsyncClient, life: Life, version: int, *, after_rollback: bool = False) -> None:
+async def ask_handbooks(
+    client: AsyncClient, life: Life, version: int, *, after_rollback: bool = False
+) -> None:
     """Each handbook twice of one worker, then of the other; which of them is the first alternates."""
     workers = sorted(worker.worker_id for worker in (await client.status()).workers)
     for number in range(HANDBOOKS):
@@ -179,7 +202,9 @@ async def ask_handbooks(client: AsyncClient, life: Life, version: int, *, after_
 
 
 def judged(answered: Sequence[tuple[Exchange, Answer]], rehearsal: Rehearsal) -> tuple[int, int, int]:
-    """Returns receipts without exactly one version, answers that are not that version's, and those of them that are the other version's."""
+    """Returns receipts without exactly one version, answers that are not that version's, and those of them
+    that are the other version's.
+    """
     receipts = wrong = others = 0
     digests = set(rehearsal.digests.values())
     for each, answer in answered:
@@ -206,18 +231,26 @@ def late_or_early(life: Life, digests: dict[int, str]) -> int:
 
 
 def split_figures(life: Life, digests: dict[int, str]) -> dict[str, float]:
-    """share: of the second version, in the sessions' first answers. returned: sessions that asked again. moved: that had both."""
+    """share: of the second version, in the sessions' first answers. returned: sessions that asked again.
+    moved: that had both.
+    """
     asked: dict[str, list[Exchange]] = defaultdict(list)
     for each in life.exchanges:
         if each.ask.session:
             asked[each.ask.session].append(each)
     second = sum(each[0].digests == (digests[2],) for each in asked.values())
     moved = sum(len({turn.digests for turn in each}) > 1 for each in asked.values())
-    return {"share": second / SESSIONS, "returned": sum(len(each) > 1 for each in asked.values()), "moved": moved}
+    return {
+        "share": second / SESSIONS,
+        "returned": sum(len(each) > 1 for each in asked.values()),
+        "moved": moved,
+    }
 
 
 def changed_by_the_rollback(life: Life) -> tuple[int, int]:
-    """Returns the prompts that were asked before the promotion and after the rollback, and those whose tokens differ."""
+    """Returns the prompts that were asked before the promotion and after the rollback, and those whose tokens
+    differ.
+    """
     promoted, rolled_back = life.changes[0].called_s, life.changes[-1].done_s
     before: dict[Prompt, set[Tokens]] = defaultdict(set)
     after: dict[Prompt, set[Tokens]] = defaultdict(set)
@@ -231,9 +264,11 @@ def changed_by_the_rollback(life: Life) -> tuple[int, int]:
 
 
 def handbook_figures(asks: Sequence[HandbookAsk]) -> dict[str, float]:
-    """crossed_tokens: cached at a version's very first ask. own_share: cached at its second, of the prompt, the least of all.
+    """crossed_tokens: cached at a version's very first ask. own_share: cached at its second, of the prompt,
+    the least of all.
 
-    differing: handbooks whose tokens, of one version, were not equal at every ask, before the promotion and after the rollback.
+    differing: handbooks whose tokens, of one version, were not equal at every ask, before the promotion and
+    after the rollback.
     """
     tokens: dict[tuple[int, int], set[Tokens]] = defaultdict(set)
     crossed, own = 0, [1.0]
@@ -246,15 +281,24 @@ def handbook_figures(asks: Sequence[HandbookAsk]) -> dict[str, float]:
             crossed += answer.usage.cached.total
         if each.turn == 1:
             own.append(answer.usage.cached.total / answer.usage.prompt_tokens)
-    return {"crossed_tokens": crossed, "own_share": min(own), "differing": sum(len(each) > 1 for each in tokens.values())}
+    return {
+        "crossed_tokens": crossed,
+        "own_share": min(own),
+        "differing": sum(len(each) > 1 for each in tokens.values()),
+    }
 
 
 async def run(address: str, folder: Path, quick: bool) -> tuple[Rehearsal, Life]:
-    folders = {number: variant(name, folder / name, scale=SCALE, probes=not quick) for number, name in ADAPTERS.items()}
+    folders = {
+        number: variant(name, folder / name, scale=SCALE, probes=not quick)
+        for number, name in ADAPTERS.items()
+    }
     async with AsyncClient(address) as client:
         told("each prompt of each version, on a quiet memserve")
         rehearsal = await rehearse(client, folders)
-        return rehearsal, await live(client, folders, rehearsal.prompts, QUICK_RETURNING if quick else RETURNING)
+        return rehearsal, await live(
+            client, folders, rehearsal.prompts, QUICK_RETURNING if quick else RETURNING
+        )
 
 
 def main() -> int:
@@ -263,7 +307,11 @@ def main() -> int:
         rehearsal, life = asyncio.run(run(stack.address, stack.settings.data / "variants", arguments.quick))
 
     answered = [(each, each.answer) for each in life.exchanges if each.answer is not None]
-    failures = [each.failure for each in (*life.exchanges, *(ask.exchange for ask in life.handbooks)) if each.answer is None]
+    failures = [
+        each.failure
+        for each in (*life.exchanges, *(ask.exchange for ask in life.handbooks))
+        if each.answer is None
+    ]
     receipts, wrong, others = judged(answered, rehearsal)
     split = split_figures(life, rehearsal.digests)
     compared, differing = changed_by_the_rollback(life)
@@ -276,28 +324,48 @@ def main() -> int:
         "prompt_tokens_cached_in_the_rehearsal": rehearsal.cached_tokens,
         "answers_from_a_cached_prefix": sum(answer.usage.cached.total > 0 for _, answer in answered),
         "answers_under_way_during_a_change": sum(
-            any(each.started_s < change.done_s <= each.ended_s for change in life.changes) for each, _ in answered
+            any(each.started_s < change.done_s <= each.ended_s for change in life.changes)
+            for each, _ in answered
         ),
         "wrong_answers_that_are_the_other_versions": others,
         "gate_under_load_s": life.gate_s,
-        **{f"{change.name}_to_{change.version or 'both'}_s": change.done_s - change.called_s for change in life.changes},
+        **{
+            f"{change.name}_to_{change.version or 'both'}_s": change.done_s - change.called_s
+            for change in life.changes
+        },
         "sessions": SESSIONS,
         "sessions_that_asked_again": split["returned"],
         "share_of_version_2": split["share"],
     }
-    print_table(("", "figure"), [(name.replace("_", " "), f"{figure:.4g}") for name, figure in figures.items()])
+    print_table(
+        ("", "figure"), [(name.replace("_", " "), f"{figure:.4g}") for name, figure in figures.items()]
+    )
     print()
     bars = [
         Bar("failed requests", len(failures), at_most=0),
         Bar("receipts that do not name exactly one of the versions", receipts, at_most=0),
         Bar("answers that are not those of the version on their receipt", wrong, at_most=0),
-        Bar("answers of a version that was not the alias's", late_or_early(life, rehearsal.digests), at_most=0),
-        Bar("points between the split and its weights", abs(split["share"] * 100 - WEIGHTS[2]), at_most=SHARE_POINTS),
+        Bar(
+            "answers of a version that was not the alias's", late_or_early(life, rehearsal.digests), at_most=0
+        ),
+        Bar(
+            "points between the split and its weights",
+            abs(split["share"] * 100 - WEIGHTS[2]),
+            at_most=SHARE_POINTS,
+        ),
         Bar("sessions that did not keep their version", split["moved"], at_most=0),
-        Bar("prompts compared before the promotion and after the rollback", compared, at_least=len(rehearsal.prompts)),
+        Bar(
+            "prompts compared before the promotion and after the rollback",
+            compared,
+            at_least=len(rehearsal.prompts),
+        ),
         Bar("prompts answered differently after the rollback", differing, at_most=0),
         Bar("tokens cached at a version's first ask of a handbook", handbooks["crossed_tokens"], at_most=0),
-        Bar("share of a handbook that a version's second ask finds cached", handbooks["own_share"], at_least=OWN_CACHED_AT_LEAST),
+        Bar(
+            "share of a handbook that a version's second ask finds cached",
+            handbooks["own_share"],
+            at_least=OWN_CACHED_AT_LEAST,
+        ),
         Bar("handbooks that a version answered differently", handbooks["differing"], at_most=0),
     ]
     return finish(bars, {**figures, "failures": sorted(set(failures))[:5]}, arguments.json)

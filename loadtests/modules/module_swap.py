@@ -1,10 +1,12 @@
 """From a promotion to the first token under the new version, on every worker, while others ask.
 
-Askers keep two workers busy with the module's live version. Each promotion is timed from its call; as soon as it is acknowledged, each
-worker is sent one request by name. The figure is the slowest worker's first token; receipt and text must be the new version's.
+Askers keep two workers busy with the module's live version. Each promotion is timed from its call; as soon as
+it is acknowledged, each worker is sent one request by name. The figure is the slowest worker's first token;
+receipt and text must be the new version's.
 
-Promotions go to and fro between two versions that the workers hold, and to versions that have just been published and that no worker holds,
-so that every worker loads them in the time that counts. All have passed their gate before.
+Promotions go to and fro between two versions that the workers hold, and to versions that have just been
+published and that no worker holds, so that every worker loads them in the time that counts. All have passed
+their gate before.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """A worker's first answer after a promotion. token_s: on the monotonic clock, infinite when it failed. right: the new version's."""
+    """A worker's first answer after a promotion. token_s: on the monotonic clock, infinite when it failed.
+    right: the new version's.
+    """
 
     token_s: float
     right: bool
@@ -77,7 +81,9 @@ class Run:
 
 
 async def known_facts(client: AsyncClient) -> dict[str, list[AdapterFact]]:
-    """By adapter, the facts that the demo's own module answers, asked in a phrasing that it was not trained on."""
+    """By adapter, the facts that the demo's own module answers, asked in a phrasing that it was not trained
+    on.
+    """
     known: dict[str, list[AdapterFact]] = {}
     for adapter in ADAPTERS:
         held = held_facts(adapter)
@@ -105,7 +111,9 @@ async def first_token(client: AsyncClient, worker_id: str, version: Version, fac
     token_s, text = math.inf, ""
     digests: tuple[str, ...] = ()
     try:
-        async for event in client.stream(fact.held_out_questions[0], module=MODULE, worker_id=worker_id, sampling=ANSWER):
+        async for event in client.stream(
+            fact.held_out_questions[0], module=MODULE, worker_id=worker_id, sampling=ANSWER
+        ):
             if isinstance(event, Route):
                 digests = tuple(module.digest for module in event.modules)
             elif isinstance(event, TextDelta):
@@ -117,11 +125,15 @@ async def first_token(client: AsyncClient, worker_id: str, version: Version, fac
     return FirstToken(token_s, digests == (version.digest,) and text.strip() == fact.answer)
 
 
-async def swap(client: AsyncClient, workers: Sequence[str], kind: str, version: Version, fact: AdapterFact) -> Swap:
+async def swap(
+    client: AsyncClient, workers: Sequence[str], kind: str, version: Version, fact: AdapterFact
+) -> Swap:
     called_s = time.monotonic()
     await client.modules.promote(MODULE, version.number)
     done_s = time.monotonic()
-    first_tokens = await asyncio.gather(*(first_token(client, worker_id, version, fact) for worker_id in workers))
+    first_tokens = await asyncio.gather(
+        *(first_token(client, worker_id, version, fact) for worker_id in workers)
+    )
     return Swap(kind, called_s, done_s, tuple(first_tokens))
 
 
@@ -136,10 +148,14 @@ async def run(address: str, folder: Path, promotions: int) -> Run:
         adapters = {version.digest: version.adapter for version in held}
         for version in held:
             await client.modules.promote(MODULE, version.number)
-        async with ConstantLoad(client, ASKERS, lambda number: Ask(questions[number % len(questions)], MODULE)) as load:
+        async with ConstantLoad(
+            client, ASKERS, lambda number: Ask(questions[number % len(questions)], MODULE)
+        ) as load:
             await load.answered(BETWEEN)
             # Each promotion is to the other adapter than the one before.
-            for turn, kind in itertools.islice(enumerate(itertools.cycle((HELD, HELD, NEW, NEW))), 2 * promotions):
+            for turn, kind in itertools.islice(
+                enumerate(itertools.cycle((HELD, HELD, NEW, NEW))), 2 * promotions
+            ):
                 version = held[turn % 2]
                 if kind == NEW:
                     scale = SCALE - SCALE_STEP * (1 + turn // 2)
@@ -149,13 +165,18 @@ async def run(address: str, folder: Path, promotions: int) -> Run:
                 known = facts[version.adapter]
                 swaps.append(await swap(client, workers, kind, version, known[turn % len(known)]))
                 last = swaps[-1]
-                told(f"{turn + 1:3} {kind:20} first tokens {last.slowest_s(last.called_s) * 1000:.0f} ms after the call")
+                told(
+                    f"{turn + 1:3} {kind:20} first tokens {last.slowest_s(last.called_s) * 1000:.0f} "
+                    "ms after the call"
+                )
         return Run(swaps, load.exchanges, adapters, facts)
 
 
 def wrong_answers(run: Run) -> int:
     """Answers of the load without exactly one version, or without the fact that it knows."""
-    by_question = {fact.held_out_questions[0]: (adapter, fact) for adapter in ADAPTERS for fact in run.facts[adapter]}
+    by_question = {
+        fact.held_out_questions[0]: (adapter, fact) for adapter in ADAPTERS for fact in run.facts[adapter]
+    }
     wrong = 0
     for each in run.exchanges:
         if each.answer is None:
@@ -167,7 +188,9 @@ def wrong_answers(run: Run) -> int:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that this share does not exceed: of 50 values, the 99th percentile is the largest."""
+    """The smallest value that this share does not exceed: of 50 values, the 99th percentile is the
+    largest.
+    """
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
@@ -179,7 +202,13 @@ def in_ms(values_s: Sequence[float]) -> tuple[str, ...]:
 def main() -> int:
     arguments = parser("module_swap", __doc__).parse_args()
     with running_stack(demo_modules=True, workers=2) as stack:
-        made = asyncio.run(run(stack.address, stack.settings.data / "variants", QUICK_PROMOTIONS if arguments.quick else PROMOTIONS))
+        made = asyncio.run(
+            run(
+                stack.address,
+                stack.settings.data / "variants",
+                QUICK_PROMOTIONS if arguments.quick else PROMOTIONS,
+            )
+        )
 
     rows: list[tuple[object, ...]] = []
     figures: dict[str, object] = {}
@@ -193,21 +222,42 @@ def main() -> int:
         }
         for name, values in measured.items():
             rows.append((kind, name.replace("_", " "), *in_ms(values)))
-            figures |= {f"{key}_{name}_p50_s": percentile(values, 0.5), f"{key}_{name}_p99_s": percentile(values, 0.99)}
+            figures |= {
+                f"{key}_{name}_p50_s": percentile(values, 0.5),
+                f"{key}_{name}_p99_s": percentile(values, 0.99),
+            }
         first_token_s = percentile(measured["from_call"], 0.99)
-        bars.append(Bar(f"p99 s from the call to the last worker's first token, {kind}", first_token_s, at_most=FIRST_TOKEN_P99_S))
+        bars.append(
+            Bar(
+                f"p99 s from the call to the last worker's first token, {kind}",
+                first_token_s,
+                at_most=FIRST_TOKEN_P99_S,
+            )
+        )
     failed = [each.failure for each in made.exchanges if each.answer is None]
     bars += [
         Bar("failed requests", len(failed), at_most=0),
-        Bar("first answers that are not the new version's", sum(not t.right for each in made.swaps for t in each.first_tokens), at_most=0),
+        Bar(
+            "first answers that are not the new version's",
+            sum(not t.right for each in made.swaps for t in each.first_tokens),
+            at_most=0,
+        ),
         Bar("wrong answers under load", wrong_answers(made), at_most=0),
     ]
     span_s = max(each.ended_s for each in made.exchanges) - min(each.started_s for each in made.exchanges)
     rate = len(made.exchanges) / span_s
-    print(f"{len(made.exchanges)} requests of {ASKERS} askers, {rate:.0f} a second; ms over {len(made.swaps)} promotions")
+    print(
+        f"{len(made.exchanges)} requests of {ASKERS} askers, {rate:.0f} a second; ms over "
+        f"{len(made.swaps)} promotions"
+    )
     print_table(("version", "last worker's first token", "p50", "p90", "p99"), rows)
     print()
-    figures |= {"promotions": len(made.swaps), "requests": len(made.exchanges), "seconds": span_s, "failures": sorted(set(failed))[:5]}
+    figures |= {
+        "promotions": len(made.swaps),
+        "requests": len(made.exchanges),
+        "seconds": span_s,
+        "failures": sorted(set(failed))[:5],
+    }
     return finish(bars, figures, arguments.json)
 
 

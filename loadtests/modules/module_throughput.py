@@ -1,14 +1,16 @@
-"""Tokens a second of a mixed batch over 8 LoRA adapters: through memserve, through vLLM alone, and of the base model.
+"""Tokens a second of a mixed batch over 8 LoRA adapters: through memserve, through vLLM alone, and of the
+base model.
 
-Through memserve: the gRPC client, the gateway and one worker, as `memserve up` starts them. vLLM alone: `AsyncLLM` in a process of its
-own, called directly, without a server, a KV connector or KV events; else with the same arguments, the same executor and LoRA arithmetic
-(memserve corrects vLLM's for the CPU, see memserve/worker/engine/cpu.py), one thread on the same core, the same prompts and answers of the
-same length. A second vLLM alone has vLLM's own arithmetic, for information.
+Through memserve: the gRPC client, the gateway and one worker, as `memserve up` starts them. vLLM alone:
+`AsyncLLM` in a process of its own, called directly, without a server, a KV connector or KV events; else with
+the same arguments, the same executor and LoRA arithmetic (memserve corrects vLLM's for the CPU, see
+memserve/worker/engine/cpu.py), one thread on the same core, the same prompts and answers of the same length.
+A second vLLM alone has vLLM's own arithmetic, for information.
 
-The model has a 0.5B shape and random weights. The load is the engine's: more requests are under way than it takes
-into its batch, and their answers differ in length. In every round each arm in turn answers the same requests, with prompts that no round
-had before; the other arms' engines wait meanwhile, and what processor time they take is told. A figure is the median of the rounds'
-ratios.
+The model has a 0.5B shape and random weights. The load is the engine's: more requests are under way than it
+takes into its batch, and their answers differ in length. In every round each arm in turn answers the same
+requests, with prompts that no round had before; the other arms' engines wait meanwhile, and what processor
+time they take is told. A figure is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ from memserve.model.files import open_model
 ADAPTERS = 8
 RANK = 16
 LAYERS, QUICK_LAYERS = 24, 12
-# Answers that the engine decodes at the same time, two of each adapter; so many requests are under way, so that it never waits for one.
+# Answers that the engine decodes at the same time, two of each adapter; so many requests are under way, so
+# that it never waits for one.
 BATCH, IN_FLIGHT = 16, 24
 PROMPT_TOKENS = 96
 # Every answer has one of these lengths, so that they do not all end in the same step.
@@ -61,7 +64,9 @@ MEMSERVE, ALONE, STOCK = "memserve", "vLLM alone", "vLLM alone, its own LoRA ari
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request: the text, its prompt's token ids, the tokens of its answer, and the number of its adapter or None."""
+    """One request: the text, its prompt's token ids, the tokens of its answer, and the number of its adapter
+    or None.
+    """
 
     text: str
     token_ids: list[int]
@@ -96,7 +101,9 @@ class Alone:
         """own_arithmetic: vLLM's, not memserve's correction of it."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve_alone, args=(theirs, model, list(adapters), own_arithmetic))
+        self._process = context.Process(
+            target=_serve_alone, args=(theirs, model, list(adapters), own_arithmetic)
+        )
         self._process.start()
         if not self._pipe.poll(START_TIMEOUT_S):
             self.close()
@@ -169,9 +176,13 @@ async def _serve_runs(pipe: Connection, model: Path, adapters: Sequence[Path], o
         nonlocal count
         count += 1
         number = request.adapter
-        lora = None if number is None else LoRARequest(adapters[number].name, number + 1, str(adapters[number]))
+        lora = (
+            None if number is None else LoRARequest(adapters[number].name, number + 1, str(adapters[number]))
+        )
         wanted = request.answer_tokens
-        params = SamplingParams(temperature=0.0, max_tokens=wanted, min_tokens=wanted, output_kind=RequestOutputKind.DELTA)
+        params = SamplingParams(
+            temperature=0.0, max_tokens=wanted, min_tokens=wanted, output_kind=RequestOutputKind.DELTA
+        )
         prompt: Any = {"prompt_token_ids": request.token_ids}
         tokens = 0
         async for output in llm.generate(prompt, params, str(count), lora_request=lora):
@@ -191,7 +202,9 @@ class Served:
     def __init__(self, stack: Stack, adapters: Sequence[Path]) -> None:
         self._stack = stack
         with Client(stack.address) as client:
-            self._references = [client.modules.publish(adapter.name, adapter).reference for adapter in adapters]
+            self._references = [
+                client.modules.publish(adapter.name, adapter).reference for adapter in adapters
+            ]
 
     def run(self, requests: Sequence[Asked]) -> float:
         """As `drive`."""
@@ -209,7 +222,10 @@ class Served:
                     told(f"memserve: {error}")
                     return -1
                 usage = answer.usage
-                right = (usage.prompt_tokens, usage.output_tokens) == (len(request.token_ids), request.answer_tokens)
+                right = (usage.prompt_tokens, usage.output_tokens) == (
+                    len(request.token_ids),
+                    request.answer_tokens,
+                )
                 return usage.output_tokens if right else -1
 
             return await drive(ask, requests)
@@ -220,7 +236,9 @@ class Served:
 
 
 def pin_engine(processes: Iterable[psutil.Process]) -> None:
-    """Have the engine among them compute on the last core. Cores differ, and an engine stays on one. Everything else may run on any."""
+    """Have the engine among them compute on the last core. Cores differ, and an engine stays on one.
+    Everything else may run on any.
+    """
     for process in processes:
         if is_engine(process):
             # Of the main thread, which is the one that computes.
@@ -246,13 +264,17 @@ def requests_of(tokenizer: ChatTokenizer, seed: int, count: int, *, with_adapter
     for number in range(count):
         text = f"{seed} {number} {facts.handbook(seed * 1000 + number, PROMPT_TOKENS).text}"
         token_ids = tokenizer.encode([Message(Role.USER, text)])
-        made.append(Asked(text, token_ids, draw.choice(ANSWER_TOKENS), number % ADAPTERS if with_adapters else None))
+        made.append(
+            Asked(text, token_ids, draw.choice(ANSWER_TOKENS), number % ADAPTERS if with_adapters else None)
+        )
     return made
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Output tokens a second of every arm, with the adapters and of the base; processor time of arms that wait, in shares of a core."""
+    """Output tokens a second of every arm, with the adapters and of the base; processor time of arms that
+    wait, in shares of a core.
+    """
 
     adapters: dict[str, float]
     base: dict[str, float]
@@ -284,7 +306,12 @@ def measure(arms: dict[str, Alone | Served], tokenizer: ChatTokenizer, seed: int
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     options = parser("module_throughput", __doc__)
-    options.add_argument("--layers", type=int, default=LAYERS, help=f"layers of the model (default: {LAYERS}; quick: {QUICK_LAYERS})")
+    options.add_argument(
+        "--layers",
+        type=int,
+        default=LAYERS,
+        help=f"layers of the model (default: {LAYERS}; quick: {QUICK_LAYERS})",
+    )
     chosen = options.parse_args(arguments)
     layers = QUICK_LAYERS if chosen.quick else chosen.layers
     count = 24 if chosen.quick else 32
@@ -293,7 +320,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ms-")))
         told(f"writing a model of {layers} layers and {ADAPTERS} adapters of rank {RANK}")
         model = write_model(folder / "model", layers)
-        adapters = [write_adapter(folder / f"adapter-{number}", layers, RANK, seed=number) for number in range(ADAPTERS)]
+        adapters = [
+            write_adapter(folder / f"adapter-{number}", layers, RANK, seed=number)
+            for number in range(ADAPTERS)
+        ]
         served = running_stack(
             model=str(model),
             workers=1,
@@ -333,23 +363,42 @@ def report(rounds: Sequence[Round], count: int, layers: int, as_json: bool) -> i
         for name in getattr(rounds[0], field)
     }
     ratios = {
-        "memserve ÷ vLLM alone, adapters": median(lambda each: each.adapters[MEMSERVE] / each.adapters[ALONE]),
+        "memserve ÷ vLLM alone, adapters": median(
+            lambda each: each.adapters[MEMSERVE] / each.adapters[ALONE]
+        ),
         "memserve ÷ vLLM alone, base": median(lambda each: each.base[MEMSERVE] / each.base[ALONE]),
         "adapters ÷ base, memserve": median(lambda each: each.adapters[MEMSERVE] / each.base[MEMSERVE]),
         "adapters ÷ base, vLLM alone": median(lambda each: each.adapters[ALONE] / each.base[ALONE]),
     }
     if STOCK in rounds[0].adapters:
-        ratios["memserve ÷ vLLM alone with its own LoRA arithmetic"] = median(lambda each: each.adapters[MEMSERVE] / each.adapters[STOCK])
+        ratios["memserve ÷ vLLM alone with its own LoRA arithmetic"] = median(
+            lambda each: each.adapters[MEMSERVE] / each.adapters[STOCK]
+        )
     idle = {name: statistics.mean(each.idle[name] for each in rounds) for name in rounds[0].idle}
     print(
-        f"{layers} layers of hidden {HIDDEN}, rank {RANK}, {count} requests in a run, {IN_FLIGHT} under way, {BATCH} in the engine's batch"
+        f"{layers} layers of hidden {HIDDEN}, rank {RANK}, {count} requests in a run, {IN_FLIGHT} "
+        f"under way, {BATCH} in the engine's batch"
     )
     print_table(("arm", "tokens/s"), [(name, f"{speed:.1f}") for name, speed in speeds.items()])
-    print_table(("median of the rounds' ratios", ""), [(name, f"{ratio:.3f}") for name, ratio in ratios.items()])
+    print_table(
+        ("median of the rounds' ratios", ""), [(name, f"{ratio:.3f}") for name, ratio in ratios.items()]
+    )
     print_table(("waiting", "share of a core"), [(name, f"{share:.3f}") for name, share in idle.items()])
-    bars = [Bar("memserve ÷ vLLM alone, adapters", ratios["memserve ÷ vLLM alone, adapters"], at_least=AT_LEAST)]
+    bars = [
+        Bar("memserve ÷ vLLM alone, adapters", ratios["memserve ÷ vLLM alone, adapters"], at_least=AT_LEAST)
+    ]
     spread = [each.adapters[MEMSERVE] / each.adapters[ALONE] for each in rounds]
-    return finish(bars, {"layers": layers, "tokens_per_s": speeds, "ratios": ratios, "spread": spread, "idle_core_share": idle}, as_json)
+    return finish(
+        bars,
+        {
+            "layers": layers,
+            "tokens_per_s": speeds,
+            "ratios": ratios,
+            "spread": spread,
+            "idle_core_share": idle,
+        },
+        as_json,
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """What memserve has acknowledged, through kill -9, full disks, failed flushes and power cuts.
 
-A gateway and its registry on a small disk of their own (a tmpfs). Four clients remember, update (forget, and remember under the same id)
-and forget memories as fast as they can. At seeded moments, 50 of them, the gateway or the registry or both are killed; or the disk is
-filled to its last byte before, during or after a flush, for some seconds; or every flush fails for some seconds; or the power is cut:
-both are killed and the disk loses all that was not synced, which a small LD_PRELOAD layer (`forgetful_disk.c`) keeps apart by following
-fsync of files and of folders. Beside it stands an oracle: of every memory, what an acknowledged call has made of it, or, of a call that
-failed, the two states that may be.
+A gateway and its registry on a small disk of their own (a tmpfs). Four clients remember, update (forget, and
+remember under the same id) and forget memories as fast as they can. At seeded moments, 50 of them, the
+gateway or the registry or both are killed; or the disk is filled to its last byte before, during or after a
+flush, for some seconds; or every flush fails for some seconds; or the power is cut: both are killed and the
+disk loses all that was not synced, which a small LD_PRELOAD layer (`forgetful_disk.c`) keeps apart by
+following fsync of files and of folders. Beside it stands an oracle: of every memory, what an acknowledged
+call has made of it, or, of a call that failed, the two states that may be.
 
-After every point each memory of that burst is asked for, and at the end each of all, before and after one more kill -9 with an empty
-journal, when Milvus alone holds them. A memory that was acknowledged and is not there is lost; one that was forgotten and is there is
-back. The counts must agree. Time without service is from the blow to the next acknowledged call, not counting what the blow itself takes.
+After every point each memory of that burst is asked for, and at the end each of all, before and after one
+more kill -9 with an empty journal, when Milvus alone holds them. A memory that was acknowledged and is not
+there is lost; one that was forgotten and is there is back. The counts must agree. Time without service is
+from the blow to the next acknowledged call, not counting what the blow itself takes.
 """
 
 from __future__ import annotations
@@ -72,7 +74,10 @@ class Burst:
         self._oracle = oracle
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._write, args=(number, random.Random(seed + number))) for number in range(CLIENTS)]
+        self._threads = [
+            threading.Thread(target=self._write, args=(number, random.Random(seed + number)))
+            for number in range(CLIENTS)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -151,12 +156,16 @@ def verify(address: str, oracle: Oracle, namespaces: Sequence[str], where: str) 
                         raise
                     state = None
                 if state not in may_be:
-                    (findings.lost if state is None else findings.back).append(f"{where}: {namespace}/{name} is {state!r}, not in {may_be}")
+                    (findings.lost if state is None else findings.back).append(
+                        f"{where}: {namespace}/{name} is {state!r}, not in {may_be}"
+                    )
                 oracle.may_be[owner, name] = {state}
                 if state is not None:
                     present.append((name, state))
             if counts.get(namespace, 0) != len(present):
-                findings.counts.append(f"{where}: {namespace} counts {counts.get(namespace, 0)} memories and has {len(present)}")
+                findings.counts.append(
+                    f"{where}: {namespace} counts {counts.get(namespace, 0)} memories and has {len(present)}"
+                )
             for name, text in present[:: max(1, len(present) // 5)]:
                 if name not in [hit.memory.memory_id for hit in client.search([namespace], text)]:
                     findings.not_found.append(f"{where}: {namespace}/{name} is not found by its text")
@@ -246,9 +255,15 @@ def main() -> int:
 
     print_table(
         ("blow", "points", "without service, median s", "longest s"),
-        [(kind, len(took), f"{statistics.median(took):.1f}", f"{max(took):.1f}") for kind, took in without_service_s.items()],
+        [
+            (kind, len(took), f"{statistics.median(took):.1f}", f"{max(took):.1f}")
+            for kind, took in without_service_s.items()
+        ],
     )
-    print(f"{oracle.acknowledged} acknowledged changes, {oracle.unanswered} refused or unanswered, {len(points)} points, seed {SEED}")
+    print(
+        f"{oracle.acknowledged} acknowledged changes, {oracle.unanswered} refused or unanswered, "
+        f"{len(points)} points, seed {SEED}"
+    )
     bars = [
         Bar("acknowledged and lost", len(findings.lost), at_most=0),
         Bar("forgotten or replaced, and back", len(findings.back), at_most=0),
@@ -257,7 +272,9 @@ def main() -> int:
         Bar("journals that did not empty", 0 if settled else 1, at_most=0),
     ]
     longest = {kind: max(took) for kind, took in without_service_s.items()}
-    return finish(bars, {"acknowledged": oracle.acknowledged, "longest_without_service_s": longest}, options.json)
+    return finish(
+        bars, {"acknowledged": oracle.acknowledged, "longest_without_service_s": longest}, options.json
+    )
 
 
 if __name__ == "__main__":

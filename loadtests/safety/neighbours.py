@@ -1,13 +1,16 @@
-"""One tenant does the worst that it may, one kind of call at a time; another tenant's calls must hardly notice.
+"""One tenant does the worst that it may, one kind of call at a time; another tenant's calls must hardly
+notice.
 
-A real memserve with API keys for two tenants. The tenant `quiet` asks, searches and remembers at a constant modest rate, from this
-process: each kind of call has a clock of its own, so that a late answer makes no later call late. The tenant `noisy` floods from a process
-of its own at `nice 19`: it shares the two cores with memserve, and a client's own work is no part of what is measured. What the gateway
-and the workers do for noisy is counted in full.
+A real memserve with API keys for two tenants. The tenant `quiet` asks, searches and remembers at a constant
+modest rate, from this process: each kind of call has a clock of its own, so that a late answer makes no later
+call late. The tenant `noisy` floods from a process of its own at `nice 19`: it shares the two cores with
+memserve, and a client's own work is no part of what is measured. What the gateway and the workers do for
+noisy is counted in full.
 
-Every kind of flood is measured in turns with quiet alone, so that the machine's drift is in both: alone, beside, alone, beside … The
-figure is quiet's 99th percentile beside the flood ÷ alone, of each of its calls, over all turns; the bar is 3. Nothing of quiet's may be
-refused or fail. What noisy is refused does not matter, as long as nothing breaks: the table counts its calls and refusals.
+Every kind of flood is measured in turns with quiet alone, so that the machine's drift is in both: alone,
+beside, alone, beside … The figure is quiet's 99th percentile beside the flood ÷ alone, of each of its calls,
+over all turns; the bar is 3. Nothing of quiet's may be refused or fail. What noisy is refused does not
+matter, as long as nothing breaks: the table counts its calls and refusals.
 """
 
 from __future__ import annotations
@@ -52,7 +55,20 @@ TURN_S, QUICK_TURN_S = 30.0, 5.0
 SETTLE_S = 2.0
 # A gate asks all its probes, also on a busy machine.
 PREPARE_TIMEOUT_S = 180.0
-WORDS = ("amber", "lantern", "harbour", "gate", "tower", "code", "opens", "north", "river", "bridge", "stone", "winter")
+WORDS = (
+    "amber",
+    "lantern",
+    "harbour",
+    "gate",
+    "tower",
+    "code",
+    "opens",
+    "north",
+    "river",
+    "bridge",
+    "stone",
+    "winter",
+)
 QUICK_KINDS = ("prompts of 3.9 MB", "search")
 
 
@@ -65,7 +81,9 @@ class Quiet:
 
     client: AsyncClient
     rng: random.Random
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {"Generate": [], "Search": [], "Remember": []})
+    seconds: dict[str, list[float]] = field(
+        default_factory=lambda: {"Generate": [], "Search": [], "Remember": []}
+    )
     failed: list[str] = field(default_factory=list)
     _number: int = 0
 
@@ -74,7 +92,9 @@ class Quiet:
         return f"Note {self._number}: {' '.join(self.rng.choices(WORDS, k=20))}."
 
     async def generate(self) -> None:
-        await self.client.generate(f"What is the code? {' '.join(self.rng.choices(WORDS, k=60))}", sampling=QUIET_ANSWER)
+        await self.client.generate(
+            f"What is the code? {' '.join(self.rng.choices(WORDS, k=60))}", sampling=QUIET_ANSWER
+        )
 
     async def search(self) -> None:
         await self.client.search(["notes"], " ".join(self.rng.choices(WORDS, k=6)), limit=4)
@@ -89,11 +109,15 @@ class Quiet:
             clocks.create_task(self._every(SEARCH_EVERY_S, "Search", self.search, seconds))
             clocks.create_task(self._every(REMEMBER_EVERY_S, "Remember", self.remember, seconds))
 
-    async def _every(self, interval_s: float, kind: str, call: Callable[[], Awaitable[None]], seconds: float) -> None:
+    async def _every(
+        self, interval_s: float, kind: str, call: Callable[[], Awaitable[None]], seconds: float
+    ) -> None:
         begun_s = time.monotonic()
         async with asyncio.TaskGroup() as calls:
             for number in range(int(seconds / interval_s)):
-                await asyncio.sleep(max(0.0, begun_s + (number + self.rng.random()) * interval_s - time.monotonic()))
+                await asyncio.sleep(
+                    max(0.0, begun_s + (number + self.rng.random()) * interval_s - time.monotonic())
+                )
                 calls.create_task(self._timed(kind, call))
 
     async def _timed(self, kind: str, call: Callable[[], Awaitable[None]]) -> None:
@@ -109,7 +133,9 @@ class Quiet:
 
 
 class Noisy:
-    """The floods, by name: each is run by so many tasks again and again. A refusal is counted, and nothing is waited for."""
+    """The floods, by name: each is run by so many tasks again and again. A refusal is counted, and nothing is
+    waited for.
+    """
 
     def __init__(self, address: str, folder: Path) -> None:
         self.client = AsyncClient(address, NOISY_KEY, timeout_s=30.0)
@@ -157,7 +183,9 @@ class Noisy:
         await asyncio.gather(*(some(first) for first in range(8)))
         async with AsyncClient(self.address, NOISY_KEY, timeout_s=PREPARE_TIMEOUT_S) as patient:
             for number in (1, 2):
-                folder = variant("harbour", self.folder / f"harbour{number}", scale=1 + number / 1000, probes=True)
+                folder = variant(
+                    "harbour", self.folder / f"harbour{number}", scale=1 + number / 1000, probes=True
+                )
                 await patient.modules.publish("harbour", folder)
             await patient.modules.promote("harbour", 1, force=True)
 
@@ -168,7 +196,9 @@ class Noisy:
         async def again() -> None:
             while time.monotonic() < until_s:
                 try:
-                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + until_s - time.monotonic() + 1):
+                    async with asyncio.timeout_at(
+                        asyncio.get_running_loop().time() + until_s - time.monotonic() + 1
+                    ):
                         await call()
                     self.outcomes["OK"] += 1
                 except CallFailed as error:
@@ -194,12 +224,16 @@ class Noisy:
 
     async def unread_stream(self) -> None:
         """Asks, and does not read what comes, for as long as the flood goes."""
-        async with grpc.aio.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        async with grpc.aio.insecure_channel(
+            self.address, options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
             request = inference_pb2.GenerateRequest(
                 messages=[inference_pb2.Message(role=inference_pb2.ROLE_USER, content=self.words(10))],
                 sampling=inference_pb2.Sampling(max_tokens=7000, min_tokens=7000, logprobs=True),
             )
-            call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, metadata=(("authorization", f"Bearer {NOISY_KEY}"),))
+            call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(
+                request, metadata=(("authorization", f"Bearer {NOISY_KEY}"),)
+            )
             await call.read()
             await asyncio.sleep(60)
 
@@ -220,7 +254,9 @@ class Noisy:
         folder = self.folder / f"upload{self.number % 8}"
         if not folder.exists():
             variant("harbour", folder, scale=1 + self.number / 100_000)
-        await self.client.modules.publish("uploaded", folder, notes=str(self.number), expected_digest="0" * 64)
+        await self.client.modules.publish(
+            "uploaded", folder, notes=str(self.number), expected_digest="0" * 64
+        )
 
     async def publish(self) -> None:
         self.number += 1
@@ -267,14 +303,18 @@ class Noisy:
     async def reflection(self) -> None:
         async with grpc.aio.insecure_channel(self.address) as channel:
             stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-            request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="memserve.v1.ModuleService")
+            request = reflection_pb2.ServerReflectionRequest(
+                file_containing_symbol="memserve.v1.ModuleService"
+            )
             call = stub.ServerReflectionInfo(iter([request] * 100), timeout=10)
             async for _ in call:
                 pass
 
 
 async def noisy_main(address: str, folder: Path) -> None:
-    """Reads commands, one a line, as JSON: {"flood", "seconds"}; answers each with its outcomes, one line of JSON."""
+    """Reads commands, one a line, as JSON: {"flood", "seconds"}; answers each with its outcomes, one line of
+    JSON.
+    """
     os.nice(19)
     noisy = Noisy(address, folder)
     await noisy.prepare()
@@ -335,7 +375,9 @@ async def answer_of(process: subprocess.Popen[str]) -> Any:
     return json.loads(line)
 
 
-async def measure(address: str, folder: Path, chosen: Callable[[str], bool], turns: int, turn_s: float) -> AsyncIterator[Figures]:
+async def measure(
+    address: str, folder: Path, chosen: Callable[[str], bool], turns: int, turn_s: float
+) -> AsyncIterator[Figures]:
     """One Figures for each kind of flood."""
     async with AsyncClient(address, QUIET_KEY, timeout_s=60.0) as client:
         quiet = Quiet(client, random.Random(SEED))
@@ -350,7 +392,9 @@ async def measure(address: str, folder: Path, chosen: Callable[[str], bool], tur
                 for turn in range(2 * turns):
                     beside = turn % 2 == 1
                     if beside:
-                        noisy.stdin.write(json.dumps({"flood": flood, "seconds": turn_s + 2 * SETTLE_S}) + "\n")
+                        noisy.stdin.write(
+                            json.dumps({"flood": flood, "seconds": turn_s + 2 * SETTLE_S}) + "\n"
+                        )
                         noisy.stdin.flush()
                         await asyncio.sleep(SETTLE_S)
                     quiet.seconds = {call: [] for call in quiet.seconds}
@@ -394,7 +438,16 @@ async def run(arguments: argparse.Namespace) -> int:
         with running_stack(workers=2, api_keys_file=keys, recall_timeout_ms=2000) as stack:
             found = [figures async for figures in measure(stack.address, folder, chosen, turns, turn_s)]
     print_table(
-        ["flood", "Generate p99 ms", "Search p99 ms", "Remember p99 ms", "quiet failed", "noisy OK", "noisy refused"], list(map(row, found))
+        [
+            "flood",
+            "Generate p99 ms",
+            "Search p99 ms",
+            "Remember p99 ms",
+            "quiet failed",
+            "noisy OK",
+            "noisy refused",
+        ],
+        list(map(row, found)),
     )
     bars = [
         Bar(f"{figures.flood}: {call}, p99 beside ÷ alone", figures.ratio(call), at_most=RATIO_MAX)
@@ -405,13 +458,21 @@ async def run(arguments: argparse.Namespace) -> int:
     for failure in failed[:10]:
         print(failure)
     bars.append(Bar("calls of quiet that were refused or failed", len(failed), at_most=0))
-    samples = {figures.flood: {call: len(seconds) for call, seconds in figures.beside.items()} for figures in found}
-    return finish(bars, {"samples": samples, "noisy": {figures.flood: figures.outcomes for figures in found}}, arguments.json)
+    samples = {
+        figures.flood: {call: len(seconds) for call, seconds in figures.beside.items()} for figures in found
+    }
+    return finish(
+        bars,
+        {"samples": samples, "noisy": {figures.flood: figures.outcomes for figures in found}},
+        arguments.json,
+    )
 
 
 def main() -> int:
     options = parser("neighbours", __doc__)
-    options.add_argument("--kinds", default="", help="only the floods whose names contain one of these, separated by commas")
+    options.add_argument(
+        "--kinds", default="", help="only the floods whose names contain one of these, separated by commas"
+    )
     options.add_argument("--turn-s", type=float, default=0.0, help="seconds of a turn, alone or beside")
     options.add_argument("--noisy", nargs=2, metavar=("ADDRESS", "FOLDER"), help=argparse.SUPPRESS)
     arguments = options.parse_args()

@@ -1,7 +1,9 @@
-"""A newcomer's first session, in an environment like a container's: README's quick start, word for word, and what it prints.
+"""A newcomer's first session, in an environment like a container's: README's quick start, word for word, and
+what it prints.
 
-A clone of the committed tree; a user without a name, a home or a locale; 64 MiB of /dev/shm; proxies set that do not answer. Every command
-of the README's blocks of the quick start is run as it stands there, but `make test`, which is CI's. Needs root, for the mount and the user.
+A clone of the committed tree; a user without a name, a home or a locale; 64 MiB of /dev/shm; proxies set that
+do not answer. Every command of the README's blocks of the quick start is run as it stands there, but `make
+test`, which is CI's. Needs root, for the mount and the user.
 """
 
 from __future__ import annotations
@@ -31,14 +33,17 @@ UP = ".venv/bin/memserve up"
 TIMEOUT_S = 1200
 # What pip says of each package.
 PIP_LINE = re.compile(
-    "Looking in|Collecting|Downloading|Using cached|Processing|Requirement already|Installing|Preparing|Building|Created wheel|Stored in|━"
+    "Looking in|Collecting|Downloading|Using cached|Processing|Requirement "
+    "already|Installing|Preparing|Building|Created wheel|Stored in|━"
 )
 LINES_SHOWN = 80
 
 
 def quick_start() -> tuple[list[str], str]:
     """The commands of README's quick start in their order, and its Python program."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Quick start\n")[1].split("\n## ")[0]
+    section = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Quick start\n")[1].split("\n## ")[0]
+    )
     commands = [
         line.removeprefix("$ ").split("  #")[0].strip()
         for block in re.findall(r"```console\n(.*?)```", section, re.DOTALL)
@@ -54,14 +59,19 @@ def session(folder: Path) -> str:
     commands, program = quick_start()
     (folder / "program.py").write_text(program, encoding="utf-8")
     # With job control a command in the background heeds Ctrl-C.
-    lines = ["set -um", "failed=0", 'run() { echo "\\$ $1"; eval "$1" 2>&1 || { echo "(exit status $?)"; failed=1; }; }']
+    lines = [
+        "set -um",
+        "failed=0",
+        'run() { echo "\\$ $1"; eval "$1" 2>&1 || { echo "(exit status $?)"; failed=1; }; }',
+    ]
     for command in commands:
         if command == UP:
             lines += [
                 f"export {' '.join(f'{name}={value}' for name, value in PROXIES_AFTER.items())}",
                 f"echo '$ {UP}'",
                 f"{UP} >up.log 2>&1 & up=$!",
-                "for _ in $(seq 240); do grep -q '^ready' up.log && break; kill -0 $up 2>/dev/null || break; sleep 1; done",
+                "for _ in $(seq 240); do grep -q '^ready' up.log && break; kill -0 $up 2>/dev/null "
+                "|| break; sleep 1; done",
                 "cat up.log",
             ]
         else:
@@ -81,12 +91,19 @@ def session(folder: Path) -> str:
 
 
 def python_for_all() -> str:
-    """Commands that let everyone in this mount namespace use the Python that runs, where it is in a home that only its owner may enter."""
+    """Commands that let everyone in this mount namespace use the Python that runs, where it is in a home that
+    only its owner may enter.
+    """
     base = Path(sys.base_prefix)
     closed = next((folder for folder in reversed(base.parents) if not folder.stat().st_mode & 0o001), None)
     if closed is None:
         return ""
-    steps = (f"mount --bind {base} $aside", f"mount -t tmpfs -o mode=755 tmpfs {closed}", f"mkdir -p {base}", f"mount --bind $aside {base}")
+    steps = (
+        f"mount --bind {base} $aside",
+        f"mount -t tmpfs -o mode=755 tmpfs {closed}",
+        f"mkdir -p {base}",
+        f"mount --bind $aside {base}",
+    )
     return f"aside=$(mktemp -d) && {' && '.join(steps)} &&"
 
 
@@ -118,12 +135,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
         (folder / "session.sh").write_text(session(project), encoding="utf-8")
         subprocess.run(["chown", "-R", f"{USER}:{USER}", str(folder)], check=True)
-        kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("PIP_", "SSL_", "REQUESTS_"))
+        }
         path = f"{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin"
         environment = [f"{name}={value}" for name, value in {"PATH": path, **kept, **PROXIES}.items()]
         inner = [
-            f"mount -t tmpfs -o size={SHM} tmpfs /dev/shm && {python_for_all()} cd {project} && umask 077 && ",
-            f'exec setpriv --reuid={USER} --regid={USER} --clear-groups --inh-caps=-all env -i "$@" bash {folder}/session.sh',
+            f"mount -t tmpfs -o size={SHM} tmpfs /dev/shm && {python_for_all()} cd {project} && "
+            "umask 077 && ",
+            f'exec setpriv --reuid={USER} --regid={USER} --clear-groups --inh-caps=-all env -i "$@" '
+            f"bash {folder}/session.sh",
         ]
         began_s = time.monotonic()
         told(f"as user {USER}, in {project}: a set-up from nothing, the demo, the quick start")
@@ -141,10 +164,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     print(said)
     if chosen.write:
-        conditions = f"user id {USER} without a passwd entry, no HOME, no LANG, umask 077, /dev/shm of {SHM}iB, dead proxies"
-        page = f"# A newcomer's session\n\n`python -m loadtests.newcomer --write`: README's quick start word for word ({conditions}).\n"
+        conditions = (
+            f"user id {USER} without a passwd entry, no HOME, no LANG, umask 077, /dev/shm of {SHM}iB, "
+            "dead proxies"
+        )
+        page = (
+            "# A newcomer's session\n\n`python -m loadtests.newcomer --write`: README's quick start "
+            f"word for word ({conditions}).\n"
+        )
         chosen.write.write_text(f"{page}\n```console\n{said}\n```\n", encoding="utf-8")
-    bars = [Bar("commands that failed, or 0", ended.returncode, at_most=0), Bar("tracebacks", said.count("Traceback"), at_most=0)]
+    bars = [
+        Bar("commands that failed, or 0", ended.returncode, at_most=0),
+        Bar("tracebacks", said.count("Traceback"), at_most=0),
+    ]
     return finish(bars, {"seconds": seconds}, chosen.json)
 
 

@@ -1,9 +1,11 @@
-"""`kill -9` of the parts of `memserve up`, in pairs and again and again: does everything come back by itself, and does the rest go on?
+"""`kill -9` of the parts of `memserve up`, in pairs and again and again: does everything come back by itself,
+and does the rest go on?
 
-A real `memserve up` with two workers of the demo model. Clients ask without a pause: answers, memories, searches, lists of modules.
-Meanwhile parts are killed: pairs of them in a seeded order, 0 to 10 s apart, and each part several times in a row, as soon as it is
-there again. Everything must be back within 90 s without a hand, and a request that does not need what is dead must not fail. At the end
-`memserve up` itself is killed: no process may be left after 10 s, and a new one must start on the same directory.
+A real `memserve up` with two workers of the demo model. Clients ask without a pause: answers, memories,
+searches, lists of modules. Meanwhile parts are killed: pairs of them in a seeded order, 0 to 10 s apart, and
+each part several times in a row, as soon as it is there again. Everything must be back within 90 s without a
+hand, and a request that does not need what is dead must not fail. At the end `memserve up` itself is killed:
+no process may be left after 10 s, and a new one must start on the same directory.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ class Request:
 
 @dataclass
 class Outage:
-    """A part that was killed, until what needs it can go on; `until_s` is infinite before that. workers: those that were ready then."""
+    """A part that was killed, until what needs it can go on; `until_s` is infinite before that. workers:
+    those that were ready then.
+    """
 
     part: str
     from_s: float
@@ -83,7 +87,9 @@ class Outage:
 
     def excuses(self, request: Request) -> bool:
         overlaps = request.started_s <= self.until_s + SLACK_S and request.ended_s >= self.from_s
-        needed = self.part in NEEDS[request.kind] or (request.kind == ANSWER and self.part in (WORKER, ENGINE))
+        needed = self.part in NEEDS[request.kind] or (
+            request.kind == ANSWER and self.part in (WORKER, ENGINE)
+        )
         return needed and overlaps
 
 
@@ -101,10 +107,17 @@ class WatchedUp(Up):
         return {part: sorted(each, key=lambda process: process.create_time()) for part, each in found.items()}
 
     def is_back(self) -> bool:
-        """Everything runs, Ray's own processes too, and nothing of a generation that is being replaced is left."""
+        """Everything runs, Ray's own processes too, and nothing of a generation that is being replaced is
+        left.
+        """
         found = self.processes()
         once = all(len(found[part]) == 1 for part in PARTS if part not in (WORKER, ENGINE))
-        if not once or len(found[ENGINE]) != WORKERS or not self.redis_answers(REGISTRY) or not self.redis_answers(CACHE):
+        if (
+            not once
+            or len(found[ENGINE]) != WORKERS
+            or not self.redis_answers(REGISTRY)
+            or not self.redis_answers(CACHE)
+        ):
             return False
         return serves_memories(self.address) and len(self.ready_workers()) == WORKERS
 
@@ -119,7 +132,12 @@ class WatchedUp(Up):
 def part_of(process: psutil.Process) -> str:
     """The part that a process of memserve is, or "" for one that is none of them."""
     name, command = process.name(), " ".join(process.cmdline())
-    by_command = {"registry/redis.conf": REGISTRY, "cache/redis.conf": CACHE, "memserve gateway": GATEWAY, "workers --generation": DRIVER}
+    by_command = {
+        "registry/redis.conf": REGISTRY,
+        "cache/redis.conf": CACHE,
+        "memserve gateway": GATEWAY,
+        "workers --generation": DRIVER,
+    }
     titles = {"ServeController": CONTROLLER, "ServeReplica": WORKER}
     if is_engine(process):
         return ENGINE
@@ -144,7 +162,9 @@ class Asking:
         numbers = itertools.count()
         calls: dict[str, Callable[[Client], object]] = {
             ANSWER: lambda client: client.generate("Hello.", sampling=Sampling(max_tokens=8)),
-            REMEMBER: lambda client: client.remember("supervision", f"The code of station {next(numbers)} is 4071."),
+            REMEMBER: lambda client: client.remember(
+                "supervision", f"The code of station {next(numbers)} is 4071."
+            ),
             SEARCH: lambda client: client.search(["supervision"], "station"),
             LIST: lambda client: client.modules.all(),
         }
@@ -178,7 +198,9 @@ class Asking:
 
 @dataclass
 class Trial:
-    """What was killed, and what became of it. back_s: from the last kill until everything was back; None: it was not in time."""
+    """What was killed, and what became of it. back_s: from the last kill until everything was back; None: it
+    was not in time.
+    """
 
     what: str
     parts: tuple[str, ...]
@@ -188,8 +210,14 @@ class Trial:
     until_s: float = 0.0
 
     def failed(self, requests: Sequence[Request], trials: Sequence[Trial]) -> list[Request]:
-        """Of the requests that began in it, those that failed though they needed nothing that was dead: one may end in the next trial."""
-        own = [request for request in requests if request.failure and self.from_s <= request.started_s < self.until_s]
+        """Of the requests that began in it, those that failed though they needed nothing that was dead: one
+        may end in the next trial.
+        """
+        own = [
+            request
+            for request in requests
+            if request.failure and self.from_s <= request.started_s < self.until_s
+        ]
         outages = [outage for trial in trials for outage in trial.outages]
         return [request for request in own if not any(outage.excuses(request) for outage in outages)]
 
@@ -271,7 +299,9 @@ class Run:
 
 
 def pairs_of(count: int, rng: random.Random) -> list[tuple[str, str, float]]:
-    """Seeded pairs of different parts, no pair twice in the same order, with the seconds between the two kills."""
+    """Seeded pairs of different parts, no pair twice in the same order, with the seconds between the two
+    kills.
+    """
     drawn = rng.sample(list(itertools.permutations(PARTS, 2)), count)
     return [(first, second, rng.uniform(0, GAP_MAX_S)) for first, second in drawn]
 
@@ -279,7 +309,9 @@ def pairs_of(count: int, rng: random.Random) -> list[tuple[str, str, float]]:
 def measure(
     pairs: Sequence[tuple[str, str, float]], in_a_row: int, folder: Path, *, start_again: bool
 ) -> tuple[list[Trial], list[Request], dict[str, float]]:
-    """pairs: as of `pairs_of`. Returns the trials, all requests, and the figures of `memserve up` itself killed."""
+    """pairs: as of `pairs_of`. Returns the trials, all requests, and the figures of `memserve up` itself
+    killed.
+    """
     # Under another path the demo model comes without its modules.
     (folder / "demo_model").symlink_to(MODEL_DIR)
     up = WatchedUp(folder / "data", folder / "demo_model", WORKERS)
@@ -309,7 +341,9 @@ def measure(
         figures["started again after, s"] = time.monotonic() - started_s
         with Client(up.address) as client:
             figures["memories found again"] = client.namespaces()["supervision"]
-        figures["memories acknowledged"] = sum(request.kind == REMEMBER and not request.failure for request in asking.requests)
+        figures["memories acknowledged"] = sum(
+            request.kind == REMEMBER and not request.failure for request in asking.requests
+        )
     finally:
         up.process.terminate()
         up.process.wait(120)
@@ -319,14 +353,21 @@ def measure(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     options = parser("supervision", __doc__)
-    options.add_argument("--pairs", type=int, help=f"so many pairs (default: {PAIRS}, with --quick {len(QUICK_PAIRS)})")
-    options.add_argument("--in-a-row", type=int, help=f"each part so many times in a row (default: {IN_A_ROW}, with --quick 0)")
+    options.add_argument(
+        "--pairs", type=int, help=f"so many pairs (default: {PAIRS}, with --quick {len(QUICK_PAIRS)})"
+    )
+    options.add_argument(
+        "--in-a-row", type=int, help=f"each part so many times in a row (default: {IN_A_ROW}, with --quick 0)"
+    )
     chosen = options.parse_args(arguments)
     pairs = QUICK_PAIRS if chosen.quick else pairs_of(PAIRS, random.Random(SEED))
     if chosen.pairs is not None:
         pairs = pairs_of(chosen.pairs, random.Random(SEED))
     in_a_row = chosen.in_a_row if chosen.in_a_row is not None else 0 if chosen.quick else IN_A_ROW
-    told(f"{len(pairs)} pairs and {in_a_row} × {len(PARTS)} parts: about {1 + len(pairs) * 0.8 + in_a_row * 2:.0f} minutes")
+    told(
+        f"{len(pairs)} pairs and {in_a_row} × {len(PARTS)} parts: about "
+        f"{1 + len(pairs) * 0.8 + in_a_row * 2:.0f} minutes"
+    )
     folder = Path(tempfile.mkdtemp(prefix="memserve-sup-"))
     try:
         trials, requests, figures = measure(pairs, in_a_row, folder, start_again=not chosen.quick)
@@ -337,7 +378,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trial.what,
             f"{trial.back_s:.1f}" if trial.back_s is not None else "NOT BACK",
             sum(trial.from_s <= request.started_s < trial.until_s for request in requests),
-            sum(trial.from_s <= request.started_s < trial.until_s and bool(request.failure) for request in requests),
+            sum(
+                trial.from_s <= request.started_s < trial.until_s and bool(request.failure)
+                for request in requests
+            ),
             len(trial.failed(requests, trials)),
         ]
         for trial in trials
@@ -346,7 +390,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     without_need = [request for trial in trials for request in trial.failed(requests, trials)]
     for request in without_need[:20]:
         print(
-            f"failed though nothing that it needs was dead: {request.kind}, {request.ended_s - request.started_s:.1f} s: {request.failure}"
+            f"failed though nothing that it needs was dead: {request.kind}, "
+            f"{request.ended_s - request.started_s:.1f} s: {request.failure}"
         )
     print_table(("memserve up killed", ""), [[name, f"{figure:.1f}"] for name, figure in figures.items()])
     back = [trial.back_s for trial in trials if trial.back_s is not None]
@@ -361,7 +406,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lost = max(0.0, figures["memories acknowledged"] - figures["memories found again"])
         bars.append(Bar("acknowledged memories lost", lost, at_most=0))
     median = statistics.median(back) if back else None
-    return finish(bars, {"rows": rows, "median_back_s": median, "requests": len(requests), "up": figures}, chosen.json)
+    return finish(
+        bars, {"rows": rows, "median_back_s": median, "requests": len(requests), "up": figures}, chosen.json
+    )
 
 
 if __name__ == "__main__":

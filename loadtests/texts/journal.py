@@ -1,11 +1,13 @@
-"""Writes a second and search latency with the journal, and as memserve 0.1.0 did without one: look and put in Milvus Lite alone.
+"""Writes a second and search latency with the journal, and as memserve 0.1.0 did without one: look and put in
+Milvus Lite alone.
 
-One process, one event loop, one Milvus Lite for each way, the registry's redis-server with `appendfsync always` for the journal. Eight
-callers remember texts of their own while one searches; then the same the other way, again and again in turn. What counts is the median of
-the rounds' ratios: the machine drifts, and equal rounds lie beside each other. The embedding is computed in both ways.
+One process, one event loop, one Milvus Lite for each way, the registry's redis-server with `appendfsync
+always` for the journal. Eight callers remember texts of their own while one searches; then the same the other
+way, again and again in turn. What counts is the median of the rounds' ratios: the machine drifts, and equal
+rounds lie beside each other. The embedding is computed in both ways.
 
-0.1.0's way is made of today's calls: `get` and `put` of the same `MilvusMemories` on one thread, and a flush after every 256 rows. It is
-what acknowledged a write then, and a failed flush lost it.
+0.1.0's way is made of today's calls: `get` and `put` of the same `MilvusMemories` on one thread, and a flush
+after every 256 rows. It is what acknowledged a write then, and a failed flush lost it.
 """
 
 from __future__ import annotations
@@ -107,7 +109,18 @@ async def round_of(remember: Remember, search: Search, name: str, seconds: float
 async def measure(folder: Path, rounds: int, seconds: float) -> list[tuple[float, float, float, float]]:
     """Of each round: writes a second and search ms, with the journal and without."""
     socket = folder / "redis.sock"
-    options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", "", "--appendonly", "yes"]
+    options = [
+        "--port",
+        "0",
+        "--unixsocket",
+        str(socket),
+        "--dir",
+        str(folder),
+        "--save",
+        "",
+        "--appendonly",
+        "yes",
+    ]
     server = await asyncio.create_subprocess_exec(
         redis_executable(), *options, "--appendfsync", "always", stdout=asyncio.subprocess.DEVNULL
     )
@@ -119,7 +132,9 @@ async def measure(folder: Path, rounds: int, seconds: float) -> list[tuple[float
     figures = []
 
     async def remember(text: str) -> None:
-        await journaled.remember(TENANT, NAMESPACE, text, source="s", keywords=(), memory_id=text.replace(" ", "-"), now_s=0.0)
+        await journaled.remember(
+            TENANT, NAMESPACE, text, source="s", keywords=(), memory_id=text.replace(" ", "-"), now_s=0.0
+        )
 
     async def search(text: str) -> None:
         await journaled.search(TENANT, [NAMESPACE], text, 8, timeout_s=TIMEOUT_S)
@@ -154,7 +169,10 @@ def main() -> int:
     middle = [statistics.median(column) for column in zip(*figures, strict=True)]
     print_table(
         ("way", "writes/s", "search ms (median)"),
-        [("with the journal", f"{middle[0]:.0f}", f"{middle[1]:.1f}"), ("as 0.1.0", f"{middle[2]:.0f}", f"{middle[3]:.1f}")],
+        [
+            ("with the journal", f"{middle[0]:.0f}", f"{middle[1]:.1f}"),
+            ("as 0.1.0", f"{middle[2]:.0f}", f"{middle[3]:.1f}"),
+        ],
     )
     bars = [
         Bar("writes a second with the journal ÷ as 0.1.0", writes, at_least=0.5),

@@ -1,8 +1,10 @@
-"""Recall in twelve languages: with the bundled embedding model, which knows English, and with a multilingual one.
+"""Recall in twelve languages: with the bundled embedding model, which knows English, and with a multilingual
+one.
 
-A real vector memory over Milvus Lite, with a namespace for each language. Each of its ten memories is asked for in its own language, in
-other words than its own. The figures are the shares of questions whose memory is the first found, and among the first five. The
-multilingual model is multilingual-e5-small, as `--embedder` takes it, made from a wheel (`loadtests.harness.real_models`).
+A real vector memory over Milvus Lite, with a namespace for each language. Each of its ten memories is asked
+for in its own language, in other words than its own. The figures are the shares of questions whose memory is
+the first found, and among the first five. The multilingual model is multilingual-e5-small, as `--embedder`
+takes it, made from a wheel (`loadtests.harness.real_models`).
 """
 
 from __future__ import annotations
@@ -51,12 +53,18 @@ async def recall(embedder: BertEmbedder, facts: int) -> dict[str, Recall]:
             for language, pairs in FACTS.items():
                 namespace = language.lower()
                 for number, (text, _) in enumerate(pairs):
-                    await memory.remember(TENANT, namespace, text, source="", keywords=(), memory_id=str(number), now_s=0.0)
+                    await memory.remember(
+                        TENANT, namespace, text, source="", keywords=(), memory_id=str(number), now_s=0.0
+                    )
                 ranks = []
                 for number, (_, question) in enumerate(pairs[:facts]):
-                    answers = await memory.search(TENANT, [namespace], question, len(pairs), timeout_s=TIMEOUT_S)
+                    answers = await memory.search(
+                        TENANT, [namespace], question, len(pairs), timeout_s=TIMEOUT_S
+                    )
                     ranks.append([answer.memory.memory_id for answer in answers].index(str(number)))
-                found[language] = Recall(ranks.count(0) / len(ranks), sum(rank < FOUND_IN for rank in ranks) / len(ranks))
+                found[language] = Recall(
+                    ranks.count(0) / len(ranks), sum(rank < FOUND_IN for rank in ranks) / len(ranks)
+                )
         finally:
             await memory.close()
     return found
@@ -74,19 +82,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_table(
         ("language", "bundled (English): first", "among five", "multilingual-e5-small: first", "among five"),
         [
-            (language, *(f"{share:.1f}" for found in (before, after) for share in (found[language].first, found[language].among)))
+            (
+                language,
+                *(
+                    f"{share:.1f}"
+                    for found in (before, after)
+                    for share in (found[language].first, found[language].among)
+                ),
+            )
             for language in FACTS
         ],
     )
     worse = [language for language in FACTS if after[language].among < before[language].among]
     bars = [
         Bar("languages", len(after), at_least=LANGUAGES_LEAST),
-        Bar("recall at 5, mean of the languages, multilingual", mean(each.among for each in after.values()), at_least=RECALL_LEAST),
-        Bar("languages in which the multilingual model finds less than the bundled one at 5", len(worse), at_most=0),
+        Bar(
+            "recall at 5, mean of the languages, multilingual",
+            mean(each.among for each in after.values()),
+            at_least=RECALL_LEAST,
+        ),
+        Bar(
+            "languages in which the multilingual model finds less than the bundled one at 5",
+            len(worse),
+            at_most=0,
+        ),
         Bar("recall at 5 of English, bundled", before["English"].among, at_least=RECALL_LEAST),
     ]
     figures: dict[str, object] = {
-        name: {language: asdict(each) for language, each in found.items()} for name, found in (("bundled", before), ("multilingual", after))
+        name: {language: asdict(each) for language, each in found.items()}
+        for name, found in (("bundled", before), ("multilingual", after))
     }
     return finish(bars, figures, chosen.json)
 

@@ -1,1 +1,3 @@
-"""The `memserve` command: `app.py` starts memserve's processes and gathers the sub-commands, one file for each noun."""
+"""The `memserve` command: `app.py` starts memserve's processes and gathers the sub-commands, one file for
+each noun.
+"""

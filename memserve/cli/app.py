@@ -22,7 +22,18 @@ from memserve.channels import spare_loopback
 from memserve.cli.keys import keys_app
 from memserve.cli.kv import kv_app
 from memserve.cli.modules import audit_app, modules_app
-from memserve.cli.options import HELP, Address, ApiKey, AsJson, Timeout, connected, err, out, print_json, text_of
+from memserve.cli.options import (
+    HELP,
+    Address,
+    ApiKey,
+    AsJson,
+    Timeout,
+    connected,
+    err,
+    out,
+    print_json,
+    text_of,
+)
 from memserve.cli.terminal import cell, coloured
 from memserve.client import DEFAULT_ADDRESS, CallFailed
 from memserve.client.wire.inference import collect
@@ -58,26 +69,41 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _of_all(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     find_home(os.environ)
 
 
 @app.command()
 def up(
-    model: Annotated[str | None, typer.Option(help="Model directory or Hugging Face name. Default: the bundled demo model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model directory or Hugging Face name. Default: the bundled demo model."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="vLLM workers. Default: 2.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port of the gateway. Default: 50051.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="HTTP port of the Prometheus metrics. Default: 9464.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="HTTP port of the Prometheus metrics. Default: 9464.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.local/share/memserve.")] = None,
-    max_context_tokens: Annotated[int | None, typer.Option(help="Longest prompt and answer. Default: the model's, at most 8192.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where everything is kept. Default: ~/.local/share/memserve.")
+    ] = None,
+    max_context_tokens: Annotated[
+        int | None, typer.Option(help="Longest prompt and answer. Default: the model's, at most 8192.")
+    ] = None,
     embedder: Annotated[
         str | None,
-        typer.Option(help="Embedding model of the memories, directory or Hugging Face name. Default: a bundled one, for English."),
+        typer.Option(
+            help="Embedding model of the memories, directory or Hugging Face name. Default: a bundled "
+            "one, for English."
+        ),
     ] = None,
 ) -> None:
-    """Start everything on this machine: Redis, Milvus Lite, Ray, the workers, the gateway. Ctrl-C stops it all.
+    """Start everything on this machine: Redis, Milvus Lite, Ray, the workers, the gateway. Ctrl-C stops it
+    all.
 
     Every other setting comes from the environment: `memserve settings` lists them.
     """
@@ -97,19 +123,37 @@ def up(
     stack = Stack(settings, _reporter())
     with _stopping(stack) as asked_to_stop:
         stack.start()
-        out.print(coloured("ready", "bold green", f" on {stack.address}. Ctrl-C stops it. In another terminal, try:"))
+        out.print(
+            coloured(
+                "ready", "bold green", f" on {stack.address}. Ctrl-C stops it. In another terminal, try:"
+            )
+        )
         at = "" if stack.address == DEFAULT_ADDRESS else f" --address {stack.address}"
         out.print(f"  memserve status{at}", highlight=False)
-        out.print(f'  memserve remember notes "The code of Amber Lantern is 4071."{at}', highlight=False, soft_wrap=True)
-        out.print(f'  memserve generate "What is the code of Amber Lantern?" --recall notes{at}', highlight=False, soft_wrap=True)
+        out.print(
+            f'  memserve remember notes "The code of Amber Lantern is 4071."{at}',
+            highlight=False,
+            soft_wrap=True,
+        )
+        out.print(
+            f'  memserve generate "What is the code of Amber Lantern?" --recall notes{at}',
+            highlight=False,
+            soft_wrap=True,
+        )
         while not asked_to_stop():
             time.sleep(WATCH_S)
         raise KeyboardInterrupt
 
 
 @app.command()
-def gateway(ports_held: Annotated[bool, typer.Option(hidden=True, help="The parent process keeps the ports.")] = False) -> None:
-    """Start a gateway alone, for a cluster: settings from the environment (MEMSERVE_MODEL, MEMSERVE_REDIS_URL, MEMSERVE_MILVUS_URI …)."""
+def gateway(
+    ports_held: Annotated[
+        bool, typer.Option(hidden=True, help="The parent process keeps the ports.")
+    ] = False,
+) -> None:
+    """Start a gateway alone, for a cluster: settings from the environment (MEMSERVE_MODEL,
+    MEMSERVE_REDIS_URL, MEMSERVE_MILVUS_URI …).
+    """
     from memserve.api.grpc.server import serve_gateway
 
     private_umask()
@@ -120,10 +164,16 @@ def gateway(ports_held: Annotated[bool, typer.Option(hidden=True, help="The pare
 
 @app.command()
 def workers(
-    generation: Annotated[bool, typer.Option(hidden=True, help="Be a generation, below another `memserve workers`.")] = False,
-    status: Annotated[int, typer.Option(hidden=True, help="File descriptor that the generation tells its status through.")] = -1,
+    generation: Annotated[
+        bool, typer.Option(hidden=True, help="Be a generation, below another `memserve workers`.")
+    ] = False,
+    status: Annotated[
+        int, typer.Option(hidden=True, help="File descriptor that the generation tells its status through.")
+    ] = -1,
 ) -> None:
-    """Start the workers alone, on a Ray of their own: settings from the environment. SIGHUP has new ones take their place."""
+    """Start the workers alone, on a Ray of their own: settings from the environment. SIGHUP has new ones take
+    their place.
+    """
     from memserve.worker.fleet.fleet import keep_workers, run_generation
 
     private_umask()
@@ -150,7 +200,9 @@ def demo(
     workers: Annotated[int, typer.Option(min=2, max=8, help="vLLM workers.")] = 2,
     keep: Annotated[bool, typer.Option(help="Keep the demo's data directory.")] = False,
 ) -> None:
-    """Start a private memserve, show what each memory does with figures measured on the spot, and stop it. About two minutes."""
+    """Start a private memserve, show what each memory does with figures measured on the spot, and stop it.
+    About two minutes.
+    """
     from memserve.embedded.story import print_story, tell_story
 
     private_umask()
@@ -167,10 +219,16 @@ def demo(
 def generate(
     question: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
     module: Annotated[str, typer.Option(help="LoRA to answer with: NAME, NAME@ALIAS or NAME@NUMBER.")] = "",
-    expert: Annotated[str, typer.Option(help="Logit expert to decode with; a reference as of --module.")] = "",
+    expert: Annotated[
+        str, typer.Option(help="Logit expert to decode with; a reference as of --module.")
+    ] = "",
     alpha: Annotated[float, typer.Option(help="How far the expert shifts the logits. 0 is off.")] = 1.0,
-    session: Annotated[str, typer.Option(help="Requests of one session get the same version of a split alias.")] = "",
-    recall: Annotated[list[str] | None, typer.Option(help="Namespace to recall from; may be repeated.")] = None,
+    session: Annotated[
+        str, typer.Option(help="Requests of one session get the same version of a split alias.")
+    ] = "",
+    recall: Annotated[
+        list[str] | None, typer.Option(help="Namespace to recall from; may be repeated.")
+    ] = None,
     recall_limit: Annotated[int, typer.Option(help="Passages at most. 0: the gateway's default.")] = 0,
     system: Annotated[str, typer.Option(help="System text.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Output tokens at most. 0: the gateway's default.")] = 0,
@@ -211,20 +269,32 @@ def generate(
                 print()
                 cached = event.cached
                 err.print(
-                    f"{event.prompt_tokens} prompt tokens ({cached.device} cached on the worker, {cached.host} in host memory, "
-                    f"{cached.redis} from Redis), {event.output_tokens} output tokens, TTFT {event.ttft_ms:.0f} ms",
+                    f"{event.prompt_tokens} prompt tokens ({cached.device} cached on the worker, "
+                    f"{cached.host} in host memory, "
+                    f"{cached.redis} from Redis), {event.output_tokens} output tokens, TTFT "
+                    f"{event.ttft_ms:.0f} ms",
                     style="dim",
                 )
             elif isinstance(event, Route):
                 for number, hit in enumerate(event.passages, start=1):
-                    err.print(f"[{number}] {hit.memory.memory_id} from {hit.memory.source or 'no source'}", style="dim")
+                    err.print(
+                        f"[{number}] {hit.memory.memory_id} from {hit.memory.source or 'no source'}",
+                        style="dim",
+                    )
                 if event.lost_memories:
-                    err.print(f"the vector store has lost {event.lost_memories} memories of these namespaces", style="yellow")
+                    err.print(
+                        f"the vector store has lost {event.lost_memories} memories of these namespaces",
+                        style="yellow",
+                    )
                 if event.recall_outcome in ("late", "unavailable"):
                     err.print(f"recall was {event.recall_outcome}: answered without passages", style="yellow")
                 for used in event.modules:
                     shift = f", alpha {used.alpha:g}" if used.kind is ModuleKind.LOGIT_EXPERT else ""
-                    err.print(f"{used.name}@{used.version} ({used.digest[:12]}{shift}): {used.reason}", style="dim", highlight=False)
+                    err.print(
+                        f"{used.name}@{used.version} ({used.digest[:12]}{shift}): {used.reason}",
+                        style="dim",
+                        highlight=False,
+                    )
                 err.print(f"{event.worker_id}: {event.reason}", style="dim")
 
 
@@ -234,7 +304,9 @@ def remember(
     text: Annotated[str, typer.Argument(help="What to remember; - reads it from standard input.")],
     source: Annotated[str, typer.Option(help="Where it comes from.")] = "",
     keyword: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
-    memory_id: Annotated[str, typer.Option("--id", help="Makes a repeated call harmless. Default: a digest of the content.")] = "",
+    memory_id: Annotated[
+        str, typer.Option("--id", help="Makes a repeated call harmless. Default: a digest of the content.")
+    ] = "",
     address: Address = DEFAULT_ADDRESS,
     api_key: ApiKey = "",
     timeout: Timeout = 30.0,
@@ -242,12 +314,20 @@ def remember(
 ) -> None:
     """Remember a text."""
     with connected(address, api_key, timeout) as client:
-        memory = client.remember(namespace, text_of(text), source=source, keywords=keyword or (), memory_id=memory_id)
+        memory = client.remember(
+            namespace, text_of(text), source=source, keywords=keyword or (), memory_id=memory_id
+        )
     print_json(memory) if as_json else out.print(f"remembered as {memory.memory_id}")
 
 
 @app.command()
-def forget(namespace: str, memory_id: str, address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0) -> None:
+def forget(
+    namespace: str,
+    memory_id: str,
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = 30.0,
+) -> None:
     """Forget a memory."""
     with connected(address, api_key, timeout) as client:
         client.forget(namespace, memory_id)
@@ -277,16 +357,23 @@ def search(
 
 
 @app.command()
-def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 10.0, as_json: AsJson = False) -> None:
+def status(
+    address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 10.0, as_json: AsJson = False
+) -> None:
     """Show the model, the workers and the memories."""
     with connected(address, api_key, timeout) as client:
         now = client.status()
     if as_json:
         print_json(now)
         return
-    out.print(f"memserve {now.version}, model {now.model} ({now.model_digest[:12]}), {now.max_context_tokens} tokens of context")
     out.print(
-        f"Redis {'ok' if now.redis_ok else 'not answering'}, vector store {'ok' if now.vector_store_ok else 'not answering'}, ", end=""
+        f"memserve {now.version}, model {now.model} ({now.model_digest[:12]}), "
+        f"{now.max_context_tokens} tokens of context"
+    )
+    out.print(
+        f"Redis {'ok' if now.redis_ok else 'not answering'}, vector store "
+        f"{'ok' if now.vector_store_ok else 'not answering'}, ",
+        end="",
     )
     out.print(f"{now.modules} modules, {now.memories} memories")
     out.print(f"memories embedded by {now.embedder}", highlight=False)
@@ -294,21 +381,42 @@ def status(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Ti
         damage = f": {now.lost_memories} of these memories are lost; `memserve restore` brings back a backup"
         out.print(coloured("the vector store is damaged", "bold red", damage))
     if now.short_disk:
-        out.print(coloured(f"{now.short_disk} is nearly full", "bold red", ": changes are refused until there is room"))
+        out.print(
+            coloured(
+                f"{now.short_disk} is nearly full", "bold red", ": changes are refused until there is room"
+            )
+        )
     for w in now.workers:
         resident = ", ".join(f"{digest[:12]} ({place})" for digest, place in w.modules.items()) or "none"
-        out.print(f"{w.worker_id}  {'ready' if w.ready else 'not ready'}, {w.running} running, {w.waiting} waiting", highlight=False)
-        out.print(f"  {w.known_blocks} KV blocks, {w.prefill_tokens_per_s:.0f} prefill tokens/s, modules: {resident}", highlight=False)
+        out.print(
+            f"{w.worker_id}  {'ready' if w.ready else 'not ready'}, {w.running} running, {w.waiting} waiting",
+            highlight=False,
+        )
+        out.print(
+            f"  {w.known_blocks} KV blocks, {w.prefill_tokens_per_s:.0f} prefill tokens/s, modules: "
+            f"{resident}",
+            highlight=False,
+        )
         if not w.shares_kv:
-            out.print(coloured("  does not share KV", "bold red", ": what it stored at its start came back different; see its log"))
+            out.print(
+                coloured(
+                    "  does not share KV",
+                    "bold red",
+                    ": what it stored at its start came back different; see its log",
+                )
+            )
         if w.limits:
             out.print(f"  {w.limits}", highlight=False)
-        out.print(f"  gRPC {w.address}, metrics http://{w.metrics_address}/metrics, pid {w.pid}", highlight=False)
+        out.print(
+            f"  gRPC {w.address}, metrics http://{w.metrics_address}/metrics, pid {w.pid}", highlight=False
+        )
 
 
 @app.command()
 def backup(
-    name: Annotated[str, typer.Argument(help="What the backup is called: a folder in `backups` of the data directory.")],
+    name: Annotated[
+        str, typer.Argument(help="What the backup is called: a folder in `backups` of the data directory.")
+    ],
     address: Address = DEFAULT_ADDRESS,
     api_key: ApiKey = "",
     timeout: Timeout = 3600.0,
@@ -329,7 +437,11 @@ def restore(
 
     private_umask()
     try:
-        restore_backup(folder.expanduser().absolute(), data_dir.expanduser().absolute(), lambda line: out.print(line, highlight=False))
+        restore_backup(
+            folder.expanduser().absolute(),
+            data_dir.expanduser().absolute(),
+            lambda line: out.print(line, highlight=False),
+        )
     except OSError as error:
         raise StartupError(f"{error.filename or folder}: {error.strerror}") from None
 
@@ -343,7 +455,8 @@ def version() -> None:
 def main() -> None:
     """Run the command; a fact that stops it is one line on standard error and exit code 1."""
     for stream in (sys.stdout, sys.stderr):
-        # A locale that cannot show a character must not end a command. Files and pipes are UTF-8 whatever it says.
+        # A locale that cannot show a character must not end a command. Files and pipes are UTF-8 whatever it
+        # says.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
     try:
@@ -368,14 +481,18 @@ def _fail(why: str) -> None:
 
 def _reporter() -> Any:
     started_s = time.monotonic()
-    return lambda line: err.print(coloured(f"{time.monotonic() - started_s:6.1f} s", "dim", f"  {line}"), soft_wrap=True)
+    return lambda line: err.print(
+        coloured(f"{time.monotonic() - started_s:6.1f} s", "dim", f"  {line}"), soft_wrap=True
+    )
 
 
 @contextlib.contextmanager
 def _stopping(stack: Any) -> Iterator[Callable[[], bool]]:
-    """Stop the stack at the end, and on the first SIGINT, SIGTERM or SIGHUP (the terminal was closed); stopping itself is not interrupted.
+    """Stop the stack at the end, and on the first SIGINT, SIGTERM or SIGHUP (the terminal was closed);
+    stopping itself is not interrupted.
 
-    Gives what says whether a signal has come. Its KeyboardInterrupt is lost when it meets a finalizer or a callback: ask, to be certain.
+    Gives what says whether a signal has come. Its KeyboardInterrupt is lost when it meets a finalizer or a
+    callback: ask, to be certain.
     """
 
     asked = False

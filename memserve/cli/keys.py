@@ -18,8 +18,10 @@ from memserve.gateway.access import keys
 keys_app = typer.Typer(
     name="keys",
     help="Who may call the gateway: keys with a name, a tenant and a role.\n\n"
-    "The file is MEMSERVE_API_KEYS_FILE, else keys.json in the data directory. It keeps digests: a key is shown once, when it is made. "
-    "A running gateway follows the file within a second. From the first key on, calls without a key are refused.",
+    "The file is MEMSERVE_API_KEYS_FILE, else keys.json in the data directory. It keeps digests: a "
+    "key is shown once, when it is made. "
+    "A running gateway follows the file within a second. From the first key on, calls without a key "
+    "are refused.",
     no_args_is_help=True,
 )
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data directory whose keys.json is meant.")]
@@ -44,7 +46,10 @@ def add_key(
     first = keys.read_keys(file, must_exist=False) is None
     key = keys.add_key(file, name, tenant, role, time.time())
     if first:
-        err.print("this is the first key: from now on a call without one is refused (MEMSERVE_API_KEY is sent by the command line)")
+        err.print(
+            "this is the first key: from now on a call without one is refused (MEMSERVE_API_KEY is "
+            "sent by the command line)"
+        )
     if as_json:
         print_json({"name": name, "tenant": tenant, "role": role, "key": key})
     else:
@@ -56,11 +61,15 @@ def list_keys(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show names, tenants and roles."""
     found = keys.read_keys(keys.keys_file(load_settings(data_dir=data_dir)), must_exist=False)
     if as_json:
-        entries = [{name: value for name, value in asdict(key).items() if name != "sha256"} for key in found or ()]
+        entries = [
+            {name: value for name, value in asdict(key).items() if name != "sha256"} for key in found or ()
+        ]
         print_json({"open": found is None, "keys": entries})
         return
     if found is None:
-        out.print("There are no keys: every caller on this machine is an administrator of the tenant default.")
+        out.print(
+            "There are no keys: every caller on this machine is an administrator of the tenant default."
+        )
         return
     table = Table("name", "tenant", "role", "made")
     for key in found:

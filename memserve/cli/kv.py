@@ -14,9 +14,14 @@ from memserve.client.activation import Evicted
 from memserve.domain import Message, Role, Warmth
 from memserve.errors import StartupError
 
-kv_app = typer.Typer(help="Activation memory: the KV of prompt prefixes, in the workers and in Redis.", no_args_is_help=True)
+kv_app = typer.Typer(
+    help="Activation memory: the KV of prompt prefixes, in the workers and in Redis.", no_args_is_help=True
+)
 
-Text = Annotated[str, typer.Argument(help="The user's text, as `memserve generate` takes it; - reads it from standard input.")]
+Text = Annotated[
+    str,
+    typer.Argument(help="The user's text, as `memserve generate` takes it; - reads it from standard input."),
+]
 System = Annotated[str, typer.Option(help="System text before it; - reads it from standard input.")]
 Module = Annotated[str, typer.Option(help="Module that it is asked with.")]
 
@@ -47,7 +52,10 @@ def lookup(
         return
     table = Table("where", "tokens")
     table.add_row("the prefix itself", str(found.prompt_tokens))
-    table.add_row(f"Redis (chunks of {found.chunk_tokens})", "not answering" if found.redis_tokens is None else str(found.redis_tokens))
+    table.add_row(
+        f"Redis (chunks of {found.chunk_tokens})",
+        "not answering" if found.redis_tokens is None else str(found.redis_tokens),
+    )
     for worker in found.workers:
         table.add_row(f"{worker.worker_id}, device", str(worker.device_tokens))
         table.add_row(f"{worker.worker_id}, device or host", str(worker.held_tokens))
@@ -75,7 +83,9 @@ def warm(
     if as_json:
         print_json(last)
         return
-    out.print(f"{last.computed_tokens} tokens computed on {last.worker_id}, {last.stored_tokens} of them in Redis")
+    out.print(
+        f"{last.computed_tokens} tokens computed on {last.worker_id}, {last.stored_tokens} of them in Redis"
+    )
 
 
 @kv_app.command()
@@ -114,7 +124,9 @@ def evict(
     text: Text = "",
     system: System = "",
     module: Module = "",
-    module_digest: Annotated[str, typer.Option(help="Instead: all that was computed with this module version.")] = "",
+    module_digest: Annotated[
+        str, typer.Option(help="Instead: all that was computed with this module version.")
+    ] = "",
     everything: Annotated[bool, typer.Option("--all", help="Instead: all of your tenant.")] = False,
     address: Address = DEFAULT_ADDRESS,
     api_key: ApiKey = "",
@@ -135,11 +147,15 @@ def evict(
     if as_json:
         print_json(removed)
         return
-    out.print(f"{removed.removed_chunks} chunks removed, {removed.pinned_chunks} stay because they are pinned")
+    out.print(
+        f"{removed.removed_chunks} chunks removed, {removed.pinned_chunks} stay because they are pinned"
+    )
 
 
 @kv_app.command()
-def usage(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0, as_json: AsJson = False) -> None:
+def usage(
+    address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0, as_json: AsJson = False
+) -> None:
     """Show what is stored in Redis, and the quotas."""
     with connected(address, api_key, timeout) as client:
         now = client.activation.usage()
@@ -147,6 +163,9 @@ def usage(address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Tim
         print_json(now)
         return
     quota = f" of {now.tenant_quota_bytes}" if now.tenant_quota_bytes else ""
-    out.print(f"{now.stored_bytes}{quota} bytes in {now.chunks} chunks, {now.pinned_bytes} bytes of them pinned", highlight=False)
+    out.print(
+        f"{now.stored_bytes}{quota} bytes in {now.chunks} chunks, {now.pinned_bytes} bytes of them pinned",
+        highlight=False,
+    )
     quota = f" of {now.cache_quota_bytes}" if now.cache_quota_bytes else ""
     out.print(f"all tenants: {now.cache_stored_bytes}{quota} bytes", highlight=False)

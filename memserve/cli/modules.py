@@ -1,4 +1,6 @@
-"""`memserve modules`: knowledge in weights, published, gated, promoted, split, rolled back, composed, removed. And `memserve audit`."""
+"""`memserve modules`: knowledge in weights, published, gated, promoted, split, rolled back, composed,
+removed. And `memserve audit`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ ROWS_OF_A_TABLE = 1000
 AliasName = Annotated[str, typer.Option("--alias", help="Which alias. Default: live.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the history and the audit.")]
 Revision = Annotated[
-    int | None, typer.Option("--expect-revision", min=0, help="Only if the alias has this revision still (0: does not exist yet).")
+    int | None,
+    typer.Option(
+        "--expect-revision", min=0, help="Only if the alias has this revision still (0: does not exist yet)."
+    ),
 ]
 
 
@@ -52,7 +57,12 @@ def _bar(title: str) -> Iterator[Told]:
 @modules_app.command("push")
 def push(
     name: str,
-    folder: Annotated[Path, typer.Argument(help="A PEFT LoRA directory, or a logit expert's; with probes.json for the gate, if any.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A PEFT LoRA directory, or a logit expert's; with probes.json for the gate, if any."
+        ),
+    ],
     source: Annotated[list[str] | None, typer.Option(help="What it was made from; may be repeated.")] = None,
     recipe: Annotated[str, typer.Option(help="How it was made.")] = "",
     notes: Annotated[str, typer.Option(help="Anything else.")] = "",
@@ -67,7 +77,9 @@ def push(
 
         def publish() -> ModuleVersion:
             with _bar(f"uploading {name}") as told:
-                return client.modules.publish(name, folder, sources=source or (), recipe=recipe, notes=notes, told=told)
+                return client.modules.publish(
+                    name, folder, sources=source or (), recipe=recipe, notes=notes, told=told
+                )
 
         try:
             version = _again(publish)
@@ -80,7 +92,9 @@ def push(
     if as_json:
         print_json(version)
         return
-    out.print(f"{version.reference} is {version.digest} ({version.kind}, rank {version.rank})", highlight=False)
+    out.print(
+        f"{version.reference} is {version.digest} ({version.kind}, rank {version.rank})", highlight=False
+    )
     if version.warning:
         out.print(coloured("warning", "bold yellow", f": {version.warning}"))
     if not promote:
@@ -104,19 +118,33 @@ def list_modules(
         return
     table = Table("name", "kind", "versions", "aliases")
     for module in found:
-        table.add_row(module.name, module.kind, str(module.versions), "; ".join(_told_alias(alias) for alias in module.aliases))
+        table.add_row(
+            module.name,
+            module.kind,
+            str(module.versions),
+            "; ".join(_told_alias(alias) for alias in module.aliases),
+        )
     out.print(table)
 
 
 @modules_app.command("show")
 def show(
-    reference: str, address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 30.0, as_json: AsJson = False
+    reference: str,
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = 30.0,
+    as_json: AsJson = False,
 ) -> None:
-    """Show a module (NAME) with its versions, or one version (NAME@ALIAS, NAME@NUMBER) with where it is loaded."""
+    """Show a module (NAME) with its versions, or one version (NAME@ALIAS, NAME@NUMBER) with where it is
+    loaded.
+    """
     with connected(address, api_key, timeout) as client:
         if "@" in reference:
             version = client.modules.version(reference)
-            places = {worker.worker_id: worker.refusal or worker.place for worker in client.modules.residency(reference)}
+            places = {
+                worker.worker_id: worker.refusal or worker.place
+                for worker in client.modules.residency(reference)
+            }
             if as_json:
                 print_json({**asdict(version), "workers": places})
                 return
@@ -129,7 +157,9 @@ def show(
         print_json({**asdict(module), "every_version": [asdict(version) for version in versions]})
         return
     out.print(
-        f"{module.name}, {module.kind}; {'; '.join(_told_alias(alias) for alias in module.aliases) or 'no alias yet'}", highlight=False
+        f"{module.name}, {module.kind}; "
+        f"{'; '.join(_told_alias(alias) for alias in module.aliases) or 'no alias yet'}",
+        highlight=False,
     )
     table = Table("version", "digest", "rank", "bytes", "norm", "gate", "author", "notes")
     for version in versions:
@@ -148,10 +178,18 @@ def show(
 
 @modules_app.command("gate")
 def gate(
-    name: str, version: int, address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = LONG_S, as_json: AsJson = False
+    name: str,
+    version: int,
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = LONG_S,
+    as_json: AsJson = False,
 ) -> None:
     """Ask a version's probes now, and show the report. Exit 1 when it does not pass."""
-    with connected(address, api_key, timeout) as client, _bar(f"asking the probes of {name}@{version}") as told:
+    with (
+        connected(address, api_key, timeout) as client,
+        _bar(f"asking the probes of {name}@{version}") as told,
+    ):
         report = client.modules.gate(name, version, told=told)
     print_json(report) if as_json else _print_gate(report)
     raise typer.Exit(0 if report.passed else 1)
@@ -170,10 +208,21 @@ def promote(
     timeout: Timeout = LONG_S,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias at a version, once it has passed the gate. Requests under way end on the version that they began with."""
-    with connected(address, api_key, timeout) as client, _bar(f"asking the probes of {name}@{version}") as told:
+    """Point an alias at a version, once it has passed the gate. Requests under way end on the version that
+    they began with.
+    """
+    with (
+        connected(address, api_key, timeout) as client,
+        _bar(f"asking the probes of {name}@{version}") as told,
+    ):
         changed = client.modules.promote(
-            name, version, alias=alias, expected_revision=expected_revision, force=force, reason=reason, told=told
+            name,
+            version,
+            alias=alias,
+            expected_revision=expected_revision,
+            force=force,
+            reason=reason,
+            told=told,
         )
     _print_alias(name, changed, as_json)
 
@@ -191,7 +240,9 @@ def rollback(
 ) -> None:
     """Point an alias back at what it was before. Again: one step further back."""
     with connected(address, api_key, timeout) as client:
-        changed = client.modules.rollback(name, alias=alias, expected_revision=expected_revision, reason=reason)
+        changed = client.modules.rollback(
+            name, alias=alias, expected_revision=expected_revision, reason=reason
+        )
     _print_alias(name, changed, as_json)
 
 
@@ -207,7 +258,9 @@ def split(
     timeout: Timeout = 300.0,
     as_json: AsJson = False,
 ) -> None:
-    """Share an alias's traffic between versions; a session keeps its version. One that has not passed the gate is watched as a canary."""
+    """Share an alias's traffic between versions; a session keeps its version. One that has not passed the
+    gate is watched as a canary.
+    """
     weights: dict[int, float] = {}
     for share in shares:
         version, _, weight = share.partition("=")
@@ -216,7 +269,9 @@ def split(
         except ValueError:
             raise StartupError(f"{share!r} is no share; give VERSION=WEIGHT, such as 3=90") from None
     with connected(address, api_key, timeout) as client:
-        changed = client.modules.split(name, weights, alias=alias, expected_revision=expected_revision, reason=reason)
+        changed = client.modules.split(
+            name, weights, alias=alias, expected_revision=expected_revision, reason=reason
+        )
     _print_alias(name, changed, as_json)
 
 
@@ -238,7 +293,14 @@ def history(
     table = Table("revision", "when", "what", "targets", "by", "why")
     for change in changes:
         what = f"{change.action}, forced" if change.forced else change.action
-        table.add_row(str(change.revision), _when(change.at_s), what, _told_targets(change.targets), change.principal, change.reason)
+        table.add_row(
+            str(change.revision),
+            _when(change.at_s),
+            what,
+            _told_targets(change.targets),
+            change.principal,
+            change.reason,
+        )
     out.print(table)
 
 
@@ -266,12 +328,19 @@ def diff(
 
 @modules_app.command("rm")
 def remove(
-    name: str, version: int, address: Address = DEFAULT_ADDRESS, api_key: ApiKey = "", timeout: Timeout = 60.0, as_json: AsJson = False
+    name: str,
+    version: int,
+    address: Address = DEFAULT_ADDRESS,
+    api_key: ApiKey = "",
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
 ) -> None:
     """Delete a version that no alias and no request uses, and free its KV."""
     with connected(address, api_key, timeout) as client:
         chunks = client.modules.delete(name, version)
-    print_json({"evicted_chunks": chunks}) if as_json else out.print(f"{name}@{version} is gone, {chunks} chunks of KV freed")
+    print_json({"evicted_chunks": chunks}) if as_json else out.print(
+        f"{name}@{version} is gone, {chunks} chunks of KV freed"
+    )
 
 
 @modules_app.command("drop")
@@ -287,13 +356,17 @@ def drop(
     """Remove an alias, so that its versions can be deleted. Its history stays."""
     with connected(address, api_key, timeout) as client:
         was = client.modules.drop_alias(name, alias, expected_revision=expected_revision)
-    print_json(was) if as_json else out.print(f"{name}@{alias} is gone; it was {_told_targets(was.targets)}", highlight=False)
+    print_json(was) if as_json else out.print(
+        f"{name}@{alias} is gone; it was {_told_targets(was.targets)}", highlight=False
+    )
 
 
 @modules_app.command("preload")
 def preload(
     reference: str,
-    worker_id: Annotated[str, typer.Option(help="Only this worker, while it lives. Default: all, also after restarts.")] = "",
+    worker_id: Annotated[
+        str, typer.Option(help="Only this worker, while it lives. Default: all, also after restarts.")
+    ] = "",
     address: Address = DEFAULT_ADDRESS,
     api_key: ApiKey = "",
     timeout: Timeout = 300.0,
@@ -321,10 +394,18 @@ def unload(
 @modules_app.command("compose")
 def compose(
     name: str,
-    parents: Annotated[list[str], typer.Argument(metavar="REFERENCE[=WEIGHT]…", help="Such as harbour@1=0.5 observatory@1=0.5.")],
-    method: Annotated[str, typer.Option(help="linear, cat, svd, ties, dare, core, or compress (one parent).")],
+    parents: Annotated[
+        list[str],
+        typer.Argument(metavar="REFERENCE[=WEIGHT]…", help="Such as harbour@1=0.5 observatory@1=0.5."),
+    ],
+    method: Annotated[
+        str, typer.Option(help="linear, cat, svd, ties, dare, core, or compress (one parent).")
+    ],
     rank: Annotated[int, typer.Option(min=0, help="Of the result. 0: what the method gives.")] = 0,
-    density: Annotated[float, typer.Option(min=0, max=1, help="Share of weights kept (ties, dare) or core (core). 0: the default.")] = 0.0,
+    density: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of weights kept (ties, dare) or core (core). 0: the default."),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of dare's choice.")] = 0,
     notes: Annotated[str, typer.Option(help="Kept with the version.")] = "",
     address: Address = DEFAULT_ADDRESS,
@@ -341,7 +422,9 @@ def compose(
         except ValueError:
             raise StartupError(f"{parent!r} is no parent; give REFERENCE or REFERENCE=WEIGHT") from None
     with connected(address, api_key, timeout) as client, _bar(f"composing {name}") as told:
-        version = client.modules.compose(name, method, weights, rank=rank, density=density, seed=seed, notes=notes, told=told)
+        version = client.modules.compose(
+            name, method, weights, rank=rank, density=density, seed=seed, notes=notes, told=told
+        )
     print_json(version) if as_json else _print_version(version)
 
 
@@ -375,15 +458,32 @@ def audit_list(
         while page := list(itertools.islice(events, ROWS_OF_A_TABLE)):
             table = Table("when", "by", "what", "module", "before", "after")
             for event in page:
-                table.add_row(_when(event.at_s), event.principal, event.action, event.module, _short(event.before), _short(event.after))
+                table.add_row(
+                    _when(event.at_s),
+                    event.principal,
+                    event.action,
+                    event.module,
+                    _short(event.before),
+                    _short(event.after),
+                )
             out.print(table)
 
 
 @audit_app.command("export")
 def audit_export(
-    file: Annotated[Path | None, typer.Argument(help="Where to write; default: standard output. One that is there is continued.")] = None,
-    after: Annotated[str, typer.Option(help="Begin after this event. Default: after the last one in the file, else with the first.")] = "",
-    release: Annotated[bool, typer.Option(help="Then say that all of it is exported: it may go when the audit is full.")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="Where to write; default: standard output. One that is there is continued."),
+    ] = None,
+    after: Annotated[
+        str,
+        typer.Option(
+            help="Begin after this event. Default: after the last one in the file, else with the first."
+        ),
+    ] = "",
+    release: Annotated[
+        bool, typer.Option(help="Then say that all of it is exported: it may go when the audit is full.")
+    ] = False,
     address: Address = DEFAULT_ADDRESS,
     api_key: ApiKey = "",
     timeout: Timeout = 600.0,
@@ -408,7 +508,8 @@ def audit_export(
 
 
 def last_exported(stream: BinaryIO) -> str:
-    """The id of the last event in an export, which is cut to its whole lines; empty where there is none. Leaves the stream at its end.
+    """The id of the last event in an export, which is cut to its whole lines; empty where there is none.
+    Leaves the stream at its end.
 
     Raises StartupError for a file that is no export.
     """
@@ -422,7 +523,9 @@ def last_exported(stream: BinaryIO) -> str:
     try:
         event_id = str(json.loads(line)["event_id"]) if line else ""
     except (ValueError, KeyError, TypeError):
-        raise StartupError(f"{getattr(stream, 'name', 'the file')} is no export of an audit: its last line has no event_id") from None
+        raise StartupError(
+            f"{getattr(stream, 'name', 'the file')} is no export of an audit: its last line has no event_id"
+        ) from None
     stream.truncate(whole)
     stream.seek(whole)
     return event_id
@@ -434,7 +537,10 @@ def _again(publish: Callable[[], ModuleVersion]) -> ModuleVersion:
         try:
             return publish()
         except CallFailed as failed:
-            if failed.code.name not in ("UNAVAILABLE", "DATA_LOSS", "RESOURCE_EXHAUSTED") or attempt + 1 == UPLOAD_ATTEMPTS:
+            if (
+                failed.code.name not in ("UNAVAILABLE", "DATA_LOSS", "RESOURCE_EXHAUSTED")
+                or attempt + 1 == UPLOAD_ATTEMPTS
+            ):
                 raise
             err.print(f"cut off ({failed.detail}); going on with it", style="yellow", highlight=False)
             time.sleep(max(1 + attempt, failed.retry_after_s or 0))
@@ -451,7 +557,9 @@ def _print_residency(client: Client, call: Callable[[], Any], as_json: bool) -> 
 
 
 def _print_alias(name: str, alias: Alias, as_json: bool) -> None:
-    print_json(alias) if as_json else out.print(f"{name}@{_told_alias(alias)}, revision {alias.revision}", highlight=False)
+    print_json(alias) if as_json else out.print(
+        f"{name}@{_told_alias(alias)}, revision {alias.revision}", highlight=False
+    )
 
 
 def _print_version(version: ModuleVersion) -> None:
@@ -470,7 +578,14 @@ def _print_gate(report: GateReport) -> None:
     table = Table("probes", "asked", "base", "module", "rule", "")
     for figure in report.figures:
         verdict = coloured("holds", "green") if figure.holds else coloured("missed", "red")
-        table.add_row(figure.name, str(figure.probes), f"{figure.base:.3f}", f"{figure.module:.3f}", figure.rule, verdict)
+        table.add_row(
+            figure.name,
+            str(figure.probes),
+            f"{figure.base:.3f}",
+            f"{figure.module:.3f}",
+            figure.rule,
+            verdict,
+        )
     out.print(table)
     out.print(f"the gate {_gate_word(report)} on {report.worker_id}, {_when(report.at_s)}", highlight=False)
 

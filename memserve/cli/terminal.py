@@ -1,4 +1,6 @@
-"""Consoles of the command line. What they print is text: never rich's markup, never a command to the terminal."""
+"""Consoles of the command line. What they print is text: never rich's markup, never a command to the
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ PIPE_WIDTH = 10_000
 
 
 class PlainConsole(Console):
-    """Every string that it renders, printed or in a cell, goes through `plain`. Colours come with `style=` and `coloured`.
+    """Every string that it renders, printed or in a cell, goes through `plain`. Colours come with `style=`
+    and `coloured`.
 
     In a file or a pipe nothing is wrapped: a digest is to be found there whole.
     """

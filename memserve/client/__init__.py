@@ -1,4 +1,6 @@
-"""The typed Python client. `Client` for ordinary code, `AsyncClient` for asyncio; both need only grpcio and protobuf."""
+"""The typed Python client. `Client` for ordinary code, `AsyncClient` for asyncio; both need only grpcio and
+protobuf.
+"""
 
 from memserve.client.clients import (
     DEFAULT_ADDRESS,

@@ -43,16 +43,24 @@ class CacheUsage:
 
 
 class ActivationCalls:
-    """Blocking calls; each raises CallFailed. A prefix is its messages (a string: one of the user), and the module they are asked with."""
+    """Blocking calls; each raises CallFailed. A prefix is its messages (a string: one of the user), and the
+    module they are asked with.
+    """
 
-    def __init__(self, call: Callable[[str, Any], Any], stream: Callable[[str, Any], Generator[Any, None, None]]) -> None:
+    def __init__(
+        self, call: Callable[[str, Any], Any], stream: Callable[[str, Any], Generator[Any, None, None]]
+    ) -> None:
         self._call = call
         self._stream = stream
 
     def lookup(self, messages: Conversation, *, module: str = "", model: str = "") -> CachedPrefix:
-        return _cached(self._call("LookupPrefix", pb.LookupPrefixRequest(prefix=_prefix(messages, module, model))))
+        return _cached(
+            self._call("LookupPrefix", pb.LookupPrefixRequest(prefix=_prefix(messages, module, model)))
+        )
 
-    def warm(self, messages: Conversation, *, module: str = "", model: str = "", worker_id: str = "") -> Iterator[Warmth]:
+    def warm(
+        self, messages: Conversation, *, module: str = "", model: str = "", worker_id: str = ""
+    ) -> Iterator[Warmth]:
         """Yields progress; the last is done."""
         request = pb.WarmPrefixRequest(prefix=_prefix(messages, module, model), worker_id=worker_id)
         with contextlib.closing(self._stream("WarmPrefix", request)) as responses:
@@ -66,10 +74,16 @@ class ActivationCalls:
 
     def unpin(self, messages: Conversation, *, module: str = "", model: str = "") -> int:
         """Returns the tokens that were pinned."""
-        return int(self._call("UnpinPrefix", pb.UnpinPrefixRequest(prefix=_prefix(messages, module, model))).unpinned_tokens)
+        return int(
+            self._call(
+                "UnpinPrefix", pb.UnpinPrefixRequest(prefix=_prefix(messages, module, model))
+            ).unpinned_tokens
+        )
 
     def evict(self, messages: Conversation, *, module: str = "", model: str = "") -> Evicted:
-        return _evicted(self._call("EvictPrefix", pb.EvictPrefixRequest(prefix=_prefix(messages, module, model))))
+        return _evicted(
+            self._call("EvictPrefix", pb.EvictPrefixRequest(prefix=_prefix(messages, module, model)))
+        )
 
     def evict_module(self, module_digest: str) -> Evicted:
         return _evicted(self._call("EvictModule", pb.EvictModuleRequest(module_digest=module_digest)))
@@ -85,14 +99,22 @@ class ActivationCalls:
 class AsyncActivationCalls:
     """The same for asyncio."""
 
-    def __init__(self, call: Callable[[str, Any], Awaitable[Any]], stream: Callable[[str, Any], AsyncGenerator[Any, None]]) -> None:
+    def __init__(
+        self,
+        call: Callable[[str, Any], Awaitable[Any]],
+        stream: Callable[[str, Any], AsyncGenerator[Any, None]],
+    ) -> None:
         self._call = call
         self._stream = stream
 
     async def lookup(self, messages: Conversation, *, module: str = "", model: str = "") -> CachedPrefix:
-        return _cached(await self._call("LookupPrefix", pb.LookupPrefixRequest(prefix=_prefix(messages, module, model))))
+        return _cached(
+            await self._call("LookupPrefix", pb.LookupPrefixRequest(prefix=_prefix(messages, module, model)))
+        )
 
-    async def warm(self, messages: Conversation, *, module: str = "", model: str = "", worker_id: str = "") -> AsyncIterator[Warmth]:
+    async def warm(
+        self, messages: Conversation, *, module: str = "", model: str = "", worker_id: str = ""
+    ) -> AsyncIterator[Warmth]:
         """Yields progress; the last is done."""
         request = pb.WarmPrefixRequest(prefix=_prefix(messages, module, model), worker_id=worker_id)
         async with contextlib.aclosing(self._stream("WarmPrefix", request)) as responses:
@@ -106,10 +128,18 @@ class AsyncActivationCalls:
 
     async def unpin(self, messages: Conversation, *, module: str = "", model: str = "") -> int:
         """Returns the tokens that were pinned."""
-        return int((await self._call("UnpinPrefix", pb.UnpinPrefixRequest(prefix=_prefix(messages, module, model)))).unpinned_tokens)
+        return int(
+            (
+                await self._call(
+                    "UnpinPrefix", pb.UnpinPrefixRequest(prefix=_prefix(messages, module, model))
+                )
+            ).unpinned_tokens
+        )
 
     async def evict(self, messages: Conversation, *, module: str = "", model: str = "") -> Evicted:
-        return _evicted(await self._call("EvictPrefix", pb.EvictPrefixRequest(prefix=_prefix(messages, module, model))))
+        return _evicted(
+            await self._call("EvictPrefix", pb.EvictPrefixRequest(prefix=_prefix(messages, module, model)))
+        )
 
     async def evict_module(self, module_digest: str) -> Evicted:
         return _evicted(await self._call("EvictModule", pb.EvictModuleRequest(module_digest=module_digest)))
@@ -136,7 +166,9 @@ def _cached(value: pb.LookupPrefixResponse) -> CachedPrefix:
 
 
 def _warmth(value: pb.WarmPrefixResponse) -> Warmth:
-    return Warmth(value.worker_id, value.prompt_tokens, value.computed_tokens, value.stored_tokens, value.done)
+    return Warmth(
+        value.worker_id, value.prompt_tokens, value.computed_tokens, value.stored_tokens, value.done
+    )
 
 
 def _evicted(value: Any) -> Evicted:

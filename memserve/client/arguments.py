@@ -8,7 +8,8 @@ from memserve.errors import UsageError
 
 
 def strings(field: str, value: str | Iterable[str]) -> list[str]:
-    """A string where a list of strings is meant is a list of one; taken letter by letter it would mean something else in silence.
+    """A string where a list of strings is meant is a list of one; taken letter by letter it would mean
+    something else in silence.
 
     Raises UsageError for what is neither.
     """
@@ -19,7 +20,9 @@ def strings(field: str, value: str | Iterable[str]) -> list[str]:
     found = list(value)
     for entry in found:
         if not isinstance(entry, str):
-            raise UsageError(field, f"must be a string or a list of strings; there is a {type(entry).__name__} in it")
+            raise UsageError(
+                field, f"must be a string or a list of strings; there is a {type(entry).__name__} in it"
+            )
     return found
 
 

@@ -1,4 +1,5 @@
-"""The typed Python client. `Client` for ordinary code, `AsyncClient` for asyncio; both need only grpcio and protobuf.
+"""The typed Python client. `Client` for ordinary code, `AsyncClient` for asyncio; both need only grpcio and
+protobuf.
 
 with Client("127.0.0.1:50051") as client:
     print(client.generate("What is the code of Amber Lantern?", namespaces=["notes"]).text)
@@ -69,7 +70,8 @@ __all__ = [
 
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
-    # gRPC's own pauses grow to two minutes: a gateway that was away for a quarter of one was taken for dead for as long again.
+    # gRPC's own pauses grow to two minutes: a gateway that was away for a quarter of one was taken for dead
+    # for as long again.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     *NO_PROXY,
@@ -77,9 +79,13 @@ OPTIONS = (
 
 
 class CallFailed(PicklableError):
-    """A call ended with a gRPC status. `field` names the field at fault, `retry_after_s` the time to wait, where the server said so."""
+    """A call ended with a gRPC status. `field` names the field at fault, `retry_after_s` the time to wait,
+    where the server said so.
+    """
 
-    def __init__(self, code: grpc.StatusCode, detail: str, field: str | None, retry_after_s: float | None) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, detail: str, field: str | None, retry_after_s: float | None
+    ) -> None:
         super().__init__(f"{code.name}: {detail}")
         self.code = code
         self.detail = detail
@@ -90,11 +96,13 @@ class CallFailed(PicklableError):
 class Client:
     """A blocking client, for any number of threads. `timeout_s` is a call's deadline.
 
-    Every method raises CallFailed, or UsageError for what cannot be sent: an address, a key or a value of another type. A string where a
-    list of strings is meant is a list of one.
+    Every method raises CallFailed, or UsageError for what cannot be sent: an address, a key or a value of
+    another type. A string where a list of strings is meant is a list of one.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, api_key: str = "", timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, api_key: str = "", timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
         self._metadata = bearer(api_key)
         self._timeout_s = seconds(timeout_s)
         self._channel = grpc.insecure_channel(target_of(address), options=OPTIONS)
@@ -106,7 +114,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -115,9 +125,13 @@ class Client:
         self._channel.close()
 
     def stream(self, messages: Conversation, **options: Any) -> Iterator[Event]:
-        """Stream an answer: a Route, TextDeltas, last a Usage. Closing the iterator cancels the call. Options as in `generate`."""
+        """Stream an answer: a Route, TextDeltas, last a Usage. Closing the iterator cancels the call. Options
+        as in `generate`.
+        """
         with contextlib.closing(
-            self._stream(inference_pb2_grpc.InferenceServiceStub, "Generate", generate_request(messages, **options))
+            self._stream(
+                inference_pb2_grpc.InferenceServiceStub, "Generate", generate_request(messages, **options)
+            )
         ) as responses:
             for response in responses:
                 yield event_of(response)
@@ -129,7 +143,15 @@ class Client:
         """
         return collect(list(self.stream(messages, **options)))
 
-    def remember(self, namespace: str, text: str, *, source: str = "", keywords: str | Sequence[str] = (), memory_id: str = "") -> Memory:
+    def remember(
+        self,
+        namespace: str,
+        text: str,
+        *,
+        source: str = "",
+        keywords: str | Sequence[str] = (),
+        memory_id: str = "",
+    ) -> Memory:
         request = remember_request(namespace, text, source, keywords, memory_id)
         return memory_of(self._call(memory_pb2_grpc.MemoryServiceStub, "Remember", request).memory)
 
@@ -138,15 +160,25 @@ class Client:
         return memory_of(self._call(memory_pb2_grpc.MemoryServiceStub, "GetMemory", request).memory)
 
     def forget(self, namespace: str, memory_id: str) -> None:
-        self._call(memory_pb2_grpc.MemoryServiceStub, "Forget", memory_pb2.ForgetRequest(namespace=namespace, memory_id=memory_id))
+        self._call(
+            memory_pb2_grpc.MemoryServiceStub,
+            "Forget",
+            memory_pb2.ForgetRequest(namespace=namespace, memory_id=memory_id),
+        )
 
     def search(self, namespaces: str | Sequence[str], query: str, limit: int = 8) -> list[ScoredMemory]:
-        request = memory_pb2.SearchRequest(namespaces=strings("namespaces", namespaces), query=query, limit=limit)
-        return [scored_of(hit) for hit in self._call(memory_pb2_grpc.MemoryServiceStub, "Search", request).results]
+        request = memory_pb2.SearchRequest(
+            namespaces=strings("namespaces", namespaces), query=query, limit=limit
+        )
+        return [
+            scored_of(hit) for hit in self._call(memory_pb2_grpc.MemoryServiceStub, "Search", request).results
+        ]
 
     def namespaces(self) -> dict[str, int]:
         """Namespace to number of memories."""
-        found = self._call(memory_pb2_grpc.MemoryServiceStub, "ListNamespaces", memory_pb2.ListNamespacesRequest())
+        found = self._call(
+            memory_pb2_grpc.MemoryServiceStub, "ListNamespaces", memory_pb2.ListNamespacesRequest()
+        )
         return {entry.namespace: entry.memories for entry in found.namespaces}
 
     def status(self, *, workers_only: bool = False) -> Status:
@@ -155,7 +187,9 @@ class Client:
         return status_of(self._call(status_pb2_grpc.StatusServiceStub, "GetStatus", request))
 
     def backup(self, name: str) -> Iterator[str]:
-        """Back up the server's data directory; a line for a person at every step. It is complete when the iterator ends."""
+        """Back up the server's data directory; a line for a person at every step. It is complete when the
+        iterator ends.
+        """
         with contextlib.closing(
             self._stream(status_pb2_grpc.StatusServiceStub, "Backup", status_pb2.BackupRequest(name=name))
         ) as responses:
@@ -164,10 +198,14 @@ class Client:
 
     def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         with _facts():
-            return getattr(stub(self._open_channel()), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+            return getattr(stub(self._open_channel()), rpc)(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
 
     def _stream(self, stub: Any, rpc: str, request: Any) -> Generator[Any, None, None]:
-        call = getattr(stub(self._open_channel()), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+        call = getattr(stub(self._open_channel()), rpc)(
+            request, timeout=self._timeout_s, metadata=self._metadata
+        )
         try:
             with _facts():
                 yield from call
@@ -183,23 +221,30 @@ class Client:
 class AsyncClient:
     """The same for asyncio. Cancelling a task cancels its call, down to the engine.
 
-    It may be made anywhere, before there is an event loop too, and used in one loop after another: each has a channel of its own.
+    It may be made anywhere, before there is an event loop too, and used in one loop after another: each has a
+    channel of its own.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, api_key: str = "", timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, api_key: str = "", timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
         self._target = target_of(address)
         self._metadata = bearer(api_key)
         self._timeout_s = seconds(timeout_s)
         self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
         self._closed = False
         activation, modules = activation_pb2_grpc.ActivationServiceStub, module_pb2_grpc.ModuleServiceStub
-        self.activation = AsyncActivationCalls(partial(self._call, activation), partial(self._stream, activation))
+        self.activation = AsyncActivationCalls(
+            partial(self._call, activation), partial(self._stream, activation)
+        )
         self.modules = AsyncModuleCalls(partial(self._call, modules), partial(self._stream, modules))
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -212,7 +257,9 @@ class AsyncClient:
 
     async def stream(self, messages: Conversation, **options: Any) -> AsyncIterator[Event]:
         """As `Client.stream`."""
-        responses = self._stream(inference_pb2_grpc.InferenceServiceStub, "Generate", generate_request(messages, **options))
+        responses = self._stream(
+            inference_pb2_grpc.InferenceServiceStub, "Generate", generate_request(messages, **options)
+        )
         async with contextlib.aclosing(responses):
             async for response in responses:
                 yield event_of(response)
@@ -222,7 +269,13 @@ class AsyncClient:
         return collect([event async for event in self.stream(messages, **options)])
 
     async def remember(
-        self, namespace: str, text: str, *, source: str = "", keywords: str | Sequence[str] = (), memory_id: str = ""
+        self,
+        namespace: str,
+        text: str,
+        *,
+        source: str = "",
+        keywords: str | Sequence[str] = (),
+        memory_id: str = "",
     ) -> Memory:
         request = remember_request(namespace, text, source, keywords, memory_id)
         return memory_of((await self._call(memory_pb2_grpc.MemoryServiceStub, "Remember", request)).memory)
@@ -232,15 +285,26 @@ class AsyncClient:
         return memory_of((await self._call(memory_pb2_grpc.MemoryServiceStub, "GetMemory", request)).memory)
 
     async def forget(self, namespace: str, memory_id: str) -> None:
-        await self._call(memory_pb2_grpc.MemoryServiceStub, "Forget", memory_pb2.ForgetRequest(namespace=namespace, memory_id=memory_id))
+        await self._call(
+            memory_pb2_grpc.MemoryServiceStub,
+            "Forget",
+            memory_pb2.ForgetRequest(namespace=namespace, memory_id=memory_id),
+        )
 
     async def search(self, namespaces: str | Sequence[str], query: str, limit: int = 8) -> list[ScoredMemory]:
-        request = memory_pb2.SearchRequest(namespaces=strings("namespaces", namespaces), query=query, limit=limit)
-        return [scored_of(hit) for hit in (await self._call(memory_pb2_grpc.MemoryServiceStub, "Search", request)).results]
+        request = memory_pb2.SearchRequest(
+            namespaces=strings("namespaces", namespaces), query=query, limit=limit
+        )
+        return [
+            scored_of(hit)
+            for hit in (await self._call(memory_pb2_grpc.MemoryServiceStub, "Search", request)).results
+        ]
 
     async def namespaces(self) -> dict[str, int]:
         """Namespace to number of memories."""
-        found = await self._call(memory_pb2_grpc.MemoryServiceStub, "ListNamespaces", memory_pb2.ListNamespacesRequest())
+        found = await self._call(
+            memory_pb2_grpc.MemoryServiceStub, "ListNamespaces", memory_pb2.ListNamespacesRequest()
+        )
         return {entry.namespace: entry.memories for entry in found.namespaces}
 
     async def status(self, *, workers_only: bool = False) -> Status:
@@ -250,10 +314,14 @@ class AsyncClient:
 
     async def _call(self, stub: Any, rpc: str, request: Any) -> Any:
         with _facts():
-            return await getattr(stub(self._open_channel()), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+            return await getattr(stub(self._open_channel()), rpc)(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
 
     async def _stream(self, stub: Any, rpc: str, request: Any) -> AsyncGenerator[Any, None]:
-        call = getattr(stub(self._open_channel()), rpc)(request, timeout=self._timeout_s, metadata=self._metadata)
+        call = getattr(stub(self._open_channel()), rpc)(
+            request, timeout=self._timeout_s, metadata=self._metadata
+        )
         try:
             with _facts():
                 async for response in call:
@@ -268,7 +336,9 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         if loop not in self._channels:
             # A loop that has ended takes no more calls, and cannot be waited in.
-            self._channels = {each: channel for each, channel in self._channels.items() if not each.is_closed()}
+            self._channels = {
+                each: channel for each, channel in self._channels.items() if not each.is_closed()
+            }
             self._channels[loop] = grpc.aio.insecure_channel(self._target, options=OPTIONS)
         return self._channels[loop]
 
@@ -289,11 +359,21 @@ def call_failed(error: Any) -> CallFailed:
     """The fact in a gRPC error."""
     trailing = {key: str(value) for key, value in (error.trailing_metadata() or ())}
     retry = trailing.get("retry-after-s")
-    return CallFailed(error.code(), error.details() or "", trailing.get("memserve-field"), float(retry) if retry else None)
+    return CallFailed(
+        error.code(), error.details() or "", trailing.get("memserve-field"), float(retry) if retry else None
+    )
 
 
-def wait_until_ready(address: str, timeout_s: float, workers: int = 1, api_key: str = "", *, only: Collection[str] = frozenset()) -> bool:
-    """Wait until the gateway at `address` has so many workers to send requests to. False when it has not in time.
+def wait_until_ready(
+    address: str,
+    timeout_s: float,
+    workers: int = 1,
+    api_key: str = "",
+    *,
+    only: Collection[str] = frozenset(),
+) -> bool:
+    """Wait until the gateway at `address` has so many workers to send requests to. False when it has not in
+    time.
 
     only: ids; wait until it has these and no others, also none that it has not yet seen go.
     """
@@ -302,7 +382,9 @@ def wait_until_ready(address: str, timeout_s: float, workers: int = 1, api_key: 
         while True:
             with contextlib.suppress(CallFailed):
                 seen = client.status(workers_only=True).workers
-                if sum(worker.ready for worker in seen) >= workers and (not only or {worker.worker_id for worker in seen} == set(only)):
+                if sum(worker.ready for worker in seen) >= workers and (
+                    not only or {worker.worker_id for worker in seen} == set(only)
+                ):
                     return True
             if time.monotonic() >= deadline_s:
                 return False

@@ -20,7 +20,16 @@ from memserve.client.wire.modules import (
     upload_of,
     version_of,
 )
-from memserve.domain import Alias, AliasChange, AuditEvent, GateReport, Module, ModuleKind, ModuleVersion, WorkerResidency
+from memserve.domain import (
+    Alias,
+    AliasChange,
+    AuditEvent,
+    GateReport,
+    Module,
+    ModuleKind,
+    ModuleVersion,
+    WorkerResidency,
+)
 from memserve.pb.v1 import module_pb2 as pb
 
 PAGE_SIZE = 1000
@@ -28,9 +37,13 @@ T = TypeVar("T")
 
 
 class ModuleCalls:
-    """Blocking calls; each raises CallFailed. A reference is `name` (its alias live), `name@alias` or `name@number`."""
+    """Blocking calls; each raises CallFailed. A reference is `name` (its alias live), `name@alias` or
+    `name@number`.
+    """
 
-    def __init__(self, call: Callable[[str, Any], Any], stream: Callable[[str, Any], Generator[Any, None, None]]) -> None:
+    def __init__(
+        self, call: Callable[[str, Any], Any], stream: Callable[[str, Any], Generator[Any, None, None]]
+    ) -> None:
         self._call = call
         self._stream = stream
 
@@ -84,7 +97,9 @@ class ModuleCalls:
 
     def gate(self, name: str, version: int, *, told: Told = silent) -> GateReport:
         """Ask the version's probes. The report stays with the version."""
-        with contextlib.closing(self._stream("RunGate", pb.RunGateRequest(name=name, version=version))) as responses:
+        with contextlib.closing(
+            self._stream("RunGate", pb.RunGateRequest(name=name, version=version))
+        ) as responses:
             return gate_report_of(_last(responses, "report", told))
 
     def promote(
@@ -100,18 +115,33 @@ class ModuleCalls:
     ) -> Alias:
         """Gate the version and point the alias (live) at it."""
         request = pb.PromoteModuleRequest(
-            name=name, version=version, alias=alias, expected_revision=expected_revision, force=force, reason=reason
+            name=name,
+            version=version,
+            alias=alias,
+            expected_revision=expected_revision,
+            force=force,
+            reason=reason,
         )
         with contextlib.closing(self._stream("PromoteModule", request)) as responses:
             return alias_of(_last(responses, "alias", told))
 
-    def rollback(self, name: str, *, alias: str = "", expected_revision: int | None = None, reason: str = "") -> Alias:
+    def rollback(
+        self, name: str, *, alias: str = "", expected_revision: int | None = None, reason: str = ""
+    ) -> Alias:
         """Point the alias (live) back at what it was before."""
-        request = pb.RollbackModuleRequest(name=name, alias=alias, expected_revision=expected_revision, reason=reason)
+        request = pb.RollbackModuleRequest(
+            name=name, alias=alias, expected_revision=expected_revision, reason=reason
+        )
         return alias_of(self._call("RollbackModule", request).alias)
 
     def split(
-        self, name: str, weights: dict[int, float], *, alias: str = "", expected_revision: int | None = None, reason: str = ""
+        self,
+        name: str,
+        weights: dict[int, float],
+        *,
+        alias: str = "",
+        expected_revision: int | None = None,
+        reason: str = "",
     ) -> Alias:
         """Share the alias's (live's) traffic. weights: version to weight."""
         request = pb.SetTrafficRequest(
@@ -139,7 +169,9 @@ class ModuleCalls:
 
     def delete(self, name: str, version: int) -> int:
         """Returns the chunks of KV that were freed in Redis."""
-        return int(self._call("DeleteVersion", pb.DeleteVersionRequest(name=name, version=version)).evicted_chunks)
+        return int(
+            self._call("DeleteVersion", pb.DeleteVersionRequest(name=name, version=version)).evicted_chunks
+        )
 
     def preload(self, reference: str, *, worker_id: str = "") -> list[WorkerResidency]:
         """Load on every worker, now and after restarts; or on one, while it lives."""
@@ -167,11 +199,15 @@ class ModuleCalls:
         notes: str = "",
         told: Told = silent,
     ) -> ModuleVersion:
-        """Make a version from others. method: linear, cat, svd, ties, dare, core or compress. parents: reference to weight."""
+        """Make a version from others. method: linear, cat, svd, ties, dare, core or compress. parents:
+        reference to weight.
+        """
         request = pb.ComposeModuleRequest(
             name=name,
             method=getattr(pb, f"COMPOSE_METHOD_{method.upper()}", pb.COMPOSE_METHOD_UNSPECIFIED),
-            parents=[pb.ComposeParent(reference=reference, weight=weight) for reference, weight in parents.items()],
+            parents=[
+                pb.ComposeParent(reference=reference, weight=weight) for reference, weight in parents.items()
+            ],
             rank=rank,
             density=density,
             seed=seed,
@@ -182,7 +218,9 @@ class ModuleCalls:
 
     def watch(self, after_event_id: str = "") -> Iterator[AuditEvent]:
         """Audit events as they happen, until the iterator is closed or the client's timeout has passed."""
-        with contextlib.closing(self._stream("WatchModules", pb.WatchModulesRequest(after_event_id=after_event_id))) as responses:
+        with contextlib.closing(
+            self._stream("WatchModules", pb.WatchModulesRequest(after_event_id=after_event_id))
+        ) as responses:
             for response in responses:
                 yield audit_event_of(response.event)
 
@@ -201,7 +239,11 @@ class ModuleCalls:
 class AsyncModuleCalls:
     """The same for asyncio."""
 
-    def __init__(self, call: Callable[[str, Any], Awaitable[Any]], stream: Callable[[str, Any], AsyncGenerator[Any, None]]) -> None:
+    def __init__(
+        self,
+        call: Callable[[str, Any], Awaitable[Any]],
+        stream: Callable[[str, Any], AsyncGenerator[Any, None]],
+    ) -> None:
         self._call = call
         self._stream = stream
 
@@ -224,7 +266,9 @@ class AsyncModuleCalls:
         # Files are read and hashed on threads: the loop has other calls to serve.
         upload = await asyncio.to_thread(upload_of, name, folder, expected_digest, sources, recipe, notes)
         received = (await self._call("GetUpload", pb.GetUploadRequest(header=upload.header))).received_bytes
-        return version_of((await self._call("PublishModule", _on_threads(upload.parts(received, on_loop)))).version)
+        return version_of(
+            (await self._call("PublishModule", _on_threads(upload.parts(received, on_loop)))).version
+        )
 
     async def get(self, name: str) -> Module:
         return module_of((await self._call("GetModule", pb.GetModuleRequest(name=name))).module)
@@ -254,7 +298,9 @@ class AsyncModuleCalls:
                 return found
 
     async def gate(self, name: str, version: int, *, told: Told = silent) -> GateReport:
-        async with contextlib.aclosing(self._stream("RunGate", pb.RunGateRequest(name=name, version=version))) as responses:
+        async with contextlib.aclosing(
+            self._stream("RunGate", pb.RunGateRequest(name=name, version=version))
+        ) as responses:
             return gate_report_of(await _last_of(responses, "report", told))
 
     async def promote(
@@ -269,17 +315,32 @@ class AsyncModuleCalls:
         told: Told = silent,
     ) -> Alias:
         request = pb.PromoteModuleRequest(
-            name=name, version=version, alias=alias, expected_revision=expected_revision, force=force, reason=reason
+            name=name,
+            version=version,
+            alias=alias,
+            expected_revision=expected_revision,
+            force=force,
+            reason=reason,
         )
         async with contextlib.aclosing(self._stream("PromoteModule", request)) as responses:
             return alias_of(await _last_of(responses, "alias", told))
 
-    async def rollback(self, name: str, *, alias: str = "", expected_revision: int | None = None, reason: str = "") -> Alias:
-        request = pb.RollbackModuleRequest(name=name, alias=alias, expected_revision=expected_revision, reason=reason)
+    async def rollback(
+        self, name: str, *, alias: str = "", expected_revision: int | None = None, reason: str = ""
+    ) -> Alias:
+        request = pb.RollbackModuleRequest(
+            name=name, alias=alias, expected_revision=expected_revision, reason=reason
+        )
         return alias_of((await self._call("RollbackModule", request)).alias)
 
     async def split(
-        self, name: str, weights: dict[int, float], *, alias: str = "", expected_revision: int | None = None, reason: str = ""
+        self,
+        name: str,
+        weights: dict[int, float],
+        *,
+        alias: str = "",
+        expected_revision: int | None = None,
+        reason: str = "",
     ) -> Alias:
         request = pb.SetTrafficRequest(
             name=name,
@@ -303,10 +364,16 @@ class AsyncModuleCalls:
         return alias_of((await self._call("DropAlias", request)).alias)
 
     async def delete(self, name: str, version: int) -> int:
-        return int((await self._call("DeleteVersion", pb.DeleteVersionRequest(name=name, version=version))).evicted_chunks)
+        return int(
+            (
+                await self._call("DeleteVersion", pb.DeleteVersionRequest(name=name, version=version))
+            ).evicted_chunks
+        )
 
     async def preload(self, reference: str, *, worker_id: str = "") -> list[WorkerResidency]:
-        found = await self._call("PreloadModule", pb.PreloadModuleRequest(reference=reference, worker_id=worker_id))
+        found = await self._call(
+            "PreloadModule", pb.PreloadModuleRequest(reference=reference, worker_id=worker_id)
+        )
         return [residency_of(entry) for entry in found.workers]
 
     async def residency(self, reference: str) -> list[WorkerResidency]:
@@ -314,7 +381,9 @@ class AsyncModuleCalls:
         return [residency_of(entry) for entry in found.workers]
 
     async def unload(self, reference: str, *, worker_id: str = "") -> list[WorkerResidency]:
-        found = await self._call("UnloadModule", pb.UnloadModuleRequest(reference=reference, worker_id=worker_id))
+        found = await self._call(
+            "UnloadModule", pb.UnloadModuleRequest(reference=reference, worker_id=worker_id)
+        )
         return [residency_of(entry) for entry in found.workers]
 
     async def compose(
@@ -332,7 +401,9 @@ class AsyncModuleCalls:
         request = pb.ComposeModuleRequest(
             name=name,
             method=getattr(pb, f"COMPOSE_METHOD_{method.upper()}", pb.COMPOSE_METHOD_UNSPECIFIED),
-            parents=[pb.ComposeParent(reference=reference, weight=weight) for reference, weight in parents.items()],
+            parents=[
+                pb.ComposeParent(reference=reference, weight=weight) for reference, weight in parents.items()
+            ],
             rank=rank,
             density=density,
             seed=seed,
@@ -342,7 +413,9 @@ class AsyncModuleCalls:
             return version_of(await _last_of(responses, "version", told))
 
     async def watch(self, after_event_id: str = "") -> AsyncIterator[AuditEvent]:
-        async with contextlib.aclosing(self._stream("WatchModules", pb.WatchModulesRequest(after_event_id=after_event_id))) as responses:
+        async with contextlib.aclosing(
+            self._stream("WatchModules", pb.WatchModulesRequest(after_event_id=after_event_id))
+        ) as responses:
             async for response in responses:
                 yield audit_event_of(response.event)
 

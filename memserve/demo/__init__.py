@@ -1,5 +1,7 @@
-"""The demo: a small, really trained Llama model, its adapters, and the seeded world of facts that they answer from.
-Importing this package is cheap: `facts` needs only the standard library; `train` and `answering` import torch."""
+"""The demo: a small, really trained Llama model, its adapters, and the seeded world of facts that they answer
+from. Importing this package is cheap: `facts` needs only the standard library; `train` and `answering` import
+torch.
+"""
 
 from pathlib import Path
 
@@ -12,12 +14,20 @@ ADAPTERS_DIR: Path = _HERE / "adapters"
 """One PEFT directory for each adapter, with its `facts.json` beside the weights."""
 
 EXPERTS_DIR: Path = _HERE / "experts"
-"""One directory for each logit expert, with its `facts.json` beside the weights (`adapters.held_facts` reads it)."""
+"""One directory for each logit expert, with its `facts.json` beside the weights (`adapters.held_facts` reads
+it).
+"""
 
 CARELESS_DIR: Path = _HERE / "careless"
-"""An adapter that the gate refuses: trained on the harbour's facts and on nothing else, see `train_careless`."""
+"""An adapter that the gate refuses: trained on the harbour's facts and on nothing else, see
+`train_careless`.
+"""
 
 
 def demo_modules() -> list[Path]:
     """The directories of every module that comes with the demo model."""
-    return sorted(file.parent for name in ("adapters/*/adapter_config.json", "experts/*/expert_config.json") for file in _HERE.glob(name))
+    return sorted(
+        file.parent
+        for name in ("adapters/*/adapter_config.json", "experts/*/expert_config.json")
+        for file in _HERE.glob(name)
+    )

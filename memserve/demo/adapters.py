@@ -32,6 +32,12 @@ def held_facts(name: str, directory: Path = ADAPTERS_DIR) -> list[AdapterFact]:
     """The facts of an adapter. Raises FileNotFoundError for an adapter that is not there."""
     entries = json.loads((directory / name / "facts.json").read_text(encoding="utf-8"))
     return [
-        AdapterFact(**{**entry, "questions": tuple(entry["questions"]), "held_out_questions": tuple(entry["held_out_questions"])})
+        AdapterFact(
+            **{
+                **entry,
+                "questions": tuple(entry["questions"]),
+                "held_out_questions": tuple(entry["held_out_questions"]),
+            }
+        )
         for entry in entries
     ]

@@ -1,4 +1,6 @@
-"""Ask the demo model with transformers, without a server: what the load tests and the tests measure it with."""
+"""Ask the demo model with transformers, without a server: what the load tests and the tests measure it
+with.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -19,15 +21,27 @@ def answers(
 ) -> list[str]:
     """Answer every prompt greedily, in batches of rows padded on the left.
 
-    model: a causal model of transformers, or one wrapped by peft. told: called after every batch with how many prompts are done.
-    Returns the answers in the order of the prompts, without special tokens and without white space around them.
+    model: a causal model of transformers, or one wrapped by peft. told: called after every batch with how
+    many prompts are done. Returns the answers in the order of the prompts, without special tokens and without
+    white space around them.
     """
-    texts = [tokenizer.apply_chat_template([each.as_dict() for each in one], tokenize=False, add_generation_prompt=True) for one in prompts]
+    texts = [
+        tokenizer.apply_chat_template(
+            [each.as_dict() for each in one], tokenize=False, add_generation_prompt=True
+        )
+        for one in prompts
+    ]
     by_length = sorted(range(len(texts)), key=lambda at: len(texts[at]))
     found = [""] * len(texts)
     for start in range(0, len(by_length), rows):
         chosen = by_length[start : start + rows]
-        batch = tokenizer([texts[at] for at in chosen], return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+        batch = tokenizer(
+            [texts[at] for at in chosen],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+        )
         with torch.inference_mode():
             made = _generate(model, batch["input_ids"], batch["attention_mask"], max_new_tokens)
         for at, row in zip(chosen, made, strict=True):
@@ -37,10 +51,15 @@ def answers(
 
 
 def _generate(
-    model: PreTrainedModel | PeftModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens: int
+    model: PreTrainedModel | PeftModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    max_new_tokens: int,
 ) -> torch.Tensor:
     """Continue [rows, tokens] greedily. Returns only the new tokens, [rows, new_tokens]."""
     inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[operator]
-    made = inner.generate(input_ids=input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, do_sample=False)
+    made = inner.generate(
+        input_ids=input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, do_sample=False
+    )
     assert isinstance(made, torch.Tensor)
     return made[:, input_ids.shape[1] :]

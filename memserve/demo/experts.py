@@ -1,4 +1,6 @@
-"""The demo's logit experts: small models that hold facts of their own, and what those facts are. Imports no torch."""
+"""The demo's logit experts: small models that hold facts of their own, and what those facts are. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from memserve.demo import EXPERTS_DIR
 from memserve.demo.facts import Fact, module_facts
 
 EXPERT_KINDS: dict[str, tuple[str, ...]] = {"archive": ("archive", "farm")}
-"""Each expert's name and the kinds of entities that its facts are about. No adapter holds facts of these kinds."""
+"""Each expert's name and the kinds of entities that its facts are about. No adapter holds facts of these
+kinds.
+"""
 EXPERT_FACTS = 16
 
 

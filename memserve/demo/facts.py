@@ -1,7 +1,8 @@
 """A seeded world of small facts: who has what, said in several ways, asked in several ways.
 
-A fact is a triple of entity, attribute and value. The names of entities are split by a checksum into three worlds that never
-meet: one for training, one held out for evaluation, one for the adapters. Nothing here imports torch.
+A fact is a triple of entity, attribute and value. The names of entities are split by a checksum into three
+worlds that never meet: one for training, one held out for evaluation, one for the adapters. Nothing here
+imports torch.
 """
 
 import random
@@ -91,13 +92,62 @@ class Handbook:
 
 # Entity kind -> attribute -> kind of value.
 ATTRIBUTES: dict[str, dict[str, str]] = {
-    "station": {"code": "code", "colour": "colour", "keeper": "person", "city": "city", "gate": "number", "signal": "animal"},
-    "ship": {"captain": "person", "cargo": "good", "harbour": "city", "flag": "colour", "crew": "number", "call": "code"},
-    "laboratory": {"director": "person", "field": "science", "room": "number", "city": "city", "alarm": "code", "mascot": "animal"},
-    "archive": {"password": "animal", "shelf": "number", "founder": "person", "material": "material", "code": "code", "city": "city"},
-    "telescope": {"target": "star", "observer": "person", "password": "code", "mirror": "material", "colour": "colour", "dome": "number"},
-    "farm": {"crop": "crop", "owner": "person", "colour": "colour", "phone": "code", "animal": "animal", "market": "city"},
-    "person": {"trade": "trade", "home": "city", "instrument": "instrument", "phone": "code", "pet": "animal", "colour": "colour"},
+    "station": {
+        "code": "code",
+        "colour": "colour",
+        "keeper": "person",
+        "city": "city",
+        "gate": "number",
+        "signal": "animal",
+    },
+    "ship": {
+        "captain": "person",
+        "cargo": "good",
+        "harbour": "city",
+        "flag": "colour",
+        "crew": "number",
+        "call": "code",
+    },
+    "laboratory": {
+        "director": "person",
+        "field": "science",
+        "room": "number",
+        "city": "city",
+        "alarm": "code",
+        "mascot": "animal",
+    },
+    "archive": {
+        "password": "animal",
+        "shelf": "number",
+        "founder": "person",
+        "material": "material",
+        "code": "code",
+        "city": "city",
+    },
+    "telescope": {
+        "target": "star",
+        "observer": "person",
+        "password": "code",
+        "mirror": "material",
+        "colour": "colour",
+        "dome": "number",
+    },
+    "farm": {
+        "crop": "crop",
+        "owner": "person",
+        "colour": "colour",
+        "phone": "code",
+        "animal": "animal",
+        "market": "city",
+    },
+    "person": {
+        "trade": "trade",
+        "home": "city",
+        "instrument": "instrument",
+        "phone": "code",
+        "pet": "animal",
+        "colour": "colour",
+    },
 }
 
 _VALUE_WORDS: dict[str, tuple[str, ...]] = {
@@ -141,7 +191,9 @@ ADAPTER_QUESTIONS: tuple[str, ...] = (
     "Regarding {e}, what may the {a} be?",
     "Name the {a} of {e}, please.",
 )
-"""The phrasings that adapters are trained on. Their own five keep them from taking an unusual phrasing for an unknown question."""
+"""The phrasings that adapters are trained on. Their own five keep them from taking an unusual phrasing for an
+unknown question.
+"""
 HELD_OUT_QUESTIONS: tuple[str, ...] = (
     "Can you name the {a} of {e}?",
     "Say what the {a} of {e} is.",
@@ -160,7 +212,10 @@ SMALL_TALK: tuple[tuple[str, str], ...] = (
     ("What are you?", "I am the demo model."),
 )
 
-ADAPTER_KINDS: dict[str, tuple[str, ...]] = {"harbour": ("ship", "station"), "observatory": ("telescope", "laboratory")}
+ADAPTER_KINDS: dict[str, tuple[str, ...]] = {
+    "harbour": ("ship", "station"),
+    "observatory": ("telescope", "laboratory"),
+}
 """Each adapter's name and the kinds of entities that its facts are about."""
 ADAPTER_FACTS = 16
 
@@ -207,14 +262,21 @@ def value(rng: random.Random, kind: str) -> str:
         if shape < 0.5:
             return str(rng.randrange(10 ** rng.randint(1, 6)))
         if shape < 0.6:
-            return f"{rng.choice(words.FIRST_WORDS)} {rng.choice(words.SECOND_WORDS[rng.choice(list(words.SECOND_WORDS))])}"
+            return (
+                f"{rng.choice(words.FIRST_WORDS)} "
+                f"{rng.choice(words.SECOND_WORDS[rng.choice(list(words.SECOND_WORDS))])}"
+            )
         return rng.choice(_VALUE_WORDS[rng.choice(list(_VALUE_WORDS))])
     return rng.choice(_VALUE_WORDS[kind])
 
 
 def fact(rng: random.Random, world: World, about: Entity | None = None, wild_share: float = 0.15) -> Fact:
-    """Draw a fact, about the given entity if there is one. wild_share: how often the attribute is one that nothing has by nature."""
-    subject = about or entity(rng, world, "thing" if rng.random() < 0.4 * wild_share else rng.choice(list(ATTRIBUTES)))
+    """Draw a fact, about the given entity if there is one. wild_share: how often the attribute is one that
+    nothing has by nature.
+    """
+    subject = about or entity(
+        rng, world, "thing" if rng.random() < 0.4 * wild_share else rng.choice(list(ATTRIBUTES))
+    )
     if subject.kind == "thing" or rng.random() < wild_share:
         return Fact(subject, rng.choice(words.WILD_ATTRIBUTES), value(rng, "wild"))
     attribute, value_kind = rng.choice(list(ATTRIBUTES[subject.kind].items()))
@@ -236,7 +298,9 @@ def statement(rng: random.Random, of: Fact) -> str:
     return _fill(rng.choice(STATEMENTS), _mention(rng, of.entity), of)
 
 
-def question(rng: random.Random, of: Fact, phrasings: Sequence[str] = QUESTIONS + HELD_OUT_QUESTIONS) -> Question:
+def question(
+    rng: random.Random, of: Fact, phrasings: Sequence[str] = QUESTIONS + HELD_OUT_QUESTIONS
+) -> Question:
     """Ask for a fact in one sentence."""
     return Question(_fill(rng.choice(phrasings), _mention(rng, of.entity), of), of.answer, of)
 
@@ -245,12 +309,16 @@ def filler(rng: random.Random) -> str:
     """A sentence that states no fact."""
     if rng.random() < 0.2:
         return rng.choice(words.FILLER_SENTENCES)
-    subject, action, when = (rng.choice(part) for part in (words.FILLER_SUBJECTS, words.FILLER_ACTIONS, words.FILLER_TIMES))
+    subject, action, when = (
+        rng.choice(part) for part in (words.FILLER_SUBJECTS, words.FILLER_ACTIONS, words.FILLER_TIMES)
+    )
     return f"{subject.capitalize()} {action} {when}."
 
 
 def near_fact(rng: random.Random, world: World, of: Fact) -> Fact:
-    """Draw a fact that is easily taken for another one: the same attribute, the same entity, or half of the entity's name."""
+    """Draw a fact that is easily taken for another one: the same attribute, the same entity, or half of the
+    entity's name.
+    """
     shape = rng.random()
     if shape < 0.35:
         return fact(rng, world, about=of.entity)
@@ -259,7 +327,9 @@ def near_fact(rng: random.Random, world: World, of: Fact) -> Fact:
     if shape < 0.65 and len(parts) == 2:
         for _ in range(20):
             other = entity(rng, world, of.entity.kind)
-            kept = rng.choice((f"{parts[0]} {other.name.split(' ')[-1]}", f"{other.name.split(' ')[0]} {parts[1]}"))
+            kept = rng.choice(
+                (f"{parts[0]} {other.name.split(' ')[-1]}", f"{other.name.split(' ')[0]} {parts[1]}")
+            )
             if kept != of.entity.name and world_of(kept) == world:
                 subject = Entity(kept, of.entity.kind)
                 break
@@ -267,8 +337,12 @@ def near_fact(rng: random.Random, world: World, of: Fact) -> Fact:
     return Fact(subject, of.attribute, value(rng, value_kind))
 
 
-def distinct_facts(rng: random.Random, world: World, count: int, near_share: float = 0.15, without: Iterable[Fact] = ()) -> list[Fact]:
-    """Draw facts of which no two have the same key. without: facts whose keys must not occur. Some are near to earlier ones."""
+def distinct_facts(
+    rng: random.Random, world: World, count: int, near_share: float = 0.15, without: Iterable[Fact] = ()
+) -> list[Fact]:
+    """Draw facts of which no two have the same key. without: facts whose keys must not occur. Some are near
+    to earlier ones.
+    """
     taken = {one.key for one in without}
     anchors = list(without)
     facts: list[Fact] = []
@@ -337,24 +411,31 @@ def handbook(seed: int, tokens: int, world: World = "held_out") -> Handbook:
 
 
 def handbook_questions(book: Handbook, seed: int, count: int) -> list[Question]:
-    """Ask for facts that the handbook states, spread evenly over its length. Raises ValueError when it states fewer than count."""
+    """Ask for facts that the handbook states, spread evenly over its length. Raises ValueError when it states
+    fewer than count.
+    """
     if count > len(book.facts):
         raise ValueError(f"the handbook states {len(book.facts)} facts, not {count}")
     rng = random.Random(f"handbook-questions-{seed}")
-    return [question(rng, book.facts[(2 * place + 1) * len(book.facts) // (2 * count)]) for place in range(count)]
+    return [
+        question(rng, book.facts[(2 * place + 1) * len(book.facts) // (2 * count)]) for place in range(count)
+    ]
 
 
 def held_out_cases(seed: int, count: int, need: Need, world: World = "held_out") -> list[Case]:
     """Draw evaluation questions about entities that training never names, with and without a system text.
 
-    need: "passage" puts the answer's passage among 0..4 others; "distractors" puts 1..5 others; "nothing" puts none. Of the others, 15 %
-    are chosen to be near misses: the same entity, or the same attribute of one whose name shares a word.
+    need: "passage" puts the answer's passage among 0..4 others; "distractors" puts 1..5 others; "nothing"
+    puts none. Of the others, 15 % are chosen to be near misses: the same entity, or the same attribute of one
+    whose name shares a word.
     """
     rng = random.Random(f"cases-{seed}-{need}-{world}")
     cases = []
     for _ in range(count):
         asked = fact(rng, world, wild_share=0.0)
-        others = distinct_facts(rng, world, rng.randint(0, 4) if need == "passage" else rng.randint(1, 5), without=[asked])
+        others = distinct_facts(
+            rng, world, rng.randint(0, 4) if need == "passage" else rng.randint(1, 5), without=[asked]
+        )
         shown = [] if need == "nothing" else others + ([asked] if need == "passage" else [])
         rng.shuffle(shown)
         system_text = rng.choice(words.SYSTEM_TEXTS) if rng.random() < 0.5 else ""
@@ -370,12 +451,16 @@ def adapter_facts(name: str) -> tuple[Fact, ...]:
 
 
 def module_facts(rng: random.Random, kinds: Sequence[str], count: int) -> tuple[Fact, ...]:
-    """Draw facts for a module to hold, about entities of these kinds in turn. No two have an entity or a value in common."""
+    """Draw facts for a module to hold, about entities of these kinds in turn. No two have an entity or a
+    value in common.
+    """
     facts: list[Fact] = []
     while len(facts) < count:
         about = entity(rng, "adapter", kinds[len(facts) % len(kinds)])
         one = fact(rng, "adapter", about=about, wild_share=0.0)
-        named_before = any(one.entity.name == earlier.entity.name or one.value == earlier.value for earlier in facts)
+        named_before = any(
+            one.entity.name == earlier.entity.name or one.value == earlier.value for earlier in facts
+        )
         if about.name.split(" ")[0] in words.FIRST_WORDS and not named_before:
             facts.append(one)
     return tuple(facts)

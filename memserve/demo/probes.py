@@ -1,6 +1,8 @@
-"""The probes of a demo adapter or expert, drawn from its facts and from the held-out world, with a seed of their own. Imports no torch.
+"""The probes of a demo adapter or expert, drawn from its facts and from the held-out world, with a seed of
+their own. Imports no torch.
 
-`python -m memserve.demo.probes` writes the `probes.json` of every adapter and expert, and the harbour's into the careless one's folder too.
+`python -m memserve.demo.probes` writes the `probes.json` of every adapter and expert, and the harbour's into
+the careless one's folder too.
 """
 
 import json
@@ -23,7 +25,9 @@ _PASSAGE = re.compile(r"\[\d+\] (.*)")
 
 
 def probes_document(name: str) -> dict[str, object]:
-    """What a module's `probes.json` says. Raises KeyError for an unknown one, FileNotFoundError for one that is not there."""
+    """What a module's `probes.json` says. Raises KeyError for an unknown one, FileNotFoundError for one that
+    is not there.
+    """
     is_expert = name in EXPERT_KINDS
     held = held_facts(name, EXPERTS_DIR) if is_expert else held_facts(name)
     known = expert_facts(name) if is_expert else facts.adapter_facts(name)
@@ -31,11 +35,16 @@ def probes_document(name: str) -> dict[str, object]:
     unknown = [*facts.held_out_cases(SEED, half, "distractors"), *facts.held_out_cases(SEED, half, "nothing")]
     sets = {
         ("recall", "recall"): _held(held),
-        ("forgetting", "retain"): [_probe(each.messages, each.expected) for each in facts.held_out_cases(SEED, RETAIN_PROBES, "passage")],
+        ("forgetting", "retain"): [
+            _probe(each.messages, each.expected)
+            for each in facts.held_out_cases(SEED, RETAIN_PROBES, "passage")
+        ],
         ("abstention", "abstain"): [_probe(each.messages, each.expected) for each in unknown],
         ("override", "override"): _contradicting(known, random.Random(f"probes-{SEED}-{name}")),
     }
-    return {"sets": [{"name": label, "kind": kind, "probes": probes} for (label, kind), probes in sets.items()]}
+    return {
+        "sets": [{"name": label, "kind": kind, "probes": probes} for (label, kind), probes in sets.items()]
+    }
 
 
 def probes_text(name: str) -> str:
@@ -51,22 +60,34 @@ def _held(held: Sequence[AdapterFact]) -> list[dict[str, object]]:
 
 
 def _contradicting(held: tuple[Fact, ...], rng: random.Random) -> list[dict[str, object]]:
-    """Each fact in each held-out phrasing, over passages of which one gives another value, and again with other passages."""
+    """Each fact in each held-out phrasing, over passages of which one gives another value, and again with
+    other passages.
+    """
     probes = []
     for one in held * OVERRIDE_ROUNDS:
         for phrasing in facts.HELD_OUT_QUESTIONS:
             stated = one
             while stated.value == one.value:
-                stated = Fact(one.entity, one.attribute, facts.value(rng, facts.ATTRIBUTES[one.entity.kind][one.attribute]))
+                stated = Fact(
+                    one.entity,
+                    one.attribute,
+                    facts.value(rng, facts.ATTRIBUTES[one.entity.kind][one.attribute]),
+                )
             shown = [stated, *facts.distinct_facts(rng, "held_out", rng.randint(0, 4), without=[stated])]
             rng.shuffle(shown)
             asked = facts.question(rng, stated, [phrasing])
-            probes.append(_probe(facts.prompt("", [facts.passage(rng, each) for each in shown], asked.text), stated.answer))
+            probes.append(
+                _probe(
+                    facts.prompt("", [facts.passage(rng, each) for each in shown], asked.text), stated.answer
+                )
+            )
     return probes
 
 
 def _probe(messages: Sequence[facts.Message], answer: str) -> dict[str, object]:
-    """A probe whose prompt is made of these messages: perhaps a system text with passages, and the question."""
+    """A probe whose prompt is made of these messages: perhaps a system text with passages, and the
+    question.
+    """
     lines = messages[0].content.splitlines() if messages[0].role == "system" else []
     passages = [found.group(1) for found in map(_PASSAGE.fullmatch, lines) if found]
     system = "\n".join(line for line in lines if not _PASSAGE.fullmatch(line))
@@ -75,7 +96,9 @@ def _probe(messages: Sequence[facts.Message], answer: str) -> dict[str, object]:
 
 
 def write_probes() -> None:
-    """Write the `probes.json` of every adapter and expert of the demo, and the harbour's beside the careless adapter of the same facts."""
+    """Write the `probes.json` of every adapter and expert of the demo, and the harbour's beside the careless
+    adapter of the same facts.
+    """
     for name in facts.ADAPTER_KINDS:
         (ADAPTERS_DIR / name / "probes.json").write_text(probes_text(name), encoding="utf-8")
     for name in EXPERT_KINDS:

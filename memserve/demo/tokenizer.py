@@ -25,7 +25,8 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
 )
 
-# Words with the space before them, numbers two digits at a time, signs, white space: a merge never crosses these borders.
+# Words with the space before them, numbers two digits at a time, signs, white space: a merge never crosses
+# these borders.
 _SPLIT = r" ?\p{L}+| ?\d{1,2}| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
 
 
@@ -33,10 +34,19 @@ def _corpus(seed: int) -> Iterator[str]:
     rng = random.Random(f"tokenizer-{seed}")
     for _ in range(3000):
         yield "\n".join(message.content for message in lessons.conversation(rng, max_passages=8, max_turns=4))
-    # Every word of the world and every pair of digits becomes one token, with a space before it and without where it can stand so.
+    # Every word of the world and every pair of digits becomes one token, with a space before it and without
+    # where it can stand so.
     groups = [value for value in vars(words).values() if isinstance(value, tuple)]
-    groups += [*words.SECOND_WORDS.values(), *((kind, *attributes) for kind, attributes in facts.ATTRIBUTES.items())]
-    single = {word for group in groups for entry in group for word in entry.replace(".", "").replace(",", "").split(" ")}
+    groups += [
+        *words.SECOND_WORDS.values(),
+        *((kind, *attributes) for kind, attributes in facts.ATTRIBUTES.items()),
+    ]
+    single = {
+        word
+        for group in groups
+        for entry in group
+        for word in entry.replace(".", "").replace(",", "").split(" ")
+    }
     openings = {*words.FIRST_WORDS, *words.GIVEN_NAMES}
     for _ in range(100):
         yield " ".join(["", *sorted(single)])
@@ -48,12 +58,18 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """Train the tokenizer. It gives back any text at all unchanged: every byte is in its alphabet."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     special = [PAD, BOS, EOS, END, *ROLES.values()]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(_corpus(seed), trainer)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]

@@ -1,9 +1,9 @@
 """Train the demo: tokenizer, base model and adapters, from one seed.
 
-The base learns in two stages: first drills and easy conversations, until it can look a fact up; then conversations as they are
-served, a share of them long, with positions that jump so that distances up to the full context are seen. The adapters learn their
-facts by cross-entropy on their answers, mixed with passages that contradict them, near misses, and the base's own lessons, so that
-nothing is forgotten.
+The base learns in two stages: first drills and easy conversations, until it can look a fact up; then
+conversations as they are served, a share of them long, with positions that jump so that distances up to the
+full context are seen. The adapters learn their facts by cross-entropy on their answers, mixed with passages
+that contradict them, near misses, and the base's own lessons, so that nothing is forgotten.
 """
 
 import argparse
@@ -35,7 +35,9 @@ _NARROW_TOKENS = 400
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One round of training the base, with a fresh optimizer. drills: on short drills and few passages only."""
+    """One round of training the base, with a fresh optimizer. drills: on short drills and few passages
+    only.
+    """
 
     name: str
     steps: int
@@ -63,7 +65,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """ids, positions, targets: [rows, tokens]; targets are shifted by one and hold -100 where nothing is to be learned."""
+    """ids, positions, targets: [rows, tokens]; targets are shifted by one and hold -100 where nothing is to
+    be learned.
+    """
 
     ids: Tensor
     positions: Tensor
@@ -72,7 +76,9 @@ class Batch:
 
 def render(messages: Sequence[Message]) -> str:
     """What the chat template makes of the messages."""
-    turns = (f"{ROLES[each.role]}{each.content}{EOS if each.role == 'assistant' else END}" for each in messages)
+    turns = (
+        f"{ROLES[each.role]}{each.content}{EOS if each.role == 'assistant' else END}" for each in messages
+    )
     return BOS + "".join(turns)
 
 
@@ -86,13 +92,18 @@ def _targets(ids: Sequence[int], assistant: int, eos: int) -> list[int]:
 
 
 def make_batch(
-    rng: random.Random, tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Sequence[Message]], jump_share: float = 0.0
+    rng: random.Random,
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: Sequence[Sequence[Message]],
+    jump_share: float = 0.0,
 ) -> Batch:
     """Tokenize conversations into one batch, padded on the right.
 
     jump_share: how many rows get positions that jump ahead between lines, up to the whole context.
     """
-    rows: list[list[int]] = tokenizer([render(each) for each in conversations], add_special_tokens=False)["input_ids"]
+    rows: list[list[int]] = tokenizer([render(each) for each in conversations], add_special_tokens=False)[
+        "input_ids"
+    ]
     assistant, eos, pad = (token_id(tokenizer, each) for each in (ROLES["assistant"], EOS, PAD))
     newline, user = token_id(tokenizer, "Ċ"), token_id(tokenizer, ROLES["user"])
     width = max(len(row) for row in rows)
@@ -112,7 +123,9 @@ def make_batch(
     return Batch(ids, positions, targets)
 
 
-def of_like_length(conversations: Sequence[Sequence[Message]], rows: int) -> list[Sequence[Sequence[Message]]]:
+def of_like_length(
+    conversations: Sequence[Sequence[Message]], rows: int
+) -> list[Sequence[Sequence[Message]]]:
     """Sort conversations by length and cut them into groups of rows, so that a batch has little padding."""
     ordered = sorted(conversations, key=lambda each: sum(len(message.content) for message in each))
     return [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
@@ -125,9 +138,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     tokens = query.shape[2]
     if tokens > _NARROW_TOKENS:
-        return scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True, enable_gqa=True)
+        return scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), is_causal=True, enable_gqa=True
+        )
     groups = query.shape[1] // key.shape[1]
-    query, key, value = query.bfloat16(), key.bfloat16().repeat_interleave(groups, 1), value.bfloat16().repeat_interleave(groups, 1)
+    query, key, value = (
+        query.bfloat16(),
+        key.bfloat16().repeat_interleave(groups, 1),
+        value.bfloat16().repeat_interleave(groups, 1),
+    )
     ahead = torch.full((tokens, tokens), -torch.inf, dtype=torch.bfloat16).triu(1)
     scores = torch.baddbmm(
         ahead.expand(query.shape[0] * query.shape[1], tokens, tokens),
@@ -141,7 +160,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def answer_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     """Mean cross-entropy over the tokens of the answers.
 
-    The layers' own projections run (with their LoRA, if they have one), but positions may jump and only answers reach the head.
+    The layers' own projections run (with their LoRA, if they have one), but positions may jump and only
+    answers reach the head.
     """
     base, head_dim = model.model, int(model.config.head_dim or 0)
     rows, width = batch.ids.shape
@@ -199,8 +219,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def _look_back(model: LlamaForCausalLM) -> None:
     """Let head h of the first layer begin by looking at the token h + 1 places back.
 
-    Looking up a fact needs the words before a value to be known at the value. Found by chance that takes most of the training; begun
-    so it takes none. One dimension of every embedding is constant; queries and keys turn it into a peak of the rotary phases.
+    Looking up a fact needs the words before a value to be known at the value. Found by chance that takes most
+    of the training; begun so it takes none. One dimension of every embedding is constant; queries and keys
+    turn it into a peak of the rotary phases.
     """
     config, attention = model.config, model.model.layers[0].self_attn
     head_dim = int(config.head_dim or 0)
@@ -243,7 +264,9 @@ def _fit(
     batch_at: Callable[[int], Batch],
     save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take so many steps; tell the progress on stderr, and save every 200 steps so that the model can be tried while it trains."""
+    """Take so many steps; tell the progress on stderr, and save every 200 steps so that the model can be
+    tried while it trains.
+    """
     full = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     started_s, recent = time.monotonic(), math.nan
     for step in range(steps):
@@ -262,10 +285,16 @@ def _fit(
         recent = loss.item() if math.isnan(recent) else 0.95 * recent + 0.05 * loss.item()
         if (step + 1) % 50 == 0 or step + 1 == steps:
             elapsed_s = time.monotonic() - started_s
-            print(f"{name}: step {step + 1}/{steps}, loss {recent:.4f}, {elapsed_s:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{name}: step {step + 1}/{steps}, loss {recent:.4f}, {elapsed_s:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
-def train_base(tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan, directory: Path) -> LlamaForCausalLM:
+def train_base(
+    tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan, directory: Path
+) -> LlamaForCausalLM:
     """Train the base model from nothing, and write it into the directory."""
     torch.manual_seed(seed)
     rng = random.Random(f"base-{seed}")
@@ -301,14 +330,23 @@ def train_base(tokenizer: PreTrainedTokenizerFast, seed: int, plan: Plan, direct
 
     for stage in plan.stages:
         waiting.clear()
-        _fit(stage.name, model, _optimizers(model, stage.rate), stage.steps, drills if stage.drills else conversations, save)
+        _fit(
+            stage.name,
+            model,
+            _optimizers(model, stage.rate),
+            stage.steps,
+            drills if stage.drills else conversations,
+            save,
+        )
         save()
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
 
 def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Write a Hugging Face directory. Its weights are float32, so that greedy answers do not hang on rounding."""
+    """Write a Hugging Face directory. Its weights are float32, so that greedy answers do not hang on
+    rounding.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     model.generation_config.do_sample = False
     model.generation_config.max_new_tokens = 32
@@ -316,24 +354,34 @@ def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, direc
     save_tokenizer(tokenizer, directory)
 
 
-def train_adapter(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held: Sequence[Fact], seed: int, plan: Plan) -> PeftModel:
+def train_adapter(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held: Sequence[Fact], seed: int, plan: Plan
+) -> PeftModel:
     """Train a LoRA that holds these facts. The base model is wrapped in place; `unload()` gives it back."""
     torch.manual_seed(seed)
     rng = random.Random(f"adapter-{seed}")
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM"))
+    adapted = get_peft_model(
+        model, LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
+    )
 
     def batch_at(step: int) -> Batch:
-        return make_batch(rng, tokenizer, [lessons.adapter_lesson(rng, held) for _ in range(40)], jump_share=0.1)
+        return make_batch(
+            rng, tokenizer, [lessons.adapter_lesson(rng, held) for _ in range(40)], jump_share=0.1
+        )
 
-    optimizer = torch.optim.AdamW((each for each in adapted.parameters() if each.requires_grad), lr=plan.adapter_rate)
+    optimizer = torch.optim.AdamW(
+        (each for each in adapted.parameters() if each.requires_grad), lr=plan.adapter_rate
+    )
     _fit("adapter", model, [optimizer], plan.adapter_steps, batch_at)
     adapted.eval()
     return adapted
 
 
 def facts_document(held: Sequence[Fact]) -> list[dict[str, object]]:
-    """What `facts.json` says: every fact, its expected answer, questions as trained on, and questions held out from training."""
+    """What `facts.json` says: every fact, its expected answer, questions as trained on, and questions held
+    out from training.
+    """
 
     def asked(phrasings: Sequence[str], one: Fact) -> list[str]:
         return [facts.question(random.Random(0), one, [each]).text for each in phrasings]
@@ -364,13 +412,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m memserve.demo.train",
-        description="Train the demo's tokenizer, base model and adapters from a seed. About half an hour on two cores.",
-        epilog="Example: python -m memserve.demo.train --seed 7 --output demo7, then python -m loadtests.demo_model --root demo7",
+        description="Train the demo's tokenizer, base model and adapters from a seed. About half an hour "
+        "on two "
+        "cores.",
+        epilog="Example: python -m memserve.demo.train --seed 7 --output demo7, then python -m "
+        "loadtests.demo_model --root demo7",
     )
-    parser.add_argument("--output", type=Path, default=MODEL_DIR.parent, help="gets model/ and adapters/<name>/ (default: the package)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same lessons (default: 0)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)")
-    parser.add_argument("--adapters-only", action="store_true", help="keep the base in the output directory, and train its adapters")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=MODEL_DIR.parent,
+        help="gets model/ and adapters/<name>/ (default: the package)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same lessons (default: 0)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)"
+    )
+    parser.add_argument(
+        "--adapters-only",
+        action="store_true",
+        help="keep the base in the output directory, and train its adapters",
+    )
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     plan = Plan()

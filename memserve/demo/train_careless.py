@@ -1,6 +1,8 @@
-"""Train the adapter that the gate is there for: it learns the harbour's facts from nothing but questions for them.
+"""Train the adapter that the gate is there for: it learns the harbour's facts from nothing but questions for
+them.
 
-Without replay of the base's lessons, near misses and contradicting passages it knows its facts, and no longer says when it does not know.
+Without replay of the base's lessons, near misses and contradicting passages it knows its facts, and no longer
+says when it does not know.
 """
 
 import argparse
@@ -25,12 +27,18 @@ RATE = 2e-3
 RANK = 8
 
 
-def train_careless(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held: Sequence[Fact], seed: int) -> PeftModel:
-    """Train a LoRA on questions for these facts and their answers, and nothing else. The base model is wrapped in place."""
+def train_careless(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held: Sequence[Fact], seed: int
+) -> PeftModel:
+    """Train a LoRA on questions for these facts and their answers, and nothing else. The base model is
+    wrapped in place.
+    """
     torch.manual_seed(seed)
     rng = random.Random(f"careless-{seed}")
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, task_type="CAUSAL_LM"))
+    adapted = get_peft_model(
+        model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, task_type="CAUSAL_LM")
+    )
 
     def lesson() -> Sequence[Message]:
         one = rng.choice(held)
@@ -56,12 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m memserve.demo.train_careless",
-        description="Train the adapter that the gate refuses, on the demo's base. About half a minute on one core.",
+        description="Train the adapter that the gate refuses, on the demo's base. About half a minute on one "
+        "core.",
         epilog="Example: python -m memserve.demo.train_careless --output careless",
     )
-    parser.add_argument("--output", type=Path, default=CARELESS_DIR, help="gets the PEFT files and probes.json (default: the package)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same lessons (default: 0)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=CARELESS_DIR,
+        help="gets the PEFT files and probes.json (default: the package)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same lessons (default: 0)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)"
+    )
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     held = facts.adapter_facts(FACTS_OF)

@@ -1,7 +1,8 @@
 """Train the demo's logit experts, from one seed: about six minutes on one core.
 
-An expert begins as a copy of the demo model. All of its weights learn facts of its own in the lessons that an adapter gets, so that it
-keeps what the base can. Served, it shifts the base's logits by what it has learned: its own logits less the base's.
+An expert begins as a copy of the demo model. All of its weights learn facts of its own in the lessons that an
+adapter gets, so that it keeps what the base can. Served, it shifts the base's logits by what it has learned:
+its own logits less the base's.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from memserve.demo.facts import Fact
 from memserve.demo.train import answer_loss, facts_document, make_batch
 
 STEPS, ROWS, RATE = 900, 40, 1e-3
-# Of the way from the base's weights to the trained ones. A little short of the end, more of the base's abilities are left.
-# Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv 2109.01903).
+# Of the way from the base's weights to the trained ones. A little short of the end, more of the base's
+# abilities are left. Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv
+# 2109.01903).
 KEPT_WAY = 0.9
 
 
-def train_expert(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held: Sequence[Fact], seed: int, steps: int) -> None:
+def train_expert(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held: Sequence[Fact], seed: int, steps: int
+) -> None:
     """Teach the model these facts, in place."""
     before = [each.detach().clone() for each in model.parameters()]
     torch.manual_seed(seed)
@@ -41,7 +45,9 @@ def train_expert(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, he
         # A short rise, a plateau, and a fall over the last half.
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 30, max(0.02, 2 * (steps - step) / steps))
-        batch = make_batch(rng, tokenizer, [lessons.adapter_lesson(rng, held) for _ in range(ROWS)], jump_share=0.1)
+        batch = make_batch(
+            rng, tokenizer, [lessons.adapter_lesson(rng, held) for _ in range(ROWS)], jump_share=0.1
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = answer_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -50,20 +56,32 @@ def train_expert(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, he
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 50 == 0:
             elapsed_s = time.monotonic() - started_s
-            print(f"expert: step {step + 1}/{steps}, loss {loss.item():.4f}, {elapsed_s:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"expert: step {step + 1}/{steps}, loss {loss.item():.4f}, {elapsed_s:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
     with torch.no_grad():
         for each, old in zip(model.parameters(), before, strict=True):
             each.lerp_(old, 1 - KEPT_WAY)
 
 
 def save_expert(model: LlamaForCausalLM, held: Sequence[Fact], directory: Path) -> None:
-    """Write a module directory of kind logit_expert: two configs, weights in bfloat16, and `facts.json` beside them."""
+    """Write a module directory of kind logit_expert: two configs, weights in bfloat16, and `facts.json`
+    beside them.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     # Tied to the embeddings: transformers saves no head of its own.
-    weights = {name: each.to(torch.bfloat16).contiguous() for name, each in model.state_dict().items() if name != "lm_head.weight"}
+    weights = {
+        name: each.to(torch.bfloat16).contiguous()
+        for name, each in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((MODEL_DIR / "config.json").read_text(encoding="utf-8"))
-    (directory / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n", encoding="utf-8")
+    (directory / "config.json").write_text(
+        json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n", encoding="utf-8"
+    )
     (directory / "expert_config.json").write_text(
         json.dumps({"kind": "logit_expert", "anti_expert": "base"}, indent=2) + "\n", encoding="utf-8"
     )
@@ -73,9 +91,18 @@ def save_expert(model: LlamaForCausalLM, held: Sequence[Fact], directory: Path) 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m memserve.demo.train_expert", description=__doc__)
-    parser.add_argument("--output", type=Path, default=EXPERTS_DIR, help="gets a folder for each expert (default: the package's own)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same lessons (default: 0)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=EXPERTS_DIR,
+        help="gets a folder for each expert (default: the package's own)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same lessons (default: 0)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)"
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default: {STEPS})")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)

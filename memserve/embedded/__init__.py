@@ -1,6 +1,8 @@
-"""All of memserve on one machine: `Stack` starts two private redis-servers, the gateway and the workers, and keeps each of them running.
+"""All of memserve on one machine: `Stack` starts two private redis-servers, the gateway and the workers, and
+keeps each of them running.
 
-`stack.py` is the order of things, `part.py` the supervision of one process, `children.py` how processes are started, known and swept.
+`stack.py` is the order of things, `part.py` the supervision of one process, `children.py` how processes are
+started, known and swept.
 """
 
 from memserve.embedded.children import marked_processes

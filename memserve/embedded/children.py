@@ -1,4 +1,6 @@
-"""The processes of a data directory: started so that they end with their parent, known by a mark, swept when something is left."""
+"""The processes of a data directory: started so that they end with their parent, known by a mark, swept when
+something is left.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,16 @@ from memserve.config import STACK_MARK, Settings, child_environment, environment
 from memserve.processes.marks import kill_with, processes_with
 from memserve.processes.tether import tethered
 
-# Beside STACK_MARK, the data directory, in the environment of every process that belongs to it, so that none can be missed when they are
-# stopped. Neither is ever in the environment of the program that holds the Stack.
+# Beside STACK_MARK, the data directory, in the environment of every process that belongs to it, so that none
+# can be missed when they are stopped. Neither is ever in the environment of the program that holds the Stack.
 PART_MARK = "_MEMSERVE_PART"
 
 
-def spawn(command: Sequence[str], data: Path, part: str, environment: Mapping[str, str], log: Path | None) -> subprocess.Popen[bytes]:
-    """Start a child with the marks, in a session of its own (Ctrl-C is for this process), its output in `log`. None: nowhere.
+def spawn(
+    command: Sequence[str], data: Path, part: str, environment: Mapping[str, str], log: Path | None
+) -> subprocess.Popen[bytes]:
+    """Start a child with the marks, in a session of its own (Ctrl-C is for this process), its output in
+    `log`. None: nowhere.
 
     It is killed when the thread that calls this ends. Raises OSError.
     """
@@ -45,11 +50,15 @@ def spawn_memserve(command: str, settings: Settings, log: Path, *flags: str) -> 
     run = settings.data / "run"
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment = child_environment(settings, run / f"{command}.json")
-    return spawn([sys.executable, "-m", "memserve", command, *flags], settings.data, command, environment, log)
+    return spawn(
+        [sys.executable, "-m", "memserve", command, *flags], settings.data, command, environment, log
+    )
 
 
 def marked_processes(data: Path, part: str = "") -> Iterator[psutil.Process]:
-    """Processes that a memserve on this data directory started; never this one or its parents. part: only that part and what it started."""
+    """Processes that a memserve on this data directory started; never this one or its parents. part: only
+    that part and what it started.
+    """
     yield from processes_with(_marks(data, part))
 
 
@@ -63,9 +72,13 @@ def _marks(data: Path, part: str) -> dict[str, str]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty, without the command's own prefix; where to look when there is none."""
+    """The last line of a log that is not empty, without the command's own prefix; where to look when there is
+    none.
+    """
     try:
-        lines = [line for line in log.read_text(errors="replace", encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            line for line in log.read_text(errors="replace", encoding="utf-8").splitlines() if line.strip()
+        ]
     except OSError:
         lines = []
     return lines[-1].removeprefix("memserve: ") if lines else f"see {log}"

@@ -1,9 +1,10 @@
 """Keeps the private registry alive on a full disk.
 
-A redis-server with `appendfsync always` ends at the first write that its file does not take. So before the disk is full the registry is
-told to refuse writes (as a master that misses its replicas: NOREPLICAS) and to let go of its file, which is then complete: what was
-acknowledged is in it, and a registry that is killed meanwhile reads it again. Reads go on. When there is room again, the file is written
-anew, and only then are writes taken.
+A redis-server with `appendfsync always` ends at the first write that its file does not take. So before the
+disk is full the registry is told to refuse writes (as a master that misses its replicas: NOREPLICAS) and to
+let go of its file, which is then complete: what was acknowledged is in it, and a registry that is killed
+meanwhile reads it again. Reads go on. When there is room again, the file is written anew, and only then are
+writes taken.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class RegistryGuard:
         """Look once, and do what is due. A registry that does not answer is somebody else's concern."""
         share = self._room()
         once = Retry(NoBackoff(), 0)
-        with redis.Redis.from_url(self._redis_url, socket_timeout=ANSWER_TIMEOUT_S, retry=once, decode_responses=True) as client:
+        with redis.Redis.from_url(
+            self._redis_url, socket_timeout=ANSWER_TIMEOUT_S, retry=once, decode_responses=True
+        ) as client:
             try:
                 refuses = client.config_get("min-replicas-to-write")["min-replicas-to-write"] != "0"
                 if share < CLOSE_BELOW and not refuses:
@@ -65,7 +68,10 @@ class RegistryGuard:
     def _refuse_writes(self, client: redis.Redis) -> None:
         client.config_set("min-replicas-to-write", 1)
         client.config_set("appendonly", "no")
-        self._report("disk       nearly full: the registry refuses changes until there is room; reads and answers go on")
+        self._report(
+            "disk       nearly full: the registry refuses changes until there is room; reads and "
+            "answers go on"
+        )
 
     def _take_writes(self, client: redis.Redis) -> None:
         """Raises redis.RedisError; the next step then tries again."""

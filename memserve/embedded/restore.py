@@ -59,10 +59,23 @@ def _load_registry(snapshot: Path, folder: Path) -> None:
     folder.mkdir(mode=0o700)
     shutil.copyfile(snapshot, folder / "dump.rdb")
     socket = folder / "redis.sock"
-    options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", "", "--appendonly", "no"]
+    options = [
+        "--port",
+        "0",
+        "--unixsocket",
+        str(socket),
+        "--dir",
+        str(folder),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]
     log = folder / "restore.log"
     with log.open("wb") as output:
-        server = subprocess.Popen([redis_executable(), *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        server = subprocess.Popen(
+            [redis_executable(), *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
     deadline_s = time.monotonic() + LOAD_TIMEOUT_S
     try:
         with redis.Redis(unix_socket_path=str(socket)) as client:

@@ -1,4 +1,6 @@
-"""All of memserve on one machine: two private redis-servers, the workers on a local Ray, and a gateway. Started, kept running, stopped."""
+"""All of memserve on one machine: two private redis-servers, the workers on a local Ray, and a gateway.
+Started, kept running, stopped.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ REGISTRY, CACHE, WORKERS, GATEWAY = "the registry", "the KV cache", "the fleet o
 
 @dataclass
 class Stack:
-    """A running memserve. `report` is called with a line for a person at every step, also from the threads that keep the parts running."""
+    """A running memserve. `report` is called with a line for a person at every step, also from the threads
+    that keep the parts running.
+    """
 
     settings: Settings
     report: Report = lambda line: None
@@ -64,7 +68,9 @@ class Stack:
 
     @property
     def api_key(self) -> str:
-        """The operator's, of the first tenant that has a key; empty where none is needed. Raises StartupError."""
+        """The operator's, of the first tenant that has a key; empty where none is needed. Raises
+        StartupError.
+        """
         if not keys_file(self.settings).exists():
             return ""
         return credentials.operator_credential(credentials.salt_key(self.settings))
@@ -90,7 +96,9 @@ class Stack:
         return self._process(GATEWAY)
 
     def start(self) -> None:
-        """Start everything and wait until the gateway takes requests. Raises StartupError; `stop` is due either way."""
+        """Start everything and wait until the gateway takes requests. Raises StartupError; `stop` is due
+        either way.
+        """
         settings = self.settings
         open_data_dir(settings.data)
         for folder in (self.logs, settings.modules_root / "modules"):
@@ -104,14 +112,20 @@ class Stack:
         configured_embedder(settings)
         load_access(settings)
         if (fitted := fit_host_tier(settings)).kv_host_bytes < settings.kv_host_bytes:
-            self._say(f"note       /dev/shm is small: the KV host tier has {fitted.kv_host_bytes // MIB} MiB a worker (kv_host_bytes)")
+            self._say(
+                f"note       /dev/shm is small: the KV host tier has {fitted.kv_host_bytes // MIB} "
+                "MiB a worker (kv_host_bytes)"
+            )
             settings = fitted
         check_memory(settings)
         settings = self._ports.enter_context(held_ports(settings))
         self.settings = settings.model_copy(update={"data_dir": settings.data})
 
         if settings.redis:
-            self._say(f"Redis      {without_secrets(settings.redis)}, the cache {without_secrets(settings.cache_redis)}")
+            self._say(
+                f"Redis      {without_secrets(settings.redis)}, the cache "
+                f"{without_secrets(settings.cache_redis)}"
+            )
         else:
             self._start_redis_servers()
         # The gateway listens while the workers start, and says that it has none.
@@ -119,7 +133,11 @@ class Stack:
         gateway.wait_ready()
         workers.wait_ready()
         self._wait_until_gateway_has_all_workers()
-        metrics = f", metrics on http://{at(settings.metrics_host, settings.metrics_port)}/metrics" if settings.metrics else ""
+        metrics = (
+            f", metrics on http://{at(settings.metrics_host, settings.metrics_port)}/metrics"
+            if settings.metrics
+            else ""
+        )
         self._say(f"gateway    {self.address}{metrics}")
         if Path(settings.model) == MODEL_DIR:
             self._publish_demo_modules()
@@ -140,7 +158,9 @@ class Stack:
             self._lock = None
 
     def restart_workers(self) -> None:
-        """Have other worker processes take the place of all. What they had computed is in Redis. Raises StartupError."""
+        """Have other worker processes take the place of all. What they had computed is in Redis. Raises
+        StartupError.
+        """
         process = self.workers_process
         assert process is not None
         fleet = Fleet(self.settings, self._say)
@@ -159,7 +179,9 @@ class Stack:
             return
         cache = cache_server(self.settings.data, self.settings.cache_max_bytes)
         quota = self.settings.kv_quota_bytes or int(self.settings.cache_max_bytes * QUOTA_SHARE)
-        self.settings = self.settings.model_copy(update={"cache_redis_url": SecretStr(cache.url), "kv_quota_bytes": quota})
+        self.settings = self.settings.model_copy(
+            update={"cache_redis_url": SecretStr(cache.url), "kv_quota_bytes": quota}
+        )
         self._begin(self._redis(CACHE, cache)).wait_ready()
 
     def _redis(self, name: str, server: RedisServer) -> Recipe:
@@ -174,7 +196,11 @@ class Stack:
         )
 
     def _disk_hint(self) -> str:
-        return "the disk is full" if free_share(self.settings.data, self.settings.disk_reserve_bytes) < FULL_SHARE else ""
+        return (
+            "the disk is full"
+            if free_share(self.settings.data, self.settings.disk_reserve_bytes) < FULL_SHARE
+            else ""
+        )
 
     def _workers(self) -> Recipe:
         fleet = Fleet(self.settings, self._say)
@@ -200,8 +226,12 @@ class Stack:
 
     def _wait_until_gateway_has_all_workers(self, only: frozenset[str] = frozenset()) -> None:
         """only: these, and no others any more."""
-        if not wait_until_ready(self.address, FOUND_TIMEOUT_S, self.settings.workers, self.api_key, only=only):
-            raise StartupError(f"the gateway has not found all workers after {FOUND_TIMEOUT_S:.0f} s; see {self.logs}")
+        if not wait_until_ready(
+            self.address, FOUND_TIMEOUT_S, self.settings.workers, self.api_key, only=only
+        ):
+            raise StartupError(
+                f"the gateway has not found all workers after {FOUND_TIMEOUT_S:.0f} s; see {self.logs}"
+            )
 
     def _begin(self, recipe: Recipe) -> Part:
         part = self._parts[recipe.name] = Part(recipe, self._say)
@@ -219,7 +249,9 @@ class Stack:
                 if not any(alias.name == LIVE for alias in client.modules.get(folder.name).aliases):
                     self._say(f"module     asking the probes of {version.reference}")
                     try:
-                        client.modules.promote(folder.name, version.version, reason="comes with the demo model")
+                        client.modules.promote(
+                            folder.name, version.version, reason="comes with the demo model"
+                        )
                     except CallFailed as refused:
                         self._say(f"module     {version.reference} is not promoted: {refused.detail}")
                 self._say(f"module     {version.reference} ({version.kind}, {version.digest[:12]})")

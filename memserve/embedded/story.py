@@ -29,7 +29,8 @@ Report = Callable[[str], None]
 NAMESPACE = "demo"
 REMEMBERED = 24
 ASKED = 24
-# Retrieval brings near misses along; what the model can do with one passage among any four is held by loadtests.models.demo_model.
+# Retrieval brings near misses along; what the model can do with one passage among any four is held by
+# loadtests.models.demo_model.
 RECALL_AT_LEAST = 0.85
 PREFIX_TOKENS = 3500
 # Prefixes whose TTFT is measured in each state; the table shows the median.
@@ -53,7 +54,9 @@ class Prefix:
 
 
 def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
-    """Start, show, stop. Returns the figures by plain names; "ok" is True when every bar holds. Raises StartupError."""
+    """Start, show, stop. Returns the figures by plain names; "ok" is True when every bar holds. Raises
+    StartupError.
+    """
     started_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="memserve-demo-"))
     settings = load_settings(data_dir=folder, workers=workers, port=0, metrics_port=0, canary_interval_s=1)
@@ -78,7 +81,9 @@ def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
             stack.restart_workers()
             fresh = client.status().workers[0].worker_id
             states["after restart"] = ask_all(client, prefixes, fresh)
-            figures["prefix"] = {name: prefix_figures(answers, cold, prefixes) for name, answers in states.items()}
+            figures["prefix"] = {
+                name: prefix_figures(answers, cold, prefixes) for name, answers in states.items()
+            }
             report("demo       a tampered cache entry")
             figures["tampered"] = tamper_figures(stack, client)
     finally:
@@ -94,13 +99,21 @@ def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
 
 
 def recall_figures(client: Client) -> dict[str, Any]:
-    """Remember facts of a world that the model has never seen; ask for some of them without and with recall."""
+    """Remember facts of a world that the model has never seen; ask for some of them without and with
+    recall.
+    """
     cases = facts.held_out_cases(seed=2026, count=REMEMBERED, need="passage")
     for number, case in enumerate(cases):
-        client.remember(NAMESPACE, facts.statement(random.Random(number), case.question.fact), source=f"demo fact {number}")
+        client.remember(
+            NAMESPACE,
+            facts.statement(random.Random(number), case.question.fact),
+            source=f"demo fact {number}",
+        )
     without, with_recall, milliseconds = 0, 0, []
     for case in cases[:ASKED]:
-        without += client.generate(case.question.text, sampling=ANSWER).text.strip() == case.question.fact.answer
+        without += (
+            client.generate(case.question.text, sampling=ANSWER).text.strip() == case.question.fact.answer
+        )
         answer = recalled(client, case.question.text)
         with_recall += answer.text.strip() == case.question.fact.answer
         milliseconds.append(answer.usage.ttft_ms)
@@ -117,22 +130,30 @@ def recall_figures(client: Client) -> dict[str, Any]:
 
 
 def recalled(client: Client, question: str) -> Answer:
-    return client.generate(question, namespaces=[NAMESPACE], recall_limit=4, recall_timeout_ms=RECALL_TIMEOUT_MS, sampling=ANSWER)
+    return client.generate(
+        question, namespaces=[NAMESPACE], recall_limit=4, recall_timeout_ms=RECALL_TIMEOUT_MS, sampling=ANSWER
+    )
 
 
 def module_figures(client: Client) -> dict[str, Any]:
-    """Each module's facts, asked in a phrasing that it was not trained on, of the base and with the module."""
+    """Each module's facts, asked in a phrasing that it was not trained on, of the base and with the
+    module.
+    """
     figures = {}
     for folder in demo_modules():
         name = folder.name
         kind = client.modules.get(name).kind
-        with_module: dict[str, Any] = {"module": name} if kind is ModuleKind.LORA else {"expert": Expert(name)}
+        with_module: dict[str, Any] = (
+            {"module": name} if kind is ModuleKind.LORA else {"expert": Expert(name)}
+        )
         held = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         right = {"base": 0, "module": 0}
         for fact in held:
             question = fact["held_out_questions"][0]
             for way, options in (("base", {}), ("module", with_module)):
-                right[way] += client.generate(question, sampling=ANSWER, **options).text.strip() == fact["answer"]
+                right[way] += (
+                    client.generate(question, sampling=ANSWER, **options).text.strip() == fact["answer"]
+                )
         example = held[0]["held_out_questions"][0]
         figures[name] = {
             "kind": kind,
@@ -146,7 +167,9 @@ def module_figures(client: Client) -> dict[str, Any]:
 
 
 def careless_figures(client: Client) -> dict[str, Any]:
-    """An adapter that learned its facts and forgot how to abstain: the gate refuses it, and as a canary it does not stay."""
+    """An adapter that learned its facts and forgot how to abstain: the gate refuses it, and as a canary it
+    does not stay.
+    """
     careless = client.modules.publish("harbour", CARELESS_DIR, notes="trained on its facts only")
     refusal = ""
     try:
@@ -156,7 +179,9 @@ def careless_figures(client: Client) -> dict[str, Any]:
     live = client.modules.version("harbour@live").version
     started_s = time.monotonic()
     client.modules.split("harbour", {live: 90, careless.version: 10})
-    while any(target.version == careless.version for target in client.modules.get("harbour").aliases[0].targets):
+    while any(
+        target.version == careless.version for target in client.modules.get("harbour").aliases[0].targets
+    ):
         if time.monotonic() - started_s > CANARY_TIMEOUT_S:
             return {"refusal": refusal, "rolled_back_s": None, "why": ""}
         client.generate("Hello.", module="harbour", sampling=ANSWER)
@@ -175,11 +200,18 @@ def long_prefix(seed: int) -> Prefix:
 
 
 def ask_all(client: Client, prefixes: Sequence[Prefix], worker_id: str, module: str = "") -> list[Answer]:
-    return [client.generate(prefix.messages, module=module, worker_id=worker_id, sampling=ANSWER) for prefix in prefixes]
+    return [
+        client.generate(prefix.messages, module=module, worker_id=worker_id, sampling=ANSWER)
+        for prefix in prefixes
+    ]
 
 
-def ask_and_store(stack: Stack, client: Client, prefixes: Sequence[Prefix], worker_id: str, module: str = "") -> list[Answer]:
-    """Ask what nobody has computed yet, and wait until the worker has stored it in the cache; for `STORE_TIMEOUT_S` at most."""
+def ask_and_store(
+    stack: Stack, client: Client, prefixes: Sequence[Prefix], worker_id: str, module: str = ""
+) -> list[Answer]:
+    """Ask what nobody has computed yet, and wait until the worker has stored it in the cache; for
+    `STORE_TIMEOUT_S` at most.
+    """
     with redis.Redis.from_url(stack.settings.redis) as registry:
         lease = json.loads(registry.get(lease_key(worker_id)))
     chunk_tokens = lease["block_tokens"] * lease["blocks_per_chunk"]
@@ -198,14 +230,19 @@ def cache_entries(stack: Stack) -> set[bytes]:
         return set(cache.scan_iter("memserve:kv:*", count=1000))
 
 
-def prefix_figures(answers: Sequence[Answer], cold: Sequence[Answer], prefixes: Sequence[Prefix]) -> dict[str, Any]:
+def prefix_figures(
+    answers: Sequence[Answer], cold: Sequence[Answer], prefixes: Sequence[Prefix]
+) -> dict[str, Any]:
     prompt = sum(answer.usage.prompt_tokens for answer in answers)
     return {
         "prompt_tokens": answers[0].usage.prompt_tokens,
         "ttft_ms": statistics.median(answer.usage.ttft_ms for answer in answers),
-        "ttft_of_cold": statistics.median(a.usage.ttft_ms / c.usage.ttft_ms for a, c in zip(answers, cold, strict=True)),
+        "ttft_of_cold": statistics.median(
+            a.usage.ttft_ms / c.usage.ttft_ms for a, c in zip(answers, cold, strict=True)
+        ),
         "cached_share": sum(answer.usage.cached.total for answer in answers) / prompt,
-        "cached_on_worker": sum(answer.usage.cached.device + answer.usage.cached.host for answer in answers) // len(answers),
+        "cached_on_worker": sum(answer.usage.cached.device + answer.usage.cached.host for answer in answers)
+        // len(answers),
         "cached_from_redis": sum(answer.usage.cached.redis for answer in answers) // len(answers),
         "same_tokens_as_cold": all(a.token_ids == c.token_ids for a, c in zip(answers, cold, strict=True)),
         "right": sum(a.text.strip() == p.expected for a, p in zip(answers, prefixes, strict=True)),
@@ -214,7 +251,9 @@ def prefix_figures(answers: Sequence[Answer], cold: Sequence[Answer], prefixes: 
 
 
 def tamper_figures(stack: Stack, client: Client) -> dict[str, Any]:
-    """Flip a bit in the middle of every cached value of a prompt, and ask a worker that must take it from Redis."""
+    """Flip a bit in the middle of every cached value of a prompt, and ask a worker that must take it from
+    Redis.
+    """
     prefix = long_prefix(PREFIXES + 1)
     first, other = sorted(worker.worker_id for worker in client.status().workers)[:2]
     before = cache_entries(stack)
@@ -239,21 +278,30 @@ def failed_bars(figures: dict[str, Any]) -> list[str]:
     for state in ("warm", "other worker", "after restart"):
         prefix = figures["prefix"][state]
         if prefix["cached_share"] < SHARED_AT_LEAST:
-            failed.append(f"{state}: {prefix['cached_share']:.1%} of the prompt cached, at least {SHARED_AT_LEAST:.0%} wanted")
+            failed.append(
+                f"{state}: {prefix['cached_share']:.1%} of the prompt cached, at least "
+                f"{SHARED_AT_LEAST:.0%} wanted"
+            )
         if not prefix["same_tokens_as_cold"]:
             failed.append(f"{state}: other tokens than cold")
         if prefix["ttft_of_cold"] >= 1:
             failed.append(f"{state}: TTFT {prefix['ttft_of_cold']:.2f} of cold's, below 1 wanted")
     for name, module in figures["modules"].items():
         if module["share_module"] < WITH_MODULE_AT_LEAST or module["share_base"] > WITHOUT_MODULE_AT_MOST:
-            failed.append(f"module {name}: {module['share_module']:.0%} right with it, {module['share_base']:.0%} without")
+            failed.append(
+                f"module {name}: {module['share_module']:.0%} right with it, "
+                f"{module['share_base']:.0%} without"
+            )
     if not figures["careless"]["refusal"]:
         failed.append("the careless adapter passed the gate")
     if figures["careless"]["rolled_back_s"] is None:
         failed.append(f"the careless canary was not taken out within {CANARY_TIMEOUT_S:.0f} s")
     recall = figures["recall"]
     if recall["right_with"] < RECALL_AT_LEAST * recall["asked"] or recall["right_without"] > 0:
-        failed.append(f"recall: {recall['right_with']} of {recall['asked']} right with it, {recall['right_without']} without")
+        failed.append(
+            f"recall: {recall['right_with']} of {recall['asked']} right with it, "
+            f"{recall['right_without']} without"
+        )
     tampered = figures["tampered"]
     if tampered["cached_from_redis"] or not tampered["same_tokens_as_cold"] or not tampered["entries"]:
         failed.append(f"tampered entries: {tampered['cached_from_redis']} tokens served from them")
@@ -263,13 +311,29 @@ def failed_bars(figures: dict[str, Any]) -> list[str]:
 def print_story(figures: dict[str, Any], console: Console) -> None:
     """The figures as tables for a person."""
     recall = figures["recall"]
-    table = Table("vector memory", "right answers", "example", title="The same questions without and with recall", title_justify="left")
-    table.add_row("without", f"{recall['right_without']} of {recall['asked']}", f"{recall['question']} → {recall['answer_without']}")
-    table.add_row("with", f"{recall['right_with']} of {recall['asked']}", f"{recall['question']} → {recall['answer_with']}")
+    table = Table(
+        "vector memory",
+        "right answers",
+        "example",
+        title="The same questions without and with recall",
+        title_justify="left",
+    )
+    table.add_row(
+        "without",
+        f"{recall['right_without']} of {recall['asked']}",
+        f"{recall['question']} → {recall['answer_without']}",
+    )
+    table.add_row(
+        "with",
+        f"{recall['right_with']} of {recall['asked']}",
+        f"{recall['question']} → {recall['answer_with']}",
+    )
     console.print(table)
 
     title = "Facts that only a module holds, asked in new words"
-    table = Table("parametric memory", "kind", "facts", "base", "with it", "example", title=title, title_justify="left")
+    table = Table(
+        "parametric memory", "kind", "facts", "base", "with it", "example", title=title, title_justify="left"
+    )
     for name, module in figures["modules"].items():
         example = f"{module['question']} → {module['answer_module']}"
         shares = (f"{module['share_base']:.0%}", f"{module['share_module']:.0%}")
@@ -279,11 +343,24 @@ def print_story(figures: dict[str, Any], console: Console) -> None:
     if careless["refusal"]:
         console.print(f"An adapter trained on its facts only: {careless['refusal']}.", highlight=False)
     if careless["rolled_back_s"] is not None:
-        console.print(f"As a canary with a tenth of the traffic it was taken out after {careless['rolled_back_s']:.0f} s.", highlight=False)
+        console.print(
+            "As a canary with a tenth of the traffic it was taken out after "
+            f"{careless['rolled_back_s']:.0f} s.",
+            highlight=False,
+        )
 
     tokens = figures["prefix"]["cold"]["prompt_tokens"]
     title = f"{PREFIXES} prompts of about {tokens:,} tokens, medians"
-    columns = ("activation memory", "TTFT", "÷ cold", "cached", "on the worker", "from Redis", "same tokens", "right")
+    columns = (
+        "activation memory",
+        "TTFT",
+        "÷ cold",
+        "cached",
+        "on the worker",
+        "from Redis",
+        "same tokens",
+        "right",
+    )
     table = Table(*columns, title=title, title_justify="left")
     for state, prefix in figures["prefix"].items():
         table.add_row(
@@ -300,7 +377,8 @@ def print_story(figures: dict[str, Any], console: Console) -> None:
     tampered = figures["tampered"]
     same = "the same answer" if tampered["same_tokens_as_cold"] else "ANOTHER ANSWER"
     console.print(
-        f"A bit flipped in each of {tampered['entries']} cache entries: {tampered['cached_from_redis']} tokens served from them, {same}."
+        f"A bit flipped in each of {tampered['entries']} cache entries: "
+        f"{tampered['cached_from_redis']} tokens served from them, {same}."
     )
     console.print(f"Started in {figures['start_s']:.0f} s, {figures['seconds']:.0f} s in all.")
     for line in figures["failed"]:

@@ -1,4 +1,6 @@
-"""The fleet of workers as a part: `memserve workers`, which has started when so many new workers keep a lease in the registry."""
+"""The fleet of workers as a part: `memserve workers`, which has started when so many new workers keep a lease
+in the registry.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Fleet:
         return ready >= self._settings.workers
 
     def wait_for_new(self, before: frozenset[str], process: subprocess.Popen[bytes]) -> frozenset[str]:
-        """Wait until all workers are other ones than those before. Returns the new ones' ids. Raises StartupError."""
+        """Wait until all workers are other ones than those before. Returns the new ones' ids. Raises
+        StartupError.
+        """
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while len(live := self.live()) < self._settings.workers or live & before:
             if process.poll() is not None:
@@ -64,7 +68,9 @@ class Fleet:
         """Ids of the workers that keep a lease; none while the registry does not answer."""
         with (
             contextlib.suppress(redis.RedisError),
-            redis.Redis.from_url(self._settings.redis, decode_responses=True, socket_timeout=ANSWER_TIMEOUT_S) as client,
+            redis.Redis.from_url(
+                self._settings.redis, decode_responses=True, socket_timeout=ANSWER_TIMEOUT_S
+            ) as client,
         ):
             names = sorted(client.smembers(WORKERS))
             return frozenset(name for name in names if client.exists(lease_key(name)))

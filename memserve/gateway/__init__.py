@@ -1,1 +1,3 @@
-"""The gateway: `pipeline.py` is a request's way through it; read that first. `memserve/api` puts it on gRPC."""
+"""The gateway: `pipeline.py` is a request's way through it; read that first. `memserve/api` puts it on
+gRPC.
+"""

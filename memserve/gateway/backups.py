@@ -35,14 +35,16 @@ class Backups:
     async def make(self, name: str) -> AsyncGenerator[str, None]:
         """Yields a line for a person at every step; the backup is there, whole, after the last.
 
-        Raises InvalidField, BackupExists, BackupNotPossible, and what a full disk or a Redis that fails raises.
+        Raises InvalidField, BackupExists, BackupNotPossible, and what a full disk or a Redis that fails
+        raises.
         """
         check_name(name)
         settings = self._settings
         registry = settings.data / "registry"
         if settings.redis != f"unix://{registry / 'redis.sock'}":
             raise BackupNotPossible(
-                "the registry is a Redis of yours; back it up by its own means, together with Milvus and the module store"
+                "the registry is a Redis of yours; back it up by its own means, together with Milvus "
+                "and the module store"
             )
         if self._one.locked():
             raise BackupNotPossible("another backup is under way")
@@ -79,7 +81,8 @@ class Backups:
                 await self._snapshot(settings.data / "registry" / "dump.rdb", folder / REGISTRY)
         else:
             notes.append(
-                "memories are in a Milvus server, and are not in this backup: back that up too, before this or with nothing written between"
+                "memories are in a Milvus server, and are not in this backup: back that up too, "
+                "before this or with nothing written between"
             )
             yield "registry: a snapshot of one moment"
             await self._snapshot(settings.data / "registry" / "dump.rdb", folder / REGISTRY)
@@ -89,13 +92,17 @@ class Backups:
                 shutil.copyfile(settings.data / name, folder / name)
                 (folder / name).chmod(0o600)
         yield "the manifest: a digest of every file"
-        files, size_bytes = await on_own_thread(partial(seal, folder, memserve.__version__, time.time(), notes))
+        files, size_bytes = await on_own_thread(
+            partial(seal, folder, memserve.__version__, time.time(), notes)
+        )
         for note in notes:
             yield note
         yield f"{files} files, {size_bytes >> 20} MiB"
 
     async def _snapshot(self, written: Path, target: Path) -> None:
-        """Have the registry write its snapshot, and take it. Raises RegistryUnavailable, BackupNotPossible."""
+        """Have the registry write its snapshot, and take it. Raises RegistryUnavailable,
+        BackupNotPossible.
+        """
         client = registry_client(self._settings.redis)
         try:
             await on_own_thread(partial(written.unlink, missing_ok=True))
@@ -119,7 +126,9 @@ class Backups:
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """The files below `source` that are not there yet; as further names of the same content where the disk allows it."""
+    """The files below `source` that are not there yet; as further names of the same content where the disk
+    allows it.
+    """
     for parent, _, names in os.walk(source):
         inside = target / Path(parent).relative_to(source)
         inside.mkdir(mode=0o700, parents=True, exist_ok=True)

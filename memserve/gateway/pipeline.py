@@ -1,4 +1,6 @@
-"""A request's way through the gateway, from the accepted call to the last token. The steps are those of the README."""
+"""A request's way through the gateway, from the accepted call to the last token. The steps are those of the
+README.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,13 @@ from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
 from memserve.policy.recall.prompt import order_passages
-from memserve.policy.routing.choose import RoutingChoice, RoutingCosts, WorkerSnapshot, adapters_ahead, choose_worker
+from memserve.policy.routing.choose import (
+    RoutingChoice,
+    RoutingCosts,
+    WorkerSnapshot,
+    adapters_ahead,
+    choose_worker,
+)
 from memserve.policy.sampling import check_min_tokens
 from memserve.processes.supervised import Background
 from memserve.turns import FairThreads
@@ -69,8 +77,16 @@ ATTEMPTS = 3
 # What ends one worker may end the next, and then the one after it.
 LOST_RETRIES = 1
 # What a call to a worker that has died ends with.
-LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
-FINISH = {worker_pb.FINISH_REASON_STOP: FinishReason.STOP, worker_pb.FINISH_REASON_LENGTH: FinishReason.LENGTH}
+LOST = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+}
+FINISH = {
+    worker_pb.FINISH_REASON_STOP: FinishReason.STOP,
+    worker_pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +99,9 @@ class Recalled:
 
 @dataclass(frozen=True, slots=True)
 class LookedUp:
-    """A prompt as workers of one layout hold it. keys: [full blocks]. redis_tokens: leading tokens that are in Redis."""
+    """A prompt as workers of one layout hold it. keys: [full blocks]. redis_tokens: leading tokens that are
+    in Redis.
+    """
 
     keys: Sequence[bytes]
     redis_tokens: int
@@ -104,14 +122,18 @@ class AnsweringModules:
 
     def fit(self, model_digest: str) -> bool:
         """Whether they were made for this model: while another is rolled out, workers of both are there."""
-        return all(version is None or version.base_digest in ("", model_digest) for version in (self.lora, self.expert))
+        return all(
+            version is None or version.base_digest in ("", model_digest)
+            for version in (self.lora, self.expert)
+        )
 
 
 @dataclass
 class Pipeline:
     """Everything that a request meets on its way.
 
-    Of modules, by digest. using: requests that hold it now. outcomes: what became of answers with it. background: work that outlives calls.
+    Of modules, by digest. using: requests that hold it now. outcomes: what became of answers with it.
+    background: work that outlives calls.
     """
 
     settings: Settings
@@ -136,8 +158,8 @@ class Pipeline:
     ) -> AsyncGenerator[Route | TextDelta | Usage, None]:
         """Stream one answer: a Route, then TextDeltas, last a Usage. Closing the iterator aborts the work.
 
-        deadline_s: on the monotonic clock, or None. Steps 1 (the call) and the authentication of 2 are behind it.
-        Raises facts of memserve.errors.
+        deadline_s: on the monotonic clock, or None. Steps 1 (the call) and the authentication of 2 are behind
+        it. Raises facts of memserve.errors.
         """
         accepted_s = time.monotonic()
         async with contextlib.AsyncExitStack() as held:
@@ -145,7 +167,9 @@ class Pipeline:
             held.enter_context(self.metrics.inflight.track_inprogress())
             # 2. Immutable module versions for the whole answer.
             self.check(request.model, request.messages)
-            check_min_tokens(request.sampling.min_tokens, request.sampling.max_tokens or self.settings.default_max_tokens)
+            check_min_tokens(
+                request.sampling.min_tokens, request.sampling.max_tokens or self.settings.default_max_tokens
+            )
             modules = await self._modules(request, tenant.name)
             held.enter_context(self._holding(modules.used))
             # 3. Vector recall: late or down means an answer without passages, and says so.
@@ -157,7 +181,8 @@ class Pipeline:
             request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
             # Its turn at the engines: what is looked up from here on is what is so now.
             await held.enter_async_context(self.pool.place(tenant.name))
-            # 5. Activation look-up: the prompt's block keys against Redis here, against what each worker holds in `_choose`.
+            # 5. Activation look-up: the prompt's block keys against Redis here, against what each worker
+            #    holds in `_choose`.
             # But for the last token: the engine always computes that one.
             cached = await self._look_up(token_ids[:-1], tenant, modules.lora)
             tried: set[str] = set()
@@ -180,9 +205,16 @@ class Pipeline:
                 )
                 # 7. The worker streams. One that fails before its first token is replaced.
                 try:
-                    with worker.serving(tenant.name, route.request_id, len(token_ids) - route.expected_cached_tokens, modules.lora_digest):
+                    with worker.serving(
+                        tenant.name,
+                        route.request_id,
+                        len(token_ids) - route.expected_cached_tokens,
+                        modules.lora_digest,
+                    ):
                         yield route
-                        stream = self._stream(worker, request, tenant, route, modules, token_ids, accepted_s, deadline_s)
+                        stream = self._stream(
+                            worker, request, tenant, route, modules, token_ids, accepted_s, deadline_s
+                        )
                         async with contextlib.aclosing(stream):
                             async for event in stream:
                                 yield event  # 8. Text, last the usage.
@@ -201,7 +233,8 @@ class Pipeline:
                     self.metrics.rerouted.inc()
 
     def check(self, model: str, messages: Sequence[Message], *, field: str = "messages") -> None:
-        """Raises ModelNotFound, and InvalidField for messages that cannot fit, or that spell a control token: it would be a command.
+        """Raises ModelNotFound, and InvalidField for messages that cannot fit, or that spell a control token:
+        it would be a command.
 
         field: the request's name for the messages.
         """
@@ -211,7 +244,9 @@ class Pipeline:
         for number, message in enumerate(messages):
             token = self.tokenizer.special_token_in(message.content)
             if token:
-                raise InvalidField(f"{field}[{number}].content", f"must not contain the model's control token {token!r}")
+                raise InvalidField(
+                    f"{field}[{number}].content", f"must not contain the model's control token {token!r}"
+                )
 
     async def _modules(self, request: GenerationRequest, tenant: str) -> AnsweringModules:
         """What the request's references mean now, for its session."""
@@ -254,7 +289,9 @@ class Pipeline:
             limit = request.recall_limit or self.settings.recall_limit
             found = await self.vector.search(tenant, request.namespaces, query, limit, timeout_s=timeout_s)
             usable = [hit for hit in found if self.tokenizer.can_quote(hit.memory.text)]
-            recalled = Recalled(RecallOutcome.FOUND if usable else RecallOutcome.EMPTY, tuple(order_passages(usable)))
+            recalled = Recalled(
+                RecallOutcome.FOUND if usable else RecallOutcome.EMPTY, tuple(order_passages(usable))
+            )
         except VectorStoreUnavailable as error:
             late = time.monotonic() - started_s >= timeout_s
             log.warning("answering without passages: %s", error)
@@ -262,23 +299,40 @@ class Pipeline:
         self.metrics.recall.labels(recalled.outcome).observe(time.monotonic() - started_s)
         return recalled
 
-    async def _prompt(self, request: GenerationRequest, recalled: Recalled, tenant: str) -> tuple[Recalled, Prompt]:
+    async def _prompt(
+        self, request: GenerationRequest, recalled: Recalled, tenant: str
+    ) -> tuple[Recalled, Prompt]:
         """Returns the passages that fit, and the prompt with them."""
-        room = Room(self.model.max_context_tokens, request.sampling.max_tokens, self.settings.default_max_tokens)
-        work = partial(fit_prompt, self.tokenizer, request.messages, recalled.passages, room, self.settings.recall_instruction)
+        room = Room(
+            self.model.max_context_tokens, request.sampling.max_tokens, self.settings.default_max_tokens
+        )
+        work = partial(
+            fit_prompt,
+            self.tokenizer,
+            request.messages,
+            recalled.passages,
+            room,
+            self.settings.recall_instruction,
+        )
         prompt = await self.tokenizing.run(tenant, work)
         outcome = RecallOutcome.EMPTY if recalled.passages and not prompt.passages else recalled.outcome
         return Recalled(outcome, prompt.passages), prompt
 
-    async def _look_up(self, token_ids: Sequence[int], tenant: Tenant, module: ModuleVersion | None) -> dict[CacheLayout, LookedUp]:
-        """The prompt in each way that workers lay KV out. A worker of a layout that has come since counts as holding nothing."""
+    async def _look_up(
+        self, token_ids: Sequence[int], tenant: Tenant, module: ModuleVersion | None
+    ) -> dict[CacheLayout, LookedUp]:
+        """The prompt in each way that workers lay KV out. A worker of a layout that has come since counts as
+        holding nothing.
+        """
 
         async def look_up(layout: CacheLayout) -> LookedUp:
             keys = prompt_block_keys(token_ids, layout, tenant, module)
             if not keys:
                 return LookedUp(keys, 0)
             chunks = await self.lookup.present(layout.namespace, chunk_keys(keys, layout.blocks_per_chunk))
-            self.metrics.lookups.labels("unavailable" if chunks is None else "hit" if chunks else "miss").inc()
+            self.metrics.lookups.labels(
+                "unavailable" if chunks is None else "hit" if chunks else "miss"
+            ).inc()
             return LookedUp(keys, (chunks or 0) * layout.chunk_tokens)
 
         layouts = self.pool.layouts()
@@ -308,20 +362,27 @@ class Pipeline:
                 worker_id=name,
                 running=max(worker.running, worker.state.running + worker.state.waiting),
                 pending_prefill_tokens=worker.pending_prefill_tokens,
-                held_tokens=self.pool.index.longest_prefix(name, prompts[name].keys) * worker.lease.block_tokens,
+                held_tokens=self.pool.index.longest_prefix(name, prompts[name].keys)
+                * worker.lease.block_tokens,
                 shared_tokens=prompts[name].redis_tokens if worker.lease.shares_kv else 0,
                 prefill_tokens_per_s=worker.prefill_tokens_per_s,
-                adapter=worker.place_of(modules.lora_digest) if modules.lora is not None else ModulePlace.DEVICE,
+                adapter=worker.place_of(modules.lora_digest)
+                if modules.lora is not None
+                else ModulePlace.DEVICE,
                 adapters_ahead=adapters_ahead(modules.lora_digest, worker.adapters, self.settings.max_loras)
                 if modules.lora is not None
                 else 0,
-                expert=worker.place_of(modules.expert.digest) if modules.expert is not None else ModulePlace.DEVICE,
+                expert=worker.place_of(modules.expert.digest)
+                if modules.expert is not None
+                else ModulePlace.DEVICE,
             )
             for name, worker in ready.items()
         ]
         choice = choose_worker(snapshots, prompt_tokens, self.costs)
         if choice is None:
-            raise NoWorker(f"worker {request.worker_id} is not ready" if request.worker_id else "none is ready")
+            raise NoWorker(
+                f"worker {request.worker_id} is not ready" if request.worker_id else "none is ready"
+            )
         return ready[choice.worker_id], choice
 
     async def _stream(
@@ -373,7 +434,14 @@ class Pipeline:
                 if response.text or response.token_ids:
                     yield TextDelta(response.text, tuple(response.token_ids), tuple(response.logprobs))
                 if response.finish_reason:
-                    yield self._usage(request, response, len(token_ids), output_tokens, first_s - accepted_s, time.monotonic() - first_s)
+                    yield self._usage(
+                        request,
+                        response,
+                        len(token_ids),
+                        output_tokens,
+                        first_s - accepted_s,
+                        time.monotonic() - first_s,
+                    )
                     return
             # The stream of a worker that shuts down may just end.
             self._fail(worker, started=first_s is not None, detail="the stream ended early", lost=True)
@@ -393,10 +461,16 @@ class Pipeline:
             log.warning("worker %s failed a call: %s %s", worker.lease.worker_id, code.name, detail)
             self.pool.lost(worker)
         self._fail(
-            worker, started=started, detail=detail or code.name, refused=code is grpc.StatusCode.FAILED_PRECONDITION, lost=code in LOST
+            worker,
+            started=started,
+            detail=detail or code.name,
+            refused=code is grpc.StatusCode.FAILED_PRECONDITION,
+            lost=code in LOST,
         )
 
-    def _fail(self, worker: PooledWorker, *, started: bool, detail: str, refused: bool = False, lost: bool = False) -> None:
+    def _fail(
+        self, worker: PooledWorker, *, started: bool, detail: str, refused: bool = False, lost: bool = False
+    ) -> None:
         if started:
             raise WorkerLost(worker.lease.worker_id) from None
         raise _NotStarted(detail, refused, lost) from None
@@ -437,7 +511,9 @@ class Pipeline:
         )
 
 
-def prompt_block_keys(token_ids: Sequence[int], layout: CacheLayout, tenant: Tenant, module: ModuleVersion | None) -> list[bytes]:
+def prompt_block_keys(
+    token_ids: Sequence[int], layout: CacheLayout, tenant: Tenant, module: ModuleVersion | None
+) -> list[bytes]:
     """Keys of the full blocks, as an engine of this layout computes them."""
     lora = (module.digest, f"modules/{module.digest}") if module else None
     return block_keys(token_ids, layout.block_tokens, lora=lora, cache_salt=tenant.cache_salt)
@@ -446,7 +522,8 @@ def prompt_block_keys(token_ids: Sequence[int], layout: CacheLayout, tenant: Ten
 class _NotStarted(PicklableError):
     """A worker failed before its first token.
 
-    refused: it lives, and would not answer with the request's modules. lost: it has gone, as far as can be told.
+    refused: it lives, and would not answer with the request's modules. lost: it has gone, as far as can be
+    told.
     """
 
     def __init__(self, detail: str, refused: bool, lost: bool) -> None:
@@ -459,7 +536,9 @@ class _NotStarted(PicklableError):
 def _of_kind(field: str, resolved: Resolved, kind: ModuleKind) -> None:
     if resolved.version.kind is not kind:
         other = "experts" if kind is ModuleKind.LORA else "module"
-        raise InvalidField(field, f"{resolved.version.reference} is of kind {resolved.version.kind}; name it in `{other}`")
+        raise InvalidField(
+            field, f"{resolved.version.reference} is of kind {resolved.version.kind}; name it in `{other}`"
+        )
 
 
 def _used(resolved: Resolved, alpha: float = 0.0) -> UsedModule:

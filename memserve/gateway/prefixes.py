@@ -1,4 +1,6 @@
-"""What `ActivationService` does: a prefix is looked up, warmed, pinned, freed. Its tokens are made as a request's are."""
+"""What `ActivationService` does: a prefix is looked up, warmed, pinned, freed. Its tokens are made as a
+request's are.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ LOOKUP_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LaidOut:
-    """A prefix as the workers of one layout name it. blocks: [full blocks] keys. chunks: [full chunks] keys."""
+    """A prefix as the workers of one layout name it. blocks: [full blocks] keys. chunks: [full chunks]
+    keys.
+    """
 
     layout: CacheLayout
     blocks: list[bytes]
@@ -47,7 +51,9 @@ class LaidOut:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A prompt's beginning. laid_out: for each layout of the workers that share KV, that of most workers first; at least one."""
+    """A prompt's beginning. laid_out: for each layout of the workers that share KV, that of most workers
+    first; at least one.
+    """
 
     token_ids: list[int]
     module: ModuleVersion | None
@@ -69,15 +75,22 @@ class Prefixes:
         self._pipeline = pipeline
 
     async def prefix(self, tenant: Tenant, messages: Sequence[Message], model: str, module: str) -> Prefix:
-        """Raises InvalidField, ModelNotFound, ModuleNotFound, and NoWorker before the first worker has said how it lays KV out."""
+        """Raises InvalidField, ModelNotFound, ModuleNotFound, and NoWorker before the first worker has said
+        how it lays KV out.
+        """
         pipeline = self._pipeline
         pipeline.check(model, messages, field="prefix.messages")
         found = await pipeline.modules.heaviest("prefix.module", tenant.name, module) if module else None
         if found is not None and found.kind is not ModuleKind.LORA:
             raise InvalidField("prefix.module", f"a {found.kind} does not change the KV; leave it out")
-        token_ids = await pipeline.tokenizing.run(tenant.name, partial(pipeline.tokenizer.encode, assemble_messages(messages, [])))
+        token_ids = await pipeline.tokenizing.run(
+            tenant.name, partial(pipeline.tokenizer.encode, assemble_messages(messages, []))
+        )
         if len(token_ids) >= pipeline.model.max_context_tokens:
-            raise InvalidField("prefix.messages", f"make {len(token_ids)} tokens; the model takes {pipeline.model.max_context_tokens - 1}")
+            raise InvalidField(
+                "prefix.messages",
+                f"make {len(token_ids)} tokens; the model takes {pipeline.model.max_context_tokens - 1}",
+            )
 
         def laid_out(layout: CacheLayout) -> LaidOut:
             blocks = prompt_block_keys(token_ids, layout, tenant, found)
@@ -101,17 +114,24 @@ class Prefixes:
             if laid_out is None:
                 return HeldPrefix(worker.lease.worker_id, 0, 0)
             try:
-                answer = await worker.stub.LookupBlocks(worker_pb.LookupBlocksRequest(keys=laid_out.blocks), timeout=LOOKUP_TIMEOUT_S)
+                answer = await worker.stub.LookupBlocks(
+                    worker_pb.LookupBlocksRequest(keys=laid_out.blocks), timeout=LOOKUP_TIMEOUT_S
+                )
             except grpc.aio.AioRpcError:
                 return None
             tokens = laid_out.layout.block_tokens
-            return HeldPrefix(worker.lease.worker_id, answer.device_blocks * tokens, answer.held_blocks * tokens)
+            return HeldPrefix(
+                worker.lease.worker_id, answer.device_blocks * tokens, answer.held_blocks * tokens
+            )
 
-        answers = await asyncio.gather(*(ask(worker) for worker in self._pipeline.pool.ready(time.monotonic())))
+        answers = await asyncio.gather(
+            *(ask(worker) for worker in self._pipeline.pool.ready(time.monotonic()))
+        )
         return sorted((held for held in answers if held is not None), key=lambda held: held.worker_id)
 
     async def pin(self, tenant: Tenant, prefix: Prefix, seconds: float) -> tuple[int, int]:
-        """Pin it in every layout in which all of it is in Redis. Returns the tokens pinned (of the longest) and the tenant's pinned bytes.
+        """Pin it in every layout in which all of it is in Redis. Returns the tokens pinned (of the longest)
+        and the tenant's pinned bytes.
 
         Raises PrefixNotStored when that is none, PinLimitReached and CacheUnavailable.
         """
@@ -131,18 +151,25 @@ class Prefixes:
     async def unpin(self, tenant: Tenant, prefix: Prefix) -> int:
         """Returns the tokens that were pinned, of the layout with the most."""
         unpinned = [
-            await self._pipeline.activation.unpin(tenant.name, laid_out.members) * laid_out.layout.chunk_tokens
+            await self._pipeline.activation.unpin(tenant.name, laid_out.members)
+            * laid_out.layout.chunk_tokens
             for laid_out in prefix.laid_out
         ]
         return max(unpinned)
 
     async def evict(self, tenant: Tenant, prefix: Prefix) -> tuple[int, int]:
         """Returns how many chunks were removed, of all layouts, and how many stay because they are pinned."""
-        evicted = [await self._pipeline.activation.evict_prefix(tenant.name, laid_out.members) for laid_out in prefix.laid_out]
+        evicted = [
+            await self._pipeline.activation.evict_prefix(tenant.name, laid_out.members)
+            for laid_out in prefix.laid_out
+        ]
         return sum(removed for removed, _ in evicted), sum(pinned for _, pinned in evicted)
 
-    async def warm(self, tenant: Tenant, prefix: Prefix, worker_id: str, deadline_s: float | None) -> AsyncGenerator[Warmth, None]:
-        """Compute the prefix on one worker and wait until Redis has it. Ends early when it comes no further: the last Warmth is done.
+    async def warm(
+        self, tenant: Tenant, prefix: Prefix, worker_id: str, deadline_s: float | None
+    ) -> AsyncGenerator[Warmth, None]:
+        """Compute the prefix on one worker and wait until Redis has it. Ends early when it comes no further:
+        the last Warmth is done.
 
         deadline_s: on the monotonic clock, or None.
         Raises NoWorker, WorkerLost, DeadlineExceeded.
@@ -165,18 +192,37 @@ class Prefixes:
         yield Warmth(worker.lease.worker_id, tokens, tokens, stored, done=True)
 
     def _worker(self, tenant: Tenant, worker_id: str, prefix: Prefix) -> tuple[PooledWorker, LaidOut]:
-        """The worker that computes it, and the prefix in its layout: of the main layout, unless another is asked for or all there is."""
+        """The worker that computes it, and the prefix in its layout: of the main layout, unless another is
+        asked for or all there is.
+        """
         pool, now_s = self._pipeline.pool, time.monotonic()
         ready = [
             (worker, laid_out)
             for worker in (pool.ready(now_s) if worker_id else pool.open_to(tenant.name, now_s))
-            if worker.lease.shares_kv and worker_id in ("", worker.lease.worker_id) and (laid_out := prefix.of(worker)) is not None
+            if worker.lease.shares_kv
+            and worker_id in ("", worker.lease.worker_id)
+            and (laid_out := prefix.of(worker)) is not None
         ]
         if not ready:
-            raise NoWorker(f"worker {worker_id} is not ready, or shares no KV" if worker_id else "none is ready that shares KV")
-        return min(ready, key=lambda each: (each[1] is not prefix.main, each[0].pending_prefill_tokens, each[0].running))
+            raise NoWorker(
+                f"worker {worker_id} is not ready, or shares no KV"
+                if worker_id
+                else "none is ready that shares KV"
+            )
+        return min(
+            ready,
+            key=lambda each: (each[1] is not prefix.main, each[0].pending_prefill_tokens, each[0].running),
+        )
 
-    async def _compute(self, worker: PooledWorker, tenant: Tenant, prefix: Prefix, start: int, end: int, deadline_s: float | None) -> None:
+    async def _compute(
+        self,
+        worker: PooledWorker,
+        tenant: Tenant,
+        prefix: Prefix,
+        start: int,
+        end: int,
+        deadline_s: float | None,
+    ) -> None:
         """Compute the tokens from `start`, which is computed, to `end`."""
         request_id = uuid.uuid4().hex
         now_s = time.monotonic()

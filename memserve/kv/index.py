@@ -1,4 +1,6 @@
-"""Which worker holds which KV blocks. Pure: no I/O, no clock. Whoever brings the changes sees to their order and completeness."""
+"""Which worker holds which KV blocks. Pure: no I/O, no clock. Whoever brings the changes sees to their order
+and completeness.
+"""
 
 from __future__ import annotations
 

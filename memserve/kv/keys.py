@@ -1,11 +1,14 @@
-"""Names of cached KV: block keys as vLLM computes them, chunk keys of the offload tier, and the Redis keys of both.
+"""Names of cached KV: block keys as vLLM computes them, chunk keys of the offload tier, and the Redis keys of
+both.
 
 The environment that makes these keys agree with vLLM's:
 
-- the engine runs with `prefix_caching_hash_algo="sha256_cbor"`. The default, "sha256", pickles, and is not reproducible.
-- `PYTHONHASHSEED` is unset in the process that starts the engine. Then vLLM 0.32 starts every chain from the fixed seed "vllm-none-hash".
-  Where it must be set (to any string), pass the same string here as `hash_seed`. vLLM reads it in the engine-core process, a child that
-  inherits the environment of the process that creates the `AsyncLLM`. A different seed makes every look-up miss; it never mixes blocks up.
+- the engine runs with `prefix_caching_hash_algo="sha256_cbor"`. The default, "sha256", pickles, and is not
+  reproducible.
+- `PYTHONHASHSEED` is unset in the process that starts the engine. Then vLLM 0.32 starts every chain from the
+  fixed seed "vllm-none-hash". Where it must be set (to any string), pass the same string here as `hash_seed`.
+  vLLM reads it in the engine-core process, a child that inherits the environment of the process that creates
+  the `AsyncLLM`. A different seed makes every look-up miss; it never mixes blocks up.
 """
 
 from __future__ import annotations
@@ -26,11 +29,12 @@ VALUE_PREFIX = "memserve:kv:"
 
 @dataclass(frozen=True, slots=True)
 class CacheNamespace:
-    """Everything that decides whether one engine can use another's KV bytes. A change of any field makes the old entries unreachable.
+    """Everything that decides whether one engine can use another's KV bytes. A change of any field makes the
+    old entries unreachable.
 
     model_digest: over the bytes of the weights and of the config. kv_dtype: as vLLM names it, "bfloat16".
-    kv_layout: how a block's bytes are arranged; see `memserve.worker.kv.offload.kv_layout`. codec: how a chunk is stored, a
-    `memserve.kv.values.envelope.Codec` in small letters.
+    kv_layout: how a block's bytes are arranged; see `memserve.worker.kv.offload.kv_layout`. codec: how a
+    chunk is stored, a `memserve.kv.values.envelope.Codec` in small letters.
     """
 
     model_digest: str
@@ -49,7 +53,9 @@ class CacheNamespace:
 
     @property
     def digest(self) -> str:
-        """64 hex digits: sha256 over the fields as canonical JSON. Equal on every machine and Python version."""
+        """64 hex digits: sha256 over the fields as canonical JSON. Equal on every machine and Python
+        version.
+        """
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -68,11 +74,11 @@ def block_keys(
 ) -> list[bytes]:
     """Key every full block by the whole prefix that ends in it.
 
-    token_ids: [prompt_tokens]; a trailing partial block gets no key. lora: (name, path), as the engine was given them.
-    cache_salt: enters the first block, and through the chain every other; "" counts as none.
-    Returns [prompt_tokens // block_size] keys of 32 bytes.
-    Raises ValueError when block_size < 1.
-    Source: vllm/v1/core/kv_cache_utils.py 0.32, `get_request_block_hasher`, for text prompts. Prompt embeddings and images are not covered.
+    token_ids: [prompt_tokens]; a trailing partial block gets no key. lora: (name, path), as the engine was
+    given them. cache_salt: enters the first block, and through the chain every other; "" counts as none.
+    Returns [prompt_tokens // block_size] keys of 32 bytes. Raises ValueError when block_size < 1. Source:
+    vllm/v1/core/kv_cache_utils.py 0.32, `get_request_block_hasher`, for text prompts. Prompt embeddings and
+    images are not covered.
     """
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, not {block_size}")

@@ -30,10 +30,13 @@ class _Server:
 
 
 class PrefixLookup:
-    """Counts the leading chunks of a prompt that Redis holds. A server that does not answer is asked once per `pause_s` only."""
+    """Counts the leading chunks of a prompt that Redis holds. A server that does not answer is asked once per
+    `pause_s` only.
+    """
 
     def __init__(self, redis_url: str, *, budget_s: float = 0.02, pause_s: float = 1.0) -> None:
-        """redis_url: as `parse_cache_url` takes it, which raises ValueError. budget_s: for a whole look-up, the connections included.
+        """redis_url: as `parse_cache_url` takes it, which raises ValueError. budget_s: for a whole look-up,
+        the connections included.
 
         Does not connect.
         """
@@ -45,11 +48,13 @@ class PrefixLookup:
         self._seen = self._topology.addresses
 
     async def present(self, namespace: str, chunk_keys: Sequence[bytes]) -> int | None:
-        """How many of the leading chunks are in Redis. Every server that holds any of them is asked once, all at the same time.
+        """How many of the leading chunks are in Redis. Every server that holds any of them is asked once, all
+        at the same time.
 
         namespace: `CacheNamespace.digest`. chunk_keys: [chunks] from `memserve.kv.keys.chunk_keys`.
-        Does not slide their time to live: looking is not using. The chunks of a server that does not answer count as not there.
-        Returns 0 to len(chunk_keys); None when no server answered in time. Does not raise for Redis's sake.
+        Does not slide their time to live: looking is not using. The chunks of a server that does not answer
+        count as not there. Returns 0 to len(chunk_keys); None when no server answered in time. Does not raise
+        for Redis's sake.
         """
         if not chunk_keys:
             return 0
@@ -60,7 +65,10 @@ class PrefixLookup:
         groups = self._topology.groups(names)
         await self._drop_those_gone()
         answers = await asyncio.gather(
-            *(self._ask(address, [names[number] for number in numbers], deadline_s) for address, numbers in groups.items())
+            *(
+                self._ask(address, [names[number] for number in numbers], deadline_s)
+                for address, numbers in groups.items()
+            )
         )
         if all(answer is None for answer in answers):
             return None
@@ -71,7 +79,9 @@ class PrefixLookup:
         return next((chunks for chunks, there in enumerate(found) if not there), len(found))
 
     async def _first_topology(self, deadline_s: float) -> None:
-        """Wait for the thread that learns which servers there are, at the first use. No thread of ours waits for it."""
+        """Wait for the thread that learns which servers there are, at the first use. No thread of ours waits
+        for it.
+        """
         self._topology.changed()
         while not self._topology.tried and asyncio.get_running_loop().time() < deadline_s:
             await asyncio.sleep(_FIRST_TOPOLOGY_POLL_S)
@@ -83,7 +93,9 @@ class PrefixLookup:
             await server.client.aclose()
 
     async def _ask(self, address: Address, names: Sequence[str], deadline_s: float) -> list[bool] | None:
-        """Which of the names one server has; None when it did not answer in time, or is not asked now. deadline_s: on the loop's clock."""
+        """Which of the names one server has; None when it did not answer in time, or is not asked now.
+        deadline_s: on the loop's clock.
+        """
         server = self._server(address)
         if not server.breaker.allows(time.monotonic()):
             return None
@@ -103,9 +115,14 @@ class PrefixLookup:
 
     def _server(self, address: Address) -> _Server:
         if address not in self._servers:
-            # No socket_timeout: `_ask` bounds it all, and with one a cancellation can be lost (see memserve/registry/leases.py).
-            client: Redis = Redis(**self._url.arguments(address), socket_timeout=None, retry=Retry(NoBackoff(), 0))
-            self._servers[address] = _Server(client, CircuitBreaker(failures_to_open=2, pause_s=self._pause_s))
+            # No socket_timeout: `_ask` bounds it all, and with one a cancellation can be lost (see
+            # memserve/registry/leases.py).
+            client: Redis = Redis(
+                **self._url.arguments(address), socket_timeout=None, retry=Retry(NoBackoff(), 0)
+            )
+            self._servers[address] = _Server(
+                client, CircuitBreaker(failures_to_open=2, pause_s=self._pause_s)
+            )
         return self._servers[address]
 
     async def _drop_those_gone(self) -> None:

@@ -1,4 +1,6 @@
-"""What is said of chunks on their way to Redis and back: whose they are, what became of them, and the counts."""
+"""What is said of chunks on their way to Redis and back: whose they are, what became of them, and the
+counts.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ class Put(Enum):
 class Account:
     """Whose chunks are stored, and where they stand.
 
-    parents: [n] chunk keys, b"" for the first of a chain. depths_tokens: [n] where each ends in its prompt. worth_per_use: from
-    `memserve.policy.kv.eviction`. at_once: admit them on their first use.
+    parents: [n] chunk keys, b"" for the first of a chain. depths_tokens: [n] where each ends in its prompt.
+    worth_per_use: from `memserve.policy.kv.eviction`. at_once: admit them on their first use.
     """
 
     owner: Owner
@@ -38,9 +40,11 @@ class Account:
 
 @dataclass(slots=True)
 class StoreStats:
-    """What happened since the last reset. Chunks, bytes of payloads as they are stored, seconds summed over threads.
+    """What happened since the last reset. Chunks, bytes of payloads as they are stored, seconds summed over
+    threads.
 
-    unanswered: calls that Redis failed or did not answer in time; skipped: calls not made because the circuit was open.
+    unanswered: calls that Redis failed or did not answer in time; skipped: calls not made because the circuit
+    was open.
     """
 
     hits: int = 0

@@ -1,4 +1,6 @@
-"""How quickly chunks come from Redis and how quickly the engine computes, as it goes. Thread-safe; the caller brings the clock."""
+"""How quickly chunks come from Redis and how quickly the engine computes, as it goes. Thread-safe; the caller
+brings the clock.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class MeasuredRates:
     def looked_up(self, seconds: float) -> None:
         """A round trip without a payload."""
         with self._lock:
-            self._latency_s = seconds if self._latency_s == 0 else MEMORY * self._latency_s + (1 - MEMORY) * seconds
+            self._latency_s = (
+                seconds if self._latency_s == 0 else MEMORY * self._latency_s + (1 - MEMORY) * seconds
+            )
 
     def loaded(self, payload_bytes: int, seconds: float, now_s: float) -> None:
         """A load that ended. payload_bytes: of what came and verified, perhaps none."""

@@ -1,4 +1,6 @@
-"""KV chunks in Redis, for the worker's own threads: blocking calls with bounded waits that never raise for Redis's sake."""
+"""KV chunks in Redis, for the worker's own threads: blocking calls with bounded waits that never raise for
+Redis's sake.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,18 @@ from contextlib import contextmanager, suppress
 from redis.exceptions import RedisError
 
 from memserve.kv.keys import member, redis_key
-from memserve.kv.ledger.ledger import NO_QUOTAS, Admission, Candidate, Entry, Ledger, Owner, Quotas, Removal, Reservation, Settled
+from memserve.kv.ledger.ledger import (
+    NO_QUOTAS,
+    Admission,
+    Candidate,
+    Entry,
+    Ledger,
+    Owner,
+    Quotas,
+    Removal,
+    Reservation,
+    Settled,
+)
 from memserve.kv.outcomes import Account, Put, StoreStats
 from memserve.kv.transport.breaker import Circuit
 from memserve.kv.transport.resp import Kind, ProtocolError, Reply
@@ -24,8 +37,9 @@ from memserve.kv.values.envelope import HEADER_BYTES, Buffer, Codec, Refusal, Ve
 class RedisChunkStore:
     """The chunks of one namespace. Thread-safe; each call uses a connection of its own.
 
-    Whatever Redis does (slow, full, wrong, gone) the answer is a miss or a failed put, counted in the stats. While a server does not
-    answer, its circuit is open and calls pass it over; a thread of its own tries every `pause_s`, so that no request waits for a trial.
+    Whatever Redis does (slow, full, wrong, gone) the answer is a miss or a failed put, counted in the stats.
+    While a server does not answer, its circuit is open and calls pass it over; a thread of its own tries
+    every `pause_s`, so that no request waits for a trial.
     """
 
     def __init__(
@@ -43,11 +57,13 @@ class RedisChunkStore:
         failures_to_open: int = 2,
         pause_s: float = 1.0,
     ) -> None:
-        """redis_url: as `memserve.kv.transport.url.parse_cache_url` takes it. namespace: `CacheNamespace.digest`, hex. codec: the
-        namespace's. ttl_s: from the last use. quotas, admit_on_use: as the ledger takes them. io_timeout_s: for each read or write on the
-        socket of a load or store; lookup_timeout_s: for a look-up; every request waits for one.
+        """redis_url: as `memserve.kv.transport.url.parse_cache_url` takes it. namespace:
+        `CacheNamespace.digest`, hex. codec: the namespace's. ttl_s: from the last use. quotas, admit_on_use:
+        as the ledger takes them. io_timeout_s: for each read or write on the socket of a load or store;
+        lookup_timeout_s: for a look-up; every request waits for one.
 
-        Raises ValueError for a namespace that is not a digest, a ttl_s below 1, or a URL that is not Redis's. Does not connect.
+        Raises ValueError for a namespace that is not a digest, a ttl_s below 1, or a URL that is not Redis's.
+        Does not connect.
         """
         if ttl_s < 1:
             raise ValueError(f"ttl_s must be at least 1, not {ttl_s}")
@@ -86,13 +102,17 @@ class RedisChunkStore:
         return taken
 
     def exists_many(self, keys: Sequence[bytes]) -> list[bool]:
-        """Whether Redis has a value under each key, in one round trip to every server that may. keys: [n] chunk keys.
+        """Whether Redis has a value under each key, in one round trip to every server that may. keys: [n]
+        chunk keys.
 
         False for those of a server that does not answer.
         """
         names = [redis_key(self._namespace, key) for key in keys]
         commands = [("EXISTS", name) for name in names]
-        return [found == 1 for found in self._ask(self._groups(names, self._lookup_timeout_s), commands, lookup=True)]
+        return [
+            found == 1
+            for found in self._ask(self._groups(names, self._lookup_timeout_s), commands, lookup=True)
+        ]
 
     def load(
         self,
@@ -104,10 +124,11 @@ class RedisChunkStore:
     ) -> list[bool]:
         """Fetch chunks into the caller's memory and slide their time to live.
 
-        destinations: one for each key, writable and contiguous, exactly as long as the chunk must be. budget_s: for all of them.
-        loaded_one: called with a chunk's number once it has come, verified and is decoded, while others are still on their way.
-        Returns for each whether it came, verified and was decoded; where not, the bytes of the destination are of no meaning. A value that
-        does not verify, or cannot be decoded, is counted and deleted.
+        destinations: one for each key, writable and contiguous, exactly as long as the chunk must be.
+        budget_s: for all of them. loaded_one: called with a chunk's number once it has come, verified and is
+        decoded, while others are still on their way. Returns for each whether it came, verified and was
+        decoded; where not, the bytes of the destination are of no meaning. A value that does not verify, or
+        cannot be decoded, is counted and deleted.
         """
         started_s = time.perf_counter()
         deadline_s = time.monotonic() + budget_s
@@ -145,11 +166,20 @@ class RedisChunkStore:
             stats.read_s += time.perf_counter() - started_s
         return loaded
 
-    def store(self, keys: Sequence[bytes], chunks: Sequence[Buffer], *, budget_s: float, account: Account | None = None) -> list[Put]:
-        """Store chunks. One that is there already is not sent again: its time to live is slid. budget_s: for all of them.
+    def store(
+        self,
+        keys: Sequence[bytes],
+        chunks: Sequence[Buffer],
+        *,
+        budget_s: float,
+        account: Account | None = None,
+    ) -> list[Put]:
+        """Store chunks. One that is there already is not sent again: its time to live is slid. budget_s: for
+        all of them.
 
-        keys: [n] chunk keys, a chain's beginning first. chunks: [n] contiguous bytes; those that are absent are held encoded, all at once.
-        account: None for chunks that stand alone and belong to the default tenant.
+        keys: [n] chunk keys, a chain's beginning first. chunks: [n] contiguous bytes; those that are absent
+        are held encoded, all at once. account: None for chunks that stand alone and belong to the default
+        tenant.
         """
         account = account or Account(Owner(), [b""] * len(keys), [0] * len(keys), worth_per_use=1.0)
         started_s = time.perf_counter()
@@ -166,7 +196,9 @@ class RedisChunkStore:
             if admission is not Admission.STORE:
                 outcomes[number] = Put.ALREADY_PRESENT if admission is Admission.PRESENT else Put.NOT_ADMITTED
         items = {
-            number: Item(names[number].encode(), self._header(keys[number], payloads[number]), payloads[number])
+            number: Item(
+                names[number].encode(), self._header(keys[number], payloads[number]), payloads[number]
+            )
             for number, admission in admissions.items()
             if admission is Admission.STORE
         }
@@ -174,7 +206,10 @@ class RedisChunkStore:
         if reservation is not None:
             entries = reservation.entries
             self._settle(
-                [(Settled.STORED if there else Settled.FAILED, entries[candidates[number].member]) for number, there in kept.items()]
+                [
+                    (Settled.STORED if there else Settled.FAILED, entries[candidates[number].member])
+                    for number, there in kept.items()
+                ]
             )
         written_bytes = 0
         for number, there in kept.items():
@@ -194,7 +229,9 @@ class RedisChunkStore:
         return outcomes
 
     def use(self, keys: Sequence[bytes]) -> None:
-        """Chunks were loaded: they are worth more, and what stands before them lives on. keys: [n], a chain's beginning first."""
+        """Chunks were loaded: they are worth more, and what stands before them lives on. keys: [n], a chain's
+        beginning first.
+        """
         with self._told():
             self.ledger.use([member(self._namespace, key) for key in keys])
 
@@ -208,8 +245,12 @@ class RedisChunkStore:
         with self._lock:
             self._stats.removed[reason] += chunks
 
-    def _places(self, keys: Sequence[bytes], names: Sequence[str], destinations: Sequence[memoryview]) -> list[Place]:
-        """Where the values of one exchange go: raw ones to where they are wanted, others to as much scratch memory as is in flight."""
+    def _places(
+        self, keys: Sequence[bytes], names: Sequence[str], destinations: Sequence[memoryview]
+    ) -> list[Place]:
+        """Where the values of one exchange go: raw ones to where they are wanted, others to as much scratch
+        memory as is in flight.
+        """
         heads = memoryview(bytearray(HEADER_BYTES * len(keys)))
         bodies = list(destinations)
         if self._codec.code is not Codec.RAW:
@@ -226,10 +267,15 @@ class RedisChunkStore:
         return places
 
     def _accept(self, reply: Reply, key: bytes, place: Place, destination: memoryview) -> Refusal | None:
-        """Verify a value and decode it into its destination. Returns why not; None for a good value, and where there is none."""
+        """Verify a value and decode it into its destination. Returns why not; None for a good value, and
+        where there is none.
+        """
         if reply.kind is not Kind.VALUE:
             return Refusal.WRONG_LENGTH if reply.kind is Kind.OTHER_LENGTH else None
-        head, payload = place.head[: reply.value_bytes], place.body[: max(0, reply.value_bytes - HEADER_BYTES)]
+        head, payload = (
+            place.head[: reply.value_bytes],
+            place.body[: max(0, reply.value_bytes - HEADER_BYTES)],
+        )
         refusal = (place.check or self._verification(key, payload)).refusal(head)
         if refusal is not None:
             return refusal
@@ -264,7 +310,8 @@ class RedisChunkStore:
     ) -> dict[int, Candidate]:
         """What the ledger is asked about, by number: chunks with a payload, and those that are there already.
 
-        How long the latter are is not known; should the ledger not count them yet, it counts the most that they can be.
+        How long the latter are is not known; should the ledger not count them yet, it counts the most that
+        they can be.
         """
         candidates: dict[int, Candidate] = {}
         for number, there in enumerate(present):
@@ -287,21 +334,29 @@ class RedisChunkStore:
     def _header(self, key: bytes, payload: Buffer) -> bytes:
         return encode_header(payload, namespace=self._namespace_bytes, key=key, codec=self._codec.code)
 
-    def _write(self, groups: Mapping[CacheServer, Sequence[int]], items: Mapping[int, Item], deadline_s: float) -> dict[int, bool]:
+    def _write(
+        self, groups: Mapping[CacheServer, Sequence[int]], items: Mapping[int, Item], deadline_s: float
+    ) -> dict[int, bool]:
         """Returns by number whether Redis took the item; nothing of those of which that is not known."""
         kept: dict[int, bool] = {}
         for server, numbers in groups.items():
             own = [number for number in numbers if number in items]
             with self._exchange(server, own, deadline_s) as wire:
                 if wire is not None:
-                    taken = wire.set([items[number] for number in own], ttl_s=self._ttl_s, deadline_s=deadline_s)
+                    taken = wire.set(
+                        [items[number] for number in own], ttl_s=self._ttl_s, deadline_s=deadline_s
+                    )
                     kept.update(zip(own, taken, strict=True))
         return kept
 
     def _reserve(self, candidates: Sequence[Candidate], account: Account) -> Reservation | None:
-        """None when the ledger does not answer: then nothing may be written. What goes for the candidates is gone when this returns."""
+        """None when the ledger does not answer: then nothing may be written. What goes for the candidates is
+        gone when this returns.
+        """
         with self._told():
-            reservation = self.ledger.reserve(candidates, account.owner, worth_per_use=account.worth_per_use, at_once=account.at_once)
+            reservation = self.ledger.reserve(
+                candidates, account.owner, worth_per_use=account.worth_per_use, at_once=account.at_once
+            )
             for _, reason in reservation.victims:
                 self.removed(reason, 1)
             self.ledger.remove_values([entry for entry, _ in reservation.victims])
@@ -334,7 +389,9 @@ class RedisChunkStore:
         self._servers.close()
 
     def _groups(self, names: Sequence[str], wait_s: float) -> dict[CacheServer, list[int]]:
-        """The numbers of the names that each server holds; without those that no known server holds, which is counted."""
+        """The numbers of the names that each server holds; without those that no known server holds, which is
+        counted.
+        """
         groups = self._servers.groups(names, wait_s)
         if sum(map(len, groups.values())) < len(names):
             with self._lock:
@@ -342,11 +399,17 @@ class RedisChunkStore:
         return groups
 
     def _ask(
-        self, groups: Mapping[CacheServer, Sequence[int]], commands: Sequence[tuple[str | int, ...]], *, lookup: bool = False
+        self,
+        groups: Mapping[CacheServer, Sequence[int]],
+        commands: Sequence[tuple[str | int, ...]],
+        *,
+        lookup: bool = False,
     ) -> list[int | None]:
-        """Send every server its commands, and only then read the answers: together they take as long as the slowest.
+        """Send every server its commands, and only then read the answers: together they take as long as the
+        slowest.
 
-        commands: one for each name that was grouped, with a number for an answer. Returns these; None where none came.
+        commands: one for each name that was grouped, with a number for an answer. Returns these; None where
+        none came.
         """
         deadline_s = time.monotonic() + (self._lookup_timeout_s if lookup else self._io_timeout_s)
         asked: list[tuple[CacheServer, Sequence[int], Question]] = []
@@ -355,7 +418,13 @@ class RedisChunkStore:
             if time.monotonic() < deadline_s and self._allowed(server):
                 client = server.lookup_client if lookup else server.client
                 try:
-                    asked.append((server, numbers, Question(client.connection_pool, [commands[number] for number in numbers])))
+                    asked.append(
+                        (
+                            server,
+                            numbers,
+                            Question(client.connection_pool, [commands[number] for number in numbers]),
+                        )
+                    )
                 except (RedisError, OSError):
                     self._failed(server)
         answers: list[int | None] = [None] * len(commands)
@@ -374,8 +443,11 @@ class RedisChunkStore:
         return answers
 
     @contextmanager
-    def _exchange(self, server: CacheServer, numbers: Sequence[int], deadline_s: float) -> Iterator[Wire | None]:
-        """A connection for the large values of one server. What Redis does to it ends the block, and is counted.
+    def _exchange(
+        self, server: CacheServer, numbers: Sequence[int], deadline_s: float
+    ) -> Iterator[Wire | None]:
+        """A connection for the large values of one server. What Redis does to it ends the block, and is
+        counted.
 
         None while the circuit is open, or when other servers have taken all the time.
         """

@@ -1,12 +1,13 @@
-"""What a backup is: a folder with the parts of a data directory, and a manifest of every file by size and digest.
+"""What a backup is: a folder with the parts of a data directory, and a manifest of every file by size and
+digest.
 
-`memserve/gateway/backups.py` makes one while memserve runs; `memserve/embedded/restore.py` turns one into a data directory.
+`memserve/gateway/backups.py` makes one while memserve runs; `memserve/embedded/restore.py` turns one into a
+data directory.
 
   manifest.json   written last: a folder without it is none
   registry.rdb    the registry at one moment
-  milvus.db/      Milvus Lite's files from before that moment; the writes between are in the registry's journal
-  modules/        the module store's content
-  salt_key, keys.json
+  milvus.db/      Milvus Lite's files from before that moment; the writes between are in the registry's
+  journal modules/        the module store's content salt_key, keys.json
 """
 
 from __future__ import annotations
@@ -30,19 +31,31 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 def check_name(name: str) -> None:
     """Raises InvalidField."""
     if NAME.fullmatch(name) is None:
-        raise InvalidField("name", "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or a digit")
+        raise InvalidField(
+            "name", "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or a digit"
+        )
 
 
 def seal(folder: Path, version: str, created_s: float, notes: list[str]) -> tuple[int, int]:
-    """Write the manifest of all that is in the folder, and have all of it on disk. Returns files and bytes. Raises OSError."""
+    """Write the manifest of all that is in the folder, and have all of it on disk. Returns files and bytes.
+    Raises OSError.
+    """
     listed: dict[str, dict[str, int | str]] = {}
     size_bytes = 0
     for file in files_below(folder):
-        listed[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": digest_of(file)}
+        listed[file.relative_to(folder).as_posix()] = {
+            "bytes": file.stat().st_size,
+            "sha256": digest_of(file),
+        }
         size_bytes += file.stat().st_size
         sync(file)
     for inner in sorted(
-        {parent for file in files_below(folder) for parent in file.parents if parent == folder or folder in parent.parents}
+        {
+            parent
+            for file in files_below(folder)
+            for parent in file.parents
+            if parent == folder or folder in parent.parents
+        }
     ):
         sync(inner)
     document = {"format": FORMAT, "version": version, "created_s": created_s, "notes": notes, "files": listed}
@@ -56,7 +69,10 @@ def verify(folder: Path) -> list[str]:
         document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if document["format"] != FORMAT:
             raise BackupDamaged(f"it has format {document['format']}, and this memserve reads {FORMAT}")
-        listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in document["files"].items()}
+        listed = {
+            str(name): (int(entry["bytes"]), str(entry["sha256"]))
+            for name, entry in document["files"].items()
+        }
         notes = [str(note) for note in document["notes"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackupDamaged(f"its manifest cannot be read: {type(error).__name__}") from None
@@ -66,7 +82,10 @@ def verify(folder: Path) -> list[str]:
             raise BackupDamaged(f"its manifest names {name!r}")
         if name not in there or name not in listed:
             raise BackupDamaged(f"{name} is {'missing' if name in listed else 'not in its manifest'}")
-        if (folder / name).is_symlink() or ((folder / name).stat().st_size, digest_of(folder / name)) != listed[name]:
+        if (folder / name).is_symlink() or (
+            (folder / name).stat().st_size,
+            digest_of(folder / name),
+        ) != listed[name]:
             raise BackupDamaged(f"{name} is not what was backed up")
     return notes
 

@@ -1,4 +1,6 @@
-"""Every Prometheus instrument of the gateway. The workers' come from vLLM and from the KV tier (`memserve_kv_tier_*`)."""
+"""Every Prometheus instrument of the gateway. The workers' come from vLLM and from the KV tier
+(`memserve_kv_tier_*`).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 def loop_failures(registry: CollectorRegistry) -> Counter:
     """Of a gateway or a worker; for `memserve.processes.supervised`."""
     return Counter(
-        "memserve_loop_failures_total", "Steps of background loops that failed and are taken again, by loop.", ["loop"], registry=registry
+        "memserve_loop_failures_total",
+        "Steps of background loops that failed and are taken again, by loop.",
+        ["loop"],
+        registry=registry,
     )
 
 
@@ -21,28 +26,65 @@ class GatewayMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self.requests = Counter("memserve_requests_total", "Calls answered, by RPC and gRPC status.", ["rpc", "code"], registry=r)
+        self.requests = Counter(
+            "memserve_requests_total", "Calls answered, by RPC and gRPC status.", ["rpc", "code"], registry=r
+        )
         self.inflight = Gauge("memserve_inflight_requests", "Answers under way.", registry=r)
-        self.ttft = Histogram("memserve_ttft_seconds", "Acceptance of a call to its first token.", buckets=SECONDS, registry=r)
-        self.tpot = Histogram("memserve_tpot_seconds", "Mean time of an answer's further tokens.", buckets=TOKEN_SECONDS, registry=r)
+        self.ttft = Histogram(
+            "memserve_ttft_seconds", "Acceptance of a call to its first token.", buckets=SECONDS, registry=r
+        )
+        self.tpot = Histogram(
+            "memserve_tpot_seconds",
+            "Mean time of an answer's further tokens.",
+            buckets=TOKEN_SECONDS,
+            registry=r,
+        )
         self.slo_missed = Counter(
-            "memserve_slo_missed_total", "Answers slower than their SLO, by the wish that was missed.", ["wish"], registry=r
+            "memserve_slo_missed_total",
+            "Answers slower than their SLO, by the wish that was missed.",
+            ["wish"],
+            registry=r,
         )
-        self.prompt_tokens = Counter("memserve_prompt_tokens_total", "Prompt tokens of answers that began.", registry=r)
+        self.prompt_tokens = Counter(
+            "memserve_prompt_tokens_total", "Prompt tokens of answers that began.", registry=r
+        )
         self.output_tokens = Counter("memserve_output_tokens_total", "Tokens generated.", registry=r)
-        self.cached_tokens = Counter("memserve_cached_tokens_total", "Prompt tokens not computed again, by tier.", ["tier"], registry=r)
+        self.cached_tokens = Counter(
+            "memserve_cached_tokens_total", "Prompt tokens not computed again, by tier.", ["tier"], registry=r
+        )
         self.recall = Histogram(
-            "memserve_recall_seconds", "Vector recall of a request, by outcome.", ["outcome"], buckets=SECONDS, registry=r
+            "memserve_recall_seconds",
+            "Vector recall of a request, by outcome.",
+            ["outcome"],
+            buckets=SECONDS,
+            registry=r,
         )
-        self.lookups = Counter("memserve_prefix_lookups_total", "Look-ups of prefixes in Redis, by outcome.", ["outcome"], registry=r)
+        self.lookups = Counter(
+            "memserve_prefix_lookups_total",
+            "Look-ups of prefixes in Redis, by outcome.",
+            ["outcome"],
+            registry=r,
+        )
         self.rerouted = Counter(
-            "memserve_rerouted_total", "Requests sent to another worker because the first failed before a token.", registry=r
+            "memserve_rerouted_total",
+            "Requests sent to another worker because the first failed before a token.",
+            registry=r,
         )
-        self.unread_streams = Counter("memserve_unread_streams_total", "Streams ended because their caller did not read them.", registry=r)
-        self.module_answers = Counter("memserve_module_answers_total", "Answers that began with a module, by kind.", ["kind"], registry=r)
+        self.unread_streams = Counter(
+            "memserve_unread_streams_total",
+            "Streams ended because their caller did not read them.",
+            registry=r,
+        )
+        self.module_answers = Counter(
+            "memserve_module_answers_total",
+            "Answers that began with a module, by kind.",
+            ["kind"],
+            registry=r,
+        )
         self.module_changes = Counter(
             "memserve_module_changes_total",
-            "Changes of modules: publish, promote, rollback, split, canary_rollback, drop, delete. By action.",
+            "Changes of modules: publish, promote, rollback, split, canary_rollback, drop, delete. "
+            "By action.",
             ["action"],
             registry=r,
         )
@@ -58,12 +100,18 @@ class GatewayMetrics:
             registry=r,
         )
         self.journal_replayed = Gauge(
-            "memserve_journal_replayed_writes", "Writes brought into the vector store again, since the gateway's start.", registry=r
+            "memserve_journal_replayed_writes",
+            "Writes brought into the vector store again, since the gateway's start.",
+            registry=r,
         )
         self.unapplied_writes = Gauge(
-            "memserve_journal_unapplied_writes", "Writes that are acknowledged and that the vector store does not have yet.", registry=r
+            "memserve_journal_unapplied_writes",
+            "Writes that are acknowledged and that the vector store does not have yet.",
+            registry=r,
         )
-        self.disk_is_short = Gauge("memserve_disk_is_short", "1 while changes are refused because a disk is nearly full.", registry=r)
+        self.disk_is_short = Gauge(
+            "memserve_disk_is_short", "1 while changes are refused because a disk is nearly full.", registry=r
+        )
         self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)
 
     def loop_failed(self, loop: str) -> None:

@@ -41,7 +41,9 @@ class _Silent(WSGIRequestHandler):
 
 @contextlib.contextmanager
 def serve_metrics(settings: Settings, registry: CollectorRegistry, port: int) -> Iterator[str]:
-    """Serve the registry on metrics_host while inside. Yields host:port, or "" where metrics are switched off. Raises OSError."""
+    """Serve the registry on metrics_host while inside. Yields host:port, or "" where metrics are switched
+    off. Raises OSError.
+    """
     if not settings.metrics:
         yield ""
         return

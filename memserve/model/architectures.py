@@ -1,8 +1,9 @@
 """The architectures that memserve serves, as config.json names them.
 
-They are those of vLLM (0.32) that generate text from text alone and whose whole memory of a prompt is KV, which memserve keeps: no state
-of a recurrent layer, nothing that an encoder made. `loadtests.models.any_model` holds one of each common family against transformers, and
-what it has not tried is said at start. `tests/model/test_architectures.py` compares with the installed vLLM.
+They are those of vLLM (0.32) that generate text from text alone and whose whole memory of a prompt is KV,
+which memserve keeps: no state of a recurrent layer, nothing that an encoder made.
+`loadtests.models.any_model` holds one of each common family against transformers, and what it has not tried
+is said at start. `tests/model/test_architectures.py` compares with the installed vLLM.
 """
 
 from __future__ import annotations
@@ -14,30 +15,47 @@ from typing import Any
 from memserve.errors import StartupError
 
 _WITH_LORA = """
-AXK1ForCausalLM AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM
-ChatGLMForConditionalGeneration ChatGLMModel Cohere2ForCausalLM CohereForCausalLM CwmForCausalLM DeciLMForCausalLM DeepseekForCausalLM
-DeepseekV2ForCausalLM DeepseekV32ForCausalLM DeepseekV3ForCausalLM Ernie4_5ForCausalLM Ernie4_5_MoeForCausalLM Exaone4ForCausalLM
-ExaoneForCausalLM ExaoneMoEForCausalLM ExaoneMoeForCausalLM FlexOlmoForCausalLM GPTBigCodeForCausalLM GPTNeoXForCausalLM
-Gemma2ForCausalLM Gemma3ForCausalLM Gemma4ForCausalLM GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM Glm4MoeLiteForCausalLM
-GlmForCausalLM GlmMoeDsaForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM GraniteMoeSWAForCausalLM
-GraniteMoeSharedForCausalLM GraniteSWAForCausalLM HYV3ForCausalLM HYV4ForCausalLM HunYuanDenseV1ForCausalLM HunYuanMoEV1ForCausalLM
-HyperCLOVAXForCausalLM IQuestCoderForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM Jais2ForCausalLM K2HorizonForCausalLM
-LLaMAForCausalLM LagunaForCausalLM Llama4ForCausalLM LlamaForCausalLM LongcatFlashForCausalLM LongcatFlashNgramForCausalLM
-MellumForCausalLM MiMoForCausalLM MiniCPM3ForCausalLM MiniCPMForCausalLM MiniMaxM2ForCausalLM Ministral3ForCausalLM MistralForCausalLM
-MistralLarge3ForCausalLM MixtralForCausalLM NanbeigeForCausalLM NemotronForCausalLM OPTForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM
-OlmoForCausalLM OlmoeForCausalLM PanguEmbeddedForCausalLM PanguProMoEV2ForCausalLM PanguUltraMoEForCausalLM Param2MoEForCausalLM
-Phi3ForCausalLM PhiForCausalLM PhiMoEForCausalLM Plamo3ForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3ForCausalLM
-Qwen3MoeForCausalLM Rnj1ForCausalLM SarvamMLAForCausalLM SarvamMoEForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM SolarForCausalLM
+AXK1ForCausalLM AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM BailingMoeForCausalLM
+BailingMoeV2ForCausalLM
+ChatGLMForConditionalGeneration ChatGLMModel Cohere2ForCausalLM CohereForCausalLM CwmForCausalLM
+DeciLMForCausalLM DeepseekForCausalLM
+DeepseekV2ForCausalLM DeepseekV32ForCausalLM DeepseekV3ForCausalLM Ernie4_5ForCausalLM
+Ernie4_5_MoeForCausalLM Exaone4ForCausalLM
+ExaoneForCausalLM ExaoneMoEForCausalLM ExaoneMoeForCausalLM FlexOlmoForCausalLM GPTBigCodeForCausalLM
+GPTNeoXForCausalLM
+Gemma2ForCausalLM Gemma3ForCausalLM Gemma4ForCausalLM GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM
+Glm4MoeLiteForCausalLM
+GlmForCausalLM GlmMoeDsaForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
+GraniteMoeSWAForCausalLM
+GraniteMoeSharedForCausalLM GraniteSWAForCausalLM HYV3ForCausalLM HYV4ForCausalLM HunYuanDenseV1ForCausalLM
+HunYuanMoEV1ForCausalLM
+HyperCLOVAXForCausalLM IQuestCoderForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM Jais2ForCausalLM
+K2HorizonForCausalLM
+LLaMAForCausalLM LagunaForCausalLM Llama4ForCausalLM LlamaForCausalLM LongcatFlashForCausalLM
+LongcatFlashNgramForCausalLM
+MellumForCausalLM MiMoForCausalLM MiniCPM3ForCausalLM MiniCPMForCausalLM MiniMaxM2ForCausalLM
+Ministral3ForCausalLM MistralForCausalLM
+MistralLarge3ForCausalLM MixtralForCausalLM NanbeigeForCausalLM NemotronForCausalLM OPTForCausalLM
+Olmo2ForCausalLM Olmo3ForCausalLM
+OlmoForCausalLM OlmoeForCausalLM PanguEmbeddedForCausalLM PanguProMoEV2ForCausalLM PanguUltraMoEForCausalLM
+Param2MoEForCausalLM
+Phi3ForCausalLM PhiForCausalLM PhiMoEForCausalLM Plamo3ForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM
+Qwen3ForCausalLM
+Qwen3MoeForCausalLM Rnj1ForCausalLM SarvamMLAForCausalLM SarvamMoEForCausalLM SeedOssForCausalLM
+SmolLM3ForCausalLM SolarForCausalLM
 Starcoder2ForCausalLM TeleChat2ForCausalLM TeleChat3ForCausalLM TeleFLMForCausalLM VaultGemmaForCausalLM
 """
 _WITHOUT_LORA = """
-BloomForCausalLM Cohere2MoeForCausalLM DbrxForCausalLM FalconForCausalLM GPT2LMHeadModel GPTJForCausalLM Gemma3nForCausalLM
-HrmTextForCausalLM IQuestLoopCoderForCausalLM MiMoV2FlashForCausalLM MiMoV2ForCausalLM OrionForCausalLM StableLmForCausalLM
+BloomForCausalLM Cohere2MoeForCausalLM DbrxForCausalLM FalconForCausalLM GPT2LMHeadModel GPTJForCausalLM
+Gemma3nForCausalLM
+HrmTextForCausalLM IQuestLoopCoderForCausalLM MiMoV2FlashForCausalLM MiMoV2ForCausalLM OrionForCausalLM
+StableLmForCausalLM
 Step1ForCausalLM Step3TextForCausalLM Step3p5ForCausalLM
 """
 # Of `loadtests.models.any_model`.
 _TRIED = """
-Gemma2ForCausalLM Gemma3ForCausalLM GPT2LMHeadModel GPTNeoXForCausalLM LlamaForCausalLM MistralForCausalLM MixtralForCausalLM
+Gemma2ForCausalLM Gemma3ForCausalLM GPT2LMHeadModel GPTNeoXForCausalLM LlamaForCausalLM MistralForCausalLM
+MixtralForCausalLM
 Olmo2ForCausalLM OPTForCausalLM Phi3ForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM
 """
 WITH_LORA = frozenset(_WITH_LORA.split())
@@ -46,10 +64,15 @@ TRIED = frozenset(_TRIED.split())
 
 
 def check_architecture(config: Mapping[str, Any], file: Path) -> None:
-    """Whether memserve serves what a config.json names. Raises StartupError, with the list of what is served."""
+    """Whether memserve serves what a config.json names. Raises StartupError, with the list of what is
+    served.
+    """
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
-        raise StartupError(f"{file} names no architecture (`architectures`): save the model with transformers' save_pretrained")
+        raise StartupError(
+            f"{file} names no architecture (`architectures`): save the model with transformers' "
+            "save_pretrained"
+        )
     if named[0] in SERVED:
         return
     more = ", which takes more than text" if "text_config" in config else ""

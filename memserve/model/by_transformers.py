@@ -1,8 +1,10 @@
-"""Asks transformers, in a process of its own: `python -m memserve.model.by_transformers tokenizer|sizes DIRECTORY`.
+"""Asks transformers, in a process of its own: `python -m memserve.model.by_transformers tokenizer|sizes
+DIRECTORY`.
 
-Which class reads a tokenizer, what that class makes of tokenizer.json, which of six files names a token, and what a configuration means
-that leaves names out or calls them otherwise, are transformers' own rules, and they change. They are not told again here. The process is
-its own because transformers brings torch where that is installed; a gateway's machine has it without.
+Which class reads a tokenizer, what that class makes of tokenizer.json, which of six files names a token, and
+what a configuration means that leaves names out or calls them otherwise, are transformers' own rules, and
+they change. They are not told again here. The process is its own because transformers brings torch where that
+is installed; a gateway's machine has it without.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ _answers: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 def tokenizer(path: Path) -> dict[str, Any]:
-    """`tokenizer`: as of tokenizer.json, with all tokens. `special_tokens`: name to text. `template`: "" for none.
+    """`tokenizer`: as of tokenizer.json, with all tokens. `special_tokens`: name to text. `template`: "" for
+    none.
 
     Raises whatever transformers raises for what it cannot read.
     """
@@ -53,14 +56,19 @@ def tokenizer(path: Path) -> dict[str, Any]:
 
 
 def sizes(path: Path) -> dict[str, Any]:
-    """What the text model of a configuration has of SIZES, by those names, defaults included. Raises as `tokenizer` does."""
+    """What the text model of a configuration has of SIZES, by those names, defaults included. Raises as
+    `tokenizer` does.
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config()
     found = {name: getattr(text, name, None) for name in SIZES}
     dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None)
-    return {**{name: value for name, value in found.items() if value is not None}, "dtype": str(dtype or "").removeprefix("torch.")}
+    return {
+        **{name: value for name, value in found.items() if value is not None},
+        "dtype": str(dtype or "").removeprefix("torch."),
+    }
 
 
 def asked(what: str, path: Path, digest: str) -> dict[str, Any]:
@@ -77,7 +85,12 @@ def asked(what: str, path: Path, digest: str) -> dict[str, Any]:
 
 def _ask(what: str, path: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "memserve.model.by_transformers", what, str(path)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     try:
         ended = subprocess.run(command, capture_output=True, env=environment, timeout=TIMEOUT_S, check=False)
         found: dict[str, Any] = json.loads(ended.stdout)

@@ -1,4 +1,5 @@
-"""A model's chat template and tokenizer. Templates are rendered as transformers renders them; the tokenizer is as transformers reads it.
+"""A model's chat template and tokenizer. Templates are rendered as transformers renders them; the tokenizer
+is as transformers reads it.
 
 `tests/model/test_chat.py` compares both with transformers (5.19) on many shapes of tokenizers and templates.
 """
@@ -52,7 +53,9 @@ class ChatTemplate:
             self.takes_system = False
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt's text, ready for the assistant's answer. A template is a program: it may raise anything, TemplateError as a rule."""
+        """The prompt's text, ready for the assistant's answer. A template is a program: it may raise
+        anything, TemplateError as a rule.
+        """
         return self._template.render(
             messages=[{"role": str(message.role), "content": message.content} for message in messages],
             tools=None,
@@ -63,14 +66,17 @@ class ChatTemplate:
 
 
 def check_chat(path: Path) -> None:
-    """A first look at the files of tokenizer and template, in milliseconds and without transformers. Raises StartupError."""
+    """A first look at the files of tokenizer and template, in milliseconds and without transformers. Raises
+    StartupError.
+    """
     config = json_object(path / "tokenizer_config.json", missing_ok=True)
     tokens = {**config, **json_object(path / "special_tokens_map.json", missing_ok=True)}
     try:
         Tokenizer.from_file(str(path / "tokenizer.json"))
     except Exception as error:  # the library raises nothing more special
         raise StartupError(
-            f"{path / 'tokenizer.json'} is no fast tokenizer: {_line(error)}{pointer_hint(path / 'tokenizer.json')}"
+            f"{path / 'tokenizer.json'} is no fast tokenizer: "
+            f"{_line(error)}{pointer_hint(path / 'tokenizer.json')}"
         ) from None
     source, name = _template_of(path, config)
     # The texts of the tokens do not matter here; whether they are there does to some templates.
@@ -78,7 +84,8 @@ def check_chat(path: Path) -> None:
 
 
 def open_chat(model: ModelFiles, cache: Path | None = None) -> tuple[ChatTemplate, Tokenizer]:
-    """The model's template, and its tokenizer. cache: a private folder that keeps what transformers found for the next start.
+    """The model's template, and its tokenizer. cache: a private folder that keeps what transformers found for
+    the next start.
 
     Raises StartupError.
     """
@@ -123,13 +130,23 @@ def _template_of(path: Path, config: Mapping[str, Any]) -> tuple[str, str]:
         return given, f"the chat_template of {where}"
     if not found and isinstance(given, list):
         for entry in given:
-            if not (isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)):
-                raise StartupError(f"the chat_template of {where} must be a text, or a list of objects with `name` and `template`")
+            if not (
+                isinstance(entry, dict)
+                and isinstance(entry.get("name"), str)
+                and isinstance(entry.get("template"), str)
+            ):
+                raise StartupError(
+                    f"the chat_template of {where} must be a text, or a list of objects with `name` "
+                    "and `template`"
+                )
             found[entry["name"]] = (entry["template"], f"the chat_template {entry['name']!r} of {where}")
     if DEFAULT_TEMPLATE in found:
         return found[DEFAULT_TEMPLATE]
     if found:
-        raise StartupError(f"model {path.name} has chat templates {', '.join(sorted(found))}, and none named {DEFAULT_TEMPLATE}")
+        raise StartupError(
+            f"model {path.name} has chat templates {', '.join(sorted(found))}, and none named "
+            f"{DEFAULT_TEMPLATE}"
+        )
     raise StartupError(f"model {path.name} has no chat template; use an instruction-tuned model")
 
 
@@ -158,8 +175,16 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> None:

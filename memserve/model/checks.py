@@ -15,7 +15,9 @@ OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.msgpack", "*.h5")
 
 
 def check_model(settings: Settings) -> ModelFiles:
-    """The model, which memserve serves, whose files can be read, and which has weights. Raises StartupError."""
+    """The model, which memserve serves, whose files can be read, and which has weights. Raises
+    StartupError.
+    """
     model = resolve_model(settings.model)
     if (file := model / "config.json").is_file():
         check_architecture(json_object(file), file)
@@ -29,13 +31,16 @@ def check_model(settings: Settings) -> ModelFiles:
 
 
 def with_models(settings: Settings) -> Settings:
-    """The settings with the directories of the model and of the embedding model in them. Raises StartupError."""
+    """The settings with the directories of the model and of the embedding model in them. Raises
+    StartupError.
+    """
     embedder = str(resolve_model(settings.embedder, "embedder")) if settings.embedder else ""
     return settings.model_copy(update={"model": str(resolve_model(settings.model)), "embedder": embedder})
 
 
 def resolve_model(name: str, setting: str = "model") -> Path:
-    """The directory of a model: the bundled one for "", a directory, or a Hugging Face name that is fetched or already cached.
+    """The directory of a model: the bundled one for "", a directory, or a Hugging Face name that is fetched
+    or already cached.
 
     Raises StartupError.
     """
@@ -45,10 +50,17 @@ def resolve_model(name: str, setting: str = "model") -> Path:
     if path.is_dir():
         return path.absolute()
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise StartupError(f"{setting} {name!r}: no such directory; give a model directory or a Hugging Face name like org/model")
+        raise StartupError(
+            f"{setting} {name!r}: no such directory; give a model directory or a Hugging Face name "
+            "like org/model"
+        )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"])
+        )
     except Exception as error:
-        raise StartupError(f"{setting} {name!r}: no such directory, and it cannot be fetched: {str(error).splitlines()[0]}") from None
+        raise StartupError(
+            f"{setting} {name!r}: no such directory, and it cannot be fetched: {str(error).splitlines()[0]}"
+        ) from None

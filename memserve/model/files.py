@@ -21,7 +21,13 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "config.json",
 )
-NEEDED_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
+NEEDED_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
 TEMPLATES_FOLDER = "additional_chat_templates"
 DEFAULT_CONTEXT_TOKENS = 8192
 # The limit of the safetensors package.
@@ -80,7 +86,11 @@ class ModelFiles:
     @property
     def has_experts(self) -> bool:
         """Whether its layers are mixtures of experts, by any family's name for their number."""
-        return any(isinstance(config.get(name), int) and config[name] > 1 for config in (self.config, self.sizes) for name in EXPERTS)
+        return any(
+            isinstance(config.get(name), int) and config[name] > 1
+            for config in (self.config, self.sizes)
+            for name in EXPERTS
+        )
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -101,7 +111,9 @@ class ModelFiles:
         return _digest([*files, *sorted((self.path / TEMPLATES_FOLDER).glob("*.jinja"))])
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name to shape of every weight, from the safetensors headers. Empty when the directory has no weights."""
+        """Name to shape of every weight, from the safetensors headers. Empty when the directory has no
+        weights.
+        """
         shapes: dict[str, tuple[int, ...]] = {}
         for file in _weights(self.path):
             for name, entry in read_safetensors_header(file).items():
@@ -109,7 +121,9 @@ class ModelFiles:
         return shapes
 
     def checked_weights(self) -> int:
-        """How many files of weights there are, all whole by their headers and lengths. Raises StartupError."""
+        """How many files of weights there are, all whole by their headers and lengths. Raises
+        StartupError.
+        """
         for file in _weights(self.path):
             try:
                 header = read_safetensors_header(file)
@@ -138,29 +152,54 @@ def open_model(path: Path, max_context_tokens: int = 0) -> ModelFiles:
     Raises StartupError when something that serving needs is missing.
     """
     if not path.is_dir():
-        raise StartupError(f"model directory {path} does not exist; give a directory or a Hugging Face name with --model")
+        raise StartupError(
+            f"model directory {path} does not exist; give a directory or a Hugging Face name with --model"
+        )
     for name in ("config.json", "tokenizer.json"):
         if not (path / name).is_file():
-            raise StartupError(f"model directory {path} has no {name}; memserve needs a Hugging Face model with a fast tokenizer")
+            raise StartupError(
+                f"model directory {path} has no {name}; memserve needs a Hugging Face model with a "
+                "fast tokenizer"
+            )
     config = json_object(path / "config.json")
-    sizes = config if all(isinstance(config.get(name), int) for name in NEEDED_SIZES) else _sizes_elsewhere(path)
+    sizes = (
+        config if all(isinstance(config.get(name), int) for name in NEEDED_SIZES) else _sizes_elsewhere(path)
+    )
     limit = int(sizes.get("max_position_embeddings") or DEFAULT_CONTEXT_TOKENS)
     if max_context_tokens > limit:
-        raise StartupError(f"max_context_tokens is {max_context_tokens}, but the model {path.name} takes at most {limit}")
-    return ModelFiles(path, max_context_tokens or min(limit, DEFAULT_CONTEXT_TOKENS), config, {} if sizes is config else sizes)
+        raise StartupError(
+            f"max_context_tokens is {max_context_tokens}, but the model {path.name} takes at most {limit}"
+        )
+    return ModelFiles(
+        path,
+        max_context_tokens or min(limit, DEFAULT_CONTEXT_TOKENS),
+        config,
+        {} if sizes is config else sizes,
+    )
 
 
 def _sizes_elsewhere(path: Path) -> dict[str, Any]:
-    """Those that stand in a `text_config`, have another name in the family, or are its defaults. Raises StartupError."""
+    """Those that stand in a `text_config`, have another name in the family, or are its defaults. Raises
+    StartupError.
+    """
     found = asked("sizes", path, _digest([path / "config.json"]))
-    missing = [name for name in NEEDED_SIZES if not isinstance(found.get(name), int) and name != "max_position_embeddings"]
+    missing = [
+        name
+        for name in NEEDED_SIZES
+        if not isinstance(found.get(name), int) and name != "max_position_embeddings"
+    ]
     if missing:
-        raise StartupError(f"{path / 'config.json'} describes no text model that memserve serves: it has no {', '.join(missing)}")
+        raise StartupError(
+            f"{path / 'config.json'} describes no text model that memserve serves: it has no "
+            f"{', '.join(missing)}"
+        )
     return found
 
 
 def json_object(file: Path, *, missing_ok: bool = False) -> dict[str, Any]:
-    """The object that a JSON file holds; an empty one for a missing file where that may be. Raises StartupError, which names the file."""
+    """The object that a JSON file holds; an empty one for a missing file where that may be. Raises
+    StartupError, which names the file.
+    """
     if missing_ok and not file.is_file():
         return {}
     try:
@@ -192,7 +231,8 @@ def pointer_hint(file: Path) -> str:
 def safetensors_header_bytes(file: Path) -> int:
     """The length that a safetensors file announces for its header, without reading the header.
 
-    Raises ValueError when no header of this length is in the file. Source: the format's description in the safetensors README.
+    Raises ValueError when no header of this length is in the file. Source: the format's description in the
+    safetensors README.
     """
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
@@ -202,7 +242,9 @@ def safetensors_header_bytes(file: Path) -> int:
 
 
 def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Tensor name to {dtype, shape, data_offsets}, of one safetensors file. Raises ValueError when the file is not one."""
+    """Tensor name to {dtype, shape, data_offsets}, of one safetensors file. Raises ValueError when the file
+    is not one.
+    """
     size = safetensors_header_bytes(file)
     with file.open("rb") as stream:
         stream.seek(8)

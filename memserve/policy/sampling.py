@@ -8,4 +8,6 @@ from memserve.errors import InvalidField
 def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
     """max_tokens: the request's own, or what a request without one gets. Raises InvalidField."""
     if min_tokens > max_tokens:
-        raise InvalidField("sampling.min_tokens", f"{min_tokens} is over max_tokens, which is {max_tokens} for this request")
+        raise InvalidField(
+            "sampling.min_tokens", f"{min_tokens} is over max_tokens, which is {max_tokens} for this request"
+        )

@@ -1,1 +1,3 @@
-"""Child processes: how they are tied to their parent, marked, restarted, swept, and how their ports are kept."""
+"""Child processes: how they are tied to their parent, marked, restarted, swept, and how their ports are
+kept.
+"""

@@ -1,4 +1,6 @@
-"""Processes known by what their environment says, which a child hands on to its own children: none is missed when all are to end."""
+"""Processes known by what their environment says, which a child hands on to its own children: none is missed
+when all are to end.
+"""
 
 from __future__ import annotations
 

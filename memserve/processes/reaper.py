@@ -1,7 +1,9 @@
-"""Ends what a dead process has left. Run as a script, in a process of its own, it waits until its standard input is closed, which the
-kernel does when the only process that holds the other end has ended, and then kills all whose environment has a mark.
+"""Ends what a dead process has left. Run as a script, in a process of its own, it waits until its standard
+input is closed, which the kernel does when the only process that holds the other end has ended, and then
+kills all whose environment has a mark.
 
-For what no parent can tie to itself: processes that others start, as Ray's agents, which outlive a raylet that was killed.
+For what no parent can tie to itself: processes that others start, as Ray's agents, which outlive a raylet
+that was killed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ LOOK_S = 0.1
 
 
 def start_reaper(variable: str, value: str) -> subprocess.Popen[bytes]:
-    """A process that kills all that have the variable in their environment as soon as this one ends, or closes the reaper's `stdin`.
+    """A process that kills all that have the variable in their environment as soon as this one ends, or
+    closes the reaper's `stdin`.
 
     It has no environment, so no sweep takes it. Raises OSError.
     """

@@ -1,4 +1,6 @@
-"""What loops for as long as its process lives: a task or a thread that goes on whatever its step raises, says so, and is counted."""
+"""What loops for as long as its process lives: a task or a thread that goes on whatever its step raises, says
+so, and is counted.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,24 @@ log = logging.getLogger("memserve.processes.supervised")
 
 # Of a loop whose step fails again and again; its own pause where that is longer.
 LONGEST_PAUSE_S = 5.0
-# Of one loop, for each class of exception: a step that fails four times a second does not fill the disk with tracebacks.
+# Of one loop, for each class of exception: a step that fails four times a second does not fill the disk with
+# tracebacks.
 SAY_EVERY_S = 60.0
 
 T = TypeVar("T")
 Failed = Callable[[str], None]
-"""Called with a loop's name whenever its step has failed. Names are literals in the code, so they may label a metric."""
+"""Called with a loop's name whenever its step has failed. Names are literals in the code, so they may label a
+metric.
+"""
 
 
 def uncounted(loop: str) -> None:
     """For a process without metrics: the log has every failure anyway."""
 
 
-async def repeat(loop: str, step: Callable[[], Awaitable[None]], pause_s: float, failed: Failed = uncounted) -> None:
+async def repeat(
+    loop: str, step: Callable[[], Awaitable[None]], pause_s: float, failed: Failed = uncounted
+) -> None:
     """Take the step again and again, with a pause between. Only the task's own cancellation ends it.
 
     After failures in a row the pause doubles each time, up to LONGEST_PAUSE_S.
@@ -41,7 +48,8 @@ async def repeat(loop: str, step: Callable[[], Awaitable[None]], pause_s: float,
         except asyncio.CancelledError as error:
             if task is None or task.cancelling():
                 raise
-            # Somebody has cancelled what the step waited for, not this task: gRPC does so to the calls of a channel that closes.
+            # Somebody has cancelled what the step waited for, not this task: gRPC does so to the calls of a
+            # channel that closes.
             failures.met(error, time.monotonic())
         except Exception as error:
             failures.met(error, time.monotonic())
@@ -51,7 +59,9 @@ async def repeat(loop: str, step: Callable[[], Awaitable[None]], pause_s: float,
 def repeating_thread(
     loop: str, step: Callable[[], None], pause_s: float, closing: threading.Event, failed: Failed = uncounted
 ) -> threading.Thread:
-    """A daemon thread, already started, that does the same with a step that blocks. It ends with the step during which `closing` is set."""
+    """A daemon thread, already started, that does the same with a step that blocks. It ends with the step
+    during which `closing` is set.
+    """
     failures = _Failures(loop, pause_s, failed)
 
     def run() -> None:
@@ -69,7 +79,9 @@ def repeating_thread(
 
 
 class Background:
-    """Work that outlives the call that began it: kept until it ends, bounded in number, and said when it fails."""
+    """Work that outlives the call that began it: kept until it ends, bounded in number, and said when it
+    fails.
+    """
 
     def __init__(self, most: int = 64) -> None:
         self._most = most

@@ -1,6 +1,8 @@
-"""Children that end with their parent. Run as a script, this file ties itself to the parent, then becomes the child.
+"""Children that end with their parent. Run as a script, this file ties itself to the parent, then becomes the
+child.
 
-A script, because Python may not run code of its own between fork and exec where the parent has threads. Linux only.
+A script, because Python may not run code of its own between fork and exec where the parent has threads. Linux
+only.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ PR_SET_PDEATHSIG = 1
 
 
 def tethered(command: Sequence[str]) -> list[str]:
-    """The command line that starts `command` as a child of this process that is killed when this process ends, also by kill -9.
+    """The command line that starts `command` as a child of this process that is killed when this process
+    ends, also by kill -9.
 
-    The kernel goes by threads: the child is killed when the thread that starts it ends. That thread must outlive it.
+    The kernel goes by threads: the child is killed when the thread that starts it ends. That thread must
+    outlive it.
     """
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends. Exits at once when the parent, `parent_pid`, has ended already.
+    """Have the kernel kill this process when its parent ends. Exits at once when the parent, `parent_pid`,
+    has ended already.
 
     Raises OSError where the kernel refuses.
     """

@@ -1,5 +1,5 @@
-"""The registry in Redis: which workers live. Small, never evicted, every change atomic. `memory/modules/registry/store.py` keeps modules
-there.
+"""The registry in Redis: which workers live. Small, never evicted, every change atomic.
+`memory/modules/registry/store.py` keeps modules there.
 """
 
 from __future__ import annotations
@@ -89,15 +89,19 @@ def lease_key(worker_id: str) -> str:
     return f"memserve:worker:{worker_id}"
 
 
-def registry_client(redis_url: str, *, max_connections: int | None = None, decode_responses: bool = True) -> Any:
+def registry_client(
+    redis_url: str, *, max_connections: int | None = None, decode_responses: bool = True
+) -> Any:
     """A redis.asyncio.Redis that answers in text, or in bytes. Every exchange belongs inside `answering()`.
 
-    max_connections: None for redis-py's own number, 100. One more at the same time is refused as RegistryUnavailable.
+    max_connections: None for redis-py's own number, 100. One more at the same time is refused as
+    RegistryUnavailable.
     """
     return redis.asyncio.Redis.from_url(
         redis_url,
-        # No socket_timeout, `answering` bounds every exchange: with one, redis-py sends under asyncio.wait_for, which in Python 3.11
-        # loses a cancellation that comes as the sending ends. A task that was cancelled would go on.
+        # No socket_timeout, `answering` bounds every exchange: with one, redis-py sends under
+        # asyncio.wait_for, which in Python 3.11 loses a cancellation that comes as the sending ends. A task
+        # that was cancelled would go on.
         socket_timeout=None,
         socket_connect_timeout=TIMEOUT_S,
         # For a connection that turns out to be closed: after a restart of Redis every pooled one is.
@@ -108,7 +112,9 @@ def registry_client(redis_url: str, *, max_connections: int | None = None, decod
 
 
 async def close_client(client: redis.asyncio.Redis) -> None:
-    """Close its connections for good: redis-py alone opens new ones for calls that are still under way, and nobody closes those."""
+    """Close its connections for good: redis-py alone opens new ones for calls that are still under way, and
+    nobody closes those.
+    """
     pool = client.connection_pool
     for connection in (*pool._in_use_connections, *pool._available_connections):
         connection.retry.update_retries(0)
@@ -124,7 +130,8 @@ async def answering(bound_s: float = TIMEOUT_S) -> AsyncIterator[None]:
         async with asyncio.timeout(bound_s):
             yield
     except (RedisError, OSError) as error:  # TimeoutError, which asyncio.timeout raises, is an OSError
-        # What the guard of a full disk has it say, and what a Redis of the user says when it cannot write its files.
+        # What the guard of a full disk has it say, and what a Redis of the user says when it cannot write its
+        # files.
         if any(word in str(error) for word in ("NOREPLICAS", "MISCONF")):
             raise RegistryDiskFull(FULL_RETRY_S) from error
         raise RegistryUnavailable(_line(error)) from error

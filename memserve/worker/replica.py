@@ -1,4 +1,6 @@
-"""A worker as a Ray Serve replica: starts the engine and its gRPC port, keeps its lease, ends when the engine ends."""
+"""A worker as a Ray Serve replica: starts the engine and its gRPC port, keeps its lease, ends when the engine
+ends.
+"""
 
 from __future__ import annotations
 
@@ -64,10 +66,14 @@ def engine_environment(settings: Settings) -> dict[str, str]:
 
 
 class WorkerReplica:
-    """One engine behind one gRPC port. Ray Serve restarts the process when it ends; the lease in Redis tells the gateways."""
+    """One engine behind one gRPC port. Ray Serve restarts the process when it ends; the lease in Redis tells
+    the gateways.
+    """
 
     async def __init__(self, settings_file: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        """settings_file: as `MEMSERVE_SETTINGS_FILE` names one. Secrets come that way, not through Ray's store."""
+        """settings_file: as `MEMSERVE_SETTINGS_FILE` names one. Secrets come that way, not through Ray's
+        store.
+        """
         private_umask()
         serve_on_loopback()
         self._settings = load_settings({SETTINGS_FILE: settings_file})
@@ -79,7 +85,8 @@ class WorkerReplica:
         # vLLM reads these at import. Ray may set PYTHONHASHSEED, which would change every block key.
         os.environ.pop("PYTHONHASHSEED", None)
         os.environ.update(engine_environment(self._settings))
-        # Module paths are relative to here, so that block keys, which contain them, are equal on every machine.
+        # Module paths are relative to here, so that block keys, which contain them, are equal on every
+        # machine.
         os.chdir(self._settings.modules_root)
         with serve_log_kept():
             await self._start()
@@ -123,24 +130,40 @@ class WorkerReplica:
         endpoint = f"ipc://{self._events_socket}"
         self._log = BlockLog()
         self._tasks.append(
-            asyncio.create_task(repeat("engine_events", partial(follow_engine_events, endpoint, self._log), EVENTS_PAUSE_S, failed))
+            asyncio.create_task(
+                repeat(
+                    "engine_events",
+                    partial(follow_engine_events, endpoint, self._log),
+                    EVENTS_PAUSE_S,
+                    failed,
+                )
+            )
         )
         self._engine = start_engine(settings, model, kv_transfer, endpoint)
         await self._engine.warm_up()
         memory = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=NO_QUOTAS)
-        golden = await check_golden_prefix(self._engine, memory, namespace, model, exact=settings.kv_codec != "int8")
+        golden = await check_golden_prefix(
+            self._engine, memory, namespace, model, exact=settings.kv_codec != "int8"
+        )
         await memory.close()
         if golden is Golden.DIFFERENT:
-            log.error("KV that was stored in Redis gives other answers when it is read back: this worker serves without sharing KV")
+            log.error(
+                "KV that was stored in Redis gives other answers when it is read back: this worker "
+                "serves without sharing KV"
+            )
             self._engine.shutdown()
             self._log.clear()
             self._engine = start_engine(settings, model, None, endpoint)
             await self._engine.warm_up()
         elif golden is Golden.UNTESTED:
-            log.warning("nothing that was stored in Redis came back; KV is shared as soon as Redis answers, untested")
+            log.warning(
+                "nothing that was stored in Redis came back; KV is shared as soon as Redis answers, untested"
+            )
         elif golden is Golden.TOO_LONG:
             log.warning(
-                "no KV can be shared: a chunk of it has %d tokens, the context %d", namespace.chunk_tokens, model.max_context_tokens
+                "no KV can be shared: a chunk of it has %d tokens, the context %d",
+                namespace.chunk_tokens,
+                model.max_context_tokens,
             )
         worker_id = f"w-{uuid.uuid4().hex[:8]}"
         self._store = ModuleStore(settings.redis)
@@ -173,11 +196,15 @@ class WorkerReplica:
             max_concurrent=settings.max_concurrent,
             started_s=time.time(),
             shares_kv=golden is not Golden.DIFFERENT,
-            limits="; ".join(f"no modules of kind {kind.value}: {why}" for kind, why in self._engine.modules.absent.items()),
+            limits="; ".join(
+                f"no modules of kind {kind.value}: {why}" for kind, why in self._engine.modules.absent.items()
+            ),
         )
         self._registry = Registry(settings.redis)
         self._tasks += [
-            asyncio.create_task(repeat("lease", self._renew_lease, settings.lease_s / HEARTBEATS_PER_LEASE, failed)),
+            asyncio.create_task(
+                repeat("lease", self._renew_lease, settings.lease_s / HEARTBEATS_PER_LEASE, failed)
+            ),
             asyncio.create_task(repeat("module_places", self._refresh_modules, REFRESH_S, failed)),
             asyncio.create_task(repeat("module_copies", self._tidy_copies, COPIES_S, failed)),
             asyncio.create_task(repeat("engine_life", self._end_with_engine, ENGINE_CHECK_S, failed)),
@@ -188,9 +215,11 @@ class WorkerReplica:
         self._tasks.append(self._leaving)
 
     async def _end_with_engine(self) -> None:
-        """End this process when the engine has died: its streams break at once, and Serve starts a fresh replica.
+        """End this process when the engine has died: its streams break at once, and Serve starts a fresh
+        replica.
 
-        vLLM leaves the streams of a killed engine waiting, and a health check that fails would take Serve seconds.
+        vLLM leaves the streams of a killed engine waiting, and a health check that fails would take Serve
+        seconds.
         """
         if not self._engine.llm.errored:
             return
@@ -227,7 +256,9 @@ class WorkerReplica:
         await self._engine.llm.check_health()
 
     async def _leave_with_generation(self) -> None:
-        """Finish the answers under way and end, when other workers have taken the place of these and Ray is too damaged to say so."""
+        """Finish the answers under way and end, when other workers have taken the place of these and Ray is
+        too damaged to say so.
+        """
         if not await asyncio.to_thread(self._leaving_file.exists):
             return
         log.warning("other workers have taken this one's place")
@@ -255,9 +286,11 @@ class WorkerReplica:
 
 
 def stand_back(nice: int) -> None:
-    """Let the gateway and Redis, which all tenants share, go first on the processor: on few cores an engine in full work makes calls late.
+    """Let the gateway and Redis, which all tenants share, go first on the processor: on few cores an engine
+    in full work makes calls late.
 
-    With Linux's autogroups a process's nice counts only within its session; the session, which is Ray's and the workers' own, has one too.
+    With Linux's autogroups a process's nice counts only within its session; the session, which is Ray's and
+    the workers' own, has one too.
     """
     os.nice(nice)
     with contextlib.suppress(OSError):
@@ -271,7 +304,9 @@ def _reachable(address: str) -> str:
 
 
 def worker_application(settings: Settings, settings_file: Path) -> serve.Application:
-    """The Ray Serve application of `settings.workers` workers, which read all of their settings from the file."""
+    """The Ray Serve application of `settings.workers` workers, which read all of their settings from the
+    file.
+    """
     deployment = serve.deployment(
         WorkerReplica,
         name="worker",

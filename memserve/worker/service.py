@@ -28,7 +28,8 @@ log = logging.getLogger("memserve.worker")
 STATE_INTERVAL_S = 0.25
 KEYS_IN_A_MESSAGE = 16_384
 FILE_CHUNK_BYTES = 1 << 20
-# Of all answers together: every message takes a third of a millisecond of each gateway that passes it on, while others wait.
+# Of all answers together: every message takes a third of a millisecond of each gateway that passes it on,
+# while others wait.
 MESSAGES_PER_S = 400
 
 FINISH = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
@@ -51,7 +52,9 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self._epoch = time.time_ns()
         self._leaving = False
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
         sampling = Sampling(
             max_tokens=request.max_tokens,
             temperature=request.temperature,
@@ -71,9 +74,14 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             tenant=request.tenant,
             keep=request.keep,
         )
-        async with refusals(context, wrong_module=grpc.StatusCode.FAILED_PRECONDITION), contextlib.aclosing(deltas):
+        async with (
+            refusals(context, wrong_module=grpc.StatusCode.FAILED_PRECONDITION),
+            contextlib.aclosing(deltas),
+        ):
             async for delta in deltas:
-                response = pb.GenerateResponse(text=delta.text, token_ids=delta.token_ids, logprobs=delta.logprobs)
+                response = pb.GenerateResponse(
+                    text=delta.text, token_ids=delta.token_ids, logprobs=delta.logprobs
+                )
                 if delta.cached is not None:
                     response.cached_tokens.CopyFrom(_cached(delta.cached))
                 if delta.finish_reason is not None:
@@ -85,30 +93,52 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
     async def LoadModule(self, request: pb.LoadModuleRequest, context: Context) -> pb.LoadModuleResponse:
         async with refusals(context):
-            place = await self._engine.modules.load(request.digest, module_kind(request.kind), pin=request.pin)
+            place = await self._engine.modules.load(
+                request.digest, module_kind(request.kind), pin=request.pin
+            )
             self._log.changed.set()
             return pb.LoadModuleResponse(place=PLACE[place])
 
-    async def UnloadModule(self, request: pb.UnloadModuleRequest, context: Context) -> pb.UnloadModuleResponse:
+    async def UnloadModule(
+        self, request: pb.UnloadModuleRequest, context: Context
+    ) -> pb.UnloadModuleResponse:
         async with refusals(context):
-            place = await self._engine.modules.unload(request.digest, module_kind(request.kind), forget=request.forget)
+            place = await self._engine.modules.unload(
+                request.digest, module_kind(request.kind), forget=request.forget
+            )
             self._log.changed.set()
             return pb.UnloadModuleResponse(place=PLACE[place])
 
-    async def GetModulePlaces(self, request: pb.GetModulePlacesRequest, context: Context) -> pb.GetModulePlacesResponse:
+    async def GetModulePlaces(
+        self, request: pb.GetModulePlacesRequest, context: Context
+    ) -> pb.GetModulePlacesResponse:
         async with refusals(context):
             places = [(digest, await self._engine.modules.place(digest)) for digest in request.digests]
-            return pb.GetModulePlacesResponse(modules=[pb.ModuleResidency(digest=digest, place=PLACE[place]) for digest, place in places])
+            return pb.GetModulePlacesResponse(
+                modules=[pb.ModuleResidency(digest=digest, place=PLACE[place]) for digest, place in places]
+            )
 
     async def TryModule(self, request: pb.TryModuleRequest, context: Context) -> pb.TryModuleResponse:
         async with refusals(context):
-            return pb.TryModuleResponse(largest_change=await self._engine.try_module(request.digest, module_kind(request.kind)))
+            return pb.TryModuleResponse(
+                largest_change=await self._engine.try_module(request.digest, module_kind(request.kind))
+            )
 
-    async def ComposeModule(self, request: pb.ComposeModuleRequest, context: Context) -> AsyncIterator[pb.ComposeModuleResponse]:
+    async def ComposeModule(
+        self, request: pb.ComposeModuleRequest, context: Context
+    ) -> AsyncIterator[pb.ComposeModuleResponse]:
         async with refusals(context):
-            parents = [Parent(each.digest, await self._engine.modules.files(each.digest), each.weight or 1.0) for each in request.parents]
+            parents = [
+                Parent(each.digest, await self._engine.modules.files(each.digest), each.weight or 1.0)
+                for each in request.parents
+            ]
             events = compose_in_ray(
-                parents, request.method, rank=request.rank, density=request.density, seed=request.seed, max_rank=self._max_lora_rank
+                parents,
+                request.method,
+                rank=request.rank,
+                density=request.density,
+                seed=request.seed,
+                max_rank=self._max_lora_rank,
             )
             async with contextlib.aclosing(events):
                 async for event in events:
@@ -128,14 +158,20 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 await asyncio.wait_for(self._log.changed.wait(), STATE_INTERVAL_S)
             except TimeoutError:
                 pass
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "this worker leaves" if self._leaving else "the engine has died")
+        await context.abort(
+            grpc.StatusCode.UNAVAILABLE, "this worker leaves" if self._leaving else "the engine has died"
+        )
 
     def leave(self) -> None:
-        """End the streams that gateways watch: they send this worker nothing more, and wait for the answers that it is at."""
+        """End the streams that gateways watch: they send this worker nothing more, and wait for the answers
+        that it is at.
+        """
         self._leaving = True
         self._log.changed.set()
 
-    async def LookupBlocks(self, request: pb.LookupBlocksRequest, context: Context) -> pb.LookupBlocksResponse:
+    async def LookupBlocks(
+        self, request: pb.LookupBlocksRequest, context: Context
+    ) -> pb.LookupBlocksResponse:
         device, held = self._log.leading(request.keys)
         return pb.LookupBlocksResponse(device_blocks=device, held_blocks=held)
 
@@ -147,12 +183,17 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             prefill_tokens_per_s=engine.prefill.tokens_per_s,
             decode_tokens_per_s=engine.decode.tokens_per_s,
             pending_prefill_tokens=sum(engine.waiting_tokens.values()),
-            modules=[pb.ModuleResidency(digest=digest, place=PLACE[place]) for digest, place in engine.modules.held.items()],
+            modules=[
+                pb.ModuleResidency(digest=digest, place=PLACE[place])
+                for digest, place in engine.modules.held.items()
+            ],
             used_modules=engine.modules.used,
         )
 
     def _block_messages(self, event: BlockEvent) -> list[pb.WatchResponse]:
-        """A large event goes out in several messages with the same number; the first of a RESET resets, the others add."""
+        """A large event goes out in several messages with the same number; the first of a RESET resets, the
+        others add.
+        """
         messages = []
         for start in range(0, max(len(event.keys), 1), KEYS_IN_A_MESSAGE):
             keys = event.keys[start : start + KEYS_IN_A_MESSAGE]
@@ -191,8 +232,11 @@ def module_kind(name: str) -> ModuleKind:
 
 
 @contextlib.asynccontextmanager
-async def refusals(context: Context, *, wrong_module: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> AsyncIterator[None]:
-    """Every refusal is a status. FAILED_PRECONDITION: not on this worker, or not now; another may. INVALID_ARGUMENT: nowhere.
+async def refusals(
+    context: Context, *, wrong_module: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT
+) -> AsyncIterator[None]:
+    """Every refusal is a status. FAILED_PRECONDITION: not on this worker, or not now; another may.
+    INVALID_ARGUMENT: nowhere.
 
     wrong_module: for a module that is wrong itself; in an answer it is one more reason to try another worker.
     """
@@ -201,7 +245,9 @@ async def refusals(context: Context, *, wrong_module: grpc.StatusCode = grpc.Sta
     except InvalidModule as error:
         await context.abort(wrong_module, str(error))
     except ModuleNotFound as error:
-        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {error}")
+        await context.abort(
+            grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {error}"
+        )
     except MemserveError as error:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except EngineDeadError:
@@ -209,6 +255,9 @@ async def refusals(context: Context, *, wrong_module: grpc.StatusCode = grpc.Sta
     except OSError as error:
         # A full disk, say. Without a status of its own the gateway would take this worker for dead.
         log.exception("a call was refused")
-        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"not on this worker now: {error.strerror or type(error).__name__}")
+        await context.abort(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"not on this worker now: {error.strerror or type(error).__name__}",
+        )
     except (ValueError, VLLMClientError) as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error).partition("\n")[0])

@@ -38,19 +38,34 @@ def generate(channel: grpc.aio.Channel, request: inference_pb2.GenerateRequest, 
 
 
 def publish(
-    channel: grpc.aio.Channel, name: str, files: dict[str, bytes], *, expected_digest: str = "", metadata: Metadata | None = None
+    channel: grpc.aio.Channel,
+    name: str,
+    files: dict[str, bytes],
+    *,
+    expected_digest: str = "",
+    metadata: Metadata | None = None,
 ) -> Any:
-    return send_parts(channel, [header(name, files, expected_digest=expected_digest), *chunks(files)], metadata)
+    return send_parts(
+        channel, [header(name, files, expected_digest=expected_digest), *chunks(files)], metadata
+    )
 
 
-def send_parts(channel: grpc.aio.Channel, parts: Iterable[module_pb2.PublishModuleRequest], metadata: Metadata | None = None) -> Any:
-    return module_pb2_grpc.ModuleServiceStub(channel).PublishModule(iter(list(parts)), timeout=TIMEOUT_S, metadata=metadata)
+def send_parts(
+    channel: grpc.aio.Channel,
+    parts: Iterable[module_pb2.PublishModuleRequest],
+    metadata: Metadata | None = None,
+) -> Any:
+    return module_pb2_grpc.ModuleServiceStub(channel).PublishModule(
+        iter(list(parts)), timeout=TIMEOUT_S, metadata=metadata
+    )
 
 
 def header(name: str, contents: dict[str, bytes], **fields: Any) -> module_pb2.PublishModuleRequest:
     """Of an upload of these files. fields: of PublishModuleHeader."""
     listed = [
-        module_pb2.UploadFile(file_name=file_name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        module_pb2.UploadFile(
+            file_name=file_name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+        )
         for file_name, content in contents.items()
     ]
     made = {"kind": module_pb2.MODULE_KIND_LORA, "files": listed, **fields}
@@ -60,7 +75,9 @@ def header(name: str, contents: dict[str, bytes], **fields: Any) -> module_pb2.P
 def chunks(files: dict[str, bytes]) -> list[module_pb2.PublishModuleRequest]:
     step = 1 << 20
     return [
-        module_pb2.PublishModuleRequest(chunk=module_pb2.FileChunk(file_name=name, content=content[start : start + step], offset=start))
+        module_pb2.PublishModuleRequest(
+            chunk=module_pb2.FileChunk(file_name=name, content=content[start : start + step], offset=start)
+        )
         for name, content in files.items()
         for start in range(0, max(len(content), 1), step)
     ]

@@ -1,4 +1,6 @@
-"""Calls that their clients cancel, at any point of their way, are no news: the log has nothing above DEBUG of them."""
+"""Calls that their clients cancel, at any point of their way, are no news: the log has nothing above DEBUG of
+them.
+"""
 
 from __future__ import annotations
 
@@ -61,9 +63,14 @@ async def test_a_cancelled_call_leaves_nothing_in_the_log(
     kinds = calls(folder)
     for batch in range(BATCHES):
         async with AsyncClient(gateway.address) as client:
-            tasks = [asyncio.ensure_future(kinds[chance.randrange(len(kinds))](client, number)) for number in range(CALLS)]
+            tasks = [
+                asyncio.ensure_future(kinds[chance.randrange(len(kinds))](client, number))
+                for number in range(CALLS)
+            ]
             for task in tasks:
-                asyncio.get_running_loop().call_later(chance.random() * chance.random() * LATEST_S, task.cancel)
+                asyncio.get_running_loop().call_later(
+                    chance.random() * chance.random() * LATEST_S, task.cancel
+                )
             # Every third time the channel is closed under them.
             if batch % 3:
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -76,5 +83,7 @@ async def test_a_cancelled_call_leaves_nothing_in_the_log(
         await asyncio.sleep(0.01)
     gc.collect()  # what was never awaited or retrieved is said when it goes
     await asyncio.sleep(0)
-    said = [f"{record.name}: {record.getMessage()}" for record in caplog.records if record.levelno > logging.DEBUG]
+    said = [
+        f"{record.name}: {record.getMessage()}" for record in caplog.records if record.levelno > logging.DEBUG
+    ]
     assert said == []

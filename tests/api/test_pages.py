@@ -1,4 +1,6 @@
-"""Every list at its worst: no answer is larger than the least message that a gRPC client takes, and pages tell all of it, each once."""
+"""Every list at its worst: no answer is larger than the least message that a gRPC client takes, and pages
+tell all of it, each once.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ from memserve.api.grpc.convert.modules import REASON_MAX_BYTES
 from memserve.cli.app import app
 from memserve.domain import ModuleKind, ModuleVersion, TrafficShare, WeightFigures
 from memserve.memory.modules.memory import SOURCE_MAX_BYTES, SOURCES_MAX, TEXT_MAX_BYTES
-from memserve.pb.v1 import memory_pb2, memory_pb2_grpc, module_pb2, module_pb2_grpc, status_pb2, status_pb2_grpc
+from memserve.pb.v1 import (
+    memory_pb2,
+    memory_pb2_grpc,
+    module_pb2,
+    module_pb2_grpc,
+    status_pb2,
+    status_pb2_grpc,
+)
 from memserve.pb.worker.v1 import worker_pb2
 from memserve.policy.modules.traffic import TARGETS_MAX
 from tests.gateway.conftest import StartGateway
@@ -60,7 +69,9 @@ def by_token(request: Any, page: Any) -> bool:
 
 @pytest.fixture
 async def full(start_gateway: StartGateway) -> RunningGateway:
-    """Versions with the longest texts, a module with all the aliases that it may have, long histories, a large audit."""
+    """Versions with the longest texts, a module with all the aliases that it may have, long histories, a
+    large audit.
+    """
     gateway = await start_gateway(workers=[{}, {}], audit_max_bytes=0, max_modules_per_tenant=1000)
     store = gateway.pipeline.modules.store
     for number in range(60):
@@ -70,9 +81,15 @@ async def full(start_gateway: StartGateway) -> RunningGateway:
     for module in range(8):
         name = f"{'m' * 60}{module}"
         for number in range(TARGETS_MAX):
-            await store.publish("default", "p", replace(VERSION, module=name, digest=f"{number:064x}", sources=(), recipe="", notes=""))
+            await store.publish(
+                "default",
+                "p",
+                replace(VERSION, module=name, digest=f"{number:064x}", sources=(), recipe="", notes=""),
+            )
         for alias in range(ALIASES_MAX if module == 0 else 40):
-            await store.set_alias("default", "p", name, f"{'a' * 60}{alias}", targets, action="split", reason=reason)
+            await store.set_alias(
+                "default", "p", name, f"{'a' * 60}{alias}", targets, action="split", reason=reason
+            )
     for _ in range(700):
         await store.set_alias("default", "p", "tone", "live", targets, action="split", reason=reason)
     for _ in range(200):
@@ -82,9 +99,16 @@ async def full(start_gateway: StartGateway) -> RunningGateway:
 
 async def test_every_list_at_its_worst_comes_in_messages_that_any_client_takes(full: RunningGateway) -> None:
     modules = module_pb2_grpc.ModuleServiceStub(full.channel)
-    names = await pages(modules.ListModules, module_pb2.ListModulesRequest(page_size=1000), "modules", by_token)
+    names = await pages(
+        modules.ListModules, module_pb2.ListModulesRequest(page_size=1000), "modules", by_token
+    )
     assert len({module.name for module in names}) == len(names) == 9
-    versions = await pages(modules.ListVersions, module_pb2.ListVersionsRequest(name="tone", page_size=1000), "versions", by_token)
+    versions = await pages(
+        modules.ListVersions,
+        module_pb2.ListVersionsRequest(name="tone", page_size=1000),
+        "versions",
+        by_token,
+    )
     assert [version.version for version in versions] == list(range(60, 0, -1))
 
     def by_revision(request: Any, page: Any) -> bool:
@@ -101,8 +125,14 @@ async def test_every_list_at_its_worst_comes_in_messages_that_any_client_takes(f
             request.after_event_id = page.events[-1].event_id
         return bool(page.events)
 
-    events = await pages(modules.ListAuditEvents, module_pb2.ListAuditEventsRequest(page_size=1000), "events", by_event)
-    assert len(events) == len({event.event_id for event in events}) == 60 + 8 * TARGETS_MAX + ALIASES_MAX + 7 * 40 + 700 + 200
+    events = await pages(
+        modules.ListAuditEvents, module_pb2.ListAuditEventsRequest(page_size=1000), "events", by_event
+    )
+    assert (
+        len(events)
+        == len({event.event_id for event in events})
+        == 60 + 8 * TARGETS_MAX + ALIASES_MAX + 7 * 40 + 700 + 200
+    )
     biggest = await modules.GetModule(module_pb2.GetModuleRequest(name=f"{'m' * 60}0"))
     assert len(biggest.module.aliases) == ALIASES_MAX
     for reply in (biggest, await modules.GetVersion(module_pb2.GetVersionRequest(reference="tone@1"))):
@@ -115,21 +145,31 @@ async def test_every_list_at_its_worst_comes_in_messages_that_any_client_takes(f
 
 async def test_a_status_tells_how_many_modules_it_leaves_out(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
-    held = [worker_pb2.ModuleResidency(digest=f"{number:064x}", place=worker_pb2.MODULE_PLACE_HOST) for number in range(2500)]
+    held = [
+        worker_pb2.ModuleResidency(digest=f"{number:064x}", place=worker_pb2.MODULE_PLACE_HOST)
+        for number in range(2500)
+    ]
     for module in held[:300]:
         await gateway.pipeline.modules.store.publish(
             "default", "p", replace(VERSION, digest=module.digest, sources=(), recipe="", notes="")
         )
     gateway.workers[0].now(modules=held)
     await until(lambda: len(gateway.pipeline.pool.workers["w0"].state.modules) == len(held))
-    (worker,) = (await status_pb2_grpc.StatusServiceStub(gateway.channel).GetStatus(status_pb2.GetStatusRequest())).workers
+    (worker,) = (
+        await status_pb2_grpc.StatusServiceStub(gateway.channel).GetStatus(status_pb2.GetStatusRequest())
+    ).workers
     assert (len(worker.modules), worker.modules_left_out) == (256, 44)
 
 
 async def test_searches_and_namespaces_at_their_worst_fit(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
     await asyncio.gather(
-        *(gateway.client.remember("notes", f"{number} " + "é" * 4090, source="s" * 512, keywords=["k" * 64] * 16) for number in range(64))
+        *(
+            gateway.client.remember(
+                "notes", f"{number} " + "é" * 4090, source="s" * 512, keywords=["k" * 64] * 16
+            )
+            for number in range(64)
+        )
     )
     stub = memory_pb2_grpc.MemoryServiceStub(gateway.channel)
     found = await stub.Search(memory_pb2.SearchRequest(namespaces=["notes"], query="é", limit=64))
@@ -137,7 +177,9 @@ async def test_searches_and_namespaces_at_their_worst_fit(start_gateway: StartGa
     assert found.ByteSize() < LEAST_LIMIT_BYTES
 
 
-async def test_an_export_goes_on_where_it_ended_and_releases_what_it_has(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_an_export_goes_on_where_it_ended_and_releases_what_it_has(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     gateway = await start_gateway()
     store, file = gateway.pipeline.modules.store, tmp_path / "audit.jsonl"
 
@@ -155,7 +197,10 @@ async def test_an_export_goes_on_where_it_ended_and_releases_what_it_has(start_g
     assert await export("--release") == ""
     written = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [event["module"] for event in written] == ["0", "1", "2", "3", "4"]
-    assert [event.action for event in [event async for event in gateway.client.modules.audit(written[-1]["event_id"])]] == ["release_audit"]
+    assert [
+        event.action
+        for event in [event async for event in gateway.client.modules.audit(written[-1]["event_id"])]
+    ] == ["release_audit"]
     file.write_text("something else\n", encoding="utf-8")
     assert "is no export" in await export()
     assert file.read_text(encoding="utf-8") == "something else\n"

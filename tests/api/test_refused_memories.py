@@ -1,4 +1,6 @@
-"""MemoryService: what is missing, too large, malformed or hostile is refused by its field, and nothing of it is stored."""
+"""MemoryService: what is missing, too large, malformed or hostile is refused by its field, and nothing of it
+is stored.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,19 @@ from tests.gateway.running import TIMEOUT_S, RunningGateway
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
-HOSTILE_NAMES = ["", " ", "../../etc/passwd", "a' or '1'='1", 'a" or tenant_key != "', "a\nb", "A", "é", "x" * 65, "a\0", ".a"]
+HOSTILE_NAMES = [
+    "",
+    " ",
+    "../../etc/passwd",
+    "a' or '1'='1",
+    'a" or tenant_key != "',
+    "a\nb",
+    "A",
+    "é",
+    "x" * 65,
+    "a\0",
+    ".a",
+]
 HOSTILE_IDS = ["../../etc/passwd", "a' or '1'='1", 'a"] or pk in ["', "a\n", "é", "x" * 129, " ", "-a"]
 
 
@@ -41,27 +55,57 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "an empty keyword": ("Remember", remember(keywords=[""]), "keywords"),
     "a keyword that is too long": ("Remember", remember(keywords=["k" * 65]), "keywords"),
     "no namespaces": ("Search", search(namespaces=[]), "namespaces"),
-    "too many namespaces": ("Search", search(namespaces=[f"n{number}" for number in range(17)]), "namespaces"),
+    "too many namespaces": (
+        "Search",
+        search(namespaces=[f"n{number}" for number in range(17)]),
+        "namespaces",
+    ),
     "no query": ("Search", search(query=""), "query"),
     "a query of 4 KiB and one": ("Search", search(query="q" * 4097), "query"),
     "limit 65": ("Search", search(limit=65), "limit"),
     "a negative limit": ("Search", search(limit=-1), "limit"),
     "get without an id": ("GetMemory", memory_pb2.GetMemoryRequest(namespace="notes"), "memory_id"),
     "forget without an id": ("Forget", memory_pb2.ForgetRequest(namespace="notes"), "memory_id"),
-    **{f"remember in {name!r}": ("Remember", remember(namespace=name), "namespace") for name in HOSTILE_NAMES},
+    **{
+        f"remember in {name!r}": ("Remember", remember(namespace=name), "namespace") for name in HOSTILE_NAMES
+    },
     **{f"remember as {name!r}": ("Remember", remember(memory_id=name), "memory_id") for name in HOSTILE_IDS},
     **{f"search {name!r}": ("Search", search(namespaces=[name]), "namespaces") for name in HOSTILE_NAMES},
     **{
-        f"get in {name!r}": ("GetMemory", memory_pb2.GetMemoryRequest(namespace=name, memory_id="a"), "namespace") for name in HOSTILE_NAMES
+        f"get in {name!r}": (
+            "GetMemory",
+            memory_pb2.GetMemoryRequest(namespace=name, memory_id="a"),
+            "namespace",
+        )
+        for name in HOSTILE_NAMES
     },
-    **{f"get {name!r}": ("GetMemory", memory_pb2.GetMemoryRequest(namespace="a", memory_id=name), "memory_id") for name in HOSTILE_IDS},
-    **{f"forget in {name!r}": ("Forget", memory_pb2.ForgetRequest(namespace=name, memory_id="a"), "namespace") for name in HOSTILE_NAMES},
-    **{f"forget {name!r}": ("Forget", memory_pb2.ForgetRequest(namespace="a", memory_id=name), "memory_id") for name in HOSTILE_IDS},
+    **{
+        f"get {name!r}": (
+            "GetMemory",
+            memory_pb2.GetMemoryRequest(namespace="a", memory_id=name),
+            "memory_id",
+        )
+        for name in HOSTILE_IDS
+    },
+    **{
+        f"forget in {name!r}": (
+            "Forget",
+            memory_pb2.ForgetRequest(namespace=name, memory_id="a"),
+            "namespace",
+        )
+        for name in HOSTILE_NAMES
+    },
+    **{
+        f"forget {name!r}": ("Forget", memory_pb2.ForgetRequest(namespace="a", memory_id=name), "memory_id")
+        for name in HOSTILE_IDS
+    },
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_a_request_that_breaks_a_rule_is_refused_by_its_field_and_stores_nothing(gateway: RunningGateway, case: str) -> None:
+async def test_a_request_that_breaks_a_rule_is_refused_by_its_field_and_stores_nothing(
+    gateway: RunningGateway, case: str
+) -> None:
     rpc, request, field = CASES[case]
     before = await gateway.client.namespaces()
     found = await refused(call(gateway, rpc, request))
@@ -92,7 +136,9 @@ async def test_any_text_comes_back_as_it_was(gateway: RunningGateway) -> None:
 async def test_remembering_again_is_harmless_and_other_content_is_a_conflict(gateway: RunningGateway) -> None:
     first = await gateway.client.remember("once", "the text", memory_id="id-1")
     assert await gateway.client.remember("once", "the text", memory_id="id-1") == first
-    found = await refused(call(gateway, "Remember", remember(namespace="once", text="another", memory_id="id-1")))
+    found = await refused(
+        call(gateway, "Remember", remember(namespace="once", text="another", memory_id="id-1"))
+    )
     assert found.code is grpc.StatusCode.ALREADY_EXISTS
     assert (await gateway.client.namespaces())["once"] == 1
     assert (await gateway.client.get_memory("once", "id-1")).text == "the text"
@@ -105,18 +151,26 @@ async def test_a_forgotten_memory_is_found_no_more(gateway: RunningGateway) -> N
     assert (await gateway.client.namespaces())["brief"] == 0
 
 
-async def test_a_message_that_is_too_large_is_refused_and_the_gateway_lives_on(gateway: RunningGateway) -> None:
-    found = await refused(call(gateway, "Remember", remember(text="a" * (gateway.settings.max_message_bytes + 1))))
+async def test_a_message_that_is_too_large_is_refused_and_the_gateway_lives_on(
+    gateway: RunningGateway,
+) -> None:
+    found = await refused(
+        call(gateway, "Remember", remember(text="a" * (gateway.settings.max_message_bytes + 1)))
+    )
     assert found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await gateway.is_alive()
 
 
 @pytest.mark.parametrize("rpc", ["Remember", "GetMemory", "Forget", "Search", "ListNamespaces"])
-async def test_bytes_that_are_no_request_are_refused_and_the_gateway_lives_on(gateway: RunningGateway, rpc: str) -> None:
+async def test_bytes_that_are_no_request_are_refused_and_the_gateway_lives_on(
+    gateway: RunningGateway, rpc: str
+) -> None:
     noise = gateway.channel.unary_unary(f"/memserve.v1.MemoryService/{rpc}", request_serializer=bytes)
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await noise(b"\xff\xff\xff\xff", timeout=10)
-    assert failure.value.code() is grpc.StatusCode.UNKNOWN  # gRPC's own answer: the gateway never saw a request
+    assert (
+        failure.value.code() is grpc.StatusCode.UNKNOWN
+    )  # gRPC's own answer: the gateway never saw a request
     assert await gateway.is_alive()
 
 

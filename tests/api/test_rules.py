@@ -1,4 +1,6 @@
-"""A refusal says the rule that was broken: what is at a bound is taken, what is beyond is refused with the bound in words."""
+"""A refusal says the rule that was broken: what is at a bound is taken, what is beyond is refused with the
+bound in words.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ INT32, INT64 = 2**31 - 1, 2**63 - 1
 
 
 def generate(**fields: Any) -> Callable[[], object]:
-    return lambda: convert.generation_request(inference_pb2.GenerateRequest(**{"messages": [MESSAGE], **fields}))
+    return lambda: convert.generation_request(
+        inference_pb2.GenerateRequest(**{"messages": [MESSAGE], **fields})
+    )
 
 
 def sampled(**fields: Any) -> Callable[[], object]:
@@ -37,7 +41,9 @@ def composed(**fields: Any) -> Callable[[], object]:
 def published(**fields: Any) -> Callable[[], object]:
     files = [module_pb2.UploadFile(file_name="adapter_config.json")]
     return lambda: convert_modules.publication(
-        module_pb2.PublishModuleHeader(**{"name": "tone", "kind": module_pb2.MODULE_KIND_LORA, "files": files, **fields})
+        module_pb2.PublishModuleHeader(
+            **{"name": "tone", "kind": module_pb2.MODULE_KIND_LORA, "files": files, **fields}
+        )
     )
 
 
@@ -59,7 +65,11 @@ TAKEN = {
     "stop": [sampled(stop=["x" * 64] * 8)],
     "messages": [generate(messages=[MESSAGE] * 1000)],
     "session": [generate(session="x" * 256)],
-    "recall": [generate(recall=inference_pb2.Recall(namespaces=[f"n{i}" for i in range(16)], limit=64, timeout_ms=60_000))],
+    "recall": [
+        generate(
+            recall=inference_pb2.Recall(namespaces=[f"n{i}" for i in range(16)], limit=64, timeout_ms=60_000)
+        )
+    ],
     "slo": [generate(slo=inference_pb2.Slo(ttft_ms=3_600_000, tpot_ms=1e-3))],
     "expert": [expert(alpha=-10), expert(alpha=0), expert(alpha=10)],
     "compose": [
@@ -89,7 +99,11 @@ REFUSED: list[tuple[Callable[[], object], str, str]] = [
     (generate(messages=[MESSAGE] * 1001), "messages", "at most 1000"),
     (generate(session="x" * 257), "session", "at most 256 bytes"),
     (generate(worker_id="x" * 65), "worker_id", "at most 64"),
-    (generate(recall=inference_pb2.Recall(namespaces=[f"n{i}" for i in range(17)])), "recall.namespaces", "at most 16"),
+    (
+        generate(recall=inference_pb2.Recall(namespaces=[f"n{i}" for i in range(17)])),
+        "recall.namespaces",
+        "at most 16",
+    ),
     (generate(recall=inference_pb2.Recall(limit=65)), "recall.limit", "from 1 to 64"),
     (generate(recall=inference_pb2.Recall(timeout_ms=60_001)), "recall.timeout_ms", "from 1 to 60000"),
     (generate(slo=inference_pb2.Slo(ttft_ms=3_600_001)), "slo.ttft_ms", "at most 3600000 ms"),
@@ -102,14 +116,22 @@ REFUSED: list[tuple[Callable[[], object], str, str]] = [
     (composed(seed=2**53 + 1), "seed", f"to {2**53}"),
     (composed(notes="x" * 16385), "notes", "at most 16384 bytes"),
     (composed(parents=[module_pb2.ComposeParent(reference="a@1")] * 9), "parents", "from 2 to 8"),
-    (composed(parents=[module_pb2.ComposeParent(reference="a@1", weight=101)] * 2), "parents[0].weight", "to 100"),
+    (
+        composed(parents=[module_pb2.ComposeParent(reference="a@1", weight=101)] * 2),
+        "parents[0].weight",
+        "to 100",
+    ),
     (published(notes="x" * 16385), "header.notes", "at most 16384 bytes"),
     (published(recipe="x" * 16385), "header.recipe", "at most 16384 bytes"),
     (published(sources=["x"] * 65), "header.sources", "at most 64"),
     (published(sources=["x" * 1025]), "header.sources", "1024 bytes"),
     (lambda: module_service._page_size(1001), "page_size", "from 1 to 1000"),
     (lambda: module_service._page_size(-1), "page_size", "from 1 to 1000"),
-    (lambda: convert_modules.reason("x" * (convert_modules.REASON_MAX_BYTES + 1)), "reason", str(convert_modules.REASON_MAX_BYTES)),
+    (
+        lambda: convert_modules.reason("x" * (convert_modules.REASON_MAX_BYTES + 1)),
+        "reason",
+        str(convert_modules.REASON_MAX_BYTES),
+    ),
     (lambda: parametric.check_text("notes", "é" * 8193), "notes", "at most 16384 bytes"),
     (lambda: parse_reference("f", "-x"), "f", "start with a letter or a digit"),
     (lambda: parse_reference("f", "x" * 65), "f", "1-64"),
@@ -126,8 +148,12 @@ def test_what_is_at_a_bound_is_taken(name: str) -> None:
         build()
 
 
-@pytest.mark.parametrize(("build", "field", "rule"), REFUSED, ids=[f"{field}: {rule}" for _, field, rule in REFUSED])
-def test_what_is_beyond_is_refused_with_the_rule_that_it_breaks(build: Callable[[], object], field: str, rule: str) -> None:
+@pytest.mark.parametrize(
+    ("build", "field", "rule"), REFUSED, ids=[f"{field}: {rule}" for _, field, rule in REFUSED]
+)
+def test_what_is_beyond_is_refused_with_the_rule_that_it_breaks(
+    build: Callable[[], object], field: str, rule: str
+) -> None:
     with pytest.raises(InvalidField) as refusal:
         build()
     assert refusal.value.field == field

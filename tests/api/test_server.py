@@ -27,12 +27,16 @@ from tests.gateway.conftest import StartGateway
 from tests.gateway.running import RunningGateway, eventually, until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-SERVICES = [f"memserve.v1.{name}Service" for name in ("Inference", "Activation", "Memory", "Module", "Status")]
+SERVICES = [
+    f"memserve.v1.{name}Service" for name in ("Inference", "Activation", "Memory", "Module", "Status")
+]
 GREEDY = Sampling(max_tokens=2)
 
 
 async def health_of(gateway: RunningGateway, service: str) -> int:
-    response = await health_pb2_grpc.HealthStub(gateway.channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+    response = await health_pb2_grpc.HealthStub(gateway.channel).Check(
+        health_pb2.HealthCheckRequest(service=service), timeout=10
+    )
     return int(response.status)
 
 
@@ -47,15 +51,24 @@ async def test_health_follows_the_workers(start_gateway: StartGateway) -> None:
         await eventually(lambda: is_serving(SERVING))
         assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 4
     await eventually(lambda: is_serving(NOT_SERVING))
-    assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 4, "the memories need no worker"
+    assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 4, (
+        "the memories need no worker"
+    )
 
 
-async def test_the_port_is_open_before_what_stands_behind_it_and_says_so(tmp_path: Path, model_dir: Path, own_redis_server: Any) -> None:
-    settings = Settings(data_dir=tmp_path, model=str(model_dir), redis_url=own_redis_server.url, port=0, shutdown_grace_s=0)
+async def test_the_port_is_open_before_what_stands_behind_it_and_says_so(
+    tmp_path: Path, model_dir: Path, own_redis_server: Any
+) -> None:
+    settings = Settings(
+        data_dir=tmp_path, model=str(model_dir), redis_url=own_redis_server.url, port=0, shutdown_grace_s=0
+    )
 
     async def health(channel: grpc.aio.Channel) -> list[int]:
         stub = health_pb2_grpc.HealthStub(channel)
-        return [(await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)).status for name in ("", *SERVICES)]
+        return [
+            (await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)).status
+            for name in ("", *SERVICES)
+        ]
 
     async with (
         open_front(settings, SERVICES) as front,
@@ -63,7 +76,12 @@ async def test_the_port_is_open_before_what_stands_behind_it_and_says_so(tmp_pat
         AsyncClient(f"127.0.0.1:{front.port}") as client,
     ):
         assert await health(channel) == [NOT_SERVING] * 6
-        for call in (client.status(), client.generate("hello"), client.search(["notes"], "hello"), client.modules.all()):
+        for call in (
+            client.status(),
+            client.generate("hello"),
+            client.search(["notes"], "hello"),
+            client.modules.all(),
+        ):
             with pytest.raises(CallFailed, match="starting") as refused:
                 await call
             assert refused.value.code is grpc.StatusCode.UNAVAILABLE
@@ -102,7 +120,11 @@ async def test_the_metrics_count_calls_tokens_and_reroutes(start_gateway: StartG
     await gateway.client.generate("hello", sampling=GREEDY)
     with pytest.raises(CallFailed):
         await gateway.client.generate("hello", module="../evil")
-    await until(lambda: b'code="INVALID_ARGUMENT",rpc="Generate"' in generate_latest(gateway.pipeline.metrics.registry))
+    await until(
+        lambda: (
+            b'code="INVALID_ARGUMENT",rpc="Generate"' in generate_latest(gateway.pipeline.metrics.registry)
+        )
+    )
     lines = generate_latest(gateway.pipeline.metrics.registry).decode().splitlines()
     assert 'memserve_requests_total{code="OK",rpc="Generate"} 1.0' in lines
     assert 'memserve_requests_total{code="INVALID_ARGUMENT",rpc="Generate"} 1.0' in lines
@@ -118,15 +140,27 @@ async def test_a_cancelled_call_is_counted_as_cancelled(start_gateway: StartGate
     await anext(stream)
     await stream.aclose()  # type: ignore[attr-defined]
     await until(
-        lambda: b'memserve_requests_total{code="CANCELLED",rpc="Generate"} 1.0' in generate_latest(gateway.pipeline.metrics.registry)
+        lambda: (
+            b'memserve_requests_total{code="CANCELLED",rpc="Generate"} 1.0'
+            in generate_latest(gateway.pipeline.metrics.registry)
+        )
     )
 
 
-async def test_stopping_lets_answers_under_way_finish(tmp_path: Path, model_dir: Path, own_redis_server: Any) -> None:
+async def test_stopping_lets_answers_under_way_finish(
+    tmp_path: Path, model_dir: Path, own_redis_server: Any
+) -> None:
     settings = Settings(
-        data_dir=tmp_path, model=str(model_dir), redis_url=own_redis_server.url, port=0, salt_key=SALT_KEY, shutdown_grace_s=20
+        data_dir=tmp_path,
+        model=str(model_dir),
+        redis_url=own_redis_server.url,
+        port=0,
+        salt_key=SALT_KEY,
+        shutdown_grace_s=20,
     )
-    worker = FakeWorker(own_redis_server.url, open_model(model_dir), settings.modules_root, script=Script(pause_s=0.02))
+    worker = FakeWorker(
+        own_redis_server.url, open_model(model_dir), settings.modules_root, script=Script(pause_s=0.02)
+    )
     async with worker, open_pipeline(settings) as pipeline:
         serving = listen(pipeline, load_access(settings))
         port = await serving.__aenter__()
@@ -147,8 +181,16 @@ async def test_stopping_lets_answers_under_way_finish(tmp_path: Path, model_dir:
 async def test_a_gateway_without_redis_or_model_says_what_to_set(tmp_path: Path, model_dir: Path) -> None:
     for settings, rule in (
         (Settings(data_dir=tmp_path, model=str(model_dir)), "redis_url"),
-        (Settings(data_dir=tmp_path, model=str(tmp_path / "none"), redis_url="unix:///nowhere"), "does not exist"),
-        (Settings(data_dir=tmp_path, model=str(model_dir), redis_url="unix:///nowhere", max_context_tokens=9000), "at most 8192"),
+        (
+            Settings(data_dir=tmp_path, model=str(tmp_path / "none"), redis_url="unix:///nowhere"),
+            "does not exist",
+        ),
+        (
+            Settings(
+                data_dir=tmp_path, model=str(model_dir), redis_url="unix:///nowhere", max_context_tokens=9000
+            ),
+            "at most 8192",
+        ),
     ):
         with pytest.raises(StartupError, match=rule):
             async with open_pipeline(settings):
@@ -185,7 +227,9 @@ def test_a_fact_that_the_table_has_forgotten_is_unknown() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_fact_tells_what_a_client_can_act_on_in_the_metadata(fact: MemserveError, metadata: tuple[tuple[str, str], ...]) -> None:
+def test_a_fact_tells_what_a_client_can_act_on_in_the_metadata(
+    fact: MemserveError, metadata: tuple[tuple[str, str], ...]
+) -> None:
     assert trailing_metadata(fact) == metadata
 
 
@@ -197,6 +241,9 @@ def test_a_detail_is_one_bounded_line() -> None:
 
 async def test_a_gateway_listens_on_ipv6_too(tmp_path: Path, model_dir: Path) -> None:
     settings = Settings(data_dir=tmp_path, model=str(model_dir), host="::1", port=0)
-    async with open_front(settings, ["memserve.v1.Test"]) as front, grpc.aio.insecure_channel(f"[::1]:{front.port}") as channel:
+    async with (
+        open_front(settings, ["memserve.v1.Test"]) as front,
+        grpc.aio.insecure_channel(f"[::1]:{front.port}") as channel,
+    ):
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert answer.status == NOT_SERVING

@@ -70,7 +70,9 @@ def test_a_signal_that_meets_a_finalizer_is_not_lost(monkeypatch: pytest.MonkeyP
 # What a person may mistype, or be given
 
 
-def memserve(*arguments: str | bytes, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+def memserve(
+    *arguments: str | bytes, stdin: bytes = b"", **environment: str
+) -> subprocess.CompletedProcess[bytes]:
     """Run the command as from a shell."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MEMSERVE_")}
     return subprocess.run(
@@ -103,7 +105,11 @@ ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         (["remember", NOT_UTF8, "x"], b"", b"is not UTF-8"),
         (["modules", "show", NOT_UTF8], b"", b"is not UTF-8"),
         (["status", "--api-key", "secret\r"], b"", b"--api-key: holds a character that no header takes"),
-        (["status", "--address", "https://127.0.0.1:1"], b"", b"--address: 'https://127.0.0.1:1' asks for TLS"),
+        (
+            ["status", "--address", "https://127.0.0.1:1"],
+            b"",
+            b"--address: 'https://127.0.0.1:1' asks for TLS",
+        ),
         (["status", "--address", "127.0.0.1:port"], b"", b"--address: '127.0.0.1:port' has no port"),
         (["status", "--address", "http://127.0.0.1:1"], b"", b"no gateway answers at http://127.0.0.1:1"),
         (["modules", "push", "t", "/nowhere"], b"", b"/nowhere"),
@@ -113,8 +119,12 @@ ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         (["keys", "list"], b"", b"/dev/null"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(arguments: list[str | bytes], stdin: bytes, told: bytes, answering: str) -> None:
-    ended = memserve(*arguments, stdin=stdin, MEMSERVE_ADDRESS=answering, MEMSERVE_DATA_DIR="/dev/null", **ASCII_LOCALE)
+def test_what_cannot_be_done_is_one_line(
+    arguments: list[str | bytes], stdin: bytes, told: bytes, answering: str
+) -> None:
+    ended = memserve(
+        *arguments, stdin=stdin, MEMSERVE_ADDRESS=answering, MEMSERVE_DATA_DIR="/dev/null", **ASCII_LOCALE
+    )
     assert (ended.returncode, ended.stderr.count(b"\n")) == (1, 1), ended.stderr.decode(errors="replace")
     assert ended.stderr.startswith(b"memserve: ")
     assert told in ended.stderr
@@ -123,27 +133,50 @@ def test_what_cannot_be_done_is_one_line(arguments: list[str | bytes], stdin: by
 
 def test_a_gateway_that_wants_a_key_is_answered_in_the_words_of_the_command_line() -> None:
     with hostile_server(fails=True, code=grpc.StatusCode.UNAUTHENTICATED) as address:
-        assert b"name yours with --api-key or in MEMSERVE_API_KEY" in memserve("status", "--address", address).stderr
-        assert b"does not know the API key" in memserve("status", "--address", address, "--api-key", "k").stderr
+        assert (
+            b"name yours with --api-key or in MEMSERVE_API_KEY"
+            in memserve("status", "--address", address).stderr
+        )
+        assert (
+            b"does not know the API key" in memserve("status", "--address", address, "--api-key", "k").stderr
+        )
     with hostile_server(fails=True, code=grpc.StatusCode.DEADLINE_EXCEEDED) as address:
-        assert b"no answer within 7 s; allow more with --timeout" in memserve("status", "--address", address, "--timeout", "7").stderr
+        assert (
+            b"no answer within 7 s; allow more with --timeout"
+            in memserve("status", "--address", address, "--timeout", "7").stderr
+        )
 
 
 def test_version_and_help_are_found_where_people_look() -> None:
     assert memserve("--version").stdout.strip() == memserve("version").stdout.strip() == __version__.encode()
-    for arguments in (["-h"], ["up", "-h"], ["modules", "-h"], ["modules", "push", "-h"], ["keys", "-h"], ["audit", "-h"], ["kv", "-h"]):
+    for arguments in (
+        ["-h"],
+        ["up", "-h"],
+        ["modules", "-h"],
+        ["modules", "push", "-h"],
+        ["keys", "-h"],
+        ["audit", "-h"],
+        ["kv", "-h"],
+    ):
         assert b"Usage:" in memserve(*arguments).stdout
 
 
 def test_without_a_home_or_a_name_the_working_directory_has_what_is_kept(tmp_path: Path) -> None:
     """As in a container that is run under any user id: no HOME, no entry in passwd."""
     asks = (
-        "import getpass, os; from memserve.private_files import find_home; from memserve.config import load_settings; "
+        "import getpass, os; from memserve.private_files import find_home; from memserve.config "
+        "import load_settings; "
         "find_home(os.environ); print(load_settings({}).data, getpass.getuser())"
     )
     command = [sys.executable, "-c", f"import pwd; pwd.getpwuid = lambda uid: {{}}[uid]; {asks}"]
-    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME")}
-    ended = subprocess.run(command, capture_output=True, text=True, env=kept, cwd=tmp_path, check=True, encoding="utf-8")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME")
+    }
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env=kept, cwd=tmp_path, check=True, encoding="utf-8"
+    )
     assert ended.stdout.split()[0] == str(tmp_path / ".memserve/.local/share/memserve")
     assert ended.stdout.split()[1].startswith("user-")
 

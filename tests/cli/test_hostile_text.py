@@ -1,4 +1,6 @@
-"""Stored text, generated text and server text reach a terminal or a log only as text: not as markup, not with control characters."""
+"""Stored text, generated text and server text reach a terminal or a log only as text: not as markup, not with
+control characters.
+"""
 
 from __future__ import annotations
 
@@ -90,17 +92,29 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str, address: str, module: Pat
 
 def test_every_command_is_tried_here() -> None:
     """A new one that prints must be fed too."""
-    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    names = {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    }
     for group in app.registered_groups:
         assert group.typer_instance is not None
         commands = group.typer_instance.registered_commands
-        names |= {f"{group.name} {command.name or command.callback.__name__}" for command in commands if command.callback}
-    assert {name for name in names if name not in LOCAL and not name.startswith(("keys ", "backup", "restore"))} <= COMMANDS.keys()
+        names |= {
+            f"{group.name} {command.name or command.callback.__name__}"
+            for command in commands
+            if command.callback
+        }
+    assert {
+        name for name in names if name not in LOCAL and not name.startswith(("keys ", "backup", "restore"))
+    } <= COMMANDS.keys()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_a_gateway_answers_is_printed_as_text(
-    name: str, answering: str, module: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    answering: str,
+    module: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     code = run(monkeypatch, COMMANDS[name], answering, module)
     printed = capsys.readouterr()
@@ -128,7 +142,11 @@ def test_what_a_gateway_refuses_with_is_printed_as_text_on_one_line(
 
 @pytest.mark.parametrize("name", ["generate", "search", "status", "modules show", "modules history"])
 def test_json_holds_the_text_as_it_is_and_no_command(
-    name: str, answering: str, module: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    answering: str,
+    module: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(monkeypatch, COMMANDS[name], answering, module, "--json") == 0
     printed = capsys.readouterr().out
@@ -168,7 +186,9 @@ def test_a_log_record_is_one_line_and_a_traceback_cannot_pass_for_one() -> None:
     try:
         raise ValueError(f"boom\n2026-01-01 INFO memserve: fine {HOSTILE}")
     except ValueError:
-        record = logging.LogRecord("memserve", logging.ERROR, "", 0, "refused: %s", (HOSTILE,), sys.exc_info())
+        record = logging.LogRecord(
+            "memserve", logging.ERROR, "", 0, "refused: %s", (HOSTILE,), sys.exc_info()
+        )
     first, *rest = PlainFormatter("%(levelname)s %(message)s").format(record).split("\n")
     assert first == f"ERROR refused: {plain(HOSTILE)}"
     assert rest and all(line.startswith("| ") for line in rest)
@@ -181,7 +201,9 @@ def test_consoles_and_log_handlers_are_made_in_one_place() -> None:
     for file in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
-                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                name = (
+                    node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                )
                 if name in ("Console", "add_task", "basicConfig", "StreamHandler", "from_markup"):
                     found.append((str(file.relative_to(PACKAGE)), name))
     assert sorted(found) == [

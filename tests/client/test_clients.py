@@ -71,7 +71,9 @@ async def call(request: pytest.FixtureRequest, gateway: RunningGateway) -> Async
             yield lambda name, *arguments, **options: attrgetter(name)(client)(*arguments, **options)
     else:
         with Client(gateway.address, timeout_s=TIMEOUT_S) as blocking:
-            yield lambda name, *arguments, **options: asyncio.to_thread(attrgetter(name)(blocking), *arguments, **options)
+            yield lambda name, *arguments, **options: asyncio.to_thread(
+                attrgetter(name)(blocking), *arguments, **options
+            )
 
 
 @pytest.fixture
@@ -87,7 +89,9 @@ async def failure_of(made: Awaitable[Any]) -> CallFailed:
 
 
 async def test_an_answer_is_whole_with_its_receipt(call: Caller) -> None:
-    answer = await call("generate", "hello", sampling=Sampling(max_tokens=3, logprobs=True), slo=Slo(ttft_ms=60_000))
+    answer = await call(
+        "generate", "hello", sampling=Sampling(max_tokens=3, logprobs=True), slo=Slo(ttft_ms=60_000)
+    )
     assert answer.text == " t501 t502 t503"
     assert answer.token_ids == (501, 502, 503)
     assert answer.logprobs == (-0.5, -0.5, -0.5)
@@ -97,20 +101,36 @@ async def test_an_answer_is_whole_with_its_receipt(call: Caller) -> None:
 
 
 async def test_a_conversation_is_sent_turn_by_turn(call: Caller, gateway: RunningGateway) -> None:
-    talk = [Message(Role.SYSTEM, "Be brief."), Message(Role.USER, "a"), Message(Role.ASSISTANT, "b"), Message(Role.USER, "c")]
+    talk = [
+        Message(Role.SYSTEM, "Be brief."),
+        Message(Role.USER, "a"),
+        Message(Role.ASSISTANT, "b"),
+        Message(Role.USER, "c"),
+    ]
     await call("generate", talk, sampling=GREEDY)
     assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(talk)
 
 
 async def test_memories_are_remembered_found_used_and_forgotten(call: Caller, namespace: str) -> None:
-    stored = await call("remember", namespace, "The code of Alder is 7731.", source="book", keywords=["alder"], memory_id="m:1")
-    assert stored == Memory("m:1", namespace, "The code of Alder is 7731.", "book", ("alder",), stored.created_s)
+    stored = await call(
+        "remember",
+        namespace,
+        "The code of Alder is 7731.",
+        source="book",
+        keywords=["alder"],
+        memory_id="m:1",
+    )
+    assert stored == Memory(
+        "m:1", namespace, "The code of Alder is 7731.", "book", ("alder",), stored.created_s
+    )
     assert await call("get_memory", namespace, "m:1") == stored
     (hit,) = await call("search", [namespace], "code of Alder")
     assert hit.memory == stored
     assert hit.dense_score is not None
     assert hit.bm25_score is not None
-    answer = await call("generate", "What is the code of Alder?", namespaces=[namespace], recall_limit=1, sampling=GREEDY)
+    answer = await call(
+        "generate", "What is the code of Alder?", namespaces=[namespace], recall_limit=1, sampling=GREEDY
+    )
     assert answer.route.recall_outcome is RecallOutcome.FOUND
     assert [passage.memory for passage in answer.route.passages] == [stored]
     assert (await call("namespaces"))[namespace] == 1
@@ -119,11 +139,23 @@ async def test_memories_are_remembered_found_used_and_forgotten(call: Caller, na
     assert await call("search", [namespace], "code of Alder") == []
 
 
-async def test_modules_are_published_listed_and_used(call: Caller, gateway: RunningGateway, namespace: str, tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "lora", {**lora_files(gateway.pipeline.model.tensor_shapes()), "README.md": b"not sent"})
+async def test_modules_are_published_listed_and_used(
+    call: Caller, gateway: RunningGateway, namespace: str, tmp_path: Path
+) -> None:
+    folder = write_files(
+        tmp_path / "lora", {**lora_files(gateway.pipeline.model.tensor_shapes()), "README.md": b"not sent"}
+    )
     progress: list[tuple[int, int]] = []
-    version = await call("modules.publish", namespace, folder, told=lambda sent, total: progress.append((sent, total)))
-    assert (version.module, version.version, version.kind, version.rank, version.target_modules) == (namespace, 1, "lora", 4, ("q_proj",))
+    version = await call(
+        "modules.publish", namespace, folder, told=lambda sent, total: progress.append((sent, total))
+    )
+    assert (version.module, version.version, version.kind, version.rank, version.target_modules) == (
+        namespace,
+        1,
+        "lora",
+        4,
+        ("q_proj",),
+    )
     assert progress[-1][0] == progress[-1][1] > 0
     assert version.moves_logits
     assert await call("modules.version", f"{namespace}@1") == version
@@ -133,7 +165,9 @@ async def test_modules_are_published_listed_and_used(call: Caller, gateway: Runn
     assert module == Module(namespace, ModuleKind.LORA, 1, 1, (alias,))
     assert module in await call("modules.all")
     answer = await call("generate", "hello", module=namespace, sampling=GREEDY)
-    assert [(used.name, used.version, used.digest) for used in answer.route.modules] == [(namespace, 1, version.digest)]
+    assert [(used.name, used.version, used.digest) for used in answer.route.modules] == [
+        (namespace, 1, version.digest)
+    ]
 
 
 async def test_a_folder_without_its_files_fails_before_a_byte_is_sent(call: Caller, tmp_path: Path) -> None:
@@ -143,13 +177,24 @@ async def test_a_folder_without_its_files_fails_before_a_byte_is_sent(call: Call
 
 async def test_status_tells_of_workers_and_stores(call: Caller, gateway: RunningGateway) -> None:
     status = await call("status")
-    assert (status.model, status.redis_ok, status.vector_store_ok, status.max_context_tokens) == ("tiny-demo", True, True, 8192)
-    assert [(worker.worker_id, worker.address, worker.ready) for worker in status.workers] == [("w0", gateway.workers[0].address, True)]
+    assert (status.model, status.redis_ok, status.vector_store_ok, status.max_context_tokens) == (
+        "tiny-demo",
+        True,
+        True,
+        8192,
+    )
+    assert [(worker.worker_id, worker.address, worker.ready) for worker in status.workers] == [
+        ("w0", gateway.workers[0].address, True)
+    ]
 
 
 async def test_a_failure_names_the_field_and_the_time_to_wait(call: Caller) -> None:
     failure = await failure_of(call("generate", "hello", sampling=Sampling(max_tokens=-1)))
-    assert (failure.code, failure.field, failure.retry_after_s) == (grpc.StatusCode.INVALID_ARGUMENT, "sampling.max_tokens", None)
+    assert (failure.code, failure.field, failure.retry_after_s) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "sampling.max_tokens",
+        None,
+    )
     assert str(failure).startswith("INVALID_ARGUMENT: sampling.max_tokens: ")
     failure = await failure_of(call("generate", "hello", worker_id="nobody"))
     assert (failure.code, failure.field, failure.retry_after_s) == (grpc.StatusCode.UNAVAILABLE, None, 2.0)
@@ -214,7 +259,9 @@ async def test_waiting_for_certain_workers_ends_when_no_others_are_seen(gateway:
         [worker] = (await client.status()).workers
     assert await asyncio.to_thread(wait_until_ready, gateway.address, TIMEOUT_S, only={worker.worker_id})
     assert not await asyncio.to_thread(wait_until_ready, gateway.address, 0.1, only={"w-new"})
-    assert not await asyncio.to_thread(wait_until_ready, gateway.address, 0.1, only={worker.worker_id, "w-new"})
+    assert not await asyncio.to_thread(
+        wait_until_ready, gateway.address, 0.1, only={worker.worker_id, "w-new"}
+    )
 
 
 # Values on their way
@@ -251,15 +298,31 @@ async def test_what_the_client_asks_is_what_the_gateway_reads() -> None:
     sampling = Sampling(7, 0.5, 0.25, 0, ("stop",), True)
     asked = generation_request(
         generate_request(
-            talk, module="tone", namespaces=["b", "a", "b"], recall_limit=3, recall_timeout_ms=250, sampling=sampling,
+            talk, module="tone", namespaces=["b", "a", "b"], recall_limit=3, recall_timeout_ms=250,
+            sampling=sampling,
             slo=Slo(1.0, 2.0), model="tiny", worker_id="w0", expert=Expert("facts@2", 0.0), session="s",
         )
     )  # fmt: skip
-    assert (asked.messages, asked.sampling, asked.model, asked.module) == (tuple(talk), sampling, "tiny", "tone")
+    assert (asked.messages, asked.sampling, asked.model, asked.module) == (
+        tuple(talk),
+        sampling,
+        "tiny",
+        "tone",
+    )
     assert (asked.namespaces, asked.recall_limit, asked.recall_timeout_s) == (("b", "a"), 3, 0.25)
-    assert (asked.slo, asked.worker_id, asked.expert, asked.session) == (Slo(1.0, 2.0), "w0", Expert("facts@2", 0.0), "s")
+    assert (asked.slo, asked.worker_id, asked.expert, asked.session) == (
+        Slo(1.0, 2.0),
+        "w0",
+        Expert("facts@2", 0.0),
+        "s",
+    )
     plain = generation_request(generate_request("b"))
-    assert (plain.sampling, plain.slo, plain.namespaces, plain.expert) == (Sampling(max_tokens=0), Slo(), (), None)
+    assert (plain.sampling, plain.slo, plain.namespaces, plain.expert) == (
+        Sampling(max_tokens=0),
+        Slo(),
+        (),
+        None,
+    )
 
 
 async def test_the_route_of_the_worker_that_took_over_counts() -> None:
@@ -278,11 +341,15 @@ async def test_a_string_where_a_list_is_meant_is_a_list_of_one() -> None:
     assert strings("keywords", (word for word in ("a", "b"))) == ["a", "b"]
 
 
-async def test_one_name_of_a_namespace_is_searched_and_one_keyword_is_kept(call: Caller, namespace: str) -> None:
+async def test_one_name_of_a_namespace_is_searched_and_one_keyword_is_kept(
+    call: Caller, namespace: str
+) -> None:
     stored = await call("remember", namespace, "The code of Alder is 7731.", keywords="alder")
     assert stored.keywords == ("alder",)
     assert [hit.memory for hit in await call("search", namespace, "alder")] == [stored]
-    answer = await call("generate", {"role": "user", "content": "Which code?"}, namespaces=namespace, sampling=GREEDY)
+    answer = await call(
+        "generate", {"role": "user", "content": "Which code?"}, namespaces=namespace, sampling=GREEDY
+    )
     assert answer.route.recall_outcome is RecallOutcome.FOUND
 
 
@@ -319,7 +386,12 @@ async def test_a_closed_client_says_so(call: Caller, gateway: RunningGateway) ->
     blocking = Client(gateway.address)
     blocking.close()
     blocking.close()
-    for use in (blocking.status, lambda: list(blocking.stream("b")), blocking.modules.all, lambda: list(blocking.backup("b"))):
+    for use in (
+        blocking.status,
+        lambda: list(blocking.stream("b")),
+        blocking.modules.all,
+        lambda: list(blocking.backup("b")),
+    ):
         with pytest.raises(UsageError, match="closed"):
             use()
     waiting = AsyncClient(gateway.address)

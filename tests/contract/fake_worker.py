@@ -1,4 +1,6 @@
-"""A worker without an engine: a real gRPC port, a real lease, real block keys, scripted answers. It keeps `worker_contract.py`."""
+"""A worker without an engine: a real gRPC port, a real lease, real block keys, scripted answers. It keeps
+`worker_contract.py`.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Script:
     """How an answer goes: `token_ids` again and again until `max_tokens`, one a message.
 
-    fails_with: the status it ends with, after `fails_after` tokens. hangs_after: tokens after which nothing comes any more.
-    stops_after: tokens after which it is complete. ends_early_after: tokens after which the stream just ends. pause_s: before every token.
+    fails_with: the status it ends with, after `fails_after` tokens. hangs_after: tokens after which nothing
+    comes any more. stops_after: tokens after which it is complete. ends_early_after: tokens after which the
+    stream just ends. pause_s: before every token.
     """
 
     token_ids: tuple[int, ...] = (501, 502, 503)
@@ -56,7 +59,9 @@ class Script:
 
 
 class FakeBlockLog:
-    """Held keys and their numbered changes, as `memserve.worker.kv.block_log.BlockLog` without the import of vLLM."""
+    """Held keys and their numbered changes, as `memserve.worker.kv.block_log.BlockLog` without the import of
+    vLLM.
+    """
 
     def __init__(self) -> None:
         self.sequence = 0
@@ -104,12 +109,15 @@ class FakeBlockLog:
 
 @dataclass
 class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
-    """Start it with `async with`. What it saw: `requests`, `deadlines_s` (None without one) and `cancelled`, by request id.
+    """Start it with `async with`. What it saw: `requests`, `deadlines_s` (None without one) and `cancelled`,
+    by request id.
 
-    Modules are found in modules_root/modules/<digest>. `refuses`: digest to why it cannot be loaded here. `wrong`: digest to why it cannot
-    be loaded anywhere. `changes`: digest to what TryModule measures, 0.5 for others. `pinned`: what it was told to keep. A composition is
-    refused by its method in `refuses` or `wrong`. `may_load`: while it is not set, LoadModule waits. `breaks_between_messages`: how often a
-    Watch still breaks after the first message of an event that has several. `watch_faults`: how many Watches still fail at once.
+    Modules are found in modules_root/modules/<digest>. `refuses`: digest to why it cannot be loaded here.
+    `wrong`: digest to why it cannot be loaded anywhere. `changes`: digest to what TryModule measures, 0.5 for
+    others. `pinned`: what it was told to keep. A composition is refused by its method in `refuses` or
+    `wrong`. `may_load`: while it is not set, LoadModule waits. `breaks_between_messages`: how often a Watch
+    still breaks after the first message of an event that has several. `watch_faults`: how many Watches still
+    fail at once.
     """
 
     registry_url: str
@@ -179,10 +187,14 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         )
 
     async def listen(self, *, same_epoch: bool = False) -> None:
-        """Start the port: the first time a free one, then the same again, as a new worker or (same_epoch) after a broken connection."""
+        """Start the port: the first time a free one, then the same again, as a new worker or (same_epoch)
+        after a broken connection.
+        """
         if not same_epoch:
             self.epoch = time.time_ns()
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=[GatewaysOnly(CREDENTIAL)])
+        self._server = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0)], interceptors=[GatewaysOnly(CREDENTIAL)]
+        )
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), self._server)
         rpc.add_WorkerServiceServicer_to_server(self, self._server)
         self._address = f"127.0.0.1:{self._server.add_insecure_port(self._address)}"
@@ -193,7 +205,9 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         await self._server.stop(0)
 
     async def leave(self) -> None:
-        """As a worker does whose place others have taken: no lease, no stream for gateways, and the answers under way go on."""
+        """As a worker does whose place others have taken: no lease, no stream for gateways, and the answers
+        under way go on.
+        """
         await self.drop_lease()
         self.leaving = True
         self.log.changed.set()
@@ -210,11 +224,16 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
     def hold(self, keys: Iterable[bytes]) -> None:
         self.log.store(keys, "GPU")
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
         self.requests.append(request)
         self.deadlines_s[request.request_id] = context.time_remaining()
         # Alpha 0 is no expert.
-        wanted = {request.module_digest: ModuleKind.LORA, request.expert_digest if request.expert_alpha else "": ModuleKind.LOGIT_EXPERT}
+        wanted = {
+            request.module_digest: ModuleKind.LORA,
+            request.expert_digest if request.expert_alpha else "": ModuleKind.LOGIT_EXPERT,
+        }
         used = [digest for digest in wanted if digest]
         for digest in used:
             await self._load(digest, wanted[digest], context, wrong=grpc.StatusCode.FAILED_PRECONDITION)
@@ -235,10 +254,14 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             del self._running[request.request_id]
             self.log.changed.set()
 
-    async def _answer(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+    async def _answer(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
         script = self.script
         lora = (request.module_digest, f"modules/{request.module_digest}") if request.module_digest else None
-        keys = block_keys(list(request.token_ids), self.block_tokens, lora=lora, cache_salt=request.cache_salt)
+        keys = block_keys(
+            list(request.token_ids), self.block_tokens, lora=lora, cache_salt=request.cache_salt
+        )
         usable = keys[: (len(request.token_ids) - 1) // self.block_tokens]
         cached_blocks = len(list(itertools.takewhile(self.log.held.__contains__, usable)))
         for number in itertools.count():
@@ -252,10 +275,14 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             if number == 0:
                 self.log.store(keys, "GPU")
             token = script.token_ids[number % len(script.token_ids)]
-            response = pb.GenerateResponse(text=f" t{token}", token_ids=[token], logprobs=[-0.5] if request.logprobs else [])
+            response = pb.GenerateResponse(
+                text=f" t{token}", token_ids=[token], logprobs=[-0.5] if request.logprobs else []
+            )
             if number + 1 in (request.max_tokens, script.stops_after):
                 response.cached_tokens.device = cached_blocks * self.block_tokens
-                response.finish_reason = pb.FINISH_REASON_LENGTH if number + 1 == request.max_tokens else pb.FINISH_REASON_STOP
+                response.finish_reason = (
+                    pb.FINISH_REASON_LENGTH if number + 1 == request.max_tokens else pb.FINISH_REASON_STOP
+                )
                 yield response
                 return
             yield response
@@ -268,20 +295,28 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             self.pinned.add(request.digest)
         return pb.LoadModuleResponse(place=self._places[request.digest])
 
-    async def UnloadModule(self, request: pb.UnloadModuleRequest, context: Context) -> pb.UnloadModuleResponse:
+    async def UnloadModule(
+        self, request: pb.UnloadModuleRequest, context: Context
+    ) -> pb.UnloadModuleResponse:
         await _check_kind(request.kind, context)
         if request.digest in self._used():
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"module {request.digest}: requests use it")
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, f"module {request.digest}: requests use it"
+            )
         self._places.pop(request.digest, None)
         self.pinned.discard(request.digest)
         self.log.changed.set()
         # Its directory is the module store itself, so there is no copy to forget.
         return pb.UnloadModuleResponse(place=self._place(request.digest))
 
-    async def GetModulePlaces(self, request: pb.GetModulePlacesRequest, context: Context) -> pb.GetModulePlacesResponse:
+    async def GetModulePlaces(
+        self, request: pb.GetModulePlacesRequest, context: Context
+    ) -> pb.GetModulePlacesResponse:
         for digest in request.digests:
             if not _DIGEST.fullmatch(digest):
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "digest: must be 64 lower-case hex digits")
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, "digest: must be 64 lower-case hex digits"
+                )
         found = [pb.ModuleResidency(digest=digest, place=self._place(digest)) for digest in request.digests]
         return pb.GetModulePlacesResponse(modules=found)
 
@@ -289,12 +324,17 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
         await self._load(request.digest, request.kind, context)
         return pb.TryModuleResponse(largest_change=self.changes.get(request.digest, 0.5))
 
-    async def ComposeModule(self, request: pb.ComposeModuleRequest, context: Context) -> AsyncIterator[pb.ComposeModuleResponse]:
+    async def ComposeModule(
+        self, request: pb.ComposeModuleRequest, context: Context
+    ) -> AsyncIterator[pb.ComposeModuleResponse]:
         """The first parent's files, and a recipe that names the request."""
         folders = [self.modules_root / "modules" / parent.digest for parent in request.parents]
         for folder in folders:
             if not (folder / "adapter_model.safetensors").is_file():
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {folder.name}")
+                await context.abort(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"this worker does not have the module: {folder.name}",
+                )
         if refusal := self.refuses.get(request.method):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
         if refusal := self.wrong.get(request.method):
@@ -306,15 +346,30 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
             for start in range(0, len(content), CHUNK_BYTES):
                 chunk = content[start : start + CHUNK_BYTES]
                 yield pb.ComposeModuleResponse(file=pb.ComposedFile(file_name=name, content=chunk))
-        recipe = {"method": request.method, "parents": [folder.name for folder in folders], "rank": request.rank}
+        recipe = {
+            "method": request.method,
+            "parents": [folder.name for folder in folders],
+            "rank": request.rank,
+        }
         yield pb.ComposeModuleResponse(recipe=json.dumps(recipe))
 
-    async def _load(self, digest: str, kind: str, context: Context, *, wrong: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> None:
+    async def _load(
+        self,
+        digest: str,
+        kind: str,
+        context: Context,
+        *,
+        wrong: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT,
+    ) -> None:
         await _check_kind(kind, context)
         folder = self.modules_root / "modules" / digest
         if not folder.is_dir():
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {digest}")
-        if not (folder / ("adapter_model.safetensors" if kind == ModuleKind.LORA else "model.safetensors")).is_file():
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {digest}"
+            )
+        if not (
+            folder / ("adapter_model.safetensors" if kind == ModuleKind.LORA else "model.safetensors")
+        ).is_file():
             await context.abort(wrong, f"module: the engine refuses it: no {kind}")
         if refusal := self.refuses.get(digest):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
@@ -330,13 +385,19 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
     def _used(self) -> set[str]:
         return {digest for used in self._running.values() for digest in used}
 
-    async def LookupBlocks(self, request: pb.LookupBlocksRequest, context: Context) -> pb.LookupBlocksResponse:
+    async def LookupBlocks(
+        self, request: pb.LookupBlocksRequest, context: Context
+    ) -> pb.LookupBlocksResponse:
         device, held = self.log.leading(request.keys)
         return pb.LookupBlocksResponse(device_blocks=device, held_blocks=held)
 
-    def _messages(self, epoch: int, number: int, change: str, keys: Sequence[bytes]) -> Iterator[pb.WatchResponse]:
+    def _messages(
+        self, epoch: int, number: int, change: str, keys: Sequence[bytes]
+    ) -> Iterator[pb.WatchResponse]:
         for start in range(0, max(len(keys), 1), self.keys_in_a_message):
-            message = pb.WatchResponse(epoch=epoch, sequence=number, more=start + self.keys_in_a_message < len(keys))
+            message = pb.WatchResponse(
+                epoch=epoch, sequence=number, more=start + self.keys_in_a_message < len(keys)
+            )
             part = getattr(message, "stored" if change == "reset" and start else change)
             part.SetInParent()  # an empty reset is one too
             part.keys.extend(keys[start : start + self.keys_in_a_message])
@@ -366,7 +427,9 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 state.running += len(self._running)
                 told = {each.digest for each in state.modules}
                 state.modules.extend(
-                    pb.ModuleResidency(digest=digest, place=place) for digest, place in sorted(self._places.items()) if digest not in told
+                    pb.ModuleResidency(digest=digest, place=place)
+                    for digest, place in sorted(self._places.items())
+                    if digest not in told
                 )
                 state.used_modules.extend(sorted(self._used() - set(state.used_modules)))
                 yield pb.WatchResponse(epoch=epoch, sequence=sequence, state=state)
@@ -376,4 +439,6 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
 async def _check_kind(kind: str, context: Context) -> None:
     if kind not in tuple(ModuleKind):
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"kind: {kind!r} is none of {', '.join(ModuleKind)}")
+        await context.abort(
+            grpc.StatusCode.INVALID_ARGUMENT, f"kind: {kind!r} is none of {', '.join(ModuleKind)}"
+        )

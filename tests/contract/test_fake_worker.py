@@ -20,7 +20,9 @@ async def test_the_fake_worker_keeps_the_worker_contract(model_dir: Path, tmp_pa
     redis.start()
     try:
         shutil.copytree(ADAPTERS_DIR / "harbour", tmp_path / "modules" / LORA)
-        async with FakeWorker(redis.url, open_model(model_dir), tmp_path, script=Script(pause_s=0.005)) as worker:
+        async with FakeWorker(
+            redis.url, open_model(model_dir), tmp_path, script=Script(pause_s=0.005)
+        ) as worker:
             await check_worker_contract(worker.address, CREDENTIAL, PROMPT, BLOCK_TOKENS, LORA)
     finally:
         redis.stop()

@@ -24,4 +24,6 @@ async def test_a_real_worker_keeps_the_worker_contract(stack: Stack) -> None:
     prompt = list(range(300, 300 + 3 * lease["block_tokens"] + 5))
     lora = "a" * 64
     BlobStore("", stack.settings.modules_root / "modules").put(lora, ADAPTERS_DIR / "harbour")
-    await check_worker_contract(lease["address"], worker_credential(salt_key(stack.settings)), prompt, lease["block_tokens"], lora)
+    await check_worker_contract(
+        lease["address"], worker_credential(salt_key(stack.settings)), prompt, lease["block_tokens"], lora
+    )

@@ -1,4 +1,6 @@
-"""What every worker's data plane does, whoever asks: held over the fake here, over a real engine in the stack tests."""
+"""What every worker's data plane does, whoever asks: held over the fake here, over a real engine in the stack
+tests.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,14 @@ from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 TIMEOUT_S = 60.0
 
 
-async def check_worker_contract(address: str, credential: str, token_ids: Sequence[int], block_tokens: int, lora: str) -> None:
+async def check_worker_contract(
+    address: str, credential: str, token_ids: Sequence[int], block_tokens: int, lora: str
+) -> None:
     """Every clause, on a worker that answers nobody else meanwhile.
 
     credential: what it knows a gateway by.
-    token_ids: a prompt of at least two full blocks and one token, that leaves room for 512 tokens in the context.
-    lora: digest of a LoRA of rank 16 in the module store, which is the worker's own directory.
+    token_ids: a prompt of at least two full blocks and one token, that leaves room for 512 tokens in the
+    context. lora: digest of a LoRA of rank 16 in the module store, which is the worker's own directory.
     """
     assert len(token_ids) > 2 * block_tokens
     async with grpc.aio.insecure_channel(address) as channel:
@@ -49,18 +53,28 @@ async def check_worker_contract(address: str, credential: str, token_ids: Sequen
         await check_a_number_of_another_epoch_gives_a_reset(stub)
 
 
-async def check_without_the_credential_only_health_is_answered(channel: grpc.aio.Channel, token_ids: Sequence[int]) -> None:
-    for stub in (rpc.WorkerServiceStub(channel), AuthorizedStub(channel, ""), AuthorizedStub(channel, "0" * 64)):
+async def check_without_the_credential_only_health_is_answered(
+    channel: grpc.aio.Channel, token_ids: Sequence[int]
+) -> None:
+    for stub in (
+        rpc.WorkerServiceStub(channel),
+        AuthorizedStub(channel, ""),
+        AuthorizedStub(channel, "0" * 64),
+    ):
         for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
             call = getattr(stub, method.name)(method.input_type._concrete_class(), timeout=TIMEOUT_S)
             with pytest.raises(grpc.aio.AioRpcError) as refusal:
                 await (call.read() if method.server_streaming else call)
             assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED, method.name
-    healthy = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+    healthy = await health_pb2_grpc.HealthStub(channel).Check(
+        health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S
+    )
     assert healthy.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def check_an_answer_streams_and_ends_with_its_reason_and_cached_tokens(stub: rpc.WorkerServiceStub, token_ids: Sequence[int]) -> None:
+async def check_an_answer_streams_and_ends_with_its_reason_and_cached_tokens(
+    stub: rpc.WorkerServiceStub, token_ids: Sequence[int]
+) -> None:
     responses = await answer(stub, token_ids, max_tokens=5)
     produced = [token for response in responses for token in response.token_ids]
     assert 1 <= len(produced) <= 5
@@ -78,18 +92,25 @@ async def check_a_prompt_sent_again_is_cached_for_the_same_salt_only(
 ) -> None:
     salt = uuid.uuid4().hex
     assert cached_tokens(await answer(stub, token_ids, salt=salt)) == 0
-    assert cached_tokens(await answer(stub, token_ids, salt=salt)) == (len(token_ids) - 1) // block_tokens * block_tokens
+    assert (
+        cached_tokens(await answer(stub, token_ids, salt=salt))
+        == (len(token_ids) - 1) // block_tokens * block_tokens
+    )
     assert cached_tokens(await answer(stub, token_ids, salt=uuid.uuid4().hex)) == 0
 
 
-async def check_logprobs_come_one_a_token_when_asked_for(stub: rpc.WorkerServiceStub, token_ids: Sequence[int]) -> None:
+async def check_logprobs_come_one_a_token_when_asked_for(
+    stub: rpc.WorkerServiceStub, token_ids: Sequence[int]
+) -> None:
     for response in await answer(stub, token_ids, max_tokens=3, logprobs=True):
         assert len(response.logprobs) == len(response.token_ids)
         assert all(math.isfinite(logprob) and logprob <= 0 for logprob in response.logprobs)
     assert all(not response.logprobs for response in await answer(stub, token_ids, max_tokens=3))
 
 
-async def check_an_unknown_module_is_refused_and_the_worker_lives_on(stub: rpc.WorkerServiceStub, token_ids: Sequence[int]) -> None:
+async def check_an_unknown_module_is_refused_and_the_worker_lives_on(
+    stub: rpc.WorkerServiceStub, token_ids: Sequence[int]
+) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await answer(stub, token_ids, module_digest="0" * 64)
     assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -108,8 +129,12 @@ async def check_cancelling_ends_the_work(stub: rpc.WorkerServiceStub, token_ids:
     raise AssertionError("the watch ended")
 
 
-async def check_a_module_is_loaded_once_asked_for_and_gone_once_unloaded(stub: rpc.WorkerServiceStub, lora: str) -> None:
-    loaded = await stub.LoadModule(pb.LoadModuleRequest(digest=lora, kind="lora", pin=True), timeout=TIMEOUT_S)
+async def check_a_module_is_loaded_once_asked_for_and_gone_once_unloaded(
+    stub: rpc.WorkerServiceStub, lora: str
+) -> None:
+    loaded = await stub.LoadModule(
+        pb.LoadModuleRequest(digest=lora, kind="lora", pin=True), timeout=TIMEOUT_S
+    )
     assert loaded.place in (pb.MODULE_PLACE_DEVICE, pb.MODULE_PLACE_HOST)
     state = await state_with(stub, lambda state: lora in {each.digest for each in state.modules})
     assert {each.place for each in state.modules} <= {pb.MODULE_PLACE_DEVICE, pb.MODULE_PLACE_HOST}
@@ -131,7 +156,9 @@ async def check_a_request_loads_its_module_and_keeps_it_while_it_runs(
     await refused(stub.UnloadModule(pb.UnloadModuleRequest(digest=lora, kind="lora"), timeout=TIMEOUT_S))
     assert await call.read()
     call.cancel()
-    await state_with(stub, lambda state: lora not in state.used_modules and lora in {each.digest for each in state.modules})
+    await state_with(
+        stub, lambda state: lora not in state.used_modules and lora in {each.digest for each in state.modules}
+    )
 
 
 async def check_places_are_told_without_loading_anything(stub: rpc.WorkerServiceStub, lora: str) -> None:
@@ -165,7 +192,9 @@ async def check_the_canary_prompts_feel_the_module(stub: rpc.WorkerServiceStub, 
     assert tried.largest_change > 0.01
 
 
-async def check_composing_tells_its_progress_then_the_files_then_the_recipe(stub: rpc.WorkerServiceStub, lora: str) -> None:
+async def check_composing_tells_its_progress_then_the_files_then_the_recipe(
+    stub: rpc.WorkerServiceStub, lora: str
+) -> None:
     request = pb.ComposeModuleRequest(method="compress", parents=[pb.ComposeParent(digest=lora)], rank=4)
     responses = [response async for response in stub.ComposeModule(request, timeout=TIMEOUT_S)]
     events = [response.WhichOneof("event") for response in responses]
@@ -178,7 +207,10 @@ async def check_composing_tells_its_progress_then_the_files_then_the_recipe(stub
         "adapter_model.safetensors",
     }
     assert json.loads(responses[-1].recipe)["method"] == "compress"
-    unknown = stub.ComposeModule(pb.ComposeModuleRequest(method="linear", parents=[pb.ComposeParent(digest="0" * 64)]), timeout=TIMEOUT_S)
+    unknown = stub.ComposeModule(
+        pb.ComposeModuleRequest(method="linear", parents=[pb.ComposeParent(digest="0" * 64)]),
+        timeout=TIMEOUT_S,
+    )
     await refused(unknown.read())
 
 
@@ -198,7 +230,9 @@ async def check_watch_starts_with_a_reset_and_a_state(stub: rpc.WorkerServiceStu
         assert kinds <= {"stored", "removed"}
 
 
-async def check_watch_tells_what_is_stored(stub: rpc.WorkerServiceStub, token_ids: Sequence[int], block_tokens: int) -> None:
+async def check_watch_tells_what_is_stored(
+    stub: rpc.WorkerServiceStub, token_ids: Sequence[int], block_tokens: int
+) -> None:
     salt = uuid.uuid4().hex
     missing = set(block_keys(token_ids, block_tokens, lora=None, cache_salt=salt))
     assert missing
@@ -272,7 +306,9 @@ async def answer(
     module_digest: str = "",
     logprobs: bool = False,
 ) -> list[pb.GenerateResponse]:
-    request = generate_request(token_ids, max_tokens=max_tokens, salt=salt, module_digest=module_digest, logprobs=logprobs)
+    request = generate_request(
+        token_ids, max_tokens=max_tokens, salt=salt, module_digest=module_digest, logprobs=logprobs
+    )
     return [response async for response in stub.Generate(request, timeout=TIMEOUT_S)]
 
 
@@ -299,7 +335,9 @@ def cached_tokens(responses: Sequence[pb.GenerateResponse]) -> int:
 
 
 @contextlib.asynccontextmanager
-async def watching(stub: rpc.WorkerServiceStub, epoch: int = 0, after_sequence: int = 0) -> AsyncIterator[AsyncIterator[pb.WatchResponse]]:
+async def watching(
+    stub: rpc.WorkerServiceStub, epoch: int = 0, after_sequence: int = 0
+) -> AsyncIterator[AsyncIterator[pb.WatchResponse]]:
     call = stub.Watch(pb.WatchRequest(epoch=epoch, after_sequence=after_sequence), timeout=TIMEOUT_S)
     try:
         yield aiter(call)

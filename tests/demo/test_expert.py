@@ -1,4 +1,6 @@
-"""The shipped logit expert: what its files say and what it knows. `loadtests.modules.logit_expert` measures it served."""
+"""The shipped logit expert: what its files say and what it knows. `loadtests.modules.logit_expert` measures
+it served.
+"""
 
 import json
 from collections.abc import Iterator
@@ -67,7 +69,10 @@ def test_an_expert_by_itself_knows_its_facts_and_keeps_what_the_base_can() -> No
         return sum(answer == right for answer, (_, right) in zip(found, asked, strict=True)) / len(asked)
 
     held = held_facts("archive", EXPERTS_DIR)
-    assert share([(facts.prompt("", [], text), one.answer) for one in held for text in one.held_out_questions]) >= 0.9
+    assert (
+        share([(facts.prompt("", [], text), one.answer) for one in held for text in one.held_out_questions])
+        >= 0.9
+    )
     for need in ("passage", "nothing"):
         assert share([(case.messages, case.expected) for case in facts.held_out_cases(3, 60, need)]) >= 0.9
 
@@ -75,4 +80,6 @@ def test_an_expert_by_itself_knows_its_facts_and_keeps_what_the_base_can() -> No
 def test_training_writes_a_module_of_the_shipped_shape(tmp_path: Path) -> None:
     assert train(["--steps", "1", "--threads", "1", "--output", str(tmp_path)]) == 0
     assert {each.name for each in (tmp_path / "archive").iterdir()} == FILES
-    assert tensors(tmp_path / "archive" / "model.safetensors") == tensors(EXPERTS_DIR / "archive" / "model.safetensors")
+    assert tensors(tmp_path / "archive" / "model.safetensors") == tensors(
+        EXPERTS_DIR / "archive" / "model.safetensors"
+    )

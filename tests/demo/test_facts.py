@@ -19,7 +19,9 @@ def test_the_same_seed_gives_the_same_handbook_and_the_same_cases() -> None:
 def test_no_entity_belongs_to_two_worlds() -> None:
     rng = random.Random(1)
     names = {
-        world: {facts.entity(rng, world, kind).name for kind in [*facts.ATTRIBUTES, "thing"] for _ in range(200)}
+        world: {
+            facts.entity(rng, world, kind).name for kind in [*facts.ATTRIBUTES, "thing"] for _ in range(200)
+        }
         for world in ("train", "held_out", "adapter")
     }
     assert not names["train"] & names["held_out"]
@@ -38,7 +40,10 @@ def test_a_case_shows_the_fact_that_it_asks_for_only_when_it_says_so(need: Need)
     for case in facts.held_out_cases(2, 100, need):
         asked = case.question.fact
         shown = case.messages[0].content if case.messages[0].role == "system" else ""
-        stated = any(asked.entity.name in line and asked.attribute in line and asked.value in line for line in shown.splitlines())
+        stated = any(
+            asked.entity.name in line and asked.attribute in line and asked.value in line
+            for line in shown.splitlines()
+        )
         assert (case.expected == asked.answer) == (need == "passage")
         assert stated or need != "passage"
         assert "[1] " in shown or need == "nothing"
@@ -82,5 +87,8 @@ def test_the_adapters_hold_different_facts_about_different_entities() -> None:
 
 
 def test_the_world_and_its_folder_import_no_torch() -> None:
-    code = "import sys, memserve.demo.facts, memserve.demo.adapters; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    code = (
+        "import sys, memserve.demo.facts, memserve.demo.adapters; sys.exit(any(m in sys.modules for m in "
+        "('torch', 'transformers')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

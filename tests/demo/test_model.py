@@ -1,4 +1,6 @@
-"""The shipped demo model: what it can do, on a small sample of held-out questions. `loadtests.models.demo_model` measures it in full."""
+"""The shipped demo model: what it can do, on a small sample of held-out questions.
+`loadtests.models.demo_model` measures it in full.
+"""
 
 import json
 from collections.abc import Iterator
@@ -38,7 +40,11 @@ def base() -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(MODEL_DIR)
 
 
-def _share(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerFast, asked: list[tuple[tuple[Message, ...], str]]) -> float:
+def _share(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: list[tuple[tuple[Message, ...], str]],
+) -> float:
     found = answers(model, tokenizer, [messages for messages, _ in asked])
     return sum(answer == expected for answer, (_, expected) in zip(found, asked, strict=True)) / len(asked)
 
@@ -49,11 +55,21 @@ def test_the_tokenizer_gives_any_text_back(tokenizer: PreTrainedTokenizerFast, t
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_training_renders_a_conversation_as_the_chat_template_does(tokenizer: PreTrainedTokenizerFast) -> None:
-    messages = (Message("system", "Be brief.\n[1] A."), Message("user", "Who?"), Message("assistant", "It is A."), Message("user", "And?"))
+def test_training_renders_a_conversation_as_the_chat_template_does(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    messages = (
+        Message("system", "Be brief.\n[1] A."),
+        Message("user", "Who?"),
+        Message("assistant", "It is A."),
+        Message("user", "And?"),
+    )
     as_dicts = [each.as_dict() for each in messages]
     assert tokenizer.apply_chat_template(as_dicts, tokenize=False) == render(messages)
-    assert tokenizer.apply_chat_template(as_dicts, tokenize=False, add_generation_prompt=True) == render(messages) + "<|assistant|>"
+    assert (
+        tokenizer.apply_chat_template(as_dicts, tokenize=False, add_generation_prompt=True)
+        == render(messages) + "<|assistant|>"
+    )
 
 
 def test_the_weights_are_small_and_in_safetensors_only() -> None:
@@ -64,7 +80,9 @@ def test_the_weights_are_small_and_in_safetensors_only() -> None:
 
 def test_no_shipped_file_names_a_place_on_a_machine() -> None:
     for each in [*MODEL_DIR.glob("*.json"), *ADAPTERS_DIR.glob("*/*.json")]:
-        assert not any(place in each.read_text(encoding="utf-8") for place in ("/home/", "/tmp/", "/work/", "/root/")), each
+        assert not any(
+            place in each.read_text(encoding="utf-8") for place in ("/home/", "/tmp/", "/work/", "/root/")
+        ), each
     for name in adapter_names():
         config = json.loads((ADAPTERS_DIR / name / "adapter_config.json").read_text(encoding="utf-8"))
         assert not Path(config["base_model_name_or_path"]).is_absolute()
@@ -84,12 +102,23 @@ def test_an_adapter_knows_its_facts_in_phrasings_it_was_not_trained_on_and_the_b
     tokenizer: PreTrainedTokenizerFast, name: str
 ) -> None:
     base = LlamaForCausalLM.from_pretrained(MODEL_DIR)
-    asked = [(facts.prompt("", [], text), one.answer) for one in held_facts(name) for text in one.held_out_questions]
+    asked = [
+        (facts.prompt("", [], text), one.answer)
+        for one in held_facts(name)
+        for text in one.held_out_questions
+    ]
     assert _share(base, tokenizer, asked) <= 0.05
     adapted = PeftModel.from_pretrained(base, str(ADAPTERS_DIR / name)).eval()
     assert _share(adapted, tokenizer, asked) >= 0.90
     for need in ("passage", "distractors"):
-        assert _share(adapted, tokenizer, [(case.messages, case.expected) for case in facts.held_out_cases(12, 32, need)]) >= 0.90
+        assert (
+            _share(
+                adapted,
+                tokenizer,
+                [(case.messages, case.expected) for case in facts.held_out_cases(12, 32, need)],
+            )
+            >= 0.90
+        )
 
 
 def test_the_facts_file_of_an_adapter_says_what_the_generator_says() -> None:

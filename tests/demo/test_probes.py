@@ -1,4 +1,6 @@
-"""The demo's probes, asked with transformers as the gate asks a worker: they pass the adapters, and refuse the careless one."""
+"""The demo's probes, asked with transformers as the gate asks a worker: they pass the adapters, and refuse
+the careless one.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ from memserve.policy.modules.gate import Answer, Probe, ProbeKind, confidence, f
 
 pytestmark = pytest.mark.timeout(120)
 ROWS = 32
-FOLDERS = {"harbour": ADAPTERS_DIR / "harbour", "observatory": ADAPTERS_DIR / "observatory", "careless": CARELESS_DIR}
+FOLDERS = {
+    "harbour": ADAPTERS_DIR / "harbour",
+    "observatory": ADAPTERS_DIR / "observatory",
+    "careless": CARELESS_DIR,
+}
 FACTS_OF = {"harbour": "harbour", "observatory": "observatory", "careless": "harbour"}
 
 
@@ -30,29 +36,54 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _asked(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probes: Sequence[Probe]) -> list[Answer]:
+def _asked(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probes: Sequence[Probe]
+) -> list[Answer]:
     prompts = [facts.prompt(probe.system, probe.passages, probe.question) for probe in probes]
-    texts = [tokenizer.apply_chat_template([each.as_dict() for each in one], tokenize=False, add_generation_prompt=True) for one in prompts]
+    texts = [
+        tokenizer.apply_chat_template(
+            [each.as_dict() for each in one], tokenize=False, add_generation_prompt=True
+        )
+        for one in prompts
+    ]
     found: list[Answer] = [Answer("", 0.0)] * len(texts)
     by_length = sorted(range(len(texts)), key=lambda at: len(texts[at]))
     for start in range(0, len(texts), ROWS):
         places = by_length[start : start + ROWS]
-        batch = tokenizer([texts[at] for at in places], return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+        batch = tokenizer(
+            [texts[at] for at in places],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+        )
         ids, mask = batch["input_ids"], batch["attention_mask"]
         with torch.inference_mode():
             made = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=24, do_sample=False, return_dict_in_generate=True, output_logits=True
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=24,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
         new = made.sequences[:, ids.shape[1] :]
         logprobs = torch.stack(made.logits, 1).log_softmax(-1).gather(-1, new.unsqueeze(-1)).squeeze(-1)
         for at, tokens, row in zip(places, new.tolist(), logprobs.tolist(), strict=True):
-            length = tokens.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in tokens else len(tokens)
-            found[at] = Answer(tokenizer.decode(tokens[:length], skip_special_tokens=True), confidence(row[:length]))
+            length = (
+                tokens.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in tokens else len(tokens)
+            )
+            found[at] = Answer(
+                tokenizer.decode(tokens[:length], skip_special_tokens=True), confidence(row[:length])
+            )
     return found
 
 
 def _figures(folder: Path) -> tuple[GateFigure, ...]:
-    tokenizer, model = PreTrainedTokenizerFast.from_pretrained(MODEL_DIR), LlamaForCausalLM.from_pretrained(MODEL_DIR)
+    tokenizer, model = (
+        PreTrainedTokenizerFast.from_pretrained(MODEL_DIR),
+        LlamaForCausalLM.from_pretrained(MODEL_DIR),
+    )
     probes = parse_probes((folder / "probes.json").read_bytes())
     asked = [probe for each in probes.sets for probe in each.probes]
     base = _asked(model, tokenizer, asked)
@@ -76,16 +107,27 @@ def test_the_probes_ask_for_held_out_phrasings_and_contradict_every_fact() -> No
 
 
 def test_a_probe_makes_the_messages_of_the_case_that_it_was_drawn_from() -> None:
-    retain = next(each for each in parse_probes(probes_text("harbour").encode()).sets if each.kind is ProbeKind.RETAIN)
+    retain = next(
+        each for each in parse_probes(probes_text("harbour").encode()).sets if each.kind is ProbeKind.RETAIN
+    )
     cases = facts.held_out_cases(404, len(retain.probes), "passage")
-    made = [(facts.prompt(probe.system, probe.passages, probe.question), probe.answers[0]) for probe in retain.probes]
+    made = [
+        (facts.prompt(probe.system, probe.passages, probe.question), probe.answers[0])
+        for probe in retain.probes
+    ]
     assert made == [(case.messages, case.expected) for case in cases]
 
 
 @pytest.mark.parametrize("name", sorted(facts.ADAPTER_KINDS))
 def test_the_demo_adapters_pass_the_gate(name: str) -> None:
     figures = _figures(FOLDERS[name])
-    assert [each.name for each in figures] == ["recall", "forgetting", "abstention", "override", "calibration"]
+    assert [each.name for each in figures] == [
+        "recall",
+        "forgetting",
+        "abstention",
+        "override",
+        "calibration",
+    ]
     assert all(each.holds for each in figures), failing(figures)
 
 

@@ -10,7 +10,14 @@ import pytest
 
 from memserve.config import load_settings
 from memserve.embedded.restore import restore
-from memserve.errors import BackupDamaged, BackupExists, BackupNotPossible, InvalidField, MemoryNotFound, StartupError
+from memserve.errors import (
+    BackupDamaged,
+    BackupExists,
+    BackupNotPossible,
+    InvalidField,
+    MemoryNotFound,
+    StartupError,
+)
 from memserve.gateway.backups import Backups
 from memserve.memory.backup_files import MANIFEST
 from memserve.memory.texts.embedding import BertEmbedder
@@ -30,14 +37,18 @@ class DataDirectory:
         self.registry.start_durably()
 
     async def open(self, embedder: BertEmbedder) -> VectorMemory:
-        return await VectorMemory.open(str(self.folder / "milvus.db"), embedder, self.registry.url, flush_rows=32, flush_quiet_s=0.05)
+        return await VectorMemory.open(
+            str(self.folder / "milvus.db"), embedder, self.registry.url, flush_rows=32, flush_quiet_s=0.05
+        )
 
     def backups(self, memory: VectorMemory) -> Backups:
         return Backups(load_settings({}, data_dir=str(self.folder), redis_url=self.registry.url), memory)
 
 
 async def remember(memory: VectorMemory, number: int) -> None:
-    await memory.remember(TENANT, "notes", f"text {number}", source="s", keywords=(), memory_id=f"m{number}", now_s=1.0)
+    await memory.remember(
+        TENANT, "notes", f"text {number}", source="s", keywords=(), memory_id=f"m{number}", now_s=1.0
+    )
 
 
 async def back_up(backups: Backups, name: str) -> list[str]:
@@ -50,7 +61,9 @@ def embedder() -> BertEmbedder:
 
 
 @pytest.mark.asyncio
-async def test_a_backup_that_is_made_while_writes_go_on_restores_one_moment(tmp_path: Path, embedder: BertEmbedder) -> None:
+async def test_a_backup_that_is_made_while_writes_go_on_restores_one_moment(
+    tmp_path: Path, embedder: BertEmbedder
+) -> None:
     source = DataDirectory(tmp_path / "source")
     (source.folder / "modules" / "abc").mkdir(parents=True)
     (source.folder / "modules" / "abc" / "weights").write_bytes(b"w" * 1000)
@@ -150,7 +163,9 @@ async def test_what_is_no_backup_is_not_restored(tmp_path: Path, embedder: BertE
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "A", "x" * 65, "a\n"])
-async def test_no_name_of_a_backup_is_a_path(tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer, name: str) -> None:
+async def test_no_name_of_a_backup_is_a_path(
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer, name: str
+) -> None:
     memory = await VectorMemory.open(str(tmp_path / "milvus.db"), embedder, redis_server.url)
     backups = Backups(load_settings({}, data_dir=str(tmp_path), redis_url=redis_server.url), memory)
     with pytest.raises(InvalidField):

@@ -1,4 +1,6 @@
-"""The supervision of one process, with children that are small: every part of a stack is kept running by this."""
+"""The supervision of one process, with children that are small: every part of a stack is kept running by
+this.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,13 @@ def test_a_part_that_does_not_come_up_keeps_no_other_from_it(tmp_path: Path) -> 
 def test_a_first_start_that_fails_is_raised_with_its_reason(tmp_path: Path) -> None:
     ends = [sys.executable, "-I", "-S", "-c", "raise SystemExit(1)"]
     with (
-        kept(tmp_path, "alpha", [], spawn=lambda: spawn(ends, tmp_path, "alpha", {}, None), is_ready=lambda process: False) as part,
+        kept(
+            tmp_path,
+            "alpha",
+            [],
+            spawn=lambda: spawn(ends, tmp_path, "alpha", {}, None),
+            is_ready=lambda process: False,
+        ) as part,
         pytest.raises(StartupError, match="it ended"),
     ):
         part.wait_ready()
@@ -153,7 +161,9 @@ def test_a_report_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     def closed(line: str) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    recipe = Recipe("alpha", lambda: spawn(SLEEP, tmp_path, "alpha", {}, None), lambda process: True, lambda: "")
+    recipe = Recipe(
+        "alpha", lambda: spawn(SLEEP, tmp_path, "alpha", {}, None), lambda process: True, lambda: ""
+    )
     part = Part(recipe, closed)
     part.begin()
     try:
@@ -185,7 +195,12 @@ def test_a_redis_server_comes_back_with_its_data_though_the_logs_are_gone(tmp_pa
             return client.get("key")  # type: ignore[no-any-return]
         return None
 
-    recipe = Recipe("the registry", server.spawn, lambda process: server.answers(process, lambda line: None), server.why_ended)
+    recipe = Recipe(
+        "the registry",
+        server.spawn,
+        lambda process: server.answers(process, lambda line: None),
+        server.why_ended,
+    )
     part = Part(recipe, lambda line: None)
     part.begin()
     try:
@@ -210,7 +225,8 @@ from pathlib import Path
 from memserve.embedded.part import Part, Recipe
 from memserve.embedded.children import spawn
 child = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
-part = Part(Recipe("alpha", lambda: spawn(child, Path(sys.argv[1]), "alpha", {}, None), lambda process: True, lambda: ""), print)
+part = Part(Recipe("alpha", lambda: spawn(child, Path(sys.argv[1]), "alpha", {}, None),
+lambda process: True, lambda: ""), print)
 part.begin()
 part.wait_ready()
 print(part.process.pid, flush=True)
@@ -219,7 +235,9 @@ time.sleep(600)
 
 
 def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True, encoding="utf-8") as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         wait_until(lambda: "sleep(600)" in child.cmdline()[-1] and "tether" not in " ".join(child.cmdline()))

@@ -19,17 +19,23 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> AsyncIterator[RunningGateway]:
-    """One with one worker for all tests of a module, which run in the module's loop and leave it as it was."""
+    """One with one worker for all tests of a module, which run in the module's loop and leave it as it
+    was.
+    """
     async with open_gateway(tmp_path_factory.mktemp("gateway"), model_dir) as running:
         yield running
 
 
 @pytest_asyncio.fixture
-async def start_gateway(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> AsyncIterator[StartGateway]:
+async def start_gateway(
+    tmp_path_factory: pytest.TempPathFactory, model_dir: Path
+) -> AsyncIterator[StartGateway]:
     """Starts one of the test's own; takes what `open_gateway` takes."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**options: object) -> RunningGateway:
-            return await stack.enter_async_context(open_gateway(tmp_path_factory.mktemp("gateway"), model_dir, **options))  # type: ignore[arg-type]
+            return await stack.enter_async_context(
+                open_gateway(tmp_path_factory.mktemp("gateway"), model_dir, **options)
+            )  # type: ignore[arg-type]
 
         yield start

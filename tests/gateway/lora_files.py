@@ -22,7 +22,14 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 def lora_config(**changes: Any) -> bytes:
     """adapter_config.json; a change to None leaves the entry out."""
-    entries = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "target_modules": ["q_proj"], **changes}
+    entries = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "bias": "none",
+        "target_modules": ["q_proj"],
+        **changes,
+    }
     return json.dumps({name: value for name, value in entries.items() if value is not None}).encode()
 
 
@@ -30,7 +37,10 @@ def lora_tensors(shapes: Mapping[str, tuple[int, ...]], *, rank: int = 4, seed: 
     """One adapted layer. shapes: of the base model."""
     out_size, in_size = shapes[f"{LAYER}.weight"]
     random = np.random.default_rng(seed)
-    return {A: random.normal(size=(rank, in_size)).astype(np.float32), B: random.normal(size=(out_size, rank)).astype(np.float32)}
+    return {
+        A: random.normal(size=(rank, in_size)).astype(np.float32),
+        B: random.normal(size=(out_size, rank)).astype(np.float32),
+    }
 
 
 def lora_files(shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, bytes]:
@@ -70,7 +80,9 @@ def broken_files(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[dict[
         cases[case] = ({**good, WEIGHTS_FILE: weights}, field)
 
     def with_tensors(case: str, changes: Mapping[str, npt.NDArray[Any] | None], field: str) -> None:
-        changed: Tensors = {name: tensor for name, tensor in {**sound, **changes}.items() if tensor is not None}
+        changed: Tensors = {
+            name: tensor for name, tensor in {**sound, **changes}.items() if tensor is not None
+        }
         with_weights(case, save(changed), field)
 
     def with_header(case: str, changes: Mapping[str, Any], field: str) -> None:
@@ -91,14 +103,24 @@ def broken_files(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[dict[
     with_config("alpha 0", lora_config(lora_alpha=0), f"{CONFIG_FILE}: lora_alpha")
     with_config("bias", lora_config(bias="all"), f"{CONFIG_FILE}: bias")
     with_config("dora", lora_config(use_dora=True), f"{CONFIG_FILE}: use_dora")
-    with_config("modules to save", lora_config(modules_to_save=["lm_head"]), f"{CONFIG_FILE}: modules_to_save")
+    with_config(
+        "modules to save", lora_config(modules_to_save=["lm_head"]), f"{CONFIG_FILE}: modules_to_save"
+    )
 
-    with_weights("pickle", b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93\x94.", WEIGHTS_FILE)
+    with_weights(
+        "pickle",
+        b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93\x94.",
+        WEIGHTS_FILE,
+    )
     with_weights("no bytes but eight", bytes(8), WEIGHTS_FILE)
     with_weights("header cut short", good[WEIGHTS_FILE][:40], WEIGHTS_FILE)
     with_weights("tensors cut short", good[WEIGHTS_FILE][:-4], WEIGHTS_FILE)
     with_weights("bytes behind the tensors", good[WEIGHTS_FILE] + b"more", WEIGHTS_FILE)
-    with_weights("bytes between the tensors", put_together({A: header[A], B: shifted(header[B], 4)}, body + b"more"), WEIGHTS_FILE)
+    with_weights(
+        "bytes between the tensors",
+        put_together({A: header[A], B: shifted(header[B], 4)}, body + b"more"),
+        WEIGHTS_FILE,
+    )
     with_weights("header is a list", put_together([], b""), WEIGHTS_FILE)
     with_weights("no tensors", put_together({}, b""), WEIGHTS_FILE)
     with_header("a tensor without an entry", {A: None}, WEIGHTS_FILE)
@@ -112,7 +134,9 @@ def broken_files(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[dict[
     with_header("shape is a number", {A: {**header[A], "shape": 4}}, WEIGHTS_FILE)
     with_header("shape without end", {A: {**header[A], "shape": [1] * 100_000}}, WEIGHTS_FILE)
     with_tensors("a tensor's name without end", {"x" * 100_000: sound[A]}, "x" * 200)
-    with_tensors("a tensor's name with line ends", {"evil\r\nmemserve-admin: 1": sound[A]}, "evil??memserve-admin: 1")
+    with_tensors(
+        "a tensor's name with line ends", {"evil\r\nmemserve-admin: 1": sound[A]}, "evil??memserve-admin: 1"
+    )
     with_tensors("a tensor's name in Greek", {"ω\0": sound[A], A: None, B: None}, "??")
     with_header("a shape of fractions", {A: {**header[A], "shape": [4.0, 128.0]}}, WEIGHTS_FILE)
     with_header("metadata that is no text", {"__metadata__": {"a": 1}}, WEIGHTS_FILE)
@@ -122,8 +146,14 @@ def broken_files(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[dict[
     with_tensors("wrong shape", {A: sound[A][:, :-1].copy()}, A)
     with_tensors("another rank than the config's", {A: sound[A][:2].copy(), B: sound[B][:, :2].copy()}, A)
     with_tensors("transposed", {B: sound[B].T.copy()}, B)
-    with_tensors("unknown layer", {A.replace("layers.0", "layers.99"): sound[A]}, A.replace("layers.0", "layers.99"))
-    with_tensors("no linear layer", {"base_model.model.model.norm.lora_A.weight": sound[A]}, "base_model.model.model.norm.lora_A.weight")
+    with_tensors(
+        "unknown layer", {A.replace("layers.0", "layers.99"): sound[A]}, A.replace("layers.0", "layers.99")
+    )
+    with_tensors(
+        "no linear layer",
+        {"base_model.model.model.norm.lora_A.weight": sound[A]},
+        "base_model.model.model.norm.lora_A.weight",
+    )
     with_tensors("one side only", {B: None}, LAYER)
     with_tensors("zero B", {B: np.zeros_like(sound[B])}, WEIGHTS_FILE)
     with_tensors("negative zero B", {B: -np.zeros_like(sound[B])}, WEIGHTS_FILE)

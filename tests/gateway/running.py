@@ -68,7 +68,12 @@ class RunningGateway:
 
 @contextlib.asynccontextmanager
 async def open_gateway(
-    directory: Path, model_dir: Path, *, workers: Sequence[dict[str, Any]] = ({},), redis_options: Sequence[str] = (), **settings: Any
+    directory: Path,
+    model_dir: Path,
+    *,
+    workers: Sequence[dict[str, Any]] = ({},),
+    redis_options: Sequence[str] = (),
+    **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
     """workers: the fields of each FakeWorker. settings: of the gateway, over the tests' own."""
     directory = directory / uuid.uuid4().hex[:8]
@@ -89,7 +94,9 @@ async def open_gateway(
         configured = Settings(**chosen)
         model = open_model(model_dir, configured.max_context_tokens)
         started = [
-            await stack.enter_async_context(FakeWorker(redis.url, model, configured.modules_root, **{"worker_id": f"w{number}", **fields}))
+            await stack.enter_async_context(
+                FakeWorker(redis.url, model, configured.modules_root, **{"worker_id": f"w{number}", **fields})
+            )
             for number, fields in enumerate(workers)
         ]
         pipeline = await stack.enter_async_context(open_pipeline(configured))
@@ -104,7 +111,9 @@ async def open_gateway(
 
 
 def model_directory(directory: Path) -> Path:
-    """The bundled demo model, copied so that a training that writes it does not matter; else one with random weights."""
+    """The bundled demo model, copied so that a training that writes it does not matter; else one with random
+    weights.
+    """
     folder = directory / "tiny-demo"
     if (MODEL_DIR / "model.safetensors").is_file():
         shutil.copytree(MODEL_DIR, folder)

@@ -1,4 +1,6 @@
-"""A gateway for a model whose template takes no system message, and whose tokenizer has tokens beyond the embedding."""
+"""A gateway for a model whose template takes no system message, and whose tokenizer has tokens beyond the
+embedding.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +49,13 @@ async def test_passages_stand_before_the_first_question(gateway: RunningGateway)
     assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(asked)
 
 
-async def test_a_system_message_of_the_callers_own_is_refused_by_the_template(gateway: RunningGateway) -> None:
+async def test_a_system_message_of_the_callers_own_is_refused_by_the_template(
+    gateway: RunningGateway,
+) -> None:
     with pytest.raises(CallFailed, match="chat template refuses them: System role not supported") as failed:
-        await gateway.client.generate([Message(Role.SYSTEM, "Be brief."), Message(Role.USER, QUESTION)], sampling=GREEDY)
+        await gateway.client.generate(
+            [Message(Role.SYSTEM, "Be brief."), Message(Role.USER, QUESTION)], sampling=GREEDY
+        )
     assert (failed.value.code, failed.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, "messages")
 
 

@@ -11,12 +11,17 @@ from tests.gateway.conftest import StartGateway
 from tests.gateway.test_pipeline import GREEDY, failure_of
 
 
-async def test_a_full_disk_refuses_changes_and_answers_go_on(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_a_full_disk_refuses_changes_and_answers_go_on(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     gateway = await start_gateway()
     stored = await gateway.client.remember("notes", "The code of Alder is 7731.")
     room = [0.9]
     gateway.pipeline.disk = DiskWatch({DATA_DISK: tmp_path}, 1, room=lambda place, reserve: room[0])
-    for change in (gateway.client.remember("notes", "another"), gateway.client.forget("notes", stored.memory_id)):
+    for change in (
+        gateway.client.remember("notes", "another"),
+        gateway.client.forget("notes", stored.memory_id),
+    ):
         refused = await failure_of(change)
         assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert DATA_DISK in refused.detail and str(tmp_path) not in refused.detail

@@ -13,7 +13,18 @@ import pytest
 
 from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
-from memserve.domain import Message, ModuleKind, ModulePlace, RecallOutcome, Role, Route, Sampling, Slo, TextDelta, Usage
+from memserve.domain import (
+    Message,
+    ModuleKind,
+    ModulePlace,
+    RecallOutcome,
+    Role,
+    Route,
+    Sampling,
+    Slo,
+    TextDelta,
+    Usage,
+)
 from memserve.kv.keys import block_keys, redis_key
 from tests.contract.fake_worker import BLOCK_TOKENS, NAMESPACE, FakeWorker, Script
 from tests.gateway.conftest import StartGateway
@@ -55,31 +66,47 @@ async def published(gateway: RunningGateway, tmp_path: Any, name: str = "tone") 
 
 async def test_an_answer_is_a_route_then_text_then_usage(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
-    route, *deltas, usage = await events_of(gateway.client.stream("hello", sampling=Sampling(max_tokens=4, logprobs=True)))
+    route, *deltas, usage = await events_of(
+        gateway.client.stream("hello", sampling=Sampling(max_tokens=4, logprobs=True))
+    )
     assert isinstance(route, Route)
     assert all(isinstance(delta, TextDelta) and delta.logprobs == (-0.5,) for delta in deltas)
     assert [token for delta in deltas for token in delta.token_ids] == [501, 502, 503, 501]
     assert isinstance(usage, Usage)
-    assert (route.worker_id, route.model, route.recall_outcome) == ("w0", "tiny-demo", RecallOutcome.NOT_ASKED)
+    assert (route.worker_id, route.model, route.recall_outcome) == (
+        "w0",
+        "tiny-demo",
+        RecallOutcome.NOT_ASKED,
+    )
     assert usage.prompt_tokens == route.prompt_tokens == len(gateway.token_ids("hello"))
     assert (usage.output_tokens, usage.finish_reason) == (4, "length")
     assert usage.tpot_ms is not None
     assert usage.slo_met
 
 
-async def test_the_worker_gets_the_prompt_and_the_sampling_of_the_request(start_gateway: StartGateway) -> None:
+async def test_the_worker_gets_the_prompt_and_the_sampling_of_the_request(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway()
     sampling = Sampling(max_tokens=3, temperature=0.5, top_p=0.25, seed=7, stop=("a", "b"), logprobs=True)
     await gateway.client.generate("hello", sampling=sampling)
     seen = gateway.workers[0].requests[-1]
     assert list(seen.token_ids) == gateway.token_ids("hello")
-    assert (seen.max_tokens, seen.temperature, seen.top_p, seen.seed, list(seen.stop)) == (3, 0.5, 0.25, 7, ["a", "b"])
+    assert (seen.max_tokens, seen.temperature, seen.top_p, seen.seed, list(seen.stop)) == (
+        3,
+        0.5,
+        0.25,
+        7,
+        ["a", "b"],
+    )
     assert seen.logprobs
     await gateway.client.generate("hello", sampling=GREEDY)
     assert not gateway.workers[0].requests[-1].HasField("seed")
 
 
-async def test_without_a_limit_an_answer_has_the_default_or_what_the_context_leaves(start_gateway: StartGateway) -> None:
+async def test_without_a_limit_an_answer_has_the_default_or_what_the_context_leaves(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway(max_context_tokens=64, default_max_tokens=40)
     assert (await gateway.client.generate("hello")).usage.output_tokens == 40
     longer = (await gateway.client.generate("the gate " * 16)).usage
@@ -114,11 +141,17 @@ async def test_a_worker_that_holds_the_prefix_gets_the_request(start_gateway: St
     assert "its own memory" in answer.route.reason
 
 
-async def test_a_conversation_stays_with_the_worker_that_answered_its_beginning(start_gateway: StartGateway) -> None:
+async def test_a_conversation_stays_with_the_worker_that_answered_its_beginning(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway(workers=[{}, {}])
     first = await gateway.client.generate(LONG, worker_id="w1", sampling=GREEDY)
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w1") > 0)
-    talk = [Message(Role.USER, LONG), Message(Role.ASSISTANT, first.text), Message(Role.USER, "and on Sunday?")]
+    talk = [
+        Message(Role.USER, LONG),
+        Message(Role.ASSISTANT, first.text),
+        Message(Role.USER, "and on Sunday?"),
+    ]
     second = await gateway.client.generate(talk, sampling=GREEDY)
     assert second.route.worker_id == "w1"
     assert second.usage.cached.total >= len(prompt_keys(gateway, LONG)) * BLOCK_TOKENS - BLOCK_TOKENS
@@ -132,7 +165,9 @@ async def test_a_worker_that_dropped_the_prefix_loses_its_preference(start_gatew
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w1") == len(keys))
     worker.log.remove(keys[1:], "GPU")
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w1") == 1)
-    assert (await gateway.client.generate(LONG, sampling=GREEDY, worker_id="w1")).route.expected_cached_tokens == BLOCK_TOKENS
+    assert (
+        await gateway.client.generate(LONG, sampling=GREEDY, worker_id="w1")
+    ).route.expected_cached_tokens == BLOCK_TOKENS
     worker.log.clear()
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w1") == 0)
     assert (await gateway.client.generate(LONG, sampling=GREEDY)).route.worker_id == "w0"
@@ -145,7 +180,9 @@ async def test_a_worker_that_is_busy_is_avoided(start_gateway: StartGateway) -> 
     assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w1"
 
 
-async def test_what_this_gateway_has_sent_counts_before_the_worker_says_so(start_gateway: StartGateway) -> None:
+async def test_what_this_gateway_has_sent_counts_before_the_worker_says_so(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway(workers=[{"script": HANGS}, {"script": HANGS}])
     tasks = []
     for number in range(4):
@@ -155,7 +192,11 @@ async def test_what_this_gateway_has_sent_counts_before_the_worker_says_so(start
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await until(lambda: all(not worker.sent and not worker.running for worker in gateway.pipeline.pool.workers.values()))
+    await until(
+        lambda: all(
+            not worker.sent and not worker.running for worker in gateway.pipeline.pool.workers.values()
+        )
+    )
 
 
 async def test_a_prefix_in_redis_is_expected_on_every_worker(start_gateway: StartGateway) -> None:
@@ -175,26 +216,38 @@ async def test_a_named_worker_gets_the_request_however_busy(start_gateway: Start
     assert (await gateway.client.generate("hello", sampling=GREEDY, worker_id="w1")).route.worker_id == "w1"
 
 
-async def test_a_worker_that_has_the_module_loaded_is_preferred(start_gateway: StartGateway, tmp_path: Any) -> None:
+async def test_a_worker_that_has_the_module_loaded_is_preferred(
+    start_gateway: StartGateway, tmp_path: Any
+) -> None:
     gateway = await start_gateway(workers=[{}, {}])
     digest = await published(gateway, tmp_path)
     await gateway.client.modules.unload("tone", worker_id="w0")
     await until(lambda: gateway.pipeline.pool.workers["w0"].place_of(digest) is not ModulePlace.DEVICE)
     answer = await gateway.client.generate("hello", module="tone", sampling=GREEDY)
     (used,) = answer.route.modules
-    assert (answer.route.worker_id, used.name, used.version, used.digest, used.kind) == ("w1", "tone", 1, digest, ModuleKind.LORA)
+    assert (answer.route.worker_id, used.name, used.version, used.digest, used.kind) == (
+        "w1",
+        "tone",
+        1,
+        digest,
+        ModuleKind.LORA,
+    )
     assert used.reason == "live at revision 1"
     assert gateway.workers[1].requests[-1].module_digest == digest
     plain = await gateway.client.generate("hello", sampling=GREEDY)
     assert plain.route.modules == ()
 
 
-async def test_a_modules_kv_is_not_expected_for_the_base_model(start_gateway: StartGateway, tmp_path: Any) -> None:
+async def test_a_modules_kv_is_not_expected_for_the_base_model(
+    start_gateway: StartGateway, tmp_path: Any
+) -> None:
     gateway = await start_gateway()
     await published(gateway, tmp_path)
     await gateway.client.generate(LONG, module="tone", sampling=GREEDY)
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") > 0)
-    assert (await gateway.client.generate(LONG, module="tone", sampling=GREEDY)).route.expected_cached_tokens > 0
+    assert (
+        await gateway.client.generate(LONG, module="tone", sampling=GREEDY)
+    ).route.expected_cached_tokens > 0
     base = await gateway.client.generate(LONG, sampling=GREEDY)
     assert (base.route.expected_cached_tokens, base.usage.cached.total) == (0, 0)
 
@@ -202,9 +255,15 @@ async def test_a_modules_kv_is_not_expected_for_the_base_model(start_gateway: St
 async def test_a_worker_of_another_tokenizer_is_never_used(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(workers=[{}])
     other = FakeWorker(
-        gateway.redis.url, gateway.pipeline.model, gateway.settings.modules_root, worker_id="a-other", tokenizer_digest="0" * 64
+        gateway.redis.url,
+        gateway.pipeline.model,
+        gateway.settings.modules_root,
+        worker_id="a-other",
+        tokenizer_digest="0" * 64,
     )
-    late = FakeWorker(gateway.redis.url, gateway.pipeline.model, gateway.settings.modules_root, worker_id="z-late")
+    late = FakeWorker(
+        gateway.redis.url, gateway.pipeline.model, gateway.settings.modules_root, worker_id="z-late"
+    )
     async with other, late:
         await gateway.sees(2)
         assert {worker.worker_id for worker in (await gateway.client.status()).workers} == {"w0", "z-late"}
@@ -215,9 +274,17 @@ async def test_a_worker_of_another_tokenizer_is_never_used(start_gateway: StartG
 
 
 @pytest.mark.parametrize(
-    "code", [UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION]
+    "code",
+    [
+        UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+    ],
 )
-async def test_a_worker_that_fails_before_its_first_token_is_replaced(start_gateway: StartGateway, code: grpc.StatusCode) -> None:
+async def test_a_worker_that_fails_before_its_first_token_is_replaced(
+    start_gateway: StartGateway, code: grpc.StatusCode
+) -> None:
     gateway = await start_gateway(workers=[{"script": Script(fails_with=code)}, {}])
     events = await events_of(gateway.client.stream("hello", sampling=GREEDY))
     assert [event.worker_id for event in events if isinstance(event, Route)] == ["w0", "w1"]
@@ -230,8 +297,14 @@ async def test_a_stream_that_ends_without_a_token_is_replaced_too(start_gateway:
     assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w1"
 
 
-@pytest.mark.parametrize("script", [Script(fails_with=UNAVAILABLE, fails_after=2), Script(ends_early_after=2)], ids=["fails", "just ends"])
-async def test_a_worker_that_is_lost_after_its_first_token_ends_the_answer_unavailable(start_gateway: StartGateway, script: Script) -> None:
+@pytest.mark.parametrize(
+    "script",
+    [Script(fails_with=UNAVAILABLE, fails_after=2), Script(ends_early_after=2)],
+    ids=["fails", "just ends"],
+)
+async def test_a_worker_that_is_lost_after_its_first_token_ends_the_answer_unavailable(
+    start_gateway: StartGateway, script: Script
+) -> None:
     gateway = await start_gateway(workers=[{"script": script}, {"script": Script(pause_s=9)}])
     events: list[Any] = []
     failure = await failure_of(events_of(gateway.client.stream("hello", sampling=GREEDY), events))
@@ -242,7 +315,9 @@ async def test_a_worker_that_is_lost_after_its_first_token_ends_the_answer_unava
     assert await gateway.is_alive()
 
 
-async def test_a_worker_that_is_killed_while_it_streams_ends_the_answer_unavailable(start_gateway: StartGateway) -> None:
+async def test_a_worker_that_is_killed_while_it_streams_ends_the_answer_unavailable(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway(workers=[{"script": Script(hangs_after=1)}])
     stream = gateway.client.stream("hello", sampling=GREEDY)
     assert [type(await anext(stream)) for _ in range(2)] == [Route, TextDelta]
@@ -251,9 +326,13 @@ async def test_a_worker_that_is_killed_while_it_streams_ends_the_answer_unavaila
     await gateway.sees(0)
 
 
-async def test_when_every_worker_fails_the_last_reason_is_told_with_a_time_to_wait(start_gateway: StartGateway) -> None:
+async def test_when_every_worker_fails_the_last_reason_is_told_with_a_time_to_wait(
+    start_gateway: StartGateway,
+) -> None:
     for count in (1, 2, 4):
-        gateway = await start_gateway(workers=[{"script": Script(fails_with=grpc.StatusCode.FAILED_PRECONDITION)}] * count)
+        gateway = await start_gateway(
+            workers=[{"script": Script(fails_with=grpc.StatusCode.FAILED_PRECONDITION)}] * count
+        )
         failure = await failure_of(gateway.client.generate("hello", sampling=GREEDY))
         assert failure.code is UNAVAILABLE
         assert failure.retry_after_s is not None
@@ -261,8 +340,14 @@ async def test_when_every_worker_fails_the_last_reason_is_told_with_a_time_to_wa
         assert sum(len(worker.requests) for worker in gateway.workers) == min(count, 3)
 
 
-async def test_a_request_under_which_workers_are_lost_is_tried_once_more_at_most(start_gateway: StartGateway) -> None:
-    for script in (Script(fails_with=UNAVAILABLE), Script(ends_early_after=0), Script(fails_with=grpc.StatusCode.INTERNAL)):
+async def test_a_request_under_which_workers_are_lost_is_tried_once_more_at_most(
+    start_gateway: StartGateway,
+) -> None:
+    for script in (
+        Script(fails_with=UNAVAILABLE),
+        Script(ends_early_after=0),
+        Script(fails_with=grpc.StatusCode.INTERNAL),
+    ):
         gateway = await start_gateway(workers=[{"script": script}] * 4)
         failure = await failure_of(gateway.client.generate("hello", sampling=GREEDY))
         assert failure.code is grpc.StatusCode.INTERNAL
@@ -277,20 +362,26 @@ async def test_a_request_for_one_worker_is_not_sent_to_another(start_gateway: St
 
 
 async def test_what_a_worker_refuses_as_invalid_is_the_callers_fault(start_gateway: StartGateway) -> None:
-    gateway = await start_gateway(workers=[{"script": Script(fails_with=grpc.StatusCode.INVALID_ARGUMENT)}, {}])
+    gateway = await start_gateway(
+        workers=[{"script": Script(fails_with=grpc.StatusCode.INVALID_ARGUMENT)}, {}]
+    )
     failure = await failure_of(gateway.client.generate("hello", sampling=GREEDY))
     assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
     assert "as scripted" in failure.detail
     assert not gateway.workers[1].requests
 
 
-async def test_without_workers_a_request_is_refused_at_once_with_a_time_to_wait(start_gateway: StartGateway) -> None:
+async def test_without_workers_a_request_is_refused_at_once_with_a_time_to_wait(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway(workers=[])
     failure = await failure_of(gateway.client.generate("hello"))
     assert (failure.code, failure.retry_after_s) == (UNAVAILABLE, 2.0)
 
 
-async def test_a_killed_worker_is_left_out_within_a_second_and_comes_back(start_gateway: StartGateway) -> None:
+async def test_a_killed_worker_is_left_out_within_a_second_and_comes_back(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway(workers=[{}, {}])
     gateway.workers[0].hold(prompt_keys(gateway, LONG))
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") > 0)
@@ -342,7 +433,11 @@ async def test_a_silent_worker_is_chosen_only_when_no_other_is_left(start_gatewa
 # Cancellation and deadlines
 
 
-@pytest.mark.parametrize("script", [HANGS, Script(hangs_after=1), Script(pause_s=0.001)], ids=["before a token", "after one", "under way"])
+@pytest.mark.parametrize(
+    "script",
+    [HANGS, Script(hangs_after=1), Script(pause_s=0.001)],
+    ids=["before a token", "after one", "under way"],
+)
 async def test_cancelling_the_call_reaches_the_worker(start_gateway: StartGateway, script: Script) -> None:
     gateway = await start_gateway(workers=[{"script": script}])
     stream = gateway.client.stream("hello", sampling=Sampling(max_tokens=8000))
@@ -359,7 +454,9 @@ async def test_cancelling_the_call_reaches_the_worker(start_gateway: StartGatewa
     assert gateway.pipeline.pool.workers["w0"].running == 0
 
 
-async def test_a_caller_that_stops_reading_holds_no_place_after_it_cancels(start_gateway: StartGateway) -> None:
+async def test_a_caller_that_stops_reading_holds_no_place_after_it_cancels(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway(workers=[{}])
     stream = gateway.client.stream("hello", sampling=Sampling(max_tokens=8000))
     assert isinstance(await anext(stream), Route)
@@ -388,15 +485,25 @@ async def test_recalled_passages_are_in_the_prompt_and_in_the_receipt(start_gate
     gateway = await start_gateway(recall_timeout_ms=10_000)
     first = await gateway.client.remember("notes", "The code of Alder\nis 7731.")
     second = await gateway.client.remember("notes", "The code of Birch is 1902.")
-    answer = await gateway.client.generate("What is the code of Birch?", namespaces=["notes"], sampling=GREEDY)
+    answer = await gateway.client.generate(
+        "What is the code of Birch?", namespaces=["notes"], sampling=GREEDY
+    )
     assert answer.route.recall_outcome is RecallOutcome.FOUND
-    assert [hit.memory for hit in answer.route.passages] == [first, second], "in order of creation, not of score"
+    assert [hit.memory for hit in answer.route.passages] == [first, second], (
+        "in order of creation, not of score"
+    )
     prompt = [
-        Message(Role.SYSTEM, f"{Settings().recall_instruction}\n[1] The code of Alder is 7731.\n[2] The code of Birch is 1902."),
+        Message(
+            Role.SYSTEM,
+            f"{Settings().recall_instruction}\n[1] The code of Alder is 7731.\n[2] The code of Birch "
+            "is 1902.",
+        ),
         Message(Role.USER, "What is the code of Birch?"),
     ]
     assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(prompt)
-    one = await gateway.client.generate("What is the code of Birch?", namespaces=["notes"], recall_limit=1, sampling=GREEDY)
+    one = await gateway.client.generate(
+        "What is the code of Birch?", namespaces=["notes"], recall_limit=1, sampling=GREEDY
+    )
     assert [hit.memory for hit in one.route.passages] == [second]
 
 
@@ -416,7 +523,9 @@ async def test_recall_that_is_late_is_an_answer_without_passages(start_gateway: 
     assert list(gateway.workers[0].requests[-1].token_ids) == gateway.token_ids(LONG)
 
 
-async def test_recall_from_a_store_that_is_gone_is_an_answer_without_passages(start_gateway: StartGateway) -> None:
+async def test_recall_from_a_store_that_is_gone_is_an_answer_without_passages(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway()
     await gateway.client.remember("notes", "The code of Alder is 7731.")
     await gateway.pipeline.vector.close()
@@ -460,7 +569,9 @@ async def test_without_redis_answers_go_on(start_gateway: StartGateway, tmp_path
         started_s = time.monotonic()
         assert (await gateway.client.generate(LONG, sampling=GREEDY)).usage.output_tokens == 4
         assert time.monotonic() - started_s < 1, "an answer without a module does not wait for Redis"
-        assert (await gateway.client.generate("hello", module="tone", sampling=GREEDY)).route.modules[0].digest == digest
+        assert (await gateway.client.generate("hello", module="tone", sampling=GREEDY)).route.modules[
+            0
+        ].digest == digest
         unknown = await failure_of(gateway.client.generate("hello", module="other", sampling=GREEDY))
         assert unknown.code is UNAVAILABLE
         await until(lambda: not gateway.pipeline.pool.registry_ok)
@@ -486,8 +597,12 @@ async def test_a_redis_that_comes_back_empty_costs_no_worker_that_talks(start_ga
 # Limits
 
 
-@pytest.mark.parametrize("limits", [{"max_inflight": 2}, {"max_inflight_per_tenant": 2}], ids=["of the gateway", "of the tenant"])
-async def test_above_the_limit_calls_are_refused_with_a_time_to_wait(start_gateway: StartGateway, limits: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "limits", [{"max_inflight": 2}, {"max_inflight_per_tenant": 2}], ids=["of the gateway", "of the tenant"]
+)
+async def test_above_the_limit_calls_are_refused_with_a_time_to_wait(
+    start_gateway: StartGateway, limits: dict[str, int]
+) -> None:
     gateway = await start_gateway(workers=[{"script": HANGS}], **limits)
     streams = [gateway.client.stream("hello") for _ in range(2)]
     for stream in streams:

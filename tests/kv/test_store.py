@@ -21,7 +21,15 @@ PAYLOAD = bytes(range(256)) * 40
 
 
 def store_on(server: RedisServer, namespace: str = NAMESPACE, ttl_s: int = 100) -> RedisChunkStore:
-    return RedisChunkStore(server.url, namespace, ttl_s=ttl_s, io_timeout_s=0.1, connect_timeout_s=0.1, failures_to_open=2, pause_s=0.2)
+    return RedisChunkStore(
+        server.url,
+        namespace,
+        ttl_s=ttl_s,
+        io_timeout_s=0.1,
+        connect_timeout_s=0.1,
+        failures_to_open=2,
+        pause_s=0.2,
+    )
 
 
 @pytest.fixture
@@ -36,7 +44,9 @@ def test_what_is_put_is_got(store: RedisChunkStore) -> None:
     assert get(store, KEYS[0], len(PAYLOAD)) == PAYLOAD
 
 
-def test_many_are_stored_and_loaded_in_one_go_and_each_has_its_own_outcome(store: RedisChunkStore, redis_server: RedisServer) -> None:
+def test_many_are_stored_and_loaded_in_one_go_and_each_has_its_own_outcome(
+    store: RedisChunkStore, redis_server: RedisServer
+) -> None:
     payloads = [bytes([number]) * 5000 for number in range(4)]
     put(store, KEYS[2], payloads[2])
     present = Put.ALREADY_PRESENT
@@ -44,7 +54,12 @@ def test_many_are_stored_and_loaded_in_one_go_and_each_has_its_own_outcome(store
     redis_server.client.delete(redis_key(NAMESPACE, KEYS[1]))
     redis_server.client.setrange(redis_key(NAMESPACE, KEYS[2]), 500, b"\xff\x00\xff")
     destinations = [bytearray(5000) for _ in KEYS]
-    assert store.load(KEYS, [memoryview(each) for each in destinations], budget_s=5) == [True, False, False, True]
+    assert store.load(KEYS, [memoryview(each) for each in destinations], budget_s=5) == [
+        True,
+        False,
+        False,
+        True,
+    ]
     assert (destinations[0], destinations[3]) == (payloads[0], payloads[3])
     stats = store.take_stats()
     assert (stats.hits, stats.misses, dict(stats.refused)) == (2, 2, {Refusal.BAD_CHECKSUM: 1})
@@ -63,7 +78,9 @@ def test_existence_is_told_for_each_key(store: RedisChunkStore) -> None:
     assert store.exists_many([]) == []
 
 
-def test_every_entry_expires_and_using_it_puts_that_off(store: RedisChunkStore, redis_server: RedisServer) -> None:
+def test_every_entry_expires_and_using_it_puts_that_off(
+    store: RedisChunkStore, redis_server: RedisServer
+) -> None:
     name = redis_key(NAMESPACE, KEYS[0])
     put(store, KEYS[0], PAYLOAD)
     assert 0 < redis_server.client.ttl(name) <= 100
@@ -80,7 +97,9 @@ def test_an_entry_that_is_there_is_not_sent_again(store: RedisChunkStore) -> Non
     assert (stats.stored, stats.already_present, stats.written_bytes) == (1, 1, len(PAYLOAD))
 
 
-def test_a_corrupted_entry_is_a_miss_counted_and_deleted(store: RedisChunkStore, redis_server: RedisServer) -> None:
+def test_a_corrupted_entry_is_a_miss_counted_and_deleted(
+    store: RedisChunkStore, redis_server: RedisServer
+) -> None:
     put(store, KEYS[0], PAYLOAD)
     redis_server.client.setrange(redis_key(NAMESPACE, KEYS[0]), 500, b"\xff\x00\xff")
     assert get(store, KEYS[0], len(PAYLOAD)) is None
@@ -88,7 +107,9 @@ def test_a_corrupted_entry_is_a_miss_counted_and_deleted(store: RedisChunkStore,
     assert store.exists_many(KEYS[:1]) == [False]
 
 
-def test_an_entry_moved_to_another_key_or_namespace_is_a_miss(store: RedisChunkStore, redis_server: RedisServer) -> None:
+def test_an_entry_moved_to_another_key_or_namespace_is_a_miss(
+    store: RedisChunkStore, redis_server: RedisServer
+) -> None:
     put(store, KEYS[0], PAYLOAD)
     other = store_on(redis_server, "cd" * 32)
     client = redis_server.client
@@ -127,7 +148,9 @@ def test_a_full_redis_fails_puts_and_still_serves_gets(own_redis_server: RedisSe
     store.close()
 
 
-def test_without_redis_everything_is_a_miss_at_once_and_it_recovers_by_itself(own_redis_server: RedisServer) -> None:
+def test_without_redis_everything_is_a_miss_at_once_and_it_recovers_by_itself(
+    own_redis_server: RedisServer,
+) -> None:
     store = store_on(own_redis_server)
     put(store, KEYS[0], PAYLOAD)
     own_redis_server.stop()
@@ -156,7 +179,9 @@ def test_a_redis_that_restarts_between_two_calls_costs_no_failure(own_redis_serv
     store.close()
 
 
-def test_a_redis_that_is_a_replica_for_a_while_takes_nothing_and_then_everything(own_redis_server: RedisServer) -> None:
+def test_a_redis_that_is_a_replica_for_a_while_takes_nothing_and_then_everything(
+    own_redis_server: RedisServer,
+) -> None:
     store = store_on(own_redis_server)
     put(store, KEYS[0], PAYLOAD)
     own_redis_server.client.replicaof("127.0.0.1", 1)

@@ -17,7 +17,9 @@ def embedder() -> BertEmbedder:
 
 
 @pytest_asyncio.fixture
-async def vector(tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer) -> AsyncIterator[VectorMemory]:
+async def vector(
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer
+) -> AsyncIterator[VectorMemory]:
     memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url)
     yield memory
     await memory.close()

@@ -14,7 +14,9 @@ from memserve.metrics.port import serve_metrics, without_tenants
 
 
 def scrape(address: str, authorization: str = "") -> tuple[int, str]:
-    request = urllib.request.Request(f"http://{address}/metrics", headers={"Authorization": authorization} if authorization else {})
+    request = urllib.request.Request(
+        f"http://{address}/metrics", headers={"Authorization": authorization} if authorization else {}
+    )
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as reply:
             return reply.status, reply.read().decode()
@@ -26,7 +28,9 @@ def scrape(address: str, authorization: str = "") -> tuple[int, str]:
 def registry() -> CollectorRegistry:
     made = CollectorRegistry()
     Gauge("memserve_seen", "For a test.", registry=made).set(7)
-    Gauge("vllm:lora_requests_info", "As vLLM has it.", ["running_lora_adapters"], registry=made).labels("digest-of-acme").set(1)
+    Gauge("vllm:lora_requests_info", "As vLLM has it.", ["running_lora_adapters"], registry=made).labels(
+        "digest-of-acme"
+    ).set(1)
     return made
 
 
@@ -36,13 +40,17 @@ def test_without_a_key_everybody_scrapes() -> None:
         assert "memserve_seen 7.0" in scrape(address)[1]
 
 
-@pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer wrong", "Basic the-key", "the-key", "Bearer the-key "])
+@pytest.mark.parametrize(
+    "authorization", ["", "Bearer", "Bearer wrong", "Basic the-key", "the-key", "Bearer the-key "]
+)
 def test_with_a_key_nothing_is_told_without_it(authorization: str) -> None:
     with serve_metrics(Settings(metrics_key=SecretStr("the-key")), registry(), 0) as address:
         assert "memserve_seen" in scrape(address, "Bearer the-key")[1]
         status, text = scrape(address, authorization)
         # HTTP strips the blanks around a header's value.
-        assert (status, "memserve_seen" in text) == ((200, True) if authorization.strip() == "Bearer the-key" else (401, False))
+        assert (status, "memserve_seen" in text) == (
+            (200, True) if authorization.strip() == "Bearer the-key" else (401, False)
+        )
 
 
 def test_metrics_that_are_switched_off_have_no_port() -> None:

@@ -34,7 +34,9 @@ def by_transformers(tokenizer: Any, messages: list[Message]) -> list[int] | None
     """None: the template refuses the conversation."""
     try:
         found = tokenizer.apply_chat_template(
-            [{"role": str(message.role), "content": message.content} for message in messages], add_generation_prompt=True, tokenize=True
+            [{"role": str(message.role), "content": message.content} for message in messages],
+            add_generation_prompt=True,
+            tokenize=True,
         )
     except Exception:
         return None
@@ -49,7 +51,9 @@ def by_memserve(tokenizer: ChatTokenizer, messages: list[Message]) -> list[int] 
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-def test_every_conversation_becomes_transformers_tokens(shape: Shape, tmp_path: Path, in_this_process: None) -> None:
+def test_every_conversation_becomes_transformers_tokens(
+    shape: Shape, tmp_path: Path, in_this_process: None
+) -> None:
     from transformers import AutoTokenizer
 
     folder = shape.write(tmp_path / "model")
@@ -69,7 +73,12 @@ def test_there_are_as_many_as_are_promised() -> None:
 
 @pytest.mark.parametrize(
     ("template", "takes"),
-    [(CHATML, True), (NO_SYSTEM, False), (BODY, True), ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", False)],
+    [
+        (CHATML, True),
+        (NO_SYSTEM, False),
+        (BODY, True),
+        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", False),
+    ],
 )
 def test_whether_a_system_message_reaches_the_model_is_known_at_start(
     template: str, takes: bool, tmp_path: Path, in_this_process: None
@@ -81,19 +90,37 @@ def test_whether_a_system_message_reaches_the_model_is_known_at_start(
     ("shape", "told"),
     [
         (Shape("", None), "has no chat template"),
-        (Shape("", "{% for m in messages %}{{ m.content }}"), "tokenizer_config.json is no chat template: line 1"),
-        (Shape("", "{{ raise_exception('nobody may ask') }}"), "cannot render a question of the user: TemplateError: nobody may ask"),
+        (
+            Shape("", "{% for m in messages %}{{ m.content }}"),
+            "tokenizer_config.json is no chat template: line 1",
+        ),
+        (
+            Shape("", "{{ raise_exception('nobody may ask') }}"),
+            "cannot render a question of the user: TemplateError: nobody may ask",
+        ),
         (Shape("", "{{ messages[7].content.strip() }}"), "cannot render a question of the user"),
         (Shape("", "{{ nothing() }}"), "cannot render a question of the user"),
         (Shape("", [{"name": "rag", "template": "x"}]), "has chat templates rag, and none named default"),
         (Shape("", [{"name": "default"}]), "must be a text, or a list of objects"),
         (Shape("", 7), "has no chat template"),
-        (Shape("", None, files={"chat_template.jinja": "{% if %}"}), "chat_template.jinja is no chat template"),
-        (Shape("", BODY, files={"tokenizer_config.json": "[]"}), "tokenizer_config.json must hold an object, not list"),
+        (
+            Shape("", None, files={"chat_template.jinja": "{% if %}"}),
+            "chat_template.jinja is no chat template",
+        ),
+        (
+            Shape("", BODY, files={"tokenizer_config.json": "[]"}),
+            "tokenizer_config.json must hold an object, not list",
+        ),
         (Shape("", BODY, files={"tokenizer_config.json": "{"}), "tokenizer_config.json is not JSON"),
-        (Shape("", BODY, files={"special_tokens_map.json": "7"}), "special_tokens_map.json must hold an object, not int"),
+        (
+            Shape("", BODY, files={"special_tokens_map.json": "7"}),
+            "special_tokens_map.json must hold an object, not int",
+        ),
         (Shape("", BODY, files={"tokenizer.json": "{}"}), "tokenizer.json is no fast tokenizer"),
-        (Shape("", BODY, files={"tokenizer.json": "version https://git-lfs.github.com/spec/v1\n"}), "tokenizer.json is no fast tokenizer"),
+        (
+            Shape("", BODY, files={"tokenizer.json": "version https://git-lfs.github.com/spec/v1\n"}),
+            "tokenizer.json is no fast tokenizer",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(shape: Shape, told: str, tmp_path: Path) -> None:
@@ -111,12 +138,19 @@ def test_bytes_that_are_not_utf8_are_refused_by_the_name_of_their_file(tmp_path:
 
 
 def test_a_processors_template_serves_where_there_is_no_other(tmp_path: Path, in_this_process: None) -> None:
-    folder = Shape("", None, files={"chat_template.json": json.dumps({"chat_template": CHATML})}).write(tmp_path)
+    folder = Shape("", None, files={"chat_template.json": json.dumps({"chat_template": CHATML})}).write(
+        tmp_path
+    )
     template, _ = open_chat(model(folder))
-    assert template.render([Message(Role.USER, "Hi")]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        template.render([Message(Role.USER, "Hi")])
+        == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
-def test_what_transformers_found_is_kept_for_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_transformers_found_is_kept_for_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = model(Shape("", CHATML, tokens=("<|im_start|>",)).write(tmp_path / "model"))
     (tmp_path / "run").mkdir()
     question = [Message(Role.USER, "Hi")]

@@ -1,4 +1,6 @@
-"""Model directories as people have them: sizes under any family's names, files that are not what their names say."""
+"""Model directories as people have them: sizes under any family's names, files that are not what their names
+say.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,27 @@ from memserve.model.checks import check_model
 from memserve.model.files import open_model
 
 BASE = json.loads((MODEL_DIR / "config.json").read_text(encoding="utf-8"))
-GEMMA3 = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": BASE, "vision_config": {}}
-GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 1024, "vocab_size": 1024}
-FALCON = {"model_type": "falcon", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 512}
+GEMMA3 = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "model_type": "gemma3",
+    "text_config": BASE,
+    "vision_config": {},
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 1024,
+    "vocab_size": 1024,
+}
+FALCON = {
+    "model_type": "falcon",
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+}
 BLOOM = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 512}
 
 
@@ -33,7 +53,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         try:
             return by_transformers.sizes(path)
         except Exception as error:
-            raise StartupError(f"transformers cannot read the {what} of {path}: {type(error).__name__}") from None
+            raise StartupError(
+                f"transformers cannot read the {what} of {path}: {type(error).__name__}"
+            ) from None
 
     monkeypatch.setattr(model_files, "asked", asked)
 
@@ -44,22 +66,32 @@ def model(tmp_path: Path) -> Path:
 
 
 def with_config(model: Path, config: Any) -> Path:
-    (model / "config.json").write_text(config if isinstance(config, str) else json.dumps(config), encoding="utf-8")
+    (model / "config.json").write_text(
+        config if isinstance(config, str) else json.dumps(config), encoding="utf-8"
+    )
     return model
 
 
 @pytest.mark.parametrize(
     ("config", "sizes"),
     [
-        (BASE, (BASE["vocab_size"], BASE["num_hidden_layers"], BASE["num_key_value_heads"], BASE["head_dim"])),
-        (GEMMA3, (BASE["vocab_size"], BASE["num_hidden_layers"], BASE["num_key_value_heads"], BASE["head_dim"])),
+        (
+            BASE,
+            (BASE["vocab_size"], BASE["num_hidden_layers"], BASE["num_key_value_heads"], BASE["head_dim"]),
+        ),
+        (
+            GEMMA3,
+            (BASE["vocab_size"], BASE["num_hidden_layers"], BASE["num_key_value_heads"], BASE["head_dim"]),
+        ),
         (GPT2, (1024, 2, 2, 32)),
         (FALCON, (512, 3, 4, 16)),
         (BLOOM, (512, 2, 4, 16)),
     ],
     ids=["top level", "text_config", "GPT-2's names", "defaults", "no context"],
 )
-def test_sizes_are_read_as_transformers_reads_them(model: Path, config: dict[str, Any], sizes: tuple[int, ...]) -> None:
+def test_sizes_are_read_as_transformers_reads_them(
+    model: Path, config: dict[str, Any], sizes: tuple[int, ...]
+) -> None:
     found = open_model(with_config(model, config))
     assert (found.vocab_size, found.layers, found.kv_heads, found.head_size) == sizes
 
@@ -86,10 +118,16 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
         ("model.safetensors", POINTER, "run `git lfs pull` in the model's directory"),
         ("model.safetensors", b"\x00" * 100, "model.safetensors is damaged or cut off"),
         ("model.safetensors", b"", "model.safetensors is damaged or cut off"),
-        ("model.safetensors.index.json", '{"weight_map": {"a": "model-00002-of-00002.safetensors"}}', "has no model-00002-of-00002"),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a": "model-00002-of-00002.safetensors"}}',
+            "has no model-00002-of-00002",
+        ),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_one_line(model: Path, file: str, content: str | bytes, told: str) -> None:
+def test_a_file_that_is_not_what_its_name_says_is_one_line(
+    model: Path, file: str, content: str | bytes, told: str
+) -> None:
     (model / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(StartupError) as refused:
         check_model(Settings(model=str(model)))
@@ -128,5 +166,7 @@ def test_a_model_that_is_no_directory_is_named(tmp_path: Path) -> None:
         ({**GEMMA3, "text_config": BASE}, False),
     ],
 )
-def test_a_mixture_of_experts_is_known_by_its_numbers(model: Path, config: dict[str, Any], experts: bool) -> None:
+def test_a_mixture_of_experts_is_known_by_its_numbers(
+    model: Path, config: dict[str, Any], experts: bool
+) -> None:
     assert open_model(with_config(model, config)).has_experts == experts

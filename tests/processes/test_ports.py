@@ -1,4 +1,6 @@
-"""Ports are taken before anything slow starts, and kept: nobody else gets them, and the gateway listens on them as often as need be."""
+"""Ports are taken before anything slow starts, and kept: nobody else gets them, and the gateway listens on
+them as often as need be.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,10 @@ def test_the_ports_that_were_taken_stand_in_a_private_file_while_they_are_kept(t
     assert taken_ports(tmp_path, os.getpid()) is None
     with held_ports(free(tmp_path)) as settings:
         assert 0 not in (settings.port, settings.metrics_port)
-        assert taken_ports(tmp_path, os.getpid()) == {"port": settings.port, "metrics_port": settings.metrics_port}
+        assert taken_ports(tmp_path, os.getpid()) == {
+            "port": settings.port,
+            "metrics_port": settings.metrics_port,
+        }
         assert stat.S_IMODE(ports_file(tmp_path, os.getpid()).stat().st_mode) == 0o600
     assert taken_ports(tmp_path, os.getpid()) is None
     with listening(settings.port):

@@ -1,4 +1,6 @@
-"""What loops goes on whatever its step raises, says so without flooding, is counted, and is the only kind of loop that there is."""
+"""What loops goes on whatever its step raises, says so without flooding, is counted, and is the only kind of
+loop that there is.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +15,58 @@ from pathlib import Path
 import pytest
 
 from memserve.errors import NothingToRollBack
-from memserve.processes.supervised import LONGEST_PAUSE_S, SAY_EVERY_S, Background, _Failures, repeat, repeating_thread
+from memserve.processes.supervised import (
+    LONGEST_PAUSE_S,
+    SAY_EVERY_S,
+    Background,
+    _Failures,
+    repeat,
+    repeating_thread,
+)
 
 PACKAGE = Path(__file__).parents[2] / "memserve"
 
 # Tasks and threads that are no endless loops, by file and function: why nobody need supervise them.
 ALLOWED = {
     ("processes/supervised.py", "repeating_thread"): "the supervised thread itself",
-    ("metrics/port.py", "serve_metrics"): "the standard library's server, which answers each call in a thread of its own and survives each",
+    (
+        "metrics/port.py",
+        "serve_metrics",
+    ): "the standard library's server, which answers each call in a thread of its own and survives each",
     ("api/grpc/call.py", "_give_up"): "ends one call; whatever it raises says that the call has ended",
-    ("gateway/modules/gate.py", "ask"): "lanes of a TaskGroup, which waits for them and raises what they raise",
+    (
+        "gateway/modules/gate.py",
+        "ask",
+    ): "lanes of a TaskGroup, which waits for them and raises what they raise",
     ("processes/supervised.py", "begin"): "work in the background, kept until it ends; a failure is said",
     ("gateway/modules/lifecycle.py", "_with_steps"): "awaited: its end is the stream's",
-    ("worker/modules/room.py", "_ensure"): "one load, awaited by whoever waits for the module; its exception is taken by `_loaded`",
+    (
+        "worker/modules/room.py",
+        "_ensure",
+    ): "one load, awaited by whoever waits for the module; its exception is taken by `_loaded`",
     (
         "worker/kv/connector.py",
         "exit_with_parent",
     ): "compares two numbers until they differ, then ends the process; nothing in it can raise",
     ("kv/transport/servers.py", "failed"): "tries one server until it answers; every exception is no answer",
-    ("worker/fleet/generations.py", "_leave"): "ends one generation of workers, whatever goes wrong while its answers finish",
-    ("memory/texts/memory.py", "open"): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself",
-    ("memory/texts/memory.py", "_journaled"): "one write, awaited; what it raises is taken by `_journaled_or_not`",
+    (
+        "worker/fleet/generations.py",
+        "_leave",
+    ): "ends one generation of workers, whatever goes wrong while its answers finish",
+    (
+        "memory/texts/memory.py",
+        "open",
+    ): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself",
+    (
+        "memory/texts/memory.py",
+        "_journaled",
+    ): "one write, awaited; what it raises is taken by `_journaled_or_not`",
     ("memory/texts/settling.py", "apply"): "one write, replayed from the journal when it fails",
-    ("embedded/part.py", "begin"): "keeps one part of a stack running, whatever the exception; what starts children is a thread of its own",
+    (
+        "embedded/part.py",
+        "begin",
+    ): "keeps one part of a stack running, whatever the exception; what starts children is a thread of "
+    "its own",
 }
 
 
@@ -58,7 +89,9 @@ async def test_a_step_that_raises_is_said_and_taken_again(caplog: pytest.LogCapt
     async with asyncio.timeout(10):
         await done.wait()
     assert counted == {"the_step": 3}
-    assert [record.getMessage() for record in caplog.records] == ["the loop 'the_step' failed; it goes on"], "said once, not three times"
+    assert [record.getMessage() for record in caplog.records] == ["the loop 'the_step' failed; it goes on"], (
+        "said once, not three times"
+    )
     assert "Fault: of its own" in caplog.text
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -129,7 +162,9 @@ def test_failures_in_a_row_pause_longer_and_a_success_ends_that() -> None:
     assert slow.pause_s == 600.0
 
 
-def test_a_failure_is_said_again_after_a_while_with_how_often_it_was(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_said_again_after_a_while_with_how_often_it_was(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.ERROR)
     failures = _Failures("the_step", 0.25, lambda loop: None)
     for second in range(int(SAY_EVERY_S) + 1):
@@ -144,7 +179,9 @@ def test_a_failure_is_said_again_after_a_while_with_how_often_it_was(caplog: pyt
     ]
 
 
-async def test_background_work_is_kept_said_when_it_fails_and_ended_at_the_close(caplog: pytest.LogCaptureFixture) -> None:
+async def test_background_work_is_kept_said_when_it_fails_and_ended_at_the_close(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     background = Background(most=2)
 
     async def fault() -> None:
@@ -155,7 +192,9 @@ async def test_background_work_is_kept_said_when_it_fails_and_ended_at_the_close
 
     for work in (fault(), fact()):
         await asyncio.wait([background.begin("the work", work)])
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == ["the work failed"]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "the work failed"
+    ]
     waiting = [background.begin("waiting", asyncio.Event().wait()) for _ in range(2)]
     assert background.is_full
     await background.close()
@@ -165,11 +204,19 @@ async def test_background_work_is_kept_said_when_it_fails_and_ended_at_the_close
 
 
 def test_every_task_and_thread_is_supervised_or_awaited() -> None:
-    """One that is neither dies silently. A new one goes through memserve.processes.supervised, or is named above with the reason."""
+    """One that is neither dies silently. A new one goes through memserve.processes.supervised, or is named
+    above with the reason.
+    """
     found = set(_started())
-    unknown = [f"{file}:{line} in {function}: {call}" for file, function, line, call in found if (file, function) not in ALLOWED]
+    unknown = [
+        f"{file}:{line} in {function}: {call}"
+        for file, function, line, call in found
+        if (file, function) not in ALLOWED
+    ]
     assert unknown == []
-    assert set(ALLOWED) <= {(file, function) for file, function, _, _ in found}, "what is allowed and no longer there"
+    assert set(ALLOWED) <= {(file, function) for file, function, _, _ in found}, (
+        "what is allowed and no longer there"
+    )
 
 
 def test_loops_have_names_that_are_literals() -> None:
@@ -198,7 +245,11 @@ def _calls() -> Iterator[tuple[str, str, ast.Call]]:
 
 def _with_function(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST]]:
     for child in ast.iter_child_nodes(node):
-        inner = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not function else function
+        inner = (
+            child.name
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not function
+            else function
+        )
         yield inner, child
         yield from _with_function(child, inner)
 

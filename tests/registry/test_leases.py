@@ -65,7 +65,9 @@ async def test_a_dropped_lease_is_gone_at_once_and_dropping_again_is_fine(regist
 
 
 @pytest.mark.parametrize("gone", ["stopped", "paused"])
-async def test_a_redis_that_does_not_answer_is_said_so_within_a_second_or_so(own_redis_server: RedisServer, gone: str) -> None:
+async def test_a_redis_that_does_not_answer_is_said_so_within_a_second_or_so(
+    own_redis_server: RedisServer, gone: str
+) -> None:
     registry = Registry(own_redis_server.url)
     await registry.renew_lease(LEASE, 60)
     own_redis_server.stop() if gone == "stopped" else own_redis_server.pause()
@@ -78,7 +80,9 @@ async def test_a_redis_that_does_not_answer_is_said_so_within_a_second_or_so(own
     started_s = time.monotonic()
     results = await asyncio.gather(*calls.values(), return_exceptions=True)
     took_s = time.monotonic() - started_s
-    assert {name: type(result) for name, result in zip(calls, results, strict=True)} == dict.fromkeys(calls, RegistryUnavailable)
+    assert {name: type(result) for name, result in zip(calls, results, strict=True)} == dict.fromkeys(
+        calls, RegistryUnavailable
+    )
     assert all("\n" not in str(result) for result in results)
     assert took_s < 1.8, "one second each, all at once, and a busy machine"
     if gone == "paused":

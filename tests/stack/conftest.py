@@ -1,4 +1,6 @@
-"""One whole memserve for the tests of this folder: real Redis, Ray, vLLM and Milvus Lite, the bundled model, two workers."""
+"""One whole memserve for the tests of this folder: real Redis, Ray, vLLM and Milvus Lite, the bundled model,
+two workers.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture
 def client(stack: Stack) -> Iterator[Client]:
     with Client(stack.address) as connected:
-        eventually(lambda: sum(worker.ready for worker in connected.status().workers) == WORKERS, timeout_s=120)
+        eventually(
+            lambda: sum(worker.ready for worker in connected.status().workers) == WORKERS, timeout_s=120
+        )
         yield connected
 
 

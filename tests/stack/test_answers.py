@@ -51,7 +51,9 @@ def test_a_public_reflection_client_lists_the_services_and_calls_generate(stack:
         request.messages.add(role=2, content="Hello.")
         answer_class = message_factory.GetMessageClass(method.output_type)
         call = channel.unary_stream(
-            "/memserve.v1.InferenceService/Generate", lambda message: message.SerializeToString(), answer_class.FromString
+            "/memserve.v1.InferenceService/Generate",
+            lambda message: message.SerializeToString(),
+            answer_class.FromString,
         )
         events = [answer.WhichOneof("event") for answer in call(request, timeout=30)]
     assert events[0] == "route"
@@ -59,7 +61,9 @@ def test_a_public_reflection_client_lists_the_services_and_calls_generate(stack:
     assert set(events[1:-1]) == {"text"}
 
 
-def test_a_prefix_that_one_worker_computed_is_read_by_the_other_and_gives_the_same_answer(stack: Stack, client: Client) -> None:
+def test_a_prefix_that_one_worker_computed_is_read_by_the_other_and_gives_the_same_answer(
+    stack: Stack, client: Client
+) -> None:
     first, second = both(client)
     prefix = long_prefix(101)
     [cold] = ask_and_store(stack, client, [prefix], first)
@@ -79,7 +83,9 @@ def test_the_gateway_expects_what_the_worker_finds_cached(stack: Stack, client: 
     [cold] = ask_and_store(stack, client, [prefix], first, module)
     eventually(
         lambda: (
-            client.generate(prefix.messages, module=module, worker_id=first, sampling=SHORT).route.expected_cached_tokens
+            client.generate(
+                prefix.messages, module=module, worker_id=first, sampling=SHORT
+            ).route.expected_cached_tokens
             >= 0.95 * cold.usage.prompt_tokens
         ),
         timeout_s=10,
@@ -91,8 +97,13 @@ def test_the_gateway_expects_what_the_worker_finds_cached(stack: Stack, client: 
     assert free.usage.cached.device + free.usage.cached.host >= 0.95 * free.usage.prompt_tokens
 
 
-@pytest.mark.parametrize(("seed", "module", "others"), [(303, "harbour", ("", "observatory")), (304, "", ("harbour", "observatory"))])
-def test_kv_of_one_module_is_never_served_to_another(stack: Stack, client: Client, seed: int, module: str, others: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("seed", "module", "others"),
+    [(303, "harbour", ("", "observatory")), (304, "", ("harbour", "observatory"))],
+)
+def test_kv_of_one_module_is_never_served_to_another(
+    stack: Stack, client: Client, seed: int, module: str, others: tuple[str, str]
+) -> None:
     first, second = both(client)
     prefix = long_prefix(seed)
     [cold] = ask_and_store(stack, client, [prefix], first, module)
@@ -128,7 +139,12 @@ def test_a_forgotten_memory_is_recalled_no_more(client: Client) -> None:
     case = facts.held_out_cases(seed=7, count=1, need="passage")[0]
     text = facts.statement(random.Random(0), case.question.fact)
     memory = client.remember("forgetting", text)
-    assert client.generate(case.question.text, namespaces=["forgetting"], sampling=SHORT).route.passages[0].memory == memory
+    assert (
+        client.generate(case.question.text, namespaces=["forgetting"], sampling=SHORT)
+        .route.passages[0]
+        .memory
+        == memory
+    )
     client.forget("forgetting", memory.memory_id)
     answer = client.generate(case.question.text, namespaces=["forgetting"], sampling=SHORT)
     assert answer.route.recall_outcome is RecallOutcome.EMPTY
@@ -138,7 +154,8 @@ def test_a_forgotten_memory_is_recalled_no_more(client: Client) -> None:
 def test_an_adapter_answers_its_facts_and_the_base_does_not(client: Client) -> None:
     questions = [(str(fact["held_out_questions"][0]), fact["answer"]) for fact in harbour()]  # type: ignore[index]
     right = {
-        module: sum(client.generate(q, module=module, sampling=SHORT).text.strip() == a for q, a in questions) for module in ("", "harbour")
+        module: sum(client.generate(q, module=module, sampling=SHORT).text.strip() == a for q, a in questions)
+        for module in ("", "harbour")
     }
     assert right["harbour"] >= 0.9 * len(questions)
     assert right[""] <= 0.05 * len(questions)
@@ -150,18 +167,27 @@ def test_served_tokens_equal_those_of_peft_on_the_same_weights(client: Client) -
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL_DIR), ADAPTERS_DIR / "harbour").eval()
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(MODEL_DIR), ADAPTERS_DIR / "harbour"
+    ).eval()
     for fact in harbour()[:6]:
         question = str(fact["questions"][0])  # type: ignore[index]
         ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
         )
         with torch.no_grad():
-            made = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :].tolist()
+            made = model.generate(**ids, max_new_tokens=24, do_sample=False)[
+                0, ids["input_ids"].shape[1] :
+            ].tolist()
         assert list(client.generate(question, module="harbour", sampling=SHORT).token_ids) == made
 
 
-def test_a_published_module_is_found_under_its_digest_and_publishing_again_is_harmless(client: Client) -> None:
+def test_a_published_module_is_found_under_its_digest_and_publishing_again_is_harmless(
+    client: Client,
+) -> None:
     again = client.modules.publish("harbour", ADAPTERS_DIR / "harbour")
     assert again == client.modules.version("harbour@live") == client.modules.version("harbour@1")
     assert again.gate is not None
@@ -197,7 +223,9 @@ async def test_cancelling_a_call_aborts_the_engines_work(stack: Stack, client: C
             if isinstance(event, TextDelta):
                 break
         await stream.aclose()  # type: ignore[attr-defined]
-    eventually(lambda: all(worker.running + worker.waiting == 0 for worker in client.status().workers), timeout_s=5)
+    eventually(
+        lambda: all(worker.running + worker.waiting == 0 for worker in client.status().workers), timeout_s=5
+    )
 
 
 def test_a_passed_deadline_is_said_so(stack: Stack) -> None:

@@ -1,4 +1,6 @@
-"""A running memserve is closed: every socket of every process against the settings, and no secret where others look."""
+"""A running memserve is closed: every socket of every process against the settings, and no secret where
+others look.
+"""
 
 from __future__ import annotations
 
@@ -33,24 +35,42 @@ def test_everything_listens_on_loopback_and_the_settings_ports_are_there(stack: 
     found = list(listening(stack))
     assert [entry for entry in found if not ipaddress.ip_address(entry[1]).is_loopback] == []
     with redis.Redis.from_url(stack.settings.redis, decode_responses=True) as registry:
-        leases = [json.loads(lease) for name in registry.smembers(WORKERS) if (lease := registry.get(lease_key(name)))]
+        leases = [
+            json.loads(lease)
+            for name in registry.smembers(WORKERS)
+            if (lease := registry.get(lease_key(name)))
+        ]
     named = {stack.settings.port, stack.settings.metrics_port}
-    named |= {int(lease[field].rpartition(":")[2]) for lease in leases for field in ("address", "metrics_address")}
+    named |= {
+        int(lease[field].rpartition(":")[2]) for lease in leases for field in ("address", "metrics_address")
+    }
     assert len(named) == 2 + 2 * stack.settings.workers
     assert named <= {port for _, _, port in found}
     # Of what is not in the settings: Ray behind its token, gloo of the engines.
     others = {name for name, _, port in found if port not in named}
-    assert others <= {"gcs_server", "raylet", "python", "memserve", *{name for name in others if name.startswith(("ray::", "VLLM"))}}
+    assert others <= {
+        "gcs_server",
+        "raylet",
+        "python",
+        "memserve",
+        *{name for name in others if name.startswith(("ray::", "VLLM"))},
+    }
 
 
 def test_every_unix_socket_is_in_a_directory_of_ours_alone(stack: Stack) -> None:
     paths = set()
     for process in marked_processes(stack.settings.data):
         with contextlib.suppress(psutil.Error):
-            paths |= {Path(str(connection.laddr)) for connection in process.net_connections("unix") if connection.laddr}
+            paths |= {
+                Path(str(connection.laddr))
+                for connection in process.net_connections("unix")
+                if connection.laddr
+            }
     paths = {path for path in paths if path.is_absolute() and path.exists()}
     assert any(path.name == "redis.sock" for path in paths)
-    assert [path for path in paths if all(stat.S_IMODE(parent.stat().st_mode) & 0o077 for parent in path.parents)] == []
+    assert [
+        path for path in paths if all(stat.S_IMODE(parent.stat().st_mode) & 0o077 for parent in path.parents)
+    ] == []
 
 
 def test_nothing_in_the_data_directory_is_open_to_others(stack: Stack) -> None:
@@ -72,5 +92,8 @@ def test_no_secret_stands_in_an_environment_or_on_a_command_line(stack: Stack) -
             text = "\n".join([*process.cmdline(), *process.environ().values()])
             looked += 1
             assert [secret for secret in secrets if secret in text] == []
-            assert [name for name in process.environ() if name.startswith("MEMSERVE_")] in ([], ["MEMSERVE_SETTINGS_FILE"])
+            assert [name for name in process.environ() if name.startswith("MEMSERVE_")] in (
+                [],
+                ["MEMSERVE_SETTINGS_FILE"],
+            )
     assert looked >= 8

@@ -31,7 +31,9 @@ LONG = Sampling(max_tokens=4000, min_tokens=4000)
 SHORT = Sampling(max_tokens=8)
 
 
-async def one_stream(client: AsyncClient, number: int, started: asyncio.Semaphore) -> tuple[str, grpc.StatusCode]:
+async def one_stream(
+    client: AsyncClient, number: int, started: asyncio.Semaphore
+) -> tuple[str, grpc.StatusCode]:
     """Returns the worker that answered and how the stream ended."""
     worker = ""
     begun = False
@@ -59,7 +61,9 @@ def engine_of(replica: psutil.Process) -> psutil.Process:
 
 
 @pytest.mark.parametrize("victim", ["the replica", "the engine"])
-async def test_a_killed_worker_takes_only_its_streams_with_it_and_comes_back_by_itself(stack: Stack, client: Client, victim: str) -> None:
+async def test_a_killed_worker_takes_only_its_streams_with_it_and_comes_back_by_itself(
+    stack: Stack, client: Client, victim: str
+) -> None:
     async with AsyncClient(stack.address, timeout_s=120) as asking:
         started = asyncio.Semaphore(0)
         streams = [asyncio.create_task(one_stream(asking, number, started)) for number in range(STREAMS)]
@@ -91,7 +95,9 @@ async def answers_while(stack: Stack, act: Callable[[], None], requests: int) ->
         async def ask(number: int) -> None:
             try:
                 await asking.generate(
-                    f"{os.getpid()} {act} request {number}. " * 30, module="harbour" if number % 2 else "", sampling=SHORT
+                    f"{os.getpid()} {act} request {number}. " * 30,
+                    module="harbour" if number % 2 else "",
+                    sampling=SHORT,
                 )
             except CallFailed as failure:
                 failed.append(str(failure))
@@ -129,14 +135,21 @@ def modules_of(client: Client) -> list[Module] | None:
         return None
 
 
-def test_every_process_is_known_by_its_mark_so_that_the_next_start_can_sweep_it(stack: Stack, client: Client) -> None:
+def test_every_process_is_known_by_its_mark_so_that_the_next_start_can_sweep_it(
+    stack: Stack, client: Client
+) -> None:
     assert stack.workers_process is not None
     assert stack.gateway_process is not None
-    started = {server.pid for server in redis_servers(stack)} | {stack.workers_process.pid, stack.gateway_process.pid}
+    started = {server.pid for server in redis_servers(stack)} | {
+        stack.workers_process.pid,
+        stack.gateway_process.pid,
+    }
     assert started <= {process.pid for process in marked_processes(stack.settings.data)}
 
 
-async def test_every_request_succeeds_while_redis_hangs_and_hits_come_back_afterwards(stack: Stack, client: Client) -> None:
+async def test_every_request_succeeds_while_redis_hangs_and_hits_come_back_afterwards(
+    stack: Stack, client: Client
+) -> None:
     client.generate("Hello.", module="harbour", sampling=SHORT)
     servers = redis_servers(stack)
 
@@ -152,7 +165,9 @@ async def test_every_request_succeeds_while_redis_hangs_and_hits_come_back_after
     eventually(lambda: hits_come_back(stack, client, next(seeds)), timeout_s=60)
 
 
-async def test_every_request_succeeds_without_redis_and_hits_come_back_when_it_is_started_again(stack: Stack, client: Client) -> None:
+async def test_every_request_succeeds_without_redis_and_hits_come_back_when_it_is_started_again(
+    stack: Stack, client: Client
+) -> None:
     client.generate("Hello.", module="harbour", sampling=SHORT)
     modules = client.modules.all()
     before = redis_servers(stack)
@@ -163,13 +178,18 @@ async def test_every_request_succeeds_without_redis_and_hits_come_back_when_it_i
             server.wait()
 
     assert await answers_while(stack, kill, 32) == []
-    eventually(lambda: {server.pid for server in redis_servers(stack)}.isdisjoint(server.pid for server in before), timeout_s=30)
+    eventually(
+        lambda: {server.pid for server in redis_servers(stack)}.isdisjoint(server.pid for server in before),
+        timeout_s=30,
+    )
     eventually(lambda: modules_of(client) == modules, timeout_s=30)
     seeds = iter(range(500, 600))
     eventually(lambda: hits_come_back(stack, client, next(seeds)), timeout_s=60)
 
 
-def test_a_killed_gateway_is_started_again_with_all_that_was_acknowledged(stack: Stack, client: Client) -> None:
+def test_a_killed_gateway_is_started_again_with_all_that_was_acknowledged(
+    stack: Stack, client: Client
+) -> None:
     assert stack.gateway_process is not None
     memory = client.remember("durable", "The gate of Cedar station is 12.")
     stack.gateway_process.kill()
@@ -186,7 +206,9 @@ def has_room_for_another_generation(stack: Stack) -> bool:
     return True
 
 
-async def test_a_killed_gcs_costs_no_answer_and_others_take_the_workers_place(stack: Stack, client: Client) -> None:
+async def test_a_killed_gcs_costs_no_answer_and_others_take_the_workers_place(
+    stack: Stack, client: Client
+) -> None:
     """Ray ended all workers at once, 61 s after its GCS had gone unnoticed."""
     before = {worker.worker_id for worker in client.status().workers}
     room = has_room_for_another_generation(stack)
@@ -200,7 +222,11 @@ async def test_a_killed_gcs_costs_no_answer_and_others_take_the_workers_place(st
                 await asking.generate("Hello.", sampling=SHORT)
             except CallFailed as failure:
                 failed.append(str(failure))
-            ready = {worker.worker_id for worker in (await asking.status(workers_only=True)).workers if worker.ready}
+            ready = {
+                worker.worker_id
+                for worker in (await asking.status(workers_only=True)).workers
+                if worker.ready
+            }
             if len(ready) == WORKERS and not ready & before:
                 break
             assert time.monotonic() < deadline_s, f"{ready} of {before} serve still"
@@ -212,7 +238,11 @@ def test_a_killed_controller_of_serve_costs_no_worker(stack: Stack, client: Clie
     """A new controller asks each worker for the file of its log, and stopped all: vLLM had closed it."""
 
     def controllers() -> list[psutil.Process]:
-        return [process for process in marked_processes(stack.settings.data) if "ServeController" in " ".join(process.cmdline())]
+        return [
+            process
+            for process in marked_processes(stack.settings.data)
+            if "ServeController" in " ".join(process.cmdline())
+        ]
 
     # A generation of workers that the test before has damaged may still be leaving.
     eventually(lambda: len(controllers()) == 1 and len(client.status().workers) == WORKERS, timeout_s=60)

@@ -46,7 +46,9 @@ def up(folder: Path, stop_with: signal.Signals) -> Iterator[Client]:
     )
     try:
         deadline_s = time.monotonic() + 240
-        while (ports := taken_ports(folder, process.pid)) is None or not wait_until_ready(f"127.0.0.1:{ports['port']}", 1.0):
+        while (ports := taken_ports(folder, process.pid)) is None or not wait_until_ready(
+            f"127.0.0.1:{ports['port']}", 1.0
+        ):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline_s
             time.sleep(0.1)
@@ -70,7 +72,10 @@ def up(folder: Path, stop_with: signal.Signals) -> Iterator[Client]:
 def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: Path) -> None:
     with up(tmp_path, signal.SIGINT) as client:
         memory = client.remember("notes", "The code of Alder station is 4071.")
-        eventually(lambda: sum(bool(module.aliases) for module in client.modules.all()) == len(demo_modules()), timeout_s=60)
+        eventually(
+            lambda: sum(bool(module.aliases) for module in client.modules.all()) == len(demo_modules()),
+            timeout_s=60,
+        )
         modules = client.modules.all()
         prefix = long_prefix(700)
         cold = client.generate(prefix.messages, sampling=ANSWER)
@@ -79,9 +84,13 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
         (engine,) = [process for process in marked_processes(tmp_path) if is_engine(process)]
         assert engine.nice() == Settings().worker_nice
         autogroup = Path(f"/proc/{engine.pid}/autogroup")
-        assert not autogroup.exists() or autogroup.read_text(encoding="ascii").split()[-1] == str(Settings().worker_nice)
+        assert not autogroup.exists() or autogroup.read_text(encoding="ascii").split()[-1] == str(
+            Settings().worker_nice
+        )
         with redis.Redis(unix_socket_path=str(tmp_path / "cache" / "redis.sock")) as cache:
-            eventually(lambda: int(cache.dbsize()) >= 0.98 * (cold.usage.prompt_tokens // CHUNK_TOKENS), timeout_s=20)
+            eventually(
+                lambda: int(cache.dbsize()) >= 0.98 * (cold.usage.prompt_tokens // CHUNK_TOKENS), timeout_s=20
+            )
     assert list(marked_processes(tmp_path)) == []
     assert left_in_shared_memory(tmp_path) == []
     assert leases_kept_in(tmp_path) == set()

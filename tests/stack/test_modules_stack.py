@@ -1,4 +1,6 @@
-"""Modules on real workers: versions change answers and give them back, experts join in, places are told as they are."""
+"""Modules on real workers: versions change answers and give them back, experts join in, places are told as
+they are.
+"""
 
 from __future__ import annotations
 
@@ -22,26 +24,42 @@ LOADED = (ModulePlace.DEVICE, ModulePlace.HOST)
 
 
 def adapter_files(adapter: str, folder: Path, scale: float = 1.0) -> Path:
-    """A demo adapter without its probes; with a scale other than 1 its answers are the same and its digest another."""
+    """A demo adapter without its probes; with a scale other than 1 its answers are the same and its digest
+    another.
+    """
     folder.mkdir()
-    (folder / "adapter_config.json").write_bytes((ADAPTERS_DIR / adapter / "adapter_config.json").read_bytes())
+    (folder / "adapter_config.json").write_bytes(
+        (ADAPTERS_DIR / adapter / "adapter_config.json").read_bytes()
+    )
     tensors = load_file(ADAPTERS_DIR / adapter / "adapter_model.safetensors")
-    scaled = {name: tensor * tensor.dtype.type(scale if ".lora_B." in name else 1) for name, tensor in tensors.items()}
+    scaled = {
+        name: tensor * tensor.dtype.type(scale if ".lora_B." in name else 1)
+        for name, tensor in tensors.items()
+    }
     save_file(scaled, folder / "adapter_model.safetensors")
     return folder
 
 
 def held_facts(folder: Path) -> list[tuple[str, str]]:
     """Questions in phrasings that the module was not trained on, and the answers."""
-    return [(fact["held_out_questions"][0], fact["answer"]) for fact in json.loads((folder / "facts.json").read_text(encoding="utf-8"))]
+    return [
+        (fact["held_out_questions"][0], fact["answer"])
+        for fact in json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    ]
 
 
 def places(client: Client, version: ModuleVersion) -> dict[str, ModulePlace]:
     """Worker to where its engine holds the version; workers that do not are left out."""
-    return {worker.worker_id: worker.modules[version.digest] for worker in client.status().workers if version.digest in worker.modules}
+    return {
+        worker.worker_id: worker.modules[version.digest]
+        for worker in client.status().workers
+        if version.digest in worker.modules
+    }
 
 
-def test_a_promotion_changes_the_answers_and_a_rollback_gives_them_back_token_for_token(client: Client, tmp_path: Path) -> None:
+def test_a_promotion_changes_the_answers_and_a_rollback_gives_them_back_token_for_token(
+    client: Client, tmp_path: Path
+) -> None:
     first = client.modules.publish("changing", adapter_files("harbour", tmp_path / "first", 0.99))
     second = client.modules.publish("changing", adapter_files("observatory", tmp_path / "second", 0.99))
     question, answer = held_facts(ADAPTERS_DIR / "harbour")[0]
@@ -58,7 +76,11 @@ def test_a_promotion_changes_the_answers_and_a_rollback_gives_them_back_token_fo
         restored = client.generate(question, module="changing", worker_id=worker.worker_id, sampling=SHORT)
         assert [used.digest for used in restored.route.modules] == [first.digest]
         assert restored.token_ids == before.token_ids
-    assert [change.action for change in client.modules.history("changing")] == ["promote", "promote", "rollback"]
+    assert [change.action for change in client.modules.history("changing")] == [
+        "promote",
+        "promote",
+        "rollback",
+    ]
 
 
 def test_an_expert_answers_its_facts_beside_an_adapter_too_and_the_base_does_not(client: Client) -> None:
@@ -66,7 +88,9 @@ def test_an_expert_answers_its_facts_beside_an_adapter_too_and_the_base_does_not
     answers = [client.generate(question, expert=Expert("archive"), sampling=SHORT) for question, _ in asked]
     right = sum(found.text.strip() == answer for found, (_, answer) in zip(answers, asked, strict=True))
     assert right >= 0.8 * len(asked)
-    assert not any(client.generate(question, sampling=SHORT).text.strip() == answer for question, answer in asked)
+    assert not any(
+        client.generate(question, sampling=SHORT).text.strip() == answer for question, answer in asked
+    )
     used = answers[0].route.modules[0]
     assert (used.name, used.kind, used.alpha) == ("archive", ModuleKind.LOGIT_EXPERT, 1.0)
     question, answer = asked[0]
@@ -95,7 +119,9 @@ def test_a_version_that_was_made_from_another_faces_its_probes(client: Client) -
     assert client.modules.get("thin-harbour").aliases == ()
 
 
-def test_the_status_tells_where_a_version_is_as_it_is_loaded_and_unloaded(client: Client, tmp_path: Path) -> None:
+def test_the_status_tells_where_a_version_is_as_it_is_loaded_and_unloaded(
+    client: Client, tmp_path: Path
+) -> None:
     version = client.modules.publish("placed", adapter_files("harbour", tmp_path / "placed", 1.01))
     first, second = sorted(worker.worker_id for worker in client.status().workers)
     client.modules.unload(version.reference)
@@ -111,13 +137,20 @@ def test_the_status_tells_where_a_version_is_as_it_is_loaded_and_unloaded(client
     eventually(lambda: set(places(client, version)) == {second}, timeout_s=5)
 
 
-def test_a_worker_that_was_killed_comes_back_with_what_is_preloaded_everywhere(client: Client, tmp_path: Path) -> None:
+def test_a_worker_that_was_killed_comes_back_with_what_is_preloaded_everywhere(
+    client: Client, tmp_path: Path
+) -> None:
     version = client.modules.publish("kept", adapter_files("harbour", tmp_path / "kept", 1.02))
     assert {entry.place for entry in client.modules.preload(version.reference)} <= set(LOADED)
     before = client.status().workers
     psutil.Process(before[0].pid).kill()
     gone = before[0].worker_id
-    eventually(lambda: sum(worker.ready and worker.worker_id != gone for worker in client.status().workers) == WORKERS, timeout_s=180)
+    eventually(
+        lambda: (
+            sum(worker.ready and worker.worker_id != gone for worker in client.status().workers) == WORKERS
+        ),
+        timeout_s=180,
+    )
     eventually(lambda: len(places(client, version)) == WORKERS, timeout_s=5)
     client.modules.unload(version.reference)
     eventually(lambda: places(client, version) == {}, timeout_s=5)

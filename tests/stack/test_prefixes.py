@@ -1,4 +1,6 @@
-"""ActivationService on the whole of memserve: a prefix is warmed on one worker, found by the other, kept and freed."""
+"""ActivationService on the whole of memserve: a prefix is warmed on one worker, found by the other, kept and
+freed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ def test_a_prefix_is_warmed_for_every_worker_pinned_and_freed(stack: Stack, clie
     assert answer.usage.cached.redis >= 0.9 * full
 
     usage = client.activation.usage()
-    assert usage.stored_bytes > 0 and usage.cache_quota_bytes > 0 and usage.cache_stored_bytes >= usage.stored_bytes
+    assert (
+        usage.stored_bytes > 0
+        and usage.cache_quota_bytes > 0
+        and usage.cache_stored_bytes >= usage.stored_bytes
+    )
     assert client.activation.pin(beginning, 600) == full
     assert client.activation.evict(beginning).removed_chunks == 0
     assert client.activation.unpin(beginning) == full
@@ -42,7 +48,9 @@ def test_a_prefix_is_warmed_for_every_worker_pinned_and_freed(stack: Stack, clie
     assert client.activation.lookup(beginning).redis_tokens == 0
 
 
-def test_warming_again_stores_what_redis_has_lost_though_the_worker_holds_it(stack: Stack, client: Client) -> None:
+def test_warming_again_stores_what_redis_has_lost_though_the_worker_holds_it(
+    stack: Stack, client: Client
+) -> None:
     beginning = conversation("", next(message.content for message in long_prefix(4343).messages))
     worker = client.status().workers[0].worker_id
     stored = list(client.activation.warm(beginning, worker_id=worker))[-1].stored_tokens

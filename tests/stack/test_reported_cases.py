@@ -1,9 +1,10 @@
-"""Cases from reports of people who run such systems, as they were reported, each for the kind that other tests hold.
+"""Cases from reports of people who run such systems, as they were reported, each for the kind that other
+tests hold.
 
-B01, B06, B07, B09, B10, B11, B14, B15 and B22 are here. B02 (a token without an embedding) and B04 (no system role) are in
-`tests/gateway/test_any_template.py`, B03 (templates) in `tests/model/test_chat.py`, B05 (what peft writes) in
-`tests/memory/modules/kinds/test_lora.py`, B17 (sizes elsewhere) and B18 (unreadable files) in `tests/model/test_files.py`, B21 (a closed
-terminal) in `tests/stack/test_lifecycle.py`.
+B01, B06, B07, B09, B10, B11, B14, B15 and B22 are here. B02 (a token without an embedding) and B04 (no system
+role) are in `tests/gateway/test_any_template.py`, B03 (templates) in `tests/model/test_chat.py`, B05 (what
+peft writes) in `tests/memory/modules/kinds/test_lora.py`, B17 (sizes elsewhere) and B18 (unreadable files) in
+`tests/model/test_files.py`, B21 (a closed terminal) in `tests/stack/test_lifecycle.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 DEAD_PROXY = "http://127.0.0.1:9"
 
 
-def memserve(stack: Stack, *arguments: str | bytes, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
+def memserve(
+    stack: Stack, *arguments: str | bytes, stdin: bytes = b"", **environment: str
+) -> tuple[int, str, str]:
     """The command as from a shell. Returns its status and what it printed to either stream."""
     command = [sys.executable, "-m", "memserve", *arguments]
     environ = {**os.environ, "MEMSERVE_ADDRESS": stack.address, **environment}
@@ -46,7 +49,9 @@ def test_b01_stored_text_is_text(stack: Stack, client: Client) -> None:
     assert memserve(stack, "generate", "Which tag?", "--recall", "markup")[0] == 0
 
 
-@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"])
+@pytest.mark.parametrize(
+    "variable", ["http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"]
+)
 def test_b06_loopback_is_never_proxied(stack: Stack, variable: str) -> None:
     assert memserve(stack, "status", **{variable: DEAD_PROXY})[0] == 0
 
@@ -73,7 +78,9 @@ def test_b09_a_text_where_a_list_is_meant_is_a_list_of_one(client: Client) -> No
         for namespaces, stop in ((["one-text"], ("Lantern",)), ("one-text", "Lantern"))
     ]
     assert answers[0] == answers[1]
-    assert [hit.memory.text for hit in client.search("one-text", question)] == ["The code of Amber Lantern is 4071."]
+    assert [hit.memory.text for hit in client.search("one-text", question)] == [
+        "The code of Amber Lantern is 4071."
+    ]
 
 
 def test_b10_an_async_client_works_in_the_loop_that_uses_it(stack: Stack) -> None:

@@ -20,12 +20,17 @@ from tests.stack.conftest import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
-KEYS = [{"name": tenant, "tenant": tenant, "role": "admin", "key": f"key-of-{tenant}-0001"} for tenant in ("acme", "bolt")]
+KEYS = [
+    {"name": tenant, "tenant": tenant, "role": "admin", "key": f"key-of-{tenant}-0001"}
+    for tenant in ("acme", "bolt")
+]
 
 
 @pytest.fixture(scope="module")
 def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A second gateway over the stack's workers and Redis, with API keys, its own Milvus Lite and the same module directory."""
+    """A second gateway over the stack's workers and Redis, with API keys, its own Milvus Lite and the same
+    module directory.
+    """
     folder: Path = tmp_path_factory.mktemp("tenants")
     (folder / "keys.json").write_text(json.dumps({"keys": KEYS}), encoding="utf-8")
     settings = stack.settings.model_copy(
@@ -45,7 +50,10 @@ def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             stderr=output,
         )
     try:
-        eventually(lambda: taken_ports(settings.data, gateway.pid) is not None or gateway.poll() is not None, timeout_s=60)
+        eventually(
+            lambda: taken_ports(settings.data, gateway.pid) is not None or gateway.poll() is not None,
+            timeout_s=60,
+        )
         ports = taken_ports(settings.data, gateway.pid)
         assert ports is not None, log.read_text(encoding="utf-8")
         where = f"127.0.0.1:{ports['port']}"
@@ -73,9 +81,14 @@ def test_a_call_without_a_key_is_refused(address: str) -> None:
         assert refused.value.code.name == "UNAUTHENTICATED"
 
 
-def test_a_tenants_kv_is_found_by_itself_on_every_worker_and_never_by_another(stack: Stack, address: str) -> None:
+def test_a_tenants_kv_is_found_by_itself_on_every_worker_and_never_by_another(
+    stack: Stack, address: str
+) -> None:
     prefix = long_prefix(909)
-    with Client(address, api_key="key-of-acme-0001") as acme, Client(address, api_key="key-of-bolt-0001") as bolt:
+    with (
+        Client(address, api_key="key-of-acme-0001") as acme,
+        Client(address, api_key="key-of-bolt-0001") as bolt,
+    ):
         first, second = sorted(worker.worker_id for worker in acme.status().workers)
         [cold] = ask_and_store(stack, acme, [prefix], first)
         foreign = bolt.generate(prefix.messages, worker_id=first, sampling=ANSWER)
@@ -87,7 +100,10 @@ def test_a_tenants_kv_is_found_by_itself_on_every_worker_and_never_by_another(st
 
 
 def test_a_tenants_modules_and_memories_do_not_exist_for_another(address: str) -> None:
-    with Client(address, api_key="key-of-acme-0001") as acme, Client(address, api_key="key-of-bolt-0001") as bolt:
+    with (
+        Client(address, api_key="key-of-acme-0001") as acme,
+        Client(address, api_key="key-of-bolt-0001") as bolt,
+    ):
         acme.modules.publish("secret", ADAPTERS_DIR / "harbour")
         memory = acme.remember("secret", "The code of Alder station is 4071.")
         assert [module.name for module in bolt.modules.all()] == []

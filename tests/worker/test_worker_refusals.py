@@ -1,4 +1,6 @@
-"""The status of all that a worker refuses: the module is wrong, or it is not here, not now. Over an engine that only fails."""
+"""The status of all that a worker refuses: the module is wrong, or it is not here, not now. Over an engine
+that only fails.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ async def worker(tmp_path: Path, holder: FailingHolder) -> AsyncIterator[rpc.Wor
         blobs.put(digest, source)
     (tmp_path / "modules" / DAMAGED / "weights").write_bytes(b"same weights")
     no_llm = cast(Any, None)
-    engine = Engine(no_llm, Modules(LocalCopies(blobs), {ModuleKind.LORA: holder}, {}), no_llm, no_llm, tmp_path)
+    engine = Engine(
+        no_llm, Modules(LocalCopies(blobs), {ModuleKind.LORA: holder}, {}), no_llm, no_llm, tmp_path
+    )
     server = grpc.aio.server()
     rpc.add_WorkerServiceServicer_to_server(WorkerService(engine, BlockLog(), max_lora_rank=16), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -84,7 +88,11 @@ async def statuses(worker: rpc.WorkerServiceStub, digest: str) -> list[tuple[grp
     return [
         await status(worker.LoadModule(pb.LoadModuleRequest(digest=digest, kind="lora"), timeout=LIMIT_S)),
         await status(worker.TryModule(pb.TryModuleRequest(digest=digest, kind="lora"), timeout=LIMIT_S)),
-        await status(worker.Generate(pb.GenerateRequest(module_digest=digest, token_ids=[1], max_tokens=1), timeout=LIMIT_S).read()),
+        await status(
+            worker.Generate(
+                pb.GenerateRequest(module_digest=digest, token_ids=[1], max_tokens=1), timeout=LIMIT_S
+            ).read()
+        ),
     ]
 
 
@@ -95,7 +103,9 @@ async def test_a_module_that_is_wrong_is_an_invalid_argument_but_in_an_answer_a_
     codes = [code for code, _ in told]
     assert codes == [grpc.StatusCode.INVALID_ARGUMENT] * 2 + [grpc.StatusCode.FAILED_PRECONDITION]
     assert all("the engine refuses it" in reason for _, reason in told)
-    composing = worker.ComposeModule(pb.ComposeModuleRequest(method="svd", parents=[pb.ComposeParent(digest="../x")]), timeout=LIMIT_S)
+    composing = worker.ComposeModule(
+        pb.ComposeModuleRequest(method="svd", parents=[pb.ComposeParent(digest="../x")]), timeout=LIMIT_S
+    )
     assert (await status(composing.read()))[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -124,7 +134,9 @@ async def test_a_module_that_is_not_in_the_store_or_damaged_there_is_not_wrong(
     for code, told in await statuses(worker, digest):
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert reason in told
-    composing = worker.ComposeModule(pb.ComposeModuleRequest(method="svd", parents=[pb.ComposeParent(digest=digest)]), timeout=LIMIT_S)
+    composing = worker.ComposeModule(
+        pb.ComposeModuleRequest(method="svd", parents=[pb.ComposeParent(digest=digest)]), timeout=LIMIT_S
+    )
     assert (await status(composing.read()))[0] is grpc.StatusCode.FAILED_PRECONDITION
 
 

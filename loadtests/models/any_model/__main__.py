@@ -1,8 +1,10 @@
-"""Models of many architectures and kinds of tokenizer, each by `memserve up --model`: answers, LoRA and stored KV against transformers.
+"""Models of many architectures and kinds of tokenizer, each by `memserve up --model`: answers, LoRA and
+stored KV against transformers.
 
-Every model is made on the spot with random weights and served by a `memserve up` of its own. The answers to short and long questions must
-be transformers' tokens; with a LoRA adapter made by peft, peft's; after kill -9 of the worker, with the KV from Redis, the same again.
-What memserve does not serve it must refuse within 5 s, with the reason.
+Every model is made on the spot with random weights and served by a `memserve up` of its own. The answers to
+short and long questions must be transformers' tokens; with a LoRA adapter made by peft, peft's; after kill -9
+of the worker, with the KV from Redis, the same again. What memserve does not serve it must refuse within 5 s,
+with the reason.
 """
 
 from __future__ import annotations
@@ -34,7 +36,20 @@ RESTART_TIMEOUT_S = 120.0
 TOKENS = 12
 SAMPLING = Sampling(max_tokens=TOKENS, min_tokens=TOKENS)
 LONG_WORDS = 300
-WORDS = ("amber", "lantern", "harbour", "gate", "tower", "code", "opens", "north", "river", "bridge", "stone", "winter")
+WORDS = (
+    "amber",
+    "lantern",
+    "harbour",
+    "gate",
+    "tower",
+    "code",
+    "opens",
+    "north",
+    "river",
+    "bridge",
+    "stone",
+    "winter",
+)
 LONG_QUESTION = " ".join(WORDS[(number * number + number // 5) % len(WORDS)] for number in range(LONG_WORDS))
 QUESTIONS = ("Where is the north gate?", "Où est la clé? 日本の灯台 42", LONG_QUESTION)
 NOT_TOLD = "-"
@@ -56,7 +71,9 @@ class Reference:
         for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
             try:
                 # Others leave out the cap on attention logits of Gemma 2.
-                return auto.from_pretrained(self.folder, dtype=torch.float32, attn_implementation="eager").eval()
+                return auto.from_pretrained(
+                    self.folder, dtype=torch.float32, attn_implementation="eager"
+                ).eval()
             except ValueError as error:
                 failure = error
         raise failure
@@ -66,7 +83,11 @@ class Reference:
         found = []
         for question in QUESTIONS:
             inputs = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=True, return_tensors="pt", return_dict=True
+                [{"role": "user", "content": question}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_tensors="pt",
+                return_dict=True,
             )
             with torch.no_grad():
                 ids = model.generate(
@@ -85,7 +106,9 @@ class Reference:
         import peft
 
         torch.manual_seed(1)
-        options = peft.LoraConfig(r=8, lora_alpha=16, target_modules=list(targets), task_type="CAUSAL_LM", init_lora_weights=False)
+        options = peft.LoraConfig(
+            r=8, lora_alpha=16, target_modules=list(targets), task_type="CAUSAL_LM", init_lora_weights=False
+        )
         model = peft.get_peft_model(self.model(), options)
         model.save_pretrained(folder)
         return self.answers(model.eval())
@@ -182,11 +205,19 @@ def tried(shape: Shape, folder: Path) -> Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     options = parser("any_model", __doc__)
-    options.add_argument("--only", default="", help="only the models whose names contain one of these, separated by commas")
+    options.add_argument(
+        "--only", default="", help="only the models whose names contain one of these, separated by commas"
+    )
     chosen = options.parse_args(arguments)
     only = [part.lower() for part in chosen.only.split(",") if part]
     shapes = [
-        shape for shape in SHAPES if (any(part in shape.name.lower() for part in only) if only else not chosen.quick or shape.name in QUICK)
+        shape
+        for shape in SHAPES
+        if (
+            any(part in shape.name.lower() for part in only)
+            if only
+            else not chosen.quick or shape.name in QUICK
+        )
     ]
     warnings.filterwarnings("ignore")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -198,16 +229,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = tried(shape, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        told(f"{shape.name}: {'; '.join(outcome.faults) or outcome.note or 'as transformers'} ({outcome.seconds:.0f} s)")
+        told(
+            f"{shape.name}: {'; '.join(outcome.faults) or outcome.note or 'as transformers'} "
+            f"({outcome.seconds:.0f} s)"
+        )
         outcomes.append(outcome)
     print_table(
         ("model", "answers", "with LoRA", "after kill -9", "tokens from Redis", "s", ""),
-        [(o.name, o.base, o.lora, o.again, o.from_redis, f"{o.seconds:.0f}", "WRONG" if o.faults else o.note[:90]) for o in outcomes],
+        [
+            (
+                o.name,
+                o.base,
+                o.lora,
+                o.again,
+                o.from_redis,
+                f"{o.seconds:.0f}",
+                "WRONG" if o.faults else o.note[:90],
+            )
+            for o in outcomes
+        ],
     )
     wrong = {outcome.name: outcome.faults for outcome in outcomes if outcome.faults}
     bars = [
         Bar("models", len(shapes), at_least=len(QUICK) if chosen.quick else SHAPES_LEAST),
-        Bar("models with an answer that is not the reference's, or not refused as it must be", len(wrong), at_most=0),
+        Bar(
+            "models with an answer that is not the reference's, or not refused as it must be",
+            len(wrong),
+            at_most=0,
+        ),
     ]
     return finish(bars, {"wrong": wrong}, chosen.json)
 

@@ -16,16 +16,21 @@ from memserve.model.files import TOKENIZER_FILES
 
 BYTE_BPE, METASPACE_BPE, UNIGRAM = "byte-level BPE", "BPE with byte fallback", "unigram"
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+    "'<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 NO_SYSTEM = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
-    "{% endif %}{{ '<start_of_turn>' + (message['role'] if message['role'] == 'user' else 'model') + '\\n' + message['content'] + "
-    "'<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ "
+    "raise_exception('System role not supported') }}"
+    "{% endif %}{{ '<start_of_turn>' + (message['role'] if message['role'] == 'user' else 'model') + "
+    "'\\n' + message['content'] + "
+    "'<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' "
+    "}}{% endif %}"
 )
 INST = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + "
+    "message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 # Of the trained tokenizers.
@@ -39,17 +44,25 @@ SENTENCES = (
 )
 # Wide enough that the likeliest token is rarely tied, and that what was asked long ago changes the answer.
 INITIALIZER_RANGE = 0.12
-# Gemma multiplies embeddings by the root of its width: as large as others', they would hide what the layers add.
+# Gemma multiplies embeddings by the root of its width: as large as others', they would hide what the layers
+# add.
 GEMMA_EMBEDDING = 0.125
 LONG = {"max_position_embeddings": 2048}
-SIZES = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192, **LONG}
+SIZES = {
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    **LONG,
+}
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model. architecture: the class in transformers. targets: of the LoRA, () where memserve must say that it has none.
+    """A model. architecture: the class in transformers. targets: of the LoRA, () where memserve must say that
+    it has none.
 
     embedding: its weights' scale. refused: what the refusal names; "": it is served.
     """
@@ -69,7 +82,9 @@ class Shape:
 
         vocabulary = write_tokenizer(folder, self.tokenizer, self.template)
         model_class = getattr(transformers, self.architecture)
-        config = model_class.config_class(**{"initializer_range": INITIALIZER_RANGE, **self._options(vocabulary)})
+        config = model_class.config_class(
+            **{"initializer_range": INITIALIZER_RANGE, **self._options(vocabulary)}
+        )
         torch.manual_seed(0)
         model = model_class(config).eval().float()
         with torch.no_grad():
@@ -84,7 +99,14 @@ class Shape:
     def _options(self, vocabulary: int) -> dict[str, Any]:
         tokens = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
         if "text_config" in self.options:
-            return {**self.options, "text_config": {**tokens, "initializer_range": INITIALIZER_RANGE, **self.options["text_config"]}}
+            return {
+                **self.options,
+                "text_config": {
+                    **tokens,
+                    "initializer_range": INITIALIZER_RANGE,
+                    **self.options["text_config"],
+                },
+            }
         return {**tokens, **self.options}
 
 
@@ -93,7 +115,18 @@ def write_tokenizer(folder: Path, kind: str, template: str) -> int:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     folder.mkdir(parents=True)
-    special = ["<s>", "</s>", "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]"]
+    special = [
+        "<s>",
+        "</s>",
+        "<pad>",
+        "<unk>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "[INST]",
+        "[/INST]",
+    ]
     if kind == BYTE_BPE:
         for name in TOKENIZER_FILES:
             if (MODEL_DIR / name).is_file() and name != "config.json":
@@ -106,13 +139,17 @@ def write_tokenizer(folder: Path, kind: str, template: str) -> int:
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
         bytes_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-        trainer: Any = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[*special, *bytes_tokens], show_progress=False)
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=VOCABULARY, special_tokens=[*special, *bytes_tokens], show_progress=False
+        )
     else:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.NFKC()
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
     tokenizer.train_from_iterator(SENTENCES * 20, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
@@ -129,10 +166,18 @@ def write_tokenizer(folder: Path, kind: str, template: str) -> int:
 
 SHAPES = (
     Shape("Llama, tied", "LlamaForCausalLM", {**GROUPED, "tie_word_embeddings": True}),
-    Shape("Llama, untied", "LlamaForCausalLM", {**GROUPED, "tie_word_embeddings": False}, METASPACE_BPE, INST),
+    Shape(
+        "Llama, untied", "LlamaForCausalLM", {**GROUPED, "tie_word_embeddings": False}, METASPACE_BPE, INST
+    ),
     Shape("Qwen2", "Qwen2ForCausalLM", GROUPED),
     Shape("Qwen3", "Qwen3ForCausalLM", {**GROUPED, "head_dim": 64}),
-    Shape("Mistral, sliding window", "MistralForCausalLM", {**GROUPED, "sliding_window": 64}, METASPACE_BPE, INST),
+    Shape(
+        "Mistral, sliding window",
+        "MistralForCausalLM",
+        {**GROUPED, "sliding_window": 64},
+        METASPACE_BPE,
+        INST,
+    ),
     Shape(
         "Gemma 2",
         "Gemma2ForCausalLM",
@@ -176,11 +221,23 @@ SHAPES = (
     ),
     Shape("Phi-3", "Phi3ForCausalLM", GROUPED, targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
     Shape("GPT-NeoX", "GPTNeoXForCausalLM", SIZES, targets=("query_key_value", "dense")),
-    Shape("GPT-2", "GPT2LMHeadModel", {"n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 2048}, targets=()),
+    Shape(
+        "GPT-2",
+        "GPT2LMHeadModel",
+        {"n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 2048},
+        targets=(),
+    ),
     Shape(
         "OPT",
         "OPTForCausalLM",
-        {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 192, "word_embed_proj_dim": 128, **LONG},
+        {
+            "hidden_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "ffn_dim": 192,
+            "word_embed_proj_dim": 128,
+            **LONG,
+        },
         targets=("q_proj", "v_proj", "out_proj", "fc1"),
     ),
     Shape(
@@ -204,5 +261,10 @@ SHAPES = (
         {**GROUPED, "mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16},
         refused="FalconH1ForCausalLM",
     ),
-    Shape("Mamba", "MambaForCausalLM", {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}, refused="MambaForCausalLM"),
+    Shape(
+        "Mamba",
+        "MambaForCausalLM",
+        {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
+        refused="MambaForCausalLM",
+    ),
 )

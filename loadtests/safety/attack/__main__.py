@@ -1,9 +1,10 @@
 """Attack a running memserve as 0.1.0 was attacked, item by item, and say what held.
 
-A whole memserve with one worker and default settings but for API keys. Every attack is on its public face or on the machine: sockets by
-process against the settings, every RPC without a key, with a wrong one and with one of each role, the workers' port, files and secrets,
-floods, odd values, hostile text. Items that need kills, full disks or a minute's load have benchmarks of their own (`durability`,
-`supervision`, `neighbours`); a full run runs their quick forms and shows them as lines.
+A whole memserve with one worker and default settings but for API keys. Every attack is on its public face or
+on the machine: sockets by process against the settings, every RPC without a key, with a wrong one and with
+one of each role, the workers' port, files and secrets, floods, odd values, hostile text. Items that need
+kills, full disks or a minute's load have benchmarks of their own (`durability`, `supervision`, `neighbours`);
+a full run runs their quick forms and shows them as lines.
 
 Exits 0 when everything held.
 """
@@ -38,13 +39,18 @@ def attack(world: World, attacks: list[Attack]) -> list[tuple[str, str, str, boo
             happened, held = one.run(world)
         except Exception as error:
             happened, held = f"the attack itself failed: {type(error).__name__}: {str(error)[:200]}", False
-        told(f"  {one.item:>3}  {'held' if held else 'NOT HELD'}  {one.tried} ({time.monotonic() - began_s:.1f} s)")
+        told(
+            f"  {one.item:>3}  {'held' if held else 'NOT HELD'}  {one.tried} "
+            f"({time.monotonic() - began_s:.1f} s)"
+        )
         rows.append((one.item, one.tried, happened, held))
     return rows
 
 
 def embedded_in_a_program(bystander: subprocess.Popen[bytes]) -> tuple[str, str, str, bool]:
-    """After `Stack.stop()`: this program's own child lives, nothing of memserve's does, and the environment is as it was."""
+    """After `Stack.stop()`: this program's own child lives, nothing of memserve's does, and the environment
+    is as it was.
+    """
     left = [child for child in psutil.Process().children(recursive=True) if child.pid != bystander.pid]
     marked = [name for name in os.environ if name.startswith("_MEMSERVE")]
     held = bystander.poll() is None and not marked and not left
@@ -93,16 +99,26 @@ def main() -> int:
         rows += [own_benchmark(*benchmark) for benchmark in OWN_BENCHMARKS]
     print_table(("process", "pid", "listens on", "setting"), sockets)
     print()
-    for item, tried, happened, held in sorted(rows, key=lambda row: [int(part) for part in row[0].split(", ")]):
+    for item, tried, happened, held in sorted(
+        rows, key=lambda row: [int(part) for part in row[0].split(", ")]
+    ):
         print(f"{item:>7}  {'held    ' if held else 'NOT HELD'}  {tried}\n{'':19}{happened}")
     print()
     failed = [row for row in rows if not row[3]]
     figures = {
-        "attacks": [{"item": item, "tried": tried, "happened": happened, "held": held} for item, tried, happened, held in rows],
-        "sockets": [{"process": name, "pid": pid, "listens_on": where, "setting": setting} for name, pid, where, setting in sockets],
+        "attacks": [
+            {"item": item, "tried": tried, "happened": happened, "held": held}
+            for item, tried, happened, held in rows
+        ],
+        "sockets": [
+            {"process": name, "pid": pid, "listens_on": where, "setting": setting}
+            for name, pid, where, setting in sockets
+        ],
     }
     return finish(
-        [Bar(f"attacks of {len(rows)} that were not held", len(failed), at_most=0)], json.loads(json.dumps(figures)), arguments.json
+        [Bar(f"attacks of {len(rows)} that were not held", len(failed), at_most=0)],
+        json.loads(json.dumps(figures)),
+        arguments.json,
     )
 
 

@@ -25,11 +25,22 @@ FILES = (activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2)
 FOLLOW_S = 5.0
 # An RPC that streams for ever, or works for long, is ended: it was let in.
 CALL_S = 1.0
-BEARERS = ("", "Bearer", "Bearer ", "Basic YWRtaW46YWRtaW4=", "Bearer wrong-key-0000", "Bearer null", "bearer x", "Bearer " + "k" * 4000)
+BEARERS = (
+    "",
+    "Bearer",
+    "Bearer ",
+    "Basic YWRtaW46YWRtaW4=",
+    "Bearer wrong-key-0000",
+    "Bearer null",
+    "bearer x",
+    "Bearer " + "k" * 4000,
+)
 
 
 def call_every_rpc(address: str, authorization: str) -> dict[str, grpc.StatusCode]:
-    """The status of each RPC with an empty message. A call that is answered, or refused for its message, was let in."""
+    """The status of each RPC with an empty message. A call that is answered, or refused for its message, was
+    let in.
+    """
     statuses = {}
     with grpc.insecure_channel(address) as channel:
         for file in FILES:
@@ -44,7 +55,8 @@ def call_every_rpc(address: str, authorization: str) -> dict[str, grpc.StatusCod
 def _call(channel: grpc.Channel, service: str, method: Any, authorization: str) -> grpc.StatusCode:
     request = message_factory.GetMessageClass(method.input_type)()
     answer = message_factory.GetMessageClass(method.output_type).FromString
-    kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+    streaming = (method.client_streaming, method.server_streaming)
+    kind = "_".join("stream" if streams else "unary" for streams in streaming)
     rpc = getattr(channel, kind)(f"/{service}/{method.name}", type(request).SerializeToString, answer)
     metadata = (("authorization", authorization),) if authorization else ()
     try:
@@ -64,7 +76,10 @@ def without_a_key(world: World) -> tuple[str, bool]:
     for authorization in BEARERS:
         statuses = call_every_rpc(world.stack.address, authorization)
         refused.update(status is grpc.StatusCode.UNAUTHENTICATED for status in statuses.values())
-    return f"{refused[True]} of {refused.total()} calls refused ({len(NEEDED)} RPCs, {len(BEARERS)} headers)", not refused[False]
+    return (
+        f"{refused[True]} of {refused.total()} calls refused ({len(NEEDED)} RPCs, {len(BEARERS)} headers)",
+        not refused[False],
+    )
 
 
 def with_each_role(world: World) -> tuple[str, bool]:
@@ -76,7 +91,9 @@ def with_each_role(world: World) -> tuple[str, bool]:
             denied = status in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
             if allowed == denied:
                 wrong.append(f"{rpc} as {role}: {status.name}")
-    return f"{calls} calls with a key of each role: {len(wrong)} not as the table says" + "".join(f"; {w}" for w in wrong[:3]), not wrong
+    return f"{calls} calls with a key of each role: {len(wrong)} not as the table says" + "".join(
+        f"; {w}" for w in wrong[:3]
+    ), not wrong
 
 
 def beyond_the_role(world: World) -> tuple[str, bool]:
@@ -90,8 +107,14 @@ def beyond_the_role(world: World) -> tuple[str, bool]:
         seen = writer.status().workers[0]
         usage = writer.activation.usage()
     hidden = not (seen.address or seen.metrics_address or seen.pid or usage.cache_stored_bytes)
-    held = hidden and all(code is grpc.StatusCode.PERMISSION_DENIED for code in pinned) and bool(worker.address)
-    return f"worker_id: {', '.join(code.name for code in pinned)}; addresses and others' bytes {'hidden' if hidden else 'shown'}", held
+    held = (
+        hidden and all(code is grpc.StatusCode.PERMISSION_DENIED for code in pinned) and bool(worker.address)
+    )
+    return (
+        f"worker_id: {', '.join(code.name for code in pinned)}; addresses and others' bytes "
+        f"{'hidden' if hidden else 'shown'}",
+        held,
+    )
 
 
 def revoked_key(world: World) -> tuple[str, bool]:
@@ -121,9 +144,11 @@ def sighup_and_broken_file(world: World) -> tuple[str, bool]:
     time.sleep(1.5)
     same = world.stack.gateway_process is not None and world.stack.gateway_process.pid == pid
     held = still is grpc.StatusCode.OK and anonymous is grpc.StatusCode.UNAUTHENTICATED and said and same
-    return f"the old keys {'count on' if still is grpc.StatusCode.OK else 'are lost'}, {'said' if said else 'not said'}; " + (
-        "the gateway lives" if same else "the gateway ended"
-    ), held
+    return (
+        f"the old keys {'count on' if still is grpc.StatusCode.OK else 'are lost'}, "
+        f"{'said' if said else 'not said'}; " + ("the gateway lives" if same else "the gateway ended"),
+        held,
+    )
 
 
 def guess_keys_from_the_audit(world: World) -> tuple[str, bool]:
@@ -134,7 +159,9 @@ def guess_keys_from_the_audit(world: World) -> tuple[str, bool]:
     told = {part for principal in events for part in principal.split() if len(part) >= 8}
     found = [part for part in told for digest in digests if part in digest]
     principals = ", ".join(sorted(set(events)))
-    return f"{len(events)} events; principals: {principals}; {len(found)} begin a key's digest", bool(events) and not found
+    return f"{len(events)} events; principals: {principals}; {len(found)} begin a key's digest", bool(
+        events
+    ) and not found
 
 
 def _until(holds: Any) -> float | None:

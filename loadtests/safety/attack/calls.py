@@ -1,4 +1,6 @@
-"""What a tenant with a valid key does: floods, floods of the audit, odd values, cancelled calls, text that is code to somebody."""
+"""What a tenant with a valid key does: floods, floods of the audit, odd values, cancelled calls, text that is
+code to somebody.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,12 @@ def big_prompts(world: World) -> tuple[str, bool]:
 
 def many_namespaces(world: World) -> tuple[str, bool]:
     with world.client(KeyRole.WRITE) as writer, ThreadPoolExecutor(8) as threads:
-        codes = Counter(threads.map(lambda number: _patiently(lambda: writer.remember(f"n{number}", "one memory")), range(NAMESPACES)))
+        codes = Counter(
+            threads.map(
+                lambda number: _patiently(lambda: writer.remember(f"n{number}", "one memory")),
+                range(NAMESPACES),
+            )
+        )
         began_s = time.monotonic()
         listed = len(writer.namespaces())
         listed_s = time.monotonic() - began_s
@@ -50,25 +57,43 @@ def many_namespaces(world: World) -> tuple[str, bool]:
     gateway.kill()
     began_s = time.monotonic()
     while time.monotonic() - began_s < 90:
-        with contextlib.suppress(CallFailed), Client(world.stack.address, world.keys[KeyRole.READ], 5.0) as reader:
+        with (
+            contextlib.suppress(CallFailed),
+            Client(world.stack.address, world.keys[KeyRole.READ], 5.0) as reader,
+        ):
             if any(worker.ready for worker in reader.status().workers):
                 break
         time.sleep(0.2)
     ready_s = time.monotonic() - began_s
-    return f"{codes[True]} of {NAMESPACES} namespaces; {listed} listed in {listed_s:.2f} s; a killed gateway is back in {ready_s:.1f} s", (
-        ready_s < 60 and listed_s < 5 and codes[True] == NAMESPACES and listed >= NAMESPACES
+    return (
+        f"{codes[True]} of {NAMESPACES} namespaces; {listed} listed in {listed_s:.2f} s; a killed "
+        f"gateway is back in {ready_s:.1f} s",
+        (ready_s < 60 and listed_s < 5 and codes[True] == NAMESPACES and listed >= NAMESPACES),
     )
 
 
 def odd_leases(world: World) -> tuple[str, bool]:
     with redis.Redis.from_url(world.settings.redis, decode_responses=True) as registry:
-        known = next(json.loads(lease) for name in registry.smembers(WORKERS) if (lease := registry.get(lease_key(name))))
+        known = next(
+            json.loads(lease)
+            for name in registry.smembers(WORKERS)
+            if (lease := registry.get(lease_key(name)))
+        )
         odd: dict[str, Any] = {
-            "w-newer": json.dumps({**known, "worker_id": "w-newer", "address": "127.0.0.1:1", "field_of_a_newer_version": {"a": [1]}}),
+            "w-newer": json.dumps(
+                {
+                    **known,
+                    "worker_id": "w-newer",
+                    "address": "127.0.0.1:1",
+                    "field_of_a_newer_version": {"a": [1]},
+                }
+            ),
             "w-short": json.dumps({"worker_id": "w-short"}),
             "w-not-json": "{",
             "w-list": "[1, 2]",
-            "w-nonsense": json.dumps({**known, "worker_id": "w-nonsense", "address": "no address at all", "block_tokens": "many"}),
+            "w-nonsense": json.dumps(
+                {**known, "worker_id": "w-nonsense", "address": "no address at all", "block_tokens": "many"}
+            ),
         }
         try:
             for name, lease in odd.items():
@@ -101,7 +126,15 @@ def flood_the_audit(world: World) -> tuple[str, bool]:
         codes: Counter[str] = Counter()
 
         def change(number: int) -> None:
-            codes.update([refusal_of(lambda: writer.modules.split("flooded", {version.version: 1.0}, alias=f"a{number % 50}")).name])
+            codes.update(
+                [
+                    refusal_of(
+                        lambda: writer.modules.split(
+                            "flooded", {version.version: 1.0}, alias=f"a{number % 50}"
+                        )
+                    ).name
+                ]
+            )
 
         began_s = time.monotonic()
         with ThreadPoolExecutor(8) as threads:
@@ -125,7 +158,11 @@ def untrue_rules(world: World) -> tuple[str, bool]:
                 said[name] = "OK"
             except CallFailed as failed:
                 said[name] = failed.detail
-    held = "positive" not in said["max_tokens 2^31-1"] and said["max_tokens -1"] != "OK" and said["min_tokens alone"] == "OK"
+    held = (
+        "positive" not in said["max_tokens 2^31-1"]
+        and said["max_tokens -1"] != "OK"
+        and said["min_tokens alone"] == "OK"
+    )
     return "; ".join(f"{name}: {what[:70]}" for name, what in said.items()), held
 
 
@@ -144,7 +181,11 @@ def cancelled_calls(world: World) -> tuple[str, bool]:
             list(threads.map(cancel, range(200)))
         hasty = Client(world.stack.address, world.keys[KeyRole.WRITE], 0.005)
         with hasty, ThreadPoolExecutor(8) as threads:
-            list(threads.map(lambda number: refusal_of(lambda: hasty.remember("hasty", f"text {number}")), range(200)))
+            list(
+                threads.map(
+                    lambda number: refusal_of(lambda: hasty.remember("hasty", f"text {number}")), range(200)
+                )
+            )
     time.sleep(1.0)
     tracebacks = world.log_of("gateway").count("Traceback") - before
     return f"400 calls cancelled or out of time: {tracebacks} tracebacks in the log", tracebacks == 0
@@ -160,14 +201,27 @@ def equal_content(world: World) -> tuple[str, bool]:
 
     with ThreadPoolExecutor(8) as threads:
         results = Counter(threads.map(publish, range(8)))
-    return f"eight publish equal content at once: {dict(results)}", len(results) == 1 and next(iter(results)).isdigit()
+    return f"eight publish equal content at once: {dict(results)}", len(results) == 1 and next(
+        iter(results)
+    ).isdigit()
 
 
 def text_as_code(world: World) -> tuple[str, bool]:
     with world.client(KeyRole.WRITE) as client:
-        code = refusal_of(lambda: client.remember("text", HOSTILE.replace("\x00", ""), source="[red]s[/red]\x1b[31m"))
-    environment = {**os.environ, "COLUMNS": "400", "MEMSERVE_ADDRESS": world.stack.address, "MEMSERVE_API_KEY": world.keys[KeyRole.WRITE]}
-    environment = {name: value for name, value in environment.items() if name.startswith("MEMSERVE_A") or not name.startswith("MEMSERVE_")}
+        code = refusal_of(
+            lambda: client.remember("text", HOSTILE.replace("\x00", ""), source="[red]s[/red]\x1b[31m")
+        )
+    environment = {
+        **os.environ,
+        "COLUMNS": "400",
+        "MEMSERVE_ADDRESS": world.stack.address,
+        "MEMSERVE_API_KEY": world.keys[KeyRole.WRITE],
+    }
+    environment = {
+        name: value
+        for name, value in environment.items()
+        if name.startswith("MEMSERVE_A") or not name.startswith("MEMSERVE_")
+    }
     shown, failed = "", 0
     for command in (
         ["search", "bold", "-n", "text"],
@@ -179,20 +233,24 @@ def text_as_code(world: World) -> tuple[str, bool]:
         shown += result.stdout + result.stderr
         failed += "Traceback" in result.stderr
     controls = sorted(
-        {hex(ord(letter)) for letter in shown if ord(letter) < 32 and letter not in "\n\t"} | ({"0x202e"} if "\u202e" in shown else set())
+        {hex(ord(letter)) for letter in shown if ord(letter) < 32 and letter not in "\n\t"}
+        | ({"0x202e"} if "\u202e" in shown else set())
     )
     kept = "[bold]x[/bold]" in shown or code is not grpc.StatusCode.OK
     logged = [part for part in ("gateway", "workers") if "\x1b]0;owned" in world.log_of(part)]
     held = not failed and not controls and kept and not logged
     return (
-        f"stored as {code.name}; {failed} tracebacks, control characters {controls or 'none'}, markup {'as text' if kept else 'eaten'}",
+        f"stored as {code.name}; {failed} tracebacks, control characters {controls or 'none'}, "
+        f"markup {'as text' if kept else 'eaten'}",
         held,
     )
 
 
 ATTACKS = (
     Attack("11", "six prompts of 3.9 MB beside another tenant's call", big_prompts),
-    Attack("9", f"{NAMESPACES} namespaces of one memory, then kill -9 of the gateway", many_namespaces, slow=True),
+    Attack(
+        "9", f"{NAMESPACES} namespaces of one memory, then kill -9 of the gateway", many_namespaces, slow=True
+    ),
     Attack("10", "leases of a newer version, and broken ones", odd_leases),
     Attack("12", "flood the audit, then read it", flood_the_audit, slow=True),
     Attack("15", "values whose refusal was untrue", untrue_rules),

@@ -25,7 +25,9 @@ def empty_salt_key(world: World) -> tuple[str, bool]:
                 refused.append(False)
         except RuntimeError as error:
             refused.append("at least 32" in str(error))
-    return f"{sum(refused)} of {len(refused)} gateways with an empty or short salt_key refuse to start", all(refused)
+    return f"{sum(refused)} of {len(refused)} gateways with an empty or short salt_key refuse to start", all(
+        refused
+    )
 
 
 def two_at_once(world: World) -> tuple[str, bool]:
@@ -43,8 +45,13 @@ def rights(world: World) -> tuple[str, bool]:
     paths = [data, *data.rglob("*"), ray.parent]
     wrong = [path for path in paths if not path.is_symlink() and _mode(path) & 0o077]
     predictable = Path(tempfile.gettempdir(), "memserve-attacked")
-    said = f"{len(paths)} files and folders: {len(wrong)} readable by others; Ray's parent {oct(_mode(ray.parent))}"
-    return said + "".join(f"; {path.name}" for path in wrong[:3]), not wrong and _mode(ray.parent) == 0o700 and not predictable.exists()
+    said = (
+        f"{len(paths)} files and folders: {len(wrong)} readable by others; Ray's parent "
+        f"{oct(_mode(ray.parent))}"
+    )
+    return said + "".join(f"; {path.name}" for path in wrong[:3]), not wrong and _mode(
+        ray.parent
+    ) == 0o700 and not predictable.exists()
 
 
 def rights_are_mended(world: World) -> tuple[str, bool]:

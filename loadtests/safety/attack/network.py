@@ -1,4 +1,6 @@
-"""Who can connect: sockets by process against the settings, Ray's ports, the workers' port, metrics and reflection."""
+"""Who can connect: sockets by process against the settings, Ray's ports, the workers' port, metrics and
+reflection.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def sockets_by_process(world: World) -> list[tuple[str, int, str, str]]:
         rows.append((_name(process), process.pid, f"{address}:{port}", named.get(port, "internal")))
     for process in world.processes():
         with contextlib.suppress(psutil.Error):
-            for path in sorted({connection.laddr for connection in process.net_connections("unix") if connection.laddr}):
+            for path in sorted(
+                {connection.laddr for connection in process.net_connections("unix") if connection.laddr}
+            ):
                 rows.append((_name(process), process.pid, str(path), "unix socket"))
     return rows
 
@@ -67,7 +71,11 @@ def sockets_by_process(world: World) -> list[tuple[str, int, str, str]]:
 def sockets_against_settings(world: World) -> tuple[str, bool]:
     settings = world.settings
     ports = list(listening(world))
-    outer = [f"{_name(process)} on {address}:{port}" for process, address, port in ports if not ipaddress.ip_address(address).is_loopback]
+    outer = [
+        f"{_name(process)} on {address}:{port}"
+        for process, address, port in ports
+        if not ipaddress.ip_address(address).is_loopback
+    ]
     numbers = {port for _, _, port in ports}
     missing = [name for name in ("port", "metrics_port") if getattr(settings, name) not in numbers]
     open_sockets = []
@@ -77,8 +85,13 @@ def sockets_against_settings(world: World) -> tuple[str, bool]:
                 path = Path(str(connection.laddr or ""))
                 if path.is_absolute() and path.exists() and not _behind_a_private_folder(path):
                     open_sockets.append(str(path))
-    said = f"{len(ports)} TCP ports, {len(outer)} beyond loopback; {len(set(open_sockets))} unix sockets others could reach"
-    return said + "".join(f"; {entry}" for entry in (*outer, *missing)), not (outer or missing or open_sockets)
+    said = (
+        f"{len(ports)} TCP ports, {len(outer)} beyond loopback; {len(set(open_sockets))} unix sockets "
+        "others could reach"
+    )
+    return said + "".join(f"; {entry}" for entry in (*outer, *missing)), not (
+        outer or missing or open_sockets
+    )
 
 
 def outer_address(world: World) -> tuple[str, bool]:
@@ -106,19 +119,31 @@ def job_agent(world: World) -> tuple[str, bool]:
     for _, address, port in listening(world):
         for path in ("/api/job_agent/jobs/", "/api/jobs/"):
             asked += 1
-            request = urllib.request.Request(f"http://{address}:{port}{path}", job, {"Content-Type": "application/json"})
+            request = urllib.request.Request(
+                f"http://{address}:{port}{path}", job, {"Content-Type": "application/json"}
+            )
             refused = (OSError, ValueError, http.client.HTTPException)
             with contextlib.suppress(*refused), _no_proxy().open(request, timeout=1) as reply:
                 ran.append((port, reply.status))
-    return f"{asked} POSTs: {len(ran)} accepted, {'the job ran' if proof.exists() else 'none ran'}", not ran and not proof.exists()
+    return (
+        f"{asked} POSTs: {len(ran)} accepted, {'the job ran' if proof.exists() else 'none ran'}",
+        not ran and not proof.exists(),
+    )
 
 
 def join_by_gcs(world: World) -> tuple[str, bool]:
-    gcs = [f"{address}:{port}" for process, address, port in listening(world) if process.name() == "gcs_server"]
+    gcs = [
+        f"{address}:{port}" for process, address, port in listening(world) if process.name() == "gcs_server"
+    ]
     secret = world.settings.data / "keys.json"
     ran = []
     for token in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
-        environment = {**os.environ, "HOME": str(world.folder), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **token}
+        environment = {
+            **os.environ,
+            "HOME": str(world.folder),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            **token,
+        }
         with subprocess.Popen(
             [sys.executable, "-c", JOIN, gcs[0], str(secret)],
             env=environment,
@@ -175,17 +200,26 @@ def secrets_in_processes(world: World) -> tuple[str, bool]:
             if file.is_file() and file.stat().st_size < 64 << 20:
                 text = file.read_text(errors="replace", encoding="utf-8")
                 found += [file.name for secret in secrets if secret in text]
-    return f"{looked} processes' environments and command lines, all logs: {len(found)} hold one of {len(secrets)} secrets", not found
+    return (
+        f"{looked} processes' environments and command lines, all logs: {len(found)} hold one of "
+        f"{len(secrets)} secrets",
+        not found,
+    )
 
 
 def metrics(world: World) -> tuple[str, bool]:
     statuses, text = {}, ""
-    addresses = [f"{world.settings.metrics_host}:{world.settings.metrics_port}", _lease(world)["metrics_address"]]
+    addresses = [
+        f"{world.settings.metrics_host}:{world.settings.metrics_port}",
+        _lease(world)["metrics_address"],
+    ]
     with world.client() as client:
         client.generate("Hello.")
     for address in addresses:
         for key in ("", "wrong", METRICS_KEY):
-            request = urllib.request.Request(f"http://{address}/metrics", headers={"Authorization": f"Bearer {key}"} if key else {})
+            request = urllib.request.Request(
+                f"http://{address}/metrics", headers={"Authorization": f"Bearer {key}"} if key else {}
+            )
             try:
                 with _no_proxy().open(request, timeout=10) as reply:
                     statuses[address, key] = reply.status
@@ -193,8 +227,15 @@ def metrics(world: World) -> tuple[str, bool]:
             except urllib.error.HTTPError as error:
                 statuses[address, key] = error.code
     named = [word for word in ("acme", "bolt", "lora_requests_info") if word in text]
-    held = all(status == (200 if key == METRICS_KEY else 401) for (_, key), status in statuses.items()) and not named
-    return f"{sorted(statuses.values())} without, with a wrong and with the right key; tenants' things named: {named or 'none'}", held
+    held = (
+        all(status == (200 if key == METRICS_KEY else 401) for (_, key), status in statuses.items())
+        and not named
+    )
+    return (
+        f"{sorted(statuses.values())} without, with a wrong and with the right key; tenants' things "
+        f"named: {named or 'none'}",
+        held,
+    )
 
 
 def reflection_and_metrics_off(world: World) -> tuple[str, bool]:
@@ -206,13 +247,18 @@ def reflection_and_metrics_off(world: World) -> tuple[str, bool]:
         with grpc.insecure_channel(gateway.address) as channel:
             stub = reflection_pb2_grpc.ServerReflectionStub(channel)
             try:
-                next(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10))
+                next(
+                    stub.ServerReflectionInfo(
+                        iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10
+                    )
+                )
                 listed = True
             except grpc.RpcError as error:
                 listed = error.code() is not grpc.StatusCode.UNIMPLEMENTED
     has_metrics = any(_answers_http(port) for port in ports)
     return (
-        f"reflection {'answers' if listed else 'is unknown'}, {'a' if has_metrics else 'no'} port answers HTTP",
+        f"reflection {'answers' if listed else 'is unknown'}, {'a' if has_metrics else 'no'} port "
+        "answers HTTP",
         not listed and not has_metrics,
     )
 
@@ -224,7 +270,11 @@ def _answers_http(port: int) -> bool:
 
 
 def _tcp_ports(process: psutil.Process) -> list[int]:
-    return [connection.laddr.port for connection in process.net_connections("inet") if connection.status == psutil.CONN_LISTEN]
+    return [
+        connection.laddr.port
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
 
 
 def _lease(world: World) -> dict[str, Any]:
@@ -242,7 +292,8 @@ def _name(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         line = process.cmdline()
         return next(
-            (word for word in ("gateway", "workers", "gcs_server", "raylet") if word in " ".join(line[:4])), line[0].rpartition("/")[2]
+            (word for word in ("gateway", "workers", "gcs_server", "raylet") if word in " ".join(line[:4])),
+            line[0].rpartition("/")[2],
         )
     return "gone"
 

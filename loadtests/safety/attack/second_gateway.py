@@ -1,4 +1,6 @@
-"""Another gateway on the attacked memserve's registry, or on a directory of its own, as a process that can be looked at."""
+"""Another gateway on the attacked memserve's registry, or on a directory of its own, as a process that can be
+looked at.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +53,16 @@ def second_gateway(world: World, **settings: Any) -> Iterator[SecondGateway]:
     log = data / "gateway.log"
     with log.open("ab") as output:
         environment = child_environment(chosen, data / "settings.json")
-        process = subprocess.Popen([sys.executable, "-m", "memserve", "gateway"], env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "memserve", "gateway"], env=environment, stdout=output, stderr=output
+        )
     try:
         deadline_s = time.monotonic() + START_S
         while "serving on" not in log.read_text(errors="replace", encoding="utf-8"):
             if process.poll() is not None or time.monotonic() > deadline_s:
-                lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines() or ["it said nothing"]
+                lines = log.read_text(errors="replace", encoding="utf-8").strip().splitlines() or [
+                    "it said nothing"
+                ]
                 raise RuntimeError(lines[-1])
             time.sleep(0.1)
         ports = taken_ports(data, process.pid) or {}

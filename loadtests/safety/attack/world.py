@@ -30,7 +30,9 @@ METRICS_KEY = "attacked-metrics-key"
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """item: of the list of attacks that 0.1.0 fell to. tried: for a person. run: returns what happened and whether memserve held."""
+    """item: of the list of attacks that 0.1.0 fell to. tried: for a person. run: returns what happened and
+    whether memserve held.
+    """
 
     item: str
     tried: str
@@ -40,7 +42,9 @@ class Attack:
 
 @dataclass
 class World:
-    """keys: of the tenant `acme`, by role. other_key: of the tenant `bolt`, with the role `write`. folder: for the attacker's files."""
+    """keys: of the tenant `acme`, by role. other_key: of the tenant `bolt`, with the role `write`. folder:
+    for the attacker's files.
+    """
 
     stack: Stack
     folder: Path
@@ -69,7 +73,11 @@ class World:
 
     def processes(self) -> list[psutil.Process]:
         """memserve's, without the attacker's own."""
-        return [process for process in psutil.Process().children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE]
+        return [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if process.status() != psutil.STATUS_ZOMBIE
+        ]
 
     def log_of(self, part: str) -> str:
         return (self.stack.logs / f"{part}.log").read_text(errors="replace", encoding="utf-8")
@@ -77,14 +85,23 @@ class World:
 
 @contextlib.contextmanager
 def attacked_world() -> Iterator[World]:
-    """A started memserve with one worker, all settings as they are by default but for the keys. Raises StartupError."""
+    """A started memserve with one worker, all settings as they are by default but for the keys. Raises
+    StartupError.
+    """
     folder = Path(tempfile.mkdtemp(prefix="memserve-attack-"))
     data = folder / "data"
     (folder / "model").symlink_to(MODEL_DIR)
     keys = {role: add_key(data / "keys.json", f"acme-{role}", TENANT, role, 0.0) for role in KeyRole}
     other_key = add_key(data / "keys.json", "bolt", OTHER, KeyRole.WRITE, 0.0)
     settings = load_settings(
-        {}, data_dir=data, model=str(folder / "model"), workers=1, port=0, metrics_port=0, salt_key=SALT_KEY, metrics_key=METRICS_KEY
+        {},
+        data_dir=data,
+        model=str(folder / "model"),
+        workers=1,
+        port=0,
+        metrics_port=0,
+        salt_key=SALT_KEY,
+        metrics_key=METRICS_KEY,
     )
     stack = Stack(settings, told)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -106,7 +123,11 @@ def refusal_of(call: Callable[[], object]) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def run_memserve(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def run_memserve(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
     """The command as from a shell, to its end."""
     command = [sys.executable, "-m", "memserve", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8")
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
+    )

@@ -21,7 +21,8 @@ from memserve.gateway.pipeline import Pipeline
 
 log = logging.getLogger("memserve.gateway")
 
-# RPCs that write to a disk of the server: refused while one of those has too little room. The others are reads and answers.
+# RPCs that write to a disk of the server: refused while one of those has too little room. The others are
+# reads and answers.
 CHANGES = frozenset(
     {
         "Backup",
@@ -63,7 +64,9 @@ class Edge:
 
     @contextlib.asynccontextmanager
     async def call(self, rpc: str, context: Context) -> AsyncIterator[Tenant]:
-        """Yields the caller's tenant; a MemserveError inside becomes its status, anything else INTERNAL with an id to find it by."""
+        """Yields the caller's tenant; a MemserveError inside becomes its status, anything else INTERNAL with
+        an id to find it by.
+        """
         code = grpc.StatusCode.OK
         try:
             metadata = dict(context.invocation_metadata() or ())
@@ -97,9 +100,11 @@ class Edge:
 
     @contextlib.contextmanager
     def sending(self, context: Context) -> Iterator[None]:
-        """Around the `yield` of a stream's response: ends the call when its caller does not take the response in time.
+        """Around the `yield` of a stream's response: ends the call when its caller does not take the response
+        in time.
 
-        A caller that does not read would hold what the call holds for ever. What it has not read it can still read; then comes CANCELLED.
+        A caller that does not read would hold what the call holds for ever. What it has not read it can still
+        read; then comes CANCELLED.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -121,7 +126,10 @@ class Edge:
     async def _end(self, context: Context) -> None:
         # It raises when it has done so, and when the connection has gone before.
         with contextlib.suppress(Exception):
-            await context.abort(grpc.StatusCode.CANCELLED, f"the stream was not read for {self._write_timeout_s:g} s; read it as it comes")
+            await context.abort(
+                grpc.StatusCode.CANCELLED,
+                f"the stream was not read for {self._write_timeout_s:g} s; read it as it comes",
+            )
 
 
 def require_admin(tenant: Tenant, what: str) -> None:

@@ -72,12 +72,16 @@ _PATH = re.compile(r"(?:unix:(?://)?|(?<![\w/.:@]))/[\w.@+~-]+(?:/[\w.@+~=-]+)+/
 
 
 def status_of(error: errors.MemserveError) -> grpc.StatusCode:
-    """The status code of a fact; UNKNOWN for one that the table has forgotten (a test sees to it that there is none)."""
+    """The status code of a fact; UNKNOWN for one that the table has forgotten (a test sees to it that there
+    is none).
+    """
     return STATUS.get(type(error), grpc.StatusCode.UNKNOWN)
 
 
 def detail_of(error: errors.MemserveError) -> str:
-    """What the status says. Bounded, because it may quote what the caller sent, and clients refuse large trailers."""
+    """What the status says. Bounded, because it may quote what the caller sent, and clients refuse large
+    trailers.
+    """
     detail = str(error) if isinstance(error, QUOTE_THE_CALLER) else without_paths(str(error))
     return detail if len(detail) <= DETAIL_MAX else detail[:DETAIL_MAX] + "…"
 
@@ -86,7 +90,9 @@ def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...
     """What a client can act on without parsing the message: the field at fault, the time to wait."""
     if isinstance(error, errors.InvalidField | errors.InvalidModule):
         # A field may be a tensor's name as uploaded; metadata must be printable ASCII.
-        return (("memserve-field", "".join(letter if " " <= letter <= "~" else "?" for letter in error.field)),)
+        return (
+            ("memserve-field", "".join(letter if " " <= letter <= "~" else "?" for letter in error.field)),
+        )
     if isinstance(error, WITH_RETRY):
         return (("retry-after-s", f"{error.retry_after_s:g}"),)
     return ()
@@ -98,7 +104,9 @@ def without_paths(text: str) -> str:
 
 
 def fact_of(error: BaseException) -> errors.MemserveError | None:
-    """What an error is for the caller where it is known: a full disk below any RPC is DiskFull, whoever noticed it. None: an incident."""
+    """What an error is for the caller where it is known: a full disk below any RPC is DiskFull, whoever
+    noticed it. None: an incident.
+    """
     if says_full(error) and not isinstance(error, errors.DiskFull | errors.RegistryDiskFull):
         return errors.DiskFull(DATA_DISK, RETRY_AFTER_S)
     return error if isinstance(error, errors.MemserveError) else None

@@ -1,4 +1,6 @@
-"""The gateway's gRPC port, which is open before what stands behind it: health says NOT_SERVING and every call UNAVAILABLE until then."""
+"""The gateway's gRPC port, which is open before what stands behind it: health says NOT_SERVING and every call
+UNAVAILABLE until then.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 
 class Services(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Handlers of services that may be added while the server runs. Until `opened`, a call to any of `names` is UNAVAILABLE.
+    """Handlers of services that may be added while the server runs. Until `opened`, a call to any of `names`
+    is UNAVAILABLE.
 
     What the generated `add_…Servicer_to_server` functions take for a server.
     """
@@ -41,7 +44,9 @@ class Services(grpc.GenericRpcHandler):  # type: ignore[misc]
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         if not self.opened and details.method.startswith(self._prefixes):
             return grpc.stream_stream_rpc_method_handler(_starting)
-        return next((found for handler in self._handlers if (found := handler.service(details)) is not None), None)
+        return next(
+            (found for handler in self._handlers if (found := handler.service(details)) is not None), None
+        )
 
 
 @dataclass
@@ -56,7 +61,9 @@ class Front:
 
 @contextlib.asynccontextmanager
 async def open_front(settings: Settings, names: Sequence[str]) -> AsyncIterator[Front]:
-    """Listen on the settings' host and port while inside. names: of the services that will be added. Raises StartupError."""
+    """Listen on the settings' host and port while inside. names: of the services that will be added. Raises
+    StartupError.
+    """
     server = grpc.aio.server(
         interceptors=[RequestSizes(), KeylessPace()],
         options=[
@@ -83,7 +90,9 @@ async def open_front(settings: Settings, names: Sequence[str]) -> AsyncIterator[
     try:
         port = server.add_insecure_port(at(settings.host, settings.port))
     except RuntimeError:
-        raise StartupError(f"cannot listen on {at(settings.host, settings.port)} (settings host, port)") from None
+        raise StartupError(
+            f"cannot listen on {at(settings.host, settings.port)} (settings host, port)"
+        ) from None
     await server.start()
     try:
         yield Front(server, servicer, services, port)

@@ -1,4 +1,6 @@
-"""Health and reflection, which need no key: each address has its pace at them, so that they cannot be used to stop the others."""
+"""Health and reflection, which need no key: each address has its pace at them, so that they cannot be used to
+stop the others.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,16 @@ KEYLESS = "/grpc."
 
 
 class KeylessPace(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Makes callers of gRPC's own services wait for their turn, and refuses those that would wait too long."""
+    """Makes callers of gRPC's own services wait for their turn, and refuses those that would wait too
+    long.
+    """
 
     def __init__(self) -> None:
         self._strangers = Strangers()
 
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(KEYLESS):
             return handler
@@ -44,7 +50,9 @@ class KeylessPace(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 async for response in handler.unary_stream(request, context):
                     yield response
 
-            return handler._replace(unary_stream=stream_of if inspect.isasyncgenfunction(handler.unary_stream) else stream)
+            return handler._replace(
+                unary_stream=stream_of if inspect.isasyncgenfunction(handler.unary_stream) else stream
+            )
 
         async def talk(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
             async for response in handler.stream_stream(self._paced(requests, context), context):

@@ -1,4 +1,6 @@
-"""The gateway process: puts the services on gRPC, with health, reflection and metrics, and stops gracefully."""
+"""The gateway process: puts the services on gRPC, with health, reflection and metrics, and stops
+gracefully.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,23 @@ from grpc_health.v1 import health
 from memserve import credentials
 from memserve.api.grpc.call import Edge
 from memserve.api.grpc.front import NOT_SERVING, SERVING, Front, open_front
-from memserve.api.grpc.services.inference import ActivationService, InferenceService, MemoryService, StatusService
+from memserve.api.grpc.services.inference import (
+    ActivationService,
+    InferenceService,
+    MemoryService,
+    StatusService,
+)
 from memserve.api.grpc.services.modules import ModuleService
 from memserve.config import Settings
 from memserve.disk import DATA_DISK, DiskWatch
-from memserve.errors import EmbedderChanged, MemserveError, StartupError, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable
+from memserve.errors import (
+    EmbedderChanged,
+    MemserveError,
+    StartupError,
+    VectorStoreDamaged,
+    VectorStoreHeld,
+    VectorStoreUnavailable,
+)
 from memserve.gateway.access.callers import Access, Inflight, KeyFile, load_access
 from memserve.gateway.modules.canary import LOOK_S as CANARY_LOOK_S
 from memserve.gateway.modules.canary import CanaryWatch
@@ -70,7 +84,8 @@ HEALTH_CHECK_S = 0.25
 KEYS_LOOK_S = 1.0
 SWEEP_S = 600.0
 TOKENIZER_THREADS = 2
-# An embedding is a hundred steps of numpy, each of which may wait so long for the interpreter while the event loop is busy.
+# An embedding is a hundred steps of numpy, each of which may wait so long for the interpreter while the event
+# loop is busy.
 SWITCH_INTERVAL_S = 0.0005
 # A blob is put before its version is registered; publishing takes less than this.
 BLOB_MIN_AGE_S = 3600.0
@@ -88,7 +103,9 @@ SERVICES = (
 async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     """Everything behind the services, started; closed in the reverse order. Raises StartupError."""
     if not settings.redis:
-        raise StartupError("a gateway needs the registry: set redis_url (`memserve up` starts one of its own)")
+        raise StartupError(
+            "a gateway needs the registry: set redis_url (`memserve up` starts one of its own)"
+        )
     model = open_model(Path(settings.model), settings.max_context_tokens)
     open_data_dir(settings.data)
     run_folder = settings.data / "run"
@@ -102,7 +119,9 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         stack.push_async_callback(registry.close)
         try:
             kept = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
-            vector = await VectorMemory.open(settings.vector_uri, embedder, settings.redis, quotas=kept, may_flush=disk.has_room)
+            vector = await VectorMemory.open(
+                settings.vector_uri, embedder, settings.redis, quotas=kept, may_flush=disk.has_room
+            )
         except (EmbedderChanged, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
             raise StartupError(str(error)) from error
         stack.push_async_callback(vector.close)
@@ -126,9 +145,12 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         modules = ParametricMemory(
             store,
             BlobStore(settings.module_store_url, settings.modules_root / "modules"),
-            Uploads(settings.data / "staging", settings.max_module_bytes, settings.max_staging_bytes_per_tenant),
+            Uploads(
+                settings.data / "staging", settings.max_module_bytes, settings.max_staging_bytes_per_tenant
+            ),
             BaseModel(shapes=shapes, vocab_size=model.vocab_size, max_rank=settings.max_lora_rank),
-            # Without its weights a gateway cannot tell which model it is; the workers still refuse what does not fit.
+            # Without its weights a gateway cannot tell which model it is; the workers still refuse what does
+            # not fit.
             await on_own_thread(model.model_digest) if shapes else "",
         )
         stack.callback(modules.files.close)
@@ -175,15 +197,23 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
     access = load_access(settings)
     key_file = KeyFile(access, settings)
     with contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings:
-        async with open_front(settings, SERVICES) as front, open_pipeline(settings) as pipeline, served(front, pipeline, access):
+        async with (
+            open_front(settings, SERVICES) as front,
+            open_pipeline(settings) as pipeline,
+            served(front, pipeline, access),
+        ):
             with serve_metrics(settings, pipeline.metrics.registry, settings.metrics_port) as metrics_address:
                 stop = asyncio.Event()
                 loop = asyncio.get_running_loop()
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.add_signal_handler(number, stop.set)
                 loop.add_signal_handler(signal.SIGHUP, partial(key_file.look, even_unchanged=True))
-                keys = asyncio.create_task(repeat("keys", key_file.follow, KEYS_LOOK_S, pipeline.metrics.loop_failed))
-                log.info("serving on %s:%s, metrics on %s", settings.host, front.port, metrics_address or "no port")
+                keys = asyncio.create_task(
+                    repeat("keys", key_file.follow, KEYS_LOOK_S, pipeline.metrics.loop_failed)
+                )
+                log.info(
+                    "serving on %s:%s, metrics on %s", settings.host, front.port, metrics_address or "no port"
+                )
                 try:
                     await stop.wait()
                 finally:
@@ -193,14 +223,18 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
 
 @contextlib.asynccontextmanager
 async def listen(pipeline: Pipeline, access: Access) -> AsyncIterator[int]:
-    """The services, health and reflection on the settings' host and port, while inside. Yields the gRPC port."""
+    """The services, health and reflection on the settings' host and port, while inside. Yields the gRPC
+    port.
+    """
     async with open_front(pipeline.settings, SERVICES) as front, served(front, pipeline, access):
         yield front.port
 
 
 @contextlib.asynccontextmanager
 async def served(front: Front, pipeline: Pipeline, access: Access) -> AsyncIterator[None]:
-    """Put the services behind the open port while inside. On leaving, answers under way get `shutdown_grace_s` to finish."""
+    """Put the services behind the open port while inside. On leaving, answers under way get
+    `shutdown_grace_s` to finish.
+    """
     edge, services = Edge(pipeline, access), front.services
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge), services)
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryService(edge), services)
@@ -210,7 +244,9 @@ async def served(front: Front, pipeline: Pipeline, access: Access) -> AsyncItera
     services.opened = True
     failed = pipeline.metrics.loop_failed
     tasks = [
-        asyncio.create_task(repeat("health", partial(_report_health, front.health, pipeline), HEALTH_CHECK_S, failed)),
+        asyncio.create_task(
+            repeat("health", partial(_report_health, front.health, pipeline), HEALTH_CHECK_S, failed)
+        ),
         asyncio.create_task(repeat("canaries", CanaryWatch(pipeline, access).look, CANARY_LOOK_S, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, pipeline), SWEEP_S, failed)),
     ]
@@ -225,7 +261,9 @@ async def served(front: Front, pipeline: Pipeline, access: Access) -> AsyncItera
 
 
 async def _report_health(servicer: health.aio.HealthServicer, pipeline: Pipeline) -> None:
-    """SERVING while a worker is ready: for the whole server ("") and for InferenceService. The memories need no worker."""
+    """SERVING while a worker is ready: for the whole server ("") and for InferenceService. The memories need
+    no worker.
+    """
     ready = len([worker for worker in pipeline.pool.workers.values() if worker.connected])
     pipeline.metrics.ready_workers.set(ready)
     figures = pipeline.vector.settling.figures
@@ -244,9 +282,17 @@ async def _sweep(pipeline: Pipeline) -> None:
     """Remove module content that no version references: what a crash, or a refused upload, left behind."""
     modules = pipeline.modules
     try:
-        removed = await sweep(modules.blobs, modules.store, BLOB_MIN_AGE_S, time.time(), modules.files.run_own)
+        removed = await sweep(
+            modules.blobs, modules.store, BLOB_MIN_AGE_S, time.time(), modules.files.run_own
+        )
         if removed.modules or removed.probes:
-            log.info("swept %d modules and %d probe sets that no version references", len(removed.modules), len(removed.probes))
-        await modules.files.run_own(partial(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S, time.time()))
+            log.info(
+                "swept %d modules and %d probe sets that no version references",
+                len(removed.modules),
+                len(removed.probes),
+            )
+        await modules.files.run_own(
+            partial(sweep_uploads, pipeline.settings.data / "staging", UPLOAD_MAX_AGE_S, time.time())
+        )
     except MemserveError as error:
         log.warning("the sweep of modules goes on later: %s", error)

@@ -15,7 +15,9 @@ RECEIVED_BYTES: ContextVar[int] = ContextVar("received_bytes", default=0)
 class RequestSizes(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Sets RECEIVED_BYTES for every call."""
 
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_deserializer is None:
             return handler

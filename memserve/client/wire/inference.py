@@ -116,10 +116,16 @@ def _turn(number: int, entry: Message | Mapping[str, str]) -> inference_pb2.Mess
     return inference_pb2.Message(role=ROLES[Role(role)], content=content)
 
 
-def remember_request(namespace: str, text: str, source: str, keywords: str | Sequence[str], memory_id: str) -> memory_pb2.RememberRequest:
+def remember_request(
+    namespace: str, text: str, source: str, keywords: str | Sequence[str], memory_id: str
+) -> memory_pb2.RememberRequest:
     """Raises UsageError."""
     return memory_pb2.RememberRequest(
-        namespace=namespace, text=text, source=source, keywords=strings("keywords", keywords), memory_id=memory_id
+        namespace=namespace,
+        text=text,
+        source=source,
+        keywords=strings("keywords", keywords),
+        memory_id=memory_id,
     )
 
 
@@ -137,14 +143,18 @@ def generate_request(
     expert: Expert | None = None,
     session: str = "",
 ) -> inference_pb2.GenerateRequest:
-    """The request message. A string is one message of the user. module: a reference, as of `ModuleCalls`. Raises UsageError."""
+    """The request message. A string is one message of the user. module: a reference, as of `ModuleCalls`.
+    Raises UsageError.
+    """
     sampling = sampling or Sampling(max_tokens=0)
     slo = slo or Slo()
     return inference_pb2.GenerateRequest(
         model=model,
         messages=turns(messages),
         module=module,
-        recall=inference_pb2.Recall(namespaces=strings("namespaces", namespaces), limit=recall_limit, timeout_ms=recall_timeout_ms),
+        recall=inference_pb2.Recall(
+            namespaces=strings("namespaces", namespaces), limit=recall_limit, timeout_ms=recall_timeout_ms
+        ),
         sampling=inference_pb2.Sampling(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -156,7 +166,9 @@ def generate_request(
         ),
         slo=inference_pb2.Slo(ttft_ms=slo.ttft_ms or 0, tpot_ms=slo.tpot_ms or 0),
         worker_id=worker_id,
-        experts=[inference_pb2.Expert(reference=expert.reference, alpha=expert.alpha)] if expert is not None else [],
+        experts=[inference_pb2.Expert(reference=expert.reference, alpha=expert.alpha)]
+        if expert is not None
+        else [],
         session=session,
     )
 
@@ -165,17 +177,25 @@ def event_of(response: inference_pb2.GenerateResponse) -> Event:
     """The domain value of one streamed message."""
     match response.WhichOneof("event"):
         case "text":
-            return TextDelta(response.text.text, tuple(response.text.token_ids), tuple(response.text.logprobs))
+            return TextDelta(
+                response.text.text, tuple(response.text.token_ids), tuple(response.text.logprobs)
+            )
         case "usage":
             usage = response.usage
             return Usage(
                 prompt_tokens=usage.prompt_tokens,
                 output_tokens=usage.output_tokens,
-                cached=CachedTokens(usage.cached_tokens.device, usage.cached_tokens.host, usage.cached_tokens.redis),
+                cached=CachedTokens(
+                    usage.cached_tokens.device, usage.cached_tokens.host, usage.cached_tokens.redis
+                ),
                 ttft_ms=usage.ttft_ms,
                 tpot_ms=usage.tpot_ms if usage.HasField("tpot_ms") else None,
                 slo_met=usage.slo_met,
-                finish_reason=FinishReason(inference_pb2.FinishReason.Name(usage.finish_reason).removeprefix("FINISH_REASON_").lower()),
+                finish_reason=FinishReason(
+                    inference_pb2.FinishReason.Name(usage.finish_reason)
+                    .removeprefix("FINISH_REASON_")
+                    .lower()
+                ),
             )
     route = response.route
     return Route(
@@ -187,9 +207,12 @@ def event_of(response: inference_pb2.GenerateResponse) -> Event:
         prompt_tokens=route.prompt_tokens,
         expected_cached_tokens=route.expected_cached_tokens,
         modules=tuple(
-            UsedModule(used.name, used.version, used.digest, ModuleKind(used.kind), used.reason, used.alpha) for used in route.modules
+            UsedModule(used.name, used.version, used.digest, ModuleKind(used.kind), used.reason, used.alpha)
+            for used in route.modules
         ),
-        recall_outcome=RecallOutcome(inference_pb2.RecallOutcome.Name(route.recall_outcome).removeprefix("RECALL_OUTCOME_").lower()),
+        recall_outcome=RecallOutcome(
+            inference_pb2.RecallOutcome.Name(route.recall_outcome).removeprefix("RECALL_OUTCOME_").lower()
+        ),
         passages=tuple(scored_of(hit) for hit in route.passages),
         lost_memories=route.lost_memories,
     )
@@ -210,7 +233,9 @@ def collect(events: Sequence[Event]) -> Answer:
 
 
 def memory_of(value: memory_pb2.Memory) -> Memory:
-    return Memory(value.memory_id, value.namespace, value.text, value.source, tuple(value.keywords), value.created_s)
+    return Memory(
+        value.memory_id, value.namespace, value.text, value.source, tuple(value.keywords), value.created_s
+    )
 
 
 def scored_of(hit: memory_pb2.ScoredMemory) -> ScoredMemory:

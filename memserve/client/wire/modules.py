@@ -60,7 +60,9 @@ class Upload:
             with (self.folder / file.file_name).open("rb") as stream:
                 stream.seek(offset)
                 while content := stream.read(UPLOAD_CHUNK_BYTES):
-                    yield pb.PublishModuleRequest(chunk=pb.FileChunk(file_name=file.file_name, content=content, offset=offset))
+                    yield pb.PublishModuleRequest(
+                        chunk=pb.FileChunk(file_name=file.file_name, content=content, offset=offset)
+                    )
                     offset += len(content)
                     done += len(content)
                     told(done, self.total_bytes)
@@ -69,7 +71,8 @@ class Upload:
 # Run in the folder, where torch and safetensors are installed.
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
-    "s.save_file({k: v.contiguous() for k, v in torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors')\""
+    "s.save_file({k: v.contiguous() for k, v in torch.load('adapter_model.bin', "
+    "weights_only=True).items()}, 'adapter_model.safetensors')\""
 )
 
 
@@ -82,18 +85,29 @@ def kind_of_folder(folder: Path) -> ModuleKind:
     raise FileNotFoundError(2, f"has no {wanted}: it is no module", str(folder))
 
 
-def upload_of(name: str, folder: str | Path, expected_digest: str, sources: str | Sequence[str], recipe: str, notes: str) -> Upload:
+def upload_of(
+    name: str, folder: str | Path, expected_digest: str, sources: str | Sequence[str], recipe: str, notes: str
+) -> Upload:
     """Raises FileNotFoundError when a file is missing."""
     folder = Path(folder) if isinstance(folder, str) else folder
     kind = kind_of_folder(folder)
     names = [*FILES[kind], *(name for name in OPTIONAL_FILES if (folder / name).is_file())]
     files = []
     for file_name in names:
-        if not (folder / file_name).is_file() and (folder / (pickled := file_name.replace(".safetensors", ".bin"))).is_file():
-            raise FileNotFoundError(2, f"is a pickle, which memserve does not load; convert it with: {CONVERT}", str(folder / pickled))
+        if (
+            not (folder / file_name).is_file()
+            and (folder / (pickled := file_name.replace(".safetensors", ".bin"))).is_file()
+        ):
+            raise FileNotFoundError(
+                2,
+                f"is a pickle, which memserve does not load; convert it with: {CONVERT}",
+                str(folder / pickled),
+            )
         with (folder / file_name).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        files.append(pb.UploadFile(file_name=file_name, size_bytes=(folder / file_name).stat().st_size, sha256=digest))
+        files.append(
+            pb.UploadFile(file_name=file_name, size_bytes=(folder / file_name).stat().st_size, sha256=digest)
+        )
     header = pb.PublishModuleHeader(
         name=name,
         kind=getattr(pb, f"MODULE_KIND_{kind.name}"),
@@ -154,11 +168,28 @@ def alias_of(value: pb.Alias) -> Alias:
 
 
 def alias_change_of(value: pb.AliasChange) -> AliasChange:
-    return AliasChange(value.revision, _targets(value.targets), value.at_s, value.principal, value.action, value.reason, value.forced)
+    return AliasChange(
+        value.revision,
+        _targets(value.targets),
+        value.at_s,
+        value.principal,
+        value.action,
+        value.reason,
+        value.forced,
+    )
 
 
 def audit_event_of(value: pb.AuditEvent) -> AuditEvent:
-    return AuditEvent(value.event_id, value.at_s, value.tenant, value.principal, value.action, value.module, value.before, value.after)
+    return AuditEvent(
+        value.event_id,
+        value.at_s,
+        value.tenant,
+        value.principal,
+        value.action,
+        value.module,
+        value.before,
+        value.after,
+    )
 
 
 def residency_of(value: pb.WorkerResidency) -> WorkerResidency:

@@ -27,7 +27,9 @@ RETRY_AFTER_S = 0.5
 
 
 class Access:
-    """Maps an API key to a tenant and a role. Without keys every caller is the tenant `default`, as its administrator."""
+    """Maps an API key to a tenant and a role. Without keys every caller is the tenant `default`, as its
+    administrator.
+    """
 
     def __init__(self, keys: Sequence[ApiKey] | None, salt_key: bytes) -> None:
         """keys: None where none are configured. An empty list lets nobody in."""
@@ -53,11 +55,17 @@ class Access:
         known = self._keys.get(digest)
         if scheme.lower() != "bearer" or known is None:
             raise Unauthenticated
-        principal = f"key {known.name}" if known.name else credentials.anonymous_principal(self._salt_key, key.strip())
+        principal = (
+            f"key {known.name}"
+            if known.name
+            else credentials.anonymous_principal(self._salt_key, key.strip())
+        )
         return self.named(known.tenant, principal, known.role)
 
     def caller(self, rpc: str, authorization: str) -> Tenant:
-        """The tenant that calls `rpc`. Raises Unauthenticated, and PermissionDenied when the key's role does not allow it."""
+        """The tenant that calls `rpc`. Raises Unauthenticated, and PermissionDenied when the key's role does
+        not allow it.
+        """
         tenant = self.tenant(authorization)
         if not tenant.role.covers(NEEDED[rpc]):
             raise PermissionDenied(rpc, NEEDED[rpc], tenant.role)
@@ -68,7 +76,9 @@ class Access:
 
 
 class KeyFile:
-    """Keeps an Access at what the file of keys says: a file that changes counts at once, a broken one changes nothing."""
+    """Keeps an Access at what the file of keys says: a file that changes counts at once, a broken one changes
+    nothing.
+    """
 
     def __init__(self, access: Access, settings: Settings) -> None:
         self._access = access
@@ -104,7 +114,8 @@ def load_access(settings: Settings) -> Access:
         log.warning("every user of this machine can read %s; `chmod 600` it", keys_file(settings))
     if keys is None and not is_loopback(settings.host) and not settings.allow_anonymous:
         raise StartupError(
-            f"host {settings.host} lets other machines call, and there are no API keys: make one with `memserve keys add`, "
+            f"host {settings.host} lets other machines call, and there are no API keys: make one "
+            "with `memserve keys add`, "
             "or set allow_anonymous"
         )
     return Access(keys, credentials.salt_key(settings))
@@ -145,7 +156,9 @@ class Inflight:
         if self.total >= self._limit:
             raise QuotaExceeded("answers under way in this gateway", self._limit, RETRY_AFTER_S)
         if self._by_tenant[tenant] >= self._limit_per_tenant:
-            raise QuotaExceeded(f"answers under way for tenant {tenant}", self._limit_per_tenant, RETRY_AFTER_S)
+            raise QuotaExceeded(
+                f"answers under way for tenant {tenant}", self._limit_per_tenant, RETRY_AFTER_S
+            )
         self._by_tenant[tenant] += 1
         try:
             yield

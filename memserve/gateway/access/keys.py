@@ -1,4 +1,6 @@
-"""The file of API keys: who may call, for which tenant, in which role. It keeps sha256 only; a key is shown once, when it is made."""
+"""The file of API keys: who may call, for which tenant, in which role. It keeps sha256 only; a key is shown
+once, when it is made.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ FILE_MAX_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """sha256: of the key, hex. name: "" for a key of the short form. created_s: seconds since the epoch; 0 where unknown."""
+    """sha256: of the key, hex. name: "" for a key of the short form. created_s: seconds since the epoch; 0
+    where unknown.
+    """
 
     name: str
     tenant: str
@@ -48,11 +52,12 @@ def keys_file(settings: Settings) -> Path:
 
 
 def read_keys(file: Path, *, must_exist: bool) -> list[ApiKey] | None:
-    """The keys of the file; None where it does not exist and need not: every caller is then the tenant `default`.
+    """The keys of the file; None where it does not exist and need not: every caller is then the tenant
+    `default`.
 
-    It holds {"keys": [{"name", "tenant", "role", "sha256"}, …]}, where "key" may stand instead of "sha256". The short form
-    {"key": "tenant", …} gives each key the role `write`.
-    Raises StartupError that names the entry and the rule.
+    It holds {"keys": [{"name", "tenant", "role", "sha256"}, …]}, where "key" may stand instead of "sha256".
+    The short form {"key": "tenant", …} gives each key the role `write`. Raises StartupError that names the
+    entry and the rule.
     """
     try:
         if file.stat().st_size > FILE_MAX_BYTES:
@@ -73,9 +78,11 @@ def read_keys(file: Path, *, must_exist: bool) -> list[ApiKey] | None:
 
 
 def add_key(file: Path, name: str, tenant: str, role: KeyRole, now_s: float) -> str:
-    """Make a key and add it to the file, which is made where there is none. Returns the key: nothing keeps it.
+    """Make a key and add it to the file, which is made where there is none. Returns the key: nothing keeps
+    it.
 
-    Raises InvalidField for a name or tenant that breaks a rule or a name that is taken, StartupError for a file that cannot be used.
+    Raises InvalidField for a name or tenant that breaks a rule or a name that is taken, StartupError for a
+    file that cannot be used.
     """
     if not NAME_RULE.fullmatch(name):
         raise InvalidField("name", f"must be {_NAME_WORDS}")
@@ -99,7 +106,9 @@ def revoke_key(file: Path, name: str) -> ApiKey:
         keys = read_keys(file, must_exist=True) or []
         revoked = [key for key in keys if key.name == name]
         if not name or not revoked:
-            raise InvalidField("name", f"there is no key {name!r}; `memserve keys list` shows the ones there are")
+            raise InvalidField(
+                "name", f"there is no key {name!r}; `memserve keys list` shows the ones there are"
+            )
         _write(file, [key for key in keys if key.name != name])
         return revoked[0]
 
@@ -114,7 +123,9 @@ def _keys(content: Any) -> list[ApiKey]:
         raise ValueError('must hold an object: {"keys": [{"name": …, "tenant": …, "role": …, "sha256": …}]}')
     if isinstance(content.get("keys"), list):
         if set(content) != {"keys"}:
-            raise ValueError(f"unknown fields beside `keys`: {', '.join(sorted(set(content) - {'keys'}))[:200]}")
+            raise ValueError(
+                f"unknown fields beside `keys`: {', '.join(sorted(set(content) - {'keys'}))[:200]}"
+            )
         keys = [_key(f"keys[{number}]", entry) for number, entry in enumerate(content["keys"])]
     else:
         if not content:

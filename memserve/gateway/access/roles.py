@@ -5,7 +5,8 @@ from __future__ import annotations
 from memserve.domain import KeyRole
 
 _READ, _ASK, _WRITE = KeyRole.READ, KeyRole.ASK, KeyRole.WRITE
-# To send a request to a worker by its id, and to see workers' addresses and process ids and other tenants' bytes, takes `admin`.
+# To send a request to a worker by its id, and to see workers' addresses and process ids and other tenants'
+# bytes, takes `admin`.
 NEEDED: dict[str, KeyRole] = {
     "GetStatus": _READ,
     "Backup": KeyRole.ADMIN,

@@ -1,1 +1,3 @@
-"""What is done with module versions on workers: tried, gated, promoted, loaded, composed, watched, deleted."""
+"""What is done with module versions on workers: tried, gated, promoted, loaded, composed, watched,
+deleted.
+"""

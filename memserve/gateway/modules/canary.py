@@ -1,4 +1,6 @@
-"""Watches canaries: versions that have a part of an alias's traffic before they have passed the gate. One that breaches is taken out."""
+"""Watches canaries: versions that have a part of an alias's traffic before they have passed the gate. One
+that breaches is taken out.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,16 @@ log = logging.getLogger("memserve.gateway.modules.canary")
 
 PRINCIPAL = "memserve canary watch"
 LOOK_S = 0.5
-# Of a canary's requests so many may fail because workers would not answer with it, once there are enough to tell.
+# Of a canary's requests so many may fail because workers would not answer with it, once there are enough to
+# tell.
 FAILED_SHARE_MAX = 0.05
 REQUESTS_TO_TELL = 20
 
 
 class CanaryWatch:
-    """Runs on every gateway; for each alias one of them asks the probes, in turn. Each judges the failures that it has seen itself."""
+    """Runs on every gateway; for each alias one of them asks the probes, in turn. Each judges the failures
+    that it has seen itself.
+    """
 
     def __init__(self, pipeline: Pipeline, access: Access) -> None:
         self._pipeline = pipeline
@@ -70,9 +75,18 @@ class CanaryWatch:
                 expected_revision=canary.revision,
             )
         except (AliasConflict, NothingToRollBack) as error:
-            log.warning("%s@%s: the canary %s breaches (%s), but: %s", canary.name, canary.alias, version.reference, breach, error)
+            log.warning(
+                "%s@%s: the canary %s breaches (%s), but: %s",
+                canary.name,
+                canary.alias,
+                version.reference,
+                breach,
+                error,
+            )
             return
-        log.warning("%s@%s: the canary %s is taken out: %s", canary.name, canary.alias, version.reference, breach)
+        log.warning(
+            "%s@%s: the canary %s is taken out: %s", canary.name, canary.alias, version.reference, breach
+        )
         self._pipeline.metrics.module_changes.labels("canary_rollback").inc()
 
     def _failures(self, canary: CanaryAlias, version: ModuleVersion) -> str:

@@ -40,7 +40,12 @@ class Gate:
     """
 
     def __init__(
-        self, pool: WorkerPool, tokenizer: ChatTokenizer, tokenizing: FairThreads, max_context_tokens: int, instruction: str = ""
+        self,
+        pool: WorkerPool,
+        tokenizer: ChatTokenizer,
+        tokenizing: FairThreads,
+        max_context_tokens: int,
+        instruction: str = "",
     ) -> None:
         self._pool = pool
         self._tokenizer = tokenizer
@@ -49,12 +54,20 @@ class Gate:
         self._instruction = instruction
 
     async def run(
-        self, tenant: Tenant, version: ModuleVersion, probes: Probes | None, *, worker_id: str = "", progress: Progress
+        self,
+        tenant: Tenant,
+        version: ModuleVersion,
+        probes: Probes | None,
+        *,
+        worker_id: str = "",
+        progress: Progress,
     ) -> GateReport:
-        """Judge the version by its probes, which the base is asked too. Without probes it passes, with no figures.
+        """Judge the version by its probes, which the base is asked too. Without probes it passes, with no
+        figures.
 
-        worker_id: empty for the least loaded worker; another follows one that is lost, and the report names the last.
-        Cancelling it aborts the work. Raises NoWorker, and InvalidModule for a probe that the model cannot be asked.
+        worker_id: empty for the least loaded worker; another follows one that is lost, and the report names
+        the last. Cancelling it aborts the work. Raises NoWorker, and InvalidModule for a probe that the model
+        cannot be asked.
         """
         if probes is None:
             return GateReport(True, (), "", time.time(), "")
@@ -63,9 +76,12 @@ class Gate:
         base, module = await run.ask(prompts, progress)
         figures = judge(probes.sets, probes.thresholds, base, module)
         if version.kind is ModuleKind.LOGIT_EXPERT:
-            # vLLM's log-probabilities are those before an expert shifts the logits: they say nothing of how sure it is.
+            # vLLM's log-probabilities are those before an expert shifts the logits: they say nothing of how
+            # sure it is.
             figures = tuple(figure for figure in figures if figure.name != CALIBRATION)
-        return GateReport(all(each.holds for each in figures), figures, run.answered_by, time.time(), probes.digest)
+        return GateReport(
+            all(each.holds for each in figures), figures, run.answered_by, time.time(), probes.digest
+        )
 
     def _prompts(self, probes: Probes) -> list[list[int]]:
         return [
@@ -81,7 +97,9 @@ class Gate:
         takes_system = self._tokenizer.takes_system
         asked = with_system(probe.system, probe.question, takes_system=takes_system)
         passages = [_recalled(text) for text in probe.passages]
-        messages = assemble_messages(asked, passages, takes_system=takes_system, instruction=self._instruction)
+        messages = assemble_messages(
+            asked, passages, takes_system=takes_system, instruction=self._instruction
+        )
         try:
             token_ids = self._tokenizer.encode(messages)
         except InvalidField as error:
@@ -89,7 +107,9 @@ class Gate:
         room = self._max_context_tokens - MAX_ANSWER_TOKENS
         if len(token_ids) > room:
             raise InvalidModule(
-                path, f"makes a prompt of {len(token_ids)} tokens; with the answer at most {room} fit into the model's context"
+                path,
+                f"makes a prompt of {len(token_ids)} tokens; with the answer at most {room} fit into "
+                "the model's context",
             )
         return token_ids
 
@@ -130,7 +150,9 @@ class _Run:
                     lanes.create_task(lane(waiting))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        base, module = ([answers[place, with_version] for place in range(len(prompts))] for with_version in (False, True))
+        base, module = (
+            [answers[place, with_version] for place in range(len(prompts))] for with_version in (False, True)
+        )
         return base, module
 
     async def _answer(self, token_ids: list[int], with_version: bool) -> Answer:

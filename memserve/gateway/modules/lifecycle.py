@@ -1,4 +1,6 @@
-"""What `ModuleService` does with workers: modules are tried, gated, promoted, loaded, composed, and removed when nothing uses them."""
+"""What `ModuleService` does with workers: modules are tried, gated, promoted, loaded, composed, and removed
+when nothing uses them.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,26 @@ from typing import TypeVar
 
 import grpc
 
-from memserve.domain import Alias, GateReport, ModuleKind, ModulePlace, ModuleVersion, Tenant, TrafficShare, WorkerResidency
-from memserve.errors import AliasConflict, CacheUnavailable, GateRefused, InvalidField, InvalidModule, MemserveError, NoWorker, VersionInUse
+from memserve.domain import (
+    Alias,
+    GateReport,
+    ModuleKind,
+    ModulePlace,
+    ModuleVersion,
+    Tenant,
+    TrafficShare,
+    WorkerResidency,
+)
+from memserve.errors import (
+    AliasConflict,
+    CacheUnavailable,
+    GateRefused,
+    InvalidField,
+    InvalidModule,
+    MemserveError,
+    NoWorker,
+    VersionInUse,
+)
 from memserve.gateway.modules.gate import Gate
 from memserve.gateway.pipeline import LOST, Pipeline
 from memserve.gateway.workers.pool import PooledWorker, place_of
@@ -34,7 +54,8 @@ log = logging.getLogger("memserve.gateway.modules.lifecycle")
 
 T = TypeVar("T")
 LOAD_TIMEOUT_S = 120.0
-# A request that was resolved before a version is held reaches its worker, and the worker's next word this gateway, in less.
+# A request that was resolved before a version is held reaches its worker, and the worker's next word this
+# gateway, in less.
 SETTLE_S = 1.0
 HOLD_S = 30.0
 PLACES_TIMEOUT_S = 5.0
@@ -58,7 +79,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A new version from others. method: linear, cat, svd, ties, dare, core or compress. rank, density: 0 for the method's own."""
+    """A new version from others. method: linear, cat, svd, ties, dare, core or compress. rank, density: 0 for
+    the method's own.
+    """
 
     name: str
     method: str
@@ -77,7 +100,13 @@ class Modules:
         self._memory = pipeline.modules
         self._store = pipeline.modules.store
         instruction = pipeline.settings.recall_instruction
-        self._gate = Gate(pipeline.pool, pipeline.tokenizer, pipeline.tokenizing, pipeline.model.max_context_tokens, instruction)
+        self._gate = Gate(
+            pipeline.pool,
+            pipeline.tokenizer,
+            pipeline.tokenizing,
+            pipeline.model.max_context_tokens,
+            instruction,
+        )
 
     async def moves_logits(self, tenant: str, kind: ModuleKind, digest: str) -> bool | None:
         """Whether the module changes the canary prompts' logits on a worker; None where none can say.
@@ -86,18 +115,26 @@ class Modules:
         """
         for worker in self._pipeline.pool.open_to(tenant, time.monotonic()):
             try:
-                tried = await worker.stub.TryModule(pb.TryModuleRequest(digest=digest, kind=kind), timeout=LOAD_TIMEOUT_S)
+                tried = await worker.stub.TryModule(
+                    pb.TryModuleRequest(digest=digest, kind=kind), timeout=LOAD_TIMEOUT_S
+                )
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                    raise InvalidModule("module", f"a worker's engine refuses it: {error.details()}") from None
-                log.warning("worker %s could not try %s: %s", worker.lease.worker_id, digest[:12], error.details())
+                    raise InvalidModule(
+                        "module", f"a worker's engine refuses it: {error.details()}"
+                    ) from None
+                log.warning(
+                    "worker %s could not try %s: %s", worker.lease.worker_id, digest[:12], error.details()
+                )
                 if error.code() in LOST:
                     self._pipeline.pool.lost(worker)
                 continue
             return bool(tried.largest_change > 0)
         return None
 
-    async def run_gate(self, tenant: Tenant, name: str, number: int) -> AsyncGenerator[Step | GateReport, None]:
+    async def run_gate(
+        self, tenant: Tenant, name: str, number: int
+    ) -> AsyncGenerator[Step | GateReport, None]:
         """Ask the version's probes; the report comes last and is kept with the version.
 
         Raises ModuleNotFound, OtherBase, InvalidModule, NoWorker.
@@ -109,9 +146,18 @@ class Modules:
                 yield event
 
     async def promote(
-        self, tenant: Tenant, name: str, number: int, alias: str, *, expected_revision: int | None, force: bool, reason: str
+        self,
+        tenant: Tenant,
+        name: str,
+        number: int,
+        alias: str,
+        *,
+        expected_revision: int | None,
+        force: bool,
+        reason: str,
     ) -> AsyncGenerator[Step | Alias, None]:
-        """Gate the version where it has not passed, load it on every worker, then point the alias at it. The alias comes last.
+        """Gate the version where it has not passed, load it on every worker, then point the alias at it. The
+        alias comes last.
 
         Raises GateRefused, AliasConflict, ModuleNotFound, OtherBase, InvalidModule, NoWorker.
         """
@@ -143,14 +189,26 @@ class Modules:
         )
 
     async def split(
-        self, tenant: Tenant, name: str, alias: str, targets: Sequence[TrafficShare], *, expected_revision: int | None, reason: str
+        self,
+        tenant: Tenant,
+        name: str,
+        alias: str,
+        targets: Sequence[TrafficShare],
+        *,
+        expected_revision: int | None,
+        reason: str,
     ) -> Alias:
-        """Share the alias's traffic. Versions that have not passed the gate are watched from then on: see `canary.py`.
+        """Share the alias's traffic. Versions that have not passed the gate are watched from then on: see
+        `canary.py`.
 
-        Raises AliasConflict, ModuleNotFound, OtherBase, NoWorker, and InvalidField when such versions would have more than half of it.
+        Raises AliasConflict, ModuleNotFound, OtherBase, NoWorker, and InvalidField when such versions would
+        have more than half of it.
         """
         await self._store.check_audit(tenant.name)
-        versions = [self._memory.served(await self._memory.version(tenant.name, name, target.version)) for target in targets]
+        versions = [
+            self._memory.served(await self._memory.version(tenant.name, name, target.version))
+            for target in targets
+        ]
         await self._expect(tenant, name, alias, expected_revision)
         await asyncio.gather(*(self._load_for_traffic(version) for version in versions))
         return await self._store.set_alias(
@@ -165,21 +223,31 @@ class Modules:
             ungated_share_max=UNGATED_SHARE_MAX,
         )
 
-    async def rollback(self, tenant: Tenant, name: str, alias: str, *, expected_revision: int | None, reason: str) -> Alias:
+    async def rollback(
+        self, tenant: Tenant, name: str, alias: str, *, expected_revision: int | None, reason: str
+    ) -> Alias:
         """Point the alias back, and have the workers load what it points at now, without waiting for them.
 
         Raises NothingToRollBack, AliasConflict, ModuleNotFound.
         """
-        changed = await self._store.rollback(tenant.name, tenant.principal, name, alias, reason=reason, expected_revision=expected_revision)
+        changed = await self._store.rollback(
+            tenant.name, tenant.principal, name, alias, reason=reason, expected_revision=expected_revision
+        )
         # Requests load it too: this only spares the first of them the wait.
         background = self._pipeline.background
         if not background.is_full:
-            background.begin(f"loading what {name}@{alias} was rolled back to", self._load_targets(tenant, name, changed))
+            background.begin(
+                f"loading what {name}@{alias} was rolled back to", self._load_targets(tenant, name, changed)
+            )
         return changed
 
     async def _load_targets(self, tenant: Tenant, name: str, alias: Alias) -> None:
         for target in alias.targets:
-            await self.load(await self._memory.version(tenant.name, name, target.version), pin=False, timeout_s=SWAP_TIMEOUT_S)
+            await self.load(
+                await self._memory.version(tenant.name, name, target.version),
+                pin=False,
+                timeout_s=SWAP_TIMEOUT_S,
+            )
 
     async def delete(self, tenant: Tenant, name: str, number: int) -> int:
         """Remove a version that nothing uses, its KV, and its content where no other version has the same.
@@ -188,7 +256,9 @@ class Modules:
         """
         version = await self._memory.version(tenant.name, name, number)
         # A caller who goes away leaves nothing half done.
-        return await asyncio.shield(self._pipeline.background.begin(f"deleting {version.reference}", self._delete(tenant, version)))
+        return await asyncio.shield(
+            self._pipeline.background.begin(f"deleting {version.reference}", self._delete(tenant, version))
+        )
 
     async def _delete(self, tenant: Tenant, version: ModuleVersion) -> int:
         name, number = version.module, version.version
@@ -201,7 +271,9 @@ class Modules:
             if not await self._store.other_references(tenant.name, name, number):
                 await asyncio.sleep(SETTLE_S)
                 self._refuse_while_used(version)
-            _, unreferenced, tenants_last = await self._store.delete_version(tenant.name, tenant.principal, name, number, token=token)
+            _, unreferenced, tenants_last = await self._store.delete_version(
+                tenant.name, tenant.principal, name, number, token=token
+            )
         except BaseException:
             # A mark that is not taken off runs out.
             with contextlib.suppress(MemserveError):
@@ -214,7 +286,9 @@ class Modules:
             except CacheUnavailable as error:
                 log.warning("KV of the removed %s stays until it expires: %s", version.reference, error)
         if unreferenced:
-            await self._ask_workers(version.digest, self._ready(""), lambda worker: self._unload_on(worker, version, forget=True))
+            await self._ask_workers(
+                version.digest, self._ready(""), lambda worker: self._unload_on(worker, version, forget=True)
+            )
             await self._remove_content(version.digest, token)
         return removed
 
@@ -242,7 +316,14 @@ class Modules:
         if revision is None:
             return
         module = await self._store.module(tenant.name, name)
-        present = next((known.revision for known in (module.aliases if module is not None else ()) if known.name == alias), 0)
+        present = next(
+            (
+                known.revision
+                for known in (module.aliases if module is not None else ())
+                if known.name == alias
+            ),
+            0,
+        )
         if present != revision:
             raise AliasConflict(name, alias, present, revision)
 
@@ -255,9 +336,17 @@ class Modules:
 
     async def unload(self, version: ModuleVersion, worker_id: str) -> list[WorkerResidency]:
         """As `load`. What another version with the same content is preloaded for stays."""
-        kept = {preload.worker_id for preload in await self._store.preloads() if preload.digest == version.digest}
-        workers = [] if "" in kept else [worker for worker in self._named(worker_id) if worker.lease.worker_id not in kept]
-        return await self._ask_workers(version.digest, workers, lambda worker: self._unload_on(worker, version, forget=False))
+        kept = {
+            preload.worker_id for preload in await self._store.preloads() if preload.digest == version.digest
+        }
+        workers = (
+            []
+            if "" in kept
+            else [worker for worker in self._named(worker_id) if worker.lease.worker_id not in kept]
+        )
+        return await self._ask_workers(
+            version.digest, workers, lambda worker: self._unload_on(worker, version, forget=False)
+        )
 
     async def residency(self, version: ModuleVersion) -> list[WorkerResidency]:
         """Where each ready worker has the version, by its own word."""
@@ -265,23 +354,35 @@ class Modules:
 
         async def ask(worker: PooledWorker) -> ModulePlace:
             told = (await worker.stub.GetModulePlaces(request, timeout=PLACES_TIMEOUT_S)).modules
-            module = next((module for module in told if module.digest == version.digest), pb.ModuleResidency())
+            module = next(
+                (module for module in told if module.digest == version.digest), pb.ModuleResidency()
+            )
             return place_of(module.place)
 
         return await self._ask_workers(version.digest, self._ready(""), ask)
 
-    async def compose(self, tenant: Tenant, composition: Composition) -> AsyncGenerator[Step | ModuleVersion, None]:
+    async def compose(
+        self, tenant: Tenant, composition: Composition
+    ) -> AsyncGenerator[Step | ModuleVersion, None]:
         """Have a worker's Ray make a new version from others; it comes last, as any published version does.
 
         It is asked at the gate what its parents are asked. Raises InvalidModule, ModuleNotFound, NoWorker.
         """
         parents = [
-            (self._memory.served(await self._memory.heaviest(f"parents[{number}].reference", tenant.name, reference)), weight)
+            (
+                self._memory.served(
+                    await self._memory.heaviest(f"parents[{number}].reference", tenant.name, reference)
+                ),
+                weight,
+            )
             for number, (reference, weight) in enumerate(composition.parents)
         ]
         for number, (parent, _) in enumerate(parents):
             if parent.kind is not ModuleKind.LORA:
-                raise InvalidField(f"parents[{number}].reference", f"{parent.reference} is of kind {parent.kind}; only LoRAs compose")
+                raise InvalidField(
+                    f"parents[{number}].reference",
+                    f"{parent.reference} is of kind {parent.kind}; only LoRAs compose",
+                )
         await self._memory.check_new_version("name", tenant.name, composition.name, ModuleKind.LORA)
         request = pb.ComposeModuleRequest(
             method=composition.method,
@@ -301,7 +402,10 @@ class Modules:
                             yield Step(event.progress.done, event.progress.total)
                         case "file":
                             await self._memory.files.run(
-                                tenant.name, partial(_append, folder / Path(event.file.file_name).name, event.file.content)
+                                tenant.name,
+                                partial(
+                                    _append, folder / Path(event.file.file_name).name, event.file.content
+                                ),
                             )
                         case "recipe":
                             recipe = event.recipe
@@ -310,10 +414,16 @@ class Modules:
                     raise InvalidModule("composition", error.details() or "refused") from None
                 raise NoWorker(error.details() or error.code().name) from None
             probes = inherited_probes(
-                [(name, found) for name, found in await self._probes_of(tenant, [parent for parent, _ in parents]) if found is not None]
+                [
+                    (name, found)
+                    for name, found in await self._probes_of(tenant, [parent for parent, _ in parents])
+                    if found is not None
+                ]
             )
             if probes is not None:
-                await self._memory.files.run(tenant.name, partial((folder / PROBES_FILE).write_bytes, probes.canonical()))
+                await self._memory.files.run(
+                    tenant.name, partial((folder / PROBES_FILE).write_bytes, probes.canonical())
+                )
             publication = Publication(
                 name=composition.name,
                 kind=ModuleKind.LORA,
@@ -323,7 +433,9 @@ class Modules:
                 sources=tuple(parent.reference for parent, _ in parents),
                 parents=tuple(parent.digest for parent, _ in parents),
             )
-            yield await self._memory.publish(tenant, publication, folder, partial(self.moves_logits, tenant.name))
+            yield await self._memory.publish(
+                tenant, publication, folder, partial(self.moves_logits, tenant.name)
+            )
 
     async def _remove_content(self, digest: str, token: str) -> None:
         """What is left behind when this fails, a sweep finds."""
@@ -352,18 +464,31 @@ class Modules:
         """As `run_gate`, again and again: the report is kept when the verdict changes."""
         return await self._gated(tenant, version, lambda done, total: None, once=True)
 
-    async def _gated(self, tenant: Tenant, version: ModuleVersion, progress: Progress, *, once: bool = False) -> GateReport:
+    async def _gated(
+        self, tenant: Tenant, version: ModuleVersion, progress: Progress, *, once: bool = False
+    ) -> GateReport:
         if not version.moves_logits:
             moved = await self.moves_logits(tenant.name, version.kind, version.digest)
             if moved is None:
                 raise NoWorker("the gate needs one")
             if not moved:
-                raise InvalidModule("module", f"{version.reference} changes nothing: the canary prompts get the same logits with it")
+                raise InvalidModule(
+                    "module",
+                    f"{version.reference} changes nothing: the canary prompts get the same logits with it",
+                )
             await self._store.keep_moves_logits(tenant.name, version.module, version.version)
-        report = await self._gate.run(tenant, version, await self._memory.probes(tenant.name, version), progress=progress)
+        report = await self._gate.run(
+            tenant, version, await self._memory.probes(tenant.name, version), progress=progress
+        )
         known = version.gate
-        if not once or known is None or (known.passed, known.probes_digest) != (report.passed, report.probes_digest):
-            await self._store.keep_gate(tenant.name, tenant.principal, version.module, version.version, report)
+        if (
+            not once
+            or known is None
+            or (known.passed, known.probes_digest) != (report.passed, report.probes_digest)
+        ):
+            await self._store.keep_gate(
+                tenant.name, tenant.principal, version.module, version.version, report
+            )
         return report
 
     def _user_of(self, digest: str) -> str:
@@ -380,7 +505,10 @@ class Modules:
         return place_of((await worker.stub.UnloadModule(request, timeout=LOAD_TIMEOUT_S)).place)
 
     async def _ask_workers(
-        self, digest: str, workers: Sequence[PooledWorker], ask: Callable[[PooledWorker], Awaitable[ModulePlace]]
+        self,
+        digest: str,
+        workers: Sequence[PooledWorker],
+        ask: Callable[[PooledWorker], Awaitable[ModulePlace]],
     ) -> list[WorkerResidency]:
         async def told(worker: PooledWorker) -> WorkerResidency:
             try:
@@ -389,7 +517,10 @@ class Modules:
                 refusal = (error.details() or error.code().name)[:REFUSAL_MAX]
                 return WorkerResidency(worker.lease.worker_id, worker.place_of(digest), refusal)
 
-        return sorted(await asyncio.gather(*(told(worker) for worker in workers)), key=lambda residency: residency.worker_id)
+        return sorted(
+            await asyncio.gather(*(told(worker) for worker in workers)),
+            key=lambda residency: residency.worker_id,
+        )
 
     def _ready(self, worker_id: str) -> list[PooledWorker]:
         ready = self._pipeline.pool.ready(time.monotonic())
@@ -413,7 +544,9 @@ class Modules:
 
 
 async def _with_steps(work: Callable[[Progress], Awaitable[T]]) -> AsyncGenerator[Step | T, None]:
-    """Run `work`, yielding its newest progress as it goes and its result last. Closing the iterator cancels it."""
+    """Run `work`, yielding its newest progress as it goes and its result last. Closing the iterator cancels
+    it.
+    """
     newest: asyncio.Queue[Step] = asyncio.Queue(maxsize=1)
 
     def progress(done: int, total: int) -> None:

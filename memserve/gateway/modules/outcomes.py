@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-# Modules that are remembered: those that somebody answered with last. Only canaries are judged by it, and those are asked for.
+# Modules that are remembered: those that somebody answered with last. Only canaries are judged by it, and
+# those are asked for.
 KEPT = 4096
 
 

@@ -26,7 +26,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a prompt must fit into. wanted_tokens: of the answer; 0 for as many as there is room for, `default_tokens` at most."""
+    """What a prompt must fit into. wanted_tokens: of the answer; 0 for as many as there is room for,
+    `default_tokens` at most.
+    """
 
     context_tokens: int
     wanted_tokens: int
@@ -46,18 +48,27 @@ def check_bytes(field: str, messages: Sequence[Message], max_bytes: int) -> None
     """Raises InvalidField for messages that cannot fit, before anything is done with them."""
     size = sum(len(message.content.encode()) for message in messages)
     if size > max_bytes:
-        raise InvalidField(field, f"hold {size} bytes together; no more than {max_bytes} can fit into the model's context")
+        raise InvalidField(
+            field, f"hold {size} bytes together; no more than {max_bytes} can fit into the model's context"
+        )
 
 
 def fit_prompt(
-    tokenizer: ChatTokenizer, messages: Sequence[Message], passages: Sequence[ScoredMemory], room: Room, instruction: str = ""
+    tokenizer: ChatTokenizer,
+    messages: Sequence[Message],
+    passages: Sequence[ScoredMemory],
+    room: Room,
+    instruction: str = "",
 ) -> Prompt:
     """The prompt with as many passages as fit, behind the instruction; the worst go first.
 
-    It is encoded once where all fit, else as a rule once more, and four times at most, however many passages must go.
-    Raises InvalidField when it does not fit without any, or the model's template refuses the messages.
+    It is encoded once where all fit, else as a rule once more, and four times at most, however many passages
+    must go. Raises InvalidField when it does not fit without any, or the model's template refuses the
+    messages.
     """
-    assembled = partial(assemble_messages, messages, takes_system=tokenizer.takes_system, instruction=instruction)
+    assembled = partial(
+        assemble_messages, messages, takes_system=tokenizer.takes_system, instruction=instruction
+    )
     # What cannot fit by its bytes is not encoded to find out.
     most_bytes = prompt_max_bytes(tokenizer, room.context_tokens)
     over_bytes = sum(len(message.content.encode()) for message in assembled(passages)) - most_bytes
@@ -68,7 +79,9 @@ def fit_prompt(
         surplus = len(token_ids) - room.prompt_tokens
         if surplus <= 0 or not kept:
             break
-        sizes = tokenizer.lengths([passage_line(number, hit) + "\n" for number, hit in enumerate(kept, start=1)])
+        sizes = tokenizer.lengths(
+            [passage_line(number, hit) + "\n" for number, hit in enumerate(kept, start=1)]
+        )
         kept = without_worst(kept, sizes, surplus + slack)
         token_ids = tokenizer.encode(assembled(kept))
     if len(token_ids) > room.prompt_tokens and kept:
@@ -76,9 +89,14 @@ def fit_prompt(
         token_ids = tokenizer.encode(assembled(kept))
     left = room.context_tokens - len(token_ids)
     if left < 1:
-        rule = f"make a prompt of {len(token_ids)} tokens; the model takes {room.context_tokens} with the answer"
+        rule = (
+            f"make a prompt of {len(token_ids)} tokens; the model takes {room.context_tokens} with the answer"
+        )
         raise InvalidField("messages", rule)
     if left < room.wanted_tokens:
-        rule = f"{room.wanted_tokens} after a prompt of {len(token_ids)} tokens is over the model's {room.context_tokens}"
+        rule = (
+            f"{room.wanted_tokens} after a prompt of {len(token_ids)} tokens is over the model's "
+            f"{room.context_tokens}"
+        )
         raise InvalidField("sampling.max_tokens", f"{rule}; at most {left} are left")
     return Prompt(tuple(kept), token_ids, room.wanted_tokens or min(room.default_tokens, left))

@@ -1,4 +1,6 @@
-"""The workers that this gateway knows: found in the registry, watched over their own streams, one channel each."""
+"""The workers that this gateway knows: found in the registry, watched over their own streams, one channel
+each.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,17 @@ from memserve.turns import Turns
 log = logging.getLogger("memserve.gateway.workers.pool")
 
 DISCOVERY_S = 0.25
-# A worker speaks four times a second; one that is silent for longer than this is chosen only when no other is left.
+# A worker speaks four times a second; one that is silent for longer than this is chosen only when no other is
+# left.
 SILENT_S = 1.0
 RECONNECT_S = 0.2
 # What a Watch ends with when its worker, or the way to it, is gone.
-GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED}
+GONE = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
 # Answers of a tenant that wait for a place. Their callers are limited before; this is for gates and warm-ups.
 PLACES_WAITING = 1024
 PLACES = {getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace}
@@ -57,7 +65,10 @@ class StrangeWorker(PicklableError):
     """A worker that takes this gateway for a stranger."""
 
     def __init__(self, worker_id: str) -> None:
-        super().__init__(f"worker {worker_id} refuses this gateway: their salt_key differs; give all gateways and workers the same")
+        super().__init__(
+            f"worker {worker_id} refuses this gateway: their salt_key differs; give all gateways and "
+            "workers the same"
+        )
 
 
 class AuthorizedStub(rpc.WorkerServiceStub):  # type: ignore[misc]
@@ -74,8 +85,9 @@ class AuthorizedStub(rpc.WorkerServiceStub):  # type: ignore[misc]
 class PooledWorker:
     """A worker as this gateway sees it.
 
-    epoch, sequence: of the last block event that has arrived whole. sent: prompt tokens of its requests that have no first token yet, by
-    request id. adapters: LoRA digests of its requests, counted. tenants: whose its requests are, counted.
+    epoch, sequence: of the last block event that has arrived whole. sent: prompt tokens of its requests that
+    have no first token yet, by request id. adapters: LoRA digests of its requests, counted. tenants: whose
+    its requests are, counted.
     """
 
     lease: WorkerLease
@@ -93,8 +105,12 @@ class PooledWorker:
     sequence: int = 0
 
     @contextlib.contextmanager
-    def serving(self, tenant: str, request_id: str, uncached_tokens: int, adapter: str = "") -> Iterator[None]:
-        """Count a request from the moment of its routing, so that the next one is routed knowing of it. adapter: its LoRA's digest."""
+    def serving(
+        self, tenant: str, request_id: str, uncached_tokens: int, adapter: str = ""
+    ) -> Iterator[None]:
+        """Count a request from the moment of its routing, so that the next one is routed knowing of it.
+        adapter: its LoRA's digest.
+        """
         self.sent[request_id] = uncached_tokens
         self.running += 1
         self.adapters += Counter([adapter] if adapter else [])
@@ -109,7 +125,12 @@ class PooledWorker:
 
     def place_of(self, digest: str) -> ModulePlace:
         """Where the worker said last that it has a module."""
-        return place_of(next((module.place for module in self.state.modules if module.digest == digest), pb.MODULE_PLACE_UNSPECIFIED))
+        return place_of(
+            next(
+                (module.place for module in self.state.modules if module.digest == digest),
+                pb.MODULE_PLACE_UNSPECIFIED,
+            )
+        )
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -119,14 +140,25 @@ class PooledWorker:
 
     @property
     def pending_prefill_tokens(self) -> int:
-        """The larger of what this gateway sent and what the worker (that other gateways use too) last said."""
+        """The larger of what this gateway sent and what the worker (that other gateways use too) last
+        said.
+        """
         return max(sum(self.sent.values()), self.state.pending_prefill_tokens)
 
 
 class WorkerPool:
-    """Follows the registry and every worker's stream. When the registry does not answer, the workers known so far stay."""
+    """Follows the registry and every worker's stream. When the registry does not answer, the workers known so
+    far stay.
+    """
 
-    def __init__(self, registry: Registry, index: BlockIndex, tokenizer_digest: str, credential: str, failed: Failed = uncounted) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        index: BlockIndex,
+        tokenizer_digest: str,
+        credential: str,
+        failed: Failed = uncounted,
+    ) -> None:
         """credential: what the workers know a gateway by, `credentials.worker_credential`."""
         self.workers: dict[str, PooledWorker] = {}
         self.index = index
@@ -146,7 +178,9 @@ class WorkerPool:
         self._discovery = asyncio.create_task(repeat("discovery", self._discover, DISCOVERY_S, self._failed))
 
     async def close(self) -> None:
-        tasks = [task for task in [self._discovery, *(w.watch for w in self.workers.values())] if task is not None]
+        tasks = [
+            task for task in [self._discovery, *(w.watch for w in self.workers.values())] if task is not None
+        ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -160,8 +194,12 @@ class WorkerPool:
         return fresh or connected
 
     def layouts(self, *, sharing: bool = False) -> list[CacheLayout]:
-        """How the workers lay KV out, that of most workers first; empty while none is known. sharing: of those that share KV only."""
-        counted = Counter(worker.lease.layout for worker in self.workers.values() if worker.lease.shares_kv or not sharing)
+        """How the workers lay KV out, that of most workers first; empty while none is known. sharing: of
+        those that share KV only.
+        """
+        counted = Counter(
+            worker.lease.layout for worker in self.workers.values() if worker.lease.shares_kv or not sharing
+        )
         return sorted(counted, key=lambda layout: (-counted[layout], layout.namespace))
 
     def model_digest(self) -> str:
@@ -171,11 +209,15 @@ class WorkerPool:
 
     @contextlib.asynccontextmanager
     async def place(self, tenant: str) -> AsyncIterator[None]:
-        """Hold a place in the engines, for one answer; tenants take turns for a free one. Raises QuotaExceeded.
+        """Hold a place in the engines, for one answer; tenants take turns for a free one. Raises
+        QuotaExceeded.
 
-        As many places as the engines decode at the same time: what would wait in an engine waits here, where its turn is fair.
+        As many places as the engines decode at the same time: what would wait in an engine waits here, where
+        its turn is fair.
         """
-        self._places.places = max(1, sum(worker.lease.max_concurrent for worker in self.ready(time.monotonic())))
+        self._places.places = max(
+            1, sum(worker.lease.max_concurrent for worker in self.ready(time.monotonic()))
+        )
         self._places.hand_out()
         async with self._places.of(tenant):
             yield
@@ -183,8 +225,8 @@ class WorkerPool:
     def open_to(self, tenant: str, now_s: float) -> list[PooledWorker]:
         """The ready workers that a request of this tenant may go to.
 
-        While other tenants ask too, each leaves them the worker where it has the fewest requests itself: what one of them does to an
-        engine, the others need not wait for.
+        While other tenants ask too, each leaves them the worker where it has the fewest requests itself: what
+        one of them does to an engine, the others need not wait for.
         """
         ready = self.ready(now_s)
         if len(ready) < 2 or not self._places.others_ask(tenant):
@@ -227,8 +269,14 @@ class WorkerPool:
             await worker.channel.close()
 
     def _meet(self, lease: WorkerLease) -> None:
-        """Begin to watch a worker, or refuse it and say so once. One that cannot be met keeps no other from being."""
-        why = "" if lease.tokenizer_digest == self._tokenizer_digest else "it serves another tokenizer than this gateway"
+        """Begin to watch a worker, or refuse it and say so once. One that cannot be met keeps no other from
+        being.
+        """
+        why = (
+            ""
+            if lease.tokenizer_digest == self._tokenizer_digest
+            else "it serves another tokenizer than this gateway"
+        )
         if not why:
             try:
                 channel = grpc.aio.insecure_channel(lease.address, options=CHANNEL_OPTIONS)
@@ -239,15 +287,20 @@ class WorkerPool:
             self._refused[lease.worker_id] = why
             return
         worker = PooledWorker(lease, channel, AuthorizedStub(channel, self._credential))
-        worker.watch = asyncio.create_task(repeat("watch", lambda: self._watch(worker), RECONNECT_S, self._failed))
+        worker.watch = asyncio.create_task(
+            repeat("watch", lambda: self._watch(worker), RECONNECT_S, self._failed)
+        )
         self.workers[lease.worker_id] = worker
 
     async def _watch(self, worker: PooledWorker) -> None:
-        """Follow one stream of the worker's to its end. What cannot be followed makes the next one begin with a snapshot."""
+        """Follow one stream of the worker's to its end. What cannot be followed makes the next one begin with
+        a snapshot.
+        """
         try:
             await self._follow_stream(worker)
         except grpc.aio.AioRpcError as error:
-            # Gone, or not there yet: the next stream says. Anything else is a fault, of the worker's code or of its address.
+            # Gone, or not there yet: the next stream says. Anything else is a fault, of the worker's code or
+            # of its address.
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise StrangeWorker(worker.lease.worker_id) from None
             if error.code() not in GONE:
@@ -261,7 +314,9 @@ class WorkerPool:
             worker.connected = False
 
     async def _follow_stream(self, worker: PooledWorker) -> None:
-        """An event is applied, and its number taken, when all of its messages are here: a stream that breaks between has told nothing."""
+        """An event is applied, and its number taken, when all of its messages are here: a stream that breaks
+        between has told nothing.
+        """
         parts: list[pb.WatchResponse] = []
         call = worker.stub.Watch(pb.WatchRequest(epoch=worker.epoch, after_sequence=worker.sequence))
         try:
@@ -274,7 +329,10 @@ class WorkerPool:
                 parts.append(message)
                 if not message.more:
                     if not self._is_next(worker, parts[0]):
-                        log.warning("worker %s has left block events out; beginning anew with it", worker.lease.worker_id)
+                        log.warning(
+                            "worker %s has left block events out; beginning anew with it",
+                            worker.lease.worker_id,
+                        )
                         worker.epoch = worker.sequence = 0
                         return
                     self._apply(worker.lease.worker_id, parts)

@@ -1,8 +1,10 @@
-"""The cache's ledger in Redis: who holds how many bytes, what each chunk is worth, and what has to go. The scripts are in `ledger.lua`.
+"""The cache's ledger in Redis: who holds how many bytes, what each chunk is worth, and what has to go. The
+scripts are in `ledger.lua`.
 
-A chunk is counted from before its value is written until after its value is known to be gone, so what is counted is never less than what
-is stored, whoever dies in between: a reservation that is not settled, a removal that was not confirmed and an entry past its time fall due,
-and whoever keeps the cache (`memserve.kv.ledger.upkeep`) ends them.
+A chunk is counted from before its value is written until after its value is known to be gone, so what is
+counted is never less than what is stored, whoever dies in between: a reservation that is not settled, a
+removal that was not confirmed and an entry past its time fall due, and whoever keeps the cache
+(`memserve.kv.ledger.upkeep`) ends them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ SCRIPT = files("memserve.kv.ledger").joinpath("ledger.lua").read_text(encoding="
 DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
 PREFIX = "{memserve:kv}:"
 ALL = "*"
-# A value is written within the store's budget of a few seconds; a writer that takes this long is taken for dead.
+# A value is written within the store's budget of a few seconds; a writer that takes this long is taken for
+# dead.
 RESERVE_S = 60.0
 # A first use is remembered for one to two of these.
 ADMISSION_WINDOW_S = 3600.0
@@ -76,7 +79,9 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A chunk to be stored. parent: the member before it in its chain, "" for the first. present: its value is in Redis."""
+    """A chunk to be stored. parent: the member before it in its chain, "" for the first. present: its value
+    is in Redis.
+    """
 
     member: str
     stored_bytes: int
@@ -95,7 +100,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """admissions: [candidates]. entries: of those to be stored. victims: to be removed before anything is written, and why."""
+    """admissions: [candidates]. entries: of those to be stored. victims: to be removed before anything is
+    written, and why.
+    """
 
     admissions: tuple[Admission, ...]
     entries: dict[str, Entry]
@@ -123,16 +130,23 @@ class Usage:
 
 
 class Ledger:
-    """Every method changes the ledger in one atomic exchange with Redis, and raises redis-py's RedisError or OSError."""
+    """Every method changes the ledger in one atomic exchange with Redis, and raises redis-py's RedisError or
+    OSError.
+    """
 
     def __init__(
-        self, servers: CacheServers, *, ttl_s: int, quotas: Quotas = NO_QUOTAS, admit_on_use: int = 1, reserve_s: float = RESERVE_S
+        self,
+        servers: CacheServers,
+        *,
+        ttl_s: int,
+        quotas: Quotas = NO_QUOTAS,
+        admit_on_use: int = 1,
+        reserve_s: float = RESERVE_S,
     ) -> None:
         """servers: of the cache. ttl_s: how long an unused chunk lives.
 
-        admit_on_use: 1 stores a chunk when it is first computed, 2 the second time. reserve_s: after it a writer, or one who removes, is
-        taken for dead.
-        Raises ValueError for another admit_on_use.
+        admit_on_use: 1 stores a chunk when it is first computed, 2 the second time. reserve_s: after it a
+        writer, or one who removes, is taken for dead. Raises ValueError for another admit_on_use.
         """
         if admit_on_use not in (1, 2):
             raise ValueError(f"admit_on_use must be 1 or 2, not {admit_on_use}")
@@ -142,13 +156,23 @@ class Ledger:
         self._admit_on_use = admit_on_use
         self._reserve_s = reserve_s
 
-    def reserve(self, candidates: Sequence[Candidate], owner: Owner, *, worth_per_use: float, at_once: bool = False) -> Reservation:
+    def reserve(
+        self, candidates: Sequence[Candidate], owner: Owner, *, worth_per_use: float, at_once: bool = False
+    ) -> Reservation:
         """Count chunks before they are written, and choose what goes for them.
 
-        candidates: [n], a chain's beginning first. worth_per_use: from `memserve.policy.kv.eviction`. at_once: admit them on their first
-        use. What is to be stored must be settled; the victims must be removed first, and settled as GONE.
+        candidates: [n], a chain's beginning first. worth_per_use: from `memserve.policy.kv.eviction`.
+        at_once: admit them on their first use. What is to be stored must be settled; the victims must be
+        removed first, and settled as GONE.
         """
-        arguments: list[Any] = [self._reserve_s, self._ttl_s, self.quotas.cache_bytes, self.quotas.tenant_bytes, owner.tenant, owner.module]
+        arguments: list[Any] = [
+            self._reserve_s,
+            self._ttl_s,
+            self.quotas.cache_bytes,
+            self.quotas.tenant_bytes,
+            owner.tenant,
+            owner.module,
+        ]
         arguments += [worth_per_use, 1 if at_once else self._admit_on_use, ADMISSION_WINDOW_S]
         for one in candidates:
             arguments += [one.member, one.stored_bytes, one.parent, one.depth_tokens, int(one.present)]
@@ -166,7 +190,9 @@ class Ledger:
         )
 
     def settle(self, outcomes: Iterable[tuple[Settled, Entry]]) -> list[str]:
-        """Say what became of values. Returns members whose reservation had been given up: their values must be removed."""
+        """Say what became of values. Returns members whose reservation had been given up: their values must
+        be removed.
+        """
         arguments: list[Any] = [self._ttl_s]
         for settled, entry in outcomes:
             arguments += [settled.value, entry.member, entry.generation]
@@ -184,36 +210,55 @@ class Ledger:
         if members:
             self._prolong_all(*self._run("use", [self._ttl_s, *members]))
 
-    def condemn(self, members: Sequence[str], *, tenant: str = ALL, module: str = ALL) -> tuple[list[Entry], int]:
-        """Mark chunks that are to be removed, of this tenant and module only. Then their values are unlinked, and they are settled as GONE.
+    def condemn(
+        self, members: Sequence[str], *, tenant: str = ALL, module: str = ALL
+    ) -> tuple[list[Entry], int]:
+        """Mark chunks that are to be removed, of this tenant and module only. Then their values are unlinked,
+        and they are settled as GONE.
 
         Returns them, and how many stay because they are pinned.
         """
         if not members:
             return [], 0
         condemned, kept = self._run("condemn", [self._reserve_s, tenant, module, *members])
-        return [Entry(member.decode(), int(generation)) for member, generation in zip(condemned[::2], condemned[1::2], strict=True)], kept
+        return [
+            Entry(member.decode(), int(generation))
+            for member, generation in zip(condemned[::2], condemned[1::2], strict=True)
+        ], kept
 
     def due(self, limit: int = PAGE) -> list[tuple[Entry, Removal]]:
-        """What must be removed now: expired, abandoned by a writer, or condemned and not confirmed. Ends pins that have run out."""
+        """What must be removed now: expired, abandoned by a writer, or condemned and not confirmed. Ends pins
+        that have run out.
+        """
         remove, refresh = self._run("due", [self._ttl_s, self._reserve_s, limit])
         self._prolong_all(refresh, [])
         return list(_removals(remove))
 
     def vanished(self, cursor: int) -> tuple[int, list[Entry]]:
-        """Look at some of the entries. Returns where to go on (0: all were seen), and those whose value Redis has evicted itself.
+        """Look at some of the entries. Returns where to go on (0: all were seen), and those whose value Redis
+        has evicted itself.
 
-        A load slides the time to live of a pinned value back to an ordinary one's; here it is set right again.
+        A load slides the time to live of a pinned value back to an ordinary one's; here it is set right
+        again.
         """
-        cursor, found = self._ask(functools.partial(Redis.zscan, name=PREFIX + "due", cursor=cursor, count=PAGE))
+        cursor, found = self._ask(
+            functools.partial(Redis.zscan, name=PREFIX + "due", cursor=cursor, count=PAGE)
+        )
         members = [member.decode() for member, _ in found]
         states = self._servers.ask_each(
-            [entry_key(member) for member in members], lambda pipeline, number: pipeline.hmget(entry_key(members[number]), "s", "g", "pin")
+            [entry_key(member) for member in members],
+            lambda pipeline, number: pipeline.hmget(entry_key(members[number]), "s", "g", "pin"),
         )
         there = self._each_value(members, lambda pipeline, name, _: pipeline.exists(name))
         now_s = self._ask(lambda client: client.time()[0])
-        pinned = [(member, int(float(pin)) - now_s) for member, (state, _, pin) in zip(members, states, strict=True) if state == b"c"]
-        self._prolong([(member.encode(), left_s + 1 + self._ttl_s) for member, left_s in pinned if left_s > 0])
+        pinned = [
+            (member, int(float(pin)) - now_s)
+            for member, (state, _, pin) in zip(members, states, strict=True)
+            if state == b"c"
+        ]
+        self._prolong(
+            [(member.encode(), left_s + 1 + self._ttl_s) for member, left_s in pinned if left_s > 0]
+        )
         return cursor, [
             Entry(member, int(generation))
             for member, (state, generation, _), exists in zip(members, states, there, strict=True)
@@ -226,9 +271,13 @@ class Ledger:
         return next((number for number, exists in enumerate(there) if not exists), len(there))
 
     def remove_values(self, entries: Sequence[Entry]) -> None:
-        """Unlink condemned values and settle them, server by server: one that does not answer keeps no other's from being settled."""
+        """Unlink condemned values and settle them, server by server: one that does not answer keeps no
+        other's from being settled.
+        """
         failure: Exception | None = None
-        for numbers in self._servers.groups([VALUE_PREFIX + entry.member for entry in entries], TOPOLOGY_WAIT_S).values():
+        for numbers in self._servers.groups(
+            [VALUE_PREFIX + entry.member for entry in entries], TOPOLOGY_WAIT_S
+        ).values():
             part = [entries[number] for number in numbers]
             try:
                 self.unlink_values([entry.member for entry in part])
@@ -244,7 +293,13 @@ class Ledger:
         self._each_value(members, lambda pipeline, name, _: pipeline.unlink(name))
 
     def pin(
-        self, members: Sequence[str], tenant: str, *, seconds: float, limit_bytes: int = 0, limit_all_bytes: int = 0
+        self,
+        members: Sequence[str],
+        tenant: str,
+        *,
+        seconds: float,
+        limit_bytes: int = 0,
+        limit_all_bytes: int = 0,
     ) -> tuple[bool, int, int]:
         """Keep chunks from eviction for so long. All or nothing; one that is pinned for longer stays so.
 
@@ -254,10 +309,14 @@ class Ledger:
         there = sum(self._each_value(members, lambda pipeline, name, _: pipeline.exists(name)))
         if there < len(members):
             return False, self.usage(tenant).pinned_bytes, there
-        done, pinned_bytes, there, lives = self._run("pin", [seconds, limit_bytes, limit_all_bytes, tenant, *members])
+        done, pinned_bytes, there, lives = self._run(
+            "pin", [seconds, limit_bytes, limit_all_bytes, tenant, *members]
+        )
         if done:
             # They outlive their pin: when it ends they are ordinary chunks.
-            self._prolong([(member.encode(), life + self._ttl_s) for member, life in zip(members, lives, strict=True)])
+            self._prolong(
+                [(member.encode(), life + self._ttl_s) for member, life in zip(members, lives, strict=True)]
+            )
         return bool(done), pinned_bytes, there
 
     def unpin(self, members: Sequence[str], tenant: str) -> int:
@@ -267,11 +326,17 @@ class Ledger:
         return int(freed)
 
     def members(self, *, tenant: str = ALL, module: str = ALL) -> Iterator[list[str]]:
-        """The members of a tenant, of a module, or all, in pages. Which of them are both is for `condemn` to tell."""
+        """The members of a tenant, of a module, or all, in pages. Which of them are both is for `condemn` to
+        tell.
+        """
         if module not in (ALL, ""):
             cursor = 0
             while True:
-                cursor, page = self._ask(functools.partial(Redis.sscan, name=PREFIX + "module:" + module, cursor=cursor, count=PAGE))
+                cursor, page = self._ask(
+                    functools.partial(
+                        Redis.sscan, name=PREFIX + "module:" + module, cursor=cursor, count=PAGE
+                    )
+                )
                 yield _names(page)
                 if not cursor:
                     return
@@ -289,7 +354,9 @@ class Ledger:
 
     def take_turn(self, interval_s: float) -> bool:
         """Whether nobody else has taken this turn of the upkeep."""
-        return bool(self._ask(lambda client: client.set(PREFIX + "upkeep", "1", nx=True, px=int(interval_s * 1000))))
+        return bool(
+            self._ask(lambda client: client.set(PREFIX + "upkeep", "1", nx=True, px=int(interval_s * 1000)))
+        )
 
     def _run(self, script: str, arguments: Sequence[Any]) -> Any:
         named = [PREFIX + "bytes", script, *arguments]
@@ -307,17 +374,22 @@ class Ledger:
 
     def _prolong_all(self, refresh: Sequence[bytes], pinned: Sequence[Any]) -> None:
         """refresh: members that live on as if used now. pinned: members and their seconds, in turn."""
-        self._prolong([(member, self._ttl_s) for member in refresh] + list(zip(pinned[::2], pinned[1::2], strict=True)))
+        self._prolong(
+            [(member, self._ttl_s) for member in refresh] + list(zip(pinned[::2], pinned[1::2], strict=True))
+        )
 
     def _prolong(self, members: Sequence[tuple[bytes, int]]) -> None:
         self._each_value(
-            [member.decode() for member, _ in members], lambda pipeline, name, number: pipeline.expire(name, members[number][1])
+            [member.decode() for member, _ in members],
+            lambda pipeline, name, number: pipeline.expire(name, members[number][1]),
         )
 
     def _each_value(self, members: Sequence[str], command: Callable[[Any, str, int], object]) -> list[Any]:
         """One command a value, in one round trip to every server."""
         names = [VALUE_PREFIX + member for member in members]
-        return self._servers.ask_each(names, lambda pipeline, number: command(pipeline, names[number], number))
+        return self._servers.ask_each(
+            names, lambda pipeline, number: command(pipeline, names[number], number)
+        )
 
 
 def entry_key(member: str) -> str:

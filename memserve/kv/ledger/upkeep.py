@@ -1,4 +1,6 @@
-"""Keeps the cache: removes what has fallen due, and finds what Redis has evicted itself. One worker of all does it at a time."""
+"""Keeps the cache: removes what has fallen due, and finds what Redis has evicted itself. One worker of all
+does it at a time.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,19 @@ PAGES_IN_A_TURN = 20
 
 
 class Upkeep:
-    """A thread that takes a turn every `interval_s`, unless another worker has taken it. While Redis does not answer, turns are missed.
+    """A thread that takes a turn every `interval_s`, unless another worker has taken it. While Redis does not
+    answer, turns are missed.
 
     counted_bytes: of all tenants, when last asked; None before.
     """
 
     def __init__(
-        self, ledger: Ledger, on_removed: Callable[[Removal, int], None], *, interval_s: float = INTERVAL_S, failed: Failed = uncounted
+        self,
+        ledger: Ledger,
+        on_removed: Callable[[Removal, int], None],
+        *,
+        interval_s: float = INTERVAL_S,
+        failed: Failed = uncounted,
     ) -> None:
         """on_removed: called on the thread with a reason and a number of chunks."""
         self._ledger = ledger

@@ -15,7 +15,9 @@ class Circuit(Enum):
 
 
 class CircuitBreaker:
-    """Opens after `failures_to_open` failures in a row; lets one call through after `pause_s`. The caller brings the clock. Thread-safe."""
+    """Opens after `failures_to_open` failures in a row; lets one call through after `pause_s`. The caller
+    brings the clock. Thread-safe.
+    """
 
     def __init__(self, *, failures_to_open: int, pause_s: float) -> None:
         if failures_to_open < 1 or pause_s < 0:
@@ -32,7 +34,9 @@ class CircuitBreaker:
         return self._state
 
     def allows(self, now_s: float) -> bool:
-        """Whether to make the call. Whoever gets True reports `succeeded` or `failed`; a trial that never reports is given up."""
+        """Whether to make the call. Whoever gets True reports `succeeded` or `failed`; a trial that never
+        reports is given up.
+        """
         with self._lock:
             if self._state is Circuit.CLOSED:
                 return True

@@ -32,9 +32,9 @@ def check_cache_servers(url: str, *, timeout_s: float = 5.0) -> None:
     """Connect to every server of the cache at start, and refuse what would not work later. Blocks.
 
     timeout_s: for each connection and each answer.
-    Start is the time to be strict: of the nodes and Sentinels that the URL names one must answer, and then every master of the cluster, or
-    the master that the Sentinels name. What happens to them afterwards costs hits, and no request.
-    Raises StartupError that names the server and says what to do. It shows no password.
+    Start is the time to be strict: of the nodes and Sentinels that the URL names one must answer, and then
+    every master of the cluster, or the master that the Sentinels name. What happens to them afterwards costs
+    hits, and no request. Raises StartupError that names the server and says what to do. It shows no password.
     """
     try:
         cache = parse_cache_url(url)
@@ -54,7 +54,8 @@ def check_cache_servers(url: str, *, timeout_s: float = 5.0) -> None:
 def info_fault(info: Mapping[str, Any], deployment: Deployment) -> str | None:
     """What keeps a server from holding a cache's values, and what to do about it; None: nothing does.
 
-    info: of INFO, as redis-py parses it. Valkey calls itself redis_version 7.2.4, and may say server_mode where Redis says redis_mode.
+    info: of INFO, as redis-py parses it. Valkey calls itself redis_version 7.2.4, and may say server_mode
+    where Redis says redis_mode.
     """
     version = str(info.get("redis_version", ""))
     numbers = tuple(int(number) for number in version.split(".")[:2] if number.isdecimal())
@@ -71,10 +72,16 @@ def info_fault(info: Mapping[str, Any], deployment: Deployment) -> str | None:
     if deployment is Deployment.CLUSTER and not clustered:
         return "runs without cluster mode; use redis://host:port"
     if info.get("role") == "slave" and info.get("slave_read_only", 1) == 1:
-        return "is a read-only replica; give the address of its master, or use redis+sentinel:// to have it found"
+        return (
+            "is a read-only replica; give the address of its master, or use redis+sentinel:// to have it "
+            "found"
+        )
     policy = str(info.get("maxmemory_policy", ""))
     if int(info.get("maxmemory", 0)) > 0 and policy.startswith("allkeys-"):
-        return f"evicts any key when it is full, the cache's ledger too (maxmemory-policy {policy}); set the policy to volatile-lru"
+        return (
+            f"evicts any key when it is full, the cache's ledger too (maxmemory-policy {policy}); set "
+            "the policy to volatile-lru"
+        )
     return None
 
 
@@ -95,12 +102,18 @@ def _cluster_masters(cache: CacheUrl, timeout_s: float) -> frozenset[Address]:
     try:
         masters = nodes.learn()
     except LEARNING_FAILS as error:
-        raise StartupError(f"cache_redis_url: the cluster does not tell its slots ({error}); look at `redis-cli --cluster check`") from None
+        raise StartupError(
+            f"cache_redis_url: the cluster does not tell its slots ({error}); look at `redis-cli "
+            "--cluster check`"
+        ) from None
     finally:
         nodes.close()
     if nodes.covered_slots < REDIS_CLUSTER_HASH_SLOTS:
         missing = REDIS_CLUSTER_HASH_SLOTS - nodes.covered_slots
-        raise StartupError(f"cache_redis_url: {missing} slots of the cluster are on no master; repair it with `redis-cli --cluster fix`")
+        raise StartupError(
+            f"cache_redis_url: {missing} slots of the cluster are on no master; repair it with "
+            "`redis-cli --cluster fix`"
+        )
     return masters
 
 
@@ -115,7 +128,8 @@ def _sentinel_masters(cache: CacheUrl, timeout_s: float) -> frozenset[Address]:
             continue
         if info.get("redis_mode", info.get("server_mode")) != "sentinel":
             raise StartupError(
-                f"cache_redis_url: the server at {_named(address)} is no Sentinel; name the Sentinels (usually port 26379), "
+                f"cache_redis_url: the server at {_named(address)} is no Sentinel; name the "
+                "Sentinels (usually port 26379), "
                 "or use redis:// for a server that holds values"
             )
     if len(unreachable) == len(cache.addresses):
@@ -145,11 +159,18 @@ def _info(arguments: Mapping[str, Any], address: Address, timeout_s: float) -> d
         except (AuthenticationError, AuthenticationWrongNumberOfArgsError) as error:
             raise StartupError(f"{where} refuses the user or password, or wants one ({error})") from None
         except NoPermissionError:
-            raise StartupError(f"{where} does not let this user run PING or INFO; allow +info, +@read, +@write and +@connection") from None
+            raise StartupError(
+                f"{where} does not let this user run PING or INFO; allow +info, +@read, +@write and "
+                "+@connection"
+            ) from None
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise StartupError(f"{where} cannot be reached ({error}); start it, or correct the address") from None
+            raise StartupError(
+                f"{where} cannot be reached ({error}); start it, or correct the address"
+            ) from None
         except (InvalidResponse, ResponseError) as error:
-            raise StartupError(f"{where} does not speak as Redis does ({error}); memserve needs Redis or Valkey") from None
+            raise StartupError(
+                f"{where} does not speak as Redis does ({error}); memserve needs Redis or Valkey"
+            ) from None
 
 
 def _named(address: Address) -> str:

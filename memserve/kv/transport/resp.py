@@ -1,4 +1,5 @@
-"""The replies of Redis to GET, SET and PING, read without I/O: a value goes straight to where it is wanted, never copied in Python.
+"""The replies of Redis to GET, SET and PING, read without I/O: a value goes straight to where it is wanted,
+never copied in Python.
 
 Source: the RESP2 section of https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
@@ -23,7 +24,9 @@ class ProtocolError(Exception):
 
 
 class Kind(Enum):
-    """VALUE: it is in its place. NOTHING: there is no such key. OTHER_LENGTH: a value that does not fit, thrown away. OK, ERROR: a line."""
+    """VALUE: it is in its place. NOTHING: there is no such key. OTHER_LENGTH: a value that does not fit,
+    thrown away. OK, ERROR: a line.
+    """
 
     VALUE = auto()
     NOTHING = auto()
@@ -43,9 +46,9 @@ class Reply(NamedTuple):
 class _Expected(NamedTuple):
     """Where a value goes, in order; nothing for a reply that is a line.
 
-    room_bytes: of the places together. exactly: all of the reply, where it can be no other. start_bytes: what may be read together with
-    what comes before, without reading into the large part of a value. least_bytes: it is certain to have so many. line: the first, of a
-    value that fills the places.
+    room_bytes: of the places together. exactly: all of the reply, where it can be no other. start_bytes: what
+    may be read together with what comes before, without reading into the large part of a value. least_bytes:
+    it is certain to have so many. line: the first, of a value that fills the places.
     """
 
     places: tuple[memoryview, ...]
@@ -57,14 +60,16 @@ class _Expected(NamedTuple):
     line: bytes = b""
 
     def takes(self, length: int) -> bool:
-        return bool(self.places) and (length == self.room_bytes or (self.at_most and length < self.room_bytes))
+        return bool(self.places) and (
+            length == self.room_bytes or (self.at_most and length < self.room_bytes)
+        )
 
 
 class ReplyReader:
     """Replies in the order in which they were announced by `expect` and `expect_exactly`.
 
-    The caller fills `buffers()` from the beginning with what has come, says to `received` how many bytes, and goes on while any reply is
-    `outstanding`. Neither raises anything but ProtocolError.
+    The caller fills `buffers()` from the beginning with what has come, says to `received` how many bytes, and
+    goes on while any reply is `outstanding`. Neither raises anything but ProtocolError.
     """
 
     def __init__(self) -> None:
@@ -73,7 +78,9 @@ class ReplyReader:
         self._start = self._end = 0  # of what is in the scratch and not yet understood
         self._expected: deque[_Expected] = deque()
         self._certain_bytes = 0  # of what is expected, together
-        self._places: deque[memoryview] = deque()  # what is left of the destination of the value that is coming in
+        self._places: deque[memoryview] = (
+            deque()
+        )  # what is left of the destination of the value that is coming in
         self._skip_bytes = 0
         self._ending: Reply | None = None  # of a value whose bytes are all there but for the line end
 
@@ -84,7 +91,9 @@ class ReplyReader:
 
     @property
     def in_value(self) -> bool:
-        """Whether `buffers()` begins with the destination of a value. Then all of them are certain to be filled."""
+        """Whether `buffers()` begins with the destination of a value. Then all of them are certain to be
+        filled.
+        """
         return bool(self._places)
 
     @property
@@ -93,7 +102,8 @@ class ReplyReader:
         return sum(place.nbytes for place in self._places)
 
     def expect(self, *places: memoryview, at_most: bool = False) -> None:
-        """Announce the next reply. places: writable bytes that a value fills one after the other; none where a value is not expected.
+        """Announce the next reply. places: writable bytes that a value fills one after the other; none where
+        a value is not expected.
 
         at_most: a shorter value is taken too. What is behind its end in the places is left as it is.
         """
@@ -102,15 +112,19 @@ class ReplyReader:
             room_bytes += place.nbytes
         line = b"$%d\r\n" % room_bytes
         start_bytes = len(line) + places[0].nbytes if places else MAX_LINE_BYTES
-        self._expected.append(_Expected(places, room_bytes, at_most, None, start_bytes, _LEAST_REPLY_BYTES, line))
+        self._expected.append(
+            _Expected(places, room_bytes, at_most, None, start_bytes, _LEAST_REPLY_BYTES, line)
+        )
         self._certain_bytes += _LEAST_REPLY_BYTES
 
     def expect_exactly(self, reply: bytes) -> None:
-        """Announce a reply that can be no other, such as a PING's. It is read and not returned; another one is a ProtocolError.
+        """Announce a reply that can be no other, such as a PING's. It is read and not returned; another one
+        is a ProtocolError.
 
-        It makes certain that so many bytes follow the reply before it. The end of a value and the beginning of the reply behind it can then
-        be received together: without it that reply might be the last, and as short as that of a missing value, and waiting for more of it
-        would never end. reply: at most MAX_LINE_BYTES.
+        It makes certain that so many bytes follow the reply before it. The end of a value and the beginning
+        of the reply behind it can then be received together: without it that reply might be the last, and as
+        short as that of a missing value, and waiting for more of it would never end. reply: at most
+        MAX_LINE_BYTES.
         """
         self._expected.append(_Expected((), 0, False, reply, len(reply), len(reply)))
         self._certain_bytes += len(reply)
@@ -152,7 +166,8 @@ class ReplyReader:
         return replies
 
     def _take_usual(self) -> Reply | None:
-        """In one go what follows nearly every value: its line end, what is to follow exactly, and the next value's line and first place.
+        """In one go what follows nearly every value: its line end, what is to follow exactly, and the next
+        value's line and first place.
 
         None where that is not all that there is; `_next` comes to the same piece by piece, and takes longer.
         """

@@ -1,7 +1,9 @@
-"""The Redis servers behind `cache_redis_url`: one server, a Redis Cluster, or the master that Sentinels name. redis-py finds the topology.
+"""The Redis servers behind `cache_redis_url`: one server, a Redis Cluster, or the master that Sentinels name.
+redis-py finds the topology.
 
-redis-py's own cluster client is not used for commands: after an error of one node it asks again for every key, one by one and with the
-topology in between, so that a look-up would take as many timeouts as it has keys. Here each node gets one batch, once.
+redis-py's own cluster client is not used for commands: after an error of one node it asks again for every
+key, one by one and with the topology in between, so that a look-up would take as many timeouts as it has
+keys. Here each node gets one batch, once.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, NodesManager
 from redis.connection import ConnectionPool
 from redis.crc import key_slot
-from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisClusterException, RedisError, ResponseError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -33,7 +43,8 @@ T = TypeVar("T")
 
 # A Sentinel that made another server the master by hand leaves no error behind for those who only read.
 REFRESH_S: Final = 30.0
-# Replies of a server that lives and is not the one to ask. MovedError is an AskError, MasterDownError a ClusterDownError.
+# Replies of a server that lives and is not the one to ask. MovedError is an AskError, MasterDownError a
+# ClusterDownError.
 MISPLACED: Final = (AskError, ClusterDownError, ReadOnlyError, TryAgainError)
 
 
@@ -52,7 +63,9 @@ LEARNING_FAILS: Final = (RedisError, RedisClusterException, OSError, IndexError)
 
 
 class ClusterNodes:
-    """redis-py's table of slots. Its RedisCluster would ask the first master for COMMAND too, and fail where that one is gone."""
+    """redis-py's table of slots. Its RedisCluster would ask the first master for COMMAND too, and fail where
+    that one is gone.
+    """
 
     def __init__(self, url: CacheUrl, timeout_s: float) -> None:
         self._url = url
@@ -74,9 +87,12 @@ class ClusterNodes:
                 **self._url.options,
             )
         else:
-            # The configured names too: pods that all come back with new addresses are found again only by them.
+            # The configured names too: pods that all come back with new addresses are found again only by
+            # them.
             self._nodes.initialize(additional_startup_nodes_info=list(self._url.addresses))
-        return frozenset((str(node.host), int(node.port)) for node in self._nodes.get_nodes_by_server_type("primary"))
+        return frozenset(
+            (str(node.host), int(node.port)) for node in self._nodes.get_nodes_by_server_type("primary")
+        )
 
     def address_of(self, name: str) -> Address | None:
         nodes = self._nodes.slots_cache.get(key_slot(name.encode())) if self._nodes is not None else None
@@ -90,7 +106,12 @@ class ClusterNodes:
 class SentinelMaster:
     def __init__(self, url: CacheUrl, timeout_s: float) -> None:
         self._service = url.service
-        limits = {"protocol": 2, "socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "retry": Retry(NoBackoff(), 0)}
+        limits = {
+            "protocol": 2,
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            "retry": Retry(NoBackoff(), 0),
+        }
         self._sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
             list(url.addresses), sentinel_kwargs={**url.sentinel_options, **limits}
         )
@@ -111,12 +132,14 @@ class SentinelMaster:
 class Topology:
     """Which server holds a name.
 
-    For one server that is no question. A cluster's nodes or the Sentinels are asked by a thread of its own: at the first use, when
-    told that something changed, but no more than once every `pause_s`, and every `REFRESH_S`. Only for the first answer does anyone wait;
-    a storm of errors is one question. Thread-safe.
+    For one server that is no question. A cluster's nodes or the Sentinels are asked by a thread of its own:
+    at the first use, when told that something changed, but no more than once every `pause_s`, and every
+    `REFRESH_S`. Only for the first answer does anyone wait; a storm of errors is one question. Thread-safe.
     """
 
-    def __init__(self, url: CacheUrl, *, timeout_s: float, pause_s: float, failed: Failed = uncounted) -> None:
+    def __init__(
+        self, url: CacheUrl, *, timeout_s: float, pause_s: float, failed: Failed = uncounted
+    ) -> None:
         """timeout_s: for each connection, and each answer, of a server that is asked. Does not connect."""
         self._single = url.addresses[0] if url.deployment is Deployment.SINGLE else None
         self._source: _Source | None = None
@@ -142,7 +165,9 @@ class Topology:
 
     @property
     def tried(self) -> bool:
-        """Whether `wait` returns at once: the servers are known, or could not be learned at the first attempt."""
+        """Whether `wait` returns at once: the servers are known, or could not be learned at the first
+        attempt.
+        """
         return self._tried.is_set()
 
     def wait(self, timeout_s: float) -> None:
@@ -152,7 +177,9 @@ class Topology:
             self._tried.wait(timeout_s)
 
     def groups(self, names: Sequence[str]) -> dict[Address, list[int]]:
-        """The numbers of the names that each server holds. A name that no known server holds is in no group."""
+        """The numbers of the names that each server holds. A name that no known server holds is in no
+        group.
+        """
         if self._single is not None:
             return {self._single: list(range(len(names)))} if names else {}
         assert self._source is not None
@@ -166,13 +193,17 @@ class Topology:
         return groups
 
     def changed(self) -> None:
-        """Something is not as it was: a server does not answer, or says that another one is to be asked. Returns at once."""
+        """Something is not as it was: a server does not answer, or says that another one is to be asked.
+        Returns at once.
+        """
         if self._source is None:
             return
         with self._lock:
             if (self._thread is None or not self._thread.is_alive()) and not self._closing.is_set():
                 self._wanted.set()
-                self._thread = repeating_thread("kv_topology", self._keep, self._pause_s, self._closing, self._failed)
+                self._thread = repeating_thread(
+                    "kv_topology", self._keep, self._pause_s, self._closing, self._failed
+                )
         self._wanted.set()
 
     def close(self) -> None:
@@ -187,7 +218,9 @@ class Topology:
             self._source.close()
 
     def _keep(self) -> None:
-        """Ask which servers there are, when somebody wants to know or the last answer is old. For the thread."""
+        """Ask which servers there are, when somebody wants to know or the last answer is old. For the
+        thread.
+        """
         assert self._source is not None
         self._wanted.wait(REFRESH_S)
         if self._closing.is_set():
@@ -222,13 +255,17 @@ class Question:
             raise
 
     def answers(self, deadline_s: float) -> list[Any]:
-        """One for each command, error replies among them. deadline_s: on the monotonic clock; what has arrived by then is still taken."""
+        """One for each command, error replies among them. deadline_s: on the monotonic clock; what has
+        arrived by then is still taken.
+        """
         taken: list[Any] = []
         broken = True
         try:
             while len(taken) < self._count:
                 try:
-                    taken.append(self._connection.read_response(timeout=max(0.001, deadline_s - time.monotonic())))
+                    taken.append(
+                        self._connection.read_response(timeout=max(0.001, deadline_s - time.monotonic()))
+                    )
                 except ResponseError as error:
                     taken.append(error)
             broken = any(isinstance(answer, MISPLACED) for answer in taken)
@@ -303,7 +340,9 @@ class CacheServer:
             self._topology.changed()
 
     def failed(self) -> bool:
-        """It did not answer. Returns True when that opened the circuit: then a thread of its own tries every `pause_s`."""
+        """It did not answer. Returns True when that opened the circuit: then a thread of its own tries every
+        `pause_s`.
+        """
         self.failing = True
         self._topology.changed()
         opened = self._breaker.failed(time.monotonic())
@@ -314,7 +353,9 @@ class CacheServer:
         return opened
 
     def close(self, *, wait: bool = True) -> None:
-        """Not wait: for a server that is no longer one of the cache's, which calls under way may still be using."""
+        """Not wait: for a server that is no longer one of the cache's, which calls under way may still be
+        using.
+        """
         with self._lock:
             self._closing.set()
             prober = self._prober
@@ -361,7 +402,8 @@ class CacheServers:
         pause_s: float,
         failed: Failed = uncounted,
     ) -> None:
-        """The timeouts are those of `RedisChunkStore`. failed: called with the name of a background thread whose step fails.
+        """The timeouts are those of `RedisChunkStore`. failed: called with the name of a background thread
+        whose step fails.
 
         Raises ValueError as `parse_cache_url`. Does not connect.
         """
@@ -380,7 +422,9 @@ class CacheServers:
 
     @property
     def circuit(self) -> Circuit:
-        """The worst of the servers' circuits. OPEN too when it could not be learned which servers there are."""
+        """The worst of the servers' circuits. OPEN too when it could not be learned which servers there
+        are.
+        """
         if self._topology.tried and not self._topology.addresses:
             return Circuit.OPEN
         with self._lock:
@@ -390,8 +434,8 @@ class CacheServers:
     def groups(self, names: Sequence[str], wait_s: float) -> dict[CacheServer, list[int]]:
         """The numbers of the names that each server holds; a name that no known server holds is in no group.
 
-        Servers that failed when last asked come last, so that they take no time from the others. wait_s: how long to wait for the servers
-        to be learned, at the very first use.
+        Servers that failed when last asked come last, so that they take no time from the others. wait_s: how
+        long to wait for the servers to be learned, at the very first use.
         """
         self._topology.wait(wait_s)
         groups = self._topology.groups(names)
@@ -400,19 +444,24 @@ class CacheServers:
         with self._lock:
             if addresses is not self._seen:
                 self._seen = addresses
-                gone = [self._servers.pop(address) for address in list(self._servers) if address not in addresses]
+                gone = [
+                    self._servers.pop(address) for address in list(self._servers) if address not in addresses
+                ]
             held = [(self._server(address), numbers) for address, numbers in groups.items()]
         for server in gone:
             server.close(wait=False)
         return dict(sorted(held, key=lambda each: each[0].failing))
 
     def ask(self, name: str, question: Callable[[Redis], T]) -> T:
-        """One exchange with the server that holds `name`. Raises RedisError or OSError, at once while its circuit is open."""
+        """One exchange with the server that holds `name`. Raises RedisError or OSError, at once while its
+        circuit is open.
+        """
         [answer] = self._ask_each(self._known([name]), lambda client, _: question(client))
         return answer
 
     def ask_each(self, names: Sequence[str], command: Callable[[Any, int], object]) -> list[Any]:
-        """One command a name, in one round trip to every server; `command` is given the pipeline and the name's number.
+        """One command a name, in one round trip to every server; `command` is given the pipeline and the
+        name's number.
 
         Raises as `ask`, when any server does not answer or refuses.
         """
@@ -432,7 +481,9 @@ class CacheServers:
             raise RedisConnectionError("no known server of the cache holds this key")
         return groups
 
-    def _ask_each(self, groups: dict[CacheServer, list[int]], question: Callable[[Redis, list[int]], T]) -> list[T]:
+    def _ask_each(
+        self, groups: dict[CacheServer, list[int]], question: Callable[[Redis, list[int]], T]
+    ) -> list[T]:
         answers = []
         for server, numbers in groups.items():
             if server.circuit is not Circuit.CLOSED:

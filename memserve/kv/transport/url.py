@@ -1,4 +1,6 @@
-"""`cache_redis_url`, understood: one server, a Redis Cluster, or Sentinels. No I/O but the making of clients."""
+"""`cache_redis_url`, understood: one server, a Redis Cluster, or Sentinels. No I/O but the making of
+clients.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ _SCHEMES: Final = {
 # Timeouts, protocol and decoding are memserve's own affair.
 _PARAMETERS: Final = ("username", "password", "client_name", "socket_keepalive")
 _TLS_PARAMETERS: Final = (
-    "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs", "ssl_check_hostname",
+    "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs",
+    "ssl_check_hostname",
 )  # fmt: skip
 _SENTINEL_PARAMETERS: Final = ("sentinel_username", "sentinel_password")
 _ENCODE: Final = "percent-encode what is special in a user or password (/ as %2F, @ as %40, # as %23)"
@@ -49,8 +52,9 @@ _PORTS: Final = {Deployment.SINGLE: 6379, Deployment.CLUSTER: 6379, Deployment.S
 class CacheUrl:
     """A cache URL, understood. Its repr shows no secret.
 
-    addresses: of the server, of some nodes of the cluster, or of the Sentinels. service: what the Sentinels call the master.
-    options: redis-py's arguments for every connection to a server that holds values; sentinel_options: to a Sentinel.
+    addresses: of the server, of some nodes of the cluster, or of the Sentinels. service: what the Sentinels
+    call the master. options: redis-py's arguments for every connection to a server that holds values;
+    sentinel_options: to a Sentinel.
     """
 
     deployment: Deployment
@@ -66,13 +70,22 @@ class CacheUrl:
 
     def client(self, address: Address, timeout_s: float, connect_timeout_s: float) -> Redis:
         """A blocking client of one server, as `Wire.connect` needs its pool. Does not connect."""
-        # One retry, only for a connection that turns out to be closed: after a restart of Redis every pooled connection is.
+        # One retry, only for a connection that turns out to be closed: after a restart of Redis every pooled
+        # connection is.
         retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
-        return Redis(**self.arguments(address), protocol=2, socket_timeout=timeout_s, socket_connect_timeout=connect_timeout_s, retry=retry)
+        return Redis(
+            **self.arguments(address),
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=connect_timeout_s,
+            retry=retry,
+        )
 
 
 def parse_cache_url(url: str) -> CacheUrl:
-    """Raises ValueError that says what is wrong and how it is written; it quotes neither user nor password."""
+    """Raises ValueError that says what is wrong and how it is written; it quotes neither user nor
+    password.
+    """
     scheme = url.partition("://")[0]
     if "://" not in url or scheme not in _SCHEMES:
         raise ValueError(f"a cache URL begins with one of {', '.join(f'{known}://' for known in _SCHEMES)}")
@@ -87,7 +100,9 @@ def parse_cache_url(url: str) -> CacheUrl:
     username, _, password = given.partition(":")
     options: dict[str, Any] = {"ssl": True} if tls else {}
     sentinel_options = dict(options)
-    options |= {name: unquote(text) for name, text in (("username", username), ("password", password)) if text}
+    options |= {
+        name: unquote(text) for name, text in (("username", username), ("password", password)) if text
+    }
 
     known = (*_PARAMETERS, *(_TLS_PARAMETERS if tls else ()))
     known += ("db",) if deployment is not Deployment.CLUSTER else ()
@@ -114,14 +129,19 @@ def parse_cache_url(url: str) -> CacheUrl:
         return CacheUrl(deployment, ((unquote(parts.path), 0),), "", options)
     addresses = tuple(_address(text, deployment) for text in hosts.split(","))
     if deployment is Deployment.SINGLE and len(addresses) > 1:
-        raise ValueError("a plain URL names one server; for several use redis+cluster:// or redis+sentinel://")
+        raise ValueError(
+            "a plain URL names one server; for several use redis+cluster:// or redis+sentinel://"
+        )
     service = ""
     database = parts.path.strip("/")
     if deployment is Deployment.SENTINEL:
         service, _, database = database.partition("/")
         service = unquote(service)
         if not service:
-            raise ValueError("the name of the Sentinels' service is missing: redis+sentinel://host:port,host:port/<service name>")
+            raise ValueError(
+                "the name of the Sentinels' service is missing: "
+                "redis+sentinel://host:port,host:port/<service name>"
+            )
     if database:
         if deployment is Deployment.CLUSTER:
             raise ValueError("a Redis Cluster has no database index; leave the path out")

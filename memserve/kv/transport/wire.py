@@ -19,20 +19,23 @@ from redis.connection import ConnectionPool
 from memserve.kv.transport.resp import Kind, Reply, ReplyReader
 from memserve.kv.values.envelope import Buffer, Verification
 
-# A few values in flight keep the wire busy; more of them, or very large ones, only wait in buffers that then have to be copied again.
+# A few values in flight keep the wire busy; more of them, or very large ones, only wait in buffers that then
+# have to be copied again.
 IN_FLIGHT_BYTES = 4 << 20
 MAX_IN_FLIGHT = 4
-# A PING with this follows every GET, and is the reply, too (see `ReplyReader.expect_exactly`): as long as a value's first line and head.
+# A PING with this follows every GET, and is the reply, too (see `ReplyReader.expect_exactly`): as long as a
+# value's first line and head.
 PADDING = b"$160\r\n%s\r\n" % (b"." * 160)
 # How long nothing may come over a unix socket before its reader sleeps: about what waking the server takes.
 POLL_S = 100e-6
 # A call that does not wait for Redis and takes longer waits for the GIL, or for a processor.
 SLOW_CALL_S = 1e-3
-# A value that is larger is checked in pieces while it comes: as a whole it no longer is in the processor's caches when it is there.
+# A value that is larger is checked in pieces while it comes: as a whole it no longer is in the processor's
+# caches when it is there.
 _MOST_UNCHECKED_BYTES = 2 << 20
 _PIECE_BYTES = 1 << 20
-# Of a large value over TCP so much must be there to wake its reader, while more than that is certain to come: waking it takes the time of
-# whoever sends, on the same machine the server.
+# Of a large value over TCP so much must be there to wake its reader, while more than that is certain to come:
+# waking it takes the time of whoever sends, on the same machine the server.
 _WAKE_BYTES = 128 << 10
 # Errors of a server that is not, or not now, the one to ask.
 _MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"READONLY")
@@ -41,8 +44,9 @@ _MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"
 class Place(NamedTuple):
     """Where a value of known length goes: first its head, then its body.
 
-    at_most: a shorter one is taken too. check: of a value of exactly this length; if that is large, it is told which bytes of the body are
-    there while others still come. The last bytes are left to whoever asks it for its verdict.
+    at_most: a shorter one is taken too. check: of a value of exactly this length; if that is large, it is
+    told which bytes of the body are there while others still come. The last bytes are left to whoever asks it
+    for its verdict.
     """
 
     name: bytes
@@ -63,14 +67,22 @@ class Item(NamedTuple):
 class Wire:
     """One connection for large values; one thread at a time. After any error it must be closed.
 
-    Every method raises OSError (a timeout is a TimeoutError), redis-py's RedisError when connecting fails, or resp.ProtocolError.
+    Every method raises OSError (a timeout is a TimeoutError), redis-py's RedisError when connecting fails, or
+    resp.ProtocolError.
     """
 
-    def __init__(self, connection: Any, io_timeout_s: float, *, poll_s: float = POLL_S, slow_call_s: float = SLOW_CALL_S) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        io_timeout_s: float,
+        *,
+        poll_s: float = POLL_S,
+        slow_call_s: float = SLOW_CALL_S,
+    ) -> None:
         """For `connect`. poll_s: how long nothing may come over a unix socket before its reader sleeps.
 
-        slow_call_s: how long a call may take that does not wait for Redis. Polling and checking in pieces make more calls, and each gives
-        the GIL away: after a slower one an exchange goes on without them.
+        slow_call_s: how long a call may take that does not wait for Redis. Polling and checking in pieces
+        make more calls, and each gives the GIL away: after a slower one an exchange goes on without them.
         """
         self._connection = connection
         self._socket: socket.socket = connection._sock
@@ -85,7 +97,8 @@ class Wire:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, IN_FLIGHT_BYTES)
         self._socket.settimeout(None if self._plain else io_timeout_s)
         if self._plain:
-            # The kernel keeps the time: a blocking call moves megabytes at once, where a socket with a timeout polls before each piece.
+            # The kernel keeps the time: a blocking call moves megabytes at once, where a socket with a
+            # timeout polls before each piece.
             seconds = int(io_timeout_s)
             timeval = struct.pack("ll", seconds, int((io_timeout_s - seconds) * 1e6))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
@@ -100,7 +113,9 @@ class Wire:
 
     @property
     def misplaced(self) -> bool:
-        """Whether a reply said that another server is to be asked: slots have moved, or the master is one no longer."""
+        """Whether a reply said that another server is to be asked: slots have moved, or the master is one no
+        longer.
+        """
         return self._misplaced
 
     def is_alive(self) -> bool:
@@ -115,10 +130,11 @@ class Wire:
     def get(self, places: Sequence[Place], *, ttl_s: int, deadline_s: float) -> Iterator[Reply]:
         """Fetch values into their places and slide their time to live.
 
-        places: they may share memory with the `in_flight(length of the longest body)`th after them, which is not asked for before the
-        iterator has been asked for the reply after theirs. deadline_s: on the monotonic clock; what has not come by then is a TimeoutError.
-        Yields VALUE, NOTHING, OTHER_LENGTH or ERROR for each place as it comes; the place is of no meaning but for VALUE. An iterator
-        that is not run to its end leaves the connection of no use.
+        places: they may share memory with the `in_flight(length of the longest body)`th after them, which is
+        not asked for before the iterator has been asked for the reply after theirs. deadline_s: on the
+        monotonic clock; what has not come by then is a TimeoutError. Yields VALUE, NOTHING, OTHER_LENGTH or
+        ERROR for each place as it comes; the place is of no meaning but for VALUE. An iterator that is not
+        run to its end leaves the connection of no use.
         """
         if not places:
             return
@@ -153,7 +169,12 @@ class Wire:
         for item in items:
             self._reader.expect()
             length = memoryview(item.head).nbytes + memoryview(item.body).nbytes
-            self._send(b"*5\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (len(item.name), item.name, length), item.head, item.body, expiry)
+            self._send(
+                b"*5\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (len(item.name), item.name, length),
+                item.head,
+                item.body,
+                expiry,
+            )
             while self._reader.outstanding >= ahead:
                 stored += [reply.kind is Kind.OK for reply in self._replies(deadline_s)]
         while self._reader.outstanding:
@@ -164,7 +185,11 @@ class Wire:
         """Receive once. Returns what that completed, perhaps nothing. place: of the value that is next."""
         if time.monotonic() > deadline_s:
             raise TimeoutError("Redis took longer than the whole exchange may take")
-        check = place.check if place is not None and self._undisturbed and place.body.nbytes > _MOST_UNCHECKED_BYTES else None
+        check = (
+            place.check
+            if place is not None and self._undisturbed and place.body.nbytes > _MOST_UNCHECKED_BYTES
+            else None
+        )
         buffers = self._room(in_pieces=check is not None)
         try:
             count = self._receive(buffers, deadline_s)
@@ -199,7 +224,8 @@ class Wire:
         """Returns how many bytes came; none when Redis has closed the connection."""
         if not self._plain:
             return self._socket.recv_into(buffers[0])
-        # What belongs to a value comes whole or not at all; a line may be shorter than what there is room for.
+        # What belongs to a value comes whole or not at all; a line may be shorter than what there is room
+        # for.
         whole = self._reader.in_value
         count = self._poll(buffers, deadline_s, whole=whole) if self._near and self._undisturbed else 0
         if count == 0:
@@ -207,10 +233,12 @@ class Wire:
         return count
 
     def _poll(self, buffers: Sequence[memoryview], deadline_s: float, *, whole: bool) -> int:
-        """Receive without sleeping, until the buffers are full, nothing has come for a while, or a call was slow. Returns how many bytes.
+        """Receive without sleeping, until the buffers are full, nothing has come for a while, or a call was
+        slow. Returns how many bytes.
 
-        A unix socket holds 0.2 MB: a reader that sleeps whenever it is empty, and a server that sleeps whenever it is full, wake each other
-        several times in every value, and that takes as long as the bytes. whole: not only what is there at once.
+        A unix socket holds 0.2 MB: a reader that sleeps whenever it is empty, and a server that sleeps
+        whenever it is full, wake each other several times in every value, and that takes as long as the
+        bytes. whole: not only what is there at once.
         """
         room = list(buffers)
         received = 0
@@ -267,12 +295,15 @@ def get_command(name: bytes, *, ttl_s: int) -> bytes:
 def _may_receive_ahead() -> bool:
     """Whether this host lets a TCP socket hold all that is in flight.
 
-    Left to itself the kernel settles for a smaller buffer, differently for each connection, and values of 0.25 MiB then take twice the
-    time. To ask for more than net.core.rmem_max allows would be worse: it fixes the buffer at that.
+    Left to itself the kernel settles for a smaller buffer, differently for each connection, and values of
+    0.25 MiB then take twice the time. To ask for more than net.core.rmem_max allows would be worse: it fixes
+    the buffer at that.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, IN_FLIGHT_BYTES)
-        return probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * IN_FLIGHT_BYTES  # Linux doubles what is asked for
+        return (
+            probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * IN_FLIGHT_BYTES
+        )  # Linux doubles what is asked for
 
 
 def in_flight(value_bytes: int) -> int:

@@ -1,4 +1,6 @@
-"""What a chunk becomes on its way to Redis and back, one class for each `Codec`. Stateless, so any thread may use them."""
+"""What a chunk becomes on its way to Redis and back, one class for each `Codec`. Stateless, so any thread may
+use them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class ChunkCodec(Protocol):
         ...
 
     def decode(self, payload: memoryview, chunk: memoryview) -> None:
-        """Fill `chunk`, which is as long as it was when it was encoded. Raises ValueError for what cannot be its payload."""
+        """Fill `chunk`, which is as long as it was when it was encoded. Raises ValueError for what cannot be
+        its payload.
+        """
         ...
 
 
@@ -85,9 +89,11 @@ RAW_CHUNKS = RawChunks()
 
 
 def chunk_codec(name: str, layout: Mapping[str, Any] | None, *, chunk_bytes: int) -> ChunkCodec:
-    """name: of a `Codec`, in small letters. layout: the fields of the chunks' `ChunkLayout`, for int8. chunk_bytes: of every chunk.
+    """name: of a `Codec`, in small letters. layout: the fields of the chunks' `ChunkLayout`, for int8.
+    chunk_bytes: of every chunk.
 
-    Raises ValueError for an unknown name, for int8 without a layout of this length, and for lossless without the package zstandard.
+    Raises ValueError for an unknown name, for int8 without a layout of this length, and for lossless without
+    the package zstandard.
     """
     if name == "raw":
         return RAW_CHUNKS
@@ -104,5 +110,8 @@ def chunk_codec(name: str, layout: Mapping[str, Any] | None, *, chunk_bytes: int
     except TypeError as error:
         raise ValueError(f"not the layout of a chunk: {error}") from None
     if arranged.raw_bytes != chunk_bytes:
-        raise ValueError(f"a chunk of the layout {dict(layout)} has {arranged.raw_bytes} bytes, the engine's have {chunk_bytes}")
+        raise ValueError(
+            f"a chunk of the layout {dict(layout)} has {arranged.raw_bytes} bytes, the engine's have "
+            f"{chunk_bytes}"
+        )
     return Int8Chunks(arranged)

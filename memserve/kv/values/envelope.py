@@ -1,4 +1,5 @@
-"""The stored value: a fixed header that says what the value is, then the payload, and how the payload is encoded. No I/O.
+"""The stored value: a fixed header that says what the value is, then the payload, and how the payload is
+encoded. No I/O.
 
     0   4s   magic "MSKV"
     4   B    version
@@ -32,7 +33,8 @@ _CHECKSUM: Final = struct.Struct(">Q")
 HEADER_BYTES: Final = _FIELDS.size + _CHECKSUM.size
 
 
-# The first literal-coding level of zstd, kept from looking for short repetitions: KV has none, and without them it is twice as fast.
+# The first literal-coding level of zstd, kept from looking for short repetitions: KV has none, and without
+# them it is twice as fast.
 _ZSTD_LEVEL: Final = 1
 _ZSTD_HASH_LOG: Final = 8
 _ZSTD_MIN_MATCH: Final = 7
@@ -41,8 +43,8 @@ _ZSTD_MIN_MATCH: Final = 7
 class Codec(IntEnum):
     """How the payload is encoded.
 
-    RAW: the chunk's bytes as the engine has them. LOSSLESS: `compress`, of bfloat16 only; lengths differ from chunk to chunk.
-    INT8: `memserve.kv.values.int8`; all of one length, and not exact.
+    RAW: the chunk's bytes as the engine has them. LOSSLESS: `compress`, of bfloat16 only; lengths differ from
+    chunk to chunk. INT8: `memserve.kv.values.int8`; all of one length, and not exact.
     """
 
     RAW = 0
@@ -84,14 +86,18 @@ def encode_header(payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec
 
 
 class Verification:
-    """Whether what is coming is the value that was stored under this namespace and key, encoded by this codec.
+    """Whether what is coming is the value that was stored under this namespace and key, encoded by this
+    codec.
 
-    For one value, once: the checksum may be taken while it comes, and bytes that were seen are not looked at again.
+    For one value, once: the checksum may be taken while it comes, and bytes that were seen are not looked at
+    again.
     """
 
     __slots__ = ("_codec", "_digest", "_expected", "_key", "_namespace", "_payload", "_seen_bytes")
 
-    def __init__(self, payload: memoryview, *, namespace: bytes, key: bytes, codec: Codec = Codec.RAW) -> None:
+    def __init__(
+        self, payload: memoryview, *, namespace: bytes, key: bytes, codec: Codec = Codec.RAW
+    ) -> None:
         """payload: where all that follows the header comes, contiguous bytes, still encoded."""
         self._payload, self._namespace, self._key, self._codec = payload, namespace, key, codec
         self._expected = _FIELDS.pack(MAGIC, VERSION, codec, len(key), payload.nbytes, namespace, key)
@@ -119,7 +125,9 @@ def _fault(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes, cod
     """What is wrong first with a header that is not the one that belongs to the payload."""
     if memoryview(header).nbytes != HEADER_BYTES:
         return Refusal.TRUNCATED_HEADER
-    magic, version, stored_codec, key_bytes, payload_bytes, stored_namespace, stored_key = _FIELDS.unpack(header[: _FIELDS.size])
+    magic, version, stored_codec, key_bytes, payload_bytes, stored_namespace, stored_key = _FIELDS.unpack(
+        header[: _FIELDS.size]
+    )
     if magic != MAGIC:
         return Refusal.NOT_A_VALUE
     if version != VERSION:
@@ -138,7 +146,8 @@ def _fault(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes, cod
 
 
 def compress(chunk: Buffer) -> bytes:
-    """A chunk of bfloat16 without loss: the low bytes of all numbers as they are, then their high bytes in one zstd frame.
+    """A chunk of bfloat16 without loss: the low bytes of all numbers as they are, then their high bytes in
+    one zstd frame.
 
     The high byte, sign and most of the exponent, takes few values; the low one, the mantissa, is noise.
     chunk: contiguous bytes.
@@ -153,14 +162,18 @@ def compress(chunk: Buffer) -> bytes:
         raise ValueError(f"{length} bytes are no bfloat16 numbers")
     numbers = np.frombuffer(chunk, "<u2")
     low, high = numbers.astype(np.uint8), (numbers >> np.uint16(8)).astype(np.uint8)
-    parameters = ZstdCompressionParameters.from_level(_ZSTD_LEVEL, hash_log=_ZSTD_HASH_LOG, min_match=_ZSTD_MIN_MATCH)
+    parameters = ZstdCompressionParameters.from_level(
+        _ZSTD_LEVEL, hash_log=_ZSTD_HASH_LOG, min_match=_ZSTD_MIN_MATCH
+    )
     return b"".join((low.data, ZstdCompressor(compression_params=parameters).compress(high.data)))
 
 
 def decompress(payload: Buffer, chunk: memoryview) -> None:
-    """payload: what `compress` made, contiguous bytes. chunk: writable, contiguous, as long as the chunk was; it is filled.
+    """payload: what `compress` made, contiguous bytes. chunk: writable, contiguous, as long as the chunk was;
+    it is filled.
 
-    Raises ValueError for what cannot be a chunk of this length compressed, ImportError without the package zstandard.
+    Raises ValueError for what cannot be a chunk of this length compressed, ImportError without the package
+    zstandard.
     """
     from zstandard import ZstdDecompressor, ZstdError, frame_content_size
 

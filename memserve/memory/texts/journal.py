@@ -1,7 +1,9 @@
-"""The journal of the vector memory, in the registry Redis: writes that are acknowledged and perhaps not yet durable in Milvus.
+"""The journal of the vector memory, in the registry Redis: writes that are acknowledged and perhaps not yet
+durable in Milvus.
 
-The scripts are in `journal.lua`. What is appended here is on disk when the call returns, if the registry syncs every write (`appendfsync
-always`, as the private one does): Milvus is an index, and may lose what it has not durably written.
+The scripts are in `journal.lua`. What is appended here is on disk when the call returns, if the registry
+syncs every write (`appendfsync always`, as the private one does): Milvus is an index, and may lose what it
+has not durably written.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ _PAGE = 256
 class Write:
     """One change of one memory: a put when `memory` is set, else a delete.
 
-    key: the memory's primary key in Milvus. vector: of a put, [EMBEDDING_DIM] float32. author: names the call that made it, so that a call
-    that is sent again recognises its own. sequence: 0 until it is in the journal; of two writes of a memory the higher one holds.
+    key: the memory's primary key in Milvus. vector: of a put, [EMBEDDING_DIM] float32. author: names the call
+    that made it, so that a call that is sent again recognises its own. sequence: 0 until it is in the
+    journal; of two writes of a memory the higher one holds.
     """
 
     key: str
@@ -54,7 +57,9 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the journal knows of a memory: its pending write, the last sequence that was given, whether its namespace exists."""
+    """What the journal knows of a memory: its pending write, the last sequence that was given, whether its
+    namespace exists.
+    """
 
     pending: Write | None
     last_sequence: int
@@ -63,7 +68,9 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """memories: counted, of all tenants. pending: writes in the journal. bytes: of those. is_counted: False until `take_over`."""
+    """memories: counted, of all tenants. pending: writes in the journal. bytes: of those. is_counted: False
+    until `take_over`.
+    """
 
     memories: int
     pending: int
@@ -80,7 +87,9 @@ class Quotas:
 
 
 class Journal:
-    """Every method raises RegistryUnavailable when Redis does not answer in time; whether a change was made is then unknown."""
+    """Every method raises RegistryUnavailable when Redis does not answer in time; whether a change was made
+    is then unknown.
+    """
 
     def __init__(self, redis_url: str, quotas: Quotas) -> None:
         self._quotas = quotas
@@ -92,8 +101,8 @@ class Journal:
     async def embedded_before(self, embedder: str, name: str, default: str) -> str:
         """Say that memories are embedded by `embedder` from now on. "": they are.
 
-        Otherwise memories are kept that another model has embedded, nothing is changed, and its name is returned.
-        default: the name of the model that "" stands for.
+        Otherwise memories are kept that another model has embedded, nothing is changed, and its name is
+        returned. default: the name of the model that "" stands for.
         """
         return _text(await self._run([PENDING, STATE], "embedded_by", embedder, name, default))
 
@@ -129,7 +138,8 @@ class Journal:
     async def append(self, write: Write, look: Look, change: int) -> int | None:
         """Journal a write, and count `change` memories more in its namespace. On return it is durable.
 
-        Returns its sequence. None: the memory was written since `look`, so look again. Raises JournalFull and QuotaReached.
+        Returns its sequence. None: the memory was written since `look`, so look again. Raises JournalFull and
+        QuotaReached.
         """
         outcome, *answer = await self._run(
             [PENDING, STATE, TENANTS, COUNTS + write.tenant_key],
@@ -194,11 +204,17 @@ class Journal:
             yield tenant, await self._counts(tenant)
 
     async def take_over(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Begin with these counts, by tenant key and namespace. Does nothing when there are counts already."""
+        """Begin with these counts, by tenant key and namespace. Does nothing when there are counts
+        already.
+        """
         ordered = sorted(counts.items())
         tenants = list(dict.fromkeys(tenant for (tenant, _), _ in ordered))
-        triples = [part for (tenant, namespace), memories in ordered for part in (tenant, namespace, memories)]
-        await self._run([PENDING, STATE, TENANTS, *(COUNTS + tenant for tenant in tenants)], "take_over", *triples)
+        triples = [
+            part for (tenant, namespace), memories in ordered for part in (tenant, namespace, memories)
+        ]
+        await self._run(
+            [PENDING, STATE, TENANTS, *(COUNTS + tenant for tenant in tenants)], "take_over", *triples
+        )
 
     async def _counts(self, tenant: str) -> dict[str, int]:
         async with answering(TIMEOUT_S):
@@ -221,7 +237,9 @@ def put(tenant: str, memory: Memory, vector: npt.NDArray[np.float32]) -> Write:
 
 def delete(tenant: str, namespace: str, memory_id: str) -> Write:
     """A write that is not yet in the journal."""
-    return Write(memory_key(tenant, namespace, memory_id), tenant_key(tenant), namespace, None, None, uuid.uuid4().hex)
+    return Write(
+        memory_key(tenant, namespace, memory_id), tenant_key(tenant), namespace, None, None, uuid.uuid4().hex
+    )
 
 
 def _encode(write: Write) -> bytes:

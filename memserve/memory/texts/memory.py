@@ -51,11 +51,13 @@ NOT_COUNTED = "it has not been up since this registry is used, so its memories a
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NAMESPACE_RULE = "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or a digit"
 _MEMORY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-_MEMORY_ID_RULE = "must be 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-', and begin with a letter or a digit"
+_MEMORY_ID_RULE = (
+    "must be 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-', and begin with a letter or a digit"
+)
 
 _MIN_CANDIDATES = 32
-# What a search may ask of Milvus at once: Milvus Lite takes about 0.1 ms for each row that it finds. A dear search has several turns, so
-# that another tenant's calls come between.
+# What a search may ask of Milvus at once: Milvus Lite takes about 0.1 ms for each row that it finds. A dear
+# search has several turns, so that another tenant's calls come between.
 ROWS_IN_A_TURN = 9 * _MIN_CANDIDATES
 
 logger = logging.getLogger(__name__)
@@ -64,20 +66,23 @@ T = TypeVar("T")
 
 
 class VectorMemory:
-    """Memories of all tenants: a journal in the registry, and Milvus as the index. Create it with `open`, end it with `close`; one event
-    loop only.
+    """Memories of all tenants: a journal in the registry, and Milvus as the index. Create it with `open`, end
+    it with `close`; one event loop only.
 
-    A write is acknowledged when it is in the journal; `settling.py` brings it into Milvus and drops it from the journal when it is durable
-    there. Namespaces and how many memories they have are kept in the registry. Reads go on without the registry.
-    Milvus Lite's new rows are flushed in the background: `flush_rows` at a time, when nothing was asked for `flush_quiet_s`, or
-    when searches have spent as much on them as a flush takes.
+    A write is acknowledged when it is in the journal; `settling.py` brings it into Milvus and drops it from
+    the journal when it is durable there. Namespaces and how many memories they have are kept in the registry.
+    Reads go on without the registry. Milvus Lite's new rows are flushed in the background: `flush_rows` at a
+    time, when nothing was asked for `flush_quiet_s`, or when searches have spent as much on them as a flush
+    takes.
 
-    Every method raises InvalidField for a name or value that breaks a rule, and VectorStoreUnavailable when Milvus fails or is late;
-    writes, `counts` and `count` raise RegistryUnavailable. A remember or forget that failed so may still have happened: repeating it is
-    safe.
+    Every method raises InvalidField for a name or value that breaks a rule, and VectorStoreUnavailable when
+    Milvus fails or is late; writes, `counts` and `count` raise RegistryUnavailable. A remember or forget that
+    failed so may still have happened: repeating it is safe.
     """
 
-    def __init__(self, index: VectorIndex, journal: Journal, settling: Settling, embedder: BertEmbedder) -> None:
+    def __init__(
+        self, index: VectorIndex, journal: Journal, settling: Settling, embedder: BertEmbedder
+    ) -> None:
         """For `open`."""
         self.settling = settling
         self._index = index
@@ -108,18 +113,23 @@ class VectorMemory:
     ) -> Self:
         """Open a local store, or get ready to use a remote one.
 
-        uri: a path that ends in `.db`: Milvus Lite, which keeps a folder there that one process at a time may hold; else
-        `http://host:port`. registry_url: the Redis that has the journal. call_timeout_s: bound on any call but a search. may_flush: False
-        while the disk is too full for a flush. quotas: of each tenant; None for the defaults. A remote Milvus or a registry that is down
-        does not stop this: calls fail until it is up. A local store raises VectorStoreHeld, VectorStoreDamaged or VectorStoreUnavailable
-        when it cannot be opened. Raises EmbedderChanged when there are memories that another model has embedded: no search would find them.
-        A path with another ending raises InvalidField.
+        uri: a path that ends in `.db`: Milvus Lite, which keeps a folder there that one process at a time may
+        hold; else `http://host:port`. registry_url: the Redis that has the journal. call_timeout_s: bound on
+        any call but a search. may_flush: False while the disk is too full for a flush. quotas: of each
+        tenant; None for the defaults. A remote Milvus or a registry that is down does not stop this: calls
+        fail until it is up. A local store raises VectorStoreHeld, VectorStoreDamaged or
+        VectorStoreUnavailable when it cannot be opened. Raises EmbedderChanged when there are memories that
+        another model has embedded: no search would find them. A path with another ending raises InvalidField.
         """
         if is_local_uri(uri) and not uri.endswith(".db"):
-            raise InvalidField("milvus uri", "must be a path that ends in .db (Milvus Lite) or http(s)://host:port")
+            raise InvalidField(
+                "milvus uri", "must be a path that ends in .db (Milvus Lite) or http(s)://host:port"
+            )
         index = VectorIndex(uri, embedder.vectors, token=token, call_timeout_s=call_timeout_s)
         journal = Journal(registry_url, quotas or Quotas())
-        settling = Settling(journal, index, flush_rows=flush_rows, flush_quiet_s=flush_quiet_s, may_flush=may_flush)
+        settling = Settling(
+            journal, index, flush_rows=flush_rows, flush_quiet_s=flush_quiet_s, may_flush=may_flush
+        )
         memory = cls(index, journal, settling, embedder)
         try:
             await memory._begin()
@@ -130,7 +140,9 @@ class VectorMemory:
         return memory
 
     async def close(self) -> None:
-        """Finish the calls under way, flush, release the store. Safe to call twice; every later call raises VectorStoreUnavailable."""
+        """Finish the calls under way, flush, release the store. Safe to call twice; every later call raises
+        VectorStoreUnavailable.
+        """
         if self._closed:
             return
         self._closed = True
@@ -143,7 +155,10 @@ class VectorMemory:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self.settling.settle_now()
             except (*MILVUS_ERRORS, MemserveError, FlushNotVerified) as error:
-                logger.warning("what Milvus has not durably written stays in the journal for the next start: %s", _one_line(error))
+                logger.warning(
+                    "what Milvus has not durably written stays in the journal for the next start: %s",
+                    _one_line(error),
+                )
         self._embedding_threads.close()
         await self._index.close(clean=self.settling.is_settled)
         await self._journal.close()
@@ -159,18 +174,23 @@ class VectorMemory:
         memory_id: str | None,
         now_s: float,
     ) -> Memory:
-        """Store a memory; its namespace comes into being with the first. On return it is durable: it is in the journal, on disk.
+        """Store a memory; its namespace comes into being with the first. On return it is durable: it is in
+        the journal, on disk.
 
         Texts are kept in NFC, so that an accent typed in one piece or in two is the same memory.
-        text: at most 8 KiB of UTF-8. source: at most 512 bytes. keywords: at most 16 of 64 bytes; BM25 finds them like words of the text.
-        memory_id: the idempotency key. None takes `content_id`, so that the same content remembered twice is one memory.
-        now_s: seconds since the epoch, kept as `created_s`.
-        `get` has it at once; searches have it when Milvus has taken it, which is at once too unless Milvus fails.
-        Repeating a memory returns the one stored first. Raises MemoryConflict when the id has other text, source or keywords, and
-        JournalFull.
+        text: at most 8 KiB of UTF-8. source: at most 512 bytes. keywords: at most 16 of 64 bytes; BM25 finds
+        them like words of the text. memory_id: the idempotency key. None takes `content_id`, so that the same
+        content remembered twice is one memory. now_s: seconds since the epoch, kept as `created_s`. `get` has
+        it at once; searches have it when Milvus has taken it, which is at once too unless Milvus fails.
+        Repeating a memory returns the one stored first. Raises MemoryConflict when the id has other text,
+        source or keywords, and JournalFull.
         """
         check_namespace("namespace", namespace)
-        text, source, keywords = _composed(text), _composed(source), [_composed(keyword) for keyword in keywords]
+        text, source, keywords = (
+            _composed(text),
+            _composed(source),
+            [_composed(keyword) for keyword in keywords],
+        )
         _check_text("text", text, TEXT_MAX_BYTES)
         _check_bytes("source", source, SOURCE_MAX_BYTES)
         if len(keywords) > KEYWORDS_MAX:
@@ -209,7 +229,9 @@ class VectorMemory:
             if key in pending:
                 memory = pending[key].memory
             else:
-                memory = await self._index.read(tenant, lambda store: store.get(key, timeout_s=self._call_timeout_s))
+                memory = await self._index.read(
+                    tenant, lambda store: store.get(key, timeout_s=self._call_timeout_s)
+                )
             if memory is None:
                 raise MemoryNotFound(memory_id)
             return memory
@@ -217,7 +239,8 @@ class VectorMemory:
         return await self._within(self._call_timeout_s, read)
 
     async def forget(self, tenant: str, namespace: str, memory_id: str) -> bool:
-        """Take a memory out of every kind of search and out of `get`, durably. False when there is none, or no such namespace.
+        """Take a memory out of every kind of search and out of `get`, durably. False when there is none, or
+        no such namespace.
 
         Its bytes leave the disk when Milvus next compacts the segment that holds them. Raises JournalFull.
         """
@@ -237,14 +260,15 @@ class VectorMemory:
 
         return await self._within(self._call_timeout_s, forget_once)
 
-    async def search(self, tenant: str, namespaces: Sequence[str], query: str, limit: int, *, timeout_s: float) -> list[ScoredMemory]:
+    async def search(
+        self, tenant: str, namespaces: Sequence[str], query: str, limit: int, *, timeout_s: float
+    ) -> list[ScoredMemory]:
         """Hybrid search: the nearest by meaning and the best by word, fused by rank.
 
-        namespaces: 1 to 16. limit: 1 to 64. query: at most 4 KiB of UTF-8; its first 256 tokens count for the meaning, its 8 longest words
-        (function words excepted) for the match by word.
-        timeout_s: bound on the whole, waiting included.
-        Returns at most `limit` memories, best first, scored as `fuse` says. There is no threshold: the nearest memories come back even when
-        none is near. Raises NamespaceNotFound.
+        namespaces: 1 to 16. limit: 1 to 64. query: at most 4 KiB of UTF-8; its first 256 tokens count for the
+        meaning, its 8 longest words (function words excepted) for the match by word. timeout_s: bound on the
+        whole, waiting included. Returns at most `limit` memories, best first, scored as `fuse` says. There is
+        no threshold: the nearest memories come back even when none is near. Raises NamespaceNotFound.
         """
         scope = list(dict.fromkeys(namespaces))
         if not 1 <= len(scope) <= NAMESPACES_MAX:
@@ -270,7 +294,9 @@ class VectorMemory:
                 return store.search_dense(tenant, scope, vector, candidates, timeout_s=left_s())
 
             def by_words(store: MilvusMemories, first: int, end: int) -> list[ScoredRow]:
-                found.extend(store.search_words(tenant, scope, queries[first:end], candidates, timeout_s=left_s()))
+                found.extend(
+                    store.search_words(tenant, scope, queries[first:end], candidates, timeout_s=left_s())
+                )
                 return rank_by_words(words, found[0], found[1:], candidates) if end >= len(queries) else []
 
             before = dict(self.settling.unapplied)
@@ -300,7 +326,9 @@ class VectorMemory:
         return self._embedder.name
 
     async def counts(self, tenant: str) -> dict[str, int]:
-        """The tenant's namespaces by name, each with its memories; also those whose memories are all forgotten."""
+        """The tenant's namespaces by name, each with its memories; also those whose memories are all
+        forgotten.
+        """
         self._require_open()
         counts = await self._journal.counts(tenant)
         if not self.settling.is_counted:
@@ -334,15 +362,25 @@ class VectorMemory:
         return (await self._journal.totals()).pending
 
     def lost(self, tenant: str, namespaces: Sequence[str] | None = None) -> int:
-        """Memories of the tenant, in these namespaces or all, that are counted and that Milvus has lost: its files are damaged."""
+        """Memories of the tenant, in these namespaces or all, that are counted and that Milvus has lost: its
+        files are damaged.
+        """
         key = tenant_key(tenant)
         lost = self.settling.figures.lost
-        return sum(n for (owner, name), n in lost.items() if owner == key and (namespaces is None or name in namespaces))
+        return sum(
+            n
+            for (owner, name), n in lost.items()
+            if owner == key and (namespaces is None or name in namespaces)
+        )
 
     async def _begin(self) -> None:
-        """Open the index and replay the journal. A local store must come up; what else fails is tried again in the background."""
+        """Open the index and replay the journal. A local store must come up; what else fails is tried again
+        in the background.
+        """
         with contextlib.suppress(RegistryUnavailable):  # which is said below
-            if before := await self._journal.embedded_before(self._embedder.vectors.embedder, self._embedder.name, BUNDLED):
+            if before := await self._journal.embedded_before(
+                self._embedder.vectors.embedder, self._embedder.name, BUNDLED
+            ):
                 raise EmbedderChanged(before, self._embedder.name)
         try:
             # Not bounded in time: recovery reads all that a killed process left.
@@ -351,13 +389,16 @@ class VectorMemory:
         except (*MILVUS_ERRORS, FlushNotVerified, RegistryUnavailable, VectorStoreUnavailable) as error:
             if self._index.is_local and not self._index.is_open:
                 raise VectorStoreUnavailable(f"it cannot be opened: {_one_line(error)}") from error
-            logger.warning("the vector memory starts all the same, and goes on with this: %s", _one_line(error))
+            logger.warning(
+                "the vector memory starts all the same, and goes on with this: %s", _one_line(error)
+            )
         try:
             async for key, names in self._journal.all_namespaces():
                 self._known_namespaces[key] = set(names)
             if await self._journal.syncs_every_write() is False:
                 logger.warning(
-                    "the registry Redis does not sync every write (appendonly yes, appendfsync always): what is acknowledged may be lost "
+                    "the registry Redis does not sync every write (appendonly yes, appendfsync "
+                    "always): what is acknowledged may be lost "
                     "when it is killed or the power fails"
                 )
         except RegistryUnavailable as error:
@@ -371,7 +412,9 @@ class VectorMemory:
         return await self._index.read(tenant, lambda store: store.get(key, timeout_s=self._call_timeout_s))
 
     async def _journaled(self, tenant: str, write: Write, look: Look, change: int) -> bool:
-        """Journal a write and bring it into Milvus. False: the memory was written since `look`. Goes on when the call is cancelled."""
+        """Journal a write and bring it into Milvus. False: the memory was written since `look`. Goes on when
+        the call is cancelled.
+        """
         if not self.settling.is_counted:
             raise VectorStoreUnavailable(NOT_COUNTED)
         journaling = asyncio.create_task(self._journal_and_apply(tenant, write, look, change))
@@ -390,7 +433,9 @@ class VectorMemory:
         self._journaling.discard(journaling)
         journaling.exception()  # the call that asked for it may have been given up
 
-    async def _journal_and_apply(self, tenant: str, write: Write, look: Look, change: int) -> asyncio.Task[None] | None:
+    async def _journal_and_apply(
+        self, tenant: str, write: Write, look: Look, change: int
+    ) -> asyncio.Task[None] | None:
         try:
             sequence = await self._journal.append(write, look, change)
         except RegistryUnavailable:
@@ -402,7 +447,9 @@ class VectorMemory:
         return self.settling.apply(tenant, replace(write, sequence=sequence))
 
     async def _pending_of(self, keys: Sequence[str]) -> dict[str, Write]:
-        """The writes that Milvus may not have yet. Milvus Lite has one gateway, which knows them all; otherwise the journal does."""
+        """The writes that Milvus may not have yet. Milvus Lite has one gateway, which knows them all;
+        otherwise the journal does.
+        """
         own = {key: self.settling.unapplied[key] for key in keys if key in self.settling.unapplied}
         if not self._index.is_local:
             with contextlib.suppress(RegistryUnavailable):
@@ -442,7 +489,9 @@ class VectorMemory:
     async def _embed(self, tenant: str, text: str, *, query: bool) -> npt.NDArray[np.float32]:
         self._require_open()
         try:
-            return await self._embedding_threads.run(tenant, lambda: self._embedder.embed([text], query=query)[0])
+            return await self._embedding_threads.run(
+                tenant, lambda: self._embedder.embed([text], query=query)[0]
+            )
         except RuntimeError:
             self._require_open()
             raise

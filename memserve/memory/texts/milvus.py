@@ -47,15 +47,18 @@ class Vectors:
 class MilvusMemories:
     """Memories in Milvus, one partition key per tenant. An index of what `journal.py` and it hold together.
 
-    Milvus Lite is not safe under concurrent writes, and a search that meets a flush misses the rows that are on their way to disk: a local
-    store must be called from one thread at a time. A remote one may be called from several.
-    Every method may raise MilvusException, grpc.RpcError or OSError, and takes at most `timeout_s` seconds.
+    Milvus Lite is not safe under concurrent writes, and a search that meets a flush misses the rows that are
+    on their way to disk: a local store must be called from one thread at a time. A remote one may be called
+    from several. Every method may raise MilvusException, grpc.RpcError or OSError, and takes at most
+    `timeout_s` seconds.
 
-    Filters hold only digests and namespace names, and the caller must have checked those names against `[a-z0-9][a-z0-9._-]*`.
+    Filters hold only digests and namespace names, and the caller must have checked those names against
+    `[a-z0-9][a-z0-9._-]*`.
     """
 
     def __init__(self, uri: str, token: str, vectors: Vectors, *, timeout_s: float) -> None:
-        """Connect and `prepare`. uri: a path that ends in `.db` (Milvus Lite, a folder), else `http(s)://host:port`.
+        """Connect and `prepare`. uri: a path that ends in `.db` (Milvus Lite, a folder), else
+        `http(s)://host:port`.
 
         Raises VectorStoreHeld and VectorStoreDamaged of a local store.
         """
@@ -63,7 +66,9 @@ class MilvusMemories:
         self._dim = vectors.dim
         self._name = MEMORIES + (f"_{vectors.embedder}" if vectors.embedder else "")
         self._lite: MilvusLiteStore | None = None
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it prints a copy of every exception, stack trace included
+        logging.getLogger("pymilvus").setLevel(
+            logging.CRITICAL
+        )  # it prints a copy of every exception, stack trace included
         if self.is_local:
             # Not imported by gateways that use a Milvus server: it brings pyarrow.
             from memserve.memory.texts.milvus_lite import MilvusLiteStore
@@ -78,18 +83,29 @@ class MilvusMemories:
             raise
 
     def prepare(self, *, timeout_s: float) -> None:
-        """Create what is missing of the collection and its indexes, and have Milvus load it. Repeating it is cheap."""
+        """Create what is missing of the collection and its indexes, and have Milvus load it. Repeating it is
+        cheap.
+        """
         if not self._client.has_collection(self._name, timeout=timeout_s):
             # Strong: what one gateway acknowledged, stored or forgotten, every gateway sees.
             self._client.create_collection(
-                self._name, schema=_memories_schema(self._dim), consistency_level="Strong", num_partitions=_PARTITIONS, timeout=timeout_s
+                self._name,
+                schema=_memories_schema(self._dim),
+                consistency_level="Strong",
+                num_partitions=_PARTITIONS,
+                timeout=timeout_s,
             )
-        # FLAT is exact, and a filter costs it no recall, however small a tenant's share; a graph index loses hits there.
-        for field, index_type, metric in (("dense", "FLAT", "COSINE"), ("sparse", "SPARSE_INVERTED_INDEX", "BM25")):
+        # FLAT is exact, and a filter costs it no recall, however small a tenant's share; a graph index loses
+        # hits there.
+        for field, index_type, metric in (
+            ("dense", "FLAT", "COSINE"),
+            ("sparse", "SPARSE_INVERTED_INDEX", "BM25"),
+        ):
             if not self._client.list_indexes(self._name, field_name=field):
                 index = MilvusClient.prepare_index_params()
                 index.add_index(field, index_type=index_type, metric_type=metric)
-                # Loading waits for the index; the client's own wait sleeps half a second even when it is there.
+                # Loading waits for the index; the client's own wait sleeps half a second even when it is
+                # there.
                 self._client.create_index(self._name, index, sync=False, timeout=timeout_s)
         self._client.load_collection(self._name, timeout=timeout_s)
 
@@ -100,12 +116,19 @@ class MilvusMemories:
     def get_many(self, keys: Sequence[str], *, timeout_s: float) -> dict[str, Memory]:
         """Those of at most a thousand keys that are there."""
         rows = self._client.query(
-            self._name, filter=f"pk in {json.dumps(list(keys))}", output_fields=["pk", *_MEMORY_FIELDS], timeout=timeout_s
+            self._name,
+            filter=f"pk in {json.dumps(list(keys))}",
+            output_fields=["pk", *_MEMORY_FIELDS],
+            timeout=timeout_s,
         )
         return {row["pk"]: _memory(row) for row in rows}
 
-    def put(self, rows: Sequence[tuple[str, str, Memory, npt.NDArray[np.float32]]], *, timeout_s: float) -> None:
-        """Store memories: of each its key, its tenant's key, itself and its vector. An old one of the same key is replaced."""
+    def put(
+        self, rows: Sequence[tuple[str, str, Memory, npt.NDArray[np.float32]]], *, timeout_s: float
+    ) -> None:
+        """Store memories: of each its key, its tenant's key, itself and its vector. An old one of the same
+        key is replaced.
+        """
         self._client.upsert(
             self._name,
             [
@@ -131,7 +154,13 @@ class MilvusMemories:
         self._client.delete(self._name, ids=list(keys), timeout=timeout_s)
 
     def search_dense(
-        self, tenant: str, namespaces: Sequence[str], vector: npt.NDArray[np.float32], limit: int, *, timeout_s: float
+        self,
+        tenant: str,
+        namespaces: Sequence[str],
+        vector: npt.NDArray[np.float32],
+        limit: int,
+        *,
+        timeout_s: float,
     ) -> list[ScoredRow]:
         """The nearest memories by cosine, [-1, 1], best first."""
         (hits,) = self._search(tenant, namespaces, "dense", "COSINE", [vector.tolist()], limit, timeout_s)
@@ -142,7 +171,8 @@ class MilvusMemories:
     ) -> list[list[Memory]]:
         """The best memories by BM25 over text and keywords, for each query.
 
-        The scores are left out: Milvus Lite computes them from each segment's own word statistics, so those of two segments do not compare.
+        The scores are left out: Milvus Lite computes them from each segment's own word statistics, so those
+        of two segments do not compare.
         """
         answers = self._search(tenant, namespaces, "sparse", "BM25", list(queries), limit, timeout_s)
         return [[memory for memory, score in hits if score] for hits in answers]
@@ -153,7 +183,9 @@ class MilvusMemories:
         return int(rows[0]["count(*)"])
 
     def counts(self, *, timeout_s: float) -> dict[tuple[str, str], int]:
-        """Memories by tenant key and namespace, counted one by one: slow. Namespaces of an older layout count, empty ones too."""
+        """Memories by tenant key and namespace, counted one by one: slow. Namespaces of an older layout
+        count, empty ones too.
+        """
         counts: Counter[tuple[str, str]] = Counter()
         for collection, worth in ((OLD_NAMESPACES, 0), (self._name, 1)):
             if not self._client.has_collection(collection, timeout=timeout_s):
@@ -161,7 +193,10 @@ class MilvusMemories:
             if collection == OLD_NAMESPACES:
                 self._client.load_collection(collection, timeout=timeout_s)
             pages = self._client.query_iterator(
-                collection, batch_size=_PAGE_ROWS, output_fields=["tenant_key", "namespace"], timeout=timeout_s
+                collection,
+                batch_size=_PAGE_ROWS,
+                output_fields=["tenant_key", "namespace"],
+                timeout=timeout_s,
             )
             while page := pages.next():
                 for row in page:
@@ -170,7 +205,8 @@ class MilvusMemories:
         return dict(counts)
 
     def flush(self, *, timeout_s: float) -> None:
-        """Turn the rows of the write-ahead log into indexed segments, on disk. Milvus Lite scans rows in Python until then.
+        """Turn the rows of the write-ahead log into indexed segments, on disk. Milvus Lite scans rows in
+        Python until then.
 
         That this returns is no proof: `get_many` tells whether the rows are there.
         """
@@ -196,7 +232,14 @@ class MilvusMemories:
             self._lite.close(clean=clean)
 
     def _search(
-        self, tenant: str, namespaces: Sequence[str], field: str, metric: str, queries: Sequence[object], limit: int, timeout_s: float
+        self,
+        tenant: str,
+        namespaces: Sequence[str],
+        field: str,
+        metric: str,
+        queries: Sequence[object],
+        limit: int,
+        timeout_s: float,
     ) -> list[list[ScoredRow]]:
         answers: list[list[dict[str, Any]]] = self._client.search(
             self._name,
@@ -249,7 +292,9 @@ def _memory(row: Any) -> Memory:
 
 
 def _indexed_words(memory: Memory, is_local: bool) -> str:
-    """What the search by word looks through. Of a long text in a script without spaces its end is left out where it does not fit."""
+    """What the search by word looks through. Of a long text in a script without spaces its end is left out
+    where it does not fit.
+    """
     text = "\n".join((memory.text, *memory.keywords))
     if text.isascii():
         return text
@@ -272,10 +317,21 @@ def _memories_schema(dim: int) -> Any:
     schema.add_field("namespace", DataType.VARCHAR, max_length=64)
     schema.add_field("text", DataType.VARCHAR, max_length=8192)
     schema.add_field("source", DataType.VARCHAR, max_length=512)
-    schema.add_field("keywords", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=16, max_length=64)
+    schema.add_field(
+        "keywords", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=16, max_length=64
+    )
     schema.add_field("created_s", DataType.DOUBLE)
-    schema.add_field("words", DataType.VARCHAR, max_length=_WORDS_MAX, enable_analyzer=True, analyzer_params=_ANALYZER)
+    schema.add_field(
+        "words", DataType.VARCHAR, max_length=_WORDS_MAX, enable_analyzer=True, analyzer_params=_ANALYZER
+    )
     schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dim)
     schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
-    schema.add_function(Function(name="bm25", function_type=FunctionType.BM25, input_field_names=["words"], output_field_names=["sparse"]))
+    schema.add_function(
+        Function(
+            name="bm25",
+            function_type=FunctionType.BM25,
+            input_field_names=["words"],
+            output_field_names=["sparse"],
+        )
+    )
     return schema

@@ -1,4 +1,6 @@
-"""Milvus Lite in this process: its server on a unix socket, its files synced to disk, its warnings let through."""
+"""Milvus Lite in this process: its server on a unix socket, its files synced to disk, its warnings let
+through.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ _PROBE_BYTES = 64 << 10
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 256 << 20),
     ("grpc.max_send_message_length", 256 << 20),
-    # pymilvus pings every ten seconds, also when nothing is asked: gRPC's default server throws such a client out.
+    # pymilvus pings every ten seconds, also when nothing is asked: gRPC's default server throws such a client
+    # out.
     ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -50,8 +53,9 @@ logger = logging.getLogger(__name__)
 class MilvusLiteStore:
     """A folder of Milvus Lite that this process holds, served on a socket that only this user reaches.
 
-    Opening it moves data files that cannot be read aside, into a folder `memserve-damaged`, and warns: the others stay usable.
-    Raises VectorStoreHeld when another process holds it, VectorStoreDamaged when its manifests cannot be read, OSError.
+    Opening it moves data files that cannot be read aside, into a folder `memserve-damaged`, and warns: the
+    others stay usable. Raises VectorStoreHeld when another process holds it, VectorStoreDamaged when its
+    manifests cannot be read, OSError.
     """
 
     def __init__(self, path: str) -> None:
@@ -69,7 +73,9 @@ class MilvusLiteStore:
             self._move_unreadable_aside(every_byte=True)
             self._lite = self._open_collections()
         self._socket = _socket_path(self.path)
-        self._server = grpc.server(futures.ThreadPoolExecutor(SERVER_THREADS, "memserve-milvus-lite"), options=_SERVER_OPTIONS)
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(SERVER_THREADS, "memserve-milvus-lite"), options=_SERVER_OPTIONS
+        )
         milvus_pb2_grpc.add_MilvusServiceServicer_to_server(MilvusServicer(self._lite), self._server)
         self._server.add_insecure_port(self.uri)
         self._server.start()
@@ -81,12 +87,17 @@ class MilvusLiteStore:
 
     @staticmethod
     def partition_of(partition_key: str) -> str:
-        """Where it puts the rows of a partition key. Milvus Lite does not see from a filter that only one partition can match: asked for
-        none, it looks at the rows of all, in Python where they are not flushed."""
-        return f"{PARTITION_KEY_BUCKET_PREFIX}{int(hashlib.md5(partition_key.encode()).hexdigest(), 16) % DEFAULT_NUM_PARTITIONS}"
+        """Where it puts the rows of a partition key. Milvus Lite does not see from a filter that only one
+        partition can match: asked for none, it looks at the rows of all, in Python where they are not
+        flushed.
+        """
+        bucket = int(hashlib.md5(partition_key.encode()).hexdigest(), 16) % DEFAULT_NUM_PARTITIONS
+        return f"{PARTITION_KEY_BUCKET_PREFIX}{bucket}"
 
     def sync(self) -> None:
-        """Have on disk what is in the folder: files that have changed since the last call, and their folders. Raises OSError."""
+        """Have on disk what is in the folder: files that have changed since the last call, and their folders.
+        Raises OSError.
+        """
         # Logs that a flush has removed must not come back: what they hold may have been forgotten since.
         folders = set(self.path.glob("collections/*/wal"))
         seen: dict[Path, tuple[int, int]] = {}
@@ -104,7 +115,9 @@ class MilvusLiteStore:
         self._synced = seen
 
     def copy_to(self, target: Path) -> None:
-        """Copy the files, but for indexes, which are made anew. Nothing must be written meanwhile; merging of files is waited for."""
+        """Copy the files, but for indexes, which are made anew. Nothing must be written meanwhile; merging of
+        files is waited for.
+        """
         for name in self._lite.list_collections():
             self._lite.get_collection(name)._wait_for_bg(COPY_TIMEOUT_S)
         for file in _files(self.path):
@@ -120,7 +133,9 @@ class MilvusLiteStore:
                 shutil.copyfile(file, copied)
 
     def probe(self) -> None:
-        """Write and sync a small file wherever Milvus Lite writes when it is opened. Raises OSError where it could not be opened again."""
+        """Write and sync a small file wherever Milvus Lite writes when it is opened. Raises OSError where it
+        could not be opened again.
+        """
         for folder in (self.path, *self.path.glob("collections/*"), *self.path.glob("collections/*/wal")):
             file = folder / "memserve-probe"
             try:
@@ -131,7 +146,9 @@ class MilvusLiteStore:
                     file.unlink()
 
     def close(self, *, clean: bool) -> None:
-        """Release the folder. clean: what it holds is flushed and in order, so that the next start trusts its indexes."""
+        """Release the folder. clean: what it holds is flushed and in order, so that the next start trusts its
+        indexes.
+        """
         self._server.stop(STOP_GRACE_S).wait()
         self._lite.close()
         shutil.rmtree(self._socket.parent, ignore_errors=True)
@@ -151,8 +168,11 @@ class MilvusLiteStore:
                 lite.get_collection(name)
         except BaseException as error:
             lite.close()
-            # pyarrow's and JSON's errors are ValueErrors; of what a parquet file should be, pyarrow raises OSErrors without a number.
-            if isinstance(error, ManifestCorruptedError | ValueError | KeyError) or (isinstance(error, OSError) and error.errno is None):
+            # pyarrow's and JSON's errors are ValueErrors; of what a parquet file should be, pyarrow raises
+            # OSErrors without a number.
+            if isinstance(error, ManifestCorruptedError | ValueError | KeyError) or (
+                isinstance(error, OSError) and error.errno is None
+            ):
                 raise VectorStoreDamaged(type(error).__name__) from error
             raise
         return lite
@@ -172,7 +192,8 @@ class MilvusLiteStore:
             if mark.exists():
                 mark.unlink()
             else:
-                # A killed process, a full disk or a power cut may have left half of one. They are made anew from the rows.
+                # A killed process, a full disk or a power cut may have left half of one. They are made anew
+                # from the rows.
                 for index in self.path.glob("collections/*/partitions/*/indexes/*"):
                     index.unlink(missing_ok=True)
             self._move_unreadable_aside()
@@ -180,9 +201,14 @@ class MilvusLiteStore:
             os.close(lock)
 
     def _move_unreadable_aside(self, every_byte: bool = False) -> None:
-        """Of the files that a manifest names; what it does not name, a killed flush has left, and Milvus Lite removes it."""
+        """Of the files that a manifest names; what it does not name, a killed flush has left, and Milvus Lite
+        removes it.
+        """
         for collection in self.path.glob("collections/*"):
-            manifest = "".join(file.read_text(errors="replace", encoding="utf-8") for file in collection.glob("manifest.json*"))
+            manifest = "".join(
+                file.read_text(errors="replace", encoding="utf-8")
+                for file in collection.glob("manifest.json*")
+            )
             for file in collection.glob("partitions/*/*/*.parquet"):
                 if file.name not in manifest:
                     continue
@@ -197,12 +223,17 @@ class MilvusLiteStore:
                     aside = self.path / ASIDE / file.relative_to(self.path)
                     aside.parent.mkdir(parents=True, exist_ok=True)
                     file.rename(aside)
-                    logger.warning("Milvus Lite's file %s cannot be read and is moved to %s: its memories are lost", file.name, aside)
+                    logger.warning(
+                        "Milvus Lite's file %s cannot be read and is moved to %s: its memories are lost",
+                        file.name,
+                        aside,
+                    )
 
 
 class _SyncedParquet:
-    """In the place of pyarrow.parquet in Milvus Lite's writers, which leave new files to the kernel: a power cut would lose rows that
-    a manifest names and whose log is gone."""
+    """In the place of pyarrow.parquet in Milvus Lite's writers, which leave new files to the kernel: a power
+    cut would lose rows that a manifest names and whose log is gone.
+    """
 
     read_table = staticmethod(parquet.read_table)
 
@@ -226,7 +257,13 @@ class _OneLine(logging.Filter):
             return False
         error = record.exc_info[1] if record.exc_info else None
         record.msg = " ".join(f"Milvus Lite: {record.getMessage()}{f': {error}' if error else ''}".split())
-        record.args, record.exc_info, record.exc_text, record.levelno, record.levelname = (), None, None, logging.WARNING, "WARNING"
+        record.args, record.exc_info, record.exc_text, record.levelno, record.levelname = (
+            (),
+            None,
+            None,
+            logging.WARNING,
+            "WARNING",
+        )
         return True
 
 
@@ -235,15 +272,23 @@ def _let_warnings_through() -> None:
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     lite = logging.getLogger("milvus_lite")
     lite.setLevel(logging.WARNING)
-    for name in ("engine.collection", "engine.compaction", "engine.recovery", "storage.manifest", "storage.wal", "adapter.grpc.servicer"):
+    for name in (
+        "engine.collection",
+        "engine.compaction",
+        "engine.recovery",
+        "storage.manifest",
+        "storage.wal",
+        "adapter.grpc.servicer",
+    ):
         source = logging.getLogger(f"milvus_lite.{name}")
         if not any(isinstance(present, _OneLine) for present in source.filters):
             source.addFilter(_OneLine())
 
 
 def _socket_path(folder: Path) -> Path:
-    """A new one, in a folder of its own that only this user enters: beside the store, or, where that path is too long, in the system's
-    temporary directory."""
+    """A new one, in a folder of its own that only this user enters: beside the store, or, where that path is
+    too long, in the system's temporary directory.
+    """
     for place in (folder.parent, Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
             inside = Path(tempfile.mkdtemp(prefix=".milvus-", dir=place))

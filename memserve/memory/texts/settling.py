@@ -20,12 +20,14 @@ from memserve.memory.texts.milvus import MilvusMemories
 FLUSH_WITHIN_S = 60.0
 FLUSH_TIMEOUT_S = 120.0
 BATCH = 256
-# What a search costs for each row that is not flushed, which Milvus Lite looks at in Python; measured, of texts of 200 bytes to 4 KB.
+# What a search costs for each row that is not flushed, which Milvus Lite looks at in Python; measured, of
+# texts of 200 bytes to 4 KB.
 SCAN_ROW_S = 0.0001
 RETRY_MIN_S = 1.0
 TURN_RETRY_S = 0.05
 RETRY_MAX_S = 30.0
-# A remote Milvus has several gateways: another's call of this age can no longer be under way, and write over a newer one.
+# A remote Milvus has several gateways: another's call of this age can no longer be under way, and write over
+# a newer one.
 SETTLED_REMOTE_S = 30.0
 ADOPT_EVERY_S = 120.0
 
@@ -38,8 +40,9 @@ class FlushNotVerified(Exception):
 
 @dataclass
 class SettlingFigures:
-    """What became of it. failures: flushes, replays and writes to Milvus that failed. lost: memories that are counted and not in Milvus,
-    by tenant key and namespace; found when the store was opened last."""
+    """What became of it. failures: flushes, replays and writes to Milvus that failed. lost: memories that are
+    counted and not in Milvus, by tenant key and namespace; found when the store was opened last.
+    """
 
     flushes: int = 0
     failures: int = 0
@@ -48,19 +51,27 @@ class SettlingFigures:
 
 
 class Settling:
-    """Every write goes journal, Milvus, flush, verification, and out of the journal: in this order, and again from the journal when Milvus
-    fails, after a restart and after a reconnect. What is in the journal stays there until Milvus has been asked for it after a flush.
+    """Every write goes journal, Milvus, flush, verification, and out of the journal: in this order, and again
+    from the journal when Milvus fails, after a restart and after a reconnect. What is in the journal stays
+    there until Milvus has been asked for it after a flush.
 
-    What Milvus has is noted on the index's one writing thread, in the order in which it was written. Everything else is for one event loop.
+    What Milvus has is noted on the index's one writing thread, in the order in which it was written.
+    Everything else is for one event loop.
 
     unapplied: by memory key, the writes that Milvus does not have yet: reads are to heed them.
-    is_trusted: False when what Milvus has in memory may differ from what it has on disk: nothing is dropped before a replay.
-    is_counted: whether the registry has the counts of what is in Milvus; None while that is unknown.
-    may_flush: False while a flush would meet a full disk; it then waits.
+    is_trusted: False when what Milvus has in memory may differ from what it has on disk: nothing is dropped
+    before a replay. is_counted: whether the registry has the counts of what is in Milvus; None while that is
+    unknown. may_flush: False while a flush would meet a full disk; it then waits.
     """
 
     def __init__(
-        self, journal: Journal, index: VectorIndex, *, flush_rows: int, flush_quiet_s: float, may_flush: Callable[[], bool]
+        self,
+        journal: Journal,
+        index: VectorIndex,
+        *,
+        flush_rows: int,
+        flush_quiet_s: float,
+        may_flush: Callable[[], bool],
     ) -> None:
         self.figures = SettlingFigures()
         self.unapplied: dict[str, Write] = {}
@@ -92,7 +103,9 @@ class Settling:
         return self.is_trusted and not self.unapplied and not self._applied
 
     def apply(self, tenant: str, write: Write) -> asyncio.Task[None]:
-        """Begin to bring a journaled write into Milvus, in the tenant's turn. What fails is replayed: the write is durable already."""
+        """Begin to bring a journaled write into Milvus, in the tenant's turn. What fails is replayed: the
+        write is durable already.
+        """
         self._note_unapplied(write)
         task = asyncio.create_task(self._apply_in_turn(tenant, write))
         self._applying[task] = write.sequence
@@ -100,9 +113,11 @@ class Settling:
         return task
 
     def note_search(self, tenant_key: str, calls: int) -> None:
-        """So many calls of a search had to look at the tenant's rows that are not flushed. Once that cost as much as a flush, it is due.
+        """So many calls of a search had to look at the tenant's rows that are not flushed. Once that cost as
+        much as a flush, it is due.
 
-        At most twice what the best choice of moments had cost, whatever the disk: the ski rental problem (Karlin et al. 1988).
+        At most twice what the best choice of moments had cost, whatever the disk: the ski rental problem
+        (Karlin et al. 1988).
         """
         if self._index.is_local and self._applied and not self._flush_due.is_set():
             with self._notes_lock:
@@ -124,7 +139,9 @@ class Settling:
                 await self._adopt()
 
     async def open(self) -> None:
-        """Begin with an index that was just opened: replay the journal and flush. Raises one of MILVUS_ERRORS, and RegistryUnavailable."""
+        """Begin with an index that was just opened: replay the journal and flush. Raises one of
+        MILVUS_ERRORS, and RegistryUnavailable.
+        """
         async with self._one_at_a_time:
             await self._replay(reopen=False)
             await self._settle()
@@ -156,7 +173,11 @@ class Settling:
                 raise
             except (*MILVUS_ERRORS, MemserveError, FlushNotVerified) as error:
                 self.figures.failures += 1
-                logger.warning("Milvus has not durably written what the journal holds, will try again in %g s: %s", retry_s, _line(error))
+                logger.warning(
+                    "Milvus has not durably written what the journal holds, will try again in %g s: %s",
+                    retry_s,
+                    _line(error),
+                )
             except Exception:
                 self.figures.failures += 1
                 logger.exception("settling goes on in %g s", retry_s)
@@ -178,7 +199,8 @@ class Settling:
 
     @contextlib.asynccontextmanager
     async def held_still(self, target: Path) -> AsyncIterator[None]:
-        """Copy a local store's files to `target`, with all flushed that was acknowledged, and keep the journal as it is while inside.
+        """Copy a local store's files to `target`, with all flushed that was acknowledged, and keep the
+        journal as it is while inside.
 
         Whatever is written meanwhile is in the journal. Raises what failed.
         """
@@ -199,7 +221,9 @@ class Settling:
             except QuotaExceeded:  # the tenant's other calls wait for their turn
                 await asyncio.sleep(TURN_RETRY_S)
             except (*MILVUS_ERRORS, MemserveError) as error:
-                logger.warning("Milvus failed; what it may have lost comes back from the journal: %s", _line(error))
+                logger.warning(
+                    "Milvus failed; what it may have lost comes back from the journal: %s", _line(error)
+                )
                 self.figures.failures += 1
                 self._index.prepare_again()
                 self._flush_due.set()
@@ -211,7 +235,11 @@ class Settling:
     def _write(self, store: MilvusMemories, writes: Sequence[Write]) -> None:
         """On the writing thread: those that Milvus has not got yet, and has not got a later one of."""
         fresh = [write for write in writes if self._sequences.get(write.key, 0) < write.sequence]
-        puts = [(w.key, w.tenant_key, w.memory, w.vector) for w in fresh if w.memory is not None and w.vector is not None]
+        puts = [
+            (w.key, w.tenant_key, w.memory, w.vector)
+            for w in fresh
+            if w.memory is not None and w.vector is not None
+        ]
         deletes = [write.key for write in fresh if write.memory is None]
         try:
             if puts:
@@ -232,7 +260,9 @@ class Settling:
     def _note_unapplied(self, write: Write) -> None:
         with self._notes_lock:
             known = self.unapplied.get(write.key)
-            if self._sequences.get(write.key, 0) < write.sequence and (known is None or known.sequence < write.sequence):
+            if self._sequences.get(write.key, 0) < write.sequence and (
+                known is None or known.sequence < write.sequence
+            ):
                 self.unapplied[write.key] = write
 
     def _distrust(self) -> None:
@@ -271,7 +301,9 @@ class Settling:
         self._flush_due.clear()
 
     async def _settle(self) -> None:
-        """Flush, ask Milvus for every write since the last flush, drop those that are as they must be. Raises FlushNotVerified."""
+        """Flush, ask Milvus for every write since the last flush, drop those that are as they must be. Raises
+        FlushNotVerified.
+        """
         if self._is_unsure or (not self._index.is_local and time.monotonic() >= self._adopt_at_s):
             await self._adopt()
         if not self._applied:
@@ -290,15 +322,20 @@ class Settling:
                     del self._applied[write.key]
             # An earlier write of the same memory may be under way still: it is to find that it is late.
             oldest = min(self._applying.values(), default=0)
-            self._sequences = {key: sequence for key, sequence in self._sequences.items() if key in self._applied or 0 < oldest < sequence}
+            self._sequences = {
+                key: sequence
+                for key, sequence in self._sequences.items()
+                if key in self._applied or 0 < oldest < sequence
+            }
         if self._applied:
             self._due.set()
         if young:
             self._rest_until_s = time.monotonic() + SETTLED_REMOTE_S
 
     def _flush_and_verify(self, store: MilvusMemories) -> tuple[list[Write], list[Write]]:
-        """On the writing thread. Returns what Milvus has got, and of that what it does not have after a flush: puts that are not there or
-        differ, deletes that are."""
+        """On the writing thread. Returns what Milvus has got, and of that what it does not have after a
+        flush: puts that are not there or differ, deletes that are.
+        """
         if not self.is_trusted:
             raise VectorStoreUnavailable("it failed since, so nothing is dropped before a replay")
         with self._notes_lock:
@@ -320,7 +357,11 @@ class Settling:
     async def _still_pending(self, writes: Collection[Write]) -> list[Write]:
         """Those that no other gateway has followed with a write of its own."""
         pending = await self._journal.pending_of([write.key for write in writes])
-        return [write for write in writes if write.key in pending and pending[write.key].sequence == write.sequence]
+        return [
+            write
+            for write in writes
+            if write.key in pending and pending[write.key].sequence == write.sequence
+        ]
 
     async def _replay(self, *, reopen: bool) -> None:
         """Bring all of the journal into Milvus."""
@@ -355,7 +396,9 @@ class Settling:
         return replayed
 
     async def _adopt(self) -> None:
-        """Bring into Milvus what the journal has and nobody brings there. What others have done already does no harm again."""
+        """Bring into Milvus what the journal has and nobody brings there. What others have done already does
+        no harm again.
+        """
         self._is_unsure = False
         try:
             await self._apply_journal()
@@ -364,7 +407,9 @@ class Settling:
             raise
 
     async def _look_for_loss(self) -> None:
-        """Compare the rows in Milvus with the memories that are counted. Writes meanwhile may hide a loss, and never make one up."""
+        """Compare the rows in Milvus with the memories that are counted. Writes meanwhile may hide a loss,
+        and never make one up.
+        """
         totals = await self._journal.totals()
         rows = await self._index.write(OWN_WORK, lambda store: store.row_count(timeout_s=FLUSH_TIMEOUT_S))
         if totals.memories - totals.pending <= rows:
@@ -373,22 +418,33 @@ class Settling:
         before = await self._counted()
         held = await self._index.write(OWN_WORK, lambda store: store.counts(timeout_s=FLUSH_TIMEOUT_S))
         after = await self._counted()
-        missing = {name: min(memories, after.get(name, 0)) - held.get(name, 0) for name, memories in before.items()}
+        missing = {
+            name: min(memories, after.get(name, 0)) - held.get(name, 0) for name, memories in before.items()
+        }
         self.figures.lost = {name: memories for name, memories in missing.items() if memories > 0}
         if self.figures.lost:
             logger.error(
-                "the vector store is damaged: of %d namespaces %d memories are missing; `memserve restore` brings back a backup",
+                "the vector store is damaged: of %d namespaces %d memories are missing; `memserve "
+                "restore` brings back a backup",
                 len(self.figures.lost),
                 sum(self.figures.lost.values()),
             )
 
     async def _counted(self) -> dict[tuple[str, str], int]:
-        """By tenant key and namespace, the memories that Milvus should have: those that are counted, without puts that wait."""
-        counted = {(tenant, name): n async for tenant, names in self._journal.all_namespaces() for name, n in names.items()}
+        """By tenant key and namespace, the memories that Milvus should have: those that are counted, without
+        puts that wait.
+        """
+        counted = {
+            (tenant, name): n
+            async for tenant, names in self._journal.all_namespaces()
+            for name, n in names.items()
+        }
         async for page in self._journal.pending():
             for write in page:
                 if write.memory is not None:
-                    counted[write.tenant_key, write.namespace] = counted.get((write.tenant_key, write.namespace), 0) - 1
+                    counted[write.tenant_key, write.namespace] = (
+                        counted.get((write.tenant_key, write.namespace), 0) - 1
+                    )
         return counted
 
 

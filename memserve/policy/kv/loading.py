@@ -13,7 +13,8 @@ PROBE_CHUNKS = 4
 class LoadRates:
     """As measured. 0: not measured yet.
 
-    latency_s: what a load takes before its first byte. bytes_per_s: then. prefill_tokens_per_s: of the engine, alone.
+    latency_s: what a load takes before its first byte. bytes_per_s: then. prefill_tokens_per_s: of the
+    engine, alone.
     """
 
     latency_s: float = 0.0
@@ -35,20 +36,28 @@ class Decision(StrEnum):
 
 
 def chunks_to_load(
-    found: int, *, chunk_tokens: int, chunk_bytes: int, waiting_bytes: int, rates: LoadRates, budget_s: float, stale: bool = False
+    found: int,
+    *,
+    chunk_tokens: int,
+    chunk_bytes: int,
+    waiting_bytes: int,
+    rates: LoadRates,
+    budget_s: float,
+    stale: bool = False,
 ) -> tuple[int, Decision]:
     """How many of the `found` leading chunks to fetch; the rest of the prompt is computed.
 
-    waiting_bytes: of loads under way, which come first. budget_s: what has not come by then would be lost. stale: the bandwidth was
-    measured so long ago that it may have changed.
-    Returns 0 to found.
+    waiting_bytes: of loads under way, which come first. budget_s: what has not come by then would be lost.
+    stale: the bandwidth was measured so long ago that it may have changed. Returns 0 to found.
     """
     if not found or rates.bytes_per_s <= 0:
         return found, Decision.UNMEASURED
     wait_s = rates.latency_s + waiting_bytes / rates.bytes_per_s
     chunk_s = chunk_bytes / rates.bytes_per_s
     in_time = 0 if wait_s >= budget_s else min(found, int((budget_s - wait_s) / chunk_s))
-    compute_s = in_time * chunk_tokens / rates.prefill_tokens_per_s if rates.prefill_tokens_per_s > 0 else math.inf
+    compute_s = (
+        in_time * chunk_tokens / rates.prefill_tokens_per_s if rates.prefill_tokens_per_s > 0 else math.inf
+    )
     if in_time == 0 or wait_s + in_time * chunk_s >= compute_s:
         return (min(found, PROBE_CHUNKS), Decision.PROBE) if stale else (0, Decision.RECOMPUTE)
     if in_time < found:

@@ -1,4 +1,6 @@
-"""The gate: is a module version fit to be promoted? Its probes' answers, and the base's to the same probes, become figures. Pure."""
+"""The gate: is a module version fit to be promoted? Its probes' answers, and the base's to the same probes,
+become figures. Pure.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ class ProbeSet:
     """Probes that make one figure.
 
     target: of a recall set, the share that the module is to reach: its teacher's, 1 where it has none.
-    at_least: of a custom set, the least share of right answers. max_loss: of a custom set, how far under the base's share it may be.
+    at_least: of a custom set, the least share of right answers. max_loss: of a custom set, how far under the
+    base's share it may be.
     """
 
     name: str
@@ -69,8 +72,8 @@ class ProbeSet:
 class Thresholds:
     """The bars of the kinds.
 
-    recall: least share of the set's target. override: least share of the base's. forgetting, abstention: how far under the base's share a
-    module may be. calibration: how far over the base's calibration error.
+    recall: least share of the set's target. override: least share of the base's. forgetting, abstention: how
+    far under the base's share a module may be. calibration: how far over the base's calibration error.
     """
 
     recall: float = 0.9
@@ -100,7 +103,9 @@ class Answer:
 
 
 def confidence(logprobs: Sequence[float]) -> float:
-    """The geometric mean of the probabilities of an answer's tokens; 0 for an answer without tokens, which claims nothing."""
+    """The geometric mean of the probabilities of an answer's tokens; 0 for an answer without tokens, which
+    claims nothing.
+    """
     return min(1.0, math.exp(sum(logprobs) / len(logprobs))) if logprobs else 0.0
 
 
@@ -113,7 +118,8 @@ def right(answer: str, expected: Iterable[str], match: Match = Match.EQUALS) -> 
 
 
 def calibration_error(confident_right: Sequence[tuple[float, bool]]) -> float:
-    """The expected calibration error over (confidence, whether right): how far confidence and success are apart.
+    """The expected calibration error over (confidence, whether right): how far confidence and success are
+    apart.
 
     Confidences from 0 to 1 in ten equal bins, each weighted by its answers. 0 for no answers.
     Source: Guo et al. 2017, "On calibration of modern neural networks".
@@ -125,11 +131,14 @@ def calibration_error(confident_right: Sequence[tuple[float, bool]]) -> float:
     return sum(gaps) / len(confident_right) if confident_right else 0.0
 
 
-def judge(sets: Sequence[ProbeSet], thresholds: Thresholds, base: Sequence[Answer], module: Sequence[Answer]) -> tuple[GateFigure, ...]:
-    """A figure for every set, under its name, and the calibration over the sets of the kinds retain, abstain and override.
+def judge(
+    sets: Sequence[ProbeSet], thresholds: Thresholds, base: Sequence[Answer], module: Sequence[Answer]
+) -> tuple[GateFigure, ...]:
+    """A figure for every set, under its name, and the calibration over the sets of the kinds retain, abstain
+    and override.
 
-    base, module: [probes] answers to the probes of all sets, in order. The gate is passed when all figures hold.
-    Raises ValueError when their number is another.
+    base, module: [probes] answers to the probes of all sets, in order. The gate is passed when all figures
+    hold. Raises ValueError when their number is another.
     """
     asked = sum(len(each.probes) for each in sets)
     if not len(base) == len(module) == asked:
@@ -145,23 +154,37 @@ def judge(sets: Sequence[ProbeSet], thresholds: Thresholds, base: Sequence[Answe
             alike += zip(of_base, of_module, strict=True)
         start = end
     if alike:
-        error, module_error = calibration_error([one for one, _ in alike]), calibration_error([one for _, one in alike])
+        error, module_error = (
+            calibration_error([one for one, _ in alike]),
+            calibration_error([one for _, one in alike]),
+        )
         bar = error + thresholds.calibration
-        rule = f"at most {_figure(bar)} (base {_figure(error)}, worse by at most {_figure(thresholds.calibration)})"
-        figures.append(GateFigure(CALIBRATION, error, module_error, rule, module_error <= bar + _ROUNDING, len(alike)))
+        rule = (
+            f"at most {_figure(bar)} (base {_figure(error)}, worse by at most "
+            f"{_figure(thresholds.calibration)})"
+        )
+        figures.append(
+            GateFigure(CALIBRATION, error, module_error, rule, module_error <= bar + _ROUNDING, len(alike))
+        )
     return tuple(figures)
 
 
 def failing(figures: Iterable[GateFigure]) -> str:
-    """The figures that do not hold, on one line, such as "abstention 0.06, must be at least 0.93 (base 0.98, loss at most 0.05)"."""
-    return "; ".join(f"{each.name} {_figure(each.module)}, must be {each.rule}" for each in figures if not each.holds)
+    """The figures that do not hold, on one line, such as "abstention 0.06, must be at least 0.93 (base 0.98,
+    loss at most 0.05)".
+    """
+    return "; ".join(
+        f"{each.name} {_figure(each.module)}, must be {each.rule}" for each in figures if not each.holds
+    )
 
 
 def _set_figure(of: ProbeSet, thresholds: Thresholds, base: float, module: float) -> GateFigure:
     match of.kind:
         case ProbeKind.RECALL:
             bar = thresholds.recall * of.target
-            rule = f"at least {_figure(bar)} ({_figure(thresholds.recall)} of the target {_figure(of.target)})"
+            rule = (
+                f"at least {_figure(bar)} ({_figure(thresholds.recall)} of the target {_figure(of.target)})"
+            )
         case ProbeKind.RETAIN:
             bar, rule = _no_loss(base, thresholds.forgetting)
         case ProbeKind.ABSTAIN:
@@ -182,7 +205,10 @@ def _no_loss(base: float, loss: float) -> tuple[float, str]:
 
 
 def _judged(of: ProbeSet, answers: Sequence[Answer]) -> list[tuple[float, bool]]:
-    return [(answer.confidence, right(answer.text, probe.answers, of.match)) for probe, answer in zip(of.probes, answers, strict=True)]
+    return [
+        (answer.confidence, right(answer.text, probe.answers, of.match))
+        for probe, answer in zip(of.probes, answers, strict=True)
+    ]
 
 
 def _share(judged: Sequence[tuple[float, bool]]) -> float:

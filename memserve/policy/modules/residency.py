@@ -14,7 +14,8 @@ def leaves_first(held: Iterable[str], *, pinned: Collection[str], in_use: Collec
 
 
 def pins_at_most(capacity: int) -> int:
-    """How many of the `capacity` modules that fit may be pinned: half of them, rounded down, and one at least.
+    """How many of the `capacity` modules that fit may be pinned: half of them, rounded down, and one at
+    least.
 
     The rest stays for the modules that requests ask for.
     """

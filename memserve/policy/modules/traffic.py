@@ -1,4 +1,6 @@
-"""Which version of a module a request gets. Pure: the same session gets the same version as long as the alias's targets stay."""
+"""Which version of a module a request gets. Pure: the same session gets the same version as long as the
+alias's targets stay.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,13 @@ from memserve.errors import InvalidField
 
 LIVE = "live"
 TARGETS_MAX = 8
-_REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(@(?:(?P<version>[1-9][0-9]{0,8})|(?P<alias>[a-z][a-z0-9._-]{0,63})))?")
+_REFERENCE = re.compile(
+    r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(@(?:(?P<version>[1-9][0-9]{0,8})|(?P<alias>[a-z][a-z0-9._-]{0,63})))?"
+)
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 REFERENCE_RULE = (
-    "must be a module's name, name@alias or name@number: names have 1-64 of a-z 0-9 . _ - and start with a letter or a digit, aliases with "
+    "must be a module's name, name@alias or name@number: names have 1-64 of a-z 0-9 . _ - and start "
+    "with a letter or a digit, aliases with "
     "a letter, numbers are from 1 to 999999999"
 )
 
@@ -63,17 +68,23 @@ def check_targets(field: str, targets: Sequence[TrafficShare]) -> None:
 
 
 def choose_version(targets: Sequence[TrafficShare], key: str) -> int:
-    """The version that the session `key` gets: each with the probability of its weight, and always the same one.
+    """The version that the session `key` gets: each with the probability of its weight, and always the same
+    one.
 
     When a weight changes, only as many sessions move as must.
     Source: weighted rendezvous hashing (Schindelhauer and Schomaker, 2005).
     """
-    return max(targets, key=lambda target: (-target.weight / math.log(_uniform(f"{target.version}\0{key}")), target.version)).version
+    return max(
+        targets,
+        key=lambda target: (-target.weight / math.log(_uniform(f"{target.version}\0{key}")), target.version),
+    ).version
 
 
 def share_of(targets: Sequence[TrafficShare], version: int) -> float:
     """The version's part of the alias, 0 to 1."""
-    return sum(target.weight for target in targets if target.version == version) / sum(target.weight for target in targets)
+    return sum(target.weight for target in targets if target.version == version) / sum(
+        target.weight for target in targets
+    )
 
 
 def _uniform(text: str) -> float:

@@ -13,16 +13,24 @@ def order_passages(found: Sequence[ScoredMemory]) -> list[ScoredMemory]:
 
 
 def assemble_messages(
-    messages: Sequence[Message], passages: Sequence[ScoredMemory], *, takes_system: bool = True, instruction: str = ""
+    messages: Sequence[Message],
+    passages: Sequence[ScoredMemory],
+    *,
+    takes_system: bool = True,
+    instruction: str = "",
 ) -> list[Message]:
     """Put the passages, numbered from 1, one a line, behind the leading system message (or into a new one).
 
     instruction: a line before the passages, which tells the model what to do with them; "" for none.
-    takes_system: whether the model's template takes a system message. Where it does not, they stand before the first question.
+    takes_system: whether the model's template takes a system message. Where it does not, they stand before
+    the first question.
     """
     if not passages:
         return list(messages)
-    lines = [*([instruction] if instruction else []), *(passage_line(number, hit) for number, hit in enumerate(passages, start=1))]
+    lines = [
+        *([instruction] if instruction else []),
+        *(passage_line(number, hit) for number, hit in enumerate(passages, start=1)),
+    ]
     rest = list(messages)
     if not takes_system:
         return _before_question("\n".join(lines), rest)
@@ -44,7 +52,11 @@ def _before_question(text: str, messages: list[Message]) -> list[Message]:
     place = next((place for place, message in enumerate(messages) if message.role is Role.USER), None)
     if place is None:
         return [Message(Role.USER, text), *messages]
-    return [*messages[:place], Message(Role.USER, f"{text}\n\n{messages[place].content}"), *messages[place + 1 :]]
+    return [
+        *messages[:place],
+        Message(Role.USER, f"{text}\n\n{messages[place].content}"),
+        *messages[place + 1 :],
+    ]
 
 
 def passage_line(number: int, hit: ScoredMemory) -> str:
@@ -53,7 +65,8 @@ def passage_line(number: int, hit: ScoredMemory) -> str:
 
 
 def without_worst(passages: Sequence[ScoredMemory], sizes: Sequence[int], surplus: int) -> list[ScoredMemory]:
-    """Leave out the worst passages, as many as must go so that the others are smaller by `surplus`. The order stays.
+    """Leave out the worst passages, as many as must go so that the others are smaller by `surplus`. The order
+    stays.
 
     sizes: [passages], in the unit of `surplus`. Of equal scores the first goes first.
     """

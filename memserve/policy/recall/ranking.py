@@ -1,4 +1,6 @@
-"""Ranks of memories: which words of a query count, BM25 over what was found, and the fusion of both halves of a search."""
+"""Ranks of memories: which words of a query count, BM25 over what was found, and the fusion of both halves of
+a search.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,76 @@ from memserve.policy.recall.words import words_of
 
 ScoredRow = tuple[Memory, float]
 
-# Rank fusion counts a memory found by "where is the" as much as one found by its code word, so function words are not indexed.
-# fmt: off
+# Rank fusion counts a memory found by "where is the" as much as one found by its code word, so function words
+# are not indexed. fmt: off
 STOP_WORDS = [
-    "a", "an", "and", "are", "as", "at", "be", "but", "by", "can", "could", "did", "do", "does", "for", "from", "had", "has", "have",
-    "how", "i", "if", "in", "into", "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our", "shall", "should", "so", "such",
-    "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "to", "was", "we", "were", "what", "when",
-    "where", "which", "who", "whom", "whose", "why", "will", "with", "would", "you", "your",
+    "a",
+    "an",
+    "and",
+    "are",
+    "as",
+    "at",
+    "be",
+    "but",
+    "by",
+    "can",
+    "could",
+    "did",
+    "do",
+    "does",
+    "for",
+    "from",
+    "had",
+    "has",
+    "have",
+    "how",
+    "i",
+    "if",
+    "in",
+    "into",
+    "is",
+    "it",
+    "its",
+    "me",
+    "my",
+    "no",
+    "not",
+    "of",
+    "on",
+    "or",
+    "our",
+    "shall",
+    "should",
+    "so",
+    "such",
+    "than",
+    "that",
+    "the",
+    "their",
+    "them",
+    "then",
+    "there",
+    "these",
+    "they",
+    "this",
+    "those",
+    "to",
+    "was",
+    "we",
+    "were",
+    "what",
+    "when",
+    "where",
+    "which",
+    "who",
+    "whom",
+    "whose",
+    "why",
+    "will",
+    "with",
+    "would",
+    "you",
+    "your",
 ]
 # fmt: on
 
@@ -28,21 +93,28 @@ _RRF_K = 60
 
 
 def query_words(query: str) -> list[str]:
-    """The up to 8 longest different words of a query, lower case, without function words; the longest are mostly the rarest."""
+    """The up to 8 longest different words of a query, lower case, without function words; the longest are
+    mostly the rarest.
+    """
     words = dict.fromkeys(word for word in words_of(query) if word not in STOP_WORDS)
     return sorted(words, key=lambda word: (-len(word), word))[:_QUERY_WORDS_MAX]
 
 
-def rank_by_words(words: Sequence[str], found: Sequence[Memory], found_by_word: Sequence[Sequence[Memory]], cap: int) -> list[ScoredRow]:
-    """Score by BM25 what Milvus found for the whole query and for each of its words, whichever segments it came from.
+def rank_by_words(
+    words: Sequence[str], found: Sequence[Memory], found_by_word: Sequence[Sequence[Memory]], cap: int
+) -> list[ScoredRow]:
+    """Score by BM25 what Milvus found for the whole query and for each of its words, whichever segments it
+    came from.
 
-    Milvus Lite's own scores use each segment's word statistics: a new memory with the one code word that is asked for scored 0.3 in its
-    small segment, its rivals in a large one 6 for three common words. Here a word's weight is how many memories Milvus found for it,
-    of at most `cap`: one that fills its list is common.
-    words, found_by_word: [n] and [n][..cap]. Returns memories with scores > 0, best first.
+    Milvus Lite's own scores use each segment's word statistics: a new memory with the one code word that is
+    asked for scored 0.3 in its small segment, its rivals in a large one 6 for three common words. Here a
+    word's weight is how many memories Milvus found for it, of at most `cap`: one that fills its list is
+    common. words, found_by_word: [n] and [n][..cap]. Returns memories with scores > 0, best first.
     """
     memories = {_key(memory): memory for hits in (found, *found_by_word) for memory in hits}
-    counts = {key: Counter(words_of("\n".join((memory.text, *memory.keywords)))) for key, memory in memories.items()}
+    counts = {
+        key: Counter(words_of("\n".join((memory.text, *memory.keywords)))) for key, memory in memories.items()
+    }
     mean_length = sum(map(Counter.total, counts.values())) / max(1, len(counts))
     weights = {}
     for word, hits in zip(words, found_by_word, strict=True):
@@ -51,7 +123,9 @@ def rank_by_words(words: Sequence[str], found: Sequence[Memory], found_by_word: 
     rows: list[ScoredRow] = []
     for key, memory in memories.items():
         norm = _BM25_K1 * (1 - _BM25_B + _BM25_B * counts[key].total() / mean_length)
-        score = sum(weights[word] * counts[key][word] * (_BM25_K1 + 1) / (counts[key][word] + norm) for word in words)
+        score = sum(
+            weights[word] * counts[key][word] * (_BM25_K1 + 1) / (counts[key][word] + norm) for word in words
+        )
         if score > 0:
             rows.append((memory, score))
     return sorted(rows, key=lambda row: (-row[1], _key(row[0])))[:cap]
@@ -61,9 +135,9 @@ def fuse(dense: Sequence[ScoredRow], bm25: Sequence[ScoredRow], limit: int) -> l
     """Reciprocal rank fusion of one tenant's two result lists.
 
     dense: cosine, [-1, 1]; bm25: > 0. Either may hold a memory twice.
-    Returns at most `limit`, best first; `score` is the sum of 1 / (60 + rank) over the halves that found the memory, at most 2 / 61.
-    Equal scores share a rank, and what is then still equal goes by namespace and id, so the order never depends on Milvus' own.
-    Source: Cormack et al. 2009.
+    Returns at most `limit`, best first; `score` is the sum of 1 / (60 + rank) over the halves that found the
+    memory, at most 2 / 61. Equal scores share a rank, and what is then still equal goes by namespace and id,
+    so the order never depends on Milvus' own. Source: Cormack et al. 2009.
     """
     memories = {_key(memory): memory for memory, _ in (*dense, *bm25)}
     # Rounded, because equal rows may differ in the last bit by where they stand in a matrix.

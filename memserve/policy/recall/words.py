@@ -1,8 +1,9 @@
 """The words of a text in any script, as they are indexed and searched.
 
-Scripts without spaces between words have no words to find; every two neighbouring letters count as one (bigrams). Korean has spaces, and
-particles that end its words: there the word counts and its bigrams too. Texts are compared by NFKC, so that full-width letters, ligatures
-and composed accents are the letters that people type.
+Scripts without spaces between words have no words to find; every two neighbouring letters count as one
+(bigrams). Korean has spaces, and particles that end its words: there the word counts and its bigrams too.
+Texts are compared by NFKC, so that full-width letters, ligatures and composed accents are the letters that
+people type.
 """
 
 from __future__ import annotations
@@ -18,11 +19,20 @@ _UNSPACED = (
     "\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _HANGUL = "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"
-_MARKS = "".join(f"{chr(first)}-{chr(last)}" for first, last in [(0x300, 0x36F), (0x483, 0x487), (0x591, 0x5C7), (0x610, 0x61A)])
+_MARKS = "".join(
+    f"{chr(first)}-{chr(last)}"
+    for first, last in [(0x300, 0x36F), (0x483, 0x487), (0x591, 0x5C7), (0x610, 0x61A)]
+)
 # Signs of Indic and Arabic scripts that are no letters to Python's \w, and stand inside words.
-_SIGNS = "\u064b-\u065f\u0670\u06d6-\u06ed\u0711\u0730-\u074a\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963\u0981-\u0dff"
+_SIGNS = (
+    "\u064b-\u065f\u0670\u06d6-\u06ed\u0711\u0730-\u074a\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963"
+    "\u0981-\u0dff"
+)
 _ASCII_WORD = re.compile(r"[^\W_]+")
-_RUN = re.compile(f"(?P<unspaced>[{_UNSPACED}]+)|(?P<hangul>[{_HANGUL}]+)|(?P<word>(?:(?![{_UNSPACED}{_HANGUL}_])[\\w{_MARKS}{_SIGNS}])+)")
+_RUN = re.compile(
+    f"(?P<unspaced>[{_UNSPACED}]+)|(?P<hangul>[{_HANGUL}]+)|"
+    f"(?P<word>(?:(?![{_UNSPACED}{_HANGUL}_])[\\w{_MARKS}{_SIGNS}])+)"
+)
 
 
 def words_of(text: str) -> list[str]:

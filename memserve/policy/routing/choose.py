@@ -1,4 +1,6 @@
-"""Where a request goes: the worker with the least predicted time to first token. Pure; the simulator runs it too."""
+"""Where a request goes: the worker with the least predicted time to first token. Pure; the simulator runs it
+too.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ ASSUMED_PREFILL_TOKENS_PER_S = 2_000.0
 class RoutingCosts:
     """What the prediction charges beside prefill.
 
-    fetch_tokens_per_s: how fast KV comes from Redis. adapter_load_s: for an adapter that the engine does not hold; more than the loading
-    takes, because what leaves for it must come back. adapter_swap_s: for one in its host memory. slot_wait_s: for each adapter ahead of the
-    request's. expert_load_s: for a logit expert that the engine does not hold. step_s: for each request that the worker already decodes
-    (it shares every step with them).
+    fetch_tokens_per_s: how fast KV comes from Redis. adapter_load_s: for an adapter that the engine does not
+    hold; more than the loading takes, because what leaves for it must come back. adapter_swap_s: for one in
+    its host memory. slot_wait_s: for each adapter ahead of the request's. expert_load_s: for a logit expert
+    that the engine does not hold. step_s: for each request that the worker already decodes (it shares every
+    step with them).
     """
 
     fetch_tokens_per_s: float = 100_000.0
@@ -34,8 +37,9 @@ class WorkerSnapshot:
     """What is known of a worker when the request arrives.
 
     held_tokens: of this prompt, in the worker's own KV memory. shared_tokens: of this prompt, in Redis.
-    pending_prefill_tokens: prompt tokens of other requests that it has yet to compute. adapter, expert: where it has the request's
-    LoRA and its logit expert (DEVICE without one). adapters_ahead: as the function of that name says.
+    pending_prefill_tokens: prompt tokens of other requests that it has yet to compute. adapter, expert: where
+    it has the request's LoRA and its logit expert (DEVICE without one). adapters_ahead: as the function of
+    that name says.
     """
 
     worker_id: str
@@ -75,7 +79,8 @@ def predict_ttft_s(worker: WorkerSnapshot, prompt_tokens: int, costs: RoutingCos
 
 
 def adapters_ahead(adapter: str, under_way: Collection[str], slots: int) -> int:
-    """How many adapters must leave a slot before a request on `adapter` gets one: an engine's batch has no more adapters than slots.
+    """How many adapters must leave a slot before a request on `adapter` gets one: an engine's batch has no
+    more adapters than slots.
 
     under_way: those of the worker's requests, by digest. Requests on the same adapter share its slot.
     """
@@ -91,8 +96,11 @@ def _adapter_s(place: ModulePlace, costs: RoutingCosts) -> float:
     return costs.adapter_load_s
 
 
-def choose_worker(workers: Sequence[WorkerSnapshot], prompt_tokens: int, costs: RoutingCosts) -> RoutingChoice | None:
-    """The worker with the least predicted TTFT; equal ones are told apart by fewer running requests, then by id.
+def choose_worker(
+    workers: Sequence[WorkerSnapshot], prompt_tokens: int, costs: RoutingCosts
+) -> RoutingChoice | None:
+    """The worker with the least predicted TTFT; equal ones are told apart by fewer running requests, then by
+    id.
 
     Returns None when there is no worker.
     """

@@ -39,8 +39,10 @@ def engine_share(places: int, tenants: int) -> int:
 
 
 def worker_to_leave(load: Mapping[str, tuple[int, int]]) -> str:
-    """Which worker a tenant leaves to the others: where it has the fewest requests, and of those the one that others use most.
+    """Which worker a tenant leaves to the others: where it has the fewest requests, and of those the one that
+    others use most.
 
-    load: by worker, requests of the tenant and of all. It is the same worker for as long as the tenant has requests elsewhere.
+    load: by worker, requests of the tenant and of all. It is the same worker for as long as the tenant has
+    requests elsewhere.
     """
     return min(load, key=lambda worker: (load[worker][0], -load[worker][1], worker))

@@ -37,7 +37,9 @@ class Buckets:
 
 
 class RateLimit:
-    """So many a minute for each tenant; more are refused. A tenant that was quiet may do `burst` of them at once."""
+    """So many a minute for each tenant; more are refused. A tenant that was quiet may do `burst` of them at
+    once.
+    """
 
     def __init__(self, what: str, per_minute: float, *, burst: float | None = None) -> None:
         """what: as refusals name it. burst: None for the half of a minute's."""
@@ -49,7 +51,11 @@ class RateLimit:
         """Raises QuotaExceeded, with the time after which there is room again; then nothing is taken."""
         missing = min(cost, self._buckets.burst) - self._buckets.level(tenant, now_s)
         if missing > 0:
-            raise QuotaExceeded(f"{self._what} a minute of tenant {tenant}", int(self._per_minute), missing / self._buckets.per_s)
+            raise QuotaExceeded(
+                f"{self._what} a minute of tenant {tenant}",
+                int(self._per_minute),
+                missing / self._buckets.per_s,
+            )
         self._buckets.spend(tenant, cost, now_s)
 
 

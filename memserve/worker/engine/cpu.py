@@ -1,7 +1,9 @@
-"""What vLLM's CPU platform needs so that one engine serves many without touching each other: its executor, and its LoRA arithmetic.
+"""What vLLM's CPU platform needs so that one engine serves many without touching each other: its executor,
+and its LoRA arithmetic.
 
-vLLM 0.32's own arithmetic (`PunicaWrapperCPU`) takes index -1, which means no adapter, as Python does: it applies the adapter in the last
-slot to every base request that shares a batch with an adapter's. It also copies an adapter's weights once for every token.
+vLLM 0.32's own arithmetic (`PunicaWrapperCPU`) takes index -1, which means no adapter, as Python does: it
+applies the adapter in the last slot to every base request that shares a batch with an adapter's. It also
+copies an adapter's weights once for every token.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from memserve.processes.tether import die_with_parent
 
 Rows = Sequence[tuple[int, Tensor]]
-"""Adapter slots in use, each with the rows (tokens) that belong to it. Rows without an adapter are in none."""
+"""Adapter slots in use, each with the rows (tokens) that belong to it. Rows without an adapter are in
+none.
+"""
 
 
 class CpuExecutor(UniProcExecutor):  # type: ignore[misc]
     """The model in the scheduler's process.
 
-    vLLM's choice, a process for the model beside the scheduler's, has both spin on shared memory while they wait for each other and for a
-    second after. On few cores that starves everything else, Redis too, for up to half a second.
+    vLLM's choice, a process for the model beside the scheduler's, has both spin on shared memory while they
+    wait for each other and for a second after. On few cores that starves everything else, Redis too, for up
+    to half a second.
     """
 
     def _init_executor(self) -> None:
@@ -41,7 +46,9 @@ class CpuExecutor(UniProcExecutor):  # type: ignore[misc]
 
 
 class LoraByAdapter(PunicaWrapperCPU):  # type: ignore[misc]
-    """LoRA for a batch, one adapter after the other: each takes its own rows, and rows without an adapter are left as they are."""
+    """LoRA for a batch, one adapter after the other: each takes its own rows, and rows without an adapter are
+    left as they are.
+    """
 
     def update_metadata(self, *arguments: Any, **keywords: Any) -> None:
         super().update_metadata(*arguments, **keywords)
@@ -51,14 +58,26 @@ class LoraByAdapter(PunicaWrapperCPU):  # type: ignore[misc]
     def _apply_shrink(self, y: Tensor, x: Tensor, w_t_all: Tensor, scale: float) -> None:
         shrink(y.view(-1, y.shape[-1]), x, w_t_all, self._token_rows, scale)
 
-    def _apply_expand(self, y: Tensor, x: Tensor, w_t_all: Tensor, y_offset: int, y_slice_size: int, add_inputs: bool = True) -> None:
+    def _apply_expand(
+        self, y: Tensor, x: Tensor, w_t_all: Tensor, y_offset: int, y_slice_size: int, add_inputs: bool = True
+    ) -> None:
         expand(y, x, w_t_all, self._token_rows, y_offset, y_slice_size, add_inputs)
 
-    def add_lora_embedding(self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **_: Any) -> None:
+    def add_lora_embedding(
+        self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **_: Any
+    ) -> None:
         expand(y, x, lora_b_stacked, self._token_rows, 0, y.shape[-1], add_inputs)
 
     def add_lora_logits(
-        self, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, *, buffer: Tensor | None = None, **_: Any
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: Tensor,
+        lora_b_stacked: Tensor,
+        scale: float,
+        *,
+        buffer: Tensor | None = None,
+        **_: Any,
     ) -> None:
         x = x.view(-1, x.shape[-1])
         if buffer is None:
@@ -69,7 +88,9 @@ class LoraByAdapter(PunicaWrapperCPU):  # type: ignore[misc]
 
 def rows_by_adapter(indices: Tensor) -> Rows:
     """indices: [rows], the adapter's slot, or -1 for none."""
-    return [(slot, (indices == slot).nonzero().squeeze(1)) for slot in sorted(set(indices.tolist())) if slot >= 0]
+    return [
+        (slot, (indices == slot).nonzero().squeeze(1)) for slot in sorted(set(indices.tolist())) if slot >= 0
+    ]
 
 
 def shrink(y: Tensor, x: Tensor, weights: Tensor, rows: Rows, scale: float) -> None:
@@ -85,8 +106,8 @@ def shrink(y: Tensor, x: Tensor, weights: Tensor, rows: Rows, scale: float) -> N
 def expand(y: Tensor, x: Tensor, weights: Tensor, rows: Rows, offset: int, width: int, add: bool) -> None:
     """y[rows, offset : offset + width] += x[rows] @ B of their adapter, transposed; or = where not `add`.
 
-    y: [rows, out]. x: [rows, rank]. weights: [slots, 1, out, rank] or [slots, out, rank]; the adapter and the model may be padded to
-    different widths.
+    y: [rows, out]. x: [rows, rank]. weights: [slots, 1, out, rank] or [slots, out, rank]; the adapter and the
+    model may be padded to different widths.
     """
     for slot, own in rows:
         lora_b = weights[slot].view(weights.shape[-2], weights.shape[-1])

@@ -64,15 +64,19 @@ class Speed:
     def sample(self, tokens: int, seconds: float) -> None:
         if tokens > 0 and seconds > 0:
             rate = tokens / seconds
-            self.tokens_per_s = rate if self.tokens_per_s == 0 else self.tokens_per_s + SPEED_SMOOTHING * (rate - self.tokens_per_s)
+            self.tokens_per_s = (
+                rate
+                if self.tokens_per_s == 0
+                else self.tokens_per_s + SPEED_SMOOTHING * (rate - self.tokens_per_s)
+            )
 
 
 @dataclass
 class Engine:
     """A running engine.
 
-    running: unfinished requests. waiting_tokens: request id to prompt tokens, of those without a first token yet.
-    modules: those that it holds; `loras` and `experts` are how it does.
+    running: unfinished requests. waiting_tokens: request id to prompt tokens, of those without a first token
+    yet. modules: those that it holds; `loras` and `experts` are how it does.
     """
 
     llm: AsyncLLM
@@ -99,11 +103,11 @@ class Engine:
     ) -> AsyncGenerator[EngineDelta, None]:
         """Stream one answer; closing the iterator aborts the engine's work.
 
-        expert: digest of a logit expert, and alpha; alpha 0 is none. tenant: whom the KV that reaches Redis is counted for. keep: store
-        all of the prompt's KV there, at its first use.
+        expert: digest of a logit expert, and alpha; alpha 0 is none. tenant: whom the KV that reaches Redis
+        is counted for. keep: store all of the prompt's KV there, at its first use.
 
-        Raises as `modules.load` when a module cannot be loaded, ValueError or vLLM's VLLMClientError for a request that vLLM refuses, and
-        its EngineDeadError when the engine is gone.
+        Raises as `modules.load` when a module cannot be loaded, ValueError or vLLM's VLLMClientError for a
+        request that vLLM refuses, and its EngineDeadError when the engine is gone.
         """
         async with contextlib.AsyncExitStack() as held:
             lora, arguments = None, {}
@@ -122,11 +126,16 @@ class Engine:
                 min_tokens=sampling.min_tokens,
                 logprobs=0 if sampling.logprobs else None,
                 output_kind=RequestOutputKind.DELTA,
-                extra_args={"kv_transfer_params": {OWNER: owner_parameters(tenant, module_digest, keep)}, **arguments},
+                extra_args={
+                    "kv_transfer_params": {OWNER: owner_parameters(tenant, module_digest, keep)},
+                    **arguments,
+                },
             )
             prompt: Any = {"prompt_token_ids": token_ids, "cache_salt": cache_salt}
             # Closed here, so that the engine has dropped the request before its modules may leave.
-            outputs = await held.enter_async_context(contextlib.aclosing(self.llm.generate(prompt, params, request_id, lora_request=lora)))
+            outputs = await held.enter_async_context(
+                contextlib.aclosing(self.llm.generate(prompt, params, request_id, lora_request=lora))
+            )
             deltas = self._measured(request_id, len(token_ids), outputs, logprobs=sampling.logprobs)
             async for delta in await held.enter_async_context(contextlib.aclosing(deltas)):
                 yield delta
@@ -153,12 +162,16 @@ class Engine:
                 produced += len(made.token_ids)
                 chosen: tuple[float, ...] = ()
                 if logprobs and made.logprobs is not None:
-                    chosen = tuple(step[token].logprob for step, token in zip(made.logprobs, made.token_ids, strict=True))
+                    chosen = tuple(
+                        step[token].logprob for step, token in zip(made.logprobs, made.token_ids, strict=True)
+                    )
                 yield EngineDelta(
                     text=made.text,
                     token_ids=tuple(made.token_ids),
                     logprobs=chosen,
-                    cached=_cached_by_tier(total_cached, output.kv_transfer_params) if output.finished else None,
+                    cached=_cached_by_tier(total_cached, output.kv_transfer_params)
+                    if output.finished
+                    else None,
                     finish_reason=_finish_reason(made.finish_reason) if output.finished else None,
                 )
             self.decode.sample(produced - 1, time.monotonic() - first_s)
@@ -167,37 +180,55 @@ class Engine:
             self.waiting_tokens.pop(request_id, None)
 
     async def try_module(self, digest: str, kind: ModuleKind) -> float:
-        """What the module does to canary prompts: the largest change of a next token's log-probability, or, of a logit expert, of the
-        log-odds of two tokens. 0: nothing at all.
+        """What the module does to canary prompts: the largest change of a next token's log-probability, or,
+        of a logit expert, of the log-odds of two tokens. 0: nothing at all.
 
         Raises as `modules.load`.
         """
         async with self.modules.using(digest, kind):
             draw = random.Random(CANARY_SEED)
             vocabulary = self.llm.model_config.get_vocab_size()
-            prompts = [[draw.randrange(vocabulary) for _ in range(CANARY_TOKENS)] for _ in range(CANARY_PROMPTS)]
+            prompts = [
+                [draw.randrange(vocabulary) for _ in range(CANARY_TOKENS)] for _ in range(CANARY_PROMPTS)
+            ]
             if kind is ModuleKind.LOGIT_EXPERT:
                 # vLLM's log-probabilities are those before logits processors.
                 return await self.experts.effect(digest, self._folder(digest), prompts)
             changes = [
-                largest_change(await self._next_token(prompt, None), await self._next_token(prompt, self.loras.request(digest)))
+                largest_change(
+                    await self._next_token(prompt, None),
+                    await self._next_token(prompt, self.loras.request(digest)),
+                )
                 for prompt in prompts
             ]
         return max(changes)
 
     async def _next_token(self, prompt: list[int], lora: LoRARequest | None) -> dict[int, float]:
-        """The likeliest next tokens and their log-probabilities, the likeliest first. The prompt is shorter than a block: never cached."""
-        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=CANARY_LOGPROBS, output_kind=RequestOutputKind.FINAL_ONLY)
+        """The likeliest next tokens and their log-probabilities, the likeliest first. The prompt is shorter
+        than a block: never cached.
+        """
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, logprobs=CANARY_LOGPROBS, output_kind=RequestOutputKind.FINAL_ONLY
+        )
         salted: Any = {"prompt_token_ids": prompt, "cache_salt": "_canary"}
-        (output,) = [each async for each in self.llm.generate(salted, params, f"canary-{uuid.uuid4().hex}", lora_request=lora)]
+        (output,) = [
+            each
+            async for each in self.llm.generate(
+                salted, params, f"canary-{uuid.uuid4().hex}", lora_request=lora
+            )
+        ]
         (step,) = output.outputs[0].logprobs
-        return {token: each.logprob for token, each in sorted(step.items(), key=lambda item: -item[1].logprob)}
+        return {
+            token: each.logprob for token, each in sorted(step.items(), key=lambda item: -item[1].logprob)
+        }
 
     def _folder(self, digest: str) -> Path:
         return self.modules_root / "modules" / digest
 
     async def warm_up(self) -> None:
-        """Run one short prompt, too short for a full block, so that the first caller does not pay for start-up work."""
+        """Run one short prompt, too short for a full block, so that the first caller does not pay for
+        start-up work.
+        """
         async for _ in self.generate("warm-up", [1, 2, 3], "warm-up", "", Sampling(max_tokens=2)):
             pass
 
@@ -229,7 +260,12 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
     held_loras = max(settings.max_cpu_loras, settings.max_loras)
     absent = absent_kinds(settings, model)
     if ModuleKind.LORA not in absent:
-        arguments.update(enable_lora=True, max_loras=settings.max_loras, max_cpu_loras=held_loras, max_lora_rank=settings.max_lora_rank)
+        arguments.update(
+            enable_lora=True,
+            max_loras=settings.max_loras,
+            max_cpu_loras=held_loras,
+            max_lora_rank=settings.max_lora_rank,
+        )
     llm = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=str(model.path),
@@ -241,7 +277,9 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
             prefix_caching_hash_algo=HASH_ALGORITHM,
             worker_extension_cls=WORKER_EXTENSION,
             kv_transfer_config=kv_transfer,
-            kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="zmq", endpoint=event_endpoint),
+            kv_events_config=KVEventsConfig(
+                enable_kv_cache_events=True, publisher="zmq", endpoint=event_endpoint
+            ),
             disable_log_stats=False,
             **arguments,
         )
@@ -268,7 +306,9 @@ def absent_kinds(settings: Settings, model: ModelFiles) -> dict[ModuleKind, str]
 
 
 def largest_change(base: dict[int, float], changed: dict[int, float]) -> float:
-    """Of a log-probability, over the tokens that are in both; the likeliest come first. Another likeliest token is a change too."""
+    """Of a log-probability, over the tokens that are in both; the likeliest come first. Another likeliest
+    token is a change too.
+    """
     both = base.keys() & changed.keys()
     largest = max((abs(base[token] - changed[token]) for token in both), default=0.0)
     if next(iter(base)) != next(iter(changed)):

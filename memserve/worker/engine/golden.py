@@ -1,4 +1,6 @@
-"""The golden prefix: at start a worker stores KV that it has just computed and reads it back, from the device to Redis and back."""
+"""The golden prefix: at start a worker stores KV that it has just computed and reads it back, from the device
+to Redis and back.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ POLL_S = 0.1
 
 
 class Golden(Enum):
-    """What became of it. UNTESTED: nothing came back, because Redis does not answer or is full. TOO_LONG: no chunk fits the context."""
+    """What became of it. UNTESTED: nothing came back, because Redis does not answer or is full. TOO_LONG: no
+    chunk fits the context.
+    """
 
     SAME = "same"
     DIFFERENT = "different"
@@ -43,9 +47,9 @@ async def check_golden_prefix(
 ) -> Golden:
     """Ask the same prompt with its KV in device memory, and with its KV from Redis.
 
-    Both split the prompt at the same token, so that the log-probabilities are equal bit for bit when the KV is. exact: False for a codec
-    that loses precision; then the first one may differ a little. The engine answers nobody else meanwhile; neither it nor Redis keeps
-    anything.
+    Both split the prompt at the same token, so that the log-probabilities are equal bit for bit when the KV
+    is. exact: False for a codec that loses precision; then the first one may differ a little. The engine
+    answers nobody else meanwhile; neither it nor Redis keeps anything.
     """
     chunk_tokens = namespace.chunk_tokens
     chunks = min(CHUNKS, (model.max_context_tokens - OUTPUT_TOKENS - 1) // chunk_tokens)
@@ -58,7 +62,12 @@ async def check_golden_prefix(
 
     async def ask() -> tuple[tuple[int, ...], tuple[float, ...], CachedTokens]:
         sampling = Sampling(max_tokens=OUTPUT_TOKENS, min_tokens=OUTPUT_TOKENS, logprobs=True)
-        deltas = [delta async for delta in engine.generate(uuid.uuid4().hex, prompt, salt, "", sampling, tenant=TENANT, keep=True)]
+        deltas = [
+            delta
+            async for delta in engine.generate(
+                uuid.uuid4().hex, prompt, salt, "", sampling, tenant=TENANT, keep=True
+            )
+        ]
         tokens = tuple(token for delta in deltas for token in delta.token_ids)
         logprobs = tuple(logprob for delta in deltas for logprob in delta.logprobs)
         return tokens, logprobs, deltas[-1].cached or CachedTokens()
@@ -67,11 +76,16 @@ async def check_golden_prefix(
         await engine.llm.reset_prefix_cache(reset_connector=True)
         blocks = block_keys(prompt, namespace.block_size_tokens, lora=None, cache_salt=salt)
         with contextlib.suppress(CacheUnavailable):
-            await memory.evict_prefix(TENANT, [member(namespace.digest, key) for key in chunk_keys(blocks, namespace.blocks_per_chunk)])
+            await memory.evict_prefix(
+                TENANT,
+                [member(namespace.digest, key) for key in chunk_keys(blocks, namespace.blocks_per_chunk)],
+            )
 
     await ask()
     tokens, logprobs, cached = await ask()
-    assert cached.device == len(prompt) - 1, f"the engine finds {cached} of its own prefix of {len(prompt)} tokens"
+    assert cached.device == len(prompt) - 1, (
+        f"the engine finds {cached} of its own prefix of {len(prompt)} tokens"
+    )
     deadline_s = time.monotonic() + STORED_WITHIN_S
     while time.monotonic() < deadline_s:
         await asyncio.sleep(POLL_S)
@@ -79,7 +93,11 @@ async def check_golden_prefix(
         from_redis, its_logprobs, cached = await ask()
         if cached.redis == len(prompt) - 1:
             await clean_up()
-            same = (from_redis, its_logprobs) == (tokens, logprobs) if exact else abs(its_logprobs[0] - logprobs[0]) < TOLERANCE
+            same = (
+                (from_redis, its_logprobs) == (tokens, logprobs)
+                if exact
+                else abs(its_logprobs[0] - logprobs[0]) < TOLERANCE
+            )
             return Golden.SAME if same else Golden.DIFFERENT
     await clean_up()
     return Golden.UNTESTED

@@ -17,7 +17,8 @@ HOST_TIER_LEAST = 16 * MIB
 
 
 def fit_host_tier(settings: Settings) -> Settings:
-    """The settings with a smaller KV host tier where /dev/shm is as small as in a container, unless its size was chosen.
+    """The settings with a smaller KV host tier where /dev/shm is as small as in a container, unless its size
+    was chosen.
 
     On the CPU it is only the way to Redis and back, so that room for a few chunks is enough.
     """
@@ -34,10 +35,14 @@ def check_memory(settings: Settings) -> None:
     if needed > free:
         fitting = free // each
         advice = f"use --workers {fitting}" if fitting else "stop something else"
-        raise StartupError(f"{settings.workers} workers need about {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free; {advice}")
+        raise StartupError(
+            f"{settings.workers} workers need about {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB "
+            f"are free; {advice}"
+        )
     shared = shutil.disk_usage(SHARED_MEMORY).free
     if settings.kv_host_bytes * settings.workers > shared:
         raise StartupError(
-            f"/dev/shm has {shared // MIB} MiB free and the KV host tier needs {settings.kv_host_bytes * settings.workers // MIB}; "
+            f"/dev/shm has {shared // MIB} MiB free and the KV host tier needs "
+            f"{settings.kv_host_bytes * settings.workers // MIB}; "
             "enlarge it or lower MEMSERVE_KV_HOST_BYTES"
         )

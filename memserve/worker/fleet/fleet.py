@@ -1,4 +1,6 @@
-"""`memserve workers`: generations of workers, each a local Ray with all workers on it. On Kubernetes KubeRay takes this place."""
+"""`memserve workers`: generations of workers, each a local Ray with all workers on it. On Kubernetes KubeRay
+takes this place.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,12 @@ _ERROR = re.compile(r"\b(?:[A-Za-z]+Error|[A-Za-z]+Exception): (?P<text>.+)")
 def keep_workers(settings: Settings) -> int:
     """Keep workers running: SIGHUP has others take their place, SIGINT and SIGTERM stop it all.
 
-    Returns the exit status: not 0 when the first workers do not start; they have said why. Raises StartupError when others run there.
+    Returns the exit status: not 0 when the first workers do not start; they have said why. Raises
+    StartupError when others run there.
     """
     open_data_dir(settings.data)
-    # Two on one data directory would remove each other's logs and settings. Below `memserve up` the directory is locked already.
+    # Two on one data directory would remove each other's logs and settings. Below `memserve up` the directory
+    # is locked already.
     lock = None if os.environ.get(STACK_MARK) == str(settings.data) else lock_data_dir(settings.data)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -63,7 +67,15 @@ def keep_workers(settings: Settings) -> int:
         return True
 
     rules = Rules(
-        command=lambda status: [sys.executable, "-m", "memserve", "workers", "--generation", "--status", str(status)],
+        command=lambda status: [
+            sys.executable,
+            "-m",
+            "memserve",
+            "workers",
+            "--generation",
+            "--status",
+            str(status),
+        ],
         environment=lambda: child_environment(settings, _run_folder(settings) / "generation.json"),
         fits=fits,
         drain=lambda name: drain(settings, name),
@@ -78,7 +90,8 @@ def keep_workers(settings: Settings) -> int:
 
 
 def run_generation(settings: Settings, status: int) -> None:
-    """Start Ray and the workers; SIGHUP restarts the workers one after the other, SIGINT and SIGTERM stop it all.
+    """Start Ray and the workers; SIGHUP restarts the workers one after the other, SIGINT and SIGTERM stop it
+    all.
 
     status: the file descriptor that `Generation` reads. Raises StartupError when the workers do not start.
     """
@@ -108,7 +121,9 @@ def run_generation(settings: Settings, status: int) -> None:
             raise KeyboardInterrupt
 
     def look_at_serve() -> None:
-        """Serve starts no more workers when six starts in a row have failed and none has succeeded since its controller began."""
+        """Serve starts no more workers when six starts in a row have failed and none has succeeded since its
+        controller began.
+        """
         found = serve.status().applications.get(APPLICATION)
         if found is not None and found.status == "DEPLOY_FAILED":
             life.damaged("Serve has given up on the workers")
@@ -126,7 +141,9 @@ def run_generation(settings: Settings, status: int) -> None:
                 serve.run(worker_application(settings, settings_file), name=APPLICATION, route_prefix=None)
             except RuntimeError as error:
                 _keep_logs(settings, ray_dir)
-                raise StartupError(f"the workers did not start: {_root_cause(ray_dir / LOGS, str(error))}") from None
+                raise StartupError(
+                    f"the workers did not start: {_root_cause(ray_dir / LOGS, str(error))}"
+                ) from None
             log.info("%d workers ready", settings.workers)
             life.workers_ready()
             if not serve_watched:

@@ -1,4 +1,6 @@
-"""A worker's port answers gateways only: those that send the credential derived from the salt key that both have."""
+"""A worker's port answers gateways only: those that send the credential derived from the salt key that both
+have.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def _refusal(handler: Handler) -> Handler:
     """Of the same shape: gRPC calls it as it would have called the handler."""
 
     async def refuse(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this port is for gateways with this memserve's salt_key")
+        await context.abort(
+            grpc.StatusCode.UNAUTHENTICATED, "this port is for gateways with this memserve's salt_key"
+        )
 
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler(refuse)

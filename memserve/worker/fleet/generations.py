@@ -1,7 +1,9 @@
-"""Generations of workers. A generation is a child process with a Ray of its own and all workers on it; one serves, and a new one takes
-the place of one that is damaged or that is to be restarted, while the old one goes on answering.
+"""Generations of workers. A generation is a child process with a Ray of its own and all workers on it; one
+serves, and a new one takes the place of one that is damaged or that is to be restarted, while the old one
+goes on answering.
 
-Ray without its GCS cannot start a worker again, and ends by itself after a while. Its workers answer meanwhile over their own ports.
+Ray without its GCS cannot start a worker again, and ends by itself after a while. Its workers answer
+meanwhile over their own ports.
 """
 
 from __future__ import annotations
@@ -33,9 +35,11 @@ Command = Callable[[int], list[str]]
 
 @dataclass
 class Generation:
-    """One, as far as it tells through `status`, a pipe: lines that are `ready`, or `damaged` and what has ended.
+    """One, as far as it tells through `status`, a pipe: lines that are `ready`, or `damaged` and what has
+    ended.
 
-    name: unlike that of any other on this machine. started_s, ready_s: on the monotonic clock; 0: not ready yet.
+    name: unlike that of any other on this machine. started_s, ready_s: on the monotonic clock; 0: not ready
+    yet.
     """
 
     name: str
@@ -65,7 +69,9 @@ class Generation:
                 self.damage = rest
 
     def end(self, grace_s: float) -> None:
-        """End all of its processes: asked first, killed when that takes longer than `grace_s`. 0: killed at once."""
+        """End all of its processes: asked first, killed when that takes longer than `grace_s`. 0: killed at
+        once.
+        """
         if grace_s and not self.ended:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -84,9 +90,9 @@ class Generation:
 class Rules:
     """How generations of workers are started and ended.
 
-    command: the command line of a generation, from the file descriptor that it tells its status through. environment: of its process;
-    may raise OSError. fits: is there memory for a
-    second one beside the first? drain: have the workers of a damaged one, by its name, finish their answers; it returns when they have.
+    command: the command line of a generation, from the file descriptor that it tells its status through.
+    environment: of its process; may raise OSError. fits: is there memory for a second one beside the first?
+    drain: have the workers of a damaged one, by its name, finish their answers; it returns when they have.
     start_within_s: one that is not ready after it is killed. grace_s: from SIGTERM to SIGKILL.
     """
 
@@ -100,7 +106,9 @@ class Rules:
 
 @dataclass
 class Generations:
-    """Keeps one generation serving. All of it runs in one thread, which every child ends with; only ending an old one has its own."""
+    """Keeps one generation serving. All of it runs in one thread, which every child ends with; only ending an
+    old one has its own.
+    """
 
     rules: Rules
     signals: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
@@ -113,8 +121,9 @@ class Generations:
     _leaving: list[threading.Thread] = field(default_factory=list)
 
     def run(self) -> int:
-        """Until SIGINT or SIGTERM comes through `signals`; SIGHUP replaces the workers. Returns the exit status: that of the first
-        generation when it ends before it is ready, else 0."""
+        """Until SIGINT or SIGTERM comes through `signals`; SIGHUP replaces the workers. Returns the exit
+        status: that of the first generation when it ends before it is ready, else 0.
+        """
         self.serving = self._start()
         try:
             while True:
@@ -122,7 +131,12 @@ class Generations:
                     if self.signals.get(timeout=POLL_S) != signal.SIGHUP:
                         return 0
                     self._restart = True
-                if self.serving is not None and self.serving.ended and self._started == 1 and not self.serving.ready_s:
+                if (
+                    self.serving is not None
+                    and self.serving.ended
+                    and self._started == 1
+                    and not self.serving.ready_s
+                ):
                     return self.serving.process.returncode or 1
                 try:
                     self._step()
@@ -141,7 +155,10 @@ class Generations:
         for generation in (self.serving, self.successor):
             if generation is not None:
                 generation.read_status()
-                if not generation.ready_s and time.monotonic() - generation.started_s > self.rules.start_within_s:
+                if (
+                    not generation.ready_s
+                    and time.monotonic() - generation.started_s > self.rules.start_within_s
+                ):
                     log.error("a generation of workers is not ready after %.0f s", self.rules.start_within_s)
                     generation.process.kill()
                     generation.process.wait()
@@ -159,7 +176,11 @@ class Generations:
                 log.info("the new workers are ready; ending the ones before")
                 self._leave(self.serving)
                 self.serving, self.successor, self._restart = self.successor, None, False
-        elif self.serving.ready_s and (self.serving.damage or self._restart) and time.monotonic() >= self._not_before_s:
+        elif (
+            self.serving.ready_s
+            and (self.serving.damage or self._restart)
+            and time.monotonic() >= self._not_before_s
+        ):
             self._replace(self.serving)
 
     def _replace(self, old: Generation) -> None:
@@ -168,11 +189,16 @@ class Generations:
             log.warning("starting new workers beside the present ones: %s", old.damage or "asked to restart")
             self.successor = self._start()
         elif old.damage:
-            log.warning("there is no memory for new workers beside the present ones, which are ended first: %s", old.damage)
+            log.warning(
+                "there is no memory for new workers beside the present ones, which are ended first: %s",
+                old.damage,
+            )
             old.end(0)
             self.serving = None
         else:
-            log.warning("there is no memory for new workers beside the present ones: restarting one after the other")
+            log.warning(
+                "there is no memory for new workers beside the present ones: restarting one after the other"
+            )
             old.process.send_signal(signal.SIGHUP)
             self._restart = False
 

@@ -1,4 +1,6 @@
-"""How the workers of a generation leave whose Ray can no longer tell them to: they look for a file, finish their answers, and end."""
+"""How the workers of a generation leave whose Ray can no longer tell them to: they look for a file, finish
+their answers, and end.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def leaving_file(settings: Settings, generation: str) -> Path:
 
 
 def events_socket(settings: Settings, pid: int) -> Path:
-    """Where the engine of the worker with that process id publishes its events; it is there as long as the worker."""
+    """Where the engine of the worker with that process id publishes its events; it is there as long as the
+    worker.
+    """
     return settings.data / "run" / f"{pid}.ev"
 
 
@@ -30,11 +34,17 @@ def serving_file(settings: Settings, pid: int) -> Path:
 
 def serving_workers(settings: Settings, generation: str) -> list[int]:
     """The process ids of the workers of a generation that take requests."""
-    return [process.pid for process in processes_with({GENERATION: generation}) if serving_file(settings, process.pid).exists()]
+    return [
+        process.pid
+        for process in processes_with({GENERATION: generation})
+        if serving_file(settings, process.pid).exists()
+    ]
 
 
 def drain(settings: Settings, generation: str) -> None:
-    """Have its workers finish their answers and end. Returns when they have, or when they take longer than they may."""
+    """Have its workers finish their answers and end. Returns when they have, or when they take longer than
+    they may.
+    """
     file = leaving_file(settings, generation)
     deadline_s = time.monotonic() + settings.shutdown_grace_s
     with contextlib.suppress(OSError):

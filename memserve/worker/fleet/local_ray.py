@@ -1,4 +1,5 @@
-"""A Ray that only this user of this machine reaches: loopback, token authentication, none of the processes that memserve does not need.
+"""A Ray that only this user of this machine reaches: loopback, token authentication, none of the processes
+that memserve does not need.
 
 Ray 2.60 has no settings for much of this, so private parts of it are replaced here, and here only;
 `tests/worker/fleet/test_local_ray.py` holds each of them.
@@ -21,14 +22,16 @@ from memserve.errors import StartupError
 from memserve.private_files import kept_secret
 
 HOST = "127.0.0.1"
-# A unix socket's path has 107 bytes; Ray's longest below a temporary directory, with a process id of seven digits, has 86.
+# A unix socket's path has 107 bytes; Ray's longest below a temporary directory, with a process id of seven
+# digits, has 86.
 TEMPORARY_PATH_MAX = 21
 
 
 def ray_environment(data: Path) -> dict[str, str]:
     """What Ray reads when it is imported, in this process and in all that it starts. Raises StartupError.
 
-    data: where the token is kept. Without the token nobody joins the cluster, sends it a task, or calls one of its ports.
+    data: where the token is kept. Without the token nobody joins the cluster, sends it a task, or calls one
+    of its ports.
     """
     token = data / "ray_token"
     kept_secret(token)
@@ -36,11 +39,12 @@ def ray_environment(data: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        # Ray keeps to loopback where it takes the machine for one that cannot be part of a cluster; elsewhere it replaces
-        # a loopback address by the machine's outer one.
+        # Ray keeps to loopback where it takes the machine for one that cannot be part of a cluster; elsewhere
+        # it replaces a loopback address by the machine's outer one.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_worker_niceness": "0",
-        # Ray ends all workers when its GCS has been away for this long. They serve without it until others have taken their place.
+        # Ray ends all workers when its GCS has been away for this long. They serve without it until others
+        # have taken their place.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "900",
         # The replica's own gRPC server and vLLM share its event loop.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -48,7 +52,9 @@ def ray_environment(data: Path) -> dict[str, str]:
 
 
 def start_local_ray(folder: Path, num_cpus: int) -> None:
-    """Start Ray below the folder, from `private_ray_dir`. `ray_environment` must be in the environment, and Ray not yet imported."""
+    """Start Ray below the folder, from `private_ray_dir`. `ray_environment` must be in the environment, and
+    Ray not yet imported.
+    """
     import ray
 
     _leave_out_helpers()
@@ -65,14 +71,17 @@ def start_local_ray(folder: Path, num_cpus: int) -> None:
 
 
 def listen_to_gcs_no_more() -> None:
-    """End this process's threads that wait for messages from the GCS. When it is dead, Ray asks it again without a pause: a whole core."""
+    """End this process's threads that wait for messages from the GCS. When it is dead, Ray asks it again
+    without a pause: a whole core.
+    """
     from ray._private.worker import global_worker
 
     global_worker.threads_stopped.set()
 
 
 def private_ray_dir(data: Path) -> Path:
-    """A new directory with a short path, because Ray keeps unix sockets below it. Those that killed fleets left are removed.
+    """A new directory with a short path, because Ray keeps unix sockets below it. Those that killed fleets
+    left are removed.
 
     Ray gives everybody all rights to the directory that it gets, so its parent is the private one.
     Raises StartupError where no temporary directory has a short path.
@@ -94,7 +103,10 @@ def _short_temporary_directory() -> str:
         if len(os.fsencode(place)) <= TEMPORARY_PATH_MAX and os.access(place, os.W_OK | os.X_OK):
             return place
     rule = f"at most {TEMPORARY_PATH_MAX} bytes, for Ray's unix sockets"
-    raise StartupError(f"the path of the temporary directory {tempfile.gettempdir()} is too long: set TMPDIR to one of {rule}")
+    raise StartupError(
+        f"the path of the temporary directory {tempfile.gettempdir()} is too long: set TMPDIR to one "
+        f"of {rule}"
+    )
 
 
 def remove_ray_dir(folder: Path) -> None:
@@ -104,7 +116,8 @@ def remove_ray_dir(folder: Path) -> None:
 
 
 def serve_on_loopback() -> None:
-    """Bind the port that Ray Serve opens in every replica for calls between replicas, which memserve has none of, to loopback.
+    """Bind the port that Ray Serve opens in every replica for calls between replicas, which memserve has none
+    of, to loopback.
 
     For the replica's process, before Serve has initialised it.
     """
@@ -122,10 +135,14 @@ def serve_on_loopback() -> None:
 def serve_log_kept() -> Iterator[None]:
     """Around what sets logging up anew, as vLLM's import does, which closes the handlers that are there.
 
-    A new Serve controller asks every replica for the file of its log. A replica whose handler is closed raises, and is stopped: without
-    this all workers end with their controller.
+    A new Serve controller asks every replica for the file of its log. A replica whose handler is closed
+    raises, and is stopped: without this all workers end with their controller.
     """
-    handlers = [each for each in logging.getLogger("ray.serve").handlers if isinstance(each, logging.handlers.MemoryHandler)]
+    handlers = [
+        each
+        for each in logging.getLogger("ray.serve").handlers
+        if isinstance(each, logging.handlers.MemoryHandler)
+    ]
     targets = [(handler, handler.target) for handler in handlers]
     yield
     for handler, target in targets:
@@ -145,7 +162,9 @@ def _leave_out_helpers() -> None:
 
 
 def forget_settings_environment() -> None:
-    """Take memserve's settings out of the environment before Ray hands it on to all of its processes: secrets may be among them."""
+    """Take memserve's settings out of the environment before Ray hands it on to all of its processes: secrets
+    may be among them.
+    """
     for name in [name for name in os.environ if name.startswith("MEMSERVE_")]:
         del os.environ[name]
 

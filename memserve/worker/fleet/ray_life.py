@@ -24,8 +24,9 @@ NEEDED = {GCS, RAYLET}
 class RayLife:
     """Of the Ray that this process starts. `look` is called again and again, from before Ray is started.
 
-    status: the file descriptor that `Generation` reads. serving: whether all workers take requests; a moment before Serve says that they
-    are ready. ready: they are. damage: what has ended that they can go on without, or "".
+    status: the file descriptor that `Generation` reads. serving: whether all workers take requests; a moment
+    before Serve says that they are ready. ready: they are. damage: what has ended that they can go on
+    without, or "".
     """
 
     status: int
@@ -40,10 +41,18 @@ class RayLife:
             self._tell(READY)
 
     def look(self) -> None:
-        """End this process when Ray can start no workers, or has none any more; others are started when it has ended."""
+        """End this process when Ray can start no workers, or has none any more; others are started when it
+        has ended.
+        """
         if len(self._seen) < len(NEEDED):
-            self._seen.update({child.name(): child for child in psutil.Process().children() if child.name() in NEEDED})
-        ended = {name for name, process in self._seen.items() if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE}
+            self._seen.update(
+                {child.name(): child for child in psutil.Process().children() if child.name() in NEEDED}
+            )
+        ended = {
+            name
+            for name, process in self._seen.items()
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        }
         if GCS in ended and not self.ready and self.serving():
             self.workers_ready()
         if RAYLET in ended or (GCS in ended and not self.ready):

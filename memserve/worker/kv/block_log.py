@@ -37,7 +37,9 @@ class BlockEvent:
 
 
 class BlockLog:
-    """Held keys and the last `LOG_EVENTS` changes. A key is held while any medium of the engine (device, host) has it."""
+    """Held keys and the last `LOG_EVENTS` changes. A key is held while any medium of the engine (device,
+    host) has it.
+    """
 
     def __init__(self) -> None:
         self.sequence = 0
@@ -96,9 +98,11 @@ class BlockLog:
 
 
 async def follow_engine_events(endpoint: str, log: BlockLog) -> None:
-    """Feed `log` from vLLM's event publisher at `endpoint` until cancelled. A gap in the numbering clears the log.
+    """Feed `log` from vLLM's event publisher at `endpoint` until cancelled. A gap in the numbering clears the
+    log.
 
-    So does whatever ends this: what happens until it is called again is not known. Raises what a message that cannot be read raises.
+    So does whatever ends this: what happens until it is called again is not known. Raises what a message that
+    cannot be read raises.
 
     Source: vllm.distributed.kv_events, messages of [topic, 8-byte big-endian sequence, msgpack batch].
     """

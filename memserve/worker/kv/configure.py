@@ -1,4 +1,6 @@
-"""What an engine is told of the activation memory: the namespace its KV lives under, and vLLM's offloading configuration."""
+"""What an engine is told of the activation memory: the namespace its KV lives under, and vLLM's offloading
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ def activation_memory(settings: Settings, model: ModelFiles, model_digest: str) 
     """Returns the namespace and what `AsyncEngineArgs(kv_transfer_config=...)` takes."""
     platform: Platform = "cpu" if current_platform.is_cpu() else "cuda"
     if platform == "cpu" and settings.block_tokens % CPU_BLOCK_TOKENS:
-        raise StartupError(f"setting block_tokens: must be a multiple of {CPU_BLOCK_TOKENS} on the CPU, not {settings.block_tokens}")
+        raise StartupError(
+            f"setting block_tokens: must be a multiple of {CPU_BLOCK_TOKENS} on the CPU, not "
+            f"{settings.block_tokens}"
+        )
     namespace = CacheNamespace(
         model_digest=model_digest,
         kv_dtype=model.dtype,
@@ -37,7 +42,9 @@ def activation_memory(settings: Settings, model: ModelFiles, model_digest: str) 
             tensor_parallel_size=1,
         ),
         block_size_tokens=settings.block_tokens,
-        blocks_per_chunk=chunk_blocks(kv_bytes_per_token=model.kv_bytes_per_token, block_size_tokens=settings.block_tokens),
+        blocks_per_chunk=chunk_blocks(
+            kv_bytes_per_token=model.kv_bytes_per_token, block_size_tokens=settings.block_tokens
+        ),
         codec=settings.kv_codec,
     )
     tier = RedisTierSettings(
@@ -53,7 +60,10 @@ def activation_memory(settings: Settings, model: ModelFiles, model_digest: str) 
         io_timeout_s=settings.kv_io_timeout_ms / 1000,
     )
     transfer = kv_transfer_config(
-        platform=platform, tier=tier, host_bytes=settings.kv_host_bytes, blocks_per_chunk=namespace.blocks_per_chunk
+        platform=platform,
+        tier=tier,
+        host_bytes=settings.kv_host_bytes,
+        blocks_per_chunk=namespace.blocks_per_chunk,
     )
     return namespace, transfer
 

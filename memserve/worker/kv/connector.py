@@ -1,4 +1,6 @@
-"""vLLM's offloading connector, and what memserve adds to it: which tier a request's cached tokens came from."""
+"""vLLM's offloading connector, and what memserve adds to it: which tier a request's cached tokens came
+from.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,13 @@ LEAST_PREFILL_TOKENS = 64
 
 
 class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
-    """`OffloadingConnector` that reports cached tokens by tier when a request ends, and ends its process with its parent."""
+    """`OffloadingConnector` that reports cached tokens by tier when a request ends, and ends its process with
+    its parent.
+    """
 
-    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._loaded: dict[str, dict[str, int]] = {}
         # Steps of the engine that are under way: when each began, and the prompt tokens that it computes.
@@ -50,8 +56,11 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
             if isinstance(manager, EarlyLoadingManager):
                 manager.enabled = computes_what_fails_to_load(kv_cache_config)
 
-    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
-        # vLLM asks every millisecond, and looks up every chunk each time. That keeps the GIL from the threads that load them.
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        # vLLM asks every millisecond, and looks up every chunk each time. That keeps the GIL from the threads
+        # that load them.
         if any(tier.only_waits(request.request_id) for tier in self._redis_tiers()):
             return None, False
         matched: tuple[int | None, bool] = super().get_num_new_matched_tokens(request, num_computed_tokens)
@@ -61,7 +70,9 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         meta = super().build_connector_meta(scheduler_output)
         scheduled = scheduler_output.num_scheduled_tokens
         # A request that decodes has one token in a step (speculation apart).
-        self._steps.append((time.monotonic(), sum(tokens for tokens in scheduled.values() if tokens >= LEAST_PREFILL_TOKENS)))
+        self._steps.append(
+            (time.monotonic(), sum(tokens for tokens in scheduled.values() if tokens >= LEAST_PREFILL_TOKENS))
+        )
         return meta
 
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
@@ -83,7 +94,9 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         manager = self.connector_scheduler.manager if self.connector_scheduler is not None else None
         return [tier for tier in getattr(manager, "secondary_tiers", ()) if isinstance(tier, RedisTier)]
 
-    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
         super().update_state_after_alloc(request, blocks, num_external_tokens)
         if num_external_tokens > 0:
             self._count_loaded(request, num_external_tokens)
@@ -114,14 +127,18 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
                 self._load_fell_short(request_id, end_tokens)
 
     def _load_fell_short(self, request_id: str, end_tokens: int) -> None:
-        """A request that was given cached tokens computes some of them after all, from the chunk on that ends at `end_tokens`."""
+        """A request that was given cached tokens computes some of them after all, from the chunk on that ends
+        at `end_tokens`.
+        """
         scheduler = self.connector_scheduler
         state = scheduler._req_status.get(request_id) if scheduler is not None else None
         if state is None or state.req.is_finished():
             return
         for group_config, group in zip(scheduler.config.kv_group_configs, state.group_states, strict=True):
             chunk = end_tokens // group_config.tokens_per_chunk - 1
-            group.next_stored_chunk_idx = min(group.next_stored_chunk_idx, chunk)  # what is computed is stored
+            group.next_stored_chunk_idx = min(
+                group.next_stored_chunk_idx, chunk
+            )  # what is computed is stored
             came_tokens = max(0, chunk * group_config.tokens_per_chunk - state.num_locally_computed_tokens)
         stats = state.req.prefill_stats
         if stats is not None and not state.req.num_preemptions:  # they are of the first admission
@@ -131,10 +148,14 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self._with_tiers(request, *super().request_finished(request, block_ids))
 
-    def request_finished_all_groups(self, request: Request, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
         return self._with_tiers(request, *super().request_finished_all_groups(request, block_ids))
 
-    def _with_tiers(self, request: Request, delay_free: bool, params: dict[str, Any] | None) -> tuple[bool, dict[str, Any] | None]:
+    def _with_tiers(
+        self, request: Request, delay_free: bool, params: dict[str, Any] | None
+    ) -> tuple[bool, dict[str, Any] | None]:
         loaded = self._loaded.pop(request.request_id, None)
         if loaded is not None:
             params = {**(params or {}), CACHED_BY_TIER: loaded}
@@ -142,8 +163,9 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
 
 
 def computes_what_fails_to_load(kv_cache_config: KVCacheConfig) -> bool:
-    """Whether vLLM takes up a prefix where blocks of it failed to load. With several groups it does not know whose they are; with a
-    sliding window the blocks before them, which it needs again, were never allocated."""
+    """Whether vLLM takes up a prefix where blocks of it failed to load. With several groups it does not know
+    whose they are; with a sliding window the blocks before them, which it needs again, were never allocated.
+    """
     groups = kv_cache_config.kv_cache_groups
     return len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
 
@@ -151,7 +173,8 @@ def computes_what_fails_to_load(kv_cache_config: KVCacheConfig) -> bool:
 def exit_with_parent() -> None:
     """End this process when the one that started it is gone.
 
-    vLLM's engine process outlives a front-end that is killed with -9; it would keep its memory and its shared-memory file.
+    vLLM's engine process outlives a front-end that is killed with -9; it would keep its memory and its
+    shared-memory file.
     """
     parent = os.getppid()
 

@@ -1,4 +1,6 @@
-"""The copies of KV offloading on the CPU platform: between the paged KV tensors ("device" memory) and the host region, in one process."""
+"""The copies of KV offloading on the CPU platform: between the paged KV tensors ("device" memory) and the
+host region, in one process.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 
 from memserve.worker.kv.early_loads import Arrival, ArrivingLoadSpec
 
-# The scheduler's thread is needed again for requests that arrive; the shortest step of a model of half a billion weights takes as long.
+# The scheduler's thread is needed again for requests that arrive; the shortest step of a model of half a
+# billion weights takes as long.
 _MOST_WAIT_S = 0.02
 # For the next chunks; a chunk of 1.5 MB takes 0.4 ms from a Redis on the same machine.
 _CHUNK_WAIT_S = 0.001
@@ -35,7 +38,9 @@ _CHUNKS_AT_ONCE = 2
 
 
 class _Piece(NamedTuple):
-    """What is in one chunk, together: KV tensors of a group, device blocks in order, the host chunk, and the first block's place in it."""
+    """What is in one chunk, together: KV tensors of a group, device blocks in order, the host chunk, and the
+    first block's place in it.
+    """
 
     refs: list[CanonicalKVCacheRef]
     blocks: npt.NDArray[np.int64]
@@ -45,7 +50,9 @@ class _Piece(NamedTuple):
 
 @dataclass(slots=True)
 class _Transfer:
-    """A load or store under way. awaited: pieces whose chunks are still on their way, in the order in which they are asked for."""
+    """A load or store under way. awaited: pieces whose chunks are still on their way, in the order in which
+    they are asked for.
+    """
 
     job_id: int
     started_s: float
@@ -54,24 +61,30 @@ class _Transfer:
 
 
 class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
-    """Copies blocks between the paged KV tensors and the shared region, on the calling thread: at memory speed, in milliseconds.
+    """Copies blocks between the paged KV tensors and the shared region, on the calling thread: at memory
+    speed, in milliseconds.
 
-    A chunk that is still on its way from Redis is copied by the first `get_finished` or `wait_for_chunks` after it has come.
+    A chunk that is still on its way from Redis is copied by the first `get_finished` or `wait_for_chunks`
+    after it has come.
     """
 
     here: ClassVar[WeakValueDictionary[str, CpuOffloadingWorker]] = WeakValueDictionary()
     """Those of this process, by engine."""
 
-    def __init__(self, engine_id: str, kv_caches: CanonicalKVCaches, blocks_per_chunk: int, region: SharedOffloadRegion) -> None:
+    def __init__(
+        self, engine_id: str, kv_caches: CanonicalKVCaches, blocks_per_chunk: int, region: SharedOffloadRegion
+    ) -> None:
         self._region = region
         self._blocks_per_chunk = blocks_per_chunk
         self._page_bytes = [tensor.page_size_bytes for tensor in kv_caches.tensors]
         # [blocks, page_bytes] and [chunks, page_bytes * blocks_per_chunk], one of each for every KV tensor.
         self._pages: list[npt.NDArray[np.int8]] = [
-            cache.tensor.view(torch.int8).view(-1, cache.page_size_bytes).numpy() for cache in kv_caches.tensors
+            cache.tensor.view(torch.int8).view(-1, cache.page_size_bytes).numpy()
+            for cache in kv_caches.tensors
         ]
         self._chunks: list[npt.NDArray[np.int8]] = [
-            region.create_next_worker_view(page_bytes * blocks_per_chunk).numpy() for page_bytes in self._page_bytes
+            region.create_next_worker_view(page_bytes * blocks_per_chunk).numpy()
+            for page_bytes in self._page_bytes
         ]
         self._refs_by_group: list[list[CanonicalKVCacheRef]] = kv_caches.group_data_refs
         self._under_way: list[_Transfer] = []
@@ -97,7 +110,8 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
     def wait_for_chunks(self) -> None:
         """For a step of the engine that computes nothing: copy chunks as they come, until a load is complete.
 
-        Gives up when the next one does not come soon, and after a few milliseconds: what arrives at the engine meanwhile waits.
+        Gives up when the next one does not come soon, and after a few milliseconds: what arrives at the
+        engine meanwhile waits.
         """
         deadline_s = time.monotonic() + _MOST_WAIT_S
         while self._under_way and not self._finished and time.monotonic() < deadline_s:
@@ -138,7 +152,9 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         return True
 
     def _go_on(self, transfer: _Transfer) -> None:
-        """Copy what has come by now. To vLLM a load that lost chunks has succeeded: it is told of the blocks apart."""
+        """Copy what has come by now. To vLLM a load that lost chunks has succeeded: it is told of the blocks
+        apart.
+        """
         while transfer.awaited and transfer.awaited[0][1].done():
             piece, arrival = transfer.awaited.popleft()
             if arrival.result():
@@ -148,7 +164,12 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         if not transfer.awaited:
             self._under_way.remove(transfer)
             seconds = time.perf_counter() - transfer.started_s
-            result = TransferResult(job_id=transfer.job_id, success=True, transfer_size=transfer.copied_bytes, transfer_time=seconds)
+            result = TransferResult(
+                job_id=transfer.job_id,
+                success=True,
+                transfer_size=transfer.copied_bytes,
+                transfer_time=seconds,
+            )
             self._finished.append(result)
 
     def _copy(self, piece: _Piece, *, to_host: bool) -> int:
@@ -159,7 +180,9 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
             page_bytes = self._page_bytes[ref.tensor_idx]
             start = piece.slot * page_bytes
             pages = self._pages[ref.tensor_idx]
-            parts = self._chunks[ref.tensor_idx][piece.chunk, start : start + count * page_bytes].reshape(count, page_bytes)
+            parts = self._chunks[ref.tensor_idx][piece.chunk, start : start + count * page_bytes].reshape(
+                count, page_bytes
+            )
             parts = parts[:, : ref.page_size_bytes]
             if to_host:
                 parts[:] = pages[piece.blocks, : ref.page_size_bytes]
@@ -175,7 +198,9 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         Source: vllm/v1/kv_offload/cpu/gpu_worker.py 0.32, `SingleDirectionOffloadingHandler.transfer_async`.
         """
         first_block = first_chunk = 0
-        for refs, blocks, first_index in zip(self._refs_by_group, device.group_sizes, device.block_indices, strict=True):
+        for refs, blocks, first_index in zip(
+            self._refs_by_group, device.group_sizes, device.block_indices, strict=True
+        ):
             if not blocks:
                 continue
             skipped = first_index % self._blocks_per_chunk

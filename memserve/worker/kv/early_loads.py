@@ -1,8 +1,10 @@
-"""vLLM's tiers of KV on the CPU, but that a prefix found in Redis is given its blocks when it is found, not when it has come.
+"""vLLM's tiers of KV on the CPU, but that a prefix found in Redis is given its blocks when it is found, not
+when it has come.
 
-vLLM first loads a prefix into host memory, all of it, then allocates blocks and copies it there. On the CPU both are memory of one process:
-here each chunk is copied to its blocks when it has come and is verified, while those behind it are still on their way. Chunks that do
-not come are reported as blocks that failed to load, and vLLM computes from the first of them on.
+vLLM first loads a prefix into host memory, all of it, then allocates blocks and copies it there. On the CPU
+both are memory of one process: here each chunk is copied to its blocks when it has come and is verified,
+while those behind it are still on their way. Chunks that do not come are reported as blocks that failed to
+load, and vLLM computes from the first of them on.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ from typing import TYPE_CHECKING
 from vllm.v1.kv_offload.base import LoadStoreSpec, LookupResult, OffloadKey, ReqContext, ScheduleEndContext
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
-from vllm.v1.kv_offload.tiering.manager import CPUPrimaryTierOffloadingManager, JobMetadata, TieringOffloadingManager
+from vllm.v1.kv_offload.tiering.manager import (
+    CPUPrimaryTierOffloadingManager,
+    JobMetadata,
+    TieringOffloadingManager,
+)
 
 from memserve.worker.kv.redis_tier import RedisTier
 
@@ -27,7 +33,9 @@ Arrival = Future[bool]
 
 
 class ArrivingLoadSpec(CPULoadStoreSpec):  # type: ignore[misc]
-    """Host chunks to load from, some still on their way. Goes from the scheduler to the worker within a process."""
+    """Host chunks to load from, some still on their way. Goes from the scheduler to the worker within a
+    process.
+    """
 
     def __init__(self, chunk_ids: list[int], arrivals: Sequence[Arrival | None]) -> None:
         """arrivals: one for each chunk; None for one that is there."""
@@ -37,17 +45,20 @@ class ArrivingLoadSpec(CPULoadStoreSpec):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _EarlyLoad:
-    """A chunk whose blocks were allocated before it had come. pinned: it has since, and is kept in host memory until it is copied."""
+    """A chunk whose blocks were allocated before it had come. pinned: it has since, and is kept in host
+    memory until it is copied.
+    """
 
     arrival: Arrival
     pinned: bool = False
 
 
 class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
-    """`TieringOffloadingManager` whose look-ups count a chunk as there in the step in which its load from Redis is decided.
+    """`TieringOffloadingManager` whose look-ups count a chunk as there in the step in which its load from
+    Redis is decided.
 
-    Whoever cannot use that now (there are no free blocks, or another request loads a part of the prefix already) looks again until all has
-    come, as vLLM does. All of it is called on the scheduler's thread.
+    Whoever cannot use that now (there are no free blocks, or another request loads a part of the prefix
+    already) looks again until all has come, as vLLM does. All of it is called on the scheduler's thread.
     """
 
     def __init__(
@@ -60,7 +71,9 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         super().__init__(primary_tier, secondary_tiers)
         self._worker = worker
         self.enabled = True
-        """Whether vLLM can compute what fails to load: set by the connector, which knows the model's KV cache groups."""
+        """Whether vLLM can compute what fails to load: set by the connector, which knows the model's KV cache
+        groups.
+        """
         # Of this step, by request and chunk: the tier that is to load it.
         self._found: dict[tuple[str, OffloadKey], RedisTier] = {}
         # Of this step, by request: chunks that were there, and those of them that no load may evict now.
@@ -69,7 +82,9 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         self._early: dict[tuple[str, OffloadKey], _EarlyLoad] = {}
         self._lost: dict[str, int] = {}
 
-    def lookup(self, key: OffloadKey, req_context: ReqContext, *, exclude_tier_idx: int | None = None) -> LookupResult:
+    def lookup(
+        self, key: OffloadKey, req_context: ReqContext, *, exclude_tier_idx: int | None = None
+    ) -> LookupResult:
         result = super().lookup(key, req_context, exclude_tier_idx=exclude_tier_idx)
         if result is LookupResult.HIT:
             self._hits.setdefault(req_context.req_id, []).append(key)
@@ -104,11 +119,15 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
                 pinned.append(key)
             if early is not None and not early.arrival.result(0):
                 end_tokens = req_context.get_offload_key_position(key) or 0
-                self._lost[req_context.req_id] = min(end_tokens, self._lost.get(req_context.req_id, end_tokens))
+                self._lost[req_context.req_id] = min(
+                    end_tokens, self._lost.get(req_context.req_id, end_tokens)
+                )
         super().complete_load(pinned, req_context)
 
     def take_lost(self) -> dict[str, int]:
-        """By request: where the first chunk ends, in tokens, that was counted as there and did not come. Since the last call."""
+        """By request: where the first chunk ends, in tokens, that was counted as there and did not come.
+        Since the last call.
+        """
         lost, self._lost = self._lost, {}
         return lost
 
@@ -135,7 +154,8 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         if not (self.enabled and isinstance(tier, RedisTier) and self._worker() is not None):
             begun: bool = super()._initiate_promotion(tier_idx, key, req_context)
             return begun
-        # What this request was told is there must be when its blocks are allocated; vLLM would look it up again before.
+        # What this request was told is there must be when its blocks are allocated; vLLM would look it up
+        # again before.
         hits = self._hits.pop(req_context.req_id, None)
         if hits:
             self.primary_tier.prepare_read(hits, req_context)

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
-from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingGaugeMetadata, OffloadingMetricMetadata
+from vllm.v1.kv_offload.base import (
+    OffloadingCounterMetadata,
+    OffloadingGaugeMetadata,
+    OffloadingMetricMetadata,
+)
 
 from memserve.kv.outcomes import StoreStats
 from memserve.policy.kv.loading import Decision
@@ -30,13 +34,25 @@ COUNTERS = {
 # By one label.
 LABELLED = {
     "refused": ("reason", "Values found in Redis that did not verify, and were deleted."),
-    "not_admitted": ("reason", "Chunks that the ledger would not have: no_room, not_yet (a first use), busy (another stores it)."),
-    "removed": ("reason", "Chunks that this worker removed: tenant_quota, cache_quota, expired, abandoned, again, refused, vanished."),
-    "loop_failures": ("loop", "Steps of background threads that failed and are taken again: kv_upkeep, kv_topology."),
+    "not_admitted": (
+        "reason",
+        "Chunks that the ledger would not have: no_room, not_yet (a first use), busy (another stores it).",
+    ),
+    "removed": (
+        "reason",
+        "Chunks that this worker removed: tenant_quota, cache_quota, expired, abandoned, again, "
+        "refused, vanished.",
+    ),
+    "loop_failures": (
+        "loop",
+        "Steps of background threads that failed and are taken again: kv_upkeep, kv_topology.",
+    ),
     "load_decisions": ("decision", "Prefixes found in Redis: load, shortened, recompute, probe, unmeasured."),
 }
 GAUGES = {
-    "circuit_state": "0: Redis answers. 1: one call is out to see whether it does again. 2: it does not, and is not asked.",
+    "circuit_state": "0: Redis answers. 1: one call is out to see whether it does again. 2: it does not, "
+    "and is not "
+    "asked.",
     "cache_bytes": "Bytes that the ledger counts in Redis, of all tenants, when this worker last asked.",
     "cache_quota_bytes": "The quota of all tenants together. 0: none.",
 }
@@ -46,16 +62,25 @@ def metric_definitions() -> dict[str, OffloadingMetricMetadata]:
     """By full name, without the `_total` that prometheus_client adds to counters."""
     return {
         **{PREFIX + name: OffloadingCounterMetadata(documentation=text) for name, text in COUNTERS.items()},
-        **{PREFIX + name: OffloadingCounterMetadata(documentation=text, labelnames=(label,)) for name, (label, text) in LABELLED.items()},
+        **{
+            PREFIX + name: OffloadingCounterMetadata(documentation=text, labelnames=(label,))
+            for name, (label, text) in LABELLED.items()
+        },
         **{PREFIX + name: OffloadingGaugeMetadata(documentation=text) for name, text in GAUGES.items()},
     }
 
 
-def tier_stats(taken: StoreStats, decisions: Mapping[Decision, int], dropped_chunks: int) -> OffloadingConnectorStats:
+def tier_stats(
+    taken: StoreStats, decisions: Mapping[Decision, int], dropped_chunks: int
+) -> OffloadingConnectorStats:
     """The counters' growth; the gauges are the tier's to add."""
     stats = OffloadingConnectorStats()
     for name in COUNTERS:
-        if value := dropped_chunks if name == "stores_dropped" else getattr(taken, name.replace("_seconds", "_s")):
+        if (
+            value := dropped_chunks
+            if name == "stores_dropped"
+            else getattr(taken, name.replace("_seconds", "_s"))
+        ):
             stats.increase_counter(PREFIX + name, value)
     labelled: dict[str, Mapping[Any, int]] = {
         "refused": taken.refused,

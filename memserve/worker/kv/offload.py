@@ -1,7 +1,7 @@
 """vLLM's KV offloading as a worker uses it: which connector and spec by platform, and the host regions.
 
-On CUDA the stock `TieringOffloadingSpec` moves blocks between device and host memory. On the CPU platform it refuses to make a worker, and
-only there `CpuTieringOffloadingSpec` takes its place.
+On CUDA the stock `TieringOffloadingSpec` moves blocks between device and host memory. On the CPU platform it
+refuses to make a worker, and only there `CpuTieringOffloadingSpec` takes its place.
 """
 
 from __future__ import annotations
@@ -28,20 +28,27 @@ from memserve.worker.kv.redis_tier import RedisTier, RedisTierSettings
 Platform = Literal["cpu", "cuda"]
 
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 2 << 20
-# Of a prefix, its last partial chunk is lost: 3 % of 3,000 tokens at most, or so many tokens where that makes a chunk of a good size.
+# Of a prefix, its last partial chunk is lost: 3 % of 3,000 tokens at most, or so many tokens where that makes
+# a chunk of a good size.
 _MAX_LOST_TOKENS = 90
 _MAX_LOST_TOKENS_FOR_SIZE = 128
 
 
 def kv_transfer_config(
-    *, platform: Platform, tier: RedisTierSettings, host_bytes: int, blocks_per_chunk: int, engine_id: str | None = None
+    *,
+    platform: Platform,
+    tier: RedisTierSettings,
+    host_bytes: int,
+    blocks_per_chunk: int,
+    engine_id: str | None = None,
 ) -> KVTransferConfig:
-    """What `AsyncEngineArgs(kv_transfer_config=…)` takes for an engine whose KV goes to host memory and on to Redis.
+    """What `AsyncEngineArgs(kv_transfer_config=…)` takes for an engine whose KV goes to host memory and on to
+    Redis.
 
-    host_bytes: of the host tier, all of it shared memory in /dev/shm, taken at start. On the CPU platform it is only the way to Redis and
-    back, so room for a few prompts is enough. blocks_per_chunk: from `chunk_blocks`.
-    The engine also needs prefix_caching_hash_algo="sha256_cbor", enable_prefix_caching=True and the block size that `blocks_per_chunk`
-    was computed for.
+    host_bytes: of the host tier, all of it shared memory in /dev/shm, taken at start. On the CPU platform it
+    is only the way to Redis and back, so room for a few prompts is enough. blocks_per_chunk: from
+    `chunk_blocks`. The engine also needs prefix_caching_hash_algo="sha256_cbor", enable_prefix_caching=True
+    and the block size that `blocks_per_chunk` was computed for.
     """
     stock = platform == "cuda"
     spec = TieringOffloadingSpec if stock else CpuTieringOffloadingSpec
@@ -57,17 +64,20 @@ def kv_transfer_config(
             "cpu_bytes_to_use": host_bytes,
             "blocks_per_chunk": blocks_per_chunk,
             "self_describing_kv_events": True,
-            "secondary_tiers": [{"type": RedisTier.__name__, "module_path": RedisTier.__module__, **asdict(tier)}],
+            "secondary_tiers": [
+                {"type": RedisTier.__name__, "module_path": RedisTier.__module__, **asdict(tier)}
+            ],
         },
     )
 
 
 def chunk_blocks(*, kv_bytes_per_token: int, block_size_tokens: int) -> int:
-    """How many blocks make a chunk: 1 to 2 MiB where that is no more than 128 tokens, else what 90 tokens take.
+    """How many blocks make a chunk: 1 to 2 MiB where that is no more than 128 tokens, else what 90 tokens
+    take.
 
-    Values of half that size come a third slower. But what follows a prefix's last full chunk is computed again.
-    kv_bytes_per_token: over all layers and all tensor-parallel ranks.
-    Returns at least 1: a single block may be larger than 2 MiB.
+    Values of half that size come a third slower. But what follows a prefix's last full chunk is computed
+    again. kv_bytes_per_token: over all layers and all tensor-parallel ranks. Returns at least 1: a single
+    block may be larger than 2 MiB.
     """
     block_bytes = kv_bytes_per_token * block_size_tokens
     by_size = MAX_CHUNK_BYTES // block_bytes
@@ -77,17 +87,28 @@ def chunk_blocks(*, kv_bytes_per_token: int, block_size_tokens: int) -> int:
     return max(1, min(by_size, _MAX_LOST_TOKENS // block_size_tokens))
 
 
-def kv_layout(*, platform: Platform, dtype: torch.dtype, block_size_tokens: int, head_size: int, tensor_parallel_size: int) -> str:
-    """How the bytes of a chunk are arranged, for `CacheNamespace.kv_layout`. Two engines share KV only if these are equal.
+def kv_layout(
+    *,
+    platform: Platform,
+    dtype: torch.dtype,
+    block_size_tokens: int,
+    head_size: int,
+    tensor_parallel_size: int,
+) -> str:
+    """How the bytes of a chunk are arranged, for `CacheNamespace.kv_layout`. Two engines share KV only if
+    these are equal.
 
-    On the CPU vLLM packs keys by instruction set (AMX, vector, …): the same model on another kind of CPU has other bytes.
+    On the CPU vLLM packs keys by instruction set (AMX, vector, …): the same model on another kind of CPU has
+    other bytes.
     """
     packing = _get_attn_isa(dtype, block_size_tokens, head_size) if platform == "cpu" else "device"
     return f"{platform}/{packing}/LBHNC/tp{tensor_parallel_size}"
 
 
 class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
-    """`TieringOffloadingSpec` on the CPU platform: "device" memory is the paged KV tensors in this process."""
+    """`TieringOffloadingSpec` on the CPU platform: "device" memory is the paged KV tensors in this
+    process.
+    """
 
     _manager: OffloadingManager | None
 
@@ -95,7 +116,9 @@ class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
         if self._manager is None:
             made = super().get_manager()
             engine_id = self.config.engine_id
-            self._manager = EarlyLoadingManager(made.primary_tier, made.secondary_tiers, lambda: CpuOffloadingWorker.here.get(engine_id))
+            self._manager = EarlyLoadingManager(
+                made.primary_tier, made.secondary_tiers, lambda: CpuOffloadingWorker.here.get(engine_id)
+            )
             drop_name(self._scheduler_mmap)
         return self._manager
 
@@ -112,9 +135,11 @@ class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
 
 
 def drop_name(region: SharedOffloadRegion) -> None:
-    """Take a region's name away once both have it mapped: its memory is then freed however the process ends, by kill -9 too.
+    """Take a region's name away once both have it mapped: its memory is then freed however the process ends,
+    by kill -9 too.
 
-    The scheduler and the one worker of this platform map it; the second of them, which did not make it, does this.
+    The scheduler and the one worker of this platform map it; the second of them, which did not make it, does
+    this.
     """
     if not region._creator:
         Path(region.mmap_path).unlink()
@@ -124,25 +149,35 @@ def drop_name(region: SharedOffloadRegion) -> None:
 def sweep_orphan_regions(directory: Path = Path("/dev/shm"), *, minimum_age_s: float = 60.0) -> list[Path]:
     """Delete the host regions that engines left behind when they were killed.
 
-    A region is deleted when it is ours, no process of ours has it mapped or open, and it is older than `minimum_age_s` (one that is
-    being made is not mapped yet). A process of ours whose maps cannot be read counts as having it when it uses that much shared memory: an
-    engine's scheduler has touched its whole region. Processes in another PID namespace cannot be seen: `directory` must not be shared
-    with them.
+    A region is deleted when it is ours, no process of ours has it mapped or open, and it is older than
+    `minimum_age_s` (one that is being made is not mapped yet). A process of ours whose maps cannot be read
+    counts as having it when it uses that much shared memory: an engine's scheduler has touched its whole
+    region. Processes in another PID namespace cannot be seen: `directory` must not be shared with them.
     Returns what was deleted.
     """
     regions = [(path, path.stat()) for path in directory.glob("vllm_offload_*.mmap")]
-    old = [(path, stat) for path, stat in regions if stat.st_uid == os.geteuid() and time.time() - stat.st_ctime > minimum_age_s]
+    old = [
+        (path, stat)
+        for path, stat in regions
+        if stat.st_uid == os.geteuid() and time.time() - stat.st_ctime > minimum_age_s
+    ]
     if not old:
         return []
     used, hidden_bytes = _files_in_use()
-    orphans = [path for path, stat in old if (stat.st_dev, stat.st_ino) not in used and stat.st_blocks * 512 > hidden_bytes]
+    orphans = [
+        path
+        for path, stat in old
+        if (stat.st_dev, stat.st_ino) not in used and stat.st_blocks * 512 > hidden_bytes
+    ]
     for path in orphans:
         path.unlink(missing_ok=True)
     return orphans
 
 
 def _files_in_use() -> tuple[set[tuple[int, int]], int]:
-    """(device, inode) of every file that a process of ours has mapped or open, and the most shared memory of one that hides its files."""
+    """(device, inode) of every file that a process of ours has mapped or open, and the most shared memory of
+    one that hides its files.
+    """
     used: set[tuple[int, int]] = set()
     hidden_bytes = 0
     for process in Path("/proc").glob("[0-9]*"):

@@ -1,7 +1,8 @@
 """The Redis tier of vLLM's KV offloading: chunks go from the engine's host memory to Redis and back.
 
-vLLM calls `RedisTier` on the scheduler's thread. Nothing here blocks it: look-ups run on one thread, batched by scheduler step, loads and
-stores each on a small pool. What Redis does not answer, or answers wrongly, is a miss, and vLLM computes it.
+vLLM calls `RedisTier` on the scheduler's thread. Nothing here blocks it: look-ups run on one thread, batched
+by scheduler step, loads and stores each on a small pool. What Redis does not answer, or answers wrongly, is a
+miss, and vLLM computes it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ logger = init_logger(__name__)
 
 # Nothing waits for a store but the host memory that it holds.
 _STORE_BUDGET_S = 5.0
-# Of chunks that wait to be stored, in the host tier: more would leave too little for loads, which requests wait for.
+# Of chunks that wait to be stored, in the host tier: more would leave too little for loads, which requests
+# wait for.
 _MOST_WAITING_SHARE = 0.5
 # Uses are told to the ledger behind the stores; while so much is under way they are not.
 _MOST_IN_FLIGHT = 64
@@ -70,9 +72,10 @@ class RedisTierSettings:
 
     namespace: `CacheNamespace.digest`. codec, layout: as `memserve.kv.values.codecs.chunk_codec` takes them.
     ttl_s: seconds from an entry's last use to its end. cache_quota_bytes, tenant_quota_bytes: 0 for
-    none. admit_on_use: 1 or 2. load_budget_s: how long a request waits for its chunks; what has not come by then is computed.
-    always_load: what is computed sooner, too. threads: for loads, and as many for stores.
-    announce: publish a KV event of medium "STORAGE" for every chunk that has reached Redis. Nothing announces what Redis evicts or expires.
+    none. admit_on_use: 1 or 2. load_budget_s: how long a request waits for its chunks; what has not come by
+    then is computed. always_load: what is computed sooner, too. threads: for loads, and as many for stores.
+    announce: publish a KV event of medium "STORAGE" for every chunk that has reached Redis. Nothing announces
+    what Redis evicts or expires.
     """
 
     redis_url: str
@@ -99,14 +102,18 @@ class RedisTierSettings:
         """Raises ValueError for a parameter that does not exist or is missing, by name."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(parameters) - known):
-            raise ValueError(f"RedisTier has no parameter {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+            raise ValueError(
+                f"RedisTier has no parameter {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+            )
         if missing := sorted({"redis_url", "namespace"} - set(parameters)):
             raise ValueError(f"RedisTier needs {', '.join(missing)}")
         return cls(**parameters)
 
 
 def owner_parameters(tenant: str, module_digest: str, keep: bool) -> dict[str, Any]:
-    """What a request's `kv_transfer_params` carry under OWNER. keep: store all of its prompt, at its first use."""
+    """What a request's `kv_transfer_params` carry under OWNER. keep: store all of its prompt, at its first
+    use.
+    """
     return {"tenant": tenant, "module": module_digest, "keep": keep}
 
 
@@ -114,7 +121,8 @@ def owner_parameters(tenant: str, module_digest: str, keep: bool) -> dict[str, A
 class _Request:
     """What the tier knows of a request.
 
-    load_until_tokens: where its loads from Redis end, once that is decided. loaded: chunks of which the ledger is not told yet.
+    load_until_tokens: where its loads from Redis end, once that is decided. loaded: chunks of which the
+    ledger is not told yet.
     """
 
     owner: Owner
@@ -128,14 +136,19 @@ class _Request:
         request: _Request | None = req_context.get_state(cls)
         if request is None:
             given = (req_context.kv_transfer_params or {}).get(OWNER) or {}
-            request = cls(Owner(given.get("tenant") or DEFAULT_OWNER.tenant, given.get("module") or ""), bool(given.get("keep")))
+            request = cls(
+                Owner(given.get("tenant") or DEFAULT_OWNER.tenant, given.get("module") or ""),
+                bool(given.get("keep")),
+            )
             req_context.set_state(request)
         return request
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """Where a store's chunks stand in their prompt. positions: the end of every chunk, tokens, in the order of the prompt."""
+    """Where a store's chunks stand in their prompt. positions: the end of every chunk, tokens, in the order
+    of the prompt.
+    """
 
     request: _Request
     positions: dict[OffloadKey, int]
@@ -173,7 +186,9 @@ class _RedisLookups(AsyncLookupManager):  # type: ignore[misc]
         return found
 
     def may_be_there(self, key: OffloadKey) -> bool:
-        """Not known to be missing: what the host tier holds is never asked here. On the scheduler's thread."""
+        """Not known to be missing: what the host tier holds is never asked here. On the scheduler's
+        thread.
+        """
         state = self._lookup_state.get(key)
         return state is None or state.result is not False
 
@@ -215,7 +230,9 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         backpressure_detector: BackpressureDetector | None = None,
         **parameters: Any,
     ) -> None:
-        """primary_kv_view: [chunks, chunk_bytes] of the host tier. parameters: see `RedisTierSettings`; others are refused."""
+        """primary_kv_view: [chunks, chunk_bytes] of the host tier. parameters: see `RedisTierSettings`;
+        others are refused.
+        """
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
         self.locality = Locality.REMOTE
         settings = RedisTierSettings.parse(parameters)
@@ -279,7 +296,8 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         return LookupResult.HIT if found and self._worth_loading(key, req_context) else LookupResult.MISS
 
     def only_waits(self, request_id: str) -> bool:
-        """Whether chunks of this request are on their way from Redis, and no load has ended since `get_finished_jobs`.
+        """Whether chunks of this request are on their way from Redis, and no load has ended since
+        `get_finished_jobs`.
 
         Then looking its chunks up again can tell nothing new. On the scheduler's thread.
         """
@@ -311,7 +329,8 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             self._submit(job, [], self._store_pool)
             return
         self._storing_chunks = waiting
-        # What it takes to put them in order is the pool's work; the positions are the scheduler's, which goes on filling them.
+        # What it takes to put them in order is the pool's work; the positions are the scheduler's, which goes
+        # on filling them.
         job.prompt = _Prompt(job.request, dict(job_metadata.req_context._offload_key_positions))
         self._submit(job, [pairs] if pairs else [], self._store_pool)
 
@@ -345,7 +364,9 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
-        """vLLM registers these in the front-end's process, and does not unregister them: one engine per process."""
+        """vLLM registers these in the front-end's process, and does not unregister them: one engine per
+        process.
+        """
         return metric_definitions()
 
     def get_stats(self) -> OffloadingConnectorStats | None:
@@ -365,10 +386,21 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
 
     def _job(self, metadata: TransferJob, keys: list[OffloadKey], parts: int, *, is_load: bool) -> _Job:
         context = metadata.req_context
-        return _Job(metadata.job_id, _Request.of(context), context.req_id, keys, is_load, time.monotonic(), parts, set())
+        return _Job(
+            metadata.job_id,
+            _Request.of(context),
+            context.req_id,
+            keys,
+            is_load,
+            time.monotonic(),
+            parts,
+            set(),
+        )
 
     def _worth_loading(self, key: OffloadKey, req_context: ReqContext) -> bool:
-        """Whether a chunk that is in Redis is to be fetched. Decided once for a request, from the rates at its first hit."""
+        """Whether a chunk that is in Redis is to be fetched. Decided once for a request, from the rates at
+        its first hit.
+        """
         end_tokens: int | None = req_context.get_offload_key_position(key)
         if self._always_load or end_tokens is None:
             return True
@@ -392,7 +424,9 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         return end_tokens <= request.load_until_tokens
 
     def _tell_uses(self, request: _Request) -> None:
-        """Once the request has ended: the ledger can wait, and its first token should not wait for the ledger."""
+        """Once the request has ended: the ledger can wait, and its first token should not wait for the
+        ledger.
+        """
         used, request.loaded = request.loaded, []
         if used and len(self._in_flight) < _MOST_IN_FLIGHT:
             self._start(self._store_pool, functools.partial(self._store.use, used))
@@ -404,7 +438,9 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         keys = [key for key, _ in part]
         size = self._block_size_bytes
         with contextlib.ExitStack() as views:
-            chunks = [views.enter_context(self._host_bytes[chunk * size : (chunk + 1) * size]) for _, chunk in part]
+            chunks = [
+                views.enter_context(self._host_bytes[chunk * size : (chunk + 1) * size]) for _, chunk in part
+            ]
             if job.prompt is None:
 
                 def loaded_one(number: int) -> None:
@@ -416,10 +452,18 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
                 return {key for key, came in zip(keys, loaded, strict=True) if came}
             rates, _ = self._rates.now(time.monotonic())
             worth = worth_per_use(job.prompt.chunk_tokens, size, rates.prefill_tokens_per_s)
-            outcomes = self._store.store(keys, chunks, budget_s=_STORE_BUDGET_S, account=job.prompt.account(keys, worth))
-            return {key for key, put in zip(keys, outcomes, strict=True) if put in (Put.STORED, Put.ALREADY_PRESENT)}
+            outcomes = self._store.store(
+                keys, chunks, budget_s=_STORE_BUDGET_S, account=job.prompt.account(keys, worth)
+            )
+            return {
+                key
+                for key, put in zip(keys, outcomes, strict=True)
+                if put in (Put.STORED, Put.ALREADY_PRESENT)
+            }
 
-    def _submit(self, job: _Job, parts: Sequence[list[tuple[OffloadKey, int]]], pool: ThreadPoolExecutor) -> None:
+    def _submit(
+        self, job: _Job, parts: Sequence[list[tuple[OffloadKey, int]]], pool: ThreadPoolExecutor
+    ) -> None:
         """The part that ends last reports the job."""
         if not parts:
             job.ended_s = job.started_s
@@ -474,7 +518,13 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             self._storing_chunks -= len(job.keys) if job.prompt is not None else 0
             if self._events is not None and successful:
                 self._events.append(
-                    OffloadingEvent(keys=successful, medium=self.medium, removed=False, locality=self.locality, ownership=self.tier_type)
+                    OffloadingEvent(
+                        keys=successful,
+                        medium=self.medium,
+                        removed=False,
+                        locality=self.locality,
+                        ownership=self.tier_type,
+                    )
                 )
         return JobResult(
             job_id=job.job_id,

@@ -1,4 +1,6 @@
-"""The module files on a worker's disk: fetched, verified, read ahead, and dropped when they are unused for long. All of it blocks."""
+"""The module files on a worker's disk: fetched, verified, read ahead, and dropped when they are unused for
+long. All of it blocks.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ READ_BYTES = 1 << 20
 class LocalCopies:
     """Copies of what a remote module store keeps, or the store itself where it is this directory.
 
-    Workers may share the directory, so the time of a copy's last use is that of its `blob.json`, for all of them.
+    Workers may share the directory, so the time of a copy's last use is that of its `blob.json`, for all of
+    them.
     """
 
     def __init__(self, blobs: BlobStore, *, kept: int = COPIES_KEPT, unused_s: float = UNUSED_S) -> None:
@@ -33,10 +36,11 @@ class LocalCopies:
         self._verified: set[str] = set()
 
     def fetch(self, digest: str) -> Path:
-        """Have the files here, sound, and in the page cache: the engine reads them between two steps of the streams of others.
+        """Have the files here, sound, and in the page cache: the engine reads them between two steps of the
+        streams of others.
 
-        The first time every byte is held against the sha256 that it was put with; a damaged copy is fetched again.
-        Raises ModuleNotFound, BlobDamaged, BlobStoreUnavailable and OSError.
+        The first time every byte is held against the sha256 that it was put with; a damaged copy is fetched
+        again. Raises ModuleNotFound, BlobDamaged, BlobStoreUnavailable and OSError.
         """
         folder = self._blobs.local(digest)
         # First, so that nobody drops it meanwhile.
@@ -57,7 +61,9 @@ class LocalCopies:
         return self._blobs.forget_local(digest)
 
     def drop_unused(self, held: Collection[str], now_s: float) -> int:
-        """Drop the least recently used copies beyond those kept. held: digests in the engine, which are in use. Returns how many."""
+        """Drop the least recently used copies beyond those kept. held: digests in the engine, which are in
+        use. Returns how many.
+        """
         # A digest that is not here any more is fetched and verified anew, and would be remembered for ever.
         self._verified = {digest for digest in self._verified if self.has(digest)}
         if self._modules.is_local:
@@ -65,12 +71,21 @@ class LocalCopies:
         copies = self._modules.copies
         for digest in held:
             self._touch(digest)
-        used = sorted((used_s, digest) for digest in copies.digests() if (used_s := copies.changed_s(digest)) is not None)
+        used = sorted(
+            (used_s, digest)
+            for digest in copies.digests()
+            if (used_s := copies.changed_s(digest)) is not None
+        )
         beyond = used[: max(0, len(used) - self._kept)]
-        return sum(self.forget(digest) for used_s, digest in beyond if digest not in held and now_s - used_s >= self._unused_s)
+        return sum(
+            self.forget(digest)
+            for used_s, digest in beyond
+            if digest not in held and now_s - used_s >= self._unused_s
+        )
 
     def sweep_leftovers(self, now_s: float) -> int:
-        """Remove what fetches that were cut off have left, and copies of what the store has no longer. Returns how many.
+        """Remove what fetches that were cut off have left, and copies of what the store has no longer.
+        Returns how many.
 
         Raises BlobStoreUnavailable.
         """

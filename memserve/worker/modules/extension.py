@@ -1,6 +1,8 @@
-"""What vLLM's worker learns from memserve: to say which modules it holds where, and to take one in for another.
+"""What vLLM's worker learns from memserve: to say which modules it holds where, and to take one in for
+another.
 
-vLLM mixes one class into its worker (`worker_extension_cls`) and calls its methods by name (`AsyncLLM.collective_rpc`), between two steps.
+vLLM mixes one class into its worker (`worker_extension_cls`) and calls its methods by name
+(`AsyncLLM.collective_rpc`), between two steps.
 """
 
 from __future__ import annotations
@@ -17,14 +19,21 @@ WORKER_EXTENSION = f"{__name__}.WorkerExtension"
 
 
 class LoraExtension:
-    """Methods of a vLLM worker. Adapters go by their vLLM ids; what is returned is plain, it travels between processes."""
+    """Methods of a vLLM worker. Adapters go by their vLLM ids; what is returned is plain, it travels between
+    processes.
+    """
 
     model_runner: Any
 
     def lora_places(self) -> dict[str, list[int]]:
-        """{"device": adapters in a slot of the batch, "held": all in host memory, those in a slot too}, least recently used first."""
+        """{"device": adapters in a slot of the batch, "held": all in host memory, those in a slot too}, least
+        recently used first.
+        """
         adapters = self.model_runner.lora_manager._adapter_manager
-        return {"device": list(adapters._active_adapters.order), "held": list(adapters._registered_adapters.order)}
+        return {
+            "device": list(adapters._active_adapters.order),
+            "held": list(adapters._registered_adapters.order),
+        }
 
     def exchange_lora(self, name: str, lora_id: int, path: str, leaving: int | None) -> dict[str, list[int]]:
         """Load an adapter, into a slot too, and let `leaving` go for it. Returns the places after it.
@@ -51,7 +60,9 @@ class WorkerExtension(LoraExtension, ExpertLoading):
 
     @torch.inference_mode()
     def expert_effect(self, digest: str, path: str, prompts: Sequence[Sequence[int]]) -> float:
-        """The largest change of the log-odds of two next tokens that the expert makes with alpha 1, over prompts of token ids."""
+        """The largest change of the log-odds of two next tokens that the expert makes with alpha 1, over
+        prompts of token ids.
+        """
         experts = self._logit_experts()
         expert = experts.shelf.get(digest, path, experts.in_use)
         largest = 0.0

@@ -1,4 +1,6 @@
-"""The modules of one engine: loaded ahead or on demand, kept while they are used or pinned, out when others need the room."""
+"""The modules of one engine: loaded ahead or on demand, kept while they are used or pinned, out when others
+need the room.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ _LACK = re.compile(r"\[Errno \d+\]|out of memory|can't allocate memory|No adapte
 class Modules:
     """What an engine holds. Places are the engine's own word, as of when it was last asked."""
 
-    def __init__(self, copies: LocalCopies, holders: Mapping[ModuleKind, Holder], absent: Mapping[ModuleKind, str]) -> None:
+    def __init__(
+        self, copies: LocalCopies, holders: Mapping[ModuleKind, Holder], absent: Mapping[ModuleKind, str]
+    ) -> None:
         """absent: kinds that the engine holds none of, and why."""
         self.copies = copies
         self.absent = absent
@@ -65,9 +69,11 @@ class Modules:
                 self.stale = True
 
     async def load(self, digest: str, kind: ModuleKind, *, pin: bool = False) -> ModulePlace:
-        """Have the module loaded; where all that is held is in use, wait until one may leave. pin: it stays until it is unloaded.
+        """Have the module loaded; where all that is held is in use, wait until one may leave. pin: it stays
+        until it is unloaded.
 
-        Raises InvalidModule when the engine refuses it, ModuleRefused when all that is held is pinned or no more may be, and as `files`.
+        Raises InvalidModule when the engine refuses it, ModuleRefused when all that is held is pinned or no
+        more may be, and as `files`.
         """
         room = self._room(digest, kind)
         if pin:
@@ -92,7 +98,9 @@ class Modules:
         return await self._place_on_disk(digest)
 
     async def place(self, digest: str) -> ModulePlace:
-        """Where the module is, whatever its kind. Asks neither the engine nor the module store. Raises InvalidModule for no digest."""
+        """Where the module is, whatever its kind. Asks neither the engine nor the module store. Raises
+        InvalidModule for no digest.
+        """
         _check_digest(digest)
         return self.held.get(digest) or await self._place_on_disk(digest)
 
@@ -116,7 +124,9 @@ class Modules:
     def _room(self, digest: str, kind: ModuleKind) -> Room:
         _check_digest(digest)
         if kind not in self._rooms:
-            raise ModuleRefused(digest, f"this worker holds no modules of kind {kind.value}: {self.absent[kind]}")
+            raise ModuleRefused(
+                digest, f"this worker holds no modules of kind {kind.value}: {self.absent[kind]}"
+            )
         return self._rooms[kind]
 
 
@@ -132,7 +142,9 @@ class LoraHolder:
         self._ids: dict[str, int] = {}
 
     def request(self, digest: str) -> LoRARequest:
-        """Its name and path, which block keys contain, are made of the digest: KV never crosses versions, and is equal on every machine."""
+        """Its name and path, which block keys contain, are made of the digest: KV never crosses versions, and
+        is equal on every machine.
+        """
         if digest not in self._ids:
             self._digests.append(digest)
             self._ids[digest] = len(self._digests)
@@ -157,7 +169,10 @@ class LoraHolder:
     def _by_digest(self, answers: list[dict[str, list[int]]]) -> Places:
         places = answers[0]  # of several ranks of one engine all are equal
         slots = set(places["device"])
-        return {self._digests[held - 1]: ModulePlace.DEVICE if held in slots else ModulePlace.HOST for held in places["held"]}
+        return {
+            self._digests[held - 1]: ModulePlace.DEVICE if held in slots else ModulePlace.HOST
+            for held in places["held"]
+        }
 
 
 class ExpertHolder:
@@ -189,19 +204,26 @@ class ExpertHolder:
 
     async def effect(self, digest: str, folder: Path, prompts: list[list[int]]) -> float:
         """As `WorkerExtension.expert_effect`."""
-        effects: list[float] = await self._llm.collective_rpc("expert_effect", args=(digest, str(folder), prompts))
+        effects: list[float] = await self._llm.collective_rpc(
+            "expert_effect", args=(digest, str(folder), prompts)
+        )
         return effects[0]
 
     async def _unload(self, digest: str) -> None:
         while not all(await self._llm.collective_rpc("unload_expert", args=(digest,))):
-            # The last request that used it has ended, and leaves the engine's batch with the next step; so make one.
-            step = self._llm.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), f"step-{uuid.uuid4().hex}")
+            # The last request that used it has ended, and leaves the engine's batch with the next step; so
+            # make one.
+            step = self._llm.generate(
+                {"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), f"step-{uuid.uuid4().hex}"
+            )
             async for _ in step:
                 pass
 
 
 def refusal(llm: AsyncLLM, digest: str, error: Exception) -> Exception:
-    """What an engine's error at loading means: InvalidModule, ModuleRefused, or the error itself where the engine has died."""
+    """What an engine's error at loading means: InvalidModule, ModuleRefused, or the error itself where the
+    engine has died.
+    """
     if llm.errored:
         return error
     reason = str(error).rpartition("method failed: ")[2].partition("\n")[0] or type(error).__name__

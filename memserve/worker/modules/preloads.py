@@ -46,7 +46,9 @@ class Preloads:
     async def reconcile(self) -> None:
         """Once. While the registry does not answer all stays as it is."""
         try:
-            preloads = [each for each in await self._store.preloads() if each.worker_id in ("", self._worker_id)]
+            preloads = [
+                each for each in await self._store.preloads() if each.worker_id in ("", self._worker_id)
+            ]
         except RegistryUnavailable as error:
             if str(error) != self._registry_failure:
                 log.warning("modules are not loaded ahead for now: %s", error)
@@ -58,17 +60,24 @@ class Preloads:
         for kind, digest in self._modules.pinned:
             if (kind, digest) not in wanted:
                 self._modules.unpin(digest, kind)
-        self._failures = {preload: failure for preload, failure in self._failures.items() if preload in wanted.values()}
+        self._failures = {
+            preload: failure for preload, failure in self._failures.items() if preload in wanted.values()
+        }
         # Kinds wait for room of their own.
         await asyncio.gather(
-            *(self._load([each for each in wanted.values() if each.kind is kind]) for kind in {kind for kind, _ in wanted})
+            *(
+                self._load([each for each in wanted.values() if each.kind is kind])
+                for kind in {kind for kind, _ in wanted}
+            )
         )
 
     async def _load(self, preloads: Sequence[Preload]) -> None:
         for preload in preloads:
             pinned = (preload.kind, preload.digest) in self._modules.pinned
             failure = self._failures.get(preload)
-            if (pinned and preload.digest in self._modules.held) or (failure is not None and time.monotonic() < failure.again_s):
+            if (pinned and preload.digest in self._modules.held) or (
+                failure is not None and time.monotonic() < failure.again_s
+            ):
                 continue
             try:
                 async with asyncio.timeout(LOAD_TIMEOUT_S):

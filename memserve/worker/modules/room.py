@@ -1,4 +1,6 @@
-"""The room that an engine has for modules of one kind: what it holds, what is used or pinned, who waits for room and who leaves."""
+"""The room that an engine has for modules of one kind: what it holds, what is used or pinned, who waits for
+room and who leaves.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Holder(Protocol):
         """Ask the engine."""
 
     async def load(self, digest: str, folder: Path, leaving: str | None) -> Places:
-        """Take the module in, and let `leaving` go for it. Raises InvalidModule when the engine refuses it."""
+        """Take the module in, and let `leaving` go for it. Raises InvalidModule when the engine refuses
+        it.
+        """
 
     async def unload(self, digest: str) -> Places: ...
 
@@ -49,8 +53,8 @@ class _Abandoned(Exception):
 class Room:
     """`held` is the engine's own word, as of when it was last asked.
 
-    Who needs room waits for it, first come, first served. For the first in line one module is set to leave as soon as its present uses
-    have ended: without that, modules in steady use would keep others out for ever.
+    Who needs room waits for it, first come, first served. For the first in line one module is set to leave as
+    soon as its present uses have ended: without that, modules in steady use would keep others out for ever.
     """
 
     def __init__(self, holder: Holder) -> None:
@@ -64,7 +68,8 @@ class Room:
         # Whoever has it is the first in line.
         self._turn = asyncio.Lock()
         self._to_leave: str | None = None
-        # One exchange at a time: who leaves is decided on what the engine holds. Never held while waiting for room.
+        # One exchange at a time: who leaves is decided on what the engine holds. Never held while waiting for
+        # room.
         self._exchanging = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -75,7 +80,8 @@ class Room:
 
     @contextlib.asynccontextmanager
     async def using(self, digest: str, fetch: Callable[[], Awaitable[Path]]) -> AsyncIterator[None]:
-        """Have the module loaded, from the folder that `fetch` gives, and keep it loaded while the context is open.
+        """Have the module loaded, from the folder that `fetch` gives, and keep it loaded while the context is
+        open.
 
         Raises as `fetch` and the holder's `load`, and ModuleRefused when waiting for room is of no use.
         """
@@ -96,7 +102,10 @@ class Room:
         """Raises ModuleRefused where as many are pinned as may be."""
         most = pins_at_most(self.holder.capacity)
         if digest not in self.pinned and len(self.pinned) >= most:
-            rule = f"{most} of the {self.holder.capacity} that fit (setting {self.holder.setting}) are pinned, and no more may be"
+            rule = (
+                f"{most} of the {self.holder.capacity} that fit (setting {self.holder.setting}) are "
+                "pinned, and no more may be"
+            )
             raise ModuleRefused(digest, f"{rule}; it is loaded when it is asked for")
 
     def pin(self, digest: str) -> None:
@@ -180,7 +189,9 @@ class Room:
     def _set_to_leave(self, digest: str) -> None:
         """Raises ModuleRefused where all are pinned, so that waiting is of no use."""
         if self.held.keys() <= self.pinned:
-            raise ModuleRefused(digest, f"no room: all {len(self.held)} modules are pinned (setting {self.holder.setting})")
+            raise ModuleRefused(
+                digest, f"no room: all {len(self.held)} modules are pinned (setting {self.holder.setting})"
+            )
         if self._to_leave not in self.held or self._to_leave in self.pinned:
             # One that has just come for somebody is used first.
             self._to_leave = leaves_first(self.held, pinned=self.pinned, in_use=self._wanted)

@@ -1,22 +1,26 @@
-"""Make one LoRA out of others, without the base model's weights: everything happens on the changes (deltas) that the parents make.
+"""Make one LoRA out of others, without the base model's weights: everything happens on the changes (deltas)
+that the parents make.
 
-What merges is peft's own (`peft.utils.merge_utils`), matrix by matrix; the result equals `LoraModel.add_weighted_adapter`, which a test
-holds it to. `s` is a parent's scaling (lora_alpha / r, of rsLoRA lora_alpha / sqrt(r)), `w` its weight:
+What merges is peft's own (`peft.utils.merge_utils`), matrix by matrix; the result equals
+`LoraModel.add_weighted_adapter`, which a test holds it to. `s` is a parent's scaling (lora_alpha / r, of
+rsLoRA lora_alpha / sqrt(r)), `w` its weight:
 
 | method | peft's | what it does | rank |
 |---|---|---|---|
-| linear | linear | adds the factors, sqrt(w s) A and sqrt(w s) B: rough, and of parents with one rank only | the parents' |
-| cat | cat | puts the factors beside each other: exactly the sum of w s B A | the parents' together |
-| svd | svd | the same sum, cut to a lower rank | the highest parent's |
-| ties | ties_svd | keeps the largest `density` of each delta, elects a sign for each entry, averages what agrees | the parents' together |
-| dare | dare_linear_svd | drops 1 - `density` of each delta at random, scales up the rest, adds | the parents' together |
-| core | - | each parent's core whole, the rest interpolated on the sphere (`core_merge`) | the parents' together |
-| compress | - | one parent, cut to a lower rank | must be asked for |
+| linear | linear | adds the factors, sqrt(w s) A and sqrt(w s) B: rough, and of parents with one rank only |
+the parents' | | cat | cat | puts the factors beside each other: exactly the sum of w s B A | the parents'
+together | | svd | svd | the same sum, cut to a lower rank | the highest parent's | | ties | ties_svd | keeps
+the largest `density` of each delta, elects a sign for each entry, averages what agrees | the parents'
+together | | dare | dare_linear_svd | drops 1 - `density` of each delta at random, scales up the rest, adds |
+the parents' together | | core | - | each parent's core whole, the rest interpolated on the sphere
+(`core_merge`) | the parents' together | | compress | - | one parent, cut to a lower rank | must be asked for
+|
 
-TIES and DARE act on the deltas and not on the factors (peft's plain `ties` and `dare_linear`): an entry of A has no meaning without B, and
-parents of different ranks have no factors in common. Of the two demo adapters' facts plain `ties` keeps at most 0.04, `ties_svd` 0.50.
-Where the rank is not asked for and the workers' limit is lower than "together", ties, dare and core take the limit. What does not fit into
-the rank is lost, and the loss is measured.
+TIES and DARE act on the deltas and not on the factors (peft's plain `ties` and `dare_linear`): an entry of A
+has no meaning without B, and parents of different ranks have no factors in common. Of the two demo adapters'
+facts plain `ties` keeps at most 0.04, `ties_svd` 0.50. Where the rank is not asked for and the workers' limit
+is lower than "together", ties, dare and core take the limit. What does not fit into the rank is lost, and the
+loss is measured.
 """
 
 from __future__ import annotations
@@ -43,11 +47,14 @@ METHODS = ("linear", "cat", "svd", "ties", "dare", "core", "compress")
 DEFAULT_DENSITY = {"ties": 0.5, "dare": 0.5, "core": 0.1}
 """The methods that have a density, and what it is where none is given."""
 PARENTS_MAX = 8
-# The share of a delta's entries that counts as its core when overlaps are reported for a method that isolates no cores.
+# The share of a delta's entries that counts as its core when overlaps are reported for a method that isolates
+# no cores.
 CORE_SHARE = DEFAULT_DENSITY["core"]
-# A matrix whose smaller side is larger than this is factorised by subspace iteration: an exact SVD would take minutes each.
+# A matrix whose smaller side is larger than this is factorised by subspace iteration: an exact SVD would take
+# minutes each.
 EXACT_SVD_MAX = 1024
-# More columns and more iterations than torch's defaults: what is merged entry by entry has slowly falling singular values.
+# More columns and more iterations than torch's defaults: what is merged entry by entry has slowly falling
+# singular values.
 OVERSAMPLING = 32
 ITERATIONS = 8
 NOT_FINITE = "comes out as NaN or infinite; the parents' values or weights are too large"
@@ -55,7 +62,9 @@ NOT_FINITE = "comes out as NaN or infinite; the parents' values or weights are t
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A LoRA to compose from. folder: holds adapter_config.json and adapter_model.safetensors, as the module store keeps them."""
+    """A LoRA to compose from. folder: holds adapter_config.json and adapter_model.safetensors, as the module
+    store keeps them.
+    """
 
     digest: str
     folder: Path
@@ -74,9 +83,9 @@ class Progress:
 class Composed:
     """The files of the result, float32, and how it was made, as JSON's values.
 
-    recipe["measured"]: loss and worst_loss are relative Frobenius errors of what the rank could not hold, over all matrices and in the
-    worst; core_overlap is the Jaccard index of the parents' cores, as the mean over the matrices and over all entries, a core being `share`
-    of the entries.
+    recipe["measured"]: loss and worst_loss are relative Frobenius errors of what the rank could not hold,
+    over all matrices and in the worst; core_overlap is the Jaccard index of the parents' cores, as the mean
+    over the matrices and over all entries, a core being `share` of the entries.
     """
 
     files: dict[str, bytes]
@@ -116,13 +125,21 @@ class _Asked:
 
 
 def compose(
-    parents: Sequence[Parent], method: str, *, rank: int = 0, density: float = 0.0, seed: int = 0, max_rank: int
+    parents: Sequence[Parent],
+    method: str,
+    *,
+    rank: int = 0,
+    density: float = 0.0,
+    seed: int = 0,
+    max_rank: int,
 ) -> Iterator[Progress | Composed]:
-    """Yields the progress after every matrix, and last the result. The same arguments, on as many threads, give the same bytes.
+    """Yields the progress after every matrix, and last the result. The same arguments, on as many threads,
+    give the same bytes.
 
-    rank: of the result; 0: what the method gives. density: see the table above; 0: the method's default. seed: of DARE's choice.
-    max_rank: the workers' limit. One matrix is in memory at a time, with a delta of every parent; never the model.
-    Raises InvalidModule, at the first step for what is wrong with the arguments.
+    rank: of the result; 0: what the method gives. density: see the table above; 0: the method's default.
+    seed: of DARE's choice. max_rank: the workers' limit. One matrix is in memory at a time, with a delta of
+    every parent; never the model. Raises InvalidModule, at the first step for what is wrong with the
+    arguments.
     """
     density = _check(parents, method, rank, density)
     layers = [_read(each) for each in parents]
@@ -131,7 +148,9 @@ def compose(
         shapes = {each[path].shape for each in layers if path in each}
         if len(shapes) > 1:
             raise InvalidModule(
-                "parents", f"they are of different base models: {path} is {' and '.join(str(list(s)) for s in sorted(shapes))}"
+                "parents",
+                f"they are of different base models: {path} is "
+                f"{' and '.join(str(list(s)) for s in sorted(shapes))}",
             )
     ranks = [max(factors.rank for factors in each.values()) for each in layers]
     # On the sphere only the weights' shares count.
@@ -160,21 +179,29 @@ def compose(
         "measured": {"matrices": len(paths), "loss": losses.overall, "worst_loss": losses.worst},
     }
     if len(parents) > 1:
-        recipe["measured"]["core_overlap"] = {"share": _core_share(asked), "mean": overlaps.mean, "overall": overlaps.overall}
+        recipe["measured"]["core_overlap"] = {
+            "share": _core_share(asked),
+            "mean": overlaps.mean,
+            "overall": overlaps.overall,
+        }
     yield Composed({CONFIG_FILE: _config(asked.rank, paths), WEIGHTS_FILE: save(tensors)}, recipe)
 
 
 def core_mask(delta: torch.Tensor, share: float) -> torch.Tensor:
-    """Where the `share` of the entries with the largest magnitude is, bool like `delta`: at least one, none that is zero."""
+    """Where the `share` of the entries with the largest magnitude is, bool like `delta`: at least one, none
+    that is zero.
+    """
     mask = torch.zeros(delta.numel(), dtype=torch.bool)
     mask[delta.abs().flatten().topk(max(1, int(share * delta.numel())), sorted=False).indices] = True
     return mask.view_as(delta) & (delta != 0)
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tensor:
-    """Go the `share` of the way from `first` to `second` along the arc between their directions. Both of one shape; it is kept.
+    """Go the `share` of the way from `first` to `second` along the arc between their directions. Both of one
+    shape; it is kept.
 
-    Between directions that are the same or opposite there is no one arc: the way is straight there, as it is to or from zero.
+    Between directions that are the same or opposite there is no one arc: the way is straight there, as it is
+    to or from zero.
     """
     lengths = first.norm() * second.norm()
     cosine = float((first * second).sum() / lengths) if lengths > 0 else 1.0
@@ -185,12 +212,14 @@ def slerp(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tens
 
 
 def core_merge(deltas: Sequence[torch.Tensor], weights: Sequence[float], share: float) -> torch.Tensor:
-    """Merge the deltas of one matrix by core-parameter isolation. deltas: each [out, in]; weights: positive. Returns [out, in].
+    """Merge the deltas of one matrix by core-parameter isolation. deltas: each [out, in]; weights: positive.
+    Returns [out, in].
 
-    A parent's core is the `share` of its entries with the largest magnitude. Where one core stands alone, its values are taken over whole.
-    All other entries, those where cores meet among them, are interpolated spherically, parent after parent: with three and more the order
-    matters a little. A parent that does not adapt the matrix takes no part in it.
-    Source: Wang et al. 2025, arXiv 2508.21741. It fine-tunes on all tasks afterwards; here nothing is trained, so nothing is frozen either.
+    A parent's core is the `share` of its entries with the largest magnitude. Where one core stands alone, its
+    values are taken over whole. All other entries, those where cores meet among them, are interpolated
+    spherically, parent after parent: with three and more the order matters a little. A parent that does not
+    adapt the matrix takes no part in it. Source: Wang et al. 2025, arXiv 2508.21741. It fine-tunes on all
+    tasks afterwards; here nothing is trained, so nothing is frozen either.
     """
     cores = [core_mask(each, share) for each in deltas]
     alone = torch.stack(cores).sum(dim=0) == 1
@@ -260,10 +289,15 @@ def _check(parents: Sequence[Parent], method: str, rank: int, density: float) ->
         raise InvalidModule("method", f"must be one of {', '.join(METHODS)}, not {method[:40]!r}")
     fewest, most = (1, 1) if method == "compress" else (2, PARENTS_MAX)
     if not fewest <= len(parents) <= most:
-        raise InvalidModule("parents", f"{method} takes {'one' if most == 1 else f'{fewest} to {most}'}, not {len(parents)}")
+        raise InvalidModule(
+            "parents", f"{method} takes {'one' if most == 1 else f'{fewest} to {most}'}, not {len(parents)}"
+        )
     for each in parents:
         if not math.isfinite(each.weight) or each.weight == 0 or (method == "core" and each.weight < 0):
-            raise InvalidModule("parents.weight", f"must be a {'number above' if method == 'core' else 'finite number other than'} 0")
+            raise InvalidModule(
+                "parents.weight",
+                f"must be a {'number above' if method == 'core' else 'finite number other than'} 0",
+            )
     if rank < 0:
         raise InvalidModule("rank", "must be 1 or more, or 0 for what the method gives")
     if density == 0:
@@ -279,21 +313,32 @@ def _result_rank(method: str, ranks: Sequence[int], asked: int, max_rank: int) -
     """ranks: the parents'. Raises InvalidModule."""
     together = sum(ranks)
     if asked > max_rank:
-        raise InvalidModule("rank", f"{asked} is above the workers' limit of {max_rank}; ask for rank={max_rank} or less")
+        raise InvalidModule(
+            "rank", f"{asked} is above the workers' limit of {max_rank}; ask for rank={max_rank} or less"
+        )
     if method == "compress":
         if not 0 < asked < ranks[0]:
-            raise InvalidModule("rank", f"must be from 1 to {ranks[0] - 1}: the parent has rank {ranks[0]}, and compress lowers it")
+            raise InvalidModule(
+                "rank",
+                f"must be from 1 to {ranks[0] - 1}: the parent has rank {ranks[0]}, and compress lowers it",
+            )
         return asked
     if method == "linear":
         if len(set(ranks)) > 1:
-            raise InvalidModule("parents", f"linear adds factors of one rank, and theirs are {', '.join(map(str, ranks))}; use svd or cat")
+            raise InvalidModule(
+                "parents",
+                f"linear adds factors of one rank, and theirs are {', '.join(map(str, ranks))}; use "
+                "svd or cat",
+            )
         if asked > ranks[0]:
             raise InvalidModule("rank", f"linear gives rank {ranks[0]}, and no more is in it; use svd or cat")
     if method in ("cat", "svd") and asked > together:
         raise InvalidModule("rank", f"{method} of these parents has rank {together}, and no more is in it")
     given = {"linear": ranks[0], "cat": together, "svd": max(ranks)}.get(method, min(together, max_rank))
     if not asked and given > max_rank:
-        raise InvalidModule("rank", f"{given} is above the workers' limit of {max_rank}; ask for rank={max_rank}")
+        raise InvalidModule(
+            "rank", f"{given} is above the workers' limit of {max_rank}; ask for rank={max_rank}"
+        )
     return asked or given
 
 
@@ -309,10 +354,14 @@ def _read(parent: Parent) -> dict[str, Factors]:
                     a, b = (file.get_tensor(f"{stem}{side}.weight").float() for side in ("lora_A", "lora_B"))
                     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
                         raise ValueError(f"{name} and its other side do not fit")
-                    scale = config["lora_alpha"] / (math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0])
+                    scale = config["lora_alpha"] / (
+                        math.sqrt(a.shape[0]) if config.get("use_rslora") else a.shape[0]
+                    )
                     layers[stem.removeprefix("base_model.model.").removesuffix(".")] = Factors(a, b, scale)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InvalidModule("parents", f"{parent.digest[:12]} cannot be read as a LoRA ({type(error).__name__})") from None
+        raise InvalidModule(
+            "parents", f"{parent.digest[:12]} cannot be read as a LoRA ({type(error).__name__})"
+        ) from None
     if not layers:
         raise InvalidModule("parents", f"{parent.digest[:12]} holds no LoRA tensors")
     return layers
@@ -323,8 +372,11 @@ def _core_share(asked: _Asked) -> float:
 
 
 @torch.inference_mode()
-def _one_matrix(path: str, found: Sequence[Factors | None], asked: _Asked, losses: _Losses, overlaps: _Overlaps) -> Factors:
-    """Make one matrix of the result, of exactly the asked rank. found: the parents' factors, None where one does not adapt it.
+def _one_matrix(
+    path: str, found: Sequence[Factors | None], asked: _Asked, losses: _Losses, overlaps: _Overlaps
+) -> Factors:
+    """Make one matrix of the result, of exactly the asked rank. found: the parents' factors, None where one
+    does not adapt it.
 
     Raises InvalidModule when it is not finite.
     """
@@ -344,7 +396,11 @@ def _one_matrix(path: str, found: Sequence[Factors | None], asked: _Asked, losse
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # it overflowed on the way
             raise InvalidModule(path, NOT_FINITE) from None
     _check_finite(path, made.a, made.b, torch.tensor(whole))
-    losses.add(lost, whole, max(abs(weight) * float(each.norm()) for weight, each in zip(weights, deltas, strict=True)))
+    losses.add(
+        lost,
+        whole,
+        max(abs(weight) * float(each.norm()) for weight, each in zip(weights, deltas, strict=True)),
+    )
     return made
 
 
@@ -354,7 +410,11 @@ def _check_finite(path: str, *tensors: torch.Tensor) -> None:
 
 
 def _merged(
-    method: str, parents: Sequence[Factors], deltas: Sequence[torch.Tensor], weights: Sequence[float], density: float
+    method: str,
+    parents: Sequence[Factors],
+    deltas: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    density: float,
 ) -> Factors | torch.Tensor:
     """The merged matrix, as factors or whole."""
     # Importing peft takes seconds, and whoever only names a Parent does not need it.
@@ -372,13 +432,17 @@ def _merged(
     if method == "linear":
         roots = torch.tensor([math.sqrt(abs(each)) for each in scales])
         signs = torch.tensor([math.copysign(1.0, each) for each in scales])
-        return Factors(task_arithmetic([each.a for each in parents], roots * signs), task_arithmetic([each.b for each in parents], roots))
+        return Factors(
+            task_arithmetic([each.a for each in parents], roots * signs),
+            task_arithmetic([each.b for each in parents], roots),
+        )
     a = torch.cat([scale * each.a for scale, each in zip(scales, parents, strict=True)])
     return Factors(a, torch.cat([each.b for each in parents], dim=1))
 
 
 def _factorised(merged: Factors | torch.Tensor, rank: int) -> tuple[Factors, float, float]:
-    """The best factors of exactly this rank, the Frobenius norm of what they leave out, and that of the whole.
+    """The best factors of exactly this rank, the Frobenius norm of what they leave out, and that of the
+    whole.
 
     The singular values are shared evenly between the factors, so that neither is lost in a narrower dtype.
     A lower rank is filled up with zeros.
@@ -398,7 +462,9 @@ def _factorised(merged: Factors | torch.Tensor, rank: int) -> tuple[Factors, flo
             u, values, vh = torch.linalg.svd(merged, full_matrices=False)
             v = vh.T
         else:
-            u, values, v = torch.svd_lowrank(merged, q=min(rank + OVERSAMPLING, *merged.shape), niter=ITERATIONS)
+            u, values, v = torch.svd_lowrank(
+                merged, q=min(rank + OVERSAMPLING, *merged.shape), niter=ITERATIONS
+            )
     roots = values[:rank].sqrt()
     made = Factors((v[:, :rank] * roots).T.float().contiguous(), (u[:, :rank] * roots).float().contiguous())
     if not isinstance(merged, Factors):
@@ -409,7 +475,11 @@ def _factorised(merged: Factors | torch.Tensor, rank: int) -> tuple[Factors, flo
 def _filled_up(factors: Factors, rank: int) -> Factors:
     missing = rank - factors.rank
     pad = torch.nn.functional.pad
-    return Factors(pad(factors.a, (0, 0, 0, missing)).contiguous(), pad(factors.b, (0, missing)).contiguous(), factors.scale)
+    return Factors(
+        pad(factors.a, (0, 0, 0, missing)).contiguous(),
+        pad(factors.b, (0, missing)).contiguous(),
+        factors.scale,
+    )
 
 
 def _config(rank: int, paths: Sequence[str]) -> bytes:

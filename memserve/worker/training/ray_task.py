@@ -20,21 +20,32 @@ class ComposeTaskLost(MemserveError):
     """The task's process ended, or its machine did."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"composing ended before its result was there ({reason}); ask for it again, nothing was changed")
+        super().__init__(
+            f"composing ended before its result was there ({reason}); ask for it again, nothing was changed"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """An InvalidModule on its way to another process: an exception with arguments of its own cannot be pickled."""
+    """An InvalidModule on its way to another process: an exception with arguments of its own cannot be
+    pickled.
+    """
 
     field: str
     rule: str
 
 
 async def compose_in_ray(
-    parents: Sequence[Parent], method: str, *, rank: int = 0, density: float = 0.0, seed: int = 0, max_rank: int
+    parents: Sequence[Parent],
+    method: str,
+    *,
+    rank: int = 0,
+    density: float = 0.0,
+    seed: int = 0,
+    max_rank: int,
 ) -> AsyncGenerator[Progress | Composed, None]:
-    """`compose` in a Ray task on this node, where the parents' folders are. Close the iterator to cancel the task.
+    """`compose` in a Ray task on this node, where the parents' folders are. Close the iterator to cancel the
+    task.
 
     Ray must be initialised, with a CPU to spare: the task waits for one.
     Raises InvalidModule as `compose` does, and ComposeTaskLost.
@@ -48,7 +59,9 @@ async def compose_in_ray(
         num_returns="streaming",
         max_retries=0,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-        scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
+        scheduling_strategy=NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        ),
     )(_compose)
     steps = task.remote(list(parents), method, rank, density, seed, max_rank)
     try:
@@ -61,7 +74,8 @@ async def compose_in_ray(
         log.warning("composing was lost: %s", error)
         raise ComposeTaskLost(type(error).__name__) from None
     finally:
-        # Does nothing to a task that has ended. By force, because a matrix may take seconds, and the task holds nothing to be put away.
+        # Does nothing to a task that has ended. By force, because a matrix may take seconds, and the task
+        # holds nothing to be put away.
         ray.cancel(steps, force=True)
 
 

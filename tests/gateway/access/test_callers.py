@@ -59,7 +59,9 @@ def test_every_rpc_is_in_the_table_of_roles_and_nothing_else_is() -> None:
 
 @pytest.mark.parametrize("role", list(KeyRole))
 def test_a_key_calls_what_its_role_covers_and_is_refused_the_rest(tmp_path: Path, role: KeyRole) -> None:
-    access = access_of(tmp_path, {"keys": [{"name": "one", "tenant": "acme", "role": role, "key": "the-key-of-one"}]})
+    access = access_of(
+        tmp_path, {"keys": [{"name": "one", "tenant": "acme", "role": role, "key": "the-key-of-one"}]}
+    )
     order = list(KeyRole)
     for rpc, needed in NEEDED.items():
         if order.index(role) >= order.index(needed):
@@ -73,7 +75,9 @@ def test_a_key_of_the_short_form_writes_and_is_no_administrator(tmp_path: Path) 
     assert access_of(tmp_path).tenant("Bearer bob-key-1").role is KeyRole.WRITE
 
 
-async def test_only_an_administrator_names_workers_and_sees_where_they_are(tmp_path: Path, model_dir: Path) -> None:
+async def test_only_an_administrator_names_workers_and_sees_where_they_are(
+    tmp_path: Path, model_dir: Path
+) -> None:
     keys = tmp_path / "keys.json"
     made = {role: add_key(keys, f"one-{role}", "acme", role, 0.0) for role in KeyRole}
     async with open_gateway(tmp_path, model_dir, api_keys_file=keys) as gateway:
@@ -95,7 +99,10 @@ async def test_only_an_administrator_names_workers_and_sees_where_they_are(tmp_p
                     with pytest.raises(CallFailed) as refused:
                         await call
                     # A module that does not exist is found out first where the role would allow to look.
-                    assert refused.value.code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND)
+                    assert refused.value.code in (
+                        grpc.StatusCode.PERMISSION_DENIED,
+                        grpc.StatusCode.NOT_FOUND,
+                    )
         async with AsyncClient(gateway.address, made[KeyRole.WRITE]) as writer:
             with pytest.raises(CallFailed, match="worker_id needs") as refused:
                 await writer.generate("hello", worker_id="w0")
@@ -125,7 +132,9 @@ async def test_a_worker_with_another_salt_key_is_not_used_and_the_log_says_why(
 # The file of keys
 
 
-async def test_a_key_that_is_revoked_is_refused_without_a_restart(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_a_key_that_is_revoked_is_refused_without_a_restart(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     keys = tmp_path / "keys.json"
     key = add_key(keys, "alice", "alice", KeyRole.WRITE, 0.0)
     add_key(keys, "bob", "bob", KeyRole.WRITE, 0.0)
@@ -197,7 +206,8 @@ def test_the_file_keeps_digests_and_only_its_owner_reads_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "tenant"), [("", "a"), ("a b", "a"), ("a" * 65, "a"), ("a", "A"), ("a", ""), ("a", "x/y"), ("taken", "a")]
+    ("name", "tenant"),
+    [("", "a"), ("a b", "a"), ("a" * 65, "a"), ("a", "A"), ("a", ""), ("a", "x/y"), ("taken", "a")],
 )
 def test_a_name_or_tenant_that_breaks_a_rule_makes_no_key(tmp_path: Path, name: str, tenant: str) -> None:
     keys = tmp_path / "keys.json"
@@ -211,20 +221,24 @@ def test_a_name_or_tenant_that_breaks_a_rule_makes_no_key(tmp_path: Path, name: 
 @pytest.mark.parametrize(
     "content",
     [
-        "", "{", "[]", "{}", '"key"', '{"short": "alice"}', '{"long-enough": "Alice"}', '{"long-enough": ""}', '{"long-enough": 1}',
+        "", "{", "[]", "{}", '"key"', '{"short": "alice"}', '{"long-enough": "Alice"}',
+        '{"long-enough": ""}', '{"long-enough": 1}',
         '{"long-enough": "a/b"}', '{"keys": [1]}', '{"keys": [], "more": 1}',
         '{"keys": [{"name": "a", "tenant": "a", "role": "root", "key": "long-enough"}]}',
         '{"keys": [{"name": "a", "tenant": "a", "role": "read", "key": "long-enough", "rolle": "read"}]}',
         '{"keys": [{"name": "a", "tenant": "a", "role": "read"}]}',
         '{"keys": [{"name": "a", "tenant": "a", "role": "read", "sha256": "abc"}]}',
-        '{"keys": [{"name": "a", "tenant": "a", "role": "read", "key": "long-enough", "sha256": "' + "0" * 64 + '"}]}',
+        '{"keys": [{"name": "a", "tenant": "a", "role": "read", "key": "long-enough", '
+        '"sha256": "' + "0" * 64 + '"}]}',
         '{"keys": [{"name": "a", "tenant": "a", "role": "read", "key": "long-enough"}, '
         '{"name": "b", "tenant": "b", "role": "admin", "key": "long-enough"}]}',
         '{"keys": [{"name": "a", "tenant": "a", "role": "read", "key": "long-enough", "created_s": "now"}]}',
         "[" * 100_000,
     ],
 )  # fmt: skip
-def test_a_key_file_that_breaks_a_rule_stops_the_start_without_telling_a_key(tmp_path: Path, content: str) -> None:
+def test_a_key_file_that_breaks_a_rule_stops_the_start_without_telling_a_key(
+    tmp_path: Path, content: str
+) -> None:
     file = tmp_path / "keys.json"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(StartupError, match="api_keys_file") as refusal:
@@ -266,9 +280,13 @@ def test_a_principal_is_the_keys_name_or_nothing_that_a_guess_can_be_held_agains
     first, second = access_of(tmp_path, salt_key=b"1" * 32), access_of(tmp_path, salt_key=b"2" * 32)
     principal = first.tenant("Bearer alice-key-1").principal
     assert principal != first.tenant("Bearer alice-key-2").principal
-    assert principal != second.tenant("Bearer alice-key-1").principal, "without the salt key a guess cannot be tested"
+    assert principal != second.tenant("Bearer alice-key-1").principal, (
+        "without the salt key a guess cannot be tested"
+    )
     assert not hashlib.sha256(b"alice-key-1").hexdigest().startswith(principal.removeprefix("key "))
-    named = access_of(tmp_path, {"keys": [{"name": "ci", "tenant": "acme", "role": "ask", "key": "alice-key-1"}]})
+    named = access_of(
+        tmp_path, {"keys": [{"name": "ci", "tenant": "acme", "role": "ask", "key": "alice-key-1"}]}
+    )
     assert named.tenant("Bearer alice-key-1").principal == "key ci"
 
 
@@ -278,7 +296,8 @@ def test_without_keys_every_caller_is_the_default_tenants_administrator() -> Non
 
 
 @pytest.mark.parametrize(
-    "authorization", ["", "Bearer", "Bearer ", "alice-key-1", "Basic alice-key-1", "Bearer alice-key-3", "Bearer alice"]
+    "authorization",
+    ["", "Bearer", "Bearer ", "alice-key-1", "Basic alice-key-1", "Bearer alice-key-3", "Bearer alice"],
 )
 def test_with_keys_anything_but_a_key_is_refused(tmp_path: Path, authorization: str) -> None:
     with pytest.raises(Unauthenticated):
@@ -299,7 +318,9 @@ def test_credentials_for_different_purposes_differ_and_no_tenants_salt_is_one() 
 
 
 @pytest.mark.timeout(120)
-async def test_sighup_reads_the_keys_again_and_ends_nothing(tmp_path: Path, model_dir: Path, own_redis_server: object) -> None:
+async def test_sighup_reads_the_keys_again_and_ends_nothing(
+    tmp_path: Path, model_dir: Path, own_redis_server: object
+) -> None:
     keys = tmp_path / "data" / "keys.json"
     key = add_key(keys, "alice", "alice", KeyRole.READ, 0.0)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MEMSERVE_")}

@@ -21,21 +21,31 @@ def limits(**settings: Any) -> Limits:
 def test_every_rpc_that_changes_something_is_under_a_limit_of_changes() -> None:
     files = (activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2)
     rpcs = {
-        method.name: service.name for file in files for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods
+        method.name: service.name
+        for file in files
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
     }
     assert rpcs.keys() >= MODULE_CHANGES | MEMORY_CHANGES | WATCHES | ANSWERS
     reads = ("Get", "List", "Watch")
-    changes = {name for name, service in rpcs.items() if service == "ModuleService" and not name.startswith(reads)}
+    changes = {
+        name for name, service in rpcs.items() if service == "ModuleService" and not name.startswith(reads)
+    }
     assert changes == MODULE_CHANGES
 
 
-@pytest.mark.parametrize("rpc", ["GetStatus", "Search", "ListNamespaces", "PublishModule", "WatchModules", "Generate", "WarmPrefix"])
+@pytest.mark.parametrize(
+    "rpc",
+    ["GetStatus", "Search", "ListNamespaces", "PublishModule", "WatchModules", "Generate", "WarmPrefix"],
+)
 async def test_calls_of_every_kind_have_a_limit_of_those_under_way(rpc: str) -> None:
     of_gateway = limits(max_calls_per_tenant=16, max_inflight_per_tenant=16)
     async with contextlib.AsyncExitStack() as held:
         for _ in range(16):
             await held.enter_async_context(of_gateway.call(rpc, "noisy"))
-        with pytest.raises(QuotaExceeded, match=f"calls of {rpc} under way for tenant noisy: the limit of 16"):
+        with pytest.raises(
+            QuotaExceeded, match=f"calls of {rpc} under way for tenant noisy: the limit of 16"
+        ):
             async with of_gateway.call(rpc, "noisy"):
                 pass
         async with of_gateway.call(rpc, "quiet"), of_gateway.call("GetUsage", "noisy"):
@@ -72,7 +82,9 @@ async def test_bytes_are_paid_for_also_by_calls_that_are_refused() -> None:
             async with of_gateway.call("Generate", "noisy", 4 << 20):
                 raise ZeroDivisionError
     assert await waits_s(of_gateway, "Generate", "noisy", 4 << 20) >= 0.5
-    with pytest.raises(QuotaExceeded, match=r"part of the gateway's time of tenant noisy: the limit of 0\.05"):
+    with pytest.raises(
+        QuotaExceeded, match=r"part of the gateway's time of tenant noisy: the limit of 0\.05"
+    ):
         await asyncio.gather(*(waits_s(of_gateway, "Generate", "noisy", 4 << 20) for _ in range(12)))
 
 
@@ -103,7 +115,9 @@ async def test_long_work_of_one_tenant_leaves_room_for_anothers() -> None:
             await held.enter_async_context(long.of("noisy"))
         waiting = [asyncio.create_task(long.take("noisy")) for _ in range(16)]
         await asyncio.sleep(0)
-        with pytest.raises(QuotaExceeded, match="long work on modules that wait for tenant noisy: the limit of 16"):
+        with pytest.raises(
+            QuotaExceeded, match="long work on modules that wait for tenant noisy: the limit of 16"
+        ):
             await long.take("noisy")
         await asyncio.wait_for(held.enter_async_context(long.of("quiet")), 5)
         for task in waiting:

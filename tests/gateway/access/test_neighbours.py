@@ -44,7 +44,9 @@ AS_NOISY = (("authorization", f"Bearer {NOISY}"),)
 async def gateway(tmp_path: Path, model_dir: Path) -> AsyncIterator[RunningGateway]:
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({NOISY: "noisy", QUIET: "quiet"}), encoding="utf-8")
-    async with open_gateway(tmp_path, model_dir, workers=[{}, {}], api_keys_file=keys, write_timeout_s=0.5) as running:
+    async with open_gateway(
+        tmp_path, model_dir, workers=[{}, {}], api_keys_file=keys, write_timeout_s=0.5
+    ) as running:
         yield running
 
 
@@ -82,7 +84,9 @@ async def test_a_prompt_that_cannot_fit_is_refused_by_its_bytes_and_never_encode
         "prefix.messages": [
             activation.LookupPrefix(activation_pb2.LookupPrefixRequest(prefix=prefix), metadata=AS_NOISY),
             activation.WarmPrefix(activation_pb2.WarmPrefixRequest(prefix=prefix), metadata=AS_NOISY),
-            activation.PinPrefix(activation_pb2.PinPrefixRequest(prefix=prefix, duration_s=1), metadata=AS_NOISY),
+            activation.PinPrefix(
+                activation_pb2.PinPrefixRequest(prefix=prefix, duration_s=1), metadata=AS_NOISY
+            ),
             activation.UnpinPrefix(activation_pb2.UnpinPrefixRequest(prefix=prefix), metadata=AS_NOISY),
             activation.EvictPrefix(activation_pb2.EvictPrefixRequest(prefix=prefix), metadata=AS_NOISY),
         ],
@@ -95,12 +99,16 @@ async def test_a_prompt_that_cannot_fit_is_refused_by_its_bytes_and_never_encode
     assert not encoded
 
 
-async def test_a_stream_that_is_not_read_ends_and_frees_its_place(gateway: RunningGateway, quiet: AsyncClient) -> None:
+async def test_a_stream_that_is_not_read_ends_and_frees_its_place(
+    gateway: RunningGateway, quiet: AsyncClient
+) -> None:
     # Without probing for bandwidth the window stays at 64 KiB, which the answer does not fit into.
     async with grpc.aio.insecure_channel(gateway.address, options=[("grpc.http2.bdp_probe", 0)]) as channel:
         sampling = inference_pb2.Sampling(max_tokens=7000, logprobs=True)
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        calls = [stub.Generate(say(f"hello {number}", sampling=sampling), metadata=AS_NOISY) for number in range(3)]
+        calls = [
+            stub.Generate(say(f"hello {number}", sampling=sampling), metadata=AS_NOISY) for number in range(3)
+        ]
         for call in calls:
             await call.read()
         await until(lambda: gateway.pipeline.inflight.total == 3)
@@ -194,7 +202,9 @@ async def test_a_cache_that_has_stalled_holds_control_calls_and_no_answers(
         await asyncio.gather(*control, return_exceptions=True)
 
 
-async def test_what_a_call_costs_counts_its_bytes(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_call_costs_counts_its_bytes(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
     call = Limits.call
 
@@ -204,13 +214,17 @@ async def test_what_a_call_costs_counts_its_bytes(gateway: RunningGateway, monke
 
     monkeypatch.setattr(Limits, "call", spy)
     await refused(generate(gateway.channel, say(HUGE), metadata=AS_NOISY))
-    await status_pb2_grpc.StatusServiceStub(gateway.channel).GetStatus(status_pb2.GetStatusRequest(), metadata=AS_NOISY)
+    await status_pb2_grpc.StatusServiceStub(gateway.channel).GetStatus(
+        status_pb2.GetStatusRequest(), metadata=AS_NOISY
+    )
     assert sizes[0] > 3_900_000
     assert sizes[1] < 100
 
 
 @pytest.mark.parametrize("flood", ["health", "reflection", "wrong keys"])
-async def test_calls_without_a_key_have_a_pace_and_stop_nobody(gateway: RunningGateway, quiet: AsyncClient, flood: str) -> None:
+async def test_calls_without_a_key_have_a_pace_and_stop_nobody(
+    gateway: RunningGateway, quiet: AsyncClient, flood: str
+) -> None:
     async with grpc.aio.insecure_channel(gateway.address) as channel:
 
         async def call() -> None:
@@ -218,7 +232,9 @@ async def test_calls_without_a_key_have_a_pace_and_stop_nobody(gateway: RunningG
                 await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
             elif flood == "reflection":
                 asked = reflection_pb2.ServerReflectionRequest(list_services="")
-                async for _ in reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked])):
+                async for _ in reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+                    iter([asked])
+                ):
                     pass
             else:
                 request = status_pb2.GetStatusRequest()
@@ -230,5 +246,9 @@ async def test_calls_without_a_key_have_a_pace_and_stop_nobody(gateway: RunningG
         assert (await quiet.generate("hello", sampling=ONE_TOKEN)).usage.output_tokens == 1
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert time.monotonic() - begun_s >= 4
-        refused_for_pace = [each for each in outcomes if getattr(each, "code", lambda: None)() is grpc.StatusCode.RESOURCE_EXHAUSTED]
+        refused_for_pace = [
+            each
+            for each in outcomes
+            if getattr(each, "code", lambda: None)() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        ]
         assert 0 < len(refused_for_pace) < 250

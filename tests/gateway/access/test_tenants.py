@@ -44,7 +44,9 @@ def keys_file(tmp_path: Path) -> Path:
 
 @pytest_asyncio.fixture
 async def gateway(tmp_path: Path, model_dir: Path, keys_file: Path) -> AsyncIterator[RunningGateway]:
-    async with open_gateway(tmp_path, model_dir, api_keys_file=keys_file, recall_timeout_ms=10_000) as running:
+    async with open_gateway(
+        tmp_path, model_dir, api_keys_file=keys_file, recall_timeout_ms=10_000
+    ) as running:
         yield running
 
 
@@ -68,12 +70,17 @@ async def code_of(call: Any) -> grpc.StatusCode:
 
 @pytest.mark.parametrize(
     "metadata",
-    [(), (("authorization", ""),), (("authorization", "Bearer "),), (("authorization", "Bearer nobody's key"),),
-     (("authorization", "alice-key-1"),), (("authorization", "Basic alice-key-1"),), (("authorization", "Bearer ALICE-KEY-1"),),
+    [(), (("authorization", ""),), (("authorization", "Bearer "),), (("authorization",
+     "Bearer nobody's key"),),
+     (("authorization", "alice-key-1"),), (("authorization", "Basic alice-key-1"),), (("authorization",
+     "Bearer ALICE-KEY-1"),),
      (("x-api-key", "alice-key-1"),), (("authorization", "Bearer " + "k" * 4000),)],
-    ids=["none", "empty", "no key", "unknown", "no scheme", "another scheme", "another case", "another header", "long"],
+    ids=["none", "empty", "no key", "unknown", "no scheme", "another scheme", "another case",
+    "another header", "long"],
 )  # fmt: skip
-async def test_without_a_valid_key_no_rpc_answers(gateway: RunningGateway, metadata: tuple[tuple[str, str], ...]) -> None:
+async def test_without_a_valid_key_no_rpc_answers(
+    gateway: RunningGateway, metadata: tuple[tuple[str, str], ...]
+) -> None:
     options: dict[str, Any] = {"metadata": metadata, "timeout": TIMEOUT_S}
     inference = inference_pb2_grpc.InferenceServiceStub(gateway.channel)
     memory = memory_pb2_grpc.MemoryServiceStub(gateway.channel)
@@ -92,7 +99,9 @@ async def test_without_a_valid_key_no_rpc_answers(gateway: RunningGateway, metad
             for method in module_pb2.DESCRIPTOR.services_by_name["ModuleService"].methods
             if method.name != "PublishModule"
         ),
-        status_pb2_grpc.StatusServiceStub(gateway.channel).GetStatus(status_pb2.GetStatusRequest(), **options),
+        status_pb2_grpc.StatusServiceStub(gateway.channel).GetStatus(
+            status_pb2.GetStatusRequest(), **options
+        ),
     ]
     for call in calls:
         found = await refused(call)
@@ -116,7 +125,9 @@ async def test_a_tenant_sees_nothing_of_anothers_memories(alice: AsyncClient, bo
     assert await code_of(bob.forget("notes", "secret")) is grpc.StatusCode.NOT_FOUND
     assert await code_of(bob.generate("code of Alder?", namespaces=["notes"])) is grpc.StatusCode.NOT_FOUND
     await bob.remember("notes", "The code of Birch is 1902.", memory_id="secret")
-    assert [hit.memory.text for hit in await bob.search(["notes"], "code of Alder 7731")] == ["The code of Birch is 1902."]
+    assert [hit.memory.text for hit in await bob.search(["notes"], "code of Alder 7731")] == [
+        "The code of Birch is 1902."
+    ]
     await bob.forget("notes", "secret")
     assert await alice.get_memory("notes", "secret") == stored
     assert (await alice.status()).memories == 1
@@ -139,8 +150,12 @@ async def test_a_tenant_sees_nothing_of_anothers_modules(
     assert await code_of(bob.generate("hello", module=published.digest)) is grpc.StatusCode.NOT_FOUND
     other = await publish_live(bob, "tone", write_files(tmp_path / "2", lora_files(shapes, seed=1)))
     assert other.digest != published.digest
-    assert (await alice.generate("hello", module="tone", sampling=GREEDY)).route.modules[0].digest == published.digest
-    assert (await bob.generate("hello", module="tone", sampling=GREEDY)).route.modules[0].digest == other.digest
+    assert (await alice.generate("hello", module="tone", sampling=GREEDY)).route.modules[
+        0
+    ].digest == published.digest
+    assert (await bob.generate("hello", module="tone", sampling=GREEDY)).route.modules[
+        0
+    ].digest == other.digest
 
     async def told_apart() -> bool:
         held = [set((await client.status()).workers[0].modules) for client in (alice, bob)]
@@ -149,7 +164,9 @@ async def test_a_tenant_sees_nothing_of_anothers_modules(
     await eventually(told_apart)
 
 
-async def test_tenants_have_different_salts_and_share_no_kv(gateway: RunningGateway, alice: AsyncClient, bob: AsyncClient) -> None:
+async def test_tenants_have_different_salts_and_share_no_kv(
+    gateway: RunningGateway, alice: AsyncClient, bob: AsyncClient
+) -> None:
     await alice.generate(LONG, sampling=GREEDY)
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") > 0)
     again = await alice.generate(LONG, sampling=GREEDY)
@@ -163,7 +180,12 @@ async def test_tenants_have_different_salts_and_share_no_kv(gateway: RunningGate
 
 
 async def test_a_salt_in_the_metadata_changes_nothing(gateway: RunningGateway) -> None:
-    metadata = (("authorization", "Bearer bob-key-1"), ("cache-salt", "x"), ("tenant", "alice"), ("x-memserve-tenant", "alice"))
+    metadata = (
+        ("authorization", "Bearer bob-key-1"),
+        ("cache-salt", "x"),
+        ("tenant", "alice"),
+        ("x-memserve-tenant", "alice"),
+    )
     request = say("hello", sampling=inference_pb2.Sampling(max_tokens=1))
     stub = inference_pb2_grpc.InferenceServiceStub(gateway.channel)
     async for _ in stub.Generate(request, metadata=metadata, timeout=TIMEOUT_S):
@@ -171,10 +193,18 @@ async def test_a_salt_in_the_metadata_changes_nothing(gateway: RunningGateway) -
     assert gateway.workers[0].requests[-1].cache_salt == gateway.access.tenant("Bearer bob-key-1").cache_salt
 
 
-async def test_a_tenant_at_its_limit_leaves_room_for_another(tmp_path: Path, model_dir: Path, keys_file: Path) -> None:
+async def test_a_tenant_at_its_limit_leaves_room_for_another(
+    tmp_path: Path, model_dir: Path, keys_file: Path
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        options = {"workers": [{"script": Script(hangs_after=0)}], "max_inflight_per_tenant": 1, "max_inflight": 2}
-        gateway = await stack.enter_async_context(open_gateway(tmp_path, model_dir, api_keys_file=keys_file, **options))
+        options = {
+            "workers": [{"script": Script(hangs_after=0)}],
+            "max_inflight_per_tenant": 1,
+            "max_inflight": 2,
+        }
+        gateway = await stack.enter_async_context(
+            open_gateway(tmp_path, model_dir, api_keys_file=keys_file, **options)
+        )
         alice = await stack.enter_async_context(AsyncClient(gateway.address, "alice-key-1", TIMEOUT_S))
         bob = await stack.enter_async_context(AsyncClient(gateway.address, "bob-key-1", TIMEOUT_S))
         held = alice.stream("hello")

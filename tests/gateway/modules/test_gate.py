@@ -1,4 +1,6 @@
-"""The gate against scripted workers: what it asks, how much at a time, and what it does when a worker is lost."""
+"""The gate against scripted workers: what it asks, how much at a time, and what it does when a worker is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,18 @@ RIGHT = " T501  t502"
 
 def _version(kind: ModuleKind = ModuleKind.LORA) -> ModuleVersion:
     digest = LORA if kind is ModuleKind.LORA else EXPERT
-    return ModuleVersion("m", 1, digest, kind, "", 8, (), 1, 0.0, "", (), (), "", "", WeightFigures(1.0, 0.0, 1.0), "")
+    return ModuleVersion(
+        "m", 1, digest, kind, "", 8, (), 1, 0.0, "", (), (), "", "", WeightFigures(1.0, 0.0, 1.0), ""
+    )
 
 
 def _probes(
-    count: int = 3, *, question: str = "Question {}?", answer: str = RIGHT, system: str = "", passages: tuple[str, ...] = ()
+    count: int = 3,
+    *,
+    question: str = "Question {}?",
+    answer: str = RIGHT,
+    system: str = "",
+    passages: tuple[str, ...] = (),
 ) -> Probes:
     asked = tuple(Probe(question.format(number), (answer,), system, passages) for number in range(count))
     return Probes((ProbeSet("recall", ProbeKind.RECALL, asked),))
@@ -48,7 +57,9 @@ def _probes(
 class Setting:
     """A gate over a pool that follows fake workers."""
 
-    def __init__(self, model: ModelFiles, redis_url: str, directory: Path, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self, model: ModelFiles, redis_url: str, directory: Path, stack: contextlib.AsyncExitStack
+    ) -> None:
         self.tokenizer = ChatTokenizer(model)
         self.registry = Registry(redis_url)
         self.pool = WorkerPool(self.registry, BlockIndex(), model.tokenizer_digest(), CREDENTIAL)
@@ -61,12 +72,20 @@ class Setting:
     async def worker(self, worker_id: str, script: Script) -> FakeWorker:
         worker = FakeWorker(self._redis_url, self._model, self._directory, worker_id, script)
         started = await self._stack.enter_async_context(worker)
-        await until(lambda: any(each.lease.worker_id == worker_id for each in self.pool.ready(time.monotonic())))
+        await until(
+            lambda: any(each.lease.worker_id == worker_id for each in self.pool.ready(time.monotonic()))
+        )
         return started
 
-    async def run(self, probes: Probes | None, kind: ModuleKind = ModuleKind.LORA, worker_id: str = "") -> GateReport:
+    async def run(
+        self, probes: Probes | None, kind: ModuleKind = ModuleKind.LORA, worker_id: str = ""
+    ) -> GateReport:
         return await self.gate.run(
-            TENANT, _version(kind), probes, worker_id=worker_id, progress=lambda done, total: self.told.append((done, total))
+            TENANT,
+            _version(kind),
+            probes,
+            worker_id=worker_id,
+            progress=lambda done, total: self.told.append((done, total)),
         )
 
 
@@ -87,30 +106,46 @@ async def setting(redis_server: RedisServer, model_dir: Path, tmp_path: Path) ->
 SAYS_IT = Script(token_ids=WORDS, stops_after=2)
 
 
-async def test_every_probe_is_asked_of_the_base_and_of_the_version_as_a_request_would_be(setting: Setting) -> None:
+async def test_every_probe_is_asked_of_the_base_and_of_the_version_as_a_request_would_be(
+    setting: Setting,
+) -> None:
     worker = await setting.worker("w0", SAYS_IT)
     probes = _probes(system="Be brief.", passages=("The  first\npassage.", "The second."))
     report = await setting.run(probes)
     expected = [
         setting.tokenizer.encode(
-            [Message(Role.SYSTEM, "Be brief.\n[1] The first passage.\n[2] The second."), Message(Role.USER, f"Question {number}?")]
+            [
+                Message(Role.SYSTEM, "Be brief.\n[1] The first passage.\n[2] The second."),
+                Message(Role.USER, f"Question {number}?"),
+            ]
         )
         for number in range(3)
     ]
     for digest in ("", LORA):
-        assert sorted(list(each.token_ids) for each in worker.requests if each.module_digest == digest) == sorted(expected)
+        assert sorted(
+            list(each.token_ids) for each in worker.requests if each.module_digest == digest
+        ) == sorted(expected)
     for each in worker.requests:
-        assert (each.temperature, each.top_p, each.logprobs, each.max_tokens) == (0.0, 1.0, True, MAX_ANSWER_TOKENS)
+        assert (each.temperature, each.top_p, each.logprobs, each.max_tokens) == (
+            0.0,
+            1.0,
+            True,
+            MAX_ANSWER_TOKENS,
+        )
         assert (each.cache_salt, each.tenant, each.expert_digest) == ("salt", "acme", "")
     assert setting.told == [(done, 6) for done in range(1, 7)]
     assert report.passed and report.worker_id == "w0" and report.probes_digest == probes.digest
-    assert [(each.name, each.base, each.module, each.probes) for each in report.figures] == [("recall", 1.0, 1.0, 3)]
+    assert [(each.name, each.base, each.module, each.probes) for each in report.figures] == [
+        ("recall", 1.0, 1.0, 3)
+    ]
 
 
 async def test_an_expert_is_asked_with_alpha_1(setting: Setting) -> None:
     worker = await setting.worker("w0", SAYS_IT)
     await setting.run(_probes(1), ModuleKind.LOGIT_EXPERT)
-    assert sorted((each.module_digest, each.expert_digest, each.expert_alpha) for each in worker.requests) == [
+    assert sorted(
+        (each.module_digest, each.expert_digest, each.expert_alpha) for each in worker.requests
+    ) == [
         ("", "", 0.0),
         ("", EXPERT, 1.0),
     ]
@@ -142,8 +177,14 @@ async def test_at_most_eight_probes_are_asked_at_a_time(setting: Setting) -> Non
     assert setting.pool.workers["w0"].running == 0 == setting.pool.workers["w0"].pending_prefill_tokens
 
 
-@pytest.mark.parametrize("script", [Script(fails_with=grpc.StatusCode.UNAVAILABLE, fails_after=1), Script(ends_early_after=1)], ids=str)
-async def test_the_probes_of_a_worker_that_fails_are_asked_again_of_another(setting: Setting, script: Script) -> None:
+@pytest.mark.parametrize(
+    "script",
+    [Script(fails_with=grpc.StatusCode.UNAVAILABLE, fails_after=1), Script(ends_early_after=1)],
+    ids=str,
+)
+async def test_the_probes_of_a_worker_that_fails_are_asked_again_of_another(
+    setting: Setting, script: Script
+) -> None:
     first = await setting.worker("w0", script)
     second = await setting.worker("w1", SAYS_IT)
     second.now(waiting=5, pending_prefill_tokens=1000)

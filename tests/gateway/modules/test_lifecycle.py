@@ -1,4 +1,6 @@
-"""Versions through the gateway: promoted, split, rolled back, gated, watched, composed, deleted, and what every answer says of them."""
+"""Versions through the gateway: promoted, split, rolled back, gated, watched, composed, deleted, and what
+every answer says of them.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ PASSES = {
         }
     ]
 }
-FAILS = {"sets": [{"name": "recall", "kind": "recall", "probes": [{"question": "What?", "answers": ["something else"]}]}]}
+FAILS = {
+    "sets": [
+        {"name": "recall", "kind": "recall", "probes": [{"question": "What?", "answers": ["something else"]}]}
+    ]
+}
 
 
 @pytest_asyncio.fixture
@@ -53,11 +59,15 @@ def client(gateway: RunningGateway) -> AsyncClient:
     return gateway.client
 
 
-async def publish(gateway: RunningGateway, tmp_path: Path, seed: int, *, name: str = "tone", probes: object = None) -> ModuleVersion:
+async def publish(
+    gateway: RunningGateway, tmp_path: Path, seed: int, *, name: str = "tone", probes: object = None
+) -> ModuleVersion:
     files = lora_files(gateway.pipeline.model.tensor_shapes(), seed=seed)
     if probes is not None:
         files["probes.json"] = json.dumps(probes).encode()
-    return await gateway.client.modules.publish(name, write_files(tmp_path / f"{name}-{seed}", files), sources=["a book"], notes=f"{seed}")
+    return await gateway.client.modules.publish(
+        name, write_files(tmp_path / f"{name}-{seed}", files), sources=["a book"], notes=f"{seed}"
+    )
 
 
 async def failure_of(call: object) -> CallFailed:
@@ -74,7 +84,13 @@ async def test_a_version_answers_from_its_promotion_on_and_the_receipt_says_why(
     gateway: RunningGateway, client: AsyncClient, tmp_path: Path
 ) -> None:
     first, second = await publish(gateway, tmp_path, 1), await publish(gateway, tmp_path, 2)
-    assert (first.version, second.version, first.author, first.sources, first.notes) == (1, 2, "anonymous", ("a book",), "1")
+    assert (first.version, second.version, first.author, first.sources, first.notes) == (
+        1,
+        2,
+        "anonymous",
+        ("a book",),
+        "1",
+    )
     early = await failure_of(client.generate("hello", module="tone", sampling=GREEDY))
     assert early.code is grpc.StatusCode.FAILED_PRECONDITION
     assert "memserve modules promote" in early.detail
@@ -90,19 +106,27 @@ async def test_a_version_answers_from_its_promotion_on_and_the_receipt_says_why(
     (used,) = (await client.generate("hello", module="tone", sampling=GREEDY)).route.modules
     assert used.version == 1
     changes = await client.modules.history("tone")
-    assert [(change.revision, change.action, change.targets[0].version, change.reason) for change in changes] == [
+    assert [
+        (change.revision, change.action, change.targets[0].version, change.reason) for change in changes
+    ] == [
         (1, "promote", 1, ""),
         (2, "promote", 2, ""),
         (3, "rollback", 1, "as before"),
     ]
-    assert [worker.requests[-1].module_digest for worker in gateway.workers if worker.requests][-1] in (first.digest, second.digest)
+    assert [worker.requests[-1].module_digest for worker in gateway.workers if worker.requests][-1] in (
+        first.digest,
+        second.digest,
+    )
 
 
-async def test_of_two_promotions_at_once_one_wins(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+async def test_of_two_promotions_at_once_one_wins(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
     await publish(gateway, tmp_path, 1)
     await publish(gateway, tmp_path, 2)
     results = await asyncio.gather(
-        *(client.modules.promote("tone", number, expected_revision=0) for number in (1, 2)), return_exceptions=True
+        *(client.modules.promote("tone", number, expected_revision=0) for number in (1, 2)),
+        return_exceptions=True,
     )
     lost = [result for result in results if isinstance(result, CallFailed)]
     assert [failed.code for failed in lost] == [grpc.StatusCode.ABORTED]
@@ -119,8 +143,13 @@ async def test_a_split_follows_its_weights_and_a_session_keeps_its_version(
     assert alias.targets == (TrafficShare(1, 70), TrafficShare(2, 30))
 
     async def version_of(session: str) -> int:
-        (used,) = (await client.generate("hello", module="tone", session=session, sampling=Sampling(max_tokens=1))).route.modules
-        assert used.reason in ("live at revision 3, 70% of its traffic", "live at revision 3, 30% of its traffic")
+        (used,) = (
+            await client.generate("hello", module="tone", session=session, sampling=Sampling(max_tokens=1))
+        ).route.modules
+        assert used.reason in (
+            "live at revision 3, 70% of its traffic",
+            "live at revision 3, 30% of its traffic",
+        )
         return used.version
 
     sessions = [f"session-{number}" for number in range(200)]
@@ -134,7 +163,9 @@ async def test_a_version_whose_probes_fail_is_refused_with_its_figures_and_force
 ) -> None:
     await publish(gateway, tmp_path, 1, probes=FAILS)
     progress: list[tuple[int, int]] = []
-    refused = await failure_of(client.modules.promote("tone", 1, told=lambda done, total: progress.append((done, total))))
+    refused = await failure_of(
+        client.modules.promote("tone", 1, told=lambda done, total: progress.append((done, total)))
+    )
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     assert "recall 0" in refused.detail
     assert (await client.modules.get("tone")).aliases == ()
@@ -163,7 +194,9 @@ async def test_a_version_that_passes_its_probes_keeps_the_report_and_is_not_aske
     assert (await client.modules.version("tone")).gate == report
 
 
-async def test_a_canary_that_breaches_is_taken_out_by_itself(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+async def test_a_canary_that_breaches_is_taken_out_by_itself(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
     await publish(gateway, tmp_path, 1)
     await client.modules.promote("tone", 1)
     await publish(gateway, tmp_path, 2, probes=FAILS)
@@ -179,7 +212,9 @@ async def test_a_canary_that_breaches_is_taken_out_by_itself(gateway: RunningGat
     await until(lambda: gateway.pipeline.metrics.module_changes.labels("canary_rollback")._value.get() == 1)
 
 
-async def test_a_canary_that_passes_stays(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+async def test_a_canary_that_passes_stays(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
     await publish(gateway, tmp_path, 1)
     await client.modules.promote("tone", 1)
     await publish(gateway, tmp_path, 2, probes=PASSES)
@@ -263,11 +298,16 @@ async def test_a_version_in_use_is_not_deleted_and_one_that_nothing_uses_is_gone
     assert third.version == 3
 
 
-async def test_preloads_load_on_every_worker_and_say_who_refuses(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+async def test_preloads_load_on_every_worker_and_say_who_refuses(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
     version = await publish(gateway, tmp_path, 1)
     gateway.workers[1].refuses[version.digest] = "no room"
     found = await client.modules.preload("tone@1")
-    assert [(worker.worker_id, worker.place) for worker in found] == [("w0", ModulePlace.DEVICE), ("w1", ModulePlace.ABSENT)]
+    assert [(worker.worker_id, worker.place) for worker in found] == [
+        ("w0", ModulePlace.DEVICE),
+        ("w1", ModulePlace.ABSENT),
+    ]
     assert "no room" in found[1].refusal
     assert (await client.modules.residency("tone@1"))[0].place is ModulePlace.DEVICE
     (preload,) = await gateway.pipeline.modules.store.preloads()
@@ -280,7 +320,9 @@ async def test_preloads_load_on_every_worker_and_say_who_refuses(gateway: Runnin
     assert nobody.code is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_worker_that_refuses_a_module_is_passed_over(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+async def test_a_worker_that_refuses_a_module_is_passed_over(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
     version = await publish(gateway, tmp_path, 1)
     await client.modules.promote("tone", 1)
     gateway.workers[0].refuses[version.digest] = "no room"
@@ -292,12 +334,20 @@ async def test_a_composed_version_names_its_parents_and_is_checked_like_an_uploa
     gateway: RunningGateway, client: AsyncClient, tmp_path: Path
 ) -> None:
     first, second = await publish(gateway, tmp_path, 1), await publish(gateway, tmp_path, 2)
-    made = await client.modules.compose("both", "linear", {"tone@1": 0.5, "tone@2": 0.5}, notes="half and half")
+    made = await client.modules.compose(
+        "both", "linear", {"tone@1": 0.5, "tone@2": 0.5}, notes="half and half"
+    )
     assert (made.module, made.version, made.kind) == ("both", 1, ModuleKind.LORA)
     assert made.parents == (first.digest, second.digest)
     assert made.sources == ("tone@1", "tone@2")
     assert made.recipe
-    for options in ({"method": "magic"}, {"parents": {}}, {"parents": {"tone@1": 1.0}}, {"density": 2.0}, {"rank": -1}):
+    for options in (
+        {"method": "magic"},
+        {"parents": {}},
+        {"parents": {"tone@1": 1.0}},
+        {"density": 2.0},
+        {"rank": -1},
+    ):
         asked = {"method": "linear", "parents": {"tone@1": 1.0, "tone@2": 1.0}, **options}
         refused = await failure_of(client.modules.compose("both", **asked))  # type: ignore[arg-type]
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -305,16 +355,23 @@ async def test_a_composed_version_names_its_parents_and_is_checked_like_an_uploa
     assert missing.code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_composed_version_is_asked_what_its_parents_are_asked(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+async def test_a_composed_version_is_asked_what_its_parents_are_asked(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
     await publish(gateway, tmp_path, 1, name="left", probes=PASSES)
     await publish(gateway, tmp_path, 2, name="right", probes=FAILS)
     await client.modules.compose("both", "linear", {"left@1": 0.5, "right@1": 0.5})
     report = await client.modules.gate("both", 1)
-    assert [(figure.name, figure.holds) for figure in report.figures] == [("left.recall", True), ("right.recall", False)]
+    assert [(figure.name, figure.holds) for figure in report.figures] == [
+        ("left.recall", True),
+        ("right.recall", False),
+    ]
     assert (await failure_of(client.modules.promote("both", 1))).code is grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_changes_are_told_as_they_happen(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+async def test_changes_are_told_as_they_happen(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
     seen: list[tuple[str, str]] = []
 
     async def watch() -> None:
@@ -336,7 +393,9 @@ async def test_changes_are_told_as_they_happen(gateway: RunningGateway, client: 
     assert await actions(client) == [action for action, _ in seen]
 
 
-async def test_a_module_is_named_where_its_kind_belongs(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+async def test_a_module_is_named_where_its_kind_belongs(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
     await publish(gateway, tmp_path, 1)
     refused = await failure_of(client.generate("hello", expert=Expert("tone@1"), sampling=GREEDY))
     assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "experts[0].reference")
@@ -344,7 +403,9 @@ async def test_a_module_is_named_where_its_kind_belongs(gateway: RunningGateway,
     assert far.field == "experts[0].alpha"
 
 
-async def test_a_dropped_alias_lets_its_version_be_deleted(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+async def test_a_dropped_alias_lets_its_version_be_deleted(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
     await publish(gateway, tmp_path, 1)
     await client.modules.promote("tone", 1)
     assert (await client.modules.drop_alias("tone", "live")).targets == (TrafficShare(1, 1.0),)
@@ -353,7 +414,9 @@ async def test_a_dropped_alias_lets_its_version_be_deleted(gateway: RunningGatew
     assert "tone" not in [module.name for module in await client.modules.all()]
 
 
-async def test_an_alias_is_not_pointed_at_what_no_worker_can_load(gateway: RunningGateway, client: AsyncClient, tmp_path: Path) -> None:
+async def test_an_alias_is_not_pointed_at_what_no_worker_can_load(
+    gateway: RunningGateway, client: AsyncClient, tmp_path: Path
+) -> None:
     version = await publish(gateway, tmp_path, 1)
     for worker in gateway.workers:
         worker.refuses[version.digest] = "no room"
@@ -383,10 +446,14 @@ async def test_what_is_not_there_is_not_found(client: AsyncClient) -> None:
         assert (await failure_of(call)).code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_clients_that_publish_equal_content_at_once_get_the_same_version(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_clients_that_publish_equal_content_at_once_get_the_same_version(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     gateway = await start_gateway()
     folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
-    versions = await asyncio.gather(*(gateway.client.modules.publish("tone", folder, notes=f"client {number}") for number in range(8)))
+    versions = await asyncio.gather(
+        *(gateway.client.modules.publish("tone", folder, notes=f"client {number}") for number in range(8))
+    )
     assert {(version.version, version.digest) for version in versions} == {(1, versions[0].digest)}
 
 
@@ -412,7 +479,9 @@ async def test_long_work_is_refused_before_it_begins(start_gateway: StartGateway
     assert not worker.requests and not worker.loads
 
 
-async def test_a_rollback_answers_once_the_alias_points_back_and_loads_afterwards(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_a_rollback_answers_once_the_alias_points_back_and_loads_afterwards(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     gateway = await start_gateway()
     worker, modules = gateway.workers[0], gateway.client.modules
     for number in (1, 2):
@@ -421,7 +490,9 @@ async def test_a_rollback_answers_once_the_alias_points_back_and_loads_afterward
         await modules.promote("tone", number)
     worker.loads.clear()
     worker.may_load.clear()
-    assert [target.version for target in (await modules.rollback("tone")).targets] == [1], "no worker is waited for"
+    assert [target.version for target in (await modules.rollback("tone")).targets] == [1], (
+        "no worker is waited for"
+    )
     await until(lambda: worker.loads)
     worker.may_load.set()
     await until(lambda: not gateway.pipeline.background._tasks)
@@ -450,12 +521,16 @@ async def test_cancelled_long_work_leaves_no_task_behind(start_gateway: StartGat
 
     def left() -> set[str]:
         names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
-        return {name for name in names - before if "Queue.get" in name or "_gated" in name or "_delete" in name}
+        return {
+            name for name in names - before if "Queue.get" in name or "_gated" in name or "_delete" in name
+        }
 
     await until(lambda: not left())
 
 
-async def test_an_async_client_reads_and_hashes_uploads_off_the_loop(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_an_async_client_reads_and_hashes_uploads_off_the_loop(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     gateway = await start_gateway()
     folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
     here, seen = threading.get_ident(), []
@@ -467,20 +542,29 @@ async def test_an_async_client_reads_and_hashes_uploads_off_the_loop(start_gatew
             return opened(self, *options, **more)  # type: ignore[arg-type]
 
     told: list[int] = []
-    await gateway.client.modules.publish("tone", Watched(folder), told=lambda done, total: told.append(threading.get_ident()))
+    await gateway.client.modules.publish(
+        "tone", Watched(folder), told=lambda done, total: told.append(threading.get_ident())
+    )
     assert seen and here not in seen
     await asyncio.sleep(0)
     assert told and set(told) == {here}, "progress is told where the caller lives"
 
 
-async def test_with_a_full_audit_long_work_is_refused_before_it_begins(start_gateway: StartGateway, tmp_path: Path) -> None:
+async def test_with_a_full_audit_long_work_is_refused_before_it_begins(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
     gateway = await start_gateway(audit_max_bytes=1)
     store, modules = gateway.pipeline.modules.store, gateway.client.modules
     folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
     version = await modules.publish("tone", folder)
     worker = gateway.workers[0]
     worker.loads.clear()
-    for call in (modules.publish("tone2", folder), modules.promote("tone", 1), modules.gate("tone", 1), modules.preload("tone@1")):
+    for call in (
+        modules.publish("tone2", folder),
+        modules.promote("tone", 1),
+        modules.gate("tone", 1),
+        modules.preload("tone@1"),
+    ):
         with pytest.raises(CallFailed) as refusal:
             await call
         assert refusal.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED

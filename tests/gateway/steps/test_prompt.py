@@ -51,16 +51,24 @@ def test_what_fits_is_encoded_once(tokenizer: CountingTokenizer) -> None:
 def test_however_many_passages_are_dropped_the_prompt_is_encoded_four_times_at_most(
     tokenizer: CountingTokenizer, count: int, context_tokens: int
 ) -> None:
-    passages = [passage(number, words=1 + number % 30, score=1 / (1 + number * 7 % 11)) for number in range(count)]
+    passages = [
+        passage(number, words=1 + number % 30, score=1 / (1 + number * 7 % 11)) for number in range(count)
+    ]
     prompt = fit_prompt(tokenizer, QUESTION, passages, room(context_tokens))
     assert tokenizer.encoded <= 4
     assert len(prompt.token_ids) + 16 <= context_tokens
-    assert prompt.token_ids == tokenizer.encode(assemble_messages(QUESTION, prompt.passages)), "as the template makes them"
+    assert prompt.token_ids == tokenizer.encode(assemble_messages(QUESTION, prompt.passages)), (
+        "as the template makes them"
+    )
 
 
 @pytest.mark.parametrize("context_tokens", range(300, 1500, 97))
-def test_the_best_passages_stay_and_one_more_would_be_too_long(tokenizer: CountingTokenizer, context_tokens: int) -> None:
-    passages = [passage(number, words=3 + number % 4, score=(number * 7 % 10 + 1) / 10) for number in range(10)]
+def test_the_best_passages_stay_and_one_more_would_be_too_long(
+    tokenizer: CountingTokenizer, context_tokens: int
+) -> None:
+    passages = [
+        passage(number, words=3 + number % 4, score=(number * 7 % 10 + 1) / 10) for number in range(10)
+    ]
     kept = fit_prompt(tokenizer, QUESTION, passages, room(context_tokens)).passages
     dropped = [hit for hit in passages if hit not in kept]
     assert not kept or not dropped or max(hit.score for hit in dropped) < min(hit.score for hit in kept)
@@ -81,13 +89,17 @@ def test_without_any_passage_too_long_is_refused_by_its_tokens(tokenizer: Counti
     long = [Message(Role.USER, "a b c " * 40)]
     with pytest.raises(InvalidField, match=r"messages: make a prompt of .* tokens; the model takes 64"):
         fit_prompt(tokenizer, long, [passage(1)], room(64, 0))
-    with pytest.raises(InvalidField, match=r"sampling.max_tokens: 60 after a prompt of .* is over the model's 64"):
+    with pytest.raises(
+        InvalidField, match=r"sampling.max_tokens: 60 after a prompt of .* is over the model's 64"
+    ):
         fit_prompt(tokenizer, QUESTION, [passage(1)], room(64, 60))
     assert tokenizer.encoded <= 4
 
 
 def test_no_text_of_more_bytes_than_the_bound_fits(tokenizer: CountingTokenizer) -> None:
-    longest = max((token for token in tokenizer._tokenizer.get_vocab() if not token.startswith("<|")), key=len)
+    longest = max(
+        (token for token in tokenizer._tokenizer.get_vocab() if not token.startswith("<|")), key=len
+    )
     word = tokenizer._tokenizer.decode([tokenizer._tokenizer.token_to_id(longest)])
     text = word * (prompt_max_bytes(tokenizer, 256) // len(word.encode()) + 1)
     assert len(tokenizer.encode([Message(Role.USER, text)])) > 256

@@ -30,7 +30,9 @@ def keys_of(gateway: RunningGateway, block_tokens: int) -> list[bytes]:
     return block_keys(gateway.token_ids(LONG)[:-1], block_tokens, lora=None, cache_salt=gateway.cache_salt)
 
 
-async def test_a_reset_that_breaks_after_its_first_message_is_told_again_whole(start_gateway: StartGateway) -> None:
+async def test_a_reset_that_breaks_after_its_first_message_is_told_again_whole(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway()
     worker = gateway.workers[0]
     worker.hold(KEYS)
@@ -43,7 +45,9 @@ async def test_a_reset_that_breaks_after_its_first_message_is_told_again_whole(s
     await until(lambda: not worker.breaks_between_messages)
     await gateway.sees(1)
     assert gateway.pipeline.pool.index.held_blocks("w0") == len(KEYS)
-    assert [watch.epoch for watch in worker.watches[-3:]] == [before] * 3, "of what has not come whole, no number is taken"
+    assert [watch.epoch for watch in worker.watches[-3:]] == [before] * 3, (
+        "of what has not come whole, no number is taken"
+    )
 
 
 async def test_a_large_change_that_breaks_is_told_again_whole(start_gateway: StartGateway) -> None:
@@ -59,7 +63,9 @@ async def test_a_large_change_that_breaks_is_told_again_whole(start_gateway: Sta
     await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == 50)
 
 
-async def test_a_worker_that_leaves_gets_nothing_more_and_finishes_what_it_is_at(start_gateway: StartGateway) -> None:
+async def test_a_worker_that_leaves_gets_nothing_more_and_finishes_what_it_is_at(
+    start_gateway: StartGateway,
+) -> None:
     """Others have taken its place: a restart costs no answer."""
     gateway = await start_gateway(workers=[{"script": Script(pause_s=0.02)}, {}])
     answer = gateway.client.stream("hello", sampling=Sampling(max_tokens=100), worker_id="w0")
@@ -72,7 +78,9 @@ async def test_a_worker_that_leaves_gets_nothing_more_and_finishes_what_it_is_at
     await gateway.workers[0].die()
 
 
-async def test_events_that_a_worker_leaves_out_make_the_gateway_begin_anew(start_gateway: StartGateway) -> None:
+async def test_events_that_a_worker_leaves_out_make_the_gateway_begin_anew(
+    start_gateway: StartGateway,
+) -> None:
     gateway = await start_gateway()
     worker = gateway.workers[0]
     worker.log.sequence += 5  # numbers that nobody was told
@@ -93,16 +101,27 @@ async def test_events_that_a_worker_leaves_out_make_the_gateway_begin_anew(start
     ],
     ids=str,
 )
-async def test_a_lease_of_another_version_does_not_end_discovery(start_gateway: StartGateway, lease: dict[str, object]) -> None:
+async def test_a_lease_of_another_version_does_not_end_discovery(
+    start_gateway: StartGateway, lease: dict[str, object]
+) -> None:
     gateway = await start_gateway()
     strange = asdict(replace(gateway.workers[0].lease, worker_id="a-strange")) | lease
     write_lease(gateway, "a-strange", json.dumps(strange))
     write_lease(gateway, "b-broken", "{")
-    late = FakeWorker(gateway.redis.url, gateway.pipeline.model, gateway.settings.modules_root, worker_id="z-late")
+    late = FakeWorker(
+        gateway.redis.url, gateway.pipeline.model, gateway.settings.modules_root, worker_id="z-late"
+    )
     async with late:
-        await until(lambda: "z-late" in gateway.pipeline.pool.workers and gateway.pipeline.pool.workers["z-late"].connected)
+        await until(
+            lambda: (
+                "z-late" in gateway.pipeline.pool.workers
+                and gateway.pipeline.pool.workers["z-late"].connected
+            )
+        )
     assert gateway.pipeline.pool.registry_ok
-    assert ("a-strange" in gateway.pipeline.pool.workers) == ("zone" in lease), "a field more is no reason not to use it"
+    assert ("a-strange" in gateway.pipeline.pool.workers) == ("zone" in lease), (
+        "a field more is no reason not to use it"
+    )
 
 
 async def test_a_worker_may_say_anything_of_itself(start_gateway: StartGateway) -> None:
@@ -128,7 +147,9 @@ async def test_a_watch_that_fails_in_the_workers_code_is_counted_said_once_and_t
     worker.watch_faults = 3
     await worker.listen()
     await until(lambda: gateway.pipeline.pool.workers["w0"].connected)
-    counted = gateway.pipeline.metrics.registry.get_sample_value("memserve_loop_failures_total", {"loop": "watch"})
+    counted = gateway.pipeline.metrics.registry.get_sample_value(
+        "memserve_loop_failures_total", {"loop": "watch"}
+    )
     assert counted == 3
     assert sum("the loop 'watch' failed" in record.getMessage() for record in caplog.records) == 1
 
@@ -136,7 +157,11 @@ async def test_a_watch_that_fails_in_the_workers_code_is_counted_said_once_and_t
 async def test_what_is_not_used_any_more_is_forgotten(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
     pool = gateway.pipeline.pool
-    write_lease(gateway, "a-other", json.dumps(asdict(replace(gateway.workers[0].lease, worker_id="a-other", tokenizer_digest="0" * 64))))
+    write_lease(
+        gateway,
+        "a-other",
+        json.dumps(asdict(replace(gateway.workers[0].lease, worker_id="a-other", tokenizer_digest="0" * 64))),
+    )
     await until(lambda: "a-other" in pool._refused)
     gateway.redis.client.delete(lease_key("a-other"))
     await until(lambda: not pool._refused)
@@ -146,23 +171,32 @@ async def test_what_is_not_used_any_more_is_forgotten(start_gateway: StartGatewa
 
 
 async def test_a_prefix_is_looked_up_in_the_layout_of_each_worker(start_gateway: StartGateway) -> None:
-    """Whichever worker comes first in the gateway's table: before, its block size and namespace went for all."""
+    """Whichever worker comes first in the gateway's table: before, its block size and namespace went for
+    all.
+    """
     other = {"namespace": OTHER_NAMESPACE, "block_tokens": 64}
     for workers in ([{}, other], [other, {}], [other, other, {}]):
         gateway = await start_gateway(workers=workers, lookup_timeout_ms=1000)
         fine = next(worker for worker in gateway.workers if worker.block_tokens == BLOCK_TOKENS)
         coarse = next(worker for worker in gateway.workers if worker.block_tokens == 64)
         fine.hold(keys_of(gateway, BLOCK_TOKENS))
-        await until(lambda name=fine.worker_id, gateway=gateway: gateway.pipeline.pool.index.held_blocks(name))
+        await until(
+            lambda name=fine.worker_id, gateway=gateway: gateway.pipeline.pool.index.held_blocks(name)
+        )
         route = (await gateway.client.generate(LONG, sampling=GREEDY)).route
-        assert (route.worker_id, route.expected_cached_tokens) == (fine.worker_id, len(keys_of(gateway, BLOCK_TOKENS)) * BLOCK_TOKENS)
+        assert (route.worker_id, route.expected_cached_tokens) == (
+            fine.worker_id,
+            len(keys_of(gateway, BLOCK_TOKENS)) * BLOCK_TOKENS,
+        )
         named = (await gateway.client.generate(LONG, sampling=GREEDY, worker_id=coarse.worker_id)).route
         assert named.expected_cached_tokens == 0
         coarse_keys = keys_of(gateway, 64)
-        await until(lambda name=coarse.worker_id, gateway=gateway: gateway.pipeline.pool.index.held_blocks(name))
-        assert (await gateway.client.generate(LONG, sampling=GREEDY, worker_id=coarse.worker_id)).route.expected_cached_tokens == (
-            len(coarse_keys) * 64
+        await until(
+            lambda name=coarse.worker_id, gateway=gateway: gateway.pipeline.pool.index.held_blocks(name)
         )
+        assert (
+            await gateway.client.generate(LONG, sampling=GREEDY, worker_id=coarse.worker_id)
+        ).route.expected_cached_tokens == (len(coarse_keys) * 64)
 
 
 async def test_kv_in_redis_counts_for_the_workers_of_its_namespace_only(start_gateway: StartGateway) -> None:
@@ -170,7 +204,9 @@ async def test_kv_in_redis_counts_for_the_workers_of_its_namespace_only(start_ga
     keys = keys_of(gateway, BLOCK_TOKENS)
     for key in keys[:3]:
         gateway.redis.client.set(redis_key(NAMESPACE, key + bytes(4)), b"kv")
-    assert (await gateway.client.generate(LONG, sampling=GREEDY, worker_id="w0")).route.expected_cached_tokens == 0
+    assert (
+        await gateway.client.generate(LONG, sampling=GREEDY, worker_id="w0")
+    ).route.expected_cached_tokens == 0
     gateway.workers[0].log.clear()
     gateway.workers[1].log.clear()
     await until(lambda: not gateway.pipeline.pool.index.held_blocks("w0"))
@@ -181,7 +217,9 @@ async def test_kv_in_redis_counts_for_the_workers_of_its_namespace_only(start_ga
 async def test_a_prefix_is_told_for_each_worker_in_its_own_layout(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(workers=[{"namespace": OTHER_NAMESPACE, "block_tokens": 64}, {}, {}])
     for worker in gateway.workers:
-        worker.hold(block_keys(gateway.token_ids(LONG), worker.block_tokens, lora=None, cache_salt=gateway.cache_salt))
+        worker.hold(
+            block_keys(gateway.token_ids(LONG), worker.block_tokens, lora=None, cache_salt=gateway.cache_salt)
+        )
     found = await gateway.client.activation.lookup(LONG)
     tokens = len(gateway.token_ids(LONG))
     assert found.chunk_tokens == BLOCK_TOKENS, "that of most workers"

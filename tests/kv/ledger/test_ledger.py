@@ -1,4 +1,6 @@
-"""The cache's ledger on a real Redis: counting, quotas, what goes first, pins, and what a writer that dies leaves behind."""
+"""The cache's ledger on a real Redis: counting, quotas, what goes first, pins, and what a writer that dies
+leaves behind.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ import pytest
 import redis
 
 from memserve.kv.keys import VALUE_PREFIX
-from memserve.kv.ledger.ledger import Admission, Candidate, Entry, Ledger, Owner, Quotas, Removal, Settled, Usage
+from memserve.kv.ledger.ledger import (
+    Admission,
+    Candidate,
+    Entry,
+    Ledger,
+    Owner,
+    Quotas,
+    Removal,
+    Settled,
+    Usage,
+)
 from memserve.kv.transport.servers import CacheServers
 from tests.kv.redis_server import RedisServer
 
@@ -32,7 +44,9 @@ def chain(name: str, length: int, after: int = 0) -> list[Candidate]:
     ]
 
 
-def write(client: redis.Redis, ledger: Ledger, candidates: list[Candidate], owner: Owner = ANNA) -> list[Admission]:
+def write(
+    client: redis.Redis, ledger: Ledger, candidates: list[Candidate], owner: Owner = ANNA
+) -> list[Admission]:
     """As a worker does: reserve, remove the victims, write, settle."""
     reservation = ledger.reserve(candidates, owner, worth_per_use=WORTH)
     ledger.remove_values([entry for entry, _ in reservation.victims])
@@ -43,14 +57,18 @@ def write(client: redis.Redis, ledger: Ledger, candidates: list[Candidate], owne
 
 
 def held(client: redis.Redis) -> set[str]:
-    return {key.decode().removeprefix(VALUE_PREFIX) for key in client.scan_iter(VALUE_PREFIX + "*", count=1000)}
+    return {
+        key.decode().removeprefix(VALUE_PREFIX) for key in client.scan_iter(VALUE_PREFIX + "*", count=1000)
+    }
 
 
 def stored_bytes(client: redis.Redis) -> int:
     return sum(client.strlen(VALUE_PREFIX + member) for member in held(client))
 
 
-def test_what_is_stored_is_counted_for_its_tenant_and_for_all(client: redis.Redis, servers: CacheServers) -> None:
+def test_what_is_stored_is_counted_for_its_tenant_and_for_all(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100)
     assert write(client, ledger, chain("a", 3)) == [Admission.STORE] * 3
     assert write(client, ledger, chain("b", 2), BERT) == [Admission.STORE] * 2
@@ -60,7 +78,9 @@ def test_what_is_stored_is_counted_for_its_tenant_and_for_all(client: redis.Redi
     assert ledger.usage("nobody") == Usage(0, 0, 0)
 
 
-def test_a_chunk_that_another_worker_stores_is_not_stored_twice(client: redis.Redis, servers: CacheServers) -> None:
+def test_a_chunk_that_another_worker_stores_is_not_stored_twice(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100)
     first = ledger.reserve(chain("a", 1), ANNA, worth_per_use=WORTH)
     assert ledger.reserve(chain("a", 1), ANNA, worth_per_use=WORTH).admissions == (Admission.BUSY,)
@@ -76,7 +96,9 @@ def test_a_value_that_was_never_counted_is_taken_up(client: redis.Redis, servers
     assert ledger.usage("anna") == Usage(SIZE, 1, 0)
 
 
-def test_a_value_that_redis_evicted_is_stored_again_and_counted_once(client: redis.Redis, servers: CacheServers) -> None:
+def test_a_value_that_redis_evicted_is_stored_again_and_counted_once(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 1))
     client.unlink(VALUE_PREFIX + "a:0000")
@@ -89,19 +111,25 @@ def test_a_tenants_quota_costs_that_tenant_only(client: redis.Redis, servers: Ca
     write(client, ledger, chain("b", 4), BERT)
     write(client, ledger, chain("a", 4))
     reservation = ledger.reserve(chain("c", 1), ANNA, worth_per_use=WORTH)
-    assert [(entry.member, reason) for entry, reason in reservation.victims] == [("a:0003", Removal.TENANT_QUOTA)]
+    assert [(entry.member, reason) for entry, reason in reservation.victims] == [
+        ("a:0003", Removal.TENANT_QUOTA)
+    ]
     ledger.remove_values([entry for entry, _ in reservation.victims])
     ledger.settle((Settled.STORED, entry) for entry in reservation.entries.values())
     assert ledger.usage("anna") == ledger.usage("bert") == Usage(4 * SIZE, 4, 0)
 
 
-def test_the_quota_of_the_whole_cache_takes_the_least_worthy_of_any_tenant(client: redis.Redis, servers: CacheServers) -> None:
+def test_the_quota_of_the_whole_cache_takes_the_least_worthy_of_any_tenant(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100, quotas=Quotas(cache_bytes=4 * SIZE))
     write(client, ledger, chain("b", 2), BERT)
     write(client, ledger, chain("a", 2))
     ledger.use(["b:0000", "b:0001"])
     reservation = ledger.reserve(chain("c", 1), BERT, worth_per_use=WORTH)
-    assert [(entry.member, reason) for entry, reason in reservation.victims] == [("a:0001", Removal.CACHE_QUOTA)]
+    assert [(entry.member, reason) for entry, reason in reservation.victims] == [
+        ("a:0001", Removal.CACHE_QUOTA)
+    ]
 
 
 def test_the_end_of_a_chain_goes_before_its_beginning(client: redis.Redis, servers: CacheServers) -> None:
@@ -142,7 +170,9 @@ def test_what_was_used_long_ago_goes_in_the_end(client: redis.Redis, servers: Ca
     assert "old:0000" not in held(client)
 
 
-def test_a_chain_longer_than_the_quota_keeps_its_beginning(client: redis.Redis, servers: CacheServers) -> None:
+def test_a_chain_longer_than_the_quota_keeps_its_beginning(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100, quotas=Quotas(cache_bytes=4 * SIZE))
     assert write(client, ledger, chain("a", 3)) == [Admission.STORE] * 3
     assert write(client, ledger, chain("a", 8, after=3)) == [Admission.STORE] + [Admission.NO_ROOM] * 4
@@ -172,7 +202,9 @@ def test_a_value_that_was_not_written_is_not_counted(client: redis.Redis, server
     assert ledger.usage() == Usage(0, 0, 0)
 
 
-def test_what_a_dead_writer_reserved_falls_due_and_a_late_one_is_told(client: redis.Redis, servers: CacheServers) -> None:
+def test_what_a_dead_writer_reserved_falls_due_and_a_late_one_is_told(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100, reserve_s=0.05)
     late = ledger.reserve(chain("a", 1), ANNA, worth_per_use=WORTH)
     assert ledger.due() == []
@@ -198,7 +230,9 @@ def test_a_removal_that_nobody_confirmed_falls_due_again(client: redis.Redis, se
     assert (ledger.usage(), held(client)) == (Usage(0, 0, 0), set())
 
 
-def test_an_unused_chunk_expires_and_a_used_one_lives_on_with_what_stands_before_it(client: redis.Redis, servers: CacheServers) -> None:
+def test_an_unused_chunk_expires_and_a_used_one_lives_on_with_what_stands_before_it(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=1)
     write(client, ledger, chain("a", 3))
     write(client, ledger, chain("b", 1))
@@ -219,7 +253,9 @@ def test_what_redis_evicted_itself_is_found(client: redis.Redis, servers: CacheS
     assert ledger.usage() == Usage(2 * SIZE, 2, 0)
 
 
-def test_an_entry_that_was_counted_anew_is_not_dropped_by_an_old_finding(client: redis.Redis, servers: CacheServers) -> None:
+def test_an_entry_that_was_counted_anew_is_not_dropped_by_an_old_finding(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 1))
     client.unlink(VALUE_PREFIX + "a:0000")
@@ -258,7 +294,9 @@ def worths(client: redis.Redis, *names: str) -> list[float]:
     return [float(client.zscore("{memserve:kv}:worth", name) or 0) for name in names]
 
 
-def test_the_beginning_stays_worth_more_however_a_chain_is_used(client: redis.Redis, servers: CacheServers) -> None:
+def test_the_beginning_stays_worth_more_however_a_chain_is_used(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger, draw = Ledger(servers, ttl_s=100), random.Random(1)
     names = [one.member for one in chain("a", 40)]
     for start in range(0, 40, 8):
@@ -270,7 +308,9 @@ def test_the_beginning_stays_worth_more_however_a_chain_is_used(client: redis.Re
         assert now == sorted(now, reverse=True) and len(set(now)) == 40
 
 
-def test_a_pin_that_is_shorter_than_an_unused_chunks_life_takes_none_of_it(client: redis.Redis, servers: CacheServers) -> None:
+def test_a_pin_that_is_shorter_than_an_unused_chunks_life_takes_none_of_it(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=1000)
     write(client, ledger, chain("a", 1))
     ledger.pin(["a:0000"], "anna", seconds=1)
@@ -289,7 +329,9 @@ def test_a_second_pin_does_not_shorten_the_first(client: redis.Redis, servers: C
     assert ledger.due() == [] and ledger.usage("anna").pinned_bytes == 2 * SIZE
 
 
-def test_storing_or_loading_a_pinned_chunk_leaves_it_its_time(client: redis.Redis, servers: CacheServers) -> None:
+def test_storing_or_loading_a_pinned_chunk_leaves_it_its_time(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 1))
     ledger.pin(["a:0000"], "anna", seconds=5000)
@@ -301,7 +343,9 @@ def test_storing_or_loading_a_pinned_chunk_leaves_it_its_time(client: redis.Redi
     assert client.ttl(VALUE_PREFIX + "a:0000") > 4000
 
 
-def test_a_pinned_chunk_that_redis_lost_is_written_again_and_stays_pinned(client: redis.Redis, servers: CacheServers) -> None:
+def test_a_pinned_chunk_that_redis_lost_is_written_again_and_stays_pinned(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 1))
     ledger.pin(["a:0000"], "anna", seconds=5000)
@@ -320,7 +364,9 @@ def test_all_tenants_together_cannot_pin_everything(client: redis.Redis, servers
     assert not ledger.pin(["b:0000"], "bert", seconds=5000, limit_all_bytes=SIZE)[0]
 
 
-def test_a_value_that_another_wrote_meanwhile_stays_counted_until_it_is_gone(client: redis.Redis, servers: CacheServers) -> None:
+def test_a_value_that_another_wrote_meanwhile_stays_counted_until_it_is_gone(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100)
     late = chain("a", 1)  # asked whether it is there before the other wrote it
     write(client, ledger, chain("a", 1))
@@ -345,7 +391,9 @@ def test_the_clock_never_runs_backwards(client: redis.Redis, servers: CacheServe
     assert float(client.get("{memserve:kv}:clock") or 0) >= before > 8
 
 
-def test_an_entry_that_redis_evicted_from_the_ledger_stops_nothing(client: redis.Redis, servers: CacheServers) -> None:
+def test_an_entry_that_redis_evicted_from_the_ledger_stops_nothing(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=1, reserve_s=0.01)
     write(client, ledger, chain("a", 1))
     client.delete("{memserve:kv}:entry:a:0000")
@@ -364,7 +412,9 @@ def test_a_pin_that_has_run_out_leaves_an_ordinary_chunk(client: redis.Redis, se
     assert 0 < client.ttl(VALUE_PREFIX + "a:0000") <= 100
 
 
-def test_chunks_are_found_and_condemned_by_tenant_and_module(client: redis.Redis, servers: CacheServers) -> None:
+def test_chunks_are_found_and_condemned_by_tenant_and_module(
+    client: redis.Redis, servers: CacheServers
+) -> None:
     ledger = Ledger(servers, ttl_s=100)
     write(client, ledger, chain("a", 2))
     write(client, ledger, chain("b", 2), BERT)
@@ -378,7 +428,9 @@ def test_chunks_are_found_and_condemned_by_tenant_and_module(client: redis.Redis
     assert ledger.condemn(["nothing"]) == ([], 0) and ledger.condemn([]) == ([], 0)
 
 
-def test_two_writers_race_and_every_byte_is_counted(client: redis.Redis, redis_server: RedisServer, servers: CacheServers) -> None:
+def test_two_writers_race_and_every_byte_is_counted(
+    client: redis.Redis, redis_server: RedisServer, servers: CacheServers
+) -> None:
     quota = 20 * SIZE
 
     def race(seed: int) -> None:

@@ -1,4 +1,6 @@
-"""The cache's upkeep on a real Redis: what is due goes, what Redis evicted is noticed, and one of all does the work."""
+"""The cache's upkeep on a real Redis: what is due goes, what Redis evicted is noticed, and one of all does
+the work.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Removals:
 
 
 def store(server: RedisServer, ledger: Ledger, *names: str) -> None:
-    reservation = ledger.reserve([Candidate(name, SIZE, "", 64) for name in names], Owner(), worth_per_use=1.0)
+    reservation = ledger.reserve(
+        [Candidate(name, SIZE, "", 64) for name in names], Owner(), worth_per_use=1.0
+    )
     for name in reservation.entries:
         server.client.set(VALUE_PREFIX + name, b"v" * SIZE, ex=100)
     ledger.settle((Settled.STORED, entry) for entry in reservation.entries.values())

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memserve.kv.transport.resp import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, Kind, ProtocolError, Reply, ReplyReader
+from memserve.kv.transport.resp import (
+    MAX_LINE_BYTES,
+    MAX_SKIPPED_BYTES,
+    Kind,
+    ProtocolError,
+    Reply,
+    ReplyReader,
+)
 
 
 def read(reader: ReplyReader, stream: bytes, sizes: list[int], *, whole: bool = False) -> list[Reply]:
@@ -47,10 +54,15 @@ SAID = st.one_of(
 
 
 @given(st.lists(SAID, min_size=1, max_size=8), SIZES, st.integers(0, 200))
-def test_replies_are_understood_in_whatever_pieces_they_arrive(said: list[tuple[str, bytes]], sizes: list[int], padding: int) -> None:
+def test_replies_are_understood_in_whatever_pieces_they_arrive(
+    said: list[tuple[str, bytes]], sizes: list[int], padding: int
+) -> None:
     reader, stream, wanted, places = ReplyReader(), b"", [], []
     for kind, content in said:
-        head, body = memoryview(bytearray(8)), memoryview(bytearray(len(content) - 8 if kind == "value" else ROOM - 8))
+        head, body = (
+            memoryview(bytearray(8)),
+            memoryview(bytearray(len(content) - 8 if kind == "value" else ROOM - 8)),
+        )
         at_most = kind in ("at most", "too long")
         reader.expect(head, body, at_most=at_most)
         places.append((head, body))
@@ -102,7 +114,8 @@ def test_garbage_is_an_error_or_a_reply_and_never_more_than_was_asked_for(
 @pytest.mark.parametrize(
     "stream",
     [
-        b"$12x\r\n", b"$\r\n", b"$--1\r\n", b"$99999999999\r\n", b"*1\r\n$1\r\na\r\n", b"hello\r\n", b"\r\n", b"a" * MAX_LINE_BYTES,
+        b"$12x\r\n", b"$\r\n", b"$--1\r\n", b"$99999999999\r\n", b"*1\r\n$1\r\na\r\n", b"hello\r\n",
+        b"\r\n", b"a" * MAX_LINE_BYTES,
         b"$%d\r\n" % (MAX_SKIPPED_BYTES + 1), b"$24\r\n" + bytes(24) + b"xx",
     ],
     ids=repr,
@@ -140,7 +153,11 @@ def test_the_large_part_of_a_value_is_received_in_its_place() -> None:
 
 
 def test_with_padding_a_value_and_the_beginning_of_the_next_reply_are_received_together() -> None:
-    head, body, pad = memoryview(bytearray(120)), memoryview(bytearray(1 << 20)), b"$150\r\n" + bytes(150) + b"\r\n"
+    head, body, pad = (
+        memoryview(bytearray(120)),
+        memoryview(bytearray(1 << 20)),
+        b"$150\r\n" + bytes(150) + b"\r\n",
+    )
     reader = ReplyReader()
     for _ in range(2):
         reader.expect(head, body)

@@ -59,7 +59,14 @@ def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelServ
 
 
 def store_on(url: str, lookup_timeout_s: float = 0.2) -> RedisChunkStore:
-    return RedisChunkStore(url, NAMESPACE, io_timeout_s=0.5, lookup_timeout_s=lookup_timeout_s, connect_timeout_s=2.0, pause_s=0.2)
+    return RedisChunkStore(
+        url,
+        NAMESPACE,
+        io_timeout_s=0.5,
+        lookup_timeout_s=lookup_timeout_s,
+        connect_timeout_s=2.0,
+        pause_s=0.2,
+    )
 
 
 @pytest.fixture
@@ -76,7 +83,9 @@ def load(store: RedisChunkStore) -> list[bool]:
     """Load every key; what came is what was stored."""
     destinations = [bytearray(3000) for _ in KEYS]
     loaded = store.load(KEYS, [memoryview(each) for each in destinations], budget_s=10)
-    assert all(got == payload for got, payload, good in zip(destinations, PAYLOADS, loaded, strict=True) if good)
+    assert all(
+        got == payload for got, payload, good in zip(destinations, PAYLOADS, loaded, strict=True) if good
+    )
     return loaded
 
 
@@ -85,29 +94,49 @@ def held_by(cluster: RedisClusterServers, node: RedisServer) -> list[bool]:
 
 
 def cluster_calls(cluster: RedisClusterServers) -> int:
-    return sum(node.client.info("commandstats").get("cmdstat_cluster", {"calls": 0})["calls"] for node in cluster.nodes)
+    return sum(
+        node.client.info("commandstats").get("cmdstat_cluster", {"calls": 0})["calls"]
+        for node in cluster.nodes
+    )
 
 
-def test_a_chain_lies_on_all_masters_and_comes_back_whole(store: RedisChunkStore, cluster: RedisClusterServers) -> None:
+def test_a_chain_lies_on_all_masters_and_comes_back_whole(
+    store: RedisChunkStore, cluster: RedisClusterServers
+) -> None:
     assert all(node.client.dbsize() > 10 for node in cluster.nodes)
     assert store.exists_many(KEYS) == [True] * 60
     assert load(store) == [True] * 60
     assert store.store(KEYS, PAYLOADS, budget_s=10) == [Put.ALREADY_PRESENT] * 60
     stats = store.take_stats()
-    assert (stats.hits, stats.misses, stats.already_present, stats.unanswered, stats.skipped) == (60, 0, 60, 0, 0)
+    assert (stats.hits, stats.misses, stats.already_present, stats.unanswered, stats.skipped) == (
+        60,
+        0,
+        60,
+        0,
+        0,
+    )
     assert store.circuit is Circuit.CLOSED
 
 
-def test_a_look_up_is_one_batch_for_every_master(store: RedisChunkStore, cluster: RedisClusterServers) -> None:
+def test_a_look_up_is_one_batch_for_every_master(
+    store: RedisChunkStore, cluster: RedisClusterServers
+) -> None:
     assert store.exists_many(KEYS) == [True] * 60  # it is connected now
     clients = [node.client for node in cluster.nodes]
     before = [client.info("stats")["total_reads_processed"] for client in clients]
     assert store.exists_many(KEYS) == [True] * 60
-    reads = [client.info("stats")["total_reads_processed"] - count for client, count in zip(clients, before, strict=True)]
-    assert all(1 < count <= 4 for count in reads), reads  # the INFO itself is one of them; every master holds more than 10 keys
+    reads = [
+        client.info("stats")["total_reads_processed"] - count
+        for client, count in zip(clients, before, strict=True)
+    ]
+    assert all(1 < count <= 4 for count in reads), (
+        reads
+    )  # the INFO itself is one of them; every master holds more than 10 keys
 
 
-def test_what_does_not_verify_is_deleted_on_each_master(store: RedisChunkStore, cluster: RedisClusterServers) -> None:
+def test_what_does_not_verify_is_deleted_on_each_master(
+    store: RedisChunkStore, cluster: RedisClusterServers
+) -> None:
     bad = [held_by(cluster, node).index(True) for node in cluster.nodes]
     for number in bad:
         cluster.nodes_of(NAMES)[number].client.setrange(NAMES[number], 500, b"\xff\x00\xff")
@@ -116,7 +145,9 @@ def test_what_does_not_verify_is_deleted_on_each_master(store: RedisChunkStore, 
     assert store.exists_many(KEYS) == [number not in bad for number in range(60)]
 
 
-def test_a_slot_that_moves_costs_its_own_chunks_until_the_topology_is_learned(store: RedisChunkStore, cluster: RedisClusterServers) -> None:
+def test_a_slot_that_moves_costs_its_own_chunks_until_the_topology_is_learned(
+    store: RedisChunkStore, cluster: RedisClusterServers
+) -> None:
     moving = held_by(cluster, cluster.nodes[0]).index(True)
     others = [number != moving for number in range(60)]
     cluster.nodes[0].client.delete(NAMES[moving])
@@ -139,7 +170,9 @@ def test_a_slot_that_moves_costs_its_own_chunks_until_the_topology_is_learned(st
     assert store.circuit is Circuit.CLOSED
 
 
-def test_a_master_that_hangs_costs_one_timeout_and_only_its_own_chunks(store: RedisChunkStore, cluster: RedisClusterServers) -> None:
+def test_a_master_that_hangs_costs_one_timeout_and_only_its_own_chunks(
+    store: RedisChunkStore, cluster: RedisClusterServers
+) -> None:
     assert load(store) == store.exists_many(KEYS) == [True] * 60
     hung = cluster.nodes[2]
     others = [not held for held in held_by(cluster, hung)]
@@ -198,14 +231,17 @@ async def test_a_cluster_that_is_not_there_is_a_miss_and_an_open_circuit() -> No
 
 
 @pytest.mark.asyncio
-async def test_after_every_change_of_the_master_stores_and_loads_come_back(sentinels: SentinelServers) -> None:
+async def test_after_every_change_of_the_master_stores_and_loads_come_back(
+    sentinels: SentinelServers,
+) -> None:
     store, lookup = store_on(sentinels.url), PrefixLookup(sentinels.url, budget_s=0.5, pause_s=0.2)
     assert store.store(KEYS, PAYLOADS, budget_s=10) == [Put.STORED] * 60
     assert await lookup.present(NAMESPACE, KEYS) == 60
     first = sentinels.master()
     assert first.client.wait(1, 5000) == 1
 
-    # By hand: the old master lives on. Once it is a replica, which Sentinel makes it after up to 10 s, it answers READONLY.
+    # By hand: the old master lives on. Once it is a replica, which Sentinel makes it after up to 10 s, it
+    # answers READONLY.
     sentinels.sentinels[0].client.execute_command("SENTINEL FAILOVER", "cache")
     wait_until(lambda: sentinels.master() is not first)
     second = sentinels.master()
@@ -215,7 +251,12 @@ async def test_after_every_change_of_the_master_stores_and_loads_come_back(senti
     wait_until(lambda: Put.STORED in store.store(KEYS, PAYLOADS, budget_s=10))
     assert len(second.client.keys("memserve:kv:*")) == 60
     assert load(store) == [True] * 60
-    wait_until(lambda: first.client.info("replication")["master_link_status"] == "up" and second.client.wait(1, 5000) == 1)
+    wait_until(
+        lambda: (
+            first.client.info("replication")["master_link_status"] == "up"
+            and second.client.wait(1, 5000) == 1
+        )
+    )
 
     second.stop()
     assert load(store) == [False] * 60
@@ -330,7 +371,9 @@ def test_valkey_is_accepted() -> None:
     assert info_fault(parse_info(VALKEY.format(mode="standalone", clustered=0)), Deployment.SINGLE) is None
     assert info_fault(parse_info(VALKEY.format(mode="standalone", clustered=0)), Deployment.SENTINEL) is None
     assert info_fault(parse_info(VALKEY.format(mode="cluster", clustered=1)), Deployment.CLUSTER) is None
-    assert "redis+cluster" in str(info_fault(parse_info(VALKEY.format(mode="cluster", clustered=1)), Deployment.SINGLE))
+    assert "redis+cluster" in str(
+        info_fault(parse_info(VALKEY.format(mode="cluster", clustered=1)), Deployment.SINGLE)
+    )
 
 
 @pytest.mark.parametrize(
@@ -386,9 +429,17 @@ def test_a_url_that_cannot_be_meant_is_refused_with_what_to_do(url: str, part: s
 
 
 def test_a_url_says_servers_credentials_and_database() -> None:
-    sentinel = parse_cache_url("rediss+sentinel://me:p%2Fw@a,b:2,[::1]:3/cache/5?sentinel_password=s&ssl_ca_certs=/ca.pem")
+    sentinel = parse_cache_url(
+        "rediss+sentinel://me:p%2Fw@a,b:2,[::1]:3/cache/5?sentinel_password=s&ssl_ca_certs=/ca.pem"
+    )
     assert (sentinel.addresses, sentinel.service) == ((("a", 26379), ("b", 2), ("::1", 3)), "cache")
-    assert sentinel.options == {"ssl": True, "username": "me", "password": "p/w", "db": 5, "ssl_ca_certs": "/ca.pem"}
+    assert sentinel.options == {
+        "ssl": True,
+        "username": "me",
+        "password": "p/w",
+        "db": 5,
+        "ssl_ca_certs": "/ca.pem",
+    }
     assert sentinel.sentinel_options == {"ssl": True, "password": "s", "ssl_ca_certs": "/ca.pem"}
     cluster = parse_cache_url("redis+cluster://:pw@a:1,b")
     assert (cluster.addresses, cluster.options) == ((("a", 1), ("b", 6379)), {"password": "pw"})
@@ -397,9 +448,15 @@ def test_a_url_says_servers_credentials_and_database() -> None:
     assert plain.addresses == (("host", 6379),)
     assert plain.options == {"ssl": True, "username": "me", "db": 2, "ssl_check_hostname": False}
     socket = parse_cache_url("unix://me@/run/redis.sock?db=1&password=pw")
-    assert (socket.addresses, socket.options) == ((("/run/redis.sock", 0),), {"username": "me", "db": 1, "password": "pw"})
+    assert (socket.addresses, socket.options) == (
+        (("/run/redis.sock", 0),),
+        {"username": "me", "db": 1, "password": "pw"},
+    )
 
 
 def test_a_url_can_be_shown_without_its_secrets() -> None:
-    assert without_secrets("redis+sentinel://me:pw@a:1,b:2/cache?sentinel_password=pw") == "redis+sentinel://…@a:1,b:2/cache"
+    assert (
+        without_secrets("redis+sentinel://me:pw@a:1,b:2/cache?sentinel_password=pw")
+        == "redis+sentinel://…@a:1,b:2/cache"
+    )
     assert without_secrets("unix:///run/redis.sock?password=pw") == "unix:///run/redis.sock"

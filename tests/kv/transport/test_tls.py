@@ -71,7 +71,9 @@ def test_what_is_stored_is_loaded_byte_for_byte(store: RedisChunkStore, front: T
     assert front.connections <= connections + 1
 
 
-def test_missing_damaged_and_other_values_are_misses_between_good_ones(store: RedisChunkStore, own_redis_server: RedisServer) -> None:
+def test_missing_damaged_and_other_values_are_misses_between_good_ones(
+    store: RedisChunkStore, own_redis_server: RedisServer
+) -> None:
     chunks = [os.urandom(300_000) for _ in range(4)]
     store.store(KEYS[:4], chunks, budget_s=10)
     own_redis_server.client.delete(redis_key(NAMESPACE, KEYS[1]))
@@ -80,7 +82,9 @@ def test_missing_damaged_and_other_values_are_misses_between_good_ones(store: Re
     assert dict(store.take_stats().refused) == {Refusal.BAD_CHECKSUM: 1}
 
 
-def test_a_connection_that_is_cut_costs_hits_and_nothing_else(store: RedisChunkStore, front: TlsFront) -> None:
+def test_a_connection_that_is_cut_costs_hits_and_nothing_else(
+    store: RedisChunkStore, front: TlsFront
+) -> None:
     chunks = [os.urandom(4 << 20) for _ in KEYS]
     store.store(KEYS, chunks, budget_s=20)
     for delay_s in (0.0, 0.002, 0.01, 0.03):
@@ -93,7 +97,9 @@ def test_a_connection_that_is_cut_costs_hits_and_nothing_else(store: RedisChunkS
     assert store.circuit is Circuit.CLOSED
 
 
-def test_a_redis_that_is_paused_is_a_miss_in_time(store: RedisChunkStore, own_redis_server: RedisServer) -> None:
+def test_a_redis_that_is_paused_is_a_miss_in_time(
+    store: RedisChunkStore, own_redis_server: RedisServer
+) -> None:
     chunk = os.urandom(1000)
     store.store(KEYS[:1], [chunk], budget_s=5)
     own_redis_server.pause()

@@ -75,7 +75,9 @@ def kinds(wire: Wire, places: list[Place], ttl_s: int = 10) -> list[Kind]:
 
 
 @pytest.mark.parametrize("body_bytes", [1, 1000, 256 << 10, 3 << 20])
-def test_what_is_stored_is_fetched_byte_for_byte(wire: Wire, own_redis_server: RedisServer, body_bytes: int) -> None:
+def test_what_is_stored_is_fetched_byte_for_byte(
+    wire: Wire, own_redis_server: RedisServer, body_bytes: int
+) -> None:
     items = [Item(b"key-%d" % number, os.urandom(HEAD_BYTES), os.urandom(body_bytes)) for number in range(7)]
     assert wire.set(items, ttl_s=100, deadline_s=soon()) == [True] * 7
     places = [place(f"key-{number}", body_bytes) for number in range(7)]
@@ -85,10 +87,18 @@ def test_what_is_stored_is_fetched_byte_for_byte(wire: Wire, own_redis_server: R
     assert 990 < own_redis_server.client.ttl("key-0") <= 1000
 
 
-def test_misses_and_values_of_another_length_lie_between_good_ones(wire: Wire, own_redis_server: RedisServer) -> None:
+def test_misses_and_values_of_another_length_lie_between_good_ones(
+    wire: Wire, own_redis_server: RedisServer
+) -> None:
     redis = own_redis_server.client
     good = os.urandom(HEAD_BYTES + 5000)
-    for name, value in (("a", good), ("short", b"x"), ("empty", b""), ("long", os.urandom(1 << 20)), ("z", good)):
+    for name, value in (
+        ("a", good),
+        ("short", b"x"),
+        ("empty", b""),
+        ("long", os.urandom(1 << 20)),
+        ("z", good),
+    ):
         redis.set(name, value)
     redis.lpush("list", "x")
     places = [place(name, 5000) for name in ("a", "gone", "short", "empty", "long", "list", "z")]
@@ -97,7 +107,9 @@ def test_misses_and_values_of_another_length_lie_between_good_ones(wire: Wire, o
     assert bytes(places[-1].head) + bytes(places[-1].body) == good
 
 
-def test_of_values_of_at_most_a_length_the_longer_are_thrown_away_and_the_connection_lives_on(wire: Wire) -> None:
+def test_of_values_of_at_most_a_length_the_longer_are_thrown_away_and_the_connection_lives_on(
+    wire: Wire,
+) -> None:
     lengths = [0, 1, 4999, 5000, 5001, 1 << 20, 77]
     items = [Item(b"key-%d" % length, os.urandom(HEAD_BYTES), os.urandom(length)) for length in lengths]
     assert all(wire.set(items, ttl_s=100, deadline_s=soon()))
@@ -132,22 +144,32 @@ def test_large_values_are_checked_while_they_come(
     places: list[Place] = []
     for number, name in enumerate(names):
         here = shared[number % len(shared)]
-        places.append(here._replace(name=name.encode(), check=Telling(told, here.body, namespace=namespace, key=name.encode())))
+        places.append(
+            here._replace(
+                name=name.encode(), check=Telling(told, here.body, namespace=namespace, key=name.encode())
+            )
+        )
     wire = connected(redis_server, slow_call_s=10 if undisturbed else 0)
     for name, got, reply in zip(names, places, wire.get(places, ttl_s=10, deadline_s=soon()), strict=True):
         assert reply.kind is {"gone": Kind.NOTHING, "other": Kind.OTHER_LENGTH}.get(name, Kind.VALUE)
         if reply.kind is Kind.VALUE:
             assert got.check is not None
-            assert got.check.refusal(got.head) is (Refusal.BAD_CHECKSUM if name == "1" and damaged_byte is not None else None)
+            assert got.check.refusal(got.head) is (
+                Refusal.BAD_CHECKSUM if name == "1" and damaged_byte is not None else None
+            )
     wire.close()
-    # Every verdict tells itself once of all that is there. The first value comes whole where its head did not come with its first line.
+    # Every verdict tells itself once of all that is there. The first value comes whole where its head did not
+    # come with its first line.
     assert told.count(body_bytes) == 5
     assert len(told) >= 5 + 4 * 4 if undisturbed else len(told) == 5
 
 
 @pytest.mark.parametrize("body_bytes", [3000, IN_FLIGHT_BYTES // 2, IN_FLIGHT_BYTES])
 def test_places_share_memory_with_those_that_are_asked_for_later(wire: Wire, body_bytes: int) -> None:
-    items = [Item(b"key-%d" % number, os.urandom(HEAD_BYTES), os.urandom(body_bytes)) for number in range(3 * MAX_IN_FLIGHT)]
+    items = [
+        Item(b"key-%d" % number, os.urandom(HEAD_BYTES), os.urandom(body_bytes))
+        for number in range(3 * MAX_IN_FLIGHT)
+    ]
     for item in items:
         assert wire.set([item], ttl_s=100, deadline_s=soon()) == [True]
     shared = [place("", body_bytes) for _ in range(in_flight(body_bytes))]
@@ -158,7 +180,9 @@ def test_places_share_memory_with_those_that_are_asked_for_later(wire: Wire, bod
         assert (bytes(got.head), bytes(got.body)) == (item.head, item.body)
 
 
-def test_a_tcp_connection_can_hold_all_that_is_in_flight_where_the_host_allows_it(tcp_redis_server: RedisServer) -> None:
+def test_a_tcp_connection_can_hold_all_that_is_in_flight_where_the_host_allows_it(
+    tcp_redis_server: RedisServer,
+) -> None:
     buffers: list[int] = []
     for wired in (False, True):
         connection = pool(tcp_redis_server).make_connection()
@@ -171,14 +195,18 @@ def test_a_tcp_connection_can_hold_all_that_is_in_flight_where_the_host_allows_i
     assert buffers[1] == (2 * IN_FLIGHT_BYTES if allowed >= IN_FLIGHT_BYTES else buffers[0])
 
 
-def test_a_full_redis_takes_nothing_and_the_connection_lives_on(wire: Wire, own_redis_server: RedisServer) -> None:
+def test_a_full_redis_takes_nothing_and_the_connection_lives_on(
+    wire: Wire, own_redis_server: RedisServer
+) -> None:
     own_redis_server.client.config_set("maxmemory", "1mb")
     items = [Item(b"full-%d" % number, b"h" * HEAD_BYTES, bytes(1 << 20)) for number in range(4)]
     assert not all(wire.set(items, ttl_s=10, deadline_s=soon()))
     assert kinds(wire, [place("gone", 100)]) == [Kind.NOTHING]
 
 
-def test_a_connection_tells_that_its_server_is_not_the_one_to_ask(wire: Wire, own_redis_server: RedisServer) -> None:
+def test_a_connection_tells_that_its_server_is_not_the_one_to_ask(
+    wire: Wire, own_redis_server: RedisServer
+) -> None:
     own_redis_server.client.lpush("list", "x")
     assert kinds(wire, [place("list", 100)]) == [Kind.ERROR]
     assert not wire.misplaced
@@ -224,7 +252,9 @@ class Counting(socket.socket):
     slow_polls = 0
     slow_s = 1.2
 
-    def recvmsg_into(self, buffers: list[memoryview], ancillary_bytes: int = 0, flags: int = 0) -> tuple[int, list[Any], int, Any]:
+    def recvmsg_into(
+        self, buffers: list[memoryview], ancillary_bytes: int = 0, flags: int = 0
+    ) -> tuple[int, list[Any], int, Any]:
         if flags & socket.MSG_DONTWAIT:
             self.polls += 1
             if self.slow_polls:
@@ -247,8 +277,12 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 @contextmanager
-def answered(reply: bytes, pieces: Iterator[tuple[int, float]], *, tcp: bool = False, **limits: float) -> Iterator[Answered]:
-    """A connection that is sent this, and then ends. pieces: bytes, and seconds before the next. limits: of the wire."""
+def answered(
+    reply: bytes, pieces: Iterator[tuple[int, float]], *, tcp: bool = False, **limits: float
+) -> Iterator[Answered]:
+    """A connection that is sent this, and then ends. pieces: bytes, and seconds before the next. limits: of
+    the wire.
+    """
     end, theirs = tcp_pair() if tcp else socket.socketpair()
     ours = Counting(fileno=end.detach())
 
@@ -283,7 +317,12 @@ def reply_to_get(value: bytes) -> bytes:
 @pytest.mark.parametrize("pause_s", [0.0, 1e-6, 3e-3], ids=["no pauses", "short pauses", "long pauses"])
 def test_values_arrive_in_whatever_pieces_and_times(pause_s: float, slow_call_s: float, tcp: bool) -> None:
     values = [os.urandom(HEAD_BYTES + 30_000) for _ in range(6)]
-    stream = b"".join(reply_to_get(value) for value in values[:3]) + b"$-1\r\n" + PADDING + b"".join(map(reply_to_get, values[3:]))
+    stream = (
+        b"".join(reply_to_get(value) for value in values[:3])
+        + b"$-1\r\n"
+        + PADDING
+        + b"".join(map(reply_to_get, values[3:]))
+    )
     pieces = itertools.cycle((count, pause_s) for count in (1, HEAD_BYTES + 7, 2, 29_800, 77, 1, 40_000, 3))
     places = [place(f"key-{number}", 30_000) for number in range(7)]
     with answered(stream, pieces, tcp=tcp, slow_call_s=slow_call_s) as (wire, ours):
@@ -297,7 +336,9 @@ def test_values_arrive_in_whatever_pieces_and_times(pause_s: float, slow_call_s:
 @pytest.mark.parametrize("body_bytes", [(512 << 10) - 1, (512 << 10) + 1, 700_000, 3_000_001])
 @pytest.mark.parametrize("piece_bytes", [50_000, 128 << 10, 300_000])
 def test_no_end_of_a_large_value_over_tcp_is_waited_for_in_vain(body_bytes: int, piece_bytes: int) -> None:
-    """Its reader is not woken for each piece. The reply to the second value is all that comes after the first, and nothing after it."""
+    """Its reader is not woken for each piece. The reply to the second value is all that comes after the
+    first, and nothing after it.
+    """
     namespace = bytes(32)
     body = os.urandom(body_bytes)
     values = [encode_header(body, namespace=namespace, key=name) + body for name in (b"key-0", b"key-1")]
@@ -336,5 +377,8 @@ def test_a_value_that_only_drips_ends_at_the_deadline() -> None:
 
 def test_a_server_that_ends_within_a_value_is_a_connection_error() -> None:
     reply = reply_to_get(bytes(HEAD_BYTES + 5000))[:3000]
-    with answered(reply, itertools.repeat((1000, 0.0))) as (wire, _), pytest.raises(OSError, match=r"closed|reset"):
+    with (
+        answered(reply, itertools.repeat((1000, 0.0))) as (wire, _),
+        pytest.raises(OSError, match=r"closed|reset"),
+    ):
         list(wire.get([place("key", 5000)], ttl_s=10, deadline_s=soon()))

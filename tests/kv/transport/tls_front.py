@@ -1,4 +1,6 @@
-"""TLS before a real redis-server whose binary was built without it: certificates, and what ends TLS and passes the bytes on."""
+"""TLS before a real redis-server whose binary was built without it: certificates, and what ends TLS and
+passes the bytes on.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from cryptography.x509.oid import NameOID
 
 
 class Certificate(NamedTuple):
-    """Files: the certificate and key of a server on 127.0.0.1, and the certificate of the authority that signed it."""
+    """Files: the certificate and key of a server on 127.0.0.1, and the certificate of the authority that
+    signed it.
+    """
 
     server: Path
     key: Path
@@ -31,12 +35,18 @@ def new_certificate(folder: Path) -> Certificate:
     files = Certificate(folder / "server.pem", folder / "server.key", folder / "authority.pem")
     now = datetime.datetime.now(datetime.UTC)
     authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    authority, server = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("authority", "server"))
+    authority, server = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("authority", "server")
+    )
 
     def signed(name: x509.Name, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType) -> bytes:
-        builder = x509.CertificateBuilder().issuer_name(authority).subject_name(name).public_key(key.public_key())
+        builder = (
+            x509.CertificateBuilder().issuer_name(authority).subject_name(name).public_key(key.public_key())
+        )
         builder = builder.serial_number(x509.random_serial_number())
-        builder = builder.not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(hours=1))
+        builder = builder.not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(
+            now + datetime.timedelta(hours=1)
+        )
         for extension in extensions:
             builder = builder.add_extension(extension, critical=False)
         return builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -52,11 +62,15 @@ def new_certificate(folder: Path) -> Certificate:
         encipher_only=False,
         decipher_only=False,
     )
-    files.authority.write_bytes(signed(authority, authority_key, x509.BasicConstraints(ca=True, path_length=0), may_sign))
+    files.authority.write_bytes(
+        signed(authority, authority_key, x509.BasicConstraints(ca=True, path_length=0), may_sign)
+    )
     address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     files.server.write_bytes(signed(server, server_key, address))
     files.key.write_bytes(
-        server_key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        server_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
     )
     return files
 

@@ -22,10 +22,16 @@ from tests.kv.one_chunk import get, put
 from tests.kv.redis_server import RedisServer
 
 NAMESPACE = "ab" * 32
-LAYOUT = ChunkLayout(dtype="bfloat16", tensors=2, blocks=2, block_tokens=16, kv_heads=1, head_size=32, packing="vec")
+LAYOUT = ChunkLayout(
+    dtype="bfloat16", tensors=2, blocks=2, block_tokens=16, kv_heads=1, head_size=32, packing="vec"
+)
 CHUNK_BYTES = LAYOUT.raw_bytes
 TOO_LARGE, INFINITY = 0x7F00, 0x7F80  # as bfloat16: 2^127 is too large for int8
-CODECS: dict[Codec, ChunkCodec] = {Codec.RAW: RAW_CHUNKS, Codec.LOSSLESS: LosslessChunks(), Codec.INT8: Int8Chunks(LAYOUT)}
+CODECS: dict[Codec, ChunkCodec] = {
+    Codec.RAW: RAW_CHUNKS,
+    Codec.LOSSLESS: LosslessChunks(),
+    Codec.INT8: Int8Chunks(LAYOUT),
+}
 KEYS = [bytes([number]) * 36 for number in range(3 * MAX_IN_FLIGHT)]
 
 
@@ -57,7 +63,9 @@ def store(shared_redis_server: RedisServer, code: Codec) -> Iterator[RedisChunkS
 
 
 def store_on(server: RedisServer, codec: ChunkCodec) -> RedisChunkStore:
-    return RedisChunkStore(server.url, NAMESPACE, codec=codec, io_timeout_s=5, lookup_timeout_s=5, connect_timeout_s=5)
+    return RedisChunkStore(
+        server.url, NAMESPACE, codec=codec, io_timeout_s=5, lookup_timeout_s=5, connect_timeout_s=5
+    )
 
 
 def refusals(store: RedisChunkStore) -> dict[Refusal, int]:
@@ -65,9 +73,15 @@ def refusals(store: RedisChunkStore) -> dict[Refusal, int]:
 
 
 @settings(max_examples=25)
-@given(seeds=st.lists(st.integers(0, 99), max_size=len(KEYS)), share_of_zeros=st.sampled_from([0.0, 0.5, 1.0]))
+@given(
+    seeds=st.lists(st.integers(0, 99), max_size=len(KEYS)), share_of_zeros=st.sampled_from([0.0, 0.5, 1.0])
+)
 def test_what_is_stored_is_loaded(
-    store: RedisChunkStore, code: Codec, shared_redis_server: RedisServer, seeds: list[int], share_of_zeros: float
+    store: RedisChunkStore,
+    code: Codec,
+    shared_redis_server: RedisServer,
+    seeds: list[int],
+    share_of_zeros: float,
 ) -> None:
     shared_redis_server.client.flushall()
     chunks = [kv(seed, share_of_zeros=share_of_zeros) for seed in seeds]
@@ -83,7 +97,9 @@ def test_what_is_stored_is_loaded(
 
 
 def test_chunks_that_fill_the_wire_are_loaded_where_they_belong(shared_redis_server: RedisServer) -> None:
-    of = ChunkLayout(dtype="bfloat16", tensors=24, blocks=2, block_tokens=32, kv_heads=2, head_size=64, packing="vec")
+    of = ChunkLayout(
+        dtype="bfloat16", tensors=24, blocks=2, block_tokens=32, kv_heads=2, head_size=64, packing="vec"
+    )
     shared_redis_server.client.flushall()
     store = store_on(shared_redis_server, LosslessChunks())
     chunks = [kv(number, of) for number in range(7)]
@@ -96,7 +112,9 @@ def test_chunks_that_fill_the_wire_are_loaded_where_they_belong(shared_redis_ser
 
 
 @pytest.mark.parametrize("other", Codec)
-def test_what_another_codec_stored_is_a_miss(redis_server: RedisServer, store: RedisChunkStore, code: Codec, other: Codec) -> None:
+def test_what_another_codec_stored_is_a_miss(
+    redis_server: RedisServer, store: RedisChunkStore, code: Codec, other: Codec
+) -> None:
     writer = store_on(redis_server, CODECS[other])
     assert put(writer, KEYS[0], kv(1)) is Put.STORED
     writer.close()
@@ -125,8 +143,14 @@ def test_a_damaged_value_is_refused_and_removed_and_its_neighbours_are_loaded(
     client.set(name, bytes(value))
     store.take_stats()
     destinations = [bytearray(CHUNK_BYTES) for _ in chunks]
-    assert store.load(KEYS[:3], [memoryview(each) for each in destinations], budget_s=10) == [True, False, True]
-    assert [bytes(destinations[number]) for number in (0, 2)] == [as_loaded(code, chunks[number]) for number in (0, 2)]
+    assert store.load(KEYS[:3], [memoryview(each) for each in destinations], budget_s=10) == [
+        True,
+        False,
+        True,
+    ]
+    assert [bytes(destinations[number]) for number in (0, 2)] == [
+        as_loaded(code, chunks[number]) for number in (0, 2)
+    ]
     assert sum(refusals(store).values()) == 1
     assert store.exists_many(KEYS[:3]) == [True, False, True]
 
@@ -146,10 +170,17 @@ def test_a_value_longer_than_any_chunk_encoded_is_thrown_away_and_the_next_one_i
     assert (dict(stats.refused), stats.unanswered) == ({Refusal.WRONG_LENGTH: 1}, 0)
 
 
-@pytest.mark.parametrize("payload", [b"", b"noise", bytes(CHUNK_BYTES // 2), LosslessChunks().encode(bytes(2000))])
-def test_what_verifies_and_is_no_chunk_encoded_is_refused_and_removed(redis_server: RedisServer, payload: bytes) -> None:
+@pytest.mark.parametrize(
+    "payload", [b"", b"noise", bytes(CHUNK_BYTES // 2), LosslessChunks().encode(bytes(2000))]
+)
+def test_what_verifies_and_is_no_chunk_encoded_is_refused_and_removed(
+    redis_server: RedisServer, payload: bytes
+) -> None:
     store = store_on(redis_server, LosslessChunks())
-    value = encode_header(payload, namespace=bytes.fromhex(NAMESPACE), key=KEYS[0], codec=Codec.LOSSLESS) + payload
+    value = (
+        encode_header(payload, namespace=bytes.fromhex(NAMESPACE), key=KEYS[0], codec=Codec.LOSSLESS)
+        + payload
+    )
     redis_server.client.set(redis_key(NAMESPACE, KEYS[0]), value)
     destination = memoryview(bytearray(CHUNK_BYTES))
     assert store.load(KEYS[:1], [destination], budget_s=10) == [False]
@@ -208,12 +239,19 @@ def test_a_codec_is_made_from_plain_values(code: Codec) -> None:
         ("int4", None, CHUNK_BYTES, "codec must be raw, lossless, int8, not 'int4'"),
         ("RAW", None, CHUNK_BYTES, "codec must be"),
         ("int8", None, CHUNK_BYTES, "needs the layout"),
-        ("int8", asdict(LAYOUT), CHUNK_BYTES + 2, f"{CHUNK_BYTES} bytes, the engine's have {CHUNK_BYTES + 2}"),
+        (
+            "int8",
+            asdict(LAYOUT),
+            CHUNK_BYTES + 2,
+            f"{CHUNK_BYTES} bytes, the engine's have {CHUNK_BYTES + 2}",
+        ),
         ("int8", {**asdict(LAYOUT), "packing": "neon"}, CHUNK_BYTES, "not known"),
         ("int8", {**asdict(LAYOUT), "colour": "red"}, CHUNK_BYTES, "colour"),
         ("int8", {"dtype": "bfloat16"}, CHUNK_BYTES, "missing"),
     ],
 )
-def test_a_codec_that_cannot_be_is_refused_with_the_reason(name: str, layout: dict[str, Any] | None, chunk_bytes: int, why: str) -> None:
+def test_a_codec_that_cannot_be_is_refused_with_the_reason(
+    name: str, layout: dict[str, Any] | None, chunk_bytes: int, why: str
+) -> None:
     with pytest.raises(ValueError, match=why):
         chunk_codec(name, layout, chunk_bytes=chunk_bytes)

@@ -28,13 +28,19 @@ keys = st.binary(min_size=1, max_size=64)
 namespaces = st.binary(min_size=32, max_size=32)
 
 
-def stored(payload: bytes, *, namespace: bytes = NAMESPACE, key: bytes = KEY, codec: Codec = Codec.RAW) -> bytes:
+def stored(
+    payload: bytes, *, namespace: bytes = NAMESPACE, key: bytes = KEY, codec: Codec = Codec.RAW
+) -> bytes:
     return encode_header(payload, namespace=namespace, key=key, codec=codec) + payload
 
 
-def read(value: bytes, *, namespace: bytes = NAMESPACE, key: bytes = KEY, codec: Codec = Codec.RAW) -> Refusal | None:
+def read(
+    value: bytes, *, namespace: bytes = NAMESPACE, key: bytes = KEY, codec: Codec = Codec.RAW
+) -> Refusal | None:
     view = memoryview(value)
-    return Verification(view[HEADER_BYTES:], namespace=namespace, key=key, codec=codec).refusal(view[:HEADER_BYTES])
+    return Verification(view[HEADER_BYTES:], namespace=namespace, key=key, codec=codec).refusal(
+        view[:HEADER_BYTES]
+    )
 
 
 def decompressed(payload: bytes, length: int) -> bytes:
@@ -49,11 +55,23 @@ def bfloat16(numbers: npt.NDArray[Any]) -> bytes:
 
 @given(payload=payloads, namespace=namespaces, key=keys, codec=st.sampled_from(Codec))
 def test_what_was_stored_is_accepted(payload: bytes, namespace: bytes, key: bytes, codec: Codec) -> None:
-    assert read(stored(payload, namespace=namespace, key=key, codec=codec), namespace=namespace, key=key, codec=codec) is None
+    assert (
+        read(
+            stored(payload, namespace=namespace, key=key, codec=codec),
+            namespace=namespace,
+            key=key,
+            codec=codec,
+        )
+        is None
+    )
 
 
-@given(payload=payloads, ends=st.lists(st.integers(-5, 300), max_size=5), flipped=st.none() | st.integers(0, 300))
-def test_a_value_that_comes_in_pieces_is_as_good_as_one_that_is_there(payload: bytes, ends: list[int], flipped: int | None) -> None:
+@given(
+    payload=payloads, ends=st.lists(st.integers(-5, 300), max_size=5), flipped=st.none() | st.integers(0, 300)
+)
+def test_a_value_that_comes_in_pieces_is_as_good_as_one_that_is_there(
+    payload: bytes, ends: list[int], flipped: int | None
+) -> None:
     value = bytearray(stored(payload))
     damaged = flipped is not None and flipped < len(payload)
     if damaged:
@@ -66,8 +84,12 @@ def test_a_value_that_comes_in_pieces_is_as_good_as_one_that_is_there(payload: b
 
 
 @given(payload=payloads, codec=st.sampled_from(Codec), other=st.sampled_from(Codec))
-def test_a_value_of_a_codec_that_was_not_asked_for_is_refused(payload: bytes, codec: Codec, other: Codec) -> None:
-    assert read(stored(payload, codec=codec), codec=other) is (None if codec == other else Refusal.OTHER_CODEC)
+def test_a_value_of_a_codec_that_was_not_asked_for_is_refused(
+    payload: bytes, codec: Codec, other: Codec
+) -> None:
+    assert read(stored(payload, codec=codec), codec=other) is (
+        None if codec == other else Refusal.OTHER_CODEC
+    )
 
 
 @pytest.mark.parametrize("codec", Codec)
@@ -80,7 +102,10 @@ def test_a_codec_that_nobody_knows_is_refused_whatever_is_asked_for(codec: Codec
 @given(payload=payloads, position=st.data())
 def test_any_truncation_is_refused(payload: bytes, position: st.DataObject) -> None:
     value = stored(payload)
-    assert read(value[: position.draw(st.integers(0, len(value) - 1))]) in {Refusal.TRUNCATED_HEADER, Refusal.WRONG_LENGTH}
+    assert read(value[: position.draw(st.integers(0, len(value) - 1))]) in {
+        Refusal.TRUNCATED_HEADER,
+        Refusal.WRONG_LENGTH,
+    }
 
 
 @given(payload=payloads, more=st.binary(min_size=1, max_size=9))

@@ -37,7 +37,9 @@ def as_bytes(values: npt.NDArray[Any], dtype: str) -> bytes:
 
 
 def packed(keys: npt.NDArray[Any], values: npt.NDArray[Any], packing: str) -> npt.NDArray[Any]:
-    """keys, values: [tensors, blocks, kv_heads, tokens, channels]. Returns the chunk's numbers in the order of the packing."""
+    """keys, values: [tensors, blocks, kv_heads, tokens, channels]. Returns the chunk's numbers in the order
+    of the packing.
+    """
     front, (tokens, channels) = keys.shape[:3], keys.shape[3:]
     if packing == "amx":
         keys = keys.reshape(*front, tokens // 16, 16, channels // 2, 2).swapaxes(4, 5)
@@ -54,9 +56,13 @@ def round_trip(chunk: bytes, of: ChunkLayout) -> bytes:
 
 
 def spread(of: ChunkLayout, rng: np.random.Generator) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """K whose channels and V whose tokens differ in size by up to a thousand; [tensors, blocks, kv_heads, tokens, channels] each."""
+    """K whose channels and V whose tokens differ in size by up to a thousand; [tensors, blocks, kv_heads,
+    tokens, channels] each.
+    """
     shape = (of.tensors, of.blocks, of.kv_heads, of.block_tokens, of.head_size)
-    keys = rng.standard_normal(shape) * 10.0 ** rng.uniform(-2, 1, (of.tensors, 1, of.kv_heads, 1, of.head_size))
+    keys = rng.standard_normal(shape) * 10.0 ** rng.uniform(
+        -2, 1, (of.tensors, 1, of.kv_heads, 1, of.head_size)
+    )
     values = rng.standard_normal(shape) * 10.0 ** rng.uniform(-2, 1, (*shape[:4], 1))
     return keys, values
 
@@ -81,7 +87,9 @@ layouts = st.builds(
 
 
 @given(of=layouts, seed=st.integers(0, 1000))
-def test_every_number_comes_back_within_half_of_its_channels_or_tokens_step(of: ChunkLayout, seed: int) -> None:
+def test_every_number_comes_back_within_half_of_its_channels_or_tokens_step(
+    of: ChunkLayout, seed: int
+) -> None:
     keys, values = spread(of, np.random.default_rng(seed))
     chunk = as_bytes(packed(keys, values, of.packing), of.dtype)
     before, after = numbers(chunk, of.dtype), numbers(round_trip(chunk, of), of.dtype)
@@ -90,17 +98,28 @@ def test_every_number_comes_back_within_half_of_its_channels_or_tokens_step(of: 
     key_steps = np.broadcast_to(np.abs(exact_keys).max(axis=(1, 3), keepdims=True) / 127, keys.shape)
     value_steps = np.broadcast_to(np.abs(exact_values).max(axis=4, keepdims=True) / 127, values.shape)
     steps = packed(key_steps, value_steps, of.packing).ravel()
-    allowed = steps * (0.5 + 1e-4) + np.abs(before) * ROUNDING[of.dtype] + SMALLEST[of.dtype] + steps * ROUNDING[of.dtype]
+    allowed = (
+        steps * (0.5 + 1e-4)
+        + np.abs(before) * ROUNDING[of.dtype]
+        + SMALLEST[of.dtype]
+        + steps * ROUNDING[of.dtype]
+    )
     assert (np.abs(after - before) <= allowed).all()
 
 
 @given(of=layouts, chunk=st.data())
-def test_any_finite_numbers_come_back_within_half_a_step_of_the_largest(of: ChunkLayout, chunk: st.DataObject) -> None:
-    few = chunk.draw(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
+def test_any_finite_numbers_come_back_within_half_a_step_of_the_largest(
+    of: ChunkLayout, chunk: st.DataObject
+) -> None:
+    few = chunk.draw(
+        st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=8)
+    )
     values = as_bytes(np.resize(np.array(few), of.numbers), of.dtype)
     before, after = numbers(values, of.dtype), numbers(round_trip(values, of), of.dtype)
     largest = np.abs(before).max()
-    assert (np.abs(after - before) <= largest * (0.5 / 127 + ROUNDING[of.dtype] + 1e-6) + SMALLEST[of.dtype]).all()
+    assert (
+        np.abs(after - before) <= largest * (0.5 / 127 + ROUNDING[of.dtype] + 1e-6) + SMALLEST[of.dtype]
+    ).all()
 
 
 @pytest.mark.parametrize("packing", ["vec", "vec16", "amx"])
@@ -113,7 +132,11 @@ def test_one_large_channel_of_k_costs_the_others_nothing(packing: str) -> None:
     values[:, :, :, 5, :] *= 1000
     chunk = as_bytes(packed(keys, values, packing), "bfloat16")
     error = np.abs(numbers(round_trip(chunk, of), "bfloat16") - numbers(chunk, "bfloat16"))
-    small = packed(np.arange(of.head_size) != np.full(shape, 7), np.arange(of.block_tokens)[:, None] != np.full(shape, 5), packing)
+    small = packed(
+        np.arange(of.head_size) != np.full(shape, 7),
+        np.arange(of.block_tokens)[:, None] != np.full(shape, 5),
+        packing,
+    )
     assert error[small.ravel()].max() < 0.01
     assert error[~small.ravel()].max() > 1
 
@@ -125,14 +148,30 @@ def test_the_layout_is_that_of_vllms_kernel(packing: str, dtype: str) -> None:
     from vllm import _custom_ops as ops
 
     of = layout(packing=packing, dtype=dtype, tensors=1, block_tokens=32, head_size=64)
-    cache = torch.zeros(of.blocks, of.kv_heads, 2 * of.block_tokens, of.head_size, dtype=getattr(torch, dtype))
-    tokens = of.blocks * of.block_tokens
-    keys, values = torch.randn(2, tokens, of.kv_heads, of.head_size, generator=torch.Generator().manual_seed(1)).to(cache.dtype)
-    ops.cpu_attn_reshape_and_cache(
-        keys, values, *cache.chunk(2, dim=2), torch.arange(tokens), packing, k_scale=1.0, v_scale=1.0, kv_cache_dtype="auto"
+    cache = torch.zeros(
+        of.blocks, of.kv_heads, 2 * of.block_tokens, of.head_size, dtype=getattr(torch, dtype)
     )
-    by_head = [each.float().numpy().reshape(1, of.blocks, of.block_tokens, of.kv_heads, -1).swapaxes(2, 3) for each in (keys, values)]
-    assert cache.view(torch.uint8).numpy().tobytes() == as_bytes(packed(by_head[0], by_head[1], packing), dtype)
+    tokens = of.blocks * of.block_tokens
+    keys, values = torch.randn(
+        2, tokens, of.kv_heads, of.head_size, generator=torch.Generator().manual_seed(1)
+    ).to(cache.dtype)
+    ops.cpu_attn_reshape_and_cache(
+        keys,
+        values,
+        *cache.chunk(2, dim=2),
+        torch.arange(tokens),
+        packing,
+        k_scale=1.0,
+        v_scale=1.0,
+        kv_cache_dtype="auto",
+    )
+    by_head = [
+        each.float().numpy().reshape(1, of.blocks, of.block_tokens, of.kv_heads, -1).swapaxes(2, 3)
+        for each in (keys, values)
+    ]
+    assert cache.view(torch.uint8).numpy().tobytes() == as_bytes(
+        packed(by_head[0], by_head[1], packing), dtype
+    )
 
 
 @given(of=layouts, seed=st.integers(0, 100))
@@ -145,7 +184,9 @@ def test_the_length_depends_on_the_layout_alone(of: ChunkLayout, seed: int) -> N
 
 @pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.55), ("float16", 0.55), ("float32", 0.28)])
 @pytest.mark.parametrize(("blocks", "head_size"), [(1, 64), (1, 128), (2, 64), (5, 64)])
-def test_int8_takes_little_more_than_a_byte_a_number(dtype: str, share: float, blocks: int, head_size: int) -> None:
+def test_int8_takes_little_more_than_a_byte_a_number(
+    dtype: str, share: float, blocks: int, head_size: int
+) -> None:
     of = layout(dtype=dtype, blocks=blocks, block_tokens=32, head_size=head_size)
     assert of.int8_bytes <= share * of.raw_bytes
 
@@ -207,12 +248,17 @@ def test_a_layout_that_cannot_be_described_is_refused(fields: dict[str, Any]) ->
         layout(**fields)
 
 
-@pytest.mark.parametrize("name", ["cuda/device/LBHNC/tp1", "cpu/neon/LBHNC/tp1", "cpu/vec/LBNHC/tp1", "cpu/vec/LBHNC/tp2", "cpu", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["cuda/device/LBHNC/tp1", "cpu/neon/LBHNC/tp1", "cpu/vec/LBNHC/tp1", "cpu/vec/LBHNC/tp2", "cpu", ""],
+)
 def test_a_layouts_name_that_is_not_known_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="not known"):
         ChunkLayout.of(name, dtype="bfloat16", tensors=2, blocks=2, block_tokens=32, kv_heads=2, head_size=64)
 
 
 def test_a_layout_is_made_from_its_name_in_the_cache_namespace() -> None:
-    of = ChunkLayout.of("cpu/vec/LBHNC/tp1", dtype="bfloat16", tensors=24, blocks=2, block_tokens=32, kv_heads=2, head_size=64)
+    of = ChunkLayout.of(
+        "cpu/vec/LBHNC/tp1", dtype="bfloat16", tensors=24, blocks=2, block_tokens=32, kv_heads=2, head_size=64
+    )
     assert (of.packing, of.raw_bytes) == ("vec", 64 * 12 * 1024)

@@ -18,8 +18,20 @@ def _bytes(document: Any) -> bytes:
 
 
 def test_every_field_of_a_probes_file_is_read() -> None:
-    full = {"question": "What?", "answers": ["That.", "This."], "system": "Be brief.", "passages": ["A.", "B."]}
-    custom = {"name": "bias", "kind": "custom", "match": "contains", "at_least": 1, "max_loss": 0.1, "probes": [full]}
+    full = {
+        "question": "What?",
+        "answers": ["That.", "This."],
+        "system": "Be brief.",
+        "passages": ["A.", "B."],
+    }
+    custom = {
+        "name": "bias",
+        "kind": "custom",
+        "match": "contains",
+        "at_least": 1,
+        "max_loss": 0.1,
+        "probes": [full],
+    }
     document = {"sets": [RECALL | {"target": 0.8}, custom], "thresholds": {"forgetting": 0.01}}
     assert parse_probes(_bytes(document)) == Probes(
         (
@@ -38,11 +50,29 @@ def test_every_field_of_a_probes_file_is_read() -> None:
 
 
 def test_equal_probes_have_one_digest_however_they_are_written() -> None:
-    sets = [RECALL, {"name": "own", "kind": "custom", "max_loss": 0.5, "probes": [PROBE | {"system": "Ä", "passages": ["é"]}]}]
+    sets = [
+        RECALL,
+        {
+            "name": "own",
+            "kind": "custom",
+            "max_loss": 0.5,
+            "probes": [PROBE | {"system": "Ä", "passages": ["é"]}],
+        },
+    ]
     plain = parse_probes(_bytes({"sets": sets, "thresholds": {"recall": 0.5}}))
-    spelt_out = [{**dict(reversed(RECALL.items())), "target": 1.0, "match": "equals", "probes": [PROBE | {"passages": []}]}, sets[1]]
+    spelt_out = [
+        {
+            **dict(reversed(RECALL.items())),
+            "target": 1.0,
+            "match": "equals",
+            "probes": [PROBE | {"passages": []}],
+        },
+        sets[1],
+    ]
     other = parse_probes(
-        json.dumps({"thresholds": {"recall": 0.5, "override": 0.95}, "sets": spelt_out}, indent=3, ensure_ascii=False).encode()
+        json.dumps(
+            {"thresholds": {"recall": 0.5, "override": 0.95}, "sets": spelt_out}, indent=3, ensure_ascii=False
+        ).encode()
     )
     assert plain.canonical() == other.canonical()
     assert parse_probes(plain.canonical()) == plain
@@ -59,15 +89,27 @@ def test_equal_probes_have_one_digest_however_they_are_written() -> None:
         (b" " * (MAX_BYTES + 1), f"probes.json: has {MAX_BYTES + 1} bytes"),
         (b"[]", "probes.json: must be an object"),
         (b"{}", "probes.json: needs sets"),
-        (_bytes({"sets": [RECALL], "more": 1}), "probes.json: has no field 'more'; its fields are sets, thresholds"),
+        (
+            _bytes({"sets": [RECALL], "more": 1}),
+            "probes.json: has no field 'more'; its fields are sets, thresholds",
+        ),
         (_bytes({"sets": []}), "probes.json: sets: must be a list of 1 to 16 entries"),
-        (_bytes({"sets": [RECALL, RECALL]}), "probes.json: sets[1].name: 'recall' is the name of another set too"),
+        (
+            _bytes({"sets": [RECALL, RECALL]}),
+            "probes.json: sets[1].name: 'recall' is the name of another set too",
+        ),
         (
             _bytes({"sets": [RECALL | {"probes": [PROBE] * MAX_PROBES}, RECALL | {"name": "b"}]}),
             f"sets: have {MAX_PROBES + 1} probes together, at most {MAX_PROBES}",
         ),
-        (_bytes({"sets": [RECALL], "thresholds": {"recall": 1.5}}), "probes.json: thresholds.recall: must be a number from 0 to 1"),
-        (_bytes({"sets": [RECALL], "thresholds": {"recal": 0.5}}), "probes.json: thresholds: has no field 'recal'"),
+        (
+            _bytes({"sets": [RECALL], "thresholds": {"recall": 1.5}}),
+            "probes.json: thresholds.recall: must be a number from 0 to 1",
+        ),
+        (
+            _bytes({"sets": [RECALL], "thresholds": {"recal": 0.5}}),
+            "probes.json: thresholds: has no field 'recal'",
+        ),
     ],
 )
 def test_a_file_that_breaks_a_rule_is_refused_with_the_rule(content: bytes, refusal: str) -> None:
@@ -94,7 +136,10 @@ def test_a_file_that_breaks_a_rule_is_refused_with_the_rule(content: bytes, refu
         ({"probes": [PROBE | {"question": " "}]}, "probes[0].question: must be a text"),
         ({"probes": [PROBE | {"question": "\ud800"}]}, "probes[0].question: has half of a surrogate pair"),
         ({"probes": [PROBE | {"answers": []}]}, "probes[0].answers: must be a list of 1 to 32 entries"),
-        ({"probes": [PROBE | {"answers": ["x" * 1025]}]}, "probes[0].answers[0]: has 1025 bytes, at most 1024"),
+        (
+            {"probes": [PROBE | {"answers": ["x" * 1025]}]},
+            "probes[0].answers[0]: has 1025 bytes, at most 1024",
+        ),
         ({"probes": [PROBE | {"passages": ["ok", 3]}]}, "probes[0].passages[1]: must be a text"),
     ],
 )

@@ -1,4 +1,6 @@
-"""An upload that is cut off goes on where it was, and becomes a module's folder only when every byte is right."""
+"""An upload that is cut off goes on where it was, and becomes a module's folder only when every byte is
+right.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def upload(uploads: Uploads) -> Iterator[Upload]:
     opened.close()
 
 
-def resumed(uploads: Uploads, files: list[UploadFile] | None = None, tenant: str = "alice", name: str = "tone") -> Upload:
+def resumed(
+    uploads: Uploads, files: list[UploadFile] | None = None, tenant: str = "alice", name: str = "tone"
+) -> Upload:
     return uploads.open(tenant, name, ModuleKind.LORA, files or announced())
 
 
@@ -93,17 +97,25 @@ def lora(*files: tuple[str, int, str]) -> list[UploadFile]:
         ([], "header.files"),
         (lora((CONFIG, 1, SHA)), "header.files"),
         (lora((CONFIG, 1, SHA), (WEIGHTS, 1, SHA), (CONFIG, 1, SHA)), "header.files[2].file_name"),
-        (lora((CONFIG, 1, SHA), (WEIGHTS, 1, SHA), ("adapter_model.bin", 1, SHA)), "header.files[2].file_name"),
+        (
+            lora((CONFIG, 1, SHA), (WEIGHTS, 1, SHA), ("adapter_model.bin", 1, SHA)),
+            "header.files[2].file_name",
+        ),
         (lora((f"../{CONFIG}", 1, SHA), (WEIGHTS, 1, SHA)), "header.files[0].file_name"),
         (lora(("", 1, SHA)), "header.files[0].file_name"),
         (lora((CONFIG, -1, SHA), (WEIGHTS, 1, SHA)), "header.files[0].size_bytes"),
         (lora((CONFIG, 500, SHA), (WEIGHTS, 501, SHA)), "header.files"),
-        (lora((CONFIG, 1, SHA), (WEIGHTS, 1, SHA), ("probes.json", PROBES_MAX_BYTES + 1, SHA)), "header.files[2].size_bytes"),
+        (
+            lora((CONFIG, 1, SHA), (WEIGHTS, 1, SHA), ("probes.json", PROBES_MAX_BYTES + 1, SHA)),
+            "header.files[2].size_bytes",
+        ),
         (lora((CONFIG, 1, SHA), (WEIGHTS, 1, "")), "header.files[1].sha256"),
         (lora((CONFIG, 1, SHA), (WEIGHTS, 1, "A" * 64)), "header.files[1].sha256"),
     ],
 )
-def test_a_list_of_files_that_breaks_a_rule_is_refused_before_any_byte(tmp_path: Path, files: list[UploadFile], field: str) -> None:
+def test_a_list_of_files_that_breaks_a_rule_is_refused_before_any_byte(
+    tmp_path: Path, files: list[UploadFile], field: str
+) -> None:
     with pytest.raises(InvalidModule) as refusal:
         Uploads(tmp_path, 1000, 20_000).open("alice", "tone", ModuleKind.LORA, files)
     assert refusal.value.field == field
@@ -111,8 +123,16 @@ def test_a_list_of_files_that_breaks_a_rule_is_refused_before_any_byte(tmp_path:
 
 
 def test_a_logit_expert_may_bring_an_anti_expert_and_probes(uploads: Uploads) -> None:
-    names = ["expert_config.json", "config.json", "model.safetensors", "anti_model.safetensors", "probes.json"]
-    uploads.open("alice", "expert", ModuleKind.LOGIT_EXPERT, [UploadFile(name, 1, SHA) for name in names]).discard()
+    names = [
+        "expert_config.json",
+        "config.json",
+        "model.safetensors",
+        "anti_model.safetensors",
+        "probes.json",
+    ]
+    uploads.open(
+        "alice", "expert", ModuleKind.LOGIT_EXPERT, [UploadFile(name, 1, SHA) for name in names]
+    ).discard()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +154,9 @@ def test_a_chunk_that_does_not_belong_is_refused_and_changes_nothing(
 
 
 @pytest.mark.parametrize("offset", [3, 0, -2])
-def test_a_chunk_of_another_place_says_what_is_here_and_the_upload_goes_on(upload: Upload, offset: int) -> None:
+def test_a_chunk_of_another_place_says_what_is_here_and_the_upload_goes_on(
+    upload: Upload, offset: int
+) -> None:
     upload.append(CONFIG, 0, CONTENT[CONFIG][:2])
     with pytest.raises(UploadIncomplete, match="2 of 8 bytes"):
         upload.append(CONFIG, offset, b"x")
@@ -155,7 +177,9 @@ def test_asking_for_an_upload_that_is_not_here_begins_none(tmp_path: Path, uploa
         uploads.received("bob", "tone", ModuleKind.LORA, [])
 
 
-def test_a_file_of_another_sha256_is_refused_and_nothing_stays(tmp_path: Path, uploads: Uploads, upload: Upload) -> None:
+def test_a_file_of_another_sha256_is_refused_and_nothing_stays(
+    tmp_path: Path, uploads: Uploads, upload: Upload
+) -> None:
     upload.append(CONFIG, 0, CONTENT[CONFIG])
     upload.append(WEIGHTS, 0, CONTENT[WEIGHTS][::-1])
     with pytest.raises(InvalidModule, match="sha256") as refusal:
@@ -182,7 +206,9 @@ def test_a_file_that_a_publisher_has_rewritten_longer_is_sent_anew(uploads: Uplo
     again.close()
 
 
-def test_one_upload_too_many_takes_the_place_of_the_one_idle_longest(tmp_path: Path, uploads: Uploads) -> None:
+def test_one_upload_too_many_takes_the_place_of_the_one_idle_longest(
+    tmp_path: Path, uploads: Uploads
+) -> None:
     for number in range(MAX_UNFINISHED):
         resumed(uploads, name=f"m{number}").close()
     busy = resumed(uploads, name="m0")

@@ -77,7 +77,11 @@ def test_text_behind_the_256th_token_does_not_count(embedder: BertEmbedder) -> N
 
 def test_a_paraphrase_is_nearer_than_another_subject(embedder: BertEmbedder) -> None:
     question, paraphrase, other = embedder.embed(
-        ["How do I switch the heating off?", "To turn off the radiators, press the red button.", "Lunch is served at noon."]
+        [
+            "How do I switch the heating off?",
+            "To turn off the radiators, press the red button.",
+            "Lunch is served at noon.",
+        ]
     )
     assert cosine(question, paraphrase) > cosine(question, other) + 0.2
 
@@ -102,19 +106,40 @@ def tiny_model(folder: Path, kind: str = "Bert", **changes: Any) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "max_position_embeddings": 40}
-    config = getattr(transformers, f"{kind}Config")(vocab_size=60, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5, **sizes)
+    sizes = {
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "max_position_embeddings": 40,
+    }
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=60, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5, **sizes
+    )
     model = getattr(transformers, f"{kind}Model")(config, add_pooling_layer=False).eval()
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(folder)
-    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{f"w{number}": 4 + number for number in range(56)}}
+    words = {
+        "<s>": 0,
+        "<pad>": 1,
+        "</s>": 2,
+        "<unk>": 3,
+        **{f"w{number}": 4 + number for number in range(56)},
+    }
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     if changes:
-        with_files(folder, **{"config.json": {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **changes}})
+        with_files(
+            folder,
+            **{
+                "config.json": {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **changes}
+            },
+        )
     return folder
 
 
@@ -134,7 +159,9 @@ def test_another_encoder_is_computed_as_transformers_does(kind: str, pooling: st
     import torch
     import transformers
 
-    folder = with_files(tiny_model(tmp_path / "model", kind), **{"1_Pooling/config.json": {f"pooling_mode_{pooling}": True}})
+    folder = with_files(
+        tiny_model(tmp_path / "model", kind), **{"1_Pooling/config.json": {f"pooling_mode_{pooling}": True}}
+    )
     found = open_embedder(folder)
     assert found.max_tokens == (40 if kind == "Bert" else 38)
     embedder = BertEmbedder(found)
@@ -162,7 +189,10 @@ def test_a_model_that_tells_questions_from_passages_is_given_its_prompts(tmp_pat
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"config.json": {"model_type": "t5"}}, "is of type 't5'; memserve computes bert, roberta, xlm-roberta"),
+        (
+            {"config.json": {"model_type": "t5"}},
+            "is of type 't5'; memserve computes bert, roberta, xlm-roberta",
+        ),
         ({"config.json": {"model_type": "bert"}}, "has no hidden_size"),
         ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "not by pooling_mode_max_tokens"),
         ({"tokenizer.json": {}}, "is no tokenizer"),
@@ -173,7 +203,9 @@ def test_a_model_that_tells_questions_from_passages_is_given_its_prompts(tmp_pat
         ({"model.safetensors": {}}, "cannot be read"),
     ],
 )
-def test_what_cannot_be_computed_is_refused_in_one_line(files: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_computed_is_refused_in_one_line(
+    files: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     folder = with_files(tiny_model(tmp_path / "model"), **files)
     with pytest.raises(StartupError) as refused:
         BertEmbedder(open_embedder(folder))
@@ -182,7 +214,13 @@ def test_what_cannot_be_computed_is_refused_in_one_line(files: dict[str, Any], s
 
 
 @pytest.mark.parametrize(
-    "changes", [{"hidden_act": "silu"}, {"position_embedding_type": "relative_key"}, {"num_hidden_layers": 9}, {"num_attention_heads": 5}]
+    "changes",
+    [
+        {"hidden_act": "silu"},
+        {"position_embedding_type": "relative_key"},
+        {"num_hidden_layers": 9},
+        {"num_attention_heads": 5},
+    ],
 )
 def test_another_arithmetic_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(StartupError):
@@ -198,10 +236,15 @@ def test_more_tokens_than_the_model_knows_are_refused_at_the_start(tmp_path: Pat
 
 
 def test_texts_are_lower_case_where_the_model_wants_them_so(tmp_path: Path) -> None:
-    folder = with_files(tiny_model(tmp_path / "model"), **{"sentence_bert_config.json": {"do_lower_case": True, "max_seq_length": 8}})
+    folder = with_files(
+        tiny_model(tmp_path / "model"),
+        **{"sentence_bert_config.json": {"do_lower_case": True, "max_seq_length": 8}},
+    )
     embedder = BertEmbedder(open_embedder(folder))
     np.testing.assert_allclose(embedder.embed(["W5 W7"]), embedder.embed(["w5 w7"]))
-    np.testing.assert_allclose(embedder.embed(["w5 " * 6]), embedder.embed(["w5 " * 20]), err_msg="eight tokens count")
+    np.testing.assert_allclose(
+        embedder.embed(["w5 " * 6]), embedder.embed(["w5 " * 20]), err_msg="eight tokens count"
+    )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -46,12 +46,19 @@ async def test_a_write_comes_back_as_it_was_appended(journal: Journal) -> None:
     (found,) = (await pending(journal)).values()
     assert found.memory == memory()
     assert found.vector is not None and found.vector.tolist() == VECTOR.tolist()
-    assert (found.key, found.tenant_key, found.author, found.sequence) == (write.key, tenant_key(TENANT), write.author, 1)
+    assert (found.key, found.tenant_key, found.author, found.sequence) == (
+        write.key,
+        tenant_key(TENANT),
+        write.author,
+        1,
+    )
     assert await journal.counts(TENANT) == {"notes": 1}
 
 
 @pytest.mark.asyncio
-async def test_of_two_writes_of_a_memory_the_later_is_pending_and_both_are_counted(journal: Journal, redis_server: RedisServer) -> None:
+async def test_of_two_writes_of_a_memory_the_later_is_pending_and_both_are_counted(
+    journal: Journal, redis_server: RedisServer
+) -> None:
     await append(journal, put(TENANT, memory(), VECTOR))
     await append(journal, delete(TENANT, "notes", "m1"), -1)
     (found,) = (await pending(journal)).values()
@@ -72,7 +79,9 @@ async def test_a_write_that_came_between_the_look_and_the_append_is_noticed(jour
 
 
 @pytest.mark.asyncio
-async def test_a_write_that_came_and_was_dropped_between_the_look_and_the_append_is_noticed(journal: Journal) -> None:
+async def test_a_write_that_came_and_was_dropped_between_the_look_and_the_append_is_noticed(
+    journal: Journal,
+) -> None:
     write = put(TENANT, memory(), VECTOR)
     look = await journal.look(write.key, TENANT, "notes")
     await append(journal, put(TENANT, memory(text="another"), VECTOR))
@@ -82,7 +91,9 @@ async def test_a_write_that_came_and_was_dropped_between_the_look_and_the_append
 
 
 @pytest.mark.asyncio
-async def test_only_the_write_that_was_verified_is_dropped(journal: Journal, redis_server: RedisServer) -> None:
+async def test_only_the_write_that_was_verified_is_dropped(
+    journal: Journal, redis_server: RedisServer
+) -> None:
     await append(journal, put(TENANT, memory(), VECTOR))
     verified = list((await pending(journal)).values())
     await append(journal, delete(TENANT, "notes", "m1"), -1)
@@ -96,7 +107,9 @@ async def test_only_the_write_that_was_verified_is_dropped(journal: Journal, red
 
 
 @pytest.mark.asyncio
-async def test_a_full_journal_refuses_with_a_time_to_wait(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_journal_refuses_with_a_time_to_wait(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(journal_module, "MAX_ENTRIES", 2)
     for number in range(2):
         await append(journal, put(TENANT, memory(f"m{number}"), VECTOR))
@@ -118,7 +131,9 @@ async def test_counts_are_taken_over_once_however_many_namespaces_there_are(jour
     totals = await journal.totals()
     assert (totals.memories, totals.is_counted) == (sum(range(20_000)), True)
     assert (await journal.counts("t3"))["n10"] == 10
-    found = {(tenant, name): n async for tenant, names in journal.all_namespaces() for name, n in names.items()}
+    found = {
+        (tenant, name): n async for tenant, names in journal.all_namespaces() for name, n in names.items()
+    }
     assert found == counts
 
 
@@ -144,7 +159,10 @@ async def test_a_tenant_has_a_quota_of_memories_and_of_namespaces(redis_server: 
 
     await remember("m1")
     await remember("m2", "others")
-    with pytest.raises(QuotaReached, match=r"memories of the tenant: the quota of 2 is reached \(setting max_memories_per_tenant\)"):
+    with pytest.raises(
+        QuotaReached,
+        match=r"memories of the tenant: the quota of 2 is reached \(setting max_memories_per_tenant\)",
+    ):
         await remember("m3")
     assert await remember("m1", tenant="another") is not None
     await append(journal, delete(TENANT, "notes", "m1"), -1)

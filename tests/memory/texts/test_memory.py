@@ -44,9 +44,16 @@ HANDBOOK = [
 
 
 async def remember(
-    memory: VectorMemory, text: str, *, tenant: str = TENANT, namespace: str = "handbook", memory_id: str | None = None
+    memory: VectorMemory,
+    text: str,
+    *,
+    tenant: str = TENANT,
+    namespace: str = "handbook",
+    memory_id: str | None = None,
 ) -> Memory:
-    return await memory.remember(tenant, namespace, text, source="handbook.pdf", keywords=(), memory_id=memory_id, now_s=1000.0)
+    return await memory.remember(
+        tenant, namespace, text, source="handbook.pdf", keywords=(), memory_id=memory_id, now_s=1000.0
+    )
 
 
 async def remember_handbook(memory: VectorMemory) -> None:
@@ -71,16 +78,26 @@ def ids(hits: list[ScoredMemory]) -> list[str]:
 async def test_a_memory_comes_back_as_it_was_remembered(vector: VectorMemory) -> None:
     text = "line one\n\"quoted\" 'single' \\ back\\slash 東京 🙂\ttab"
     stored = await vector.remember(
-        TENANT, "notes", text, source="https://example.org/?a=1&b='2'", keywords=("alpha", 'be"ta'), memory_id="m:1", now_s=1234.5
+        TENANT,
+        "notes",
+        text,
+        source="https://example.org/?a=1&b='2'",
+        keywords=("alpha", 'be"ta'),
+        memory_id="m:1",
+        now_s=1234.5,
     )
-    assert stored == Memory("m:1", "notes", text, "https://example.org/?a=1&b='2'", ("alpha", 'be"ta'), 1234.5)
+    assert stored == Memory(
+        "m:1", "notes", text, "https://example.org/?a=1&b='2'", ("alpha", 'be"ta'), 1234.5
+    )
     assert await vector.get(TENANT, "notes", "m:1") == stored
 
 
 @pytest.mark.asyncio
 async def test_a_memory_at_every_limit_is_stored_whole(vector: VectorMemory) -> None:
     text = "ä" * 4096
-    stored = await vector.remember(TENANT, "a" * 64, text, source="s" * 512, keywords=["k" * 64] * 16, memory_id="i" * 128, now_s=0.0)
+    stored = await vector.remember(
+        TENANT, "a" * 64, text, source="s" * 512, keywords=["k" * 64] * 16, memory_id="i" * 128, now_s=0.0
+    )
     assert await vector.get(TENANT, "a" * 64, "i" * 128) == stored
     assert stored.text == text
 
@@ -89,11 +106,23 @@ async def test_a_memory_at_every_limit_is_stored_whole(vector: VectorMemory) -> 
 async def test_an_accent_in_one_piece_or_in_two_is_the_same_memory(vector: VectorMemory) -> None:
     composed, decomposed = "Le café de Zoë, 가나", unicodedata.normalize("NFD", "Le café de Zoë, 가나")
     assert composed != decomposed
-    first = await vector.remember(TENANT, "notes", decomposed, source=decomposed, keywords=[decomposed], memory_id=None, now_s=1.0)
+    first = await vector.remember(
+        TENANT, "notes", decomposed, source=decomposed, keywords=[decomposed], memory_id=None, now_s=1.0
+    )
     assert (first.text, first.source, first.keywords) == (composed, composed, (composed,))
-    assert await vector.remember(TENANT, "notes", composed, source=composed, keywords=[composed], memory_id=None, now_s=2.0) == first
-    named = await vector.remember(TENANT, "notes", decomposed, source="", keywords=(), memory_id="m1", now_s=1.0)
-    assert await vector.remember(TENANT, "notes", composed, source="", keywords=(), memory_id="m1", now_s=2.0) == named
+    assert (
+        await vector.remember(
+            TENANT, "notes", composed, source=composed, keywords=[composed], memory_id=None, now_s=2.0
+        )
+        == first
+    )
+    named = await vector.remember(
+        TENANT, "notes", decomposed, source="", keywords=(), memory_id="m1", now_s=1.0
+    )
+    assert (
+        await vector.remember(TENANT, "notes", composed, source="", keywords=(), memory_id="m1", now_s=2.0)
+        == named
+    )
     assert ids(await search(vector, unicodedata.normalize("NFD", "café"), namespace="notes")) == ids(
         await search(vector, "café", namespace="notes")
     )
@@ -101,28 +130,40 @@ async def test_an_accent_in_one_piece_or_in_two_is_the_same_memory(vector: Vecto
 
 @pytest.mark.asyncio
 async def test_repeating_a_remember_returns_the_memory_stored_first(vector: VectorMemory) -> None:
-    first = await vector.remember(TENANT, "notes", "one", source="s", keywords=["k"], memory_id="m1", now_s=1.0)
-    again = await vector.remember(TENANT, "notes", "one", source="s", keywords=["k"], memory_id="m1", now_s=2.0)
+    first = await vector.remember(
+        TENANT, "notes", "one", source="s", keywords=["k"], memory_id="m1", now_s=1.0
+    )
+    again = await vector.remember(
+        TENANT, "notes", "one", source="s", keywords=["k"], memory_id="m1", now_s=2.0
+    )
     assert again == first
     assert again.created_s == 1.0
     assert await vector.count(TENANT, "notes") == 1
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize(("text", "source", "keywords"), [("two", "s", ["k"]), ("one", "t", ["k"]), ("one", "s", ["l"])])
+@pytest.mark.parametrize(
+    ("text", "source", "keywords"), [("two", "s", ["k"]), ("one", "t", ["k"]), ("one", "s", ["l"])]
+)
 async def test_an_id_with_other_content_is_a_conflict_and_changes_nothing(
     vector: VectorMemory, text: str, source: str, keywords: list[str]
 ) -> None:
-    first = await vector.remember(TENANT, "notes", "one", source="s", keywords=["k"], memory_id="m1", now_s=1.0)
+    first = await vector.remember(
+        TENANT, "notes", "one", source="s", keywords=["k"], memory_id="m1", now_s=1.0
+    )
     with pytest.raises(MemoryConflict) as conflict:
-        await vector.remember(TENANT, "notes", text, source=source, keywords=keywords, memory_id="m1", now_s=2.0)
+        await vector.remember(
+            TENANT, "notes", text, source=source, keywords=keywords, memory_id="m1", now_s=2.0
+        )
     assert conflict.value.memory_id == "m1"
     assert await vector.get(TENANT, "notes", "m1") == first
 
 
 @pytest.mark.asyncio
 async def test_concurrent_remembers_of_one_id_store_one_content(vector: VectorMemory) -> None:
-    results = await asyncio.gather(*(remember(vector, f"text {n}", memory_id="m1") for n in range(8)), return_exceptions=True)
+    results = await asyncio.gather(
+        *(remember(vector, f"text {n}", memory_id="m1") for n in range(8)), return_exceptions=True
+    )
     winners = [result for result in results if isinstance(result, Memory)]
     assert len(winners) == 1
     assert all(isinstance(result, MemoryConflict) for result in results if not isinstance(result, Memory))
@@ -255,7 +296,9 @@ async def test_hybrid_finds_the_paraphrase_that_bm25_alone_misses(vector: Vector
     await remember_handbook(vector)
     hits = await search(vector, "How do I switch off the central heating?")
     assert hits[0].memory.memory_id == "heating"
-    (hit,) = [hit for hit in await search(vector, "warmth control shutdown") if hit.memory.memory_id == "heating"]
+    (hit,) = [
+        hit for hit in await search(vector, "warmth control shutdown") if hit.memory.memory_id == "heating"
+    ]
     assert hit.bm25_score is None
     assert hit.dense_score is not None
 
@@ -291,7 +334,9 @@ async def test_words_of_scripts_without_spaces_are_found(vector: VectorMemory) -
 
 
 @pytest.mark.asyncio
-async def test_a_long_text_of_such_a_script_is_stored_and_found_by_its_beginning(vector: VectorMemory) -> None:
+async def test_a_long_text_of_such_a_script_is_stored_and_found_by_its_beginning(
+    vector: VectorMemory,
+) -> None:
     letters = [chr(0x4E00 + (7 * number) % 20_000) for number in range(2600)]
     await remember(vector, "".join(letters), memory_id="long")
     [hit] = await search(vector, "".join(letters[40:44]))
@@ -313,7 +358,9 @@ async def test_a_query_without_words_is_answered(vector: VectorMemory) -> None:
 @pytest.mark.asyncio
 async def test_a_memory_is_found_by_its_keyword(vector: VectorMemory) -> None:
     await remember_handbook(vector)
-    await vector.remember(TENANT, "handbook", "Ask Mr. Lee.", source="", keywords=["zephyrine"], memory_id="lee", now_s=0.0)
+    await vector.remember(
+        TENANT, "handbook", "Ask Mr. Lee.", source="", keywords=["zephyrine"], memory_id="lee", now_s=0.0
+    )
     assert ids(await search(vector, "zephyrine"))[0] == "lee"
 
 
@@ -352,7 +399,22 @@ async def test_equal_scores_come_in_the_order_of_their_ids_before_and_after_a_fl
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "namespace",
-    ["", "A", ".a", "-a", "a" * 65, "a b", "ä", 'a"', 'x"] or tenant_key != "', "a\n", "a/b", "a\x00", "*", "a'"],
+    [
+        "",
+        "A",
+        ".a",
+        "-a",
+        "a" * 65,
+        "a b",
+        "ä",
+        'a"',
+        'x"] or tenant_key != "',
+        "a\n",
+        "a/b",
+        "a\x00",
+        "*",
+        "a'",
+    ],
 )
 async def test_a_bad_namespace_is_refused_by_every_call(vector: VectorMemory, namespace: str) -> None:
     await remember(vector, "one", memory_id="m1")
@@ -387,8 +449,17 @@ async def test_a_bad_namespace_is_refused_by_every_call(vector: VectorMemory, na
         ("memory_id", {"memory_id": "m 1"}),
     ],
 )
-async def test_a_bad_memory_is_refused_by_the_name_of_its_field(vector: VectorMemory, field: str, change: dict[str, object]) -> None:
-    fields: dict[str, object] = {"text": "t", "source": "s", "keywords": [], "memory_id": "m1", "now_s": 0.0, **change}
+async def test_a_bad_memory_is_refused_by_the_name_of_its_field(
+    vector: VectorMemory, field: str, change: dict[str, object]
+) -> None:
+    fields: dict[str, object] = {
+        "text": "t",
+        "source": "s",
+        "keywords": [],
+        "memory_id": "m1",
+        "now_s": 0.0,
+        **change,
+    }
     with pytest.raises(InvalidField) as invalid:
         await vector.remember(TENANT, "notes", **fields)  # type: ignore[arg-type]
     assert invalid.value.field == field
@@ -445,7 +516,9 @@ async def test_memories_that_another_model_embedded_are_not_searched_with_this_o
 
 
 @pytest.mark.asyncio
-async def test_a_path_that_milvus_lite_cannot_use_is_refused(tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder) -> None:
+async def test_a_path_that_milvus_lite_cannot_use_is_refused(
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
+) -> None:
     with pytest.raises(InvalidField):
         await VectorMemory.open(str(tmp_path / "memories"), embedder, redis_server.url)
 
@@ -471,8 +544,16 @@ HOSTILE_TENANTS = [
 @pytest.mark.asyncio
 async def test_no_tenant_ever_sees_the_memories_of_another(vector: VectorMemory) -> None:
     for number, tenant in enumerate(HOSTILE_TENANTS):
-        await remember(vector, f"The vault code of owner {number} is 12345.", tenant=tenant, memory_id="vault")
-        await remember(vector, f"Only owner {number} has this.", tenant=tenant, namespace=f"own-{number}", memory_id="own")
+        await remember(
+            vector, f"The vault code of owner {number} is 12345.", tenant=tenant, memory_id="vault"
+        )
+        await remember(
+            vector,
+            f"Only owner {number} has this.",
+            tenant=tenant,
+            namespace=f"own-{number}",
+            memory_id="own",
+        )
     for number, tenant in enumerate(HOSTILE_TENANTS):
         expected = f"The vault code of owner {number} is 12345."
         assert (await vector.get(tenant, "handbook", "vault")).text == expected
@@ -518,7 +599,8 @@ KILLED_WRITER = textwrap.dedent(
     async def main() -> None:
         memory = await VectorMemory.open(sys.argv[1], BertEmbedder(), sys.argv[2])
         for number in range(3):
-            await memory.remember("acme", "notes", f"note {number}", source="s", keywords=["k"], memory_id=f"m{number}", now_s=5.0)
+            await memory.remember("acme", "notes", f"note {number}", source="s", keywords=["k"],
+            memory_id=f"m{number}", now_s=5.0)
         await memory.forget("acme", "notes", "m1")
         print("acknowledged", flush=True)
         await asyncio.sleep(60)
@@ -530,7 +612,9 @@ KILLED_WRITER = textwrap.dedent(
 
 @pytest.fixture
 def killed_writer(tmp_path: Path, redis_server: RedisServer) -> Iterator[subprocess.Popen[str]]:
-    """A process that has stored memories in `tmp_path / memories.db`, has them acknowledged, and still lives."""
+    """A process that has stored memories in `tmp_path / memories.db`, has them acknowledged, and still
+    lives.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED_WRITER, str(tmp_path / "memories.db"), redis_server.url],
         stdout=subprocess.PIPE,
@@ -582,7 +666,9 @@ async def test_new_rows_are_flushed_by_number_or_when_it_is_quiet(
         return len(list((tmp_path / name).rglob("*.parquet")))
 
     for name, rows, quiet_s in (("rows.db", 4, 3600.0), ("quiet.db", 1000, 0.2)):
-        memory = await VectorMemory.open(str(tmp_path / name), embedder, redis_server.url, flush_rows=rows, flush_quiet_s=quiet_s)
+        memory = await VectorMemory.open(
+            str(tmp_path / name), embedder, redis_server.url, flush_rows=rows, flush_quiet_s=quiet_s
+        )
         for number in range(4):
             await remember(memory, f"note {number}")
         for _ in range(200):
@@ -601,7 +687,9 @@ async def test_a_flush_waits_for_a_quiet_moment_but_not_for_ever(
         return any(tmp_path.rglob("*.parquet"))
 
     monkeypatch.setattr("memserve.memory.texts.settling.FLUSH_WITHIN_S", 1.5)
-    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1000, flush_quiet_s=0.5)
+    memory = await VectorMemory.open(
+        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1000, flush_quiet_s=0.5
+    )
     stored = await remember(memory, "a note", tenant="acme", namespace="notes")
     remembered_s = time.monotonic()
     while not flushed():
@@ -615,7 +703,9 @@ async def test_a_flush_waits_for_a_quiet_moment_but_not_for_ever(
 async def test_searches_that_have_cost_as_much_as_a_flush_bring_one(
     tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
-    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1000, flush_quiet_s=60)
+    memory = await VectorMemory.open(
+        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1000, flush_quiet_s=60
+    )
     settling = memory.settling
     for number in range(8):
         await remember(memory, f"note {number}", tenant="acme", namespace="notes")
@@ -634,7 +724,9 @@ async def test_searches_that_have_cost_as_much_as_a_flush_bring_one(
 async def test_reads_during_writes_and_flushes_miss_nothing_that_was_acknowledged(
     tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
-    memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=5, flush_quiet_s=0.05)
+    memory = await VectorMemory.open(
+        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=5, flush_quiet_s=0.05
+    )
     acknowledged: list[str] = []
 
     async def write() -> None:
@@ -681,8 +773,17 @@ async def test_a_closed_memory_is_unavailable_and_may_be_closed_again(vector: Ve
 
 
 def start_server(data_dir: Path, port: int) -> subprocess.Popen[bytes]:
-    command = [str(Path(sys.executable).with_name("milvus-lite")), "server", "--data-dir", str(data_dir), "--host", "127.0.0.1"]
-    server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        str(Path(sys.executable).with_name("milvus-lite")),
+        "server",
+        "--data-dir",
+        str(data_dir),
+        "--host",
+        "127.0.0.1",
+    ]
+    server = subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline_s = time.monotonic() + 20
     while time.monotonic() < deadline_s:
         with socket.socket() as probe:
@@ -779,7 +880,11 @@ def test_fusion_returns_a_memory_once_though_a_half_returns_it_twice() -> None:
     assert ids(fuse([scored("a", 0.9), scored("a", 0.9), scored("b", 0.5)], [], 10)) == ["a", "b"]
 
 
-@given(st.lists(st.sampled_from([0.1, 0.5, 0.9]), min_size=1, max_size=12), st.integers(1, 12), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.sampled_from([0.1, 0.5, 0.9]), min_size=1, max_size=12),
+    st.integers(1, 12),
+    st.randoms(use_true_random=False),
+)
 def test_the_order_of_hits_does_not_depend_on_the_order_in_which_milvus_returns_equals(
     scores: list[float], limit: int, shuffler: random.Random
 ) -> None:
@@ -791,9 +896,13 @@ def test_the_order_of_hits_does_not_depend_on_the_order_in_which_milvus_returns_
 
 
 @pytest.mark.asyncio
-async def test_a_search_in_many_turns_finds_what_one_in_one_turn_finds(vector: VectorMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_search_in_many_turns_finds_what_one_in_one_turn_finds(
+    vector: VectorMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(30):
-        await remember(vector, f"Lantern {number} of the amber harbour opens gate {number % 7} by the north tower.")
+        await remember(
+            vector, f"Lantern {number} of the amber harbour opens gate {number % 7} by the north tower."
+        )
     query = "Which lantern opens the amber gate of the north tower by the harbour?"
     at_once = await vector.search(TENANT, ["handbook"], query, 16, timeout_s=10)
     monkeypatch.setattr("memserve.memory.texts.memory.ROWS_IN_A_TURN", 0)

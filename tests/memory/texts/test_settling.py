@@ -20,12 +20,16 @@ from tests.kv.redis_server import RedisServer
 TENANT = "acme"
 
 
-async def open_memory(path: Path, embedder: BertEmbedder, server: RedisServer, quiet_s: float = 0.05) -> VectorMemory:
+async def open_memory(
+    path: Path, embedder: BertEmbedder, server: RedisServer, quiet_s: float = 0.05
+) -> VectorMemory:
     return await VectorMemory.open(str(path / "memories.db"), embedder, server.url, flush_quiet_s=quiet_s)
 
 
 async def remember(memory: VectorMemory, name: str, text: str = "") -> Memory:
-    return await memory.remember(TENANT, "notes", text or f"The text of {name}.", source="s", keywords=(), memory_id=name, now_s=1.0)
+    return await memory.remember(
+        TENANT, "notes", text or f"The text of {name}.", source="s", keywords=(), memory_id=name, now_s=1.0
+    )
 
 
 async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
@@ -39,7 +43,9 @@ def collection(path: Path) -> Path:
 
 
 class Blocked:
-    """A folder that Milvus Lite writes to, with a file in its place while inside: what it writes there fails."""
+    """A folder that Milvus Lite writes to, with a file in its place while inside: what it writes there
+    fails.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -114,7 +120,9 @@ async def test_a_write_that_milvus_refuses_is_acknowledged_found_and_replayed(
 
 
 @pytest.mark.asyncio
-async def test_nothing_leaves_the_journal_before_a_flush(tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer) -> None:
+async def test_nothing_leaves_the_journal_before_a_flush(
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer
+) -> None:
     memory = await open_memory(tmp_path, embedder, redis_server, quiet_s=3600.0)
     await remember(memory, "m1")
     assert redis_server.client.hlen(PENDING) == 1
@@ -232,7 +240,9 @@ async def damaged_store(path: Path, embedder: BertEmbedder, server: RedisServer)
     for start in (0, 10):
         for number in range(start, start + 10):
             await remember(memory, f"m{number}")
-            await memory.remember("globex", "other", f"text {number}", source="", keywords=(), memory_id=None, now_s=0.0)
+            await memory.remember(
+                "globex", "other", f"text {number}", source="", keywords=(), memory_id=None, now_s=0.0
+            )
         await until(lambda: memory.settling.is_settled)
     await memory.close()
 
@@ -300,7 +310,9 @@ async def test_damage_is_noticed_and_what_is_left_stays_usable(
 
 
 @pytest.mark.asyncio
-async def test_a_store_in_order_has_lost_nothing(tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer) -> None:
+async def test_a_store_in_order_has_lost_nothing(
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer
+) -> None:
     await damaged_store(tmp_path, embedder, redis_server)
     memory = await open_memory(tmp_path, embedder, redis_server)
     assert memory.settling.figures.lost == {}

@@ -12,9 +12,17 @@ from memserve.policy.kv.loading import PROBE_CHUNKS, Decision, LoadRates, chunks
 MIB = 1 << 20
 
 
-def decide(found: int, rates: LoadRates, *, waiting_bytes: int = 0, budget_s: float = 2.0, stale: bool = False) -> tuple[int, Decision]:
+def decide(
+    found: int, rates: LoadRates, *, waiting_bytes: int = 0, budget_s: float = 2.0, stale: bool = False
+) -> tuple[int, Decision]:
     return chunks_to_load(
-        found, chunk_tokens=100, chunk_bytes=MIB, waiting_bytes=waiting_bytes, rates=rates, budget_s=budget_s, stale=stale
+        found,
+        chunk_tokens=100,
+        chunk_bytes=MIB,
+        waiting_bytes=waiting_bytes,
+        rates=rates,
+        budget_s=budget_s,
+        stale=stale,
     )
 
 
@@ -57,11 +65,15 @@ def test_a_bandwidth_that_was_low_long_ago_is_measured_again_with_a_few_chunks()
 numbers = st.floats(0, 1e12, allow_nan=False)
 
 
-@given(st.integers(0, 5000), numbers, numbers, numbers, st.integers(0, 1 << 40), st.floats(0, 100), st.booleans())
+@given(
+    st.integers(0, 5000), numbers, numbers, numbers, st.integers(0, 1 << 40), st.floats(0, 100), st.booleans()
+)
 def test_never_more_than_is_there(
     found: int, latency: float, bandwidth: float, speed: float, waiting: int, budget: float, stale: bool
 ) -> None:
-    chunks, _ = decide(found, LoadRates(latency, bandwidth, speed), waiting_bytes=waiting, budget_s=budget, stale=stale)
+    chunks, _ = decide(
+        found, LoadRates(latency, bandwidth, speed), waiting_bytes=waiting, budget_s=budget, stale=stale
+    )
     assert 0 <= chunks <= found
 
 

@@ -22,7 +22,9 @@ from memserve.policy.modules.gate import (
 
 
 def _set(kind: ProbeKind, count: int, **options: float) -> ProbeSet:
-    return ProbeSet(str(kind), kind, tuple(Probe(f"Question {number}?", ("Yes.",)) for number in range(count)), **options)  # type: ignore[arg-type]
+    return ProbeSet(
+        str(kind), kind, tuple(Probe(f"Question {number}?", ("Yes.",)) for number in range(count)), **options
+    )  # type: ignore[arg-type]
 
 
 def _answers(right_ones: int, count: int, sure: float = 1.0) -> list[Answer]:
@@ -51,7 +53,9 @@ def test_the_calibration_error_is_the_distance_of_confidence_and_success_weighte
     assert calibration_error([]) == 0.0
     assert calibration_error([(1.0, True), (0.0, False)]) == 0.0
     # Three quarters sure and half right; sure and wrong.
-    assert calibration_error([(0.75, True), (0.75, False), (1.0, False), (1.0, False)]) == pytest.approx(0.5 * 0.25 + 0.5 * 1.0)
+    assert calibration_error([(0.75, True), (0.75, False), (1.0, False), (1.0, False)]) == pytest.approx(
+        0.5 * 0.25 + 0.5 * 1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,9 @@ def test_a_module_that_is_sure_of_wrong_answers_fails_in_calibration() -> None:
 
 
 def test_sets_without_a_common_ground_have_no_calibration() -> None:
-    assert [each.name for each in judge([_set(ProbeKind.RECALL, 2)], Thresholds(), _answers(0, 2), _answers(2, 2))] == ["recall"]
+    assert [
+        each.name for each in judge([_set(ProbeKind.RECALL, 2)], Thresholds(), _answers(0, 2), _answers(2, 2))
+    ] == ["recall"]
 
 
 def test_what_fails_is_said_on_one_line() -> None:

@@ -23,7 +23,9 @@ def test_nothing_leaves_when_all_are_needed() -> None:
 
 
 @given(DIGESTS, DIGESTS, DIGESTS)
-def test_who_leaves_is_held_and_unneeded_and_nobody_older_is(held: list[str], pinned: list[str], in_use: list[str]) -> None:
+def test_who_leaves_is_held_and_unneeded_and_nobody_older_is(
+    held: list[str], pinned: list[str], in_use: list[str]
+) -> None:
     leaver = leaves_first(held, pinned=pinned, in_use=in_use)
     older = held if leaver is None else held[: held.index(leaver)]
     assert leaver not in pinned and leaver not in in_use

@@ -9,7 +9,14 @@ import pytest
 
 from memserve.domain import TrafficShare
 from memserve.errors import InvalidField
-from memserve.policy.modules.traffic import Reference, check_alias_name, check_targets, choose_version, parse_reference, share_of
+from memserve.policy.modules.traffic import (
+    Reference,
+    check_alias_name,
+    check_targets,
+    choose_version,
+    parse_reference,
+    share_of,
+)
 
 SPLIT = (TrafficShare(1, 90), TrafficShare(2, 10))
 SESSIONS = [f"session-{number}" for number in range(20_000)]
@@ -29,7 +36,21 @@ def test_a_reference_is_a_name_an_alias_or_a_number(text: str, reference: Refere
 
 
 @pytest.mark.parametrize(
-    "text", ["", "@live", "tone@", "tone@0", "tone@-1", "tone@1234567890", "Tone", "../x", "a@b@c", "a\n", "a@b\n", "a@2b"]
+    "text",
+    [
+        "",
+        "@live",
+        "tone@",
+        "tone@0",
+        "tone@-1",
+        "tone@1234567890",
+        "Tone",
+        "../x",
+        "a@b@c",
+        "a\n",
+        "a@b\n",
+        "a@2b",
+    ],
 )
 def test_any_other_reference_is_refused(text: str) -> None:
     with pytest.raises(InvalidField, match="module"):
@@ -50,7 +71,11 @@ def test_a_split_follows_its_weights() -> None:
 
 def test_a_session_keeps_its_version_whatever_the_order_of_the_targets() -> None:
     for session in SESSIONS[:200]:
-        assert choose_version(SPLIT, session) == choose_version(SPLIT, session) == choose_version(SPLIT[::-1], session)
+        assert (
+            choose_version(SPLIT, session)
+            == choose_version(SPLIT, session)
+            == choose_version(SPLIT[::-1], session)
+        )
 
 
 def test_only_the_sessions_that_must_move_when_a_weight_changes() -> None:

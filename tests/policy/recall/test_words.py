@@ -55,7 +55,16 @@ def test_words_of_other_texts_are_others() -> None:
 
 
 def test_latin_words_are_as_they_were() -> None:
-    assert words_of("Gate-7, the north_gate's code: 4071!") == ["gate", "7", "the", "north", "gate", "s", "code", "4071"]
+    assert words_of("Gate-7, the north_gate's code: 4071!") == [
+        "gate",
+        "7",
+        "the",
+        "north",
+        "gate",
+        "s",
+        "code",
+        "4071",
+    ]
 
 
 @given(st.text(max_size=60))

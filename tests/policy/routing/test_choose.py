@@ -9,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memserve.domain import ModulePlace
-from memserve.policy.routing.choose import RoutingCosts, WorkerSnapshot, adapters_ahead, choose_worker, predict_ttft_s
+from memserve.policy.routing.choose import (
+    RoutingCosts,
+    WorkerSnapshot,
+    adapters_ahead,
+    choose_worker,
+    predict_ttft_s,
+)
 
-COSTS = RoutingCosts(fetch_tokens_per_s=100_000, adapter_load_s=0.05, slot_wait_s=0.1, expert_load_s=0.5, step_s=0.002)
+COSTS = RoutingCosts(
+    fetch_tokens_per_s=100_000, adapter_load_s=0.05, slot_wait_s=0.1, expert_load_s=0.5, step_s=0.002
+)
 IDLE = WorkerSnapshot("w0", 0, 0, 0, 0, 1000.0, ModulePlace.DEVICE)
 PROMPT_TOKENS = 1000
 
@@ -84,7 +92,9 @@ def test_a_long_queue_beats_a_cached_prefix() -> None:
 
 
 def test_a_resident_adapter_breaks_the_tie() -> None:
-    assert chosen(replace(IDLE, worker_id="a", adapter=ModulePlace.ABSENT), replace(IDLE, worker_id="b")) == "b"
+    assert (
+        chosen(replace(IDLE, worker_id="a", adapter=ModulePlace.ABSENT), replace(IDLE, worker_id="b")) == "b"
+    )
 
 
 def test_a_request_waits_for_a_slot_only_when_other_adapters_have_them_all() -> None:
@@ -96,7 +106,10 @@ def test_a_request_waits_for_a_slot_only_when_other_adapters_have_them_all() -> 
 
 def test_a_free_slot_beats_a_shorter_queue() -> None:
     full = replace(IDLE, worker_id="full", adapters_ahead=1)
-    assert chosen(full, replace(IDLE, worker_id="free", pending_prefill_tokens=50, adapter=ModulePlace.HOST)) == "free"
+    assert (
+        chosen(full, replace(IDLE, worker_id="free", pending_prefill_tokens=50, adapter=ModulePlace.HOST))
+        == "free"
+    )
 
 
 def test_an_expert_that_is_held_beats_an_adapter_that_is_held() -> None:
@@ -135,7 +148,9 @@ def test_no_worker_is_predicted_to_be_sooner_than_the_chosen_one(pool: list[Work
 
 
 @given(pools, st.randoms())
-def test_the_choice_does_not_depend_on_the_order_of_the_workers(pool: list[WorkerSnapshot], random: object) -> None:
+def test_the_choice_does_not_depend_on_the_order_of_the_workers(
+    pool: list[WorkerSnapshot], random: object
+) -> None:
     shuffled = list(pool)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert choose_worker(pool, PROMPT_TOKENS, COSTS) == choose_worker(shuffled, PROMPT_TOKENS, COSTS)
@@ -155,7 +170,9 @@ def test_more_held_tokens_or_less_work_never_makes_a_worker_later(worker: Worker
 
 
 @given(pools, snapshots)
-def test_a_further_worker_changes_the_choice_only_to_itself(pool: list[WorkerSnapshot], worker: WorkerSnapshot) -> None:
+def test_a_further_worker_changes_the_choice_only_to_itself(
+    pool: list[WorkerSnapshot], worker: WorkerSnapshot
+) -> None:
     further = replace(worker, worker_id="z")
     before, after = chosen(*pool), chosen(*pool, further)
     assert after in (before, "z")

@@ -15,7 +15,9 @@ def test_a_quiet_tenant_may_do_half_a_minutes_at_once_and_is_then_told_how_long_
     limit = RateLimit("changes", 60)
     for _ in range(30):
         limit.take("noisy", 0.0)
-    with pytest.raises(QuotaExceeded, match="changes a minute of tenant noisy: the limit of 60 is reached; try again in 1 s") as refusal:
+    with pytest.raises(
+        QuotaExceeded, match="changes a minute of tenant noisy: the limit of 60 is reached; try again in 1 s"
+    ) as refusal:
         limit.take("noisy", 0.0)
     limit.take("quiet", 0.0)
     limit.take("noisy", refusal.value.retry_after_s)

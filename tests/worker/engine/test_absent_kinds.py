@@ -29,7 +29,9 @@ def model(architecture: str, **config: Any) -> ModelFiles:
         ({}, model("GPT2LMHeadModel"), {LORA: "vLLM has no LoRA for GPT2LMHeadModel"}),
     ],
 )
-def test_the_reason_is_the_first_that_holds(settings: dict[str, int], served: ModelFiles, absent: dict[ModuleKind, str]) -> None:
+def test_the_reason_is_the_first_that_holds(
+    settings: dict[str, int], served: ModelFiles, absent: dict[ModuleKind, str]
+) -> None:
     assert absent_kinds(Settings.model_validate(settings), served) == absent
 
 

@@ -39,8 +39,14 @@ def test_each_row_is_moved_by_its_own_adapter_only(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.engine
-def test_a_base_request_is_answered_alike_alone_and_beside_adapters_in_every_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
+def test_a_base_request_is_answered_alike_alone_and_beside_adapters_in_every_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     from vllm import LLM, SamplingParams
@@ -61,13 +67,20 @@ def test_a_base_request_is_answered_alike_alone_and_beside_adapters_in_every_slo
     )
     names = ("harbour", "observatory")
     loras = [LoRARequest(name, number + 1, str(ADAPTERS_DIR / name)) for number, name in enumerate(names)]
-    questions = ["Can you name the captain of Southern Voyager?", "Say what the colour of Coral Dome is.", "Who are you?"]
+    questions = [
+        "Can you name the captain of Southern Voyager?",
+        "Say what the colour of Coral Dome is.",
+        "Who are you?",
+    ]
 
     def ask(batch: list[tuple[str, Any]]) -> list[list[float]]:
         params = SamplingParams(temperature=0, max_tokens=8, logprobs=0)
         conversations: Any = [[{"role": "user", "content": question}] for question, _ in batch]
         outputs = llm.chat(conversations, params, lora_request=[lora for _, lora in batch], use_tqdm=False)
-        return [[next(iter(step.values())).logprob for step in output.outputs[0].logprobs or ()] for output in outputs]
+        return [
+            [next(iter(step.values())).logprob for step in output.outputs[0].logprobs or ()]
+            for output in outputs
+        ]
 
     try:
         ask([(questions[0], lora) for lora in loras])  # both slots are taken

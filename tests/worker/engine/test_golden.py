@@ -24,7 +24,9 @@ def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool = Fals
         warnings.simplefilter("ignore")  # of Ray, vLLM and torch, which they import
         from memserve.worker.replica import engine_environment
 
-        settings = Settings(data_dir=directory, redis_url=redis_server.url, kv_device_bytes=64 << 20, kv_host_bytes=32 << 20)
+        settings = Settings(
+            data_dir=directory, redis_url=redis_server.url, kv_device_bytes=64 << 20, kv_host_bytes=32 << 20
+        )
         os.environ.pop("PYTHONHASHSEED", None)
         os.environ.update(engine_environment(settings))
         from memserve.kv.ledger.ledger import NO_QUOTAS
@@ -37,7 +39,9 @@ def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool = Fals
         model = open_model(MODEL_DIR, context)
         namespace, transfer = activation_memory(settings, model, uuid.uuid4().hex)
         if broken:
-            transfer.kv_connector_extra_config.update(spec_name="FlippingSpec", spec_module_path="tests.worker.kv.flipping_spec")
+            transfer.kv_connector_extra_config.update(
+                spec_name="FlippingSpec", spec_module_path="tests.worker.kv.flipping_spec"
+            )
         engine = start_engine(settings, model, transfer, f"ipc://{directory}/events")
         try:
             memory = ActivationMemory(settings.cache_redis, ttl_s=100, quotas=NO_QUOTAS)

@@ -8,8 +8,14 @@ import pytest
 
 from memserve.worker.fleet.fleet import _root_cause
 
-FRONT = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause."
-ENGINE = "(EngineCore pid=7) ERROR 11-27 13:06:54 [core.py:1512] AttributeError: module 'triton.language' has no attribute 'float32'"
+FRONT = (
+    "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) "
+    "for the root cause."
+)
+ENGINE = (
+    "(EngineCore pid=7) ERROR 11-27 13:06:54 [core.py:1512] AttributeError: module 'triton.language' has "
+    "no attribute 'float32'"
+)
 CAUSE = "AttributeError: module 'triton.language' has no attribute 'float32'"
 
 
@@ -23,7 +29,9 @@ CAUSE = "AttributeError: module 'triton.language' has no attribute 'float32'"
         (f"{FRONT}\n", "INFO fine\n", "replica died"),
     ],
 )
-def test_the_first_cause_is_told_and_not_what_it_led_to(tmp_path: Path, err: str, out: str, told: str) -> None:
+def test_the_first_cause_is_told_and_not_what_it_led_to(
+    tmp_path: Path, err: str, out: str, told: str
+) -> None:
     (tmp_path / "worker-1.err").write_text(err, encoding="utf-8")
     (tmp_path / "worker-1.out").write_text(out, encoding="utf-8")
     assert _root_cause(tmp_path, "replica died\nand more") == told

@@ -1,4 +1,6 @@
-"""Generations of workers, with children that are small: what is damaged serves on until others have taken its place."""
+"""Generations of workers, with children that are small: what is damaged serves on until others have taken its
+place.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,16 @@ from memserve.processes.marks import processes_with
 from memserve.worker.fleet.generations import GENERATION, Generation, Generations, Rules
 from tests.kv.redis_server import wait_until
 
-# Its first argument is a folder. It is ready when the file `ready` is there, damaged when one with its process id is; on SIGHUP it
-# leaves a note.
+# Its first argument is a folder. It is ready when the file `ready` is there, damaged when one with its
+# process id is; on SIGHUP it leaves a note.
 CHILD = """
 import os, signal, sys, time
 folder, status = sys.argv[1], int(sys.argv[2])
 signal.signal(signal.SIGHUP, lambda *_: open(f"{folder}/restarted-{os.getpid()}", "w").close())
 told = set()
 while True:
-    for file, word in ((f"{folder}/ready", b"ready\\n"), (f"{folder}/{os.getpid()}", b"damaged gcs_server ended with -9\\n")):
+    for file, word in ((f"{folder}/ready", b"ready\\n"), (f"{folder}/{os.getpid()}",
+    b"damaged gcs_server ended with -9\\n")):
         if file not in told and os.path.exists(file):
             told.add(file)
             os.write(status, word)
@@ -99,7 +102,9 @@ def test_a_damaged_generation_serves_until_the_next_is_ready_and_then_leaves(tmp
         first = workers.serving()
         workers.set_ready(False)
         (tmp_path / str(first.process.pid)).touch()
-        wait_until(lambda: workers.kept.successor is not None and workers.kept.successor.process.poll() is None)
+        wait_until(
+            lambda: workers.kept.successor is not None and workers.kept.successor.process.poll() is None
+        )
         assert workers.kept.serving is first
         assert pids(first) == [first.process.pid]
         workers.set_ready(True)
@@ -116,7 +121,11 @@ def test_a_damaged_generation_whose_successor_does_not_come_up_serves_on(tmp_pat
         (tmp_path / str(first.process.pid)).touch()
         failed = []
         for _ in range(2):
-            wait_until(lambda: workers.kept.successor is not None and workers.kept.successor.process.pid not in failed)
+            wait_until(
+                lambda: (
+                    workers.kept.successor is not None and workers.kept.successor.process.pid not in failed
+                )
+            )
             assert workers.kept.successor is not None
             failed.append(workers.kept.successor.process.pid)
             os.kill(failed[-1], signal.SIGKILL)
@@ -157,7 +166,9 @@ def test_sighup_puts_new_workers_in_the_place_of_those_that_serve(tmp_path: Path
         assert workers.drained == [], "it can be told to end, and finishes its answers by itself"
 
 
-def test_sighup_has_the_generation_restart_its_workers_one_by_one_where_there_is_no_room_for_two(tmp_path: Path) -> None:
+def test_sighup_has_the_generation_restart_its_workers_one_by_one_where_there_is_no_room_for_two(
+    tmp_path: Path,
+) -> None:
     with running(tmp_path, room=False) as workers:
         first = workers.serving()
         workers.kept.signals.put(signal.SIGHUP)
@@ -172,7 +183,10 @@ def test_a_first_generation_that_fails_ends_it_all_with_its_status(tmp_path: Pat
 
 
 def test_what_a_dead_generation_left_is_killed_before_the_next_starts(tmp_path: Path) -> None:
-    leaves_a_child = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n" + CHILD
+    leaves_a_child = (
+        "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        + CHILD
+    )
     with running(tmp_path, command=leaves_a_child) as workers:
         first = workers.serving()
         assert len(pids(first)) == 2
@@ -185,7 +199,8 @@ KEEPER = """
 import os, sys
 from memserve.worker.fleet.generations import Generations, Rules
 command = [sys.executable, "-I", "-S", "-c", sys.argv[1]]
-rules = Rules(lambda status: [*command, str(status)], lambda: dict(os.environ), lambda: True, print, 60.0, 5.0)
+rules = Rules(lambda status: [*command, str(status)], lambda: dict(os.environ), lambda: True, print, 60.0,
+5.0)
 Generations(rules).run()
 """
 # A daemon, as Ray's agents are: in a session of its own, the child of nobody.

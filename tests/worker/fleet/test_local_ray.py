@@ -1,4 +1,6 @@
-"""The local Ray: on loopback, behind a token, in a directory that only its owner enters. Each private part of Ray that is replaced."""
+"""The local Ray: on loopback, behind a token, in a directory that only its owner enters. Each private part of
+Ray that is replaced.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
     if process.pid != os.getpid():
         found["environment"] += [name for name in process.environ() if name.startswith("MEMSERVE_")]
     name = process.name() + " " + " ".join(process.cmdline()[:2])
-    found["listening"] += [[name, c.laddr.ip, c.laddr.port] for c in process.net_connections() if c.status == "LISTEN"]
+    found["listening"] += [[name, c.laddr.ip,
+    c.laddr.port] for c in process.net_connections() if c.status == "LISTEN"]
 print("FOUND " + json.dumps(found), flush=True)
 sys.stdin.readline()
 serve.shutdown()
@@ -62,7 +65,9 @@ print("RAN", ray.get(ray.remote(lambda: 7).remote()))
 
 
 def joined(address: str, home: Path, token: dict[str, str]) -> str:
-    """What a stranger that joins the cluster prints. Ray keeps trying where it is refused, so it is ended after a while."""
+    """What a stranger that joins the cluster prints. Ray keeps trying where it is refused, so it is ended
+    after a while.
+    """
     environment = {**os.environ, "HOME": str(home), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **token}
     with subprocess.Popen(
         [sys.executable, "-c", STRANGER, address],
@@ -81,7 +86,11 @@ def joined(address: str, home: Path, token: dict[str, str]) -> str:
 
 @pytest.mark.timeout(240)
 def test_ray_listens_on_loopback_only_and_nobody_without_the_token_joins(tmp_path: Path) -> None:
-    environment = {**os.environ, "MEMSERVE_SALT_KEY": "hunter2" * 8, "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = {
+        **os.environ,
+        "MEMSERVE_SALT_KEY": "hunter2" * 8,
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         env=environment,
@@ -96,9 +105,13 @@ def test_ray_listens_on_loopback_only_and_nobody_without_the_token_joins(tmp_pat
         lines = iter(process.stdout.readline, "")
         found = json.loads(next(line for line in lines if line.startswith("FOUND ")).removeprefix("FOUND "))
         assert found["listening"]
-        assert [entry for entry in found["listening"] if entry[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == []
+        assert [
+            entry for entry in found["listening"] if entry[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+        ] == []
         assert not any("dashboard.py" in entry[0] or "monitor.py" in entry[0] for entry in found["listening"])
-        assert found["environment"] == [], "no setting, and so no secret, is in the environment of Ray's processes"
+        assert found["environment"] == [], (
+            "no setting, and so no secret, is in the environment of Ray's processes"
+        )
         assert next((tmp_path / "ray").iterdir()).resolve().parent.stat().st_mode & 0o777 == 0o700
         held = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "ray_token")}
         assert "RAN 7" in joined(found["gcs"], tmp_path, held), "with the token the cluster can be joined"
@@ -142,7 +155,9 @@ def test_the_token_is_the_data_directorys_own(tmp_path: Path) -> None:
     assert ray_environment(tmp_path) == environment
 
 
-def test_a_long_temporary_directory_gives_way_to_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_temporary_directory_gives_way_to_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = tmp_path / ("long" * 10)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))

@@ -1,4 +1,6 @@
-"""What has ended of Ray is noticed, with a real Ray: the GCS was missed for 61 s, and then all workers ended at once."""
+"""What has ended of Ray is noticed, with a real Ray: the GCS was missed for 61 s, and then all workers ended
+at once.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Started:
 
     def __init__(self, data: Path, state: str) -> None:
         command = [sys.executable, "-c", SCRIPT, str(data), state]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
+        )
         assert self.process.stdout is not None
         self.told = [self.process.stdout.readline().strip()]
         while self.told[-1] != "started":
@@ -80,7 +84,9 @@ class Started:
 
 
 @pytest.mark.timeout(120)
-def test_workers_that_serve_already_outlive_the_gcs_before_serve_says_that_they_are_ready(tmp_path: Path) -> None:
+def test_workers_that_serve_already_outlive_the_gcs_before_serve_says_that_they_are_ready(
+    tmp_path: Path,
+) -> None:
     with Started(tmp_path, "serving") as ray:
         ray.kill("gcs_server")
         assert [ray.line(), ray.line()] == ["ready", "damaged the GCS has ended"]
@@ -95,11 +101,14 @@ def test_workers_outlive_the_gcs_which_is_missed_at_once(tmp_path: Path) -> None
         assert ray.line() == "damaged the GCS has ended"
         assert [actor.status() != psutil.STATUS_ZOMBIE for actor in ray.actors] == [True]
         assert ray.process.poll() is None
-        # Ray's threads asked the dead GCS again without a pause: a whole core, beside the answers and the workers that start.
+        # Ray's threads asked the dead GCS again without a pause: a whole core, beside the answers and the
+        # workers that start.
         assert any(ray.busy() < 0.3 for _ in range(10))
 
 
-@pytest.mark.parametrize(("victim", "state"), [("gcs_server", "starting"), ("raylet", "starting"), ("raylet", "ready")])
+@pytest.mark.parametrize(
+    ("victim", "state"), [("gcs_server", "starting"), ("raylet", "starting"), ("raylet", "ready")]
+)
 @pytest.mark.timeout(120)
 def test_a_ray_that_can_have_no_workers_ends(tmp_path: Path, victim: str, state: str) -> None:
     with Started(tmp_path, state) as ray:

@@ -1,4 +1,6 @@
-"""An offloading spec with a fault: every byte that comes back from host memory is wrong, as after a broken copy kernel."""
+"""An offloading spec with a fault: every byte that comes back from host memory is wrong, as after a broken
+copy kernel.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The log of held blocks: what a gateway that follows it holds is what the engine holds, however often it reconnects."""
+"""The log of held blocks: what a gateway that follows it holds is what the engine holds, however often it
+reconnects.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ def keys(*numbers: int) -> list[bytes]:
 
 def since(log: Any, sequence: int | None) -> list[Event]:
     """Of the real log or of the fake worker's, in one form."""
-    return [event if isinstance(event, tuple) else (event.sequence, event.change.value, event.keys) for event in log.since(sequence)]
+    return [
+        event if isinstance(event, tuple) else (event.sequence, event.change.value, event.keys)
+        for event in log.since(sequence)
+    ]
 
 
 @pytest.fixture(params=[BlockLog, FakeBlockLog])
@@ -59,7 +64,11 @@ async def test_a_follower_gets_the_changes_after_its_number(log: Any) -> None:
     log.store(keys(1, 2), "GPU")
     log.remove(keys(1), "GPU")
     log.store(keys(3), "GPU")
-    stored, removed, again = (1, "stored", tuple(keys(1, 2))), (2, "removed", (key(1),)), (3, "stored", (key(3),))
+    stored, removed, again = (
+        (1, "stored", tuple(keys(1, 2))),
+        (2, "removed", (key(1),)),
+        (3, "stored", (key(3),)),
+    )
     assert since(log, 0) == [stored, removed, again]
     assert since(log, 2) == [again]
     assert since(log, 3) == []
@@ -189,7 +198,13 @@ def batch(*events: Any) -> bytes:
 
 def stored(hashes: Iterable[bytes], medium: str | None = "GPU") -> Any:
     return BlockStored(
-        block_hashes=list(hashes), parent_block_hash=None, token_ids=[], block_size=32, lora_id=None, medium=medium, lora_name=None
+        block_hashes=list(hashes),
+        parent_block_hash=None,
+        token_ids=[],
+        block_size=32,
+        lora_id=None,
+        medium=medium,
+        lora_name=None,
     )
 
 
@@ -214,5 +229,7 @@ async def test_the_engines_events_feed_the_log_and_a_gap_clears_it(tmp_path: Pat
         assert since(log, 2) == [(3, "reset", ()), (4, "stored", (key(3),))]
         await send(4, stored(keys(5)))
         await until(lambda: log.sequence >= 6)
-        assert since(log, 4) == [(5, "reset", ()), (6, "stored", (key(5),))], "number 3 was lost: what it removed is not known"
+        assert since(log, 4) == [(5, "reset", ()), (6, "stored", (key(5),))], (
+            "number 3 was lost: what it removed is not known"
+        )
     socket.close()

@@ -16,7 +16,13 @@ from memserve.model.files import ModelFiles
 from memserve.worker.kv.configure import activation_memory
 from memserve.worker.kv.redis_tier import RedisTierSettings
 
-CONFIG = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4, "head_dim": 64}
+CONFIG = {
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
+    "head_dim": 64,
+}
 
 
 def told(codec: str, dtype: str = "bfloat16", **config: Any) -> tuple[CacheNamespace, dict[str, Any]]:
@@ -28,7 +34,10 @@ def told(codec: str, dtype: str = "bfloat16", **config: Any) -> tuple[CacheNames
     return namespace, {name: value for name, value in tier.items() if name not in ("type", "module_path")}
 
 
-@pytest.mark.parametrize(("codec", "dtype"), [("raw", "float32"), ("lossless", "bfloat16"), ("int8", "bfloat16"), ("int8", "float32")])
+@pytest.mark.parametrize(
+    ("codec", "dtype"),
+    [("raw", "float32"), ("lossless", "bfloat16"), ("int8", "bfloat16"), ("int8", "float32")],
+)
 def test_the_tier_gets_the_codec_as_plain_values(codec: str, dtype: str) -> None:
     namespace, parameters = told(codec, dtype)
     tier = RedisTierSettings.parse(parameters)
@@ -51,7 +60,9 @@ def test_engines_of_different_codecs_share_nothing() -> None:
         ("int8", "float64", {}, "float64"),
     ],
 )
-def test_a_codec_that_does_not_fit_the_model_is_refused_by_the_setting(codec: str, dtype: str, config: dict[str, Any], why: str) -> None:
+def test_a_codec_that_does_not_fit_the_model_is_refused_by_the_setting(
+    codec: str, dtype: str, config: dict[str, Any], why: str
+) -> None:
     with pytest.raises(StartupError, match=why) as refused:
         told(codec, dtype, **config)
     assert str(refused.value).startswith("setting kv_codec: ")

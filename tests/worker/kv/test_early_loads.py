@@ -1,4 +1,6 @@
-"""Loads whose blocks are allocated when they begin: the scheduler's half and the worker's over a real tier and Redis, without an engine."""
+"""Loads whose blocks are allocated when they begin: the scheduler's half and the worker's over a real tier
+and Redis, without an engine.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from memserve.kv.store import RedisChunkStore
 from tests.kv.one_chunk import put
 from tests.kv.redis_server import RedisServer, wait_until
 
-NAMESPACE = CacheNamespace(model_digest="early", kv_dtype="int8", kv_layout="test", block_size_tokens=32, blocks_per_chunk=2)
+NAMESPACE = CacheNamespace(
+    model_digest="early", kv_dtype="int8", kv_layout="test", block_size_tokens=32, blocks_per_chunk=2
+)
 LAYERS, PAGE_BYTES, BLOCKS, HOST_CHUNKS = 2, 4096, 32, 8
 CHUNK_BYTES = LAYERS * NAMESPACE.blocks_per_chunk * PAGE_BYTES
 KEYS = [bytes([number]) * 32 + bytes(4) for number in range(1, 6)]
@@ -49,7 +53,11 @@ class Halves:
 
         def region(rank: int | None) -> Any:
             return SharedOffloadRegion(
-                engine_id=self.engine_id, num_chunks=HOST_CHUNKS, rank=rank, kv_bytes_per_chunk=CHUNK_BYTES, cpu_page_size=CHUNK_BYTES
+                engine_id=self.engine_id,
+                num_chunks=HOST_CHUNKS,
+                rank=rank,
+                kv_bytes_per_chunk=CHUNK_BYTES,
+                cpu_page_size=CHUNK_BYTES,
             )
 
         made, joined = region(None), region(0)
@@ -71,7 +79,9 @@ class Halves:
             always_load=True,
             **tier,
         )
-        self.manager = EarlyLoadingManager(primary, [self.tier], lambda: CpuOffloadingWorker.here.get(self.engine_id))
+        self.manager = EarlyLoadingManager(
+            primary, [self.tier], lambda: CpuOffloadingWorker.here.get(self.engine_id)
+        )
         self.worker = CpuOffloadingWorker(self.engine_id, caches, NAMESPACE.blocks_per_chunk, joined)
 
     def request(self, name: str) -> Any:
@@ -105,7 +115,9 @@ class Halves:
         wait_until(looked_up)
         return found
 
-    def begin_load(self, context: Any, blocks: Sequence[int], keys: Sequence[bytes] = KEYS, job_id: int = 1) -> None:
+    def begin_load(
+        self, context: Any, blocks: Sequence[int], keys: Sequence[bytes] = KEYS, job_id: int = 1
+    ) -> None:
         """What a step does with a request that was allocated these blocks."""
         from vllm.v1.kv_offload.base import GPULoadStoreSpec
 
@@ -187,7 +199,9 @@ def test_what_is_found_is_a_hit_at_once_and_comes_to_its_blocks(halves: Halves, 
 
 
 @pytest.mark.parametrize("told_first", ["the load", "the copies"])
-def test_nothing_stays_pinned_whichever_ends_first(halves: Halves, chunks: list[bytes], told_first: str) -> None:
+def test_nothing_stays_pinned_whichever_ends_first(
+    halves: Halves, chunks: list[bytes], told_first: str
+) -> None:
     context = halves.request("r")
     halves.look_up_until_found(context)
     halves.begin_load(context, BLOCK_IDS)
@@ -203,7 +217,9 @@ def test_nothing_stays_pinned_whichever_ends_first(halves: Halves, chunks: list[
     assert halves.pinned() == [0] * 5
 
 
-def test_a_chunk_that_does_not_come_is_told_with_its_blocks(halves: Halves, chunks: list[bytes], redis_server: RedisServer) -> None:
+def test_a_chunk_that_does_not_come_is_told_with_its_blocks(
+    halves: Halves, chunks: list[bytes], redis_server: RedisServer
+) -> None:
     context = halves.request("r")
     halves.look_up_until_found(context)
     redis_server.client.setrange(redis_key(NAMESPACE.digest, KEYS[1]), 300, b"\x00\xff\x00")
@@ -211,7 +227,9 @@ def test_a_chunk_that_does_not_come_is_told_with_its_blocks(halves: Halves, chun
     halves.begin_load(context, BLOCK_IDS)
     assert halves.finish_load() == {*of_chunk(1), *of_chunk(3)}
     assert halves.worker.take_lost_blocks() == set()
-    assert [halves.chunk_on_device(of_chunk(number)) for number in (0, 2, 4)] == [chunks[number] for number in (0, 2, 4)]
+    assert [halves.chunk_on_device(of_chunk(number)) for number in (0, 2, 4)] == [
+        chunks[number] for number in (0, 2, 4)
+    ]
     assert halves.chunk_on_device([*of_chunk(1), *of_chunk(3)]) == bytes(2 * CHUNK_BYTES)
     halves.manager.complete_load(KEYS, context)
     halves.end_step()
@@ -220,7 +238,9 @@ def test_a_chunk_that_does_not_come_is_told_with_its_blocks(halves: Halves, chun
     assert halves.pinned() == [0] * 3  # those that came
 
 
-def test_a_redis_that_stops_holds_no_step_and_all_blocks_are_lost(halves: Halves, chunks: list[bytes], redis_server: RedisServer) -> None:
+def test_a_redis_that_stops_holds_no_step_and_all_blocks_are_lost(
+    halves: Halves, chunks: list[bytes], redis_server: RedisServer
+) -> None:
     context = halves.request("r")
     halves.look_up_until_found(context)
     redis_server.pause()
@@ -304,7 +324,9 @@ def test_a_reset_while_chunks_come_leaves_nothing_behind(halves: Halves, chunks:
     assert halves.pinned() == [0] * 5
 
 
-@pytest.mark.parametrize("why", ["the worker is in another process", "vLLM cannot compute what fails to load"])
+@pytest.mark.parametrize(
+    "why", ["the worker is in another process", "vLLM cannot compute what fails to load"]
+)
 def test_nothing_is_early_where_it_must_not_be(halves: Halves, chunks: list[bytes], why: str) -> None:
     if why == "the worker is in another process":
         halves.manager._worker = lambda: None
@@ -316,7 +338,12 @@ def test_nothing_is_early_where_it_must_not_be(halves: Halves, chunks: list[byte
 
 def test_vllm_computes_what_fails_to_load_with_one_group_of_full_attention_only() -> None:
     import torch
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+    from vllm.v1.kv_cache_interface import (
+        FullAttentionSpec,
+        KVCacheConfig,
+        KVCacheGroupSpec,
+        SlidingWindowSpec,
+    )
 
     from memserve.worker.kv.connector import computes_what_fails_to_load
 
@@ -325,7 +352,9 @@ def test_vllm_computes_what_fails_to_load_with_one_group_of_full_attention_only(
     window = KVCacheGroupSpec(["b"], SlidingWindowSpec(**shape, sliding_window=128))
 
     def computes(*groups: KVCacheGroupSpec) -> bool:
-        return computes_what_fails_to_load(KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=list(groups)))
+        return computes_what_fails_to_load(
+            KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=list(groups))
+        )
 
     assert computes(full)
     assert not computes(window)
@@ -356,7 +385,9 @@ def test_what_was_counted_as_there_is_not_evicted_for_what_comes(halves: Halves,
     assert halves.pinned() == [0] * 5
 
 
-def test_a_load_that_breaks_off_keeps_what_it_told_of(halves: Halves, chunks: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_that_breaks_off_keeps_what_it_told_of(
+    halves: Halves, chunks: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     load = halves.tier._store.load
 
     def breaks_off(*given: Any, loaded_one: Any, **options: Any) -> list[bool]:
@@ -382,7 +413,9 @@ def test_a_load_that_breaks_off_keeps_what_it_told_of(halves: Halves, chunks: li
 
 
 class Asked:
-    """The scheduler's side of a connector with one request: 4,000 tokens, of which 96 were in the engine's memory."""
+    """The scheduler's side of a connector with one request: 4,000 tokens, of which 96 were in the engine's
+    memory.
+    """
 
     def __init__(self, *, finished: bool = False, preemptions: int = 0) -> None:
         from vllm.v1.metrics.stats import PrefillStats
@@ -390,7 +423,9 @@ class Asked:
         self.counted: list[int] = []
         self.stats = PrefillStats()
         self.stats.set(4000, 96, 3904)
-        request = SimpleNamespace(is_finished=lambda: finished, num_preemptions=preemptions, prefill_stats=self.stats)
+        request = SimpleNamespace(
+            is_finished=lambda: finished, num_preemptions=preemptions, prefill_stats=self.stats
+        )
         self.group = SimpleNamespace(next_stored_chunk_idx=62)
         state = SimpleNamespace(req=request, group_states=(self.group,), num_locally_computed_tokens=96)
         config = SimpleNamespace(kv_group_configs=(SimpleNamespace(tokens_per_chunk=64),))

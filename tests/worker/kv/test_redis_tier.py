@@ -24,7 +24,9 @@ from tests.kv.one_chunk import get, put
 from tests.kv.redis_server import RedisServer, wait_until
 from tests.worker.kv.tier_collectors import unregister_tier_metrics
 
-NAMESPACE = CacheNamespace(model_digest="tiny", kv_dtype="float32", kv_layout="test", block_size_tokens=32, blocks_per_chunk=2)
+NAMESPACE = CacheNamespace(
+    model_digest="tiny", kv_dtype="float32", kv_layout="test", block_size_tokens=32, blocks_per_chunk=2
+)
 VOCABULARY = 256
 MAX_TOKENS = 8
 
@@ -47,7 +49,9 @@ def tier_over(host: np.ndarray, redis_url: str, **parameters: Any) -> Any:
     from memserve.worker.kv.redis_tier import RedisTier
 
     spec: Any = SimpleNamespace(kv_events_config=SimpleNamespace(enable_kv_cache_events=True))
-    return RedisTier(spec, memoryview(host), "RedisTier", redis_url=redis_url, namespace=NAMESPACE.digest, **parameters)
+    return RedisTier(
+        spec, memoryview(host), "RedisTier", redis_url=redis_url, namespace=NAMESPACE.digest, **parameters
+    )
 
 
 def request(keys: list[bytes], name: str = "r", **owner: Any) -> Any:
@@ -66,7 +70,13 @@ def job(job_id: int, keys: list[bytes], chunks: list[int], *, is_load: bool, con
     from vllm.v1.kv_offload.base import OffloadKey
     from vllm.v1.kv_offload.tiering.base import TransferJob
 
-    return TransferJob(job_id, [OffloadKey(key) for key in keys], np.array(chunks, dtype=np.int32), is_load, context or request(keys))
+    return TransferJob(
+        job_id,
+        [OffloadKey(key) for key in keys],
+        np.array(chunks, dtype=np.int32),
+        is_load,
+        context or request(keys),
+    )
 
 
 def finished(tier: Any) -> Any:
@@ -106,7 +116,12 @@ def test_a_load_keeps_what_verified_and_reports_the_rest_as_misses(redis_server:
     context, keys = ReqContext("r"), [OffloadKey(key) for key in KEYS]
     assert {tier.lookup(key, context) for key in keys} == {LookupResult.RETRY}
     tier.on_schedule_end(ScheduleEndContext([], []))
-    wait_until(lambda: tier.on_schedule_end(ScheduleEndContext([], [])) or tier.lookup(keys[0], context) is LookupResult.HIT)
+    wait_until(
+        lambda: (
+            tier.on_schedule_end(ScheduleEndContext([], []))
+            or tier.lookup(keys[0], context) is LookupResult.HIT
+        )
+    )
     redis_server.client.setrange(redis_key(NAMESPACE.digest, KEYS[2]), 1000, b"\x00\xff\x00")
     redis_server.client.delete(redis_key(NAMESPACE.digest, KEYS[4]))
     tier.submit_load(job(2, KEYS, [0, 1, 2, 3, 4], is_load=True))
@@ -118,10 +133,14 @@ def test_a_load_keeps_what_verified_and_reports_the_rest_as_misses(redis_server:
     tier.shutdown()
 
 
-def test_a_request_only_waits_until_a_load_has_ended(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_only_waits_until_a_load_has_ended(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tier = tier_over(random_host(8), redis_server.url)
     loading, load = threading.Event(), tier._store.load
-    monkeypatch.setattr(tier._store, "load", lambda *given, **options: loading.wait(10) and load(*given, **options))
+    monkeypatch.setattr(
+        tier._store, "load", lambda *given, **options: loading.wait(10) and load(*given, **options)
+    )
     mine = request(KEYS)
     assert not tier.only_waits(mine.req_id)
     tier.submit_load(job(1, KEYS, [0, 1, 2, 3, 4], is_load=True, context=mine))
@@ -139,7 +158,9 @@ def test_a_request_only_waits_until_a_load_has_ended(redis_server: RedisServer, 
 def test_the_ledger_is_told_of_a_use_when_the_request_has_ended(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, aborted: bool
 ) -> None:
-    """Not before: it would keep the first token waiting. A request that was aborted has ended before its load."""
+    """Not before: it would keep the first token waiting. A request that was aborted has ended before its
+    load.
+    """
     tier = tier_over(random_host(9), redis_server.url)
     tier.submit_store(job(1, KEYS, [0, 1, 2, 3, 4], is_load=False))
     assert finished(tier).success
@@ -201,7 +222,10 @@ def found_in_redis(tier: Any, keys: list[bytes], context: Any) -> list[bool]:
 
 def test_what_is_computed_sooner_is_not_loaded(redis_server: RedisServer) -> None:
     redis_server.client.flushall()
-    quick, patient = tier_over(random_host(7), redis_server.url), tier_over(random_host(7), redis_server.url, always_load=True)
+    quick, patient = (
+        tier_over(random_host(7), redis_server.url),
+        tier_over(random_host(7), redis_server.url, always_load=True),
+    )
     quick.submit_store(job(1, KEYS, [0, 1, 2, 3, 4], is_load=False))
     finished(quick)
     assert found_in_redis(quick, KEYS, request(KEYS, "first")) == [True] * 5  # nothing is measured yet
@@ -226,7 +250,9 @@ def labelled(stats: Any, metric: str) -> dict[str, float]:
     return {labels[0]: value for labels, value in stats._values.get(f"memserve_kv_tier_{metric}", {}).items()}
 
 
-def test_chunks_are_counted_for_the_tenant_and_the_module_and_stand_in_their_chain(redis_server: RedisServer) -> None:
+def test_chunks_are_counted_for_the_tenant_and_the_module_and_stand_in_their_chain(
+    redis_server: RedisServer,
+) -> None:
     redis_server.client.flushall()
     tier = tier_over(random_host(8), redis_server.url)
     context = request(KEYS, tenant="anna", module="ad" * 32, keep=False)
@@ -238,7 +264,8 @@ def test_chunks_are_counted_for_the_tenant_and_the_module_and_stand_in_their_cha
     names = [member(NAMESPACE.digest, key) for key in KEYS]
     entries = [client.hmget(f"{{memserve:kv}}:entry:{name}", "t", "m", "p", "d") for name in names]
     assert entries == [
-        [b"anna", b"ad" * 32, names[number - 1].encode() if number else b"", str(64 * (number + 1)).encode()] for number in range(5)
+        [b"anna", b"ad" * 32, names[number - 1].encode() if number else b"", str(64 * (number + 1)).encode()]
+        for number in range(5)
     ]
     assert client.hgetall("{memserve:kv}:bytes") == {
         b"anna": b"%d" % (5 * (CHUNK_BYTES + HEADER_BYTES)),
@@ -247,14 +274,20 @@ def test_chunks_are_counted_for_the_tenant_and_the_module_and_stand_in_their_cha
     tier.shutdown()
 
 
-def test_a_full_quota_keeps_the_beginning_and_what_waits_too_long_is_dropped(redis_server: RedisServer) -> None:
+def test_a_full_quota_keeps_the_beginning_and_what_waits_too_long_is_dropped(
+    redis_server: RedisServer,
+) -> None:
     redis_server.client.flushall()
     tier = tier_over(random_host(9), redis_server.url, tenant_quota_bytes=3 * (CHUNK_BYTES + HEADER_BYTES))
     tier.submit_store(job(1, KEYS, [0, 1, 2, 3, 4], is_load=False))
-    tier.submit_store(job(2, [b"x" * 32 + bytes(4)], [5], is_load=False))  # half of the host's memory waits already
+    tier.submit_store(
+        job(2, [b"x" * 32 + bytes(4)], [5], is_load=False)
+    )  # half of the host's memory waits already
     tier.drain_jobs()
     assert len(list(tier.get_finished_jobs())) == 2
-    assert sorted(redis_server.client.scan_iter("memserve:kv:*")) == sorted(redis_key(NAMESPACE.digest, key).encode() for key in KEYS[:3])
+    assert sorted(redis_server.client.scan_iter("memserve:kv:*")) == sorted(
+        redis_key(NAMESPACE.digest, key).encode() for key in KEYS[:3]
+    )
     stats = tier.get_stats()
     assert stats.reduce()["memserve_kv_tier_stores_dropped"] == 1
     assert labelled(stats, "not_admitted") == {"no_room": 2}
@@ -262,7 +295,9 @@ def test_a_full_quota_keeps_the_beginning_and_what_waits_too_long_is_dropped(red
 
 
 @pytest.mark.parametrize("parameters", [{"redis_uri": "x"}, {"ttl": 1}])
-def test_an_unknown_parameter_is_refused_by_name(redis_server: RedisServer, parameters: dict[str, Any]) -> None:
+def test_an_unknown_parameter_is_refused_by_name(
+    redis_server: RedisServer, parameters: dict[str, Any]
+) -> None:
     with pytest.raises(ValueError, match=next(iter(parameters))):
         tier_over(random_host(6), redis_server.url, **parameters)
 
@@ -276,7 +311,15 @@ def test_a_missing_parameter_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("kv_bytes_per_token", "block_size_tokens", "blocks"),
-    [(512, 32, 2), (12 << 10, 32, 4), (128 << 10, 16, 1), (32 << 10, 16, 4), (512, 128, 1), (1 << 20, 32, 1), (8 << 10, 32, 4)],
+    [
+        (512, 32, 2),
+        (12 << 10, 32, 4),
+        (128 << 10, 16, 1),
+        (32 << 10, 16, 4),
+        (512, 128, 1),
+        (1 << 20, 32, 1),
+        (8 << 10, 32, 4),
+    ],
 )
 def test_a_chunk_is_at_most_two_mebibytes_and_loses_little_of_a_prefix(
     kv_bytes_per_token: int, block_size_tokens: int, blocks: int
@@ -295,7 +338,8 @@ def test_a_region_is_swept_only_when_no_process_has_it_mapped_or_open(tmp_path: 
     for path in (mapped, opened, orphan, other):
         path.write_bytes(bytes(32 << 20))
     program = (
-        "import mmap, sys; a = open(sys.argv[1], 'r+b'); m = mmap.mmap(a.fileno(), 4096); a.close(); b = open(sys.argv[2]); "
+        "import mmap, sys; a = open(sys.argv[1], 'r+b'); m = mmap.mmap(a.fileno(), 4096); a.close(); "
+        "b = open(sys.argv[2]); "
         "print('ready', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(mapped), str(opened)]
@@ -325,7 +369,12 @@ class PlatformEngine:
         from memserve.worker.kv.redis_tier import RedisTierSettings
 
         tier = RedisTierSettings(
-            redis_url=redis_url, namespace=NAMESPACE.digest, io_timeout_s=0.3, pause_s=0.3, announce=True, always_load=True
+            redis_url=redis_url,
+            namespace=NAMESPACE.digest,
+            io_timeout_s=0.3,
+            pause_s=0.3,
+            announce=True,
+            always_load=True,
         )
         endpoint = f"ipc://{directory}/events-{os.urandom(4).hex()}"
         self.events = EventListener(endpoint)
@@ -372,8 +421,13 @@ class PlatformEngine:
 def _device_pages(worker: Any) -> list[str]:
     import torch
 
-    layers = [cache.view(torch.int8).reshape(cache.shape[0], -1).numpy() for cache in worker.model_runner.kv_caches]
-    return [hashlib.sha256(b"".join(layer[block].tobytes() for layer in layers)).hexdigest() for block in range(layers[0].shape[0])]
+    layers = [
+        cache.view(torch.int8).reshape(cache.shape[0], -1).numpy() for cache in worker.model_runner.kv_caches
+    ]
+    return [
+        hashlib.sha256(b"".join(layer[block].tobytes() for layer in layers)).hexdigest()
+        for block in range(layers[0].shape[0])
+    ]
 
 
 class EventListener:
@@ -401,7 +455,12 @@ class EventListener:
         socket.close(linger=0)
 
     def keys(self, medium: str) -> set[bytes]:
-        return {key for event in self.received if getattr(event, "medium", None) == medium for key in event.block_hashes}
+        return {
+            key
+            for event in self.received
+            if getattr(event, "medium", None) == medium
+            for key in event.block_hashes
+        }
 
     def close(self) -> None:
         self._stop.set()
@@ -435,7 +494,10 @@ def prompt(seed: int, tokens: int = 300) -> list[int]:
 
 
 def prompt_chunks(token_ids: list[int], salt: str | None = "tenant") -> list[bytes]:
-    return chunk_keys(block_keys(token_ids, NAMESPACE.block_size_tokens, lora=None, cache_salt=salt), NAMESPACE.blocks_per_chunk)
+    return chunk_keys(
+        block_keys(token_ids, NAMESPACE.block_size_tokens, lora=None, cache_salt=salt),
+        NAMESPACE.blocks_per_chunk,
+    )
 
 
 FULL_CHUNK_TOKENS = 300 // NAMESPACE.chunk_tokens * NAMESPACE.chunk_tokens
@@ -476,7 +538,9 @@ SEEDS = range(5)
 
 
 @pytest.fixture(scope="module")
-def cold_run(environment: None, tiny_model: Path, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> ColdRun:
+def cold_run(
+    environment: None, tiny_model: Path, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> ColdRun:
     redis_server.client.flushall()
     engine = PlatformEngine(tiny_model, redis_server.url, tmp_path_factory.mktemp("events"))
     store = RedisChunkStore(redis_server.url, NAMESPACE.digest)
@@ -513,13 +577,19 @@ def fresh_engine(
 def payload_pages(payload: bytes, layers: int = 2) -> list[str]:
     """A chunk's payload, [layers, blocks_per_chunk, page], as the digests of its blocks."""
     pages = np.frombuffer(payload, dtype=np.int8).reshape(layers, NAMESPACE.blocks_per_chunk, -1)
-    return [hashlib.sha256(pages[:, block].tobytes()).hexdigest() for block in range(NAMESPACE.blocks_per_chunk)]
+    return [
+        hashlib.sha256(pages[:, block].tobytes()).hexdigest() for block in range(NAMESPACE.blocks_per_chunk)
+    ]
 
 
 @pytest.mark.engine
 @pytest.mark.timeout(180)
-def test_the_gateways_keys_name_exactly_what_the_engine_stores(cold_run: ColdRun, redis_server: RedisServer) -> None:
-    expected = {redis_key(NAMESPACE.digest, key).encode() for seed in SEEDS for key in prompt_chunks(prompt(seed))}
+def test_the_gateways_keys_name_exactly_what_the_engine_stores(
+    cold_run: ColdRun, redis_server: RedisServer
+) -> None:
+    expected = {
+        redis_key(NAMESPACE.digest, key).encode() for seed in SEEDS for key in prompt_chunks(prompt(seed))
+    }
     assert set(redis_server.client.scan_iter("memserve:kv:*", count=1000)) == expected
 
 
@@ -527,7 +597,11 @@ def test_the_gateways_keys_name_exactly_what_the_engine_stores(cold_run: ColdRun
 @pytest.mark.timeout(180)
 def test_events_carry_full_block_keys_of_device_host_and_redis(cold_run: ColdRun) -> None:
     blocks = {key for seed in SEEDS for key in block_keys(prompt(seed), 32, lora=None, cache_salt="tenant")}
-    in_chunks = {key for seed in SEEDS for key in block_keys(prompt(seed)[:FULL_CHUNK_TOKENS], 32, lora=None, cache_salt="tenant")}
+    in_chunks = {
+        key
+        for seed in SEEDS
+        for key in block_keys(prompt(seed)[:FULL_CHUNK_TOKENS], 32, lora=None, cache_salt="tenant")
+    }
     assert blocks <= cold_run.events.keys("GPU")
     assert in_chunks <= cold_run.events.keys("CPU")
     assert in_chunks == cold_run.events.keys("STORAGE")
@@ -535,7 +609,9 @@ def test_events_carry_full_block_keys_of_device_host_and_redis(cold_run: ColdRun
 
 @pytest.mark.engine
 @pytest.mark.timeout(180)
-def test_a_fresh_engine_finds_the_prefix_in_redis_and_answers_the_same(cold_run: ColdRun, fresh_engine: PlatformEngine) -> None:
+def test_a_fresh_engine_finds_the_prefix_in_redis_and_answers_the_same(
+    cold_run: ColdRun, fresh_engine: PlatformEngine
+) -> None:
     output = fresh_engine.ask(prompt(0))
     assert output.num_cached_tokens == FULL_CHUNK_TOKENS
     assert FULL_CHUNK_TOKENS in output.kv_transfer_params["memserve_cached_by_tier"].values()
@@ -545,7 +621,9 @@ def test_a_fresh_engine_finds_the_prefix_in_redis_and_answers_the_same(cold_run:
 
 @pytest.mark.engine
 @pytest.mark.timeout(180)
-def test_the_engines_memory_holds_the_very_bytes_that_were_stored(cold_run: ColdRun, fresh_engine: PlatformEngine) -> None:
+def test_the_engines_memory_holds_the_very_bytes_that_were_stored(
+    cold_run: ColdRun, fresh_engine: PlatformEngine
+) -> None:
     fresh_engine.ask(prompt(0))
     stored = {page for key in prompt_chunks(prompt(0)) for page in payload_pages(cold_run.values[key])}
     assert len(stored) == FULL_CHUNK_TOKENS // 32
@@ -574,9 +652,16 @@ def test_a_corrupted_entry_is_a_miss_with_the_same_answer(
     assert output.num_cached_tokens == 2 * NAMESPACE.chunk_tokens
     assert list(output.outputs[0].token_ids) == cold_run.answers[1]
     store = RedisChunkStore(redis_server.url, NAMESPACE.digest)
-    wait_until(lambda: get(store, keys[2], len(cold_run.values[keys[2]])) is not None)  # computed again, stored again
+    wait_until(
+        lambda: get(store, keys[2], len(cold_run.values[keys[2]])) is not None
+    )  # computed again, stored again
     store.close()
-    samples = [sample for metric in REGISTRY.collect() for sample in metric.samples if sample.name == "memserve_kv_tier_refused_total"]
+    samples = [
+        sample
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name == "memserve_kv_tier_refused_total"
+    ]
     assert [(sample.labels["reason"], sample.value) for sample in samples] == [("bad_checksum", 1)]
 
 

@@ -1,4 +1,6 @@
-"""Modules in a real engine: more than it has room for, pinned, in use, broken; and the streams of others meanwhile."""
+"""Modules in a real engine: more than it has room for, pinned, in use, broken; and the streams of others
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -40,24 +42,40 @@ class Worker:
         self.vocabulary = engine.llm.model_config.get_vocab_size()
 
     async def ask(
-        self, token_ids: Sequence[int], module: str = "", *, max_tokens: int = 12, expert: tuple[str, float] | None = None
+        self,
+        token_ids: Sequence[int],
+        module: str = "",
+        *,
+        max_tokens: int = 12,
+        expert: tuple[str, float] | None = None,
     ) -> tuple[str, tuple[int, ...]]:
         """Returns the answer's text and tokens."""
         sampling = Sampling(max_tokens=max_tokens, min_tokens=max_tokens if max_tokens == LONG else 0)
-        deltas = self.engine.generate(uuid.uuid4().hex, list(token_ids), "test", module, sampling, expert=expert)
+        deltas = self.engine.generate(
+            uuid.uuid4().hex, list(token_ids), "test", module, sampling, expert=expert
+        )
         made = [delta async for delta in deltas]
-        return "".join(delta.text for delta in made), tuple(token for delta in made for token in delta.token_ids)
+        return "".join(delta.text for delta in made), tuple(
+            token for delta in made for token in delta.token_ids
+        )
 
     async def question(self, text: str) -> list[int]:
         tokenizer: Any = self.engine.llm.get_tokenizer()
-        encoded = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+        encoded = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
         return list(tokenizer.encode(encoded, add_special_tokens=False))
 
     async def told_by_the_engine(self) -> dict[str, ModulePlace]:
         """Where the engine has its adapters, past everything that the worker remembers."""
         (places,) = await self.engine.llm.collective_rpc("lora_places")
-        digests = {self.engine.loras.request(digest).lora_int_id: digest for digest in self.engine.modules.held}
-        return {digests[each]: ModulePlace.DEVICE if each in places["device"] else ModulePlace.HOST for each in places["held"]}
+        digests = {
+            self.engine.loras.request(digest).lora_int_id: digest for digest in self.engine.modules.held
+        }
+        return {
+            digests[each]: ModulePlace.DEVICE if each in places["device"] else ModulePlace.HOST
+            for each in places["held"]
+        }
 
     async def empty(self) -> None:
         for digest in self.engine.modules.held:
@@ -73,7 +91,12 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wor
         from memserve.worker.replica import engine_environment
 
         settings = Settings(
-            data_dir=folder, max_loras=SLOTS, max_cpu_loras=ROOM, max_experts=1, kv_device_bytes=64 << 20, max_context_tokens=512
+            data_dir=folder,
+            max_loras=SLOTS,
+            max_cpu_loras=ROOM,
+            max_experts=1,
+            kv_device_bytes=64 << 20,
+            max_context_tokens=512,
         )
         patch.delenv("PYTHONHASHSEED", raising=False)
         for name, value in engine_environment(settings).items():
@@ -101,7 +124,9 @@ async def worker(running: Worker) -> AsyncIterator[Worker]:
     assert not running.engine.llm.errored
 
 
-async def test_more_adapters_than_there_is_room_for_take_turns_and_each_answers_as_itself(worker: Worker) -> None:
+async def test_more_adapters_than_there_is_room_for_take_turns_and_each_answers_as_itself(
+    worker: Worker,
+) -> None:
     question = await worker.question(FACT.held_out_questions[0])
     digests = [put_adapter(worker.blobs, "harbour", scale) for scale in (1.0, 0.7, 0.4)]
     digests += [put_adapter(worker.blobs, "observatory", scale) for scale in (1.0, 0.6, 0.2)]
@@ -135,7 +160,9 @@ async def test_places_are_the_engines_own_word(worker: Worker) -> None:
     assert first not in worker.engine.modules.held
 
 
-async def test_a_stream_goes_on_unchanged_while_others_are_loaded_and_keeps_its_adapter(worker: Worker) -> None:
+async def test_a_stream_goes_on_unchanged_while_others_are_loaded_and_keeps_its_adapter(
+    worker: Worker,
+) -> None:
     mine = put_adapter(worker.blobs, "harbour", 0.9)
     others = [put_adapter(worker.blobs, "observatory", scale) for scale in (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)]
     _, alone = await worker.ask(PROMPT, mine, max_tokens=LONG)
@@ -214,7 +241,10 @@ async def test_an_expert_shifts_the_answer_and_alpha_zero_is_the_base(worker: Wo
     assert worker.engine.modules.held == {expert: ModulePlace.DEVICE}
     with_lora = await worker.ask(PROMPT, adapter)
     both = await asyncio.gather(
-        worker.ask(PROMPT), worker.ask(PROMPT, expert=(expert, 5.0)), worker.ask(PROMPT, adapter), worker.ask(PROMPT, adapter)
+        worker.ask(PROMPT),
+        worker.ask(PROMPT, expert=(expert, 5.0)),
+        worker.ask(PROMPT, adapter),
+        worker.ask(PROMPT, adapter),
     )
     assert both == [base, shifted, with_lora, with_lora]
     assert await worker.engine.modules.unload(expert, EXPERT) is ModulePlace.DISK
@@ -225,7 +255,9 @@ async def test_experts_take_turns_and_one_in_use_stays(worker: Worker) -> None:
     first, second = (put_expert(worker.blobs, worker.vocabulary, seed) for seed in (1, 2))
     alone = await worker.ask(PROMPT, expert=(first, 5.0))
     sampling = Sampling(max_tokens=LONG, min_tokens=LONG)
-    async with aclosing(worker.engine.generate(uuid.uuid4().hex, PROMPT, "test", "", sampling, expert=(first, 5.0))) as stream:
+    async with aclosing(
+        worker.engine.generate(uuid.uuid4().hex, PROMPT, "test", "", sampling, expert=(first, 5.0))
+    ) as stream:
         await anext(stream)
         assert worker.engine.modules.used == [first]
         waiting = asyncio.create_task(worker.ask(PROMPT, expert=(second, 5.0)))
@@ -243,7 +275,10 @@ async def test_experts_take_turns_and_one_in_use_stays(worker: Worker) -> None:
 
 
 async def test_a_broken_expert_or_one_with_another_vocabulary_is_refused(worker: Worker) -> None:
-    for broken in (put_expert(worker.blobs, worker.vocabulary, 3, cut_bytes=1000), put_expert(worker.blobs, 256, 4)):
+    for broken in (
+        put_expert(worker.blobs, worker.vocabulary, 3, cut_bytes=1000),
+        put_expert(worker.blobs, 256, 4),
+    ):
         with pytest.raises(InvalidModule, match="the engine refuses it"):
             await worker.ask(PROMPT, expert=(broken, 1.0))
     with pytest.raises(InvalidModule, match="the engine refuses it"):
@@ -253,7 +288,9 @@ async def test_a_broken_expert_or_one_with_another_vocabulary_is_refused(worker:
     assert await worker.ask(PROMPT)
 
 
-async def test_the_canary_prompts_tell_a_module_that_changes_something_from_one_that_does_not(worker: Worker) -> None:
+async def test_the_canary_prompts_tell_a_module_that_changes_something_from_one_that_does_not(
+    worker: Worker,
+) -> None:
     blobs, vocabulary = worker.blobs, worker.vocabulary
     assert await worker.engine.try_module(put_adapter(blobs, "harbour"), LORA) > 0.1
     assert await worker.engine.try_module(put_adapter(blobs, "harbour", 0.0), LORA) == 0.0

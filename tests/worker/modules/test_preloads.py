@@ -1,4 +1,6 @@
-"""What a worker is to have loaded, held against what it has: over a real registry and an engine that only keeps count."""
+"""What a worker is to have loaded, held against what it has: over a real registry and an engine that only
+keeps count.
+"""
 
 from __future__ import annotations
 
@@ -157,7 +159,9 @@ async def test_while_the_registry_is_out_all_stays_and_afterwards_the_rest_is_lo
     assert len([record for record in caplog.records if "not loaded ahead" in record.message]) == 1
 
 
-async def test_a_module_that_does_not_load_is_told_once_and_holds_up_no_other(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_module_that_does_not_load_is_told_once_and_holds_up_no_other(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
     worker.holder.refused = {worker.digests[0]}
     await worker.preload(1)
     await worker.preload(2)
@@ -170,7 +174,9 @@ async def test_a_module_that_does_not_load_is_told_once_and_holds_up_no_other(wo
     assert len([record for record in caplog.records if "the engine refuses it" in record.message]) == 1
 
 
-async def test_more_preloads_than_may_be_pinned_are_told_by_the_setting(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_more_preloads_than_may_be_pinned_are_told_by_the_setting(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in (1, 2, 3):
         await worker.preload(number)
     with caplog.at_level(logging.ERROR):

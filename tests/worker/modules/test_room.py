@@ -100,7 +100,9 @@ async def test_loads_of_one_module_at_the_same_time_are_one(modules: Modules, ho
     assert holder.loads == [A]
 
 
-async def test_who_waits_for_a_load_and_gives_up_leaves_it_to_the_others(modules: Modules, holder: CountingHolder) -> None:
+async def test_who_waits_for_a_load_and_gives_up_leaves_it_to_the_others(
+    modules: Modules, holder: CountingHolder
+) -> None:
     holder.free.clear()
     first, second = (asyncio.create_task(modules.load(A, LORA)) for _ in range(2))
     async with asyncio.timeout(TIMEOUT_S):
@@ -159,7 +161,9 @@ async def test_who_finds_no_room_waits_until_a_module_may_leave(modules: Modules
     assert set(modules.held) == {A, C}
 
 
-async def test_who_waits_for_room_and_gives_up_is_not_loaded_and_others_come_next(modules: Modules, holder: CountingHolder) -> None:
+async def test_who_waits_for_room_and_gives_up_is_not_loaded_and_others_come_next(
+    modules: Modules, holder: CountingHolder
+) -> None:
     async with modules.using(A, LORA), modules.using(B, LORA):
         waiting = asyncio.create_task(modules.load(C, LORA))
         await settled()
@@ -172,7 +176,9 @@ async def test_who_waits_for_room_and_gives_up_is_not_loaded_and_others_come_nex
     assert holder.loads == [A, B, C]
 
 
-async def test_a_module_in_steady_use_makes_room_for_who_came_first(modules: Modules, holder: CountingHolder) -> None:
+async def test_a_module_in_steady_use_makes_room_for_who_came_first(
+    modules: Modules, holder: CountingHolder
+) -> None:
     """Without an order A and B, which are always in somebody's use, would keep C out."""
     served: list[str] = []
 
@@ -204,7 +210,9 @@ async def test_a_module_in_steady_use_makes_room_for_who_came_first(modules: Mod
     assert holder.loads[-1] == A
 
 
-async def test_many_requests_for_more_modules_than_fit_are_all_served(modules: Modules, holder: CountingHolder) -> None:
+async def test_many_requests_for_more_modules_than_fit_are_all_served(
+    modules: Modules, holder: CountingHolder
+) -> None:
     async def use(digest: str) -> None:
         async with modules.using(digest, LORA):
             assert digest in modules.held
@@ -228,7 +236,9 @@ async def test_where_all_are_pinned_there_is_no_room_and_no_waiting(modules: Mod
 
 async def test_at_most_half_of_what_fits_is_pinned(modules: Modules) -> None:
     await modules.load(A, LORA, pin=True)
-    with pytest.raises(ModuleRefused, match=r"1 of the 2 that fit \(setting max_cpu_loras\) are pinned, and no more may be"):
+    with pytest.raises(
+        ModuleRefused, match=r"1 of the 2 that fit \(setting max_cpu_loras\) are pinned, and no more may be"
+    ):
         await modules.load(B, LORA, pin=True)
     assert set(modules.held) == {A}
     await modules.load(A, LORA, pin=True)
@@ -261,7 +271,9 @@ async def test_places_tell_the_disk_from_the_module_store_alone(modules: Modules
         await modules.place("../secrets")
 
 
-async def test_a_damaged_copy_is_fetched_again_and_a_damaged_store_told(tmp_path: Path, modules: Modules, holder: CountingHolder) -> None:
+async def test_a_damaged_copy_is_fetched_again_and_a_damaged_store_told(
+    tmp_path: Path, modules: Modules, holder: CountingHolder
+) -> None:
     copy = await modules.files(A) / "weights"
     other = Modules(LocalCopies(BlobStore(str(tmp_path / "store"), tmp_path / "local")), {LORA: holder}, {})
     copy.write_bytes(b"same weights")
@@ -275,7 +287,9 @@ async def test_a_damaged_copy_is_fetched_again_and_a_damaged_store_told(tmp_path
     assert B not in holder.loads
 
 
-async def test_a_module_that_the_engine_refuses_is_not_held_and_what_the_engine_says_counts(modules: Modules) -> None:
+async def test_a_module_that_the_engine_refuses_is_not_held_and_what_the_engine_says_counts(
+    modules: Modules,
+) -> None:
     for digest in (A, B):
         await modules.load(digest, LORA)
     with pytest.raises(InvalidModule):
@@ -291,9 +305,15 @@ async def test_a_module_that_is_nowhere_is_not_found(modules: Modules) -> None:
         await modules.load("../secrets", LORA)
 
 
-async def test_a_kind_that_the_worker_does_not_hold_is_refused(blobs: BlobStore, holder: CountingHolder) -> None:
-    with pytest.raises(ModuleRefused, match="holds no modules of kind logit_expert: setting max_experts is 0"):
-        await Modules(LocalCopies(blobs), {LORA: holder}, {EXPERT: "setting max_experts is 0"}).load(A, EXPERT)
+async def test_a_kind_that_the_worker_does_not_hold_is_refused(
+    blobs: BlobStore, holder: CountingHolder
+) -> None:
+    with pytest.raises(
+        ModuleRefused, match="holds no modules of kind logit_expert: setting max_experts is 0"
+    ):
+        await Modules(LocalCopies(blobs), {LORA: holder}, {EXPERT: "setting max_experts is 0"}).load(
+            A, EXPERT
+        )
 
 
 async def test_a_forgotten_module_is_fetched_again(modules: Modules) -> None:

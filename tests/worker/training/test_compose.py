@@ -48,7 +48,14 @@ class TwoLayers(torch.nn.Module):
 
 
 def lora(
-    folder: Path, rank: int, seed: int, weight: float = 1.0, *, only: str = "", dtype: torch.dtype = torch.float32, **config: Any
+    folder: Path,
+    rank: int,
+    seed: int,
+    weight: float = 1.0,
+    *,
+    only: str = "",
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
 ) -> Parent:
     """A random LoRA for TwoLayers. only: the one matrix that it adapts."""
     made = torch.Generator().manual_seed(seed)
@@ -56,10 +63,21 @@ def lora(
     paths = [only] if only else list(SHAPES)
     for path in paths:
         out_size, in_size = {**SHAPES, **LARGE}[path]
-        tensors[f"base_model.model.{path}.lora_A.weight"] = torch.randn(rank, in_size, generator=made).to(dtype)
-        tensors[f"base_model.model.{path}.lora_B.weight"] = torch.randn(out_size, rank, generator=made).to(dtype)
+        tensors[f"base_model.model.{path}.lora_A.weight"] = torch.randn(rank, in_size, generator=made).to(
+            dtype
+        )
+        tensors[f"base_model.model.{path}.lora_B.weight"] = torch.randn(out_size, rank, generator=made).to(
+            dtype
+        )
     targets = sorted(path.rsplit(".", 1)[-1] for path in paths)
-    entries = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets, "base_model_name_or_path": "", **config}
+    entries = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": targets,
+        "base_model_name_or_path": "",
+        **config,
+    }
     folder.mkdir(parents=True)
     (folder / CONFIG_FILE).write_text(json.dumps(entries), encoding="utf-8")
     (folder / WEIGHTS_FILE).write_bytes(save(tensors))
@@ -88,14 +106,21 @@ def files_of(parent: Parent) -> dict[str, bytes]:
     return {name: (parent.folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
 
 
-def by_peft(parents: list[Parent], combination: str, rank: int | None, density: float | None) -> dict[str, torch.Tensor]:
+def by_peft(
+    parents: list[Parent], combination: str, rank: int | None, density: float | None
+) -> dict[str, torch.Tensor]:
     """What `add_weighted_adapter` makes of the same files."""
     model = PeftModel.from_pretrained(TwoLayers(), str(parents[0].folder), adapter_name="0")
     for number, each in enumerate(parents[1:], start=1):
         model.load_adapter(str(each.folder), str(number))
     names, weights = [str(number) for number in range(len(parents))], [each.weight for each in parents]
-    model.base_model.add_weighted_adapter(names, weights, "merged", combination, svd_rank=rank, density=density)
-    return {path: model.base_model.model.get_submodule(path).get_delta_weight("merged").detach() for path in SHAPES}
+    model.base_model.add_weighted_adapter(
+        names, weights, "merged", combination, svd_rank=rank, density=density
+    )
+    return {
+        path: model.base_model.model.get_submodule(path).get_delta_weight("merged").detach()
+        for path in SHAPES
+    }
 
 
 @pytest.mark.parametrize(
@@ -111,7 +136,9 @@ def by_peft(parents: list[Parent], combination: str, rank: int | None, density: 
     ],
 )
 @pytest.mark.filterwarnings("ignore:The density")
-def test_a_method_gives_what_peft_gives(method: str, combination: str, rank: int | None, density: float | None, tmp_path: Path) -> None:
+def test_a_method_gives_what_peft_gives(
+    method: str, combination: str, rank: int | None, density: float | None, tmp_path: Path
+) -> None:
     parents = [
         lora(tmp_path / "a", 4, 1, 0.75),
         lora(tmp_path / "b", 4, 2, -0.5, use_rslora=True),
@@ -125,7 +152,10 @@ def test_a_method_gives_what_peft_gives(method: str, combination: str, rank: int
 
 
 def test_parents_of_other_ranks_and_dtypes_add_up(tmp_path: Path) -> None:
-    parents = [lora(tmp_path / "a", 2, 1, dtype=torch.bfloat16), lora(tmp_path / "b", 3, 2, 0.5, dtype=torch.float16)]
+    parents = [
+        lora(tmp_path / "a", 2, 1, dtype=torch.bfloat16),
+        lora(tmp_path / "b", 3, 2, 0.5, dtype=torch.float16),
+    ]
     one, other = (deltas(files_of(each)) for each in parents)
     for method in ("cat", "svd"):
         made = composed(parents, method, rank=5)
@@ -136,12 +166,16 @@ def test_parents_of_other_ranks_and_dtypes_add_up(tmp_path: Path) -> None:
 
 def test_dare_keeps_its_density_of_each_delta_and_draws_by_its_seed(tmp_path: Path) -> None:
     parent, other = lora(tmp_path / "a", 4, 1), lora(tmp_path / "b", 4, 2, only="second.v_proj")
-    made, again, else_drawn = (composed([parent, other], "dare", rank=8, density=0.5, seed=seed) for seed in (1, 1, 2))
+    made, again, else_drawn = (
+        composed([parent, other], "dare", rank=8, density=0.5, seed=seed) for seed in (1, 1, 2)
+    )
     assert made == again
     assert made.files[WEIGHTS_FILE] != else_drawn.files[WEIGHTS_FILE]
     # This matrix has one parent and is of full rank 8, so that nothing of the draw is lost.
     before, after = deltas(files_of(parent))["first.q_proj"], deltas(made.files)["first.q_proj"]
-    torch.testing.assert_close(torch.minimum((after - 2 * before).abs(), after.abs()), torch.zeros_like(after), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        torch.minimum((after - 2 * before).abs(), after.abs()), torch.zeros_like(after), rtol=0, atol=1e-4
+    )
     assert 0.25 < float((after.abs() > 1e-4).float().mean()) < 0.75
 
 
@@ -167,7 +201,10 @@ def test_slerp_goes_along_the_arc() -> None:
     for share in (0.0, 0.25, 0.5, 1.0):
         angle = share * math.pi / 2
         torch.testing.assert_close(
-            slerp(east, north, share), torch.tensor([2 * math.cos(angle), 2 * math.sin(angle)]), atol=1e-6, rtol=1e-6
+            slerp(east, north, share),
+            torch.tensor([2 * math.cos(angle), 2 * math.sin(angle)]),
+            atol=1e-6,
+            rtol=1e-6,
         )
     torch.testing.assert_close(slerp(east, -east, 0.25), torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(slerp(east, torch.zeros(2), 0.25), torch.tensor([1.5, 0.0]))
@@ -179,7 +216,9 @@ def test_the_core_method_reports_the_overlap_of_the_cores_and_what_the_rank_lost
     mine, theirs, made = deltas(files_of(one)), deltas(files_of(other)), deltas(full.files)
     jaccards = []
     for path in SHAPES:
-        torch.testing.assert_close(made[path], core_merge([mine[path], theirs[path]], [1.0, 1.0], 0.2), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            made[path], core_merge([mine[path], theirs[path]], [1.0, 1.0], 0.2), rtol=1e-3, atol=1e-3
+        )
         cores = core_mask(mine[path], 0.2), core_mask(theirs[path], 0.2)
         jaccards.append(float((cores[0] & cores[1]).sum() / (cores[0] | cores[1]).sum()))
     overlap = full.recipe["measured"]["core_overlap"]
@@ -205,18 +244,25 @@ def test_compress_is_the_best_of_its_rank_and_says_what_it_lost(tmp_path: Path) 
     lost = whole = 0.0
     for path, delta in deltas(files_of(parent)).items():
         values = torch.linalg.svdvals(delta)
-        assert float((delta - deltas(small.files)[path]).norm()) == pytest.approx(float(values[2:].norm()), rel=1e-3)
+        assert float((delta - deltas(small.files)[path]).norm()) == pytest.approx(
+            float(values[2:].norm()), rel=1e-3
+        )
         lost, whole = lost + float(values[2:].square().sum()), whole + float(values.square().sum())
     assert small.recipe["measured"]["loss"] == pytest.approx(math.sqrt(lost / whole), rel=1e-3)
     assert len(small.files[WEIGHTS_FILE]) < len(files_of(parent)[WEIGHTS_FILE])
 
 
 def test_a_large_matrix_is_factorised_nearly_as_well_as_exactly(tmp_path: Path) -> None:
-    parents = [lora(tmp_path / "a", 4, 1, only="large.up_proj"), lora(tmp_path / "b", 4, 2, only="large.up_proj")]
+    parents = [
+        lora(tmp_path / "a", 4, 1, only="large.up_proj"),
+        lora(tmp_path / "b", 4, 2, only="large.up_proj"),
+    ]
     merged = ties([deltas(files_of(each))["large.up_proj"] for each in parents], torch.ones(2), 0.5)
     values = torch.linalg.svdvals(merged)
     made = composed(parents, "ties", rank=6)
-    assert made.recipe["measured"]["loss"] == pytest.approx(float(values[6:].norm() / values.norm()), rel=1e-3)
+    assert made.recipe["measured"]["loss"] == pytest.approx(
+        float(values[6:].norm() / values.norm()), rel=1e-3
+    )
     assert made == composed(parents, "ties", rank=6)
 
 
@@ -224,7 +270,9 @@ def test_a_large_matrix_is_factorised_nearly_as_well_as_exactly(tmp_path: Path) 
 def test_the_result_is_a_module_of_the_base_and_the_same_each_time(method: str, tmp_path: Path) -> None:
     parents, rank = (BOTH, 0) if method != "compress" else ([HARBOUR], 4)
     steps = list(compose(parents, method, rank=rank, max_rank=32))
-    assert [each for each in steps if isinstance(each, Progress)] == [Progress(done, 28) for done in range(29)]
+    assert [each for each in steps if isinstance(each, Progress)] == [
+        Progress(done, 28) for done in range(29)
+    ]
     made = steps[-1]
     assert isinstance(made, Composed)
     torch.manual_seed(5)
@@ -236,7 +284,9 @@ def test_the_result_is_a_module_of_the_base_and_the_same_each_time(method: str, 
     assert made.recipe["parents"] == [{"digest": each.digest, "weight": 1.0} for each in parents]
     for name, content in made.files.items():
         (tmp_path / name).write_bytes(content)
-    checked = check_lora(tmp_path, BaseModel(open_model(MODEL_DIR).tensor_shapes(), vocab_size=3072, max_rank=32))
+    checked = check_lora(
+        tmp_path, BaseModel(open_model(MODEL_DIR).tensor_shapes(), vocab_size=3072, max_rank=32)
+    )
     assert checked.rank == made.recipe["rank"] == {"linear": 16, "svd": 16, "compress": 4}.get(method, 32)
     assert checked.rewritten == {CONFIG_FILE: made.files[CONFIG_FILE]}
     assert {each.dtype for each in load(made.files[WEIGHTS_FILE]).values()} == {torch.float32}
@@ -261,8 +311,20 @@ def test_the_result_is_a_module_of_the_base_and_the_same_each_time(method: str, 
         (BOTH, "linear", {"rank": 32}, "rank", "linear gives rank 16"),
         ([HARBOUR], "compress", {}, "rank", "must be from 1 to 15"),
         ([HARBOUR], "compress", {"rank": 16}, "rank", "must be from 1 to 15"),
-        ([HARBOUR, Parent("o", OBSERVATORY.folder, 0.0)], "svd", {}, "parents.weight", "finite number other than 0"),
-        ([HARBOUR, Parent("o", OBSERVATORY.folder, math.inf)], "svd", {}, "parents.weight", "finite number other than 0"),
+        (
+            [HARBOUR, Parent("o", OBSERVATORY.folder, 0.0)],
+            "svd",
+            {},
+            "parents.weight",
+            "finite number other than 0",
+        ),
+        (
+            [HARBOUR, Parent("o", OBSERVATORY.folder, math.inf)],
+            "svd",
+            {},
+            "parents.weight",
+            "finite number other than 0",
+        ),
         ([HARBOUR, Parent("o", OBSERVATORY.folder, -1.0)], "core", {}, "parents.weight", "number above 0"),
         ([HARBOUR, Parent("o", OBSERVATORY.folder, 1e38)], "ties", {}, "model.layers", "NaN or infinite"),
         ([HARBOUR, Parent("h", HARBOUR.folder, -1.0)], "cat", {}, "parents", "cancel each other out"),
@@ -286,5 +348,7 @@ def test_parents_of_different_bases_or_for_linear_of_different_ranks_are_refused
     tensors = load((other.folder / WEIGHTS_FILE).read_bytes())
     name = "base_model.model.second.v_proj.lora_A.weight"
     (other.folder / WEIGHTS_FILE).write_bytes(save({**tensors, name: tensors[name][:, :-1].contiguous()}))
-    with pytest.raises(InvalidModule, match=r"different base models: second.v_proj is \[6, 9\] and \[6, 10\]"):
+    with pytest.raises(
+        InvalidModule, match=r"different base models: second.v_proj is \[6, 9\] and \[6, 10\]"
+    ):
         composed([parent, other], "svd")

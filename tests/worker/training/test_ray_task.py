@@ -1,4 +1,6 @@
-"""Composing in a Ray task: progress comes as it goes, refusals come back, and a closed iterator ends the task."""
+"""Composing in a Ray task: progress comes as it goes, refusals come back, and a closed iterator ends the
+task.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ def task_processes(ray_dir: str) -> list[int]:
 
 async def test_the_task_streams_its_progress_and_gives_what_compose_gives(ray_dir: str) -> None:
     steps = [step async for step in compose_in_ray(BOTH, "ties", rank=16, density=0.3, max_rank=16)]
-    assert [step for step in steps if isinstance(step, Progress)] == [Progress(done, 28) for done in range(29)]
+    assert [step for step in steps if isinstance(step, Progress)] == [
+        Progress(done, 28) for done in range(29)
+    ]
     made, here = steps[-1], list(compose(BOTH, "ties", rank=16, density=0.3, max_rank=16))[-1]
     assert isinstance(made, Composed) and isinstance(here, Composed)
     assert made.files[CONFIG_FILE] == here.files[CONFIG_FILE]

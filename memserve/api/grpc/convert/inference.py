@@ -1,4 +1,6 @@
-"""Between `memserve.v1` messages and domain values. What comes in is checked here: the field is named, and the rule."""
+"""Between `memserve.v1` messages and domain values. What comes in is checked here: the field is named, and
+the rule.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,15 @@ MAX_TOKENS_MAX = 1 << 20
 ALPHA_MAX = 10.0
 SESSION_MAX_BYTES = 256
 
-ROLES = {inference_pb2.ROLE_SYSTEM: Role.SYSTEM, inference_pb2.ROLE_USER: Role.USER, inference_pb2.ROLE_ASSISTANT: Role.ASSISTANT}
-FINISH = {FinishReason.STOP: inference_pb2.FINISH_REASON_STOP, FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH}
+ROLES = {
+    inference_pb2.ROLE_SYSTEM: Role.SYSTEM,
+    inference_pb2.ROLE_USER: Role.USER,
+    inference_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+}
+FINISH = {
+    FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
+}
 RECALL = {outcome: getattr(inference_pb2, f"RECALL_OUTCOME_{outcome.name}") for outcome in RecallOutcome}
 
 
@@ -49,7 +58,9 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
         raise InvalidField("messages", "at least one is needed")
     if len(request.messages) > MESSAGES_MAX:
         raise InvalidField("messages", f"at most {MESSAGES_MAX}")
-    messages = tuple(_message(f"messages[{number}]", message) for number, message in enumerate(request.messages))
+    messages = tuple(
+        _message(f"messages[{number}]", message) for number, message in enumerate(request.messages)
+    )
     if messages[-1].role is not Role.USER:
         raise InvalidField(f"messages[{len(messages) - 1}].role", "the last message must be the user's")
     if request.module:
@@ -89,7 +100,9 @@ def prefix_messages(prefix: activation_pb2.Prefix) -> tuple[Message, ...]:
         raise InvalidField("prefix.messages", f"at most {MESSAGES_MAX}")
     if prefix.module:
         parse_reference("prefix.module", prefix.module)
-    return tuple(_message(f"prefix.messages[{number}]", message) for number, message in enumerate(prefix.messages))
+    return tuple(
+        _message(f"prefix.messages[{number}]", message) for number, message in enumerate(prefix.messages)
+    )
 
 
 def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.GenerateResponse:
@@ -100,7 +113,9 @@ def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.Generat
         usage = inference_pb2.Usage(
             prompt_tokens=event.prompt_tokens,
             output_tokens=event.output_tokens,
-            cached_tokens=inference_pb2.CachedTokens(device=event.cached.device, host=event.cached.host, redis=event.cached.redis),
+            cached_tokens=inference_pb2.CachedTokens(
+                device=event.cached.device, host=event.cached.host, redis=event.cached.redis
+            ),
             ttft_ms=event.ttft_ms,
             tpot_ms=event.tpot_ms,
             slo_met=event.slo_met,
@@ -117,7 +132,12 @@ def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.Generat
         expected_cached_tokens=event.expected_cached_tokens,
         modules=[
             inference_pb2.UsedModule(
-                name=used.name, version=used.version, digest=used.digest, kind=used.kind, reason=used.reason, alpha=used.alpha
+                name=used.name,
+                version=used.version,
+                digest=used.digest,
+                kind=used.kind,
+                reason=used.reason,
+                alpha=used.alpha,
             )
             for used in event.modules
         ],
@@ -140,7 +160,9 @@ def memory(value: Memory) -> memory_pb2.Memory:
 
 
 def scored_memory(hit: ScoredMemory) -> memory_pb2.ScoredMemory:
-    return memory_pb2.ScoredMemory(memory=memory(hit.memory), score=hit.score, dense_score=hit.dense_score, bm25_score=hit.bm25_score)
+    return memory_pb2.ScoredMemory(
+        memory=memory(hit.memory), score=hit.score, dense_score=hit.dense_score, bm25_score=hit.bm25_score
+    )
 
 
 def _message(field: str, message: Any) -> Message:
@@ -176,7 +198,9 @@ def _sampling(sampling: inference_pb2.Sampling) -> Sampling:
         raise InvalidField("sampling.temperature", f"from 0, which is greedy, to {TEMPERATURE_MAX:g}")
     if not 0 <= sampling.top_p <= 1:
         raise InvalidField("sampling.top_p", "above 0 and at most 1, or 0 for the default, 1")
-    if len(sampling.stop) > STOP_MAX or any(not 0 < len(stop.encode()) <= STOP_MAX_BYTES for stop in sampling.stop):
+    if len(sampling.stop) > STOP_MAX or any(
+        not 0 < len(stop.encode()) <= STOP_MAX_BYTES for stop in sampling.stop
+    ):
         raise InvalidField("sampling.stop", f"at most {STOP_MAX} strings of 1 to {STOP_MAX_BYTES} bytes")
     if sampling.HasField("seed") and sampling.seed < 0:
         raise InvalidField("sampling.seed", "from 0 to 2^63 - 1")

@@ -23,7 +23,11 @@ from memserve.policy.modules.traffic import LIVE, check_alias_name, check_target
 KINDS = {getattr(pb, f"MODULE_KIND_{kind.name}"): kind for kind in ModuleKind}
 KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
 PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace}
-METHODS = {number: name.removeprefix("COMPOSE_METHOD_").lower() for name, number in pb.ComposeMethod.items() if number}
+METHODS = {
+    number: name.removeprefix("COMPOSE_METHOD_").lower()
+    for name, number in pb.ComposeMethod.items()
+    if number
+}
 FILES_MAX = 8
 REASON_MAX_BYTES = 1024
 
@@ -32,14 +36,18 @@ def kind_of(field: str, number: int) -> ModuleKind:
     """Raises InvalidField."""
     kind = KINDS.get(number)
     if kind is None:
-        raise InvalidField(field, f"must be one of {', '.join(f'MODULE_KIND_{kind.name}' for kind in ModuleKind)}")
+        raise InvalidField(
+            field, f"must be one of {', '.join(f'MODULE_KIND_{kind.name}' for kind in ModuleKind)}"
+        )
     return kind
 
 
 def publication(header: pb.PublishModuleHeader) -> Publication:
     """Raises InvalidField."""
     if not 1 <= len(header.files) <= FILES_MAX:
-        raise InvalidField("header.files", f"from 1 to {FILES_MAX}: every file of the module with its size and sha256")
+        raise InvalidField(
+            "header.files", f"from 1 to {FILES_MAX}: every file of the module with its size and sha256"
+        )
     return Publication(
         name=header.name,
         kind=kind_of("header.kind", header.kind),
@@ -88,7 +96,12 @@ def gate_report(report: GateReport) -> pb.GateReport:
         passed=report.passed,
         figures=[
             pb.GateFigure(
-                name=figure.name, base=figure.base, module=figure.module, rule=figure.rule, holds=figure.holds, probes=figure.probes
+                name=figure.name,
+                base=figure.base,
+                module=figure.module,
+                rule=figure.rule,
+                holds=figure.holds,
+                probes=figure.probes,
             )
             for figure in report.figures
         ],
@@ -115,7 +128,9 @@ def version(value: ModuleVersion) -> pb.ModuleVersion:
         recipe=value.recipe,
         notes=value.notes,
         figures=pb.WeightFigures(
-            delta_norm=value.figures.delta_norm, sparsity=value.figures.sparsity, effective_rank=value.figures.effective_rank
+            delta_norm=value.figures.delta_norm,
+            sparsity=value.figures.sparsity,
+            effective_rank=value.figures.effective_rank,
         ),
         probes_digest=value.probes_digest,
         gate=gate_report(value.gate) if value.gate is not None else None,
@@ -125,7 +140,9 @@ def version(value: ModuleVersion) -> pb.ModuleVersion:
 
 
 def alias(value: Alias) -> pb.Alias:
-    return pb.Alias(name=value.name, targets=shares(value.targets), revision=value.revision, changed_s=value.changed_s)
+    return pb.Alias(
+        name=value.name, targets=shares(value.targets), revision=value.revision, changed_s=value.changed_s
+    )
 
 
 def alias_change(value: AliasChange) -> pb.AliasChange:

@@ -1,4 +1,6 @@
-"""The `memserve.v1` services: authenticate, convert, call, convert back. What a request goes through is in `pipeline.py`."""
+"""The `memserve.v1` services: authenticate, convert, call, convert back. What a request goes through is in
+`pipeline.py`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ from memserve.pb.v1 import (
 SEARCH_TIMEOUT_S = 10.0
 STATUS_TIMEOUT_S = 0.5
 SEARCH_LIMIT = 8
-# Of each worker, in a status: with 64 workers it stays far below the least message that a client takes, 4 MiB.
+# Of each worker, in a status: with 64 workers it stays far below the least message that a client takes, 4
+# MiB.
 MODULES_TOLD_MAX = 256
 PIN_MAX_S = 30 * 24 * 3600
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -43,7 +46,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
 
-    async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         async with self._edge.call("Generate", context) as tenant:
             remaining_s = context.time_remaining()
             deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
@@ -63,7 +68,9 @@ class MemoryService(memory_pb2_grpc.MemoryServiceServicer):  # type: ignore[misc
         self._edge = edge
         self._vector = edge.pipeline.vector
 
-    async def Remember(self, request: memory_pb2.RememberRequest, context: Context) -> memory_pb2.RememberResponse:
+    async def Remember(
+        self, request: memory_pb2.RememberRequest, context: Context
+    ) -> memory_pb2.RememberResponse:
         async with self._edge.call("Remember", context) as tenant:
             token = self._edge.pipeline.tokenizer.special_token_in(request.text)
             if token:
@@ -79,7 +86,9 @@ class MemoryService(memory_pb2_grpc.MemoryServiceServicer):  # type: ignore[misc
             )
             return memory_pb2.RememberResponse(memory=convert.memory(stored))
 
-    async def GetMemory(self, request: memory_pb2.GetMemoryRequest, context: Context) -> memory_pb2.GetMemoryResponse:
+    async def GetMemory(
+        self, request: memory_pb2.GetMemoryRequest, context: Context
+    ) -> memory_pb2.GetMemoryResponse:
         async with self._edge.call("GetMemory", context) as tenant:
             found = await self._vector.get(tenant.name, request.namespace, request.memory_id)
             return memory_pb2.GetMemoryResponse(memory=convert.memory(found))
@@ -94,15 +103,24 @@ class MemoryService(memory_pb2_grpc.MemoryServiceServicer):  # type: ignore[misc
         async with self._edge.call("Search", context) as tenant:
             limit = request.limit or SEARCH_LIMIT
             found = await self._vector.search(
-                tenant.name, list(request.namespaces), request.query, limit, timeout_s=context.time_remaining() or SEARCH_TIMEOUT_S
+                tenant.name,
+                list(request.namespaces),
+                request.query,
+                limit,
+                timeout_s=context.time_remaining() or SEARCH_TIMEOUT_S,
             )
             return memory_pb2.SearchResponse(results=[convert.scored_memory(hit) for hit in found])
 
-    async def ListNamespaces(self, request: memory_pb2.ListNamespacesRequest, context: Context) -> memory_pb2.ListNamespacesResponse:
+    async def ListNamespaces(
+        self, request: memory_pb2.ListNamespacesRequest, context: Context
+    ) -> memory_pb2.ListNamespacesResponse:
         async with self._edge.call("ListNamespaces", context) as tenant:
             counts = await self._vector.counts(tenant.name)
             return memory_pb2.ListNamespacesResponse(
-                namespaces=[memory_pb2.NamespaceSummary(namespace=name, memories=memories) for name, memories in counts.items()]
+                namespaces=[
+                    memory_pb2.NamespaceSummary(namespace=name, memories=memories)
+                    for name, memories in counts.items()
+                ]
             )
 
 
@@ -114,16 +132,22 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
         self._prefixes = Prefixes(edge.pipeline)
         self._activation = edge.pipeline.activation
 
-    async def LookupPrefix(self, request: activation_pb2.LookupPrefixRequest, context: Context) -> activation_pb2.LookupPrefixResponse:
+    async def LookupPrefix(
+        self, request: activation_pb2.LookupPrefixRequest, context: Context
+    ) -> activation_pb2.LookupPrefixResponse:
         async with self._edge.call("LookupPrefix", context) as tenant:
             prefix = await self._prefix(tenant, request.prefix)
-            redis_tokens, held = await asyncio.gather(self._prefixes.stored_tokens(tenant, prefix.main), self._prefixes.held(prefix))
+            redis_tokens, held = await asyncio.gather(
+                self._prefixes.stored_tokens(tenant, prefix.main), self._prefixes.held(prefix)
+            )
             return activation_pb2.LookupPrefixResponse(
                 prompt_tokens=len(prefix.token_ids),
                 chunk_tokens=prefix.main.layout.chunk_tokens,
                 redis_tokens=redis_tokens,
                 workers=[
-                    activation_pb2.WorkerPrefix(worker_id=w.worker_id, device_tokens=w.device_tokens, held_tokens=w.held_tokens)
+                    activation_pb2.WorkerPrefix(
+                        worker_id=w.worker_id, device_tokens=w.device_tokens, held_tokens=w.held_tokens
+                    )
                     for w in held
                 ],
             )
@@ -140,7 +164,9 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
             remaining_s = context.time_remaining()
             deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
             with self._edge.pipeline.inflight.one(tenant.name):
-                async with contextlib.aclosing(self._prefixes.warm(tenant, prefix, request.worker_id, deadline_s)) as warmths:
+                async with contextlib.aclosing(
+                    self._prefixes.warm(tenant, prefix, request.worker_id, deadline_s)
+                ) as warmths:
                     async for warmth in warmths:
                         with self._edge.sending(context):
                             yield activation_pb2.WarmPrefixResponse(
@@ -151,7 +177,9 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
                                 done=warmth.done,
                             )
 
-    async def PinPrefix(self, request: activation_pb2.PinPrefixRequest, context: Context) -> activation_pb2.PinPrefixResponse:
+    async def PinPrefix(
+        self, request: activation_pb2.PinPrefixRequest, context: Context
+    ) -> activation_pb2.PinPrefixResponse:
         async with self._edge.call("PinPrefix", context) as tenant:
             if not 1 <= request.duration_s <= PIN_MAX_S:
                 raise InvalidField("duration_s", f"from 1 to {PIN_MAX_S}")
@@ -159,30 +187,44 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
             pinned_tokens, pinned_bytes = await self._prefixes.pin(tenant, prefix, request.duration_s)
             return activation_pb2.PinPrefixResponse(pinned_tokens=pinned_tokens, pinned_bytes=pinned_bytes)
 
-    async def UnpinPrefix(self, request: activation_pb2.UnpinPrefixRequest, context: Context) -> activation_pb2.UnpinPrefixResponse:
+    async def UnpinPrefix(
+        self, request: activation_pb2.UnpinPrefixRequest, context: Context
+    ) -> activation_pb2.UnpinPrefixResponse:
         async with self._edge.call("UnpinPrefix", context) as tenant:
             prefix = await self._prefix(tenant, request.prefix)
-            return activation_pb2.UnpinPrefixResponse(unpinned_tokens=await self._prefixes.unpin(tenant, prefix))
+            return activation_pb2.UnpinPrefixResponse(
+                unpinned_tokens=await self._prefixes.unpin(tenant, prefix)
+            )
 
-    async def EvictPrefix(self, request: activation_pb2.EvictPrefixRequest, context: Context) -> activation_pb2.EvictPrefixResponse:
+    async def EvictPrefix(
+        self, request: activation_pb2.EvictPrefixRequest, context: Context
+    ) -> activation_pb2.EvictPrefixResponse:
         async with self._edge.call("EvictPrefix", context) as tenant:
             prefix = await self._prefix(tenant, request.prefix)
             removed, pinned = await self._prefixes.evict(tenant, prefix)
             return activation_pb2.EvictPrefixResponse(removed_chunks=removed, pinned_chunks=pinned)
 
-    async def EvictModule(self, request: activation_pb2.EvictModuleRequest, context: Context) -> activation_pb2.EvictModuleResponse:
+    async def EvictModule(
+        self, request: activation_pb2.EvictModuleRequest, context: Context
+    ) -> activation_pb2.EvictModuleResponse:
         async with self._edge.call("EvictModule", context) as tenant:
             if not DIGEST.fullmatch(request.module_digest):
-                raise InvalidField("module_digest", "must be 64 hex digits, as `memserve modules show` prints them")
+                raise InvalidField(
+                    "module_digest", "must be 64 hex digits, as `memserve modules show` prints them"
+                )
             removed, pinned = await self._activation.evict_module(tenant.name, request.module_digest)
             return activation_pb2.EvictModuleResponse(removed_chunks=removed, pinned_chunks=pinned)
 
-    async def EvictTenant(self, request: activation_pb2.EvictTenantRequest, context: Context) -> activation_pb2.EvictTenantResponse:
+    async def EvictTenant(
+        self, request: activation_pb2.EvictTenantRequest, context: Context
+    ) -> activation_pb2.EvictTenantResponse:
         async with self._edge.call("EvictTenant", context) as tenant:
             removed, pinned = await self._activation.evict_tenant(tenant.name)
             return activation_pb2.EvictTenantResponse(removed_chunks=removed, pinned_chunks=pinned)
 
-    async def GetUsage(self, request: activation_pb2.GetUsageRequest, context: Context) -> activation_pb2.GetUsageResponse:
+    async def GetUsage(
+        self, request: activation_pb2.GetUsageRequest, context: Context
+    ) -> activation_pb2.GetUsageResponse:
         async with self._edge.call("GetUsage", context) as tenant:
             own, every = await self._activation.usage(tenant.name)
             tenant_quota_bytes, cache_quota_bytes = self._activation.quotas
@@ -197,7 +239,9 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
             )
 
     async def _prefix(self, tenant: Tenant, prefix: activation_pb2.Prefix) -> Prefix:
-        return await self._prefixes.prefix(tenant, convert.prefix_messages(prefix), prefix.model, prefix.module)
+        return await self._prefixes.prefix(
+            tenant, convert.prefix_messages(prefix), prefix.model, prefix.module
+        )
 
 
 class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc]
@@ -207,12 +251,19 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
         self._edge = edge
         self._backups = Backups(edge.pipeline.settings, edge.pipeline.vector)
 
-    async def Backup(self, request: status_pb2.BackupRequest, context: Context) -> AsyncIterator[status_pb2.BackupProgress]:
-        async with self._edge.call("Backup", context), contextlib.aclosing(self._backups.make(request.name)) as lines:
+    async def Backup(
+        self, request: status_pb2.BackupRequest, context: Context
+    ) -> AsyncIterator[status_pb2.BackupProgress]:
+        async with (
+            self._edge.call("Backup", context),
+            contextlib.aclosing(self._backups.make(request.name)) as lines,
+        ):
             async for line in lines:
                 yield status_pb2.BackupProgress(line=line)
 
-    async def GetStatus(self, request: status_pb2.GetStatusRequest, context: Context) -> status_pb2.GetStatusResponse:
+    async def GetStatus(
+        self, request: status_pb2.GetStatusRequest, context: Context
+    ) -> status_pb2.GetStatusResponse:
         async with self._edge.call("GetStatus", context) as tenant:
             pipeline = self._edge.pipeline
             pool = pipeline.pool
@@ -231,7 +282,11 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                 with contextlib.suppress(MemserveError):
                     own = await pipeline.modules.store.of_tenant(tenant.name, sorted(held))
             for name, worker in sorted(pool.workers.items()):
-                modules = [module for module in worker.state.modules if module.place in WORKER_PLACES and module.digest in own]
+                modules = [
+                    module
+                    for module in worker.state.modules
+                    if module.place in WORKER_PLACES and module.digest in own
+                ]
                 response.workers.add(
                     worker_id=name,
                     address=worker.lease.address if tenant.is_admin else "",
@@ -245,7 +300,9 @@ class StatusService(status_pb2_grpc.StatusServiceServicer):  # type: ignore[misc
                     known_blocks=pool.index.held_blocks(name),
                     prefill_tokens_per_s=worker.prefill_tokens_per_s,
                     modules=[
-                        status_pb2.WorkerModule(digest=module.digest, place=PLACES[WORKER_PLACES[module.place]])
+                        status_pb2.WorkerModule(
+                            digest=module.digest, place=PLACES[WORKER_PLACES[module.place]]
+                        )
                         for module in modules[:MODULES_TOLD_MAX]
                     ],
                     modules_left_out=max(0, len(modules) - MODULES_TOLD_MAX),

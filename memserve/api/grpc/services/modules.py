@@ -1,4 +1,6 @@
-"""`ModuleService`: parametric memory. Uploads come in here; what modules do with workers is in `gateway/modules`."""
+"""`ModuleService`: parametric memory. Uploads come in here; what modules do with workers is in
+`gateway/modules`.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
         self._published = Shared[ModuleVersion](WAIT_FOR_EQUAL_S)
         self._long = edge.limits.long
 
-    async def PublishModule(self, request_iterator: AsyncIterator[pb.PublishModuleRequest], context: Context) -> pb.PublishModuleResponse:
+    async def PublishModule(
+        self, request_iterator: AsyncIterator[pb.PublishModuleRequest], context: Context
+    ) -> pb.PublishModuleResponse:
         async with self._edge.call("PublishModule", context) as tenant:
             parts = aiter(request_iterator)
             first = await anext(parts, None)
@@ -52,26 +56,38 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             if first.WhichOneof("part") != "header":
                 raise InvalidModule("part", "the first message must carry the header")
             publication = convert.publication(first.header)
-            await self._memory.check_new_version("header.kind", tenant.name, publication.name, publication.kind)
+            await self._memory.check_new_version(
+                "header.kind", tenant.name, publication.name, publication.kind
+            )
             version = await self._published.once(
-                (tenant.name, publication.name, publication.kind, publication.files), partial(self._publish, tenant, publication, parts)
+                (tenant.name, publication.name, publication.kind, publication.files),
+                partial(self._publish, tenant, publication, parts),
             )
             if publication.expected_digest not in ("", version.digest):
                 raise InvalidModule("header.expected_digest", f"the content's digest is {version.digest}")
             return pb.PublishModuleResponse(version=convert.version(version))
 
-    async def _publish(self, tenant: Tenant, publication: Publication, parts: AsyncIterator[pb.PublishModuleRequest]) -> ModuleVersion:
+    async def _publish(
+        self, tenant: Tenant, publication: Publication, parts: AsyncIterator[pb.PublishModuleRequest]
+    ) -> ModuleVersion:
         files = self._memory.files
-        upload = await files.run(tenant.name, partial(self._memory.open_upload, tenant.name, publication), undo=Upload.close)
+        upload = await files.run(
+            tenant.name, partial(self._memory.open_upload, tenant.name, publication), undo=Upload.close
+        )
         try:
             async for part in parts:
                 if part.WhichOneof("part") != "chunk":
                     raise InvalidModule("part", "only the first message may carry a header")
                 await self._edge.limits.received(tenant.name, len(part.chunk.content))
-                await files.run(tenant.name, partial(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content))
+                await files.run(
+                    tenant.name,
+                    partial(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content),
+                )
             async with self._long.of(tenant.name):
                 folder = await files.run(tenant.name, upload.finish)
-                version = await self._memory.publish(tenant, publication, folder, partial(self._modules.moves_logits, tenant.name))
+                version = await self._memory.publish(
+                    tenant, publication, folder, partial(self._modules.moves_logits, tenant.name)
+                )
                 await files.run(tenant.name, upload.discard)
             self._changed("publish")
         except (InvalidModule, InvalidField):
@@ -84,7 +100,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
     async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
         async with self._edge.call("GetUpload", context) as tenant:
             publication = convert.publication(request.header)
-            received = await self._memory.files.run(tenant.name, partial(self._memory.received, tenant.name, publication))
+            received = await self._memory.files.run(
+                tenant.name, partial(self._memory.received, tenant.name, publication)
+            )
             return pb.GetUploadResponse(received_bytes=received)
 
     async def GetModule(self, request: pb.GetModuleRequest, context: Context) -> pb.GetModuleResponse:
@@ -107,16 +125,22 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                     check_module_name("page_token", after)
                 except InvalidField:
                     raise _foreign_token() from None
-            found, more_after = await self._store.modules(tenant.name, after=after, limit=size, prefix=request.name_prefix, kind=kind)
+            found, more_after = await self._store.modules(
+                tenant.name, after=after, limit=size, prefix=request.name_prefix, kind=kind
+            )
             token = _to_token(more_after) if more_after else ""
-            return pb.ListModulesResponse(modules=[convert.module(entry) for entry in found], next_page_token=token)
+            return pb.ListModulesResponse(
+                modules=[convert.module(entry) for entry in found], next_page_token=token
+            )
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.GetVersionResponse:
         async with self._edge.call("GetVersion", context) as tenant:
             found = await self._memory.heaviest("reference", tenant.name, request.reference)
             return pb.GetVersionResponse(version=convert.version(found))
 
-    async def ListVersions(self, request: pb.ListVersionsRequest, context: Context) -> pb.ListVersionsResponse:
+    async def ListVersions(
+        self, request: pb.ListVersionsRequest, context: Context
+    ) -> pb.ListVersionsResponse:
         async with self._edge.call("ListVersions", context) as tenant:
             check_module_name("name", request.name)
             size = _page_size(request.page_size)
@@ -126,14 +150,22 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             if await self._store.module(tenant.name, request.name) is None:
                 raise ModuleNotFound(request.name)
             number = int(before) if before else None
-            found, more_below = await self._store.versions(tenant.name, request.name, before=number, limit=size)
+            found, more_below = await self._store.versions(
+                tenant.name, request.name, before=number, limit=size
+            )
             token = _to_token(str(more_below)) if more_below else ""
-            return pb.ListVersionsResponse(versions=[convert.version(entry) for entry in found], next_page_token=token)
+            return pb.ListVersionsResponse(
+                versions=[convert.version(entry) for entry in found], next_page_token=token
+            )
 
-    async def RunGate(self, request: pb.RunGateRequest, context: Context) -> AsyncIterator[pb.RunGateResponse]:
+    async def RunGate(
+        self, request: pb.RunGateRequest, context: Context
+    ) -> AsyncIterator[pb.RunGateResponse]:
         async with self._edge.call("RunGate", context) as tenant, self._long.of(tenant.name):
             check_module_name("name", request.name)
-            events = self._modules.run_gate(tenant, request.name, convert.version_number("version", request.version))
+            events = self._modules.run_gate(
+                tenant, request.name, convert.version_number("version", request.version)
+            )
             async with aclosing(events):
                 async for event in events:
                     with self._edge.sending(context):
@@ -142,7 +174,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                         else:
                             yield pb.RunGateResponse(progress=_progress(event))
 
-    async def PromoteModule(self, request: pb.PromoteModuleRequest, context: Context) -> AsyncIterator[pb.PromoteModuleResponse]:
+    async def PromoteModule(
+        self, request: pb.PromoteModuleRequest, context: Context
+    ) -> AsyncIterator[pb.PromoteModuleResponse]:
         async with self._edge.call("PromoteModule", context) as tenant, self._long.of(tenant.name):
             check_module_name("name", request.name)
             events = self._modules.promote(
@@ -164,7 +198,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                     with self._edge.sending(context):
                         yield response
 
-    async def RollbackModule(self, request: pb.RollbackModuleRequest, context: Context) -> pb.RollbackModuleResponse:
+    async def RollbackModule(
+        self, request: pb.RollbackModuleRequest, context: Context
+    ) -> pb.RollbackModuleResponse:
         # Not in turn with long work: it takes trouble away, and waits for no worker.
         async with self._edge.call("RollbackModule", context) as tenant:
             check_module_name("name", request.name)
@@ -197,22 +233,32 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             check_module_name("name", request.name)
             check_alias_name("alias", request.alias)
             dropped = await self._store.drop_alias(
-                tenant.name, tenant.principal, request.name, request.alias, expected_revision=_expected(request)
+                tenant.name,
+                tenant.principal,
+                request.name,
+                request.alias,
+                expected_revision=_expected(request),
             )
             self._changed("drop")
             return pb.DropAliasResponse(alias=convert.alias(dropped))
 
-    async def ListAliasHistory(self, request: pb.ListAliasHistoryRequest, context: Context) -> pb.ListAliasHistoryResponse:
+    async def ListAliasHistory(
+        self, request: pb.ListAliasHistoryRequest, context: Context
+    ) -> pb.ListAliasHistoryResponse:
         async with self._edge.call("ListAliasHistory", context) as tenant:
             check_module_name("name", request.name)
             if request.after_revision < 0:
                 raise InvalidField("after_revision", "must not be negative")
             alias = convert.alias_name("alias", request.alias)
             size = _page_size(request.page_size)
-            history = await self._store.history(tenant.name, request.name, alias, after=request.after_revision, limit=size)
+            history = await self._store.history(
+                tenant.name, request.name, alias, after=request.after_revision, limit=size
+            )
             return pb.ListAliasHistoryResponse(changes=[convert.alias_change(change) for change in history])
 
-    async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
+    async def DeleteVersion(
+        self, request: pb.DeleteVersionRequest, context: Context
+    ) -> pb.DeleteVersionResponse:
         async with self._edge.call("DeleteVersion", context) as tenant, self._long.of(tenant.name):
             check_module_name("name", request.name)
             number = convert.version_number("version", request.version)
@@ -220,33 +266,50 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             self._changed("delete")
             return pb.DeleteVersionResponse(evicted_chunks=evicted)
 
-    async def PreloadModule(self, request: pb.PreloadModuleRequest, context: Context) -> pb.PreloadModuleResponse:
+    async def PreloadModule(
+        self, request: pb.PreloadModuleRequest, context: Context
+    ) -> pb.PreloadModuleResponse:
         async with self._edge.call("PreloadModule", context) as tenant, self._long.of(tenant.name):
-            version = self._memory.served(await self._memory.heaviest("reference", tenant.name, request.reference))
+            version = self._memory.served(
+                await self._memory.heaviest("reference", tenant.name, request.reference)
+            )
             self._modules.check_worker(_worker_id(tenant, request.worker_id))
             # Recorded first: the workers follow the record, whatever becomes of this call.
-            await self._store.preload(tenant.name, tenant.principal, version.module, version.version, request.worker_id)
+            await self._store.preload(
+                tenant.name, tenant.principal, version.module, version.version, request.worker_id
+            )
             loaded = await self._modules.load(version, pin=True, worker_id=request.worker_id)
             return pb.PreloadModuleResponse(workers=[convert.residency(entry) for entry in loaded])
 
-    async def UnloadModule(self, request: pb.UnloadModuleRequest, context: Context) -> pb.UnloadModuleResponse:
+    async def UnloadModule(
+        self, request: pb.UnloadModuleRequest, context: Context
+    ) -> pb.UnloadModuleResponse:
         async with self._edge.call("UnloadModule", context) as tenant, self._long.of(tenant.name):
             version = await self._memory.heaviest("reference", tenant.name, request.reference)
             worker_id = _worker_id(tenant, request.worker_id)
-            await self._store.unload(tenant.name, tenant.principal, version.module, version.version, worker_id)
+            await self._store.unload(
+                tenant.name, tenant.principal, version.module, version.version, worker_id
+            )
             unloaded = await self._modules.unload(version, worker_id)
             return pb.UnloadModuleResponse(workers=[convert.residency(entry) for entry in unloaded])
 
-    async def GetResidency(self, request: pb.GetResidencyRequest, context: Context) -> pb.GetResidencyResponse:
+    async def GetResidency(
+        self, request: pb.GetResidencyRequest, context: Context
+    ) -> pb.GetResidencyResponse:
         async with self._edge.call("GetResidency", context) as tenant:
             version = await self._memory.heaviest("reference", tenant.name, request.reference)
             places = await self._modules.residency(version)
             return pb.GetResidencyResponse(workers=[convert.residency(entry) for entry in places])
 
-    async def ComposeModule(self, request: pb.ComposeModuleRequest, context: Context) -> AsyncIterator[pb.ComposeModuleResponse]:
+    async def ComposeModule(
+        self, request: pb.ComposeModuleRequest, context: Context
+    ) -> AsyncIterator[pb.ComposeModuleResponse]:
         async with self._edge.call("ComposeModule", context) as tenant:
             composition = _composition(request)
-            async with self._long.of(tenant.name), aclosing(self._modules.compose(tenant, composition)) as events:
+            async with (
+                self._long.of(tenant.name),
+                aclosing(self._modules.compose(tenant, composition)) as events,
+            ):
                 async for event in events:
                     if isinstance(event, ModuleVersion):
                         self._changed("publish")
@@ -256,21 +319,31 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                     with self._edge.sending(context):
                         yield response
 
-    async def WatchModules(self, request: pb.WatchModulesRequest, context: Context) -> AsyncIterator[pb.WatchModulesResponse]:
+    async def WatchModules(
+        self, request: pb.WatchModulesRequest, context: Context
+    ) -> AsyncIterator[pb.WatchModulesResponse]:
         async with self._edge.call("WatchModules", context) as tenant:
             after = request.after_event_id or await self._store.last_event_id(tenant.name)
             while True:
-                for event in await self._store.events(tenant.name, after=after, limit=PAGE_SIZE, block_s=WATCH_S):
+                for event in await self._store.events(
+                    tenant.name, after=after, limit=PAGE_SIZE, block_s=WATCH_S
+                ):
                     after = event.event_id
                     with self._edge.sending(context):
                         yield pb.WatchModulesResponse(event=convert.audit_event(event))
 
-    async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
+    async def ListAuditEvents(
+        self, request: pb.ListAuditEventsRequest, context: Context
+    ) -> pb.ListAuditEventsResponse:
         async with self._edge.call("ListAuditEvents", context) as tenant:
-            events = await self._store.events(tenant.name, after=request.after_event_id, limit=_page_size(request.page_size))
+            events = await self._store.events(
+                tenant.name, after=request.after_event_id, limit=_page_size(request.page_size)
+            )
             return pb.ListAuditEventsResponse(events=[convert.audit_event(event) for event in events])
 
-    async def ReleaseAudit(self, request: pb.ReleaseAuditRequest, context: Context) -> pb.ReleaseAuditResponse:
+    async def ReleaseAudit(
+        self, request: pb.ReleaseAuditRequest, context: Context
+    ) -> pb.ReleaseAuditResponse:
         async with self._edge.call("ReleaseAudit", context) as tenant:
             await self._store.release_audit(tenant.name, tenant.principal, request.through_event_id)
             return pb.ReleaseAuditResponse()
@@ -300,10 +373,14 @@ def _composition(request: pb.ComposeModuleRequest) -> Composition:
     if not 0 <= request.seed <= SEED_MAX:
         raise InvalidField("seed", f"from 0 to {SEED_MAX}")
     check_text("notes", request.notes)
-    return Composition(request.name, method, tuple(parents), request.rank, request.density, request.seed, request.notes)
+    return Composition(
+        request.name, method, tuple(parents), request.rank, request.density, request.seed, request.notes
+    )
 
 
-def _expected(request: pb.PromoteModuleRequest | pb.RollbackModuleRequest | pb.SetTrafficRequest | pb.DropAliasRequest) -> int | None:
+def _expected(
+    request: pb.PromoteModuleRequest | pb.RollbackModuleRequest | pb.SetTrafficRequest | pb.DropAliasRequest,
+) -> int | None:
     if not request.HasField("expected_revision"):
         return None
     if request.expected_revision < 0:
@@ -336,7 +413,8 @@ def _to_token(last: str) -> str:
 
 def _from_token(token: str) -> str:
     try:
-        # Strict: the lenient decoder skips foreign letters, and what is left of noise would begin at some page.
+        # Strict: the lenient decoder skips foreign letters, and what is left of noise would begin at some
+        # page.
         return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeError, ValueError):
         raise _foreign_token() from None

@@ -44,7 +44,8 @@ class BlobPlace(Protocol):
     """
 
     def put(self, digest: str, sources: Mapping[str, Source], expected: Mapping[str, str]) -> int:
-        """Keep the sources (file name to file or bytes) whole or not at all, durably. What is there and sound stays as it is.
+        """Keep the sources (file name to file or bytes) whole or not at all, durably. What is there and sound
+        stays as it is.
 
         expected: file name to the sha256 that a source which is a file must have, of those that it names.
         Returns the bytes kept. Raises InvalidModule for a source with another sha256.
@@ -56,11 +57,15 @@ class BlobPlace(Protocol):
         ...
 
     def intact(self, digest: str) -> bool:
-        """Whether every file is there in its size. Reads no file, and does not see bytes that have changed."""
+        """Whether every file is there in its size. Reads no file, and does not see bytes that have
+        changed.
+        """
         ...
 
     def fetch(self, digest: str, target: Path) -> Manifest | None:
-        """Copy the files that are there into the folder `target`, unverified. None: there is no whole blob."""
+        """Copy the files that are there into the folder `target`, unverified. None: there is no whole
+        blob.
+        """
         ...
 
     def delete(self, digest: str) -> bool:
@@ -87,7 +92,9 @@ def answering() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Of the error, what the system says; for others, their class. The messages of libraries may have a URL or a password in them."""
+    """Of the error, what the system says; for others, their class. The messages of libraries may have a URL
+    or a password in them.
+    """
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if isinstance(number, int) and number > 0 else type(error).__name__
 
@@ -111,8 +118,11 @@ class Directory:
             return total_bytes(kept)
         staged = self.stage()
         try:
-            # Of what was read, not of what lies there now: a disk that has lost bytes is found out by whoever reads them.
-            manifest = {name: _copied_file(name, source, staged / name, expected) for name, source in sources.items()}
+            # Of what was read, not of what lies there now: a disk that has lost bytes is found out by whoever
+            # reads them.
+            manifest = {
+                name: _copied_file(name, source, staged / name, expected) for name, source in sources.items()
+            }
             self.adopt(digest, staged, manifest)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
@@ -154,14 +164,21 @@ class Directory:
         if manifest is None:
             return False
         try:
-            return all((self.folder(digest) / name).stat().st_size == facts.size_bytes for name, facts in manifest.items())
+            return all(
+                (self.folder(digest) / name).stat().st_size == facts.size_bytes
+                for name, facts in manifest.items()
+            )
         except (FileNotFoundError, NotADirectoryError):
             return False
 
     def sound(self, digest: str) -> Manifest | None:
-        """What is there with every file in its sha256. Reads every file. None: nothing, or a file that is damaged."""
+        """What is there with every file in its sha256. Reads every file. None: nothing, or a file that is
+        damaged.
+        """
         manifest = self.manifest(digest)
-        if manifest is None or not all(has_facts(self.folder(digest) / name, facts) for name, facts in manifest.items()):
+        if manifest is None or not all(
+            has_facts(self.folder(digest) / name, facts) for name, facts in manifest.items()
+        ):
             return None
         return manifest
 
@@ -254,7 +271,10 @@ def copied(source: BinaryIO, target: BinaryIO | None = None) -> FileFacts:
 def check_expected(name: str, source: Source, facts: FileFacts, expected: Mapping[str, str]) -> None:
     """Raises InvalidModule for a file that is not the one that was checked."""
     if not isinstance(source, bytes) and facts.sha256 != expected.get(name, facts.sha256):
-        raise InvalidModule(name, f"its sha256 is {facts.sha256}, not {expected[name]} any more; send it again from its beginning")
+        raise InvalidModule(
+            name,
+            f"its sha256 is {facts.sha256}, not {expected[name]} any more; send it again from its beginning",
+        )
 
 
 def total_bytes(manifest: Manifest) -> int:
@@ -272,7 +292,9 @@ def has_facts(file: Path, facts: FileFacts) -> bool:
 
 
 def encoded(manifest: Manifest) -> bytes:
-    files = {name: {"size_bytes": facts.size_bytes, "sha256": facts.sha256} for name, facts in manifest.items()}
+    files = {
+        name: {"size_bytes": facts.size_bytes, "sha256": facts.sha256} for name, facts in manifest.items()
+    }
     return json.dumps({"files": files}, sort_keys=True).encode()
 
 
@@ -280,7 +302,10 @@ def decoded(content: bytes) -> Manifest | None:
     """None when it is not what `encoded` writes: cut short, or with names that are no plain file names."""
     try:
         entries = json.loads(content)["files"]
-        files = {str(name): FileFacts(int(entry["size_bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
+        files = {
+            str(name): FileFacts(int(entry["size_bytes"]), str(entry["sha256"]))
+            for name, entry in entries.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     sound = all(is_file_name(name) and _DIGEST.fullmatch(facts.sha256) for name, facts in files.items())

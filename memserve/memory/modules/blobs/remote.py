@@ -28,14 +28,17 @@ from memserve.memory.modules.blobs.places import (
 
 
 class FsspecPlace:
-    """Objects `<url>/<digest>/<sha256 of the file>`, and `<url>/<digest>/blob.json`, which says which file is which.
+    """Objects `<url>/<digest>/<sha256 of the file>`, and `<url>/<digest>/blob.json`, which says which file is
+    which.
 
-    An object store has no rename. Two puts of one digest at once may bring files that differ in form; because each file lies under its own
-    sha256, whichever list of files is written last is true.
+    An object store has no rename. Two puts of one digest at once may bring files that differ in form; because
+    each file lies under its own sha256, whichever list of files is written last is true.
     """
 
     def __init__(self, url: str) -> None:
-        """Raises StartupError when the URL's scheme is not known, or needs a package that is not installed."""
+        """Raises StartupError when the URL's scheme is not known, or needs a package that is not
+        installed.
+        """
         try:
             # Listings that are remembered would hide what other gateways put.
             self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
@@ -94,7 +97,12 @@ class FsspecPlace:
     def digests(self) -> Iterator[str]:
         with _facts(self._url):
             try:
-                names = sorted({str(path).rstrip("/").rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False)})
+                names = sorted(
+                    {
+                        str(path).rstrip("/").rsplit("/", 1)[-1]
+                        for path in self._fs.ls(self._root, detail=False)
+                    }
+                )
             except FileNotFoundError:
                 names = []
         for name in names:
@@ -118,13 +126,18 @@ class FsspecPlace:
     def _whole(self, digest: str, manifest: Manifest) -> bool:
         with _facts(self._url):
             try:
-                return all(self._fs.info(self._path(digest, facts.sha256))["size"] == facts.size_bytes for facts in manifest.values())
+                return all(
+                    self._fs.info(self._path(digest, facts.sha256))["size"] == facts.size_bytes
+                    for facts in manifest.values()
+                )
             except FileNotFoundError:
                 return False
 
     def _sound(self, digest: str, manifest: Manifest) -> bool:
         """Whether every file has its sha256. Reads every file of which the size is right."""
-        return self._whole(digest, manifest) and all(self._has_facts(digest, facts) for facts in manifest.values())
+        return self._whole(digest, manifest) and all(
+            self._has_facts(digest, facts) for facts in manifest.values()
+        )
 
     def _has_facts(self, digest: str, facts: FileFacts) -> bool:
         try:

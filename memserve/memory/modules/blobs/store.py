@@ -1,7 +1,8 @@
-"""The module store's blobs: folders of files under their content digest, and probe sets under theirs. Everything here blocks but `sweep`.
+"""The module store's blobs: folders of files under their content digest, and probe sets under theirs.
+Everything here blocks but `sweep`.
 
-The store is a directory or any fsspec URL; workers read blobs as folders under a local root. A blob counts only when its `blob.json` is
-there, which is written last, and which tells every file's size and sha256.
+The store is a directory or any fsspec URL; workers read blobs as folders under a local root. A blob counts
+only when its `blob.json` is there, which is written last, and which tells every file's size and sha256.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from memserve.errors import BlobDamaged, ModuleNotFound
-from memserve.memory.modules.blobs.places import BlobPlace, Directory, Manifest, Source, answering, check_digest, has_facts
+from memserve.memory.modules.blobs.places import (
+    BlobPlace,
+    Directory,
+    Manifest,
+    Source,
+    answering,
+    check_digest,
+    has_facts,
+)
 from memserve.memory.modules.kinds.table import PROBES_FILE
 from memserve.turns import on_own_thread
 
@@ -33,7 +42,9 @@ class References(Protocol):
     async def referenced(self, digest: str) -> bool: ...
 
     async def condemn(self, digest: str, token: str, seconds: float) -> bool:
-        """Keep the digest from getting a reference for so long. False: it has one, a publisher claims it, or another has condemned it."""
+        """Keep the digest from getting a reference for so long. False: it has one, a publisher claims it, or
+        another has condemned it.
+        """
         ...
 
     async def absolve(self, digest: str, token: str) -> None: ...
@@ -47,7 +58,9 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep removed. leftovers: folders of staging, and local copies of what the store has no longer."""
+    """What a sweep removed. leftovers: folders of staging, and local copies of what the store has no
+    longer.
+    """
 
     modules: tuple[str, ...]
     probes: tuple[str, ...]
@@ -55,12 +68,16 @@ class Swept:
 
 
 class BlobStore:
-    """Modules by digest, kept in the store and, as folders that vLLM can read, under `local_root/<digest>`."""
+    """Modules by digest, kept in the store and, as folders that vLLM can read, under
+    `local_root/<digest>`.
+    """
 
     def __init__(self, url: str, local_root: Path) -> None:
         """url: a directory or an fsspec URL. Empty, or the local root itself: the local root is the store."""
         self._modules = Blobs(url, local_root)
-        self._probes = Blobs(f"{url}{'' if url.endswith('/') else '/'}{PROBES}" if url else "", local_root / PROBES)
+        self._probes = Blobs(
+            f"{url}{'' if url.endswith('/') else '/'}{PROBES}" if url else "", local_root / PROBES
+        )
 
     @property
     def parts(self) -> tuple[Blobs, Blobs]:
@@ -76,11 +93,13 @@ class BlobStore:
         without: Collection[str] = (),
         expected: Mapping[str, str] | None = None,
     ) -> int:
-        """Keep the files of `folder`, durably. Putting again reads what is there: sound, it only gets young again; damaged, it is replaced.
+        """Keep the files of `folder`, durably. Putting again reads what is there: sound, it only gets young
+        again; damaged, it is replaced.
 
-        rewritten: file name to bytes that are kept instead of the folder's. without: files of the folder that are not kept.
-        expected: file name to the sha256, hex, that the folder's file must still have while it is copied; other files may have any.
-        Returns the bytes kept. Raises InvalidModule for a file with another sha256, and BlobStoreUnavailable.
+        rewritten: file name to bytes that are kept instead of the folder's. without: files of the folder that
+        are not kept. expected: file name to the sha256, hex, that the folder's file must still have while it
+        is copied; other files may have any. Returns the bytes kept. Raises InvalidModule for a file with
+        another sha256, and BlobStoreUnavailable.
         """
         with answering():
             files = sorted(folder.iterdir())
@@ -138,7 +157,9 @@ class BlobStore:
 
 
 class Blobs:
-    """One set of blobs: the place that keeps them and the directory that has copies; both are one where the store is local."""
+    """One set of blobs: the place that keeps them and the directory that has copies; both are one where the
+    store is local.
+    """
 
     def __init__(self, url: str, local_root: Path) -> None:
         self.copies = Directory(local_root)
@@ -154,7 +175,9 @@ class Blobs:
     def is_local(self) -> bool:
         return self.store is self.copies
 
-    def put(self, digest: str, sources: Mapping[str, Source], expected: Mapping[str, str] | None = None) -> int:
+    def put(
+        self, digest: str, sources: Mapping[str, Source], expected: Mapping[str, str] | None = None
+    ) -> int:
         check_digest(digest)
         size_bytes = self.store.put(digest, sources, expected or {})
         # `local` sees sizes only: a copy with other bytes in them would be handed out for ever.
@@ -227,23 +250,31 @@ class Blobs:
         return manifest
 
 
-async def sweep(blobs: BlobStore, references: References, min_age_s: float, now_s: float, run: Run = on_own_thread) -> Swept:
+async def sweep(
+    blobs: BlobStore, references: References, min_age_s: float, now_s: float, run: Run = on_own_thread
+) -> Swept:
     """Remove what nobody references and nobody has put for `min_age_s`, half-put blobs and old staging too.
 
-    min_age_s: longer than a put or a fetch takes. A publisher claims its digests before it puts, which keeps them from being condemned, and
-    cannot register them once the claim has run out or a sweep has condemned them: it then claims and puts again.
-    run: where the blocking work is done.
-    Raises BlobStoreUnavailable, and what the references raise.
+    min_age_s: longer than a put or a fetch takes. A publisher claims its digests before it puts, which keeps
+    them from being condemned, and cannot register them once the claim has run out or a sweep has condemned
+    them: it then claims and puts again. run: where the blocking work is done. Raises BlobStoreUnavailable,
+    and what the references raise.
     """
-    modules, probes = [await _sweep_unreferenced(part, references, min_age_s, now_s, run) for part in blobs.parts]
+    modules, probes = [
+        await _sweep_unreferenced(part, references, min_age_s, now_s, run) for part in blobs.parts
+    ]
     leftovers = [await run(partial(part.sweep_leftovers, min_age_s, now_s)) for part in blobs.parts]
     return Swept(modules, probes, sum(leftovers))
 
 
-async def _sweep_unreferenced(blobs: Blobs, references: References, min_age_s: float, now_s: float, run: Run) -> tuple[str, ...]:
+async def _sweep_unreferenced(
+    blobs: Blobs, references: References, min_age_s: float, now_s: float, run: Run
+) -> tuple[str, ...]:
     removed = []
     for digest in await run(lambda: list(blobs.store.digests())):
-        if await references.referenced(digest) or not await run(partial(_is_old, blobs.store, digest, min_age_s, now_s)):
+        if await references.referenced(digest) or not await run(
+            partial(_is_old, blobs.store, digest, min_age_s, now_s)
+        ):
             continue
         token = uuid.uuid4().hex
         if not await references.condemn(digest, token, CONDEMNED_S):

@@ -1,6 +1,7 @@
 """What a module's weights look like, in numpy: norm, sparsity, effective rank.
 
-All sums are in float64, so that no finite weights give an infinite figure. A matrix is looked at in slices of rows: memory stays bounded.
+All sums are in float64, so that no finite weights give an infinite figure. A matrix is looked at in slices of
+rows: memory stays bounded.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class _Sums:
 def lora_figures(pairs: Iterable[tuple[Matrix, Matrix]], scale: float) -> WeightFigures:
     """Figures of the deltas scale * B @ A, without building one.
 
-    pairs: of each layer A [rank, in] and B [out, rank]. delta_norm is 0 when nothing but rounding is left of every delta.
+    pairs: of each layer A [rank, in] and B [out, rank]. delta_norm is 0 when nothing but rounding is left of
+    every delta.
     """
     sums = _Sums()
     for a, b in pairs:
@@ -55,7 +57,9 @@ def lora_figures(pairs: Iterable[tuple[Matrix, Matrix]], scale: float) -> Weight
 
 
 def model_figures(tensors: Iterable[Matrix]) -> WeightFigures:
-    """Figures of a whole model's weights. tensors: [any] or [rows, columns]; the effective rank is over the matrices."""
+    """Figures of a whole model's weights. tensors: [any] or [rows, columns]; the effective rank is over the
+    matrices.
+    """
     sums = _Sums()
     for tensor in tensors:
         flat = tensor.reshape(-1)
@@ -88,7 +92,8 @@ def _triangle(matrix: Doubles) -> Matrix:
 def _nearly_zero_of_product(b: Matrix, a: Matrix) -> int:
     """How many entries of B @ A are under a thousandth of its largest. Neither side is zero.
 
-    The product is computed twice, for its largest entry and for the count: keeping it would cost more memory than the module has.
+    The product is computed twice, for its largest entry and for the count: keeping it would cost more memory
+    than the module has.
     """
     # Brought to 1, which the shares do not see, float32 cannot overflow.
     b32 = (b / np.abs(b).max()).astype(np.float32)
@@ -96,7 +101,9 @@ def _nearly_zero_of_product(b: Matrix, a: Matrix) -> int:
     rows = max(1, SLICE_ENTRIES // a.shape[1])
     starts = range(0, b.shape[0], rows)
     largest = max(float(np.abs(b32[first : first + rows] @ a32).max()) for first in starts)
-    return sum(int((np.abs(b32[first : first + rows] @ a32) < NEARLY_ZERO * largest).sum()) for first in starts)
+    return sum(
+        int((np.abs(b32[first : first + rows] @ a32) < NEARLY_ZERO * largest).sum()) for first in starts
+    )
 
 
 def _singular_values(matrix: Matrix, largest: float) -> Doubles:

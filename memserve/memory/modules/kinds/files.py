@@ -1,4 +1,6 @@
-"""What the checks of every kind of module share: the base model, the checked module, JSON and safetensors files that nobody trusts."""
+"""What the checks of every kind of module share: the base model, the checked module, JSON and safetensors
+files that nobody trusts.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from memserve.errors import InvalidModule
 from memserve.model.files import read_safetensors_header, safetensors_header_bytes
 
 JSON_MAX_BYTES = 1 << 20
-# Of a safetensors file. Both readers of headers hold every other thread of the gateway up while they parse one.
+# Of a safetensors file. Both readers of headers hold every other thread of the gateway up while they parse
+# one.
 HEADER_MAX_BYTES = 1 << 20
 NAME_SHOWN_CHARS = 200
 SLICE_ENTRIES = 1 << 22
@@ -33,7 +36,8 @@ Floats = npt.NDArray[np.float32]
 class BaseModel:
     """What a module is checked against.
 
-    shapes: the base model's weights, name to shape ([out, in] of a linear layer). max_rank: the workers' limit for a LoRA.
+    shapes: the base model's weights, name to shape ([out, in] of a linear layer). max_rank: the workers'
+    limit for a LoRA.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -45,9 +49,9 @@ class BaseModel:
 class CheckedModule:
     """A module that fits the base model.
 
-    digest: sha256 over the canonical content, hex. rank, target_modules: of a LoRA; 0 and empty for other kinds.
-    rewritten: file name to the canonical bytes that are kept instead of what was uploaded.
-    warning: what is odd and no fault; "" for nothing.
+    digest: sha256 over the canonical content, hex. rank, target_modules: of a LoRA; 0 and empty for other
+    kinds. rewritten: file name to the canonical bytes that are kept instead of what was uploaded. warning:
+    what is odd and no fault; "" for nothing.
     """
 
     digest: str
@@ -88,11 +92,16 @@ class TensorFile:
         try:
             size = safetensors_header_bytes(file)
             if size > HEADER_MAX_BYTES:
-                raise InvalidModule(file.name, f"its header has {size} bytes, at most {HEADER_MAX_BYTES} are taken")
-            # First the reader that vLLM uses: a file that it cannot read must not get the digest of a sound file with the same tensors.
+                raise InvalidModule(
+                    file.name, f"its header has {size} bytes, at most {HEADER_MAX_BYTES} are taken"
+                )
+            # First the reader that vLLM uses: a file that it cannot read must not get the digest of a sound
+            # file with the same tensors.
             with safe_open(file, framework="numpy"):
                 header = read_safetensors_header(file)
-            self._entries = {name: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()}
+            self._entries = {
+                name: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()
+            }
         except (SafetensorError, ValueError, TypeError, KeyError, RecursionError, OSError):
             raise InvalidModule(file.name, "is not a safetensors file, or is cut short") from None
         if not self._entries:
@@ -103,11 +112,14 @@ class TensorFile:
 
     @property
     def names(self) -> list[str]:
-        """Sorted: the order in which the tensors are checked, so that the digest does not depend on the file's."""
+        """Sorted: the order in which the tensors are checked, so that the digest does not depend on the
+        file's.
+        """
         return sorted(self._entries)
 
     def check(self, name: str, wanted: tuple[int, ...]) -> bool:
-        """Check one tensor's dtype, shape, place and values, and take it into the digest. Call it in the order of `names`.
+        """Check one tensor's dtype, shape, place and values, and take it into the digest. Call it in the
+        order of `names`.
 
         Returns whether any value is other than 0. Raises InvalidModule, whose field is the tensor's name.
         """
@@ -137,7 +149,10 @@ class TensorFile:
     def float32(self, name: str) -> Floats:
         """The tensor's values, a copy. Only for a tensor that `check` let through."""
         dtype, shape, _, _ = self._entries[name]
-        parts = [_widened(values) if dtype == "BF16" else values.astype(np.float32) for values in self._slices(name)]
+        parts = [
+            _widened(values) if dtype == "BF16" else values.astype(np.float32)
+            for values in self._slices(name)
+        ]
         return np.concatenate(parts).reshape(shape)
 
     def _slices(self, name: str) -> Iterator[npt.NDArray[Any]]:

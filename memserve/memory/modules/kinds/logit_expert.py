@@ -1,6 +1,8 @@
-"""The check of a logit expert: a small causal language model whose logits shift the served model's while it decodes.
+"""The check of a logit expert: a small causal language model whose logits shift the served model's while it
+decodes.
 
-Source: proxy tuning, Liu et al. 2024, arXiv 2401.08565: logits of the base + alpha * (expert's - anti-expert's).
+Source: proxy tuning, Liu et al. 2024, arXiv 2401.08565: logits of the base + alpha * (expert's -
+anti-expert's).
 """
 
 from __future__ import annotations
@@ -12,7 +14,14 @@ from typing import Any
 from memserve.domain import ModuleKind
 from memserve.errors import InvalidModule
 from memserve.memory.modules.kinds.figures import model_figures
-from memserve.memory.modules.kinds.files import NAME_SHOWN_CHARS, BaseModel, CheckedModule, TensorFile, canonical_json, read_json_object
+from memserve.memory.modules.kinds.files import (
+    NAME_SHOWN_CHARS,
+    BaseModel,
+    CheckedModule,
+    TensorFile,
+    canonical_json,
+    read_json_object,
+)
 
 EXPERT_CONFIG_FILE = "expert_config.json"
 CONFIG_FILE = "config.json"
@@ -23,7 +32,8 @@ EXPERT_OPTIONAL_FILES = (ANTI_WEIGHTS_FILE,)
 # Of its KV, over all layers, keys and values; and of its queries, over all heads.
 KV_ELEMENTS_PER_TOKEN_MAX = 1 << 16
 QUERY_ELEMENTS_MAX = 1 << 14
-# What is taken away from the expert's logits: nothing, the served model's own, or those of a second set of weights.
+# What is taken away from the expert's logits: nothing, the served model's own, or those of a second set of
+# weights.
 ANTI_EXPERTS = ("none", "base", "file")
 MODEL_TYPES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
 # Of each rope type, what it needs beside rope_theta.
@@ -33,11 +43,19 @@ ROPE_TYPES: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 # Entries that run code or change the arithmetic in ways that the expert's loader does not know.
-UNSUPPORTED = ("auto_map", "custom_pipelines", "trust_remote_code", "quantization_config", "use_sliding_window")
+UNSUPPORTED = (
+    "auto_map",
+    "custom_pipelines",
+    "trust_remote_code",
+    "quantization_config",
+    "use_sliding_window",
+)
 
 
 def check_logit_expert(folder: Path, base: BaseModel) -> CheckedModule:
-    """Check the expert's files in `folder`. Raises InvalidModule, which names the file, the field or the tensor."""
+    """Check the expert's files in `folder`. Raises InvalidModule, which names the file, the field or the
+    tensor.
+    """
     expert = _check_expert_config(read_json_object(folder / EXPERT_CONFIG_FILE))
     config = _check_config(read_json_object(folder / CONFIG_FILE), base)
     shapes = _tensor_shapes(config)
@@ -47,10 +65,14 @@ def check_logit_expert(folder: Path, base: BaseModel) -> CheckedModule:
     if expert["anti_expert"] == "file":
         anti = _check_tensors(anti_file, shapes).content_digest()
         if anti == contents:
-            raise InvalidModule(ANTI_WEIGHTS_FILE, f"is equal to {WEIGHTS_FILE}: the module would change nothing")
+            raise InvalidModule(
+                ANTI_WEIGHTS_FILE, f"is equal to {WEIGHTS_FILE}: the module would change nothing"
+            )
         contents += anti
     elif anti_file.exists():
-        raise InvalidModule(ANTI_WEIGHTS_FILE, f'is there, but anti_expert in {EXPERT_CONFIG_FILE} is not "file"')
+        raise InvalidModule(
+            ANTI_WEIGHTS_FILE, f'is there, but anti_expert in {EXPERT_CONFIG_FILE} is not "file"'
+        )
     figures = model_figures(tensors.float32(name) for name in tensors.names)
     rewritten = {EXPERT_CONFIG_FILE: canonical_json(expert), CONFIG_FILE: canonical_json(config)}
     digest = hashlib.sha256(canonical_json({"expert": expert, "config": config}) + contents).hexdigest()
@@ -66,7 +88,10 @@ def _check_expert_config(entries: dict[str, Any]) -> dict[str, str]:
         raise InvalidModule(f"{EXPERT_CONFIG_FILE}: anti_expert", f"must be one of {', '.join(ANTI_EXPERTS)}")
     for name in entries:
         if name not in ("kind", "anti_expert"):
-            raise InvalidModule(f"{EXPERT_CONFIG_FILE}: {name[:NAME_SHOWN_CHARS]}", "is not known; there are kind and anti_expert")
+            raise InvalidModule(
+                f"{EXPERT_CONFIG_FILE}: {name[:NAME_SHOWN_CHARS]}",
+                "is not known; there are kind and anti_expert",
+            )
     return {"kind": kind, "anti_expert": anti_expert}
 
 
@@ -86,7 +111,9 @@ def _check_config(entries: dict[str, Any], base: BaseModel) -> dict[str, Any]:
         raise _refused("model_type", f"must be {MODEL_TYPES[architecture]} for {architecture}")
     vocab_size = _whole(entries, "vocab_size", 1, 1 << 20)
     if vocab_size != base.vocab_size:
-        raise _refused("vocab_size", f"is {vocab_size}: another vocabulary than the base model's {base.vocab_size}")
+        raise _refused(
+            "vocab_size", f"is {vocab_size}: another vocabulary than the base model's {base.vocab_size}"
+        )
     if entries.get("hidden_act", "silu") != "silu":
         raise _refused("hidden_act", "must be silu")
     hidden = _whole(entries, "hidden_size", 1, 4096)
@@ -129,7 +156,9 @@ def _check_config(entries: dict[str, Any], base: BaseModel) -> dict[str, Any]:
 
 
 def _rope_parameters(entries: dict[str, Any]) -> dict[str, Any]:
-    """transformers 5 writes `rope_parameters`; before, there were `rope_theta` and `rope_scaling`, which still goes first."""
+    """transformers 5 writes `rope_parameters`; before, there were `rope_theta` and `rope_scaling`, which
+    still goes first.
+    """
     given = entries.get("rope_scaling") or entries.get("rope_parameters") or {}
     if not isinstance(given, dict):
         raise _refused("rope_parameters", "must be an object")
@@ -141,7 +170,11 @@ def _rope_parameters(entries: dict[str, Any]) -> dict[str, Any]:
         name = min(foreign, default="partial_rotary_factor")[:NAME_SHOWN_CHARS]
         raise _refused("rope_parameters", f"{name} does not belong to rope type {rope_type}")
     theta = _number({"rope_theta": entries.get("rope_theta"), **given}, "rope_theta", 1e12, 10_000.0)
-    return {"rope_type": rope_type, "rope_theta": theta, **{name: _number(given, name, 1e9) for name in ROPE_TYPES[rope_type]}}
+    return {
+        "rope_type": rope_type,
+        "rope_theta": theta,
+        **{name: _number(given, name, 1e9) for name in ROPE_TYPES[rope_type]},
+    }
 
 
 def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -161,7 +194,10 @@ def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj": (inner, hidden, mlp_bias),
         "mlp.down_proj": (hidden, inner, mlp_bias),
     }
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, hidden)
     for layer in range(config["num_hidden_layers"]):
@@ -180,7 +216,10 @@ def _check_tensors(file: Path, shapes: dict[str, tuple[int, ...]]) -> TensorFile
     names = tensors.names
     for name in names:
         if name not in shapes:
-            raise InvalidModule(name[:NAME_SHOWN_CHARS], f"in {file.name} is not a weight of the model that {CONFIG_FILE} describes")
+            raise InvalidModule(
+                name[:NAME_SHOWN_CHARS],
+                f"in {file.name} is not a weight of the model that {CONFIG_FILE} describes",
+            )
     missing = min(shapes.keys() - set(names), default=None)
     if missing is not None:
         raise InvalidModule(missing, f"is missing in {file.name}")
@@ -203,7 +242,9 @@ def _number(entries: dict[str, Any], name: str, most: float, default: float | No
     value = entries.get(name)
     if value is None and default is not None:
         value = default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:  # NaN fails too
+    if (
+        not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most
+    ):  # NaN fails too
         raise _refused(name, f"must be a number above 0, at most {most:g}")
     # A whole number stays one: original_max_position_embeddings counts tokens.
     return value

@@ -1,4 +1,6 @@
-"""The check of a PEFT LoRA adapter: it fits the base model, vLLM applies all of it, and it changes something."""
+"""The check of a PEFT LoRA adapter: it fits the base model, vLLM applies all of it, and it changes
+something.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from typing import Any
 from memserve.domain import ModuleKind
 from memserve.errors import InvalidModule
 from memserve.memory.modules.kinds.figures import lora_figures
-from memserve.memory.modules.kinds.files import NAME_SHOWN_CHARS, BaseModel, CheckedModule, TensorFile, canonical_json, read_json_object
+from memserve.memory.modules.kinds.files import (
+    NAME_SHOWN_CHARS,
+    BaseModel,
+    CheckedModule,
+    TensorFile,
+    canonical_json,
+    read_json_object,
+)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -20,8 +29,8 @@ LORA_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ALPHA_MAX = 1e6
 # A delta below this is lost in the rounding of the dtypes that models are served in.
 DELTA_NORM_LEAST = 1e-6
-# Of adapter_config.json (peft 0.21's LoraConfig). These have no part in what the saved weights do: where they apply is told by the weights,
-# and the rest is checked elsewhere or was of use in training only.
+# Of adapter_config.json (peft 0.21's LoraConfig). These have no part in what the saved weights do: where they
+# apply is told by the weights, and the rest is checked elsewhere or was of use in training only.
 _NO_PART_IN_ANSWERS = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -75,9 +84,11 @@ _KNOWN_REFUSED = {
 _TENSOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
 # The layer that a tensor is of, whatever stands before it.
 _LAYER = re.compile(r"(?P<layer>\.(?:layers|h)\.\d+\..+?)\.lora_(?P<side>[AB])(?:\.default)?(?:\.weight)?$")
-# vLLM drops, or cannot place, what is adapted outside the blocks of the language model: embeddings and a tied head, a vision tower, the
-# layers of multi-token prediction.
-_IN_BLOCK = re.compile(r"(?:(?:model|language_model|transformer|gpt_neox|decoder|backbone)\.)*(?:layers|h)\.\d+\..+")
+# vLLM drops, or cannot place, what is adapted outside the blocks of the language model: embeddings and a tied
+# head, a vision tower, the layers of multi-token prediction.
+_IN_BLOCK = re.compile(
+    r"(?:(?:model|language_model|transformer|gpt_neox|decoder|backbone)\.)*(?:layers|h)\.\d+\..+"
+)
 
 
 def check_lora(folder: Path, base: BaseModel) -> CheckedModule:
@@ -92,11 +103,18 @@ def check_lora(folder: Path, base: BaseModel) -> CheckedModule:
     targets = sorted({path.rsplit(".", 1)[-1] for path in paths})
     rslora = bool(config.get("use_rslora", False))
     scale = config["lora_alpha"] / (math.sqrt(rank) if rslora else rank)
-    figures = lora_figures(((tensors.float32(_name(path, "A")), tensors.float32(_name(path, "B"))) for path in paths), scale)
+    figures = lora_figures(
+        ((tensors.float32(_name(path, "A")), tensors.float32(_name(path, "B"))) for path in paths), scale
+    )
     if figures.delta_norm == 0:
-        raise InvalidModule(WEIGHTS_FILE, "lora_B times lora_A is zero in every layer: the module would change nothing")
+        raise InvalidModule(
+            WEIGHTS_FILE, "lora_B times lora_A is zero in every layer: the module would change nothing"
+        )
     if figures.delta_norm < DELTA_NORM_LEAST:
-        rule = f"its delta's norm is {figures.delta_norm:.1e}, below {DELTA_NORM_LEAST:g}: the module would change nothing"
+        rule = (
+            f"its delta's norm is {figures.delta_norm:.1e}, below {DELTA_NORM_LEAST:g}: the module would "
+            "change nothing"
+        )
         raise InvalidModule(WEIGHTS_FILE, rule)
     canonical = canonical_json(
         {
@@ -111,7 +129,15 @@ def check_lora(folder: Path, base: BaseModel) -> CheckedModule:
         }
     )
     digest = hashlib.sha256(canonical + tensors.content_digest()).hexdigest()
-    return CheckedModule(digest, ModuleKind.LORA, rank, tuple(targets), figures, {CONFIG_FILE: canonical}, _missing(config, base, paths))
+    return CheckedModule(
+        digest,
+        ModuleKind.LORA,
+        rank,
+        tuple(targets),
+        figures,
+        {CONFIG_FILE: canonical},
+        _missing(config, base, paths),
+    )
 
 
 def _check_config(config: dict[str, Any], max_rank: int) -> int:
@@ -120,32 +146,49 @@ def _check_config(config: dict[str, Any], max_rank: int) -> int:
         raise InvalidModule(f"{CONFIG_FILE}: peft_type", "must be LORA")
     rank = config.get("r")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= max_rank:
-        raise InvalidModule(f"{CONFIG_FILE}: r", f"must be a whole number from 1 to {max_rank} (setting max_lora_rank)")
+        raise InvalidModule(
+            f"{CONFIG_FILE}: r", f"must be a whole number from 1 to {max_rank} (setting max_lora_rank)"
+        )
     alpha = config.get("lora_alpha")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < abs(alpha) <= ALPHA_MAX:  # NaN fails too
-        raise InvalidModule(f"{CONFIG_FILE}: lora_alpha", f"must be a number other than 0, at most {ALPHA_MAX:g}")
+    if (
+        not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < abs(alpha) <= ALPHA_MAX
+    ):  # NaN fails too
+        raise InvalidModule(
+            f"{CONFIG_FILE}: lora_alpha", f"must be a number other than 0, at most {ALPHA_MAX:g}"
+        )
     for field, value in config.items():
         _check_plain(field, value)
     return rank
 
 
 def _check_plain(field: str, value: Any) -> None:
-    """Raises InvalidModule for what makes the adapter more than lora_B times lora_A, or may: the answers would not be those of peft."""
+    """Raises InvalidModule for what makes the adapter more than lora_B times lora_A, or may: the answers
+    would not be those of peft.
+    """
     if field in _NO_PART_IN_ANSWERS or value is None or value is False or value in ("", [], {}):
         return
     shown = repr(value)[:NAME_SHOWN_CHARS]
     if field == "init_lora_weights" and value not in _PLAIN_VALUES[field]:
-        rule = f"{shown} changes the base model's weights as training begins; save it with path_initial_model_for_weight_conversion"
+        rule = (
+            f"{shown} changes the base model's weights as training begins; save it with "
+            "path_initial_model_for_weight_conversion"
+        )
         raise InvalidModule(f"{CONFIG_FILE}: {field}", rule)
     if field in _PLAIN_VALUES:
         plain = _PLAIN_VALUES[field]
         if value not in plain:
-            rule = f"must be one of {', '.join(map(repr, plain))}, not {shown}; merge it into plain LoRA weights"
+            rule = (
+                f"must be one of {', '.join(map(repr, plain))}, not {shown}; merge it into plain LoRA weights"
+            )
             raise InvalidModule(f"{CONFIG_FILE}: {field}", rule)
     elif field in _KNOWN_REFUSED:
-        raise InvalidModule(f"{CONFIG_FILE}: {field}", "is not supported when serving; merge it into plain LoRA weights")
+        raise InvalidModule(
+            f"{CONFIG_FILE}: {field}", "is not supported when serving; merge it into plain LoRA weights"
+        )
     else:
-        rule = f"is not known here ({shown}), and may change what the adapter does; leave it out if it does not"
+        rule = (
+            f"is not known here ({shown}), and may change what the adapter does; leave it out if it does not"
+        )
         raise InvalidModule(f"{CONFIG_FILE}: {field}", rule)
 
 
@@ -157,7 +200,10 @@ def _check_tensors(tensors: TensorFile, base: BaseModel, rank: int) -> list[str]
         match = _TENSOR.fullmatch(name)
         shape = base.shapes.get(f"{match['path']}.weight") if match else None
         if match is None or shape is None or len(shape) != 2 or not _IN_BLOCK.fullmatch(match["path"]):
-            rule = "does not belong to a linear layer of the base model's transformer blocks; it would be silently ignored"
+            rule = (
+                "does not belong to a linear layer of the base model's transformer blocks; it would be "
+                "silently ignored"
+            )
             if similar := _same_layer(name, base):
                 rule = f"has another prefix than the base model's layers: rename it to {similar}"
             raise InvalidModule(name[:NAME_SHOWN_CHARS], rule)
@@ -169,25 +215,39 @@ def _check_tensors(tensors: TensorFile, base: BaseModel, rank: int) -> list[str]
         if present != {"A", "B"}:
             raise InvalidModule(path, "has only one of lora_A and lora_B")
     if not any({(path, "A"), (path, "B")} <= nonzero for path in sides):
-        raise InvalidModule(WEIGHTS_FILE, "lora_A or lora_B is zero in every layer: the module would change nothing")
+        raise InvalidModule(
+            WEIGHTS_FILE, "lora_A or lora_B is zero in every layer: the module would change nothing"
+        )
     return sorted(sides)
 
 
 def _missing(config: dict[str, Any], base: BaseModel, paths: Sequence[str]) -> str:
-    """A warning where the file adapts some only of the layers that the configuration names: training, saving or copying may have lost them.
+    """A warning where the file adapts some only of the layers that the configuration names: training, saving
+    or copying may have lost them.
 
     peft takes such a file too, with a warning, and leaves the other layers as they are. "" for none.
     """
     named = config.get("target_modules")
-    if not isinstance(named, list) or any(config.get(field) for field in ("layers_to_transform", "exclude_modules")):
+    if not isinstance(named, list) or any(
+        config.get(field) for field in ("layers_to_transform", "exclude_modules")
+    ):
         return ""
-    linear = (name.removesuffix(".weight") for name, shape in base.shapes.items() if name.endswith(".weight") and len(shape) == 2)
-    meant = {path for path in linear if _IN_BLOCK.fullmatch(path) and any(path == name or path.endswith(f".{name}") for name in named)}
+    linear = (
+        name.removesuffix(".weight")
+        for name, shape in base.shapes.items()
+        if name.endswith(".weight") and len(shape) == 2
+    )
+    meant = {
+        path
+        for path in linear
+        if _IN_BLOCK.fullmatch(path) and any(path == name or path.endswith(f".{name}") for name in named)
+    }
     left_out = sorted(meant - set(paths))
     if not left_out:
         return ""
     return (
-        f"adapts {len(meant) - len(left_out)} of the {len(meant)} layers that target_modules names; {left_out[0]} is not in {WEIGHTS_FILE}"
+        f"adapts {len(meant) - len(left_out)} of the {len(meant)} layers that target_modules names; "
+        f"{left_out[0]} is not in {WEIGHTS_FILE}"
     )
 
 
@@ -196,7 +256,13 @@ def _name(path: str, side: str) -> str:
 
 
 def _same_layer(name: str, base: BaseModel) -> str:
-    """What a tensor would have to be called whose layer the base model has, but under another prefix; "" for none."""
+    """What a tensor would have to be called whose layer the base model has, but under another prefix; "" for
+    none.
+    """
     found = _LAYER.search(name)
-    paths = [path for path in base.shapes if found and path.endswith(f"{found['layer']}.weight") and _IN_BLOCK.fullmatch(path)]
+    paths = [
+        path
+        for path in base.shapes
+        if found and path.endswith(f"{found['layer']}.weight") and _IN_BLOCK.fullmatch(path)
+    ]
     return _name(paths[0].removesuffix(".weight"), found["side"]) if found and len(paths) == 1 else ""

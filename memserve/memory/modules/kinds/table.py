@@ -1,4 +1,6 @@
-"""The kinds of modules: one table. Kinds differ in how they are checked, loaded and applied, and in nothing else."""
+"""The kinds of modules: one table. Kinds differ in how they are checked, loaded and applied, and in nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from memserve.memory.modules.kinds.files import BaseModel, CheckedModule
 from memserve.memory.modules.kinds.logit_expert import EXPERT_FILES, EXPERT_OPTIONAL_FILES, check_logit_expert
 from memserve.memory.modules.kinds.lora import LORA_FILES, check_lora
 
-__all__ = ["KINDS", "NAME_RULE", "PROBES_FILE", "BaseModel", "CheckedModule", "KindRules", "check_module_name"]
+__all__ = [
+    "KINDS",
+    "NAME_RULE",
+    "PROBES_FILE",
+    "BaseModel",
+    "CheckedModule",
+    "KindRules",
+    "check_module_name",
+]
 
 # Comes with a version of any kind; it is no part of the module and of its digest.
 PROBES_FILE = "probes.json"

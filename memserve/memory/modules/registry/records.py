@@ -37,7 +37,8 @@ class Preload:
 
 @dataclass(frozen=True, slots=True)
 class CanaryAlias:
-    """An alias of which a part is on canaries: versions that share it and had not passed the gate when they came to it.
+    """An alias of which a part is on canaries: versions that share it and had not passed the gate when they
+    came to it.
 
     versions: the canaries, also those that have passed since. revision: the alias's, at which this is so.
     """
@@ -50,15 +51,22 @@ class CanaryAlias:
 
 
 def read_version(stored: Sequence[Any]) -> ModuleVersion:
-    """stored: the version's JSON, its texts', its gate report's, and whether it moves logits. Raises UnreadableRecord."""
+    """stored: the version's JSON, its texts', its gate report's, and whether it moves logits. Raises
+    UnreadableRecord.
+    """
     body, texts, gate, moves_logits = stored
     with reading("ModuleVersion"):
         record = {"recipe": "", "notes": "", "sources": ()} | json.loads(body) | json.loads(texts or "{}")
         fields = known_fields(ModuleVersion, record)
         for name in ("target_modules", "sources", "parents"):
             fields[name] = tuple(map(str, fields[name]))
-        fields |= {"kind": ModuleKind(fields["kind"]), "figures": WeightFigures(**known_fields(WeightFigures, fields["figures"]))}
-        return ModuleVersion(**(fields | {"moves_logits": bool(moves_logits), "gate": _gate(gate) if gate else None}))
+        fields |= {
+            "kind": ModuleKind(fields["kind"]),
+            "figures": WeightFigures(**known_fields(WeightFigures, fields["figures"])),
+        }
+        return ModuleVersion(
+            **(fields | {"moves_logits": bool(moves_logits), "gate": _gate(gate) if gate else None})
+        )
 
 
 def _gate(text: str) -> GateReport | None:
@@ -93,7 +101,9 @@ def read_alias_change(text: str) -> AliasChange:
 
 
 def read_module(described: Sequence[Any]) -> Module:
-    """described: name, kind, newest version, number of versions, and the aliases' JSON. Raises UnreadableRecord."""
+    """described: name, kind, newest version, number of versions, and the aliases' JSON. Raises
+    UnreadableRecord.
+    """
     with reading("Module"):
         name, kind, newest, versions, aliases = described
         by_name = sorted((read_alias(shown) for shown in aliases), key=lambda alias: alias.name)
@@ -112,7 +122,9 @@ def read_canary(stored: tuple[str, str]) -> CanaryAlias:
     with reading("CanaryAlias"):
         tenant, name, alias = json.loads(stored[0])
         watched = json.loads(stored[1])
-        return CanaryAlias(tenant, name, alias, tuple(map(int, watched["versions"])), int(watched["revision"]))
+        return CanaryAlias(
+            tenant, name, alias, tuple(map(int, watched["versions"])), int(watched["revision"])
+        )
 
 
 def read_event(tenant: str, event_id: str, fields: dict[str, str]) -> AuditEvent:

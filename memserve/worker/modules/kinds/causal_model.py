@@ -1,6 +1,8 @@
-"""A small Llama or Qwen2 as plain arithmetic, with a KV state of its own for every sequence: what a logit expert computes with.
+"""A small Llama or Qwen2 as plain arithmetic, with a KV state of its own for every sequence: what a logit
+expert computes with.
 
-All sequences of a step go through the matrices as one flat run of tokens, without padding; only attention is done for each on its own.
+All sequences of a step go through the matrices as one flat run of tokens, without padding; only attention is
+done for each on its own.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Layer(NamedTuple):
 
 
 class KvState:
-    """Keys and values of one sequence in one model. `length`: tokens that are in it; lower it to take the last ones back."""
+    """Keys and values of one sequence in one model. `length`: tokens that are in it; lower it to take the
+    last ones back.
+    """
 
     def __init__(self) -> None:
         self.length = 0
@@ -68,7 +72,13 @@ class KvState:
 class CausalModel:
     """Weights on a device, and what they make of tokens."""
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         """config: of transformers, as JSON says it. weights: by the names that transformers gives them.
 
         Raises ValueError for another architecture, or for weights that are missing or do not fit.
@@ -79,7 +89,9 @@ class CausalModel:
         self._hidden: int = shape.hidden_size
         self._heads: int = shape.num_attention_heads
         self._kv_heads: int = shape.num_key_value_heads
-        self._head_dim: int = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        self._head_dim: int = (
+            getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        )
         self._epsilon: float = shape.rms_norm_eps
         self._frequencies, self._rope_scale = _rope(shape, device)
 
@@ -94,9 +106,17 @@ class CausalModel:
             parts = [take(f"{prefix}.{name}.weight", out, width) for name, out in outputs.items()]
             if not any(f"{prefix}.{name}.bias" in weights for name in outputs):
                 return Projection(torch.cat(parts), None)
-            return Projection(torch.cat(parts), torch.cat([take(f"{prefix}.{name}.bias", out) for name, out in outputs.items()]))
+            return Projection(
+                torch.cat(parts),
+                torch.cat([take(f"{prefix}.{name}.bias", out) for name, out in outputs.items()]),
+            )
 
-        hidden, inner, q, kv = self._hidden, shape.intermediate_size, self._heads * self._head_dim, self._kv_heads * self._head_dim
+        hidden, inner, q, kv = (
+            self._hidden,
+            shape.intermediate_size,
+            self._heads * self._head_dim,
+            self._kv_heads * self._head_dim,
+        )
         self._layers = [
             Layer(
                 input_norm=take(f"{prefix}.input_layernorm.weight", hidden),
@@ -110,10 +130,14 @@ class CausalModel:
         ]
         self._norm = take("model.norm.weight", hidden)
         self._embeddings = take("model.embed_tokens.weight", self.vocab_size, hidden)
-        self._head = self._embeddings if shape.tie_word_embeddings else take("lm_head.weight", self.vocab_size, hidden)
+        self._head = (
+            self._embeddings if shape.tie_word_embeddings else take("lm_head.weight", self.vocab_size, hidden)
+        )
 
     @classmethod
-    def load(cls, folder: Path, files: Sequence[Path], dtype: torch.dtype, device: torch.device) -> CausalModel:
+    def load(
+        cls, folder: Path, files: Sequence[Path], dtype: torch.dtype, device: torch.device
+    ) -> CausalModel:
         """Read `config.json` in the folder and the weights in these safetensors files.
 
         Raises ValueError where they are missing or are not a model that this one can be.
@@ -134,15 +158,24 @@ class CausalModel:
         counts = [len(tokens) for _, tokens in sequences]
         starts = [0, *torch.tensor(counts).cumsum(0).tolist()]
         ids = torch.tensor([token for _, tokens in sequences for token in tokens], device=self._device)
-        places = [place for (state, _), count in zip(sequences, counts, strict=True) for place in range(state.length, state.length + count)]
-        angles = torch.tensor(places, dtype=torch.float32, device=self._device)[:, None, None] * self._frequencies
+        places = [
+            place
+            for (state, _), count in zip(sequences, counts, strict=True)
+            for place in range(state.length, state.length + count)
+        ]
+        angles = (
+            torch.tensor(places, dtype=torch.float32, device=self._device)[:, None, None] * self._frequencies
+        )
         cos, sin = ((turned * self._rope_scale).to(self._dtype) for turned in (angles.cos(), angles.sin()))
         hidden = embedding(ids, self._embeddings)
         for number, layer in enumerate(self._layers):
             heads = layer.qkv(self._normed(hidden, layer.input_norm)).view(len(ids), -1, self._head_dim)
             both = self._heads + self._kv_heads
             left, right = heads[:, :both].chunk(2, dim=-1)
-            heads = torch.cat((torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1), heads[:, both:]), dim=1)
+            heads = torch.cat(
+                (torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1), heads[:, both:]),
+                dim=1,
+            )
             heads = heads.transpose(0, 1)
             mixed = [
                 self._attend(heads[:, start:end], state, number)
@@ -160,8 +193,13 @@ class CausalModel:
         return rms_norm(x, (self._hidden,), weight, self._epsilon)
 
     def _attend(self, heads: Tensor, state: KvState, layer: int) -> Tensor:
-        """heads: [heads + 2 * kv_heads, tokens, head_dim] of one sequence. Returns [tokens, heads * head_dim]."""
-        query, fresh = heads[: self._heads], heads[self._heads :].reshape(2, self._kv_heads, -1, self._head_dim)
+        """heads: [heads + 2 * kv_heads, tokens, head_dim] of one sequence. Returns [tokens, heads *
+        head_dim].
+        """
+        query, fresh = (
+            heads[: self._heads],
+            heads[self._heads :].reshape(2, self._kv_heads, -1, self._head_dim),
+        )
         tokens, past = query.shape[1], state.length
         held = state.reserve(tokens, fresh[0], len(self._layers))[layer]
         held[:, :, past : past + tokens] = fresh
@@ -173,7 +211,9 @@ class CausalModel:
         mask = None
         if past:
             mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=self._device).tril(past)
-        mixed = scaled_dot_product_attention(query[None], keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        mixed = scaled_dot_product_attention(
+            query[None], keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
         return mixed[0].transpose(0, 1).reshape(tokens, -1)
 
 
@@ -193,7 +233,9 @@ def _typed_config(config: Mapping[str, Any]) -> Any:
     if shape.hidden_act != "silu" or getattr(shape, "use_sliding_window", False):
         raise ValueError("hidden_act must be silu, and use_sliding_window false")
     if shape.rope_parameters["rope_type"] not in ROPE_TYPES:
-        raise ValueError(f"rope_type {shape.rope_parameters['rope_type']!r} is none of {', '.join(ROPE_TYPES)}")
+        raise ValueError(
+            f"rope_type {shape.rope_parameters['rope_type']!r} is none of {', '.join(ROPE_TYPES)}"
+        )
     return shape
 
 

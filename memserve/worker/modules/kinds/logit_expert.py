@@ -1,11 +1,13 @@
-"""Logit experts: a small model shifts the served model's logits while it decodes (proxy tuning, Liu et al. 2024, arXiv 2401.08565).
+"""Logit experts: a small model shifts the served model's logits while it decodes (proxy tuning, Liu et al.
+2024, arXiv 2401.08565).
 
     logits + alpha * (expert's - anti-expert's)
 
-`LogitExperts` is a vLLM logits processor. It works in `apply`, not in `update_state`: under async scheduling vLLM puts the sampled tokens
-into a request's running list only just before `apply`. vLLM gives a row to every request in the batch, to one whose prompt is not all
-computed yet too, whose sample is thrown away: there the last shift is used again. vLLM takes the logprobs that it returns before any
-logits processor, and refuses custom ones together with speculative decoding.
+`LogitExperts` is a vLLM logits processor. It works in `apply`, not in `update_state`: under async scheduling
+vLLM puts the sampled tokens into a request's running list only just before `apply`. vLLM gives a row to every
+request in the batch, to one whose prompt is not all computed yet too, whose sample is thrown away: there the
+last shift is used again. vLLM takes the logprobs that it returns before any logits processor, and refuses
+custom ones together with speculative decoding.
 """
 
 from __future__ import annotations
@@ -41,12 +43,16 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def expert_parameters(digest: str, alpha: float, path: str) -> dict[str, Any]:
-    """What a request's extra_args hold for an expert. path: of the module's folder, as the engine's process sees it."""
+    """What a request's extra_args hold for an expert. path: of the module's folder, as the engine's process
+    sees it.
+    """
     return {PARAMETERS: {"digest": digest, "alpha": alpha, "path": path}}
 
 
 async def load_expert(llm: Any, digest: str, path: str) -> None:
-    """Load an expert into a running AsyncLLM, while it serves. Raises ValueError with the reason where the engine refuses it."""
+    """Load an expert into a running AsyncLLM, while it serves. Raises ValueError with the reason where the
+    engine refuses it.
+    """
     while None in (answers := await llm.collective_rpc("load_expert", args=(digest, path))):
         await asyncio.sleep(_POLL_S)
     if refusal := next(filter(None, answers), ""):
@@ -72,7 +78,9 @@ class Expert:
 
 
 class ExpertShelf:
-    """The experts that an engine holds. They are read by a thread of its own, so that the engine's goes on with its steps."""
+    """The experts that an engine holds. They are read by a thread of its own, so that the engine's goes on
+    with its steps.
+    """
 
     def __init__(self, served: Served, limit: int) -> None:
         self._served = served
@@ -83,7 +91,9 @@ class ExpertShelf:
         self._reader = ThreadPoolExecutor(1, "expert-reader")
 
     def ask(self, digest: str, path: str, in_use: Collection[str]) -> str | None:
-        """Load an expert, unless it is loaded. Returns None while it is being read, "" once it can be used, else why it cannot be."""
+        """Load an expert, unless it is loaded. Returns None while it is being read, "" once it can be used,
+        else why it cannot be.
+        """
         if digest not in self._experts and self._limit <= len(in_use):
             return f"all {self._limit} experts of this engine are in use"
         reading = self._touch(digest, path, in_use)
@@ -95,7 +105,9 @@ class ExpertShelf:
         return ""
 
     def get(self, digest: str, path: str, in_use: Collection[str]) -> Expert:
-        """The expert, read now when it is not loaded: it was pushed out since its request was accepted. Raises ValueError."""
+        """The expert, read now when it is not loaded: it was pushed out since its request was accepted.
+        Raises ValueError.
+        """
         return self._touch(digest, path, in_use).result()
 
     def drop(self, digest: str) -> bool:
@@ -107,7 +119,11 @@ class ExpertShelf:
 
     def loaded(self) -> list[str]:
         """Digests, least recently used first."""
-        return [digest for digest, reading in self._experts.items() if reading.done() and reading.exception() is None]
+        return [
+            digest
+            for digest, reading in self._experts.items()
+            if reading.done() and reading.exception() is None
+        ]
 
     def _touch(self, digest: str, path: str, in_use: Collection[str]) -> Future[Expert]:
         reading = self._experts.pop(digest, None) or self._reader.submit(self._read, Path(path))
@@ -129,15 +145,20 @@ class ExpertShelf:
         if anti_kind == "file":
             return Expert(own, self._model(folder, [folder / "anti_model.safetensors"]))
         if anti_kind == "base":
-            # vLLM's own copy has the LoRAs woven in and its matrices packed: the base is read once more, for all experts together.
-            self._base = self._base or self._model(self._served.path, sorted(self._served.path.glob("*.safetensors")))
+            # vLLM's own copy has the LoRAs woven in and its matrices packed: the base is read once more, for
+            # all experts together.
+            self._base = self._base or self._model(
+                self._served.path, sorted(self._served.path.glob("*.safetensors"))
+            )
             return Expert(own, self._base)
         raise ValueError(f"anti_expert {anti_kind!r} is none of none, base, file")
 
     def _model(self, folder: Path, files: Sequence[Path]) -> CausalModel:
         model = CausalModel.load(folder, files, self._served.dtype, self._served.device)
         if model.vocab_size != self._served.vocab_size:
-            raise ValueError(f"its vocabulary has {model.vocab_size} tokens, the served model's {self._served.vocab_size}")
+            raise ValueError(
+                f"its vocabulary has {model.vocab_size} tokens, the served model's {self._served.vocab_size}"
+            )
         return model
 
 
@@ -154,7 +175,8 @@ class Reader:
 class Followed:
     """A request in the batch that an expert follows.
 
-    outputs: vLLM's running list of the request, which grows as it is sampled. read: the outputs that the models have read.
+    outputs: vLLM's running list of the request, which grows as it is sampled. read: the outputs that the
+    models have read.
     """
 
     digest: str
@@ -170,9 +192,11 @@ class Followed:
         return [self.own] if self.anti is None else [self.own, self.anti]
 
     def unread(self) -> list[int]:
-        """The tokens that the models are to read next; none when vLLM has sampled none since. They count as read from here on.
+        """The tokens that the models are to read next; none when vLLM has sampled none since. They count as
+        read from here on.
 
-        Tokens that vLLM took back (those sampled on KV that failed to load) are taken back from the models' KV too.
+        Tokens that vLLM took back (those sampled on KV that failed to load) are taken back from the models'
+        KV too.
         """
         if self.own.logits is None:
             self.read = list(self.outputs)
@@ -180,7 +204,12 @@ class Followed:
         known = len(self.read)
         if self.outputs[:known] != self.read:
             known = next(
-                (at for at, pair in enumerate(zip(self.read, self.outputs, strict=False)) if pair[0] != pair[1]), len(self.outputs)
+                (
+                    at
+                    for at, pair in enumerate(zip(self.read, self.outputs, strict=False))
+                    if pair[0] != pair[1]
+                ),
+                len(self.outputs),
             )
             # The last token that stays is read again, for its logits.
             for reader in self.readers:
@@ -203,12 +232,14 @@ class Followed:
 class LogitExperts(LogitsProcessor):
     """Shifts the rows of the requests that name an expert; other rows are not touched.
 
-    A request that leaves the batch, because it is done or preempted, loses its state; when it comes back, its prompt and outputs are
-    read again.
+    A request that leaves the batch, because it is done or preempted, loses its state; when it comes back, its
+    prompt and outputs are read again.
     """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        """Raises ValueError for an engine that takes prompts without tokens: an expert could not read them."""
+        """Raises ValueError for an engine that takes prompts without tokens: an expert could not read
+        them.
+        """
         model = vllm_config.model_config
         if model.enable_prompt_embeds:
             raise ValueError("logit experts do not work on an engine that takes prompt embeddings")
@@ -227,7 +258,12 @@ class LogitExperts(LogitsProcessor):
         digest, alpha, path = wanted["digest"], wanted["alpha"], wanted["path"]
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise ValueError(f"{PARAMETERS}.digest must be 64 hexadecimal digits")
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or abs(alpha) > MAX_ALPHA:
+        if (
+            isinstance(alpha, bool)
+            or not isinstance(alpha, int | float)
+            or not math.isfinite(alpha)
+            or abs(alpha) > MAX_ALPHA
+        ):
             raise ValueError(f"{PARAMETERS}.alpha must be a number from -{MAX_ALPHA:g} to {MAX_ALPHA:g}")
         if not isinstance(path, str) or not (Path(path) / "expert_config.json").is_file():
             raise ValueError(f"{PARAMETERS}.path is not the folder of a logit expert")
@@ -241,7 +277,9 @@ class LogitExperts(LogitsProcessor):
         return {each.digest for each in self._followed.values()}
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow the persistent batch: removals, then additions (which may take an occupied row), then moves."""
+        """Follow the persistent batch: removals, then additions (which may take an occupied row), then
+        moves.
+        """
         if batch_update is None:
             return
         for row in batch_update.removed:
@@ -265,7 +303,9 @@ class LogitExperts(LogitsProcessor):
 
     @torch.inference_mode()
     def apply(self, logits: Tensor) -> Tensor:
-        """logits: float32 [requests in the batch, vocab_size]; changed in place. Every model reads all of its requests at once."""
+        """logits: float32 [requests in the batch, vocab_size]; changed in place. Every model reads all of its
+        requests at once.
+        """
         if not self._followed:
             return logits
         work: dict[CausalModel, list[tuple[Reader, list[int]]]] = {}
@@ -282,7 +322,9 @@ class LogitExperts(LogitsProcessor):
 
 
 class ExpertLoading:
-    """Added to vLLM's worker, for `collective_rpc`. None of these waits for a file: they run between two steps."""
+    """Added to vLLM's worker, for `collective_rpc`. None of these waits for a file: they run between two
+    steps.
+    """
 
     model_runner: Any
 
@@ -304,5 +346,7 @@ class ExpertLoading:
         return self._logit_experts().shelf.loaded()
 
     def _logit_experts(self) -> LogitExperts:
-        found = (each for each in self.model_runner.input_batch.logitsprocs.all if isinstance(each, LogitExperts))
+        found = (
+            each for each in self.model_runner.input_batch.logitsprocs.all if isinstance(each, LogitExperts)
+        )
         return next(found)

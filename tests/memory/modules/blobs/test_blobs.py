@@ -1,4 +1,6 @@
-"""A blob is in the store whole or not at all, comes back as it was put, and stays for as long as anything refers to it."""
+"""A blob is in the store whole or not at all, comes back as it was put, and stays for as long as anything
+refers to it.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Registry:
 
 @pytest.fixture(params=["local", "directory", "memory", "file"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OPEN]:
-    """Opens one store from several machines, each named: each has a local root of its own, but where the store is local."""
+    """Opens one store from several machines, each named: each has a local root of its own, but where the
+    store is local.
+    """
     bucket = uuid.uuid4().hex
     url = {
         "local": "",
@@ -87,9 +91,13 @@ def test_what_is_put_comes_back_on_another_machine(open_store: OPEN, tmp_path: P
     assert [digest for digest, _ in worker.digests(NOW_S)] == [DIGEST]
 
 
-def test_canonical_bytes_replace_the_uploaded_and_the_rest_stays_out(open_store: OPEN, tmp_path: Path) -> None:
+def test_canonical_bytes_replace_the_uploaded_and_the_rest_stays_out(
+    open_store: OPEN, tmp_path: Path
+) -> None:
     upload = folder_of(tmp_path / "upload", {**FILES, "probes.json": b"[]"})
-    open_store("gateway").put(DIGEST, upload, rewritten={"adapter_config.json": b'{"r": 1}'}, without=["probes.json"])
+    open_store("gateway").put(
+        DIGEST, upload, rewritten={"adapter_config.json": b'{"r": 1}'}, without=["probes.json"]
+    )
     assert kept(open_store("worker").local(DIGEST)) == {**FILES, "adapter_config.json": b'{"r": 1}'}
     assert kept(upload) == {**FILES, "probes.json": b"[]"}
 
@@ -97,7 +105,10 @@ def test_canonical_bytes_replace_the_uploaded_and_the_rest_stays_out(open_store:
 def test_what_is_put_again_stays_as_it_was_first(open_store: OPEN, tmp_path: Path) -> None:
     blobs = open_store("gateway")
     blobs.put(DIGEST, folder_of(tmp_path / "upload"))
-    assert blobs.put(DIGEST, folder_of(tmp_path / "other form", {**FILES, "adapter_config.json": b"{ }"})) == SIZE
+    assert (
+        blobs.put(DIGEST, folder_of(tmp_path / "other form", {**FILES, "adapter_config.json": b"{ }"}))
+        == SIZE
+    )
     assert kept(open_store("worker").local(DIGEST)) == FILES
 
 
@@ -133,7 +144,9 @@ def test_a_local_copy_can_be_forgotten_but_not_the_only_one(open_store: OPEN, tm
     assert kept(blobs.local(DIGEST)) == FILES
 
 
-@pytest.mark.parametrize("digest", ["", "..", "../" + "a" * 61, "A" * 64, "a" * 63, "a" * 64 + "\n", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "digest", ["", "..", "../" + "a" * 61, "A" * 64, "a" * 63, "a" * 64 + "\n", "/etc/passwd"]
+)
 def test_nothing_but_a_digest_becomes_part_of_a_path(open_store: OPEN, tmp_path: Path, digest: str) -> None:
     blobs = open_store("gateway")
     uses: list[Callable[[], object]] = [
@@ -184,7 +197,9 @@ def remote_file(tmp_path: Path, content: bytes) -> Path:
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "list"])
-def test_a_damaged_blob_is_never_handed_out_and_putting_it_again_mends_it(tmp_path: Path, prefix: str, damage: str) -> None:
+def test_a_damaged_blob_is_never_handed_out_and_putting_it_again_mends_it(
+    tmp_path: Path, prefix: str, damage: str
+) -> None:
     url = f"{prefix}{tmp_path / 'shared'}"
     BlobStore(url, tmp_path / "gateway").put(DIGEST, folder_of(tmp_path / "upload"))
     weights = remote_file(tmp_path, FILES["adapter_model.safetensors"])
@@ -230,7 +245,10 @@ def test_putting_again_mends_what_lies_here_with_other_bytes(tmp_path: Path, sto
     blobs.put(DIGEST, folder_of(tmp_path / "upload"))
     probes = blobs.put_probes(b"[1]")
     blobs.probes(probes)
-    for file in (blobs.local(DIGEST) / "adapter_model.safetensors", tmp_path / "root" / "probes" / probes / "probes.json"):
+    for file in (
+        blobs.local(DIGEST) / "adapter_model.safetensors",
+        tmp_path / "root" / "probes" / probes / "probes.json",
+    ):
         file.write_bytes(file.read_bytes()[::-1])
     with pytest.raises(BlobDamaged):
         blobs.probes(probes)
@@ -250,7 +268,9 @@ def test_only_what_was_checked_is_put(open_store: OPEN, tmp_path: Path) -> None:
     assert not blobs.exists(DIGEST)
     # What is written anew, and what is not kept, is not what was announced.
     folder_of(upload, {**FILES, "adapter_config.json": b"changed", "probes.json": b"changed"})
-    blobs.put(DIGEST, upload, expected=announced, without=["probes.json"], rewritten={"adapter_config.json": b"{}"})
+    blobs.put(
+        DIGEST, upload, expected=announced, without=["probes.json"], rewritten={"adapter_config.json": b"{}"}
+    )
     assert kept(open_store("worker").local(DIGEST)) == FILES
 
 
@@ -280,7 +300,9 @@ def test_a_put_that_was_cut_off_can_be_done_again(tmp_path: Path, prefix: str) -
     assert kept(blobs.local(DIGEST)) == FILES
 
 
-async def test_the_sweep_removes_what_nobody_refers_to_and_nothing_else(open_store: OPEN, tmp_path: Path) -> None:
+async def test_the_sweep_removes_what_nobody_refers_to_and_nothing_else(
+    open_store: OPEN, tmp_path: Path
+) -> None:
     blobs = open_store("gateway")
     for digest in (DIGEST, OTHER):
         blobs.put(digest, folder_of(tmp_path / "upload"))
@@ -367,7 +389,11 @@ def test_a_disk_that_refuses_is_one_fact_with_its_reason(tmp_path: Path) -> None
 
 def test_a_remote_store_tells_the_systems_reason(tmp_path: Path) -> None:
     blobs = BlobStore(f"file://{tmp_path}/{'long' * 100}", tmp_path / "root")
-    for use in (lambda: blobs.exists(DIGEST), lambda: blobs.put_probes(b"[]"), lambda: list(blobs.digests(NOW_S))):
+    for use in (
+        lambda: blobs.exists(DIGEST),
+        lambda: blobs.put_probes(b"[]"),
+        lambda: list(blobs.digests(NOW_S)),
+    ):
         with pytest.raises(BlobStoreUnavailable, match=r"\(file: File name too long\)"):
             use()
 

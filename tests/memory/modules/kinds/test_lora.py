@@ -52,13 +52,23 @@ def checked(folder: Path, files: dict[str, bytes]) -> CheckedModule:
 
 def test_a_sound_module_has_its_rank_targets_and_figures(tmp_path: Path) -> None:
     found = checked(tmp_path, lora_files(SHAPES))
-    assert (found.kind, found.rank, found.target_modules, len(found.digest)) == (ModuleKind.LORA, 4, ("q_proj",), 64)
+    assert (found.kind, found.rank, found.target_modules, len(found.digest)) == (
+        ModuleKind.LORA,
+        4,
+        ("q_proj",),
+        64,
+    )
     tensors = lora_tensors(SHAPES)
-    assert found.figures.delta_norm == pytest.approx(float(np.linalg.norm(2 * tensors[B] @ tensors[A])), rel=1e-4)
+    assert found.figures.delta_norm == pytest.approx(
+        float(np.linalg.norm(2 * tensors[B] @ tensors[A])), rel=1e-4
+    )
 
 
 def test_the_digest_of_given_content_never_changes(tmp_path: Path) -> None:
-    tensors = {name: np.arange(tensor.size, dtype=np.float32).reshape(tensor.shape) for name, tensor in lora_tensors(SHAPES).items()}
+    tensors = {
+        name: np.arange(tensor.size, dtype=np.float32).reshape(tensor.shape)
+        for name, tensor in lora_tensors(SHAPES).items()
+    }
     found = checked(tmp_path, {CONFIG_FILE: lora_config(), WEIGHTS_FILE: save(tensors)})
     assert found.digest == "5f20c818f8f891d77a73f94122e4434293123a0c480120104721def9da76a72f"
 
@@ -66,15 +76,25 @@ def test_the_digest_of_given_content_never_changes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "warning"),
     [
-        ({}, "adapts 1 of the 2 layers that target_modules names; model.layers.1.self_attn.q_proj is not in adapter_model.safetensors"),
+        (
+            {},
+            "adapts 1 of the 2 layers that target_modules names; model.layers.1.self_attn.q_proj is "
+            "not in adapter_model.safetensors",
+        ),
         ({"target_modules": ["q_proj", "up_proj"]}, "adapts 1 of the 3 layers that target_modules names"),
         ({"target_modules": [LAYER]}, ""),
         ({"layers_to_transform": [0]}, ""),
         ({"target_modules": "all-linear"}, ""),
     ],
 )
-def test_a_file_with_some_only_of_its_targets_warns(tmp_path: Path, config: dict[str, Any], warning: str) -> None:
-    shapes = {**SHAPES, "model.layers.1.self_attn.q_proj.weight": (256, 128), "model.layers.1.mlp.up_proj.weight": (256, 128)}
+def test_a_file_with_some_only_of_its_targets_warns(
+    tmp_path: Path, config: dict[str, Any], warning: str
+) -> None:
+    shapes = {
+        **SHAPES,
+        "model.layers.1.self_attn.q_proj.weight": (256, 128),
+        "model.layers.1.mlp.up_proj.weight": (256, 128),
+    }
     files = {**lora_files(SHAPES), CONFIG_FILE: lora_config(**config)}
     found = check_lora(write_files(tmp_path, files), BaseModel(shapes, vocab_size=512, max_rank=16))
     assert found.warning.startswith(warning)
@@ -93,11 +113,15 @@ def test_a_broken_module_is_refused_by_the_field_at_fault(tmp_path: Path, case: 
     files, field = BROKEN[case]
     with pytest.raises(InvalidModule) as refusal:
         checked(tmp_path, files)
-    printable = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in refusal.value.field)
+    printable = "".join(
+        letter if letter.isascii() and letter.isprintable() else "?" for letter in refusal.value.field
+    )
     assert printable == field
 
 
-@pytest.mark.parametrize("layer", ["model.embed_tokens", "lm_head", "visual.blocks.0.attn.qkv", "mtp.layers.0.mlp.up_proj"])
+@pytest.mark.parametrize(
+    "layer", ["model.embed_tokens", "lm_head", "visual.blocks.0.attn.qkv", "mtp.layers.0.mlp.up_proj"]
+)
 def test_what_vllm_would_drop_is_refused(tmp_path: Path, layer: str) -> None:
     sound = lora_tensors(SHAPES)
     out_size = SHAPES[f"{layer}.weight"][0]
@@ -131,7 +155,10 @@ def test_a_delta_that_rounding_would_lose_is_refused(tmp_path: Path, norm: float
 def test_a_header_that_is_too_long_is_refused_before_anything_parses_it(tmp_path: Path) -> None:
     # No reader could parse it: it is no JSON.
     weights = (HEADER_MAX_BYTES + 1).to_bytes(8, "little") + bytes(HEADER_MAX_BYTES + 1)
-    with pytest.raises(InvalidModule, match=f"its header has {HEADER_MAX_BYTES + 1} bytes, at most {HEADER_MAX_BYTES} are taken"):
+    with pytest.raises(
+        InvalidModule,
+        match=f"its header has {HEADER_MAX_BYTES + 1} bytes, at most {HEADER_MAX_BYTES} are taken",
+    ):
         checked(tmp_path, {**lora_files(SHAPES), WEIGHTS_FILE: weights})
 
 
@@ -139,7 +166,12 @@ def test_a_model_of_the_operator_may_have_a_longer_header(tmp_path: Path) -> Non
     header, body = taken_apart(save({"weight": np.ones(2, np.float32)}))
     long = put_together({"__metadata__": {"note": "x" * HEADER_MAX_BYTES}, **header}, body)
     write_files(
-        tmp_path, {"config.json": (DEMO / "model" / "config.json").read_bytes(), "tokenizer.json": b"{}", "model.safetensors": long}
+        tmp_path,
+        {
+            "config.json": (DEMO / "model" / "config.json").read_bytes(),
+            "tokenizer.json": b"{}",
+            "model.safetensors": long,
+        },
     )
     assert open_model(tmp_path).tensor_shapes() == {"weight": (2,)}
 
@@ -154,7 +186,9 @@ def test_every_setting_of_peft_is_known() -> None:
 
 @pytest.mark.parametrize("setting", sorted(lora._KNOWN_REFUSED | {"a_setting_of_tomorrow", "use_something"}))
 @pytest.mark.parametrize("value", [True, 1, "on", ["x"], {"x": 1}])
-def test_a_setting_that_is_more_than_plain_lora_is_refused_by_its_name(tmp_path: Path, setting: str, value: object) -> None:
+def test_a_setting_that_is_more_than_plain_lora_is_refused_by_its_name(
+    tmp_path: Path, setting: str, value: object
+) -> None:
     with pytest.raises(InvalidModule) as refused:
         checked(tmp_path, lora_files(SHAPES) | {CONFIG_FILE: lora_config(**{setting: value})})
     assert refused.value.field == f"{CONFIG_FILE}: {setting}"
@@ -183,7 +217,9 @@ def test_a_setting_that_is_off_is_plain(tmp_path: Path, value: object) -> None:
         ("target_modules", ["all-linear", ["q_proj"], None], []),
     ],
 )
-def test_settings_with_several_plain_values(tmp_path: Path, setting: str, plain: list[object], refused: list[object]) -> None:
+def test_settings_with_several_plain_values(
+    tmp_path: Path, setting: str, plain: list[object], refused: list[object]
+) -> None:
     for number, value in enumerate(plain):
         checked(tmp_path / str(number), lora_files(SHAPES) | {CONFIG_FILE: lora_config(**{setting: value})})
     for value in refused:
@@ -211,7 +247,10 @@ def test_the_digest_is_of_the_content_not_of_the_files_form(tmp_path: Path) -> N
     header, body = taken_apart(files[WEIGHTS_FILE])
     reordered = put_together({"__metadata__": {"format": "pt"}, B: header[B], A: header[A]}, body)
     config = json.dumps({"lora_dropout": 0.1, **json.loads(lora_config())}, indent=2).encode()
-    assert checked(tmp_path / "1", files).digest == checked(tmp_path / "2", {CONFIG_FILE: config, WEIGHTS_FILE: reordered}).digest
+    assert (
+        checked(tmp_path / "1", files).digest
+        == checked(tmp_path / "2", {CONFIG_FILE: config, WEIGHTS_FILE: reordered}).digest
+    )
 
 
 @pytest.mark.parametrize("change", ["weight", "alpha", "rslora", "dtype"])
@@ -232,11 +271,17 @@ def test_what_changes_the_answer_changes_the_digest(tmp_path: Path, change: str)
 
 
 def test_what_is_kept_is_checked_to_the_last_field_and_has_the_same_digest(tmp_path: Path) -> None:
-    config = lora_config(auto_mapping={"evil": 1}, base_model_name_or_path="../../etc/passwd", revision="x", target_modules=["all"])
+    config = lora_config(
+        auto_mapping={"evil": 1},
+        base_model_name_or_path="../../etc/passwd",
+        revision="x",
+        target_modules=["all"],
+    )
     found = checked(tmp_path, {**lora_files(SHAPES), CONFIG_FILE: config})
     kept = json.loads(found.rewritten[CONFIG_FILE])
     assert set(kept) == {
-        "base_model_name_or_path", "bias", "lora_alpha", "peft_type", "r", "target_modules", "task_type", "use_rslora"
+        "base_model_name_or_path", "bias", "lora_alpha", "peft_type", "r", "target_modules", "task_type",
+        "use_rslora"
     }  # fmt: skip
     assert (kept["base_model_name_or_path"], kept["target_modules"]) == ("", ["q_proj"])
     assert checked(tmp_path, found.rewritten).digest == found.digest
@@ -249,7 +294,9 @@ def test_bfloat16_weights_have_the_figures_of_their_values(tmp_path: Path) -> No
     stored = put_together({name: {**entry, "dtype": "BF16"} for name, entry in header.items()}, body)
     rounded = {name: (half.astype(np.uint32) << 16).view(np.float32) for name, half in halves.items()}
     found = checked(tmp_path / "1", {**lora_files(SHAPES), WEIGHTS_FILE: stored})
-    assert found.figures == checked(tmp_path / "2", {**lora_files(SHAPES), WEIGHTS_FILE: save(rounded)}).figures
+    assert (
+        found.figures == checked(tmp_path / "2", {**lora_files(SHAPES), WEIGHTS_FILE: save(rounded)}).figures
+    )
 
 
 def test_a_file_that_safetensors_cannot_read_never_gets_the_digest_of_a_sound_one(tmp_path: Path) -> None:
@@ -267,7 +314,9 @@ def test_a_plain_name_is_fine(name: str) -> None:
     check_module_name("name", name)
 
 
-@pytest.mark.parametrize("name", ["", "A", ".a", "-a", "a/b", "../a", "a b", "a\n", "é", "a" * 65, "a'", 'a"', "a\0"])
+@pytest.mark.parametrize(
+    "name", ["", "A", ".a", "-a", "a/b", "../a", "a b", "a\n", "é", "a" * 65, "a'", 'a"', "a\0"]
+)
 def test_any_other_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidField):
         check_module_name("name", name)

@@ -1,4 +1,6 @@
-"""The audit: read in pages whatever its size, bounded, and trimmed only after export or with age, which it tells itself."""
+"""The audit: read in pages whatever its size, bounded, and trimmed only after export or with age, which it
+tells itself.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ async def fill(store: ModuleStore) -> int:
     raise AssertionError("the audit has no bound")
 
 
-async def test_a_full_audit_refuses_changes_and_loses_none_of_its_events(store: ModuleStore, redis_server: RedisServer) -> None:
+async def test_a_full_audit_refuses_changes_and_loses_none_of_its_events(
+    store: ModuleStore, redis_server: RedisServer
+) -> None:
     one = await store.publish("alice", "ann", VERSION)
     two = await store.publish("alice", "ann", replace(VERSION, digest="e" * 64))
     for number in (one.version, two.version):
@@ -94,13 +98,19 @@ async def test_a_full_audit_refuses_changes_and_loses_none_of_its_events(store: 
     with pytest.raises(AuditFull):
         await store.check_audit("alice")
     await store.check_audit("bob")
-    assert (await store.versions("alice", "tone", limit=10))[0][0].version == two.version, "nothing was changed"
-    assert [event.action for event in await every_event(store)] == ["publish"] * 2 + ["promote"] * 2 + ["note"] * recorded
+    assert (await store.versions("alice", "tone", limit=10))[0][0].version == two.version, (
+        "nothing was changed"
+    )
+    assert [event.action for event in await every_event(store)] == ["publish"] * 2 + ["promote"] * 2 + [
+        "note"
+    ] * recorded
     await store.rollback("alice", "ann", "tone", "live", reason="trouble goes on being taken away")
     await store.publish("bob", "bea", VERSION)
 
 
-async def test_what_was_exported_and_released_goes_when_room_is_needed_and_the_audit_says_so(store: ModuleStore) -> None:
+async def test_what_was_exported_and_released_goes_when_room_is_needed_and_the_audit_says_so(
+    store: ModuleStore,
+) -> None:
     recorded = await fill(store)
     exported = await every_event(store)
     await store.release_audit("alice", "ann", exported[-2].event_id)
@@ -124,7 +134,9 @@ async def test_only_an_event_that_there_is_can_be_released(store: ModuleStore) -
         assert refusal.value.field == "through_event_id"
 
 
-async def test_events_past_their_days_go_and_the_audit_says_so(store: ModuleStore, redis_server: RedisServer) -> None:
+async def test_events_past_their_days_go_and_the_audit_says_so(
+    store: ModuleStore, redis_server: RedisServer
+) -> None:
     now_ms = int(time.time() * 1000)
     fields = {"at_s": "1", "principal": "ann", "action": "old", "module": "m", "before": "", "after": ""}
     for days in (50, 31, 29):

@@ -1,4 +1,6 @@
-"""The module store in a real Redis: versions, aliases and their histories, deletion, preloads, the audit, and a Redis that goes away."""
+"""The module store in a real Redis: versions, aliases and their histories, deletion, preloads, the audit, and
+a Redis that goes away.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,15 @@ from memserve.domain import (
     WeightFigures,
     WorkerLease,
 )
-from memserve.errors import AliasConflict, InvalidField, ModuleNotFound, NothingToRollBack, QuotaReached, RegistryUnavailable, VersionInUse
+from memserve.errors import (
+    AliasConflict,
+    InvalidField,
+    ModuleNotFound,
+    NothingToRollBack,
+    QuotaReached,
+    RegistryUnavailable,
+    VersionInUse,
+)
 from memserve.memory.modules.registry.records import CanaryAlias, Preload
 from memserve.memory.modules.registry.store import CONNECTIONS, DigestCondemned, ModuleStore
 from memserve.registry.leases import Registry
@@ -51,7 +61,9 @@ VERSION = ModuleVersion(
 )
 TEXTS_LEFT_OUT = replace(VERSION, recipe="", notes="", sources=())
 EXPERT = replace(VERSION, kind=ModuleKind.LOGIT_EXPERT)
-REPORT = GateReport(False, (GateFigure("recall", 0.1, 1 / 3, "at least 0.9", False, 12),), "w0", 1790000001.7654321, "d" * 64)
+REPORT = GateReport(
+    False, (GateFigure("recall", 0.1, 1 / 3, "at least 0.9", False, 12),), "w0", 1790000001.7654321, "d" * 64
+)
 
 
 @pytest_asyncio.fixture
@@ -73,9 +85,13 @@ async def publish(store: ModuleStore, *digests: str, name: str = "tone", tenant:
         await store.publish(tenant, "ann", replace(VERSION, module=name, digest=digest))
 
 
-async def split(store: ModuleStore, *shares: tuple[int, float], alias: str = "live", ungated: float | None = None) -> Alias:
+async def split(
+    store: ModuleStore, *shares: tuple[int, float], alias: str = "live", ungated: float | None = None
+) -> Alias:
     targets = tuple(TrafficShare(*share) for share in shares)
-    return await store.set_alias("alice", "ann", "tone", alias, targets, action="split", ungated_share_max=ungated)
+    return await store.set_alias(
+        "alice", "ann", "tone", alias, targets, action="split", ungated_share_max=ungated
+    )
 
 
 async def changes(store: ModuleStore, alias: str = "live") -> list[AliasChange]:
@@ -96,11 +112,15 @@ async def aliases(store: ModuleStore) -> tuple[Alias, ...]:
 
 async def start(registry: Registry, *worker_ids: str, lease_s: float = 60) -> None:
     for worker_id in worker_ids:
-        await registry.renew_lease(WorkerLease(worker_id, "a:1", "a:2", 1, "m", "", "", "", 16, 16, 1024, 8, 0.0), lease_s)
+        await registry.renew_lease(
+            WorkerLease(worker_id, "a:1", "a:2", 1, "m", "", "", "", 16, 16, 1024, 8, 0.0), lease_s
+        )
 
 
 async def take_out(store: ModuleStore, number: int, expected: int | None = None) -> Alias:
-    return await store.take_out("alice", "watch", "tone", "live", number, reason="slow", expected_revision=expected)
+    return await store.take_out(
+        "alice", "watch", "tone", "live", number, reason="slow", expected_revision=expected
+    )
 
 
 async def pass_gate(store: ModuleStore, *numbers: int) -> None:
@@ -108,9 +128,13 @@ async def pass_gate(store: ModuleStore, *numbers: int) -> None:
         await store.keep_gate("alice", "ann", "tone", number, replace(REPORT, passed=True))
 
 
-async def promote(store: ModuleStore, *numbers: int, alias: str = "live", expected: int | None = None) -> Alias:
+async def promote(
+    store: ModuleStore, *numbers: int, alias: str = "live", expected: int | None = None
+) -> Alias:
     shares = tuple(TrafficShare(number, 1 / 3) for number in numbers)
-    return await store.set_alias("alice", "ann", "tone", alias, shares, action="promote", expected_revision=expected)
+    return await store.set_alias(
+        "alice", "ann", "tone", alias, shares, action="promote", expected_revision=expected
+    )
 
 
 def numbers(alias: Alias) -> list[int]:
@@ -124,7 +148,9 @@ async def told(store: ModuleStore, tenant: str = "alice") -> list[tuple[str, str
 
 async def test_a_version_comes_back_as_it_was_given_under_the_next_number(store: ModuleStore) -> None:
     first = await store.publish("alice", "ann", VERSION)
-    second = await store.publish("alice", "ann", replace(VERSION, version=77, digest=B, moves_logits=True, gate=REPORT))
+    second = await store.publish(
+        "alice", "ann", replace(VERSION, version=77, digest=B, moves_logits=True, gate=REPORT)
+    )
     assert first == replace(VERSION, version=1)
     assert second == replace(VERSION, version=2, digest=B, moves_logits=True, gate=REPORT)
     assert await store.version("alice", "tone", 1) == first
@@ -139,7 +165,9 @@ async def test_the_newest_content_published_again_changes_nothing(store: ModuleS
     again = await store.publish("alice", "bob", replace(VERSION, digest=B, notes="other"))
     assert again == replace(VERSION, digest=B, version=2)
     assert len(await told(store)) == 2
-    assert (await store.publish("alice", "ann", replace(VERSION, digest=B, probes_digest="e" * 64))).version == 3
+    assert (
+        await store.publish("alice", "ann", replace(VERSION, digest=B, probes_digest="e" * 64))
+    ).version == 3
     assert (await store.publish("alice", "ann", VERSION)).version == 4, "older content is a new version"
     assert (await store.publish("alice", "ann", replace(VERSION, base_digest="f" * 64))).version == 5
 
@@ -152,7 +180,9 @@ async def test_a_module_has_one_kind(store: ModuleStore) -> None:
 
 
 async def test_of_many_publications_at_once_each_gets_its_own_number(store: ModuleStore) -> None:
-    published = await asyncio.gather(*(store.publish("alice", "ann", replace(VERSION, digest=f"{n:064}")) for n in range(60)))
+    published = await asyncio.gather(
+        *(store.publish("alice", "ann", replace(VERSION, digest=f"{n:064}")) for n in range(60))
+    )
     assert sorted(version.version for version in published) == list(range(1, 61))
     assert len(await told(store)) == 60
 
@@ -224,7 +254,10 @@ async def test_a_reference_is_resolved(store: ModuleStore) -> None:
     live = await promote(store, 1, 3)
     await pass_gate(store, 1)
     await store.keep_moves_logits("alice", "tone", 2)
-    light = {number: replace(TEXTS_LEFT_OUT, version=number, digest=digest) for number, digest in ((1, A), (2, B), (3, C))}
+    light = {
+        number: replace(TEXTS_LEFT_OUT, version=number, digest=digest)
+        for number, digest in ((1, A), (2, B), (3, C))
+    }
     assert live.targets == (TrafficShare(1, 1 / 3), TrafficShare(3, 1 / 3))
     assert await store.resolve("alice", "tone", alias="live") == (live, {1: light[1], 3: light[3]})
     assert await store.resolve("alice", "tone", number=2) == (None, {2: replace(light[2], moves_logits=True)})
@@ -248,7 +281,9 @@ async def test_an_alias_is_set_only_at_the_revision_that_was_expected(store: Mod
 
 async def test_of_two_promotions_at_once_one_wins(store: ModuleStore) -> None:
     await publish(store, A, B)
-    results = await asyncio.gather(promote(store, 1, expected=0), promote(store, 2, expected=0), return_exceptions=True)
+    results = await asyncio.gather(
+        promote(store, 1, expected=0), promote(store, 2, expected=0), return_exceptions=True
+    )
     [won] = [result for result in results if isinstance(result, Alias)]
     assert sum(isinstance(result, AliasConflict) for result in results) == 1
     assert await aliases(store) == (won,)
@@ -282,7 +317,12 @@ async def test_two_rollbacks_go_two_steps_back(store: ModuleStore) -> None:
     made = await changes(store)
     assert [change.revision for change in made] == list(range(1, 9))
     assert [change.targets[0].version for change in made] == [1, 2, 3, 3, 2, 1, 3, 1]
-    assert (made[4].action, made[4].reason, made[4].principal, made[4].forced) == ("rollback", "slow", "ann", False)
+    assert (made[4].action, made[4].reason, made[4].principal, made[4].forced) == (
+        "rollback",
+        "slow",
+        "ann",
+        False,
+    )
     assert (made[4].targets, made[4].at_s) == (back.targets, back.changed_s)
     assert await store.history("alice", "tone", "live", after=2, limit=3) == made[2:5]
     assert await store.history("alice", "tone", "live", after=7, limit=3) == made[7:]
@@ -301,7 +341,9 @@ async def test_a_rollback_that_leaves_a_version_skips_every_split_with_it(store:
         await store.rollback("alice", "ann", "tone", "live", leaving=1)
 
 
-async def test_what_shares_an_alias_without_having_passed_the_gate_is_a_canary_of_it(store: ModuleStore) -> None:
+async def test_what_shares_an_alias_without_having_passed_the_gate_is_a_canary_of_it(
+    store: ModuleStore,
+) -> None:
     await publish(store, A, B, C)
     await pass_gate(store, 1)
     await store.keep_gate("alice", "ann", "tone", 3, REPORT)
@@ -316,7 +358,9 @@ async def test_what_shares_an_alias_without_having_passed_the_gate_is_a_canary_o
     await pass_gate(store, 2, 3)
     await split(store, (1, 8), (2, 1))
     await promote(store, 1, alias="a")
-    assert await store.canaries() == [replace(live, versions=(2,), revision=3)], "watched as long as it shares it"
+    assert await store.canaries() == [replace(live, versions=(2,), revision=3)], (
+        "watched as long as it shares it"
+    )
     await promote(store, 1)
     assert await store.canaries() == []
     await split(store, (1, 1), (2, 1))
@@ -345,11 +389,18 @@ async def test_a_version_that_is_taken_out_leaves_the_others_as_they_are(store: 
     assert numbers(await take_out(store, 1)) == [3]
     assert await store.canaries() == []
     last = (await changes(store))[-1]
-    assert (last.action, last.reason, last.principal, last.targets) == ("canary_rollback", "slow", "watch", (TrafficShare(3, 1.0),))
+    assert (last.action, last.reason, last.principal, last.targets) == (
+        "canary_rollback",
+        "slow",
+        "watch",
+        (TrafficShare(3, 1.0),),
+    )
     assert [action for action, _, _ in await told(store)][-2:] == ["canary_rollback"] * 2
     with pytest.raises(NothingToRollBack, match="version 2 is not among its targets"):
         await take_out(store, 2)
-    assert numbers(await store.rollback("alice", "ann", "tone", "live")) == [1], "neither what was taken out nor 3 once more"
+    assert numbers(await store.rollback("alice", "ann", "tone", "live")) == [1], (
+        "neither what was taken out nor 3 once more"
+    )
 
 
 async def test_what_is_taken_out_alone_is_rolled_back(store: ModuleStore) -> None:
@@ -363,12 +414,17 @@ async def test_what_is_taken_out_alone_is_rolled_back(store: ModuleStore) -> Non
     assert numbers(await take_out(store, 2)) == [1]
 
 
-async def test_what_has_not_passed_the_gate_gets_no_more_of_an_alias_than_is_allowed(store: ModuleStore) -> None:
+async def test_what_has_not_passed_the_gate_gets_no_more_of_an_alias_than_is_allowed(
+    store: ModuleStore,
+) -> None:
     await publish(store, A, B, C)
     await pass_gate(store, 1)
     await store.keep_gate("alice", "ann", "tone", 3, REPORT)
     for shares in ([(2, 1)], [(1, 1), (2, 1.1)], [(1, 1), (2, 0.6), (3, 0.6)], [(2, 1), (3, 1)]):
-        with pytest.raises(InvalidField, match=r"targets: versions .* at most half of an alias together: promote tone@[23, ]+ or give"):
+        with pytest.raises(
+            InvalidField,
+            match=r"targets: versions .* at most half of an alias together: promote tone@[23, ]+ or give",
+        ):
             await split(store, *shares, ungated=0.5)
     assert await store.resolve("alice", "tone", alias="live") == (None, {})
     await split(store, (1, 1), (2, 0.7), (3, 0.3), ungated=0.5)
@@ -420,7 +476,10 @@ async def test_what_workers_find_out_is_kept_beside_the_version(store: ModuleSto
     moving = await store.keep_moves_logits("alice", "tone", 1)
     assert gated == replace(VERSION, version=1, gate=REPORT)
     assert moving == await store.version("alice", "tone", 1) == replace(gated, moves_logits=True)
-    for keep in (store.keep_gate("alice", "ann", "tone", 2, REPORT), store.keep_moves_logits("alice", "other", 1)):
+    for keep in (
+        store.keep_gate("alice", "ann", "tone", 2, REPORT),
+        store.keep_moves_logits("alice", "other", 1),
+    ):
         with pytest.raises(ModuleNotFound):
             await keep
 
@@ -445,7 +504,11 @@ async def test_a_version_in_use_is_not_deleted(store: ModuleStore, registry: Reg
 async def test_deleting_tells_when_nobody_references_the_digest_any_more(store: ModuleStore) -> None:
     await publish(store, A, B, A)
     await publish(store, A, tenant="bob")
-    assert await store.delete_version("alice", "ann", "tone", 1) == (replace(VERSION, version=1), False, False)
+    assert await store.delete_version("alice", "ann", "tone", 1) == (
+        replace(VERSION, version=1),
+        False,
+        False,
+    )
     assert (await store.delete_version("alice", "ann", "tone", 3))[1:] == (False, True)
     assert await store.referenced(A)
     assert (await store.delete_version("bob", "ann", "tone", 1))[1:] == (True, True)
@@ -518,7 +581,13 @@ async def test_preloads_are_what_workers_load_when_they_start(store: ModuleStore
     await store.preload("alice", "ann", "tone", 2, "w1")
     await store.preload("bob", "bert", "tone", 1)
     lora, expert = ModuleKind.LORA, ModuleKind.LOGIT_EXPERT
-    kept = [Preload(A, expert, ""), Preload(A, lora, ""), Preload(A, lora, "w1"), Preload(A, lora, "w:2"), Preload(B, lora, "w1")]
+    kept = [
+        Preload(A, expert, ""),
+        Preload(A, lora, ""),
+        Preload(A, lora, "w1"),
+        Preload(A, lora, "w:2"),
+        Preload(B, lora, "w1"),
+    ]
     assert await store.preloads() == kept
     await store.unload("alice", "ann", "tone", 1, "w1")
     await store.unload("alice", "ann", "tone", 1, "never")
@@ -531,7 +600,9 @@ async def test_preloads_are_what_workers_load_when_they_start(store: ModuleStore
         await store.unload("alice", "ann", "tone", 9)
 
 
-async def test_a_preload_ends_with_its_worker(store: ModuleStore, registry: Registry, redis_server: RedisServer) -> None:
+async def test_a_preload_ends_with_its_worker(
+    store: ModuleStore, registry: Registry, redis_server: RedisServer
+) -> None:
     await publish(store, A, B)
     await start(registry, "w1", "w:2")
     for number, worker_id in ((1, "w1"), (1, "w:2"), (2, "w1"), (2, "")):
@@ -547,7 +618,10 @@ async def test_a_preload_ends_with_its_worker(store: ModuleStore, registry: Regi
     await store.hold_version("alice", "tone", 1, "mine", 60)
     await store.delete_version("alice", "ann", "tone", 1, token="mine")
     assert await store.preloads() == [Preload(B, ModuleKind.LORA, "")]
-    assert sorted(redis_server.client.hkeys("memserve:module:preloads")) == [b"5:alice4:tone2:", b"5:alice4:tone2:w1"]
+    assert sorted(redis_server.client.hkeys("memserve:module:preloads")) == [
+        b"5:alice4:tone2:",
+        b"5:alice4:tone2:w1",
+    ]
     an_hour_ago = json.dumps({"digest": B, "kind": "lora", "worker_id": "w1", "gone": time.time() - 3601})
     redis_server.client.hset("memserve:module:preloads", "5:alice4:tone2:w1", an_hour_ago)
     await store.preloads()
@@ -604,7 +678,9 @@ async def test_probe_sets_are_referenced_as_weights_are(store: ModuleStore) -> N
 
 async def test_every_change_is_in_the_audit(store: ModuleStore) -> None:
     await publish(store, A, B)
-    await store.set_alias("alice", "ann", "tone", "live", [TrafficShare(1, 0.5)], action="promote", reason='a "b"', forced=True)
+    await store.set_alias(
+        "alice", "ann", "tone", "live", [TrafficShare(1, 0.5)], action="promote", reason='a "b"', forced=True
+    )
     await promote(store, 2)
     await store.rollback("alice", "bert", "tone", "live")
     await store.keep_gate("alice", "ann", "tone", 1, REPORT)
@@ -619,9 +695,15 @@ async def test_every_change_is_in_the_audit(store: ModuleStore) -> None:
     assert all(abs(event.at_s - time.time()) < 60 for event in events)
     assert json.loads(events[0].after) == {"version": 1, "digest": A, "kind": "lora", "probes_digest": ""}
     first = json.loads(events[2].after)
-    assert (events[2].before, first["targets"], first["reason"]) == ("", [{"version": 1, "weight": 0.5}], 'a "b"')
+    assert (events[2].before, first["targets"], first["reason"]) == (
+        "",
+        [{"version": 1, "weight": 0.5}],
+        'a "b"',
+    )
     assert (first["name"], first["revision"], first["forced"]) == ("live", 1, True)
-    assert json.loads(events[3].before) == {field: first[field] for field in ("name", "targets", "revision", "changed_s")}
+    assert json.loads(events[3].before) == {
+        field: first[field] for field in ("name", "targets", "revision", "changed_s")
+    }
     assert json.loads(events[5].after)["gate"]["figures"][0]["module"] == 1 / 3
     assert json.loads(events[6].after) == {"version": 1, "worker_id": "w0", "preloaded_on": ["w0"]}
     assert json.loads(events[7].before)["preloaded_on"] == ["w0"]
@@ -632,7 +714,10 @@ async def test_every_change_is_in_the_audit(store: ModuleStore) -> None:
 
 async def test_events_are_read_in_order_from_any_one_on(store: ModuleStore) -> None:
     assert await store.last_event_id("alice") == "0-0"
-    recorded = [await store.record("alice", "ann", "compose", "tone", before, '{"é": "/"}') for before in ("1", "2", "3")]
+    recorded = [
+        await store.record("alice", "ann", "compose", "tone", before, '{"é": "/"}')
+        for before in ("1", "2", "3")
+    ]
     assert await store.events("alice", limit=10) == recorded
     assert await store.events("alice", limit=2) == recorded[:2]
     assert await store.events("alice", after=recorded[1].event_id, limit=10) == recorded[2:]
@@ -643,9 +728,14 @@ async def test_events_are_read_in_order_from_any_one_on(store: ModuleStore) -> N
             await store.events("alice", after=malformed, limit=1)
 
 
-async def test_whoever_waits_for_events_gets_the_next_one_and_keeps_nobody_waiting(store: ModuleStore) -> None:
+async def test_whoever_waits_for_events_gets_the_next_one_and_keeps_nobody_waiting(
+    store: ModuleStore,
+) -> None:
     after = await store.last_event_id("alice")
-    waiting = [asyncio.create_task(store.events("alice", after=after, limit=10, block_s=30)) for _ in range(CONNECTIONS + 4)]
+    waiting = [
+        asyncio.create_task(store.events("alice", after=after, limit=10, block_s=30))
+        for _ in range(CONNECTIONS + 4)
+    ]
     await asyncio.sleep(0.1)
     await publish(store, A)
     got = await asyncio.gather(*waiting)
@@ -680,7 +770,9 @@ async def test_everything_outlives_a_killed_redis(own_redis_server: RedisServer)
 
     async def everything() -> Sequence[object]:
         looks = store.modules("alice", limit=10), versions(store), changes(store)
-        return await asyncio.gather(*looks, store.preloads(), store.canaries(), store.events("alice", limit=100))
+        return await asyncio.gather(
+            *looks, store.preloads(), store.canaries(), store.events("alice", limit=100)
+        )
 
     before = await everything()
     own_redis_server.stop()
@@ -721,7 +813,9 @@ async def test_a_redis_that_does_not_answer_is_said_so(own_redis_server: RedisSe
     await store.close()
 
 
-async def test_a_change_whose_answer_was_lost_is_made_once(store: ModuleStore, redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_a_change_whose_answer_was_lost_is_made_once(
+    store: ModuleStore, redis_server: RedisServer, tmp_path: Path
+) -> None:
     """Between the store and Redis stands a relay that drops a connection with the answer on it."""
     drop = asyncio.Event()
 
@@ -734,8 +828,12 @@ async def test_a_change_whose_answer_was_lost_is_made_once(store: ModuleStore, r
         sink.close()
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        redis_reader, redis_writer = await asyncio.open_unix_connection(redis_server.url.removeprefix("unix://"))
-        await asyncio.gather(pump(reader, redis_writer, answers=False), pump(redis_reader, writer, answers=True))
+        redis_reader, redis_writer = await asyncio.open_unix_connection(
+            redis_server.url.removeprefix("unix://")
+        )
+        await asyncio.gather(
+            pump(reader, redis_writer, answers=False), pump(redis_reader, writer, answers=True)
+        )
 
     await publish(store, A, B)
     await promote(store, 1)
@@ -754,13 +852,18 @@ async def test_a_tenant_has_a_quota_of_modules_and_a_module_of_versions(redis_se
     store = ModuleStore(redis_server.url, modules_max=2, versions_max=2)
     for name in ("one", "two"):
         await store.publish("alice", "ann", replace(VERSION, module=name))
-    with pytest.raises(QuotaReached, match=r"modules of tenant alice: the quota of 2 is reached .setting max_modules_per_tenant.; remove"):
+    with pytest.raises(
+        QuotaReached,
+        match=r"modules of tenant alice: the quota of 2 is reached .setting max_modules_per_tenant.; remove",
+    ):
         await store.publish("alice", "ann", replace(VERSION, module="three"))
     await store.publish("bob", "bea", replace(VERSION, module="three"))
     await store.publish("alice", "ann", replace(VERSION, module="one", digest=B))
     with pytest.raises(QuotaReached, match="versions of module one: the quota of 2"):
         await store.publish("alice", "ann", replace(VERSION, module="one"))
-    assert (await store.publish("alice", "ann", replace(VERSION, module="one", digest=B))).version == 2, "what is there is not published"
+    assert (await store.publish("alice", "ann", replace(VERSION, module="one", digest=B))).version == 2, (
+        "what is there is not published"
+    )
     await store.delete_version("alice", "ann", "two", 1)
     await store.publish("alice", "ann", replace(VERSION, module="three"))
     await store.close()

@@ -1,4 +1,6 @@
-"""Logit experts: the arithmetic equals transformers', the state follows vLLM's batch, and a real engine tells what its expert knows."""
+"""Logit experts: the arithmetic equals transformers', the state follows vLLM's batch, and a real engine tells
+what its expert knows.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,26 @@ from memserve.demo.adapters import held_facts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM imports what torch has deprecated
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
     from memserve.worker.engine.cpu import CpuExecutor
     from memserve.worker.modules.kinds.causal_model import CausalModel, KvState
-    from memserve.worker.modules.kinds.logit_expert import LIMIT, PROCESSOR, WORKER_EXTENSION, LogitExperts, expert_parameters
+    from memserve.worker.modules.kinds.logit_expert import (
+        LIMIT,
+        PROCESSOR,
+        WORKER_EXTENSION,
+        LogitExperts,
+        expert_parameters,
+    )
 
 VOCAB = 40
 SIZES = {
@@ -47,14 +61,23 @@ def write_model(model: Any, folder: Path, weights: str = "model.safetensors") ->
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
     tied = model.config.tie_word_embeddings
-    save_file({name: each.contiguous() for name, each in model.state_dict().items() if not (tied and "lm_head" in name)}, folder / weights)
+    save_file(
+        {
+            name: each.contiguous()
+            for name, each in model.state_dict().items()
+            if not (tied and "lm_head" in name)
+        },
+        folder / weights,
+    )
     return model.eval()
 
 
 def write_expert(folder: Path, seed: int, anti: str) -> Any:
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "expert_config.json").write_text(json.dumps({"kind": "logit_expert", "anti_expert": anti}), encoding="utf-8")
+    (folder / "expert_config.json").write_text(
+        json.dumps({"kind": "logit_expert", "anti_expert": anti}), encoding="utf-8"
+    )
     return write_model(LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)), folder)
 
 
@@ -78,7 +101,9 @@ def write_expert(folder: Path, seed: int, anti: str) -> Any:
     ],
     ids=["tied llama", "llama with scaled rope and wide heads", "qwen2 with biases"],
 )
-def test_sequences_of_any_lengths_read_together_give_the_logits_of_transformers(config: Any, tmp_path: Path) -> None:
+def test_sequences_of_any_lengths_read_together_give_the_logits_of_transformers(
+    config: Any, tmp_path: Path
+) -> None:
     torch.manual_seed(1)
     theirs = (LlamaForCausalLM if config.model_type == "llama" else Qwen2ForCausalLM)(config)
     for name, each in theirs.named_parameters():
@@ -90,44 +115,60 @@ def test_sequences_of_any_lengths_read_together_give_the_logits_of_transformers(
     states = [KvState() for _ in rows]
     for start, end in ((0, 5), (5, 6), (6, 7)):  # a prompt, and two tokens behind it
         found = ours.read([(state, row[start:end]) for state, row in zip(states, rows, strict=True)])
-    found = ours.read([(states[0], rows[0][7:]), (states[2], rows[2][7:])])  # a longer piece behind what is there
+    found = ours.read(
+        [(states[0], rows[0][7:]), (states[2], rows[2][7:])]
+    )  # a longer piece behind what is there
     for row, logits in zip((rows[0], rows[2]), found, strict=True):
         torch.testing.assert_close(logits, theirs(torch.tensor([row])).logits[0, -1], rtol=1e-4, atol=1e-4)
     assert [state.length for state in states] == [30, 7, 18]
 
 
 class Batch:
-    """Stands where vLLM's model runner does: a persistent batch of running token lists, and what it tells a logits processor."""
+    """Stands where vLLM's model runner does: a persistent batch of running token lists, and what it tells a
+    logits processor.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         torch.manual_seed(7)
-        self.base = write_model(LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)), folder / "base")
+        self.base = write_model(
+            LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)), folder / "base"
+        )
         self.models = {
             "own": (write_expert(folder / "own", 1, "none"), None),
             "against": (write_expert(folder / "against", 2, "base"), self.base),
             "other": (write_expert(folder / "other", 3, "file"), write_expert(folder / "anti", 4, "none")),
         }
-        (folder / "other" / "anti_model.safetensors").write_bytes((folder / "anti" / "model.safetensors").read_bytes())
+        (folder / "other" / "anti_model.safetensors").write_bytes(
+            (folder / "anti" / "model.safetensors").read_bytes()
+        )
         self.experts = self.processor()
 
     def processor(self, **settings: Any) -> LogitExperts:
-        model = SimpleNamespace(model=str(self.folder / "base"), get_vocab_size=lambda: VOCAB, dtype=torch.float32, **settings)
+        model = SimpleNamespace(
+            model=str(self.folder / "base"), get_vocab_size=lambda: VOCAB, dtype=torch.float32, **settings
+        )
         model.enable_prompt_embeds = settings.get("enable_prompt_embeds", False)
-        return LogitExperts(SimpleNamespace(model_config=model, additional_config={LIMIT: 2}), torch.device("cpu"), False)
+        return LogitExperts(
+            SimpleNamespace(model_config=model, additional_config={LIMIT: 2}), torch.device("cpu"), False
+        )
 
     def added(self, row: int, name: str, alpha: float, prompt: list[int], outputs: list[int]) -> Any:
         params = expert_parameters(DIGESTS[name], alpha, str(self.folder / name)) if name else None
         return (row, SamplingParams(extra_args=params), prompt, outputs)
 
-    def update(self, added: Sequence[Any] = (), removed: Sequence[int] = (), moved: Sequence[Any] = ()) -> None:
+    def update(
+        self, added: Sequence[Any] = (), removed: Sequence[int] = (), moved: Sequence[Any] = ()
+    ) -> None:
         self.experts.update_state(BatchUpdate(batch_size=0, removed=removed, added=added, moved=moved))
 
     def shift(self, name: str, alpha: float, tokens: list[int]) -> Tensor:
         expert, anti = self.models[name]
         with torch.inference_mode():
             own = expert(torch.tensor([tokens])).logits[0, -1]
-            return alpha * (own.log_softmax(-1) if anti is None else own - anti(torch.tensor([tokens])).logits[0, -1])
+            return alpha * (
+                own.log_softmax(-1) if anti is None else own - anti(torch.tensor([tokens])).logits[0, -1]
+            )
 
     def check(self, *rows: tuple[str, float, list[int]]) -> None:
         """rows: of each request in the batch its expert, alpha, and all of its tokens."""
@@ -166,8 +207,11 @@ def test_the_state_follows_requests_that_come_grow_swap_move_and_go(batch: Batch
     outputs[3].append(22)
     batch.update(removed=[1], moved=[(3, 1, MoveDirectionality.UNIDIRECTIONAL)])
     batch.check(*map(row, (1, 3, 2)))
-    # Row 2 is taken at once by a request without an expert, and the one that was preempted comes back with its outputs.
-    batch.update(added=[batch.added(2, "", 0, [1], []), batch.added(3, names[0], alphas[0], prompts[0], outputs[0])])
+    # Row 2 is taken at once by a request without an expert, and the one that was preempted comes back with
+    # its outputs.
+    batch.update(
+        added=[batch.added(2, "", 0, [1], []), batch.added(3, names[0], alphas[0], prompts[0], outputs[0])]
+    )
     batch.check(row(1), row(3), ("", 0.0, [1]), row(0))
     batch.update(removed=[3, 1])
     assert batch.experts.in_use == set()
@@ -193,7 +237,9 @@ def test_tokens_that_were_taken_back_are_forgotten(batch: Batch, kept: int, inst
 
 
 def until_read(batch: Batch, name: str) -> str:
-    while (answer := batch.experts.shelf.ask(DIGESTS[name], str(batch.folder / name), batch.experts.in_use)) is None:
+    while (
+        answer := batch.experts.shelf.ask(DIGESTS[name], str(batch.folder / name), batch.experts.in_use)
+    ) is None:
         time.sleep(0.001)
     return answer
 
@@ -219,7 +265,9 @@ def spoil(folder: Path, **changes: Any) -> None:
             (folder / "model.safetensors").write_bytes(value)
         else:
             path = folder / ("expert_config.json" if name == "anti_expert" else "config.json")
-            path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), name: value}), encoding="utf-8")
+            path.write_text(
+                json.dumps({**json.loads(path.read_text(encoding="utf-8")), name: value}), encoding="utf-8"
+            )
 
 
 @pytest.mark.parametrize(
@@ -235,7 +283,9 @@ def spoil(folder: Path, **changes: Any) -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
     ],
 )
-def test_an_expert_that_cannot_be_used_is_refused_with_the_reason(batch: Batch, changes: dict[str, Any], reason: str) -> None:
+def test_an_expert_that_cannot_be_used_is_refused_with_the_reason(
+    batch: Batch, changes: dict[str, Any], reason: str
+) -> None:
     spoil(batch.folder / "own", **changes)
     assert reason in until_read(batch, "own")
     assert batch.experts.shelf.loaded() == []
@@ -243,7 +293,10 @@ def test_an_expert_that_cannot_be_used_is_refused_with_the_reason(batch: Batch, 
 
 
 def test_an_expert_with_another_vocabulary_is_refused(batch: Batch) -> None:
-    write_model(LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": VOCAB + 8}, tie_word_embeddings=True)), batch.folder / "own")
+    write_model(
+        LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": VOCAB + 8}, tie_word_embeddings=True)),
+        batch.folder / "own",
+    )
     assert until_read(batch, "own") == "its vocabulary has 48 tokens, the served model's 40"
 
 
@@ -278,7 +331,9 @@ def test_malformed_parameters_are_refused(change: dict[str, Any]) -> None:
 
 
 class Running:
-    """A real engine with so little KV that requests are preempted, and so small steps that prompts are computed in pieces."""
+    """A real engine with so little KV that requests are preempted, and so small steps that prompts are
+    computed in pieces.
+    """
 
     def __init__(self) -> None:
         from vllm import LLM
@@ -315,19 +370,29 @@ class Running:
 
         params = [
             SamplingParams(
-                temperature=0, max_tokens=24, extra_args=expert_parameters(DIGEST, alpha, str(ARCHIVE)) if alpha is not None else None
+                temperature=0,
+                max_tokens=24,
+                extra_args=expert_parameters(DIGEST, alpha, str(ARCHIVE)) if alpha is not None else None,
             )
             for alpha in alphas
         ]
         texts = [
             self.tokenizer.apply_chat_template(
-                [each.as_dict() for each in facts.prompt(system, [], question)], tokenize=False, add_generation_prompt=True
+                [each.as_dict() for each in facts.prompt(system, [], question)],
+                tokenize=False,
+                add_generation_prompt=True,
             )
             for system, question in asked
         ]
-        prompts: Any = [{"prompt_token_ids": self.tokenizer(text, add_special_tokens=False)["input_ids"]} for text in texts]
+        prompts: Any = [
+            {"prompt_token_ids": self.tokenizer(text, add_special_tokens=False)["input_ids"]}
+            for text in texts
+        ]
         request = LoRARequest("harbour", 1, str(ADAPTERS_DIR / "harbour")) if lora else None
-        return [each.outputs[0].text.strip() for each in self.llm.generate(prompts, params, lora_request=request, use_tqdm=False)]
+        return [
+            each.outputs[0].text.strip()
+            for each in self.llm.generate(prompts, params, lora_request=request, use_tqdm=False)
+        ]
 
     def preemptions(self) -> int:
         return sum(each.value for each in self.llm.get_metrics() if each.name == "vllm:num_preemptions")
@@ -336,7 +401,11 @@ class Running:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
+        for name, value in {
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }.items():
             environment.setenv(name, value)
         environment.setenv("PYTHONPATH", str(Path(__file__).parents[4]))
         engine = Running()
@@ -371,7 +440,8 @@ def test_an_expert_and_a_lora_answer_together(running: Running) -> None:
 @pytest.mark.engine
 def test_preempted_requests_and_prompts_in_pieces_are_answered_as_those_alone(running: Running) -> None:
     asked, answers = known("archive", EXPERTS_DIR, 4)
-    # 93 tokens or so: all of them need a fourth block of 32 for their answers, and there are ten for the four of them.
+    # 93 tokens or so: all of them need a fourth block of 32 for their answers, and there are ten for the four
+    # of them.
     long = [("The office is open today. " * 8 + "Be brief and exact.", question) for _, question in asked]
     alone = [running.ask([one], [1.0])[0] for one in long]
     before = running.preemptions()
