@@ -41,7 +41,7 @@ from memserve.demo import ADAPTERS_DIR, MODEL_DIR
 from memserve.domain import Sampling
 from memserve.embedded import Stack
 from memserve.errors import MemserveError
-from memserve.gateway.modules.lifecycle import HOLD_S
+from memserve.gateway.modules.deletion import HOLD_S
 from memserve.memory.modules.blobs.store import BlobStore, Swept, sweep
 from memserve.memory.modules.kinds.lora import check_lora
 from memserve.memory.modules.kinds.table import BaseModel

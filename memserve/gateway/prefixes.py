@@ -5,21 +5,37 @@ request's are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import grpc
-
-from memserve.domain import CacheLayout, HeldPrefix, Message, ModuleKind, ModuleVersion, Tenant, Warmth
+from memserve.domain import (
+    CacheLayout,
+    HeldPrefix,
+    Message,
+    ModuleKind,
+    ModuleVersion,
+    Sampling,
+    Tenant,
+    Warmth,
+)
 from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, PrefixNotStored, WorkerLost
-from memserve.gateway.pipeline import LOST, Pipeline, prompt_block_keys
-from memserve.gateway.workers.pool import PooledWorker
+from memserve.gateway.steps.check import RequestCheck
+from memserve.gateway.steps.lookup import prompt_block_keys
+from memserve.gateway.steps.prompt import PromptFitting
+from memserve.gateway.workers.pool import PooledWorker, WorkerPool
+from memserve.gateway.workers.protocol import (
+    AppliedModule,
+    WorkerDied,
+    WorkerFailure,
+    WorkerLate,
+    WorkerRequest,
+)
 from memserve.kv.keys import chunk_keys, member
-from memserve.pb.worker.v1 import worker_pb2 as worker_pb
-from memserve.policy.recall.prompt import assemble_messages
+from memserve.memory.modules.memory import ParametricMemory
+from memserve.memory.prefixes.memory import ActivationMemory
 
 # Prefilled at a time: progress is told between, and other requests get their turn.
 STEP_TOKENS = 2048
@@ -71,39 +87,47 @@ class Prefix:
 class Prefixes:
     """Prefixes of any tenant."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(
+        self,
+        check: RequestCheck,
+        fit: PromptFitting,
+        modules: ParametricMemory,
+        activation: ActivationMemory,
+        pool: WorkerPool,
+    ) -> None:
+        self._check = check
+        self._fit = fit
+        self._modules = modules
+        self._activation = activation
+        self._pool = pool
 
     async def prefix(self, tenant: Tenant, messages: Sequence[Message], model: str, module: str) -> Prefix:
         """Raises InvalidField, ModelNotFound, ModuleNotFound, and NoWorker before the first worker has said
         how it lays KV out.
         """
-        pipeline = self._pipeline
-        pipeline.check(model, messages, field="prefix.messages")
-        found = await pipeline.modules.heaviest("prefix.module", tenant.name, module) if module else None
-        if found is not None and found.kind is not ModuleKind.LORA:
-            raise InvalidField("prefix.module", f"a {found.kind} does not change the KV; leave it out")
-        token_ids = await pipeline.tokenizing.run(
-            tenant.name, partial(pipeline.tokenizer.encode, assemble_messages(messages, []))
-        )
-        if len(token_ids) >= pipeline.model.max_context_tokens:
+        self._check(model, messages, field="prefix.messages")
+        version = await self._modules.heaviest("prefix.module", tenant.name, module) if module else None
+        if version is not None and version.kind is not ModuleKind.LORA:
+            raise InvalidField("prefix.module", f"a {version.kind} does not change the KV; leave it out")
+        token_ids = await self._fit.encode(messages, tenant.name)
+        if len(token_ids) >= self._fit.context_tokens:
             raise InvalidField(
                 "prefix.messages",
-                f"make {len(token_ids)} tokens; the model takes {pipeline.model.max_context_tokens - 1}",
+                f"make {len(token_ids)} tokens; the model takes {self._fit.context_tokens - 1}",
             )
 
         def laid_out(layout: CacheLayout) -> LaidOut:
-            blocks = prompt_block_keys(token_ids, layout, tenant, found)
+            blocks = prompt_block_keys(token_ids, layout, tenant, version)
             return LaidOut(layout, blocks, chunk_keys(blocks, layout.blocks_per_chunk))
 
-        layouts = pipeline.pool.layouts(sharing=True)
+        layouts = self._pool.layouts(sharing=True)
         if not layouts:
             raise NoWorker("none that shares KV has registered")
-        return Prefix(token_ids, found, tuple(map(laid_out, layouts)))
+        return Prefix(token_ids, version, tuple(map(laid_out, layouts)))
 
     async def stored_tokens(self, tenant: Tenant, laid_out: LaidOut) -> int | None:
         """Leading tokens in Redis; None when it does not answer."""
-        chunks = await self._pipeline.activation.present(tenant.name, laid_out.members)
+        chunks = await self._activation.present(tenant.name, laid_out.members)
         return None if chunks is None else chunks * laid_out.layout.chunk_tokens
 
     async def held(self, prefix: Prefix) -> list[HeldPrefix]:
@@ -114,19 +138,14 @@ class Prefixes:
             if laid_out is None:
                 return HeldPrefix(worker.lease.worker_id, 0, 0)
             try:
-                answer = await worker.stub.LookupBlocks(
-                    worker_pb.LookupBlocksRequest(keys=laid_out.blocks), timeout=LOOKUP_TIMEOUT_S
-                )
-            except grpc.aio.AioRpcError:
+                with worker.calling() as calls:
+                    blocks = await calls.lookup_blocks(laid_out.blocks, LOOKUP_TIMEOUT_S)
+            except WorkerFailure:
                 return None
             tokens = laid_out.layout.block_tokens
-            return HeldPrefix(
-                worker.lease.worker_id, answer.device_blocks * tokens, answer.held_blocks * tokens
-            )
+            return HeldPrefix(worker.lease.worker_id, blocks.device * tokens, blocks.held * tokens)
 
-        answers = await asyncio.gather(
-            *(ask(worker) for worker in self._pipeline.pool.ready(time.monotonic()))
-        )
+        answers = await asyncio.gather(*map(ask, self._pool.ready(time.monotonic())))
         return sorted((held for held in answers if held is not None), key=lambda held: held.worker_id)
 
     async def pin(self, tenant: Tenant, prefix: Prefix, seconds: float) -> tuple[int, int]:
@@ -139,7 +158,7 @@ class Prefixes:
         missing: PrefixNotStored | None = None
         for laid_out in prefix.laid_out:
             try:
-                usage = await self._pipeline.activation.pin(tenant.name, laid_out.members, seconds)
+                usage = await self._activation.pin(tenant.name, laid_out.members, seconds)
             except PrefixNotStored as error:
                 missing = missing or error
             else:
@@ -151,8 +170,7 @@ class Prefixes:
     async def unpin(self, tenant: Tenant, prefix: Prefix) -> int:
         """Returns the tokens that were pinned, of the layout with the most."""
         unpinned = [
-            await self._pipeline.activation.unpin(tenant.name, laid_out.members)
-            * laid_out.layout.chunk_tokens
+            await self._activation.unpin(tenant.name, laid_out.members) * laid_out.layout.chunk_tokens
             for laid_out in prefix.laid_out
         ]
         return max(unpinned)
@@ -160,8 +178,7 @@ class Prefixes:
     async def evict(self, tenant: Tenant, prefix: Prefix) -> tuple[int, int]:
         """Returns how many chunks were removed, of all layouts, and how many stay because they are pinned."""
         evicted = [
-            await self._pipeline.activation.evict_prefix(tenant.name, laid_out.members)
-            for laid_out in prefix.laid_out
+            await self._activation.evict_prefix(tenant.name, laid_out.members) for laid_out in prefix.laid_out
         ]
         return sum(removed for removed, _ in evicted), sum(pinned for _, pinned in evicted)
 
@@ -195,7 +212,7 @@ class Prefixes:
         """The worker that computes it, and the prefix in its layout: of the main layout, unless another is
         asked for or all there is.
         """
-        pool, now_s = self._pipeline.pool, time.monotonic()
+        pool, now_s = self._pool, time.monotonic()
         ready = [
             (worker, laid_out)
             for worker in (pool.ready(now_s) if worker_id else pool.open_to(tenant.name, now_s))
@@ -211,7 +228,7 @@ class Prefixes:
             )
         return min(
             ready,
-            key=lambda each: (each[1] is not prefix.main, each[0].pending_prefill_tokens, each[0].running),
+            key=lambda candidate: (candidate[1] is not prefix.main, candidate[0].load),
         )
 
     async def _compute(
@@ -224,34 +241,32 @@ class Prefixes:
         deadline_s: float | None,
     ) -> None:
         """Compute the tokens from `start`, which is computed, to `end`."""
-        request_id = uuid.uuid4().hex
         now_s = time.monotonic()
         if deadline_s is not None and deadline_s <= now_s:
             raise DeadlineExceeded
-        async with self._pipeline.pool.place(tenant.name):
-            with worker.serving(tenant.name, request_id, end - start):
-                call = worker.stub.Generate(
-                    worker_pb.GenerateRequest(
-                        request_id=request_id,
-                        token_ids=prefix.token_ids[:end],
-                        cache_salt=tenant.cache_salt,
-                        module_digest=prefix.module.digest if prefix.module else "",
-                        max_tokens=1,
-                        top_p=1.0,
-                        tenant=tenant.name,
-                        keep=True,
-                    ),
-                    timeout=None if deadline_s is None else deadline_s - now_s,
-                )
-                try:
-                    async for _ in call:
-                        pass
-                except grpc.aio.AioRpcError as error:
-                    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                        raise DeadlineExceeded from None
-                    if error.code() in LOST:
-                        self._pipeline.pool.lost(worker)
-                        raise WorkerLost(worker.lease.worker_id) from None
-                    raise NoWorker(error.details() or error.code().name) from None
-                finally:
-                    call.cancel()
+        module = prefix.module
+        request = WorkerRequest(
+            request_id=uuid.uuid4().hex,
+            token_ids=prefix.token_ids[:end],
+            tenant=tenant.name,
+            cache_salt=tenant.cache_salt,
+            sampling=Sampling(max_tokens=1),
+            modules=(AppliedModule(module.digest, module.kind),) if module else (),
+            store_whole_prompt=True,
+        )
+        timeout_s = None if deadline_s is None else deadline_s - now_s
+        try:
+            async with self._pool.place(tenant.name):
+                with (
+                    worker.serving(tenant.name, request.request_id, end - start),
+                    worker.calling() as calls,
+                ):
+                    async with contextlib.aclosing(calls.generate(request, timeout_s)) as parts:
+                        async for _ in parts:
+                            pass
+        except WorkerLate:
+            raise DeadlineExceeded from None
+        except WorkerDied as error:
+            raise WorkerLost(error.worker_id) from None
+        except WorkerFailure as error:
+            raise NoWorker(error.detail) from None

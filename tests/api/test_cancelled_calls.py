@@ -54,7 +54,7 @@ async def test_a_cancelled_call_leaves_nothing_in_the_log(
     start_gateway: StartGateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway = await start_gateway(workers=[{"script": Script(pause_s=0.002)}] * 2)
-    folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
+    folder = write_files(tmp_path / "tone", lora_files(gateway.parts.model.tensor_shapes()))
     await publish_live(gateway.client, "tone", folder)
     await gateway.client.remember("notes", "hello world")
     caplog.set_level(logging.DEBUG)
@@ -79,7 +79,7 @@ async def test_a_cancelled_call_leaves_nothing_in_the_log(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    while gateway.pipeline.inflight.total or gateway.pipeline.using.total():
+    while gateway.parts.inflight.total or len(gateway.parts.uses):
         await asyncio.sleep(0.01)
     gc.collect()  # what was never awaited or retrieved is said when it goes
     await asyncio.sleep(0)

@@ -73,7 +73,7 @@ async def full(start_gateway: StartGateway) -> RunningGateway:
     large audit.
     """
     gateway = await start_gateway(workers=[{}, {}], audit_max_bytes=0, max_modules_per_tenant=1000)
-    store = gateway.pipeline.modules.store
+    store = gateway.parts.modules.store
     for number in range(60):
         await store.publish("default", "p" * 64, replace(VERSION, digest=f"{number:064x}"))
     targets = [TrafficShare(number + 1, 1 / 3) for number in range(TARGETS_MAX)]
@@ -150,11 +150,11 @@ async def test_a_status_tells_how_many_modules_it_leaves_out(start_gateway: Star
         for number in range(2500)
     ]
     for module in held[:300]:
-        await gateway.pipeline.modules.store.publish(
+        await gateway.parts.modules.store.publish(
             "default", "p", replace(VERSION, digest=module.digest, sources=(), recipe="", notes="")
         )
     gateway.workers[0].now(modules=held)
-    await until(lambda: len(gateway.pipeline.pool.workers["w0"].state.modules) == len(held))
+    await until(lambda: len(gateway.parts.pool.workers["w0"].state.modules) == len(held))
     (worker,) = (
         await status_pb2_grpc.StatusServiceStub(gateway.channel).GetStatus(status_pb2.GetStatusRequest())
     ).workers
@@ -181,7 +181,7 @@ async def test_an_export_goes_on_where_it_ended_and_releases_what_it_has(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     gateway = await start_gateway()
-    store, file = gateway.pipeline.modules.store, tmp_path / "audit.jsonl"
+    store, file = gateway.parts.modules.store, tmp_path / "audit.jsonl"
 
     async def export(*options: str) -> str:
         command = ["audit", "export", str(file), "--address", gateway.address, *options]

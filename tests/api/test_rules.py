@@ -12,7 +12,7 @@ import pytest
 
 from memserve.api.grpc.convert import inference as convert
 from memserve.api.grpc.convert import modules as convert_modules
-from memserve.api.grpc.services import modules as module_service
+from memserve.api.grpc.convert.paging import page_size
 from memserve.errors import InvalidField
 from memserve.memory.modules import memory as parametric
 from memserve.pb.v1 import inference_pb2, module_pb2
@@ -35,7 +35,7 @@ def sampled(**fields: Any) -> Callable[[], object]:
 def composed(**fields: Any) -> Callable[[], object]:
     parents = [module_pb2.ComposeParent(reference="a@1"), module_pb2.ComposeParent(reference="b@1")]
     given = {"name": "both", "method": module_pb2.COMPOSE_METHOD_TIES, "parents": parents, **fields}
-    return lambda: module_service._composition(module_pb2.ComposeModuleRequest(**given))
+    return lambda: convert_modules.composition(module_pb2.ComposeModuleRequest(**given))
 
 
 def published(**fields: Any) -> Callable[[], object]:
@@ -77,7 +77,7 @@ TAKEN = {
         composed(parents=[module_pb2.ComposeParent(reference="a@1", weight=100)] * 8),
     ],
     "publish": [published(sources=["x" * 1024] * 64, recipe="x" * 16384, notes="x" * 16384)],
-    "page_size": [lambda: module_service._page_size(0), lambda: module_service._page_size(1000)],
+    "page_size": [lambda: page_size(0), lambda: page_size(1000)],
     "reason": [lambda: convert_modules.reason("x" * convert_modules.REASON_MAX_BYTES)],
     "reference": [lambda: parse_reference("f", "x" * 64), lambda: parse_reference("f", "a@999999999")],
     "alias": [lambda: check_alias_name("f", LIVE)],
@@ -125,8 +125,8 @@ REFUSED: list[tuple[Callable[[], object], str, str]] = [
     (published(recipe="x" * 16385), "header.recipe", "at most 16384 bytes"),
     (published(sources=["x"] * 65), "header.sources", "at most 64"),
     (published(sources=["x" * 1025]), "header.sources", "1024 bytes"),
-    (lambda: module_service._page_size(1001), "page_size", "from 1 to 1000"),
-    (lambda: module_service._page_size(-1), "page_size", "from 1 to 1000"),
+    (lambda: page_size(1001), "page_size", "from 1 to 1000"),
+    (lambda: page_size(-1), "page_size", "from 1 to 1000"),
     (
         lambda: convert_modules.reason("x" * (convert_modules.REASON_MAX_BYTES + 1)),
         "reason",

@@ -15,12 +15,13 @@ from prometheus_client import generate_latest
 from memserve import errors
 from memserve.api.grpc.errors import STATUS, detail_of, status_of, trailing_metadata
 from memserve.api.grpc.front import open_front
-from memserve.api.grpc.server import listen, open_pipeline, served
+from memserve.api.grpc.server import listen, served
 from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
 from memserve.domain import Sampling
 from memserve.errors import MemserveError, StartupError
 from memserve.gateway.access.callers import load_access
+from memserve.gateway.assembly import open_parts
 from memserve.model.files import open_model
 from tests.contract.fake_worker import SALT_KEY, FakeWorker, Script
 from tests.gateway.conftest import StartGateway
@@ -47,7 +48,7 @@ async def test_health_follows_the_workers(start_gateway: StartGateway) -> None:
         return [await health_of(gateway, name) for name in ("", SERVICES[0])] == [expected, expected]
 
     await eventually(lambda: is_serving(NOT_SERVING))
-    async with FakeWorker(gateway.redis.url, gateway.pipeline.model, gateway.settings.modules_root):
+    async with FakeWorker(gateway.redis.url, gateway.parts.model, gateway.settings.modules_root):
         await eventually(lambda: is_serving(SERVING))
         assert [await health_of(gateway, name) for name in SERVICES[1:]] == [SERVING] * 4
     await eventually(lambda: is_serving(NOT_SERVING))
@@ -86,8 +87,8 @@ async def test_the_port_is_open_before_what_stands_behind_it_and_says_so(
                 await call
             assert refused.value.code is grpc.StatusCode.UNAVAILABLE
             assert refused.value.retry_after_s is not None
-        async with open_pipeline(settings) as pipeline, served(front, pipeline, load_access(settings)):
-            assert (await client.status()).model == pipeline.model.name
+        async with open_parts(settings) as parts, served(front, parts, load_access(settings)):
+            assert (await client.status()).model == parts.model.name
             assert (await health(channel))[2:] == [SERVING] * 4
 
 
@@ -121,11 +122,9 @@ async def test_the_metrics_count_calls_tokens_and_reroutes(start_gateway: StartG
     with pytest.raises(CallFailed):
         await gateway.client.generate("hello", module="../evil")
     await until(
-        lambda: (
-            b'code="INVALID_ARGUMENT",rpc="Generate"' in generate_latest(gateway.pipeline.metrics.registry)
-        )
+        lambda: b'code="INVALID_ARGUMENT",rpc="Generate"' in generate_latest(gateway.parts.metrics.registry)
     )
-    lines = generate_latest(gateway.pipeline.metrics.registry).decode().splitlines()
+    lines = generate_latest(gateway.parts.metrics.registry).decode().splitlines()
     assert 'memserve_requests_total{code="OK",rpc="Generate"} 1.0' in lines
     assert 'memserve_requests_total{code="INVALID_ARGUMENT",rpc="Generate"} 1.0' in lines
     assert "memserve_output_tokens_total 2.0" in lines
@@ -142,7 +141,7 @@ async def test_a_cancelled_call_is_counted_as_cancelled(start_gateway: StartGate
     await until(
         lambda: (
             b'memserve_requests_total{code="CANCELLED",rpc="Generate"} 1.0'
-            in generate_latest(gateway.pipeline.metrics.registry)
+            in generate_latest(gateway.parts.metrics.registry)
         )
     )
 
@@ -161,10 +160,10 @@ async def test_stopping_lets_answers_under_way_finish(
     worker = FakeWorker(
         own_redis_server.url, open_model(model_dir), settings.modules_root, script=Script(pause_s=0.02)
     )
-    async with worker, open_pipeline(settings) as pipeline:
-        serving = listen(pipeline, load_access(settings))
+    async with worker, open_parts(settings) as parts:
+        serving = listen(parts, load_access(settings))
         port = await serving.__aenter__()
-        await until(lambda: any(known.connected for known in pipeline.pool.workers.values()))
+        await until(lambda: any(known.connected for known in parts.pool.workers.values()))
         async with AsyncClient(f"127.0.0.1:{port}") as client:
             stream = client.stream("hello", sampling=Sampling(max_tokens=10))
             await anext(stream)
@@ -193,7 +192,7 @@ async def test_a_gateway_without_redis_or_model_says_what_to_set(tmp_path: Path,
         ),
     ):
         with pytest.raises(StartupError, match=rule):
-            async with open_pipeline(settings):
+            async with open_parts(settings):
                 pass
 
 

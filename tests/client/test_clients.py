@@ -108,7 +108,7 @@ async def test_a_conversation_is_sent_turn_by_turn(call: Caller, gateway: Runnin
         Message(Role.USER, "c"),
     ]
     await call("generate", talk, sampling=GREEDY)
-    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(talk)
+    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.parts.tokenizer.encode(talk)
 
 
 async def test_memories_are_remembered_found_used_and_forgotten(call: Caller, namespace: str) -> None:
@@ -143,7 +143,7 @@ async def test_modules_are_published_listed_and_used(
     call: Caller, gateway: RunningGateway, namespace: str, tmp_path: Path
 ) -> None:
     folder = write_files(
-        tmp_path / "lora", {**lora_files(gateway.pipeline.model.tensor_shapes()), "README.md": b"not sent"}
+        tmp_path / "lora", {**lora_files(gateway.parts.model.tensor_shapes()), "README.md": b"not sent"}
     )
     progress: list[tuple[int, int]] = []
     version = await call(
@@ -212,7 +212,7 @@ async def test_the_timeout_is_the_calls_deadline(gateway: RunningGateway) -> Non
             assert (await failure_of(client.generate("hello"))).code is grpc.StatusCode.DEADLINE_EXCEEDED
     finally:
         gateway.workers[0].script = Script()
-    await until(lambda: gateway.pipeline.inflight.total == 0)
+    await until(lambda: gateway.parts.inflight.total == 0)
 
 
 async def test_closing_a_stream_cancels_the_call(gateway: RunningGateway) -> None:

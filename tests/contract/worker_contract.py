@@ -9,18 +9,29 @@ import json
 import math
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from memserve.gateway.workers.pool import AuthorizedStub
+from memserve.channels import bearer
 from memserve.kv.keys import block_keys
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 
 TIMEOUT_S = 60.0
+
+
+class AuthorizedStub(rpc.WorkerServiceStub):  # type: ignore[misc]
+    """Every call carries what a worker knows a gateway by."""
+
+    def __init__(self, channel: grpc.aio.Channel, credential: str) -> None:
+        super().__init__(channel)  # type: ignore[no-untyped-call]
+        for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
+            call = partial(getattr(self, method.name), metadata=bearer(credential))
+            setattr(self, method.name, call)
 
 
 async def check_worker_contract(

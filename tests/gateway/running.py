@@ -14,13 +14,13 @@ from typing import Any
 
 import grpc
 
-from memserve.api.grpc.server import listen, open_pipeline
+from memserve.api.grpc.server import listen
 from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
 from memserve.demo import MODEL_DIR
 from memserve.domain import Message, ModuleVersion, Role, Route, TextDelta, Usage
 from memserve.gateway.access.callers import Access, load_access
-from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.assembly import GatewayParts, open_parts
 from memserve.model.files import open_model
 from memserve.policy.recall.prompt import assemble_messages
 from tests.contract.fake_worker import SALT_KEY, FakeWorker
@@ -36,7 +36,7 @@ class RunningGateway:
 
     address: str
     settings: Settings
-    pipeline: Pipeline
+    parts: GatewayParts
     access: Access
     redis: RedisServer
     workers: list[FakeWorker]
@@ -45,7 +45,7 @@ class RunningGateway:
 
     def token_ids(self, text: str) -> list[int]:
         """The prompt that one message of the user makes."""
-        return self.pipeline.tokenizer.encode(assemble_messages([Message(Role.USER, text)], []))
+        return self.parts.tokenizer.encode(assemble_messages([Message(Role.USER, text)], []))
 
     @property
     def cache_salt(self) -> str:
@@ -63,7 +63,7 @@ class RunningGateway:
     async def is_alive(self) -> bool:
         """It answers, and counts nothing as under way."""
         await self.client.status()
-        return self.pipeline.inflight.total == 0
+        return self.parts.inflight.total == 0
 
 
 @contextlib.asynccontextmanager
@@ -99,14 +99,14 @@ async def open_gateway(
             )
             for number, fields in enumerate(workers)
         ]
-        pipeline = await stack.enter_async_context(open_pipeline(configured))
+        parts = await stack.enter_async_context(open_parts(configured))
         access = load_access(configured)
-        port = await stack.enter_async_context(listen(pipeline, access))
+        port = await stack.enter_async_context(listen(parts, access))
         address = f"127.0.0.1:{port}"
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
         client = await stack.enter_async_context(AsyncClient(address, timeout_s=TIMEOUT_S))
-        gateway = RunningGateway(address, configured, pipeline, access, redis, started, channel, client)
-        await until(lambda: len(pipeline.pool.ready(time.monotonic())) == len(started))
+        gateway = RunningGateway(address, configured, parts, access, redis, started, channel, client)
+        await until(lambda: len(parts.pool.ready(time.monotonic())) == len(started))
         yield gateway
 
 

@@ -40,13 +40,13 @@ async def test_passages_stand_before_the_first_question(gateway: RunningGateway)
     await gateway.client.remember("notes", FACT)
     answer = await gateway.client.generate(QUESTION, namespaces=["notes"], sampling=GREEDY)
     assert answer.route.recall_outcome is RecallOutcome.FOUND
-    passages = f"{gateway.pipeline.settings.recall_instruction}\n[1] {FACT}"
+    passages = f"{gateway.parts.settings.recall_instruction}\n[1] {FACT}"
     asked = [Message(Role.USER, f"{passages}\n\n{QUESTION}")]
-    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(asked)
+    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.parts.tokenizer.encode(asked)
     talk = [Message(Role.USER, "Hello."), Message(Role.ASSISTANT, "Hello!"), Message(Role.USER, QUESTION)]
     await gateway.client.generate(talk, namespaces=["notes"], sampling=GREEDY)
     asked = [Message(Role.USER, f"{passages}\n\nHello."), *talk[1:]]
-    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(asked)
+    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.parts.tokenizer.encode(asked)
 
 
 async def test_a_system_message_of_the_callers_own_is_refused_by_the_template(
@@ -60,7 +60,7 @@ async def test_a_system_message_of_the_callers_own_is_refused_by_the_template(
 
 
 async def test_a_token_without_an_embedding_reaches_no_worker(gateway: RunningGateway) -> None:
-    rows = json.loads((gateway.pipeline.model.path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    rows = json.loads((gateway.parts.model.path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     before = len(gateway.workers[0].requests)
     with pytest.raises(CallFailed, match="must not spell '<tool3999>'") as failed:
         await gateway.client.generate("Please use <tool3999> now.", sampling=GREEDY)

@@ -17,7 +17,7 @@ async def test_a_full_disk_refuses_changes_and_answers_go_on(
     gateway = await start_gateway()
     stored = await gateway.client.remember("notes", "The code of Alder is 7731.")
     room = [0.9]
-    gateway.pipeline.disk = DiskWatch({DATA_DISK: tmp_path}, 1, room=lambda place, reserve: room[0])
+    gateway.parts.disk = DiskWatch({DATA_DISK: tmp_path}, 1, room=lambda place, reserve: room[0])
     for change in (
         gateway.client.remember("notes", "another"),
         gateway.client.forget("notes", stored.memory_id),
@@ -30,5 +30,5 @@ async def test_a_full_disk_refuses_changes_and_answers_go_on(
     answer = await gateway.client.generate("hello", namespaces=["notes"], sampling=GREEDY)
     assert len(answer.route.passages) == 1
     room[0] = 2.0
-    gateway.pipeline.disk = DiskWatch({DATA_DISK: tmp_path}, 1, room=lambda place, reserve: room[0])
+    gateway.parts.disk = DiskWatch({DATA_DISK: tmp_path}, 1, room=lambda place, reserve: room[0])
     assert await gateway.client.forget("notes", stored.memory_id) is None

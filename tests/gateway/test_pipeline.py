@@ -57,7 +57,7 @@ def prompt_keys(gateway: RunningGateway, text: str) -> list[bytes]:
 
 
 async def published(gateway: RunningGateway, tmp_path: Any, name: str = "tone") -> str:
-    folder = write_files(tmp_path / name, lora_files(gateway.pipeline.model.tensor_shapes()))
+    folder = write_files(tmp_path / name, lora_files(gateway.parts.model.tensor_shapes()))
     return (await publish_live(gateway.client, name, folder)).digest
 
 
@@ -134,7 +134,7 @@ async def test_a_worker_that_holds_the_prefix_gets_the_request(start_gateway: St
     gateway = await start_gateway(workers=[{}, {}, {}])
     keys = prompt_keys(gateway, LONG)
     gateway.workers[2].hold(keys)
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w2") == len(keys))
+    await until(lambda: gateway.parts.pool.index.held_blocks("w2") == len(keys))
     answer = await gateway.client.generate(LONG, sampling=GREEDY)
     assert answer.route.worker_id == "w2"
     assert answer.route.expected_cached_tokens == len(keys) * BLOCK_TOKENS == answer.usage.cached.total
@@ -146,7 +146,7 @@ async def test_a_conversation_stays_with_the_worker_that_answered_its_beginning(
 ) -> None:
     gateway = await start_gateway(workers=[{}, {}])
     first = await gateway.client.generate(LONG, worker_id="w1", sampling=GREEDY)
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w1") > 0)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w1") > 0)
     talk = [
         Message(Role.USER, LONG),
         Message(Role.ASSISTANT, first.text),
@@ -162,21 +162,21 @@ async def test_a_worker_that_dropped_the_prefix_loses_its_preference(start_gatew
     keys = prompt_keys(gateway, LONG)
     worker = gateway.workers[1]
     worker.hold(keys)
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w1") == len(keys))
+    await until(lambda: gateway.parts.pool.index.held_blocks("w1") == len(keys))
     worker.log.remove(keys[1:], "GPU")
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w1") == 1)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w1") == 1)
     assert (
         await gateway.client.generate(LONG, sampling=GREEDY, worker_id="w1")
     ).route.expected_cached_tokens == BLOCK_TOKENS
     worker.log.clear()
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w1") == 0)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w1") == 0)
     assert (await gateway.client.generate(LONG, sampling=GREEDY)).route.worker_id == "w0"
 
 
 async def test_a_worker_that_is_busy_is_avoided(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(workers=[{}, {}])
     gateway.workers[0].now(running=6, pending_prefill_tokens=50_000)
-    await until(lambda: gateway.pipeline.pool.workers["w0"].state.pending_prefill_tokens == 50_000)
+    await until(lambda: gateway.parts.pool.workers["w0"].state.pending_prefill_tokens == 50_000)
     assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w1"
 
 
@@ -193,9 +193,7 @@ async def test_what_this_gateway_has_sent_counts_before_the_worker_says_so(
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await until(
-        lambda: all(
-            not worker.sent and not worker.running for worker in gateway.pipeline.pool.workers.values()
-        )
+        lambda: all(not worker.sent and not worker.running for worker in gateway.parts.pool.workers.values())
     )
 
 
@@ -212,7 +210,7 @@ async def test_a_prefix_in_redis_is_expected_on_every_worker(start_gateway: Star
 async def test_a_named_worker_gets_the_request_however_busy(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(workers=[{}, {}])
     gateway.workers[1].now(running=50, pending_prefill_tokens=100_000)
-    await until(lambda: gateway.pipeline.pool.workers["w1"].state.running == 50)
+    await until(lambda: gateway.parts.pool.workers["w1"].state.running == 50)
     assert (await gateway.client.generate("hello", sampling=GREEDY, worker_id="w1")).route.worker_id == "w1"
 
 
@@ -222,7 +220,7 @@ async def test_a_worker_that_has_the_module_loaded_is_preferred(
     gateway = await start_gateway(workers=[{}, {}])
     digest = await published(gateway, tmp_path)
     await gateway.client.modules.unload("tone", worker_id="w0")
-    await until(lambda: gateway.pipeline.pool.workers["w0"].place_of(digest) is not ModulePlace.DEVICE)
+    await until(lambda: gateway.parts.pool.workers["w0"].place_of(digest) is not ModulePlace.DEVICE)
     answer = await gateway.client.generate("hello", module="tone", sampling=GREEDY)
     (used,) = answer.route.modules
     assert (answer.route.worker_id, used.name, used.version, used.digest, used.kind) == (
@@ -244,7 +242,7 @@ async def test_a_modules_kv_is_not_expected_for_the_base_model(
     gateway = await start_gateway()
     await published(gateway, tmp_path)
     await gateway.client.generate(LONG, module="tone", sampling=GREEDY)
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") > 0)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") > 0)
     assert (
         await gateway.client.generate(LONG, module="tone", sampling=GREEDY)
     ).route.expected_cached_tokens > 0
@@ -256,13 +254,13 @@ async def test_a_worker_of_another_tokenizer_is_never_used(start_gateway: StartG
     gateway = await start_gateway(workers=[{}])
     other = FakeWorker(
         gateway.redis.url,
-        gateway.pipeline.model,
+        gateway.parts.model,
         gateway.settings.modules_root,
         worker_id="a-other",
         tokenizer_digest="0" * 64,
     )
     late = FakeWorker(
-        gateway.redis.url, gateway.pipeline.model, gateway.settings.modules_root, worker_id="z-late"
+        gateway.redis.url, gateway.parts.model, gateway.settings.modules_root, worker_id="z-late"
     )
     async with other, late:
         await gateway.sees(2)
@@ -384,39 +382,39 @@ async def test_a_killed_worker_is_left_out_within_a_second_and_comes_back(
 ) -> None:
     gateway = await start_gateway(workers=[{}, {}])
     gateway.workers[0].hold(prompt_keys(gateway, LONG))
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") > 0)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") > 0)
     await gateway.workers[0].die()
     started_s = time.monotonic()
-    await until(lambda: not gateway.pipeline.pool.workers["w0"].connected)
+    await until(lambda: not gateway.parts.pool.workers["w0"].connected)
     assert time.monotonic() - started_s < 1
     assert (await gateway.client.generate(LONG, sampling=GREEDY)).route.worker_id == "w1"
     gateway.workers[0].log.held.clear()
     await gateway.workers[0].listen()
     await gateway.sees(2)
-    assert gateway.pipeline.pool.index.held_blocks("w0") == 0, "a new epoch starts from its own snapshot"
+    assert gateway.parts.pool.index.held_blocks("w0") == 0, "a new epoch starts from its own snapshot"
 
 
 async def test_a_worker_without_lease_and_stream_is_forgotten(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(workers=[{}, {}])
     gateway.workers[0].hold([b"k" * 32])
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == 1)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") == 1)
     await gateway.workers[0].drop_lease()
     await gateway.workers[0].die()
-    await until(lambda: set(gateway.pipeline.pool.workers) == {"w1"})
-    assert gateway.pipeline.pool.index.held_blocks("w0") == 0
+    await until(lambda: set(gateway.parts.pool.workers) == {"w1"})
+    assert gateway.parts.pool.index.held_blocks("w0") == 0
 
 
 async def test_a_watch_that_breaks_is_resumed_where_it_was(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
     worker = gateway.workers[0]
     worker.hold([b"a" * 32])
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == 1)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") == 1)
     await worker.die()
     await gateway.sees(0)
     worker.hold([b"b" * 32])
     await worker.listen(same_epoch=True)
     await gateway.sees(1)
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == 2)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") == 2)
     assert (worker.watches[-1].epoch, worker.watches[-1].after_sequence) == (worker.epoch, 1)
 
 
@@ -426,7 +424,7 @@ async def test_a_silent_worker_is_chosen_only_when_no_other_is_left(start_gatewa
     await gateway.sees(1)
     assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w1"
     await gateway.workers[1].die()
-    await until(lambda: not gateway.pipeline.pool.workers["w1"].connected)
+    await until(lambda: not gateway.parts.pool.workers["w1"].connected)
     assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w0"
 
 
@@ -450,8 +448,8 @@ async def test_cancelling_the_call_reaches_the_worker(start_gateway: StartGatewa
     with contextlib.suppress(asyncio.CancelledError):
         await task
     await until(lambda: worker.cancelled == {worker.requests[0].request_id})
-    await until(lambda: gateway.pipeline.inflight.total == 0)
-    assert gateway.pipeline.pool.workers["w0"].running == 0
+    await until(lambda: gateway.parts.inflight.total == 0)
+    assert gateway.parts.pool.workers["w0"].running == 0
 
 
 async def test_a_caller_that_stops_reading_holds_no_place_after_it_cancels(
@@ -462,8 +460,8 @@ async def test_a_caller_that_stops_reading_holds_no_place_after_it_cancels(
     assert isinstance(await anext(stream), Route)
     await until(lambda: gateway.workers[0].requests)
     await stream.aclose()  # type: ignore[attr-defined]
-    await until(lambda: gateway.pipeline.inflight.total == 0)
-    await until(lambda: gateway.pipeline.pool.workers["w0"].running == 0)
+    await until(lambda: gateway.parts.inflight.total == 0)
+    await until(lambda: gateway.parts.pool.workers["w0"].running == 0)
 
 
 async def test_the_deadline_of_the_call_is_the_workers_too(start_gateway: StartGateway) -> None:
@@ -475,7 +473,7 @@ async def test_the_deadline_of_the_call_is_the_workers_too(start_gateway: StartG
     assert left_s is not None
     assert 0 < left_s < 0.6
     await until(lambda: worker.cancelled)
-    await until(lambda: gateway.pipeline.inflight.total == 0)
+    await until(lambda: gateway.parts.inflight.total == 0)
 
 
 # Recall
@@ -500,7 +498,7 @@ async def test_recalled_passages_are_in_the_prompt_and_in_the_receipt(start_gate
         ),
         Message(Role.USER, "What is the code of Birch?"),
     ]
-    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.pipeline.tokenizer.encode(prompt)
+    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.parts.tokenizer.encode(prompt)
     one = await gateway.client.generate(
         "What is the code of Birch?", namespaces=["notes"], recall_limit=1, sampling=GREEDY
     )
@@ -528,7 +526,7 @@ async def test_recall_from_a_store_that_is_gone_is_an_answer_without_passages(
 ) -> None:
     gateway = await start_gateway()
     await gateway.client.remember("notes", "The code of Alder is 7731.")
-    await gateway.pipeline.vector.close()
+    await gateway.parts.texts.close()
     answer = await gateway.client.generate("hello", namespaces=["notes"], sampling=GREEDY)
     assert (answer.route.recall_outcome, answer.route.passages) == (RecallOutcome.UNAVAILABLE, ())
     assert not (await gateway.client.status()).vector_store_ok
@@ -574,7 +572,7 @@ async def test_without_redis_answers_go_on(start_gateway: StartGateway, tmp_path
         ].digest == digest
         unknown = await failure_of(gateway.client.generate("hello", module="other", sampling=GREEDY))
         assert unknown.code is UNAVAILABLE
-        await until(lambda: not gateway.pipeline.pool.registry_ok)
+        await until(lambda: not gateway.parts.pool.registry_ok)
         status = await gateway.client.status()
         assert (status.redis_ok, [worker.ready for worker in status.workers]) == (False, [True])
     finally:
@@ -582,15 +580,15 @@ async def test_without_redis_answers_go_on(start_gateway: StartGateway, tmp_path
             gateway.redis.resume()
         else:
             gateway.redis.start()
-    await until(lambda: gateway.pipeline.pool.registry_ok)
+    await until(lambda: gateway.parts.pool.registry_ok)
 
 
 async def test_a_redis_that_comes_back_empty_costs_no_worker_that_talks(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
     gateway.redis.stop()
-    await until(lambda: not gateway.pipeline.pool.registry_ok)
+    await until(lambda: not gateway.parts.pool.registry_ok)
     gateway.redis.start()
-    await until(lambda: gateway.pipeline.pool.registry_ok)
+    await until(lambda: gateway.parts.pool.registry_ok)
     assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w0"
 
 
@@ -612,7 +610,7 @@ async def test_above_the_limit_calls_are_refused_with_a_time_to_wait(
     assert failure.retry_after_s == 0.5
     assert "2" in failure.detail
     await streams[0].aclose()  # type: ignore[attr-defined]
-    await until(lambda: gateway.pipeline.inflight.total == 1)
+    await until(lambda: gateway.parts.inflight.total == 1)
     gateway.workers[0].script = Script()
     assert (await gateway.client.generate("hello", sampling=GREEDY)).usage.output_tokens == 4
     await streams[1].aclose()  # type: ignore[attr-defined]

@@ -39,7 +39,7 @@ ALLOWED = {
         "ask",
     ): "lanes of a TaskGroup, which waits for them and raises what they raise",
     ("processes/supervised.py", "begin"): "work in the background, kept until it ends; a failure is said",
-    ("gateway/modules/lifecycle.py", "_with_steps"): "awaited: its end is the stream's",
+    ("gateway/modules/progress.py", "with_steps"): "awaited: its end is the stream's",
     (
         "worker/modules/room.py",
         "_ensure",

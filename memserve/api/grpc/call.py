@@ -13,11 +13,13 @@ import grpc
 
 from memserve.api.grpc.errors import detail_of, fact_of, status_of, trailing_metadata
 from memserve.api.grpc.sizes import RECEIVED_BYTES
+from memserve.config import Settings
+from memserve.disk import DiskWatch
 from memserve.domain import KeyRole, Tenant
 from memserve.errors import PermissionDenied, Unauthenticated
 from memserve.gateway.access.callers import Access
 from memserve.gateway.access.limits import Limits, Strangers
-from memserve.gateway.pipeline import Pipeline
+from memserve.metrics.instruments import GatewayMetrics
 
 log = logging.getLogger("memserve.gateway")
 
@@ -54,12 +56,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Edge:
     """Authenticates, holds the role against the call, and turns facts into statuses."""
 
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
-        self.pipeline = pipeline
+    def __init__(self, settings: Settings, access: Access, disk: DiskWatch, metrics: GatewayMetrics) -> None:
+        self.limits = Limits(settings)
+        self.metrics = metrics
         self._access = access
-        self.limits = Limits(pipeline.settings)
+        self._disk = disk
         self._strangers = Strangers()
-        self._write_timeout_s = pipeline.settings.write_timeout_s
+        self._write_timeout_s = settings.write_timeout_s
         self._ending: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
@@ -72,7 +75,7 @@ class Edge:
             metadata = dict(context.invocation_metadata() or ())
             tenant = await self._caller(rpc, str(metadata.get("authorization", "")), context.peer())
             if rpc in CHANGES:
-                self.pipeline.disk.check()
+                self._disk.check()
             async with self.limits.call(rpc, tenant.name, RECEIVED_BYTES.get()):
                 yield tenant
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
@@ -88,7 +91,7 @@ class Edge:
             log.exception("incident %s in %s", incident, rpc)
             await context.abort(code, f"internal error; the gateway's log has it as incident {incident}")
         finally:
-            self.pipeline.metrics.requests.labels(rpc, code.name).inc()
+            self.metrics.requests.labels(rpc, code.name).inc()
 
     async def _caller(self, rpc: str, authorization: str, peer: str) -> Tenant:
         """Raises Unauthenticated and PermissionDenied; one without a key waits for its turn to hear so."""
@@ -116,7 +119,7 @@ class Edge:
 
     def _give_up(self, task: asyncio.Task[Any], context: Context) -> None:
         log.warning("a stream ends: its caller has not read for %g s", self._write_timeout_s)
-        self.pipeline.metrics.unread_streams.inc()
+        self.metrics.unread_streams.inc()
         task.cancel()
         # Behind what is not read yet: this ends when that is, or the connection.
         ending = asyncio.create_task(self._end(context))

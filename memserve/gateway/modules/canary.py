@@ -9,10 +9,11 @@ import logging
 from memserve.domain import ModuleVersion, Tenant
 from memserve.errors import AliasConflict, InvalidModule, MemserveError, NothingToRollBack
 from memserve.gateway.access.callers import Access
-from memserve.gateway.modules.lifecycle import Modules
-from memserve.gateway.modules.outcomes import Outcomes
-from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.modules.gatekeeper import Gatekeeper
+from memserve.gateway.outcomes import OutcomeCounts, Outcomes
+from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.records import CanaryAlias
+from memserve.metrics.instruments import GatewayMetrics
 from memserve.policy.modules.gate import failing
 
 log = logging.getLogger("memserve.gateway.modules.canary")
@@ -30,11 +31,23 @@ class CanaryWatch:
     that it has seen itself.
     """
 
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
-        self._pipeline = pipeline
+    def __init__(
+        self,
+        memory: ParametricMemory,
+        gatekeeper: Gatekeeper,
+        outcomes: OutcomeCounts,
+        access: Access,
+        metrics: GatewayMetrics,
+        interval_s: float,
+    ) -> None:
+        """interval_s: between two runs of a canary's probes."""
+        self._memory = memory
+        self._store = memory.store
+        self._gatekeeper = gatekeeper
+        self._outcomes = outcomes
         self._access = access
-        self._modules = Modules(pipeline)
-        self._store = pipeline.modules.store
+        self._metrics = metrics
+        self._interval_s = interval_s
         # Of a version when its split was first seen here.
         self._before: dict[tuple[CanaryAlias, int], Outcomes] = {}
 
@@ -51,9 +64,9 @@ class CanaryWatch:
 
     async def _look_at(self, canary: CanaryAlias) -> None:
         try:
-            asks = await self._store.take_turn(canary, self._pipeline.settings.canary_interval_s)
+            asks = await self._store.take_turn(canary, self._interval_s)
             for number in canary.versions:
-                version = await self._pipeline.modules.version(canary.tenant, canary.name, number)
+                version = await self._memory.version(canary.tenant, canary.name, number)
                 breach = self._failures(canary, version)
                 if not breach and asks:
                     breach = await self._breach(self._access.named(canary.tenant, PRINCIPAL), version)
@@ -87,11 +100,11 @@ class CanaryWatch:
         log.warning(
             "%s@%s: the canary %s is taken out: %s", canary.name, canary.alias, version.reference, breach
         )
-        self._pipeline.metrics.module_changes.labels("canary_rollback").inc()
+        self._metrics.module_changes.labels("canary_rollback").inc()
 
     def _failures(self, canary: CanaryAlias, version: ModuleVersion) -> str:
         """What went wrong with requests since the split, for a person; empty: nothing."""
-        now = self._pipeline.outcomes.of(version.digest)
+        now = self._outcomes.of(version.digest)
         since = now.since(self._before.setdefault((canary, version.version), now))
         tries = since.answered + since.refused
         if tries >= REQUESTS_TO_TELL and since.refused > FAILED_SHARE_MAX * tries:
@@ -101,7 +114,7 @@ class CanaryWatch:
     async def _breach(self, tenant: Tenant, version: ModuleVersion) -> str:
         """What its probes find, for a person; empty: nothing."""
         try:
-            report = await self._modules.ask_canary(tenant, version)
+            report = await self._gatekeeper.ask_canary(tenant, version)
         except InvalidModule as error:
             return str(error)
         return "" if report.passed else failing(report.figures)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-import grpc
-
-from memserve.domain import GateReport, Memory, ModuleKind, ModuleVersion, ScoredMemory, Tenant
+from memserve.domain import GateReport, Memory, ModuleKind, ModuleVersion, Sampling, ScoredMemory, Tenant
 from memserve.errors import InvalidField, InvalidModule, NoWorker
-from memserve.gateway.pipeline import LOST
+from memserve.gateway.modules.progress import ProgressCallback
 from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.gateway.workers.picking import least_loaded
 from memserve.gateway.workers.pool import PooledWorker, WorkerPool
+from memserve.gateway.workers.protocol import AppliedModule, WorkerFailure, WorkerRequest, WrongRequest
 from memserve.memory.modules.probes import Probes
-from memserve.pb.worker.v1 import worker_pb2 as worker_pb
 from memserve.policy.modules.gate import CALIBRATION, Answer, Probe, confidence, judge
 from memserve.policy.recall.prompt import assemble_messages, with_system
 from memserve.turns import FairThreads
@@ -29,8 +29,7 @@ MAX_ANSWER_TOKENS = 64
 # A worker that takes longer for one answer is given up.
 PROBE_TIMEOUT_S = 120.0
 
-Progress = Callable[[int, int], None]
-"""How many answers are here, and how many there will be."""
+_SAMPLING = Sampling(max_tokens=MAX_ANSWER_TOKENS, logprobs=True)
 
 
 class Gate:
@@ -60,7 +59,7 @@ class Gate:
         probes: Probes | None,
         *,
         worker_id: str = "",
-        progress: Progress,
+        on_progress: ProgressCallback,
     ) -> GateReport:
         """Judge the version by its probes, which the base is asked too. Without probes it passes, with no
         figures.
@@ -73,7 +72,7 @@ class Gate:
             return GateReport(True, (), "", time.time(), "")
         prompts = await self._tokenizing.run(tenant.name, partial(self._prompts, probes))
         run = _Run(self._pool, tenant, version, worker_id)
-        base, module = await run.ask(prompts, progress)
+        base, module = await run.ask(prompts, on_progress)
         figures = judge(probes.sets, probes.thresholds, base, module)
         if version.kind is ModuleKind.LOGIT_EXPERT:
             # vLLM's log-probabilities are those before an expert shifts the logits: they say nothing of how
@@ -114,10 +113,6 @@ class Gate:
         return token_ids
 
 
-class _Failed(Exception):
-    """A worker has not answered a probe."""
-
-
 @dataclass
 class _Run:
     """The questions of one run. All go to one worker, as long as it answers. given_up: why, by worker."""
@@ -133,14 +128,16 @@ class _Run:
     def answered_by(self) -> str:
         return self.worker.lease.worker_id if self.worker else ""
 
-    async def ask(self, prompts: list[list[int]], progress: Progress) -> tuple[list[Answer], list[Answer]]:
+    async def ask(
+        self, prompts: list[list[int]], on_progress: ProgressCallback
+    ) -> tuple[list[Answer], list[Answer]]:
         """[prompts] answers of the base, and of the version."""
         answers: dict[tuple[int, bool], Answer] = {}
 
         async def lane(waiting: Iterator[tuple[int, bool]]) -> None:
             for place, with_version in waiting:
                 answers[place, with_version] = await self._answer(prompts[place], with_version)
-                progress(len(answers), 2 * len(prompts))
+                on_progress(len(answers), 2 * len(prompts))
 
         # The version first: one that no worker can load is found out at once.
         waiting = ((place, with_version) for place in range(len(prompts)) for with_version in (True, False))
@@ -161,8 +158,10 @@ class _Run:
                 worker = self._chosen()
                 try:
                     return await self._ask(worker, token_ids, with_version)
-                except _Failed as failure:
-                    self.given_up[worker.lease.worker_id] = str(failure)
+                except WrongRequest as error:
+                    raise InvalidModule("probes.json", error.detail) from None
+                except WorkerFailure as failure:
+                    self.given_up[worker.lease.worker_id] = failure.detail
 
     def _chosen(self) -> PooledWorker:
         if self.worker is None or not self.worker.connected or self.answered_by in self.given_up:
@@ -174,44 +173,28 @@ class _Run:
             if not ready:
                 nobody = f"worker {self.worker_id} is not ready" if self.worker_id else "none is ready"
                 raise NoWorker("; ".join(f"{name}: {why}" for name, why in self.given_up.items()) or nobody)
-            self.worker = min(ready, key=lambda worker: (worker.pending_prefill_tokens, worker.running))
+            self.worker = least_loaded(ready)
         return self.worker
 
     async def _ask(self, worker: PooledWorker, token_ids: list[int], with_version: bool) -> Answer:
-        request = worker_pb.GenerateRequest(
+        """Raises WorkerFailure."""
+        request = WorkerRequest(
             request_id=uuid.uuid4().hex,
             token_ids=token_ids,
-            cache_salt=self.tenant.cache_salt,
-            max_tokens=MAX_ANSWER_TOKENS,
-            temperature=0.0,
-            top_p=1.0,
-            logprobs=True,
             tenant=self.tenant.name,
+            cache_salt=self.tenant.cache_salt,
+            sampling=_SAMPLING,
+            modules=(AppliedModule(self.version.digest, self.version.kind),) if with_version else (),
         )
-        if with_version and self.version.kind is ModuleKind.LORA:
-            request.module_digest = self.version.digest
-        elif with_version:
-            request.expert_digest, request.expert_alpha = self.version.digest, 1.0
         text: list[str] = []
         logprobs: list[float] = []
-        with worker.serving(self.tenant.name, request.request_id, len(token_ids)):
-            call = worker.stub.Generate(request, timeout=PROBE_TIMEOUT_S)
-            try:
-                async for response in call:
-                    worker.sent.pop(request.request_id, None)
-                    text.append(response.text)
-                    logprobs.extend(response.logprobs)
-                    if response.finish_reason:
-                        return Answer("".join(text), confidence(logprobs))
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                    raise InvalidModule("probes.json", error.details() or "refused by a worker") from None
-                if error.code() in LOST:
-                    self.pool.lost(worker)
-                raise _Failed(error.details() or error.code().name) from None
-            finally:
-                call.cancel()
-        raise _Failed("the stream ended early")
+        with worker.serving(self.tenant.name, request.request_id, len(token_ids)), worker.calling() as calls:
+            async with contextlib.aclosing(calls.generate(request, PROBE_TIMEOUT_S)) as parts:
+                async for part in parts:
+                    worker.has_first_token(request.request_id)
+                    text.append(part.text)
+                    logprobs.extend(part.logprobs)
+        return Answer("".join(text), confidence(logprobs))
 
 
 def _recalled(text: str) -> ScoredMemory:

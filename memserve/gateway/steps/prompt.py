@@ -1,7 +1,4 @@
-"""Step 4 of a request: messages and passages become token ids that fit the model's context.
-
-Everything here blocks for as long as the tokenizer works, and belongs on its threads.
-"""
+"""Step 4 of a request: messages and passages become token ids that fit the model's context."""
 
 from __future__ import annotations
 
@@ -9,34 +6,67 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from memserve.domain import Message, ScoredMemory
+from memserve.config import Settings
+from memserve.domain import GenerationRequest, Message, ScoredMemory
 from memserve.errors import InvalidField
 from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.model.files import ModelFiles
 from memserve.policy.recall.prompt import assemble_messages, passage_line, without_worst
+from memserve.turns import FairThreads
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """passages: those that fit, in the prompt's order. max_tokens: of the answer that may follow."""
+    """A prompt that fits."""
 
     passages: tuple[ScoredMemory, ...]
+    """Those that fit, in the prompt's order."""
     token_ids: list[int]
+    """[prompt_tokens]"""
     max_tokens: int
+    """Of the answer that may follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a prompt must fit into. wanted_tokens: of the answer; 0 for as many as there is room for,
-    `default_tokens` at most.
-    """
+    """What a prompt must fit into."""
 
     context_tokens: int
     wanted_tokens: int
+    """Of the answer; 0 for as many as there is room for, `default_tokens` at most."""
     default_tokens: int
 
     @property
     def prompt_tokens(self) -> int:
         return self.context_tokens - max(self.wanted_tokens, 1)
+
+
+class PromptFitting:
+    """Fits prompts on the tokenizer's threads, where tenants take turns."""
+
+    def __init__(
+        self, model: ModelFiles, tokenizer: ChatTokenizer, tokenizing: FairThreads, settings: Settings
+    ) -> None:
+        self.context_tokens = model.max_context_tokens
+        self._tokenizer = tokenizer
+        self._tokenizing = tokenizing
+        self._settings = settings
+
+    async def __call__(
+        self, request: GenerationRequest, passages: Sequence[ScoredMemory], tenant: str
+    ) -> Prompt:
+        """Raises as `fit_prompt`."""
+        room = Room(self.context_tokens, request.sampling.max_tokens, self._settings.default_max_tokens)
+        instruction = self._settings.recall_instruction
+        return await self._tokenizing.run(
+            tenant, partial(fit_prompt, self._tokenizer, request.messages, passages, room, instruction)
+        )
+
+    async def encode(self, messages: Sequence[Message], tenant: str) -> list[int]:
+        """[tokens] of the messages alone, however many. Raises InvalidField for the template's refusal."""
+        return await self._tokenizing.run(
+            tenant, partial(self._tokenizer.encode, assemble_messages(messages, []))
+        )
 
 
 def prompt_max_bytes(tokenizer: ChatTokenizer, context_tokens: int) -> int:
@@ -60,11 +90,12 @@ def fit_prompt(
     room: Room,
     instruction: str = "",
 ) -> Prompt:
-    """The prompt with as many passages as fit, behind the instruction; the worst go first.
+    """The prompt with as many passages as fit, behind the instruction. The worst passages go first.
 
-    It is encoded once where all fit, else as a rule once more, and four times at most, however many passages
-    must go. Raises InvalidField when it does not fit without any, or the model's template refuses the
-    messages.
+    Blocks for as long as the tokenizer works. The prompt is encoded once where all passages fit, else as a
+    rule once more, and four times at most, however many passages must go.
+
+    Raises InvalidField when it does not fit without any, or the model's template refuses the messages.
     """
     assembled = partial(
         assemble_messages, messages, takes_system=tokenizer.takes_system, instruction=instruction

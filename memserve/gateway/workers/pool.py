@@ -1,6 +1,4 @@
-"""The workers that this gateway knows: found in the registry, watched over their own streams, one channel
-each.
-"""
+"""The workers that this gateway knows: found in the registry, and watched over their own streams."""
 
 from __future__ import annotations
 
@@ -10,18 +8,22 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
-import grpc
-
-from memserve.channels import NO_PROXY
 from memserve.domain import CacheLayout, ModulePlace, WorkerLease
-from memserve.errors import PicklableError, RegistryUnavailable
+from memserve.errors import RegistryUnavailable
+from memserve.gateway.workers.protocol import (
+    BlockChange,
+    BlockEvent,
+    WorkerCalls,
+    WorkerDied,
+    WorkerFailure,
+    WorkerFaulty,
+    WorkerLate,
+    WorkerState,
+)
 from memserve.kv.index import BlockIndex
-from memserve.pb.worker.v1 import worker_pb2 as pb
-from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.policy.sharing.fairness import engine_share, worker_to_leave
 from memserve.processes.supervised import Failed, repeat, uncounted
 from memserve.registry.leases import Registry
@@ -30,86 +32,54 @@ from memserve.turns import Turns
 log = logging.getLogger("memserve.gateway.workers.pool")
 
 DISCOVERY_S = 0.25
-# A worker speaks four times a second; one that is silent for longer than this is chosen only when no other is
-# left.
+# A worker speaks four times a second. One that is silent for longer is chosen only when no other is left.
 SILENT_S = 1.0
 RECONNECT_S = 0.2
-# What a Watch ends with when its worker, or the way to it, is gone.
-GONE = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 # Answers of a tenant that wait for a place. Their callers are limited before; this is for gates and warm-ups.
 PLACES_WAITING = 1024
-PLACES = {getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace}
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.max_send_message_length", 64 << 20),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    *NO_PROXY,
-)
-
-
-def place_of(said: pb.ModulePlace) -> ModulePlace:
-    """ABSENT for a place that a newer worker knows and this gateway does not: nothing is counted on."""
-    return PLACES.get(said, ModulePlace.ABSENT)
-
-
-class StrangeWorker(PicklableError):
-    """A worker that takes this gateway for a stranger."""
-
-    def __init__(self, worker_id: str) -> None:
-        super().__init__(
-            f"worker {worker_id} refuses this gateway: their salt_key differs; give all gateways and "
-            "workers the same"
-        )
-
-
-class AuthorizedStub(rpc.WorkerServiceStub):  # type: ignore[misc]
-    """Every call carries what a worker knows a gateway by."""
-
-    def __init__(self, channel: grpc.aio.Channel, credential: str) -> None:
-        super().__init__(channel)  # type: ignore[no-untyped-call]
-        metadata = (("authorization", f"Bearer {credential}"),)
-        for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
-            setattr(self, method.name, partial(getattr(self, method.name), metadata=metadata))
 
 
 @dataclass(slots=True)
 class PooledWorker:
-    """A worker as this gateway sees it.
-
-    epoch, sequence: of the last block event that has arrived whole. sent: prompt tokens of its requests that
-    have no first token yet, by request id. adapters: LoRA digests of its requests, counted. tenants: whose
-    its requests are, counted.
-    """
+    """A worker as this gateway sees it."""
 
     lease: WorkerLease
-    channel: grpc.aio.Channel
-    stub: AuthorizedStub
+    calls: WorkerCalls
+    """Outside this file, through `calling`."""
     connected: bool = False
     heard_s: float = 0.0
-    state: pb.WorkerState = field(default_factory=pb.WorkerState)
+    state: WorkerState = field(default_factory=WorkerState)
     sent: dict[str, int] = field(default_factory=dict)
+    """Prompt tokens of this gateway's requests that have no first token yet, by request id."""
     running: int = 0
     adapters: Counter[str] = field(default_factory=Counter)
+    """LoRA digests of this gateway's requests, counted."""
     tenants: Counter[str] = field(default_factory=Counter)
+    """Whose this gateway's requests are, counted."""
     watch: asyncio.Task[None] | None = None
     epoch: int = 0
+    """Of the last block event, as `sequence` is."""
     sequence: int = 0
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[WorkerCalls]:
+        """The calls to the worker. A call that finds it dead is noted here, and here alone: the worker is
+        chosen no more until its stream is back.
+        """
+        try:
+            yield self.calls
+        except WorkerDied as error:
+            log.warning("worker %s failed a call: %s", self.lease.worker_id, error.detail)
+            self.connected = False
+            raise
 
     @contextlib.contextmanager
     def serving(
         self, tenant: str, request_id: str, uncached_tokens: int, adapter: str = ""
     ) -> Iterator[None]:
         """Count a request from the moment of its routing, so that the next one is routed knowing of it.
-        adapter: its LoRA's digest.
+
+        adapter: the digest of its LoRA.
         """
         self.sent[request_id] = uncached_tokens
         self.running += 1
@@ -119,18 +89,17 @@ class PooledWorker:
             yield
         finally:
             self.running -= 1
-            self.adapters -= Counter([adapter])  # one that is at 0 leaves
+            self.adapters -= Counter([adapter])  # an adapter that is at 0 leaves
             self.tenants -= Counter([tenant])
             self.sent.pop(request_id, None)
 
+    def has_first_token(self, request_id: str) -> None:
+        """The request's prompt is computed."""
+        self.sent.pop(request_id, None)
+
     def place_of(self, digest: str) -> ModulePlace:
         """Where the worker said last that it has a module."""
-        return place_of(
-            next(
-                (module.place for module in self.state.modules if module.digest == digest),
-                pb.MODULE_PLACE_UNSPECIFIED,
-            )
-        )
+        return self.state.modules.get(digest, ModulePlace.ABSENT)
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -140,10 +109,13 @@ class PooledWorker:
 
     @property
     def pending_prefill_tokens(self) -> int:
-        """The larger of what this gateway sent and what the worker (that other gateways use too) last
-        said.
-        """
+        """The larger of what this gateway sent and what the worker last said; other gateways use it too."""
         return max(sum(self.sent.values()), self.state.pending_prefill_tokens)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """What the least loaded worker has the least of."""
+        return self.pending_prefill_tokens, self.running
 
 
 class WorkerPool:
@@ -156,16 +128,18 @@ class WorkerPool:
         registry: Registry,
         index: BlockIndex,
         tokenizer_digest: str,
-        credential: str,
+        connect: Callable[[WorkerLease], WorkerCalls],
         failed: Failed = uncounted,
     ) -> None:
-        """credential: what the workers know a gateway by, `credentials.worker_credential`."""
+        """connect: makes the calls to a worker, without waiting for it; raises ValueError or TypeError where
+        the lease has no address.
+        """
         self.workers: dict[str, PooledWorker] = {}
         self.index = index
         self.registry_ok = False
         self._registry = registry
         self._tokenizer_digest = tokenizer_digest
-        self._credential = credential
+        self._connect = connect
         self._failed = failed
         # No longer chosen, their channels not yet closed.
         self._left: list[PooledWorker] = []
@@ -185,7 +159,7 @@ class WorkerPool:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for worker in [*self.workers.values(), *self._left]:
-            await worker.channel.close()
+            await worker.calls.close()
 
     def ready(self, now_s: float) -> list[PooledWorker]:
         """Workers with a living stream; those that were heard within the last second where there is one."""
@@ -235,10 +209,6 @@ class WorkerPool:
         left = worker_to_leave(load)
         return [worker for worker in ready if worker.lease.worker_id != left]
 
-    def lost(self, worker: PooledWorker) -> None:
-        """A call found the worker dead: choose it no more until its stream is back."""
-        worker.connected = False
-
     async def _discover(self) -> None:
         try:
             leases = {lease.worker_id: lease for lease in await self._registry.live_workers()}
@@ -266,7 +236,7 @@ class WorkerPool:
         # One that leaves finishes the answers that it is at.
         for worker in [worker for worker in self._left if not worker.running]:
             self._left.remove(worker)
-            await worker.channel.close()
+            await worker.calls.close()
 
     def _meet(self, lease: WorkerLease) -> None:
         """Begin to watch a worker, or refuse it and say so once. One that cannot be met keeps no other from
@@ -279,32 +249,32 @@ class WorkerPool:
         )
         if not why:
             try:
-                channel = grpc.aio.insecure_channel(lease.address, options=CHANNEL_OPTIONS)
+                calls = self._connect(lease)
             except (TypeError, ValueError) as error:
                 why = f"its address is no address: {error}"
         if why:
             log.error("worker %s is not used: %s", lease.worker_id, why)
             self._refused[lease.worker_id] = why
             return
-        worker = PooledWorker(lease, channel, AuthorizedStub(channel, self._credential))
+        worker = PooledWorker(lease, calls)
         worker.watch = asyncio.create_task(
             repeat("watch", lambda: self._watch(worker), RECONNECT_S, self._failed)
         )
         self.workers[lease.worker_id] = worker
 
     async def _watch(self, worker: PooledWorker) -> None:
-        """Follow one stream of the worker's to its end. What cannot be followed makes the next one begin with
-        a snapshot.
+        """Follow one stream of the worker's to its end.
+
+        A stream that cannot be followed makes the next one begin with a snapshot.
         """
         try:
             await self._follow_stream(worker)
-        except grpc.aio.AioRpcError as error:
-            # Gone, or not there yet: the next stream says. Anything else is a fault, of the worker's code or
-            # of its address.
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise StrangeWorker(worker.lease.worker_id) from None
-            if error.code() not in GONE:
+        except (WorkerDied, WorkerLate) as error:
+            # Gone, or not there yet: the next stream says. A fault of the worker's own code is counted.
+            if isinstance(error, WorkerFaulty):
                 raise
+        except WorkerFailure:
+            raise
         except Exception:
             worker.epoch = worker.sequence = 0
             raise
@@ -314,45 +284,34 @@ class WorkerPool:
             worker.connected = False
 
     async def _follow_stream(self, worker: PooledWorker) -> None:
-        """An event is applied, and its number taken, when all of its messages are here: a stream that breaks
-        between has told nothing.
-        """
-        parts: list[pb.WatchResponse] = []
-        call = worker.stub.Watch(pb.WatchRequest(epoch=worker.epoch, after_sequence=worker.sequence))
-        try:
-            async for message in call:
+        events = worker.calls.watch(worker.epoch, worker.sequence)
+        async with contextlib.aclosing(events):
+            async for event in events:
                 worker.heard_s = time.monotonic()
-                if message.WhichOneof("event") == "state":
-                    worker.state = message.state
+                if isinstance(event, WorkerState):
+                    worker.state = event
                     worker.connected = True
                     continue
-                parts.append(message)
-                if not message.more:
-                    if not self._is_next(worker, parts[0]):
-                        log.warning(
-                            "worker %s has left block events out; beginning anew with it",
-                            worker.lease.worker_id,
-                        )
-                        worker.epoch = worker.sequence = 0
-                        return
-                    self._apply(worker.lease.worker_id, parts)
-                    worker.epoch, worker.sequence = message.epoch, message.sequence
-                    parts = []
-        finally:
-            call.cancel()
+                if not _is_next(worker, event):
+                    log.warning(
+                        "worker %s has left block events out; beginning anew with it", worker.lease.worker_id
+                    )
+                    worker.epoch = worker.sequence = 0
+                    return
+                self._apply(worker.lease.worker_id, event)
+                worker.epoch, worker.sequence = event.epoch, event.sequence
 
-    @staticmethod
-    def _is_next(worker: PooledWorker, first: pb.WatchResponse) -> bool:
-        """A large event of a worker that does not know `more` comes as several of the same number."""
-        known = first.epoch == worker.epoch and worker.sequence <= first.sequence <= worker.sequence + 1
-        return known or first.WhichOneof("event") == "reset"
+    def _apply(self, worker_id: str, event: BlockEvent) -> None:
+        match event.change:
+            case BlockChange.RESET:
+                self.index.reset(worker_id, event.keys)
+            case BlockChange.STORED:
+                self.index.add(worker_id, event.keys)
+            case BlockChange.REMOVED:
+                self.index.remove(worker_id, event.keys)
 
-    def _apply(self, worker_id: str, parts: Sequence[pb.WatchResponse]) -> None:
-        for part in parts:
-            match part.WhichOneof("event"):
-                case "reset":
-                    self.index.reset(worker_id, part.reset.keys)
-                case "stored":
-                    self.index.add(worker_id, part.stored.keys)
-                case "removed":
-                    self.index.remove(worker_id, part.removed.keys)
+
+def _is_next(worker: PooledWorker, event: BlockEvent) -> bool:
+    """A large event of a worker of version 0.1.0 comes as several events of the same number."""
+    known = event.epoch == worker.epoch and worker.sequence <= event.sequence <= worker.sequence + 1
+    return known or event.change is BlockChange.RESET

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -22,6 +23,7 @@ from memserve.errors import InvalidField, PermissionDenied, StartupError, Unauth
 from memserve.gateway.access.callers import Access, KeyFile, load_access
 from memserve.gateway.access.keys import add_key, read_keys, revoke_key
 from memserve.gateway.access.roles import NEEDED
+from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
@@ -119,7 +121,8 @@ async def test_a_worker_with_another_salt_key_is_not_used_and_the_log_says_why(
     async with open_gateway(tmp_path, model_dir, workers=({},)) as gateway:
         lease = gateway.workers[0].lease
         registry = Registry(gateway.settings.redis)
-        other = WorkerPool(registry, BlockIndex(), lease.tokenizer_digest, "0" * 64)
+        stranger = partial(GrpcCalls, credential="0" * 64)
+        other = WorkerPool(registry, BlockIndex(), lease.tokenizer_digest, stranger)
         await other.start()
         try:
             await until(lambda: "salt_key differs" in caplog.text)

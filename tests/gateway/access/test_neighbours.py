@@ -74,7 +74,7 @@ async def test_a_prompt_that_cannot_fit_is_refused_by_its_bytes_and_never_encode
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[object] = []
-    tokenizer = gateway.pipeline.tokenizer
+    tokenizer = gateway.parts.tokenizer
     monkeypatch.setattr(tokenizer, "encode", encoded.append)
     monkeypatch.setattr(tokenizer, "special_token_in", encoded.append)
     prefix = activation_pb2.Prefix(messages=[inference_pb2.Message(role=USER, content=HUGE)])
@@ -111,18 +111,18 @@ async def test_a_stream_that_is_not_read_ends_and_frees_its_place(
         ]
         for call in calls:
             await call.read()
-        await until(lambda: gateway.pipeline.inflight.total == 3)
-        await until(lambda: gateway.pipeline.inflight.total == 0)
+        await until(lambda: gateway.parts.inflight.total == 3)
+        await until(lambda: gateway.parts.inflight.total == 0)
         await until(lambda: not any(worker._running for worker in gateway.workers))
         assert (await quiet.generate("hello", sampling=ONE_TOKEN)).usage.output_tokens == 1
         assert await end_of(calls[0]) is grpc.StatusCode.CANCELLED
 
 
 async def test_a_watch_that_is_not_read_ends(gateway: RunningGateway) -> None:
-    store = gateway.pipeline.modules.store
+    store = gateway.parts.modules.store
     for number in range(40):
         await store.record("noisy", "tester", "test", f"m{number}", after=json.dumps("x" * 20_000))
-    unread = gateway.pipeline.metrics.unread_streams
+    unread = gateway.parts.metrics.unread_streams
     async with grpc.aio.insecure_channel(gateway.address, options=[("grpc.http2.bdp_probe", 0)]) as channel:
         call = module_pb2_grpc.ModuleServiceStub(channel).WatchModules(
             module_pb2.WatchModulesRequest(after_event_id="0-0"), metadata=AS_NOISY
@@ -178,7 +178,7 @@ async def test_a_tenant_that_would_fill_the_engines_waits_while_another_is_serve
     streams = [noisy.stream("hello") for _ in range(100)]
     tasks = [asyncio.create_task(anext(stream)) for stream in streams]
     await until(lambda: sum(len(worker.requests) for worker in gateway.workers) == 56)
-    await until(lambda: gateway.pipeline.inflight.total == 100)
+    await until(lambda: gateway.parts.inflight.total == 100)
     for worker in gateway.workers:
         worker.script = Script()
     assert (await quiet.generate("hello", sampling=ONE_TOKEN)).usage.output_tokens == 1

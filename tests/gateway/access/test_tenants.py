@@ -137,7 +137,7 @@ async def test_a_tenant_sees_nothing_of_anothers_memories(alice: AsyncClient, bo
 async def test_a_tenant_sees_nothing_of_anothers_modules(
     gateway: RunningGateway, alice: AsyncClient, bob: AsyncClient, tmp_path: Path
 ) -> None:
-    shapes = gateway.pipeline.model.tensor_shapes()
+    shapes = gateway.parts.model.tensor_shapes()
     published = await publish_live(alice, "tone", write_files(tmp_path / "1", lora_files(shapes)))
     assert await bob.modules.all() == []
     assert [event async for event in bob.modules.audit()] == []
@@ -168,7 +168,7 @@ async def test_tenants_have_different_salts_and_share_no_kv(
     gateway: RunningGateway, alice: AsyncClient, bob: AsyncClient
 ) -> None:
     await alice.generate(LONG, sampling=GREEDY)
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") > 0)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") > 0)
     again = await alice.generate(LONG, sampling=GREEDY)
     assert again.route.expected_cached_tokens == again.usage.cached.total > 0
     others = await bob.generate(LONG, sampling=GREEDY)

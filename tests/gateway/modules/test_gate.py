@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -18,6 +19,7 @@ from memserve.domain import GateReport, Message, ModuleKind, ModuleVersion, Role
 from memserve.errors import InvalidModule, NoWorker
 from memserve.gateway.modules.gate import CONCURRENT, MAX_ANSWER_TOKENS, Gate
 from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
 from memserve.memory.modules.probes import Probes
@@ -62,7 +64,8 @@ class Setting:
     ) -> None:
         self.tokenizer = ChatTokenizer(model)
         self.registry = Registry(redis_url)
-        self.pool = WorkerPool(self.registry, BlockIndex(), model.tokenizer_digest(), CREDENTIAL)
+        connect = partial(GrpcCalls, credential=CREDENTIAL)
+        self.pool = WorkerPool(self.registry, BlockIndex(), model.tokenizer_digest(), connect)
         self.tokenizing = FairThreads("tokenizer", 1)
         stack.callback(self.tokenizing.close)
         self.gate = Gate(self.pool, self.tokenizer, self.tokenizing, model.max_context_tokens)
@@ -85,7 +88,7 @@ class Setting:
             _version(kind),
             probes,
             worker_id=worker_id,
-            progress=lambda done, total: self.told.append((done, total)),
+            on_progress=lambda done, total: self.told.append((done, total)),
         )
 
 

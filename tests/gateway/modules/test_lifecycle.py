@@ -62,7 +62,7 @@ def client(gateway: RunningGateway) -> AsyncClient:
 async def publish(
     gateway: RunningGateway, tmp_path: Path, seed: int, *, name: str = "tone", probes: object = None
 ) -> ModuleVersion:
-    files = lora_files(gateway.pipeline.model.tensor_shapes(), seed=seed)
+    files = lora_files(gateway.parts.model.tensor_shapes(), seed=seed)
     if probes is not None:
         files["probes.json"] = json.dumps(probes).encode()
     return await gateway.client.modules.publish(
@@ -209,7 +209,7 @@ async def test_a_canary_that_breaches_is_taken_out_by_itself(
     last = (await client.modules.history("tone"))[-1]
     assert (last.action, last.principal) == ("canary_rollback", "memserve canary watch")
     assert "tone@2: recall 0" in last.reason
-    await until(lambda: gateway.pipeline.metrics.module_changes.labels("canary_rollback")._value.get() == 1)
+    await until(lambda: gateway.parts.metrics.module_changes.labels("canary_rollback")._value.get() == 1)
 
 
 async def test_a_canary_that_passes_stays(
@@ -226,10 +226,10 @@ async def test_a_canary_that_passes_stays(
 
     await eventually(judged)
     assert len((await client.modules.get("tone")).aliases[0].targets) == 2
-    (watched,) = await gateway.pipeline.modules.store.canaries()
+    (watched,) = await gateway.parts.modules.store.canaries()
     assert (watched.alias, watched.versions) == ("live", (2,))
     await client.modules.promote("tone", 2)
-    assert await gateway.pipeline.modules.store.canaries() == []
+    assert await gateway.parts.modules.store.canaries() == []
 
 
 async def test_a_canary_that_workers_refuse_is_taken_out_though_its_probes_passed(
@@ -280,7 +280,7 @@ async def test_a_version_in_use_is_not_deleted_and_one_that_nothing_uses_is_gone
     assert streaming.code is grpc.StatusCode.FAILED_PRECONDITION
     assert "a request" in streaming.detail
     await stream.aclose()  # type: ignore[attr-defined]
-    await until(lambda: not gateway.pipeline.using)
+    await until(lambda: not gateway.parts.uses)
 
     async def deleted() -> bool:
         await client.modules.delete("tone", 1)
@@ -310,12 +310,12 @@ async def test_preloads_load_on_every_worker_and_say_who_refuses(
     ]
     assert "no room" in found[1].refusal
     assert (await client.modules.residency("tone@1"))[0].place is ModulePlace.DEVICE
-    (preload,) = await gateway.pipeline.modules.store.preloads()
+    (preload,) = await gateway.parts.modules.store.preloads()
     assert (preload.digest, preload.worker_id) == (version.digest, "")
     used = await failure_of(client.modules.delete("tone", 1))
     assert "preload" in used.detail
     await client.modules.unload("tone@1")
-    assert await gateway.pipeline.modules.store.preloads() == []
+    assert await gateway.parts.modules.store.preloads() == []
     nobody = await failure_of(client.modules.preload("tone@1", worker_id="nobody"))
     assert nobody.code is grpc.StatusCode.UNAVAILABLE
 
@@ -450,7 +450,7 @@ async def test_clients_that_publish_equal_content_at_once_get_the_same_version(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     gateway = await start_gateway()
-    folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
+    folder = write_files(tmp_path / "tone", lora_files(gateway.parts.model.tensor_shapes()))
     versions = await asyncio.gather(
         *(gateway.client.modules.publish("tone", folder, notes=f"client {number}") for number in range(8))
     )
@@ -461,7 +461,7 @@ async def test_long_work_is_refused_before_it_begins(start_gateway: StartGateway
     """Whatever is known to be wrong is said before a worker, a probe or an upload has cost anything."""
     gateway = await start_gateway()
     worker, modules = gateway.workers[0], gateway.client.modules
-    folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
+    folder = write_files(tmp_path / "tone", lora_files(gateway.parts.model.tensor_shapes()))
     await modules.publish("tone", folder)
     worker.loads.clear()
     for call, field in (
@@ -485,7 +485,7 @@ async def test_a_rollback_answers_once_the_alias_points_back_and_loads_afterward
     gateway = await start_gateway()
     worker, modules = gateway.workers[0], gateway.client.modules
     for number in (1, 2):
-        tensors = lora_files(gateway.pipeline.model.tensor_shapes(), seed=number)
+        tensors = lora_files(gateway.parts.model.tensor_shapes(), seed=number)
         await modules.publish("tone", write_files(tmp_path / str(number), tensors))
         await modules.promote("tone", number)
     worker.loads.clear()
@@ -495,13 +495,13 @@ async def test_a_rollback_answers_once_the_alias_points_back_and_loads_afterward
     )
     await until(lambda: worker.loads)
     worker.may_load.set()
-    await until(lambda: not gateway.pipeline.background._tasks)
+    await until(lambda: not gateway.parts.background._tasks)
 
 
 async def test_cancelled_long_work_leaves_no_task_behind(start_gateway: StartGateway, tmp_path: Path) -> None:
     """Of a gate, a promotion, a composition and a deletion, cancelled at many points."""
     gateway = await start_gateway()
-    modules, spec = gateway.client.modules, gateway.pipeline.model.tensor_shapes()
+    modules, spec = gateway.client.modules, gateway.parts.model.tensor_shapes()
     for number in (1, 2):
         await modules.publish("tone", write_files(tmp_path / str(number), lora_files(spec, seed=number)))
     await asyncio.sleep(0)
@@ -532,7 +532,7 @@ async def test_an_async_client_reads_and_hashes_uploads_off_the_loop(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     gateway = await start_gateway()
-    folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
+    folder = write_files(tmp_path / "tone", lora_files(gateway.parts.model.tensor_shapes()))
     here, seen = threading.get_ident(), []
     opened = Path.open
 
@@ -554,8 +554,8 @@ async def test_with_a_full_audit_long_work_is_refused_before_it_begins(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     gateway = await start_gateway(audit_max_bytes=1)
-    store, modules = gateway.pipeline.modules.store, gateway.client.modules
-    folder = write_files(tmp_path / "tone", lora_files(gateway.pipeline.model.tensor_shapes()))
+    store, modules = gateway.parts.modules.store, gateway.client.modules
+    folder = write_files(tmp_path / "tone", lora_files(gateway.parts.model.tensor_shapes()))
     version = await modules.publish("tone", folder)
     worker = gateway.workers[0]
     worker.loads.clear()

@@ -36,7 +36,7 @@ async def test_a_reset_that_breaks_after_its_first_message_is_told_again_whole(
     gateway = await start_gateway()
     worker = gateway.workers[0]
     worker.hold(KEYS)
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == len(KEYS))
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") == len(KEYS))
     await worker.die()
     await gateway.sees(0)
     before = worker.epoch
@@ -44,7 +44,7 @@ async def test_a_reset_that_breaks_after_its_first_message_is_told_again_whole(
     await worker.listen()
     await until(lambda: not worker.breaks_between_messages)
     await gateway.sees(1)
-    assert gateway.pipeline.pool.index.held_blocks("w0") == len(KEYS)
+    assert gateway.parts.pool.index.held_blocks("w0") == len(KEYS)
     assert [watch.epoch for watch in worker.watches[-3:]] == [before] * 3, (
         "of what has not come whole, no number is taken"
     )
@@ -54,13 +54,13 @@ async def test_a_large_change_that_breaks_is_told_again_whole(start_gateway: Sta
     gateway = await start_gateway(workers=[{"keys_in_a_message": 10}])
     worker = gateway.workers[0]
     worker.hold(KEYS[:5])
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == 5)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") == 5)
     worker.breaks_between_messages = 2
     worker.hold(KEYS[:100])
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == 100)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") == 100)
     worker.breaks_between_messages = 1
     worker.log.remove(KEYS[:50], "GPU")
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == 50)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") == 50)
 
 
 async def test_a_worker_that_leaves_gets_nothing_more_and_finishes_what_it_is_at(
@@ -71,7 +71,7 @@ async def test_a_worker_that_leaves_gets_nothing_more_and_finishes_what_it_is_at
     answer = gateway.client.stream("hello", sampling=Sampling(max_tokens=100), worker_id="w0")
     events = [await anext(answer), await anext(answer)]
     await gateway.workers[0].leave()
-    await until(lambda: set(gateway.pipeline.pool.workers) == {"w1"})
+    await until(lambda: set(gateway.parts.pool.workers) == {"w1"})
     assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w1"
     events += [event async for event in answer]
     assert len(events) == 102, "the receipt, every token and the usage"
@@ -85,7 +85,7 @@ async def test_events_that_a_worker_leaves_out_make_the_gateway_begin_anew(
     worker = gateway.workers[0]
     worker.log.sequence += 5  # numbers that nobody was told
     worker.hold(KEYS[:3])
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == 3)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") == 3)
     assert worker.watches[-1].epoch == 0
 
 
@@ -109,17 +109,14 @@ async def test_a_lease_of_another_version_does_not_end_discovery(
     write_lease(gateway, "a-strange", json.dumps(strange))
     write_lease(gateway, "b-broken", "{")
     late = FakeWorker(
-        gateway.redis.url, gateway.pipeline.model, gateway.settings.modules_root, worker_id="z-late"
+        gateway.redis.url, gateway.parts.model, gateway.settings.modules_root, worker_id="z-late"
     )
     async with late:
         await until(
-            lambda: (
-                "z-late" in gateway.pipeline.pool.workers
-                and gateway.pipeline.pool.workers["z-late"].connected
-            )
+            lambda: "z-late" in gateway.parts.pool.workers and gateway.parts.pool.workers["z-late"].connected
         )
-    assert gateway.pipeline.pool.registry_ok
-    assert ("a-strange" in gateway.pipeline.pool.workers) == ("zone" in lease), (
+    assert gateway.parts.pool.registry_ok
+    assert ("a-strange" in gateway.parts.pool.workers) == ("zone" in lease), (
         "a field more is no reason not to use it"
     )
 
@@ -131,7 +128,7 @@ async def test_a_worker_may_say_anything_of_itself(start_gateway: StartGateway) 
     module.place = 99  # type: ignore[assignment]
     strange.now(running=-5, prefill_tokens_per_s=float("nan"), pending_prefill_tokens=-1, modules=[module])
     strange.hold([b"", b"\xff", b"k" * 4096])
-    await until(lambda: gateway.pipeline.pool.index.held_blocks("w0") == 3)
+    await until(lambda: gateway.parts.pool.index.held_blocks("w0") == 3)
     assert len((await gateway.client.status()).workers) == 2
     for _ in range(4):
         assert (await gateway.client.generate("hello", sampling=GREEDY)).usage.output_tokens == 2
@@ -146,8 +143,8 @@ async def test_a_watch_that_fails_in_the_workers_code_is_counted_said_once_and_t
     await gateway.sees(0)
     worker.watch_faults = 3
     await worker.listen()
-    await until(lambda: gateway.pipeline.pool.workers["w0"].connected)
-    counted = gateway.pipeline.metrics.registry.get_sample_value(
+    await until(lambda: gateway.parts.pool.workers["w0"].connected)
+    counted = gateway.parts.metrics.registry.get_sample_value(
         "memserve_loop_failures_total", {"loop": "watch"}
     )
     assert counted == 3
@@ -156,7 +153,7 @@ async def test_a_watch_that_fails_in_the_workers_code_is_counted_said_once_and_t
 
 async def test_what_is_not_used_any_more_is_forgotten(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
-    pool = gateway.pipeline.pool
+    pool = gateway.parts.pool
     write_lease(
         gateway,
         "a-other",
@@ -180,9 +177,7 @@ async def test_a_prefix_is_looked_up_in_the_layout_of_each_worker(start_gateway:
         fine = next(worker for worker in gateway.workers if worker.block_tokens == BLOCK_TOKENS)
         coarse = next(worker for worker in gateway.workers if worker.block_tokens == 64)
         fine.hold(keys_of(gateway, BLOCK_TOKENS))
-        await until(
-            lambda name=fine.worker_id, gateway=gateway: gateway.pipeline.pool.index.held_blocks(name)
-        )
+        await until(lambda name=fine.worker_id, gateway=gateway: gateway.parts.pool.index.held_blocks(name))
         route = (await gateway.client.generate(LONG, sampling=GREEDY)).route
         assert (route.worker_id, route.expected_cached_tokens) == (
             fine.worker_id,
@@ -191,9 +186,7 @@ async def test_a_prefix_is_looked_up_in_the_layout_of_each_worker(start_gateway:
         named = (await gateway.client.generate(LONG, sampling=GREEDY, worker_id=coarse.worker_id)).route
         assert named.expected_cached_tokens == 0
         coarse_keys = keys_of(gateway, 64)
-        await until(
-            lambda name=coarse.worker_id, gateway=gateway: gateway.pipeline.pool.index.held_blocks(name)
-        )
+        await until(lambda name=coarse.worker_id, gateway=gateway: gateway.parts.pool.index.held_blocks(name))
         assert (
             await gateway.client.generate(LONG, sampling=GREEDY, worker_id=coarse.worker_id)
         ).route.expected_cached_tokens == (len(coarse_keys) * 64)
@@ -209,7 +202,7 @@ async def test_kv_in_redis_counts_for_the_workers_of_its_namespace_only(start_ga
     ).route.expected_cached_tokens == 0
     gateway.workers[0].log.clear()
     gateway.workers[1].log.clear()
-    await until(lambda: not gateway.pipeline.pool.index.held_blocks("w0"))
+    await until(lambda: not gateway.parts.pool.index.held_blocks("w0"))
     route = (await gateway.client.generate(LONG, sampling=GREEDY)).route
     assert (route.worker_id, route.expected_cached_tokens) == ("w1", 3 * BLOCK_TOKENS)
 

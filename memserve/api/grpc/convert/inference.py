@@ -1,30 +1,27 @@
-"""Between `memserve.v1` messages and domain values. What comes in is checked here: the field is named, and
-the rule.
-"""
+"""Between the messages of `InferenceService` and domain values. Requests are checked here."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
+from memserve.api.grpc.convert.memory import scored_memory
 from memserve.domain import (
     Expert,
     FinishReason,
     GenerationRequest,
-    Memory,
     Message,
     RecallOutcome,
     Role,
     Route,
     Sampling,
-    ScoredMemory,
     Slo,
     TextDelta,
     Usage,
 )
 from memserve.errors import InvalidField
 from memserve.memory.texts.memory import check_namespace
-from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2
+from memserve.pb.v1 import inference_pb2
 from memserve.policy.modules.traffic import parse_reference
 from memserve.policy.sampling import check_min_tokens
 
@@ -54,13 +51,7 @@ RECALL = {outcome: getattr(inference_pb2, f"RECALL_OUTCOME_{outcome.name}") for 
 
 def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequest:
     """Raises InvalidField."""
-    if not request.messages:
-        raise InvalidField("messages", "at least one is needed")
-    if len(request.messages) > MESSAGES_MAX:
-        raise InvalidField("messages", f"at most {MESSAGES_MAX}")
-    messages = tuple(
-        _message(f"messages[{number}]", message) for number, message in enumerate(request.messages)
-    )
+    messages = conversation("messages", request.messages)
     if messages[-1].role is not Role.USER:
         raise InvalidField(f"messages[{len(messages) - 1}].role", "the last message must be the user's")
     if request.module:
@@ -92,17 +83,13 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
     )
 
 
-def prefix_messages(prefix: activation_pb2.Prefix) -> tuple[Message, ...]:
-    """Raises InvalidField."""
-    if not prefix.messages:
-        raise InvalidField("prefix.messages", "at least one is needed")
-    if len(prefix.messages) > MESSAGES_MAX:
-        raise InvalidField("prefix.messages", f"at most {MESSAGES_MAX}")
-    if prefix.module:
-        parse_reference("prefix.module", prefix.module)
-    return tuple(
-        _message(f"prefix.messages[{number}]", message) for number, message in enumerate(prefix.messages)
-    )
+def conversation(field: str, messages: Sequence[inference_pb2.Message]) -> tuple[Message, ...]:
+    """field: the request's name for the messages. Raises InvalidField."""
+    if not messages:
+        raise InvalidField(field, "at least one is needed")
+    if len(messages) > MESSAGES_MAX:
+        raise InvalidField(field, f"at most {MESSAGES_MAX}")
+    return tuple(_message(f"{field}[{number}]", message) for number, message in enumerate(messages))
 
 
 def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.GenerateResponse:
@@ -148,24 +135,7 @@ def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.Generat
     return inference_pb2.GenerateResponse(route=route)
 
 
-def memory(value: Memory) -> memory_pb2.Memory:
-    return memory_pb2.Memory(
-        memory_id=value.memory_id,
-        namespace=value.namespace,
-        text=value.text,
-        source=value.source,
-        keywords=value.keywords,
-        created_s=value.created_s,
-    )
-
-
-def scored_memory(hit: ScoredMemory) -> memory_pb2.ScoredMemory:
-    return memory_pb2.ScoredMemory(
-        memory=memory(hit.memory), score=hit.score, dense_score=hit.dense_score, bm25_score=hit.bm25_score
-    )
-
-
-def _message(field: str, message: Any) -> Message:
+def _message(field: str, message: inference_pb2.Message) -> Message:
     role = ROLES.get(message.role)
     if role is None:
         raise InvalidField(f"{field}.role", "must be system, user or assistant")

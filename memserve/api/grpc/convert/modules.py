@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from memserve.domain import (
     Alias,
     AliasChange,
@@ -15,10 +17,17 @@ from memserve.domain import (
     WorkerResidency,
 )
 from memserve.errors import InvalidField
-from memserve.memory.modules.memory import Publication
+from memserve.gateway.modules.composition import Composition
+from memserve.gateway.modules.progress import Step
+from memserve.memory.modules.kinds.table import check_module_name
+from memserve.memory.modules.memory import Publication, check_text
 from memserve.memory.modules.uploads import UploadFile
 from memserve.pb.v1 import module_pb2 as pb
-from memserve.policy.modules.traffic import LIVE, check_alias_name, check_targets
+from memserve.policy.modules.traffic import LIVE, check_alias_name, check_targets, parse_reference
+
+PARENTS_MAX = 8
+RANK_MAX = 1024
+SEED_MAX = 2**53
 
 KINDS = {getattr(pb, f"MODULE_KIND_{kind.name}"): kind for kind in ModuleKind}
 KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
@@ -182,3 +191,44 @@ def audit_event(event: AuditEvent) -> pb.AuditEvent:
 
 def residency(value: WorkerResidency) -> pb.WorkerResidency:
     return pb.WorkerResidency(worker_id=value.worker_id, place=PLACES[value.place], refusal=value.refusal)
+
+
+def composition(request: pb.ComposeModuleRequest) -> Composition:
+    """Raises InvalidField."""
+    check_module_name("name", request.name)
+    method = METHODS.get(request.method)
+    if method is None:
+        raise InvalidField("method", f"must be one of {', '.join(METHODS.values())}")
+    if not 1 <= len(request.parents) <= PARENTS_MAX or (method == "compress") != (len(request.parents) == 1):
+        raise InvalidField("parents", f"from 2 to {PARENTS_MAX}, or exactly 1 to compress")
+    parents = []
+    for number, parent in enumerate(request.parents):
+        parse_reference(f"parents[{number}].reference", parent.reference)
+        if not (math.isfinite(parent.weight) and 0 <= parent.weight <= 100):
+            raise InvalidField(f"parents[{number}].weight", "from 0 (which means 1) to 100")
+        parents.append((parent.reference, parent.weight or 1.0))
+    if not 0 <= request.rank <= RANK_MAX:
+        raise InvalidField("rank", f"from 1 to {RANK_MAX}, or 0 for the method's own")
+    if not 0 <= request.density <= 1:  # NaN fails too
+        raise InvalidField("density", "above 0 and at most 1, or 0 for the method's own")
+    if not 0 <= request.seed <= SEED_MAX:
+        raise InvalidField("seed", f"from 0 to {SEED_MAX}")
+    check_text("notes", request.notes)
+    return Composition(
+        request.name, method, tuple(parents), request.rank, request.density, request.seed, request.notes
+    )
+
+
+def expected_revision(
+    request: pb.PromoteModuleRequest | pb.RollbackModuleRequest | pb.SetTrafficRequest | pb.DropAliasRequest,
+) -> int | None:
+    """Raises InvalidField."""
+    if not request.HasField("expected_revision"):
+        return None
+    if request.expected_revision < 0:
+        raise InvalidField("expected_revision", "must not be negative")
+    return int(request.expected_revision)
+
+
+def progress(step: Step) -> pb.GateProgress:
+    return pb.GateProgress(done=step.done, total=step.total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memserve.gateway.modules.outcomes import OutcomeCounts, Outcomes
+from memserve.gateway.outcomes import OutcomeCounts, Outcomes
 
 
 def test_only_the_most_recently_used_modules_are_remembered() -> None:

@@ -1,0 +1,101 @@
+"""`StatusService`: what runs now, and backups."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Collection
+
+import memserve
+from memserve.api.grpc.call import Context, Edge
+from memserve.api.grpc.convert.modules import PLACES
+from memserve.domain import Tenant
+from memserve.errors import MemserveError
+from memserve.gateway.assembly import GatewayParts
+from memserve.gateway.backups import Backups
+from memserve.gateway.workers.pool import PooledWorker
+from memserve.pb.v1 import status_pb2 as pb
+from memserve.pb.v1 import status_pb2_grpc as rpc
+
+STATUS_TIMEOUT_S = 0.5
+# Of each worker, in a status: with 64 workers it stays far below 4 MiB, which every client takes.
+MODULES_TOLD_MAX = 256
+
+
+class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
+    """Looks at every part of the gateway, and changes none."""
+
+    def __init__(self, edge: Edge, parts: GatewayParts) -> None:
+        self._edge = edge
+        self._parts = parts
+        self._backups = Backups(parts.settings, parts.texts)
+
+    async def Backup(self, request: pb.BackupRequest, context: Context) -> AsyncIterator[pb.BackupProgress]:
+        async with (
+            self._edge.call("Backup", context),
+            contextlib.aclosing(self._backups.make(request.name)) as lines,
+        ):
+            async for line in lines:
+                yield pb.BackupProgress(line=line)
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+        async with self._edge.call("GetStatus", context) as tenant:
+            parts, pool = self._parts, self._parts.pool
+            response = pb.GetStatusResponse(
+                version=memserve.__version__,
+                model=parts.model.name,
+                model_digest=parts.modules.base_digest or pool.model_digest(),
+                max_context_tokens=parts.model.max_context_tokens,
+                redis_ok=pool.registry_ok,
+                embedder=parts.texts.embedder,
+            )
+            ready = {worker.lease.worker_id for worker in pool.ready(time.monotonic())}
+            held = {digest for worker in pool.workers.values() for digest in worker.state.modules}
+            own: set[str] = set()
+            if not request.workers_only:
+                with contextlib.suppress(MemserveError):
+                    own = await parts.modules.store.of_tenant(tenant.name, sorted(held))
+            for name, worker in sorted(pool.workers.items()):
+                response.workers.append(self._worker(worker, tenant, own, ready=name in ready))
+            if not request.workers_only:
+                await self._add_memories(response, tenant)
+            return response
+
+    def _worker(
+        self, worker: PooledWorker, tenant: Tenant, own: Collection[str], *, ready: bool
+    ) -> pb.WorkerStatus:
+        """own: digests of the tenant's modules. Addresses are for administrators."""
+        lease, state = worker.lease, worker.state
+        modules = [(digest, place) for digest, place in state.modules.items() if digest in own]
+        return pb.WorkerStatus(
+            worker_id=lease.worker_id,
+            address=lease.address if tenant.is_admin else "",
+            metrics_address=lease.metrics_address if tenant.is_admin else "",
+            pid=lease.pid if tenant.is_admin else 0,
+            shares_kv=lease.shares_kv,
+            limits=lease.limits,
+            ready=ready,
+            running=state.running,
+            waiting=state.waiting,
+            known_blocks=self._parts.pool.index.held_blocks(lease.worker_id),
+            prefill_tokens_per_s=worker.prefill_tokens_per_s,
+            modules=[
+                pb.WorkerModule(digest=digest, place=PLACES[place])
+                for digest, place in modules[:MODULES_TOLD_MAX]
+            ],
+            modules_left_out=max(0, len(modules) - MODULES_TOLD_MAX),
+        )
+
+    async def _add_memories(self, response: pb.GetStatusResponse, tenant: Tenant) -> None:
+        """What a store that does not answer would say is left out."""
+        texts = self._parts.texts
+        with contextlib.suppress(MemserveError):
+            response.memories = sum((await texts.counts(tenant.name)).values())
+        response.vector_store_ok = await texts.answers(tenant.name, STATUS_TIMEOUT_S)
+        response.lost_memories = texts.lost(tenant.name)
+        response.short_disk = self._parts.disk.short() or ""
+        response.waiting_writes = -1
+        with contextlib.suppress(MemserveError):
+            response.waiting_writes = await texts.waiting_writes()
+        with contextlib.suppress(MemserveError):
+            response.modules = await self._parts.modules.store.count(tenant.name)

@@ -1,0 +1,251 @@
+"""Puts a gateway together: every part is opened here, and handed to those that use it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from memserve import credentials
+from memserve.config import Settings
+from memserve.disk import DATA_DISK, DiskWatch
+from memserve.errors import (
+    EmbedderChanged,
+    StartupError,
+    VectorStoreDamaged,
+    VectorStoreHeld,
+    VectorStoreUnavailable,
+)
+from memserve.gateway.access.callers import Access, Inflight
+from memserve.gateway.modules.canary import CanaryWatch
+from memserve.gateway.modules.composition import ModuleComposition
+from memserve.gateway.modules.deletion import ModuleDeletion
+from memserve.gateway.modules.gate import Gate
+from memserve.gateway.modules.gatekeeper import Gatekeeper
+from memserve.gateway.modules.lifecycle import ModuleLifecycle
+from memserve.gateway.modules.placement import ModulePlacement
+from memserve.gateway.modules.trial import ModuleTrial
+from memserve.gateway.outcomes import OutcomeCounts
+from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.prefixes import Prefixes
+from memserve.gateway.steps.check import RequestCheck
+from memserve.gateway.steps.lookup import CacheLookup
+from memserve.gateway.steps.prompt import PromptFitting
+from memserve.gateway.steps.recall import Recall
+from memserve.gateway.steps.resolve import ModuleUses
+from memserve.gateway.steps.route import Router
+from memserve.gateway.steps.stream import Answers
+from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.gateway.workers.calls import GrpcCalls
+from memserve.gateway.workers.pool import WorkerPool
+from memserve.kv.index import BlockIndex
+from memserve.kv.ledger.ledger import Quotas
+from memserve.kv.lookup import PrefixLookup
+from memserve.kv.transport.check import check_cache_servers
+from memserve.memory.modules.blobs.store import BlobStore
+from memserve.memory.modules.kinds.table import BaseModel
+from memserve.memory.modules.memory import ParametricMemory
+from memserve.memory.modules.registry.store import ModuleStore
+from memserve.memory.modules.uploads import Uploads
+from memserve.memory.prefixes.memory import ActivationMemory
+from memserve.memory.texts.embedding import BertEmbedder, configured_embedder
+from memserve.memory.texts.journal import Quotas as MemoryQuotas
+from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.milvus import is_local_uri
+from memserve.metrics.instruments import GatewayMetrics
+from memserve.model.files import ModelFiles, open_model
+from memserve.policy.routing.choose import RoutingCosts
+from memserve.private_files import open_data_dir
+from memserve.processes.supervised import Background
+from memserve.registry.leases import Registry
+from memserve.turns import FairThreads, leave_one, on_own_thread
+
+TOKENIZER_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayParts:
+    """The open parts of a gateway, from which the services are made."""
+
+    settings: Settings
+    model: ModelFiles
+    tokenizer: ChatTokenizer
+    tokenizing: FairThreads
+    metrics: GatewayMetrics
+    disk: DiskWatch
+    texts: VectorMemory
+    activation: ActivationMemory
+    modules: ParametricMemory
+    lookup: PrefixLookup
+    pool: WorkerPool
+    background: Background
+    """Work that outlives calls."""
+    inflight: Inflight
+    uses: ModuleUses = field(default_factory=ModuleUses)
+    outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayServices:
+    """What the gateway does, for an edge to offer: one object for each noun."""
+
+    pipeline: Pipeline
+    prefixes: Prefixes
+    trial: ModuleTrial
+    gatekeeper: Gatekeeper
+    placement: ModulePlacement
+    lifecycle: ModuleLifecycle
+    deletion: ModuleDeletion
+    composition: ModuleComposition
+    canaries: CanaryWatch
+
+
+@contextlib.asynccontextmanager
+async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
+    """Everything behind the services, started; closed in the reverse order. Raises StartupError."""
+    if not settings.redis:
+        raise StartupError(
+            "a gateway needs the registry: set redis_url (`memserve up` starts one of its own)"
+        )
+    model = open_model(Path(settings.model), settings.max_context_tokens)
+    open_data_dir(settings.data)
+    run_folder = settings.data / "run"
+    run_folder.mkdir(mode=0o700, exist_ok=True)
+    tokenizer = await on_own_thread(partial(ChatTokenizer, model, run_folder))
+    metrics = GatewayMetrics()
+    disk = disk_watch(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        registry = Registry(settings.redis)
+        stack.push_async_callback(registry.close)
+        texts = await _open_texts(settings, disk)
+        stack.push_async_callback(texts.close)
+        tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
+        stack.callback(tokenizing.close)
+        await on_own_thread(partial(check_cache_servers, settings.cache_redis))
+        lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
+        stack.push_async_callback(lookup.close)
+        quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
+        activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
+        stack.push_async_callback(activation.close)
+        modules = await _open_modules(settings, model, stack)
+        credential = credentials.worker_credential(credentials.salt_key(settings))
+        pool = WorkerPool(
+            registry,
+            BlockIndex(),
+            model.tokenizer_digest(),
+            partial(GrpcCalls, credential=credential),
+            metrics.loop_failed,
+        )
+        await pool.start()
+        stack.push_async_callback(pool.close)
+        background = Background()
+        stack.push_async_callback(background.close)
+        yield GatewayParts(
+            settings=settings,
+            model=model,
+            tokenizer=tokenizer,
+            tokenizing=tokenizing,
+            metrics=metrics,
+            disk=disk,
+            texts=texts,
+            activation=activation,
+            modules=modules,
+            lookup=lookup,
+            pool=pool,
+            background=background,
+            inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
+        )
+
+
+def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
+    """Nothing is opened here. access: whose tenants the canary watch acts for."""
+    settings, memory, pool = parts.settings, parts.modules, parts.pool
+    check = RequestCheck(parts.model, parts.tokenizer)
+    fit = PromptFitting(parts.model, parts.tokenizer, parts.tokenizing, settings)
+    pipeline = Pipeline(
+        settings=settings,
+        model=parts.model.name,
+        inflight=parts.inflight,
+        metrics=parts.metrics,
+        check=check,
+        modules=memory,
+        uses=parts.uses,
+        texts=parts.texts,
+        recall=Recall(parts.texts, parts.tokenizer, settings, parts.metrics),
+        fit=fit,
+        pool=pool,
+        look_up=CacheLookup(pool, parts.lookup, parts.metrics),
+        router=Router(pool, settings.max_loras, RoutingCosts()),
+        answers=Answers(parts.metrics, parts.outcomes),
+    )
+    trial = ModuleTrial(pool)
+    gate = Gate(
+        pool,
+        parts.tokenizer,
+        parts.tokenizing,
+        parts.model.max_context_tokens,
+        settings.recall_instruction,
+    )
+    gatekeeper = Gatekeeper(memory, trial, gate)
+    placement = ModulePlacement(pool, memory.store)
+    return GatewayServices(
+        pipeline=pipeline,
+        prefixes=Prefixes(check, fit, memory, parts.activation, pool),
+        trial=trial,
+        gatekeeper=gatekeeper,
+        placement=placement,
+        lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
+        deletion=ModuleDeletion(memory, parts.activation, placement, pool, parts.uses, parts.background),
+        composition=ModuleComposition(memory, pool, trial),
+        canaries=CanaryWatch(
+            memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
+        ),
+    )
+
+
+async def _open_texts(settings: Settings, disk: DiskWatch) -> VectorMemory:
+    embedder = await on_own_thread(lambda: BertEmbedder(configured_embedder(settings)))
+    quotas = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
+    try:
+        return await VectorMemory.open(
+            settings.vector_uri, embedder, settings.redis, quotas=quotas, may_flush=disk.has_room
+        )
+    except (EmbedderChanged, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
+        raise StartupError(str(error)) from error
+
+
+async def _open_modules(
+    settings: Settings, model: ModelFiles, stack: contextlib.AsyncExitStack
+) -> ParametricMemory:
+    store = ModuleStore(
+        settings.redis,
+        modules_max=settings.max_modules_per_tenant,
+        versions_max=settings.max_versions_per_module,
+        audit_days=settings.audit_retention_days,
+        audit_max_bytes=settings.audit_max_bytes,
+    )
+    stack.push_async_callback(store.close)
+    shapes = model.tensor_shapes()
+    memory = ParametricMemory(
+        store,
+        BlobStore(settings.module_store_url, settings.modules_root / "modules"),
+        Uploads(settings.data / "staging", settings.max_module_bytes, settings.max_staging_bytes_per_tenant),
+        BaseModel(shapes=shapes, vocab_size=model.vocab_size, max_rank=settings.max_lora_rank),
+        # Without its weights a gateway cannot tell which model it is. Workers still refuse a module that does
+        # not fit.
+        await on_own_thread(model.model_digest) if shapes else "",
+    )
+    stack.callback(memory.files.close)
+    return memory
+
+
+def disk_watch(settings: Settings) -> DiskWatch:
+    """The disks that this gateway writes to."""
+    places = {DATA_DISK: settings.data}
+    if settings.module_store_url and "://" not in settings.module_store_url:
+        places["the disk of the module store"] = Path(settings.module_store_url)
+    if is_local_uri(settings.vector_uri):
+        places["the disk of the vector store"] = Path(settings.vector_uri).parent
+    return DiskWatch(places, settings.disk_reserve_bytes)

@@ -1,0 +1,108 @@
+"""Deletes a module version that nothing uses, with its KV and its content.
+
+In order: the version is held, so that no new request begins with it; requests that have it already are waited
+for and looked for; the record is deleted; then its KV, the workers' copies and the content go, where no other
+version has the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from functools import partial
+
+from memserve.domain import ModuleVersion, Tenant
+from memserve.errors import CacheUnavailable, MemserveError, VersionInUse
+from memserve.gateway.modules.placement import ModulePlacement
+from memserve.gateway.steps.resolve import ModuleUses
+from memserve.gateway.workers.pool import WorkerPool
+from memserve.memory.modules.blobs.store import CONDEMNED_S
+from memserve.memory.modules.memory import ParametricMemory
+from memserve.memory.prefixes.memory import ActivationMemory
+from memserve.processes.supervised import Background
+
+log = logging.getLogger("memserve.gateway.modules.deletion")
+
+# A request that was resolved before the version was held reaches its worker, and the worker's next word
+# reaches this gateway, in less time.
+SETTLE_S = 1.0
+HOLD_S = 30.0
+
+
+class ModuleDeletion:
+    """Deletions go on when their caller goes away: nothing is left half done."""
+
+    def __init__(
+        self,
+        memory: ParametricMemory,
+        activation: ActivationMemory,
+        placement: ModulePlacement,
+        pool: WorkerPool,
+        uses: ModuleUses,
+        background: Background,
+    ) -> None:
+        self._memory = memory
+        self._store = memory.store
+        self._activation = activation
+        self._placement = placement
+        self._pool = pool
+        self._uses = uses
+        self._background = background
+
+    async def delete(self, tenant: Tenant, name: str, number: int) -> int:
+        """Returns the chunks of KV that were freed. Raises VersionInUse, ModuleNotFound."""
+        version = await self._memory.version(tenant.name, name, number)
+        return await asyncio.shield(
+            self._background.begin(f"deleting {version.reference}", self._delete(tenant, version))
+        )
+
+    async def _delete(self, tenant: Tenant, version: ModuleVersion) -> int:
+        name, number = version.module, version.version
+        # Where another version has the same content it stays, and requests that use it are in no danger.
+        if not await self._store.other_references(tenant.name, name, number):
+            self._refuse_while_used(version)
+        token = uuid.uuid4().hex
+        await self._store.hold_version(tenant.name, name, number, token, HOLD_S)
+        try:
+            if not await self._store.other_references(tenant.name, name, number):
+                await asyncio.sleep(SETTLE_S)
+                self._refuse_while_used(version)
+            _, unreferenced, tenants_last = await self._store.delete_version(
+                tenant.name, tenant.principal, name, number, token=token
+            )
+        except BaseException:
+            # A hold that is not released runs out.
+            with contextlib.suppress(MemserveError):
+                await self._store.release_version(tenant.name, name, number, token)
+            raise
+        removed_chunks = 0
+        if tenants_last:
+            try:
+                removed_chunks, _ = await self._activation.evict_module(tenant.name, version.digest)
+            except CacheUnavailable as error:
+                log.warning("KV of the removed %s stays until it expires: %s", version.reference, error)
+        if unreferenced:
+            await self._placement.forget(version)
+            await self._remove_content(version.digest, token)
+        return removed_chunks
+
+    def _refuse_while_used(self, version: ModuleVersion) -> None:
+        """Raises VersionInUse."""
+        if version.digest in self._uses:
+            raise VersionInUse(version.reference, "a request")
+        for worker in self._pool.workers.values():
+            if version.digest in worker.state.used_modules:
+                raise VersionInUse(version.reference, f"a request on worker {worker.lease.worker_id}")
+
+    async def _remove_content(self, digest: str, token: str) -> None:
+        """Content that stays when this fails is found by a sweep."""
+        try:
+            if await self._store.condemn(digest, token, CONDEMNED_S):
+                try:
+                    await self._memory.files.run_own(partial(self._memory.blobs.delete, digest))
+                finally:
+                    await self._store.absolve(digest, token)
+        except MemserveError as error:
+            log.warning("the content of %s stays until the next sweep: %s", digest[:12], error)

@@ -1,0 +1,59 @@
+"""Step 5 of a request: how much of the prompt's KV is in Redis, for each way that workers lay KV out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from memserve.domain import CacheLayout, ModuleVersion, Tenant
+from memserve.gateway.workers.pool import WorkerPool
+from memserve.kv.keys import block_keys, chunk_keys
+from memserve.kv.lookup import PrefixLookup
+from memserve.metrics.instruments import GatewayMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """A prompt as workers of one layout hold it."""
+
+    keys: Sequence[bytes] = ()
+    """[full blocks]"""
+    redis_tokens: int = 0
+    """Leading tokens that are in Redis."""
+
+
+class CacheLookup:
+    """Asks Redis in one round trip for each layout."""
+
+    def __init__(self, pool: WorkerPool, lookup: PrefixLookup, metrics: GatewayMetrics) -> None:
+        self._pool = pool
+        self._lookup = lookup
+        self._metrics = metrics
+
+    async def __call__(
+        self, token_ids: Sequence[int], tenant: Tenant, lora: ModuleVersion | None
+    ) -> Mapping[CacheLayout, LookedUp]:
+        """The prompt in each layout that a worker has now. A worker of a layout that comes later counts as
+        holding nothing.
+        """
+
+        async def look_up(layout: CacheLayout) -> LookedUp:
+            keys = prompt_block_keys(token_ids, layout, tenant, lora)
+            if not keys:
+                return LookedUp()
+            chunks = await self._lookup.present(layout.namespace, chunk_keys(keys, layout.blocks_per_chunk))
+            outcome = "unavailable" if chunks is None else "hit" if chunks else "miss"
+            self._metrics.lookups.labels(outcome).inc()
+            return LookedUp(keys, (chunks or 0) * layout.chunk_tokens)
+
+        layouts = self._pool.layouts()
+        return dict(zip(layouts, await asyncio.gather(*map(look_up, layouts)), strict=True))
+
+
+def prompt_block_keys(
+    token_ids: Sequence[int], layout: CacheLayout, tenant: Tenant, lora: ModuleVersion | None
+) -> list[bytes]:
+    """[full blocks] keys, as an engine of this layout computes them."""
+    named = (lora.digest, f"modules/{lora.digest}") if lora else None
+    return block_keys(token_ids, layout.block_tokens, lora=named, cache_salt=tenant.cache_salt)

@@ -1,0 +1,150 @@
+"""Steps 7 and 8 of a request: the worker streams its answer, last comes the usage."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+from memserve.domain import (
+    CachedTokens,
+    FinishReason,
+    GenerationRequest,
+    Route,
+    Tenant,
+    TextDelta,
+    Usage,
+)
+from memserve.errors import DeadlineExceeded, InvalidField, WorkerLost
+from memserve.gateway.modules.outcomes import OutcomeCounts
+from memserve.gateway.steps.resolve import AnsweringModules
+from memserve.gateway.workers.pool import PooledWorker
+from memserve.gateway.workers.protocol import (
+    AnswerPart,
+    WorkerFailure,
+    WorkerLate,
+    WorkerRequest,
+    WrongRequest,
+)
+from memserve.metrics.instruments import GatewayMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedRequest:
+    """A request whose route is decided: all that a worker needs, and when the call was accepted."""
+
+    request: GenerationRequest
+    tenant: Tenant
+    modules: AnsweringModules
+    token_ids: Sequence[int]
+    route: Route
+    accepted_s: float
+    """On the monotonic clock, as `deadline_s` is."""
+    deadline_s: float | None
+
+    def for_worker(self) -> WorkerRequest:
+        return WorkerRequest(
+            request_id=self.route.request_id,
+            token_ids=self.token_ids,
+            tenant=self.tenant.name,
+            cache_salt=self.tenant.cache_salt,
+            sampling=self.request.sampling,
+            modules=self.modules.applied,
+        )
+
+
+class Answers:
+    """Streams answers, and counts them."""
+
+    def __init__(self, metrics: GatewayMetrics, outcomes: OutcomeCounts) -> None:
+        self._metrics = metrics
+        self._outcomes = outcomes
+
+    async def stream(
+        self, routed: RoutedRequest, worker: PooledWorker
+    ) -> AsyncGenerator[TextDelta | Usage, None]:
+        """Closing the iterator aborts the worker's work.
+
+        Raises WorkerFailure when the worker fails before its first token: another may answer. After it,
+        WorkerLost. DeadlineExceeded and InvalidField at any time.
+        """
+        now_s = time.monotonic()
+        if routed.deadline_s is not None and routed.deadline_s <= now_s:
+            raise DeadlineExceeded
+        timeout_s = None if routed.deadline_s is None else routed.deadline_s - now_s
+        first_s: float | None = None
+        output_tokens = 0
+        try:
+            with worker.calling() as calls:
+                async with contextlib.aclosing(calls.generate(routed.for_worker(), timeout_s)) as parts:
+                    async for part in parts:
+                        if first_s is None:
+                            first_s = time.monotonic()
+                            self._began(routed, worker)
+                        output_tokens += len(part.token_ids)
+                        if part.text or part.token_ids:
+                            yield TextDelta(part.text, part.token_ids, part.logprobs)
+                        if part.finish_reason is not None:
+                            usage = usage_of(routed, part, output_tokens, first_s, time.monotonic())
+                            self._ended(routed, usage)
+                            yield usage
+        except WorkerLate:
+            raise DeadlineExceeded from None
+        except WrongRequest as error:
+            raise InvalidField("request", error.detail) from None
+        except WorkerFailure:
+            if first_s is not None:
+                raise WorkerLost(worker.lease.worker_id) from None
+            raise
+
+    def refused(self, routed: RoutedRequest) -> None:
+        """A worker that lives would not answer with the request's modules."""
+        for module in routed.modules.used:
+            self._outcomes.add(module.digest, refused=1)
+
+    def _began(self, routed: RoutedRequest, worker: PooledWorker) -> None:
+        worker.has_first_token(routed.route.request_id)
+        self._metrics.prompt_tokens.inc(len(routed.token_ids))
+        for module in routed.modules.used:
+            self._outcomes.add(module.digest, answered=1)
+            self._metrics.module_answers.labels(module.kind).inc()
+
+    def _ended(self, routed: RoutedRequest, usage: Usage) -> None:
+        metrics, cached = self._metrics, usage.cached
+        metrics.ttft.observe(usage.ttft_ms / 1000)
+        metrics.output_tokens.inc(usage.output_tokens)
+        if usage.tpot_ms is not None:
+            metrics.tpot.observe(usage.tpot_ms / 1000)
+        for tier, tokens in (("device", cached.device), ("host", cached.host), ("redis", cached.redis)):
+            metrics.cached_tokens.labels(tier).inc(tokens)
+        ttft_met, tpot_met = wishes_met(routed, usage.ttft_ms, usage.tpot_ms)
+        for wish, met in (("ttft", ttft_met), ("tpot", tpot_met)):
+            if not met:
+                metrics.slo_missed.labels(wish).inc()
+
+
+def usage_of(
+    routed: RoutedRequest, last: AnswerPart, output_tokens: int, first_s: float, ended_s: float
+) -> Usage:
+    """What an answer took. last: its last part. first_s, ended_s: when its first and its last part came."""
+    ttft_ms = (first_s - routed.accepted_s) * 1000
+    tpot_ms = (ended_s - first_s) * 1000 / (output_tokens - 1) if output_tokens > 1 else None
+    return Usage(
+        prompt_tokens=len(routed.token_ids),
+        output_tokens=output_tokens,
+        cached=last.cached or CachedTokens(),
+        ttft_ms=ttft_ms,
+        tpot_ms=tpot_ms,
+        slo_met=all(wishes_met(routed, ttft_ms, tpot_ms)),
+        finish_reason=last.finish_reason or FinishReason.STOP,
+    )
+
+
+def wishes_met(routed: RoutedRequest, ttft_ms: float, tpot_ms: float | None) -> tuple[bool, bool]:
+    """Whether the caller's SLOs for TTFT and TPOT were met. No wish is met by anything."""
+    slo = routed.request.slo
+    return (
+        slo.ttft_ms is None or ttft_ms <= slo.ttft_ms,
+        slo.tpot_ms is None or tpot_ms is None or tpot_ms <= slo.tpot_ms,
+    )

@@ -1,0 +1,239 @@
+"""The calls to a worker over gRPC: the only file of the gateway that knows its messages and statuses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from functools import partial
+
+import grpc
+
+from memserve.channels import NO_PROXY, bearer
+from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, WorkerLease
+from memserve.gateway.workers.protocol import (
+    AnswerPart,
+    BlockChange,
+    BlockEvent,
+    ComposedPiece,
+    ComposeProgress,
+    ComposeRecipe,
+    CompositionRequest,
+    HeldBlocks,
+    StrangeWorker,
+    WorkerDied,
+    WorkerFailure,
+    WorkerFaulty,
+    WorkerLate,
+    WorkerRefused,
+    WorkerRequest,
+    WorkerState,
+    WrongRequest,
+)
+from memserve.pb.worker.v1 import worker_pb2 as pb
+from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    *NO_PROXY,
+)
+# What a status of a worker means. Any other: WorkerFailure, the worker lives and cannot do it now.
+MEANS = {
+    grpc.StatusCode.UNAVAILABLE: WorkerDied,
+    grpc.StatusCode.INTERNAL: WorkerDied,
+    grpc.StatusCode.CANCELLED: WorkerDied,
+    grpc.StatusCode.UNKNOWN: WorkerFaulty,
+    grpc.StatusCode.DEADLINE_EXCEEDED: WorkerLate,
+    grpc.StatusCode.FAILED_PRECONDITION: WorkerRefused,
+    grpc.StatusCode.INVALID_ARGUMENT: WrongRequest,
+    grpc.StatusCode.UNAUTHENTICATED: StrangeWorker,
+}
+_FINISH = {
+    pb.FINISH_REASON_STOP: FinishReason.STOP,
+    pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
+_PLACES = {getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace}
+_CHANGES = {change.value: change for change in BlockChange}
+
+
+class GrpcCalls:
+    """`WorkerCalls` over one channel. Every call carries what the worker knows a gateway by."""
+
+    def __init__(self, lease: WorkerLease, credential: str) -> None:
+        """credential: `credentials.worker_credential`. Does not connect.
+
+        Raises ValueError or TypeError where the lease's address is no address.
+        """
+        self._worker_id = lease.worker_id
+        self._channel = grpc.aio.insecure_channel(lease.address, options=CHANNEL_OPTIONS)
+        self._stub = rpc.WorkerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
+            call = partial(getattr(self._stub, method.name), metadata=bearer(credential))
+            setattr(self._stub, method.name, call)
+
+    async def generate(
+        self, request: WorkerRequest, timeout_s: float | None
+    ) -> AsyncGenerator[AnswerPart, None]:
+        with self._failures():
+            call = self._stub.Generate(_generate_request(request), timeout=timeout_s)
+            try:
+                async for response in call:
+                    yield _answer_part(response)
+                    if response.finish_reason:
+                        return
+            finally:
+                call.cancel()
+        # The stream of a worker that shuts down may just end.
+        raise WorkerDied(self._worker_id, "the stream ended early")
+
+    async def lookup_blocks(self, keys: Sequence[bytes], timeout_s: float) -> HeldBlocks:
+        with self._failures():
+            answer = await self._stub.LookupBlocks(pb.LookupBlocksRequest(keys=keys), timeout=timeout_s)
+        return HeldBlocks(answer.device_blocks, answer.held_blocks)
+
+    async def load_module(self, digest: str, kind: ModuleKind, *, pin: bool, timeout_s: float) -> ModulePlace:
+        request = pb.LoadModuleRequest(digest=digest, kind=kind, pin=pin)
+        with self._failures():
+            return _place((await self._stub.LoadModule(request, timeout=timeout_s)).place)
+
+    async def unload_module(
+        self, digest: str, kind: ModuleKind, *, forget: bool, timeout_s: float
+    ) -> ModulePlace:
+        request = pb.UnloadModuleRequest(digest=digest, kind=kind, forget=forget)
+        with self._failures():
+            return _place((await self._stub.UnloadModule(request, timeout=timeout_s)).place)
+
+    async def module_places(self, digests: Sequence[str], timeout_s: float) -> list[ModulePlace]:
+        request = pb.GetModulePlacesRequest(digests=digests)
+        with self._failures():
+            answer = await self._stub.GetModulePlaces(request, timeout=timeout_s)
+        places = {module.digest: _place(module.place) for module in answer.modules}
+        return [places.get(digest, ModulePlace.ABSENT) for digest in digests]
+
+    async def try_module(self, digest: str, kind: ModuleKind, timeout_s: float) -> float:
+        request = pb.TryModuleRequest(digest=digest, kind=kind)
+        with self._failures():
+            return float((await self._stub.TryModule(request, timeout=timeout_s)).largest_change)
+
+    async def compose(
+        self, request: CompositionRequest, timeout_s: float | None = None
+    ) -> AsyncGenerator[ComposeProgress | ComposedPiece | ComposeRecipe, None]:
+        message = pb.ComposeModuleRequest(
+            method=request.method,
+            parents=[pb.ComposeParent(digest=digest, weight=weight) for digest, weight in request.parents],
+            rank=request.rank,
+            density=request.density,
+            seed=request.seed,
+        )
+        with self._failures():
+            call = self._stub.ComposeModule(message, timeout=timeout_s)
+            try:
+                async for event in call:
+                    match event.WhichOneof("event"):
+                        case "progress":
+                            yield ComposeProgress(event.progress.done, event.progress.total)
+                        case "file":
+                            yield ComposedPiece(event.file.file_name, event.file.content)
+                        case "recipe":
+                            yield ComposeRecipe(event.recipe)
+            finally:
+                call.cancel()
+
+    async def watch(
+        self, epoch: int, after_sequence: int, timeout_s: float | None = None
+    ) -> AsyncGenerator[WorkerState | BlockEvent, None]:
+        # An event counts when all of its messages are here: a stream that breaks between has told nothing.
+        parts: list[pb.WatchResponse] = []
+        request = pb.WatchRequest(epoch=epoch, after_sequence=after_sequence)
+        with self._failures():
+            call = self._stub.Watch(request, timeout=timeout_s)
+            try:
+                async for message in call:
+                    if message.WhichOneof("event") == "state":
+                        yield _state(message.state)
+                        continue
+                    parts.append(message)
+                    if not message.more:
+                        yield _block_event(parts)
+                        parts = []
+            finally:
+                call.cancel()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Turn a status into what it means."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            meaning = MEANS.get(error.code(), WorkerFailure)
+            raise meaning(self._worker_id, error.details() or error.code().name) from None
+
+
+def _generate_request(request: WorkerRequest) -> pb.GenerateRequest:
+    sampling = request.sampling
+    message = pb.GenerateRequest(
+        request_id=request.request_id,
+        token_ids=request.token_ids,
+        cache_salt=request.cache_salt,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        stop=sampling.stop,
+        logprobs=sampling.logprobs,
+        min_tokens=sampling.min_tokens,
+        tenant=request.tenant,
+        keep=request.store_whole_prompt,
+    )
+    for module in request.modules:
+        if module.kind is ModuleKind.LORA:
+            message.module_digest = module.digest
+        else:
+            message.expert_digest, message.expert_alpha = module.digest, module.strength
+    return message
+
+
+def _answer_part(response: pb.GenerateResponse) -> AnswerPart:
+    cached, ended = response.cached_tokens, bool(response.finish_reason)
+    return AnswerPart(
+        text=response.text,
+        token_ids=tuple(response.token_ids),
+        logprobs=tuple(response.logprobs),
+        cached=CachedTokens(cached.device, cached.host, cached.redis) if ended else None,
+        # A newer worker may end an answer for a reason that this gateway has no word for.
+        finish_reason=_FINISH.get(response.finish_reason, FinishReason.STOP) if ended else None,
+    )
+
+
+def _place(place: pb.ModulePlace) -> ModulePlace:
+    """ABSENT for a place that a newer worker knows and this gateway does not: nothing is counted on."""
+    return _PLACES.get(place, ModulePlace.ABSENT)
+
+
+def _state(state: pb.WorkerState) -> WorkerState:
+    return WorkerState(
+        running=state.running,
+        waiting=state.waiting,
+        prefill_tokens_per_s=state.prefill_tokens_per_s,
+        decode_tokens_per_s=state.decode_tokens_per_s,
+        pending_prefill_tokens=state.pending_prefill_tokens,
+        modules={module.digest: _PLACES[module.place] for module in state.modules if module.place in _PLACES},
+        used_modules=frozenset(state.used_modules),
+    )
+
+
+def _block_event(parts: Sequence[pb.WatchResponse]) -> BlockEvent:
+    """A large event comes in several messages of one number. The first of a reset resets, the others add."""
+    first = parts[0]
+    keys: list[bytes] = []
+    for part in parts:
+        keys += getattr(part, part.WhichOneof("event")).keys
+    return BlockEvent(first.epoch, first.sequence, _CHANGES[first.WhichOneof("event")], keys)

@@ -1,0 +1,221 @@
+"""What a gateway asks of a worker, and what it hears. No gRPC here.
+
+`calls.py` speaks to a worker over gRPC. Tests keep a worker in memory. Both pass the same contract,
+`tests/contract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, Sampling
+from memserve.errors import PicklableError
+
+
+class WorkerFailure(PicklableError):
+    """A call to a worker has failed. This class alone: the worker lives and cannot do it now."""
+
+    def __init__(self, worker_id: str, detail: str) -> None:
+        super().__init__(detail)
+        self.worker_id = worker_id
+        self.detail = detail
+
+
+class WorkerDied(WorkerFailure):
+    """The worker, or the way to it, is gone. Another worker may answer."""
+
+
+class WorkerFaulty(WorkerDied):
+    """The worker's own code has raised. Callers treat it as dead."""
+
+
+class WorkerLate(WorkerFailure):
+    """The call's time is up."""
+
+
+class WorkerRefused(WorkerFailure):
+    """A module of the request cannot be had on this worker, or not now. Another worker may have it."""
+
+
+class WrongRequest(WorkerFailure):
+    """No worker will take the request."""
+
+
+class StrangeWorker(WorkerFailure):
+    """The worker takes this gateway for a stranger."""
+
+    def __init__(self, worker_id: str, detail: str) -> None:
+        super().__init__(
+            worker_id,
+            f"worker {worker_id} refuses this gateway: their salt_key differs; give all gateways and "
+            f"workers the same ({detail})",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedModule:
+    """A module version in one answer."""
+
+    digest: str
+    kind: ModuleKind
+    strength: float = 1.0
+    """Of a logit expert: logits + strength * (expert's - anti-expert's)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRequest:
+    """One answer that a worker is asked for."""
+
+    request_id: str
+    token_ids: Sequence[int]
+    """[prompt_tokens]"""
+    tenant: str
+    """The KV that reaches Redis is counted for this tenant."""
+    cache_salt: str
+    sampling: Sampling
+    modules: tuple[AppliedModule, ...] = ()
+    store_whole_prompt: bool = False
+    """Store all of the prompt's KV in Redis at its first use, and what is in the engine's memory already."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPart:
+    """A step of an answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    """One for each token where the request asks for them."""
+    cached: CachedTokens | None = None
+    """Set on the last part."""
+    finish_reason: FinishReason | None = None
+    """Set on the last part."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBlocks:
+    """Leading blocks of a prompt in a worker's own memory."""
+
+    device: int
+    held: int
+    """In the device's memory or the host's."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompositionRequest:
+    """A new module from others. rank, density: 0 for the method's own."""
+
+    method: str
+    parents: tuple[tuple[str, float], ...]
+    """Digests and weights."""
+    rank: int = 0
+    density: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeProgress:
+    """How far a composition is."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedPiece:
+    """The next bytes of a file of the result."""
+
+    file_name: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeRecipe:
+    """What the method measured, as JSON. The last event of a composition."""
+
+    recipe: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker says of itself, four times a second."""
+
+    running: int = 0
+    waiting: int = 0
+    prefill_tokens_per_s: float = 0.0
+    """Measured while prefilling; 0 before the first measurement."""
+    decode_tokens_per_s: float = 0.0
+    """Per request; 0 before the first measurement."""
+    pending_prefill_tokens: int = 0
+    """Prompt tokens of accepted requests that are yet to be computed."""
+    modules: Mapping[str, ModulePlace] = field(default_factory=dict)
+    """What the engine holds, by digest. A place that this gateway has no word for is left out."""
+    used_modules: frozenset[str] = frozenset()
+    """Digests of the modules that unfinished requests use."""
+
+
+class BlockChange(StrEnum):
+    """What happened to KV blocks."""
+
+    RESET = "reset"
+    """Everything held before is gone; the event's keys are all that is held now."""
+    STORED = "stored"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEvent:
+    """A numbered change of the KV blocks that a worker holds."""
+
+    epoch: int
+    """Changes with every start of the worker."""
+    sequence: int
+    """Rises by one with every event."""
+    change: BlockChange
+    keys: Sequence[bytes]
+
+
+class WorkerCalls(Protocol):
+    """The calls to one worker. Each raises WorkerFailure, and nothing else.
+
+    Closing the iterator of a stream cancels the call, and with it the worker's work.
+    """
+
+    def generate(self, request: WorkerRequest, timeout_s: float | None) -> AsyncGenerator[AnswerPart, None]:
+        """Stream one answer. The last part has a finish reason; a stream that ends without is WorkerDied."""
+
+    async def lookup_blocks(self, keys: Sequence[bytes], timeout_s: float) -> HeldBlocks:
+        """How many of a prompt's leading blocks the worker holds. keys: [blocks], in order."""
+
+    async def load_module(self, digest: str, kind: ModuleKind, *, pin: bool, timeout_s: float) -> ModulePlace:
+        """Load a module. pin: keep it when others need room. WrongRequest: the module itself is wrong."""
+
+    async def unload_module(
+        self, digest: str, kind: ModuleKind, *, forget: bool, timeout_s: float
+    ) -> ModulePlace:
+        """Take a module out of the engine. forget: delete the worker's copy of its files too."""
+
+    async def module_places(self, digests: Sequence[str], timeout_s: float) -> list[ModulePlace]:
+        """[digests] places. Asks neither the engine nor the module store."""
+
+    async def try_module(self, digest: str, kind: ModuleKind, timeout_s: float) -> float:
+        """The largest change of a log-probability that the module makes over the canary prompts."""
+
+    def compose(
+        self, request: CompositionRequest, timeout_s: float | None = None
+    ) -> AsyncGenerator[ComposeProgress | ComposedPiece | ComposeRecipe, None]:
+        """Compose modules away from the engine: progress, then the files in pieces, then the recipe."""
+
+    def watch(
+        self, epoch: int, after_sequence: int, timeout_s: float | None = None
+    ) -> AsyncGenerator[WorkerState | BlockEvent, None]:
+        """Block events after a number where the worker still has them, else from a RESET; states between.
+
+        epoch: the worker's epoch that `after_sequence` belongs to; 0 the first time.
+        """
+
+    async def close(self) -> None:
+        """Calls under way end as WorkerDied."""
