@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator
 
@@ -15,6 +14,7 @@ from memserve.api.grpc.call import Context, Edge, require_admin
 from memserve.api.grpc.convert import inference as convert
 from memserve.api.grpc.convert.modules import PLACES
 from memserve.domain import Tenant
+from memserve.domain.names import is_sha256
 from memserve.errors import InvalidField, MemoryNotFound, MemserveError
 from memserve.gateway.backups import Backups
 from memserve.gateway.prefixes import Prefix, Prefixes
@@ -37,7 +37,6 @@ SEARCH_LIMIT = 8
 # MiB.
 MODULES_TOLD_MAX = 256
 PIN_MAX_S = 30 * 24 * 3600
-DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ignore[misc]
@@ -208,7 +207,7 @@ class ActivationService(activation_pb2_grpc.ActivationServiceServicer):  # type:
         self, request: activation_pb2.EvictModuleRequest, context: Context
     ) -> activation_pb2.EvictModuleResponse:
         async with self._edge.call("EvictModule", context) as tenant:
-            if not DIGEST.fullmatch(request.module_digest):
+            if not is_sha256(request.module_digest):
                 raise InvalidField(
                     "module_digest", "must be 64 hex digits, as `memserve modules show` prints them"
                 )
