@@ -25,7 +25,7 @@ from memserve.domain import (
 from memserve.errors import InvalidField
 from memserve.memory.texts.memory import check_namespace
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2
-from memserve.policy.modules.traffic import parse_reference
+from memserve.policy.modules.references import parse_reference
 from memserve.policy.sampling import check_min_tokens
 
 MESSAGES_MAX = 1000

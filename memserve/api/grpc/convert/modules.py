@@ -18,7 +18,8 @@ from memserve.errors import InvalidField
 from memserve.memory.modules.memory import Publication
 from memserve.memory.modules.uploads import UploadFile
 from memserve.pb.v1 import module_pb2 as pb
-from memserve.policy.modules.traffic import LIVE, check_alias_name, check_targets
+from memserve.policy.modules.references import LIVE, check_alias_name
+from memserve.policy.modules.traffic import check_targets
 
 KINDS = {getattr(pb, f"MODULE_KIND_{kind.name}"): kind for kind in ModuleKind}
 KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}

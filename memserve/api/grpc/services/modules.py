@@ -22,7 +22,7 @@ from memserve.memory.modules.memory import Publication, check_text
 from memserve.memory.modules.uploads import Upload
 from memserve.pb.v1 import module_pb2 as pb
 from memserve.pb.v1 import module_pb2_grpc as rpc
-from memserve.policy.modules.traffic import check_alias_name, parse_reference
+from memserve.policy.modules.references import check_alias_name, parse_reference
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1000
