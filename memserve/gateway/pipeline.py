@@ -60,13 +60,9 @@ from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb
 from memserve.policy.recall.prompt import order_passages
-from memserve.policy.routing.choose import (
-    RoutingChoice,
-    RoutingCosts,
-    WorkerSnapshot,
-    adapters_ahead,
-    choose_worker,
-)
+from memserve.policy.routing.choose import RoutingChoice, choose_worker
+from memserve.policy.routing.predict import RoutingCosts
+from memserve.policy.routing.snapshot import WorkerSnapshot, adapters_ahead
 from memserve.policy.sampling import check_min_tokens
 from memserve.processes.supervised import Background
 from memserve.turns import FairThreads
