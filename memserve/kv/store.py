@@ -28,7 +28,8 @@ from memserve.kv.ledger.ledger import (
 from memserve.kv.outcomes import Account, Put, StoreStats
 from memserve.kv.transport.breaker import Circuit
 from memserve.kv.transport.resp import Kind, ProtocolError, Reply
-from memserve.kv.transport.servers import CacheServer, CacheServers, Question
+from memserve.kv.transport.server import CacheServer, Question
+from memserve.kv.transport.servers import CacheServers
 from memserve.kv.transport.wire import Item, Place, Wire, in_flight
 from memserve.kv.values.codecs import RAW_CHUNKS, ChunkCodec
 from memserve.kv.values.envelope import HEADER_BYTES, Buffer, Codec, Refusal, Verification, encode_header

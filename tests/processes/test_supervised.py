@@ -48,7 +48,7 @@ ALLOWED = {
         "worker/kv/connector.py",
         "exit_with_parent",
     ): "compares two numbers until they differ, then ends the process; nothing in it can raise",
-    ("kv/transport/servers.py", "failed"): "tries one server until it answers; every exception is no answer",
+    ("kv/transport/server.py", "failed"): "tries one server until it answers; every exception is no answer",
     (
         "worker/fleet/generations.py",
         "_leave",
