@@ -19,21 +19,22 @@ from redis.exceptions import (
 )
 
 from memserve.kv.transport.breaker import Circuit, CircuitBreaker
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.transport.topology import Topology
 from memserve.kv.transport.url import Address, CacheUrl
 from memserve.kv.transport.wire import Wire
 
 log = logging.getLogger("memserve.kv.transport.server")
 
-# Replies of a server that lives and is not the one to ask. MovedError is an AskError, MasterDownError a
-# ClusterDownError.
+# A server that answers with one of these lives, but another server has to be asked. MovedError is an
+# AskError, and MasterDownError is a ClusterDownError.
 MISPLACED: Final = (AskError, ClusterDownError, ReadOnlyError, TryAgainError)
 
 
 class Question:
-    """Small commands on their way to one server. `answers` is due exactly once.
+    """Small commands on their way to one server. `answers` has to be called exactly once.
 
-    Both raise redis-py's RedisError or OSError; the connection is then closed.
+    The constructor and `answers` raise redis-py's RedisError or OSError. The connection is then closed.
     """
 
     _connection: Any  # redis-py's, partly untyped
@@ -49,8 +50,9 @@ class Question:
             raise
 
     def answers(self, deadline_s: float) -> list[Any]:
-        """One for each command, error replies among them. deadline_s: on the monotonic clock; what has
-        arrived by then is still taken.
+        """One answer for each command. An error reply is an answer too.
+
+        deadline_s: on the monotonic clock. Answers that have arrived by then are still taken.
         """
         taken: list[Any] = []
         broken = True
@@ -81,24 +83,20 @@ class CacheServer:
         url: CacheUrl,
         address: Address,
         topology: Topology,
-        *,
-        io_timeout_s: float,
-        lookup_timeout_s: float,
-        connect_timeout_s: float,
-        failures_to_open: int,
-        pause_s: float,
+        limits: CacheLimits,
     ) -> None:
-        """As for `CacheServers`."""
+        """Does not connect."""
         self.address = address
-        self.client = url.client(address, io_timeout_s, min(io_timeout_s, connect_timeout_s))
-        self.lookup_client = url.client(address, lookup_timeout_s, min(lookup_timeout_s, connect_timeout_s))
-        self.failing = False  # when last asked
+        self.client = url.client(address, limits.io_s, min(limits.io_s, limits.connect_s))
+        self.lookup_client = url.client(address, limits.lookup_s, min(limits.lookup_s, limits.connect_s))
+        self.failing = False
+        """Whether the server failed when it was asked last."""
         self._topology = topology
-        self._io_timeout_s = io_timeout_s
-        self._pause_s = pause_s
-        self._breaker = CircuitBreaker(failures_to_open=failures_to_open, pause_s=0.0)
+        self._limits = limits
+        # The probing thread keeps the pauses.
+        self._breaker = CircuitBreaker(failures_to_open=limits.failures_to_open, pause_s=0.0)
         self._lock = threading.Lock()
-        self._wires: list[Wire] = []  # idle ones
+        self._idle_wires: list[Wire] = []
         self._closing = threading.Event()
         self._prober: threading.Thread | None = None
 
@@ -107,13 +105,17 @@ class CacheServer:
         return self._breaker.state
 
     def take_wire(self) -> Wire:
-        """A connection for large values; give it back, or close it. Raises RedisError or OSError."""
+        """A connection for large values.
+
+        The caller gives it back or closes it. Raises RedisError or OSError.
+        """
         while True:
             with self._lock:
-                wire = self._wires.pop() if self._wires else None
+                wire = self._idle_wires.pop() if self._idle_wires else None
             if wire is None:
-                return Wire.connect(self.client.connection_pool, self._io_timeout_s)
-            if wire.is_alive():  # after a restart of Redis none is
+                return Wire.connect(self.client.connection_pool, self._limits.io_s)
+            # After a restart of Redis no idle connection is alive.
+            if wire.is_alive():
                 return wire
             wire.close()
 
@@ -122,20 +124,24 @@ class CacheServer:
             self._topology.changed()
         with self._lock:
             if not wire.misplaced and not self._closing.is_set():
-                self._wires.append(wire)
+                self._idle_wires.append(wire)
                 return
         wire.close()
 
     def answered(self, replies: Sequence[Any] = ()) -> None:
-        """It lives. replies: of a Question."""
+        """The server lives.
+
+        replies: of a Question.
+        """
         self.failing = False
         self._breaker.succeeded()
         if any(isinstance(reply, MISPLACED) for reply in replies):
             self._topology.changed()
 
     def failed(self) -> bool:
-        """It did not answer. Returns True when that opened the circuit: then a thread of its own tries every
-        `pause_s`.
+        """The server did not answer. Returns True when this failure opened the circuit.
+
+        From then on a thread tries the server every `pause_s`, so that no request waits for a trial.
         """
         self.failing = True
         self._topology.changed()
@@ -147,13 +153,15 @@ class CacheServer:
         return opened
 
     def close(self, *, wait: bool = True) -> None:
-        """Not wait: for a server that is no longer one of the cache's, which calls under way may still be
-        using.
+        """Close the connections.
+
+        wait: whether to wait for the probing thread and close connections in use. False for a server that has
+        left the cache: calls under way may still use it.
         """
         with self._lock:
             self._closing.set()
             prober = self._prober
-            wires, self._wires = self._wires, []
+            wires, self._idle_wires = self._idle_wires, []
         if prober is not None and wait:
             prober.join()
         for wire in wires:
@@ -162,8 +170,8 @@ class CacheServer:
             client.connection_pool.disconnect(inuse_connections=wait)
 
     def _probe(self) -> None:
-        """Until it answers again, or is no longer one of the servers."""
-        while not self._closing.wait(self._pause_s):
+        """Try the server until it answers again or is closed."""
+        while not self._closing.wait(self._limits.pause_s):
             self._breaker.allows(time.monotonic())
             try:
                 self.client.ping()
@@ -171,7 +179,7 @@ class CacheServer:
                 self._breaker.failed(time.monotonic())
                 self._topology.changed()
             except Exception:
-                # Whatever it is, it is no answer; without this thread the server would not be tried again.
+                # Any other error is no answer either. The thread must go on: nothing else tries this server.
                 log.exception("a server of the cache cannot be tried")
                 self._breaker.failed(time.monotonic())
             else:

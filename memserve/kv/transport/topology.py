@@ -1,7 +1,6 @@
-"""Which servers hold the cache's values: one server, the masters of a Redis Cluster, or the master that
-Sentinels name.
+"""Which servers hold the cache's values.
 
-redis-py finds the topology.
+They are one server, the masters of a Redis Cluster, or the master that Sentinels name. redis-py finds them.
 """
 
 from __future__ import annotations
@@ -20,14 +19,18 @@ from redis.sentinel import Sentinel
 from memserve.kv.transport.url import Address, CacheUrl, Deployment
 from memserve.processes.supervised import Failed, repeating_thread, uncounted
 
-# A Sentinel that made another server the master by hand leaves no error behind for those who only read.
+# The topology is asked for from time to time even without an error. When an operator has a Sentinel make
+# another server the master, a client that only reads sees no error.
 REFRESH_S: Final = 30.0
-# An IndexError is what NodesManager makes of a cluster without a single slot.
+# NodesManager raises IndexError for a cluster without a single slot.
 LEARNING_FAILS: Final = (RedisError, RedisClusterException, OSError, IndexError)
 
 
 class _Source(Protocol):
-    """Blocking; `learn` raises one of `LEARNING_FAILS`, and then what was known stays."""
+    """Where the topology is learned from. Blocks.
+
+    `learn` raises one of `LEARNING_FAILS`. What the source knew before then stays.
+    """
 
     def learn(self) -> frozenset[Address]: ...
 
@@ -37,8 +40,10 @@ class _Source(Protocol):
 
 
 class ClusterNodes:
-    """redis-py's table of slots. Its RedisCluster would ask the first master for COMMAND too, and fail where
-    that one is gone.
+    """redis-py's table of slots.
+
+    redis-py's RedisCluster is not used: it would also ask the first master for COMMAND, and fail where that
+    master is gone.
     """
 
     def __init__(self, url: CacheUrl, timeout_s: float) -> None:
@@ -61,8 +66,7 @@ class ClusterNodes:
                 **self._url.options,
             )
         else:
-            # The configured names too: pods that all come back with new addresses are found again only by
-            # them.
+            # The configured names too. When all pods come back with new addresses, only the names find them.
             self._nodes.initialize(additional_startup_nodes_info=list(self._url.addresses))
         return frozenset(
             (str(node.host), int(node.port)) for node in self._nodes.get_nodes_by_server_type("primary")
@@ -78,6 +82,8 @@ class ClusterNodes:
 
 
 class SentinelMaster:
+    """The master of a service, as its Sentinels name it."""
+
     def __init__(self, url: CacheUrl, timeout_s: float) -> None:
         self._service = url.service
         limits = {
@@ -106,15 +112,23 @@ class SentinelMaster:
 class Topology:
     """Which server holds a name.
 
-    For one server that is no question. A cluster's nodes or the Sentinels are asked by a thread of its own:
-    at the first use, when told that something changed, but no more than once every `pause_s`, and every
-    `REFRESH_S`. Only for the first answer does anyone wait; a storm of errors is one question. Thread-safe.
+    For a single server the answer is fixed. In the other cases a thread asks the cluster's nodes or the
+    Sentinels:
+
+    1. At the first use. This answer is the only one that callers wait for.
+    2. When `changed` is called, but at most once every `pause_s`. A storm of errors leads to one question.
+    3. Every `REFRESH_S`.
+
+    Thread-safe.
     """
 
     def __init__(
         self, url: CacheUrl, *, timeout_s: float, pause_s: float, failed: Failed = uncounted
     ) -> None:
-        """timeout_s: for each connection, and each answer, of a server that is asked. Does not connect."""
+        """Does not connect.
+
+        timeout_s: for each connection and each answer of a server that is asked about the topology.
+        """
         self._single = url.addresses[0] if url.deployment is Deployment.SINGLE else None
         self._source: _Source | None = None
         if url.deployment is Deployment.CLUSTER:
@@ -125,7 +139,7 @@ class Topology:
         self._failed = failed
         self._addresses = frozenset(url.addresses if self._source is None else ())
         self._tried = threading.Event()
-        self._wanted = threading.Event()
+        self._refresh_wanted = threading.Event()
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -134,25 +148,27 @@ class Topology:
 
     @property
     def addresses(self) -> frozenset[Address]:
-        """The servers that hold values, as last learned; the same object for as long as they are the same."""
+        """The servers that hold values, as last learned.
+
+        The object stays the same while they stay the same.
+        """
         return self._addresses
 
     @property
     def tried(self) -> bool:
-        """Whether `wait` returns at once: the servers are known, or could not be learned at the first
-        attempt.
-        """
+        """Whether the first attempt to learn the servers is over. Then `wait` returns at once."""
         return self._tried.is_set()
 
     def wait(self, timeout_s: float) -> None:
-        """Until the first attempt to learn the servers is over, well or not."""
+        """Wait until the first attempt to learn the servers is over, whether it succeeded or not."""
         if not self._tried.is_set():
             self.changed()
             self._tried.wait(timeout_s)
 
     def groups(self, names: Sequence[str]) -> dict[Address, list[int]]:
-        """The numbers of the names that each server holds. A name that no known server holds is in no
-        group.
+        """The numbers of the names that each server holds.
+
+        A name that no known server holds is in no group.
         """
         if self._single is not None:
             return {self._single: list(range(len(names)))} if names else {}
@@ -167,23 +183,24 @@ class Topology:
         return groups
 
     def changed(self) -> None:
-        """Something is not as it was: a server does not answer, or says that another one is to be asked.
-        Returns at once.
+        """Have the topology learned anew. Returns at once.
+
+        Called when a server does not answer, or answers that another server has to be asked.
         """
         if self._source is None:
             return
         with self._lock:
             if (self._thread is None or not self._thread.is_alive()) and not self._closing.is_set():
-                self._wanted.set()
+                self._refresh_wanted.set()
                 self._thread = repeating_thread(
-                    "kv_topology", self._keep, self._pause_s, self._closing, self._failed
+                    "kv_topology", self._refresh, self._pause_s, self._closing, self._failed
                 )
-        self._wanted.set()
+        self._refresh_wanted.set()
 
     def close(self) -> None:
-        """Waits for a question that is out."""
+        """Waits for a question that is under way."""
         self._closing.set()
-        self._wanted.set()
+        self._refresh_wanted.set()
         with self._lock:
             thread = self._thread
         if thread is not None:
@@ -191,20 +208,18 @@ class Topology:
         if self._source is not None:
             self._source.close()
 
-    def _keep(self) -> None:
-        """Ask which servers there are, when somebody wants to know or the last answer is old. For the
-        thread.
-        """
+    def _refresh(self) -> None:
+        """Learn the servers once a caller wants them or the last answer is old. One step of the thread."""
         assert self._source is not None
-        self._wanted.wait(REFRESH_S)
+        self._refresh_wanted.wait(REFRESH_S)
         if self._closing.is_set():
             return
-        self._wanted.clear()
+        self._refresh_wanted.clear()
         try:
             addresses = self._source.learn()
             if addresses != self._addresses:
                 self._addresses = addresses
         except LEARNING_FAILS:
-            pass  # whoever needs it says so again
+            pass  # a caller that still needs it calls `changed` again
         finally:
             self._tried.set()
