@@ -55,7 +55,8 @@ from memserve.kv.keys import block_keys, chunk_keys
 from memserve.kv.lookup import PrefixLookup
 from memserve.memory.modules.memory import ParametricMemory, Resolved
 from memserve.memory.prefixes.memory import ActivationMemory
-from memserve.memory.texts.memory import QUERY_MAX_BYTES, VectorMemory
+from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.rules import QUERY_MAX_BYTES
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as worker_pb

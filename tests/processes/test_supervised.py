@@ -58,9 +58,9 @@ ALLOWED = {
         "open",
     ): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself",
     (
-        "memory/texts/memory.py",
-        "_journaled",
-    ): "one write, awaited; what it raises is taken by `_journaled_or_not`",
+        "memory/texts/writing.py",
+        "write",
+    ): "one write, awaited; what it raises is taken by `_ended`",
     ("memory/texts/settling.py", "apply"): "one write, replayed from the journal when it fails",
     (
         "embedded/part.py",
