@@ -27,6 +27,7 @@ from memserve.kv.ledger.ledger import Owner
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.outcomes import Account
 from memserve.kv.store import RedisChunkStore
+from memserve.kv.transport.limits import CacheLimits
 
 NAMESPACE = "ef" * 32
 LENGTHS = (1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 128_000)
@@ -47,7 +48,7 @@ def seconds(action: Callable[[], object], rounds: int) -> float:
 
 
 def measure(server: PrivateRedis, lengths: Sequence[int], rounds: int) -> dict[str, dict[str, float]]:
-    store = RedisChunkStore(server.url, NAMESPACE, io_timeout_s=5.0)
+    store = RedisChunkStore(server.url, NAMESPACE, limits=CacheLimits(io_s=5.0))
     prompt = random_prompt(1, max(lengths))
     told(f"storing {max(lengths):,} tokens of KV")
     every_key = chunk_keys(block_keys(prompt, BLOCK_TOKENS, lora=None, cache_salt="tenant"), BLOCKS_PER_CHUNK)

@@ -27,6 +27,7 @@ from loadtests.harness.redis_server import PrivateRedis
 from memserve.credentials import tenant_salt
 from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, redis_key
 from memserve.kv.store import RedisChunkStore
+from memserve.kv.transport.limits import CacheLimits
 
 LOOKUPS, QUICK_LOOKUPS = 100_000, 20_000
 BATCH = 64
@@ -119,7 +120,7 @@ def measure(server: PrivateRedis, lookups: int, seed: int) -> Counter[str]:
 
     def store_of(namespace: str) -> RedisChunkStore:
         if namespace not in stores:
-            stores[namespace] = RedisChunkStore(server.url, namespace, io_timeout_s=5.0)
+            stores[namespace] = RedisChunkStore(server.url, namespace, limits=CacheLimits(io_s=5.0))
         return stores[namespace]
 
     stored = list({world.draw() for _ in range(300)})

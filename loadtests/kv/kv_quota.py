@@ -27,6 +27,7 @@ from memserve.kv.keys import VALUE_PREFIX, member
 from memserve.kv.ledger.ledger import Owner, Quotas, entry_key
 from memserve.kv.outcomes import Account
 from memserve.kv.store import RedisChunkStore
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.values.envelope import HEADER_BYTES
 
 SECONDS, QUICK_SECONDS = 60.0, 15.0
@@ -48,7 +49,7 @@ def write(url: str, seed: int, until_s: float, told_counts: multiprocessing.Queu
     """A writer's process."""
     quotas = Quotas(tenant_bytes=QUOTA_CHUNKS * (CHUNK_BYTES + HEADER_BYTES))
     store = RedisChunkStore(
-        url, NAMESPACE, quotas=quotas, io_timeout_s=10, lookup_timeout_s=10, failures_to_open=1000
+        url, NAMESPACE, quotas=quotas, limits=CacheLimits(io_s=10, lookup_s=10, failures_to_open=1000)
     )
     draw = random.Random(seed)
     body = draw.randbytes(CHUNK_BYTES)

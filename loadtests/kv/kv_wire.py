@@ -30,6 +30,7 @@ from loadtests.harness.figures import Bar, finish, parser, print_table, told
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.kv.keys import redis_key
 from memserve.kv.store import RedisChunkStore
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.transport.wire import PADDING, get_command, in_flight
 from memserve.kv.values.envelope import HEADER_BYTES
 
@@ -89,7 +90,7 @@ def measure(
     keys = [number.to_bytes(36, "big") for number in range(count)]
     names = [redis_key(NAMESPACE, key) for key in keys]
     body = os.urandom(payload_bytes)
-    with closing(RedisChunkStore(url, NAMESPACE, ttl_s=TTL_S, io_timeout_s=5.0)) as store:
+    with closing(RedisChunkStore(url, NAMESPACE, ttl_s=TTL_S, limits=CacheLimits(io_s=5.0))) as store:
         store.store(keys, [body] * count, budget_s=60)
     # A payload begins with a page; what stands before and behind it in a reply has a page each.
     page = mmap.PAGESIZE
@@ -100,7 +101,7 @@ def measure(
     seconds: dict[str, tuple[list[float], list[float]]] = {"plain": ([], []), "redis_py": ([], [])}
     for _ in range(connections):
         with (
-            closing(RedisChunkStore(url, NAMESPACE, ttl_s=TTL_S, io_timeout_s=5.0)) as store,
+            closing(RedisChunkStore(url, NAMESPACE, ttl_s=TTL_S, limits=CacheLimits(io_s=5.0))) as store,
             socket.socket(socket.AF_UNIX if transport == "unix" else socket.AF_INET) as connected,
             redis.Redis.from_url(url) as client,
         ):

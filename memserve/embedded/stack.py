@@ -33,7 +33,7 @@ from memserve.kv.transport.url import without_secrets
 from memserve.memory.texts.embedding import configured_embedder
 from memserve.model.architectures import TRIED
 from memserve.model.checks import check_model, with_models
-from memserve.policy.modules.traffic import LIVE
+from memserve.policy.modules.references import LIVE
 from memserve.private_files import lock_data_dir, open_data_dir
 from memserve.processes.ports import held_ports
 from memserve.worker.fleet.fitting import check_memory, fit_host_tier

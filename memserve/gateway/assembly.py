@@ -56,7 +56,7 @@ from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.milvus import is_local_uri
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles, open_model
-from memserve.policy.routing.choose import RoutingCosts
+from memserve.policy.routing.predict import RoutingCosts
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.leases import Registry

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from memserve.config import Settings
 from memserve.domain import GenerationRequest, RecallOutcome, Route, Tenant, TextDelta, Usage
+from memserve.domain.worker_calls import WorkerFailure, WorkerRefused
 from memserve.gateway.access.callers import Inflight
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
@@ -22,7 +23,6 @@ from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve
 from memserve.gateway.steps.route import Attempts, Router
 from memserve.gateway.steps.stream import Answers, RoutedRequest
 from memserve.gateway.workers.pool import WorkerPool
-from memserve.gateway.workers.protocol import WorkerFailure, WorkerRefused
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.texts.memory import VectorMemory
 from memserve.metrics.instruments import GatewayMetrics

@@ -21,18 +21,18 @@ from memserve.domain import (
     Tenant,
     Warmth,
 )
-from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, PrefixNotStored, WorkerLost
-from memserve.gateway.steps.check import RequestCheck
-from memserve.gateway.steps.lookup import prompt_block_keys
-from memserve.gateway.steps.prompt import PromptFitting
-from memserve.gateway.workers.pool import PooledWorker, WorkerPool
-from memserve.gateway.workers.protocol import (
+from memserve.domain.worker_calls import (
     AppliedModule,
     WorkerDied,
     WorkerFailure,
     WorkerLate,
     WorkerRequest,
 )
+from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, PrefixNotStored, WorkerLost
+from memserve.gateway.steps.check import RequestCheck
+from memserve.gateway.steps.lookup import prompt_block_keys
+from memserve.gateway.steps.prompt import PromptFitting
+from memserve.gateway.workers.pool import PooledWorker, WorkerPool
 from memserve.kv.keys import chunk_keys, member
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.prefixes.memory import ActivationMemory

@@ -14,7 +14,8 @@ from redis.exceptions import RedisError
 
 from memserve.kv.keys import redis_key
 from memserve.kv.transport.breaker import CircuitBreaker
-from memserve.kv.transport.servers import MISPLACED, Topology
+from memserve.kv.transport.server import MISPLACED
+from memserve.kv.transport.topology import Topology
 from memserve.kv.transport.url import Address, parse_cache_url
 from memserve.turns import on_own_thread
 

@@ -27,8 +27,10 @@ from memserve.kv.ledger.ledger import (
 )
 from memserve.kv.outcomes import Account, Put, StoreStats
 from memserve.kv.transport.breaker import Circuit
+from memserve.kv.transport.limits import WORKER_LIMITS, CacheLimits
 from memserve.kv.transport.resp import Kind, ProtocolError, Reply
-from memserve.kv.transport.servers import CacheServer, CacheServers, Question
+from memserve.kv.transport.server import CacheServer, Question
+from memserve.kv.transport.servers import CacheServers
 from memserve.kv.transport.wire import Item, Place, Wire, in_flight
 from memserve.kv.values.codecs import RAW_CHUNKS, ChunkCodec
 from memserve.kv.values.envelope import HEADER_BYTES, Buffer, Codec, Refusal, Verification, encode_header
@@ -51,16 +53,11 @@ class RedisChunkStore:
         ttl_s: int = 24 * 3600,
         quotas: Quotas = NO_QUOTAS,
         admit_on_use: int = 1,
-        io_timeout_s: float = 0.5,
-        lookup_timeout_s: float = 0.1,
-        connect_timeout_s: float = 0.5,
-        failures_to_open: int = 2,
-        pause_s: float = 1.0,
+        limits: CacheLimits = WORKER_LIMITS,
     ) -> None:
         """redis_url: as `memserve.kv.transport.url.parse_cache_url` takes it. namespace:
         `CacheNamespace.digest`, hex. codec: the namespace's. ttl_s: from the last use. quotas, admit_on_use:
-        as the ledger takes them. io_timeout_s: for each read or write on the socket of a load or store;
-        lookup_timeout_s: for a look-up; every request waits for one.
+        as the ledger takes them. limits: of each server.
 
         Raises ValueError for a namespace that is not a digest, a ttl_s below 1, or a URL that is not Redis's.
         Does not connect.
@@ -76,18 +73,8 @@ class RedisChunkStore:
 
         self._lock = threading.Lock()
         self._stats = StoreStats()
-        self._servers = CacheServers(
-            redis_url,
-            io_timeout_s=io_timeout_s,
-            lookup_timeout_s=lookup_timeout_s,
-            connect_timeout_s=connect_timeout_s,
-            failures_to_open=failures_to_open,
-            pause_s=pause_s,
-            failed=self.loop_failed,
-        )
-        self._connect_timeout_s = connect_timeout_s
-        self._lookup_timeout_s = lookup_timeout_s
-        self._io_timeout_s = io_timeout_s
+        self._servers = CacheServers(redis_url, limits, failed=self.loop_failed)
+        self._limits = limits
         self.ledger = Ledger(self._servers, ttl_s=ttl_s, quotas=quotas, admit_on_use=admit_on_use)
 
     @property
@@ -111,7 +98,7 @@ class RedisChunkStore:
         commands = [("EXISTS", name) for name in names]
         return [
             found == 1
-            for found in self._ask(self._groups(names, self._lookup_timeout_s), commands, lookup=True)
+            for found in self._ask(self._groups(names, self._limits.lookup_s), commands, lookup=True)
         ]
 
     def load(
@@ -133,7 +120,7 @@ class RedisChunkStore:
         started_s = time.perf_counter()
         deadline_s = time.monotonic() + budget_s
         names = [redis_key(self._namespace, key) for key in keys]
-        groups = self._groups(names, self._connect_timeout_s)
+        groups = self._groups(names, self._limits.connect_s)
         loaded = [False] * len(keys)
         refused: dict[int, Refusal] = {}
         read_bytes = 0
@@ -185,7 +172,7 @@ class RedisChunkStore:
         started_s = time.perf_counter()
         deadline_s = time.monotonic() + budget_s
         names = [redis_key(self._namespace, key) for key in keys]
-        groups = self._groups(names, self._connect_timeout_s)
+        groups = self._groups(names, self._limits.connect_s)
         present = self._ask(groups, [("EXPIRE", name, self._ttl_s) for name in names])
         payloads = self._encoded(chunks, present)
         candidates = self._candidates(keys, chunks, payloads, present, account)
@@ -411,7 +398,7 @@ class RedisChunkStore:
         commands: one for each name that was grouped, with a number for an answer. Returns these; None where
         none came.
         """
-        deadline_s = time.monotonic() + (self._lookup_timeout_s if lookup else self._io_timeout_s)
+        deadline_s = time.monotonic() + (self._limits.lookup_s if lookup else self._limits.io_s)
         asked: list[tuple[CacheServer, Sequence[int], Question]] = []
         for server, numbers in groups.items():
             # Connecting to some may have taken all the time; the others are not to blame.

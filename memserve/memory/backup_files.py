@@ -15,22 +15,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from memserve.domain.names import is_name
 from memserve.errors import BackupDamaged, InvalidField
 from memserve.private_files import write_private
 
 MANIFEST = "manifest.json"
 REGISTRY = "registry.rdb"
 FORMAT = 1
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def check_name(name: str) -> None:
     """Raises InvalidField."""
-    if NAME.fullmatch(name) is None:
+    if not is_name(name):
         raise InvalidField(
             "name", "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or a digit"
         )

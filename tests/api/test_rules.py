@@ -16,7 +16,8 @@ from memserve.api.grpc.convert.paging import page_size
 from memserve.errors import InvalidField
 from memserve.memory.modules import memory as parametric
 from memserve.pb.v1 import inference_pb2, module_pb2
-from memserve.policy.modules.traffic import LIVE, check_alias_name, check_targets, parse_reference
+from memserve.policy.modules.references import LIVE, check_alias_name, parse_reference
+from memserve.policy.modules.traffic import check_targets
 
 MESSAGE = inference_pb2.Message(role=inference_pb2.ROLE_USER, content="hello")
 INT32, INT64 = 2**31 - 1, 2**63 - 1

@@ -6,18 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.transport.servers import CacheServers
 from tests.kv.redis_server import RedisServer
 
 
 def servers_of(server: RedisServer, *, pause_s: float = 1.0) -> CacheServers:
     return CacheServers(
-        server.url,
-        io_timeout_s=2,
-        lookup_timeout_s=2,
-        connect_timeout_s=2,
-        failures_to_open=2,
-        pause_s=pause_s,
+        server.url, CacheLimits(io_s=2, lookup_s=2, connect_s=2, failures_to_open=2, pause_s=pause_s)
     )
 
 

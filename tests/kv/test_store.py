@@ -11,6 +11,7 @@ from memserve.kv.keys import redis_key
 from memserve.kv.outcomes import Put
 from memserve.kv.store import RedisChunkStore
 from memserve.kv.transport.breaker import Circuit
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.values.envelope import Refusal
 from tests.kv.one_chunk import get, put
 from tests.kv.redis_server import RedisServer
@@ -25,10 +26,7 @@ def store_on(server: RedisServer, namespace: str = NAMESPACE, ttl_s: int = 100) 
         server.url,
         namespace,
         ttl_s=ttl_s,
-        io_timeout_s=0.1,
-        connect_timeout_s=0.1,
-        failures_to_open=2,
-        pause_s=0.2,
+        limits=CacheLimits(io_s=0.1, connect_s=0.1, failures_to_open=2, pause_s=0.2),
     )
 
 

@@ -48,7 +48,7 @@ ALLOWED = {
         "worker/kv/connector.py",
         "exit_with_parent",
     ): "compares two numbers until they differ, then ends the process; nothing in it can raise",
-    ("kv/transport/servers.py", "failed"): "tries one server until it answers; every exception is no answer",
+    ("kv/transport/server.py", "failed"): "tries one server until it answers; every exception is no answer",
     (
         "worker/fleet/generations.py",
         "_leave",
@@ -58,9 +58,9 @@ ALLOWED = {
         "open",
     ): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself",
     (
-        "memory/texts/memory.py",
-        "_journaled",
-    ): "one write, awaited; what it raises is taken by `_journaled_or_not`",
+        "memory/texts/writing.py",
+        "write",
+    ): "one write, awaited; what it raises is taken by `_ended`",
     ("memory/texts/settling.py", "apply"): "one write, replayed from the journal when it fails",
     (
         "embedded/part.py",

@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -19,14 +18,12 @@ from typing import Any
 
 from memserve.config import Settings
 from memserve.domain import KeyRole
+from memserve.domain.names import is_key_name, is_name, is_sha256
 from memserve.errors import InvalidField, StartupError
 from memserve.private_files import write_private
 
-TENANT_RULE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME_WORDS = "1 to 64 of letters, digits, '.', '_' and '-', beginning with a letter or a digit"
 _TENANT_WORDS = "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {"name", "tenant", "role", "sha256", "key", "created_s"}
 KEY_MIN_CHARACTERS = 8
 KEYS_MAX = 10_000
@@ -84,9 +81,9 @@ def add_key(file: Path, name: str, tenant: str, role: KeyRole, now_s: float) -> 
     Raises InvalidField for a name or tenant that breaks a rule or a name that is taken, StartupError for a
     file that cannot be used.
     """
-    if not NAME_RULE.fullmatch(name):
+    if not is_key_name(name):
         raise InvalidField("name", f"must be {_NAME_WORDS}")
-    if not TENANT_RULE.fullmatch(tenant):
+    if not is_name(tenant):
         raise InvalidField("tenant", f"must be {_TENANT_WORDS}")
     with _held(file):
         keys = read_keys(file, must_exist=False) or []
@@ -146,9 +143,9 @@ def _key(where: str, entry: Any) -> ApiKey:
     if unknown := set(entry) - _FIELDS:
         raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))[:200]}")
     name, tenant, role = entry.get("name"), entry.get("tenant"), entry.get("role")
-    if not isinstance(name, str) or not NAME_RULE.fullmatch(name):
+    if not isinstance(name, str) or not is_key_name(name):
         raise ValueError(f"{where}.name must be {_NAME_WORDS}")
-    if not isinstance(tenant, str) or not TENANT_RULE.fullmatch(tenant):
+    if not isinstance(tenant, str) or not is_name(tenant):
         raise ValueError(f"{where}.tenant must be {_TENANT_WORDS}")
     if role not in tuple(KeyRole):
         raise ValueError(f"{where}.role must be one of {', '.join(KeyRole)}")
@@ -159,7 +156,7 @@ def _key(where: str, entry: Any) -> ApiKey:
         if not isinstance(key, str) or len(key) < KEY_MIN_CHARACTERS:
             raise ValueError(f"{where}.key must have at least {KEY_MIN_CHARACTERS} characters")
         digest = _digest(key)
-    elif not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+    elif not isinstance(digest, str) or not is_sha256(digest):
         raise ValueError(f"{where}.sha256 must be 64 hex digits, in lower case")
     created_s = entry.get("created_s", 0.0)
     if isinstance(created_s, bool) or not isinstance(created_s, int | float):
@@ -171,7 +168,7 @@ def _short(number: int, key: str, tenant: Any) -> ApiKey:
     # The key itself is not quoted: it is a secret.
     if len(key) < KEY_MIN_CHARACTERS:
         raise ValueError(f"key number {number + 1} must have at least {KEY_MIN_CHARACTERS} characters")
-    if not isinstance(tenant, str) or not TENANT_RULE.fullmatch(tenant):
+    if not isinstance(tenant, str) or not is_name(tenant):
         raise ValueError(f"the tenant of key number {number + 1} must be {_TENANT_WORDS}")
     return ApiKey("", tenant, KeyRole.WRITE, _digest(key))
 

@@ -11,18 +11,18 @@ from functools import partial
 from pathlib import Path
 
 from memserve.domain import ModuleKind, ModuleVersion, Tenant
-from memserve.errors import InvalidField, InvalidModule, NoWorker
-from memserve.gateway.modules.progress import Step
-from memserve.gateway.modules.trial import ModuleTrial
-from memserve.gateway.workers.picking import least_loaded, workers_for
-from memserve.gateway.workers.pool import WorkerPool
-from memserve.gateway.workers.protocol import (
+from memserve.domain.worker_calls import (
     ComposedPiece,
     ComposeProgress,
     CompositionRequest,
     WorkerFailure,
     WrongRequest,
 )
+from memserve.errors import InvalidField, InvalidModule, NoWorker
+from memserve.gateway.modules.progress import Step
+from memserve.gateway.modules.trial import ModuleTrial
+from memserve.gateway.workers.picking import least_loaded, workers_for
+from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.modules.kinds.table import PROBES_FILE
 from memserve.memory.modules.memory import ParametricMemory, Publication
 from memserve.memory.modules.probes import Probes, inherited_probes

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from memserve.domain import GateReport, Memory, ModuleKind, ModuleVersion, Sampling, ScoredMemory, Tenant
+from memserve.domain.worker_calls import AppliedModule, WorkerFailure, WorkerRequest, WrongRequest
 from memserve.errors import InvalidField, InvalidModule, NoWorker
 from memserve.gateway.modules.progress import ProgressCallback
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.workers.picking import least_loaded
 from memserve.gateway.workers.pool import PooledWorker, WorkerPool
-from memserve.gateway.workers.protocol import AppliedModule, WorkerFailure, WorkerRequest, WrongRequest
 from memserve.memory.modules.probes import Probes
 from memserve.policy.modules.gate import CALIBRATION, Answer, Probe, confidence, judge
 from memserve.policy.recall.prompt import assemble_messages, with_system

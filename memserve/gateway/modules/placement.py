@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from memserve.domain import ModulePlace, ModuleVersion, WorkerResidency
+from memserve.domain.worker_calls import WorkerCalls, WorkerFailure
 from memserve.errors import NoWorker
 from memserve.gateway.workers.picking import ready_workers
 from memserve.gateway.workers.pool import PooledWorker, WorkerPool
-from memserve.gateway.workers.protocol import WorkerCalls, WorkerFailure
 from memserve.memory.modules.registry.store import ModuleStore
 
 LOAD_TIMEOUT_S = 120.0

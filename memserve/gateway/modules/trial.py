@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from memserve.domain import ModuleKind
+from memserve.domain.worker_calls import WorkerFailure, WrongRequest
 from memserve.errors import InvalidModule
 from memserve.gateway.workers.picking import workers_for
 from memserve.gateway.workers.pool import WorkerPool
-from memserve.gateway.workers.protocol import WorkerFailure, WrongRequest
 
 log = logging.getLogger("memserve.gateway.modules.trial")
 

@@ -10,7 +10,8 @@ from memserve.config import Settings
 from memserve.domain import GenerationRequest, RecallOutcome, Role, ScoredMemory
 from memserve.errors import VectorStoreUnavailable
 from memserve.gateway.tokenizer import ChatTokenizer
-from memserve.memory.texts.memory import QUERY_MAX_BYTES, VectorMemory
+from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.rules import QUERY_MAX_BYTES
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.policy.recall.prompt import order_passages
 

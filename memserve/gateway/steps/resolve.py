@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from memserve.domain import GenerationRequest, ModuleKind, ModuleVersion, UsedModule
+from memserve.domain.worker_calls import AppliedModule
 from memserve.errors import InvalidField
-from memserve.gateway.workers.protocol import AppliedModule
 from memserve.memory.modules.memory import ParametricMemory, Resolved
 
 

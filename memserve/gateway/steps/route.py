@@ -6,18 +6,14 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 
 from memserve.domain import CacheLayout, GenerationRequest, ModulePlace, ModuleVersion
+from memserve.domain.worker_calls import WorkerDied, WorkerFailure
 from memserve.errors import NoWorker, WorkersLost
 from memserve.gateway.steps.lookup import LookedUp
 from memserve.gateway.steps.resolve import AnsweringModules
 from memserve.gateway.workers.pool import PooledWorker, WorkerPool
-from memserve.gateway.workers.protocol import WorkerDied, WorkerFailure
-from memserve.policy.routing.choose import (
-    RoutingChoice,
-    RoutingCosts,
-    WorkerSnapshot,
-    adapters_ahead,
-    choose_worker,
-)
+from memserve.policy.routing.choose import RoutingChoice, choose_worker
+from memserve.policy.routing.predict import RoutingCosts
+from memserve.policy.routing.snapshot import WorkerSnapshot, adapters_ahead
 
 ATTEMPTS = 3
 # What ends one worker may end the next, and then the one after it.

@@ -16,17 +16,17 @@ from memserve.domain import (
     TextDelta,
     Usage,
 )
-from memserve.errors import DeadlineExceeded, InvalidField, WorkerLost
-from memserve.gateway.modules.outcomes import OutcomeCounts
-from memserve.gateway.steps.resolve import AnsweringModules
-from memserve.gateway.workers.pool import PooledWorker
-from memserve.gateway.workers.protocol import (
+from memserve.domain.worker_calls import (
     AnswerPart,
     WorkerFailure,
     WorkerLate,
     WorkerRequest,
     WrongRequest,
 )
+from memserve.errors import DeadlineExceeded, InvalidField, WorkerLost
+from memserve.gateway.modules.outcomes import OutcomeCounts
+from memserve.gateway.steps.resolve import AnsweringModules
+from memserve.gateway.workers.pool import PooledWorker
 from memserve.metrics.instruments import GatewayMetrics
 
 

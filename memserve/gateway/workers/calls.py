@@ -10,7 +10,7 @@ import grpc
 
 from memserve.channels import NO_PROXY, bearer
 from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, WorkerLease
-from memserve.gateway.workers.protocol import (
+from memserve.domain.worker_calls import (
     AnswerPart,
     BlockChange,
     BlockEvent,

@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from memserve.domain import CacheLayout, ModulePlace, WorkerLease
-from memserve.errors import RegistryUnavailable
-from memserve.gateway.workers.protocol import (
+from memserve.domain.worker_calls import (
     BlockChange,
     BlockEvent,
     WorkerCalls,
@@ -23,6 +22,7 @@ from memserve.gateway.workers.protocol import (
     WorkerLate,
     WorkerState,
 )
+from memserve.errors import RegistryUnavailable
 from memserve.kv.index import BlockIndex
 from memserve.policy.sharing.fairness import engine_share, worker_to_leave
 from memserve.processes.supervised import Failed, repeat, uncounted

@@ -21,7 +21,7 @@ from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
 from memserve.errors import StartupError
-from memserve.kv.transport.servers import LEARNING_FAILS, ClusterNodes, SentinelMaster
+from memserve.kv.transport.topology import LEARNING_FAILS, ClusterNodes, SentinelMaster
 from memserve.kv.transport.url import Address, CacheUrl, Deployment, parse_cache_url
 
 # GETEX, which slides a time to live with the read.

@@ -39,7 +39,8 @@ from memserve.memory.modules.kinds.table import (
 from memserve.memory.modules.probes import Probes, parse_probes
 from memserve.memory.modules.registry.store import DigestCondemned, ModuleStore
 from memserve.memory.modules.uploads import Upload, UploadFile, Uploads
-from memserve.policy.modules.traffic import Reference, choose_version, parse_reference, share_of
+from memserve.policy.modules.references import Reference, parse_reference
+from memserve.policy.modules.traffic import choose_version, share_of
 from memserve.turns import FairThreads, leave_one
 
 SOURCES_MAX = 64

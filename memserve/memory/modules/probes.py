@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NoReturn
 
+from memserve.domain.names import is_name
 from memserve.errors import InvalidModule
 from memserve.policy.modules.gate import CALIBRATION, Match, Probe, ProbeKind, ProbeSet, Thresholds, strictest
 
@@ -33,7 +33,6 @@ MAX_PASSAGES = 64
 MAX_QUESTION_BYTES = 16 << 10
 MAX_ANSWER_BYTES = 1 << 10
 MAX_TEXT_BYTES = 64 << 10
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _ROOT = "probes.json"
 _DEFAULT = Thresholds()
 
@@ -111,7 +110,7 @@ def _set(entry: object, path: str) -> ProbeSet:
     own = {"recall": {"target"}, "custom": {"at_least", "max_loss"}}.get(str(kind), set())
     found = _fields(entry, path, required={"name", "kind", "probes"}, optional={"match", *own})
     name = _text(found["name"], f"{path}.name", 64)
-    if not _NAME.fullmatch(name) or name == CALIBRATION:
+    if not is_name(name) or name == CALIBRATION:
         _refuse(
             f"{path}.name",
             f"must be 1-64 of a-z 0-9 . _ -, start with a letter or a digit, and not be {CALIBRATION!r}",

@@ -11,13 +11,13 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from memserve.domain import ModuleKind
+from memserve.domain.names import is_sha256
 from memserve.errors import InvalidModule, QuotaExceeded, UploadIncomplete
 from memserve.memory.modules.blobs.places import newest_s
 from memserve.memory.modules.kinds.table import KINDS, PROBES_FILE
@@ -25,7 +25,6 @@ from memserve.memory.modules.probes import MAX_BYTES as PROBES_MAX_BYTES
 
 MAX_UNFINISHED = 32
 RETRY_AFTER_S = 2.0
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +229,7 @@ def _check_files(kind: ModuleKind, files: Sequence[UploadFile], max_bytes: int) 
             raise InvalidModule(f"{field}.size_bytes", "must be 0 or more")
         if file.file_name == PROBES_FILE and file.size_bytes > PROBES_MAX_BYTES:
             raise InvalidModule(f"{field}.size_bytes", f"{PROBES_FILE} has at most {PROBES_MAX_BYTES} bytes")
-        if not _SHA256.fullmatch(file.sha256):
+        if not is_sha256(file.sha256):
             raise InvalidModule(f"{field}.sha256", "must be 64 hex digits, in lower case")
     for name in rules.files:
         if name not in names:

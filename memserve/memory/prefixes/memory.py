@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from memserve.errors import CacheUnavailable, PinLimitReached, PrefixNotStored
 from memserve.kv.ledger.ledger import ALL, PAGE, Ledger, Quotas, Usage
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.transport.servers import CacheServers
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
@@ -39,11 +40,7 @@ class ActivationMemory:
         """
         self._servers = CacheServers(
             redis_url,
-            io_timeout_s=TIMEOUT_S,
-            lookup_timeout_s=TIMEOUT_S,
-            connect_timeout_s=TIMEOUT_S,
-            failures_to_open=3,
-            pause_s=1.0,
+            CacheLimits(io_s=TIMEOUT_S, lookup_s=TIMEOUT_S, connect_s=TIMEOUT_S, failures_to_open=3),
         )
         self._ledger = Ledger(self._servers, ttl_s=ttl_s, quotas=quotas)
         self._threads = FairThreads("cache-control", THREADS, share=leave_one)

@@ -7,16 +7,13 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import grpc
-from pymilvus.exceptions import MilvusException
-
 from memserve.errors import VectorStoreUnavailable
-from memserve.memory.texts.milvus import MilvusMemories, Vectors, is_local_uri
+from memserve.memory.texts.milvus import MilvusFailed, MilvusMemories, Vectors, is_local_uri, milvus_failures
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
-# What a call to Milvus fails with.
-MILVUS_ERRORS = (MilvusException, grpc.RpcError, OSError)
-# Whose turn it is when the work is memserve's own. No tenant is called so.
+# What a call to Milvus may raise.
+MILVUS_ERRORS = (MilvusFailed, OSError)
+# The "tenant" of memserve's own work, when turns are taken. No tenant has this name.
 OWN_WORK = ""
 
 T = TypeVar("T")
@@ -25,8 +22,9 @@ T = TypeVar("T")
 class VectorIndex:
     """Milvus, called from an event loop.
 
-    The blocking client runs on threads of its own: a single one for Milvus Lite, which is not safe under
-    concurrency, else one for writes and several for reads. Tenants take turns at them.
+    The blocking client runs on threads of its own. Milvus Lite is not safe under concurrency and has one
+    thread. A Milvus server has one thread for writes and several for reads. Tenants take turns at the
+    threads.
     """
 
     def __init__(self, uri: str, vectors: Vectors, *, token: str, call_timeout_s: float) -> None:
@@ -50,23 +48,25 @@ class VectorIndex:
         return self._store is not None
 
     async def read(self, tenant: str, call: Callable[[MilvusMemories], T]) -> T:
-        """Run a blocking call in the tenant's turn.
+        """Run a blocking call in the tenant's turn. Raises one of MILVUS_ERRORS.
 
-        One that is given up before its turn never runs; one that has begun runs on to its own timeout.
+        A call that is cancelled before its turn never runs. A call that has begun runs on to its own timeout.
         """
         return await self._on(self._read_threads, tenant, lambda: call(self._connected()))
 
     async def write(self, tenant: str, call: Callable[[MilvusMemories], T]) -> T:
-        """The same on the one writing thread."""
+        """As `read`, on the writing thread."""
         return await self._on(self._write_thread, tenant, lambda: call(self._connected()))
 
     async def reopen(self, forget: Callable[[], None]) -> None:
-        """Let go of all that Milvus Lite has in memory, and begin from what is on disk. A remote Milvus is
-        prepared again.
+        """Drop all that Milvus Lite has in memory, and begin from what is on disk.
 
-        forget: called on the writing thread when the store is open anew. Raises one of MILVUS_ERRORS,
-        VectorStoreHeld or VectorStoreDamaged; as long as a store that is closed could not be opened again,
-        reads go on with it as it is.
+        Prepare a remote Milvus again.
+
+        A store that could not be opened again is not closed: reads go on with it.
+
+        forget: called on the writing thread when the store is open again.
+        Raises one of MILVUS_ERRORS, VectorStoreHeld or VectorStoreDamaged.
         """
 
         def open_anew() -> None:
@@ -76,14 +76,16 @@ class VectorIndex:
         await self._on(self._write_thread, OWN_WORK, open_anew)
 
     def prepare_again(self) -> None:
-        """A Milvus that was restarted may have lost more than the connection, which mends itself: its
-        collection may not be loaded.
+        """Have the store prepared before its next call.
+
+        The connection to a restarted Milvus comes back by itself. The collection may not be loaded there.
         """
         self._must_prepare = True
 
     async def close(self, *, clean: bool) -> None:
-        """Finish the calls under way and disconnect. clean: the last flush is verified, and nothing was
-        written since.
+        """Finish the calls under way and disconnect.
+
+        clean: the last flush is verified, and nothing was written since.
         """
         self._closed = True
         await on_own_thread(lambda: self._close_blocking(clean))
@@ -92,8 +94,13 @@ class VectorIndex:
         if self._closed:
             raise VectorStoreUnavailable("it is closed")
         self.last_call_s = time.monotonic()
+
+        def run() -> T:
+            with milvus_failures():
+                return call()
+
         try:
-            return await threads.run(tenant, call)
+            return await threads.run(tenant, run)
         except RuntimeError:
             if self._closed:
                 raise VectorStoreUnavailable("it is closed") from None

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 from pymilvus import DataType, Function, FunctionType, MilvusClient
+from pymilvus.exceptions import MilvusException
 
 from memserve.domain import Memory
 from memserve.policy.recall.ranking import STOP_WORDS, ScoredRow
@@ -22,55 +25,68 @@ from memserve.policy.recall.words import words_of
 if TYPE_CHECKING:
     from memserve.memory.texts.milvus_lite import MilvusLiteStore
 
-# A change of schema or of the embedding model takes a new name, so that old rows are never read wrongly.
+# Another schema or another embedding model gets another name, so that old rows are never read wrongly.
 MEMORIES = "memserve_memories_v1"
-# Of memserve 0.1.0, which kept the names of namespaces in Milvus.
+# memserve 0.1.0 kept the names of namespaces in Milvus, in this collection.
 OLD_NAMESPACES = "memserve_namespaces_v1"
 
 _MEMORY_FIELDS = ["memory_id", "namespace", "text", "source", "keywords", "created_s"]
 _PARTITIONS = 64
 _PAGE_ROWS = 4096
 
-# A text and its keywords.
+# The longest text with the most and longest keywords.
 _WORDS_MAX = 8192 + 16 * 65
 _ANALYZER = {"tokenizer": "standard", "filter": ["lowercase", {"type": "stop", "stop_words": STOP_WORDS}]}
 
 
+class MilvusFailed(Exception):
+    """Milvus did not do what it was asked. The message is the client's."""
+
+
+@contextlib.contextmanager
+def milvus_failures() -> Iterator[None]:
+    """Turn what pymilvus raises into MilvusFailed. pymilvus lets gRPC's own errors through in some calls."""
+    try:
+        yield
+    except (MilvusException, grpc.RpcError) as error:
+        raise MilvusFailed(str(error) or type(error).__name__) from error
+
+
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """What the rows' vectors are. embedder: names the model that made them; "" for the bundled one."""
+    """What the rows' vectors are."""
 
     dim: int
     embedder: str = ""
+    """The name of the model that embeds; "" for the bundled model."""
 
 
 class MilvusMemories:
-    """Memories in Milvus, one partition key per tenant. An index of what `journal.py` and it hold together.
+    """Memories in Milvus, one partition key for each tenant.
 
-    Milvus Lite is not safe under concurrent writes, and a search that meets a flush misses the rows that are
-    on their way to disk: a local store must be called from one thread at a time. A remote one may be called
-    from several. Every method may raise MilvusException, grpc.RpcError or OSError, and takes at most
-    `timeout_s` seconds.
+    A local store must be called from one thread at a time: Milvus Lite is not safe under concurrent writes,
+    and a search during a flush misses the rows that are on their way to disk. A remote store may be called
+    from several threads. Every method takes at most `timeout_s` seconds, and raises OSError or what
+    `milvus_failures` catches.
 
-    Filters hold only digests and namespace names, and the caller must have checked those names against
-    `[a-z0-9][a-z0-9._-]*`.
+    Filters hold only digests and namespace names. The caller must have checked the names with
+    `check_namespace`, because a name stands in a filter as it is.
     """
 
     def __init__(self, uri: str, token: str, vectors: Vectors, *, timeout_s: float) -> None:
-        """Connect and `prepare`. uri: a path that ends in `.db` (Milvus Lite, a folder), else
-        `http(s)://host:port`.
+        """Connect and `prepare`.
 
+        uri: a path that ends in `.db` (Milvus Lite, a folder), else `http(s)://host:port`.
         Raises VectorStoreHeld and VectorStoreDamaged of a local store.
         """
         self.is_local = is_local_uri(uri)
         self._dim = vectors.dim
         self._name = MEMORIES + (f"_{vectors.embedder}" if vectors.embedder else "")
         self._lite: MilvusLiteStore | None = None
-        logging.getLogger("pymilvus").setLevel(
-            logging.CRITICAL
-        )  # it prints a copy of every exception, stack trace included
+        # pymilvus logs a copy of every exception that it raises, stack trace included.
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         if self.is_local:
-            # Not imported by gateways that use a Milvus server: it brings pyarrow.
+            # Imported here, because a gateway that uses a Milvus server needs no pyarrow.
             from memserve.memory.texts.milvus_lite import MilvusLiteStore
 
             self._lite = MilvusLiteStore(uri)
@@ -83,11 +99,12 @@ class MilvusMemories:
             raise
 
     def prepare(self, *, timeout_s: float) -> None:
-        """Create what is missing of the collection and its indexes, and have Milvus load it. Repeating it is
-        cheap.
+        """Create the collection and its indexes where they are missing, and have Milvus load the collection.
+
+        Repeating it is cheap.
         """
         if not self._client.has_collection(self._name, timeout=timeout_s):
-            # Strong: what one gateway acknowledged, stored or forgotten, every gateway sees.
+            # Strong: every gateway sees what another gateway has stored or forgotten.
             self._client.create_collection(
                 self._name,
                 schema=_memories_schema(self._dim),
@@ -95,8 +112,8 @@ class MilvusMemories:
                 num_partitions=_PARTITIONS,
                 timeout=timeout_s,
             )
-        # FLAT is exact, and a filter costs it no recall, however small a tenant's share; a graph index loses
-        # hits there.
+        # FLAT is exact, and keeps its recall under a filter, however small the tenant's share is. A graph
+        # index loses hits under such a filter.
         for field, index_type, metric in (
             ("dense", "FLAT", "COSINE"),
             ("sparse", "SPARSE_INVERTED_INDEX", "BM25"),
@@ -104,8 +121,8 @@ class MilvusMemories:
             if not self._client.list_indexes(self._name, field_name=field):
                 index = MilvusClient.prepare_index_params()
                 index.add_index(field, index_type=index_type, metric_type=metric)
-                # Loading waits for the index; the client's own wait sleeps half a second even when it is
-                # there.
+                # Loading waits for the index. The client's own wait sleeps half a second even when the index
+                # is ready.
                 self._client.create_index(self._name, index, sync=False, timeout=timeout_s)
         self._client.load_collection(self._name, timeout=timeout_s)
 
@@ -114,7 +131,7 @@ class MilvusMemories:
         return self.get_many([key], timeout_s=timeout_s).get(key)
 
     def get_many(self, keys: Sequence[str], *, timeout_s: float) -> dict[str, Memory]:
-        """Those of at most a thousand keys that are there."""
+        """The memories that exist, by key. At most a thousand keys."""
         rows = self._client.query(
             self._name,
             filter=f"pk in {json.dumps(list(keys))}",
@@ -126,8 +143,9 @@ class MilvusMemories:
     def put(
         self, rows: Sequence[tuple[str, str, Memory, npt.NDArray[np.float32]]], *, timeout_s: float
     ) -> None:
-        """Store memories: of each its key, its tenant's key, itself and its vector. An old one of the same
-        key is replaced.
+        """Store memories. An old memory with the same key is replaced.
+
+        rows: key, tenant key, memory and its [dim] vector.
         """
         self._client.upsert(
             self._name,
@@ -150,7 +168,7 @@ class MilvusMemories:
         )
 
     def delete(self, keys: Sequence[str], *, timeout_s: float) -> None:
-        """Those that are not there are passed over."""
+        """Keys that do not exist are passed over."""
         self._client.delete(self._name, ids=list(keys), timeout=timeout_s)
 
     def search_dense(
@@ -171,20 +189,21 @@ class MilvusMemories:
     ) -> list[list[Memory]]:
         """The best memories by BM25 over text and keywords, for each query.
 
-        The scores are left out: Milvus Lite computes them from each segment's own word statistics, so those
-        of two segments do not compare.
+        The scores are left out. Milvus Lite computes them from the word statistics of each segment, so that
+        scores of two segments do not compare.
         """
         answers = self._search(tenant, namespaces, "sparse", "BM25", list(queries), limit, timeout_s)
         return [[memory for memory, score in hits if score] for hits in answers]
 
     def row_count(self, *, timeout_s: float) -> int:
-        """Memories of all tenants."""
+        """How many memories all tenants have."""
         rows = self._client.query(self._name, filter="", output_fields=["count(*)"], timeout=timeout_s)
         return int(rows[0]["count(*)"])
 
     def counts(self, *, timeout_s: float) -> dict[tuple[str, str], int]:
-        """Memories by tenant key and namespace, counted one by one: slow. Namespaces of an older layout
-        count, empty ones too.
+        """The number of memories by tenant key and namespace. Slow, because every row is read.
+
+        Namespaces of an older layout are part of it, also the empty ones.
         """
         counts: Counter[tuple[str, str]] = Counter()
         for collection, worth in ((OLD_NAMESPACES, 0), (self._name, 1)):
@@ -205,27 +224,30 @@ class MilvusMemories:
         return dict(counts)
 
     def flush(self, *, timeout_s: float) -> None:
-        """Turn the rows of the write-ahead log into indexed segments, on disk. Milvus Lite scans rows in
-        Python until then.
+        """Turn the rows of the write-ahead log into indexed segments on disk.
 
-        That this returns is no proof: `get_many` tells whether the rows are there.
+        Milvus Lite scans rows in Python until they are flushed. A flush that returns proves nothing:
+        `get_many` says whether the rows exist.
         """
         self._client.flush(self._name, timeout=timeout_s)
         if self._lite is not None:
             self._lite.sync()
 
     def copy_to(self, target: Path) -> None:
-        """Copy a local store's files. Nothing must be written to it meanwhile."""
+        """Copy a local store's files. Nothing may be written to the store meanwhile."""
         assert self._lite is not None
         self._lite.copy_to(target)
 
     def probe(self) -> None:
-        """Raises OSError when a local store, once closed, could not be opened again."""
+        """Raises OSError when a local store could not be opened again after it is closed."""
         if self._lite is not None:
             self._lite.probe()
 
     def close(self, *, clean: bool) -> None:
-        """Disconnect, and release a local store's folder. clean: its last flush is verified."""
+        """Disconnect, and release a local store's folder.
+
+        clean: the last flush is verified.
+        """
         if hasattr(self, "_client"):
             self._client.close()
         if self._lite is not None:
@@ -247,7 +269,7 @@ class MilvusMemories:
             anns_field=field,
             search_params={"metric_type": metric},
             filter=_scope(tenant, namespaces),
-            # A Milvus server finds the partition by the filter, and refuses to be told.
+            # A Milvus server finds the partition by the filter, and refuses a partition by name.
             partition_names=None if self._lite is None else [self._lite.partition_of(tenant_key(tenant))],
             limit=limit,
             output_fields=_MEMORY_FIELDS,
@@ -262,7 +284,7 @@ def is_local_uri(uri: str) -> bool:
 
 
 def tenant_key(tenant: str) -> str:
-    """64 hex digits: the partition key, safe in any filter, whatever the tenant is called."""
+    """The partition key: 64 hex digits, which are safe in any filter whatever the tenant's name is."""
     return hashlib.sha256(tenant.encode()).hexdigest()
 
 
@@ -292,13 +314,14 @@ def _memory(row: Any) -> Memory:
 
 
 def _indexed_words(memory: Memory, is_local: bool) -> str:
-    """What the search by word looks through. Of a long text in a script without spaces its end is left out
-    where it does not fit.
+    """The words that the search by word finds the memory by.
+
+    A long text in a script without spaces has more words than fit. The end is left out.
     """
     text = "\n".join((memory.text, *memory.keywords))
     if text.isascii():
         return text
-    # Milvus Lite counts characters, a server bytes.
+    # Milvus Lite counts characters. A Milvus server counts bytes.
     size = len if is_local else lambda word: len(word.encode())
     room, kept = _WORDS_MAX, []
     for word in words_of(text):

@@ -1,4 +1,4 @@
-"""Load or recompute: how many of a prompt's cached chunks to fetch. Pure."""
+"""Load or recompute: how many of a prompt's cached chunks to fetch."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ PROBE_CHUNKS = 4
 
 @dataclass(frozen=True, slots=True)
 class LoadRates:
-    """As measured. 0: not measured yet.
-
-    latency_s: what a load takes before its first byte. bytes_per_s: then. prefill_tokens_per_s: of the
-    engine, alone.
-    """
+    """What a worker has measured. 0: not measured yet."""
 
     latency_s: float = 0.0
+    """What a load takes before its first byte."""
     bytes_per_s: float = 0.0
+    """How fast a load goes on after its first byte."""
     prefill_tokens_per_s: float = 0.0
+    """How fast the engine computes a prompt while it does nothing else."""
 
 
 class Decision(StrEnum):
-    """Why so many chunks are fetched."""
+    """Why this number of chunks is fetched."""
 
     LOAD = "load"
-    # Not everything would come within the budget: the end of the chain is computed.
+    """All chunks: loading is faster than computing."""
     SHORTENED = "shortened"
+    """Not all chunks would arrive within the budget. The end of the chain is computed."""
     RECOMPUTE = "recompute"
-    # Nothing is known of one side yet: fetch, and measure.
+    """No chunk: computing is faster."""
     UNMEASURED = "unmeasured"
-    # Computing is sooner, but that was measured long ago: fetch a few chunks, and measure again.
+    """One of the two speeds is not known yet. All chunks that arrive in time are fetched, and measured."""
     PROBE = "probe"
+    """Computing was faster when the bandwidth was measured, which is long ago. A few chunks are fetched to
+    measure again."""
 
 
 def chunks_to_load(
-    found: int,
+    cached: int,
     *,
     chunk_tokens: int,
     chunk_bytes: int,
@@ -45,21 +47,22 @@ def chunks_to_load(
     budget_s: float,
     stale: bool = False,
 ) -> tuple[int, Decision]:
-    """How many of the `found` leading chunks to fetch; the rest of the prompt is computed.
+    """How many of the `cached` leading chunks to fetch, from 0 to all. The rest of the prompt is computed.
 
-    waiting_bytes: of loads under way, which come first. budget_s: what has not come by then would be lost.
-    stale: the bandwidth was measured so long ago that it may have changed. Returns 0 to found.
+    waiting_bytes: of the loads under way, which arrive first.
+    budget_s: a chunk that arrives later than this is lost.
+    stale: the bandwidth was measured so long ago that it may have changed.
     """
-    if not found or rates.bytes_per_s <= 0:
-        return found, Decision.UNMEASURED
+    if not cached or rates.bytes_per_s <= 0:
+        return cached, Decision.UNMEASURED
     wait_s = rates.latency_s + waiting_bytes / rates.bytes_per_s
     chunk_s = chunk_bytes / rates.bytes_per_s
-    in_time = 0 if wait_s >= budget_s else min(found, int((budget_s - wait_s) / chunk_s))
+    in_time = 0 if wait_s >= budget_s else min(cached, int((budget_s - wait_s) / chunk_s))
     compute_s = (
         in_time * chunk_tokens / rates.prefill_tokens_per_s if rates.prefill_tokens_per_s > 0 else math.inf
     )
     if in_time == 0 or wait_s + in_time * chunk_s >= compute_s:
-        return (min(found, PROBE_CHUNKS), Decision.PROBE) if stale else (0, Decision.RECOMPUTE)
-    if in_time < found:
+        return (min(cached, PROBE_CHUNKS), Decision.PROBE) if stale else (0, Decision.RECOMPUTE)
+    if in_time < cached:
         return in_time, Decision.SHORTENED
-    return found, Decision.LOAD if rates.prefill_tokens_per_s > 0 else Decision.UNMEASURED
+    return cached, Decision.LOAD if rates.prefill_tokens_per_s > 0 else Decision.UNMEASURED

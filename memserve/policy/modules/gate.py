@@ -1,5 +1,7 @@
-"""The gate: is a module version fit to be promoted? Its probes' answers, and the base's to the same probes,
-become figures. Pure.
+"""The gate: is a module version fit to be promoted?
+
+The version and the base model answer the same probes. Their answers become figures, and each figure has a
+bar.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from memserve.domain import GateFigure
 CALIBRATION = "calibration"
 """The figure over all sets that base and module should answer alike. No set has this name."""
 CONFIDENCE_BINS = 10
-# Shares are quotients: what is equal on paper differs by this much at most.
+# Shares are quotients. Two that are equal on paper differ by at most this much.
 _ROUNDING = 1e-9
 
 
@@ -26,7 +28,7 @@ class ProbeKind(StrEnum):
     RETAIN = "retain"
     """Questions whose answers must not change."""
     ABSTAIN = "abstain"
-    """Questions without an answer; right is to say so."""
+    """Questions without an answer. The right answer says so."""
     OVERRIDE = "override"
     """Passages that contradict the module: the text must win."""
     CUSTOM = "custom"
@@ -34,7 +36,7 @@ class ProbeKind(StrEnum):
 
 
 class Match(StrEnum):
-    """When an answer is right: it equals one that is expected, or contains one."""
+    """When an answer is right: it equals an expected answer, or it contains one."""
 
     EQUALS = "equals"
     CONTAINS = "contains"
@@ -42,149 +44,162 @@ class Match(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A question with everything that its prompt holds. answers: any of them is right."""
+    """A question with everything that its prompt holds."""
 
     question: str
     answers: tuple[str, ...]
+    """Any of these is right."""
     system: str = ""
     passages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSet:
-    """Probes that make one figure.
-
-    target: of a recall set, the share that the module is to reach: its teacher's, 1 where it has none.
-    at_least: of a custom set, the least share of right answers. max_loss: of a custom set, how far under the
-    base's share it may be.
-    """
+    """Probes that make one figure."""
 
     name: str
     kind: ProbeKind
     probes: tuple[Probe, ...]
     match: Match = Match.EQUALS
     target: float = 1.0
+    """Recall sets only: the share of right answers to reach. It is the teacher's share, 1 without a
+    teacher."""
     at_least: float | None = None
+    """Custom sets only: the least share of right answers."""
     max_loss: float | None = None
+    """Custom sets only: how far the share may be under the base's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The bars of the kinds.
-
-    recall: least share of the set's target. override: least share of the base's. forgetting, abstention: how
-    far under the base's share a module may be. calibration: how far over the base's calibration error.
-    """
+    """The bars of the kinds of probes."""
 
     recall: float = 0.9
+    """The least part of the set's target."""
     forgetting: float = 0.02
+    """How far a retain set's share may be under the base's."""
     abstention: float = 0.05
+    """How far an abstain set's share may be under the base's."""
     override: float = 0.95
+    """The least part of the base's share."""
     calibration: float = 0.02
+    """How far the calibration error may be over the base's."""
 
 
-def strictest(given: Sequence[Thresholds]) -> Thresholds:
-    """Each bar as the strictest of several has it."""
+def strictest(thresholds: Sequence[Thresholds]) -> Thresholds:
+    """Each bar from the thresholds that are strictest in it."""
     return Thresholds(
-        recall=max(one.recall for one in given),
-        forgetting=min(one.forgetting for one in given),
-        abstention=min(one.abstention for one in given),
-        override=max(one.override for one in given),
-        calibration=min(one.calibration for one in given),
+        recall=max(bars.recall for bars in thresholds),
+        forgetting=min(bars.forgetting for bars in thresholds),
+        abstention=min(bars.abstention for bars in thresholds),
+        override=max(bars.override for bars in thresholds),
+        calibration=min(bars.calibration for bars in thresholds),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered to a probe. confidence: `confidence` of its tokens' log-probabilities."""
+    """The answer to a probe."""
 
     text: str
     confidence: float
+    """The function `confidence` over the log-probabilities of the answer's tokens."""
 
 
 def confidence(logprobs: Sequence[float]) -> float:
-    """The geometric mean of the probabilities of an answer's tokens; 0 for an answer without tokens, which
-    claims nothing.
+    """The geometric mean of the probabilities of an answer's tokens.
+
+    An answer without tokens claims nothing: its confidence is 0.
     """
     return min(1.0, math.exp(sum(logprobs) / len(logprobs))) if logprobs else 0.0
 
 
 def right(answer: str, expected: Iterable[str], match: Match = Match.EQUALS) -> bool:
-    """Whether an answer is one of those expected (or contains one), apart from case and white space."""
-    given = _normal(answer)
+    """Whether an answer equals or contains an expected one. Case and white space do not count."""
+    text = _normal(answer)
     if match is Match.CONTAINS:
-        return any(_normal(each) in given for each in expected)
-    return any(_normal(each) == given for each in expected)
+        return any(_normal(right_text) in text for right_text in expected)
+    return any(_normal(right_text) == text for right_text in expected)
 
 
 def calibration_error(confident_right: Sequence[tuple[float, bool]]) -> float:
-    """The expected calibration error over (confidence, whether right): how far confidence and success are
-    apart.
+    """How far confidence and success are apart: the expected calibration error.
 
-    Confidences from 0 to 1 in ten equal bins, each weighted by its answers. 0 for no answers.
+    confident_right: [answers] confidence from 0 to 1, and whether the answer is right. Ten equal bins of
+    confidence count by their number of answers. Returns 0 without answers.
     Source: Guo et al. 2017, "On calibration of modern neural networks".
     """
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(CONFIDENCE_BINS)]
     for sure, correct in confident_right:
         bins[min(int(sure * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)].append((sure, correct))
-    gaps = (abs(sum(sure for sure, _ in each) - sum(correct for _, correct in each)) for each in bins)
+    gaps = (
+        abs(sum(sure for sure, _ in answers) - sum(correct for _, correct in answers)) for answers in bins
+    )
     return sum(gaps) / len(confident_right) if confident_right else 0.0
 
 
 def judge(
     sets: Sequence[ProbeSet], thresholds: Thresholds, base: Sequence[Answer], module: Sequence[Answer]
 ) -> tuple[GateFigure, ...]:
-    """A figure for every set, under its name, and the calibration over the sets of the kinds retain, abstain
-    and override.
+    """One figure for each set, under the set's name, and one for calibration.
 
-    base, module: [probes] answers to the probes of all sets, in order. The gate is passed when all figures
-    hold. Raises ValueError when their number is another.
+    The calibration is taken over the sets that base and module should answer alike: retain, abstain and
+    override. The gate is passed when all figures hold.
+
+    base, module: [probes] answers to the probes of all sets, in order.
+    Raises ValueError for another number of answers.
     """
-    asked = sum(len(each.probes) for each in sets)
-    if not len(base) == len(module) == asked:
-        raise ValueError(f"{len(base)} answers of the base and {len(module)} of the module to {asked} probes")
+    probes = sum(len(probe_set.probes) for probe_set in sets)
+    if not len(base) == len(module) == probes:
+        raise ValueError(
+            f"{len(base)} answers of the base and {len(module)} of the module to {probes} probes"
+        )
     figures = []
-    alike: list[tuple[tuple[float, bool], tuple[float, bool]]] = []
+    base_alike: list[tuple[float, bool]] = []
+    module_alike: list[tuple[float, bool]] = []
     start = 0
-    for each in sets:
-        end = start + len(each.probes)
-        of_base, of_module = _judged(each, base[start:end]), _judged(each, module[start:end])
-        figures.append(_set_figure(each, thresholds, _share(of_base), _share(of_module)))
-        if each.kind in (ProbeKind.RETAIN, ProbeKind.ABSTAIN, ProbeKind.OVERRIDE):
-            alike += zip(of_base, of_module, strict=True)
+    for probe_set in sets:
+        end = start + len(probe_set.probes)
+        of_base, of_module = _judged(probe_set, base[start:end]), _judged(probe_set, module[start:end])
+        figures.append(_set_figure(probe_set, thresholds, _share(of_base), _share(of_module)))
+        if probe_set.kind in (ProbeKind.RETAIN, ProbeKind.ABSTAIN, ProbeKind.OVERRIDE):
+            base_alike += of_base
+            module_alike += of_module
         start = end
-    if alike:
-        error, module_error = (
-            calibration_error([one for one, _ in alike]),
-            calibration_error([one for _, one in alike]),
-        )
-        bar = error + thresholds.calibration
-        rule = (
-            f"at most {_figure(bar)} (base {_figure(error)}, worse by at most "
-            f"{_figure(thresholds.calibration)})"
-        )
-        figures.append(
-            GateFigure(CALIBRATION, error, module_error, rule, module_error <= bar + _ROUNDING, len(alike))
-        )
+    if base_alike:
+        figures.append(_calibration_figure(thresholds.calibration, base_alike, module_alike))
     return tuple(figures)
 
 
-def failing(figures: Iterable[GateFigure]) -> str:
-    """The figures that do not hold, on one line, such as "abstention 0.06, must be at least 0.93 (base 0.98,
-    loss at most 0.05)".
-    """
-    return "; ".join(
-        f"{each.name} {_figure(each.module)}, must be {each.rule}" for each in figures if not each.holds
+def _calibration_figure(
+    max_rise: float, of_base: Sequence[tuple[float, bool]], of_module: Sequence[tuple[float, bool]]
+) -> GateFigure:
+    base_error, module_error = calibration_error(of_base), calibration_error(of_module)
+    bar = base_error + max_rise
+    rule = f"at most {_figure(bar)} (base {_figure(base_error)}, worse by at most {_figure(max_rise)})"
+    return GateFigure(
+        CALIBRATION, base_error, module_error, rule, module_error <= bar + _ROUNDING, len(of_base)
     )
 
 
-def _set_figure(of: ProbeSet, thresholds: Thresholds, base: float, module: float) -> GateFigure:
-    match of.kind:
+def failing(figures: Iterable[GateFigure]) -> str:
+    """The figures that do not hold, on one line.
+
+    Such as "abstention 0.06, must be at least 0.93 (base 0.98, loss at most 0.05)".
+    """
+    return "; ".join(
+        f"{figure.name} {_figure(figure.module)}, must be {figure.rule}"
+        for figure in figures
+        if not figure.holds
+    )
+
+
+def _set_figure(probe_set: ProbeSet, thresholds: Thresholds, base: float, module: float) -> GateFigure:
+    match probe_set.kind:
         case ProbeKind.RECALL:
-            bar = thresholds.recall * of.target
-            rule = (
-                f"at least {_figure(bar)} ({_figure(thresholds.recall)} of the target {_figure(of.target)})"
-            )
+            bar = thresholds.recall * probe_set.target
+            target = _figure(probe_set.target)
+            rule = f"at least {_figure(bar)} ({_figure(thresholds.recall)} of the target {target})"
         case ProbeKind.RETAIN:
             bar, rule = _no_loss(base, thresholds.forgetting)
         case ProbeKind.ABSTAIN:
@@ -193,10 +208,10 @@ def _set_figure(of: ProbeSet, thresholds: Thresholds, base: float, module: float
             bar = thresholds.override * base
             rule = f"at least {_figure(bar)} ({_figure(thresholds.override)} of the base's {_figure(base)})"
         case ProbeKind.CUSTOM:
-            bar, rule = of.at_least or 0.0, f"at least {_figure(of.at_least or 0.0)}"
-            if of.max_loss is not None and base - of.max_loss > bar:
-                bar, rule = _no_loss(base, of.max_loss)
-    return GateFigure(of.name, base, module, rule, module >= bar - _ROUNDING, len(of.probes))
+            bar, rule = probe_set.at_least or 0.0, f"at least {_figure(probe_set.at_least or 0.0)}"
+            if probe_set.max_loss is not None and base - probe_set.max_loss > bar:
+                bar, rule = _no_loss(base, probe_set.max_loss)
+    return GateFigure(probe_set.name, base, module, rule, module >= bar - _ROUNDING, len(probe_set.probes))
 
 
 def _no_loss(base: float, loss: float) -> tuple[float, str]:
@@ -204,10 +219,10 @@ def _no_loss(base: float, loss: float) -> tuple[float, str]:
     return bar, f"at least {_figure(bar)} (base {_figure(base)}, loss at most {_figure(loss)})"
 
 
-def _judged(of: ProbeSet, answers: Sequence[Answer]) -> list[tuple[float, bool]]:
+def _judged(probe_set: ProbeSet, answers: Sequence[Answer]) -> list[tuple[float, bool]]:
     return [
-        (answer.confidence, right(answer.text, probe.answers, of.match))
-        for probe, answer in zip(of.probes, answers, strict=True)
+        (answer.confidence, right(answer.text, probe.answers, probe_set.match))
+        for probe, answer in zip(probe_set.probes, answers, strict=True)
     ]
 
 

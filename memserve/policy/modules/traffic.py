@@ -1,57 +1,18 @@
-"""Which version of a module a request gets. Pure: the same session gets the same version as long as the
-alias's targets stay.
+"""Which version of a module a request gets.
+
+The same session gets the same version as long as the alias's targets stay the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from memserve.domain import TrafficShare
 from memserve.errors import InvalidField
 
-LIVE = "live"
 TARGETS_MAX = 8
-_REFERENCE = re.compile(
-    r"(?P<name>[a-z0-9][a-z0-9._-]{0,63})(@(?:(?P<version>[1-9][0-9]{0,8})|(?P<alias>[a-z][a-z0-9._-]{0,63})))?"
-)
-_ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
-REFERENCE_RULE = (
-    "must be a module's name, name@alias or name@number: names have 1-64 of a-z 0-9 . _ - and start "
-    "with a letter or a digit, aliases with "
-    "a letter, numbers are from 1 to 999999999"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What a request names: a version number, or (number 0) an alias."""
-
-    name: str
-    alias: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.number or self.alias}"
-
-
-def parse_reference(field: str, text: str) -> Reference:
-    """`name` is its alias `live`. Raises InvalidField."""
-    match = _REFERENCE.fullmatch(text)
-    if match is None:
-        raise InvalidField(field, REFERENCE_RULE)
-    if match["version"]:
-        return Reference(match["name"], "", int(match["version"]))
-    return Reference(match["name"], match["alias"] or LIVE, 0)
-
-
-def check_alias_name(field: str, name: str) -> None:
-    """Raises InvalidField."""
-    if not _ALIAS.fullmatch(name):
-        raise InvalidField(field, "must be 1-64 of a-z 0-9 . _ -, starting with a letter")
 
 
 def check_targets(field: str, targets: Sequence[TrafficShare]) -> None:
@@ -68,10 +29,10 @@ def check_targets(field: str, targets: Sequence[TrafficShare]) -> None:
 
 
 def choose_version(targets: Sequence[TrafficShare], key: str) -> int:
-    """The version that the session `key` gets: each with the probability of its weight, and always the same
-    one.
+    """The version that the session `key` gets.
 
-    When a weight changes, only as many sessions move as must.
+    A version is chosen with the probability of its weight. The same key always gets the same version. When a
+    weight changes, only the sessions move that have to, so that the shares become right again.
     Source: weighted rendezvous hashing (Schindelhauer and Schomaker, 2005).
     """
     return max(
@@ -81,7 +42,7 @@ def choose_version(targets: Sequence[TrafficShare], key: str) -> int:
 
 
 def share_of(targets: Sequence[TrafficShare], version: int) -> float:
-    """The version's part of the alias, 0 to 1."""
+    """The version's share of the alias's traffic, 0 to 1."""
     return sum(target.weight for target in targets if target.version == version) / sum(
         target.weight for target in targets
     )
@@ -89,5 +50,5 @@ def share_of(targets: Sequence[TrafficShare], version: int) -> float:
 
 def _uniform(text: str) -> float:
     """A number in (0, 1), the same for the same text."""
-    # 52 bits: with more, the highest would be rounded to 1, whose logarithm is 0.
+    # 52 bits. With more bits the highest number is rounded to 1, and the logarithm of 1 is 0.
     return ((int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 12) + 0.5) / 2**52

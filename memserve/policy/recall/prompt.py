@@ -1,4 +1,7 @@
-"""Put recalled passages and a conversation together, so that equal beginnings stay equal token for token."""
+"""Put recalled passages and a conversation together.
+
+Equal beginnings stay equal token for token, so that their KV is found again.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from collections.abc import Sequence
 from memserve.domain import Message, Role, ScoredMemory
 
 
-def order_passages(found: Sequence[ScoredMemory]) -> list[ScoredMemory]:
-    """Order by creation, then by id: the same set of passages gives the same prompt whatever its scores."""
-    return sorted(found, key=lambda hit: (hit.memory.created_s, hit.memory.memory_id))
+def order_passages(passages: Sequence[ScoredMemory]) -> list[ScoredMemory]:
+    """Order by creation, then by id. The same set of passages gives the same prompt, whatever the scores."""
+    return sorted(passages, key=lambda hit: (hit.memory.created_s, hit.memory.memory_id))
 
 
 def assemble_messages(
@@ -19,11 +22,13 @@ def assemble_messages(
     takes_system: bool = True,
     instruction: str = "",
 ) -> list[Message]:
-    """Put the passages, numbered from 1, one a line, behind the leading system message (or into a new one).
+    """Put the passages behind the text of the leading system message, or into a new system message.
 
-    instruction: a line before the passages, which tells the model what to do with them; "" for none.
-    takes_system: whether the model's template takes a system message. Where it does not, they stand before
-    the first question.
+    The passages are numbered from 1, one a line.
+
+    takes_system: whether the model's template takes a system message. Where it does not, the passages stand
+    before the first question.
+    instruction: a line before the passages that tells the model what to do with them; "" for none.
     """
     if not passages:
         return list(messages)
@@ -40,15 +45,15 @@ def assemble_messages(
 
 
 def with_system(system: str, question: str, *, takes_system: bool) -> list[Message]:
-    """A question with a system text, wherever the model's template takes it."""
-    asked = [Message(Role.USER, question)]
+    """A question with a system text. The text stands where the model's template takes it."""
+    messages = [Message(Role.USER, question)]
     if not system:
-        return asked
-    return [Message(Role.SYSTEM, system), *asked] if takes_system else _before_question(system, asked)
+        return messages
+    return [Message(Role.SYSTEM, system), *messages] if takes_system else _before_question(system, messages)
 
 
 def _before_question(text: str, messages: list[Message]) -> list[Message]:
-    """In the first message of the user, before what it asks."""
+    """Put the text into the user's first message, before the question."""
     place = next((place for place, message in enumerate(messages) if message.role is Role.USER), None)
     if place is None:
         return [Message(Role.USER, text), *messages]
@@ -60,15 +65,16 @@ def _before_question(text: str, messages: list[Message]) -> list[Message]:
 
 
 def passage_line(number: int, hit: ScoredMemory) -> str:
-    """The passage as it stands in the prompt."""
+    """The passage's line in the prompt."""
     return f"[{number}] {' '.join(hit.memory.text.split())}"
 
 
 def without_worst(passages: Sequence[ScoredMemory], sizes: Sequence[int], surplus: int) -> list[ScoredMemory]:
-    """Leave out the worst passages, as many as must go so that the others are smaller by `surplus`. The order
-    stays.
+    """Leave out the worst passages until the passages are smaller by `surplus`. The order stays.
 
-    sizes: [passages], in the unit of `surplus`. Of equal scores the first goes first.
+    Of passages with equal scores the first is left out first.
+
+    sizes: [passages], in the unit of `surplus`.
     """
     dropped: set[int] = set()
     for place in sorted(range(len(passages)), key=lambda place: passages[place].score):

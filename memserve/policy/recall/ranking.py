@@ -1,5 +1,7 @@
-"""Ranks of memories: which words of a query count, BM25 over what was found, and the fusion of both halves of
-a search.
+"""Ranks of memories.
+
+Which words of a query count, BM25 over the memories that a search found, and the fusion of both halves of a
+search.
 """
 
 from __future__ import annotations
@@ -13,76 +15,15 @@ from memserve.policy.recall.words import words_of
 
 ScoredRow = tuple[Memory, float]
 
-# Rank fusion counts a memory found by "where is the" as much as one found by its code word, so function words
-# are not indexed. fmt: off
+# Function words are not indexed. Rank fusion would count a memory that "where is the" finds as much as a
+# memory that its code word finds.
+# fmt: off
 STOP_WORDS = [
-    "a",
-    "an",
-    "and",
-    "are",
-    "as",
-    "at",
-    "be",
-    "but",
-    "by",
-    "can",
-    "could",
-    "did",
-    "do",
-    "does",
-    "for",
-    "from",
-    "had",
-    "has",
-    "have",
-    "how",
-    "i",
-    "if",
-    "in",
-    "into",
-    "is",
-    "it",
-    "its",
-    "me",
-    "my",
-    "no",
-    "not",
-    "of",
-    "on",
-    "or",
-    "our",
-    "shall",
-    "should",
-    "so",
-    "such",
-    "than",
-    "that",
-    "the",
-    "their",
-    "them",
-    "then",
-    "there",
-    "these",
-    "they",
-    "this",
-    "those",
-    "to",
-    "was",
-    "we",
-    "were",
-    "what",
-    "when",
-    "where",
-    "which",
-    "who",
-    "whom",
-    "whose",
-    "why",
-    "will",
-    "with",
-    "would",
-    "you",
-    "your",
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "can", "could", "did", "do", "does", "for",
+    "from", "had", "has", "have", "how", "i", "if", "in", "into", "is", "it", "its", "me", "my", "no",
+    "not", "of", "on", "or", "our", "shall", "should", "so", "such", "than", "that", "the", "their",
+    "them", "then", "there", "these", "they", "this", "those", "to", "was", "we", "were", "what",
+    "when", "where", "which", "who", "whom", "whose", "why", "will", "with", "would", "you", "your",
 ]
 # fmt: on
 
@@ -93,8 +34,9 @@ _RRF_K = 60
 
 
 def query_words(query: str) -> list[str]:
-    """The up to 8 longest different words of a query, lower case, without function words; the longest are
-    mostly the rarest.
+    """The 8 longest different words of a query, in lower case and without function words.
+
+    The longest words are mostly the rarest.
     """
     words = dict.fromkeys(word for word in words_of(query) if word not in STOP_WORDS)
     return sorted(words, key=lambda word: (-len(word), word))[:_QUERY_WORDS_MAX]
@@ -103,13 +45,16 @@ def query_words(query: str) -> list[str]:
 def rank_by_words(
     words: Sequence[str], found: Sequence[Memory], found_by_word: Sequence[Sequence[Memory]], cap: int
 ) -> list[ScoredRow]:
-    """Score by BM25 what Milvus found for the whole query and for each of its words, whichever segments it
-    came from.
+    """Score by BM25 the memories that Milvus found for the whole query and for each of its words.
 
-    Milvus Lite's own scores use each segment's word statistics: a new memory with the one code word that is
-    asked for scored 0.3 in its small segment, its rivals in a large one 6 for three common words. Here a
-    word's weight is how many memories Milvus found for it, of at most `cap`: one that fills its list is
-    common. words, found_by_word: [n] and [n][..cap]. Returns memories with scores > 0, best first.
+    Milvus Lite's own scores are not used, because they use the word statistics of one segment at a time. A
+    new memory that held the code word of the query scored 0.3 in its small segment, while memories in a large
+    segment scored 6 for three common words. Here a word's weight comes from the number of memories that
+    Milvus found for the word, at most `cap`. A word that fills its list is common.
+
+    words: [n].
+    found_by_word: [n][at most cap].
+    Returns the memories with scores above 0, best first.
     """
     memories = {_key(memory): memory for hits in (found, *found_by_word) for memory in hits}
     counts = {
@@ -134,13 +79,15 @@ def rank_by_words(
 def fuse(dense: Sequence[ScoredRow], bm25: Sequence[ScoredRow], limit: int) -> list[ScoredMemory]:
     """Reciprocal rank fusion of one tenant's two result lists.
 
-    dense: cosine, [-1, 1]; bm25: > 0. Either may hold a memory twice.
-    Returns at most `limit`, best first; `score` is the sum of 1 / (60 + rank) over the halves that found the
-    memory, at most 2 / 61. Equal scores share a rank, and what is then still equal goes by namespace and id,
-    so the order never depends on Milvus' own. Source: Cormack et al. 2009.
+    dense: cosine, [-1, 1].
+    bm25: above 0. Either list may hold a memory twice.
+    Returns at most `limit` memories, best first. `score` is the sum of 1 / (60 + rank) over the halves that
+    found the memory, at most 2 / 61. Equal scores share a rank. Memories that are still equal are ordered by
+    namespace and id, so that the order never depends on Milvus' own.
+    Source: Cormack et al. 2009.
     """
     memories = {_key(memory): memory for memory, _ in (*dense, *bm25)}
-    # Rounded, because equal rows may differ in the last bit by where they stand in a matrix.
+    # Rounded, because the scores of equal rows may differ in the last bit, by their place in a matrix.
     dense_scores = {_key(memory): round(score, 6) for memory, score in dense}
     bm25_scores = {_key(memory): round(score, 6) for memory, score in bm25}
     dense_ranks, bm25_ranks = _ranks(dense_scores), _ranks(bm25_scores)
@@ -162,7 +109,7 @@ def _key(memory: Memory) -> tuple[str, str]:
 
 
 def _ranks(scores: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], int]:
-    """1 for the best; the rank of a score is that of its first in order."""
+    """By key, 1 for the best. Equal scores have the rank of the first of them."""
     first: dict[float, int] = {}
     for rank, score in enumerate(sorted(scores.values(), reverse=True), start=1):
         first.setdefault(score, rank)

@@ -1,9 +1,9 @@
 """The words of a text in any script, as they are indexed and searched.
 
-Scripts without spaces between words have no words to find; every two neighbouring letters count as one
-(bigrams). Korean has spaces, and particles that end its words: there the word counts and its bigrams too.
-Texts are compared by NFKC, so that full-width letters, ligatures and composed accents are the letters that
-people type.
+1. In a script without spaces between words, every two neighbouring letters count as a word (bigrams).
+2. Korean has spaces, and particles at the end of its words. The word counts, and its bigrams count too.
+3. Texts are compared in NFKC, so that full-width letters, ligatures and composed accents equal the letters
+   that people type.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MARKS = "".join(
     f"{chr(first)}-{chr(last)}"
     for first, last in [(0x300, 0x36F), (0x483, 0x487), (0x591, 0x5C7), (0x610, 0x61A)]
 )
-# Signs of Indic and Arabic scripts that are no letters to Python's \w, and stand inside words.
+# Signs of Indic and Arabic scripts that stand inside words. Python's \w does not match them.
 _SIGNS = (
     "\u064b-\u065f\u0670\u06d6-\u06ed\u0711\u0730-\u074a\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963"
     "\u0981-\u0dff"
@@ -36,20 +36,23 @@ _RUN = re.compile(
 
 
 def words_of(text: str) -> list[str]:
-    """Its words in order, lower case, letters only: a word with other signs in it is spelt in hexadecimal."""
+    """The words of a text in order, in lower case and of letters only.
+
+    A word with other signs in it is spelt in hexadecimal.
+    """
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
     return list(_words(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def _words(text: str) -> Iterator[str]:
-    for found in _RUN.finditer(text):
-        run = found[0]
-        if found["word"]:
+    for match in _RUN.finditer(text):
+        run = match[0]
+        if match["word"]:
             yield _letters(run)
             continue
         letters = _with_their_marks(run)
-        if found["hangul"] and len(letters) > 2:
+        if match["hangul"] and len(letters) > 2:
             yield run
         if len(letters) == 1:
             yield _letters(run)
@@ -58,7 +61,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _with_their_marks(run: str) -> list[str]:
-    """Letters, each with the vowels and tones that are written on it; punctuation of the script left out."""
+    """The letters, each with the vowels and tones that are written on it. Punctuation is left out."""
     letters: list[str] = []
     for sign in run:
         category = unicodedata.category(sign)
@@ -70,5 +73,5 @@ def _with_their_marks(run: str) -> list[str]:
 
 
 def _letters(word: str) -> str:
-    """A search engine takes what is no letter for the end of a word."""
+    """The word in letters only. A search engine takes any other sign for the end of a word."""
     return word if word.isalnum() else "x" + word.encode("utf-16-be").hex()

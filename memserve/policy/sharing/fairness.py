@@ -1,4 +1,4 @@
-"""How tenants share what the engines can do. Pure."""
+"""How tenants share the engines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 class Lately:
-    """The tenants that asked for something within the last `seconds`."""
+    """The tenants that sent a request within the last `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -22,27 +22,29 @@ class Lately:
 
     @property
     def tenants(self) -> frozenset[str]:
-        """As of when one was seen last."""
+        """As they were when the last request came. Time alone removes nobody."""
         return frozenset(self._seen_s)
 
     def others(self, tenant: str) -> bool:
-        """Whether there is another than this one."""
+        """Whether another tenant is active."""
         return len(self._seen_s) > (tenant in self._seen_s)
 
 
 def engine_share(places: int, tenants: int) -> int:
-    """How many of the engines' places one tenant may hold: nearly all when it is alone, else half.
+    """How many of the engines' places one tenant may hold: seven eighths when it is alone, else half.
 
-    An engine's step takes longer with every answer in it, so that what is left free would be slow.
+    An engine's step takes longer with every answer in it. A tenant that filled all places would leave only
+    slow ones to the next tenant.
     """
     return places - places // 8 if tenants <= 1 else places // 2
 
 
 def worker_to_leave(load: Mapping[str, tuple[int, int]]) -> str:
-    """Which worker a tenant leaves to the others: where it has the fewest requests, and of those the one that
-    others use most.
+    """Which worker a tenant leaves to the other tenants.
 
-    load: by worker, requests of the tenant and of all. It is the same worker for as long as the tenant has
-    requests elsewhere.
+    It is the worker with the fewest requests of the tenant. Of several such workers it is the worker that
+    other tenants use most. It stays the same worker for as long as the tenant has requests elsewhere.
+
+    load: by worker id, the requests of the tenant and the requests of all tenants.
     """
     return min(load, key=lambda worker: (load[worker][0], -load[worker][1], worker))

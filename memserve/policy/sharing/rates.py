@@ -1,4 +1,4 @@
-"""How much a tenant may ask for in a time. Pure: the clock is an argument."""
+"""How much a tenant may ask for in a minute or a second. The clock is an argument."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ TENANTS_MAX = 10_000
 
 
 class Buckets:
-    """A token bucket for each tenant: it holds `burst` at most and gains `per_s` a second.
+    """A token bucket for each tenant. A bucket holds at most `burst` and gains `per_s` a second.
 
-    Only the `TENANTS_MAX` that were used last are kept: one that was not used for long is full again anyway.
+    Only the `TENANTS_MAX` buckets that were used last are kept. A bucket that was not used for long is full
+    again, so that forgetting it changes nothing.
     """
 
     def __init__(self, per_s: float, burst: float) -> None:
         self.per_s = per_s
         self.burst = burst
-        # Level and when it was that, the least recently used first.
+        # Level, and the time of that level. The least recently used comes first.
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def level(self, tenant: str, now_s: float) -> float:
-        """What is in the tenant's bucket; below 0 when more was spent than was there."""
+        """How full the tenant's bucket is. Below 0 when more was spent than the bucket had."""
         level, at_s = self._levels.get(tenant, (self.burst, now_s))
         return min(self.burst, level + max(0.0, now_s - at_s) * self.per_s)
 
     def spend(self, tenant: str, cost: float, now_s: float) -> float:
-        """Returns what is left, which may be below 0."""
+        """Take `cost` from the tenant's bucket. Returns the new level, which may be below 0."""
         left = self.level(tenant, now_s) - cost
         self._levels[tenant] = left, now_s
         self._levels.move_to_end(tenant)
@@ -37,18 +38,25 @@ class Buckets:
 
 
 class RateLimit:
-    """So many a minute for each tenant; more are refused. A tenant that was quiet may do `burst` of them at
-    once.
+    """A number of requests a minute for each tenant. More are refused.
+
+    A tenant that was quiet may send `burst` requests at once.
     """
 
     def __init__(self, what: str, per_minute: float, *, burst: float | None = None) -> None:
-        """what: as refusals name it. burst: None for the half of a minute's."""
+        """what: as refusals name it.
+
+        burst: None for half of a minute's requests.
+        """
         self._what = what
         self._per_minute = per_minute
         self._buckets = Buckets(per_minute / 60, max(1.0, per_minute / 2 if burst is None else burst))
 
     def take(self, tenant: str, now_s: float, cost: float = 1.0) -> None:
-        """Raises QuotaExceeded, with the time after which there is room again; then nothing is taken."""
+        """Raises QuotaExceeded with the time after which there is room again.
+
+        A refused call takes nothing.
+        """
         missing = min(cost, self._buckets.burst) - self._buckets.level(tenant, now_s)
         if missing > 0:
             raise QuotaExceeded(
@@ -60,7 +68,10 @@ class RateLimit:
 
 
 class Pace:
-    """So much a second for each tenant; more is to wait, and after `patience_s` of waiting to be refused."""
+    """An amount a second for each tenant.
+
+    More has to wait, and is refused if the wait would exceed `patience_s`.
+    """
 
     def __init__(self, what: str, per_s: float, *, burst: float, patience_s: float) -> None:
         """what: as refusals name it."""
@@ -69,9 +80,9 @@ class Pace:
         self._buckets = Buckets(per_s, burst)
 
     def delay_s(self, tenant: str, now_s: float, cost: float = 1.0) -> float:
-        """Take the next place in the tenant's row. Returns how long to wait until its time; 0 for now.
+        """Take the next place in the tenant's queue. Returns how long to wait for its turn; 0 for no wait.
 
-        Raises QuotaExceeded when that is too long; then no place is taken.
+        Raises QuotaExceeded when the wait is too long. A refused call takes no place.
         """
         per_s = self._buckets.per_s
         delay_s = (cost - self._buckets.level(tenant, now_s)) / per_s

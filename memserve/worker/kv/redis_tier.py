@@ -45,6 +45,7 @@ from memserve.kv.ledger.upkeep import Upkeep
 from memserve.kv.outcomes import Account, Put
 from memserve.kv.rates import MeasuredRates
 from memserve.kv.store import RedisChunkStore
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.values.codecs import chunk_codec
 from memserve.policy.kv.eviction import worth_per_use
 from memserve.policy.kv.loading import Decision, chunks_to_load
@@ -245,11 +246,13 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
             ttl_s=settings.ttl_s,
             quotas=Quotas(settings.cache_quota_bytes, settings.tenant_quota_bytes),
             admit_on_use=settings.admit_on_use,
-            io_timeout_s=settings.io_timeout_s,
-            lookup_timeout_s=settings.lookup_timeout_s,
-            connect_timeout_s=settings.connect_timeout_s,
-            failures_to_open=settings.failures_to_open,
-            pause_s=settings.pause_s,
+            limits=CacheLimits(
+                io_s=settings.io_timeout_s,
+                lookup_s=settings.lookup_timeout_s,
+                connect_s=settings.connect_timeout_s,
+                failures_to_open=settings.failures_to_open,
+                pause_s=settings.pause_s,
+            ),
         )
         self._host_bytes = primary_kv_view.cast("B")
         self._rates = MeasuredRates()

@@ -17,6 +17,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from memserve.domain import ModuleKind, ModulePlace
+from memserve.domain.names import is_sha256
 from memserve.errors import InvalidModule
 from memserve.worker.modules.copies import LocalCopies
 from memserve.worker.modules.kinds.logit_expert import load_expert
@@ -24,7 +25,6 @@ from memserve.worker.modules.room import Holder, ModuleRefused, Places, Room
 
 # Modules that are fetched at the same time.
 FETCHES = 4
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 # What the engine lacks when it says so; the module may be right.
 _LACK = re.compile(r"\[Errno \d+\]|out of memory|can't allocate memory|No adapter found", re.IGNORECASE)
 
@@ -233,5 +233,5 @@ def refusal(llm: AsyncLLM, digest: str, error: Exception) -> Exception:
 
 
 def _check_digest(digest: str) -> None:
-    if not _DIGEST.fullmatch(digest):
+    if not is_sha256(digest):
         raise InvalidModule("digest", "must be 64 lower-case hex digits")

@@ -20,6 +20,7 @@ from memserve.kv.outcomes import Put
 from memserve.kv.store import RedisChunkStore
 from memserve.kv.transport.breaker import Circuit
 from memserve.kv.transport.check import check_cache_servers, info_fault
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.transport.url import Deployment, parse_cache_url, without_secrets
 from memserve.kv.values.envelope import Refusal
 from tests.kv.redis_server import RedisClusterServers, RedisServer, SentinelServers, wait_until
@@ -62,10 +63,7 @@ def store_on(url: str, lookup_timeout_s: float = 0.2) -> RedisChunkStore:
     return RedisChunkStore(
         url,
         NAMESPACE,
-        io_timeout_s=0.5,
-        lookup_timeout_s=lookup_timeout_s,
-        connect_timeout_s=2.0,
-        pause_s=0.2,
+        limits=CacheLimits(io_s=0.5, lookup_s=lookup_timeout_s, connect_s=2.0, pause_s=0.2),
     )
 
 

@@ -17,6 +17,7 @@ from memserve.kv.outcomes import Put
 from memserve.kv.store import RedisChunkStore
 from memserve.kv.transport.breaker import Circuit
 from memserve.kv.transport.check import check_cache_servers
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.values.envelope import Refusal
 from tests.kv.redis_server import RedisServer, wait_until
 from tests.kv.transport.tls_front import Certificate, TlsFront, new_certificate
@@ -47,8 +48,8 @@ def url(front: TlsFront, authority: Path, password: str = PASSWORD) -> str:
 @pytest.fixture
 def store(front: TlsFront, certificate: Certificate) -> Iterator[RedisChunkStore]:
     address = url(front, certificate.authority)
-    times = {"io_timeout_s": 1.0, "lookup_timeout_s": 5.0, "connect_timeout_s": 5.0, "pause_s": 0.1}
-    store = RedisChunkStore(address, NAMESPACE, ttl_s=100, failures_to_open=2, **times)
+    limits = CacheLimits(io_s=1.0, lookup_s=5.0, connect_s=5.0, failures_to_open=2, pause_s=0.1)
+    store = RedisChunkStore(address, NAMESPACE, ttl_s=100, limits=limits)
     yield store
     store.close()
 
@@ -126,7 +127,8 @@ def test_at_start_a_server_that_is_not_the_one_is_refused_with_the_reason(
 
 def test_nothing_is_told_to_a_server_of_another_authority(front: TlsFront, tmp_path: Path) -> None:
     stranger = new_certificate(tmp_path).authority
-    store = RedisChunkStore(url(front, stranger), NAMESPACE, ttl_s=100, io_timeout_s=1, connect_timeout_s=1)
+    limits = CacheLimits(io_s=1, connect_s=1)
+    store = RedisChunkStore(url(front, stranger), NAMESPACE, ttl_s=100, limits=limits)
     assert store.store(KEYS[:1], [b"chunk"], budget_s=5) == [Put.FAILED]
     assert loaded(store, [5]) == [None]
     store.close()

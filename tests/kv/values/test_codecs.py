@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from memserve.kv.keys import redis_key
 from memserve.kv.outcomes import Put
 from memserve.kv.store import RedisChunkStore
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.transport.wire import MAX_IN_FLIGHT
 from memserve.kv.values.codecs import RAW_CHUNKS, ChunkCodec, Int8Chunks, LosslessChunks, chunk_codec
 from memserve.kv.values.envelope import HEADER_BYTES, Codec, Refusal, encode_header
@@ -64,7 +65,7 @@ def store(shared_redis_server: RedisServer, code: Codec) -> Iterator[RedisChunkS
 
 def store_on(server: RedisServer, codec: ChunkCodec) -> RedisChunkStore:
     return RedisChunkStore(
-        server.url, NAMESPACE, codec=codec, io_timeout_s=5, lookup_timeout_s=5, connect_timeout_s=5
+        server.url, NAMESPACE, codec=codec, limits=CacheLimits(io_s=5, lookup_s=5, connect_s=5)
     )
 
 

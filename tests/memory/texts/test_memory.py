@@ -28,7 +28,8 @@ from memserve.errors import (
     VectorStoreUnavailable,
 )
 from memserve.memory.texts.embedding import BertEmbedder, Prompts, bundled_model_dir, open_embedder
-from memserve.memory.texts.memory import VectorMemory, content_id
+from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.rules import content_id
 from memserve.policy.recall.ranking import fuse, query_words, rank_by_words
 from tests.kv.redis_server import RedisServer
 
@@ -905,6 +906,6 @@ async def test_a_search_in_many_turns_finds_what_one_in_one_turn_finds(
         )
     query = "Which lantern opens the amber gate of the north tower by the harbour?"
     at_once = await vector.search(TENANT, ["handbook"], query, 16, timeout_s=10)
-    monkeypatch.setattr("memserve.memory.texts.memory.ROWS_IN_A_TURN", 0)
+    monkeypatch.setattr("memserve.memory.texts.search.ROWS_IN_A_TURN", 0)
     assert await vector.search(TENANT, ["handbook"], query, 16, timeout_s=10) == at_once
     assert any(hit.bm25_score for hit in at_once)

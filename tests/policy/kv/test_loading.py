@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memserve.policy.kv.eviction import ASSUMED_PREFILL_TOKENS_PER_S, worth_per_use
+from memserve.policy.kv.eviction import SLOW_ENGINE_TOKENS_PER_S, worth_per_use
 from memserve.policy.kv.loading import PROBE_CHUNKS, Decision, LoadRates, chunks_to_load
 
 MIB = 1 << 20
@@ -80,6 +80,6 @@ def test_never_more_than_is_there(
 def test_a_chunk_is_worth_the_prefill_it_saves_by_what_it_occupies() -> None:
     assert worth_per_use(100, 2 * MIB, 50) == 1.0
     assert worth_per_use(100, MIB, 50) == 2 * worth_per_use(100, 2 * MIB, 50)
-    assert worth_per_use(100, MIB, 0) == worth_per_use(100, MIB, ASSUMED_PREFILL_TOKENS_PER_S)
+    assert worth_per_use(100, MIB, 0) == worth_per_use(100, MIB, SLOW_ENGINE_TOKENS_PER_S)
     with pytest.raises(ValueError, match="0 tokens"):
         worth_per_use(0, 1, 1)

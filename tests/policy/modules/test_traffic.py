@@ -9,14 +9,8 @@ import pytest
 
 from memserve.domain import TrafficShare
 from memserve.errors import InvalidField
-from memserve.policy.modules.traffic import (
-    Reference,
-    check_alias_name,
-    check_targets,
-    choose_version,
-    parse_reference,
-    share_of,
-)
+from memserve.policy.modules.references import Reference, check_alias_name, parse_reference
+from memserve.policy.modules.traffic import check_targets, choose_version, share_of
 
 SPLIT = (TrafficShare(1, 90), TrafficShare(2, 10))
 SESSIONS = [f"session-{number}" for number in range(20_000)]

@@ -9,13 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memserve.domain import ModulePlace
-from memserve.policy.routing.choose import (
-    RoutingCosts,
-    WorkerSnapshot,
-    adapters_ahead,
-    choose_worker,
-    predict_ttft_s,
-)
+from memserve.policy.routing.choose import choose_worker
+from memserve.policy.routing.predict import RoutingCosts, predict_ttft_s
+from memserve.policy.routing.snapshot import WorkerSnapshot, adapters_ahead
 
 COSTS = RoutingCosts(
     fetch_tokens_per_s=100_000, adapter_load_s=0.05, slot_wait_s=0.1, expert_load_s=0.5, step_s=0.002

@@ -5,7 +5,7 @@ from __future__ import annotations
 from memserve.api.grpc.convert.inference import conversation
 from memserve.domain import Message
 from memserve.pb.v1 import activation_pb2
-from memserve.policy.modules.traffic import parse_reference
+from memserve.policy.modules.references import parse_reference
 
 
 def prefix_messages(prefix: activation_pb2.Prefix) -> tuple[Message, ...]:

@@ -20,9 +20,9 @@ from memserve.domain import (
     Usage,
 )
 from memserve.errors import InvalidField
-from memserve.memory.texts.memory import check_namespace
+from memserve.memory.texts.rules import check_namespace
 from memserve.pb.v1 import inference_pb2
-from memserve.policy.modules.traffic import parse_reference
+from memserve.policy.modules.references import parse_reference
 from memserve.policy.sampling import check_min_tokens
 
 MESSAGES_MAX = 1000

@@ -23,7 +23,8 @@ from memserve.memory.modules.kinds.table import check_module_name
 from memserve.memory.modules.memory import Publication, check_text
 from memserve.memory.modules.uploads import UploadFile
 from memserve.pb.v1 import module_pb2 as pb
-from memserve.policy.modules.traffic import LIVE, check_alias_name, check_targets, parse_reference
+from memserve.policy.modules.references import LIVE, check_alias_name, parse_reference
+from memserve.policy.modules.traffic import check_targets
 
 PARENTS_MAX = 8
 RANK_MAX = 1024

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator
 
 from memserve.api.grpc.call import Context, Edge, require_admin
 from memserve.api.grpc.convert import activation as convert
 from memserve.domain import Tenant
+from memserve.domain.names import is_sha256
 from memserve.errors import InvalidField
 from memserve.gateway.access.callers import Inflight
 from memserve.gateway.prefixes import Prefix, Prefixes
@@ -19,7 +19,6 @@ from memserve.pb.v1 import activation_pb2 as pb
 from memserve.pb.v1 import activation_pb2_grpc as rpc
 
 PIN_MAX_S = 30 * 24 * 3600
-DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class ActivationService(rpc.ActivationServiceServicer):  # type: ignore[misc]
@@ -101,7 +100,7 @@ class ActivationService(rpc.ActivationServiceServicer):  # type: ignore[misc]
 
     async def EvictModule(self, request: pb.EvictModuleRequest, context: Context) -> pb.EvictModuleResponse:
         async with self._edge.call("EvictModule", context) as tenant:
-            if not DIGEST.fullmatch(request.module_digest):
+            if not is_sha256(request.module_digest):
                 raise InvalidField(
                     "module_digest", "must be 64 hex digits, as `memserve modules show` prints them"
                 )

@@ -20,7 +20,7 @@ from memserve.memory.modules.memory import ParametricMemory, Publication
 from memserve.memory.modules.uploads import Upload
 from memserve.pb.v1 import module_pb2 as pb
 from memserve.pb.v1 import module_pb2_grpc as rpc
-from memserve.policy.modules.traffic import check_alias_name
+from memserve.policy.modules.references import check_alias_name
 
 WATCH_S = 5.0
 # How long a stream waits that sends what another stream is sending already.

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -15,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from memserve.domain.names import is_plain_file_name, is_sha256
 from memserve.errors import BlobStoreUnavailable, InvalidModule
 
 MANIFEST_FILE = "blob.json"
 STAGING = ".staging"
 COPY_BYTES = 1 << 20
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Source = Path | bytes
 
@@ -207,7 +205,7 @@ class Directory:
     def digests(self) -> Iterator[str]:
         with answering():
             names = sorted(entry.name for entry in self._root.iterdir()) if self._root.is_dir() else []
-        yield from filter(_DIGEST.fullmatch, names)
+        yield from filter(is_sha256, names)
 
     @answering()
     def changed_s(self, digest: str) -> float | None:
@@ -237,7 +235,7 @@ class Directory:
 
 def check_digest(digest: str) -> None:
     """Raises ValueError: a digest becomes part of a path."""
-    if not _DIGEST.fullmatch(digest):
+    if not is_sha256(digest):
         raise ValueError(f"not a digest: {digest[:80]!r}")
 
 
@@ -250,7 +248,7 @@ def check_sources(sources: Mapping[str, Source]) -> None:
 
 
 def is_file_name(name: str) -> bool:
-    return _FILE_NAME.fullmatch(name) is not None and name != MANIFEST_FILE
+    return is_plain_file_name(name) and name != MANIFEST_FILE
 
 
 def opened(source: Source) -> BinaryIO:
@@ -308,7 +306,7 @@ def decoded(content: bytes) -> Manifest | None:
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    sound = all(is_file_name(name) and _DIGEST.fullmatch(facts.sha256) for name, facts in files.items())
+    sound = all(is_file_name(name) and is_sha256(facts.sha256) for name, facts in files.items())
     return files if sound and files else None
 
 

@@ -4,12 +4,12 @@ else.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from memserve.domain import ModuleKind
+from memserve.domain.names import is_name
 from memserve.errors import InvalidField
 from memserve.memory.modules.kinds.files import BaseModel, CheckedModule
 from memserve.memory.modules.kinds.logit_expert import EXPERT_FILES, EXPERT_OPTIONAL_FILES, check_logit_expert
@@ -28,7 +28,6 @@ __all__ = [
 # Comes with a version of any kind; it is no part of the module and of its digest.
 PROBES_FILE = "probes.json"
 NAME_RULE = "must be 1-64 of a-z 0-9 . _ -, starting with a letter or a digit"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,5 +55,5 @@ KINDS: dict[ModuleKind, KindRules] = {
 
 def check_module_name(field: str, name: str) -> None:
     """Raises InvalidField."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise InvalidField(field, NAME_RULE)

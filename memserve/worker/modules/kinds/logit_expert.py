@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
+from memserve.domain.names import is_sha256
 from memserve.worker.modules.kinds.causal_model import CausalModel, KvState
 
 PARAMETERS = "memserve_expert"
@@ -39,7 +39,6 @@ WORKER_EXTENSION = "memserve.worker.modules.kinds.logit_expert.ExpertLoading"
 """For AsyncEngineArgs.worker_extension_cls."""
 MAX_ALPHA = 10.0
 _POLL_S = 0.02
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def expert_parameters(digest: str, alpha: float, path: str) -> dict[str, Any]:
@@ -256,7 +255,7 @@ class LogitExperts(LogitsProcessor):
         if not isinstance(wanted, dict) or set(wanted) != {"digest", "alpha", "path"}:
             raise ValueError(f"{PARAMETERS} must have digest, alpha and path, and nothing else")
         digest, alpha, path = wanted["digest"], wanted["alpha"], wanted["path"]
-        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        if not isinstance(digest, str) or not is_sha256(digest):
             raise ValueError(f"{PARAMETERS}.digest must be 64 hexadecimal digits")
         if (
             isinstance(alpha, bool)

@@ -1,7 +1,7 @@
-"""What a gateway asks of a worker, and what it hears. No gRPC here.
+"""What a gateway asks of a worker, and what it hears.
 
-`calls.py` speaks to a worker over gRPC. Tests keep a worker in memory. Both pass the same contract,
-`tests/contract`.
+`gateway/workers/calls.py` speaks to a worker over gRPC. Tests keep a worker in memory. Every implementation of
+`WorkerCalls` passes the same contract, `tests/contract`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, Sampling
-from memserve.errors import PicklableError
+from memserve.domain.answers import FinishReason, Sampling
+from memserve.domain.modules import ModuleKind, ModulePlace
+from memserve.domain.prefixes import CachedTokens
 
 
-class WorkerFailure(PicklableError):
+class WorkerFailure(Exception):
     """A call to a worker has failed. This class alone: the worker lives and cannot do it now."""
 
     def __init__(self, worker_id: str, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(worker_id, detail)
         self.worker_id = worker_id
         self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class WorkerDied(WorkerFailure):
@@ -47,11 +51,10 @@ class WrongRequest(WorkerFailure):
 class StrangeWorker(WorkerFailure):
     """The worker takes this gateway for a stranger."""
 
-    def __init__(self, worker_id: str, detail: str) -> None:
-        super().__init__(
-            worker_id,
-            f"worker {worker_id} refuses this gateway: their salt_key differs; give all gateways and "
-            f"workers the same ({detail})",
+    def __str__(self) -> str:
+        return (
+            f"worker {self.worker_id} refuses this gateway: their salt_key differs; give all gateways and "
+            f"workers the same ({self.detail})"
         )
 
 

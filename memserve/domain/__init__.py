@@ -1,0 +1,72 @@
+"""Frozen values that the parts of memserve pass to each other.
+
+No I/O, and no imports from the rest of memserve. Callers import from here, whatever the file.
+"""
+
+from memserve.domain.answers import (
+    FinishReason,
+    GenerationRequest,
+    Message,
+    Role,
+    Route,
+    Sampling,
+    Slo,
+    TextDelta,
+    Usage,
+)
+from memserve.domain.memories import Memory, RecallOutcome, ScoredMemory
+from memserve.domain.modules import (
+    Alias,
+    AliasChange,
+    AuditEvent,
+    Expert,
+    GateFigure,
+    GateReport,
+    Module,
+    ModuleKind,
+    ModulePlace,
+    ModuleVersion,
+    TrafficShare,
+    UsedModule,
+    WeightFigures,
+    WorkerResidency,
+)
+from memserve.domain.prefixes import CachedTokens, CacheLayout, HeldPrefix, Warmth
+from memserve.domain.tenants import KeyRole, Tenant
+from memserve.domain.workers import WorkerLease
+
+__all__ = [
+    "Alias",
+    "AliasChange",
+    "AuditEvent",
+    "CacheLayout",
+    "CachedTokens",
+    "Expert",
+    "FinishReason",
+    "GateFigure",
+    "GateReport",
+    "GenerationRequest",
+    "HeldPrefix",
+    "KeyRole",
+    "Memory",
+    "Message",
+    "Module",
+    "ModuleKind",
+    "ModulePlace",
+    "ModuleVersion",
+    "RecallOutcome",
+    "Role",
+    "Route",
+    "Sampling",
+    "ScoredMemory",
+    "Slo",
+    "Tenant",
+    "TextDelta",
+    "TrafficShare",
+    "Usage",
+    "UsedModule",
+    "Warmth",
+    "WeightFigures",
+    "WorkerLease",
+    "WorkerResidency",
+]
