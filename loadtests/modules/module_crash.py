@@ -43,8 +43,8 @@ from memserve.embedded import Stack
 from memserve.errors import MemserveError
 from memserve.gateway.modules.deletion import HOLD_S
 from memserve.memory.modules.blobs.store import BlobStore, Swept, sweep
+from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.kinds.lora import check_lora
-from memserve.memory.modules.kinds.table import BaseModel
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import sweep_uploads
 from memserve.model.files import open_model

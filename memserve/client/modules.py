@@ -72,7 +72,9 @@ class ModuleCalls:
     def all(self, *, name_prefix: str = "", kind: ModuleKind | None = None) -> list[Module]:
         """Every module, by name."""
         found: list[Module] = []
-        number = getattr(pb, f"MODULE_KIND_{kind.name}") if kind is not None else pb.MODULE_KIND_UNSPECIFIED
+        number = (
+            getattr(pb, f"MODULE_KIND_{kind.upper()}") if kind is not None else pb.MODULE_KIND_UNSPECIFIED
+        )
         request = pb.ListModulesRequest(page_size=PAGE_SIZE, name_prefix=name_prefix, kind=number)
         while True:
             page = self._call("ListModules", request)
@@ -275,7 +277,9 @@ class AsyncModuleCalls:
 
     async def all(self, *, name_prefix: str = "", kind: ModuleKind | None = None) -> list[Module]:
         found: list[Module] = []
-        number = getattr(pb, f"MODULE_KIND_{kind.name}") if kind is not None else pb.MODULE_KIND_UNSPECIFIED
+        number = (
+            getattr(pb, f"MODULE_KIND_{kind.upper()}") if kind is not None else pb.MODULE_KIND_UNSPECIFIED
+        )
         request = pb.ListModulesRequest(page_size=PAGE_SIZE, name_prefix=name_prefix, kind=number)
         while True:
             page = await self._call("ListModules", request)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from memserve.domain.memories import RecallOutcome, ScoredMemory
-from memserve.domain.modules import Expert, UsedModule
+from memserve.domain.modules import ModuleUse, UsedModule
 from memserve.domain.prefixes import CachedTokens
 
 
@@ -60,20 +60,19 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A checked request for one answer. Empty `model`, `module`, `worker_id` and `session` mean: the served
-    one, none, any, none.
+    """A checked request for one answer. Empty `model`, `worker_id` and `session` mean: the served one, any,
+    none.
     """
 
     messages: tuple[Message, ...]
     sampling: Sampling
     model: str = ""
-    module: str = ""
+    modules: tuple[ModuleUse, ...] = ()
     namespaces: tuple[str, ...] = ()
     recall_limit: int = 0
     recall_timeout_s: float = 0.0
     slo: Slo = Slo()
     worker_id: str = ""
-    expert: Expert | None = None
     session: str = ""
 
 

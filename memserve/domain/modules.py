@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 
-class ModuleKind(StrEnum):
-    """How a module's weights are checked, loaded and applied."""
+class ModuleKind(str):
+    """The name of a kind of modules. `domain/kinds.py` has a row for each kind.
 
-    LORA = "lora"
-    LOGIT_EXPERT = "logit_expert"
+    No enumeration: a kind is added by its row, and a newer memserve may have more of them.
+    """
+
+    __slots__ = ()
+
+    LORA: ClassVar[ModuleKind]
+    LOGIT_EXPERT: ClassVar[ModuleKind]
+    UNKNOWN: ClassVar[ModuleKind]
+    """A kind that this client does not know. Never sent and never stored."""
+
+
+ModuleKind.LORA = ModuleKind("lora")
+ModuleKind.LOGIT_EXPERT = ModuleKind("logit_expert")
+ModuleKind.UNKNOWN = ModuleKind("unknown")
 
 
 class ModulePlace(StrEnum):
@@ -161,7 +174,7 @@ class AuditEvent:
 
 @dataclass(frozen=True, slots=True)
 class UsedModule:
-    """A module version in an answer, and why this one. `alpha`: of a logit expert."""
+    """A module version in an answer, and why this one."""
 
     name: str
     version: int
@@ -169,6 +182,21 @@ class UsedModule:
     kind: ModuleKind
     reason: str
     alpha: float = 0.0
+    """The strength of a module whose kind has one; else 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleUse:
+    """A module that a request wants to be answered with."""
+
+    reference: str
+    """`name`, `name@alias` or `name@number`."""
+    strength: float = 1.0
+    """Of a kind that has one: a logit expert's alpha. 0 is off."""
+    kind: ModuleKind | None = None
+    """The kind that it must be of; None: any."""
+    field: str = "modules[0].reference"
+    """The request's name for the reference."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What a gateway asks of a worker, and what it hears.
 
-`gateway/workers/calls.py` speaks to a worker over gRPC. Tests keep a worker in memory. Every implementation of
-`WorkerCalls` passes the same contract, `tests/contract`.
+`gateway/workers/calls.py` speaks to a worker over gRPC. Tests keep a worker in memory. All of them pass
+the same contract, `tests/contract`.
 """
 
 from __future__ import annotations

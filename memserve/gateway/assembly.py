@@ -45,7 +45,7 @@ from memserve.kv.ledger.ledger import Quotas
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.transport.check import check_cache_servers
 from memserve.memory.modules.blobs.store import BlobStore
-from memserve.memory.modules.kinds.table import BaseModel
+from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import Uploads
@@ -177,7 +177,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         fit=fit,
         pool=pool,
         look_up=CacheLookup(pool, parts.lookup, parts.metrics),
-        router=Router(pool, settings.max_loras, RoutingCosts()),
+        router=Router(pool, settings, RoutingCosts()),
         answers=Answers(parts.metrics, parts.outcomes),
     )
     trial = ModuleTrial(pool)

@@ -67,7 +67,7 @@ class Pipeline:
             wanted_tokens = request.sampling.max_tokens or self.settings.default_max_tokens
             check_min_tokens(request.sampling.min_tokens, wanted_tokens)
             modules = await resolve_modules(self.modules, request, tenant.name)
-            held.enter_context(self.uses.holding(modules.used))
+            held.enter_context(self.uses.holding(modules))
             # 3. Recall of text memories: late or down means an answer without passages, and says so.
             recalled = await self.recall(request, tenant.name)
             # 4. The prompt: token ids.
@@ -77,7 +77,7 @@ class Pipeline:
             # The tenant's turn at the engines: what is looked up from here on is what is so now.
             await held.enter_async_context(self.pool.place(tenant.name))
             # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
-            cached = await self.look_up(prompt.token_ids[:-1], tenant, modules.lora)
+            cached = await self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
             attempts = Attempts(self.pool, only=request.worker_id)
             while True:
                 # 6. Routing.
@@ -91,7 +91,7 @@ class Pipeline:
                 uncached_tokens = route.prompt_tokens - route.expected_cached_tokens
                 # 7. The worker streams. A worker that fails before its first token is replaced.
                 try:
-                    with worker.serving(tenant.name, route.request_id, uncached_tokens, modules.lora_digest):
+                    with worker.serving(tenant.name, route.request_id, uncached_tokens, modules.slot_digest):
                         yield route
                         async with contextlib.aclosing(self.answers.stream(routed, worker)) as events:
                             async for event in events:

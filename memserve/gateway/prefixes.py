@@ -15,12 +15,12 @@ from memserve.domain import (
     CacheLayout,
     HeldPrefix,
     Message,
-    ModuleKind,
     ModuleVersion,
     Sampling,
     Tenant,
     Warmth,
 )
+from memserve.domain.kinds import KINDS
 from memserve.domain.worker_calls import (
     AppliedModule,
     WorkerDied,
@@ -107,7 +107,7 @@ class Prefixes:
         """
         self._check(model, messages, field="prefix.messages")
         version = await self._modules.heaviest("prefix.module", tenant.name, module) if module else None
-        if version is not None and version.kind is not ModuleKind.LORA:
+        if version is not None and not KINDS[version.kind].changes_kv:
             raise InvalidField("prefix.module", f"a {version.kind} does not change the KV; leave it out")
         token_ids = await self._fit.encode(messages, tenant.name)
         if len(token_ids) >= self._fit.context_tokens:

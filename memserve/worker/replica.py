@@ -197,7 +197,7 @@ class WorkerReplica:
             started_s=time.time(),
             shares_kv=golden is not Golden.DIFFERENT,
             limits="; ".join(
-                f"no modules of kind {kind.value}: {why}" for kind, why in self._engine.modules.absent.items()
+                f"no modules of kind {kind}: {why}" for kind, why in self._engine.modules.absent.items()
             ),
         )
         self._registry = Registry(settings.redis)

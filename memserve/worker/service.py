@@ -14,7 +14,8 @@ import grpc
 from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, Sampling
+from memserve.domain import CachedTokens, FinishReason, ModulePlace, Sampling
+from memserve.domain.kinds import kind_of_name
 from memserve.errors import InvalidModule, MemserveError, ModuleNotFound
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
@@ -94,7 +95,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def LoadModule(self, request: pb.LoadModuleRequest, context: Context) -> pb.LoadModuleResponse:
         async with refusals(context):
             place = await self._engine.modules.load(
-                request.digest, module_kind(request.kind), pin=request.pin
+                request.digest, kind_of_name(request.kind), pin=request.pin
             )
             self._log.changed.set()
             return pb.LoadModuleResponse(place=PLACE[place])
@@ -104,7 +105,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     ) -> pb.UnloadModuleResponse:
         async with refusals(context):
             place = await self._engine.modules.unload(
-                request.digest, module_kind(request.kind), forget=request.forget
+                request.digest, kind_of_name(request.kind), forget=request.forget
             )
             self._log.changed.set()
             return pb.UnloadModuleResponse(place=PLACE[place])
@@ -121,7 +122,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def TryModule(self, request: pb.TryModuleRequest, context: Context) -> pb.TryModuleResponse:
         async with refusals(context):
             return pb.TryModuleResponse(
-                largest_change=await self._engine.try_module(request.digest, module_kind(request.kind))
+                largest_change=await self._engine.try_module(request.digest, kind_of_name(request.kind))
             )
 
     async def ComposeModule(
@@ -222,13 +223,6 @@ def _composing(event: Progress | Composed) -> Iterator[pb.ComposeModuleResponse]
             chunk = content[start : start + FILE_CHUNK_BYTES]
             yield pb.ComposeModuleResponse(file=pb.ComposedFile(file_name=name, content=chunk))
     yield pb.ComposeModuleResponse(recipe=json.dumps(event.recipe))
-
-
-def module_kind(name: str) -> ModuleKind:
-    """Raises ValueError, which is INVALID_ARGUMENT."""
-    if name not in tuple(ModuleKind):
-        raise ValueError(f"kind: {name!r} is none of {', '.join(ModuleKind)}")
-    return ModuleKind(name)
 
 
 @contextlib.asynccontextmanager

@@ -110,7 +110,7 @@ def upload_of(
         )
     header = pb.PublishModuleHeader(
         name=name,
-        kind=getattr(pb, f"MODULE_KIND_{kind.name}"),
+        kind=getattr(pb, f"MODULE_KIND_{kind.upper()}"),
         expected_digest=expected_digest,
         files=files,
         sources=strings("sources", sources),

@@ -100,7 +100,7 @@ class ModuleComposition:
             for number, (reference, _) in enumerate(composition.parents)
         ]
         for number, parent in enumerate(parents):
-            if parent.kind is not ModuleKind.LORA:
+            if parent.kind != ModuleKind.LORA:
                 raise InvalidField(
                     f"parents[{number}].reference",
                     f"{parent.reference} is of kind {parent.kind}; only LoRAs compose",

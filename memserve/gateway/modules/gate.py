@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from memserve.domain import GateReport, Memory, ModuleKind, ModuleVersion, Sampling, ScoredMemory, Tenant
+from memserve.domain import GateReport, Memory, ModuleVersion, Sampling, ScoredMemory, Tenant
+from memserve.domain.kinds import KINDS
 from memserve.domain.worker_calls import AppliedModule, WorkerFailure, WorkerRequest, WrongRequest
 from memserve.errors import InvalidField, InvalidModule, NoWorker
 from memserve.gateway.modules.progress import ProgressCallback
@@ -74,9 +75,8 @@ class Gate:
         run = _Run(self._pool, tenant, version, worker_id)
         base, module = await run.ask(prompts, on_progress)
         figures = judge(probes.sets, probes.thresholds, base, module)
-        if version.kind is ModuleKind.LOGIT_EXPERT:
-            # vLLM's log-probabilities are those before an expert shifts the logits: they say nothing of how
-            # sure it is.
+        if not KINDS[version.kind].moves_logprobs:
+            # The engine's log-probabilities are those without the module: they say nothing of how sure it is.
             figures = tuple(figure for figure in figures if figure.name != CALIBRATION)
         return GateReport(
             all(each.holds for each in figures), figures, run.answered_by, time.time(), probes.digest

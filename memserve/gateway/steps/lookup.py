@@ -32,14 +32,14 @@ class CacheLookup:
         self._metrics = metrics
 
     async def __call__(
-        self, token_ids: Sequence[int], tenant: Tenant, lora: ModuleVersion | None
+        self, token_ids: Sequence[int], tenant: Tenant, kv_version: ModuleVersion | None
     ) -> Mapping[CacheLayout, LookedUp]:
         """The prompt in each layout that a worker has now. A worker of a layout that comes later counts as
         holding nothing.
         """
 
         async def look_up(layout: CacheLayout) -> LookedUp:
-            keys = prompt_block_keys(token_ids, layout, tenant, lora)
+            keys = prompt_block_keys(token_ids, layout, tenant, kv_version)
             if not keys:
                 return LookedUp()
             chunks = await self._lookup.present(layout.namespace, chunk_keys(keys, layout.blocks_per_chunk))
@@ -52,8 +52,11 @@ class CacheLookup:
 
 
 def prompt_block_keys(
-    token_ids: Sequence[int], layout: CacheLayout, tenant: Tenant, lora: ModuleVersion | None
+    token_ids: Sequence[int], layout: CacheLayout, tenant: Tenant, kv_version: ModuleVersion | None
 ) -> list[bytes]:
-    """[full blocks] keys, as an engine of this layout computes them."""
-    named = (lora.digest, f"modules/{lora.digest}") if lora else None
-    return block_keys(token_ids, layout.block_tokens, lora=named, cache_salt=tenant.cache_salt)
+    """[full blocks] keys, as an engine of this layout computes them.
+
+    kv_version: the module that the KV depends on.
+    """
+    lora = (kv_version.digest, f"modules/{kv_version.digest}") if kv_version else None
+    return block_keys(token_ids, layout.block_tokens, lora=lora, cache_salt=tenant.cache_salt)

@@ -8,41 +8,69 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from memserve.domain import GenerationRequest, ModuleKind, ModuleVersion, UsedModule
+from memserve.domain import GenerationRequest, ModuleUse, ModuleVersion, UsedModule
+from memserve.domain.kinds import KINDS, KindRow
 from memserve.domain.worker_calls import AppliedModule
 from memserve.errors import InvalidField
-from memserve.memory.modules.memory import ParametricMemory, Resolved
+from memserve.memory.modules.memory import ParametricMemory
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweringModule:
+    """An immutable version that an answer is made with."""
+
+    version: ModuleVersion
+    strength: float
+    reason: str
+    """Why this version, for a person."""
+
+    @property
+    def row(self) -> KindRow:
+        return KINDS[self.version.kind]
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweringModules:
-    """The immutable versions that one answer is made with."""
+    """All of an answer's modules, in the request's order."""
 
-    lora: ModuleVersion | None = None
-    expert: ModuleVersion | None = None
-    used: tuple[UsedModule, ...] = ()
-    """What the receipt says of them."""
+    modules: tuple[AnsweringModule, ...] = ()
 
     @property
-    def lora_digest(self) -> str:
-        return self.lora.digest if self.lora is not None else ""
+    def used(self) -> tuple[UsedModule, ...]:
+        """What the receipt says of them."""
+        return tuple(
+            UsedModule(
+                module.version.module,
+                module.version.version,
+                module.version.digest,
+                module.version.kind,
+                module.reason,
+                module.strength if module.row.has_strength else 0.0,
+            )
+            for module in self.modules
+        )
 
     @property
     def applied(self) -> tuple[AppliedModule, ...]:
         """What a worker is asked to answer with."""
         return tuple(
-            AppliedModule(
-                module.digest, module.kind, module.alpha if module.kind is ModuleKind.LOGIT_EXPERT else 1.0
-            )
-            for module in self.used
+            AppliedModule(module.version.digest, module.version.kind, module.strength)
+            for module in self.modules
         )
+
+    @property
+    def kv_version(self) -> ModuleVersion | None:
+        """The version that the prompt's KV depends on; None for the base model's KV."""
+        return next((module.version for module in self.modules if module.row.changes_kv), None)
+
+    @property
+    def slot_digest(self) -> str:
+        """Of the module that needs a slot of the batch; empty: none does."""
+        return next((module.version.digest for module in self.modules if module.row.slots_setting), "")
 
     def fit(self, model_digest: str) -> bool:
         """Whether they were made for this model: while another is rolled out, workers of both are there."""
-        return all(
-            version is None or version.base_digest in ("", model_digest)
-            for version in (self.lora, self.expert)
-        )
+        return all(module.version.base_digest in ("", model_digest) for module in self.modules)
 
 
 class ModuleUses:
@@ -58,9 +86,9 @@ class ModuleUses:
         return len(self._counts)
 
     @contextlib.contextmanager
-    def holding(self, used: Sequence[UsedModule]) -> Iterator[None]:
+    def holding(self, modules: AnsweringModules) -> Iterator[None]:
         """While inside, these versions are in use."""
-        digests = Counter(module.digest for module in used)
+        digests = Counter(module.version.digest for module in modules.modules)
         self._counts += digests
         try:
             yield
@@ -71,36 +99,41 @@ class ModuleUses:
 async def resolve_modules(
     modules: ParametricMemory, request: GenerationRequest, tenant: str
 ) -> AnsweringModules:
-    """What the request's references mean now, for its session.
+    """What the request's references mean now, for its session. A module of strength 0 is left out.
 
     Raises InvalidField, and as `ParametricMemory.resolve`.
     """
     key = request.session or uuid.uuid4().hex
-    lora = expert = None
-    if request.module:
-        lora = await modules.resolve("module", tenant, request.module, key)
-        _check_kind("module", lora, ModuleKind.LORA)
-    alpha = request.expert.alpha if request.expert is not None else 0.0
-    if request.expert is not None:
-        expert = await modules.resolve("experts[0].reference", tenant, request.expert.reference, key)
-        _check_kind("experts[0].reference", expert, ModuleKind.LOGIT_EXPERT)
-    if not alpha:
-        expert = None
+    answering = []
+    for use in request.modules:
+        resolved = await modules.resolve(use.field, tenant, use.reference, key)
+        _check_kind(use, resolved.version)
+        answering.append((use, AnsweringModule(resolved.version, use.strength, resolved.reason)))
+    _check_counts(answering)
     return AnsweringModules(
-        lora=lora.version if lora else None,
-        expert=expert.version if expert else None,
-        used=(*([_used(lora)] if lora else []), *([_used(expert, alpha)] if expert else [])),
+        tuple(module for _, module in answering if module.strength or not module.row.has_strength)
     )
 
 
-def _check_kind(field: str, resolved: Resolved, kind: ModuleKind) -> None:
-    if resolved.version.kind is not kind:
-        other = "experts" if kind is ModuleKind.LORA else "module"
+def _check_kind(use: ModuleUse, version: ModuleVersion) -> None:
+    row = KINDS.get(version.kind)
+    if row is None:
+        raise InvalidField(use.field, f"{version.reference} is of kind {version.kind}, which is not served")
+    if use.kind is not None and version.kind != use.kind:
         raise InvalidField(
-            field, f"{resolved.version.reference} is of kind {resolved.version.kind}; name it in `{other}`"
+            use.field, f"{version.reference} is of kind {version.kind}; name it in `{row.named_in}`"
         )
 
 
-def _used(resolved: Resolved, alpha: float = 0.0) -> UsedModule:
-    version = resolved.version
-    return UsedModule(version.module, version.version, version.digest, version.kind, resolved.reason, alpha)
+def _check_counts(answering: Sequence[tuple[ModuleUse, AnsweringModule]]) -> None:
+    """How many of a kind, and how many that change the KV, one request may name."""
+    counts: Counter[str] = Counter()
+    kv = ""
+    for use, module in answering:
+        kind = module.version.kind
+        counts[kind] += 1
+        if counts[kind] > module.row.max_in_a_request:
+            raise InvalidField(use.field, f"at most {module.row.max_in_a_request} of kind {kind}")
+        if module.row.changes_kv and kv:
+            raise InvalidField(use.field, f"{module.version.reference} and {kv} both change the KV")
+        kv = module.version.reference if module.row.changes_kv else kv

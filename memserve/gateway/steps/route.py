@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from memserve.domain import CacheLayout, GenerationRequest, ModulePlace, ModuleVersion
+from memserve.config import Settings
+from memserve.domain import CacheLayout, GenerationRequest
 from memserve.domain.worker_calls import WorkerDied, WorkerFailure
 from memserve.errors import NoWorker, WorkersLost
 from memserve.gateway.steps.lookup import LookedUp
-from memserve.gateway.steps.resolve import AnsweringModules
+from memserve.gateway.steps.resolve import AnsweringModule, AnsweringModules
 from memserve.gateway.workers.pool import PooledWorker, WorkerPool
 from memserve.policy.routing.choose import RoutingChoice, choose_worker
 from memserve.policy.routing.predict import RoutingCosts
-from memserve.policy.routing.snapshot import WorkerSnapshot, adapters_ahead
+from memserve.policy.routing.snapshot import PlacedModule, WorkerSnapshot, slots_ahead
 
 ATTEMPTS = 3
 # What ends one worker may end the next, and then the one after it.
@@ -23,10 +24,9 @@ LOST_RETRIES = 1
 class Router:
     """Builds a snapshot of each worker that may answer, and lets the policy choose."""
 
-    def __init__(self, pool: WorkerPool, max_loras: int, costs: RoutingCosts) -> None:
-        """max_loras: slots for adapters in one engine."""
+    def __init__(self, pool: WorkerPool, settings: Settings, costs: RoutingCosts) -> None:
         self._pool = pool
-        self._max_loras = max_loras
+        self._settings = settings
         self._costs = costs
 
     def choose(
@@ -65,7 +65,6 @@ class Router:
 
     def _snapshot(self, worker: PooledWorker, modules: AnsweringModules, prompt: LookedUp) -> WorkerSnapshot:
         held_blocks = self._pool.index.longest_prefix(worker.lease.worker_id, prompt.keys)
-        waits = modules.lora is not None
         return WorkerSnapshot(
             worker_id=worker.lease.worker_id,
             running=max(worker.running, worker.state.running + worker.state.waiting),
@@ -73,12 +72,15 @@ class Router:
             held_tokens=held_blocks * worker.lease.block_tokens,
             shared_tokens=prompt.redis_tokens if worker.lease.shares_kv else 0,
             prefill_tokens_per_s=worker.prefill_tokens_per_s,
-            adapter=_place(worker, modules.lora),
-            adapters_ahead=adapters_ahead(modules.lora_digest, worker.adapters, self._max_loras)
-            if waits
-            else 0,
-            expert=_place(worker, modules.expert),
+            modules=tuple(self._placed(worker, module) for module in modules.modules),
         )
+
+    def _placed(self, worker: PooledWorker, module: AnsweringModule) -> PlacedModule:
+        digest, row = module.version.digest, module.row
+        ahead = 0
+        if row.slots_setting:
+            ahead = slots_ahead(digest, worker.in_slots, getattr(self._settings, row.slots_setting))
+        return PlacedModule(worker.place_of(digest), row.costs, ahead)
 
 
 class Attempts:
@@ -100,8 +102,3 @@ class Attempts:
         others = {worker.lease.worker_id for worker in self._pool.ready(time.monotonic())} - self.tried
         if len(self.tried) >= ATTEMPTS or self._only or not others:
             raise NoWorker(failure.detail) from None
-
-
-def _place(worker: PooledWorker, version: ModuleVersion | None) -> ModulePlace:
-    """Where the worker has the version; DEVICE without one, which costs nothing."""
-    return ModulePlace.DEVICE if version is None else worker.place_of(version.digest)

@@ -24,7 +24,7 @@ from memserve.domain.worker_calls import (
     WrongRequest,
 )
 from memserve.errors import DeadlineExceeded, InvalidField, WorkerLost
-from memserve.gateway.modules.outcomes import OutcomeCounts
+from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.steps.resolve import AnsweringModules
 from memserve.gateway.workers.pool import PooledWorker
 from memserve.metrics.instruments import GatewayMetrics

@@ -194,9 +194,11 @@ def _generate_request(request: WorkerRequest) -> pb.GenerateRequest:
         keep=request.store_whole_prompt,
     )
     for module in request.modules:
-        if module.kind is ModuleKind.LORA:
+        message.modules.add(digest=module.digest, kind=module.kind, strength=module.strength)
+        # For workers of 0.1.0, while they are replaced.
+        if module.kind == ModuleKind.LORA:
             message.module_digest = module.digest
-        else:
+        elif module.kind == ModuleKind.LOGIT_EXPERT:
             message.expert_digest, message.expert_alpha = module.digest, module.strength
     return message
 

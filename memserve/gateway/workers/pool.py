@@ -52,8 +52,8 @@ class PooledWorker:
     sent: dict[str, int] = field(default_factory=dict)
     """Prompt tokens of this gateway's requests that have no first token yet, by request id."""
     running: int = 0
-    adapters: Counter[str] = field(default_factory=Counter)
-    """LoRA digests of this gateway's requests, counted."""
+    in_slots: Counter[str] = field(default_factory=Counter)
+    """Digests of the modules that this gateway's requests need in slots of the batch, counted."""
     tenants: Counter[str] = field(default_factory=Counter)
     """Whose this gateway's requests are, counted."""
     watch: asyncio.Task[None] | None = None
@@ -75,21 +75,21 @@ class PooledWorker:
 
     @contextlib.contextmanager
     def serving(
-        self, tenant: str, request_id: str, uncached_tokens: int, adapter: str = ""
+        self, tenant: str, request_id: str, uncached_tokens: int, slot_digest: str = ""
     ) -> Iterator[None]:
         """Count a request from the moment of its routing, so that the next one is routed knowing of it.
 
-        adapter: the digest of its LoRA.
+        slot_digest: of its module that needs a slot of the batch.
         """
         self.sent[request_id] = uncached_tokens
         self.running += 1
-        self.adapters += Counter([adapter] if adapter else [])
+        self.in_slots += Counter([slot_digest] if slot_digest else [])
         self.tenants += Counter([tenant])
         try:
             yield
         finally:
             self.running -= 1
-            self.adapters -= Counter([adapter])  # an adapter that is at 0 leaves
+            self.in_slots -= Counter([slot_digest])  # a module that is at 0 leaves
             self.tenants -= Counter([tenant])
             self.sent.pop(request_id, None)
 

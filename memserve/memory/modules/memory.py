@@ -29,13 +29,8 @@ from memserve.errors import (
     UnreadableRecord,
 )
 from memserve.memory.modules.blobs.store import BlobStore
-from memserve.memory.modules.kinds.table import (
-    KINDS,
-    PROBES_FILE,
-    BaseModel,
-    CheckedModule,
-    check_module_name,
-)
+from memserve.memory.modules.kinds.files import BaseModel, CheckedModule
+from memserve.memory.modules.kinds.table import PROBES_FILE, check_module_name, files_check
 from memserve.memory.modules.probes import Probes, parse_probes
 from memserve.memory.modules.registry.store import DigestCondemned, ModuleStore
 from memserve.memory.modules.uploads import Upload, UploadFile, Uploads
@@ -367,7 +362,7 @@ class ParametricMemory:
     def _checked(self, publication: Publication, folder: Path) -> tuple[CheckedModule, Probes | None]:
         probes_file = folder / PROBES_FILE
         probes = parse_probes(probes_file.read_bytes()) if probes_file.is_file() else None
-        checked = KINDS[publication.kind].check(folder, self._base)
+        checked = files_check(publication.kind)(folder, self._base)
         if publication.expected_digest not in ("", checked.digest):
             raise InvalidModule("header.expected_digest", f"the content's digest is {checked.digest}")
         return checked, probes

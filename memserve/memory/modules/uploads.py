@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memserve.domain import ModuleKind
+from memserve.domain.kinds import KINDS
 from memserve.domain.names import is_sha256
 from memserve.errors import InvalidModule, QuotaExceeded, UploadIncomplete
 from memserve.memory.modules.blobs.places import newest_s
-from memserve.memory.modules.kinds.table import KINDS, PROBES_FILE
+from memserve.memory.modules.kinds.table import PROBES_FILE
 from memserve.memory.modules.probes import MAX_BYTES as PROBES_MAX_BYTES
 
 MAX_UNFINISHED = 32
@@ -213,8 +214,8 @@ def sweep_uploads(root: Path, max_age_s: float, now_s: float) -> int:
 
 
 def _check_files(kind: ModuleKind, files: Sequence[UploadFile], max_bytes: int) -> None:
-    rules = KINDS[kind]
-    known = (*rules.names, PROBES_FILE)
+    row = KINDS[kind]
+    known = (*row.files, *row.optional_files, PROBES_FILE)
     names = [file.file_name for file in files]
     for index, file in enumerate(files):
         field = f"header.files[{index}]"
@@ -231,9 +232,9 @@ def _check_files(kind: ModuleKind, files: Sequence[UploadFile], max_bytes: int) 
             raise InvalidModule(f"{field}.size_bytes", f"{PROBES_FILE} has at most {PROBES_MAX_BYTES} bytes")
         if not is_sha256(file.sha256):
             raise InvalidModule(f"{field}.sha256", "must be 64 hex digits, in lower case")
-    for name in rules.files:
+    for name in row.files:
         if name not in names:
-            raise InvalidModule("header.files", f"{name} is missing; a {kind} has {', '.join(rules.files)}")
+            raise InvalidModule("header.files", f"{name} is missing; a {kind} has {', '.join(row.files)}")
     if sum(file.size_bytes for file in files) > max_bytes:
         raise InvalidModule(
             "header.files", f"a module has at most {max_bytes} bytes (setting max_module_bytes)"

@@ -88,7 +88,7 @@ class Recall(_message.Message):
     def __init__(self, namespaces: _Optional[_Iterable[str]] = ..., limit: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "messages", "module", "recall", "sampling", "slo", "worker_id", "experts", "session")
+    __slots__ = ("model", "messages", "module", "recall", "sampling", "slo", "worker_id", "experts", "session", "modules")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     MODULE_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class GenerateRequest(_message.Message):
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     module: str
@@ -107,7 +108,16 @@ class GenerateRequest(_message.Message):
     worker_id: str
     experts: _containers.RepeatedCompositeFieldContainer[Expert]
     session: str
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., module: _Optional[str] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo: _Optional[_Union[Slo, _Mapping]] = ..., worker_id: _Optional[str] = ..., experts: _Optional[_Iterable[_Union[Expert, _Mapping]]] = ..., session: _Optional[str] = ...) -> None: ...
+    modules: _containers.RepeatedCompositeFieldContainer[ModuleUse]
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., module: _Optional[str] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo: _Optional[_Union[Slo, _Mapping]] = ..., worker_id: _Optional[str] = ..., experts: _Optional[_Iterable[_Union[Expert, _Mapping]]] = ..., session: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleUse, _Mapping]]] = ...) -> None: ...
+
+class ModuleUse(_message.Message):
+    __slots__ = ("reference", "strength")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    strength: float
+    def __init__(self, reference: _Optional[str] = ..., strength: _Optional[float] = ...) -> None: ...
 
 class Expert(_message.Message):
     __slots__ = ("reference", "alpha")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memserve.domain import ModulePlace
-from memserve.policy.routing.snapshot import WorkerSnapshot
+from memserve.policy.routing.snapshot import PlacedModule, WorkerSnapshot
 
 NEW_WORKER_TOKENS_PER_S = 2_000.0
 """Prefill speed of a worker that has not measured its own yet. Workers are only compared by it; no request is
@@ -18,15 +18,6 @@ class RoutingCosts:
 
     fetch_tokens_per_s: float = 100_000.0
     """How fast KV arrives from Redis."""
-    adapter_load_s: float = 0.2
-    """An adapter that the engine does not hold. The charge is more than the loading takes: another adapter
-    has to leave for it, and will have to be loaded again."""
-    adapter_swap_s: float = 0.005
-    """An adapter that is in the engine's host memory and needs a slot of the device."""
-    slot_wait_s: float = 0.1
-    """Each adapter that must leave a slot before the request's adapter gets one."""
-    expert_load_s: float = 0.5
-    """A logit expert that the engine does not hold."""
     step_s: float = 0.002
     """Each request that the worker decodes already. The new request shares every step of the engine with
     them."""
@@ -42,16 +33,11 @@ def predict_ttft_s(worker: WorkerSnapshot, prompt_tokens: int, costs: RoutingCos
         # Tokens that are computed sooner than they arrive from Redis are computed.
         + fetched / max(costs.fetch_tokens_per_s, speed)
         + worker.running * costs.step_s
-        + _adapter_s(worker.adapter, costs)
-        + worker.adapters_ahead * costs.slot_wait_s
-        + (0.0 if worker.expert is ModulePlace.DEVICE else costs.expert_load_s)
+        + sum(module_s(module) for module in worker.modules)
     )
 
 
-def _adapter_s(place: ModulePlace, costs: RoutingCosts) -> float:
-    match place:
-        case ModulePlace.DEVICE:
-            return 0.0
-        case ModulePlace.HOST:
-            return costs.adapter_swap_s
-    return costs.adapter_load_s
+def module_s(module: PlacedModule) -> float:
+    """Seconds until the worker can use a module of the request."""
+    where_s = {ModulePlace.DEVICE: 0.0, ModulePlace.HOST: module.costs.swap_s}
+    return where_s.get(module.place, module.costs.load_s) + module.ahead * module.costs.slot_wait_s

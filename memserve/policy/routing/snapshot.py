@@ -6,6 +6,18 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from memserve.domain import ModulePlace
+from memserve.domain.kinds import LoadCosts
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedModule:
+    """A module of the request, on one worker."""
+
+    place: ModulePlace
+    costs: LoadCosts
+    """Of the module's kind."""
+    ahead: int = 0
+    """As `slots_ahead` counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +38,16 @@ class WorkerSnapshot:
     """Tokens of this prompt in Redis, where every worker of this layout finds them."""
     prefill_tokens_per_s: float
     """As the worker measures it; 0 before its first measurement."""
-    adapter: ModulePlace
-    """Where the worker has the request's LoRA; DEVICE for a request without one."""
-    expert: ModulePlace = ModulePlace.DEVICE
-    """Where the worker has the request's logit expert; DEVICE for a request without one."""
-    adapters_ahead: int = 0
-    """As the function `adapters_ahead` counts them."""
+    modules: tuple[PlacedModule, ...] = ()
+    """The request's modules, as the worker has them."""
 
 
-def adapters_ahead(adapter: str, under_way: Collection[str], slots: int) -> int:
-    """How many adapters must leave a slot before a request on `adapter` gets one.
+def slots_ahead(digest: str, under_way: Collection[str], slots: int) -> int:
+    """How many modules must leave a slot before a request on `digest` gets one.
 
     An engine's batch has at most as many adapters as the device has slots. Requests on the same adapter share
     its slot.
 
-    under_way: digests of the adapters that the worker's requests use.
+    under_way: digests of the modules in slots that the worker's requests use.
     """
-    return 0 if adapter in under_way else max(len(under_way) + 1 - slots, 0)
+    return 0 if digest in under_way else max(len(under_way) + 1 - slots, 0)

@@ -124,9 +124,7 @@ class Modules:
     def _room(self, digest: str, kind: ModuleKind) -> Room:
         _check_digest(digest)
         if kind not in self._rooms:
-            raise ModuleRefused(
-                digest, f"this worker holds no modules of kind {kind.value}: {self.absent[kind]}"
-            )
+            raise ModuleRefused(digest, f"this worker holds no modules of kind {kind}: {self.absent[kind]}")
         return self._rooms[kind]
 
 

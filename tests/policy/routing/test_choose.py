@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memserve.domain import ModulePlace
+from memserve.domain.kinds import LoadCosts
 from memserve.policy.routing.choose import choose_worker
 from memserve.policy.routing.predict import RoutingCosts, predict_ttft_s
-from memserve.policy.routing.snapshot import WorkerSnapshot, adapters_ahead
+from memserve.policy.routing.snapshot import PlacedModule, WorkerSnapshot, slots_ahead
 
-COSTS = RoutingCosts(
-    fetch_tokens_per_s=100_000, adapter_load_s=0.05, slot_wait_s=0.1, expert_load_s=0.5, step_s=0.002
-)
-IDLE = WorkerSnapshot("w0", 0, 0, 0, 0, 1000.0, ModulePlace.DEVICE)
+COSTS = RoutingCosts(fetch_tokens_per_s=100_000, step_s=0.002)
+ADAPTER = LoadCosts(load_s=0.05, swap_s=0.005, slot_wait_s=0.1)
+EXPERT = LoadCosts(load_s=0.5, swap_s=0.5)
+IDLE = WorkerSnapshot("w0", 0, 0, 0, 0, 1000.0)
 PROMPT_TOKENS = 1000
 
 tokens = st.integers(0, PROMPT_TOKENS)
@@ -28,9 +29,10 @@ snapshots = st.builds(
     held_tokens=tokens,
     shared_tokens=tokens,
     prefill_tokens_per_s=st.sampled_from([0.0, 1.0, 500.0, 1e5, 1e7]),
-    adapter=st.sampled_from(ModulePlace),
-    expert=st.sampled_from(ModulePlace),
-    adapters_ahead=st.integers(0, 20),
+    modules=st.tuples(
+        st.builds(PlacedModule, st.sampled_from(ModulePlace), st.just(ADAPTER), st.integers(0, 20)),
+        st.builds(PlacedModule, st.sampled_from(ModulePlace), st.just(EXPERT)),
+    ),
 )
 pools = st.lists(snapshots, min_size=1, max_size=4, unique_by=lambda worker: worker.worker_id)
 
@@ -39,6 +41,12 @@ def chosen(*workers: WorkerSnapshot) -> str:
     choice = choose_worker(workers, PROMPT_TOKENS, COSTS)
     assert choice is not None
     return choice.worker_id
+
+
+def modules(
+    adapter: ModulePlace = ModulePlace.DEVICE, expert: ModulePlace = ModulePlace.DEVICE, ahead: int = 0
+) -> tuple[PlacedModule, PlacedModule]:
+    return PlacedModule(adapter, ADAPTER, ahead), PlacedModule(expert, EXPERT)
 
 
 def ttft_s(worker: WorkerSnapshot) -> float:
@@ -66,11 +74,13 @@ def test_shared_tokens_cost_their_way_from_redis() -> None:
 def test_queued_prompts_running_requests_and_missing_modules_each_cost() -> None:
     assert ttft_s(replace(IDLE, pending_prefill_tokens=500)) == pytest.approx(1.5)
     assert ttft_s(replace(IDLE, running=10)) == pytest.approx(1.02)
-    assert ttft_s(replace(IDLE, adapter=ModulePlace.DISK)) == pytest.approx(1.05)
-    assert ttft_s(replace(IDLE, adapter=ModulePlace.HOST)) == pytest.approx(1.005)
-    assert ttft_s(replace(IDLE, adapters_ahead=3)) == pytest.approx(1.3)
-    assert ttft_s(replace(IDLE, expert=ModulePlace.ABSENT)) == pytest.approx(1.5)
-    assert ttft_s(replace(IDLE, adapter=ModulePlace.DISK, expert=ModulePlace.DISK)) == pytest.approx(1.55)
+    assert ttft_s(replace(IDLE, modules=modules(adapter=ModulePlace.DISK))) == pytest.approx(1.05)
+    assert ttft_s(replace(IDLE, modules=modules(adapter=ModulePlace.HOST))) == pytest.approx(1.005)
+    assert ttft_s(replace(IDLE, modules=modules(ahead=3))) == pytest.approx(1.3)
+    assert ttft_s(replace(IDLE, modules=modules(expert=ModulePlace.ABSENT))) == pytest.approx(1.5)
+    assert ttft_s(
+        replace(IDLE, modules=modules(adapter=ModulePlace.DISK, expert=ModulePlace.DISK))
+    ) == pytest.approx(1.55)
 
 
 def test_a_worker_that_has_not_measured_itself_is_given_an_assumed_speed() -> None:
@@ -89,28 +99,39 @@ def test_a_long_queue_beats_a_cached_prefix() -> None:
 
 def test_a_resident_adapter_breaks_the_tie() -> None:
     assert (
-        chosen(replace(IDLE, worker_id="a", adapter=ModulePlace.ABSENT), replace(IDLE, worker_id="b")) == "b"
+        chosen(
+            replace(IDLE, worker_id="a", modules=modules(adapter=ModulePlace.ABSENT)),
+            replace(IDLE, worker_id="b"),
+        )
+        == "b"
     )
 
 
 def test_a_request_waits_for_a_slot_only_when_other_adapters_have_them_all() -> None:
-    assert adapters_ahead("mine", {"a", "b", "c"}, slots=4) == 0
-    assert adapters_ahead("mine", {"a", "b", "c", "d"}, slots=4) == 1
-    assert adapters_ahead("mine", {"a", "b", "c", "d", "e", "f"}, slots=4) == 3
-    assert adapters_ahead("mine", {"mine", "a", "b", "c", "d", "e"}, slots=4) == 0
+    assert slots_ahead("mine", {"a", "b", "c"}, slots=4) == 0
+    assert slots_ahead("mine", {"a", "b", "c", "d"}, slots=4) == 1
+    assert slots_ahead("mine", {"a", "b", "c", "d", "e", "f"}, slots=4) == 3
+    assert slots_ahead("mine", {"mine", "a", "b", "c", "d", "e"}, slots=4) == 0
 
 
 def test_a_free_slot_beats_a_shorter_queue() -> None:
-    full = replace(IDLE, worker_id="full", adapters_ahead=1)
+    full = replace(IDLE, worker_id="full", modules=modules(ahead=1))
     assert (
-        chosen(full, replace(IDLE, worker_id="free", pending_prefill_tokens=50, adapter=ModulePlace.HOST))
+        chosen(
+            full,
+            replace(
+                IDLE, worker_id="free", pending_prefill_tokens=50, modules=modules(adapter=ModulePlace.HOST)
+            ),
+        )
         == "free"
     )
 
 
 def test_an_expert_that_is_held_beats_an_adapter_that_is_held() -> None:
-    with_adapter = replace(IDLE, worker_id="a", expert=ModulePlace.ABSENT)
-    assert chosen(with_adapter, replace(IDLE, worker_id="b", adapter=ModulePlace.ABSENT)) == "b"
+    with_adapter = replace(IDLE, worker_id="a", modules=modules(expert=ModulePlace.ABSENT))
+    assert (
+        chosen(with_adapter, replace(IDLE, worker_id="b", modules=modules(adapter=ModulePlace.ABSENT))) == "b"
+    )
 
 
 def test_equal_workers_are_told_apart_by_running_requests_then_by_name() -> None:
@@ -154,13 +175,14 @@ def test_the_choice_does_not_depend_on_the_order_of_the_workers(
 
 @given(snapshots, st.integers(1, 500))
 def test_more_held_tokens_or_less_work_never_makes_a_worker_later(worker: WorkerSnapshot, more: int) -> None:
+    adapter, expert = worker.modules
     sooner = [
         replace(worker, held_tokens=min(worker.held_tokens + more, PROMPT_TOKENS)),
         replace(worker, running=max(worker.running - more, 0)),
         replace(worker, pending_prefill_tokens=max(worker.pending_prefill_tokens - more, 0)),
-        replace(worker, adapter=ModulePlace.DEVICE),
-        replace(worker, expert=ModulePlace.DEVICE),
-        replace(worker, adapters_ahead=max(worker.adapters_ahead - more, 0)),
+        replace(worker, modules=(replace(adapter, place=ModulePlace.DEVICE), expert)),
+        replace(worker, modules=(adapter, replace(expert, place=ModulePlace.DEVICE))),
+        replace(worker, modules=(replace(adapter, ahead=max(adapter.ahead - more, 0)), expert)),
     ]
     assert all(0 <= ttft_s(each) <= ttft_s(worker) + 1e-9 for each in sooner)
 

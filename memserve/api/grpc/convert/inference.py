@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from memserve.api.grpc.convert.memory import scored_memory
 from memserve.domain import (
-    Expert,
     FinishReason,
     GenerationRequest,
     Message,
+    ModuleKind,
+    ModuleUse,
     RecallOutcome,
     Role,
     Route,
@@ -34,7 +35,8 @@ RECALL_TIMEOUT_MAX_MS = 60_000
 SLO_MAX_MS = 3_600_000
 TEMPERATURE_MAX = 2.0
 MAX_TOKENS_MAX = 1 << 20
-ALPHA_MAX = 10.0
+MODULES_MAX = 8
+STRENGTH_MAX = 10.0
 SESSION_MAX_BYTES = 256
 
 ROLES = {
@@ -54,8 +56,7 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
     messages = conversation("messages", request.messages)
     if messages[-1].role is not Role.USER:
         raise InvalidField(f"messages[{len(messages) - 1}].role", "the last message must be the user's")
-    if request.module:
-        parse_reference("module", request.module)
+    modules = _modules(request)
     if len(request.session.encode()) > SESSION_MAX_BYTES:
         raise InvalidField("session", f"at most {SESSION_MAX_BYTES} bytes")
     if len(request.worker_id) > 64:
@@ -72,13 +73,12 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
         messages=messages,
         sampling=_sampling(request.sampling),
         model=request.model,
-        module=request.module,
+        modules=modules,
         namespaces=tuple(dict.fromkeys(request.recall.namespaces)),
         recall_limit=request.recall.limit,
         recall_timeout_s=request.recall.timeout_ms / 1000,
         slo=Slo(_wish("slo.ttft_ms", request.slo.ttft_ms), _wish("slo.tpot_ms", request.slo.tpot_ms)),
         worker_id=request.worker_id,
-        expert=_expert(request),
         session=request.session,
     )
 
@@ -144,17 +144,31 @@ def _message(field: str, message: inference_pb2.Message) -> Message:
     return Message(role, message.content)
 
 
-def _expert(request: inference_pb2.GenerateRequest) -> Expert | None:
-    if not request.experts:
-        return None
+def _modules(request: inference_pb2.GenerateRequest) -> tuple[ModuleUse, ...]:
+    uses = []
+    if request.module:
+        uses.append(ModuleUse(request.module, kind=ModuleKind.LORA, field="module"))
     if len(request.experts) > 1:
         raise InvalidField("experts", "at most one")
-    (expert,) = request.experts
-    parse_reference("experts[0].reference", expert.reference)
-    alpha = expert.alpha if expert.HasField("alpha") else 1.0
-    if not -ALPHA_MAX <= alpha <= ALPHA_MAX:  # NaN fails too
-        raise InvalidField("experts[0].alpha", f"from {-ALPHA_MAX:g} to {ALPHA_MAX:g}; 0 is off")
-    return Expert(expert.reference, alpha)
+    for number, expert in enumerate(request.experts):
+        alpha = expert.alpha if expert.HasField("alpha") else 1.0
+        _check_strength(f"experts[{number}].alpha", alpha)
+        field = f"experts[{number}].reference"
+        uses.append(ModuleUse(expert.reference, alpha, ModuleKind.LOGIT_EXPERT, field))
+    for number, module in enumerate(request.modules):
+        strength = module.strength if module.HasField("strength") else 1.0
+        _check_strength(f"modules[{number}].strength", strength)
+        uses.append(ModuleUse(module.reference, strength, field=f"modules[{number}].reference"))
+    if len(uses) > MODULES_MAX:
+        raise InvalidField("modules", f"at most {MODULES_MAX}, with `module` and `experts`")
+    for use in uses:
+        parse_reference(use.field, use.reference)
+    return tuple(uses)
+
+
+def _check_strength(field: str, strength: float) -> None:
+    if not -STRENGTH_MAX <= strength <= STRENGTH_MAX:  # NaN fails too
+        raise InvalidField(field, f"from {-STRENGTH_MAX:g} to {STRENGTH_MAX:g}; 0 is off")
 
 
 def _sampling(sampling: inference_pb2.Sampling) -> Sampling:

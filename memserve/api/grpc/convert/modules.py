@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 from memserve.domain import (
     Alias,
@@ -16,6 +17,7 @@ from memserve.domain import (
     TrafficShare,
     WorkerResidency,
 )
+from memserve.domain.kinds import KINDS
 from memserve.errors import InvalidField
 from memserve.gateway.modules.composition import Composition
 from memserve.gateway.modules.progress import Step
@@ -30,8 +32,6 @@ PARENTS_MAX = 8
 RANK_MAX = 1024
 SEED_MAX = 2**53
 
-KINDS = {getattr(pb, f"MODULE_KIND_{kind.name}"): kind for kind in ModuleKind}
-KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
 PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace}
 METHODS = {
     number: name.removeprefix("COMPOSE_METHOD_").lower()
@@ -44,12 +44,15 @@ REASON_MAX_BYTES = 1024
 
 def kind_of(field: str, number: int) -> ModuleKind:
     """Raises InvalidField."""
-    kind = KINDS.get(number)
-    if kind is None:
-        raise InvalidField(
-            field, f"must be one of {', '.join(f'MODULE_KIND_{kind.name}' for kind in ModuleKind)}"
-        )
-    return kind
+    for row in KINDS.values():
+        if row.number == number:
+            return row.kind
+    raise InvalidField(field, f"must be one of {', '.join(f'MODULE_KIND_{kind.upper()}' for kind in KINDS)}")
+
+
+def kind_number(kind: ModuleKind) -> pb.ModuleKind:
+    """A kind of this table may have a number that the generated enumeration has no name for."""
+    return cast("pb.ModuleKind", KINDS[kind].number)
 
 
 def publication(header: pb.PublishModuleHeader) -> Publication:
@@ -126,7 +129,7 @@ def version(value: ModuleVersion) -> pb.ModuleVersion:
         module=value.module,
         version=value.version,
         digest=value.digest,
-        kind=KIND_NUMBERS[value.kind],
+        kind=kind_number(value.kind),
         base_digest=value.base_digest,
         rank=value.rank,
         target_modules=value.target_modules,
@@ -170,7 +173,7 @@ def alias_change(value: AliasChange) -> pb.AliasChange:
 def module(value: Module) -> pb.Module:
     return pb.Module(
         name=value.name,
-        kind=KIND_NUMBERS[value.kind],
+        kind=kind_number(value.kind),
         newest_version=value.newest_version,
         versions=value.versions,
         aliases=[alias(entry) for entry in value.aliases],

@@ -27,8 +27,6 @@ EXPERT_CONFIG_FILE = "expert_config.json"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ANTI_WEIGHTS_FILE = "anti_model.safetensors"
-EXPERT_FILES = (EXPERT_CONFIG_FILE, CONFIG_FILE, WEIGHTS_FILE)
-EXPERT_OPTIONAL_FILES = (ANTI_WEIGHTS_FILE,)
 # Of its KV, over all layers, keys and values; and of its queries, over all heads.
 KV_ELEMENTS_PER_TOKEN_MAX = 1 << 16
 QUERY_ELEMENTS_MAX = 1 << 14
@@ -80,7 +78,7 @@ def check_logit_expert(folder: Path, base: BaseModel) -> CheckedModule:
 
 
 def _check_expert_config(entries: dict[str, Any]) -> dict[str, str]:
-    kind = ModuleKind.LOGIT_EXPERT.value
+    kind = str(ModuleKind.LOGIT_EXPERT)
     if entries.get("kind") != kind:
         raise InvalidModule(f"{EXPERT_CONFIG_FILE}: kind", f'must be "{kind}"')
     anti_expert = entries.get("anti_expert", "none")

@@ -25,7 +25,6 @@ from memserve.memory.modules.kinds.files import (
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-LORA_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ALPHA_MAX = 1e6
 # A delta below this is lost in the rounding of the dtypes that models are served in.
 DELTA_NORM_LEAST = 1e-6

@@ -20,6 +20,7 @@ from memserve.domain import (
     TrafficShare,
     WeightFigures,
 )
+from memserve.domain.kinds import kind_of_name
 from memserve.errors import UnreadableRecord
 from memserve.records import known_fields, reading
 
@@ -61,7 +62,7 @@ def read_version(stored: Sequence[Any]) -> ModuleVersion:
         for name in ("target_modules", "sources", "parents"):
             fields[name] = tuple(map(str, fields[name]))
         fields |= {
-            "kind": ModuleKind(fields["kind"]),
+            "kind": kind_of_name(fields["kind"]),
             "figures": WeightFigures(**known_fields(WeightFigures, fields["figures"])),
         }
         return ModuleVersion(
@@ -107,14 +108,14 @@ def read_module(described: Sequence[Any]) -> Module:
     with reading("Module"):
         name, kind, newest, versions, aliases = described
         by_name = sorted((read_alias(shown) for shown in aliases), key=lambda alias: alias.name)
-        return Module(name, ModuleKind(kind), int(newest), int(versions), tuple(by_name))
+        return Module(name, kind_of_name(kind), int(newest), int(versions), tuple(by_name))
 
 
 def read_preload(text: str) -> Preload:
     """Raises UnreadableRecord, for a kind of a newer version too."""
     with reading("Preload"):
         fields = known_fields(Preload, json.loads(text))
-        return Preload(**(fields | {"kind": ModuleKind(fields["kind"])}))
+        return Preload(**(fields | {"kind": kind_of_name(fields["kind"])}))
 
 
 def read_canary(stored: tuple[str, str]) -> CanaryAlias:

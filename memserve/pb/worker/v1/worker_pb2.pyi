@@ -30,7 +30,7 @@ MODULE_PLACE_DISK: ModulePlace
 MODULE_PLACE_ABSENT: ModulePlace
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "token_ids", "cache_salt", "module_digest", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens", "tenant", "keep", "expert_digest", "expert_alpha")
+    __slots__ = ("request_id", "token_ids", "cache_salt", "module_digest", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens", "tenant", "keep", "expert_digest", "expert_alpha", "modules")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class GenerateRequest(_message.Message):
     KEEP_FIELD_NUMBER: _ClassVar[int]
     EXPERT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ALPHA_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     cache_salt: str
@@ -61,7 +62,18 @@ class GenerateRequest(_message.Message):
     keep: bool
     expert_digest: str
     expert_alpha: float
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[bool] = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: _Optional[bool] = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ...) -> None: ...
+    modules: _containers.RepeatedCompositeFieldContainer[AppliedModule]
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[bool] = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: _Optional[bool] = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[AppliedModule, _Mapping]]] = ...) -> None: ...
+
+class AppliedModule(_message.Message):
+    __slots__ = ("digest", "kind", "strength")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    kind: str
+    strength: float
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., strength: _Optional[float] = ...) -> None: ...
 
 class CachedTokens(_message.Message):
     __slots__ = ("device", "host", "redis")

@@ -15,13 +15,14 @@ from safetensors.numpy import save
 
 from memserve.domain import ModuleKind
 from memserve.errors import InvalidModule
+from memserve.memory.modules.kinds.files import BaseModel, CheckedModule
 from memserve.memory.modules.kinds.logit_expert import (
     ANTI_WEIGHTS_FILE,
     CONFIG_FILE,
     EXPERT_CONFIG_FILE,
     WEIGHTS_FILE,
 )
-from memserve.memory.modules.kinds.table import KINDS, BaseModel, CheckedModule
+from memserve.memory.modules.kinds.table import files_check
 from tests.gateway.lora_files import put_together, taken_apart, write_files
 
 BASE = BaseModel({"model.embed_tokens.weight": (40, 32)}, vocab_size=40, max_rank=16)
@@ -89,7 +90,7 @@ def expert_files(
 
 
 def checked(folder: Path, files: dict[str, bytes]) -> CheckedModule:
-    return KINDS[ModuleKind.LOGIT_EXPERT].check(write_files(folder, files), BASE)
+    return files_check(ModuleKind.LOGIT_EXPERT)(write_files(folder, files), BASE)
 
 
 def changed(**changes: npt.NDArray[Any] | None) -> Tensors:

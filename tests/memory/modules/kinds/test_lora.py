@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save
 from memserve.domain import ModuleKind
 from memserve.errors import InvalidField, InvalidModule
 from memserve.memory.modules.kinds import lora
-from memserve.memory.modules.kinds.files import HEADER_MAX_BYTES
+from memserve.memory.modules.kinds.files import HEADER_MAX_BYTES, BaseModel, CheckedModule
 from memserve.memory.modules.kinds.lora import check_lora
-from memserve.memory.modules.kinds.table import KINDS, BaseModel, CheckedModule, check_module_name
+from memserve.memory.modules.kinds.table import check_module_name, files_check
 from memserve.model.files import open_model
 from tests.gateway.lora_files import (
     CONFIG_FILE,
@@ -104,7 +104,7 @@ def test_a_file_with_some_only_of_its_targets_warns(
 @pytest.mark.parametrize("name", ["harbour", "observatory"])
 def test_the_adapters_that_come_with_memserve_fit_the_demo_model(name: str) -> None:
     base = BaseModel(open_model(DEMO / "model").tensor_shapes(), vocab_size=3072, max_rank=64)
-    found = KINDS[ModuleKind.LORA].check(DEMO / "adapters" / name, base)
+    found = files_check(ModuleKind.LORA)(DEMO / "adapters" / name, base)
     assert found.figures.effective_rank > 1
 
 
