@@ -289,7 +289,7 @@ def generate(
                 if event.recall_outcome in ("late", "unavailable"):
                     err.print(f"recall was {event.recall_outcome}: answered without passages", style="yellow")
                 for used in event.modules:
-                    shift = f", alpha {used.alpha:g}" if used.kind is ModuleKind.LOGIT_EXPERT else ""
+                    shift = f", alpha {used.alpha:g}" if used.kind == ModuleKind.LOGIT_EXPERT else ""
                     err.print(
                         f"{used.name}@{used.version} ({used.digest[:12]}{shift}): {used.reason}",
                         style="dim",

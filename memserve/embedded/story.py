@@ -144,7 +144,7 @@ def module_figures(client: Client) -> dict[str, Any]:
         name = folder.name
         kind = client.modules.get(name).kind
         with_module: dict[str, Any] = (
-            {"module": name} if kind is ModuleKind.LORA else {"expert": Expert(name)}
+            {"module": name} if kind == ModuleKind.LORA else {"expert": Expert(name)}
         )
         held = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         right = {"base": 0, "module": 0}

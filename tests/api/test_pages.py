@@ -27,7 +27,7 @@ from memserve.pb.v1 import (
 )
 from memserve.pb.worker.v1 import worker_pb2
 from memserve.policy.modules.traffic import TARGETS_MAX
-from tests.gateway.conftest import StartGateway
+from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import RunningGateway, until
 
 LEAST_LIMIT_BYTES = 4 << 20

@@ -24,7 +24,7 @@ from memserve.gateway.access.callers import load_access
 from memserve.gateway.assembly import open_parts
 from memserve.model.files import open_model
 from tests.contract.fake_worker import SALT_KEY, FakeWorker, Script
-from tests.gateway.conftest import StartGateway
+from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import RunningGateway, eventually, until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

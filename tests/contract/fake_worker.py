@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from memserve.credentials import worker_credential
 from memserve.domain import ModuleKind, WorkerLease
+from memserve.domain.kinds import KINDS
 from memserve.kv.keys import block_keys
 from memserve.model.files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as pb
@@ -438,7 +439,5 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
 
 async def _check_kind(kind: str, context: Context) -> None:
-    if kind not in tuple(ModuleKind):
-        await context.abort(
-            grpc.StatusCode.INVALID_ARGUMENT, f"kind: {kind!r} is none of {', '.join(ModuleKind)}"
-        )
+    if kind not in KINDS:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"kind: {kind!r} is none of {', '.join(KINDS)}")

@@ -8,7 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from memserve.api.grpc.server import listen
 from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
 from memserve.demo import MODEL_DIR
+from memserve.disk import DiskWatch
 from memserve.domain import Message, ModuleVersion, Role, Route, TextDelta, Usage
 from memserve.gateway.access.callers import Access, load_access
 from memserve.gateway.assembly import GatewayParts, open_parts
@@ -73,9 +74,10 @@ async def open_gateway(
     *,
     workers: Sequence[dict[str, Any]] = ({},),
     redis_options: Sequence[str] = (),
+    disk: DiskWatch | None = None,
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """workers: the fields of each FakeWorker. settings: of the gateway, over the tests' own."""
+    """workers: the fields of each FakeWorker. disk: in place of the gateway's own watch. settings: of the gateway, over the tests' own."""
     directory = directory / uuid.uuid4().hex[:8]
     directory.mkdir()
     redis = RedisServer(directory)
@@ -100,6 +102,7 @@ async def open_gateway(
             for number, fields in enumerate(workers)
         ]
         parts = await stack.enter_async_context(open_parts(configured))
+        parts = replace(parts, disk=disk or parts.disk)
         access = load_access(configured)
         port = await stack.enter_async_context(listen(parts, access))
         address = f"127.0.0.1:{port}"

@@ -7,17 +7,19 @@ from pathlib import Path
 import grpc
 
 from memserve.disk import DATA_DISK, DiskWatch
-from tests.gateway.conftest import StartGateway
+from tests.gateway.fixtures import StartGateway
+from tests.gateway.running import until
 from tests.gateway.test_pipeline import GREEDY, failure_of
 
 
 async def test_a_full_disk_refuses_changes_and_answers_go_on(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
-    gateway = await start_gateway()
+    room = [2.0]
+    gateway = await start_gateway(disk=DiskWatch({DATA_DISK: tmp_path}, 1, room=lambda *_: room[0]))
     stored = await gateway.client.remember("notes", "The code of Alder is 7731.")
-    room = [0.9]
-    gateway.parts.disk = DiskWatch({DATA_DISK: tmp_path}, 1, room=lambda place, reserve: room[0])
+    room[0] = 0.9
+    await until(lambda: not gateway.parts.disk.has_room())
     for change in (
         gateway.client.remember("notes", "another"),
         gateway.client.forget("notes", stored.memory_id),
@@ -30,5 +32,5 @@ async def test_a_full_disk_refuses_changes_and_answers_go_on(
     answer = await gateway.client.generate("hello", namespaces=["notes"], sampling=GREEDY)
     assert len(answer.route.passages) == 1
     room[0] = 2.0
-    gateway.parts.disk = DiskWatch({DATA_DISK: tmp_path}, 1, room=lambda place, reserve: room[0])
+    await until(gateway.parts.disk.has_room)
     assert await gateway.client.forget("notes", stored.memory_id) is None

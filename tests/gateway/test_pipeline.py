@@ -27,7 +27,7 @@ from memserve.domain import (
 )
 from memserve.kv.keys import block_keys, redis_key
 from tests.contract.fake_worker import BLOCK_TOKENS, NAMESPACE, FakeWorker, Script
-from tests.gateway.conftest import StartGateway
+from tests.gateway.fixtures import StartGateway
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.running import RunningGateway, publish_live, until
 

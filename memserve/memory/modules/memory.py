@@ -171,7 +171,7 @@ class ParametricMemory:
         """
         await self.store.check_audit(tenant)
         module = await self.store.module(tenant, name)
-        if module is not None and module.kind is not kind:
+        if module is not None and module.kind != kind:
             raise InvalidField(
                 field, f"module {name} is of the kind {module.kind}, and a module has one kind"
             )

@@ -191,7 +191,7 @@ class Engine:
             prompts = [
                 [draw.randrange(vocabulary) for _ in range(CANARY_TOKENS)] for _ in range(CANARY_PROMPTS)
             ]
-            if kind is ModuleKind.LOGIT_EXPERT:
+            if kind == ModuleKind.LOGIT_EXPERT:
                 # vLLM's log-probabilities are those before logits processors.
                 return await self.experts.effect(digest, self._folder(digest), prompts)
             changes = [

@@ -66,7 +66,7 @@ class Preloads:
         # Kinds wait for room of their own.
         await asyncio.gather(
             *(
-                self._load([each for each in wanted.values() if each.kind is kind])
+                self._load([each for each in wanted.values() if each.kind == kind])
                 for kind in {kind for kind, _ in wanted}
             )
         )

@@ -28,7 +28,7 @@ from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
 from memserve.registry.leases import Registry
-from tests.gateway.conftest import StartGateway
+from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import eventually, open_gateway, until
 
 SALT_KEY = b"s" * 32

@@ -38,7 +38,7 @@ RIGHT = " T501  t502"
 
 
 def _version(kind: ModuleKind = ModuleKind.LORA) -> ModuleVersion:
-    digest = LORA if kind is ModuleKind.LORA else EXPERT
+    digest = LORA if kind == ModuleKind.LORA else EXPERT
     return ModuleVersion(
         "m", 1, digest, kind, "", 8, (), 1, 0.0, "", (), (), "", "", WeightFigures(1.0, 0.0, 1.0), ""
     )

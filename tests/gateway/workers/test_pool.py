@@ -12,7 +12,7 @@ from memserve.kv.keys import block_keys, redis_key
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.registry.leases import WORKERS, lease_key
 from tests.contract.fake_worker import BLOCK_TOKENS, NAMESPACE, FakeWorker, Script
-from tests.gateway.conftest import StartGateway
+from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import RunningGateway, until
 
 LONG = "the gate of the north tower opens at nine and closes at five " * 12
