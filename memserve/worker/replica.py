@@ -108,7 +108,7 @@ class WorkerReplica:
         from memserve.worker.fleet.gateways_only import GatewaysOnly
         from memserve.worker.kv.block_log import BlockLog, follow_engine_events
         from memserve.worker.kv.configure import activation_memory
-        from memserve.worker.kv.offload import sweep_orphan_regions
+        from memserve.worker.kv.host_regions import sweep_orphan_regions
         from memserve.worker.modules.preloads import Preloads
         from memserve.worker.service import WorkerService
 

@@ -25,7 +25,7 @@ from memserve.memory.modules.blobs.store import BlobStore
 from memserve.model.architectures import no_lora_reason
 from memserve.model.files import ModelFiles
 from memserve.worker.kv.connector import CACHED_BY_TIER
-from memserve.worker.kv.redis_tier import OWNER, owner_parameters
+from memserve.worker.kv.tier_requests import OWNER, owner_parameters
 from memserve.worker.modules.copies import LocalCopies
 from memserve.worker.modules.extension import WORKER_EXTENSION
 from memserve.worker.modules.held import ExpertHolder, LoraHolder, Modules
