@@ -103,8 +103,8 @@ class WorkerReplica:
         from memserve.model.files import open_model
         from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
         from memserve.registry.leases import Registry
-        from memserve.worker.engine.engine import start_engine
         from memserve.worker.engine.golden import Golden, check_golden_prefix
+        from memserve.worker.engine.start import start_engine
         from memserve.worker.fleet.gateways_only import GatewaysOnly
         from memserve.worker.kv.block_log import BlockLog, follow_engine_events
         from memserve.worker.kv.configure import activation_memory

@@ -19,6 +19,7 @@ from memserve.errors import InvalidModule, MemserveError, ModuleNotFound
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.worker.engine.engine import Engine
+from memserve.worker.engine.trial import try_module
 from memserve.worker.kv.block_log import BlockEvent, BlockLog, Change
 from memserve.worker.training.compose import Composed, Parent, Progress
 from memserve.worker.training.ray_task import compose_in_ray
@@ -121,7 +122,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def TryModule(self, request: pb.TryModuleRequest, context: Context) -> pb.TryModuleResponse:
         async with refusals(context):
             return pb.TryModuleResponse(
-                largest_change=await self._engine.try_module(request.digest, module_kind(request.kind))
+                largest_change=await try_module(self._engine, request.digest, module_kind(request.kind))
             )
 
     async def ComposeModule(

@@ -102,7 +102,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wor
         for name, value in engine_environment(settings).items():
             patch.setenv(name, value)
         patch.chdir(settings.modules_root)
-        from memserve.worker.engine.engine import start_engine
+        from memserve.worker.engine.start import start_engine
 
         worker = Worker(
             start_engine(settings, open_model(MODEL_DIR, 512), None, f"ipc://{folder}/events"),
@@ -291,9 +291,11 @@ async def test_a_broken_expert_or_one_with_another_vocabulary_is_refused(worker:
 async def test_the_canary_prompts_tell_a_module_that_changes_something_from_one_that_does_not(
     worker: Worker,
 ) -> None:
+    from memserve.worker.engine.trial import try_module
+
     blobs, vocabulary = worker.blobs, worker.vocabulary
-    assert await worker.engine.try_module(put_adapter(blobs, "harbour"), LORA) > 0.1
-    assert await worker.engine.try_module(put_adapter(blobs, "harbour", 0.0), LORA) == 0.0
-    assert await worker.engine.try_module(put_expert(blobs, vocabulary, 1), EXPERT) > 0.1
-    assert await worker.engine.try_module(put_expert(blobs, vocabulary, 2, constant=True), EXPERT) == 0.0
+    assert await try_module(worker.engine, put_adapter(blobs, "harbour"), LORA) > 0.1
+    assert await try_module(worker.engine, put_adapter(blobs, "harbour", 0.0), LORA) == 0.0
+    assert await try_module(worker.engine, put_expert(blobs, vocabulary, 1), EXPERT) > 0.1
+    assert await try_module(worker.engine, put_expert(blobs, vocabulary, 2, constant=True), EXPERT) == 0.0
     assert worker.engine.modules.used == []
