@@ -21,7 +21,8 @@ from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.worker.engine.engine import Engine
 from memserve.worker.engine.trial import try_module
 from memserve.worker.kv.block_log import BlockEvent, BlockLog, Change
-from memserve.worker.training.compose import Composed, Parent, Progress
+from memserve.worker.training.compose import Composed, Progress
+from memserve.worker.training.parents import Parent
 from memserve.worker.training.ray_task import compose_in_ray
 
 log = logging.getLogger("memserve.worker")
