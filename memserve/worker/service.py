@@ -74,7 +74,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
             sampling,
             expert=(request.expert_digest, request.expert_alpha) if request.expert_digest else None,
             tenant=request.tenant,
-            keep=request.keep,
+            store_whole_prompt=request.keep,
         )
         async with (
             refusals(context, wrong_module=grpc.StatusCode.FAILED_PRECONDITION),

@@ -67,12 +67,12 @@ class Engine:
         *,
         expert: tuple[str, float] | None = None,
         tenant: str = "",
-        keep: bool = False,
+        store_whole_prompt: bool = False,
     ) -> AsyncGenerator[EngineDelta, None]:
         """Stream one answer. Closing the iterator aborts the engine's work.
 
         expert: digest of a logit expert, and alpha; alpha 0 is none. tenant: whom the KV that reaches Redis
-        is counted for. keep: store all of the prompt's KV in Redis, at its first use.
+        is counted for. store_whole_prompt: store all of its KV in Redis, at its first use.
 
         Raises as `modules.load` when a module cannot be loaded, ValueError or vLLM's VLLMClientError for a
         request that vLLM refuses, and vLLM's EngineDeadError when the engine has died.
@@ -95,7 +95,9 @@ class Engine:
                 logprobs=0 if sampling.logprobs else None,
                 output_kind=RequestOutputKind.DELTA,
                 extra_args={
-                    "kv_transfer_params": {OWNER: owner_parameters(tenant, module_digest, keep)},
+                    "kv_transfer_params": {
+                        OWNER: owner_parameters(tenant, module_digest, store_whole_prompt=store_whole_prompt)
+                    },
                     **arguments,
                 },
             )

@@ -66,7 +66,7 @@ async def check_golden_prefix(
         deltas = [
             delta
             async for delta in engine.generate(
-                uuid.uuid4().hex, prompt, salt, "", sampling, tenant=TENANT, keep=True
+                uuid.uuid4().hex, prompt, salt, "", sampling, tenant=TENANT, store_whole_prompt=True
             )
         ]
         tokens = tuple(token for delta in deltas for token in delta.token_ids)

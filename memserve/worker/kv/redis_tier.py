@@ -107,8 +107,8 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         self._max_waiting_chunks = max(1, int(len(primary_kv_view) * MAX_WAITING_SHARE))
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
-        keep = TierRequest.of(req_context).keep
-        return RequestOffloadingContext(OffloadPolicy.REQUEST_LEVEL if keep else OffloadPolicy.CHUNK_LEVEL)
+        whole = TierRequest.of(req_context).store_whole_prompt
+        return RequestOffloadingContext(OffloadPolicy.REQUEST_LEVEL if whole else OffloadPolicy.CHUNK_LEVEL)
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         """Take in that the engine has computed prompt tokens in a step."""
@@ -156,7 +156,8 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         chunks = _chunks_of(job_metadata)
         job = _job(job_metadata, chunks, is_load=False)
         waiting = self._storing_chunks + len(chunks)
-        if waiting > self._max_waiting_chunks and self._storing_chunks and not job.request.keep:
+        too_many = waiting > self._max_waiting_chunks and self._storing_chunks > 0
+        if too_many and not job.request.store_whole_prompt:
             self._dropped_chunks += len(chunks)
             self._transfers.drop(job)
             return

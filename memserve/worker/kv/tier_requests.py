@@ -18,12 +18,9 @@ FIRST_GROUP = bytes(4)
 """How the keys of the first KV cache group end. Only these keys make a chain."""
 
 
-def owner_parameters(tenant: str, module_digest: str, keep: bool) -> dict[str, Any]:
-    """What a request's `kv_transfer_params` carry under OWNER.
-
-    keep: store all of the prompt's KV, at its first use.
-    """
-    return {"tenant": tenant, "module": module_digest, "keep": keep}
+def owner_parameters(tenant: str, module_digest: str, *, store_whole_prompt: bool) -> dict[str, Any]:
+    """What a request's `kv_transfer_params` carry under OWNER."""
+    return {"tenant": tenant, "module": module_digest, "store_whole_prompt": store_whole_prompt}
 
 
 @dataclass(slots=True)
@@ -31,8 +28,8 @@ class TierRequest:
     """A request, from its first look-up to the end of its last load. Belongs to the scheduler's thread."""
 
     owner: Owner
-    keep: bool
-    """Store all of the prompt's KV, at its first use."""
+    store_whole_prompt: bool
+    """Store all of the prompt's KV, at its first use and even where much else waits to be stored."""
     load_until_tokens: int | None = None
     """Where its loads from Redis end; None until the tier has decided it."""
     loaded: list[OffloadKey] = field(default_factory=list)
@@ -47,7 +44,7 @@ class TierRequest:
             owner = (req_context.kv_transfer_params or {}).get(OWNER) or {}
             request = cls(
                 Owner(owner.get("tenant") or DEFAULT_OWNER.tenant, owner.get("module") or ""),
-                bool(owner.get("keep")),
+                bool(owner.get("store_whole_prompt")),
             )
             req_context.set_state(request)
         return request
@@ -87,4 +84,4 @@ class StoredPrompt:
         for number, (key, depth) in enumerate(zip(keys, depths, strict=True)):
             if key[-4:] == FIRST_GROUP and depth > self.chunk_tokens:
                 parents[number] = chain[depth // self.chunk_tokens - 2]
-        return Account(self.request.owner, parents, depths, worth, at_once=self.request.keep)
+        return Account(self.request.owner, parents, depths, worth, at_once=self.request.store_whole_prompt)

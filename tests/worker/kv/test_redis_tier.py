@@ -168,7 +168,7 @@ def test_chunks_are_counted_for_the_tenant_and_the_module_and_stand_in_their_cha
     redis_server: RedisServer,
 ) -> None:
     tier = tier_over(random_host(8), redis_server.url)
-    context = request(KEYS, tenant="anna", module="ad" * 32, keep=False)
+    context = request(KEYS, tenant="anna", module="ad" * 32, store_whole_prompt=False)
     tier.submit_store(job(1, [KEYS[2], KEYS[0], KEYS[1]], [0, 1, 2], is_load=False, context=context))
     finished(tier)
     tier.submit_store(job(2, KEYS[3:], [3, 4], is_load=False, context=context))
