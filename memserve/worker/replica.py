@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class WorkerReplica:
             # After the environment is set: vLLM, torch and numpy read it when they are imported.
             from memserve.worker.worker import Worker
 
+            stand_back(settings.worker_nice)
             self._worker = Worker(settings)
             await self._worker.start()
 
@@ -61,6 +63,17 @@ class WorkerReplica:
         # A start that failed early has no worker yet.
         if hasattr(self, "_worker"):
             await self._worker.close()
+
+
+def stand_back(nice: int) -> None:
+    """Let the gateway and Redis, which all tenants share, go first on the processor.
+
+    On few cores an engine in full work makes their calls late. With Linux's autogroups a process's nice
+    counts only within its session. The session, which Ray and the workers share, has a nice of its own.
+    """
+    os.nice(nice)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
 
 
 def worker_application(settings: Settings, settings_file: Path) -> serve.Application:

@@ -84,6 +84,7 @@ class _Ports:
 
     calls: str
     metrics: str
+    """Empty where metrics are switched off."""
 
 
 class Worker:
@@ -126,7 +127,6 @@ class Worker:
     async def _open(self) -> _Served:
         """Read the model, check Redis, and start the engine."""
         settings = self._settings
-        stand_back(settings.worker_nice)
         model = open_model(Path(settings.model), settings.max_context_tokens)
         model_digest = await asyncio.to_thread(model.model_digest)
         await asyncio.to_thread(check_cache_servers, settings.cache_redis)
@@ -302,17 +302,6 @@ class Worker:
         self._tasks.remove(self._leaving)
         await self.close()
         os._exit(0)
-
-
-def stand_back(nice: int) -> None:
-    """Let the gateway and Redis, which all tenants share, go first on the processor.
-
-    On few cores an engine in full work makes their calls late. With Linux's autogroups a process's nice
-    counts only within its session. The session, which Ray and the workers share, has a nice of its own.
-    """
-    os.nice(nice)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
 
 
 def _reachable(address: str) -> str:
