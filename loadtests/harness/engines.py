@@ -82,7 +82,7 @@ class BenchEngine:
 
         from memserve.worker.engine.cpu import CpuExecutor
         from memserve.worker.kv.offload import chunk_blocks, kv_transfer_config
-        from memserve.worker.kv.redis_tier import RedisTierSettings
+        from memserve.worker.kv.tier_settings import RedisTierSettings
 
         blocks_per_chunk = chunk_blocks(kv_bytes_per_token=KV_BYTES_PER_TOKEN, block_size_tokens=BLOCK_TOKENS)
         self.chunk_tokens = BLOCK_TOKENS * blocks_per_chunk

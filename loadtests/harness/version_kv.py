@@ -96,14 +96,15 @@ def engine_cached_tokens(folder: Path) -> dict[str, int]:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
+    from memserve.config import Settings
     from memserve.worker.engine.cpu import CpuExecutor
-    from memserve.worker.modules.held import LoraHolder
+    from memserve.worker.modules.kinds.lora import LoraKind
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     digests = {"harbour": "aa" * 32, "observatory": "bb" * 32}
     for adapter, digest in digests.items():
         shutil.copytree(ADAPTERS_DIR / adapter, folder / "modules" / digest)
-    holder = LoraHolder(cast(Any, None), 2)
+    holder = LoraKind(cast(Any, None), Settings())
 
     def by_digest(adapter: str) -> LoRARequest:
         return holder.request(digests[adapter])

@@ -119,7 +119,7 @@ class CodecEngine:
 
         from memserve.worker.engine.cpu import CpuExecutor
         from memserve.worker.kv.offload import kv_transfer_config
-        from memserve.worker.kv.redis_tier import RedisTierSettings
+        from memserve.worker.kv.tier_settings import RedisTierSettings
 
         self.llm = LLM(
             model=str(MODEL_DIR),

@@ -190,7 +190,7 @@ def ask_each(engine: DemoEngine, prompts: Sequence[Asked]) -> tuple[list[tuple[i
 def serve_worker(connection: Connection, redis_url: str) -> None:
     """Start as a worker does, and answer; the whole of a process."""
     prepare_environment()
-    from memserve.worker.kv.offload import sweep_orphan_regions
+    from memserve.worker.kv.host_regions import sweep_orphan_regions
 
     sweep_orphan_regions()
     engine = DemoEngine(redis_url, counts=True, **PATIENT)

@@ -194,7 +194,7 @@ def _engine(
 def memserve_arm(stack: contextlib.ExitStack, model: Path, folder: Path) -> Arm:
     from memserve.kv.keys import VALUE_PREFIX
     from memserve.worker.kv.offload import chunk_blocks, kv_transfer_config
-    from memserve.worker.kv.redis_tier import RedisTierSettings
+    from memserve.worker.kv.tier_settings import RedisTierSettings
 
     server, client = _redis(stack, folder / "memserve")
     blocks = chunk_blocks(kv_bytes_per_token=KV_BYTES_PER_TOKEN, block_size_tokens=BLOCK_TOKENS)

@@ -148,8 +148,8 @@ async def _serve_runs(pipe: Connection, model: Path, adapters: Sequence[Path], o
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+    from memserve.kv.keys import HASH_ALGORITHM
     from memserve.worker.engine.cpu import CpuExecutor
-    from memserve.worker.engine.engine import HASH_ALGORITHM
 
     files = open_model(model)
     llm = AsyncLLM.from_engine_args(

@@ -14,14 +14,17 @@ import grpc
 from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from memserve.domain import CachedTokens, FinishReason, ModulePlace, Sampling
+from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, Sampling
 from memserve.domain.kinds import kind_of_name
+from memserve.domain.worker_calls import AppliedModule, WorkerRequest
 from memserve.errors import InvalidModule, MemserveError, ModuleNotFound
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.worker.engine.engine import Engine
+from memserve.worker.engine.trial import try_module
 from memserve.worker.kv.block_log import BlockEvent, BlockLog, Change
-from memserve.worker.training.compose import Composed, Parent, Progress
+from memserve.worker.training.compose import Composed, Progress
+from memserve.worker.training.parents import Parent
 from memserve.worker.training.ray_task import compose_in_ray
 
 log = logging.getLogger("memserve.worker")
@@ -56,39 +59,20 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        sampling = Sampling(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed if request.HasField("seed") else None,
-            stop=tuple(request.stop),
-            logprobs=request.logprobs,
-            min_tokens=request.min_tokens,
-        )
-        deltas = self._engine.generate(
-            request.request_id,
-            list(request.token_ids),
-            request.cache_salt,
-            request.module_digest,
-            sampling,
-            expert=(request.expert_digest, request.expert_alpha) if request.expert_digest else None,
-            tenant=request.tenant,
-            keep=request.keep,
-        )
         async with (
             refusals(context, wrong_module=grpc.StatusCode.FAILED_PRECONDITION),
-            contextlib.aclosing(deltas),
+            contextlib.aclosing(self._engine.generate(_worker_request(request))) as parts,
         ):
-            async for delta in deltas:
+            async for part in parts:
                 response = pb.GenerateResponse(
-                    text=delta.text, token_ids=delta.token_ids, logprobs=delta.logprobs
+                    text=part.text, token_ids=part.token_ids, logprobs=part.logprobs
                 )
-                if delta.cached is not None:
-                    response.cached_tokens.CopyFrom(_cached(delta.cached))
-                if delta.finish_reason is not None:
-                    response.finish_reason = FINISH[delta.finish_reason]
+                if part.cached is not None:
+                    response.cached_tokens.CopyFrom(_cached(part.cached))
+                if part.finish_reason is not None:
+                    response.finish_reason = FINISH[part.finish_reason]
                 yield response
-                if delta.finish_reason is None:
+                if part.finish_reason is None:
                     # vLLM puts the tokens that come meanwhile into one output.
                     await asyncio.sleep(self._engine.running / MESSAGES_PER_S)
 
@@ -122,7 +106,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def TryModule(self, request: pb.TryModuleRequest, context: Context) -> pb.TryModuleResponse:
         async with refusals(context):
             return pb.TryModuleResponse(
-                largest_change=await self._engine.try_module(request.digest, kind_of_name(request.kind))
+                largest_change=await try_module(self._engine, request.digest, kind_of_name(request.kind))
             )
 
     async def ComposeModule(
@@ -208,6 +192,40 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 message.stored.keys.extend(keys)
             messages.append(message)
         return messages
+
+
+def _worker_request(request: pb.GenerateRequest) -> WorkerRequest:
+    """Raises as `_modules`."""
+    return WorkerRequest(
+        request_id=request.request_id,
+        token_ids=request.token_ids,
+        tenant=request.tenant,
+        cache_salt=request.cache_salt,
+        sampling=Sampling(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed if request.HasField("seed") else None,
+            stop=tuple(request.stop),
+            logprobs=request.logprobs,
+            min_tokens=request.min_tokens,
+        ),
+        modules=_modules(request),
+        store_whole_prompt=request.keep,
+    )
+
+
+def _modules(request: pb.GenerateRequest) -> tuple[AppliedModule, ...]:
+    """Raises ValueError, which is INVALID_ARGUMENT, for a kind that this worker does not know."""
+    if request.modules:
+        return tuple(
+            AppliedModule(module.digest, kind_of_name(module.kind), module.strength)
+            for module in request.modules
+        )
+    # A gateway of 0.1.0.
+    lora = [AppliedModule(request.module_digest, ModuleKind.LORA)] if request.module_digest else []
+    expert = AppliedModule(request.expert_digest, ModuleKind.LOGIT_EXPERT, request.expert_alpha)
+    return (*lora, *([expert] if request.expert_digest else []))
 
 
 def _cached(cached: CachedTokens) -> pb.CachedTokens:

@@ -1,9 +1,8 @@
-"""What vLLM's CPU platform needs so that one engine serves many without touching each other: its executor,
-and its LoRA arithmetic.
+"""What memserve replaces in vLLM on the CPU platform: the executor, and the LoRA arithmetic.
 
-vLLM 0.32's own arithmetic (`PunicaWrapperCPU`) takes index -1, which means no adapter, as Python does: it
-applies the adapter in the last slot to every base request that shares a batch with an adapter's. It also
-copies an adapter's weights once for every token.
+vLLM 0.32's own arithmetic (`PunicaWrapperCPU`) takes the index -1, which means no adapter, as Python does. It
+therefore applies the adapter in the last slot to every base request that shares a batch with an adapter. It
+also copies an adapter's weights once for every token.
 """
 
 from __future__ import annotations
@@ -15,39 +14,36 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from memserve.processes.tether import die_with_parent
+from memserve.worker.kv.vllm_internals import use_lora_arithmetic
 
 Rows = Sequence[tuple[int, Tensor]]
-"""Adapter slots in use, each with the rows (tokens) that belong to it. Rows without an adapter are in
-none.
-"""
+"""Adapter slots in use, each with its rows (tokens). A row without an adapter belongs to no slot."""
 
 
 class CpuExecutor(UniProcExecutor):  # type: ignore[misc]
     """The model in the scheduler's process.
 
-    vLLM's choice, a process for the model beside the scheduler's, has both spin on shared memory while they
-    wait for each other and for a second after. On few cores that starves everything else, Redis too, for up
-    to half a second.
+    vLLM's own choice is a process for the model beside the scheduler's. Both spin on shared memory while they
+    wait for each other, and for a second after. On few cores that keeps everything else from running, Redis
+    too, for up to half a second.
     """
 
     def _init_executor(self) -> None:
-        # vLLM's engine waits for requests for ever when its replica is killed, with all its memory.
+        # When its replica is killed, vLLM's engine would wait for requests for ever, with all its memory.
         replica = multiprocessing.parent_process()
         if replica is not None and replica.pid is not None:
             die_with_parent(replica.pid)
-        wrapper = f"{LoraByAdapter.__module__}.{LoraByAdapter.__qualname__}"
-        # vLLM asks its platform for the class by name, and has no setting for it.
-        current_platform.get_punica_wrapper = lambda: wrapper
+        use_lora_arithmetic(f"{LoraByAdapter.__module__}.{LoraByAdapter.__qualname__}")
         super()._init_executor()
 
 
 class LoraByAdapter(PunicaWrapperCPU):  # type: ignore[misc]
-    """LoRA for a batch, one adapter after the other: each takes its own rows, and rows without an adapter are
-    left as they are.
+    """LoRA for a batch, one adapter after the other.
+
+    Each adapter changes its own rows. Rows without an adapter stay as they are.
     """
 
     def update_metadata(self, *arguments: Any, **keywords: Any) -> None:
@@ -94,7 +90,7 @@ def rows_by_adapter(indices: Tensor) -> Rows:
 
 
 def shrink(y: Tensor, x: Tensor, weights: Tensor, rows: Rows, scale: float) -> None:
-    """y[rows] = scale * x[rows] @ A of their adapter, transposed.
+    """y[rows] = scale * x[rows] @ A.T, with the adapter of the rows.
 
     y: [rows, rank], float32. x: [rows, in]. weights: [slots, 1, rank, in] or [slots, rank, in].
     """
@@ -104,9 +100,9 @@ def shrink(y: Tensor, x: Tensor, weights: Tensor, rows: Rows, scale: float) -> N
 
 
 def expand(y: Tensor, x: Tensor, weights: Tensor, rows: Rows, offset: int, width: int, add: bool) -> None:
-    """y[rows, offset : offset + width] += x[rows] @ B of their adapter, transposed; or = where not `add`.
+    """y[rows, offset : offset + width] += x[rows] @ B.T, with the adapter of the rows. Without `add`: =.
 
-    y: [rows, out]. x: [rows, rank]. weights: [slots, 1, out, rank] or [slots, out, rank]; the adapter and the
+    y: [rows, out]. x: [rows, rank]. weights: [slots, 1, out, rank] or [slots, out, rank]. The adapter and the
     model may be padded to different widths.
     """
     for slot, own in rows:

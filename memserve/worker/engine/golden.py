@@ -1,5 +1,6 @@
-"""The golden prefix: at start a worker stores KV that it has just computed and reads it back, from the device
-to Redis and back.
+"""The golden prefix: a worker proves at its start that KV survives the way to Redis and back.
+
+It stores KV that it has just computed, reads it back, and compares the answers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import uuid
 from enum import Enum
 
 from memserve.domain import CachedTokens, Sampling
+from memserve.domain.worker_calls import WorkerRequest
 from memserve.errors import CacheUnavailable
 from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, member
 from memserve.memory.prefixes.memory import ActivationMemory
@@ -23,7 +25,7 @@ log = logging.getLogger("memserve.worker.engine.golden")
 
 CHUNKS = 2
 OUTPUT_TOKENS = 4
-# Not a tenant's name: those begin with a letter or a digit.
+# Cannot be a tenant's name: those begin with a letter or a digit.
 TENANT = "_golden"
 STORED_WITHIN_S = 5.0
 # Of the first token's log-probability, natural; int8 moves it by hundredths.
@@ -32,14 +34,14 @@ POLL_S = 0.1
 
 
 class Golden(Enum):
-    """What became of it. UNTESTED: nothing came back, because Redis does not answer or is full. TOO_LONG: no
-    chunk fits the context.
-    """
+    """What the check has found."""
 
     SAME = "same"
     DIFFERENT = "different"
     UNTESTED = "untested"
+    """Nothing came back, because Redis does not answer or is full."""
     TOO_LONG = "too long"
+    """No chunk fits the context."""
 
 
 async def check_golden_prefix(
@@ -48,8 +50,8 @@ async def check_golden_prefix(
     """Ask the same prompt with its KV in device memory, and with its KV from Redis.
 
     Both split the prompt at the same token, so that the log-probabilities are equal bit for bit when the KV
-    is. exact: False for a codec that loses precision; then the first one may differ a little. The engine
-    answers nobody else meanwhile; neither it nor Redis keeps anything.
+    is. exact: False for a codec that loses precision; then the first log-probability may differ a little. The
+    engine must answer nobody else meanwhile. Neither the engine nor Redis keeps anything of the check.
     """
     chunk_tokens = namespace.chunk_tokens
     chunks = min(CHUNKS, (model.max_context_tokens - OUTPUT_TOKENS - 1) // chunk_tokens)
@@ -57,20 +59,16 @@ async def check_golden_prefix(
         return Golden.TOO_LONG
     draw = random.Random(0)
     prompt = [draw.randrange(model.vocab_size) for _ in range(chunks * chunk_tokens + 1)]
-    # Nobody else's: what another kind of machine computed differs in the last bits, and that is no fault.
+    # A salt of its own: KV that another kind of machine computed differs in the last bits, which is no fault.
     salt = uuid.uuid4().hex
 
     async def ask() -> tuple[tuple[int, ...], tuple[float, ...], CachedTokens]:
         sampling = Sampling(max_tokens=OUTPUT_TOKENS, min_tokens=OUTPUT_TOKENS, logprobs=True)
-        deltas = [
-            delta
-            async for delta in engine.generate(
-                uuid.uuid4().hex, prompt, salt, "", sampling, tenant=TENANT, keep=True
-            )
-        ]
-        tokens = tuple(token for delta in deltas for token in delta.token_ids)
-        logprobs = tuple(logprob for delta in deltas for logprob in delta.logprobs)
-        return tokens, logprobs, deltas[-1].cached or CachedTokens()
+        request = WorkerRequest(uuid.uuid4().hex, prompt, TENANT, salt, sampling, store_whole_prompt=True)
+        parts = [part async for part in engine.generate(request)]
+        tokens = tuple(token for part in parts for token in part.token_ids)
+        logprobs = tuple(logprob for part in parts for logprob in part.logprobs)
+        return tokens, logprobs, parts[-1].cached or CachedTokens()
 
     async def clean_up() -> None:
         await engine.llm.reset_prefix_cache(reset_connector=True)

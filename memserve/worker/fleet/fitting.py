@@ -1,4 +1,4 @@
-"""Do so many workers fit into this machine's memory, beside what runs already?"""
+"""Whether the workers fit into this machine's memory, beside what runs there already."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ from memserve.errors import StartupError
 
 WORKER_BYTES = 2 * GIB
 SHARED_MEMORY = "/dev/shm"
-# Of the shared memory that is free: the other half is for the workers that replace these.
+# Of the shared memory that is free. The other half is for the workers that replace these.
 HOST_TIER_SHARE = 0.5
-HOST_TIER_LEAST = 16 * MIB
+MIN_HOST_TIER_BYTES = 16 * MIB
 
 
 def fit_host_tier(settings: Settings) -> Settings:
-    """The settings with a smaller KV host tier where /dev/shm is as small as in a container, unless its size
-    was chosen.
+    """The settings with a smaller KV host tier, where /dev/shm is as small as in a container.
 
-    On the CPU it is only the way to Redis and back, so that room for a few chunks is enough.
+    A size that was chosen stays. On the CPU the host tier is only the way to Redis and back, so that room for
+    a few chunks is enough.
     """
     room = int(shutil.disk_usage(SHARED_MEMORY).free * HOST_TIER_SHARE) // settings.workers // MIB * MIB
-    if "kv_host_bytes" in settings.model_fields_set or not HOST_TIER_LEAST <= room < settings.kv_host_bytes:
+    if (
+        "kv_host_bytes" in settings.model_fields_set
+        or not MIN_HOST_TIER_BYTES <= room < settings.kv_host_bytes
+    ):
         return settings
     return settings.model_copy(update={"kv_host_bytes": room})
 
 
 def check_memory(settings: Settings) -> None:
     """Raises StartupError when the workers would not fit."""
-    each = WORKER_BYTES + settings.kv_device_bytes + settings.kv_host_bytes
-    needed, free = each * settings.workers, psutil.virtual_memory().available
+    worker_bytes = WORKER_BYTES + settings.kv_device_bytes + settings.kv_host_bytes
+    needed, free = worker_bytes * settings.workers, psutil.virtual_memory().available
     if needed > free:
-        fitting = free // each
+        fitting = free // worker_bytes
         advice = f"use --workers {fitting}" if fitting else "stop something else"
         raise StartupError(
             f"{settings.workers} workers need about {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB "

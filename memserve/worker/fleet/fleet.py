@@ -1,5 +1,6 @@
-"""`memserve workers`: generations of workers, each a local Ray with all workers on it. On Kubernetes KubeRay
-takes this place.
+"""`memserve workers`: generations of workers, each a local Ray with all workers on it.
+
+On Kubernetes KubeRay does this.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +39,11 @@ log = logging.getLogger("memserve.workers")
 
 APPLICATION = "memserve"
 START_TIMEOUT_S = 300.0
-# What ending takes beyond the time that answers under way get.
+# What ending takes, beyond the time that answers under way get.
 GENERATION_GRACE_S = 30.0
 SERVE_LOOK_S = 5.0
 LOGS = Path("session_latest", "logs")
-# What a process says of an error that another one had.
+# How a process reports an error that another process had.
 CONSEQUENCES = ("Traceback", "Engine core initialization failed", "EngineCore encountered an issue")
 _ERROR = re.compile(r"\b(?:[A-Za-z]+Error|[A-Za-z]+Exception): (?P<text>.+)")
 
@@ -48,16 +51,16 @@ _ERROR = re.compile(r"\b(?:[A-Za-z]+Error|[A-Za-z]+Exception): (?P<text>.+)")
 def keep_workers(settings: Settings) -> int:
     """Keep workers running: SIGHUP has others take their place, SIGINT and SIGTERM stop it all.
 
-    Returns the exit status: not 0 when the first workers do not start; they have said why. Raises
-    StartupError when others run there.
+    Returns the exit status. It is not 0 when the first workers do not start; they have said why. Raises
+    StartupError when other workers run on the same data directory.
     """
     open_data_dir(settings.data)
-    # Two on one data directory would remove each other's logs and settings. Below `memserve up` the directory
-    # is locked already.
+    # Two on one data directory would remove each other's logs and settings. `memserve up` has locked the
+    # directory already for what it starts.
     lock = None if os.environ.get(STACK_MARK) == str(settings.data) else lock_data_dir(settings.data)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, lambda number, frame: signals.put(number))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: signals.put(number))
 
     def fits() -> bool:
         try:
@@ -90,8 +93,9 @@ def keep_workers(settings: Settings) -> int:
 
 
 def run_generation(settings: Settings, status: int) -> None:
-    """Start Ray and the workers; SIGHUP restarts the workers one after the other, SIGINT and SIGTERM stop it
-    all.
+    """Start Ray and the workers, and serve until SIGINT or SIGTERM.
+
+    SIGHUP restarts the workers one after the other.
 
     status: the file descriptor that `Generation` reads. Raises StartupError when the workers do not start.
     """
@@ -103,59 +107,20 @@ def run_generation(settings: Settings, status: int) -> None:
     from ray import serve
     from ray.serve.config import ProxyLocation
 
-    from memserve.worker.replica import worker_application
-
     ray_dir = private_ray_dir(settings.data)
-    # vLLM leaves the sockets between its processes behind; here they go with the directory.
+    # vLLM leaves the sockets between its processes behind. Here they go with the directory.
     os.environ["VLLM_RPC_BASE_PATH"] = str(ray_dir)
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    starting = True
     generation = os.environ.get(GENERATION, "")
     life = RayLife(status, serving=lambda: len(serving_workers(settings, generation)) >= settings.workers)
-    ending, serve_watched = threading.Event(), False
-
-    def on_signal(number: int, frame: Any) -> None:
-        # Also when it is raised: a KeyboardInterrupt that meets a finalizer or a callback is lost.
-        signals.put(number)
-        if starting and number != signal.SIGHUP:
-            raise KeyboardInterrupt
-
-    def look_at_serve() -> None:
-        """Serve starts no more workers when six starts in a row have failed and none has succeeded since its
-        controller began.
-        """
-        found = serve.status().applications.get(APPLICATION)
-        if found is not None and found.status == "DEPLOY_FAILED":
-            life.damaged("Serve has given up on the workers")
-
+    ending = threading.Event()
     looking = repeating_thread("ray_life", life.look, LOOK_S, ending)
     try:
         start_local_ray(ray_dir, max(settings.workers, os.cpu_count() or 1) + 1)
         # After Ray, which puts in handlers of its own that end the process on the spot.
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, on_signal)
+        signals = _Signals()
         _link_logs(settings, ray_dir)
         serve.start(proxy_location=ProxyLocation.Disabled)
-        while True:
-            try:
-                serve.run(worker_application(settings, settings_file), name=APPLICATION, route_prefix=None)
-            except RuntimeError as error:
-                _keep_logs(settings, ray_dir)
-                raise StartupError(
-                    f"the workers did not start: {_root_cause(ray_dir / LOGS, str(error))}"
-                ) from None
-            log.info("%d workers ready", settings.workers)
-            life.workers_ready()
-            if not serve_watched:
-                serve_watched = True
-                # Not waited for at the end: what is asked of a Serve that has gone never comes back.
-                repeating_thread("serve_life", look_at_serve, SERVE_LOOK_S, ending)
-            starting = False
-            if signals.get() != signal.SIGHUP:
-                break
-            # Serve takes a second deployment for a new version, and replaces one replica after the other.
-            log.info("restarting the workers one after the other")
-            starting = True
+        _serve_workers(partial(_start_workers, settings, settings_file, ray_dir), life, signals, ending)
         if not life.damage:
             serve.shutdown()
     except KeyboardInterrupt:
@@ -165,6 +130,67 @@ def run_generation(settings: Settings, status: int) -> None:
         looking.join()
         ray.shutdown()
         remove_ray_dir(ray_dir)
+
+
+class _Signals:
+    """SIGINT, SIGTERM and SIGHUP, in the order in which they come. While `starting`, the first two raise."""
+
+    def __init__(self) -> None:
+        self.starting = True
+        self._numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def next(self) -> int:
+        return self._numbers.get()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        # The number is kept even where it raises: a KeyboardInterrupt in a finalizer or a callback is lost.
+        self._numbers.put(number)
+        if self.starting and number != signal.SIGHUP:
+            raise KeyboardInterrupt
+
+
+def _serve_workers(
+    start: Callable[[], None], life: RayLife, signals: _Signals, ending: threading.Event
+) -> None:
+    """Start the workers, and again for each SIGHUP, until another signal comes. Raises as `start`."""
+    from ray import serve
+
+    def look_at_serve() -> None:
+        """Serve gives up when six starts in a row have failed and none has succeeded under its controller."""
+        application = serve.status().applications.get(APPLICATION)
+        if application is not None and application.status == "DEPLOY_FAILED":
+            life.damaged("Serve has given up on the workers")
+
+    serve_watched = False
+    while True:
+        start()
+        life.workers_ready()
+        if not serve_watched:
+            serve_watched = True
+            # Nobody waits for this thread at the end: a Serve that has gone never answers.
+            repeating_thread("serve_life", look_at_serve, SERVE_LOOK_S, ending)
+        signals.starting = False
+        if signals.next() != signal.SIGHUP:
+            return
+        # Serve takes a second deployment for a new version, and replaces one replica after the other.
+        log.info("restarting the workers one after the other")
+        signals.starting = True
+
+
+def _start_workers(settings: Settings, settings_file: Path, ray_dir: Path) -> None:
+    """Returns when all workers take requests. Raises StartupError."""
+    from ray import serve
+
+    from memserve.worker.replica import worker_application
+
+    try:
+        serve.run(worker_application(settings, settings_file), name=APPLICATION, route_prefix=None)
+    except RuntimeError as error:
+        _keep_logs(settings, ray_dir)
+        raise StartupError(f"the workers did not start: {_root_cause(ray_dir / LOGS, str(error))}") from None
+    log.info("%d workers ready", settings.workers)
 
 
 def _run_folder(settings: Settings) -> Path:
@@ -184,7 +210,7 @@ def _link_logs(settings: Settings, ray_dir: Path) -> None:
 
 
 def _keep_logs(settings: Settings, ray_dir: Path) -> None:
-    """Put copies in the place of the link: Ray's own are deleted with its directory."""
+    """Put copies of the logs in the place of the link: Ray's own are deleted with its directory."""
     link = settings.data / "logs" / "ray"
     link.unlink(missing_ok=True)
     shutil.copytree(ray_dir / LOGS, link, dirs_exist_ok=True, ignore_dangling_symlinks=True)
@@ -194,8 +220,8 @@ def _root_cause(logs: Path, message: str) -> str:
     """The first error that a worker or its engine logged; Ray's message when there is none."""
     for file in sorted(logs.glob("worker-*.err")) + sorted(logs.glob("worker-*.out")):
         for line in file.read_text(errors="replace", encoding="utf-8").splitlines():
-            found = _ERROR.search(line)
+            error = _ERROR.search(line)
             # vLLM's front-end only says that its engine failed or died, and where a traceback begins.
-            if found and not found["text"].startswith(CONSEQUENCES):
-                return found[0]
+            if error and not error["text"].startswith(CONSEQUENCES):
+                return error[0]
     return message.strip().splitlines()[0]

@@ -1,5 +1,6 @@
-"""A worker's port answers gateways only: those that send the credential derived from the salt key that both
-have.
+"""A worker's port answers gateways only.
+
+A gateway sends a credential that is derived from the salt key, which gateway and worker both have.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class GatewaysOnly(grpc.aio.ServerInterceptor):
 
 
 def _refusal(handler: Handler) -> Handler:
-    """Of the same shape: gRPC calls it as it would have called the handler."""
+    """A handler of the same shape, which gRPC calls in the place of the refused one."""
 
     async def refuse(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(

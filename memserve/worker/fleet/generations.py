@@ -1,9 +1,8 @@
-"""Generations of workers. A generation is a child process with a Ray of its own and all workers on it; one
-serves, and a new one takes the place of one that is damaged or that is to be restarted, while the old one
-goes on answering.
+"""Generations of workers. A generation is a child process with a Ray of its own and all workers on it.
 
-Ray without its GCS cannot start a worker again, and ends by itself after a while. Its workers answer
-meanwhile over their own ports.
+One generation serves. A new one takes its place when it is damaged or is to be restarted, while the old one
+goes on answering. Ray without its GCS cannot start a worker again, and ends by itself after a while; its
+workers answer meanwhile over their own ports.
 """
 
 from __future__ import annotations
@@ -25,30 +24,32 @@ from memserve.processes.tether import tethered
 
 log = logging.getLogger("memserve.workers")
 
-# Names the generation in the environment of all of its processes.
 GENERATION = "_MEMSERVE_GENERATION"
+"""The variable that names the generation in the environment of all of its processes."""
 POLL_S = 0.1
 READY, DAMAGED = "ready", "damaged"
 
 Command = Callable[[int], list[str]]
+"""The command line of a generation, from the file descriptor to which it writes its status."""
 
 
 @dataclass
 class Generation:
-    """One, as far as it tells through `status`, a pipe: lines that are `ready`, or `damaged` and what has
-    ended.
-
-    name: unlike that of any other on this machine. started_s, ready_s: on the monotonic clock; 0: not ready
-    yet.
-    """
+    """A generation, as its parent sees it."""
 
     name: str
+    """Unlike that of any other generation on this machine."""
     process: subprocess.Popen[bytes]
     reaper: subprocess.Popen[bytes]
+    """Kills what is left of the generation when its standard input is closed."""
     status: int
+    """The end of a pipe, from which come the lines `ready`, or `damaged` and what has ended."""
     started_s: float
+    """On the monotonic clock."""
     ready_s: float = 0.0
+    """On the monotonic clock; 0: not ready yet."""
     damage: str = ""
+    """What has ended that the generation can go on without."""
     _unread: bytes = b""
 
     @property
@@ -56,7 +57,7 @@ class Generation:
         return self.process.poll() is not None
 
     def read_status(self) -> None:
-        """Take in what it has told since."""
+        """Take in what the generation has reported since the last call."""
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self.status, 4096):
                 self._unread += chunk
@@ -69,9 +70,7 @@ class Generation:
                 self.damage = rest
 
     def end(self, grace_s: float) -> None:
-        """End all of its processes: asked first, killed when that takes longer than `grace_s`. 0: killed at
-        once.
-        """
+        """End all of its processes: ask them first, and kill them after `grace_s`. 0: kill them at once."""
         if grace_s and not self.ended:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -79,7 +78,7 @@ class Generation:
         if not self.ended:
             self.process.kill()
             self.process.wait()
-        # It kills what is left, and ends.
+        # The reaper kills what is left, and ends.
         assert self.reaper.stdin is not None
         self.reaper.stdin.close()
         self.reaper.wait()
@@ -88,26 +87,27 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How generations of workers are started and ended.
-
-    command: the command line of a generation, from the file descriptor that it tells its status through.
-    environment: of its process; may raise OSError. fits: is there memory for a second one beside the first?
-    drain: have the workers of a damaged one, by its name, finish their answers; it returns when they have.
-    start_within_s: one that is not ready after it is killed. grace_s: from SIGTERM to SIGKILL.
-    """
+    """How generations of workers are started and ended."""
 
     command: Command
     environment: Callable[[], dict[str, str]]
+    """Of a generation's process. May raise OSError."""
     fits: Callable[[], bool]
+    """Whether there is memory for a second generation beside the first."""
     drain: Callable[[str], None]
+    """Have the workers of a damaged generation, by its name, finish their answers. Returns when they have."""
     start_within_s: float
+    """A generation that is not ready after this time is killed."""
     grace_s: float
+    """From SIGTERM to SIGKILL."""
 
 
 @dataclass
 class Generations:
-    """Keeps one generation serving. All of it runs in one thread, which every child ends with; only ending an
-    old one has its own.
+    """Keeps one generation serving.
+
+    Everything runs in one thread, because every child ends with the thread that has started it. Only an old
+    generation is ended by a thread of its own.
     """
 
     rules: Rules
@@ -121,8 +121,9 @@ class Generations:
     _leaving: list[threading.Thread] = field(default_factory=list)
 
     def run(self) -> int:
-        """Until SIGINT or SIGTERM comes through `signals`; SIGHUP replaces the workers. Returns the exit
-        status: that of the first generation when it ends before it is ready, else 0.
+        """Until SIGINT or SIGTERM comes through `signals`. SIGHUP replaces the workers.
+
+        Returns the exit status: that of the first generation when it ends before it is ready, else 0.
         """
         self.serving = self._start()
         try:
@@ -141,7 +142,7 @@ class Generations:
                 try:
                     self._step()
                 except OSError as error:
-                    # No process, no file handle, no memory: the step is taken again.
+                    # The system had no process, no file handle or no memory left. The step is taken again.
                     log.error("workers: %s; trying again", error)
                     self._wait_longer(0.0)
         finally:
@@ -184,7 +185,7 @@ class Generations:
             self._replace(self.serving)
 
     def _replace(self, old: Generation) -> None:
-        """Start another beside it where there is room for both."""
+        """Start another generation beside the old one, where there is room for both."""
         if self.rules.fits():
             log.warning("starting new workers beside the present ones: %s", old.damage or "asked to restart")
             self.successor = self._start()
@@ -205,16 +206,16 @@ class Generations:
     def _start(self) -> Generation:
         self._started += 1
         name = f"{os.getpid()}-{self._started}"
-        status, told = os.pipe()
+        status, reports = os.pipe()
         reaper = None
         try:
             os.set_blocking(status, False)
-            # Before it: whatever ends this process, nothing of the generation is left.
+            # Before the generation: whatever ends this process, nothing of the generation is left.
             reaper = start_reaper(GENERATION, name)
             process = subprocess.Popen(
-                tethered(self.rules.command(told)),
+                tethered(self.rules.command(reports)),
                 env={**self.rules.environment(), GENERATION: name},
-                pass_fds=(told,),
+                pass_fds=(reports,),
                 # Ctrl-C is for this process, which ends the child in its own way.
                 start_new_session=True,
             )
@@ -225,7 +226,7 @@ class Generations:
                 reaper.wait()
             raise
         finally:
-            os.close(told)
+            os.close(reports)
         return Generation(name, process, reaper, status, time.monotonic())
 
     def _lost(self, generation: Generation) -> None:
@@ -238,7 +239,7 @@ class Generations:
         self._not_before_s = time.monotonic() + pause_s(self._failures)
 
     def _leave(self, old: Generation) -> None:
-        """End it in a thread of its own: answers under way take their time."""
+        """End a generation in a thread of its own: the answers under way take their time."""
 
         def leave() -> None:
             try:
@@ -249,4 +250,4 @@ class Generations:
 
         thread = threading.Thread(target=leave, name=f"ends generation {old.name}")
         thread.start()
-        self._leaving = [each for each in self._leaving if each.is_alive()] + [thread]
+        self._leaving = [*(other for other in self._leaving if other.is_alive()), thread]

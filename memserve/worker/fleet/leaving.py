@@ -1,5 +1,6 @@
-"""How the workers of a generation leave whose Ray can no longer tell them to: they look for a file, finish
-their answers, and end.
+"""How the workers of a generation leave when its Ray can no longer end them.
+
+They look for a file, finish their answers, and end.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ LOOK_S = 0.25
 
 
 def leaving_file(settings: Settings, generation: str) -> Path:
-    """While it is there, the workers of the generation leave."""
+    """While this file exists, the workers of the generation leave."""
     return settings.data / "run" / f"leaving-{generation}"
 
 
 def events_socket(settings: Settings, pid: int) -> Path:
-    """Where the engine of the worker with that process id publishes its events; it is there as long as the
+    """Where the engine of the worker with that process id publishes its events. It exists as long as the
     worker.
     """
     return settings.data / "run" / f"{pid}.ev"
 
 
 def serving_file(settings: Settings, pid: int) -> Path:
-    """There while the worker with that process id takes requests."""
+    """Exists while the worker with that process id takes requests."""
     return settings.data / "run" / f"{pid}.up"
 
 
@@ -42,8 +43,9 @@ def serving_workers(settings: Settings, generation: str) -> list[int]:
 
 
 def drain(settings: Settings, generation: str) -> None:
-    """Have its workers finish their answers and end. Returns when they have, or when they take longer than
-    they may.
+    """Have a generation's workers finish their answers and end.
+
+    Returns when they have ended, or after `shutdown_grace_s`.
     """
     file = leaving_file(settings, generation)
     deadline_s = time.monotonic() + settings.shutdown_grace_s

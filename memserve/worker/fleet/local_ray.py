@@ -1,7 +1,6 @@
-"""A Ray that only this user of this machine reaches: loopback, token authentication, none of the processes
-that memserve does not need.
+"""A Ray that only this user of this machine reaches: loopback, token authentication, no needless processes.
 
-Ray 2.60 has no settings for much of this, so private parts of it are replaced here, and here only;
+Ray 2.60 has no settings for much of this, so private parts of it are replaced here, and here only.
 `tests/worker/fleet/test_local_ray.py` holds each of them.
 """
 
@@ -22,16 +21,16 @@ from memserve.errors import StartupError
 from memserve.private_files import kept_secret
 
 HOST = "127.0.0.1"
-# A unix socket's path has 107 bytes; Ray's longest below a temporary directory, with a process id of seven
-# digits, has 86.
-TEMPORARY_PATH_MAX = 21
+# A unix socket's path has at most 107 bytes. Below a temporary directory Ray's longest path has 86, with a
+# process id of seven digits.
+MAX_TEMPORARY_PATH_BYTES = 21
 
 
 def ray_environment(data: Path) -> dict[str, str]:
-    """What Ray reads when it is imported, in this process and in all that it starts. Raises StartupError.
+    """The environment that Ray reads when it is imported, in this process and in those that it starts.
 
     data: where the token is kept. Without the token nobody joins the cluster, sends it a task, or calls one
-    of its ports.
+    of its ports. Raises StartupError.
     """
     token = data / "ray_token"
     kept_secret(token)
@@ -39,12 +38,12 @@ def ray_environment(data: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        # Ray keeps to loopback where it takes the machine for one that cannot be part of a cluster; elsewhere
+        # Ray keeps to loopback where it takes the machine for one that cannot be part of a cluster. Elsewhere
         # it replaces a loopback address by the machine's outer one.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_worker_niceness": "0",
-        # Ray ends all workers when its GCS has been away for this long. They serve without it until others
-        # have taken their place.
+        # Ray ends all workers when its GCS has been away for this long. The workers serve without the GCS
+        # until others have taken their place.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "900",
         # The replica's own gRPC server and vLLM share its event loop.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -71,8 +70,9 @@ def start_local_ray(folder: Path, num_cpus: int) -> None:
 
 
 def listen_to_gcs_no_more() -> None:
-    """End this process's threads that wait for messages from the GCS. When it is dead, Ray asks it again
-    without a pause: a whole core.
+    """End this process's threads that wait for messages from the GCS.
+
+    They ask a dead GCS again without a pause, which takes a whole core.
     """
     from ray._private.worker import global_worker
 
@@ -80,11 +80,10 @@ def listen_to_gcs_no_more() -> None:
 
 
 def private_ray_dir(data: Path) -> Path:
-    """A new directory with a short path, because Ray keeps unix sockets below it. Those that killed fleets
-    left are removed.
+    """A new directory with a short path, because Ray keeps unix sockets below it.
 
-    Ray gives everybody all rights to the directory that it gets, so its parent is the private one.
-    Raises StartupError where no temporary directory has a short path.
+    Directories that killed fleets left behind are removed. Ray gives everybody all rights to its directory,
+    so the private one is its parent. Raises StartupError where no temporary directory has a short path.
     """
     notes = data / "ray"
     notes.mkdir(mode=0o700, exist_ok=True)
@@ -100,9 +99,9 @@ def private_ray_dir(data: Path) -> Path:
 
 def _short_temporary_directory() -> str:
     for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        if len(os.fsencode(place)) <= TEMPORARY_PATH_MAX and os.access(place, os.W_OK | os.X_OK):
+        if len(os.fsencode(place)) <= MAX_TEMPORARY_PATH_BYTES and os.access(place, os.W_OK | os.X_OK):
             return place
-    rule = f"at most {TEMPORARY_PATH_MAX} bytes, for Ray's unix sockets"
+    rule = f"at most {MAX_TEMPORARY_PATH_BYTES} bytes, for Ray's unix sockets"
     raise StartupError(
         f"the path of the temporary directory {tempfile.gettempdir()} is too long: set TMPDIR to one "
         f"of {rule}"
@@ -110,16 +109,16 @@ def _short_temporary_directory() -> str:
 
 
 def remove_ray_dir(folder: Path) -> None:
-    """With its private parent, where it is one that `private_ray_dir` made."""
+    """Remove a directory from `private_ray_dir`, with its private parent. Others are left alone."""
     if folder.name == "ray" and folder.parent.name.startswith("memserve-"):
         shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def serve_on_loopback() -> None:
-    """Bind the port that Ray Serve opens in every replica for calls between replicas, which memserve has none
-    of, to loopback.
+    """Bind the port that Ray Serve opens in every replica to loopback.
 
-    For the replica's process, before Serve has initialised it.
+    The port is for calls between replicas, and memserve makes none. This is for the replica's process, before
+    Serve has initialised it.
     """
     from ray.serve._private import replica
 
@@ -133,15 +132,15 @@ def serve_on_loopback() -> None:
 
 @contextlib.contextmanager
 def serve_log_kept() -> Iterator[None]:
-    """Around what sets logging up anew, as vLLM's import does, which closes the handlers that are there.
+    """Keep Serve's log handlers while other code sets logging up anew, as vLLM's import does.
 
-    A new Serve controller asks every replica for the file of its log. A replica whose handler is closed
-    raises, and is stopped: without this all workers end with their controller.
+    That closes the handlers. A new Serve controller asks every replica for the file of its log, and stops a
+    replica whose handler is closed. Without this all workers would end with their controller.
     """
     handlers = [
-        each
-        for each in logging.getLogger("ray.serve").handlers
-        if isinstance(each, logging.handlers.MemoryHandler)
+        handler
+        for handler in logging.getLogger("ray.serve").handlers
+        if isinstance(handler, logging.handlers.MemoryHandler)
     ]
     targets = [(handler, handler.target) for handler in handlers]
     yield
@@ -162,8 +161,9 @@ def _leave_out_helpers() -> None:
 
 
 def forget_settings_environment() -> None:
-    """Take memserve's settings out of the environment before Ray hands it on to all of its processes: secrets
-    may be among them.
+    """Take memserve's settings out of the environment, because secrets may be among them.
+
+    Ray hands the environment on to all of its processes.
     """
     for name in [name for name in os.environ if name.startswith("MEMSERVE_")]:
         del os.environ[name]

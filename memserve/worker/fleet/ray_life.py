@@ -1,4 +1,4 @@
-"""Whether Ray's own processes live, told to the parent of a generation of workers."""
+"""Whether Ray's own processes live, reported to the parent of a generation of workers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from memserve.worker.fleet.local_ray import listen_to_gcs_no_more
 log = logging.getLogger("memserve.workers")
 
 LOOK_S = 0.5
-# As Ray's processes are named.
+# The names of Ray's processes.
 GCS, RAYLET = "gcs_server", "raylet"
 NEEDED = {GCS, RAYLET}
 
 
 @dataclass
 class RayLife:
-    """Of the Ray that this process starts. `look` is called again and again, from before Ray is started.
+    """The life of the Ray that this process starts.
 
-    status: the file descriptor that `Generation` reads. serving: whether all workers take requests; a moment
-    before Serve says that they are ready. ready: they are. damage: what has ended that they can go on
-    without, or "".
+    `look` is called again and again, from before Ray is started.
     """
 
     status: int
+    """The file descriptor that `Generation` reads."""
     serving: Callable[[], bool] = lambda: False
+    """Whether all workers take requests. They do a moment before Serve says that they are ready."""
     ready: bool = False
+    """Whether the parent knows that the workers are ready."""
     damage: str = ""
+    """What has ended that the workers can go on without."""
     _seen: dict[str, psutil.Process] = field(default_factory=dict)
 
     def workers_ready(self) -> None:
@@ -41,8 +43,9 @@ class RayLife:
             self._tell(READY)
 
     def look(self) -> None:
-        """End this process when Ray can start no workers, or has none any more; others are started when it
-        has ended.
+        """End this process when Ray can start no workers, or has none any more.
+
+        The parent then starts another generation.
         """
         if len(self._seen) < len(NEEDED):
             self._seen.update(
@@ -56,16 +59,16 @@ class RayLife:
         if GCS in ended and not self.ready and self.serving():
             self.workers_ready()
         if RAYLET in ended or (GCS in ended and not self.ready):
-            # At once: nothing of Ray can be told to end any more, and what it is asked never comes back.
+            # At once: no part of Ray can be ended in order any more, and calls to it never return.
             log.error("Ray has lost its %s", " and ".join(sorted(ended)))
             os._exit(1)
         if GCS in ended and not self.damage:
             self.damaged("the GCS has ended")
-            # The workers that go on need that core, and so do those that are starting.
+            # Ray's threads would take a core that the workers need, those that go on and those that start.
             listen_to_gcs_no_more()
 
     def damaged(self, why: str) -> None:
-        """Ask the parent for others in the place of these workers."""
+        """Ask the parent for other workers in the place of these."""
         if not self.damage:
             self.damage = why
             self._tell(f"{DAMAGED} {why}")

@@ -12,11 +12,15 @@ from typing import Any
 import msgspec
 import zmq
 import zmq.asyncio
-from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
+from vllm.distributed.kv_events import (
+    MEDIUM_GPU,
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KVEventBatch,
+)
 
 LOG_EVENTS = 8192
-# As vLLM names the medium of its paged KV memory, on the CPU platform too.
-DEVICE = "GPU"
 
 
 class Change(Enum):
@@ -29,16 +33,18 @@ class Change(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BlockEvent:
-    """One numbered change. For RESET, `keys` is all that is held now."""
+    """One numbered change."""
 
     sequence: int
     change: Change
     keys: tuple[bytes, ...]
+    """The keys that were stored or removed. For RESET: all that are held now."""
 
 
 class BlockLog:
-    """Held keys and the last `LOG_EVENTS` changes. A key is held while any medium of the engine (device,
-    host) has it.
+    """The keys that the engine holds, and the last `LOG_EVENTS` changes.
+
+    A key is held while any medium of the engine (device, host) has it. Belongs to the event loop's thread.
     """
 
     def __init__(self) -> None:
@@ -71,19 +77,20 @@ class BlockLog:
         self._append(Change.RESET, [], even_if_empty=True)
 
     def leading(self, keys: Iterable[bytes]) -> tuple[int, int]:
-        """How many of a prompt's leading blocks are in device memory, and how many in any of the engine's."""
+        """How many of a prompt's leading blocks are in device memory, and how many in any medium."""
         device = held = 0
         for number, key in enumerate(keys, start=1):
             media = self._media.get(key)
             if media is None:
                 break
             held = number
-            if device == number - 1 and DEVICE in media:
+            # vLLM calls its paged KV memory "GPU" on the CPU platform too.
+            if device == number - 1 and MEDIUM_GPU in media:
                 device = number
         return device, held
 
     def since(self, sequence: int | None) -> list[BlockEvent]:
-        """The changes after `sequence`, or one RESET when they are no longer known or `sequence` is None."""
+        """The changes after `sequence`. One RESET when the log has forgotten them or `sequence` is None."""
         if sequence == self.sequence:
             return []
         if sequence is None or not self.sequence - len(self._events) <= sequence <= self.sequence:
@@ -98,11 +105,10 @@ class BlockLog:
 
 
 async def follow_engine_events(endpoint: str, log: BlockLog) -> None:
-    """Feed `log` from vLLM's event publisher at `endpoint` until cancelled. A gap in the numbering clears the
-    log.
+    """Feed `log` from vLLM's event publisher at `endpoint` until cancelled.
 
-    So does whatever ends this: what happens until it is called again is not known. Raises what a message that
-    cannot be read raises.
+    A gap in the numbering clears the log. The log is cleared at the end too, because changes until the next
+    call are not seen. Raises what the decoder raises for a message that cannot be read.
 
     Source: vllm.distributed.kv_events, messages of [topic, 8-byte big-endian sequence, msgpack batch].
     """

@@ -1,5 +1,6 @@
-"""What an engine is told of the activation memory: the namespace its KV lives under, and vLLM's offloading
-configuration.
+"""The settings of the activation memory, made into what an engine takes.
+
+That is the namespace of its KV, and vLLM's offloading configuration.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from memserve.kv.values.codecs import chunk_codec
 from memserve.kv.values.int8 import ChunkLayout
 from memserve.model.files import ModelFiles
 from memserve.worker.kv.offload import Platform, chunk_blocks, kv_layout, kv_transfer_config
-from memserve.worker.kv.redis_tier import RedisTierSettings
+from memserve.worker.kv.tier_settings import RedisTierSettings
 
 # vLLM's attention kernel for the CPU takes no other blocks.
 CPU_BLOCK_TOKENS = 32
 
 
 def activation_memory(settings: Settings, model: ModelFiles, model_digest: str) -> tuple[CacheNamespace, Any]:
-    """Returns the namespace and what `AsyncEngineArgs(kv_transfer_config=...)` takes."""
+    """Returns the namespace, and what `AsyncEngineArgs(kv_transfer_config=…)` takes.
+
+    Raises StartupError for settings that this model or this machine cannot have.
+    """
     platform: Platform = "cpu" if current_platform.is_cpu() else "cuda"
     if platform == "cpu" and settings.block_tokens % CPU_BLOCK_TOKENS:
         raise StartupError(
@@ -71,7 +75,7 @@ def activation_memory(settings: Settings, model: ModelFiles, model_digest: str) 
 def _described_layout(model: ModelFiles, namespace: CacheNamespace) -> dict[str, Any] | None:
     """The fields of the `ChunkLayout` of the model's chunks, where the codec needs them.
 
-    Raises StartupError for a codec that cannot encode this model's KV, or not on this machine.
+    Raises StartupError for a codec that cannot encode this model's KV, or cannot do so on this machine.
     """
     layout: dict[str, Any] | None = None
     try:

@@ -1,5 +1,7 @@
-"""vLLM's offloading connector, and what memserve adds to it: which tier a request's cached tokens came
-from.
+"""vLLM's offloading connector, extended: it says which tier a request's cached tokens came from.
+
+vLLM makes two connectors, one for the scheduler and one for the model runner. On the CPU platform both are in
+one process.
 """
 
 from __future__ import annotations
@@ -13,11 +15,24 @@ from typing import TYPE_CHECKING, Any
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_offload.tiering.manager import TieringOffloadingManager
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from memserve.worker.kv.cpu_copies import CpuOffloadingWorker
 from memserve.worker.kv.early_loads import EarlyLoadingManager
 from memserve.worker.kv.redis_tier import RedisTier
+from memserve.worker.kv.vllm_internals import (
+    chunk_tokens_by_group,
+    first_prefill_stats,
+    locally_computed_tokens,
+    offloaded_request,
+    offloading_manager,
+    offloading_scheduler,
+    offloading_worker,
+    request_state,
+    secondary_tiers,
+    store_again_from,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -27,40 +42,44 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_offload.base import OffloadingManager
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
-# The key under which a finished request's `kv_transfer_params` carry {"host": tokens, "redis": tokens}.
 CACHED_BY_TIER = "memserve_cached_by_tier"
+"""The key under which a finished request's `kv_transfer_params` carry {"host": tokens, "redis": tokens}."""
 PARENT_CHECK_S = 0.5
-# Fewer say nothing about the speed of prefill.
-LEAST_PREFILL_TOKENS = 64
+# A step that computes fewer prompt tokens says nothing about the speed of prefill.
+MIN_PREFILL_TOKENS = 64
 
 
 class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
-    """`OffloadingConnector` that reports cached tokens by tier when a request ends, and ends its process with
-    its parent.
+    """`OffloadingConnector` that reports cached tokens by tier when a request ends.
+
+    It also ends its process with the process's parent. The scheduler's half belongs to the scheduler's
+    thread, the worker's half to the model runner's.
     """
 
     def __init__(
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        # By request: the tokens that were loaded for it, by tier.
         self._loaded: dict[str, dict[str, int]] = {}
-        # Steps of the engine that are under way: when each began, and the prompt tokens that it computes.
+        # The engine's steps under way: when each began, and how many prompt tokens it computes.
         self._steps: deque[tuple[float, int]] = deque()
         self._last_end_s = 0.0
         if role == KVConnectorRole.SCHEDULER:
             exit_with_parent()
-            manager = self.connector_scheduler.manager
+            manager = self._offloading_manager()
             if isinstance(manager, EarlyLoadingManager):
                 manager.enabled = computes_what_fails_to_load(kv_cache_config)
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        # vLLM asks every millisecond, and looks up every chunk each time. That keeps the GIL from the threads
-        # that load them.
+        # vLLM asks every millisecond and looks up every chunk each time. That would keep the GIL from the
+        # threads that load the chunks.
         if any(tier.only_waits(request.request_id) for tier in self._redis_tiers()):
             return None, False
         matched: tuple[int | None, bool] = super().get_num_new_matched_tokens(request, num_computed_tokens)
@@ -69,15 +88,15 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         meta = super().build_connector_meta(scheduler_output)
         scheduled = scheduler_output.num_scheduled_tokens
-        # A request that decodes has one token in a step (speculation apart).
+        # A request that decodes has one token in a step, speculation apart.
         self._steps.append(
-            (time.monotonic(), sum(tokens for tokens in scheduled.values() if tokens >= LEAST_PREFILL_TOKENS))
+            (time.monotonic(), sum(tokens for tokens in scheduled.values() if tokens >= MIN_PREFILL_TOKENS))
         )
         return meta
 
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
-        """The one method that vLLM calls exactly once when a step has ended."""
-        if self.connector_scheduler is not None and self._steps:
+        """The only method that vLLM calls exactly once when a step has ended."""
+        if self._steps and offloading_scheduler(self) is not None:
             self._step_ended()
         return super().get_kv_connector_stats()
 
@@ -86,13 +105,19 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         now_s = time.monotonic()
         if tokens:
             for tier in self._redis_tiers():
-                # Steps may overlap: a step cannot have computed before the one before it ended.
+                # Steps may overlap. A step cannot have computed before the step ahead of it ended.
                 tier.prefilled(tokens, now_s - max(began_s, self._last_end_s))
         self._last_end_s = now_s
 
     def _redis_tiers(self) -> list[RedisTier]:
-        manager = self.connector_scheduler.manager if self.connector_scheduler is not None else None
-        return [tier for tier in getattr(manager, "secondary_tiers", ()) if isinstance(tier, RedisTier)]
+        manager = self._offloading_manager()
+        tiers = secondary_tiers(manager) if isinstance(manager, TieringOffloadingManager) else []
+        return [tier for tier in tiers if isinstance(tier, RedisTier)]
+
+    def _offloading_manager(self) -> OffloadingManager | None:
+        """None in the worker's half."""
+        scheduler = offloading_scheduler(self)
+        return offloading_manager(scheduler) if scheduler is not None else None
 
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
@@ -116,34 +141,36 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
         return worker.take_lost_blocks() if worker is not None else set()
 
     def _cpu_worker(self) -> CpuOffloadingWorker | None:
-        worker = self.connector_worker.worker if self.connector_worker is not None else None
+        worker = offloading_worker(self)
         return worker if isinstance(worker, CpuOffloadingWorker) else None
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         super().update_connector_output(connector_output)
-        manager = self.connector_scheduler.manager if self.connector_scheduler is not None else None
+        manager = self._offloading_manager()
         if isinstance(manager, EarlyLoadingManager):
             for request_id, end_tokens in manager.take_lost().items():
                 self._load_fell_short(request_id, end_tokens)
 
     def _load_fell_short(self, request_id: str, end_tokens: int) -> None:
-        """A request that was given cached tokens computes some of them after all, from the chunk on that ends
-        at `end_tokens`.
+        """A request was given cached tokens and computes some of them after all.
+
+        end_tokens: where the first chunk ends that it computes.
         """
-        scheduler = self.connector_scheduler
-        state = scheduler._req_status.get(request_id) if scheduler is not None else None
-        if state is None or state.req.is_finished():
+        scheduler = offloading_scheduler(self)
+        state = request_state(scheduler, request_id) if scheduler is not None else None
+        if scheduler is None or state is None:
             return
-        for group_config, group in zip(scheduler.config.kv_group_configs, state.group_states, strict=True):
-            chunk = end_tokens // group_config.tokens_per_chunk - 1
-            group.next_stored_chunk_idx = min(
-                group.next_stored_chunk_idx, chunk
-            )  # what is computed is stored
-            came_tokens = max(0, chunk * group_config.tokens_per_chunk - state.num_locally_computed_tokens)
-        stats = state.req.prefill_stats
-        if stats is not None and not state.req.num_preemptions:  # they are of the first admission
+        request = offloaded_request(state)
+        if request.is_finished():
+            return
+        for group, chunk_tokens in enumerate(chunk_tokens_by_group(scheduler)):
+            chunk = end_tokens // chunk_tokens - 1
+            store_again_from(state, group, chunk)
+            came_tokens = max(0, chunk * chunk_tokens - locally_computed_tokens(state))
+        stats = first_prefill_stats(request)
+        if stats is not None:
             stats.set(stats.num_prompt_tokens, stats.num_local_cached_tokens, came_tokens)
-        self._count_loaded(state.req, came_tokens)
+        self._count_loaded(request, came_tokens)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self._with_tiers(request, *super().request_finished(request, block_ids))
@@ -163,17 +190,19 @@ class MemserveConnector(OffloadingConnector):  # type: ignore[misc]
 
 
 def computes_what_fails_to_load(kv_cache_config: KVCacheConfig) -> bool:
-    """Whether vLLM takes up a prefix where blocks of it failed to load. With several groups it does not know
-    whose they are; with a sliding window the blocks before them, which it needs again, were never allocated.
+    """Whether vLLM takes up a prefix where blocks of it failed to load.
+
+    With several KV cache groups vLLM does not know to which group a block belongs. With a sliding window the
+    blocks before the failed ones are needed again, and were never allocated.
     """
     groups = kv_cache_config.kv_cache_groups
     return len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
 
 
 def exit_with_parent() -> None:
-    """End this process when the one that started it is gone.
+    """End this process when the process that started it is gone.
 
-    vLLM's engine process outlives a front-end that is killed with -9; it would keep its memory and its
+    vLLM's engine process outlives a front-end that is killed with -9, and would keep its memory and its
     shared-memory file.
     """
     parent = os.getppid()

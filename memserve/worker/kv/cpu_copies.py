@@ -1,5 +1,6 @@
-"""The copies of KV offloading on the CPU platform: between the paged KV tensors ("device" memory) and the
-host region, in one process.
+"""The copies of KV offloading on the CPU platform, where both memories belong to one process.
+
+They go between the paged KV tensors ("device" memory) and the host region.
 """
 
 from __future__ import annotations
@@ -26,50 +27,51 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 
-from memserve.worker.kv.early_loads import Arrival, ArrivingLoadSpec
+from memserve.worker.kv.arrivals import Arrival, ArrivingLoadSpec
 
-# The scheduler's thread is needed again for requests that arrive; the shortest step of a model of half a
+# After this the scheduler's thread takes in new requests again. The shortest step of a model of half a
 # billion weights takes as long.
-_MOST_WAIT_S = 0.02
-# For the next chunks; a chunk of 1.5 MB takes 0.4 ms from a Redis on the same machine.
-_CHUNK_WAIT_S = 0.001
-# To wake for each would take the processor from the thread that brings them.
-_CHUNKS_AT_ONCE = 2
+MAX_WAIT_S = 0.02
+# For the next chunks. A chunk of 1.5 MB takes 0.4 ms from a Redis on the same machine.
+CHUNK_WAIT_S = 0.001
+# Waking up for every single chunk would take the processor from the thread that brings them.
+CHUNKS_AT_ONCE = 2
 
 
 class _Piece(NamedTuple):
-    """What is in one chunk, together: KV tensors of a group, device blocks in order, the host chunk, and the
-    first block's place in it.
-    """
+    """The blocks of a load or store that lie in one chunk."""
 
     refs: list[CanonicalKVCacheRef]
+    """The KV tensors of a KV cache group."""
     blocks: npt.NDArray[np.int64]
+    """Device blocks, in order."""
     chunk: int
+    """The chunk's place in host memory."""
     slot: int
+    """The first block's place in the chunk."""
 
 
 @dataclass(slots=True)
 class _Transfer:
-    """A load or store under way. awaited: pieces whose chunks are still on their way, in the order in which
-    they are asked for.
-    """
+    """A load or store under way."""
 
     job_id: int
     started_s: float
     awaited: deque[tuple[_Piece, Arrival]] = field(default_factory=deque)
+    """Pieces whose chunks are still on their way, in the order in which the chunks are loaded."""
     copied_bytes: int = 0
 
 
 class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
-    """Copies blocks between the paged KV tensors and the shared region, on the calling thread: at memory
-    speed, in milliseconds.
+    """Copies blocks between the paged KV tensors and the host region, on the calling thread.
 
-    A chunk that is still on its way from Redis is copied by the first `get_finished` or `wait_for_chunks`
-    after it has come.
+    A copy runs at memory speed and takes milliseconds. A chunk that is still on its way from Redis is copied
+    by the first `get_finished` or `wait_for_chunks` after it has come. Every method belongs to the thread of
+    the engine, which is the scheduler's too.
     """
 
-    here: ClassVar[WeakValueDictionary[str, CpuOffloadingWorker]] = WeakValueDictionary()
-    """Those of this process, by engine."""
+    by_engine_id: ClassVar[WeakValueDictionary[str, CpuOffloadingWorker]] = WeakValueDictionary()
+    """The workers of this process. The scheduler's half has no other way to the worker's."""
 
     def __init__(
         self, engine_id: str, kv_caches: CanonicalKVCaches, blocks_per_chunk: int, region: SharedOffloadRegion
@@ -77,7 +79,7 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         self._region = region
         self._blocks_per_chunk = blocks_per_chunk
         self._page_bytes = [tensor.page_size_bytes for tensor in kv_caches.tensors]
-        # [blocks, page_bytes] and [chunks, page_bytes * blocks_per_chunk], one of each for every KV tensor.
+        # [blocks, page_bytes] and [chunks, page_bytes * blocks_per_chunk], for every KV tensor.
         self._pages: list[npt.NDArray[np.int8]] = [
             cache.tensor.view(torch.int8).view(-1, cache.page_size_bytes).numpy()
             for cache in kv_caches.tensors
@@ -90,7 +92,7 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         self._under_way: list[_Transfer] = []
         self._finished: list[TransferResult] = []
         self._lost_blocks: set[int] = set()
-        self.here[engine_id] = self
+        self.by_engine_id[engine_id] = self
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
         return self._submit(job_id, src_spec, dst_spec, to_host=True)
@@ -110,24 +112,24 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
     def wait_for_chunks(self) -> None:
         """For a step of the engine that computes nothing: copy chunks as they come, until a load is complete.
 
-        Gives up when the next one does not come soon, and after a few milliseconds: what arrives at the
-        engine meanwhile waits.
+        Gives up when the next chunk does not come soon, and after a few milliseconds: requests that arrive
+        at the engine meanwhile have to wait.
         """
-        deadline_s = time.monotonic() + _MOST_WAIT_S
+        deadline_s = time.monotonic() + MAX_WAIT_S
         while self._under_way and not self._finished and time.monotonic() < deadline_s:
             awaited = self._under_way[0].awaited
-            _, arrival = awaited[min(_CHUNKS_AT_ONCE, len(awaited)) - 1]
-            if not wait([arrival], _CHUNK_WAIT_S).done:
+            _, arrival = awaited[min(CHUNKS_AT_ONCE, len(awaited)) - 1]
+            if not wait([arrival], CHUNK_WAIT_S).done:
                 return
             self._go_on(self._under_way[0])
 
     def take_lost_blocks(self) -> set[int]:
-        """Device blocks that loads did not fill, because their chunks did not come, since the last call."""
+        """Device blocks that loads did not fill, because their chunks did not come. Since the last call."""
         lost, self._lost_blocks = self._lost_blocks, set()
         return lost
 
     def wait(self, job_ids: set[int]) -> None:
-        for transfer in [each for each in self._under_way if each.job_id in job_ids]:
+        for transfer in [transfer for transfer in self._under_way if transfer.job_id in job_ids]:
             wait(arrival for _, arrival in transfer.awaited)
             self._go_on(transfer)
 
@@ -152,8 +154,9 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         return True
 
     def _go_on(self, transfer: _Transfer) -> None:
-        """Copy what has come by now. To vLLM a load that lost chunks has succeeded: it is told of the blocks
-        apart.
+        """Copy the chunks that have come.
+
+        A load that lost chunks has succeeded as far as vLLM knows: vLLM asks for the lost blocks apart.
         """
         while transfer.awaited and transfer.awaited[0][1].done():
             piece, arrival = transfer.awaited.popleft()
@@ -192,9 +195,9 @@ class CpuOffloadingWorker(OffloadingWorker):  # type: ignore[misc]
         return copied_bytes
 
     def _pieces(self, device: GPULoadStoreSpec, host: CPULoadStoreSpec) -> Iterator[_Piece]:
-        """One for each host chunk, in order.
+        """One piece for each host chunk, in order.
 
-        A group's blocks are consecutive blocks of one request and may begin and end inside a chunk.
+        A group's blocks are consecutive blocks of one request, and may begin and end inside a chunk.
         Source: vllm/v1/kv_offload/cpu/gpu_worker.py 0.32, `SingleDirectionOffloadingHandler.transfer_async`.
         """
         first_block = first_chunk = 0

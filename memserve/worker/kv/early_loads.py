@@ -1,21 +1,28 @@
-"""vLLM's tiers of KV on the CPU, but that a prefix found in Redis is given its blocks when it is found, not
-when it has come.
+"""vLLM's tiers of KV on the CPU, where a prefix gets its blocks when it is found in Redis.
 
-vLLM first loads a prefix into host memory, all of it, then allocates blocks and copies it there. On the CPU
-both are memory of one process: here each chunk is copied to its blocks when it has come and is verified,
-while those behind it are still on their way. Chunks that do not come are reported as blocks that failed to
-load, and vLLM computes from the first of them on.
+vLLM itself loads the whole prefix into host memory first, then allocates blocks and copies it there. On the
+CPU both memories belong to one process, so each chunk goes on to its blocks as soon as it is there:
+
+1. A look-up finds a chunk in Redis and begins to load it. `lookup` counts the chunk as there in this step.
+2. vLLM allocates blocks for the prefix. `prepare_load` gives the worker an `Arrival` for every chunk that is
+   still on its way.
+3. At the end of the step the tier submits its loads. A thread of the tier sets each arrival once the chunk
+   is in host memory and verified.
+4. The worker copies chunks to their blocks as their arrivals are set (`cpu_copies.py`). A chunk that did not
+   come is reported as blocks that failed to load.
+5. vLLM computes the prompt from the first such block on. `complete_load` remembers where that is, for the
+   connector.
+
+The load and the copies may end in either order. A chunk that came is held in host memory from the end of the
+load (`_complete_promotion`) to the end of the copies (`complete_load`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vllm.v1.kv_offload.base import LoadStoreSpec, LookupResult, OffloadKey, ReqContext, ScheduleEndContext
-from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 from vllm.v1.kv_offload.tiering.manager import (
     CPUPrimaryTierOffloadingManager,
@@ -23,42 +30,27 @@ from vllm.v1.kv_offload.tiering.manager import (
     TieringOffloadingManager,
 )
 
+from memserve.worker.kv.arrivals import Arrival, ArrivingLoadSpec
+from memserve.worker.kv.cpu_copies import CpuOffloadingWorker
 from memserve.worker.kv.redis_tier import RedisTier
-
-if TYPE_CHECKING:
-    from memserve.worker.kv.cpu_copies import CpuOffloadingWorker
-
-Arrival = Future[bool]
-"""Whether a chunk has come from Redis, verified."""
-
-
-class ArrivingLoadSpec(CPULoadStoreSpec):  # type: ignore[misc]
-    """Host chunks to load from, some still on their way. Goes from the scheduler to the worker within a
-    process.
-    """
-
-    def __init__(self, chunk_ids: list[int], arrivals: Sequence[Arrival | None]) -> None:
-        """arrivals: one for each chunk; None for one that is there."""
-        super().__init__(chunk_ids)
-        self.arrivals = arrivals
+from memserve.worker.kv.vllm_internals import host_chunk
 
 
 @dataclass(slots=True)
 class _EarlyLoad:
-    """A chunk whose blocks were allocated before it had come. pinned: it has since, and is kept in host
-    memory until it is copied.
-    """
+    """A chunk whose blocks were allocated before it had come."""
 
     arrival: Arrival
     pinned: bool = False
+    """The load has ended, and host memory keeps the chunk until it is copied."""
 
 
 class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
-    """`TieringOffloadingManager` whose look-ups count a chunk as there in the step in which its load from
-    Redis is decided.
+    """`TieringOffloadingManager` whose look-ups count a chunk as there as soon as its load is decided.
 
-    Whoever cannot use that now (there are no free blocks, or another request loads a part of the prefix
-    already) looks again until all has come, as vLLM does. All of it is called on the scheduler's thread.
+    That holds in the step of the decision. A request that cannot use the chunk in this step looks again until
+    the whole load has ended, as with vLLM's own manager: there may be no free blocks, or another request may
+    be loading a part of the prefix. Every method belongs to the scheduler's thread.
     """
 
     def __init__(
@@ -67,19 +59,21 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         secondary_tiers: list[SecondaryTierManager],
         worker: Callable[[], CpuOffloadingWorker | None],
     ) -> None:
-        """worker: the engine's, when it is in this process; without it nothing is early."""
+        """worker: the engine's, when it is in this process; None means that nothing is early."""
         super().__init__(primary_tier, secondary_tiers)
         self._worker = worker
         self.enabled = True
-        """Whether vLLM can compute what fails to load: set by the connector, which knows the model's KV cache
-        groups.
+        """Whether vLLM can compute chunks that fail to load. The connector sets it: it knows the model's KV
+        cache groups.
         """
         # Of this step, by request and chunk: the tier that is to load it.
         self._found: dict[tuple[str, OffloadKey], RedisTier] = {}
-        # Of this step, by request: chunks that were there, and those of them that no load may evict now.
+        # Of this step, by request: chunks that were in host memory.
         self._hits: dict[str, list[OffloadKey]] = {}
+        # Of this step: those hits that no load may evict now.
         self._held: list[tuple[list[OffloadKey], ReqContext]] = []
         self._early: dict[tuple[str, OffloadKey], _EarlyLoad] = {}
+        # By request: where its first chunk ends that did not come, in tokens.
         self._lost: dict[str, int] = {}
 
     def lookup(
@@ -97,21 +91,24 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         if not any((request_id, key) in self._found for key in keys):
             return super().prepare_load(keys, req_context)
         super().prepare_load([key for key in keys if (request_id, key) not in self._found], req_context)
-        chunk_ids = [int(self.primary_tier._policy.get(key).chunk_id) for key in keys]
+        chunk_ids: list[int] = []
         arrivals: list[Arrival | None] = []
-        for key, chunk_id in zip(keys, chunk_ids, strict=True):
+        for key in keys:
+            chunk = host_chunk(self.primary_tier, key)
+            assert chunk is not None  # a look-up of this step has counted it as there
+            chunk_ids.append(int(chunk.chunk_id))
             tier = self._found.get((request_id, key))
             if tier is None:
                 arrivals.append(None)
                 continue
             arrival = Arrival()
-            tier.tell_arrival(chunk_id, arrival)
+            tier.tell_arrival(chunk_ids[-1], arrival)
             self._early[request_id, key] = _EarlyLoad(arrival)
             arrivals.append(arrival)
         return ArrivingLoadSpec(chunk_ids, arrivals)
 
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        """The worker has done what it could: what did not come was never pinned."""
+        """The worker has copied what came. Chunks that did not come were never pinned."""
         pinned: list[OffloadKey] = []
         for key in keys:
             early = self._early.pop((req_context.req_id, key), None)
@@ -126,6 +123,7 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
 
     def take_lost(self) -> dict[str, int]:
         """By request: where the first chunk ends, in tokens, that was counted as there and did not come.
+
         Since the last call.
         """
         lost, self._lost = self._lost, {}
@@ -144,7 +142,8 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         if worker is not None:
             for tier in self.secondary_tiers:
                 tier.drain_jobs()
-            worker.copy_what_came()  # before its place in host memory is another's
+            # Before the chunks' places in host memory are given to others.
+            worker.copy_what_came()
         super().reset_cache()
         self._early.clear()
         self._lost.clear()
@@ -154,8 +153,8 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         if not (self.enabled and isinstance(tier, RedisTier) and self._worker() is not None):
             begun: bool = super()._initiate_promotion(tier_idx, key, req_context)
             return begun
-        # What this request was told is there must be when its blocks are allocated; vLLM would look it up
-        # again before.
+        # Chunks that this request was told are in host memory must still be there when its blocks are
+        # allocated. vLLM's own manager would look them up again before that.
         hits = self._hits.pop(req_context.req_id, None)
         if hits:
             self.primary_tier.prepare_read(hits, req_context)

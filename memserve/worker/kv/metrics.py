@@ -31,7 +31,6 @@ COUNTERS = {
     "read_seconds": "Time spent loading, summed over threads.",
     "write_seconds": "Time spent storing, summed over threads.",
 }
-# By one label.
 LABELLED = {
     "refused": ("reason", "Values found in Redis that did not verify, and were deleted."),
     "not_admitted": (
@@ -49,10 +48,10 @@ LABELLED = {
     ),
     "load_decisions": ("decision", "Prefixes found in Redis: load, shortened, recompute, probe, unmeasured."),
 }
+"""Counters by one label: its name, and what is counted."""
 GAUGES = {
     "circuit_state": "0: Redis answers. 1: one call is out to see whether it does again. 2: it does not, "
-    "and is not "
-    "asked.",
+    "and is not asked.",
     "cache_bytes": "Bytes that the ledger counts in Redis, of all tenants, when this worker last asked.",
     "cache_quota_bytes": "The quota of all tenants together. 0: none.",
 }
@@ -73,15 +72,14 @@ def metric_definitions() -> dict[str, OffloadingMetricMetadata]:
 def tier_stats(
     taken: StoreStats, decisions: Mapping[Decision, int], dropped_chunks: int
 ) -> OffloadingConnectorStats:
-    """The counters' growth; the gauges are the tier's to add."""
+    """The growth of the counters. The tier adds the gauges."""
     stats = OffloadingConnectorStats()
     for name in COUNTERS:
-        if (
-            value := dropped_chunks
-            if name == "stores_dropped"
-            else getattr(taken, name.replace("_seconds", "_s"))
-        ):
-            stats.increase_counter(PREFIX + name, value)
+        # Fields of `StoreStats` end in the short form of a unit, metrics in the long form.
+        field = name.replace("_seconds", "_s")
+        growth = dropped_chunks if name == "stores_dropped" else getattr(taken, field)
+        if growth:
+            stats.increase_counter(PREFIX + name, growth)
     labelled: dict[str, Mapping[Any, int]] = {
         "refused": taken.refused,
         "not_admitted": taken.not_admitted,

@@ -1,21 +1,16 @@
-"""vLLM's KV offloading as a worker uses it: which connector and spec by platform, and the host regions.
+"""vLLM's KV offloading as a worker uses it: which connector and spec by platform, and the shape of chunks.
 
-On CUDA the stock `TieringOffloadingSpec` moves blocks between device and host memory. On the CPU platform it
-refuses to make a worker, and only there `CpuTieringOffloadingSpec` takes its place.
+On CUDA the stock `TieringOffloadingSpec` moves blocks between device and host memory. It refuses to make a
+worker on the CPU platform, so there `CpuTieringOffloadingSpec` takes its place.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Literal
 
 import torch
 from vllm.config import KVTransferConfig
-from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, OffloadingWorker
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
@@ -23,13 +18,15 @@ from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 from memserve.worker.kv.connector import MemserveConnector
 from memserve.worker.kv.cpu_copies import CpuOffloadingWorker
 from memserve.worker.kv.early_loads import EarlyLoadingManager
-from memserve.worker.kv.redis_tier import RedisTier, RedisTierSettings
+from memserve.worker.kv.host_regions import drop_name
+from memserve.worker.kv.redis_tier import RedisTier
+from memserve.worker.kv.tier_settings import RedisTierSettings
+from memserve.worker.kv.vllm_internals import cpu_attention_packing, replace_manager, scheduler_region
 
 Platform = Literal["cpu", "cuda"]
 
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 2 << 20
-# Of a prefix, its last partial chunk is lost: 3 % of 3,000 tokens at most, or so many tokens where that makes
-# a chunk of a good size.
+# A prefix loses its last partial chunk: 90 tokens are 3 % of 3,000. A chunk of a good size may lose more.
 _MAX_LOST_TOKENS = 90
 _MAX_LOST_TOKENS_FOR_SIZE = 128
 
@@ -42,16 +39,16 @@ def kv_transfer_config(
     blocks_per_chunk: int,
     engine_id: str | None = None,
 ) -> KVTransferConfig:
-    """What `AsyncEngineArgs(kv_transfer_config=…)` takes for an engine whose KV goes to host memory and on to
-    Redis.
+    """What `AsyncEngineArgs(kv_transfer_config=…)` takes so that KV goes to host memory and to Redis.
 
-    host_bytes: of the host tier, all of it shared memory in /dev/shm, taken at start. On the CPU platform it
-    is only the way to Redis and back, so room for a few prompts is enough. blocks_per_chunk: from
-    `chunk_blocks`. The engine also needs prefix_caching_hash_algo="sha256_cbor", enable_prefix_caching=True
-    and the block size that `blocks_per_chunk` was computed for.
+    host_bytes: of the host tier. All of it is shared memory in /dev/shm, taken at start. On the CPU platform
+    the host tier is only the way to Redis and back, so that room for a few prompts is enough.
+    blocks_per_chunk: from `chunk_blocks`.
+
+    The engine also needs prefix_caching_hash_algo="sha256_cbor", enable_prefix_caching=True, and the block
+    size that `blocks_per_chunk` was computed for.
     """
-    stock = platform == "cuda"
-    spec = TieringOffloadingSpec if stock else CpuTieringOffloadingSpec
+    spec = TieringOffloadingSpec if platform == "cuda" else CpuTieringOffloadingSpec
     return KVTransferConfig(
         kv_connector=MemserveConnector.__name__,
         kv_connector_module_path=MemserveConnector.__module__,
@@ -72,12 +69,13 @@ def kv_transfer_config(
 
 
 def chunk_blocks(*, kv_bytes_per_token: int, block_size_tokens: int) -> int:
-    """How many blocks make a chunk: 1 to 2 MiB where that is no more than 128 tokens, else what 90 tokens
-    take.
+    """How many blocks make a chunk: 1 to 2 MiB where that is at most 128 tokens, else what 90 tokens take.
 
-    Values of half that size come a third slower. But what follows a prefix's last full chunk is computed
-    again. kv_bytes_per_token: over all layers and all tensor-parallel ranks. Returns at least 1: a single
-    block may be larger than 2 MiB.
+    Values of half that size come a third slower. But the tokens behind a prefix's last full chunk are
+    computed again.
+
+    kv_bytes_per_token: over all layers and all tensor-parallel ranks. Returns at least 1: a single block may
+    be larger than 2 MiB.
     """
     block_bytes = kv_bytes_per_token * block_size_tokens
     by_size = MAX_CHUNK_BYTES // block_bytes
@@ -95,32 +93,30 @@ def kv_layout(
     head_size: int,
     tensor_parallel_size: int,
 ) -> str:
-    """How the bytes of a chunk are arranged, for `CacheNamespace.kv_layout`. Two engines share KV only if
-    these are equal.
+    """How the bytes of a chunk are arranged, for `CacheNamespace.kv_layout`.
 
-    On the CPU vLLM packs keys by instruction set (AMX, vector, …): the same model on another kind of CPU has
-    other bytes.
+    Two engines share KV only if their layouts are equal. On the CPU vLLM packs keys by instruction set (AMX,
+    vector, …): the same model on another kind of CPU has other bytes.
     """
-    packing = _get_attn_isa(dtype, block_size_tokens, head_size) if platform == "cpu" else "device"
+    packing = cpu_attention_packing(dtype, block_size_tokens, head_size) if platform == "cpu" else "device"
     return f"{platform}/{packing}/LBHNC/tp{tensor_parallel_size}"
 
 
 class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
-    """`TieringOffloadingSpec` on the CPU platform: "device" memory is the paged KV tensors in this
-    process.
-    """
-
-    _manager: OffloadingManager | None
+    """`TieringOffloadingSpec` on the CPU platform: "device" memory is this process's paged KV tensors."""
 
     def get_manager(self) -> OffloadingManager:
-        if self._manager is None:
-            made = super().get_manager()
+        manager = super().get_manager()
+        if not isinstance(manager, EarlyLoadingManager):
             engine_id = self.config.engine_id
-            self._manager = EarlyLoadingManager(
-                made.primary_tier, made.secondary_tiers, lambda: CpuOffloadingWorker.here.get(engine_id)
+            manager = EarlyLoadingManager(
+                manager.primary_tier,
+                manager.secondary_tiers,
+                lambda: CpuOffloadingWorker.by_engine_id.get(engine_id),
             )
-            drop_name(self._scheduler_mmap)
-        return self._manager
+            replace_manager(self, manager)
+            drop_name(scheduler_region(self))
+        return manager
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         region = SharedOffloadRegion(
@@ -132,86 +128,3 @@ class CpuTieringOffloadingSpec(TieringOffloadingSpec):  # type: ignore[misc]
         )
         drop_name(region)
         return CpuOffloadingWorker(self.config.engine_id, kv_caches, self.blocks_per_chunk, region)
-
-
-def drop_name(region: SharedOffloadRegion) -> None:
-    """Take a region's name away once both have it mapped: its memory is then freed however the process ends,
-    by kill -9 too.
-
-    The scheduler and the one worker of this platform map it; the second of them, which did not make it, does
-    this.
-    """
-    if not region._creator:
-        Path(region.mmap_path).unlink()
-    region._creator = False  # its clean-up has no name to remove
-
-
-def sweep_orphan_regions(directory: Path = Path("/dev/shm"), *, minimum_age_s: float = 60.0) -> list[Path]:
-    """Delete the host regions that engines left behind when they were killed.
-
-    A region is deleted when it is ours, no process of ours has it mapped or open, and it is older than
-    `minimum_age_s` (one that is being made is not mapped yet). A process of ours whose maps cannot be read
-    counts as having it when it uses that much shared memory: an engine's scheduler has touched its whole
-    region. Processes in another PID namespace cannot be seen: `directory` must not be shared with them.
-    Returns what was deleted.
-    """
-    regions = [(path, path.stat()) for path in directory.glob("vllm_offload_*.mmap")]
-    old = [
-        (path, stat)
-        for path, stat in regions
-        if stat.st_uid == os.geteuid() and time.time() - stat.st_ctime > minimum_age_s
-    ]
-    if not old:
-        return []
-    used, hidden_bytes = _files_in_use()
-    orphans = [
-        path
-        for path, stat in old
-        if (stat.st_dev, stat.st_ino) not in used and stat.st_blocks * 512 > hidden_bytes
-    ]
-    for path in orphans:
-        path.unlink(missing_ok=True)
-    return orphans
-
-
-def _files_in_use() -> tuple[set[tuple[int, int]], int]:
-    """(device, inode) of every file that a process of ours has mapped or open, and the most shared memory of
-    one that hides its files.
-    """
-    used: set[tuple[int, int]] = set()
-    hidden_bytes = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if process.stat().st_uid != os.geteuid():
-                continue
-            try:
-                used |= _mapped_files(process) | _open_files(process)
-            except PermissionError:
-                hidden_bytes = max(hidden_bytes, _shared_bytes(process))
-        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
-            continue
-    return used, hidden_bytes
-
-
-def _mapped_files(process: Path) -> set[tuple[int, int]]:
-    files = set()
-    for line in (process / "maps").read_text(encoding="utf-8").splitlines():
-        _, _, _, device, inode, *_ = line.split(maxsplit=5)
-        major, minor = (int(part, 16) for part in device.split(":"))
-        files.add((os.makedev(major, minor), int(inode)))
-    return files
-
-
-def _open_files(process: Path) -> set[tuple[int, int]]:
-    files = set()
-    for descriptor in (process / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since, or a socket's
-            stat = descriptor.stat()
-            files.add((stat.st_dev, stat.st_ino))
-    return files
-
-
-def _shared_bytes(process: Path) -> int:
-    """Resident shared memory of a process; its status is readable where its maps are not."""
-    lines = (process / "status").read_text(encoding="utf-8").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:")), 0)

@@ -13,6 +13,12 @@ from typing import Any
 import torch
 from vllm.lora.request import LoRARequest
 
+from memserve.worker.kv.vllm_internals import (
+    adapters_in_memory,
+    adapters_in_slots,
+    count_adapter_as_used,
+    lora_manager,
+)
 from memserve.worker.modules.kinds.logit_expert import ExpertLoading, Followed, Reader
 
 WORKER_EXTENSION = f"{__name__}.WorkerExtension"
@@ -29,23 +35,20 @@ class LoraExtension:
         """{"device": adapters in a slot of the batch, "held": all in host memory, those in a slot too}, least
         recently used first.
         """
-        adapters = self.model_runner.lora_manager._adapter_manager
-        return {
-            "device": list(adapters._active_adapters.order),
-            "held": list(adapters._registered_adapters.order),
-        }
+        loras = lora_manager(self.model_runner)
+        return {"device": adapters_in_slots(loras), "held": adapters_in_memory(loras)}
 
     def exchange_lora(self, name: str, lora_id: int, path: str, leaving: int | None) -> dict[str, list[int]]:
         """Load an adapter, into a slot too, and let `leaving` go for it. Returns the places after it.
 
         An adapter that cannot be read changes nothing.
         """
-        loras = self.model_runner.lora_manager
-        held = loras._adapter_manager._registered_adapters
+        loras = lora_manager(self.model_runner)
         if leaving is not None:
             # vLLM makes room only once it has read the new adapter, and lets the oldest go.
-            for other in [other for other in held.order if other != leaving]:
-                held.touch(other)
+            for other in adapters_in_memory(loras):
+                if other != leaving:
+                    count_adapter_as_used(loras, other)
         try:
             loras.add_adapter(LoRARequest(name, lora_id, path))
         except Exception:

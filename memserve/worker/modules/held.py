@@ -6,27 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from vllm import SamplingParams
-from vllm.lora.request import LoRARequest
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from memserve.domain import ModuleKind, ModulePlace
 from memserve.domain.names import is_sha256
 from memserve.errors import InvalidModule
 from memserve.worker.modules.copies import LocalCopies
-from memserve.worker.modules.kinds.logit_expert import load_expert
 from memserve.worker.modules.room import Holder, ModuleRefused, Places, Room
 
 # Modules that are fetched at the same time.
 FETCHES = 4
-# What the engine lacks when it says so; the module may be right.
-_LACK = re.compile(r"\[Errno \d+\]|out of memory|can't allocate memory|No adapter found", re.IGNORECASE)
 
 
 class Modules:
@@ -126,108 +117,6 @@ class Modules:
         if kind not in self._rooms:
             raise ModuleRefused(digest, f"this worker holds no modules of kind {kind}: {self.absent[kind]}")
         return self._rooms[kind]
-
-
-class LoraHolder:
-    """LoRA adapters in vLLM, which knows them by a number. A number belongs to one digest for ever."""
-
-    setting = "max_cpu_loras"
-
-    def __init__(self, llm: AsyncLLM, capacity: int) -> None:
-        self.capacity = capacity
-        self._llm = llm
-        self._digests: list[str] = []
-        self._ids: dict[str, int] = {}
-
-    def request(self, digest: str) -> LoRARequest:
-        """Its name and path, which block keys contain, are made of the digest: KV never crosses versions, and
-        is equal on every machine.
-        """
-        if digest not in self._ids:
-            self._digests.append(digest)
-            self._ids[digest] = len(self._digests)
-        return LoRARequest(lora_name=digest, lora_int_id=self._ids[digest], lora_path=f"modules/{digest}")
-
-    async def places(self) -> Places:
-        return self._by_digest(await self._llm.collective_rpc("lora_places"))
-
-    async def load(self, digest: str, folder: Path, leaving: str | None) -> Places:
-        request = self.request(digest)
-        leaving_id = None if leaving is None else self._ids[leaving]
-        arguments = (request.lora_name, request.lora_int_id, request.lora_path, leaving_id)
-        try:
-            return self._by_digest(await self._llm.collective_rpc("exchange_lora", args=arguments))
-        except Exception as error:
-            raise refusal(self._llm, digest, error) from error
-
-    async def unload(self, digest: str) -> Places:
-        await self._llm.remove_lora(self._ids[digest])
-        return await self.places()
-
-    def _by_digest(self, answers: list[dict[str, list[int]]]) -> Places:
-        places = answers[0]  # of several ranks of one engine all are equal
-        slots = set(places["device"])
-        return {
-            self._digests[held - 1]: ModulePlace.DEVICE if held in slots else ModulePlace.HOST
-            for held in places["held"]
-        }
-
-
-class ExpertHolder:
-    """Logit experts in the engine's logits processor, on the device."""
-
-    setting = "max_experts"
-
-    def __init__(self, llm: AsyncLLM, capacity: int) -> None:
-        self.capacity = capacity
-        self._llm = llm
-
-    async def places(self) -> Places:
-        loaded: list[list[str]] = await self._llm.collective_rpc("loaded_experts")
-        return dict.fromkeys(loaded[0], ModulePlace.DEVICE)
-
-    async def load(self, digest: str, folder: Path, leaving: str | None) -> Places:
-        # First: the processor would let go what it has used least recently, and knows nothing of pins.
-        if leaving is not None:
-            await self._unload(leaving)
-        try:
-            await load_expert(self._llm, digest, str(folder))
-        except Exception as error:
-            raise refusal(self._llm, digest, error) from error
-        return await self.places()
-
-    async def unload(self, digest: str) -> Places:
-        await self._unload(digest)
-        return await self.places()
-
-    async def effect(self, digest: str, folder: Path, prompts: list[list[int]]) -> float:
-        """As `WorkerExtension.expert_effect`."""
-        effects: list[float] = await self._llm.collective_rpc(
-            "expert_effect", args=(digest, str(folder), prompts)
-        )
-        return effects[0]
-
-    async def _unload(self, digest: str) -> None:
-        while not all(await self._llm.collective_rpc("unload_expert", args=(digest,))):
-            # The last request that used it has ended, and leaves the engine's batch with the next step; so
-            # make one.
-            step = self._llm.generate(
-                {"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), f"step-{uuid.uuid4().hex}"
-            )
-            async for _ in step:
-                pass
-
-
-def refusal(llm: AsyncLLM, digest: str, error: Exception) -> Exception:
-    """What an engine's error at loading means: InvalidModule, ModuleRefused, or the error itself where the
-    engine has died.
-    """
-    if llm.errored:
-        return error
-    reason = str(error).rpartition("method failed: ")[2].partition("\n")[0] or type(error).__name__
-    if _LACK.search(reason):
-        return ModuleRefused(digest, f"the engine cannot load it now: {reason}")
-    return InvalidModule("module", f"the engine refuses it: {reason}")
 
 
 def _check_digest(digest: str) -> None:

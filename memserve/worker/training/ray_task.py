@@ -1,4 +1,6 @@
-"""Compose modules in a Ray task of its own process: the replica, its engine and its streams stay free."""
+"""Compose modules in a Ray task, which has a process of its own: the replica, its engine and its streams
+stay free.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,17 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 
 from memserve.errors import InvalidModule, MemserveError
-from memserve.worker.training.compose import Composed, Parent, Progress, compose
+from memserve.worker.training.compose import Composed, Progress, compose
+from memserve.worker.training.parents import Parent
 
 log = logging.getLogger("memserve.worker")
 
-# The engine goes first where they share cores.
+# Where the task and the engine share cores, the engine goes first.
 NICENESS = 10
 
 
 class ComposeTaskLost(MemserveError):
-    """The task's process ended, or its machine did."""
+    """The task's process or its machine has ended."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -27,8 +30,8 @@ class ComposeTaskLost(MemserveError):
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """An InvalidModule on its way to another process: an exception with arguments of its own cannot be
-    pickled.
+    """An InvalidModule on its way to another process. The exception itself cannot be pickled: its constructor
+    takes other arguments than Exception's.
     """
 
     field: str
@@ -44,11 +47,10 @@ async def compose_in_ray(
     seed: int = 0,
     max_rank: int,
 ) -> AsyncGenerator[Progress | Composed, None]:
-    """`compose` in a Ray task on this node, where the parents' folders are. Close the iterator to cancel the
-    task.
+    """`compose` in a Ray task on this node, where the parents' folders are.
 
-    Ray must be initialised, with a CPU to spare: the task waits for one.
-    Raises InvalidModule as `compose` does, and ComposeTaskLost.
+    Close the iterator to cancel the task. Ray must be initialised, with a CPU to spare: the task waits for
+    it. Raises InvalidModule as `compose` does, and ComposeTaskLost.
     """
     import ray
     from ray.exceptions import RayError
@@ -74,8 +76,8 @@ async def compose_in_ray(
         log.warning("composing was lost: %s", error)
         raise ComposeTaskLost(type(error).__name__) from None
     finally:
-        # Does nothing to a task that has ended. By force, because a matrix may take seconds, and the task
-        # holds nothing to be put away.
+        # By force, because a matrix may take seconds and the task holds nothing to be put away. This does
+        # nothing to a task that has ended.
         ray.cancel(steps, force=True)
 
 

@@ -171,6 +171,6 @@ def test_a_long_temporary_directory_gives_way_to_a_short_one(
             listening.bind(str(sockets / "plasma_store"))
     finally:
         remove_ray_dir(folder)
-    monkeypatch.setattr(local_ray, "TEMPORARY_PATH_MAX", 1)
+    monkeypatch.setattr(local_ray, "MAX_TEMPORARY_PATH_BYTES", 1)
     with pytest.raises(StartupError, match="set TMPDIR to one of at most 1 bytes"):
         private_ray_dir(tmp_path)

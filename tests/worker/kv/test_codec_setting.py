@@ -14,7 +14,7 @@ from memserve.kv.values.codecs import chunk_codec
 from memserve.kv.values.envelope import Codec
 from memserve.model.files import ModelFiles
 from memserve.worker.kv.configure import activation_memory
-from memserve.worker.kv.redis_tier import RedisTierSettings
+from memserve.worker.kv.tier_settings import RedisTierSettings
 
 CONFIG = {
     "hidden_size": 128,

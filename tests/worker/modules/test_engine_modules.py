@@ -19,6 +19,7 @@ from memserve.config import Settings
 from memserve.demo import MODEL_DIR
 from memserve.demo.adapters import held_facts
 from memserve.domain import ModuleKind, ModulePlace, Sampling
+from memserve.domain.worker_calls import AppliedModule, WorkerRequest
 from memserve.errors import InvalidModule, ModuleNotFound
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.model.files import open_model
@@ -31,6 +32,15 @@ SLOTS, ROOM, PINS = 2, 4, 2
 FACT = held_facts("harbour")[0]
 LONG = 200
 PROMPT = list(range(300, 340))
+
+
+def request_of(
+    token_ids: Sequence[int], lora: str, sampling: Sampling, expert: tuple[str, float] | None = None
+) -> WorkerRequest:
+    """lora, expert: digests; empty and None for none."""
+    modules = [AppliedModule(lora, LORA)] if lora else []
+    modules += [AppliedModule(expert[0], EXPERT, expert[1])] if expert else []
+    return WorkerRequest(uuid.uuid4().hex, token_ids, "", "test", sampling, tuple(modules))
 
 
 class Worker:
@@ -51,12 +61,9 @@ class Worker:
     ) -> tuple[str, tuple[int, ...]]:
         """Returns the answer's text and tokens."""
         sampling = Sampling(max_tokens=max_tokens, min_tokens=max_tokens if max_tokens == LONG else 0)
-        deltas = self.engine.generate(
-            uuid.uuid4().hex, list(token_ids), "test", module, sampling, expert=expert
-        )
-        made = [delta async for delta in deltas]
-        return "".join(delta.text for delta in made), tuple(
-            token for delta in made for token in delta.token_ids
+        parts = [part async for part in self.engine.generate(request_of(token_ids, module, sampling, expert))]
+        return "".join(part.text for part in parts), tuple(
+            token for part in parts for token in part.token_ids
         )
 
     async def question(self, text: str) -> list[int]:
@@ -70,7 +77,7 @@ class Worker:
         """Where the engine has its adapters, past everything that the worker remembers."""
         (places,) = await self.engine.llm.collective_rpc("lora_places")
         digests = {
-            self.engine.loras.request(digest).lora_int_id: digest for digest in self.engine.modules.held
+            self.engine.kinds[LORA].request(digest).lora_int_id: digest for digest in self.engine.modules.held
         }
         return {
             digests[each]: ModulePlace.DEVICE if each in places["device"] else ModulePlace.HOST
@@ -79,7 +86,7 @@ class Worker:
 
     async def empty(self) -> None:
         for digest in self.engine.modules.held:
-            kind = LORA if digest in await self.engine.loras.places() else EXPERT
+            kind = LORA if digest in await self.engine.kinds[LORA].places() else EXPERT
             await self.engine.modules.unload(digest, kind)
 
 
@@ -102,7 +109,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wor
         for name, value in engine_environment(settings).items():
             patch.setenv(name, value)
         patch.chdir(settings.modules_root)
-        from memserve.worker.engine.engine import start_engine
+        from memserve.worker.engine.start import start_engine
 
         worker = Worker(
             start_engine(settings, open_model(MODEL_DIR, 512), None, f"ipc://{folder}/events"),
@@ -168,7 +175,7 @@ async def test_a_stream_goes_on_unchanged_while_others_are_loaded_and_keeps_its_
     _, alone = await worker.ask(PROMPT, mine, max_tokens=LONG)
     sampling = Sampling(max_tokens=LONG, min_tokens=LONG)
     tokens: list[int] = []
-    async with aclosing(worker.engine.generate(uuid.uuid4().hex, PROMPT, "test", mine, sampling)) as stream:
+    async with aclosing(worker.engine.generate(request_of(PROMPT, mine, sampling))) as stream:
         tokens += (await anext(stream)).token_ids
         assert worker.engine.modules.used == [mine]
         with pytest.raises(Exception, match="requests use it"):
@@ -224,7 +231,7 @@ async def test_what_the_engine_refuses_leaves_it_and_its_streams_as_they_were(wo
 async def test_a_stream_that_is_closed_early_frees_its_adapter(worker: Worker) -> None:
     digest = put_adapter(worker.blobs, "harbour")
     sampling = Sampling(max_tokens=LONG, min_tokens=LONG)
-    async with aclosing(worker.engine.generate(uuid.uuid4().hex, PROMPT, "test", digest, sampling)) as stream:
+    async with aclosing(worker.engine.generate(request_of(PROMPT, digest, sampling))) as stream:
         await anext(stream)
     assert worker.engine.modules.used == []
     assert await worker.engine.modules.unload(digest, LORA) is ModulePlace.DISK
@@ -255,9 +262,7 @@ async def test_experts_take_turns_and_one_in_use_stays(worker: Worker) -> None:
     first, second = (put_expert(worker.blobs, worker.vocabulary, seed) for seed in (1, 2))
     alone = await worker.ask(PROMPT, expert=(first, 5.0))
     sampling = Sampling(max_tokens=LONG, min_tokens=LONG)
-    async with aclosing(
-        worker.engine.generate(uuid.uuid4().hex, PROMPT, "test", "", sampling, expert=(first, 5.0))
-    ) as stream:
+    async with aclosing(worker.engine.generate(request_of(PROMPT, "", sampling, (first, 5.0)))) as stream:
         await anext(stream)
         assert worker.engine.modules.used == [first]
         waiting = asyncio.create_task(worker.ask(PROMPT, expert=(second, 5.0)))
@@ -291,9 +296,11 @@ async def test_a_broken_expert_or_one_with_another_vocabulary_is_refused(worker:
 async def test_the_canary_prompts_tell_a_module_that_changes_something_from_one_that_does_not(
     worker: Worker,
 ) -> None:
+    from memserve.worker.engine.trial import try_module
+
     blobs, vocabulary = worker.blobs, worker.vocabulary
-    assert await worker.engine.try_module(put_adapter(blobs, "harbour"), LORA) > 0.1
-    assert await worker.engine.try_module(put_adapter(blobs, "harbour", 0.0), LORA) == 0.0
-    assert await worker.engine.try_module(put_expert(blobs, vocabulary, 1), EXPERT) > 0.1
-    assert await worker.engine.try_module(put_expert(blobs, vocabulary, 2, constant=True), EXPERT) == 0.0
+    assert await try_module(worker.engine, put_adapter(blobs, "harbour"), LORA) > 0.1
+    assert await try_module(worker.engine, put_adapter(blobs, "harbour", 0.0), LORA) == 0.0
+    assert await try_module(worker.engine, put_expert(blobs, vocabulary, 1), EXPERT) > 0.1
+    assert await try_module(worker.engine, put_expert(blobs, vocabulary, 2, constant=True), EXPERT) == 0.0
     assert worker.engine.modules.used == []

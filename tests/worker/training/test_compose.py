@@ -17,15 +17,9 @@ from memserve.errors import InvalidModule
 from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.kinds.lora import CONFIG_FILE, WEIGHTS_FILE, check_lora
 from memserve.model.files import open_model
-from memserve.worker.training.compose import (
-    Composed,
-    Parent,
-    Progress,
-    compose,
-    core_mask,
-    core_merge,
-    slerp,
-)
+from memserve.worker.training.compose import Composed, Progress, compose
+from memserve.worker.training.merging import core_mask, core_merge, slerp
+from memserve.worker.training.parents import Parent
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # peft imports what torch has deprecated

@@ -27,6 +27,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from memserve.domain.names import is_sha256
+from memserve.worker.kv.vllm_internals import logits_processors
 from memserve.worker.modules.kinds.causal_model import CausalModel, KvState
 
 PARAMETERS = "memserve_expert"
@@ -345,7 +346,5 @@ class ExpertLoading:
         return self._logit_experts().shelf.loaded()
 
     def _logit_experts(self) -> LogitExperts:
-        found = (
-            each for each in self.model_runner.input_batch.logitsprocs.all if isinstance(each, LogitExperts)
-        )
+        found = (each for each in logits_processors(self.model_runner) if isinstance(each, LogitExperts))
         return next(found)

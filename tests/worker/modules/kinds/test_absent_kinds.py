@@ -11,7 +11,7 @@ from vllm.platforms import current_platform
 from memserve.config import Settings
 from memserve.domain import ModuleKind
 from memserve.model.files import ModelFiles
-from memserve.worker.engine.engine import absent_kinds
+from memserve.worker.modules.kinds.kind import absent_kinds
 
 LORA, EXPERT = ModuleKind.LORA, ModuleKind.LOGIT_EXPERT
 

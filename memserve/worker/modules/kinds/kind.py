@@ -1,0 +1,94 @@
+"""What a kind of modules is in an engine."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from memserve.config import Settings
+from memserve.domain import ModuleKind
+from memserve.domain.kinds import KINDS
+from memserve.errors import InvalidModule
+from memserve.model.files import ModelFiles
+from memserve.worker.modules.room import Holder, ModuleRefused
+
+# What the engine lacks when it says so; the module may be right.
+_LACK = re.compile(r"\[Errno \d+\]|out of memory|can't allocate memory|No adapter found", re.IGNORECASE)
+
+
+@dataclass
+class EngineCall:
+    """What one request asks of vLLM beside its prompt and its sampling. Modules write themselves into it."""
+
+    lora: LoRARequest | None = None
+    extra_args: dict[str, Any] = field(default_factory=dict)
+    """Of vLLM's SamplingParams."""
+
+
+class EngineKind(Holder, Protocol):
+    """How an engine holds the modules of one kind, applies them to requests, and tries them."""
+
+    def __init__(self, llm: AsyncLLM, settings: Settings) -> None: ...
+
+    @staticmethod
+    def absent_reason(settings: Settings, model: ModelFiles) -> str:
+        """Why an engine of this model holds no modules of the kind; empty: it does."""
+
+    @staticmethod
+    def engine_arguments(settings: Settings) -> dict[str, Any]:
+        """Of vLLM's EngineArgs. Lists and dictionaries of several kinds are joined."""
+
+    def apply(self, call: EngineCall, digest: str, folder: Path, strength: float) -> None:
+        """Have the request answered with a module that the engine holds. folder: of its files."""
+
+    async def effect(self, digest: str, folder: Path, prompts: Sequence[Sequence[int]]) -> float:
+        """The largest change that the module makes to the next token of the prompts; 0: none at all.
+
+        prompts: token ids, each shorter than a block, so that nothing is cached.
+        """
+
+
+def engine_kind(kind: ModuleKind) -> type[EngineKind]:
+    """The class that the kind's row names."""
+    held_by: type[EngineKind] = pkgutil.resolve_name(KINDS[kind].held_by)
+    return held_by
+
+
+def absent_kinds(settings: Settings, model: ModelFiles) -> dict[ModuleKind, str]:
+    """The kinds of modules that the model is served without, and why."""
+    reasons = {kind: engine_kind(kind).absent_reason(settings, model) for kind in KINDS}
+    return {kind: reason for kind, reason in reasons.items() if reason}
+
+
+def engine_arguments(settings: Settings, kinds: Iterable[ModuleKind]) -> dict[str, Any]:
+    """What vLLM is started with for modules of these kinds."""
+    joined: dict[str, Any] = {}
+    for kind in kinds:
+        for name, value in engine_kind(kind).engine_arguments(settings).items():
+            if isinstance(value, list):
+                joined[name] = [*joined.get(name, []), *value]
+            elif isinstance(value, dict):
+                joined[name] = {**joined.get(name, {}), **value}
+            else:
+                joined[name] = value
+    return joined
+
+
+def refusal(llm: AsyncLLM, digest: str, error: Exception) -> Exception:
+    """What an engine's error at loading means.
+
+    InvalidModule, ModuleRefused, or the error itself where the engine has died.
+    """
+    if llm.errored:
+        return error
+    reason = str(error).rpartition("method failed: ")[2].partition("\n")[0] or type(error).__name__
+    if _LACK.search(reason):
+        return ModuleRefused(digest, f"the engine cannot load it now: {reason}")
+    return InvalidModule("module", f"the engine refuses it: {reason}")
