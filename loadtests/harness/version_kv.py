@@ -96,7 +96,7 @@ def engine_cached_tokens(folder: Path) -> dict[str, int]:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from memserve.config import Settings
+    from memserve.config import load_settings
     from memserve.worker.engine.cpu import CpuExecutor
     from memserve.worker.modules.kinds.lora import LoraKind
 
@@ -104,7 +104,7 @@ def engine_cached_tokens(folder: Path) -> dict[str, int]:
     digests = {"harbour": "aa" * 32, "observatory": "bb" * 32}
     for adapter, digest in digests.items():
         shutil.copytree(ADAPTERS_DIR / adapter, folder / "modules" / digest)
-    holder = LoraKind(cast(Any, None), Settings())
+    holder = LoraKind(cast(Any, None), load_settings({}))
 
     def by_digest(adapter: str) -> LoRARequest:
         return holder.request(digests[adapter])

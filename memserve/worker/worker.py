@@ -216,7 +216,7 @@ class Worker:
             max_concurrent=self._settings.max_concurrent,
             started_s=time.time(),
             shares_kv=shares_kv,
-            limits="; ".join(f"no modules of kind {kind.value}: {why}" for kind, why in absent.items()),
+            limits="; ".join(f"no modules of kind {kind}: {why}" for kind, why in absent.items()),
         )
 
     async def _register(self, lease: WorkerLease) -> None:

@@ -77,7 +77,10 @@ async def open_gateway(
     disk: DiskWatch | None = None,
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """workers: the fields of each FakeWorker. disk: in place of the gateway's own watch. settings: of the gateway, over the tests' own."""
+    """workers: the fields of each FakeWorker. disk: in place of the gateway's own watch.
+
+    settings: of the gateway, over the tests' own.
+    """
     directory = directory / uuid.uuid4().hex[:8]
     directory.mkdir()
     redis = RedisServer(directory)

@@ -65,9 +65,7 @@ async def worker(tmp_path: Path, holder: FailingHolder) -> AsyncIterator[rpc.Wor
         blobs.put(digest, source)
     (tmp_path / "modules" / DAMAGED / "weights").write_bytes(b"same weights")
     no_llm = cast(Any, None)
-    engine = Engine(
-        no_llm, Modules(LocalCopies(blobs), {ModuleKind.LORA: holder}, {}), no_llm, no_llm, tmp_path
-    )
+    engine = Engine(no_llm, Modules(LocalCopies(blobs), {ModuleKind.LORA: holder}, {}), {}, tmp_path)
     server = grpc.aio.server()
     rpc.add_WorkerServiceServicer_to_server(WorkerService(engine, BlockLog(), max_lora_rank=16), server)
     port = server.add_insecure_port("127.0.0.1:0")
