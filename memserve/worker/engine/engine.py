@@ -72,6 +72,7 @@ class Engine:
                 logprobs=0 if sampling.logprobs else None,
                 output_kind=RequestOutputKind.DELTA,
                 extra_args={"kv_transfer_params": {OWNER: owner}, **call.extra_args},
+                **call.sampling,
             )
             prompt: Any = {"prompt_token_ids": list(request.token_ids), "cache_salt": request.cache_salt}
             # Closed by `held`, so that the engine has dropped the request before its modules may leave.

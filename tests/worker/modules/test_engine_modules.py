@@ -5,6 +5,7 @@ meanwhile.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import uuid
 import warnings
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 
@@ -19,11 +21,15 @@ from memserve.config import Settings
 from memserve.demo import MODEL_DIR
 from memserve.demo.adapters import held_facts
 from memserve.domain import ModuleKind, ModulePlace, Sampling
+from memserve.domain.kinds import KINDS
 from memserve.domain.worker_calls import AppliedModule, WorkerRequest
 from memserve.errors import InvalidModule, ModuleNotFound
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.model.files import open_model
+from memserve.pb.v1 import inference_pb2, module_pb2, module_pb2_grpc
+from tests.kv.redis_server import RedisServer
 from tests.worker.modules.demo_modules import put_adapter, put_expert
+from tests.worker.modules.third_kind import FILE, ROW, STEER
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
@@ -46,7 +52,8 @@ def request_of(
 class Worker:
     """An engine and a module store that is its own directory."""
 
-    def __init__(self, engine: Any, blobs: BlobStore) -> None:
+    def __init__(self, settings: Settings, engine: Any, blobs: BlobStore) -> None:
+        self.settings = settings
         self.engine = engine
         self.blobs = blobs
         self.vocabulary = engine.llm.model_config.get_vocab_size()
@@ -109,9 +116,11 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wor
         for name, value in engine_environment(settings).items():
             patch.setenv(name, value)
         patch.chdir(settings.modules_root)
+        patch.setitem(KINDS, STEER, ROW)
         from memserve.worker.engine.start import start_engine
 
         worker = Worker(
+            settings,
             start_engine(settings, open_model(MODEL_DIR, 512), None, f"ipc://{folder}/events"),
             BlobStore("", settings.modules_root / "modules"),
         )
@@ -304,3 +313,37 @@ async def test_the_canary_prompts_tell_a_module_that_changes_something_from_one_
     assert await try_module(worker.engine, put_expert(blobs, vocabulary, 1), EXPERT) > 0.1
     assert await try_module(worker.engine, put_expert(blobs, vocabulary, 2, constant=True), EXPERT) == 0.0
     assert worker.engine.modules.used == []
+
+
+async def test_a_third_kind_is_one_row_and_two_classes(worker: Worker, own_redis_server: RedisServer) -> None:
+    """It is published, promoted, loaded and answers, through a gateway and over the worker's port."""
+    from tests.worker.modules.served_engine import generated, serving
+
+    token = 77
+    async with serving(worker.engine, worker.settings, own_redis_server.url) as (channel, client):
+        content = str(token).encode()
+        file = module_pb2.UploadFile(
+            file_name=FILE, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+        )
+        header = module_pb2.PublishModuleHeader(name="steered", kind=ROW.number, files=[file])
+        chunk = module_pb2.FileChunk(file_name=FILE, content=content)
+        parts = [
+            module_pb2.PublishModuleRequest(header=header),
+            module_pb2.PublishModuleRequest(chunk=chunk),
+        ]
+        published = await module_pb2_grpc.ModuleServiceStub(channel).PublishModule(iter(parts))
+        assert (published.version.kind, published.version.moves_logits) == (ROW.number, True)
+        await client.modules.promote("steered", 1)
+        plain, plain_tokens = await generated(channel)
+        assert not plain.modules
+        receipt, tokens = await generated(channel, inference_pb2.ModuleUse(reference="steered"))
+        (used,) = receipt.modules
+        assert (used.name, used.version, used.kind, used.alpha) == ("steered", 1, STEER, 1.0)
+        assert set(tokens) == {token} != set(plain_tokens)
+        off, tokens = await generated(channel, inference_pb2.ModuleUse(reference="steered", strength=0.0))
+        assert (list(off.modules), tokens) == ([], plain_tokens)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await generated(channel, *[inference_pb2.ModuleUse(reference="steered")] * 2)
+        assert refused.value.details() == "modules[1].reference: at most 1 of kind steer"
+        assert worker.engine.modules.held == {published.version.digest: ModulePlace.DEVICE}
+        await worker.engine.modules.unload(published.version.digest, STEER)

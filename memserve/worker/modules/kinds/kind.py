@@ -28,8 +28,10 @@ class EngineCall:
     """What one request asks of vLLM beside its prompt and its sampling. Modules write themselves into it."""
 
     lora: LoRARequest | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's SamplingParams."""
     extra_args: dict[str, Any] = field(default_factory=dict)
-    """Of vLLM's SamplingParams."""
+    """The entries of SamplingParams' `extra_args`."""
 
 
 class EngineKind(Holder, Protocol):
