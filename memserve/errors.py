@@ -106,8 +106,8 @@ class OtherBase(MemserveError):
 
     def __init__(self, reference: str, base_digest: str) -> None:
         super().__init__(
-            f"{reference} was made for another base model ({base_digest[:12]}); publish one for the "
-            "model that is served"
+            f"{reference} was made for another base model ({base_digest[:12]}); publish one for the model "
+            "that is served"
         )
 
 
@@ -209,9 +209,8 @@ class JournalFull(MemserveError):
 
     def __init__(self, waiting_bytes: int, retry_after_s: float) -> None:
         super().__init__(
-            f"{waiting_bytes >> 20} MiB of memories wait until the vector store has written them, "
-            "and no more are taken; none is lost; "
-            f"try again in {retry_after_s:g} s"
+            f"{waiting_bytes >> 20} MiB of memories wait until the vector store has written them, and no "
+            f"more are taken; none is lost; try again in {retry_after_s:g} s"
         )
         self.retry_after_s = retry_after_s
 
@@ -234,8 +233,8 @@ class AuditFull(MemserveError):
 
     def __init__(self, tenant: str, size_bytes: int, limit_bytes: int) -> None:
         super().__init__(
-            f"the audit of tenant {tenant} has {size_bytes} of {limit_bytes} bytes; `memserve audit "
-            "export FILE --release` makes room"
+            f"the audit of tenant {tenant} has {size_bytes} of {limit_bytes} bytes; `memserve audit export "
+            "FILE --release` makes room"
         )
 
 
@@ -256,9 +255,8 @@ class PinLimitReached(MemserveError):
 
     def __init__(self, tenant: str, pinned_bytes: int, limit_bytes: int) -> None:
         super().__init__(
-            f"tenant {tenant} has pinned {pinned_bytes} of {limit_bytes} bytes, and this prefix does "
-            "not fit, there or in what all tenants "
-            "may pin; unpin another first"
+            f"tenant {tenant} has pinned {pinned_bytes} of {limit_bytes} bytes, and this prefix does not "
+            "fit, there or in what all tenants may pin; unpin another first"
         )
 
 
@@ -293,8 +291,8 @@ class WorkersLost(MemserveError):
 
     def __init__(self, workers: int, detail: str) -> None:
         super().__init__(
-            f"{workers} workers were lost under this request, which is not tried on a third "
-            f"({detail}); do not repeat it as it is"
+            f"{workers} workers were lost under this request, which is not tried on a third ({detail}); do "
+            "not repeat it as it is"
         )
 
 
@@ -312,8 +310,8 @@ class RegistryUnavailable(MemserveError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(
-            f"the registry does not answer ({detail}); a change may or may not have been made: look, "
-            "and try again"
+            f"the registry does not answer ({detail}); a change may or may not have been made: look, and try "
+            "again"
         )
 
 
@@ -322,8 +320,8 @@ class UnreadableRecord(MemserveError):
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(
-            f"a record of the registry ({what}) cannot be read here: {why}; a newer memserve may "
-            "have written it"
+            f"a record of the registry ({what}) cannot be read here: {why}; a newer memserve may have "
+            "written it"
         )
 
 
@@ -333,8 +331,8 @@ class RegistryDiskFull(RegistryUnavailable):
     def __init__(self, retry_after_s: float) -> None:
         MemserveError.__init__(
             self,
-            "the registry's disk is nearly full, so no changes are taken; make room there, and try "
-            f"again in {retry_after_s:g} s",
+            "the registry's disk is nearly full, so no changes are taken; make room there, and try again "
+            f"in {retry_after_s:g} s",
         )
         self.retry_after_s = retry_after_s
 
@@ -358,8 +356,8 @@ class VectorStoreHeld(MemserveError):
 
     def __init__(self) -> None:
         super().__init__(
-            "another process holds the vector store's folder; Milvus Lite serves one gateway: stop "
-            "the other, or use a Milvus server"
+            "another process holds the vector store's folder; Milvus Lite serves one gateway: stop the "
+            "other, or use a Milvus server"
         )
 
 
@@ -375,9 +373,9 @@ class EmbedderChanged(MemserveError):
 
     def __init__(self, before: str, now: str) -> None:
         super().__init__(
-            f"the memories here were embedded by {before}, and {now} would not find them: keep the "
-            "setting embedder as it was, or start "
-            "with another data directory (and another registry) and remember them there"
+            f"the memories here were embedded by {before}, and {now} would not find them: keep the setting "
+            "embedder as it was, or start with another data directory (and another registry) and remember "
+            "them there"
         )
 
 
