@@ -67,8 +67,8 @@ def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
     if not (api_key.isascii() and api_key.isprintable()):
         raise UsageError(
             "api_key",
-            "holds a character that no header takes; is there a line's end or a stray byte in the "
-            "file that it comes from?",
+            "holds a character that no header takes; is there a line's end or a stray byte in the file that "
+            "it comes from?",
         )
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()
 

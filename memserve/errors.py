@@ -1,4 +1,7 @@
-"""Facts that stop a request. No gRPC here: `api/grpc/errors.py` maps each to a status, in one table."""
+"""Errors that a caller can act on.
+
+They know no gRPC: one table in `api/grpc/errors.py` maps each to a status.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from typing import Any
 
 
 class PicklableError(Exception):
-    """An exception that crosses a process boundary, whatever its constructor takes: process pools, Ray and
-    Celery pickle what is raised.
+    """An exception that crosses a process boundary, whatever its constructor takes.
+
+    Process pools, Ray and Celery pickle what is raised.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -21,11 +25,11 @@ def _restored(kind: type[PicklableError], args: tuple[Any, ...], state: dict[str
 
 
 class MemserveError(PicklableError):
-    """A fact that a caller can act on. `str(error)` is one line that says what to do."""
+    """An error that a caller can act on. `str(error)` is one line that says what to do."""
 
 
-class UsageError(PicklableError, ValueError):
-    """A client was asked for what it cannot send: nothing has been sent."""
+class FieldError(PicklableError):
+    """A value breaks a rule."""
 
     def __init__(self, field: str, rule: str) -> None:
         super().__init__(f"{field}: {rule}")
@@ -33,26 +37,20 @@ class UsageError(PicklableError, ValueError):
         self.rule = rule
 
 
-class InvalidField(MemserveError):
+class UsageError(FieldError, ValueError):
+    """The client cannot send the request. Nothing has been sent."""
+
+
+class InvalidField(FieldError, MemserveError):
     """A request's field breaks a rule."""
 
-    def __init__(self, field: str, rule: str) -> None:
-        super().__init__(f"{field}: {rule}")
-        self.field = field
-        self.rule = rule
 
-
-class InvalidModule(MemserveError):
-    """An uploaded module is not what it says, or does not fit the served model."""
-
-    def __init__(self, field: str, rule: str) -> None:
-        super().__init__(f"{field}: {rule}")
-        self.field = field
-        self.rule = rule
+class InvalidModule(FieldError, MemserveError):
+    """An uploaded module is not what its files say, or does not fit the served model."""
 
 
 class Unauthenticated(MemserveError):
-    """No valid API key came with the call."""
+    """The call has no valid API key."""
 
     def __init__(self) -> None:
         super().__init__("send a valid key in the metadata: authorization: Bearer <key>")
@@ -84,7 +82,7 @@ class ModuleNotFound(MemserveError):
 
 
 class ModuleNotLive(MemserveError):
-    """The module has versions, and none of them is behind the alias that was asked for."""
+    """The module has no version behind the alias of the request."""
 
     def __init__(self, name: str, alias: str) -> None:
         super().__init__(
@@ -93,7 +91,7 @@ class ModuleNotLive(MemserveError):
 
 
 class AliasConflict(MemserveError):
-    """An alias is not at the revision that the caller expected: somebody else was quicker."""
+    """An alias is not at the revision that the caller expects: another change came first."""
 
     def __init__(self, name: str, alias: str, revision: int, expected: int) -> None:
         super().__init__(
@@ -102,24 +100,24 @@ class AliasConflict(MemserveError):
 
 
 class OtherBase(MemserveError):
-    """A version was made for another base model than the one that is served."""
+    """A version was made for another base model than the served one."""
 
     def __init__(self, reference: str, base_digest: str) -> None:
         super().__init__(
-            f"{reference} was made for another base model ({base_digest[:12]}); publish one for the "
-            "model that is served"
+            f"{reference} was made for another base model ({base_digest[:12]}); publish one for the model "
+            "that is served"
         )
 
 
 class NothingToRollBack(MemserveError):
-    """The alias has had one target only, or what it had before has been deleted."""
+    """The alias never had another target, or the version that it had before is deleted."""
 
     def __init__(self, name: str, alias: str, why: str) -> None:
         super().__init__(f"{name}@{alias} cannot be rolled back: {why}")
 
 
 class VersionInUse(MemserveError):
-    """A version is to be deleted that something still uses."""
+    """A version cannot be deleted while it is in use."""
 
     def __init__(self, reference: str, user: str) -> None:
         super().__init__(f"{reference} is in use by {user}; release it there first")
@@ -135,7 +133,7 @@ class GateRefused(MemserveError):
 
 
 class UploadIncomplete(MemserveError):
-    """An upload ended before all of its bytes were here. What came is kept for a while."""
+    """An upload ended before all of its bytes had arrived. The bytes that arrived are kept for a while."""
 
     def __init__(self, file_name: str, received: int, size: int) -> None:
         super().__init__(
@@ -144,7 +142,7 @@ class UploadIncomplete(MemserveError):
 
 
 class BlobDamaged(MemserveError):
-    """What the module store keeps under a digest is not what was put there."""
+    """The files that the module store has under a digest differ from those that were put there."""
 
     def __init__(self, digest: str, why: str) -> None:
         super().__init__(
@@ -153,7 +151,7 @@ class BlobDamaged(MemserveError):
 
 
 class BlobStoreUnavailable(MemserveError):
-    """The module store does not answer, or does not let us in."""
+    """The module store does not answer, or refuses memserve's credentials."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"the module store does not answer ({detail}); try again")
@@ -194,7 +192,7 @@ class QuotaExceeded(MemserveError):
 
 
 class DiskFull(MemserveError):
-    """A disk that a change would be written to has too little room."""
+    """The disk that a change would be written to has too little room."""
 
     def __init__(self, disk: str, retry_after_s: float) -> None:
         super().__init__(
@@ -205,19 +203,18 @@ class DiskFull(MemserveError):
 
 
 class JournalFull(MemserveError):
-    """So many memories wait to become durable in the vector store that no more are taken."""
+    """Too many memories wait to become durable in the vector store. No more are taken."""
 
     def __init__(self, waiting_bytes: int, retry_after_s: float) -> None:
         super().__init__(
-            f"{waiting_bytes >> 20} MiB of memories wait until the vector store has written them, "
-            "and no more are taken; none is lost; "
-            f"try again in {retry_after_s:g} s"
+            f"{waiting_bytes >> 20} MiB of memories wait until the vector store has written them, and no "
+            f"more are taken; none is lost; try again in {retry_after_s:g} s"
         )
         self.retry_after_s = retry_after_s
 
 
 class QuotaReached(MemserveError):
-    """A tenant keeps as much of something as it may."""
+    """A tenant has reached a limit on what it may keep."""
 
     retry_after_s = 60.0
 
@@ -228,19 +225,17 @@ class QuotaReached(MemserveError):
 
 
 class AuditFull(MemserveError):
-    """The record of a tenant's changes has as many bytes as it may; what is in it goes only after export, or
-    with age.
-    """
+    """The record of a tenant's changes is full. Its events are removed only after export, or with age."""
 
     def __init__(self, tenant: str, size_bytes: int, limit_bytes: int) -> None:
         super().__init__(
-            f"the audit of tenant {tenant} has {size_bytes} of {limit_bytes} bytes; `memserve audit "
-            "export FILE --release` makes room"
+            f"the audit of tenant {tenant} has {size_bytes} of {limit_bytes} bytes; `memserve audit export "
+            "FILE --release` makes room"
         )
 
 
 class PrefixNotStored(MemserveError):
-    """A prefix is to be pinned that is not all in Redis."""
+    """A prefix cannot be pinned because Redis does not have all of it."""
 
     def __init__(self, stored: int, chunks: int) -> None:
         rule = (
@@ -252,13 +247,12 @@ class PrefixNotStored(MemserveError):
 
 
 class PinLimitReached(MemserveError):
-    """The tenant, or all together, have pinned as much as may be."""
+    """The tenant has pinned as much as it may, or all tenants together have."""
 
     def __init__(self, tenant: str, pinned_bytes: int, limit_bytes: int) -> None:
         super().__init__(
-            f"tenant {tenant} has pinned {pinned_bytes} of {limit_bytes} bytes, and this prefix does "
-            "not fit, there or in what all tenants "
-            "may pin; unpin another first"
+            f"tenant {tenant} has pinned {pinned_bytes} of {limit_bytes} bytes, and this prefix does not "
+            "fit, there or in what all tenants may pin; unpin another first"
         )
 
 
@@ -271,7 +265,7 @@ class NoWorker(MemserveError):
 
 
 class GatewayStarting(MemserveError):
-    """The gateway's port is open, and what stands behind it is not ready yet."""
+    """The gateway's port is open, and the gateway is not ready yet."""
 
     def __init__(self, retry_after_s: float = 2.0) -> None:
         super().__init__(f"the gateway is starting; try again in {retry_after_s:g} s")
@@ -287,14 +281,12 @@ class WorkerLost(MemserveError):
 
 
 class WorkersLost(MemserveError):
-    """Worker after worker was lost before its first token of the same answer: the request may be what ends
-    them.
-    """
+    """Several workers were lost before their first token of one answer. The request may be what ends them."""
 
     def __init__(self, workers: int, detail: str) -> None:
         super().__init__(
-            f"{workers} workers were lost under this request, which is not tried on a third "
-            f"({detail}); do not repeat it as it is"
+            f"{workers} workers were lost under this request, which is not tried on a third ({detail}); do "
+            "not repeat it as it is"
         )
 
 
@@ -308,22 +300,22 @@ class DeadlineExceeded(MemserveError):
 
 
 class RegistryUnavailable(MemserveError):
-    """The registry Redis does not answer, and the operation needs it."""
+    """The registry Redis does not answer, and the call needs it."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(
-            f"the registry does not answer ({detail}); a change may or may not have been made: look, "
-            "and try again"
+            f"the registry does not answer ({detail}); a change may or may not have been made: look, and try "
+            "again"
         )
 
 
 class UnreadableRecord(MemserveError):
-    """A record of the registry cannot be read: a newer memserve wrote it, or it is damaged."""
+    """A record of the registry cannot be read. A newer memserve wrote it, or it is damaged."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(
-            f"a record of the registry ({what}) cannot be read here: {why}; a newer memserve may "
-            "have written it"
+            f"a record of the registry ({what}) cannot be read here: {why}; a newer memserve may have "
+            "written it"
         )
 
 
@@ -333,14 +325,14 @@ class RegistryDiskFull(RegistryUnavailable):
     def __init__(self, retry_after_s: float) -> None:
         MemserveError.__init__(
             self,
-            "the registry's disk is nearly full, so no changes are taken; make room there, and try "
-            f"again in {retry_after_s:g} s",
+            "the registry's disk is nearly full, so no changes are taken; make room there, and try again "
+            f"in {retry_after_s:g} s",
         )
         self.retry_after_s = retry_after_s
 
 
 class CacheUnavailable(MemserveError):
-    """The Redis of the KV cache does not answer, and the operation needs it."""
+    """The Redis of the KV cache does not answer, and the call needs it."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"the KV cache does not answer ({detail}); try again")
@@ -358,8 +350,8 @@ class VectorStoreHeld(MemserveError):
 
     def __init__(self) -> None:
         super().__init__(
-            "another process holds the vector store's folder; Milvus Lite serves one gateway: stop "
-            "the other, or use a Milvus server"
+            "another process holds the vector store's folder; Milvus Lite serves one gateway: stop the "
+            "other, or use a Milvus server"
         )
 
 
@@ -371,32 +363,32 @@ class VectorStoreDamaged(MemserveError):
 
 
 class EmbedderChanged(MemserveError):
-    """The memories that are kept were embedded by another model."""
+    """Another model embedded the stored memories."""
 
     def __init__(self, before: str, now: str) -> None:
         super().__init__(
-            f"the memories here were embedded by {before}, and {now} would not find them: keep the "
-            "setting embedder as it was, or start "
-            "with another data directory (and another registry) and remember them there"
+            f"the memories here were embedded by {before}, and {now} would not find them: keep the setting "
+            "embedder as it was, or start with another data directory (and another registry) and remember "
+            "them there"
         )
 
 
 class BackupExists(MemserveError):
-    """There is a backup of this name."""
+    """A backup of this name exists."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"a backup {name!r} exists already; choose another name")
 
 
 class BackupNotPossible(MemserveError):
-    """What is to be backed up is not memserve's to back up, or cannot be now."""
+    """memserve cannot back up this installation, or cannot do it now."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"no backup: {why}")
 
 
 class BackupDamaged(MemserveError):
-    """A backup is not what was backed up."""
+    """A backup's files are not the files that were backed up."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"this backup cannot be restored: {why}; use another")

@@ -54,8 +54,8 @@ def open_data_dir(folder: Path) -> None:
         owner = folder.stat().st_uid
         if owner != os.geteuid():
             raise StartupError(
-                f"data_dir {folder} belongs to user {owner}, and memserve runs as {os.geteuid()}; "
-                "choose another data_dir"
+                f"data_dir {folder} belongs to user {owner}, and memserve runs as {os.geteuid()}; choose "
+                "another data_dir"
             )
         folder.chmod(0o700)
         for place, folders, files in os.walk(folder):
@@ -129,9 +129,9 @@ def kept_secret(file: Path) -> bytes:
 def _long_enough(file: Path, secret: bytes) -> bytes:
     if len(secret.strip()) < SECRET_MIN_BYTES:
         raise StartupError(
-            f"{file} holds {len(secret.strip())} bytes, and a secret has at least "
-            f"{SECRET_MIN_BYTES}: restore it from a backup. "
-            "If nothing is to be kept that was salted with it, remove the file; a new one is made"
+            f"{file} holds {len(secret.strip())} bytes, and a secret has at least {SECRET_MIN_BYTES}: "
+            "restore it from a backup. If nothing is to be kept that was salted with it, remove the file; a "
+            "new one is made"
         )
     return secret
 

@@ -41,8 +41,9 @@ from memserve.demo import MODEL_DIR, facts
 from memserve.kv.keys import block_keys, chunk_keys, redis_key
 from memserve.kv.outcomes import Put
 from memserve.kv.store import RedisChunkStore
-from memserve.kv.values.envelope import HEADER_BYTES, Codec, compress, decompress
+from memserve.kv.values.envelope import HEADER_BYTES, Codec
 from memserve.kv.values.int8 import ChunkLayout, from_int8, to_int8
+from memserve.kv.values.lossless import compress, decompress
 from memserve.model.files import open_model
 
 DTYPES, QUICK_DTYPES = ("float32", "bfloat16"), ("bfloat16",)

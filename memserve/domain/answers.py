@@ -35,45 +35,48 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. Temperature 0 is greedy; `logprobs` asks for each chosen token's
-    log-probability.
-
-    Before `min_tokens` the answer does not end by itself.
-    """
+    """How tokens are chosen."""
 
     max_tokens: int
     temperature: float = 0.0
+    """0 is greedy."""
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    """Whether the log-probability of each chosen token is wanted."""
     min_tokens: int = 0
+    """Before this many tokens the answer does not end by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """What the caller wants: time to first token and time per further token, milliseconds. None: no wish."""
+    """How fast the caller wants the answer. None: no wish."""
 
     ttft_ms: float | None = None
+    """Time to the first token."""
     tpot_ms: float | None = None
+    """Time for each further token."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A checked request for one answer. Empty `model`, `worker_id` and `session` mean: the served one, any,
-    none.
-    """
+    """A checked request for one answer."""
 
     messages: tuple[Message, ...]
     sampling: Sampling
     model: str = ""
+    """Empty: the served model."""
     modules: tuple[ModuleUse, ...] = ()
+    """What to answer with, on top of the base model."""
     namespaces: tuple[str, ...] = ()
     recall_limit: int = 0
     recall_timeout_s: float = 0.0
     slo: Slo = Slo()
     worker_id: str = ""
+    """The worker that has to answer. Empty: any."""
     session: str = ""
+    """The same session gets the same version of an alias. Empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,29 +93,29 @@ class Route:
     modules: tuple[UsedModule, ...]
     recall_outcome: RecallOutcome
     passages: tuple[ScoredMemory, ...]
-    # Memories of the recalled namespaces that were acknowledged and that the vector store has lost.
     lost_memories: int = 0
+    """Memories of the recalled namespaces that were acknowledged and that the vector store has lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer. `logprobs` has one entry a token when asked for, else none."""
+    """A piece of the answer."""
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
+    """One for each token when the request wants them, else empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an answer took. `tpot_ms`: the mean over the tokens after the first, None for an answer of one
-    token.
-    """
+    """What an answer took."""
 
     prompt_tokens: int
     output_tokens: int
     cached: CachedTokens
     ttft_ms: float
     tpot_ms: float | None
+    """The mean over the tokens after the first. None for an answer of one token."""
     slo_met: bool
     finish_reason: FinishReason

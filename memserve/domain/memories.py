@@ -8,7 +8,7 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A text memory with its provenance. `created_s` is seconds since the epoch."""
+    """A text memory with its provenance."""
 
     memory_id: str
     namespace: str
@@ -16,20 +16,24 @@ class Memory:
     source: str
     keywords: tuple[str, ...]
     created_s: float
+    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredMemory:
-    """A search hit: the fused score, and each half's own (None where that half did not find it)."""
+    """A hit of a search."""
 
     memory: Memory
     score: float
+    """Fused from both halves of the search."""
     dense_score: float | None
+    """None: the search by meaning did not find the memory."""
     bm25_score: float | None
+    """None: the search by word did not find the memory."""
 
 
 class RecallOutcome(StrEnum):
-    """What became of the vector recall of a request."""
+    """What became of a request's recall."""
 
     NOT_ASKED = "not_asked"
     FOUND = "found"

@@ -27,85 +27,92 @@ ModuleKind.UNKNOWN = ModuleKind("unknown")
 
 
 class ModulePlace(StrEnum):
-    """Where a worker has a module's weights: in a slot of the device, in the engine's host memory, in its
-    directory, or not at all.
-    """
+    """Where a worker has a module's weights."""
 
     DEVICE = "device"
+    """In a slot of the device."""
     HOST = "host"
+    """In the engine's host memory."""
     DISK = "disk"
+    """In the worker's directory."""
     ABSENT = "absent"
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFigures:
-    """What a module's weights look like.
-
-    delta_norm: Frobenius norm of what is added to the base's weights (of an expert, of its weights).
-    sparsity: share of the entries under a thousandth of the largest of their matrix. effective_rank: exp of
-    the entropy of the normalised singular values, mean over the matrices.
-    """
+    """What a module's weights look like."""
 
     delta_norm: float
+    """Frobenius norm of what the module adds to the base's weights. For an expert: of the expert's
+    weights."""
     sparsity: float
+    """Share of the entries under a thousandth of the largest entry of their matrix."""
     effective_rank: float
+    """exp of the entropy of the normalised singular values, mean over the matrices."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateFigure:
-    """One of the gate's comparisons. base, module: shares of right answers, or calibration errors. probes:
-    how many were asked.
-    """
+    """One of the gate's comparisons of a module with its base model."""
 
     name: str
     base: float
+    """The base's share of right answers, or its calibration error."""
     module: float
+    """The same of the module."""
     rule: str
+    """The bar, for people."""
     holds: bool
     probes: int
+    """How many probes were asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """What the gate found. probes_digest: empty when the version has no probes."""
+    """The result of one run of the gate."""
 
     passed: bool
     figures: tuple[GateFigure, ...]
     worker_id: str
     at_s: float
+    """Seconds since the epoch."""
     probes_digest: str
+    """Empty when the version has no probes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleVersion:
-    """One immutable version of a module. `digest`: sha256 over its canonical content, hex; `version` counts
-    from 1.
-
-    base_digest: of the model that it was checked against. parents: digests of the versions that it was
-    composed from. recipe: how it was made, JSON or text. moves_logits: a worker has seen it change the canary
-    prompts' logits. gate: the newest report, None before one. warning: what whoever published it should know
-    of its files; "" for nothing.
-    """
+    """One immutable version of a module."""
 
     module: str
     version: int
+    """Counts from 1."""
     digest: str
+    """sha256 over the version's canonical content, in hexadecimal."""
     kind: ModuleKind
     base_digest: str
+    """Of the model that the version was checked against."""
     rank: int
     target_modules: tuple[str, ...]
     size_bytes: int
     created_s: float
+    """Seconds since the epoch."""
     author: str
     sources: tuple[str, ...]
     parents: tuple[str, ...]
+    """Digests of the versions that this version was composed from."""
     recipe: str
+    """How the version was produced, as JSON or text."""
     notes: str
     figures: WeightFigures
     probes_digest: str
+    """Empty when the version has no probes."""
     moves_logits: bool = False
+    """A worker has seen the version change the canary prompts' logits."""
     gate: GateReport | None = None
+    """The newest report. None: the gate has not run."""
     warning: str = ""
+    """What the publisher should know about the files; "" for nothing."""
 
     @property
     def reference(self) -> str:
@@ -114,37 +121,40 @@ class ModuleVersion:
 
 @dataclass(frozen=True, slots=True)
 class TrafficShare:
-    """A version's share of an alias. `weight` is relative to the others'."""
+    """A version's share of an alias's traffic."""
 
     version: int
     weight: float
+    """Relative to the weights of the alias's other versions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A name for one version, or for several that share its traffic. `revision` rises by one with every
-    change.
-    """
+    """A name for one version, or for several versions that share the alias's traffic."""
 
     name: str
     targets: tuple[TrafficShare, ...]
     revision: int
+    """Rises by one with every change."""
     changed_s: float
+    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class AliasChange:
-    """An entry of an alias's history. action: promote, rollback, split, canary_rollback, or drop (no
-    targets).
-    """
+    """An entry of an alias's history."""
 
     revision: int
     targets: tuple[TrafficShare, ...]
+    """Empty after a drop."""
     at_s: float
+    """Seconds since the epoch."""
     principal: str
     action: str
+    """promote, rollback, split, canary_rollback or drop."""
     reason: str
     forced: bool
+    """The change was made although the gate refused it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,27 +170,31 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """A change: who, when, what, and what it was before and after (JSON; empty for nothing)."""
+    """A change: who, when and what."""
 
     event_id: str
     at_s: float
+    """Seconds since the epoch."""
     tenant: str
     principal: str
     action: str
     module: str
     before: str
+    """The state before the change, as JSON; empty where nothing existed."""
     after: str
+    """The state after the change, as JSON; empty where nothing is left."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsedModule:
-    """A module version in an answer, and why this one."""
+    """A module version that answers a request."""
 
     name: str
     version: int
     digest: str
     kind: ModuleKind
     reason: str
+    """Why this version, for people."""
     alpha: float = 0.0
     """The strength of a module whose kind has one; else 0."""
 
@@ -209,8 +223,9 @@ class Expert:
 
 @dataclass(frozen=True, slots=True)
 class WorkerResidency:
-    """Where a worker has a version. refusal: why it could not load it."""
+    """Where a worker has a version."""
 
     worker_id: str
     place: ModulePlace
     refusal: str = ""
+    """Why the worker could not load the version; "" for no failure."""

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """How a worker's KV is named. Workers of different layouts have nothing for each other.
-
-    namespace: digest under which the KV lives in Redis. block_tokens: tokens in a block. blocks_per_chunk:
-    blocks in one Redis value.
-    """
+    """How a worker's KV is named. Workers of different layouts cannot use each other's KV."""
 
     namespace: str
+    """The digest under which the KV lives in Redis."""
     block_tokens: int
+    """Tokens in a block."""
     blocks_per_chunk: int
+    """Blocks in one Redis value."""
 
     @property
     def chunk_tokens(self) -> int:
@@ -24,7 +23,7 @@ class CacheLayout:
 
 @dataclass(frozen=True, slots=True)
 class CachedTokens:
-    """Prompt tokens whose KV was not computed again, by where it was found."""
+    """Prompt tokens whose KV was not computed again, by the memory that had it."""
 
     device: int = 0
     host: int = 0
@@ -37,19 +36,22 @@ class CachedTokens:
 
 @dataclass(frozen=True, slots=True)
 class HeldPrefix:
-    """A prefix's leading tokens in a worker's own memory: the device's, and the device's or the host's."""
+    """How many of a prefix's leading tokens are in a worker's own memory."""
 
     worker_id: str
     device_tokens: int
+    """In the device's memory."""
     held_tokens: int
+    """In the device's or the host's memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Warmth:
-    """How far a warm-up is. stored_tokens: in Redis, full chunks only."""
+    """How far a warm-up is."""
 
     worker_id: str
     prompt_tokens: int
     computed_tokens: int
     stored_tokens: int
+    """In Redis. Only full chunks are stored."""
     done: bool = False

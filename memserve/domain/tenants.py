@@ -21,14 +21,13 @@ class KeyRole(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who calls. `cache_salt` keeps one tenant's KV from another; it is derived, never sent by a client.
-
-    principal: who of the tenant, for the audit.
-    """
+    """Who calls."""
 
     name: str
     cache_salt: str
+    """Keeps one tenant's KV from another tenant. It is derived, never sent by a client."""
     principal: str = ""
+    """Who of the tenant calls, for the audit."""
     role: KeyRole = KeyRole.ADMIN
 
     @property

@@ -17,7 +17,7 @@ from memserve.errors import BackupExists, BackupNotPossible
 from memserve.memory.backup_files import MANIFEST, REGISTRY, check_name, seal, sync
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.milvus import is_local_uri
-from memserve.registry.leases import answering, registry_client
+from memserve.registry.client import answering, registry_client
 from memserve.turns import on_own_thread
 
 SNAPSHOT_TIMEOUT_S = 600.0

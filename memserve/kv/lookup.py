@@ -117,7 +117,7 @@ class PrefixLookup:
     def _server(self, address: Address) -> _Server:
         if address not in self._servers:
             # No socket_timeout: `_ask` bounds it all, and with one a cancellation can be lost (see
-            # memserve/registry/leases.py).
+            # memserve/registry/client.py).
             client: Redis = Redis(
                 **self._url.arguments(address), socket_timeout=None, retry=Retry(NoBackoff(), 0)
             )

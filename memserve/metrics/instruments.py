@@ -1,5 +1,6 @@
-"""Every Prometheus instrument of the gateway. The workers' come from vLLM and from the KV tier
-(`memserve_kv_tier_*`).
+"""Every Prometheus instrument of the gateway.
+
+The workers' instruments come from vLLM and from the KV tier (`memserve_kv_tier_*`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 def loop_failures(registry: CollectorRegistry) -> Counter:
-    """Of a gateway or a worker; for `memserve.processes.supervised`."""
+    """The counter of a gateway or a worker that `memserve.processes.supervised` reports failures to."""
     return Counter(
         "memserve_loop_failures_total",
         "Steps of background loops that failed and are taken again, by loop.",
@@ -25,7 +26,13 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        r = self.registry
+        self._declare_answers(self.registry)
+        self._declare_routing(self.registry)
+        self._declare_texts(self.registry)
+        self._declare_modules(self.registry)
+        self._declare_process(self.registry)
+
+    def _declare_answers(self, r: CollectorRegistry) -> None:
         self.requests = Counter(
             "memserve_requests_total", "Calls answered, by RPC and gRPC status.", ["rpc", "code"], registry=r
         )
@@ -52,13 +59,8 @@ class GatewayMetrics:
         self.cached_tokens = Counter(
             "memserve_cached_tokens_total", "Prompt tokens not computed again, by tier.", ["tier"], registry=r
         )
-        self.recall = Histogram(
-            "memserve_recall_seconds",
-            "Vector recall of a request, by outcome.",
-            ["outcome"],
-            buckets=SECONDS,
-            registry=r,
-        )
+
+    def _declare_routing(self, r: CollectorRegistry) -> None:
         self.lookups = Counter(
             "memserve_prefix_lookups_total",
             "Look-ups of prefixes in Redis, by outcome.",
@@ -75,20 +77,16 @@ class GatewayMetrics:
             "Streams ended because their caller did not read them.",
             registry=r,
         )
-        self.module_answers = Counter(
-            "memserve_module_answers_total",
-            "Answers that began with a module, by kind.",
-            ["kind"],
+        self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)
+
+    def _declare_texts(self, r: CollectorRegistry) -> None:
+        self.recall = Histogram(
+            "memserve_recall_seconds",
+            "Vector recall of a request, by outcome.",
+            ["outcome"],
+            buckets=SECONDS,
             registry=r,
         )
-        self.module_changes = Counter(
-            "memserve_module_changes_total",
-            "Changes of modules: publish, promote, rollback, split, canary_rollback, drop, delete. "
-            "By action.",
-            ["action"],
-            registry=r,
-        )
-        self.loop_failures = loop_failures(r)
         self.lost_memories = Gauge(
             "memserve_lost_memories",
             "Memories that were acknowledged and that the vector store has lost: its files are damaged.",
@@ -109,10 +107,27 @@ class GatewayMetrics:
             "Writes that are acknowledged and that the vector store does not have yet.",
             registry=r,
         )
+
+    def _declare_modules(self, r: CollectorRegistry) -> None:
+        self.module_answers = Counter(
+            "memserve_module_answers_total",
+            "Answers that began with a module, by kind.",
+            ["kind"],
+            registry=r,
+        )
+        self.module_changes = Counter(
+            "memserve_module_changes_total",
+            "Changes of modules: publish, promote, rollback, split, canary_rollback, drop, delete. "
+            "By action.",
+            ["action"],
+            registry=r,
+        )
+
+    def _declare_process(self, r: CollectorRegistry) -> None:
+        self.loop_failures = loop_failures(r)
         self.disk_is_short = Gauge(
             "memserve_disk_is_short", "1 while changes are refused because a disk is nearly full.", registry=r
         )
-        self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)
 
     def loop_failed(self, loop: str) -> None:
         """loop: a name from the code."""

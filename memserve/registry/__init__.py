@@ -1,1 +1,1 @@
-"""The registry Redis: clients with bounded waits, and the leases of the workers that live."""
+"""The registry Redis: small, never evicted. Clients with bounded waits, and the leases of live workers."""

@@ -12,7 +12,8 @@ import pytest_asyncio
 
 from memserve.domain import WorkerLease
 from memserve.errors import RegistryUnavailable
-from memserve.registry.leases import WORKERS, Registry, answering, close_client, lease_key, registry_client
+from memserve.registry.client import answering, close_client, registry_client
+from memserve.registry.leases import WORKERS, Registry, lease_key
 from tests.kv.redis_server import RedisServer
 
 LEASE = WorkerLease("w0", "127.0.0.1:1", "127.0.0.1:2", 7, "tiny", "md", "td", "ns", 32, 1, 8192, 8, 1.5)

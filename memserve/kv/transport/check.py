@@ -79,8 +79,8 @@ def info_fault(info: Mapping[str, Any], deployment: Deployment) -> str | None:
     policy = str(info.get("maxmemory_policy", ""))
     if int(info.get("maxmemory", 0)) > 0 and policy.startswith("allkeys-"):
         return (
-            f"evicts any key when it is full, the cache's ledger too (maxmemory-policy {policy}); set "
-            "the policy to volatile-lru"
+            f"evicts any key when it is full, the cache's ledger too (maxmemory-policy {policy}); set the "
+            "policy to volatile-lru"
         )
     return None
 
@@ -103,16 +103,16 @@ def _cluster_masters(cache: CacheUrl, timeout_s: float) -> frozenset[Address]:
         masters = nodes.learn()
     except LEARNING_FAILS as error:
         raise StartupError(
-            f"cache_redis_url: the cluster does not tell its slots ({error}); look at `redis-cli "
-            "--cluster check`"
+            f"cache_redis_url: the cluster does not tell its slots ({error}); look at `redis-cli --cluster "
+            "check`"
         ) from None
     finally:
         nodes.close()
     if nodes.covered_slots < REDIS_CLUSTER_HASH_SLOTS:
         missing = REDIS_CLUSTER_HASH_SLOTS - nodes.covered_slots
         raise StartupError(
-            f"cache_redis_url: {missing} slots of the cluster are on no master; repair it with "
-            "`redis-cli --cluster fix`"
+            f"cache_redis_url: {missing} slots of the cluster are on no master; repair it with `redis-cli "
+            "--cluster fix`"
         )
     return masters
 
@@ -128,9 +128,8 @@ def _sentinel_masters(cache: CacheUrl, timeout_s: float) -> frozenset[Address]:
             continue
         if info.get("redis_mode", info.get("server_mode")) != "sentinel":
             raise StartupError(
-                f"cache_redis_url: the server at {_named(address)} is no Sentinel; name the "
-                "Sentinels (usually port 26379), "
-                "or use redis:// for a server that holds values"
+                f"cache_redis_url: the server at {_named(address)} is no Sentinel; name the Sentinels "
+                "(usually port 26379), or use redis:// for a server that holds values"
             )
     if len(unreachable) == len(cache.addresses):
         raise StartupError("; ".join(unreachable))
@@ -139,8 +138,8 @@ def _sentinel_masters(cache: CacheUrl, timeout_s: float) -> frozenset[Address]:
         return master.learn()
     except MasterNotFoundError:
         raise StartupError(
-            f"cache_redis_url: the Sentinels know no master of {cache.service!r} that is up; "
-            "`redis-cli -p 26379 SENTINEL MASTERS` lists what they know"
+            f"cache_redis_url: the Sentinels know no master of {cache.service!r} that is up; `redis-cli -p "
+            "26379 SENTINEL MASTERS` lists what they know"
         ) from None
     except LEARNING_FAILS as error:
         raise StartupError(f"cache_redis_url: the Sentinels do not tell their master ({error})") from None

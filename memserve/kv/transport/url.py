@@ -1,6 +1,4 @@
-"""`cache_redis_url`, understood: one server, a Redis Cluster, or Sentinels. No I/O but the making of
-clients.
-"""
+"""`cache_redis_url`, understood: one server, a Redis Cluster, or Sentinels. Nothing here connects."""
 
 from __future__ import annotations
 
@@ -16,7 +14,8 @@ from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-Address = tuple[str, int]  # host and port; of a unix socket its path and 0
+Address = tuple[str, int]
+"""Host and port. For a unix socket: its path, and 0."""
 
 
 class Deployment(Enum):
@@ -36,7 +35,7 @@ _SCHEMES: Final = {
     "redis+sentinel": (Deployment.SENTINEL, False),
     "rediss+sentinel": (Deployment.SENTINEL, True),
 }
-# Timeouts, protocol and decoding are memserve's own affair.
+# A URL cannot set timeouts, protocol and decoding: memserve sets them.
 _PARAMETERS: Final = ("username", "password", "client_name", "socket_keepalive")
 _TLS_PARAMETERS: Final = (
     "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs",
@@ -50,28 +49,27 @@ _PORTS: Final = {Deployment.SINGLE: 6379, Deployment.CLUSTER: 6379, Deployment.S
 
 @dataclass(frozen=True, slots=True)
 class CacheUrl:
-    """A cache URL, understood. Its repr shows no secret.
-
-    addresses: of the server, of some nodes of the cluster, or of the Sentinels. service: what the Sentinels
-    call the master. options: redis-py's arguments for every connection to a server that holds values;
-    sentinel_options: to a Sentinel.
-    """
+    """A cache URL, understood. Its repr shows no secret."""
 
     deployment: Deployment
     addresses: tuple[Address, ...]
+    """The address of the server, of some nodes of the cluster, or of the Sentinels."""
     service: str = ""
+    """The Sentinels' name for the master."""
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """redis-py's arguments for every connection to a server that holds values."""
     sentinel_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """redis-py's arguments for every connection to a Sentinel."""
 
     def arguments(self, address: Address) -> dict[str, Any]:
-        """For redis-py's clients, the asyncio ones too."""
+        """Arguments for redis-py's blocking and asyncio clients."""
         host, port = address
         return {**self.options, **({"host": host, "port": port} if port else {"unix_socket_path": host})}
 
     def client(self, address: Address, timeout_s: float, connect_timeout_s: float) -> Redis:
-        """A blocking client of one server, as `Wire.connect` needs its pool. Does not connect."""
-        # One retry, only for a connection that turns out to be closed: after a restart of Redis every pooled
-        # connection is.
+        """A blocking client of one server. `Wire.connect` takes its pool. Does not connect."""
+        # One retry, only for a connection that turns out to be closed. After a restart of Redis every pooled
+        # connection is closed.
         retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
         return Redis(
             **self.arguments(address),
@@ -83,46 +81,23 @@ class CacheUrl:
 
 
 def parse_cache_url(url: str) -> CacheUrl:
-    """Raises ValueError that says what is wrong and how it is written; it quotes neither user nor
+    """Read a cache URL.
+
+    Raises ValueError that says what is wrong and how it is written. The message quotes neither user nor
     password.
     """
     scheme = url.partition("://")[0]
     if "://" not in url or scheme not in _SCHEMES:
         raise ValueError(f"a cache URL begins with one of {', '.join(f'{known}://' for known in _SCHEMES)}")
-    deployment, tls = _SCHEMES[scheme]
+    deployment, _ = _SCHEMES[scheme]
     try:
         parts = urlsplit(url)
     except ValueError:
         raise ValueError(f"it is not well formed; {_ENCODE}") from None
     if parts.fragment or "@" in parts.path:
         raise ValueError(f"it is not well formed; {_ENCODE}")
-    given, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = given.partition(":")
-    options: dict[str, Any] = {"ssl": True} if tls else {}
-    sentinel_options = dict(options)
-    options |= {
-        name: unquote(text) for name, text in (("username", username), ("password", password)) if text
-    }
-
-    known = (*_PARAMETERS, *(_TLS_PARAMETERS if tls else ()))
-    known += ("db",) if deployment is not Deployment.CLUSTER else ()
-    known += _SENTINEL_PARAMETERS if deployment is Deployment.SENTINEL else ()
-    for name, texts in parse_qs(parts.query, keep_blank_values=True).items():
-        if name == "db" and deployment is Deployment.CLUSTER:
-            raise ValueError("a Redis Cluster has no database index; leave `db` out")
-        if name not in known:
-            raise ValueError(f"unknown parameter {name!r} in a {scheme}:// URL; it takes {', '.join(known)}")
-        try:
-            parameter = _PARSERS.get(name, str)(texts[0])
-        except (TypeError, ValueError):
-            raise ValueError(f"parameter {name!r} has a value that it cannot have") from None
-        if name in _SENTINEL_PARAMETERS:
-            sentinel_options[name.removeprefix("sentinel_")] = parameter
-        else:
-            options[name] = parameter
-            if name in _TLS_PARAMETERS:
-                sentinel_options[name] = parameter
-
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    options, sentinel_options = _options(scheme, credentials, parts.query)
     if scheme == "unix":
         if not parts.path:
             raise ValueError("a unix:// URL needs the path of a socket: unix:///run/redis.sock")
@@ -149,6 +124,37 @@ def parse_cache_url(url: str) -> CacheUrl:
             raise ValueError("the database index at the end of the path is no number")
         options.setdefault("db", int(database))
     return CacheUrl(deployment, addresses, service, options, sentinel_options)
+
+
+def _options(scheme: str, credentials: str, query: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """redis-py's arguments for connections to servers that hold values, and for connections to Sentinels."""
+    deployment, tls = _SCHEMES[scheme]
+    username, _, password = credentials.partition(":")
+    options: dict[str, Any] = {"ssl": True} if tls else {}
+    sentinel_options = dict(options)
+    options |= {
+        name: unquote(text) for name, text in (("username", username), ("password", password)) if text
+    }
+
+    known = (*_PARAMETERS, *(_TLS_PARAMETERS if tls else ()))
+    known += ("db",) if deployment is not Deployment.CLUSTER else ()
+    known += _SENTINEL_PARAMETERS if deployment is Deployment.SENTINEL else ()
+    for name, texts in parse_qs(query, keep_blank_values=True).items():
+        if name == "db" and deployment is Deployment.CLUSTER:
+            raise ValueError("a Redis Cluster has no database index; leave `db` out")
+        if name not in known:
+            raise ValueError(f"unknown parameter {name!r} in a {scheme}:// URL; it takes {', '.join(known)}")
+        try:
+            parameter = _PARSERS.get(name, str)(texts[0])
+        except (TypeError, ValueError):
+            raise ValueError(f"parameter {name!r} has a value that it cannot have") from None
+        if name in _SENTINEL_PARAMETERS:
+            sentinel_options[name.removeprefix("sentinel_")] = parameter
+        else:
+            options[name] = parameter
+            if name in _TLS_PARAMETERS:
+                sentinel_options[name] = parameter
+    return options, sentinel_options
 
 
 def _address(text: str, deployment: Deployment) -> Address:

@@ -1,1 +1,1 @@
-"""The stored value: its header, its codecs."""
+"""The stored value: its envelope (header and checks), and the codecs: raw, lossless and int8."""

@@ -1,5 +1,5 @@
-"""What a chunk becomes on its way to Redis and back, one class for each `Codec`. Stateless, so any thread may
-use them.
+"""How a chunk is encoded for Redis, one class for each `Codec`. The classes have no state: any thread may use
+them.
 """
 
 from __future__ import annotations
@@ -9,33 +9,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from memserve.kv.values.envelope import Buffer, Codec, compress, compressed_limit_bytes, decompress
+from memserve.kv.values.envelope import Buffer, Codec
 from memserve.kv.values.int8 import ChunkLayout, from_int8, to_int8
+from memserve.kv.values.lossless import compress, compressed_limit_bytes, decompress
 
 
 class ChunkCodec(Protocol):
-    """code: as the header names it. fixed_length: whether every payload is as long as `limit_bytes` says."""
+    """Encodes chunks, and decodes them."""
 
     code: ClassVar[Codec]
+    """As the header names it."""
     fixed_length: ClassVar[bool]
+    """Whether every payload is as long as `limit_bytes` says."""
 
     def limit_bytes(self, chunk_bytes: int) -> int:
         """The longest payload of a chunk of this length."""
         ...
 
     def encode(self, chunk: Buffer) -> Buffer:
-        """Returns the payload. Raises ValueError for a chunk that has none."""
+        """The payload. Raises ValueError for a chunk that has none."""
         ...
 
     def decode(self, payload: memoryview, chunk: memoryview) -> None:
-        """Fill `chunk`, which is as long as it was when it was encoded. Raises ValueError for what cannot be
-        its payload.
+        """Fill `chunk`, which is as long as the encoded chunk was.
+
+        Raises ValueError for an impossible payload.
         """
         ...
 
 
 class RawChunks:
-    """The payload is the chunk, in the chunk's own memory: it is read from there and written there."""
+    """The payload is the chunk itself. It is sent from the chunk's memory and received into it."""
 
     code: ClassVar[Codec] = Codec.RAW
     fixed_length: ClassVar[bool] = True
@@ -47,7 +51,7 @@ class RawChunks:
         return chunk
 
     def decode(self, payload: memoryview, chunk: memoryview) -> None:
-        """Nothing is to be done."""
+        """The payload is in its place already."""
 
 
 class LosslessChunks:
@@ -68,7 +72,7 @@ class LosslessChunks:
 
 @dataclass(frozen=True, slots=True)
 class Int8Chunks:
-    """Chunks of one layout; they come back as near as `to_int8` says."""
+    """Chunks of one layout. They come back as exactly as `to_int8` says."""
 
     layout: ChunkLayout
 
@@ -89,9 +93,11 @@ RAW_CHUNKS = RawChunks()
 
 
 def chunk_codec(name: str, layout: Mapping[str, Any] | None, *, chunk_bytes: int) -> ChunkCodec:
-    """name: of a `Codec`, in small letters. layout: the fields of the chunks' `ChunkLayout`, for int8.
-    chunk_bytes: of every chunk.
+    """The codec of a setting.
 
+    name: of a `Codec`, in small letters.
+    layout: the fields of the chunks' `ChunkLayout`; int8 needs it.
+    chunk_bytes: of every chunk.
     Raises ValueError for an unknown name, for int8 without a layout of this length, and for lossless without
     the package zstandard.
     """

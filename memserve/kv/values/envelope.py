@@ -1,5 +1,4 @@
-"""The stored value: a fixed header that says what the value is, then the payload, and how the payload is
-encoded. No I/O.
+"""The stored value: a fixed header that says what the value is, then the payload. No I/O.
 
     0   4s   magic "MSKV"
     4   B    version
@@ -19,7 +18,6 @@ import struct
 from enum import Enum, IntEnum
 from typing import Final
 
-import numpy as np
 import xxhash
 
 Buffer = bytes | bytearray | memoryview
@@ -33,30 +31,22 @@ _CHECKSUM: Final = struct.Struct(">Q")
 HEADER_BYTES: Final = _FIELDS.size + _CHECKSUM.size
 
 
-# The first literal-coding level of zstd, kept from looking for short repetitions: KV has none, and without
-# them it is twice as fast.
-_ZSTD_LEVEL: Final = 1
-_ZSTD_HASH_LOG: Final = 8
-_ZSTD_MIN_MATCH: Final = 7
-
-
 class Codec(IntEnum):
-    """How the payload is encoded.
-
-    RAW: the chunk's bytes as the engine has them. LOSSLESS: `compress`, of bfloat16 only; lengths differ from
-    chunk to chunk. INT8: `memserve.kv.values.int8`; all of one length, and not exact.
-    """
+    """How the payload is encoded."""
 
     RAW = 0
+    """The chunk's bytes as the engine has them."""
     LOSSLESS = 1
+    """As `memserve.kv.values.lossless`. For bfloat16 only. Lengths differ from chunk to chunk."""
     INT8 = 2
+    """As `memserve.kv.values.int8`. All payloads have one length. Not exact."""
 
 
 _CODECS: Final = frozenset(Codec)
 
 
 class Refusal(Enum):
-    """Why a stored value is not what was asked for."""
+    """Why a stored value is refused."""
 
     TRUNCATED_HEADER = "truncated_header"
     NOT_A_VALUE = "not_a_value"
@@ -67,12 +57,12 @@ class Refusal(Enum):
     OTHER_KEY = "other_key"
     WRONG_LENGTH = "wrong_length"
     BAD_CHECKSUM = "bad_checksum"
-    # As it was stored, but no chunk of this length encoded.
     UNDECODABLE = "undecodable"
+    """The value is as it was stored, but it is no encoded chunk of this length."""
 
 
 def encode_header(payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec = Codec.RAW) -> bytes:
-    """The header to be stored in front of `payload`.
+    """The header that stands before `payload`.
 
     payload: contiguous bytes. namespace: 32 raw bytes of the digest. key: 1 to 64 bytes.
     Returns HEADER_BYTES bytes.
@@ -86,11 +76,10 @@ def encode_header(payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec
 
 
 class Verification:
-    """Whether what is coming is the value that was stored under this namespace and key, encoded by this
-    codec.
+    """Checks that an arriving value was stored under this namespace and key, with this codec.
 
-    For one value, once: the checksum may be taken while it comes, and bytes that were seen are not looked at
-    again.
+    It serves one value, once. The checksum can be taken while the value arrives. Bytes that were counted are
+    not looked at again.
     """
 
     __slots__ = ("_codec", "_digest", "_expected", "_key", "_namespace", "_payload", "_seen_bytes")
@@ -98,22 +87,24 @@ class Verification:
     def __init__(
         self, payload: memoryview, *, namespace: bytes, key: bytes, codec: Codec = Codec.RAW
     ) -> None:
-        """payload: where all that follows the header comes, contiguous bytes, still encoded."""
+        """payload: where the bytes after the header arrive; contiguous, and still encoded."""
         self._payload, self._namespace, self._key, self._codec = payload, namespace, key, codec
         self._expected = _FIELDS.pack(MAGIC, VERSION, codec, len(key), payload.nbytes, namespace, key)
         self._digest = xxhash.xxh3_64(self._expected)
         self._seen_bytes = 0
 
     def came(self, payload_bytes: int) -> None:
-        """So many bytes of the payload are there, and will not change."""
+        """This many bytes of the payload have arrived, and will not change."""
         if payload_bytes > self._seen_bytes:
             self._digest.update(self._payload[self._seen_bytes : payload_bytes])
             self._seen_bytes = payload_bytes
 
     def refusal(self, header: Buffer) -> Refusal | None:
-        """All of the payload is there. header: the first HEADER_BYTES of the value, fewer when it is shorter.
+        """The verdict, once all of the payload has arrived.
 
-        Returns None for a good value. Never raises on account of the bytes.
+        None: the value is good. Bytes never make it raise.
+
+        header: the first HEADER_BYTES of the value; fewer when the value is shorter.
         """
         self.came(self._payload.nbytes)
         if header == self._expected + _CHECKSUM.pack(self._digest.intdigest()):
@@ -122,7 +113,7 @@ class Verification:
 
 
 def _fault(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes, codec: Codec) -> Refusal:
-    """What is wrong first with a header that is not the one that belongs to the payload."""
+    """The first fault of a header that is not the payload's."""
     if memoryview(header).nbytes != HEADER_BYTES:
         return Refusal.TRUNCATED_HEADER
     magic, version, stored_codec, key_bytes, payload_bytes, stored_namespace, stored_key = _FIELDS.unpack(
@@ -143,59 +134,6 @@ def _fault(header: Buffer, payload: Buffer, *, namespace: bytes, key: bytes, cod
     if payload_bytes != memoryview(payload).nbytes:
         return Refusal.WRONG_LENGTH
     return Refusal.BAD_CHECKSUM
-
-
-def compress(chunk: Buffer) -> bytes:
-    """A chunk of bfloat16 without loss: the low bytes of all numbers as they are, then their high bytes in
-    one zstd frame.
-
-    The high byte, sign and most of the exponent, takes few values; the low one, the mantissa, is noise.
-    chunk: contiguous bytes.
-    Returns at most `compressed_limit_bytes` bytes.
-    Raises ValueError for an odd length, ImportError without the package zstandard.
-    """
-    # Not at the top: only deployments that choose this codec need the package.
-    from zstandard import ZstdCompressionParameters, ZstdCompressor
-
-    length = memoryview(chunk).nbytes
-    if length % 2:
-        raise ValueError(f"{length} bytes are no bfloat16 numbers")
-    numbers = np.frombuffer(chunk, "<u2")
-    low, high = numbers.astype(np.uint8), (numbers >> np.uint16(8)).astype(np.uint8)
-    parameters = ZstdCompressionParameters.from_level(
-        _ZSTD_LEVEL, hash_log=_ZSTD_HASH_LOG, min_match=_ZSTD_MIN_MATCH
-    )
-    return b"".join((low.data, ZstdCompressor(compression_params=parameters).compress(high.data)))
-
-
-def decompress(payload: Buffer, chunk: memoryview) -> None:
-    """payload: what `compress` made, contiguous bytes. chunk: writable, contiguous, as long as the chunk was;
-    it is filled.
-
-    Raises ValueError for what cannot be a chunk of this length compressed, ImportError without the package
-    zstandard.
-    """
-    from zstandard import ZstdDecompressor, ZstdError, frame_content_size
-
-    count = chunk.nbytes // 2
-    view = memoryview(payload).cast("B")
-    try:
-        # Asked first: the length that a frame claims is allocated.
-        if chunk.nbytes % 2 or view.nbytes < count or frame_content_size(view[count:]) != count:
-            raise ValueError(f"{view.nbytes} bytes are not {chunk.nbytes} bytes compressed")
-        high = np.frombuffer(ZstdDecompressor().decompress(view[count:]), np.uint8)
-    except ZstdError as error:
-        raise ValueError(f"not a chunk compressed: {error}") from None
-    numbers = np.frombuffer(chunk, "<u2")
-    np.left_shift(high, np.uint16(8), out=numbers, dtype=np.uint16)
-    numbers |= np.frombuffer(view, np.uint8, count)
-
-
-def compressed_limit_bytes(chunk_bytes: int) -> int:
-    """The longest that `compress` makes of a chunk of this length. Source: ZSTD_COMPRESSBOUND in zstd.h."""
-    count = chunk_bytes // 2
-    margin = max(0, (128 << 10) - count) >> 11
-    return count + count + (count >> 8) + margin
 
 
 def _checksum(fields: bytes, payload: Buffer) -> int:

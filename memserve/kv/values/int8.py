@@ -1,7 +1,8 @@
-"""KV in int8: keys with a scale for each channel, values with a scale for each token. Pure, numpy only.
+"""KV in int8. Pure, numpy only.
 
-Keys have a few channels that are large at every token, values have none: so a key's scale is its channel's
-over all tokens of the chunk, and a value's is its token's own.
+1. Keys have a few channels that are large at every token. A key has one scale for each channel, over all
+   tokens of the chunk.
+2. Values have no such channels. A value has one scale for each token.
 
 A chunk is [tensors, blocks] pages. Its int8 form, whose length depends on the layout alone:
 
@@ -9,7 +10,7 @@ A chunk is [tensors, blocks] pages. Its int8 form, whose length depends on the l
     float32 [tensors, blocks, kv_heads, block_tokens]  scales of V
     int8    the chunk's numbers, in the chunk's own order
 
-In the machine's byte order, as the chunk itself.
+The byte order is the machine's, as in the chunk itself.
 Source: the axes are those of KIVI (arXiv 2402.02750), here with 8 bits and without a zero point.
 """
 
@@ -27,55 +28,58 @@ from memserve.kv.values.envelope import Buffer
 _Array = npt.NDArray[Any]
 
 
-# The bits of a number as an unsigned integer. Without the sign they are ordered as the magnitudes are,
-# infinity and NaN last.
+# The bits of a number as an unsigned integer. Without the sign bit, the integers are ordered as the
+# magnitudes are. Infinity and NaN come last.
 _BITS: Final[dict[str, type[np.unsignedinteger[Any]]]] = {
     "bfloat16": np.uint16,
     "float16": np.uint16,
     "float32": np.uint32,
 }
-# vLLM's CPU kernels by instruction set. "vec" and "vec16" keep K as [channel, token]; AMX pairs 16-bit
+# vLLM's CPU kernels by instruction set. "vec" and "vec16" keep K as [channel, token]. AMX pairs 16-bit
 # numbers, in groups of 16.
 _TRANSPOSED: Final = frozenset({"vec", "vec16"})
 _AMX: Final = "amx"
 _AMX_GROUP, _AMX_PAIR = 16, 2
 _SCALE_BYTES: Final = 4
-# As float32 and beside the rest, what a core's own cache holds.
+# This many float32 numbers fit into a core's own cache beside the rest.
 _CACHED_NUMBERS: Final = 1 << 16
 _LARGEST_INT8: Final = 127
 _SMALLEST_SCALE: Final = np.float32(np.finfo(np.float32).tiny)
-# So that 127 rounded steps are finite in every format.
+# Up to here 127 rounded steps are finite in every format.
 _LARGEST_NUMBER: Final = {"bfloat16": 2.0**127, "float16": 65504.0, "float32": 2.0**127}
 
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """How one head's K or V lies in a page: shape of its numbers, and the axes of that shape over which one
-    scale goes.
-    """
+    """How one head's K or V lies in a page."""
 
     shape: tuple[int, ...]
     shared_axes: tuple[int, ...]
+    """The axes of `shape` that share one scale."""
     over_blocks: bool
+    """Whether the blocks of a chunk share the scales too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkLayout:
-    """How the bytes of a chunk are arranged: [tensors, blocks, kv_heads, K then V] and in each of these
-    `packing`'s order.
+    """How the bytes of a chunk are arranged: [tensors, blocks, kv_heads, K then V], and inside in `packing`'s
+    order.
 
-    dtype: as torch names it: "bfloat16", "float16" or "float32". tensors: KV tensors, one for each layer.
-    blocks: of a chunk. packing: vLLM's instruction set for attention on the CPU: "vec", "vec16" or "amx".
-    Raises ValueError for what cannot be described; other packings ("neon", "device", …) are among it.
+    Raises ValueError for a layout that it cannot describe. Other packings ("neon", "device", …) are such
+    layouts.
     """
 
     dtype: str
+    """As torch names it: "bfloat16", "float16" or "float32"."""
     tensors: int
+    """KV tensors, one for each layer."""
     blocks: int
+    """Blocks in a chunk."""
     block_tokens: int
     kv_heads: int
     head_size: int
     packing: str
+    """vLLM's instruction set for attention on the CPU: "vec", "vec16" or "amx"."""
 
     def __post_init__(self) -> None:
         if self.dtype not in _BITS:
@@ -153,18 +157,10 @@ class ChunkLayout:
         """K, V. Source: vllm 0.32, csrc/cpu/cpu_attn_{vec,amx}.hpp, `reshape_and_cache`."""
         tokens, channels = self.block_tokens, self.head_size
         if self.packing == _AMX:
-            key = (
-                tokens // _AMX_GROUP,
-                channels // _AMX_PAIR,
-                _AMX_GROUP,
-                _AMX_PAIR,
-            )  # token group, channel pair, token, channel
-            value = (
-                channels // _AMX_GROUP,
-                tokens // _AMX_PAIR,
-                _AMX_GROUP,
-                _AMX_PAIR,
-            )  # channel group, token pair, channel, token
+            # [token group, channel pair, token, channel]
+            key = (tokens // _AMX_GROUP, channels // _AMX_PAIR, _AMX_GROUP, _AMX_PAIR)
+            # [channel group, token pair, channel, token]
+            value = (channels // _AMX_GROUP, tokens // _AMX_PAIR, _AMX_GROUP, _AMX_PAIR)
             return _Side(key, (0, 2), over_blocks=True), _Side(value, (0, 2), over_blocks=False)
         return _Side((channels, tokens), (1,), over_blocks=True), _Side(
             (tokens, channels), (1,), over_blocks=False
@@ -172,12 +168,15 @@ class ChunkLayout:
 
 
 def to_int8(chunk: Buffer, layout: ChunkLayout) -> bytearray:
-    """chunk: `layout.raw_bytes` contiguous bytes.
+    """Encode a chunk.
 
-    Returns `layout.int8_bytes` bytes. A number comes back within half of its scale, which is the largest
-    magnitude that shares it / 127, and then rounded to the dtype. Raises ValueError for another length, and
-    for a chunk with a NaN, an infinity or a magnitude above 2^127: it has no scale, and KV like that is
-    better not kept.
+    A scale is the largest magnitude that shares the scale, divided by 127. A number comes back within half of
+    its scale, and is then rounded to the dtype.
+
+    chunk: `layout.raw_bytes` contiguous bytes.
+    Returns `layout.int8_bytes` bytes.
+    Raises ValueError for another length, and for a chunk with a NaN, an infinity or a magnitude above 2^127.
+    Such a chunk has no scale, and its KV is better not kept.
     """
     without_sign = _BITS[layout.dtype](np.iinfo(_BITS[layout.dtype]).max >> 1)
     pages = _numbers(chunk, layout)
@@ -200,11 +199,12 @@ def to_int8(chunk: Buffer, layout: ChunkLayout) -> bytearray:
 
 
 def from_int8(encoded: Buffer, chunk: memoryview, layout: ChunkLayout) -> None:
-    """encoded: what `to_int8` made, contiguous. chunk: writable and contiguous, `layout.raw_bytes` long; it
-    is filled.
+    """Fill `chunk` with the numbers that `to_int8` encoded.
 
-    Raises ValueError for another length, and for nothing else: bytes that `to_int8` did not make give numbers
-    of no meaning.
+    encoded: from `to_int8`, contiguous.
+    chunk: writable and contiguous, `layout.raw_bytes` long.
+    Raises ValueError for another length, and for nothing else. Other bytes of this length give meaningless
+    numbers.
     """
     if memoryview(encoded).nbytes != layout.int8_bytes:
         raise ValueError(
@@ -233,7 +233,7 @@ def _cached_parts(layout: ChunkLayout) -> list[slice]:
 
 
 def _numbers(chunk: Buffer, layout: ChunkLayout) -> _Array:
-    """The bits of the chunk's numbers, of `layout._shape`, on its own memory."""
+    """The bits of the chunk's numbers in the shape `layout._shape`, in the chunk's own memory."""
     if memoryview(chunk).nbytes != layout.raw_bytes:
         raise ValueError(f"{memoryview(chunk).nbytes} bytes are no chunk of {layout.raw_bytes} bytes")
     return np.frombuffer(chunk, _BITS[layout.dtype]).reshape(layout._shape)
@@ -252,36 +252,36 @@ def _parts(encoded: Buffer, layout: ChunkLayout) -> tuple[_Array, _Array, _Array
 
 
 def _arranged(half: _Array, side: _Side) -> _Array:
-    """[tensors, blocks, kv_heads, block_tokens * head_size] as [tensors, blocks, kv_heads, *side.shape], on
-    the same memory.
+    """One half in the shape [tensors, blocks, kv_heads, *side.shape], in the same memory.
+
+    half: [tensors, blocks, kv_heads, block_tokens * head_size].
     """
     return half.reshape(*half.shape[:3], *side.shape)
 
 
 def _largest(half: _Array, side: _Side) -> _Array:
-    """The largest of what shares a scale, [tensors, blocks or 1, kv_heads, *side.shape with 1 for the shared
-    axes].
+    """The largest of the numbers that share a scale.
+
+    Returns [tensors, blocks or 1, kv_heads, *side.shape with 1 for the shared axes].
     """
-    found = _arranged(half, side)
-    # One axis after the other, the outermost first: what is left gets smaller while rows are still long.
+    largest = _arranged(half, side)
+    # One axis after the other, the outermost first. The array shrinks while its rows are still long.
     if side.over_blocks:
-        found = found.max(axis=1, keepdims=True)
+        largest = largest.max(axis=1, keepdims=True)
     for axis in side.shared_axes:
-        found = found.max(axis=axis + 3, keepdims=True)
-    return found
+        largest = largest.max(axis=axis + 3, keepdims=True)
+    return largest
 
 
 def _unshared(scales: _Array, side: _Side) -> _Array:
-    """Scales as stored, as `_largest` shapes them."""
+    """Stored scales in the shape of `_largest`."""
     shape = tuple(1 if axis in side.shared_axes else size for axis, size in enumerate(side.shape))
     front = (scales.shape[0], 1, scales.shape[1]) if side.over_blocks else scales.shape[:3]
     return scales.reshape(*front, *shape)
 
 
 def _spread(scale: _Array, side: _Side) -> _Array:
-    """Scales repeated over the shared axes that lie inside the others, so that arithmetic with them runs over
-    long rows.
-    """
+    """Scales repeated over the inner shared axes, so that arithmetic with the scales runs over long rows."""
     if len(side.shape) == 2:
         return scale
     return np.ascontiguousarray(np.broadcast_to(scale, (*scale.shape[:4], *side.shape[1:])))

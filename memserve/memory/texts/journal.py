@@ -23,7 +23,7 @@ from redis.exceptions import NoScriptError
 from memserve.domain import Memory
 from memserve.errors import JournalFull, QuotaReached
 from memserve.memory.texts.milvus import memory_key, tenant_key
-from memserve.registry.leases import answering, close_client, registry_client
+from memserve.registry.client import answering, close_client, registry_client
 
 SCRIPT = files("memserve.memory.texts").joinpath("journal.lua").read_text(encoding="utf-8")
 DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()

@@ -349,9 +349,8 @@ class VectorMemory:
             await self._namespaces.learn()
             if await self._journal.syncs_every_write() is False:
                 log.warning(
-                    "the registry Redis does not sync every write (appendonly yes, appendfsync "
-                    "always): what is acknowledged may be lost "
-                    "when it is killed or the power fails"
+                    "the registry Redis does not sync every write (appendonly yes, appendfsync always): what "
+                    "is acknowledged may be lost when it is killed or the power fails"
                 )
         except RegistryUnavailable as error:
             log.warning("the vector memory starts without the registry: %s", error)

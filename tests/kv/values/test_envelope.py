@@ -10,16 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memserve.kv.values.envelope import (
-    HEADER_BYTES,
-    Codec,
-    Refusal,
-    Verification,
-    compress,
-    compressed_limit_bytes,
-    decompress,
-    encode_header,
-)
+from memserve.kv.values.envelope import HEADER_BYTES, Codec, Refusal, Verification, encode_header
+from memserve.kv.values.lossless import compress, compressed_limit_bytes, decompress
 
 NAMESPACE = bytes(range(32))
 KEY = bytes(range(100, 136))

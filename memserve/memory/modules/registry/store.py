@@ -50,7 +50,7 @@ from memserve.memory.modules.registry.records import (
     read_version,
 )
 from memserve.records import LenientReader
-from memserve.registry.leases import TIMEOUT_S, answering, close_client, registry_client
+from memserve.registry.client import TIMEOUT_S, answering, close_client, registry_client
 
 log = logging.getLogger("memserve.memory.modules.registry.store")
 

@@ -1,38 +1,21 @@
-"""Every setting of memserve, typed and documented. The only reader of the environment: `MEMSERVE_<NAME>`.
-
-Flags of the command line go over the environment, the environment over the file that MEMSERVE_SETTINGS_FILE
-names, the file over the defaults. A misspelt setting is refused by name.
-"""
+"""Every setting of memserve, typed and documented."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from memserve.errors import StartupError
-from memserve.private_files import keep_private
 
-PREFIX = "MEMSERVE_"
-# Names a file of settings: JSON, by their names. Secrets stand there rather than in the environment.
-SETTINGS_FILE = "MEMSERVE_SETTINGS_FILE"
-# Read by the command line for its client commands; no settings of a server.
-CLIENT_SETTINGS = {"address", "api_key"}
-# The environment variable by which every process of a `memserve up` carries its data directory.
-STACK_MARK = "_MEMSERVE_STACK"
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -87,8 +70,7 @@ class Settings(BaseModel):
     cache_redis_url: SecretStr = Field(
         SecretStr(""),
         description="Redis for the KV cache, which may evict: redis://, redis+cluster:// or "
-        "redis+sentinel://. "
-        "Empty: the registry's, or a second private one.",
+        "redis+sentinel://. Empty: the registry's, or a second private one.",
     )
     cache_max_bytes: int = Field(
         1 * GIB, ge=64 * MIB, description="Memory limit of the private Redis that holds the KV cache."
@@ -96,22 +78,19 @@ class Settings(BaseModel):
     module_store_url: str = Field(
         "",
         description="Where modules are kept: a directory, or an fsspec URL (s3://, gs:// …) that all "
-        "gateways "
-        "and workers reach. "
-        "Empty: data_dir/modules.",
+        "gateways and workers reach. Empty: data_dir/modules.",
     )
     embedder: str = Field(
         "",
-        description="Sentence embedding model of the vector memory, by directory or Hugging Face name: BERT, "
-        "RoBERTa or XLM-RoBERTa as "
-        "sentence-transformers has them, like intfloat/multilingual-e5-small. Empty: the bundled "
-        "all-MiniLM-L6-v2, which knows English.",
+        description="Sentence embedding model of the vector memory, by directory or Hugging Face name: "
+        "BERT, RoBERTa or XLM-RoBERTa as sentence-transformers has them, like "
+        "intfloat/multilingual-e5-small. Empty: the bundled all-MiniLM-L6-v2, which knows English.",
     )
     embedder_query_prompt: str = Field(
         "",
         max_length=1000,
-        description="What the embedding model wants before a query, like `query: `. Empty: what its "
-        "files say.",
+        description="What the embedding model wants before a query, like `query: `. Empty: what its files "
+        "say.",
     )
     embedder_passage_prompt: str = Field(
         "",
@@ -125,10 +104,8 @@ class Settings(BaseModel):
     disk_reserve_bytes: int = Field(
         64 * MIB,
         ge=0,
-        description="Room held back on the disks of data_dir and of a local module store, at most an "
-        "eighth of "
-        "each. Below it changes are "
-        "refused; reads and answers go on.",
+        description="Room held back on the disks of data_dir and of a local module store, at most an eighth "
+        "of each. Below it changes are refused; reads and answers go on.",
     )
 
     # Who may call
@@ -144,10 +121,8 @@ class Settings(BaseModel):
     )
     salt_key: SecretStr = Field(
         SecretStr(""),
-        description="Key that tenant salts and the workers' credential are derived with, 32 bytes or "
-        "more; the "
-        "same on every gateway "
-        "and worker. Empty: kept in data_dir.",
+        description="Key that tenant salts and the workers' credential are derived with, 32 bytes or more; "
+        "the same on every gateway and worker. Empty: kept in data_dir.",
     )
 
     # Limits of the gateway
@@ -165,18 +140,15 @@ class Settings(BaseModel):
     gateway_share_per_tenant: float = Field(
         0.4,
         gt=0,
-        description="Part of a gateway's time that the calls of one tenant may take while others call "
-        "too, as "
-        "reckoned from their kinds "
-        "and bytes on two cores: 8 searches or 13 memories a second. Quicker ones wait, at most 5 s. "
-        "Raise it on more and faster cores.",
+        description="Part of a gateway's time that the calls of one tenant may take while others call too, "
+        "as reckoned from their kinds and bytes on two cores: 8 searches or 13 memories a second. Quicker "
+        "ones wait, at most 5 s. Raise it on more and faster cores.",
     )
     module_changes_per_minute_per_tenant: int = Field(
         600,
         ge=1,
-        description="Changes of modules a minute of one tenant in one gateway; a gate's run and a "
-        "preload are "
-        "changes.",
+        description="Changes of modules a minute of one tenant in one gateway; a gate's run and a preload "
+        "are changes.",
     )
     memory_changes_per_minute_per_tenant: int = Field(
         6000, ge=1, description="Memories that one tenant may store or forget in a minute, in one gateway."
@@ -211,16 +183,13 @@ class Settings(BaseModel):
         64 * MIB,
         ge=0,
         description="Memory of the registry for one tenant's audit. Full: what was exported and released "
-        "goes, "
-        "else changes are refused. "
-        "0: no limit.",
+        "goes, else changes are refused. 0: no limit.",
     )
     canary_interval_s: float = Field(
         30.0,
         ge=0.1,
-        description="Time between two runs of the probes of a canary, a version that serves before it "
-        "has passed "
-        "the gate.",
+        description="Time between two runs of the probes of a canary, a version that serves before it has "
+        "passed the gate.",
     )
     default_max_tokens: int = Field(128, ge=1, description="Output tokens when a request names no limit.")
     recall_limit: int = Field(4, ge=1, le=64, description="Recalled passages when a request names no limit.")
@@ -274,8 +243,7 @@ class Settings(BaseModel):
     kv_codec: Literal["raw", "lossless", "int8"] = Field(
         "raw",
         description="How KV is stored in Redis: raw, lossless (bfloat16 only, a third smaller) or int8 "
-        "(about a "
-        "byte a number, not exact).",
+        "(about a byte a number, not exact).",
     )
     kv_io_timeout_ms: int = Field(
         500,
@@ -301,9 +269,8 @@ class Settings(BaseModel):
         10,
         ge=0,
         le=19,
-        description="How far the workers' processes stand back for the gateway and Redis on the "
-        "processor, as "
-        "nice has it.",
+        description="How far the workers' processes stand back for the gateway and Redis on the processor, "
+        "as nice has it.",
     )
     lease_s: float = Field(
         3.0, gt=0.5, description="How long a worker's registration outlives its last sign of life."
@@ -333,14 +300,15 @@ class Settings(BaseModel):
             return self.data_dir.expanduser().absolute()
         except RuntimeError:
             raise StartupError(
-                f"setting data_dir: {self.data_dir} cannot be found, since there is no home "
-                "directory; name another"
+                f"setting data_dir: {self.data_dir} cannot be found, since there is no home directory; name "
+                "another"
             ) from None
 
     @property
     def modules_root(self) -> Path:
-        """Workers run in this directory and name modules `modules/<digest>`, so that the path is equal on
-        every machine.
+        """The directory that workers run in.
+
+        Workers name modules `modules/<digest>`, so that a module's path is the same on every machine.
         """
         return self.data
 
@@ -355,84 +323,3 @@ class Settings(BaseModel):
     @property
     def vector_uri(self) -> str:
         return self.milvus_uri or str(self.data / "milvus.db")
-
-
-def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings:
-    """Read the settings from the file that MEMSERVE_SETTINGS_FILE names, then from the environment, then from
-    `flags` (None: not given).
-
-    Raises StartupError that names the setting and its rule.
-    """
-    environment = os.environ if environment is None else environment
-    given = _of_file(environment[SETTINGS_FILE]) if environment.get(SETTINGS_FILE) else {}
-    for variable, value in environment.items():
-        name = variable.removeprefix(PREFIX).lower()
-        if not variable.startswith(PREFIX) or variable == SETTINGS_FILE or name in CLIENT_SETTINGS:
-            continue
-        _check_known(variable, name)
-        given[name] = value
-    given.update({name: value for name, value in flags.items() if value is not None})
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        secret = name in Settings.model_fields and Settings.model_fields[name].annotation is SecretStr
-        given_text = "" if secret else f" (given: {first.get('input')!r})"
-        raise StartupError(f"setting {name}: {first['msg']}{given_text}") from None
-
-
-def changed_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that differ from the defaults, as plain values with secrets revealed."""
-    changed = {
-        name: getattr(settings, name)
-        for name, entry in Settings.model_fields.items()
-        if getattr(settings, name) != entry.default
-    }
-    return {
-        name: value.get_secret_value() if isinstance(value, SecretStr) else value
-        for name, value in changed.items()
-    }
-
-
-def child_environment(settings: Settings, file: Path) -> dict[str, str]:
-    """The environment of a child process with these settings. They go through a file that only their owner
-    reads.
-
-    No secret stands in the environment, which a process hands on to its own children. Raises OSError when the
-    file cannot be written.
-    """
-    keep_private(file, json.dumps(changed_settings(settings), default=str).encode())
-    return {**environment_without_settings(), SETTINGS_FILE: str(file)}
-
-
-def environment_without_settings() -> dict[str, str]:
-    """This process's environment, without memserve's settings and the secrets among them."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-
-
-def _of_file(name: str) -> dict[str, Any]:
-    """A JSON object of settings by their names. Raises StartupError."""
-    try:
-        given = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StartupError(f"{SETTINGS_FILE} {name}: {error.strerror}") from None
-    except ValueError:
-        raise StartupError(f"{SETTINGS_FILE} {name} is not JSON") from None
-    if not isinstance(given, dict):
-        raise StartupError(f"{SETTINGS_FILE} {name} must hold an object of settings")
-    for setting in given:
-        _check_known(setting, setting)
-    return given
-
-
-def _check_known(spelled: str, name: str) -> None:
-    """Raises StartupError with the setting that may have been meant."""
-    if name in Settings.model_fields:
-        return
-    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
-    meant = (
-        f"{PREFIX}{close[0].upper()}" if close and spelled.startswith(PREFIX) else close[0] if close else ""
-    )
-    hint = f"; did you mean {meant}?" if close else "; `memserve settings` lists the known ones"
-    raise StartupError(f"unknown setting {spelled}{hint}")

@@ -1,0 +1,28 @@
+"""The settings of a memserve process, and where they come from."""
+
+from memserve.config.reading import (
+    CLIENT_SETTINGS,
+    PREFIX,
+    SETTINGS_FILE,
+    STACK_MARK,
+    changed_settings,
+    child_environment,
+    environment_without_settings,
+    load_settings,
+)
+from memserve.config.settings import GIB, MIB, Settings, at
+
+__all__ = [
+    "CLIENT_SETTINGS",
+    "GIB",
+    "MIB",
+    "PREFIX",
+    "SETTINGS_FILE",
+    "STACK_MARK",
+    "Settings",
+    "at",
+    "changed_settings",
+    "child_environment",
+    "environment_without_settings",
+    "load_settings",
+]

@@ -1,0 +1,74 @@
+"""Clients of the registry Redis whose waits are bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from memserve.errors import RegistryDiskFull, RegistryUnavailable
+
+TIMEOUT_S = 1.0
+FULL_RETRY_S = 5.0
+
+
+def registry_client(
+    redis_url: str, *, max_connections: int | None = None, decode_responses: bool = True
+) -> Any:
+    """A redis.asyncio.Redis. Every exchange with it belongs inside `answering()`.
+
+    max_connections: None for redis-py's own number, 100. A call that needs one more is refused as
+    RegistryUnavailable.
+    decode_responses: whether answers are text or bytes.
+    """
+    return redis.asyncio.Redis.from_url(
+        redis_url,
+        # No socket_timeout: `answering` bounds every exchange. With a socket_timeout redis-py sends under
+        # asyncio.wait_for. In Python 3.11 that loses a cancellation that arrives as the sending ends, and the
+        # cancelled task would go on.
+        socket_timeout=None,
+        socket_connect_timeout=TIMEOUT_S,
+        # One retry for a connection that turns out to be closed. After a restart of Redis every pooled one
+        # is.
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        decode_responses=decode_responses,
+        max_connections=max_connections,
+    )
+
+
+async def close_client(client: redis.asyncio.Redis) -> None:
+    """Close the client's connections for good.
+
+    redis-py alone would open new connections for calls that are still under way, and nobody would close them.
+    """
+    pool = client.connection_pool
+    for connection in (*pool._in_use_connections, *pool._available_connections):
+        connection.retry.update_retries(0)
+    await client.aclose()
+    pool.reset()  # type: ignore[no-untyped-call]
+    pool.max_connections = 0
+
+
+@contextlib.asynccontextmanager
+async def answering(bound_s: float = TIMEOUT_S) -> AsyncIterator[None]:
+    """Bound a whole exchange, the handshake of a new connection included. Raises RegistryUnavailable."""
+    try:
+        async with asyncio.timeout(bound_s):
+            yield
+    except (RedisError, OSError) as error:  # TimeoutError, which asyncio.timeout raises, is an OSError
+        # NOREPLICAS: the guard of a full disk makes the private Redis refuse writes in this way. MISCONF: a
+        # Redis of the user cannot write its files.
+        if any(word in str(error) for word in ("NOREPLICAS", "MISCONF")):
+            raise RegistryDiskFull(FULL_RETRY_S) from error
+        raise RegistryUnavailable(_line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
