@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
+
+
+class OpenEnum(StrEnum):
+    """An enumeration that a newer memserve may have more members of. A client reads those as UNKNOWN."""
+
+    @classmethod
+    def known(cls) -> tuple[Self, ...]:
+        """Every member that means something: all but UNKNOWN, which is never sent and never stored."""
+        return tuple(member for member in cls if member.name != "UNKNOWN")
 
 
 class Role(StrEnum):
@@ -14,14 +24,15 @@ class Role(StrEnum):
     ASSISTANT = "assistant"
 
 
-class FinishReason(StrEnum):
+class FinishReason(OpenEnum):
     """Why an answer ended."""
 
     STOP = "stop"
     LENGTH = "length"
+    UNKNOWN = "unknown"
 
 
-class RecallOutcome(StrEnum):
+class RecallOutcome(OpenEnum):
     """What became of the vector recall of a request."""
 
     NOT_ASKED = "not_asked"
@@ -29,6 +40,7 @@ class RecallOutcome(StrEnum):
     EMPTY = "empty"
     LATE = "late"
     UNAVAILABLE = "unavailable"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +73,15 @@ class ScoredMemory:
     bm25_score: float | None
 
 
-class ModuleKind(StrEnum):
+class ModuleKind(OpenEnum):
     """How a module's weights are checked, loaded and applied."""
 
     LORA = "lora"
     LOGIT_EXPERT = "logit_expert"
+    UNKNOWN = "unknown"
 
 
-class ModulePlace(StrEnum):
+class ModulePlace(OpenEnum):
     """Where a worker has a module's weights: in a slot of the device, in the engine's host memory, in its
     directory, or not at all.
     """
@@ -77,6 +90,7 @@ class ModulePlace(StrEnum):
     HOST = "host"
     DISK = "disk"
     ABSENT = "absent"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

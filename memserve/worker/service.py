@@ -226,8 +226,8 @@ def _composing(event: Progress | Composed) -> Iterator[pb.ComposeModuleResponse]
 
 def module_kind(name: str) -> ModuleKind:
     """Raises ValueError, which is INVALID_ARGUMENT."""
-    if name not in tuple(ModuleKind):
-        raise ValueError(f"kind: {name!r} is none of {', '.join(ModuleKind)}")
+    if name not in ModuleKind.known():
+        raise ValueError(f"kind: {name!r} is none of {', '.join(ModuleKind.known())}")
     return ModuleKind(name)
 
 

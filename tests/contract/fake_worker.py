@@ -438,7 +438,7 @@ class FakeWorker(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
 
 async def _check_kind(kind: str, context: Context) -> None:
-    if kind not in tuple(ModuleKind):
+    if kind not in ModuleKind.known():
         await context.abort(
-            grpc.StatusCode.INVALID_ARGUMENT, f"kind: {kind!r} is none of {', '.join(ModuleKind)}"
+            grpc.StatusCode.INVALID_ARGUMENT, f"kind: {kind!r} is none of {', '.join(ModuleKind.known())}"
         )

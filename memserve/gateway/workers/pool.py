@@ -43,7 +43,7 @@ GONE = {
 }
 # Answers of a tenant that wait for a place. Their callers are limited before; this is for gates and warm-ups.
 PLACES_WAITING = 1024
-PLACES = {getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace}
+PLACES = {getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace.known()}
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),

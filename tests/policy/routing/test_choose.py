@@ -32,8 +32,8 @@ snapshots = st.builds(
     held_tokens=tokens,
     shared_tokens=tokens,
     prefill_tokens_per_s=st.sampled_from([0.0, 1.0, 500.0, 1e5, 1e7]),
-    adapter=st.sampled_from(ModulePlace),
-    expert=st.sampled_from(ModulePlace),
+    adapter=st.sampled_from(ModulePlace.known()),
+    expert=st.sampled_from(ModulePlace.known()),
     adapters_ahead=st.integers(0, 20),
 )
 pools = st.lists(snapshots, min_size=1, max_size=4, unique_by=lambda worker: worker.worker_id)

@@ -20,9 +20,9 @@ from memserve.memory.modules.uploads import UploadFile
 from memserve.pb.v1 import module_pb2 as pb
 from memserve.policy.modules.traffic import LIVE, check_alias_name, check_targets
 
-KINDS = {getattr(pb, f"MODULE_KIND_{kind.name}"): kind for kind in ModuleKind}
+KINDS = {getattr(pb, f"MODULE_KIND_{kind.name}"): kind for kind in ModuleKind.known()}
 KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
-PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace}
+PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace.known()}
 METHODS = {
     number: name.removeprefix("COMPOSE_METHOD_").lower()
     for name, number in pb.ComposeMethod.items()
@@ -37,7 +37,7 @@ def kind_of(field: str, number: int) -> ModuleKind:
     kind = KINDS.get(number)
     if kind is None:
         raise InvalidField(
-            field, f"must be one of {', '.join(f'MODULE_KIND_{kind.name}' for kind in ModuleKind)}"
+            field, f"must be one of {', '.join(f'MODULE_KIND_{kind.name}' for kind in KIND_NUMBERS)}"
         )
     return kind
 
