@@ -61,7 +61,7 @@ class GenerateRequest(_message.Message):
     keep: bool
     expert_digest: str
     expert_alpha: float
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[bool] = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: _Optional[bool] = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: bool = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: bool = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ...) -> None: ...
 
 class CachedTokens(_message.Message):
     __slots__ = ("device", "host", "redis")
@@ -155,7 +155,7 @@ class WatchResponse(_message.Message):
     removed: BlocksRemoved
     reset: BlocksReset
     more: bool
-    def __init__(self, epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., stored: _Optional[_Union[BlocksStored, _Mapping]] = ..., removed: _Optional[_Union[BlocksRemoved, _Mapping]] = ..., reset: _Optional[_Union[BlocksReset, _Mapping]] = ..., more: _Optional[bool] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., stored: _Optional[_Union[BlocksStored, _Mapping]] = ..., removed: _Optional[_Union[BlocksRemoved, _Mapping]] = ..., reset: _Optional[_Union[BlocksReset, _Mapping]] = ..., more: bool = ...) -> None: ...
 
 class LookupBlocksRequest(_message.Message):
     __slots__ = ("keys",)
@@ -179,7 +179,7 @@ class LoadModuleRequest(_message.Message):
     digest: str
     kind: str
     pin: bool
-    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., pin: _Optional[bool] = ...) -> None: ...
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., pin: bool = ...) -> None: ...
 
 class LoadModuleResponse(_message.Message):
     __slots__ = ("place",)
@@ -195,7 +195,7 @@ class UnloadModuleRequest(_message.Message):
     digest: str
     kind: str
     forget: bool
-    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., forget: _Optional[bool] = ...) -> None: ...
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., forget: bool = ...) -> None: ...
 
 class UnloadModuleResponse(_message.Message):
     __slots__ = ("place",)
