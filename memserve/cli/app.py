@@ -35,8 +35,7 @@ from memserve.cli.options import (
     text_of,
 )
 from memserve.cli.terminal import cell, coloured
-from memserve.client import DEFAULT_ADDRESS, CallFailed
-from memserve.client.wire.inference import collect
+from memserve.client import DEFAULT_ADDRESS, CallFailed, collect
 from memserve.config import Settings, load_settings
 from memserve.domain import Expert, ModuleKind, Route, Sampling, Slo, TextDelta, Usage
 from memserve.errors import MemserveError, StartupError, UsageError
