@@ -5,12 +5,13 @@ PIP_ARGS ?=
 LOCK ?= requirements.lock
 BIN := .venv/bin
 
-.PHONY: help setup demo test check format proto lock clean
+.PHONY: help setup demo test check format proto client lock clean
 help:
 	@echo "make demo    set up, then show what memserve does (about 3 minutes the first time)"
 	@echo "make test    set up, then run every test"
 	@echo "make check   lint, types, import contracts, generated code"
 	@echo "make proto   generate memserve/pb from protos/"
+	@echo "make client  generate memserve/client/_sync from memserve/client/_async"
 	@echo "make lock    resolve the three lock files again"
 
 setup: .venv/installed
@@ -33,6 +34,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python memserve/client/generate.py --check
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -40,6 +42,9 @@ format: setup
 
 proto: setup
 	$(BIN)/python protos/generate.py
+
+client: setup
+	$(BIN)/python memserve/client/generate.py
 
 # Complete and pinned; they are installed with --no-deps. The CUDA lock is resolved, not run, by this project's CI.
 COMPILE = $(UV) pip compile pyproject.toml --quiet --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_28

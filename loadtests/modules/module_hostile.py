@@ -35,7 +35,7 @@ from loadtests.harness.stack import ANSWER, running_stack, variant
 from loadtests.harness.up import is_engine
 from loadtests.harness.version_kv import Ask, ask_versions, engine_cached_tokens
 from memserve.client import CallFailed, Client
-from memserve.client.clients import call_failed
+from memserve.client.errors import call_failed
 from memserve.demo import MODEL_DIR
 from memserve.domain import Sampling, TextDelta, Usage
 from memserve.embedded import Stack

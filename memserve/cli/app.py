@@ -35,12 +35,10 @@ from memserve.cli.options import (
     text_of,
 )
 from memserve.cli.terminal import cell, coloured
-from memserve.client import DEFAULT_ADDRESS, CallFailed
-from memserve.client.wire.inference import collect
+from memserve.client import DEFAULT_ADDRESS, CallFailed, collect
 from memserve.config import Settings, load_settings
 from memserve.domain import Expert, ModuleKind, Route, Sampling, Slo, TextDelta, Usage
 from memserve.errors import MemserveError, StartupError, UsageError
-from memserve.model.checks import with_models
 from memserve.plain import json_line, log_to_stderr, paragraphs
 from memserve.private_files import find_home, private_umask
 
@@ -155,6 +153,7 @@ def gateway(
     MEMSERVE_REDIS_URL, MEMSERVE_MILVUS_URI …).
     """
     from memserve.api.grpc.server import serve_gateway
+    from memserve.model.checks import with_models
 
     private_umask()
     spare_loopback(os.environ)
@@ -174,6 +173,7 @@ def workers(
     """Start the workers alone, on a Ray of their own: settings from the environment. SIGHUP has new ones take
     their place.
     """
+    from memserve.model.checks import with_models
     from memserve.worker.fleet.fleet import keep_workers, run_generation
 
     private_umask()

@@ -9,8 +9,7 @@ from rich.table import Table
 
 from memserve.cli.options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json, text_of
 from memserve.cli.terminal import progress_bar
-from memserve.client import DEFAULT_ADDRESS
-from memserve.client.activation import Evicted
+from memserve.client import DEFAULT_ADDRESS, Evicted
 from memserve.domain import Message, Role, Warmth
 from memserve.errors import StartupError
 

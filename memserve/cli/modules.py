@@ -19,8 +19,7 @@ from rich.table import Table
 
 from memserve.cli.options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json
 from memserve.cli.terminal import coloured, progress_bar
-from memserve.client import DEFAULT_ADDRESS, CallFailed, Client
-from memserve.client.wire.modules import Told
+from memserve.client import DEFAULT_ADDRESS, CallFailed, Client, Progress
 from memserve.domain import Alias, GateReport, ModuleKind, ModuleVersion, TrafficShare
 from memserve.errors import StartupError
 from memserve.plain import json_line, plain
@@ -47,7 +46,7 @@ Revision = Annotated[
 
 
 @contextlib.contextmanager
-def _bar(title: str) -> Iterator[Told]:
+def _bar(title: str) -> Iterator[Progress]:
     """A progress bar on standard error."""
     with progress_bar(err) as progress:
         task = progress.add_task(plain(title), total=None)
@@ -78,7 +77,7 @@ def push(
         def publish() -> ModuleVersion:
             with _bar(f"uploading {name}") as told:
                 return client.modules.publish(
-                    name, folder, sources=source or (), recipe=recipe, notes=notes, told=told
+                    name, folder, sources=source or (), recipe=recipe, notes=notes, progress=told
                 )
 
         try:
@@ -87,7 +86,7 @@ def push(
             raise StartupError(f"{error.filename} {error.strerror}") from None
         if promote:
             with _bar(f"asking the probes of {version.reference}") as told:
-                client.modules.promote(name, version.version, told=told)
+                client.modules.promote(name, version.version, progress=told)
             version = client.modules.version(version.reference)
     if as_json:
         print_json(version)
@@ -190,7 +189,7 @@ def gate(
         connected(address, api_key, timeout) as client,
         _bar(f"asking the probes of {name}@{version}") as told,
     ):
-        report = client.modules.gate(name, version, told=told)
+        report = client.modules.gate(name, version, progress=told)
     print_json(report) if as_json else _print_gate(report)
     raise typer.Exit(0 if report.passed else 1)
 
@@ -222,7 +221,7 @@ def promote(
             expected_revision=expected_revision,
             force=force,
             reason=reason,
-            told=told,
+            progress=told,
         )
     _print_alias(name, changed, as_json)
 
@@ -423,7 +422,7 @@ def compose(
             raise StartupError(f"{parent!r} is no parent; give REFERENCE or REFERENCE=WEIGHT") from None
     with connected(address, api_key, timeout) as client, _bar(f"composing {name}") as told:
         version = client.modules.compose(
-            name, method, weights, rank=rank, density=density, seed=seed, notes=notes, told=told
+            name, method, weights, rank=rank, density=density, seed=seed, notes=notes, progress=told
         )
     print_json(version) if as_json else _print_version(version)
 

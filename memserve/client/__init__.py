@@ -1,45 +1,115 @@
-"""The typed Python client. `Client` for ordinary code, `AsyncClient` for asyncio; both need only grpcio and
-protobuf.
+"""The typed Python client: `Client` for ordinary code, `AsyncClient` for asyncio.
+
+with Client("127.0.0.1:50051") as client:
+    print(client.generate("What is the code of Amber Lantern?", namespaces="notes").text)
+
+All that a caller touches is exported here. Of memserve's dependencies it needs grpcio and protobuf only.
 """
 
-from memserve.client.clients import (
-    DEFAULT_ADDRESS,
-    DEFAULT_TIMEOUT_S,
+from memserve.client._async.activation import AsyncActivationCalls
+from memserve.client._async.client import AsyncClient, async_wait_until_ready
+from memserve.client._async.modules import AsyncModuleCalls
+from memserve.client._sync.activation import ActivationCalls
+from memserve.client._sync.client import Client, wait_until_ready
+from memserve.client._sync.modules import ModuleCalls
+from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles
+from memserve.client.errors import CallFailed
+from memserve.client.values import (
     Answer,
-    AsyncClient,
-    CallFailed,
-    Client,
+    CachedPrefix,
+    CacheUsage,
+    Conversation,
     Event,
+    Evicted,
+    Progress,
+    Status,
+    WorkerStatus,
+    collect,
+)
+from memserve.domain import (
+    Alias,
+    AliasChange,
+    AuditEvent,
+    CachedTokens,
+    Expert,
+    FinishReason,
+    GateFigure,
+    GateReport,
+    HeldPrefix,
+    Memory,
     Message,
+    Module,
+    ModuleKind,
+    ModulePlace,
+    ModuleUse,
+    ModuleVersion,
+    RecallOutcome,
     Role,
     Route,
     Sampling,
+    ScoredMemory,
     Slo,
-    Status,
     TextDelta,
+    TrafficShare,
     Usage,
-    UsageError,
-    WorkerStatus,
-    wait_until_ready,
+    UsedModule,
+    Warmth,
+    WeightFigures,
+    WorkerResidency,
 )
+from memserve.errors import UsageError
 
 __all__ = [
     "DEFAULT_ADDRESS",
     "DEFAULT_TIMEOUT_S",
+    "ActivationCalls",
+    "Alias",
+    "AliasChange",
     "Answer",
+    "AsyncActivationCalls",
     "AsyncClient",
+    "AsyncModuleCalls",
+    "AuditEvent",
+    "CacheUsage",
+    "CachedPrefix",
+    "CachedTokens",
     "CallFailed",
     "Client",
+    "Conversation",
     "Event",
+    "Evicted",
+    "Expert",
+    "FinishReason",
+    "GateFigure",
+    "GateReport",
+    "HeldPrefix",
+    "Memory",
     "Message",
+    "Module",
+    "ModuleCalls",
+    "ModuleKind",
+    "ModulePlace",
+    "ModuleUse",
+    "ModuleVersion",
+    "Progress",
+    "RecallOutcome",
     "Role",
     "Route",
     "Sampling",
+    "ScoredMemory",
     "Slo",
     "Status",
     "TextDelta",
+    "TlsFiles",
+    "TrafficShare",
     "Usage",
     "UsageError",
+    "UsedModule",
+    "Warmth",
+    "WeightFigures",
+    "WorkerResidency",
     "WorkerStatus",
+    "async_wait_until_ready",
+    "collect",
     "wait_until_ready",
 ]

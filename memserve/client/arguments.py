@@ -1,4 +1,4 @@
-"""What callers of the client may write for one and the same thing, and what they may not."""
+"""What callers of the client may write for the same thing, and what they may not."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from memserve.errors import UsageError
 
 
 def strings(field: str, value: str | Iterable[str]) -> list[str]:
-    """A string where a list of strings is meant is a list of one; taken letter by letter it would mean
-    something else in silence.
+    """A string where a list of strings is meant is a list of one: nobody means its letters.
 
-    Raises UsageError for what is neither.
+    Raises UsageError for anything else.
     """
     if isinstance(value, str):
         return [value]
     if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
         raise UsageError(field, f"must be a string or a list of strings, not {type(value).__name__}")
-    found = list(value)
-    for entry in found:
+    entries = list(value)
+    for entry in entries:
         if not isinstance(entry, str):
             raise UsageError(
                 field, f"must be a string or a list of strings; there is a {type(entry).__name__} in it"
             )
-    return found
+    return entries
 
 
 def seconds(timeout_s: float) -> float:

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from memserve.domain.memories import RecallOutcome, ScoredMemory
 from memserve.domain.modules import ModuleUse, UsedModule
+from memserve.domain.open_enum import OpenEnum
 from memserve.domain.prefixes import CachedTokens
 
 
@@ -18,11 +19,12 @@ class Role(StrEnum):
     ASSISTANT = "assistant"
 
 
-class FinishReason(StrEnum):
+class FinishReason(OpenEnum):
     """Why an answer ended."""
 
     STOP = "stop"
     LENGTH = "length"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+
+from memserve.domain.open_enum import OpenEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class ScoredMemory:
     """None: the search by word did not find the memory."""
 
 
-class RecallOutcome(StrEnum):
+class RecallOutcome(OpenEnum):
     """What became of a request's recall."""
 
     NOT_ASKED = "not_asked"
@@ -40,3 +41,4 @@ class RecallOutcome(StrEnum):
     EMPTY = "empty"
     LATE = "late"
     UNAVAILABLE = "unavailable"
+    UNKNOWN = "unknown"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import ClassVar
+
+from memserve.domain.open_enum import OpenEnum
 
 
 class ModuleKind(str):
@@ -26,7 +27,7 @@ ModuleKind.LOGIT_EXPERT = ModuleKind("logit_expert")
 ModuleKind.UNKNOWN = ModuleKind("unknown")
 
 
-class ModulePlace(StrEnum):
+class ModulePlace(OpenEnum):
     """Where a worker has a module's weights."""
 
     DEVICE = "device"
@@ -36,6 +37,7 @@ class ModulePlace(StrEnum):
     DISK = "disk"
     """In the worker's directory."""
     ABSENT = "absent"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

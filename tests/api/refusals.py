@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from memserve.client import CallFailed
-from memserve.client.clients import call_failed
+from memserve.client.errors import call_failed
 from memserve.pb.v1 import inference_pb2, inference_pb2_grpc, module_pb2, module_pb2_grpc
 from tests.gateway.running import TIMEOUT_S
 

@@ -137,7 +137,7 @@ async def test_a_cancelled_call_is_counted_as_cancelled(start_gateway: StartGate
     gateway = await start_gateway(workers=[{"script": Script(hangs_after=0)}])
     stream = gateway.client.stream("hello")
     await anext(stream)
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     await until(
         lambda: (
             b'memserve_requests_total{code="CANCELLED",rpc="Generate"} 1.0'

@@ -1,9 +1,8 @@
-"""The client's two faces against a real gateway: the same calls, the same values, the same failures."""
+"""The client's two halves against a real gateway: the same calls, the same values, the same failures."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from operator import attrgetter
@@ -14,23 +13,11 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from memserve.api.grpc.convert.inference import generate_response, generation_request
 from memserve.client import (
     AsyncClient,
     CallFailed,
     Client,
     Event,
-    UsageError,
-    collect,
-    event_of,
-    generate_request,
-    wait_until_ready,
-)
-from memserve.client.arguments import strings
-from memserve.client.clients import OPTIONS
-from memserve.domain import (
-    CachedTokens,
-    Expert,
     FinishReason,
     Memory,
     Message,
@@ -40,11 +27,9 @@ from memserve.domain import (
     Role,
     Route,
     Sampling,
-    ScoredMemory,
     Slo,
     TextDelta,
-    Usage,
-    UsedModule,
+    wait_until_ready,
 )
 from tests.contract.fake_worker import Script
 from tests.gateway.lora_files import lora_files, write_files
@@ -82,9 +67,9 @@ def namespace(request: pytest.FixtureRequest) -> str:
     return f"n{zlib.crc32(request.node.name.encode())}"
 
 
-async def failure_of(made: Awaitable[Any]) -> CallFailed:
+async def failure_of(call: Awaitable[Any]) -> CallFailed:
     with pytest.raises(CallFailed) as failed:
-        await made
+        await call
     return failed.value
 
 
@@ -147,7 +132,7 @@ async def test_modules_are_published_listed_and_used(
     )
     progress: list[tuple[int, int]] = []
     version = await call(
-        "modules.publish", namespace, folder, told=lambda sent, total: progress.append((sent, total))
+        "modules.publish", namespace, folder, progress=lambda sent, total: progress.append((sent, total))
     )
     assert (version.module, version.version, version.kind, version.rank, version.target_modules) == (
         namespace,
@@ -220,7 +205,7 @@ async def test_closing_a_stream_cancels_the_call(gateway: RunningGateway) -> Non
         with Client(gateway.address, timeout_s=TIMEOUT_S) as client:
             stream = client.stream("hello")
             events = [next(stream), next(stream)]
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
             return events
 
     gateway.workers[0].script = Script(hangs_after=1)
@@ -240,15 +225,6 @@ async def test_closing_a_stream_cancels_the_call(gateway: RunningGateway) -> Non
         gateway.workers[0].script = Script()
 
 
-async def test_a_gateway_that_is_not_there_is_unavailable() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{unused.getsockname()[1]}"
-        async with AsyncClient(address, timeout_s=5) as client:
-            assert (await failure_of(client.status())).code is grpc.StatusCode.UNAVAILABLE
-        assert not await asyncio.to_thread(wait_until_ready, address, 0.1)
-
-
 async def test_waiting_ends_when_so_many_workers_are_ready(gateway: RunningGateway) -> None:
     assert await asyncio.to_thread(wait_until_ready, gateway.address, TIMEOUT_S)
     assert not await asyncio.to_thread(wait_until_ready, gateway.address, 0.1, 2)
@@ -264,83 +240,6 @@ async def test_waiting_for_certain_workers_ends_when_no_others_are_seen(gateway:
     )
 
 
-# Values on their way
-
-
-PASSAGES = (
-    ScoredMemory(Memory("m", "n", "t", "s", ("k",), 1.0), 0.5, 0.25, None),
-    ScoredMemory(Memory("o", "n", "t", "", (), 2.0), 0.5, None, 8.0),
-)
-USED = (
-    UsedModule("tone", 3, "d", ModuleKind.LORA, "live at revision 2"),
-    UsedModule("facts", 1, "e", ModuleKind.LOGIT_EXPERT, "asked for by number", 0.5),
-)
-ROUTE = Route("r", "tiny", "w0", "why", 1.5, 10, 4, USED, RecallOutcome.FOUND, PASSAGES)
-USAGE = Usage(10, 2, CachedTokens(1, 2, 3), 4.0, 5.0, True, FinishReason.STOP)
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        ROUTE,
-        TextDelta("a", (1, 2), (-0.5, -1.0)),
-        TextDelta("", (3,)),
-        USAGE,
-        Usage(1, 1, CachedTokens(), 1.0, None, False, FinishReason.LENGTH),
-    ],
-)
-async def test_what_the_gateway_says_is_what_the_client_reads(event: Event) -> None:
-    assert event_of(generate_response(event)) == event
-
-
-async def test_what_the_client_asks_is_what_the_gateway_reads() -> None:
-    talk = [Message(Role.SYSTEM, "a"), Message(Role.USER, "b")]
-    sampling = Sampling(7, 0.5, 0.25, 0, ("stop",), True)
-    asked = generation_request(
-        generate_request(
-            talk, module="tone", namespaces=["b", "a", "b"], recall_limit=3, recall_timeout_ms=250,
-            sampling=sampling,
-            slo=Slo(1.0, 2.0), model="tiny", worker_id="w0", expert=Expert("facts@2", 0.0), session="s",
-        )
-    )  # fmt: skip
-    assert (asked.messages, asked.sampling, asked.model, asked.module) == (
-        tuple(talk),
-        sampling,
-        "tiny",
-        "tone",
-    )
-    assert (asked.namespaces, asked.recall_limit, asked.recall_timeout_s) == (("b", "a"), 3, 0.25)
-    assert (asked.slo, asked.worker_id, asked.expert, asked.session) == (
-        Slo(1.0, 2.0),
-        "w0",
-        Expert("facts@2", 0.0),
-        "s",
-    )
-    plain = generation_request(generate_request("b"))
-    assert (plain.sampling, plain.slo, plain.namespaces, plain.expert) == (
-        Sampling(max_tokens=0),
-        Slo(),
-        (),
-        None,
-    )
-
-
-async def test_the_route_of_the_worker_that_took_over_counts() -> None:
-    second = Route("r2", "tiny", "w1", "why", 1.5, 10, 4, (), RecallOutcome.NOT_ASKED, ())
-    answer = collect([ROUTE, second, TextDelta("a", (1,)), TextDelta("b", (2,)), USAGE])
-    assert (answer.route, answer.text, answer.token_ids, answer.usage) == (second, "ab", (1, 2), USAGE)
-
-
-# What callers write
-
-
-async def test_a_string_where_a_list_is_meant_is_a_list_of_one() -> None:
-    asked = generate_request("b", namespaces="notes", sampling=Sampling(7, stop="Lantern"))  # type: ignore[arg-type]
-    assert asked == generate_request("b", namespaces=["notes"], sampling=Sampling(7, stop=("Lantern",)))
-    assert strings("keywords", "harbour") == ["harbour"]
-    assert strings("keywords", (word for word in ("a", "b"))) == ["a", "b"]
-
-
 async def test_one_name_of_a_namespace_is_searched_and_one_keyword_is_kept(
     call: Caller, namespace: str
 ) -> None:
@@ -351,73 +250,3 @@ async def test_one_name_of_a_namespace_is_searched_and_one_keyword_is_kept(
         "generate", {"role": "user", "content": "Which code?"}, namespaces=namespace, sampling=GREEDY
     )
     assert answer.route.recall_outcome is RecallOutcome.FOUND
-
-
-async def test_turns_are_messages_or_mappings_one_or_many() -> None:
-    one = generate_request("b")
-    assert generate_request(Message(Role.USER, "b")) == one
-    assert generate_request({"role": "user", "content": "b"}) == one
-    assert generate_request([{"role": "user", "content": "b"}]) == one
-    assert generate_request([Message("user", "b")]) == one  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("make", "field"),
-    [
-        (lambda: generate_request(["b"]), "messages[0]"),
-        (lambda: generate_request([{"role": "user"}]), "messages[0]"),
-        (lambda: generate_request([{"role": "tool", "content": "b"}]), "messages[0].role"),
-        (lambda: generate_request([{"role": "user", "content": ["b"]}]), "messages[0].content"),
-        (lambda: generate_request("b", namespaces=b"notes"), "namespaces"),
-        (lambda: generate_request("b", namespaces=7), "namespaces"),
-        (lambda: generate_request("b", sampling=Sampling(7, stop=("a", 7))), "stop"),
-        (lambda: strings("keywords", {"a": "b"}), "keywords"),
-        (lambda: Client(timeout_s=0), "timeout_s"),
-        (lambda: AsyncClient(timeout_s=float("nan")), "timeout_s"),
-    ],
-)
-async def test_what_cannot_be_sent_is_refused_with_its_field(make: Callable[[], Any], field: str) -> None:
-    with pytest.raises(UsageError) as refused:
-        make()
-    assert refused.value.field == field
-
-
-async def test_a_closed_client_says_so(call: Caller, gateway: RunningGateway) -> None:
-    blocking = Client(gateway.address)
-    blocking.close()
-    blocking.close()
-    for use in (
-        blocking.status,
-        lambda: list(blocking.stream("b")),
-        blocking.modules.all,
-        lambda: list(blocking.backup("b")),
-    ):
-        with pytest.raises(UsageError, match="closed"):
-            use()
-    waiting = AsyncClient(gateway.address)
-    await waiting.close()
-    await waiting.close()
-    for made in (waiting.status(), waiting.generate("b"), waiting.modules.all()):
-        with pytest.raises(UsageError, match="closed"):
-            await made
-
-
-async def test_an_async_client_works_in_the_loop_that_uses_it(gateway: RunningGateway) -> None:
-    client = AsyncClient(gateway.address, timeout_s=TIMEOUT_S)  # in this loop
-
-    async def twice() -> list[str]:
-        return [(await client.status()).model, (await client.generate("hello", sampling=GREEDY)).text]
-
-    here = await twice()
-    # One loop after the other, and beside this one.
-    for _ in range(3):
-        assert await asyncio.to_thread(asyncio.run, twice()) == here
-    assert await twice() == here
-    assert len(client._channels) <= 2
-    await client.close()
-
-
-async def test_a_gateway_that_was_away_is_found_within_a_second() -> None:
-    """gRPC's pauses between two tries to connect grew with the time that it was away."""
-    options = dict(OPTIONS)
-    assert options["grpc.initial_reconnect_backoff_ms"] <= options["grpc.max_reconnect_backoff_ms"] <= 1000

@@ -459,7 +459,7 @@ async def test_a_caller_that_stops_reading_holds_no_place_after_it_cancels(
     stream = gateway.client.stream("hello", sampling=Sampling(max_tokens=8000))
     assert isinstance(await anext(stream), Route)
     await until(lambda: gateway.workers[0].requests)
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     await until(lambda: gateway.parts.inflight.total == 0)
     await until(lambda: gateway.parts.pool.workers["w0"].running == 0)
 
@@ -609,8 +609,8 @@ async def test_above_the_limit_calls_are_refused_with_a_time_to_wait(
     assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert failure.retry_after_s == 0.5
     assert "2" in failure.detail
-    await streams[0].aclose()  # type: ignore[attr-defined]
+    await streams[0].aclose()
     await until(lambda: gateway.parts.inflight.total == 1)
     gateway.workers[0].script = Script()
     assert (await gateway.client.generate("hello", sampling=GREEDY)).usage.output_tokens == 4
-    await streams[1].aclose()  # type: ignore[attr-defined]
+    await streams[1].aclose()

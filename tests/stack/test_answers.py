@@ -222,7 +222,7 @@ async def test_cancelling_a_call_aborts_the_engines_work(stack: Stack, client: C
         async for event in stream:
             if isinstance(event, TextDelta):
                 break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
     eventually(
         lambda: all(worker.running + worker.waiting == 0 for worker in client.status().workers), timeout_s=5
     )

@@ -175,7 +175,7 @@ def cancelled_calls(world: World) -> tuple[str, bool]:
                 stream = client.stream("Tell me of the harbour.", sampling=Sampling(max_tokens=64))
                 for _ in range(number % 4):
                     next(iter(stream), None)
-                stream.close()  # type: ignore[attr-defined]
+                stream.close()
 
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(cancel, range(200)))

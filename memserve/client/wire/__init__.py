@@ -1,1 +1,1 @@
-"""The client's half of the wire: messages from and to domain values."""
+"""The client's half of the wire: messages of `memserve.v1` from and to values. One file for each service."""

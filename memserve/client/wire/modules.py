@@ -1,13 +1,10 @@
-"""The client's half of `ModuleService` on the wire: uploads, and messages from and to domain values."""
+"""Messages of `ModuleService`."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import cast
 
-from memserve.client.arguments import strings
 from memserve.domain import (
     Alias,
     AliasChange,
@@ -22,115 +19,65 @@ from memserve.domain import (
     WeightFigures,
     WorkerResidency,
 )
+from memserve.domain.kinds import KINDS
+from memserve.errors import UsageError
 from memserve.pb.v1 import module_pb2 as pb
 
-UPLOAD_CHUNK_BYTES = 256 * 1024
-# What makes a folder a module of a kind, and the files that go with it.
-FILES: dict[ModuleKind, tuple[str, ...]] = {
-    ModuleKind.LORA: ("adapter_config.json", "adapter_model.safetensors"),
-    ModuleKind.LOGIT_EXPERT: ("expert_config.json", "config.json", "model.safetensors"),
+PLACES: dict[int, ModulePlace] = {
+    getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace.known()
 }
-OPTIONAL_FILES = ("anti_model.safetensors", "probes.json")
-
-Told = Callable[[int, int], None]
-"""Called with what is done and what there is to do in all."""
-
-
-def silent(done: int, total: int) -> None:
-    """No progress is told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A folder that is to become a version."""
-
-    folder: Path
-    header: pb.PublishModuleHeader
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.header.files)
-
-    def parts(self, received: Sequence[int], told: Told) -> Iterator[pb.PublishModuleRequest]:
-        """The messages of an upload that goes on where `received` (bytes of each file) ended."""
-        yield pb.PublishModuleRequest(header=self.header)
-        done = sum(received)
-        told(done, self.total_bytes)
-        for file, offset in zip(self.header.files, received, strict=True):
-            with (self.folder / file.file_name).open("rb") as stream:
-                stream.seek(offset)
-                while content := stream.read(UPLOAD_CHUNK_BYTES):
-                    yield pb.PublishModuleRequest(
-                        chunk=pb.FileChunk(file_name=file.file_name, content=content, offset=offset)
-                    )
-                    offset += len(content)
-                    done += len(content)
-                    told(done, self.total_bytes)
-
-
-# Run in the folder, where torch and safetensors are installed.
-CONVERT = (
-    'python -c "import torch, safetensors.torch as s; '
-    "s.save_file({k: v.contiguous() for k, v in torch.load('adapter_model.bin', "
-    "weights_only=True).items()}, 'adapter_model.safetensors')\""
-)
-
-
-def kind_of_folder(folder: Path) -> ModuleKind:
-    """By the file that every module of a kind has. Raises FileNotFoundError."""
-    for kind, names in FILES.items():
-        if (folder / names[0]).is_file():
-            return kind
-    wanted = " or ".join(names[0] for names in FILES.values())
-    raise FileNotFoundError(2, f"has no {wanted}: it is no module", str(folder))
-
-
-def upload_of(
-    name: str, folder: str | Path, expected_digest: str, sources: str | Sequence[str], recipe: str, notes: str
-) -> Upload:
-    """Raises FileNotFoundError when a file is missing."""
-    folder = Path(folder) if isinstance(folder, str) else folder
-    kind = kind_of_folder(folder)
-    names = [*FILES[kind], *(name for name in OPTIONAL_FILES if (folder / name).is_file())]
-    files = []
-    for file_name in names:
-        if (
-            not (folder / file_name).is_file()
-            and (folder / (pickled := file_name.replace(".safetensors", ".bin"))).is_file()
-        ):
-            raise FileNotFoundError(
-                2,
-                f"is a pickle, which memserve does not load; convert it with: {CONVERT}",
-                str(folder / pickled),
-            )
-        with (folder / file_name).open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        files.append(
-            pb.UploadFile(file_name=file_name, size_bytes=(folder / file_name).stat().st_size, sha256=digest)
-        )
-    header = pb.PublishModuleHeader(
-        name=name,
-        kind=getattr(pb, f"MODULE_KIND_{kind.upper()}"),
-        expected_digest=expected_digest,
-        files=files,
-        sources=strings("sources", sources),
-        recipe=recipe,
-        notes=notes,
-    )
-    return Upload(folder, header)
 
 
 def kind_of(number: int) -> ModuleKind:
-    return ModuleKind(pb.ModuleKind.Name(number).removeprefix("MODULE_KIND_").lower())
+    return next((row.kind for row in KINDS.values() if row.number == number), ModuleKind.UNKNOWN)
 
 
 def place_of(number: int) -> ModulePlace:
-    return ModulePlace(pb.ModulePlace.Name(number).removeprefix("MODULE_PLACE_").lower())
+    return PLACES.get(number, ModulePlace.UNKNOWN)
+
+
+def kind_number(kind: ModuleKind | None) -> pb.ModuleKind:
+    """None: every kind. Raises UsageError."""
+    if kind is None:
+        return pb.MODULE_KIND_UNSPECIFIED
+    if kind not in KINDS:
+        raise UsageError("kind", f"must be one of {', '.join(KINDS)}, not {kind!s}")
+    # The generated enumeration may have no name for the number: a kind is a row of the table.
+    return cast("pb.ModuleKind", KINDS[kind].number)
+
+
+def compose_request(
+    name: str,
+    method: str,
+    parents: Mapping[str, float],
+    *,
+    rank: int,
+    density: float,
+    seed: int,
+    notes: str,
+) -> pb.ComposeModuleRequest:
+    return pb.ComposeModuleRequest(
+        name=name,
+        # The gateway refuses a method that does not exist, with the list of those that do.
+        method=getattr(pb, f"COMPOSE_METHOD_{method.upper()}", pb.COMPOSE_METHOD_UNSPECIFIED),
+        parents=[
+            pb.ComposeParent(reference=reference, weight=weight) for reference, weight in parents.items()
+        ],
+        rank=rank,
+        density=density,
+        seed=seed,
+        notes=notes,
+    )
 
 
 def module_of(value: pb.Module) -> Module:
-    aliases = tuple(alias_of(alias) for alias in value.aliases)
-    return Module(value.name, kind_of(value.kind), value.newest_version, value.versions, aliases)
+    return Module(
+        name=value.name,
+        kind=kind_of(value.kind),
+        newest_version=value.newest_version,
+        versions=value.versions,
+        aliases=tuple(alias_of(alias) for alias in value.aliases),
+    )
 
 
 def version_of(value: pb.ModuleVersion) -> ModuleVersion:
@@ -159,7 +106,10 @@ def version_of(value: pb.ModuleVersion) -> ModuleVersion:
 
 
 def gate_report_of(value: pb.GateReport) -> GateReport:
-    figures = tuple(GateFigure(f.name, f.base, f.module, f.rule, f.holds, f.probes) for f in value.figures)
+    figures = tuple(
+        GateFigure(figure.name, figure.base, figure.module, figure.rule, figure.holds, figure.probes)
+        for figure in value.figures
+    )
     return GateReport(value.passed, figures, value.worker_id, value.at_s, value.probes_digest)
 
 
@@ -169,31 +119,36 @@ def alias_of(value: pb.Alias) -> Alias:
 
 def alias_change_of(value: pb.AliasChange) -> AliasChange:
     return AliasChange(
-        value.revision,
-        _targets(value.targets),
-        value.at_s,
-        value.principal,
-        value.action,
-        value.reason,
-        value.forced,
+        revision=value.revision,
+        targets=_targets(value.targets),
+        at_s=value.at_s,
+        principal=value.principal,
+        action=value.action,
+        reason=value.reason,
+        forced=value.forced,
     )
 
 
 def audit_event_of(value: pb.AuditEvent) -> AuditEvent:
     return AuditEvent(
-        value.event_id,
-        value.at_s,
-        value.tenant,
-        value.principal,
-        value.action,
-        value.module,
-        value.before,
-        value.after,
+        event_id=value.event_id,
+        at_s=value.at_s,
+        tenant=value.tenant,
+        principal=value.principal,
+        action=value.action,
+        module=value.module,
+        before=value.before,
+        after=value.after,
     )
 
 
 def residency_of(value: pb.WorkerResidency) -> WorkerResidency:
     return WorkerResidency(value.worker_id, place_of(value.place), value.refusal)
+
+
+def shares_of(weights: Mapping[int, float]) -> list[pb.TrafficShare]:
+    """weights: version to weight."""
+    return [pb.TrafficShare(version=version, weight=weight) for version, weight in weights.items()]
 
 
 def _targets(shares: Sequence[pb.TrafficShare]) -> tuple[TrafficShare, ...]:

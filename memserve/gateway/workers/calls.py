@@ -57,7 +57,7 @@ _FINISH = {
     pb.FINISH_REASON_STOP: FinishReason.STOP,
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
 }
-_PLACES = {getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace}
+_PLACES = {getattr(pb, f"MODULE_PLACE_{place.name}"): place for place in ModulePlace.known()}
 _CHANGES = {change.value: change for change in BlockChange}
 
 

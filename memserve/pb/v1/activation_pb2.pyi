@@ -65,7 +65,7 @@ class WarmPrefixResponse(_message.Message):
     computed_tokens: int
     stored_tokens: int
     done: bool
-    def __init__(self, worker_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., stored_tokens: _Optional[int] = ..., done: _Optional[bool] = ...) -> None: ...
+    def __init__(self, worker_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., stored_tokens: _Optional[int] = ..., done: bool = ...) -> None: ...
 
 class PinPrefixRequest(_message.Message):
     __slots__ = ("prefix", "duration_s")

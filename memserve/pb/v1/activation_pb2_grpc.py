@@ -5,7 +5,7 @@ import warnings
 
 from memserve.pb.v1 import activation_pb2 as memserve_dot_v1_dot_activation__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.72.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in memserve/v1/activation_pb2_grpc.py depends on'
+        + f' but the generated code in memserve/v1/activation_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class ActivationServiceStub:
+class ActivationServiceStub(object):
     """Activation memory: the KV of prompt prefixes. Everything belongs to the caller's tenant: the same words of another tenant are another
     prefix. What is said of Redis holds for the cache that all workers share; a worker's own memory fills and empties by itself.
     """
@@ -78,7 +78,7 @@ class ActivationServiceStub:
                 _registered_method=True)
 
 
-class ActivationServiceServicer:
+class ActivationServiceServicer(object):
     """Activation memory: the KV of prompt prefixes. Everything belongs to the caller's tenant: the same words of another tenant are another
     prefix. What is said of Redis holds for the cache that all workers share; a worker's own memory fills and empties by itself.
     """
@@ -188,7 +188,7 @@ def add_ActivationServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class ActivationService:
+class ActivationService(object):
     """Activation memory: the KV of prompt prefixes. Everything belongs to the caller's tenant: the same words of another tenant are another
     prefix. What is said of Redis holds for the cache that all workers share; a worker's own memory fills and empties by itself.
     """

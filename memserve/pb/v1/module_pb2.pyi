@@ -72,7 +72,7 @@ class GateFigure(_message.Message):
     rule: str
     holds: bool
     probes: int
-    def __init__(self, name: _Optional[str] = ..., base: _Optional[float] = ..., module: _Optional[float] = ..., rule: _Optional[str] = ..., holds: _Optional[bool] = ..., probes: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., base: _Optional[float] = ..., module: _Optional[float] = ..., rule: _Optional[str] = ..., holds: bool = ..., probes: _Optional[int] = ...) -> None: ...
 
 class GateReport(_message.Message):
     __slots__ = ("passed", "figures", "worker_id", "at_s", "probes_digest")
@@ -86,7 +86,7 @@ class GateReport(_message.Message):
     worker_id: str
     at_s: float
     probes_digest: str
-    def __init__(self, passed: _Optional[bool] = ..., figures: _Optional[_Iterable[_Union[GateFigure, _Mapping]]] = ..., worker_id: _Optional[str] = ..., at_s: _Optional[float] = ..., probes_digest: _Optional[str] = ...) -> None: ...
+    def __init__(self, passed: bool = ..., figures: _Optional[_Iterable[_Union[GateFigure, _Mapping]]] = ..., worker_id: _Optional[str] = ..., at_s: _Optional[float] = ..., probes_digest: _Optional[str] = ...) -> None: ...
 
 class ModuleVersion(_message.Message):
     __slots__ = ("module", "version", "digest", "kind", "base_digest", "rank", "target_modules", "size_bytes", "created_s", "author", "sources", "parents", "recipe", "notes", "figures", "probes_digest", "gate", "moves_logits", "warning")
@@ -128,7 +128,7 @@ class ModuleVersion(_message.Message):
     gate: GateReport
     moves_logits: bool
     warning: str
-    def __init__(self, module: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_s: _Optional[float] = ..., author: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[str]] = ..., recipe: _Optional[str] = ..., notes: _Optional[str] = ..., figures: _Optional[_Union[WeightFigures, _Mapping]] = ..., probes_digest: _Optional[str] = ..., gate: _Optional[_Union[GateReport, _Mapping]] = ..., moves_logits: _Optional[bool] = ..., warning: _Optional[str] = ...) -> None: ...
+    def __init__(self, module: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., base_digest: _Optional[str] = ..., rank: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., size_bytes: _Optional[int] = ..., created_s: _Optional[float] = ..., author: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[str]] = ..., recipe: _Optional[str] = ..., notes: _Optional[str] = ..., figures: _Optional[_Union[WeightFigures, _Mapping]] = ..., probes_digest: _Optional[str] = ..., gate: _Optional[_Union[GateReport, _Mapping]] = ..., moves_logits: bool = ..., warning: _Optional[str] = ...) -> None: ...
 
 class TrafficShare(_message.Message):
     __slots__ = ("version", "weight")
@@ -166,7 +166,7 @@ class AliasChange(_message.Message):
     action: str
     reason: str
     forced: bool
-    def __init__(self, revision: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TrafficShare, _Mapping]]] = ..., at_s: _Optional[float] = ..., principal: _Optional[str] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ..., forced: _Optional[bool] = ...) -> None: ...
+    def __init__(self, revision: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[TrafficShare, _Mapping]]] = ..., at_s: _Optional[float] = ..., principal: _Optional[str] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ..., forced: bool = ...) -> None: ...
 
 class Module(_message.Message):
     __slots__ = ("name", "kind", "newest_version", "versions", "aliases")
@@ -366,7 +366,7 @@ class PromoteModuleRequest(_message.Message):
     expected_revision: int
     force: bool
     reason: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., expected_revision: _Optional[int] = ..., force: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., expected_revision: _Optional[int] = ..., force: bool = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PromoteModuleResponse(_message.Message):
     __slots__ = ("progress", "alias")

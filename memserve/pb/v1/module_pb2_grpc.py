@@ -5,7 +5,7 @@ import warnings
 
 from memserve.pb.v1 import module_pb2 as memserve_dot_v1_dot_module__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.72.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in memserve/v1/module_pb2_grpc.py depends on'
+        + f' but the generated code in memserve/v1/module_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class ModuleServiceStub:
+class ModuleServiceStub(object):
     """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name. Everything belongs to the
     caller's tenant. A reference to a version is `name` (its alias `live`), `name@alias` or `name@number`.
     """
@@ -138,7 +138,7 @@ class ModuleServiceStub:
                 _registered_method=True)
 
 
-class ModuleServiceServicer:
+class ModuleServiceServicer(object):
     """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name. Everything belongs to the
     caller's tenant. A reference to a version is `name` (its alias `live`), `name@alias` or `name@number`.
     """
@@ -394,7 +394,7 @@ def add_ModuleServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class ModuleService:
+class ModuleService(object):
     """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name. Everything belongs to the
     caller's tenant. A reference to a version is `name` (its alias `live`), `name@alias` or `name@number`.
     """

@@ -23,7 +23,7 @@ class GetStatusRequest(_message.Message):
     __slots__ = ("workers_only",)
     WORKERS_ONLY_FIELD_NUMBER: _ClassVar[int]
     workers_only: bool
-    def __init__(self, workers_only: _Optional[bool] = ...) -> None: ...
+    def __init__(self, workers_only: bool = ...) -> None: ...
 
 class WorkerModule(_message.Message):
     __slots__ = ("digest", "place")
@@ -61,7 +61,7 @@ class WorkerStatus(_message.Message):
     shares_kv: bool
     modules_left_out: int
     limits: str
-    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., ready: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., known_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[WorkerModule, _Mapping]]] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., shares_kv: _Optional[bool] = ..., modules_left_out: _Optional[int] = ..., limits: _Optional[str] = ...) -> None: ...
+    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., ready: bool = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., known_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[WorkerModule, _Mapping]]] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., shares_kv: bool = ..., modules_left_out: _Optional[int] = ..., limits: _Optional[str] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
     __slots__ = ("version", "model", "model_digest", "max_context_tokens", "workers", "redis_ok", "vector_store_ok", "modules", "memories", "lost_memories", "waiting_writes", "short_disk", "embedder")
@@ -91,4 +91,4 @@ class GetStatusResponse(_message.Message):
     waiting_writes: int
     short_disk: str
     embedder: str
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., redis_ok: _Optional[bool] = ..., vector_store_ok: _Optional[bool] = ..., modules: _Optional[int] = ..., memories: _Optional[int] = ..., lost_memories: _Optional[int] = ..., waiting_writes: _Optional[int] = ..., short_disk: _Optional[str] = ..., embedder: _Optional[str] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., redis_ok: bool = ..., vector_store_ok: bool = ..., modules: _Optional[int] = ..., memories: _Optional[int] = ..., lost_memories: _Optional[int] = ..., waiting_writes: _Optional[int] = ..., short_disk: _Optional[str] = ..., embedder: _Optional[str] = ...) -> None: ...

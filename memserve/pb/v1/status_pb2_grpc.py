@@ -5,7 +5,7 @@ import warnings
 
 from memserve.pb.v1 import status_pb2 as memserve_dot_v1_dot_status__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.72.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in memserve/v1/status_pb2_grpc.py depends on'
+        + f' but the generated code in memserve/v1/status_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class StatusServiceStub:
+class StatusServiceStub(object):
     """What runs now, for people and dashboards.
     """
 
@@ -47,7 +47,7 @@ class StatusServiceStub:
                 _registered_method=True)
 
 
-class StatusServiceServicer:
+class StatusServiceServicer(object):
     """What runs now, for people and dashboards.
     """
 
@@ -86,7 +86,7 @@ def add_StatusServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class StatusService:
+class StatusService(object):
     """What runs now, for people and dashboards.
     """
 

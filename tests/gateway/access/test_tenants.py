@@ -212,4 +212,4 @@ async def test_a_tenant_at_its_limit_leaves_room_for_another(
         assert await code_of(alice.generate("hello")) is grpc.StatusCode.RESOURCE_EXHAUSTED
         gateway.workers[0].script = Script()
         assert (await bob.generate("hello", sampling=GREEDY)).usage.output_tokens == 2
-        await held.aclose()  # type: ignore[attr-defined]
+        await held.aclose()

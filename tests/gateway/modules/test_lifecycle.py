@@ -164,7 +164,7 @@ async def test_a_version_whose_probes_fail_is_refused_with_its_figures_and_force
     await publish(gateway, tmp_path, 1, probes=FAILS)
     progress: list[tuple[int, int]] = []
     refused = await failure_of(
-        client.modules.promote("tone", 1, told=lambda done, total: progress.append((done, total)))
+        client.modules.promote("tone", 1, progress=lambda done, total: progress.append((done, total)))
     )
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     assert "recall 0" in refused.detail
@@ -279,7 +279,7 @@ async def test_a_version_in_use_is_not_deleted_and_one_that_nothing_uses_is_gone
     streaming = await failure_of(client.modules.delete("tone", 1))
     assert streaming.code is grpc.StatusCode.FAILED_PRECONDITION
     assert "a request" in streaming.detail
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     await until(lambda: not gateway.parts.uses)
 
     async def deleted() -> bool:
@@ -543,7 +543,7 @@ async def test_an_async_client_reads_and_hashes_uploads_off_the_loop(
 
     told: list[int] = []
     await gateway.client.modules.publish(
-        "tone", Watched(folder), told=lambda done, total: told.append(threading.get_ident())
+        "tone", Watched(folder), progress=lambda done, total: told.append(threading.get_ident())
     )
     assert seen and here not in seen
     await asyncio.sleep(0)

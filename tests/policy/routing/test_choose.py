@@ -30,8 +30,8 @@ snapshots = st.builds(
     shared_tokens=tokens,
     prefill_tokens_per_s=st.sampled_from([0.0, 1.0, 500.0, 1e5, 1e7]),
     modules=st.tuples(
-        st.builds(PlacedModule, st.sampled_from(ModulePlace), st.just(ADAPTER), st.integers(0, 20)),
-        st.builds(PlacedModule, st.sampled_from(ModulePlace), st.just(EXPERT)),
+        st.builds(PlacedModule, st.sampled_from(ModulePlace.known()), st.just(ADAPTER), st.integers(0, 20)),
+        st.builds(PlacedModule, st.sampled_from(ModulePlace.known()), st.just(EXPERT)),
     ),
 )
 pools = st.lists(snapshots, min_size=1, max_size=4, unique_by=lambda worker: worker.worker_id)

@@ -48,7 +48,9 @@ FINISH = {
     FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
 }
-RECALL = {outcome: getattr(inference_pb2, f"RECALL_OUTCOME_{outcome.name}") for outcome in RecallOutcome}
+RECALL = {
+    outcome: getattr(inference_pb2, f"RECALL_OUTCOME_{outcome.name}") for outcome in RecallOutcome.known()
+}
 
 
 def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequest:

@@ -32,7 +32,7 @@ PARENTS_MAX = 8
 RANK_MAX = 1024
 SEED_MAX = 2**53
 
-PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace}
+PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace.known()}
 METHODS = {
     number: name.removeprefix("COMPOSE_METHOD_").lower()
     for name, number in pb.ComposeMethod.items()

@@ -63,7 +63,7 @@ class GenerateRequest(_message.Message):
     expert_digest: str
     expert_alpha: float
     modules: _containers.RepeatedCompositeFieldContainer[AppliedModule]
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[bool] = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: _Optional[bool] = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[AppliedModule, _Mapping]]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: bool = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: bool = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[AppliedModule, _Mapping]]] = ...) -> None: ...
 
 class AppliedModule(_message.Message):
     __slots__ = ("digest", "kind", "strength")
@@ -167,7 +167,7 @@ class WatchResponse(_message.Message):
     removed: BlocksRemoved
     reset: BlocksReset
     more: bool
-    def __init__(self, epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., stored: _Optional[_Union[BlocksStored, _Mapping]] = ..., removed: _Optional[_Union[BlocksRemoved, _Mapping]] = ..., reset: _Optional[_Union[BlocksReset, _Mapping]] = ..., more: _Optional[bool] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., stored: _Optional[_Union[BlocksStored, _Mapping]] = ..., removed: _Optional[_Union[BlocksRemoved, _Mapping]] = ..., reset: _Optional[_Union[BlocksReset, _Mapping]] = ..., more: bool = ...) -> None: ...
 
 class LookupBlocksRequest(_message.Message):
     __slots__ = ("keys",)
@@ -191,7 +191,7 @@ class LoadModuleRequest(_message.Message):
     digest: str
     kind: str
     pin: bool
-    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., pin: _Optional[bool] = ...) -> None: ...
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., pin: bool = ...) -> None: ...
 
 class LoadModuleResponse(_message.Message):
     __slots__ = ("place",)
@@ -207,7 +207,7 @@ class UnloadModuleRequest(_message.Message):
     digest: str
     kind: str
     forget: bool
-    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., forget: _Optional[bool] = ...) -> None: ...
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., forget: bool = ...) -> None: ...
 
 class UnloadModuleResponse(_message.Message):
     __slots__ = ("place",)

@@ -5,7 +5,7 @@ import warnings
 
 from memserve.pb.worker.v1 import worker_pb2 as memserve_dot_worker_dot_v1_dot_worker__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.72.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in memserve/worker/v1/worker_pb2_grpc.py depends on'
+        + f' but the generated code in memserve/worker/v1/worker_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class WorkerServiceStub:
+class WorkerServiceStub(object):
     """A worker's data plane. Spoken by gateways only, which have authenticated the tenant and checked the request.
     """
 
@@ -77,7 +77,7 @@ class WorkerServiceStub:
                 _registered_method=True)
 
 
-class WorkerServiceServicer:
+class WorkerServiceServicer(object):
     """A worker's data plane. Spoken by gateways only, which have authenticated the tenant and checked the request.
     """
 
@@ -189,7 +189,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class WorkerService:
+class WorkerService(object):
     """A worker's data plane. Spoken by gateways only, which have authenticated the tenant and checked the request.
     """
 

@@ -1,0 +1,76 @@
+"""The gateway's services on a channel, and how each of their RPCs is called."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TypeVar
+
+import grpc.aio
+
+from memserve.client._async import _io
+from memserve.client.endpoint import Endpoint
+from memserve.client.errors import call_failures, client_closed
+from memserve.pb.v1.activation_pb2_grpc import ActivationServiceStub
+from memserve.pb.v1.inference_pb2_grpc import InferenceServiceStub
+from memserve.pb.v1.memory_pb2_grpc import MemoryServiceStub
+from memserve.pb.v1.module_pb2_grpc import ModuleServiceStub
+from memserve.pb.v1.status_pb2_grpc import StatusServiceStub
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class Stubs:
+    """Made once for a channel: a stub prepares every RPC of its service."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.activation = ActivationServiceStub(channel)
+        self.inference = InferenceServiceStub(channel)
+        self.memories = MemoryServiceStub(channel)
+        self.modules = ModuleServiceStub(channel)
+        self.status = StatusServiceStub(channel)
+
+
+class Connection:
+    """Calls to one gateway. Each raises CallFailed, and UsageError once the connection is closed."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._closed = False
+        self._stubs = _io.Local(lambda: Stubs(_io.open_channel(endpoint)))
+
+    @property
+    def stubs(self) -> Stubs:
+        if self._closed:
+            raise client_closed()
+        return self._stubs.get()
+
+    async def close(self) -> None:
+        self._closed = True
+        if (stubs := self._stubs.take()) is not None:
+            await stubs.channel.close()
+
+    async def call(
+        self, rpc: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
+    ) -> Response:
+        with call_failures():
+            return await rpc(request, timeout=self._endpoint.timeout_s, metadata=self._endpoint.metadata)
+
+    async def send(
+        self, rpc: grpc.aio.StreamUnaryMultiCallable[Request, Response], parts: AsyncIterator[Request]
+    ) -> Response:
+        with call_failures():
+            return await rpc(parts, timeout=self._endpoint.timeout_s, metadata=self._endpoint.metadata)
+
+    async def stream(
+        self, rpc: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request
+    ) -> AsyncGenerator[Response, None]:
+        """Closing the generator cancels the call."""
+        call = rpc(request, timeout=self._endpoint.timeout_s, metadata=self._endpoint.metadata)
+        try:
+            with call_failures():
+                async for response in call:
+                    yield response
+        finally:
+            call.cancel()

@@ -1,0 +1,54 @@
+"""What the halves of the client do differently. `_async/_io.py` has the same names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Generic, ParamSpec, TypeVar
+
+import grpc
+
+from memserve.client.endpoint import CHANNEL_OPTIONS, Endpoint
+from memserve.client.values import Progress
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def open_channel(endpoint: Endpoint) -> grpc.Channel:
+    if endpoint.credentials is None:
+        return grpc.insecure_channel(endpoint.target, options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(endpoint.target, endpoint.credentials, options=CHANNEL_OPTIONS)
+
+
+class Local(Generic[T]):
+    """One value for all threads: a channel serves any number of them."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._value: T | None = make()
+
+    def get(self) -> T:
+        assert self._value is not None
+        return self._value
+
+    def take(self) -> T | None:
+        """Forget the value. Returns it, to be closed."""
+        value, self._value = self._value, None
+        return value
+
+
+sleep = time.sleep
+
+
+def on_thread(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """A caller that blocks has a thread already."""
+    return work(*arguments, **options)
+
+
+def iterate(parts: Iterator[T]) -> Iterator[T]:
+    return parts
+
+
+def reported_here(progress: Progress) -> Progress:
+    """gRPC takes the parts of an upload on a thread of its own, which is where `progress` is called."""
+    return progress

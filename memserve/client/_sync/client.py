@@ -1,0 +1,202 @@
+# Generated from ../_async/client.py by `make client`; do not edit.
+"""A client of a gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Generator, Sequence
+from types import TracebackType
+from typing import Self
+
+from memserve.client._sync import _io
+from memserve.client._sync.activation import ActivationCalls
+from memserve.client._sync.connection import Connection
+from memserve.client._sync.memories import MemoryCalls
+from memserve.client._sync.modules import ModuleCalls
+from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles, endpoint_of
+from memserve.client.errors import CallFailed
+from memserve.client.values import Answer, Conversation, Event, Status, collect
+from memserve.client.wire.inference import event_of, generate_request
+from memserve.client.wire.status import status_of
+from memserve.domain import Expert, ModuleUse, Sampling, Slo
+from memserve.pb.v1 import status_pb2
+
+
+class Client(MemoryCalls):
+    """A client that blocks, for any number of threads.
+
+    with Client("127.0.0.1:50051") as client:
+        answer = client.generate("What is the code of Amber Lantern?", namespaces="notes")
+
+    Every method raises CallFailed, or UsageError for what cannot be sent: an address, a key or a value of
+    another type. A string where a list of strings is meant is a list of one.
+    """
+
+    activation: ActivationCalls
+    """The KV of prompt prefixes."""
+    modules: ModuleCalls
+    """Modules, their versions and aliases."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        api_key: str = "",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        *,
+        tls: TlsFiles | None = None,
+    ) -> None:
+        """address: host:port of the gateway. timeout_s: the deadline of each call.
+        tls: for a proxy in front of the gateway that speaks TLS. None: without TLS.
+        """
+        super().__init__(Connection(endpoint_of(address, api_key, timeout_s, tls)))
+        self.activation = ActivationCalls(self._connection)
+        self.modules = ModuleCalls(self._connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Safe to call twice. Calls under way are cancelled."""
+        self._connection.close()
+
+    def generate(
+        self,
+        messages: Conversation,
+        *,
+        module: str = "",
+        expert: Expert | None = None,
+        modules: str | ModuleUse | Sequence[str | ModuleUse] = (),
+        namespaces: str | Sequence[str] = (),
+        recall_limit: int = 0,
+        recall_timeout_ms: int = 0,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: bool | None = None,
+        min_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        slo: Slo | None = None,
+        model: str = "",
+        worker_id: str = "",
+        session: str = "",
+    ) -> Answer:
+        """Ask, and wait for the whole answer.
+
+        messages: a question, or a conversation.
+        module: the LoRA to answer with: `name` (its alias live), `name@alias` or `name@number`.
+        expert: the logit expert to decode with.
+        modules: modules of any kind to answer with, by reference, beside those two.
+        namespaces: where memories are recalled from. None are recalled without one.
+        recall_limit, recall_timeout_ms: passages at most, and the time for the search. 0: the gateway's.
+        max_tokens: output tokens at most. None: the gateway's default.
+        temperature: None and 0 are greedy.
+        top_p: tokens are chosen from this share of the probability. None: all of it.
+        seed: repeats the choices of a temperature over 0.
+        stop: the answer ends before any of these texts.
+        logprobs: return the log-probability of each token.
+        min_tokens: the answer does not end by itself before this many tokens.
+        sampling: these seven in one value, instead of them.
+        slo: times that the caller wishes for. The receipt says whether they were met.
+        model: the served model's name. Empty: whichever is served.
+        worker_id: send the request to this worker and no other.
+        session: requests of one session get the same version of an alias that is split.
+        """
+        events = self.stream(
+            messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
+            recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms, max_tokens=max_tokens, temperature=temperature, top_p=top_p,
+            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, sampling=sampling, slo=slo,
+            model=model, worker_id=worker_id, session=session,
+        )  # fmt: skip
+        return collect([event for event in events])
+
+    def stream(
+        self,
+        messages: Conversation,
+        *,
+        module: str = "",
+        expert: Expert | None = None,
+        modules: str | ModuleUse | Sequence[str | ModuleUse] = (),
+        namespaces: str | Sequence[str] = (),
+        recall_limit: int = 0,
+        recall_timeout_ms: int = 0,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: bool | None = None,
+        min_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        slo: Slo | None = None,
+        model: str = "",
+        worker_id: str = "",
+        session: str = "",
+    ) -> Generator[Event, None, None]:
+        """Stream an answer: a Route, TextDeltas, last a Usage. The arguments are those of `generate`.
+
+        Closing the generator cancels the call.
+        """
+        stub = self._connection.stubs.inference
+        request = generate_request(
+            messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
+            recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms, max_tokens=max_tokens, temperature=temperature, top_p=top_p,
+            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, sampling=sampling, slo=slo,
+            model=model, worker_id=worker_id, session=session,
+        )  # fmt: skip
+        with contextlib.closing(self._connection.stream(stub.Generate, request)) as responses:
+            for response in responses:
+                if (event := event_of(response)) is not None:
+                    yield event
+
+    def status(self, *, workers_only: bool = False) -> Status:
+        """workers_only: nothing of memories and modules, so that the call costs the same whatever is kept."""
+        stub = self._connection.stubs.status
+        request = status_pb2.GetStatusRequest(workers_only=workers_only)
+        return status_of(self._connection.call(stub.GetStatus, request))
+
+    def backup(self, name: str) -> Generator[str, None, None]:
+        """Back up the server's data directory. Yields a line for a person at every step.
+
+        The backup is complete when the generator ends.
+        """
+        stub = self._connection.stubs.status
+        request = status_pb2.BackupRequest(name=name)
+        with contextlib.closing(self._connection.stream(stub.Backup, request)) as responses:
+            for response in responses:
+                yield response.line
+
+
+def wait_until_ready(
+    address: str,
+    timeout_s: float,
+    workers: int = 1,
+    api_key: str = "",
+    *,
+    only: Collection[str] = frozenset(),
+    tls: TlsFiles | None = None,
+) -> bool:
+    """Wait until the gateway at `address` can send requests to this number of workers. False when it cannot
+    in time.
+
+    only: ids. Wait until the gateway has these workers and no others, not even one that has just gone.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    with Client(address, api_key, timeout_s=2.0, tls=tls) as client:
+        while True:
+            with contextlib.suppress(CallFailed):
+                seen = client.status(workers_only=True).workers
+                if sum(worker.ready for worker in seen) >= workers and (
+                    not only or {worker.worker_id for worker in seen} == set(only)
+                ):
+                    return True
+            if time.monotonic() >= deadline_s:
+                return False
+            _io.sleep(0.1)

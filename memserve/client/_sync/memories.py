@@ -1,0 +1,58 @@
+# Generated from ../_async/memories.py by `make client`; do not edit.
+"""The client's calls of `MemoryService`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memserve.client._sync.connection import Connection
+from memserve.client.arguments import strings
+from memserve.client.wire.memories import memory_of, remember_request, scored_of
+from memserve.domain import Memory, ScoredMemory
+from memserve.pb.v1 import memory_pb2 as pb
+
+
+class MemoryCalls:
+    """Texts that are remembered, found and forgotten."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def remember(
+        self,
+        namespace: str,
+        text: str,
+        *,
+        source: str = "",
+        keywords: str | Sequence[str] = (),
+        memory_id: str = "",
+    ) -> Memory:
+        """Keep a text. It is durable when this returns.
+
+        source: where it comes from. keywords: words to find it by, besides its own.
+        memory_id: makes a repeated call harmless. Empty: a digest of the content.
+        """
+        stub = self._connection.stubs.memories
+        request = remember_request(namespace, text, source, keywords, memory_id)
+        return memory_of(self._connection.call(stub.Remember, request).memory)
+
+    def get_memory(self, namespace: str, memory_id: str) -> Memory:
+        stub = self._connection.stubs.memories
+        request = pb.GetMemoryRequest(namespace=namespace, memory_id=memory_id)
+        return memory_of(self._connection.call(stub.GetMemory, request).memory)
+
+    def forget(self, namespace: str, memory_id: str) -> None:
+        stub = self._connection.stubs.memories
+        self._connection.call(stub.Forget, pb.ForgetRequest(namespace=namespace, memory_id=memory_id))
+
+    def search(self, namespaces: str | Sequence[str], query: str, limit: int = 8) -> list[ScoredMemory]:
+        """Memories by meaning and by words, best first."""
+        stub = self._connection.stubs.memories
+        request = pb.SearchRequest(namespaces=strings("namespaces", namespaces), query=query, limit=limit)
+        return [scored_of(hit) for hit in self._connection.call(stub.Search, request).results]
+
+    def namespaces(self) -> dict[str, int]:
+        """Namespace to number of memories."""
+        stub = self._connection.stubs.memories
+        response = self._connection.call(stub.ListNamespaces, pb.ListNamespacesRequest())
+        return {entry.namespace: entry.memories for entry in response.namespaces}

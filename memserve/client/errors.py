@@ -1,0 +1,57 @@
+"""How a call fails: one exception for every gRPC status."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from memserve.errors import PicklableError, UsageError
+
+FIELD_KEY = "memserve-field"
+RETRY_AFTER_KEY = "retry-after-s"
+
+
+class CallFailed(PicklableError):
+    """A call ended with a gRPC status."""
+
+    code: grpc.StatusCode
+    detail: str
+    """What the gateway says, for a person."""
+    field: str | None
+    """The field of the request that is at fault, where the gateway says so."""
+    retry_after_s: float | None
+    """How long to wait before the next try, where the gateway says so."""
+
+    def __init__(
+        self, code: grpc.StatusCode, detail: str, field: str | None, retry_after_s: float | None
+    ) -> None:
+        super().__init__(f"{code.name}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+
+@contextlib.contextmanager
+def call_failures() -> Iterator[None]:
+    """Raises CallFailed for gRPC's own exception."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise call_failed(error) from None
+
+
+def call_failed(error: Any) -> CallFailed:
+    """error: a grpc.RpcError of a call, which has code(), details() and trailing_metadata()."""
+    trailing = {key: str(value) for key, value in (error.trailing_metadata() or ())}
+    retry = trailing.get(RETRY_AFTER_KEY)
+    return CallFailed(
+        error.code(), error.details() or "", trailing.get(FIELD_KEY), float(retry) if retry else None
+    )
+
+
+def client_closed() -> UsageError:
+    return UsageError("client", "it is closed; make a new one")

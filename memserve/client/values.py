@@ -1,0 +1,132 @@
+"""Values that only the client has. The others are those of `memserve.domain`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from memserve.domain import HeldPrefix, Message, ModulePlace, Route, TextDelta, Usage
+
+Event = Route | TextDelta | Usage
+Conversation = str | Message | Mapping[str, str] | Sequence[Message | Mapping[str, str]]
+"""A string is one message of the user. A mapping has `role` and `content`, as chat APIs have them."""
+Progress = Callable[[int, int], None]
+"""Called with how much is done and how much there is to do."""
+
+
+def silent(done: int, total: int) -> None:
+    """A Progress that says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer with its receipt."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """The log-probability of each token, where the request asked for them."""
+    route: Route
+    usage: Usage
+
+
+def collect(events: Sequence[Event]) -> Answer:
+    """Put a finished stream together. A later Route (after a retry on another worker) replaces an earlier
+    one.
+    """
+    routes = [event for event in events if isinstance(event, Route)]
+    deltas = [event for event in events if isinstance(event, TextDelta)]
+    usages = [event for event in events if isinstance(event, Usage)]
+    return Answer(
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        route=routes[-1],
+        usage=usages[-1],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker as the gateway sees it."""
+
+    worker_id: str
+    address: str
+    metrics_address: str
+    pid: int
+    ready: bool
+    """The gateway sends it requests."""
+    running: int
+    """Requests in its engine's batch."""
+    waiting: int
+    """Requests that wait for a place in the batch."""
+    known_blocks: int
+    """KV blocks that the gateway knows it to hold."""
+    prefill_tokens_per_s: float
+    modules: dict[str, ModulePlace]
+    """What its engine holds of the caller's modules, by digest."""
+    shares_kv: bool
+    """False: it neither stores KV in Redis nor loads any, because KV came back different at its start."""
+    limits: str
+    """What of memserve it does not do, and why, for a person. Empty: nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What runs now."""
+
+    version: str
+    model: str
+    model_digest: str
+    max_context_tokens: int
+    workers: tuple[WorkerStatus, ...]
+    redis_ok: bool
+    vector_store_ok: bool
+    modules: int
+    memories: int
+    lost_memories: int
+    """Memories that were acknowledged and that the vector store has lost: its files are damaged."""
+    waiting_writes: int
+    """Durable in the registry, and not yet known to be in the vector store. -1: the registry does not say."""
+    short_disk: str
+    """The disk that has too little room. Empty: none."""
+    embedder: str
+    """The model that embeds memories and queries."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPrefix:
+    """Where a prefix is cached."""
+
+    prompt_tokens: int
+    chunk_tokens: int
+    """Tokens in a chunk. Redis has full chunks only."""
+    redis_tokens: int | None
+    """Leading tokens in Redis. None: Redis does not answer."""
+    workers: tuple[HeldPrefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What an eviction did."""
+
+    removed_chunks: int
+    """Chunks removed from Redis."""
+    pinned_chunks: int
+    """Chunks that stay because they are pinned."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUsage:
+    """Bytes in Redis, headers included."""
+
+    stored_bytes: int
+    """Of the caller's tenant."""
+    chunks: int
+    pinned_bytes: int
+    tenant_quota_bytes: int
+    """0: no quota."""
+    cache_stored_bytes: int
+    """Of all tenants."""
+    cache_quota_bytes: int
+    """0: no quota."""

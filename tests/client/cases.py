@@ -1,0 +1,266 @@
+"""A call of each method of the client."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from google.protobuf.message import Message as Proto
+
+from memserve.client import (
+    Answer,
+    CachedPrefix,
+    CacheUsage,
+    Evicted,
+    Expert,
+    HeldPrefix,
+    Message,
+    ModuleKind,
+    Role,
+    ScoredMemory,
+    Slo,
+    Warmth,
+)
+from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
+from tests.client.examples import (
+    ALIAS,
+    ALIAS_PB,
+    ANSWER_PB,
+    DELTAS,
+    EVENT,
+    EVENT_PB,
+    MEMORY,
+    MEMORY_PB,
+    MODULE,
+    MODULE_PB,
+    ON_PREFIX,
+    PREFIX_PB,
+    PROGRESS_PB,
+    QUESTION_PB,
+    REPORT,
+    REPORT_PB,
+    RESIDENCY,
+    RESIDENCY_PB,
+    ROUTE,
+    STATUS,
+    STATUS_PB,
+    USAGE,
+    VERSION,
+    VERSION_PB,
+)
+
+
+class Case(NamedTuple):
+    """A call, what it sends, what the gateway answers, and what the caller gets."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    request: Proto
+    replies: list[Proto]
+    value: Any
+
+
+CASES = [
+    Case(
+        "generate", ("q",), {}, inference_pb2.GenerateRequest(
+            messages=QUESTION_PB, recall=inference_pb2.Recall(), slo=inference_pb2.Slo(),
+            sampling=inference_pb2.Sampling(top_p=1.0),
+        ),
+        ANSWER_PB, Answer(" a b", (1, 2, 3), (-0.5, -1.0, -0.25), ROUTE, USAGE),
+    ),
+    Case(
+        "stream", ([Message(Role.SYSTEM, "s"), {"role": "user", "content": "q"}],),
+        {
+            "module": "tone", "expert": Expert("facts@2", 0.0), "namespaces": ["b", "a"], "recall_limit": 3,
+            "recall_timeout_ms": 250, "max_tokens": 7, "temperature": 0.5, "top_p": 0.25, "seed": 0,
+            "stop": "end", "logprobs": True, "min_tokens": 2, "slo": Slo(1.0, 2.0), "model": "tiny",
+            "worker_id": "w0", "session": "s",
+        },
+        inference_pb2.GenerateRequest(
+            messages=[inference_pb2.Message(role=inference_pb2.ROLE_SYSTEM, content="s"), *QUESTION_PB],
+            module="tone", experts=[inference_pb2.Expert(reference="facts@2", alpha=0.0)],
+            recall=inference_pb2.Recall(namespaces=["b", "a"], limit=3, timeout_ms=250),
+            sampling=inference_pb2.Sampling(
+                max_tokens=7, temperature=0.5, top_p=0.25, seed=0, stop=["end"], logprobs=True, min_tokens=2
+            ),
+            slo=inference_pb2.Slo(ttft_ms=1.0, tpot_ms=2.0), model="tiny", worker_id="w0", session="s",
+        ),
+        ANSWER_PB, [ROUTE, *DELTAS, USAGE],
+    ),
+    Case(
+        "remember", ("n", "t"), {"source": "s", "keywords": ["k"], "memory_id": "m"},
+        memory_pb2.RememberRequest(namespace="n", text="t", source="s", keywords=["k"], memory_id="m"),
+        [memory_pb2.RememberResponse(memory=MEMORY_PB)], MEMORY,
+    ),
+    Case(
+        "get_memory", ("n", "m"), {}, memory_pb2.GetMemoryRequest(namespace="n", memory_id="m"),
+        [memory_pb2.GetMemoryResponse(memory=MEMORY_PB)], MEMORY,
+    ),
+    Case(
+        "forget", ("n", "m"), {}, memory_pb2.ForgetRequest(namespace="n", memory_id="m"),
+        [memory_pb2.ForgetResponse()], None,
+    ),
+    Case(
+        "search", ("n", "q", 3), {}, memory_pb2.SearchRequest(namespaces=["n"], query="q", limit=3),
+        [memory_pb2.SearchResponse(results=[memory_pb2.ScoredMemory(memory=MEMORY_PB, score=0.5)])],
+        [ScoredMemory(MEMORY, 0.5, None, None)],
+    ),
+    Case(
+        "namespaces", (), {}, memory_pb2.ListNamespacesRequest(),
+        [
+            memory_pb2.ListNamespacesResponse(
+                namespaces=[memory_pb2.NamespaceSummary(namespace="n", memories=2)]
+            )
+        ],
+        {"n": 2},
+    ),
+    Case(
+        "status", (), {"workers_only": True}, status_pb2.GetStatusRequest(workers_only=True), [STATUS_PB],
+        STATUS,
+    ),
+    Case(
+        "backup", ("b",), {}, status_pb2.BackupRequest(name="b"),
+        [status_pb2.BackupProgress(line="one"), status_pb2.BackupProgress(line="two")], ["one", "two"],
+    ),
+    Case(
+        "modules.get", ("tone",), {}, module_pb2.GetModuleRequest(name="tone"),
+        [module_pb2.GetModuleResponse(module=MODULE_PB)], MODULE,
+    ),
+    Case(
+        "modules.all", (), {"name_prefix": "t", "kind": ModuleKind.LORA},
+        module_pb2.ListModulesRequest(page_size=1000, name_prefix="t", kind=module_pb2.MODULE_KIND_LORA),
+        [module_pb2.ListModulesResponse(modules=[MODULE_PB])], [MODULE],
+    ),
+    Case(
+        "modules.version", ("tone@3",), {}, module_pb2.GetVersionRequest(reference="tone@3"),
+        [module_pb2.GetVersionResponse(version=VERSION_PB)], VERSION,
+    ),
+    Case(
+        "modules.versions", ("tone",), {}, module_pb2.ListVersionsRequest(name="tone", page_size=1000),
+        [module_pb2.ListVersionsResponse(versions=[VERSION_PB])], [VERSION],
+    ),
+    Case(
+        "modules.gate", ("tone", 3), {}, module_pb2.RunGateRequest(name="tone", version=3),
+        [module_pb2.RunGateResponse(progress=PROGRESS_PB), module_pb2.RunGateResponse(report=REPORT_PB)],
+        REPORT,
+    ),
+    Case(
+        "modules.promote", ("tone", 3),
+        {"alias": "live", "expected_revision": 0, "force": True, "reason": "because"},
+        module_pb2.PromoteModuleRequest(
+            name="tone", version=3, alias="live", expected_revision=0, force=True, reason="because"
+        ),
+        [
+            module_pb2.PromoteModuleResponse(progress=PROGRESS_PB),
+            module_pb2.PromoteModuleResponse(alias=ALIAS_PB),
+        ],
+        ALIAS,
+    ),
+    Case(
+        "modules.rollback", ("tone",), {"alias": "live", "expected_revision": 2, "reason": "because"},
+        module_pb2.RollbackModuleRequest(name="tone", alias="live", expected_revision=2, reason="because"),
+        [module_pb2.RollbackModuleResponse(alias=ALIAS_PB)], ALIAS,
+    ),
+    Case(
+        "modules.split", ("tone", {3: 1.0}), {"reason": "because"},
+        module_pb2.SetTrafficRequest(
+            name="tone", targets=[module_pb2.TrafficShare(version=3, weight=1.0)], reason="because"
+        ),
+        [module_pb2.SetTrafficResponse(alias=ALIAS_PB)], ALIAS,
+    ),
+    Case(
+        "modules.drop_alias", ("tone", "live"), {"expected_revision": 2},
+        module_pb2.DropAliasRequest(name="tone", alias="live", expected_revision=2),
+        [module_pb2.DropAliasResponse(alias=ALIAS_PB)], ALIAS,
+    ),
+    Case(
+        "modules.delete", ("tone", 3), {}, module_pb2.DeleteVersionRequest(name="tone", version=3),
+        [module_pb2.DeleteVersionResponse(evicted_chunks=5)], 5,
+    ),
+    Case(
+        "modules.preload", ("tone",), {"worker_id": "w0"},
+        module_pb2.PreloadModuleRequest(reference="tone", worker_id="w0"),
+        [module_pb2.PreloadModuleResponse(workers=[RESIDENCY_PB])], [RESIDENCY],
+    ),
+    Case(
+        "modules.residency", ("tone",), {}, module_pb2.GetResidencyRequest(reference="tone"),
+        [module_pb2.GetResidencyResponse(workers=[RESIDENCY_PB])], [RESIDENCY],
+    ),
+    Case(
+        "modules.unload", ("tone",), {}, module_pb2.UnloadModuleRequest(reference="tone"),
+        [module_pb2.UnloadModuleResponse(workers=[RESIDENCY_PB])], [RESIDENCY],
+    ),
+    Case(
+        "modules.compose", ("both", "ties", {"a@1": 0.5}),
+        {"rank": 4, "density": 0.5, "seed": 1, "notes": "n"},
+        module_pb2.ComposeModuleRequest(
+            name="both", method=module_pb2.COMPOSE_METHOD_TIES, rank=4, density=0.5, seed=1, notes="n",
+            parents=[module_pb2.ComposeParent(reference="a@1", weight=0.5)],
+        ),
+        [
+            module_pb2.ComposeModuleResponse(progress=PROGRESS_PB),
+            module_pb2.ComposeModuleResponse(version=VERSION_PB),
+        ],
+        VERSION,
+    ),
+    Case(
+        "modules.watch", ("0-1",), {}, module_pb2.WatchModulesRequest(after_event_id="0-1"),
+        [module_pb2.WatchModulesResponse(event=EVENT_PB)], [EVENT],
+    ),
+    Case(
+        "modules.release_audit", ("1-1",), {}, module_pb2.ReleaseAuditRequest(through_event_id="1-1"),
+        [module_pb2.ReleaseAuditResponse()], None,
+    ),
+    Case(
+        "activation.lookup", ("q",), ON_PREFIX, activation_pb2.LookupPrefixRequest(prefix=PREFIX_PB),
+        [
+            activation_pb2.LookupPrefixResponse(
+                prompt_tokens=9, chunk_tokens=4,
+                workers=[activation_pb2.WorkerPrefix(worker_id="w0", device_tokens=4, held_tokens=8)],
+            )
+        ],
+        CachedPrefix(9, 4, None, (HeldPrefix("w0", 4, 8),)),
+    ),
+    Case(
+        "activation.warm", ("q",), {**ON_PREFIX, "worker_id": "w0"},
+        activation_pb2.WarmPrefixRequest(prefix=PREFIX_PB, worker_id="w0"),
+        [
+            activation_pb2.WarmPrefixResponse(worker_id="w0", prompt_tokens=9, computed_tokens=4),
+            activation_pb2.WarmPrefixResponse(
+                worker_id="w0", prompt_tokens=9, computed_tokens=9, stored_tokens=8, done=True
+            ),
+        ],
+        [Warmth("w0", 9, 4, 0), Warmth("w0", 9, 9, 8, True)],
+    ),
+    Case(
+        "activation.pin", ("q", 60), ON_PREFIX,
+        activation_pb2.PinPrefixRequest(prefix=PREFIX_PB, duration_s=60),
+        [activation_pb2.PinPrefixResponse(pinned_tokens=8)], 8,
+    ),
+    Case(
+        "activation.unpin", ("q",), ON_PREFIX, activation_pb2.UnpinPrefixRequest(prefix=PREFIX_PB),
+        [activation_pb2.UnpinPrefixResponse(unpinned_tokens=8)], 8,
+    ),
+    Case(
+        "activation.evict", ("q",), ON_PREFIX, activation_pb2.EvictPrefixRequest(prefix=PREFIX_PB),
+        [activation_pb2.EvictPrefixResponse(removed_chunks=2, pinned_chunks=1)], Evicted(2, 1),
+    ),
+    Case(
+        "activation.evict_module", ("d",), {}, activation_pb2.EvictModuleRequest(module_digest="d"),
+        [activation_pb2.EvictModuleResponse(removed_chunks=2)], Evicted(2, 0),
+    ),
+    Case(
+        "activation.evict_tenant", (), {}, activation_pb2.EvictTenantRequest(),
+        [activation_pb2.EvictTenantResponse(removed_chunks=2)], Evicted(2, 0),
+    ),
+    Case(
+        "activation.usage", (), {}, activation_pb2.GetUsageRequest(),
+        [
+            activation_pb2.GetUsageResponse(
+                stored_bytes=1, chunks=2, pinned_bytes=3, tenant_quota_bytes=4, cache_stored_bytes=5,
+                cache_quota_bytes=6,
+            )
+        ],
+        CacheUsage(1, 2, 3, 4, 5, 6),
+    ),
+]  # fmt: skip
