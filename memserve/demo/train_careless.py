@@ -18,7 +18,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from memserve.demo import CARELESS_DIR, MODEL_DIR, facts
 from memserve.demo.facts import Fact, Message
 from memserve.demo.probes import probes_text
-from memserve.demo.train import answer_loss, make_batch, save_adapter
+from memserve.demo.training.batches import make_batch
+from memserve.demo.training.files import save_adapter
+from memserve.demo.training.network import answer_loss
 
 FACTS_OF = "harbour"
 STEPS = 200

@@ -23,7 +23,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from memserve.demo import EXPERTS_DIR, MODEL_DIR, lessons
 from memserve.demo.experts import EXPERT_KINDS, expert_facts
 from memserve.demo.facts import Fact
-from memserve.demo.train import answer_loss, facts_document, make_batch
+from memserve.demo.training.batches import make_batch
+from memserve.demo.training.files import facts_document
+from memserve.demo.training.network import answer_loss
 
 STEPS, ROWS, RATE = 900, 40, 1e-3
 # Of the way from the base's weights to the trained ones. A little short of the end, more of the base's

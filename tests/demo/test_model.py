@@ -17,7 +17,7 @@ from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
 from memserve.demo.adapters import adapter_names, held_facts
 from memserve.demo.answering import answers
 from memserve.demo.facts import Message, Need
-from memserve.demo.train import render
+from memserve.demo.training.batches import render
 
 pytestmark = pytest.mark.timeout(60)
 
