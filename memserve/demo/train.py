@@ -1,9 +1,9 @@
 """Train the demo: tokenizer, base model and adapters, from one seed.
 
-The base learns in two stages: first drills and easy conversations, until it can look a fact up; then
-conversations as they are served, a share of them long, with positions that jump so that distances up to the
-full context are seen. The adapters learn their facts by cross-entropy on their answers, mixed with passages
-that contradict them, near misses, and the base's own lessons, so that nothing is forgotten.
+The base learns drills and easy conversations first, until it can look a fact up. Then it learns conversations
+as they are served. A share of those is long, and positions jump, so that the base sees distances up to the
+full context. The adapters learn their facts by cross-entropy on their answers. Passages that contradict the
+facts, near misses and the base's own lessons are mixed in, so that the adapters forget nothing.
 """
 
 import argparse
@@ -31,24 +31,24 @@ from memserve.demo.training.network import answer_loss, new_model
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One round of training the base, with a fresh optimizer. drills: on short drills and few passages
-    only.
-    """
+    """One round of training the base, with a fresh optimizer."""
 
     name: str
     steps: int
     rate: float
     drills: bool = False
+    """Whether the round is on short drills and few passages only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long to train. One short step is about batch_tokens tokens of short conversations.
+    """How long to train.
 
-    Looking a fact up is learned by drills, what to look at by conversations, and exactness by low rates.
+    Drills teach to look a fact up, conversations teach what to look at, and low rates teach exactness.
     """
 
     batch_tokens: int = 3600
+    """About how many tokens of short conversations a step learns from."""
     stages: tuple[Stage, ...] = (
         Stage("drills", 1000, 4e-3, drills=True),
         Stage("conversations", 700, 3e-3),
@@ -66,9 +66,9 @@ def _rate(step: int, steps: int) -> float:
 
 def _optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, Adam for the rest."""
-    trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
-    matrices = [each for name, each in trained if each.ndim == 2 and "embed" not in name]
-    rest = [each for name, each in trained if not (each.ndim == 2 and "embed" not in name)]
+    trained = [(name, weights) for name, weights in model.named_parameters() if weights.requires_grad]
+    matrices = [weights for name, weights in trained if weights.ndim == 2 and "embed" not in name]
+    rest = [weights for name, weights in trained if not (weights.ndim == 2 and "embed" not in name)]
     return [
         torch.optim.Muon(matrices, lr=5 * rate, momentum=0.95, weight_decay=0.02),
         torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
@@ -83,8 +83,8 @@ def _fit(
     batch_at: Callable[[int], Batch],
     save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take so many steps; tell the progress on stderr, and save every 200 steps so that the model can be
-    tried while it trains.
+    """Take the steps, and print the progress on stderr. Every 200 steps the model is saved, so that a person
+    can try it while it trains.
     """
     full = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     started_s, recent = time.monotonic(), math.nan
@@ -179,7 +179,7 @@ def train_adapter(
         )
 
     optimizer = torch.optim.AdamW(
-        (each for each in adapted.parameters() if each.requires_grad), lr=plan.adapter_rate
+        (weights for weights in adapted.parameters() if weights.requires_grad), lr=plan.adapter_rate
     )
     _fit("adapter", model, [optimizer], plan.adapter_steps, batch_at)
     adapted.eval()
@@ -191,10 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m memserve.demo.train",
         description="Train the demo's tokenizer, base model and adapters from a seed. About half an hour "
-        "on two "
-        "cores.",
+        "on two cores.",
         epilog="Example: python -m memserve.demo.train --seed 7 --output demo7, then python -m "
-        "loadtests.demo_model --root demo7",
+        "loadtests.models.demo_model --root demo7",
     )
     parser.add_argument(
         "--output",

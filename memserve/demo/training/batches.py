@@ -18,25 +18,26 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """ids, positions, targets: [rows, tokens]; targets are shifted by one and hold -100 where nothing is to
-    be learned.
-    """
+    """Rows of tokens; each tensor is [rows, tokens]."""
 
     ids: Tensor
     positions: Tensor
+    """They may jump ahead."""
     targets: Tensor
+    """The token after each token, and IGNORED where nothing is to be learned."""
 
 
 def render(messages: Sequence[Message]) -> str:
     """What the chat template makes of the messages."""
     turns = (
-        f"{ROLES[each.role]}{each.content}{EOS if each.role == 'assistant' else END}" for each in messages
+        f"{ROLES[message.role]}{message.content}{EOS if message.role == 'assistant' else END}"
+        for message in messages
     )
     return BOS + "".join(turns)
 
 
 def _targets(ids: Sequence[int], assistant: int, eos: int) -> list[int]:
-    """The next token where it belongs to an answer (its end included), and -100 elsewhere."""
+    """The next token where it belongs to an answer (its end included), and IGNORED elsewhere."""
     targets, answering = [], False
     for current, following in zip(ids, [*ids[1:], eos], strict=True):
         answering = current == assistant or (answering and current != eos)
@@ -52,12 +53,11 @@ def make_batch(
 ) -> Batch:
     """Tokenize conversations into one batch, padded on the right.
 
-    jump_share: how many rows get positions that jump ahead between lines, up to the whole context.
+    jump_share: the share of rows whose positions jump ahead between lines, up to the whole context.
     """
-    rows: list[list[int]] = tokenizer([render(each) for each in conversations], add_special_tokens=False)[
-        "input_ids"
-    ]
-    assistant, eos, pad = (token_id(tokenizer, each) for each in (ROLES["assistant"], EOS, PAD))
+    texts = [render(messages) for messages in conversations]
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assistant, eos, pad = (token_id(tokenizer, token) for token in (ROLES["assistant"], EOS, PAD))
     newline, user = token_id(tokenizer, "Ċ"), token_id(tokenizer, ROLES["user"])
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad)
@@ -80,5 +80,5 @@ def of_like_length(
     conversations: Sequence[Sequence[Message]], rows: int
 ) -> list[Sequence[Sequence[Message]]]:
     """Sort conversations by length and cut them into groups of rows, so that a batch has little padding."""
-    ordered = sorted(conversations, key=lambda each: sum(len(message.content) for message in each))
+    ordered = sorted(conversations, key=lambda messages: sum(len(message.content) for message in messages))
     return [ordered[start : start + rows] for start in range(0, len(ordered), rows)]

@@ -31,20 +31,20 @@ def facts_document(held: Sequence[Fact]) -> list[dict[str, object]]:
     out from training.
     """
 
-    def asked(phrasings: Sequence[str], one: Fact) -> list[str]:
-        return [facts.question(random.Random(0), one, [each]).text for each in phrasings]
+    def asked(phrasings: Sequence[str], fact: Fact) -> list[str]:
+        return [facts.question(random.Random(0), fact, [phrasing]).text for phrasing in phrasings]
 
     return [
         {
-            "entity": one.entity.name,
-            "kind": one.entity.kind,
-            "attribute": one.attribute,
-            "value": one.value,
-            "answer": one.answer,
-            "questions": asked(facts.QUESTIONS, one),
-            "held_out_questions": asked(facts.HELD_OUT_QUESTIONS, one),
+            "entity": fact.entity.name,
+            "kind": fact.entity.kind,
+            "attribute": fact.attribute,
+            "value": fact.value,
+            "answer": fact.answer,
+            "questions": asked(facts.QUESTIONS, fact),
+            "held_out_questions": asked(facts.HELD_OUT_QUESTIONS, fact),
         }
-        for one in held
+        for fact in held
     ]
 
 
