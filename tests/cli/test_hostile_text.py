@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from memserve.cli.app import main
-from memserve.cli.terminal import PlainConsole
+from memserve.cli.terminal import PlainConsole, err, progress_bar
 from memserve.plain import PlainFormatter, json_line, paragraphs, plain
 from tests.cli.commands import commands, options
 from tests.hostile_server import HOSTILE, MARKS, hostile_server
@@ -106,6 +106,12 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str, address: str, module: Pat
     return int(ended.value.code or 0)
 
 
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(err, "is_interactive", True)  # rich finds it out when the console is made
+
+
 def test_every_command_is_tried_here() -> None:
     """A new command that speaks to a gateway must stand in COMMANDS."""
     assert {name for name, _ in commands()} - LOCAL == COMMANDS.keys()
@@ -152,7 +158,7 @@ def test_a_terminal_gets_no_command_but_richs_own(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Colours, and on standard error the cursor of a progress bar."""
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    on_a_terminal(monkeypatch)
     assert run(monkeypatch, COMMANDS[name], answering, module) in (0, 1)
     printed = capsys.readouterr()
     assert COMMAND.search(COLOUR.sub("", printed.out)) is None
@@ -244,6 +250,18 @@ def test_a_log_record_is_one_line_and_a_traceback_cannot_pass_for_one() -> None:
     assert first == f"ERROR refused: {plain(HOSTILE)}"
     assert rest and all(line.startswith("| ") for line in rest)
     assert all(COMMAND.search(line) is None for line in (first, *rest))
+
+
+def test_the_title_of_a_progress_bar_is_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_a_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "4000")
+    with progress_bar(HOSTILE) as progress:
+        progress(1, 2)
+    printed = CURSOR.sub("", COLOUR.sub("", capsys.readouterr().err))
+    assert plain(HOSTILE) in printed
+    assert COMMAND.search(printed) is None
 
 
 CHECKED = ("Console", "Text", "add_task", "assemble", "basicConfig", "StreamHandler", "from_markup")
