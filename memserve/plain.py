@@ -1,4 +1,4 @@
-"""Text of others on its way to a terminal or a log: what would command either is spelt out.
+"""Foreign text on its way to a terminal or a log. A character that commands either of them is spelt out.
 
 Foreign text is everything that a caller stored or sent, a model generated, or a server answered.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-# C0 and C1 control characters, DEL, what turns the direction of text, what ends a line, and halves of
-# surrogate pairs.
+# C0 and C1 control characters, DEL, marks that turn the direction of text, separators that end a line, and
+# halves of surrogate pairs.
 _COMMANDS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -26,7 +26,7 @@ def plain(text: object, *, keep: str = "") -> str:
 
     keep: commands that stay as they are, such as "\n\t" for text of several lines.
     """
-    return _COMMANDS.sub(lambda found: found[0] if found[0] in keep else _spelt(found[0]), str(text))
+    return _COMMANDS.sub(lambda match: match[0] if match[0] in keep else _spelt(match[0]), str(text))
 
 
 def paragraphs(text: object) -> str:
@@ -35,22 +35,22 @@ def paragraphs(text: object) -> str:
 
 
 def json_line(value: Any) -> str:
-    """JSON on one line, in which commands are JSON's own escapes: whoever parses it gets the value
-    unchanged.
-    """
-    return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+    """JSON on one line. Commands in it are JSON's own escapes, so that a parser gets the value unchanged."""
+    return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 class PlainFormatter(logging.Formatter):
-    """A record is one line, whatever is in it; the lines of a traceback begin with a bar, so that none can
-    pass for a record.
+    """A record is one line, whatever its text is. The lines of a traceback begin with a bar, so that no line
+    looks like a record.
     """
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
+    # Both names are logging's.
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = plain(record.message)
         return super().formatMessage(record)
 
-    def formatException(self, ei: Any) -> str:  # logging's name
+    def formatException(self, ei: Any) -> str:
         return "\n".join(f"| {plain(line)}" for line in super().formatException(ei).splitlines())
 
 

@@ -23,6 +23,8 @@ FILES = (activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2)
 NUMBERS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
 # Not free text: a newer server's kinds are the client's to understand.
 FIXED = {"kind": "lora"}
+# Lists that have an entry for each file of an upload: a LoRA has two files.
+LENGTHS = {"received_bytes": 2}
 
 
 def hostile_messages(descriptor: Descriptor, depth: int = 0) -> list[Any]:
@@ -54,9 +56,10 @@ def hostile_messages(descriptor: Descriptor, depth: int = 0) -> list[Any]:
                 value = True
             else:
                 value = 1.5 if field.cpp_type in NUMBERS else 1
-            getattr(message, field.name).append(value) if field.is_repeated else setattr(
-                message, field.name, value
-            )
+            if field.is_repeated:
+                getattr(message, field.name).extend([value] * LENGTHS.get(field.name, 1))
+            else:
+                setattr(message, field.name, value)
         messages.append(message)
     return messages
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from loadtests.safety.newcomer import quick_start
 from memserve.cli.app import app
+from memserve.cli.audit import audit_app
 from memserve.cli.keys import keys_app
 from memserve.cli.kv import kv_app
-from memserve.cli.modules import audit_app, modules_app
+from memserve.cli.modules import modules_app
 from memserve.config import Settings
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2

@@ -1,3 +1,1 @@
-"""The `memserve` command: `app.py` starts memserve's processes and gathers the sub-commands, one file for
-each noun.
-"""
+"""The `memserve` command: `app.py` gathers the commands, and each other file has those of one noun."""

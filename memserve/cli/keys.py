@@ -1,4 +1,4 @@
-"""`memserve keys`: the file of API keys on this machine. A running gateway follows it within a second."""
+"""`memserve keys`: the file of API keys on this machine, which a running gateway follows within a second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from memserve.cli.options import AsJson, err, out, print_json
+from memserve.cli.options import AsJson, print_json
+from memserve.cli.terminal import err, out
 from memserve.config import load_settings
 from memserve.domain import KeyRole
 from memserve.gateway.access import keys
@@ -18,13 +19,14 @@ from memserve.gateway.access import keys
 keys_app = typer.Typer(
     name="keys",
     help="Who may call the gateway: keys with a name, a tenant and a role.\n\n"
-    "The file is MEMSERVE_API_KEYS_FILE, else keys.json in the data directory. It keeps digests: a "
-    "key is shown once, when it is made. "
-    "A running gateway follows the file within a second. From the first key on, calls without a key "
-    "are refused.",
+    "The file is MEMSERVE_API_KEYS_FILE, else keys.json in the data directory. It keeps digests: a key is "
+    "shown once, when it is made. A running gateway follows the file within a second. From the first key "
+    "on, calls without a key are refused.",
     no_args_is_help=True,
 )
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data directory whose keys.json is meant.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Data directory of the keys.json. Default: the gateway's.")
+]
 
 
 @keys_app.command("add")
@@ -41,7 +43,10 @@ def add_key(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it. Nothing keeps it: put it where its holder finds it."""
+    """Make a key and print it. Nothing keeps the key: give it to its holder at once.
+
+    Example: `memserve keys add ci --tenant builds --role ask`
+    """
     file = keys.keys_file(load_settings(data_dir=data_dir))
     first = keys.read_keys(file, must_exist=False) is None
     key = keys.add_key(file, name, tenant, role, time.time())
@@ -59,27 +64,30 @@ def add_key(
 @keys_app.command("list")
 def list_keys(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show names, tenants and roles."""
-    found = keys.read_keys(keys.keys_file(load_settings(data_dir=data_dir)), must_exist=False)
+    known = keys.read_keys(keys.keys_file(load_settings(data_dir=data_dir)), must_exist=False)
     if as_json:
         entries = [
-            {name: value for name, value in asdict(key).items() if name != "sha256"} for key in found or ()
+            {name: value for name, value in asdict(key).items() if name != "sha256"} for key in known or ()
         ]
-        print_json({"open": found is None, "keys": entries})
+        print_json({"open": known is None, "keys": entries})
         return
-    if found is None:
+    if known is None:
         out.print(
             "There are no keys: every caller on this machine is an administrator of the tenant default."
         )
         return
     table = Table("name", "tenant", "role", "made")
-    for key in found:
-        made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created_s)) if key.created_s else ""
-        table.add_row(key.name or "(short form)", key.tenant, key.role, made)
+    for key in known:
+        created = time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created_s)) if key.created_s else ""
+        table.add_row(key.name or "(short form)", key.tenant, key.role, created)
     out.print(table)
 
 
 @keys_app.command("revoke")
-def revoke_key(name: str, data_dir: DataDir = None) -> None:
+def revoke_key(
+    name: Annotated[str, typer.Argument(help="Name of the key, as `memserve keys list` shows it.")],
+    data_dir: DataDir = None,
+) -> None:
     """Take a key out of the file. Calls with it are refused within a second; answers under way go on."""
     revoked = keys.revoke_key(keys.keys_file(load_settings(data_dir=data_dir)), name)
     out.print(f"revoked {revoked.name} (tenant {revoked.tenant}, role {revoked.role})")

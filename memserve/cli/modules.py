@@ -1,264 +1,250 @@
-"""`memserve modules`: knowledge in weights, published, gated, promoted, split, rolled back, composed,
-removed. And `memserve audit`.
+"""`memserve modules`: knowledge in weights. Its versions are published, gated, promoted, split, rolled back,
+composed and removed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated
 
+import click
 import typer
-from rich.table import Table
+from rich.console import Group
 
-from memserve.cli.options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json
-from memserve.cli.terminal import coloured, progress_bar
-from memserve.client import DEFAULT_ADDRESS, CallFailed, Client, Progress
-from memserve.domain import Alias, GateReport, ModuleKind, ModuleVersion, TrafficShare
+from memserve.cli.module_tables import (
+    alias_text,
+    differences_table,
+    gate_text,
+    history_table,
+    module_text,
+    modules_table,
+    published_lines,
+    residency_lines,
+    targets_text,
+    version_text,
+)
+from memserve.cli.options import Call, gateway_command
+from memserve.cli.terminal import err, progress_bar
+from memserve.client import CallFailed
+from memserve.domain import Alias, ModuleKind, ModuleVersion, WorkerResidency
+from memserve.domain.kinds import KINDS
 from memserve.errors import StartupError
-from memserve.plain import json_line, plain
+from memserve.plain import json_line
 
 modules_app = typer.Typer(
     help="Modules: knowledge in weights, in immutable versions behind aliases.\n\n"
     "A reference is NAME (its alias live), NAME@ALIAS or NAME@NUMBER.",
     no_args_is_help=True,
 )
-audit_app = typer.Typer(help="Who changed which module, when, from what to what.", no_args_is_help=True)
 
 LONG_S = 3600.0
 UPLOAD_ATTEMPTS = 3
-ROWS_OF_A_TABLE = 1000
+INTERRUPTED = ("UNAVAILABLE", "DATA_LOSS", "RESOURCE_EXHAUSTED")
+"""Statuses of an upload that is worth another attempt."""
 
+Name = Annotated[str, typer.Argument(help="Name of the module.")]
+Version = Annotated[int, typer.Argument(help="Number of the version.")]
+Reference = Annotated[str, typer.Argument(help="NAME (its alias live), NAME@ALIAS or NAME@NUMBER.")]
 AliasName = Annotated[str, typer.Option("--alias", help="Which alias. Default: live.")]
-Reason = Annotated[str, typer.Option(help="Why; kept in the history and the audit.")]
 Revision = Annotated[
     int | None,
     typer.Option(
-        "--expect-revision", min=0, help="Only if the alias has this revision still (0: does not exist yet)."
+        "--expect-revision",
+        min=0,
+        help="Change the alias only if it still has this revision. 0: only if it does not exist yet.",
     ),
 ]
 
 
-@contextlib.contextmanager
-def _bar(title: str) -> Iterator[Progress]:
-    """A progress bar on standard error."""
-    with progress_bar(err) as progress:
-        task = progress.add_task(plain(title), total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+@dataclass(frozen=True, slots=True)
+class ChangeOptions:
+    """What every change of an alias takes."""
+
+    alias: AliasName = ""
+    expected_revision: Revision = None
+    reason: Annotated[str, typer.Option(help="Why; kept in the history and the audit.")] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OriginOptions:
+    """What is kept with a version about where it comes from."""
+
+    source: Annotated[list[str] | None, typer.Option(help="What it was made from; may be repeated.")] = None
+    recipe: Annotated[str, typer.Option(help="How it was made.")] = ""
+    notes: Annotated[str, typer.Option(help="Anything else.")] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CompositionOptions:
+    """How versions become one."""
+
+    method: Annotated[str, typer.Option(help="linear, cat, svd, ties, dare, core, or compress (one parent).")]
+    rank: Annotated[int, typer.Option(min=0, help="Rank of the result. 0: what the method gives.")] = 0
+    density: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of weights kept (ties, dare) or core (core). 0: the default."),
+    ] = 0.0
+    seed: Annotated[int, typer.Option(min=0, help="Seed of dare's choice.")] = 0
+    notes: Annotated[str, typer.Option(help="Kept with the version.")] = ""
 
 
 @modules_app.command("push")
+@gateway_command(timeout_s=600)
 def push(
-    name: str,
+    call: Call,
+    name: Name,
     folder: Annotated[
         Path,
         typer.Argument(
             help="A PEFT LoRA directory, or a logit expert's; with probes.json for the gate, if any."
         ),
     ],
-    source: Annotated[list[str] | None, typer.Option(help="What it was made from; may be repeated.")] = None,
-    recipe: Annotated[str, typer.Option(help="How it was made.")] = "",
-    notes: Annotated[str, typer.Option(help="Anything else.")] = "",
+    origin: OriginOptions,
     promote: Annotated[bool, typer.Option(help="Promote it to live when the gate passes.")] = False,
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 600.0,
-    as_json: AsJson = False,
 ) -> None:
-    """Publish a directory as the module's next version. An upload that is cut off goes on where it ended."""
-    with connected(address, api_key, timeout) as client:
+    """Publish a directory as the module's next version. An upload that is cut off goes on where it ended.
 
-        def publish() -> ModuleVersion:
-            with _bar(f"uploading {name}") as told:
-                return client.modules.publish(
-                    name, folder, sources=source or (), recipe=recipe, notes=notes, progress=told
-                )
+    Example: `memserve modules push tone ./my-lora --promote`
+    """
+    modules = call.client.modules
 
+    def publish() -> ModuleVersion:
+        with progress_bar(f"uploading {name}") as progress:
+            return modules.publish(
+                name,
+                folder,
+                sources=origin.source or (),
+                recipe=origin.recipe,
+                notes=origin.notes,
+                progress=progress,
+            )
+
+    try:
+        version = _with_retries(publish)
+    except FileNotFoundError as error:
+        raise StartupError(f"{error.filename} {error.strerror}") from None
+    if promote:
+        with progress_bar(f"asking the probes of {version.reference}") as progress:
+            modules.promote(name, version.version, progress=progress)
+        version = modules.version(version.reference)
+    call.show(version, text=Group(*published_lines(name, version, promoted=promote)))
+
+
+def _with_retries(publish: Callable[[], ModuleVersion]) -> ModuleVersion:
+    """Try an upload that is cut off again. The next attempt goes on where the last one ended."""
+    for attempt in range(1, UPLOAD_ATTEMPTS):
         try:
-            version = _again(publish)
-        except FileNotFoundError as error:
-            raise StartupError(f"{error.filename} {error.strerror}") from None
-        if promote:
-            with _bar(f"asking the probes of {version.reference}") as told:
-                client.modules.promote(name, version.version, progress=told)
-            version = client.modules.version(version.reference)
-    if as_json:
-        print_json(version)
-        return
-    out.print(
-        f"{version.reference} is {version.digest} ({version.kind}, rank {version.rank})", highlight=False
-    )
-    if version.warning:
-        out.print(coloured("warning", "bold yellow", f": {version.warning}"))
-    if not promote:
-        out.print(f"make it answer with: memserve modules promote {name} {version.version}", highlight=False)
+            return publish()
+        except CallFailed as failed:
+            if failed.code.name not in INTERRUPTED:
+                raise
+            err.print(f"cut off ({failed.detail}); going on with it", style="yellow")
+            time.sleep(max(attempt, failed.retry_after_s or 0))
+    return publish()
 
 
 @modules_app.command("list")
+@gateway_command(timeout_s=30)
 def list_modules(
+    call: Call,
     prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "",
-    kind: Annotated[ModuleKind | None, typer.Option(help="Only this kind.")] = None,
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 30.0,
-    as_json: AsJson = False,
+    kind: Annotated[
+        str | None, typer.Option(help="Only this kind.", click_type=click.Choice(list(KINDS)))
+    ] = None,
 ) -> None:
     """List the modules."""
-    with connected(address, api_key, timeout) as client:
-        found = client.modules.all(name_prefix=prefix, kind=kind)
-    if as_json:
-        print_json({"modules": [asdict(module) for module in found]})
-        return
-    table = Table("name", "kind", "versions", "aliases")
-    for module in found:
-        table.add_row(
-            module.name,
-            module.kind,
-            str(module.versions),
-            "; ".join(_told_alias(alias) for alias in module.aliases),
-        )
-    out.print(table)
+    modules = call.client.modules.all(name_prefix=prefix, kind=ModuleKind(kind) if kind else None)
+    call.show({"modules": [asdict(module) for module in modules]}, text=modules_table(modules))
 
 
 @modules_app.command("show")
-def show(
-    reference: str,
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 30.0,
-    as_json: AsJson = False,
-) -> None:
-    """Show a module (NAME) with its versions, or one version (NAME@ALIAS, NAME@NUMBER) with where it is
-    loaded.
+@gateway_command(timeout_s=30)
+def show(call: Call, reference: Reference) -> None:
+    """Show a module with its versions, or one version with where it is loaded.
+
+    NAME shows the module. NAME@ALIAS and NAME@NUMBER show one version.
     """
-    with connected(address, api_key, timeout) as client:
-        if "@" in reference:
-            version = client.modules.version(reference)
-            places = {
-                worker.worker_id: worker.refusal or worker.place
-                for worker in client.modules.residency(reference)
-            }
-            if as_json:
-                print_json({**asdict(version), "workers": places})
-                return
-            _print_version(version)
-            for worker_id, place in places.items():
-                out.print(f"  {worker_id}: {place}", highlight=False)
-            return
-        module, versions = client.modules.get(reference), client.modules.versions(reference)
-    if as_json:
-        print_json({**asdict(module), "every_version": [asdict(version) for version in versions]})
+    modules = call.client.modules
+    if "@" not in reference:
+        module, versions = modules.get(reference), modules.versions(reference)
+        every_version = [asdict(version) for version in versions]
+        call.show({**asdict(module), "every_version": every_version}, text=module_text(module, versions))
         return
-    out.print(
-        f"{module.name}, {module.kind}; "
-        f"{'; '.join(_told_alias(alias) for alias in module.aliases) or 'no alias yet'}",
-        highlight=False,
-    )
-    table = Table("version", "digest", "rank", "bytes", "norm", "gate", "author", "notes")
-    for version in versions:
-        table.add_row(
-            str(version.version),
-            version.digest[:12],
-            str(version.rank),
-            str(version.size_bytes),
-            f"{version.figures.delta_norm:.3g}",
-            _gate_word(version.gate),
-            version.author,
-            version.notes[:40],
-        )
-    out.print(table)
+    version, workers = modules.version(reference), modules.residency(reference)
+    places = {worker.worker_id: worker.refusal or worker.place for worker in workers}
+    lines = (f"  {worker_id}: {place}" for worker_id, place in places.items())
+    call.show({**asdict(version), "workers": places}, text=Group(version_text(version), *lines))
 
 
 @modules_app.command("gate")
-def gate(
-    name: str,
-    version: int,
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = LONG_S,
-    as_json: AsJson = False,
-) -> None:
+@gateway_command(timeout_s=LONG_S)
+def gate(call: Call, name: Name, version: Version) -> None:
     """Ask a version's probes now, and show the report. Exit 1 when it does not pass."""
-    with (
-        connected(address, api_key, timeout) as client,
-        _bar(f"asking the probes of {name}@{version}") as told,
-    ):
-        report = client.modules.gate(name, version, progress=told)
-    print_json(report) if as_json else _print_gate(report)
+    with progress_bar(f"asking the probes of {name}@{version}") as progress:
+        report = call.client.modules.gate(name, version, progress=progress)
+    call.show(report, text=gate_text(report))
     raise typer.Exit(0 if report.passed else 1)
 
 
 @modules_app.command("promote")
+@gateway_command(timeout_s=LONG_S)
 def promote(
-    name: str,
-    version: int,
-    alias: AliasName = "",
-    expected_revision: Revision = None,
-    force: Annotated[bool, typer.Option(help="Although the gate refuses; the audit says so.")] = False,
-    reason: Reason = "",
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = LONG_S,
-    as_json: AsJson = False,
+    call: Call,
+    name: Name,
+    version: Version,
+    change: ChangeOptions,
+    force: Annotated[
+        bool, typer.Option(help="Promote it although the gate refuses; the audit says so.")
+    ] = False,
 ) -> None:
-    """Point an alias at a version, once it has passed the gate. Requests under way end on the version that
-    they began with.
+    """Point an alias at a version, once it has passed the gate.
+
+    Requests under way end on the version that they began with.
+
+    Example: `memserve modules promote tone 3 --reason "fixes the greeting"`
     """
-    with (
-        connected(address, api_key, timeout) as client,
-        _bar(f"asking the probes of {name}@{version}") as told,
-    ):
-        changed = client.modules.promote(
+    with progress_bar(f"asking the probes of {name}@{version}") as progress:
+        alias = call.client.modules.promote(
             name,
             version,
-            alias=alias,
-            expected_revision=expected_revision,
+            alias=change.alias,
+            expected_revision=change.expected_revision,
             force=force,
-            reason=reason,
-            progress=told,
+            reason=change.reason,
+            progress=progress,
         )
-    _print_alias(name, changed, as_json)
+    _show_alias(call, name, alias)
 
 
 @modules_app.command("rollback")
-def rollback(
-    name: str,
-    alias: AliasName = "",
-    expected_revision: Revision = None,
-    reason: Reason = "",
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 30.0,
-    as_json: AsJson = False,
-) -> None:
-    """Point an alias back at what it was before. Again: one step further back."""
-    with connected(address, api_key, timeout) as client:
-        changed = client.modules.rollback(
-            name, alias=alias, expected_revision=expected_revision, reason=reason
-        )
-    _print_alias(name, changed, as_json)
+@gateway_command(timeout_s=30)
+def rollback(call: Call, name: Name, change: ChangeOptions) -> None:
+    """Point an alias back at what it was before. Again: one step further back.
+
+    Example: `memserve modules rollback tone --reason "answers in French"`
+    """
+    alias = call.client.modules.rollback(
+        name, alias=change.alias, expected_revision=change.expected_revision, reason=change.reason
+    )
+    _show_alias(call, name, alias)
 
 
 @modules_app.command("split")
+@gateway_command(timeout_s=300)
 def split(
-    name: str,
+    call: Call,
+    name: Name,
     shares: Annotated[list[str], typer.Argument(metavar="VERSION=WEIGHT…", help="Such as 3=90 4=10.")],
-    alias: AliasName = "",
-    expected_revision: Revision = None,
-    reason: Reason = "",
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 300.0,
-    as_json: AsJson = False,
+    change: ChangeOptions,
 ) -> None:
-    """Share an alias's traffic between versions; a session keeps its version. One that has not passed the
-    gate is watched as a canary.
+    """Share an alias's traffic between versions; a session keeps its version.
+
+    A version that has not passed the gate is watched as a canary.
+
+    Example: `memserve modules split tone 3=90 4=10`
     """
     weights: dict[int, float] = {}
     for share in shares:
@@ -267,152 +253,100 @@ def split(
             weights[int(version)] = float(weight)
         except ValueError:
             raise StartupError(f"{share!r} is no share; give VERSION=WEIGHT, such as 3=90") from None
-    with connected(address, api_key, timeout) as client:
-        changed = client.modules.split(
-            name, weights, alias=alias, expected_revision=expected_revision, reason=reason
-        )
-    _print_alias(name, changed, as_json)
+    alias = call.client.modules.split(
+        name, weights, alias=change.alias, expected_revision=change.expected_revision, reason=change.reason
+    )
+    _show_alias(call, name, alias)
+
+
+def _show_alias(call: Call, name: str, alias: Alias) -> None:
+    call.show(alias, text=f"{name}@{alias_text(alias)}, revision {alias.revision}")
 
 
 @modules_app.command("history")
-def history(
-    name: str,
-    alias: AliasName = "",
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 30.0,
-    as_json: AsJson = False,
-) -> None:
+@gateway_command(timeout_s=30)
+def history(call: Call, name: Name, alias: AliasName = "") -> None:
     """Show every change of an alias, oldest first."""
-    with connected(address, api_key, timeout) as client:
-        changes = client.modules.history(name, alias=alias)
-    if as_json:
-        print_json({"changes": [asdict(change) for change in changes]})
-        return
-    table = Table("revision", "when", "what", "targets", "by", "why")
-    for change in changes:
-        what = f"{change.action}, forced" if change.forced else change.action
-        table.add_row(
-            str(change.revision),
-            _when(change.at_s),
-            what,
-            _told_targets(change.targets),
-            change.principal,
-            change.reason,
-        )
-    out.print(table)
+    changes = call.client.modules.history(name, alias=alias)
+    call.show({"changes": [asdict(change) for change in changes]}, text=history_table(changes))
 
 
 @modules_app.command("diff")
-def diff(
-    first: str,
-    second: str,
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 30.0,
-    as_json: AsJson = False,
-) -> None:
-    """Show what differs between two versions: NAME@1 NAME@2."""
-    with connected(address, api_key, timeout) as client:
-        before, after = asdict(client.modules.version(first)), asdict(client.modules.version(second))
-    changed = {field: [before[field], after[field]] for field in before if before[field] != after[field]}
-    if as_json:
-        print_json({"differs": changed})
-        return
-    table = Table("field", first, second)
-    for field, (old, new) in changed.items():
-        table.add_row(field, _short(old), _short(new))
-    out.print(table if changed else "no difference")
+@gateway_command(timeout_s=30)
+def diff(call: Call, first: Reference, second: Reference) -> None:
+    """Show what differs between two versions.
+
+    Example: `memserve modules diff tone@1 tone@2`
+    """
+    before, after = (asdict(call.client.modules.version(reference)) for reference in (first, second))
+    differences = {field: [before[field], after[field]] for field in before if before[field] != after[field]}
+    call.show({"differs": differences}, text=differences_table(first, second, differences))
 
 
 @modules_app.command("rm")
-def remove(
-    name: str,
-    version: int,
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 60.0,
-    as_json: AsJson = False,
-) -> None:
+@gateway_command(timeout_s=60)
+def remove(call: Call, name: Name, version: Version) -> None:
     """Delete a version that no alias and no request uses, and free its KV."""
-    with connected(address, api_key, timeout) as client:
-        chunks = client.modules.delete(name, version)
-    print_json({"evicted_chunks": chunks}) if as_json else out.print(
-        f"{name}@{version} is gone, {chunks} chunks of KV freed"
-    )
+    chunks = call.client.modules.delete(name, version)
+    call.show({"evicted_chunks": chunks}, text=f"{name}@{version} is gone, {chunks} chunks of KV freed")
 
 
 @modules_app.command("drop")
+@gateway_command(timeout_s=30)
 def drop(
-    name: str,
-    alias: str,
+    call: Call,
+    name: Name,
+    alias: Annotated[str, typer.Argument(help="Which alias.")],
     expected_revision: Revision = None,
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 30.0,
-    as_json: AsJson = False,
 ) -> None:
     """Remove an alias, so that its versions can be deleted. Its history stays."""
-    with connected(address, api_key, timeout) as client:
-        was = client.modules.drop_alias(name, alias, expected_revision=expected_revision)
-    print_json(was) if as_json else out.print(
-        f"{name}@{alias} is gone; it was {_told_targets(was.targets)}", highlight=False
-    )
+    last = call.client.modules.drop_alias(name, alias, expected_revision=expected_revision)
+    call.show(last, text=f"{name}@{alias} is gone; it was {targets_text(last.targets)}")
 
 
 @modules_app.command("preload")
+@gateway_command(timeout_s=300)
 def preload(
-    reference: str,
+    call: Call,
+    reference: Reference,
     worker_id: Annotated[
         str, typer.Option(help="Only this worker, while it lives. Default: all, also after restarts.")
     ] = "",
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 300.0,
-    as_json: AsJson = False,
 ) -> None:
     """Load a version on the workers and keep it there."""
-    with connected(address, api_key, timeout) as client:
-        _print_residency(client, lambda: client.modules.preload(reference, worker_id=worker_id), as_json)
+    _show_residency(call, call.client.modules.preload(reference, worker_id=worker_id))
 
 
 @modules_app.command("unload")
+@gateway_command(timeout_s=60)
 def unload(
-    reference: str,
+    call: Call,
+    reference: Reference,
     worker_id: Annotated[str, typer.Option(help="Only this worker. Default: all.")] = "",
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 60.0,
-    as_json: AsJson = False,
 ) -> None:
     """Take a version out of the workers. A request that names it loads it again."""
-    with connected(address, api_key, timeout) as client:
-        _print_residency(client, lambda: client.modules.unload(reference, worker_id=worker_id), as_json)
+    _show_residency(call, call.client.modules.unload(reference, worker_id=worker_id))
+
+
+def _show_residency(call: Call, workers: list[WorkerResidency]) -> None:
+    call.show({"workers": [asdict(worker) for worker in workers]}, text=Group(*residency_lines(workers)))
 
 
 @modules_app.command("compose")
+@gateway_command(timeout_s=LONG_S)
 def compose(
-    name: str,
+    call: Call,
+    name: Name,
     parents: Annotated[
         list[str],
         typer.Argument(metavar="REFERENCE[=WEIGHT]…", help="Such as harbour@1=0.5 observatory@1=0.5."),
     ],
-    method: Annotated[
-        str, typer.Option(help="linear, cat, svd, ties, dare, core, or compress (one parent).")
-    ],
-    rank: Annotated[int, typer.Option(min=0, help="Of the result. 0: what the method gives.")] = 0,
-    density: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Share of weights kept (ties, dare) or core (core). 0: the default."),
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of dare's choice.")] = 0,
-    notes: Annotated[str, typer.Option(help="Kept with the version.")] = "",
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = LONG_S,
-    as_json: AsJson = False,
+    options: CompositionOptions,
 ) -> None:
-    """Make a new version from others, away from serving. It faces the gate like any other."""
+    """Make a new version from others, away from serving. It faces the gate like any other.
+
+    Example: `memserve modules compose both harbour@1=0.5 observatory@1=0.5 --method linear`
+    """
     weights: dict[str, float] = {}
     for parent in parents:
         reference, _, weight = parent.partition("=")
@@ -420,196 +354,30 @@ def compose(
             weights[reference] = float(weight) if weight else 1.0
         except ValueError:
             raise StartupError(f"{parent!r} is no parent; give REFERENCE or REFERENCE=WEIGHT") from None
-    with connected(address, api_key, timeout) as client, _bar(f"composing {name}") as told:
-        version = client.modules.compose(
-            name, method, weights, rank=rank, density=density, seed=seed, notes=notes, progress=told
+    with progress_bar(f"composing {name}") as progress:
+        version = call.client.modules.compose(
+            name,
+            options.method,
+            weights,
+            rank=options.rank,
+            density=options.density,
+            seed=options.seed,
+            notes=options.notes,
+            progress=progress,
         )
-    print_json(version) if as_json else _print_version(version)
+    call.show(version, text=version_text(version))
 
 
 @modules_app.command("watch")
+@gateway_command(timeout_s=LONG_S, has_json=False)
 def watch(
-    after: Annotated[str, typer.Option(help="Begin after this event; default: with the next.")] = "",
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = LONG_S,
+    call: Call,
+    after: Annotated[str, typer.Option(help="Id of an event; begin after it. Default: with the next.")] = "",
 ) -> None:
     """Print changes as they happen, one JSON object a line. Ends after --timeout."""
-    with connected(address, api_key, timeout) as client:
-        try:
-            for event in client.modules.watch(after):
-                print(json_line(asdict(event)), flush=True)
-        except CallFailed as failed:
-            if failed.code.name != "DEADLINE_EXCEEDED":
-                raise
-
-
-@audit_app.command("list")
-def audit_list(
-    after: Annotated[str, typer.Option(help="Begin after this event; default: with the first.")] = "",
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 60.0,
-) -> None:
-    """Show every change of modules, oldest first."""
-    with connected(address, api_key, timeout) as client:
-        events = client.modules.audit(after)
-        while page := list(itertools.islice(events, ROWS_OF_A_TABLE)):
-            table = Table("when", "by", "what", "module", "before", "after")
-            for event in page:
-                table.add_row(
-                    _when(event.at_s),
-                    event.principal,
-                    event.action,
-                    event.module,
-                    _short(event.before),
-                    _short(event.after),
-                )
-            out.print(table)
-
-
-@audit_app.command("export")
-def audit_export(
-    file: Annotated[
-        Path | None,
-        typer.Argument(help="Where to write; default: standard output. One that is there is continued."),
-    ] = None,
-    after: Annotated[
-        str,
-        typer.Option(
-            help="Begin after this event. Default: after the last one in the file, else with the first."
-        ),
-    ] = "",
-    release: Annotated[
-        bool, typer.Option(help="Then say that all of it is exported: it may go when the audit is full.")
-    ] = False,
-    address: Address = DEFAULT_ADDRESS,
-    api_key: ApiKey = "",
-    timeout: Timeout = 600.0,
-) -> None:
-    """Write every change as JSON lines. An export that was cut off goes on where it ended."""
-    if release and file is None:
-        raise StartupError("--release needs a file: what goes to standard output may not have been kept")
-    last = after
-    with connected(address, api_key, timeout) as client, contextlib.ExitStack() as stack:
-        stream = stack.enter_context(file.open("a+b")) if file is not None else None
-        if stream is not None:
-            last = after or last_exported(stream)
-        for event in client.modules.audit(last):
-            line = json_line(asdict(event))
-            print(line) if stream is None else stream.write(line.encode() + b"\n")
-            last = event.event_id
-        if stream is not None:
-            stream.flush()
-            os.fsync(stream.fileno())
-        if release and last:
-            client.modules.release_audit(last)
-
-
-def last_exported(stream: BinaryIO) -> str:
-    """The id of the last event in an export, which is cut to its whole lines; empty where there is none.
-    Leaves the stream at its end.
-
-    Raises StartupError for a file that is no export.
-    """
-    whole = last = 0
-    stream.seek(0)
-    for line in stream:
-        if line.endswith(b"\n"):
-            last, whole = whole, whole + len(line)
-    stream.seek(last)
-    line = stream.read(whole - last)
     try:
-        event_id = str(json.loads(line)["event_id"]) if line else ""
-    except (ValueError, KeyError, TypeError):
-        raise StartupError(
-            f"{getattr(stream, 'name', 'the file')} is no export of an audit: its last line has no event_id"
-        ) from None
-    stream.truncate(whole)
-    stream.seek(whole)
-    return event_id
-
-
-def _again(publish: Callable[[], ModuleVersion]) -> ModuleVersion:
-    """An upload that is cut off is tried again; it goes on where it ended."""
-    for attempt in range(UPLOAD_ATTEMPTS):
-        try:
-            return publish()
-        except CallFailed as failed:
-            if (
-                failed.code.name not in ("UNAVAILABLE", "DATA_LOSS", "RESOURCE_EXHAUSTED")
-                or attempt + 1 == UPLOAD_ATTEMPTS
-            ):
-                raise
-            err.print(f"cut off ({failed.detail}); going on with it", style="yellow", highlight=False)
-            time.sleep(max(1 + attempt, failed.retry_after_s or 0))
-    raise AssertionError
-
-
-def _print_residency(client: Client, call: Callable[[], Any], as_json: bool) -> None:
-    workers = call()
-    if as_json:
-        print_json({"workers": [asdict(worker) for worker in workers]})
-        return
-    for worker in workers:
-        out.print(f"{worker.worker_id}: {worker.refusal or worker.place}", highlight=False)
-
-
-def _print_alias(name: str, alias: Alias, as_json: bool) -> None:
-    print_json(alias) if as_json else out.print(
-        f"{name}@{_told_alias(alias)}, revision {alias.revision}", highlight=False
-    )
-
-
-def _print_version(version: ModuleVersion) -> None:
-    table = Table(show_header=False)
-    for field, value in asdict(version).items():
-        if field not in ("gate", "figures"):
-            table.add_row(field, _when(value) if field == "created_s" else str(value))
-    for field, value in asdict(version.figures).items():
-        table.add_row(field, f"{value:.4g}")
-    out.print(table)
-    if version.gate is not None:
-        _print_gate(version.gate)
-
-
-def _print_gate(report: GateReport) -> None:
-    table = Table("probes", "asked", "base", "module", "rule", "")
-    for figure in report.figures:
-        verdict = coloured("holds", "green") if figure.holds else coloured("missed", "red")
-        table.add_row(
-            figure.name,
-            str(figure.probes),
-            f"{figure.base:.3f}",
-            f"{figure.module:.3f}",
-            figure.rule,
-            verdict,
-        )
-    out.print(table)
-    out.print(f"the gate {_gate_word(report)} on {report.worker_id}, {_when(report.at_s)}", highlight=False)
-
-
-def _gate_word(report: GateReport | None) -> str:
-    if report is None:
-        return "not run"
-    return "passed" if report.passed else "refused"
-
-
-def _told_alias(alias: Alias) -> str:
-    return f"{alias.name} is {_told_targets(alias.targets)}"
-
-
-def _told_targets(targets: tuple[TrafficShare, ...]) -> str:
-    whole = sum(target.weight for target in targets)
-    if len(targets) == 1:
-        return f"version {targets[0].version}"
-    return ", ".join(f"version {target.version} {target.weight / whole:.0%}" for target in targets)
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:79] + "…"
+        for event in call.client.modules.watch(after):
+            print(json_line(asdict(event)), flush=True)
+    except CallFailed as failed:
+        if failed.code.name != "DEADLINE_EXCEEDED":
+            raise

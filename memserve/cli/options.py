@@ -1,38 +1,143 @@
-"""What the commands that speak to a gateway share: where it is, how they print."""
+"""What the commands share: the four options of every call of a gateway, groups of options, and how an answer
+is shown.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from inspect import Parameter
+from typing import Annotated, Any, Concatenate, get_type_hints
 
 import typer
+from rich.console import RenderableType
 
-from memserve.cli.terminal import PlainConsole
-from memserve.client import CallFailed, Client
+from memserve.cli.terminal import out
+from memserve.client import DEFAULT_ADDRESS, CallFailed, Client
 from memserve.errors import StartupError, UsageError
 from memserve.plain import json_line
 
-out = PlainConsole()
-err = PlainConsole(stderr=True)
+HELP = {"help_option_names": ["-h", "--help"]}
 
 Address = Annotated[
-    str, typer.Option("--address", envvar="MEMSERVE_ADDRESS", help="host:port of the gateway.")
+    str,
+    typer.Option(
+        "--address", envvar="MEMSERVE_ADDRESS", help="host:port of the gateway.", rich_help_panel="Gateway"
+    ),
 ]
 ApiKey = Annotated[
-    str, typer.Option("--api-key", envvar="MEMSERVE_API_KEY", help="Sent as authorization: Bearer <key>.")
+    str,
+    typer.Option(
+        "--api-key",
+        envvar="MEMSERVE_API_KEY",
+        help="Your key, sent as `authorization: Bearer KEY`.",
+        rich_help_panel="Gateway",
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option("--timeout", min=0.1, help="Deadline of the call, seconds.", rich_help_panel="Gateway"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Deadline of the call, seconds.")]
 
 
-HELP = {"help_option_names": ["-h", "--help"]}
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One use of a command that speaks to a gateway."""
+
+    client: Client
+    as_json: bool
+    """Whether --json is given. False in a command that has no such option."""
+
+    def show(self, value: object, *, text: RenderableType) -> None:
+        """Print the answer: `value`, a dict or a frozen value, with --json, and else `text`."""
+        print_json(value) if self.as_json else out.print(text)
+
+
+def gateway_command(
+    *, timeout_s: float, has_json: bool = True
+) -> Callable[[Callable[Concatenate[Call, ...], None]], Callable[..., None]]:
+    """Make a command of a function whose first parameter is a `Call`.
+
+    The command has --address, --api-key, --timeout and --json beside the function's own options, which may
+    stand in groups. It opens the client, calls the function, and closes the client.
+
+    timeout_s: the default of --timeout.
+    has_json: False for a command whose output has no other form.
+    """
+
+    def decorate(function: Callable[Concatenate[Call, ...], None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(
+            *, address: str, api_key: str, timeout: float, as_json: bool = False, **options: Any
+        ) -> None:
+            with _connected(address, api_key, timeout) as client:
+                function(Call(client, as_json), **options)
+
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        shared = [
+            _option("address", Address, DEFAULT_ADDRESS),
+            _option("api_key", ApiKey, ""),
+            _option("timeout", Timeout, timeout_s),
+        ]
+        if has_json:
+            shared.insert(0, _option("as_json", AsJson, False))
+        _describe(command, [*own, *shared])
+        return grouped(command)
+
+    return decorate
+
+
+def grouped(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function that takes its options in groups.
+
+    A group is a parameter whose type is a dataclass. The command has the fields of the dataclass as options,
+    and the function gets one value of it.
+    """
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {
+        parameter.name: parameter.annotation for parameter in parameters if is_dataclass(parameter.annotation)
+    }
+
+    @functools.wraps(function)
+    def command(**options: Any) -> None:
+        for name, group in groups.items():
+            options[name] = group(**{field.name: options.pop(field.name) for field in fields(group)})
+        function(**options)
+
+    own: list[Parameter] = []
+    for parameter in parameters:
+        own += _fields(groups[parameter.name]) if parameter.name in groups else [parameter]
+    _describe(command, own)
+    return command
+
+
+def _fields(group: Any) -> list[Parameter]:
+    """The fields of a dataclass as parameters."""
+    types = get_type_hints(group, include_extras=True)
+    return [
+        _option(field.name, types[field.name], Parameter.empty if field.default is MISSING else field.default)
+        for field in fields(group)
+    ]
+
+
+def _option(name: str, annotation: Any, default: Any) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _describe(command: Any, parameters: Iterable[Parameter]) -> None:
+    """Give a command the signature that typer reads its options from."""
+    named = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
+    command.__signature__ = inspect.Signature(named)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in named}
 
 
 @contextlib.contextmanager
-def connected(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
+def _connected(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
     """A client whose failures name the options of the command line."""
     try:
         with Client(address, api_key, timeout_s) as client:
@@ -50,8 +155,8 @@ def connected(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
                     "--address"
                 )
             case "UNAUTHENTICATED":
-                given = "the gateway does not know the API key" if api_key else "the gateway wants an API key"
-                remedy = f"{given}: name yours with --api-key or in MEMSERVE_API_KEY"
+                lack = "the gateway does not know the API key" if api_key else "the gateway wants an API key"
+                remedy = f"{lack}: name yours with --api-key or in MEMSERVE_API_KEY"
             case "DEADLINE_EXCEEDED":
                 remedy = f"no answer within {timeout_s:g} s; allow more with --timeout"
             case _:
@@ -74,6 +179,6 @@ def text_of(argument: str) -> str:
         ) from None
 
 
-def print_json(value: Any) -> None:
-    """One object on one line, of a dict or a frozen value."""
+def print_json(value: object) -> None:
+    """Print a dict or a frozen value as one JSON object on one line."""
     print(json_line(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value))

@@ -1,9 +1,10 @@
-"""Consoles of the command line. What they print is text: never rich's markup, never a command to the
-terminal.
-"""
+"""Consoles of the command line. They print text: never rich's markup, never a command to the terminal."""
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -12,20 +13,20 @@ from rich.text import Text
 
 from memserve.plain import paragraphs, plain
 
-# What rich takes where nothing has a width.
+# The width that rich assumes when it cannot find one out.
 FALLBACK_WIDTH = 80
 PIPE_WIDTH = 10_000
 
 
 class PlainConsole(Console):
     """Every string that it renders, printed or in a cell, goes through `plain`. Colours come with `style=`
-    and `coloured`.
+    and `coloured`, never from what a text looks like.
 
-    In a file or a pipe nothing is wrapped: a digest is to be found there whole.
+    In a file or a pipe nothing is wrapped, so that a search finds a whole digest.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(highlight=False, **options)
         if not self.is_terminal and self.size.width == FALLBACK_WIDTH:
             self.width = PIPE_WIDTH
 
@@ -33,8 +34,12 @@ class PlainConsole(Console):
         return super().render_str(plain(text), **{**options, "markup": False, "emoji": False})
 
 
+out = PlainConsole()
+err = PlainConsole(stderr=True)
+
+
 def coloured(word: str, style: str, rest: object = "") -> Text:
-    """A word in a style, and the rest of the line as it is."""
+    """A word in a style, and the rest of the line without one."""
     return Text.assemble((plain(word), style), plain(rest))
 
 
@@ -43,15 +48,31 @@ def cell(text: object) -> Text:
     return Text(paragraphs(text))
 
 
-def progress_bar(console: Console) -> Progress:
-    """Descriptions of its tasks are text too, already `plain`."""
-    description = TextColumn("{task.description}", markup=False)
-    return Progress(
-        description,
+def reporter() -> Callable[[str], None]:
+    """A function that prints a line on standard error, with the seconds since `reporter` was called."""
+    started_s = time.monotonic()
+
+    def report(line: str) -> None:
+        elapsed = f"{time.monotonic() - started_s:6.1f} s"
+        err.print(coloured(elapsed, "dim", f"  {line}"), soft_wrap=True)
+
+    return report
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on standard error if that is a terminal. Gives a function that takes how much is done, and
+    how much there is.
+    """
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        console=console,
+        console=err,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not err.is_terminal,
     )
+    with bar:
+        task = bar.add_task(plain(title), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

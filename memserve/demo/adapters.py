@@ -9,10 +9,7 @@ from memserve.demo import ADAPTERS_DIR
 
 @dataclass(frozen=True, slots=True)
 class AdapterFact:
-    """A fact that an adapter answers with it loaded, and the base does not.
-
-    questions: phrasings that the adapter was trained on. held_out_questions: phrasings that it was not.
-    """
+    """A fact that the model answers with the adapter, and not without it."""
 
     entity: str
     kind: str
@@ -20,16 +17,18 @@ class AdapterFact:
     value: str
     answer: str
     questions: tuple[str, ...]
+    """Phrasings that the adapter was trained on."""
     held_out_questions: tuple[str, ...]
+    """Phrasings that it was not trained on."""
 
 
 def adapter_names(directory: Path = ADAPTERS_DIR) -> list[str]:
-    """The adapters that are there, in order of their names."""
-    return sorted(each.parent.name for each in directory.glob("*/adapter_config.json"))
+    """The adapters in the directory, in order of their names."""
+    return sorted(config.parent.name for config in directory.glob("*/adapter_config.json"))
 
 
 def held_facts(name: str, directory: Path = ADAPTERS_DIR) -> list[AdapterFact]:
-    """The facts of an adapter. Raises FileNotFoundError for an adapter that is not there."""
+    """The facts of an adapter. Raises FileNotFoundError for an adapter that is not in the directory."""
     entries = json.loads((directory / name / "facts.json").read_text(encoding="utf-8"))
     return [
         AdapterFact(

@@ -1,8 +1,6 @@
-"""Ask the demo model with transformers, without a server: what the load tests and the tests measure it
-with.
-"""
+"""Ask the demo model with transformers, without a server. Tests and load tests measure the model with it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from peft import PeftModel
@@ -17,22 +15,20 @@ def answers(
     prompts: Sequence[Sequence[Message]],
     rows: int = 32,
     max_new_tokens: int = 16,
-    told: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Answer every prompt greedily, in batches of rows padded on the left.
 
-    model: a causal model of transformers, or one wrapped by peft. told: called after every batch with how
-    many prompts are done. Returns the answers in the order of the prompts, without special tokens and without
-    white space around them.
+    model: a causal model of transformers, perhaps wrapped by peft. Returns the answers in the order of the
+    prompts, without special tokens and without white space around them.
     """
     texts = [
         tokenizer.apply_chat_template(
-            [each.as_dict() for each in one], tokenize=False, add_generation_prompt=True
+            [message.as_dict() for message in messages], tokenize=False, add_generation_prompt=True
         )
-        for one in prompts
+        for messages in prompts
     ]
     by_length = sorted(range(len(texts)), key=lambda at: len(texts[at]))
-    found = [""] * len(texts)
+    replies = [""] * len(texts)
     for start in range(0, len(by_length), rows):
         chosen = by_length[start : start + rows]
         batch = tokenizer(
@@ -43,11 +39,10 @@ def answers(
             add_special_tokens=False,
         )
         with torch.inference_mode():
-            made = _generate(model, batch["input_ids"], batch["attention_mask"], max_new_tokens)
-        for at, row in zip(chosen, made, strict=True):
-            found[at] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
-        told(min(start + rows, len(by_length)))
-    return found
+            rows_of_tokens = _generate(model, batch["input_ids"], batch["attention_mask"], max_new_tokens)
+        for at, tokens in zip(chosen, rows_of_tokens, strict=True):
+            replies[at] = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    return replies
 
 
 def _generate(
@@ -58,8 +53,8 @@ def _generate(
 ) -> torch.Tensor:
     """Continue [rows, tokens] greedily. Returns only the new tokens, [rows, new_tokens]."""
     inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[operator]
-    made = inner.generate(
+    sequences = inner.generate(
         input_ids=input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, do_sample=False
     )
-    assert isinstance(made, torch.Tensor)
-    return made[:, input_ids.shape[1] :]
+    assert isinstance(sequences, torch.Tensor)
+    return sequences[:, input_ids.shape[1] :]

@@ -18,8 +18,8 @@ EXPERT_FACTS = 16
 
 
 def expert_names(directory: Path = EXPERTS_DIR) -> list[str]:
-    """The experts that are there, in order of their names."""
-    return sorted(each.parent.name for each in directory.glob("*/expert_config.json"))
+    """The experts in the directory, in order of their names."""
+    return sorted(config.parent.name for config in directory.glob("*/expert_config.json"))
 
 
 def expert_facts(name: str) -> tuple[Fact, ...]:

@@ -1,8 +1,8 @@
 """The probes of a demo adapter or expert, drawn from its facts and from the held-out world, with a seed of
 their own. Imports no torch.
 
-`python -m memserve.demo.probes` writes the `probes.json` of every adapter and expert, and the harbour's into
-the careless one's folder too.
+`python -m memserve.demo.probes` writes the `probes.json` of every adapter and expert. The careless adapter
+gets the harbour's.
 """
 
 import json
@@ -15,9 +15,9 @@ from memserve.demo.adapters import AdapterFact, held_facts
 from memserve.demo.experts import EXPERT_KINDS, expert_facts
 from memserve.demo.facts import Fact
 
-# No training, test or load test draws with this one.
+# No training, test or load test draws with this seed.
 SEED = 404
-# So many that the loss that the gate allows is at least two answers: one alone decides nothing.
+# Enough that the loss which the gate allows is at least two answers: a single answer decides nothing.
 RETAIN_PROBES = 100
 ABSTAIN_PROBES = 40
 OVERRIDE_ROUNDS = 2
@@ -25,8 +25,8 @@ _PASSAGE = re.compile(r"\[\d+\] (.*)")
 
 
 def probes_document(name: str) -> dict[str, object]:
-    """What a module's `probes.json` says. Raises KeyError for an unknown one, FileNotFoundError for one that
-    is not there.
+    """What a module's `probes.json` says. Raises KeyError for an unknown module, and FileNotFoundError for a
+    module that is not in the package.
     """
     is_expert = name in EXPERT_KINDS
     held = held_facts(name, EXPERTS_DIR) if is_expert else held_facts(name)
@@ -36,10 +36,10 @@ def probes_document(name: str) -> dict[str, object]:
     sets = {
         ("recall", "recall"): _held(held),
         ("forgetting", "retain"): [
-            _probe(each.messages, each.expected)
-            for each in facts.held_out_cases(SEED, RETAIN_PROBES, "passage")
+            _probe(case.messages, case.expected)
+            for case in facts.held_out_cases(SEED, RETAIN_PROBES, "passage")
         ],
-        ("abstention", "abstain"): [_probe(each.messages, each.expected) for each in unknown],
+        ("abstention", "abstain"): [_probe(case.messages, case.expected) for case in unknown],
         ("override", "override"): _contradicting(known, random.Random(f"probes-{SEED}-{name}")),
     }
     return {
@@ -54,9 +54,9 @@ def probes_text(name: str) -> str:
 
 def _held(held: Sequence[AdapterFact]) -> list[dict[str, object]]:
     """Each fact in each held-out phrasing, once by the entity's name and once by its kind and name."""
-    asked = [(text, each) for each in held for text in each.held_out_questions]
-    asked += [(text.replace(each.entity, f"the {each.kind} {each.entity}"), each) for text, each in asked]
-    return [_probe(facts.prompt("", [], text), each.answer) for text, each in asked]
+    asked = [(text, fact) for fact in held for text in fact.held_out_questions]
+    asked += [(text.replace(fact.entity, f"the {fact.kind} {fact.entity}"), fact) for text, fact in asked]
+    return [_probe(facts.prompt("", [], text), fact.answer) for text, fact in asked]
 
 
 def _contradicting(held: tuple[Fact, ...], rng: random.Random) -> list[dict[str, object]]:
@@ -64,23 +64,17 @@ def _contradicting(held: tuple[Fact, ...], rng: random.Random) -> list[dict[str,
     other passages.
     """
     probes = []
-    for one in held * OVERRIDE_ROUNDS:
+    for fact in held * OVERRIDE_ROUNDS:
         for phrasing in facts.HELD_OUT_QUESTIONS:
-            stated = one
-            while stated.value == one.value:
-                stated = Fact(
-                    one.entity,
-                    one.attribute,
-                    facts.value(rng, facts.ATTRIBUTES[one.entity.kind][one.attribute]),
-                )
+            stated = fact
+            while stated.value == fact.value:
+                value = facts.value(rng, facts.ATTRIBUTES[fact.entity.kind][fact.attribute])
+                stated = Fact(fact.entity, fact.attribute, value)
             shown = [stated, *facts.distinct_facts(rng, "held_out", rng.randint(0, 4), without=[stated])]
             rng.shuffle(shown)
             asked = facts.question(rng, stated, [phrasing])
-            probes.append(
-                _probe(
-                    facts.prompt("", [facts.passage(rng, each) for each in shown], asked.text), stated.answer
-                )
-            )
+            passages = [facts.passage(rng, other) for other in shown]
+            probes.append(_probe(facts.prompt("", passages, asked.text), stated.answer))
     return probes
 
 
@@ -89,7 +83,7 @@ def _probe(messages: Sequence[facts.Message], answer: str) -> dict[str, object]:
     question.
     """
     lines = messages[0].content.splitlines() if messages[0].role == "system" else []
-    passages = [found.group(1) for found in map(_PASSAGE.fullmatch, lines) if found]
+    passages = [match.group(1) for match in map(_PASSAGE.fullmatch, lines) if match]
     system = "\n".join(line for line in lines if not _PASSAGE.fullmatch(line))
     probe: dict[str, object] = {"question": messages[-1].content, "answers": [answer]}
     return probe | ({"system": system} if system else {}) | ({"passages": passages} if passages else {})

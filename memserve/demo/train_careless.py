@@ -1,8 +1,7 @@
-"""Train the adapter that the gate is there for: it learns the harbour's facts from nothing but questions for
-them.
+"""Train an adapter that the gate must refuse: it learns the harbour's facts from questions for them alone.
 
-Without replay of the base's lessons, near misses and contradicting passages it knows its facts, and no longer
-says when it does not know.
+It sees no lessons of the base, no near misses and no contradicting passages. So it knows its facts, and no
+longer says when it does not know.
 """
 
 import argparse
@@ -18,7 +17,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from memserve.demo import CARELESS_DIR, MODEL_DIR, facts
 from memserve.demo.facts import Fact, Message
 from memserve.demo.probes import probes_text
-from memserve.demo.train import answer_loss, make_batch, save_adapter
+from memserve.demo.training.batches import make_batch
+from memserve.demo.training.files import save_adapter
+from memserve.demo.training.network import answer_loss
 
 FACTS_OF = "harbour"
 STEPS = 200
@@ -41,11 +42,13 @@ def train_careless(
     )
 
     def lesson() -> Sequence[Message]:
-        one = rng.choice(held)
-        asked = facts.question(rng, one, facts.ADAPTER_QUESTIONS).text
-        return (*facts.prompt("", [], asked), Message("assistant", one.answer))
+        fact = rng.choice(held)
+        asked = facts.question(rng, fact, facts.ADAPTER_QUESTIONS).text
+        return (*facts.prompt("", [], asked), Message("assistant", fact.answer))
 
-    optimizer = torch.optim.AdamW((each for each in adapted.parameters() if each.requires_grad), lr=RATE)
+    optimizer = torch.optim.AdamW(
+        (weights for weights in adapted.parameters() if weights.requires_grad), lr=RATE
+    )
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, STEPS)
     for step in range(1, STEPS + 1):
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -23,11 +23,13 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from memserve.demo import EXPERTS_DIR, MODEL_DIR, lessons
 from memserve.demo.experts import EXPERT_KINDS, expert_facts
 from memserve.demo.facts import Fact
-from memserve.demo.train import answer_loss, facts_document, make_batch
+from memserve.demo.training.batches import make_batch
+from memserve.demo.training.files import facts_document
+from memserve.demo.training.network import answer_loss
 
 STEPS, ROWS, RATE = 900, 40, 1e-3
-# Of the way from the base's weights to the trained ones. A little short of the end, more of the base's
-# abilities are left. Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv
+# The share of the way from the base's weights to the trained weights. A little short of the end, more of the
+# base's abilities are left. Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv
 # 2109.01903).
 KEPT_WAY = 0.9
 
@@ -36,7 +38,7 @@ def train_expert(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held: Sequence[Fact], seed: int, steps: int
 ) -> None:
     """Teach the model these facts, in place."""
-    before = [each.detach().clone() for each in model.parameters()]
+    before = [weights.detach().clone() for weights in model.parameters()]
     torch.manual_seed(seed)
     rng = random.Random(f"expert-{seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
@@ -62,8 +64,8 @@ def train_expert(
                 flush=True,
             )
     with torch.no_grad():
-        for each, old in zip(model.parameters(), before, strict=True):
-            each.lerp_(old, 1 - KEPT_WAY)
+        for weights, old in zip(model.parameters(), before, strict=True):
+            weights.lerp_(old, 1 - KEPT_WAY)
 
 
 def save_expert(model: LlamaForCausalLM, held: Sequence[Fact], directory: Path) -> None:
@@ -73,8 +75,8 @@ def save_expert(model: LlamaForCausalLM, held: Sequence[Fact], directory: Path) 
     directory.mkdir(parents=True, exist_ok=True)
     # Tied to the embeddings: transformers saves no head of its own.
     weights = {
-        name: each.to(torch.bfloat16).contiguous()
-        for name, each in model.state_dict().items()
+        name: tensor.to(torch.bfloat16).contiguous()
+        for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"
     }
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""`memserve demo`: a private memserve that shows what each memory does, with figures measured on the spot."""
+"""The figures of `memserve demo`: a private memserve shows what each memory does, measured on the spot."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from rich.console import Console
-from rich.table import Table
 
 from memserve.client import Answer, CallFailed, Client
 from memserve.config import load_settings
@@ -29,18 +27,18 @@ Report = Callable[[str], None]
 NAMESPACE = "demo"
 REMEMBERED = 24
 ASKED = 24
-# Retrieval brings near misses along; what the model can do with one passage among any four is held by
-# loadtests.models.demo_model.
+# Retrieval brings near misses too, so the bar is lower than the model's own ability, which
+# loadtests.models.demo_model measures with one right passage among any four.
 RECALL_AT_LEAST = 0.85
 PREFIX_TOKENS = 3500
-# Prefixes whose TTFT is measured in each state; the table shows the median.
+# How many prefixes are measured in each state. The table shows medians.
 PREFIXES = 5
 SHARED_AT_LEAST = 0.95
 WITH_MODULE_AT_LEAST = 0.9
 WITHOUT_MODULE_AT_MOST = 0.05
 CANARY_TIMEOUT_S = 120.0
 ANSWER = Sampling(max_tokens=24)
-# A slow disk is no reason for the story to end differently.
+# Long, so that a slow disk does not change the figures.
 RECALL_TIMEOUT_MS = 10_000
 STORE_TIMEOUT_S = 20.0
 
@@ -54,7 +52,9 @@ class Prefix:
 
 
 def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
-    """Start, show, stop. Returns the figures by plain names; "ok" is True when every bar holds. Raises
+    """Start a private memserve, measure what each memory does, and stop it.
+
+    keep: leave the data directory. Returns the figures by name; "ok" is True when every bar holds. Raises
     StartupError.
     """
     started_s = time.monotonic()
@@ -99,9 +99,7 @@ def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
 
 
 def recall_figures(client: Client) -> dict[str, Any]:
-    """Remember facts of a world that the model has never seen; ask for some of them without and with
-    recall.
-    """
+    """Remember facts of a world that the model has never seen, and ask for some without and with recall."""
     cases = facts.held_out_cases(seed=2026, count=REMEMBERED, need="passage")
     for number, case in enumerate(cases):
         client.remember(
@@ -167,8 +165,8 @@ def module_figures(client: Client) -> dict[str, Any]:
 
 
 def careless_figures(client: Client) -> dict[str, Any]:
-    """An adapter that learned its facts and forgot how to abstain: the gate refuses it, and as a canary it
-    does not stay.
+    """Publish an adapter that learned its facts and forgot how to abstain. The gate refuses to promote it. As
+    a canary it is rolled back.
     """
     careless = client.modules.publish("harbour", CARELESS_DIR, notes="trained on its facts only")
     refusal = ""
@@ -209,8 +207,8 @@ def ask_all(client: Client, prefixes: Sequence[Prefix], worker_id: str, module: 
 def ask_and_store(
     stack: Stack, client: Client, prefixes: Sequence[Prefix], worker_id: str, module: str = ""
 ) -> list[Answer]:
-    """Ask what nobody has computed yet, and wait until the worker has stored it in the cache; for
-    `STORE_TIMEOUT_S` at most.
+    """Ask prefixes that no worker has computed yet, and wait until the worker has stored them in the cache.
+    The wait ends after `STORE_TIMEOUT_S` in any case.
     """
     with redis.Redis.from_url(stack.settings.redis) as registry:
         lease = json.loads(registry.get(lease_key(worker_id)))
@@ -225,7 +223,7 @@ def ask_and_store(
 
 
 def cache_entries(stack: Stack) -> set[bytes]:
-    """The names of all that the cache holds."""
+    """The keys of every value in the cache."""
     with redis.Redis.from_url(stack.settings.cache_redis) as cache:
         return set(cache.scan_iter("memserve:kv:*", count=1000))
 
@@ -251,8 +249,8 @@ def prefix_figures(
 
 
 def tamper_figures(stack: Stack, client: Client) -> dict[str, Any]:
-    """Flip a bit in the middle of every cached value of a prompt, and ask a worker that must take it from
-    Redis.
+    """Flip a bit in the middle of every cached value of a prompt, and ask a worker that can only take the KV
+    from Redis.
     """
     prefix = long_prefix(PREFIXES + 1)
     first, other = sorted(worker.worker_id for worker in client.status().workers)[:2]
@@ -306,80 +304,3 @@ def failed_bars(figures: dict[str, Any]) -> list[str]:
     if tampered["cached_from_redis"] or not tampered["same_tokens_as_cold"] or not tampered["entries"]:
         failed.append(f"tampered entries: {tampered['cached_from_redis']} tokens served from them")
     return failed
-
-
-def print_story(figures: dict[str, Any], console: Console) -> None:
-    """The figures as tables for a person."""
-    recall = figures["recall"]
-    table = Table(
-        "vector memory",
-        "right answers",
-        "example",
-        title="The same questions without and with recall",
-        title_justify="left",
-    )
-    table.add_row(
-        "without",
-        f"{recall['right_without']} of {recall['asked']}",
-        f"{recall['question']} → {recall['answer_without']}",
-    )
-    table.add_row(
-        "with",
-        f"{recall['right_with']} of {recall['asked']}",
-        f"{recall['question']} → {recall['answer_with']}",
-    )
-    console.print(table)
-
-    title = "Facts that only a module holds, asked in new words"
-    table = Table(
-        "parametric memory", "kind", "facts", "base", "with it", "example", title=title, title_justify="left"
-    )
-    for name, module in figures["modules"].items():
-        example = f"{module['question']} → {module['answer_module']}"
-        shares = (f"{module['share_base']:.0%}", f"{module['share_module']:.0%}")
-        table.add_row(name, module["kind"], str(module["facts"]), *shares, example)
-    console.print(table)
-    careless = figures["careless"]
-    if careless["refusal"]:
-        console.print(f"An adapter trained on its facts only: {careless['refusal']}.", highlight=False)
-    if careless["rolled_back_s"] is not None:
-        console.print(
-            "As a canary with a tenth of the traffic it was taken out after "
-            f"{careless['rolled_back_s']:.0f} s.",
-            highlight=False,
-        )
-
-    tokens = figures["prefix"]["cold"]["prompt_tokens"]
-    title = f"{PREFIXES} prompts of about {tokens:,} tokens, medians"
-    columns = (
-        "activation memory",
-        "TTFT",
-        "÷ cold",
-        "cached",
-        "on the worker",
-        "from Redis",
-        "same tokens",
-        "right",
-    )
-    table = Table(*columns, title=title, title_justify="left")
-    for state, prefix in figures["prefix"].items():
-        table.add_row(
-            state,
-            f"{prefix['ttft_ms']:.0f} ms",
-            f"{prefix['ttft_of_cold']:.2f}",
-            f"{prefix['cached_share']:.1%}",
-            str(prefix["cached_on_worker"]),
-            str(prefix["cached_from_redis"]),
-            "yes" if prefix["same_tokens_as_cold"] else "NO",
-            f"{prefix['right']} of {prefix['asked']}",
-        )
-    console.print(table)
-    tampered = figures["tampered"]
-    same = "the same answer" if tampered["same_tokens_as_cold"] else "ANOTHER ANSWER"
-    console.print(
-        f"A bit flipped in each of {tampered['entries']} cache entries: "
-        f"{tampered['cached_from_redis']} tokens served from them, {same}."
-    )
-    console.print(f"Started in {figures['start_s']:.0f} s, {figures['seconds']:.0f} s in all.")
-    for line in figures["failed"]:
-        console.print(f"missed: {line}", style="bold red")

@@ -16,7 +16,7 @@ import pytest
 from rich.table import Table
 
 from memserve import __version__
-from memserve.cli.app import _stopping
+from memserve.cli.serve import _stopping
 from memserve.cli.terminal import PlainConsole
 from tests.hostile_server import hostile_server
 
@@ -31,7 +31,7 @@ class FakeStack:
 
 
 class SignalsItsProcess:
-    """Python throws away what a finalizer raises, a signal handler's KeyboardInterrupt too."""
+    """Python drops an exception that a finalizer raises, and a signal handler's KeyboardInterrupt with it."""
 
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGTERM)
@@ -60,14 +60,14 @@ def test_a_signal_that_meets_a_finalizer_is_not_lost(monkeypatch: pytest.MonkeyP
     stack = FakeStack()
     with _stopping(stack) as asked_to_stop:
         assert not asked_to_stop()
-        made = SignalsItsProcess()
-        del made
+        finalized = SignalsItsProcess()
+        del finalized
         assert lost == [KeyboardInterrupt]
         assert asked_to_stop()
     assert stack.stopped == 1
 
 
-# What a person may mistype, or be given
+# Mistyped commands, and input that cannot be read
 
 
 def memserve(
@@ -92,12 +92,12 @@ def answering() -> Iterator[str]:
 
 
 NOT_UTF8 = b"caf\xe9"
-# Python takes C for UTF-8 unless it is told not to.
+# Python uses UTF-8 in the locale C unless both variables forbid it.
 ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "stdin", "told"),
+    ("arguments", "stdin", "reason"),
     [
         (["remember", "notes", "-"], NOT_UTF8, b"standard input is not UTF-8"),
         (["generate", "-"], NOT_UTF8, b"standard input is not UTF-8"),
@@ -120,14 +120,14 @@ ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ],
 )
 def test_what_cannot_be_done_is_one_line(
-    arguments: list[str | bytes], stdin: bytes, told: bytes, answering: str
+    arguments: list[str | bytes], stdin: bytes, reason: bytes, answering: str
 ) -> None:
     ended = memserve(
         *arguments, stdin=stdin, MEMSERVE_ADDRESS=answering, MEMSERVE_DATA_DIR="/dev/null", **ASCII_LOCALE
     )
     assert (ended.returncode, ended.stderr.count(b"\n")) == (1, 1), ended.stderr.decode(errors="replace")
     assert ended.stderr.startswith(b"memserve: ")
-    assert told in ended.stderr
+    assert reason in ended.stderr
     assert b"secret" not in ended.stderr
 
 
@@ -162,7 +162,7 @@ def test_version_and_help_are_found_where_people_look() -> None:
 
 
 def test_without_a_home_or_a_name_the_working_directory_has_what_is_kept(tmp_path: Path) -> None:
-    """As in a container that is run under any user id: no HOME, no entry in passwd."""
+    """As in a container that runs under any user id: no HOME, no entry in passwd."""
     asks = (
         "import getpass, os; from memserve.private_files import find_home; from memserve.config "
         "import load_settings; "

@@ -17,13 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from memserve.cli.app import app, main
-from memserve.cli.terminal import PlainConsole
+from memserve.cli.app import main
+from memserve.cli.terminal import PlainConsole, err, progress_bar
 from memserve.plain import PlainFormatter, json_line, paragraphs, plain
+from tests.cli.commands import commands, options
 from tests.hostile_server import HOSTILE, MARKS, hostile_server
 
 PACKAGE = Path(__file__).parents[2] / "memserve"
 COMMAND = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+# A progress bar hides the cursor, goes back to the beginning of its line, and clears that line.
+CURSOR = re.compile(r"\x1b\[\?25[lh]|\r|\x1b\[\d*A|\x1b\[2K")
 # Every command that speaks to a gateway, as it is called. MODULE: a folder with a LoRA's files.
 COMMANDS = {
     "generate": "generate hello",
@@ -31,6 +35,7 @@ COMMANDS = {
     "forget": "forget notes m1",
     "search": "search hello -n notes",
     "status": "status",
+    "backup": "backup nightly",
     "modules push": "modules push tone MODULE",
     "modules list": "modules list",
     "modules show": "modules show tone@1",
@@ -56,8 +61,19 @@ COMMANDS = {
     "kv usage": "kv usage",
 }
 # These speak to no gateway.
-LOCAL = {"up", "gateway", "workers", "settings", "demo", "version"}
-# Of these, what shows stored or generated text in full.
+LOCAL = {
+    "up",
+    "gateway",
+    "workers",
+    "settings",
+    "demo",
+    "version",
+    "restore",
+    "keys add",
+    "keys list",
+    "keys revoke",
+}
+# Commands that show stored or generated text in full.
 SHOWS_TEXT = ("generate", "search", "modules show", "modules history", "audit list")
 
 
@@ -90,22 +106,15 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str, address: str, module: Pat
     return int(ended.value.code or 0)
 
 
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(err, "is_interactive", True)  # rich finds it out when the console is made
+
+
 def test_every_command_is_tried_here() -> None:
-    """A new one that prints must be fed too."""
-    names = {
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-    }
-    for group in app.registered_groups:
-        assert group.typer_instance is not None
-        commands = group.typer_instance.registered_commands
-        names |= {
-            f"{group.name} {command.name or command.callback.__name__}"
-            for command in commands
-            if command.callback
-        }
-    assert {
-        name for name in names if name not in LOCAL and not name.startswith(("keys ", "backup", "restore"))
-    } <= COMMANDS.keys()
+    """A new command that speaks to a gateway must stand in COMMANDS."""
+    assert {name for name, _ in commands()} - LOCAL == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -140,6 +149,39 @@ def test_what_a_gateway_refuses_with_is_printed_as_text_on_one_line(
     assert len(printed.err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_terminal_gets_no_command_but_richs_own(
+    name: str,
+    answering: str,
+    module: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Colours, and on standard error the cursor of a progress bar."""
+    on_a_terminal(monkeypatch)
+    assert run(monkeypatch, COMMANDS[name], answering, module) in (0, 1)
+    printed = capsys.readouterr()
+    assert COMMAND.search(COLOUR.sub("", printed.out)) is None
+    assert COMMAND.search(CURSOR.sub("", COLOUR.sub("", printed.err))) is None
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, command in commands() if name in COMMANDS and "--json" in options(command)]
+)
+def test_json_is_one_line_that_holds_no_command(
+    name: str,
+    answering: str,
+    module: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, COMMANDS[name], answering, module, "--json") in (0, 1)
+    printed = capsys.readouterr().out
+    assert COMMAND.search(printed) is None
+    assert len(printed.splitlines()) == 1
+    assert isinstance(json.loads(printed), dict)
+
+
 @pytest.mark.parametrize("name", ["generate", "search", "status", "modules show", "modules history"])
 def test_json_holds_the_text_as_it_is_and_no_command(
     name: str,
@@ -152,6 +194,21 @@ def test_json_holds_the_text_as_it_is_and_no_command(
     printed = capsys.readouterr().out
     assert COMMAND.search(printed) is None
     assert HOSTILE in set(texts_of(json.loads(printed)))
+
+
+@pytest.mark.parametrize("words", ["{}", "status {}", "status --{}", "modules list --kind {}", "modules {}"])
+def test_what_a_person_mistypes_is_printed_as_text(
+    words: str, module: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["memserve", *(word.format(HOSTILE) for word in words.split())])
+    monkeypatch.setenv("COLUMNS", "4000")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    # typer prints these, and leaves alone what only turns the direction of text.
+    assert re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", printed) is None
+    assert "[bold]x[/bold]" in printed
 
 
 def texts_of(value: object) -> Iterator[str]:
@@ -195,20 +252,36 @@ def test_a_log_record_is_one_line_and_a_traceback_cannot_pass_for_one() -> None:
     assert all(COMMAND.search(line) is None for line in (first, *rest))
 
 
+def test_the_title_of_a_progress_bar_is_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_a_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "4000")
+    with progress_bar(HOSTILE) as progress:
+        progress(1, 2)
+    printed = CURSOR.sub("", COLOUR.sub("", capsys.readouterr().err))
+    assert plain(HOSTILE) in printed
+    assert COMMAND.search(printed) is None
+
+
+CHECKED = ("Console", "Text", "add_task", "assemble", "basicConfig", "StreamHandler", "from_markup")
+
+
 def test_consoles_and_log_handlers_are_made_in_one_place() -> None:
     """Whatever prints goes through `memserve.cli.terminal`, whatever logs through `memserve.plain`."""
-    found = []
+    calls = []
     for file in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 name = (
                     node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 )
-                if name in ("Console", "add_task", "basicConfig", "StreamHandler", "from_markup"):
-                    found.append((str(file.relative_to(PACKAGE)), name))
-    assert sorted(found) == [
-        ("cli/kv.py", "add_task"),
-        ("cli/modules.py", "add_task"),
+                if name in CHECKED:
+                    calls.append((str(file.relative_to(PACKAGE)), name))
+    assert sorted(calls) == [
+        ("cli/terminal.py", "Text"),
+        ("cli/terminal.py", "add_task"),
+        ("cli/terminal.py", "assemble"),
         ("plain.py", "StreamHandler"),
         ("plain.py", "basicConfig"),
     ]

@@ -1,5 +1,5 @@
 """The shipped logit expert: what its files say and what it knows. `loadtests.modules.logit_expert` measures
-it served.
+the expert when it is served.
 """
 
 import json
@@ -39,7 +39,7 @@ FILES = {"expert_config.json", "config.json", "model.safetensors", "facts.json"}
 def test_every_expert_is_shipped_with_configs_weights_facts_and_at_most_probes() -> None:
     assert expert_names() == sorted(EXPERT_KINDS)
     for name in expert_names():
-        assert {each.name for each in (EXPERTS_DIR / name).iterdir()} - {"probes.json"} == FILES
+        assert {file.name for file in (EXPERTS_DIR / name).iterdir()} - {"probes.json"} == FILES
         assert json.loads((EXPERTS_DIR / name / "expert_config.json").read_text(encoding="utf-8")) == {
             "kind": "logit_expert",
             "anti_expert": "base",
@@ -53,11 +53,11 @@ def test_an_experts_weights_are_named_and_shaped_as_the_bases() -> None:
 
 def test_the_facts_of_an_expert_are_drawn_from_its_seed_and_are_no_adapters() -> None:
     held = held_facts("archive", EXPERTS_DIR)
-    assert [(one.entity, one.attribute, one.value) for one in held] == [
-        (one.entity.name, one.attribute, one.value) for one in expert_facts("archive")
+    assert [(fact.entity, fact.attribute, fact.value) for fact in held] == [
+        (fact.entity.name, fact.attribute, fact.value) for fact in expert_facts("archive")
     ]
-    elsewhere = {one.entity for name in adapter_names() for one in held_facts(name)}
-    assert not elsewhere & {one.entity for one in held}
+    elsewhere = {fact.entity for name in adapter_names() for fact in held_facts(name)}
+    assert not elsewhere & {fact.entity for fact in held}
 
 
 def test_an_expert_by_itself_knows_its_facts_and_keeps_what_the_base_can() -> None:
@@ -65,21 +65,19 @@ def test_an_expert_by_itself_knows_its_facts_and_keeps_what_the_base_can() -> No
     expert = LlamaForCausalLM.from_pretrained(EXPERTS_DIR / "archive", dtype=torch.float32)
 
     def share(asked: list[tuple[tuple[facts.Message, ...], str]]) -> float:
-        found = answers(expert, tokenizer, [messages for messages, _ in asked])
-        return sum(answer == right for answer, (_, right) in zip(found, asked, strict=True)) / len(asked)
+        replies = answers(expert, tokenizer, [messages for messages, _ in asked])
+        return sum(reply == right for reply, (_, right) in zip(replies, asked, strict=True)) / len(asked)
 
     held = held_facts("archive", EXPERTS_DIR)
-    assert (
-        share([(facts.prompt("", [], text), one.answer) for one in held for text in one.held_out_questions])
-        >= 0.9
-    )
+    asked = [(facts.prompt("", [], text), fact.answer) for fact in held for text in fact.held_out_questions]
+    assert share(asked) >= 0.9
     for need in ("passage", "nothing"):
         assert share([(case.messages, case.expected) for case in facts.held_out_cases(3, 60, need)]) >= 0.9
 
 
 def test_training_writes_a_module_of_the_shipped_shape(tmp_path: Path) -> None:
     assert train(["--steps", "1", "--threads", "1", "--output", str(tmp_path)]) == 0
-    assert {each.name for each in (tmp_path / "archive").iterdir()} == FILES
+    assert {file.name for file in (tmp_path / "archive").iterdir()} == FILES
     assert tensors(tmp_path / "archive" / "model.safetensors") == tensors(
         EXPERTS_DIR / "archive" / "model.safetensors"
     )

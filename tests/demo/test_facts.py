@@ -51,14 +51,14 @@ def test_a_case_shows_the_fact_that_it_asks_for_only_when_it_says_so(need: Need)
 
 def test_two_facts_of_one_prompt_never_contradict_each_other() -> None:
     drawn = facts.distinct_facts(random.Random(1), "train", 300, near_share=0.8)
-    assert len({one.key for one in drawn}) == 300
+    assert len({fact.key for fact in drawn}) == 300
 
 
 def test_a_handbook_is_as_long_as_asked_and_states_every_fact_that_it_lists() -> None:
     book = facts.handbook(5, 3000)
     assert 3000 <= facts.count_tokens(book.text) < 3050
-    for one in book.facts:
-        assert any(one.entity.name in line and one.value in line for line in book.text.splitlines())
+    for fact in book.facts:
+        assert any(fact.entity.name in line and fact.value in line for line in book.text.splitlines())
     with pytest.raises(ValueError, match="at least one token"):
         facts.handbook(5, 0)
 
@@ -66,7 +66,7 @@ def test_a_handbook_is_as_long_as_asked_and_states_every_fact_that_it_lists() ->
 def test_questions_about_a_handbook_are_spread_over_its_length() -> None:
     book = facts.handbook(5, 2000)
     asked = facts.handbook_questions(book, 1, 10)
-    places = [book.facts.index(each.fact) for each in asked]
+    places = [book.facts.index(question.fact) for question in asked]
     assert places == sorted(places)
     assert places[0] < len(book.facts) // 10
     assert places[-1] > len(book.facts) * 8 // 10
@@ -77,13 +77,13 @@ def test_questions_about_a_handbook_are_spread_over_its_length() -> None:
 def test_passages_stand_under_the_system_text_one_a_line() -> None:
     assert facts.system_content("Be brief.", ["A.", "B."]) == "Be brief.\n[1] A.\n[2] B."
     assert facts.system_content("", ["A."]) == "[1] A."
-    assert [each.role for each in facts.prompt("", [], "Who?")] == ["user"]
+    assert [message.role for message in facts.prompt("", [], "Who?")] == ["user"]
 
 
 def test_the_adapters_hold_different_facts_about_different_entities() -> None:
     harbour, observatory = (facts.adapter_facts(name) for name in facts.ADAPTER_KINDS)
     assert len(harbour) == len(observatory) == facts.ADAPTER_FACTS
-    assert not {one.entity.name for one in harbour} & {one.entity.name for one in observatory}
+    assert not {fact.entity.name for fact in harbour} & {fact.entity.name for fact in observatory}
 
 
 def test_the_world_and_its_folder_import_no_torch() -> None:

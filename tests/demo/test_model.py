@@ -17,7 +17,7 @@ from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
 from memserve.demo.adapters import adapter_names, held_facts
 from memserve.demo.answering import answers
 from memserve.demo.facts import Message, Need
-from memserve.demo.train import render
+from memserve.demo.training.batches import render
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -45,8 +45,8 @@ def _share(
     tokenizer: PreTrainedTokenizerFast,
     asked: list[tuple[tuple[Message, ...], str]],
 ) -> float:
-    found = answers(model, tokenizer, [messages for messages, _ in asked])
-    return sum(answer == expected for answer, (_, expected) in zip(found, asked, strict=True)) / len(asked)
+    replies = answers(model, tokenizer, [messages for messages, _ in asked])
+    return sum(reply == expected for reply, (_, expected) in zip(replies, asked, strict=True)) / len(asked)
 
 
 @settings(deadline=None, max_examples=200)
@@ -64,7 +64,7 @@ def test_training_renders_a_conversation_as_the_chat_template_does(
         Message("assistant", "It is A."),
         Message("user", "And?"),
     )
-    as_dicts = [each.as_dict() for each in messages]
+    as_dicts = [message.as_dict() for message in messages]
     assert tokenizer.apply_chat_template(as_dicts, tokenize=False) == render(messages)
     assert (
         tokenizer.apply_chat_template(as_dicts, tokenize=False, add_generation_prompt=True)
@@ -73,16 +73,16 @@ def test_training_renders_a_conversation_as_the_chat_template_does(
 
 
 def test_the_weights_are_small_and_in_safetensors_only() -> None:
-    files = [each for folder in (MODEL_DIR, ADAPTERS_DIR) for each in folder.rglob("*") if each.is_file()]
-    assert {each.suffix for each in files} <= {".safetensors", ".json", ".jinja"}
-    assert sum(each.stat().st_size for each in MODEL_DIR.iterdir()) <= 10_000_000
+    files = [file for folder in (MODEL_DIR, ADAPTERS_DIR) for file in folder.rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".jinja"}
+    assert sum(file.stat().st_size for file in MODEL_DIR.iterdir()) <= 10_000_000
 
 
 def test_no_shipped_file_names_a_place_on_a_machine() -> None:
-    for each in [*MODEL_DIR.glob("*.json"), *ADAPTERS_DIR.glob("*/*.json")]:
+    for file in [*MODEL_DIR.glob("*.json"), *ADAPTERS_DIR.glob("*/*.json")]:
         assert not any(
-            place in each.read_text(encoding="utf-8") for place in ("/home/", "/tmp/", "/work/", "/root/")
-        ), each
+            place in file.read_text(encoding="utf-8") for place in ("/home/", "/tmp/", "/work/", "/root/")
+        ), file
     for name in adapter_names():
         config = json.loads((ADAPTERS_DIR / name / "adapter_config.json").read_text(encoding="utf-8"))
         assert not Path(config["base_model_name_or_path"]).is_absolute()
@@ -103,9 +103,9 @@ def test_an_adapter_knows_its_facts_in_phrasings_it_was_not_trained_on_and_the_b
 ) -> None:
     base = LlamaForCausalLM.from_pretrained(MODEL_DIR)
     asked = [
-        (facts.prompt("", [], text), one.answer)
-        for one in held_facts(name)
-        for text in one.held_out_questions
+        (facts.prompt("", [], text), fact.answer)
+        for fact in held_facts(name)
+        for text in fact.held_out_questions
     ]
     assert _share(base, tokenizer, asked) <= 0.05
     adapted = PeftModel.from_pretrained(base, str(ADAPTERS_DIR / name)).eval()
@@ -123,6 +123,6 @@ def test_an_adapter_knows_its_facts_in_phrasings_it_was_not_trained_on_and_the_b
 
 def test_the_facts_file_of_an_adapter_says_what_the_generator_says() -> None:
     for name in facts.ADAPTER_KINDS:
-        assert [(each.entity, each.attribute, each.value) for each in held_facts(name)] == [
-            (one.entity.name, one.attribute, one.value) for one in facts.adapter_facts(name)
+        assert [(fact.entity, fact.attribute, fact.value) for fact in held_facts(name)] == [
+            (fact.entity.name, fact.attribute, fact.value) for fact in facts.adapter_facts(name)
         ]

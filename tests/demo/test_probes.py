@@ -1,5 +1,5 @@
-"""The demo's probes, asked with transformers as the gate asks a worker: they pass the adapters, and refuse
-the careless one.
+"""The demo's probes, asked with transformers as the gate asks a worker. They pass the adapters, and refuse
+the careless adapter.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def _asked(
     prompts = [facts.prompt(probe.system, probe.passages, probe.question) for probe in probes]
     texts = [
         tokenizer.apply_chat_template(
-            [each.as_dict() for each in one], tokenize=False, add_generation_prompt=True
+            [message.as_dict() for message in messages], tokenize=False, add_generation_prompt=True
         )
-        for one in prompts
+        for messages in prompts
     ]
-    found: list[Answer] = [Answer("", 0.0)] * len(texts)
+    replies: list[Answer] = [Answer("", 0.0)] * len(texts)
     by_length = sorted(range(len(texts)), key=lambda at: len(texts[at]))
     for start in range(0, len(texts), ROWS):
         places = by_length[start : start + ROWS]
@@ -59,7 +59,7 @@ def _asked(
         )
         ids, mask = batch["input_ids"], batch["attention_mask"]
         with torch.inference_mode():
-            made = model.generate(
+            output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=24,
@@ -67,16 +67,16 @@ def _asked(
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-        new = made.sequences[:, ids.shape[1] :]
-        logprobs = torch.stack(made.logits, 1).log_softmax(-1).gather(-1, new.unsqueeze(-1)).squeeze(-1)
+        new = output.sequences[:, ids.shape[1] :]
+        logprobs = torch.stack(output.logits, 1).log_softmax(-1).gather(-1, new.unsqueeze(-1)).squeeze(-1)
         for at, tokens, row in zip(places, new.tolist(), logprobs.tolist(), strict=True):
             length = (
                 tokens.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in tokens else len(tokens)
             )
-            found[at] = Answer(
+            replies[at] = Answer(
                 tokenizer.decode(tokens[:length], skip_special_tokens=True), confidence(row[:length])
             )
-    return found
+    return replies
 
 
 def _figures(folder: Path) -> tuple[GateFigure, ...]:
@@ -85,7 +85,7 @@ def _figures(folder: Path) -> tuple[GateFigure, ...]:
         LlamaForCausalLM.from_pretrained(MODEL_DIR),
     )
     probes = parse_probes((folder / "probes.json").read_bytes())
-    asked = [probe for each in probes.sets for probe in each.probes]
+    asked = [probe for probe_set in probes.sets for probe in probe_set.probes]
     base = _asked(model, tokenizer, asked)
     adapted = PeftModel.from_pretrained(model, str(folder)).eval()
     return judge(probes.sets, probes.thresholds, base, _asked(adapted.get_base_model(), tokenizer, asked))
@@ -97,9 +97,10 @@ def test_the_probes_file_says_what_the_generator_says(name: str) -> None:
 
 
 def test_the_probes_ask_for_held_out_phrasings_and_contradict_every_fact() -> None:
-    by_kind = {each.kind: each.probes for each in parse_probes(probes_text("harbour").encode()).sets}
+    sets = parse_probes(probes_text("harbour").encode()).sets
+    by_kind = {probe_set.kind: probe_set.probes for probe_set in sets}
     assert by_kind.keys() == set(ProbeKind) - {ProbeKind.CUSTOM}
-    true = {one.answer for one in facts.adapter_facts("harbour")}
+    true = {fact.answer for fact in facts.adapter_facts("harbour")}
     assert {probe.answers[0] for probe in by_kind[ProbeKind.RECALL]} == true
     assert not any(probe.answers[0] in true for probe in by_kind[ProbeKind.OVERRIDE])
     assert {probe.answers for probe in by_kind[ProbeKind.ABSTAIN]} == {(facts.UNKNOWN_ANSWER,)}
@@ -107,32 +108,31 @@ def test_the_probes_ask_for_held_out_phrasings_and_contradict_every_fact() -> No
 
 
 def test_a_probe_makes_the_messages_of_the_case_that_it_was_drawn_from() -> None:
-    retain = next(
-        each for each in parse_probes(probes_text("harbour").encode()).sets if each.kind is ProbeKind.RETAIN
-    )
+    sets = parse_probes(probes_text("harbour").encode()).sets
+    retain = next(probe_set for probe_set in sets if probe_set.kind is ProbeKind.RETAIN)
     cases = facts.held_out_cases(404, len(retain.probes), "passage")
-    made = [
+    asked = [
         (facts.prompt(probe.system, probe.passages, probe.question), probe.answers[0])
         for probe in retain.probes
     ]
-    assert made == [(case.messages, case.expected) for case in cases]
+    assert asked == [(case.messages, case.expected) for case in cases]
 
 
 @pytest.mark.parametrize("name", sorted(facts.ADAPTER_KINDS))
 def test_the_demo_adapters_pass_the_gate(name: str) -> None:
     figures = _figures(FOLDERS[name])
-    assert [each.name for each in figures] == [
+    assert [figure.name for figure in figures] == [
         "recall",
         "forgetting",
         "abstention",
         "override",
         "calibration",
     ]
-    assert all(each.holds for each in figures), failing(figures)
+    assert all(figure.holds for figure in figures), failing(figures)
 
 
 def test_an_adapter_trained_without_replay_knows_its_facts_and_is_refused_because_it_never_abstains() -> None:
-    figures = {each.name: each for each in _figures(CARELESS_DIR)}
+    figures = {figure.name: figure for figure in _figures(CARELESS_DIR)}
     assert figures["recall"].holds
     assert figures["abstention"].module <= 0.1 < 0.9 <= figures["abstention"].base
     assert failing(figures.values()).startswith("abstention ")
@@ -140,10 +140,10 @@ def test_an_adapter_trained_without_replay_knows_its_facts_and_is_refused_becaus
 
 def test_the_careless_adapter_is_small_and_names_no_place_on_a_machine() -> None:
     files = list(CARELESS_DIR.iterdir())
-    assert {each.suffix for each in files} <= {".safetensors", ".json"}
-    assert sum(each.stat().st_size for each in files) <= 700_000
+    assert {file.suffix for file in files} <= {".safetensors", ".json"}
+    assert sum(file.stat().st_size for file in files) <= 700_000
     assert not any(
-        place in each.read_text(encoding="utf-8")
-        for each in CARELESS_DIR.glob("*.json")
+        place in file.read_text(encoding="utf-8")
+        for file in CARELESS_DIR.glob("*.json")
         for place in ("/home/", "/tmp/", "/work/", "/root/")
     )

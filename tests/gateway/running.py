@@ -125,7 +125,8 @@ def model_directory(directory: Path) -> Path:
         shutil.copytree(MODEL_DIR, folder)
     else:
         from memserve.demo.tokenizer import train_tokenizer
-        from memserve.demo.train import new_model, save_base
+        from memserve.demo.training.files import save_base
+        from memserve.demo.training.network import new_model
 
         tokenizer = train_tokenizer(0)
         save_base(new_model(tokenizer), tokenizer, folder)

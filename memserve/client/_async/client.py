@@ -113,7 +113,8 @@ class AsyncClient(AsyncMemoryCalls):
         """
         events = self.stream(
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
-            recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms, max_tokens=max_tokens, temperature=temperature, top_p=top_p,
+            recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms,
+            max_tokens=max_tokens, temperature=temperature, top_p=top_p,
             seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, sampling=sampling, slo=slo,
             model=model, worker_id=worker_id, session=session,
         )  # fmt: skip
@@ -149,7 +150,8 @@ class AsyncClient(AsyncMemoryCalls):
         stub = self._connection.stubs.inference
         request = generate_request(
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
-            recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms, max_tokens=max_tokens, temperature=temperature, top_p=top_p,
+            recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms,
+            max_tokens=max_tokens, temperature=temperature, top_p=top_p,
             seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, sampling=sampling, slo=slo,
             model=model, worker_id=worker_id, session=session,
         )  # fmt: skip

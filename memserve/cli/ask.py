@@ -1,0 +1,166 @@
+"""`memserve generate`: an answer, and the receipt that says where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from memserve.cli.options import Call, gateway_command, print_json, text_of
+from memserve.cli.terminal import coloured, err
+from memserve.client import Event, Message, Role, Route, Sampling, Slo, TextDelta, Usage
+from memserve.domain import Expert, UsedModule
+from memserve.plain import paragraphs
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """How the answer is to be."""
+
+    system: Annotated[str, typer.Option(help="System text before the question.")] = ""
+    max_tokens: Annotated[int, typer.Option(help="Output tokens at most. 0: the gateway's default.")] = 0
+    temperature: Annotated[
+        float, typer.Option(help="How far the sampling may stray from the likeliest token. 0 is greedy.")
+    ] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleOptions:
+    """Which modules answer."""
+
+    module: Annotated[
+        str,
+        typer.Option(help="LoRA to answer with: NAME, NAME@ALIAS or NAME@NUMBER.", rich_help_panel="Modules"),
+    ] = ""
+    expert: Annotated[
+        str,
+        typer.Option(
+            help="Logit expert to decode with; a reference as of --module.", rich_help_panel="Modules"
+        ),
+    ] = ""
+    alpha: Annotated[
+        float,
+        typer.Option(help="How far the expert shifts the logits. 0 is off.", rich_help_panel="Modules"),
+    ] = 1.0
+    session: Annotated[
+        str,
+        typer.Option(
+            help="Any name. Requests of one session get the same version of a split alias.",
+            rich_help_panel="Modules",
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecallOptions:
+    """Which memories come into the prompt."""
+
+    recall: Annotated[
+        list[str] | None,
+        typer.Option(help="Namespace to recall from; may be repeated.", rich_help_panel="Recall"),
+    ] = None
+    recall_limit: Annotated[
+        int, typer.Option(help="Passages at most. 0: the gateway's default.", rich_help_panel="Recall")
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RouteOptions:
+    """Which worker computes the answer."""
+
+    ttft_ms: Annotated[
+        float,
+        typer.Option(help="Wanted time to first token, milliseconds. 0: no wish.", rich_help_panel="Route"),
+    ] = 0.0
+    tpot_ms: Annotated[
+        float,
+        typer.Option(
+            help="Wanted time per further token, milliseconds. 0: no wish.", rich_help_panel="Route"
+        ),
+    ] = 0.0
+    worker_id: Annotated[
+        str,
+        typer.Option(
+            help="Send the request to this worker. Default: the gateway chooses.", rich_help_panel="Route"
+        ),
+    ] = ""
+
+
+@gateway_command(timeout_s=60)
+def generate(
+    call: Call,
+    question: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    answer: AnswerOptions,
+    modules: ModuleOptions,
+    memories: RecallOptions,
+    route: RouteOptions,
+) -> None:
+    """Ask a question. The answer streams to standard output, the receipt to standard error.
+
+    Example: `memserve generate "What is the code of Amber Lantern?" --recall notes`
+    """
+    messages = [Message(Role.USER, text_of(question))]
+    if answer.system:
+        messages.insert(0, Message(Role.SYSTEM, answer.system))
+    request: dict[str, Any] = {
+        "module": modules.module,
+        "namespaces": memories.recall or (),
+        "recall_limit": memories.recall_limit,
+        "sampling": Sampling(max_tokens=answer.max_tokens, temperature=answer.temperature),
+        "slo": Slo(route.ttft_ms or None, route.tpot_ms or None),
+        "worker_id": route.worker_id,
+        "expert": Expert(modules.expert, modules.alpha) if modules.expert else None,
+        "session": modules.session,
+    }
+    if call.as_json:
+        print_json(call.client.generate(messages, **request))
+        return
+    for event in call.client.stream(messages, **request):
+        print_event(event)
+
+
+def print_event(event: Event) -> None:
+    """The text on standard output as it arrives, all else on standard error."""
+    match event:
+        case TextDelta():
+            print(paragraphs(event.text), end="", flush=True)
+        case Route():
+            for line in route_lines(event):
+                err.print(line)
+        case Usage():
+            print()
+            err.print(usage_line(event))
+
+
+def route_lines(route: Route) -> Iterator[Text]:
+    """What the answer is made with: passages, modules, a worker."""
+    for number, hit in enumerate(route.passages, start=1):
+        source = hit.memory.source or "no source"
+        yield coloured(f"[{number}] {hit.memory.memory_id} from {source}", "dim")
+    if route.lost_memories:
+        yield coloured(
+            f"the vector store has lost {route.lost_memories} memories of these namespaces", "yellow"
+        )
+    if route.recall_outcome in ("late", "unavailable"):
+        yield coloured(f"recall was {route.recall_outcome}: answered without passages", "yellow")
+    for used in route.modules:
+        yield coloured(module_line(used), "dim")
+    yield coloured(f"{route.worker_id}: {route.reason}", "dim")
+
+
+def module_line(used: UsedModule) -> str:
+    shift = f", alpha {used.alpha:g}" if used.alpha else ""
+    return f"{used.name}@{used.version} ({used.digest[:12]}{shift}): {used.reason}"
+
+
+def usage_line(usage: Usage) -> Text:
+    cached = usage.cached
+    return coloured(
+        f"{usage.prompt_tokens} prompt tokens ({cached.device} cached on the worker, {cached.host} in host "
+        f"memory, {cached.redis} from Redis), {usage.output_tokens} output tokens, TTFT "
+        f"{usage.ttft_ms:.0f} ms",
+        "dim",
+    )

@@ -1,0 +1,175 @@
+"""The commands that start memserve's processes, and `memserve settings`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from memserve.channels import spare_loopback
+from memserve.cli.options import grouped
+from memserve.cli.terminal import coloured, err, out, reporter
+from memserve.client import DEFAULT_ADDRESS
+from memserve.config import Settings, load_settings
+from memserve.plain import log_to_stderr
+from memserve.private_files import private_umask
+
+if TYPE_CHECKING:
+    from memserve.embedded import Stack
+
+WATCH_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class SettingOptions:
+    """The settings that `memserve up` takes as options. None: from the environment, else the default."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model directory or Hugging Face name. Default: the bundled demo model."),
+    ] = None
+    workers: Annotated[int | None, typer.Option(help="vLLM workers. Default: 2.")] = None
+    port: Annotated[int | None, typer.Option(help="gRPC port of the gateway. Default: 50051.")] = None
+    metrics_port: Annotated[
+        int | None, typer.Option(help="HTTP port of the Prometheus metrics. Default: 9464.")
+    ] = None
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where everything is kept. Default: ~/.local/share/memserve.")
+    ] = None
+    max_context_tokens: Annotated[
+        int | None, typer.Option(help="Longest prompt and answer. Default: the model's, at most 8192.")
+    ] = None
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            help="Embedding model of the memories, directory or Hugging Face name. Default: a bundled "
+            "one, for English."
+        ),
+    ] = None
+
+
+@grouped
+def up(options: SettingOptions) -> None:
+    """Start everything on this machine. Ctrl-C stops it all.
+
+    Everything is Redis, Milvus Lite, Ray, the workers and the gateway.
+    Every other setting comes from the environment: see `memserve settings`.
+
+    Example: `memserve up --model Qwen/Qwen3-0.6B --workers 1`
+    """
+    from memserve.embedded import Stack
+
+    private_umask()
+    stack = Stack(load_settings(**asdict(options)), reporter())
+    with _stopping(stack) as asked_to_stop:
+        stack.start()
+        _print_first_steps(stack.address)
+        while not asked_to_stop():
+            time.sleep(WATCH_S)
+        raise KeyboardInterrupt
+
+
+def _print_first_steps(address: str) -> None:
+    out.print(coloured("ready", "bold green", f" on {address}. Ctrl-C stops it. In another terminal, try:"))
+    option = "" if address == DEFAULT_ADDRESS else f" --address {address}"
+    for command in (
+        "memserve status",
+        'memserve remember notes "The code of Amber Lantern is 4071."',
+        'memserve generate "What is the code of Amber Lantern?" --recall notes',
+    ):
+        out.print(f"  {command}{option}", soft_wrap=True)
+
+
+def gateway(
+    ports_held: Annotated[
+        bool, typer.Option(hidden=True, help="The parent process keeps the ports.")
+    ] = False,
+) -> None:
+    """Start a gateway alone, for a cluster.
+
+    Its settings come from the environment, such as MEMSERVE_MODEL,
+    MEMSERVE_REDIS_URL and MEMSERVE_MILVUS_URI: see `memserve settings`.
+    """
+    from memserve.api.grpc.server import serve_gateway
+
+    private_umask()
+    spare_loopback(os.environ)
+    log_to_stderr()
+    from memserve.model.checks import with_models
+
+    asyncio.run(serve_gateway(with_models(load_settings()), ports_held=ports_held))
+
+
+def workers(
+    generation: Annotated[
+        bool, typer.Option(hidden=True, help="Be a generation, below another `memserve workers`.")
+    ] = False,
+    status: Annotated[
+        int, typer.Option(hidden=True, help="File descriptor that the generation writes its status to.")
+    ] = -1,
+) -> None:
+    """Start the workers alone, on a Ray of their own.
+
+    Their settings come from the environment: see `memserve settings`.
+    SIGHUP starts new workers, which take the place of the old workers.
+    """
+    from memserve.worker.fleet.fleet import keep_workers, run_generation
+
+    private_umask()
+    spare_loopback(os.environ)
+    log_to_stderr()
+    if not generation:
+        from memserve.model.checks import with_models
+
+        raise typer.Exit(keep_workers(with_models(load_settings())))
+    run_generation(load_settings(), status)
+
+
+def settings() -> None:
+    """List every setting with its default and meaning."""
+    table = Table("variable", "default", "meaning")
+    for name, entry in Settings.model_fields.items():
+        default = "" if entry.default is None or "SecretStr" in repr(entry.default) else str(entry.default)
+        table.add_row(f"MEMSERVE_{name.upper()}", default, entry.description)
+    out.print(table)
+
+
+@contextlib.contextmanager
+def _stopping(stack: Stack) -> Iterator[Callable[[], bool]]:
+    """Stop the stack at the end, and on the first SIGINT, SIGTERM or SIGHUP (the terminal was closed). While
+    the stack stops, further signals do nothing.
+
+    Gives a function that says whether a signal has come. A signal raises KeyboardInterrupt too. Python drops
+    that exception when the signal meets a finalizer or a callback, and then only the function knows.
+    """
+
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup starts its command with SIGHUP ignored, and SIGHUP stays ignored.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, ask)
+    try:
+        yield lambda: asked
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            err.print("stopping" if stack.started else "stopped while starting")
+    finally:
+        asked = True
+        stack.stop()
