@@ -16,7 +16,7 @@ from pathlib import Path
 
 import redis
 
-from loadtests.harness.figures import told
+from loadtests.harness.figures import report
 from memserve.client import CallFailed, Client
 from memserve.config import MIB, Settings, child_environment, load_settings
 from memserve.demo import MODEL_DIR
@@ -254,7 +254,7 @@ class Rig:
 
 def explain_mount(allowed: bool) -> None:
     if not allowed:
-        told(
+        report(
             "mounting a small tmpfs is not allowed here (it takes CAP_SYS_ADMIN): the points with a "
             "full disk are left out"
         )

@@ -33,7 +33,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def told(line: str) -> None:
+def report(line: str) -> None:
     """Progress, to stderr."""
     print(line, file=sys.stderr, flush=True)
 

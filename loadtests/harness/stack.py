@@ -26,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from loadtests.harness.figures import told
+from loadtests.harness.figures import report
 from memserve.client import Answer, AsyncClient, CallFailed
 from memserve.config import load_settings
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR
@@ -56,7 +56,7 @@ def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[St
         # Under another path the demo model comes without its modules.
         (folder / "demo_model").symlink_to(MODEL_DIR)
         settings.setdefault("model", str(folder / "demo_model"))
-    stack = Stack(load_settings(**{"data_dir": folder, "port": 0, "metrics_port": 0, **settings}), told)
+    stack = Stack(load_settings(**{"data_dir": folder, "port": 0, "metrics_port": 0, **settings}), report)
     # A benchmark that is told to end leaves no engines behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

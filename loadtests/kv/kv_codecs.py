@@ -35,7 +35,7 @@ import numpy.typing as npt
 import redis
 
 from loadtests.harness.engines import prepare_environment
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.demo import MODEL_DIR, facts
 from memserve.kv.keys import block_keys, chunk_keys, redis_key
@@ -463,7 +463,7 @@ def ask_all(engine: CodecEngine, prompts: Sequence[Prompt], name: str) -> list[A
     for place, prompt in enumerate(prompts):
         answers.append(engine.ask(prompt.token_ids))
         if place % 50 == 0:
-            told(f"{name}: {place} of {len(prompts)}")
+            report(f"{name}: {place} of {len(prompts)}")
     return answers
 
 
@@ -561,7 +561,7 @@ def measure(
             codec.name.lower(): ask_through_redis(server.url, client, dtype, codec, prompts)
             for codec in ANSWERED_CODECS[dtype]
         }
-    told(f"{dtype}: {SAMPLE_BYTES // layout.raw_bytes} chunks a sample, {len(samples)} samples")
+    report(f"{dtype}: {SAMPLE_BYTES // layout.raw_bytes} chunks a sample, {len(samples)} samples")
     methods = [*lossless_methods(ITEM_BYTES[dtype]), int8_method(layout)]
     timed = time_methods(methods, samples, rounds)
     rows: list[list[object]] = [
@@ -659,7 +659,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rounds = QUICK_ROUNDS if chosen.quick else ROUNDS
     with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server:
         here_bytes_per_s = wire_bytes_per_s(server.url, rounds)
-    told(f"verified loads here: {here_bytes_per_s / 1e9:.2f} GB/s")
+    report(f"verified loads here: {here_bytes_per_s / 1e9:.2f} GB/s")
     prompts = draw_prompts(QUICK_QUESTIONS if chosen.quick else QUESTIONS, chosen.seed)
     bars: list[Bar] = []
     codecs: list[list[object]] = []

@@ -27,7 +27,7 @@ from typing import Any
 import redis
 
 from loadtests.harness.engines import prepare_environment
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
 
@@ -182,7 +182,7 @@ def ask_all(engine: DemoEngine, prompts: Sequence[Asked], name: str) -> list[Ans
     for start in range(0, len(prompts), BATCH):
         answers += engine.ask(prompts[start : start + BATCH])
         if start % (16 * BATCH) == 0:
-            told(f"{name}: {start} of {len(prompts)}")
+            report(f"{name}: {start} of {len(prompts)}")
     return answers
 
 
@@ -231,7 +231,7 @@ def measure(server: PrivateRedis, count: int, seed: int) -> tuple[list[list[obje
         client.delete(*random.Random(seed).sample(keys, len(keys) // 2))
         second.forget()
         rows.append(compare("after eviction", cold, ask_all(second, prompts, "after eviction"), counts))
-        told(f"{len(needles)} needles")
+        report(f"{len(needles)} needles")
         for start in range(0, len(needles), BATCH):
             some = needles[start : start + BATCH]
             answers = restarted.ask([asked for asked, _ in some])

@@ -34,7 +34,7 @@ import psutil
 import redis
 
 from loadtests.harness.engines import prepare_environment
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from loadtests.kv.kv_correctness import PATIENT, Asked, DemoEngine, draw_prompts
 
@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fault.off()
             back = comes_back(engine, prompts)
             same = sum(one == other for one, other in zip(answers, right, strict=True))
-            told(f"{fault.name}: {same} of {len(asked)} right, longest {longest_s:.2f} s, back: {back}")
+            report(f"{fault.name}: {same} of {len(asked)} right, longest {longest_s:.2f} s, back: {back}")
             rows.append(
                 [
                     fault.name,
@@ -352,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for age_s in () if chosen.quick else REGION_AGES_S:
             name = f"killed {age_s:.0f} s after its start"
             restarts[name] = restart = kill_and_restart(server.url, prompts, cold, age_s)
-            told(f"worker {name}: {restart}")
+            report(f"worker {name}: {restart}")
             wrong += len(prompts) - restart.right
     columns = (
         "Redis",

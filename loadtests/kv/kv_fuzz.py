@@ -30,7 +30,7 @@ from typing import Final
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from memserve.kv.transport.resp import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, Kind, ProtocolError, ReplyReader
 from memserve.kv.transport.wire import PADDING
 from memserve.kv.values.codecs import ChunkCodec, Int8Chunks, LosslessChunks
@@ -377,7 +377,7 @@ def check_and_count(check: str, tally: memoryview, case: bytes) -> None:
         accepted, refused = CHECKS[check](case)
     except Exception as error:
         tally[{WrongValue: Count.WRONG, Hang: Count.HANGS}.get(type(error), Count.CRASHES)] += 1
-        told(f"{check}: {type(error).__name__}: {error}: {base64.b64encode(case).decode()}")
+        report(f"{check}: {type(error).__name__}: {error}: {base64.b64encode(case).decode()}")
         raise
     tally[Count.ACCEPTED] += accepted
     tally[Count.REFUSED] += refused
@@ -490,7 +490,7 @@ def fuzz_with_hypothesis(check: str, tally: memoryview, lasts_s: float, folder: 
         try:
             seed(rounds)(plan(given(cases(check))(lambda case: check_and_count(check, tally, case))))()
         except Exception as error:  # counted and told already
-            told(f"round {rounds}: {type(error).__name__}")
+            report(f"round {rounds}: {type(error).__name__}")
         rounds += 1
 
 
@@ -559,7 +559,7 @@ def run_fuzzer(fuzzer: str, check: str, lasts_s: float) -> list[int]:
         counts[Count.HANGS] += 1
     elif child.returncode and not sum(counts[Count.CRASHES :]):
         counts[Count.CRASHES] += 1
-    told(
+    report(
         f"{fuzzer}, {check}: {counts[Count.CASES]:,} cases in {lasts_s:.0f} s, exit status {child.returncode}"
     )
     return counts

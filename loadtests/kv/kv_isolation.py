@@ -22,7 +22,7 @@ from typing import Any
 
 import redis
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.credentials import tenant_salt
 from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, redis_key
@@ -153,7 +153,7 @@ def measure(server: PrivateRedis, lookups: int, seed: int) -> Counter[str]:
                 counts["foreign hits"] += came and bytes(destination) != asked.body(chunk)
                 counts["own entries missed"] += asked == before and not (exists and came)
             if counts["look-ups"] % 10_000 < CHUNKS:
-                told(f"{counts['look-ups']:,} of {lookups:,}")
+                report(f"{counts['look-ups']:,} of {lookups:,}")
     for store in stores.values():
         store.close()
     return counts

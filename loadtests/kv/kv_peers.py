@@ -46,7 +46,7 @@ from loadtests.harness.engines import (
     random_prompt,
     write_shape,
 )
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.kept_port import KeptPort
 from loadtests.harness.redis_server import PrivateRedis
 
@@ -317,7 +317,7 @@ def measure(arms: Sequence[Arm], tokens: int, prompts: int, rounds: int) -> dict
     for number in range(prompts):
         prompt = random_prompt(tokens * 1000 + number, tokens)
         for arm in arms:
-            told(f"{tokens} tokens, prompt {number + 1} of {prompts}: cold, {arm.name}")
+            report(f"{tokens} tokens, prompt {number + 1} of {prompts}: cold, {arm.name}")
             fill(arm, prompt, taken[arm.name])
         for turn in range(rounds + 1):
             first = turn % len(arms)
@@ -334,7 +334,7 @@ def measure(arms: Sequence[Arm], tokens: int, prompts: int, rounds: int) -> dict
                     own.remote_s.append(remote_s)
                     own.local_s.append(local_s)
             if turn:
-                told(
+                report(
                     f"round {turn} of {rounds}, remote: "
                     + ", ".join(f"{name} {own.remote_s[-1]:.3f} s" for name, own in taken.items())
                 )
@@ -374,29 +374,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options.parse_args(arguments)
     with_lmcache = not chosen.quick and install_lmcache.is_installed()
     if chosen.quick:
-        told("LMCache is left out: three engines do not start in a minute")
+        report("LMCache is left out: three engines do not start in a minute")
     elif not with_lmcache:
-        told(MISSING)
+        report(MISSING)
     prepare_environment()
     sizes, prompts, rounds = ((2080,), 1, 3) if chosen.quick else ((2080, 4128), 2, 10)
     figures: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         model = write_shape(folder / "model")
-        told("starting the engines")
+        report("starting the engines")
         arms = [memserve_arm(stack, model, folder), files_arm(stack, model, chosen.files_in)]
         if with_lmcache:
             arms += (lmcache_arm(stack, model, folder, vllms_executor=each) for each in (True, False))
         for tokens in sizes:
             figures += rows(tokens, measure(arms, tokens, prompts, rounds))
-    status = report(figures, prompts, chosen)
+    status = show_results(figures, prompts, chosen)
     if not chosen.quick and not with_lmcache:
-        told(MISSING)
+        report(MISSING)
         return 1
     return status
 
 
-def report(figures: list[dict[str, Any]], prompts: int, chosen: argparse.Namespace) -> int:
+def show_results(figures: list[dict[str, Any]], prompts: int, chosen: argparse.Namespace) -> int:
     """The table and the bars. Returns the exit status."""
     columns = (
         "tokens, arm",

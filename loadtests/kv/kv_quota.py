@@ -21,7 +21,7 @@ from typing import cast
 
 import redis
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.kv.keys import VALUE_PREFIX, member
 from memserve.kv.ledger.ledger import Owner, Quotas, entry_key
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Not a snapshot: what is evicted and stored while it is read may be counted on both sides, or on
             # neither.
             most_bytes = max(most_bytes, stored(client).get(RACED, 0))
-            told(
+            report(
                 f"{max(0.0, until_s - time.monotonic()):5.0f} s left, {most_bytes / quota_bytes:.3f} "
                 "of the quota at most"
             )

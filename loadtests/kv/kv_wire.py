@@ -26,7 +26,7 @@ from pathlib import Path
 
 import redis
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.kv.keys import redis_key
 from memserve.kv.store import RedisChunkStore
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.sched_setaffinity(server.process.pid, cores[-1:])
         for transport in ("unix", "tcp"):
             for size in SIZES_KIB:
-                told(
+                report(
                     f"{transport}, {size} KiB: {connections} connections, {rounds} rounds of "
                     f"{TOTAL_BYTES >> 20} MiB an arm on each"
                 )

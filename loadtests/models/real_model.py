@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.real_models import smollm2
 from loadtests.harness.up import Up
 from memserve.client import Answer, Client
@@ -51,7 +51,7 @@ def ask_prefix(client: Client, prefix: str, question: str) -> Answer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("real_model", __doc__).parse_args(arguments)
-    told("the model")
+    report("the model")
     model = smollm2()
     prefix = prefix_of(QUICK_PREFIX_TOKENS if chosen.quick else PREFIX_TOKENS)
     folder = Path(tempfile.mkdtemp(prefix="memserve-real-"))

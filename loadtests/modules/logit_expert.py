@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.harness.engines import prepare_environment
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from memserve.demo import ADAPTERS_DIR, EXPERTS_DIR, MODEL_DIR, facts
 from memserve.demo.adapters import held_facts
 
@@ -206,11 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asking = Asking()
     own, lora = asking.about(EXPERT), asking.about(LORA)
     others = asking.other_prompts(16 if chosen.quick else 64)
-    told("starting two engines")
+    report("starting two engines")
     plain, engine = Engine(experts=False), Engine(experts=True)
     try:
         engine.load("ab" * 32)
-        told("facts")
+        report("facts")
         everything = [*own.prompts, *lora.prompts, *others]
         rows: list[tuple[str, float, float]] = []
         by_alpha: dict[tuple[float, bool], list[Tokens]] = {}
@@ -224,10 +224,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mixed = [float(place % 2) for place in range(len(everything))]
         beside = engine.ask(everything, mixed)
         off = differing(base, by_alpha[0.0, False]) + differing(base[::2], beside[::2])
-        told("one by one")
+        report("one by one")
         alone = [engine.ask([prompt], [1.0])[0] for prompt in everything[1::2]]
         batched = differing(alone, by_alpha[1.0, False][1::2]) + differing(alone, beside[1::2])
-        told("reference")
+        report("reference")
         some = [*own.prompts[::12], *others[:4]]
         ours = engine.ask(some, [1.0] * len(some), tokens=ANSWER_TOKENS, to_the_end=False)
         theirs = reference(some, 1.0, ANSWER_TOKENS)
@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for pair in zip(ours, theirs, strict=True)
             for mine, other in zip(*pair, strict=True)
         )
-        told("cost")
+        report("cost")
         costs = {size: cost(engine, plain, everything[:size], 6 if chosen.quick else 24) for size in BATCHES}
     finally:
         engine.close()

@@ -33,7 +33,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.random_model import write_adapter, write_model
 from loadtests.harness.stack import running_stack
 from memserve.client import AsyncClient, CallFailed, Route, TextDelta
@@ -272,7 +272,7 @@ async def rotate(
                     elif isinstance(event, TextDelta):
                         tokens += len(event.token_ids)
             except CallFailed as error:
-                told(str(error))
+                report(str(error))
                 return 0
             return tokens
 
@@ -320,7 +320,7 @@ async def rotation_round(
             )
             for name in turned
         }
-        told(
+        report(
             f"{count} adapters: "
             + ", ".join(
                 f"{name} {run.tokens_per_s:.0f} tokens/s {run.shares}" for name, run in runs[count].items()
@@ -352,18 +352,18 @@ async def measure(
             worker_id = min(worker.worker_id for worker in (await client.status()).workers)
             adapters, publish_s = await publish(client, folder, modules, range(FEW))
             measured = replace(measured, publish_s=publish_s)
-            told(
+            report(
                 f"publishing an adapter of {adapters[0].version.size_bytes / 1e6:.1f} MB takes "
                 f"{publish_s:.2f} s"
             )
             for seed in range(2 if quick else 10) if PLACES in parts else ():
                 measured.places.append(await places_round(client, worker_id, adapters, seed))
-                told(f"places: {_medians_ms(measured.places[-1])}")
+                report(f"places: {_medians_ms(measured.places[-1])}")
             for _ in range(2 if quick else 6) if REGISTERED in parts else ():
                 measured.registered.append(
                     await registered_round(client, worker_id, store, adapters, 40 if quick else 150)
                 )
-                told(f"registered: {[f'{block * 1000:.2f} ms' for block in measured.registered[-1]]}")
+                report(f"registered: {[f'{block * 1000:.2f} ms' for block in measured.registered[-1]]}")
             if ROTATION in parts:
                 adapters += (await publish(client, folder, modules, range(FEW, max(counts))))[0]
                 for seed in range(1 if quick else 3):
@@ -391,16 +391,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="memserve-model-") as scratch:
         folder = Path(scratch)
-        told(f"writing a model of {LAYERS} layers")
+        report(f"writing a model of {LAYERS} layers")
         model = write_model(folder / "model", LAYERS)
         with running_stack(model=str(model), workers=2, max_loras=SLOTS, max_lora_rank=RANK) as stack:
             measured = asyncio.run(
                 measure(stack.settings, stack.address, folder, chosen.part or PARTS, quick=chosen.quick)
             )
-    return report(measured, chosen.json)
+    return show_results(measured, chosen.json)
 
 
-def report(measured: Measured, as_json: bool) -> int:
+def show_results(measured: Measured, as_json: bool) -> int:
     """The tables and the bars. Returns the exit status."""
     bars: list[Bar] = []
     figures: dict[str, object] = {"publish_s": measured.publish_s}

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import grpc
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import ANSWER, running_stack
 from memserve.client import CallFailed, Client, TextDelta
 from memserve.demo.adapters import held_facts
@@ -236,13 +236,13 @@ def compose(client: Client, recipe: Recipe) -> ModuleVersion:
 
 def is_recorded(version: ModuleVersion, recipe: Recipe, parents: Sequence[ModuleVersion]) -> bool:
     """Whether the version tells its parents, the method, its loss and how far the parents' cores overlap."""
-    told_of = json.loads(version.recipe)
-    measured = told_of["measured"]
+    recorded = json.loads(version.recipe)
+    measured = recorded["measured"]
     return (
         list(version.parents) == [parent.digest for parent in parents]
         and list(version.sources) == [parent.reference for parent in parents]
-        and told_of["method"] == recipe.method
-        and [entry["digest"] for entry in told_of["parents"]] == [parent.digest for parent in parents]
+        and recorded["method"] == recipe.method
+        and [entry["digest"] for entry in recorded["parents"]] == [parent.digest for parent in parents]
         and "loss" in measured
         and (len(parents) == 1 or "core_overlap" in measured)
     )
@@ -333,7 +333,7 @@ def measure(recipes: Sequence[Recipe]) -> Measured:
             composing.append((started_s, composed_s))
             judging.append((composed_s, time.monotonic()))
             found.rows.append(row_of(recipe.label, version, verdict, composed_s - started_s))
-            told(
+            report(
                 f"{recipe.label}: {verdict.refusal or 'promoted'}; judged in "
                 f"{time.monotonic() - composed_s:.1f} s"
             )

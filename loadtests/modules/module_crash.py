@@ -32,7 +32,7 @@ import grpc
 import psutil
 import redis
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.module_states import MODULES, Operation, Seen, State, after, contradictions, look
 from loadtests.harness.stack import running_stack, variant
 from loadtests.harness.up import is_engine
@@ -196,7 +196,7 @@ class Run:
                     "acknowledged" if failure is None else "done, not told" if state == target else "not done"
                 )
                 self.figures.met[operation.kind, victim, met] += 1
-                told(f"  {victim} killed: {met}{f' ({failure})' if failure else ''}")
+                report(f"  {victim} killed: {met}{f' ({failure})' if failure else ''}")
                 victim = ""
             self.check(seen, {**self.states, operation.module: state})
             deleted = (operation.module, *operation.versions)
@@ -219,7 +219,7 @@ class Run:
             if time.monotonic() > give_up_s:
                 self.figures.never_done.append(f"{operation}: {failure}")
                 return
-            told(f"  once more: {operation.kind} ({failure})")
+            report(f"  once more: {operation.kind} ({failure})")
             time.sleep(RETRY_S)
 
     def unharmed(self, operation: Operation) -> CallFailed | None:
@@ -241,7 +241,7 @@ class Run:
             0, JUST_AFTER_S if at_a_change else statistics.median(self.durations[self.sort(operation)])
         )
         when = f"{delay_s * 1000:.0f} ms after {'a change' if at_a_change else 'its begin'}"
-        told(
+        report(
             f"{operation.kind} {operation.module} {operation.versions or operation.content}, {victim} {when}"
         )
         with self.client() as client, ThreadPoolExecutor(1) as pool:
@@ -331,7 +331,7 @@ class Run:
                 )  # type: ignore[misc]
         self.figures.inconsistent += [each for each in found if each]
         for each in found:
-            told(f"  WRONG: {each}") if each else None
+            report(f"  WRONG: {each}") if each else None
         self.seen, self.states = seen, {module: seen.state(module) for module in MODULES}
 
     def _answered(self, module: str, state: State) -> str:
@@ -424,9 +424,9 @@ def measure(kills: Mapping[str, int], workers: int) -> tuple[Figures, Left]:
             run.rng.shuffle(victims)
             run.begin()
             usual = {kind: f"{statistics.median(seconds):.2f} s" for kind, seconds in run.durations.items()}
-            told(f"usual durations: {usual}")
+            report(f"usual durations: {usual}")
             for number, victim in enumerate(victims, 1):
-                told(f"kill {number} of {len(victims)}")
+                report(f"kill {number} of {len(victims)}")
                 run.do(run.draw(), victim)
             run.end()
             run.registry.close()

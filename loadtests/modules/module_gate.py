@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import Ask, ConstantLoad, Exchange, running_stack
 from memserve.client import AsyncClient, CallFailed
 from memserve.demo import CARELESS_DIR
@@ -49,11 +49,9 @@ class Refusal:
     code: str
     detail: str
 
-    def untold(self, report: GateReport) -> list[str]:
+    def unnamed(self, gate: GateReport) -> list[str]:
         """The figures that do not hold and that it does not name."""
-        return [
-            figure.name for figure in report.figures if not figure.holds and figure.name not in self.detail
-        ]
+        return [figure.name for figure in gate.figures if not figure.holds and figure.name not in self.detail]
 
 
 @dataclass
@@ -116,8 +114,8 @@ def differing(one: GateReport, other: GateReport) -> list[str]:
     return [name for name in first.keys() | second.keys() if first.get(name) != second.get(name)]
 
 
-def calibration_of(report: GateReport) -> float:
-    return next(figure.module for figure in report.figures if figure.name == CALIBRATION)
+def calibration_of(gate: GateReport) -> float:
+    return next(figure.module for figure in gate.figures if figure.name == CALIBRATION)
 
 
 def missing_from_audit(
@@ -130,7 +128,7 @@ def missing_from_audit(
     def after(event: AuditEvent) -> dict[str, Any]:
         return json.loads(event.after) if event.after else {}
 
-    def told_of(action: str, principal: str, **wanted: Any) -> bool:
+    def is_recorded(action: str, principal: str, **wanted: Any) -> bool:
         """Whether an event has these values after it, and, where a reason is given with figures, all of
         those.
         """
@@ -147,23 +145,23 @@ def missing_from_audit(
         )
 
     def gated(event: AuditEvent) -> bool:
-        report = after(event)
-        names = [figure["name"] for figure in report["gate"]["figures"] if not figure["holds"]]
-        return report["version"] == CARELESS and not report["gate"]["passed"] and names == list(failing)
+        tried = after(event)
+        names = [figure["name"] for figure in tried["gate"]["figures"] if not figure["holds"]]
+        return tried["version"] == CARELESS and not tried["gate"]["passed"] and names == list(failing)
 
     forced = [change for change in history if change.forced]
     split = [{"version": version, "weight": weight} for version, weight in WEIGHTS.items()]
     # What stays of the alias keeps its weight when the canary is taken out.
     rest = [{"version": GOOD, "weight": WEIGHTS[GOOD]}]
     wanted = {
-        "the upload": told_of("publish", ANONYMOUS, version=CARELESS),
+        "the upload": is_recorded("publish", ANONYMOUS, version=CARELESS),
         "the gate's figures": any(event.action == "gate" and gated(event) for event in events),
-        "the split": told_of("split", ANONYMOUS, targets=split, forced=False),
-        "the canary's rollback": told_of("canary_rollback", CANARY_WATCH, targets=rest),
-        "the forced promotion": told_of(
+        "the split": is_recorded("split", ANONYMOUS, targets=split, forced=False),
+        "the canary's rollback": is_recorded("canary_rollback", CANARY_WATCH, targets=rest),
+        "the forced promotion": is_recorded(
             "promote", ANONYMOUS, targets=[{"version": CARELESS, "weight": 1.0}], forced=True
         ),
-        "the rollback": told_of("rollback", ANONYMOUS, targets=rest),
+        "the rollback": is_recorded("rollback", ANONYMOUS, targets=rest),
         "force in the alias's history": [(change.action, change.principal) for change in forced]
         == [("promote", ANONYMOUS)],
         "the reason that was given": any(FORCED_BECAUSE in change.reason for change in forced),
@@ -176,11 +174,11 @@ async def measure(address: str, quick: bool) -> tuple[list[Bar], dict[str, objec
     async with AsyncClient(address, timeout_s=CALL_TIMEOUT_S) as client:
         good = await client.modules.version(f"{MODULE}@{GOOD}")
         goods = [await client.modules.gate(MODULE, GOOD) for _ in range(1 if quick else 2)]
-        told(f"{good.reference}: {'passes' if goods[-1].passed else 'DOES NOT PASS'}")
+        report(f"{good.reference}: {'passes' if goods[-1].passed else 'DOES NOT PASS'}")
         careless = await client.modules.publish(MODULE, CARELESS_DIR, notes="trained without replay")
         started_s = time.monotonic()
         refusal = await try_to_promote(client, CARELESS)
-        told(f"{careless.reference}: {refusal.detail or 'PROMOTED'}")
+        report(f"{careless.reference}: {refusal.detail or 'PROMOTED'}")
         gate_s = time.monotonic() - started_s
         refused = (await client.modules.version(careless.reference)).gate
         assert refused is not None
@@ -189,7 +187,7 @@ async def measure(address: str, quick: bool) -> tuple[list[Bar], dict[str, objec
         rolled_back = (
             "NOT rolled back" if canary.seconds is None else f"rolled back after {canary.seconds:.1f} s"
         )
-        told(f"canary: {rolled_back}")
+        report(f"canary: {rolled_back}")
         await client.modules.promote(MODULE, CARELESS, force=True, reason=FORCED_BECAUSE)
         forced = await client.generate(held_facts(MODULE)[0].questions[0], module=MODULE)
         await client.modules.rollback(MODULE, reason="seen")

@@ -29,7 +29,7 @@ from pathlib import Path
 import grpc
 import psutil
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.hostile_modules import INVALID, HostileUpload, expert_files, hostile_uploads
 from loadtests.harness.stack import ANSWER, running_stack, variant
 from loadtests.harness.up import is_engine
@@ -104,7 +104,7 @@ class Fleet:
             try:
                 self._client.generate("Hello.", worker_id=worker_id, sampling=ANSWER)
             except CallFailed as failure:
-                told(f"  worker {worker_id}: {failure}")
+                report(f"  worker {worker_id}: {failure}")
                 silent += 1
         return silent + sum(not process.is_running() for process in self.processes)
 
@@ -357,7 +357,7 @@ def measure(chosen_cases: Callable[[list[Case]], list[Case]]) -> tuple[list[Outc
         outcomes = []
         for case in chosen_cases(cases):
             outcome = run_case(case, stack, client, fleet)
-            told(f"{case.name}: {outcome.status}{'' if outcome.right else ' WRONG: ' + outcome.reason}")
+            report(f"{case.name}: {outcome.status}{'' if outcome.right else ' WRONG: ' + outcome.reason}")
             outcomes.append(outcome)
         return outcomes, *ask_versions(stack, client)
 

@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import Ask, ConstantLoad, Exchange, exchange, running_stack, variant
 from memserve.client import Answer, AsyncClient
 from memserve.demo import facts
@@ -155,7 +155,7 @@ async def live(
     traffic = Traffic(prompts)
 
     async def change(name: str, version: int | None, call: Awaitable[Alias]) -> None:
-        told(f"under load  {name}")
+        report(f"under load  {name}")
         called_s = time.monotonic()
         await call
         life.changes.append(Change(name, version, called_s, time.monotonic()))
@@ -164,11 +164,11 @@ async def live(
     await client.modules.promote(MODULE, first.version)
     async with ConstantLoad(client, ASKERS, traffic.next_ask, life.exchanges) as load:
         rounds = 2 * len(prompts)
-        told("under load  version 1 is live")
+        report("under load  version 1 is live")
         await asyncio.gather(load.answered(rounds), ask_handbooks(client, life, 1))
-        told("under load  push")
+        report("under load  push")
         second = await client.modules.publish(MODULE, folders[2])
-        told("under load  gate")
+        report("under load  gate")
         started_s = time.monotonic()
         await client.modules.gate(MODULE, second.version)
         life.gate_s = time.monotonic() - started_s
@@ -294,7 +294,7 @@ async def run(address: str, folder: Path, quick: bool) -> tuple[Rehearsal, Life]
         for number, name in ADAPTERS.items()
     }
     async with AsyncClient(address) as client:
-        told("each prompt of each version, on a quiet memserve")
+        report("each prompt of each version, on a quiet memserve")
         rehearsal = await rehearse(client, folders)
         return rehearsal, await live(
             client, folders, rehearsal.prompts, QUICK_RETURNING if quick else RETURNING

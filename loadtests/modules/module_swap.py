@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import ANSWER, Ask, ConstantLoad, Exchange, exchange, running_stack, variant
 from memserve.client import AsyncClient, CallFailed
 from memserve.demo.adapters import AdapterFact, held_facts
@@ -120,7 +120,7 @@ async def first_token(client: AsyncClient, worker_id: str, version: Version, fac
                 token_s = min(token_s, time.monotonic())
                 text += event.text
     except CallFailed as error:
-        told(f"worker {worker_id} failed: {error}")
+        report(f"worker {worker_id} failed: {error}")
         return FirstToken(math.inf, False)
     return FirstToken(token_s, digests == (version.digest,) and text.strip() == fact.answer)
 
@@ -165,7 +165,7 @@ async def run(address: str, folder: Path, promotions: int) -> Run:
                 known = facts[version.adapter]
                 swaps.append(await swap(client, workers, kind, version, known[turn % len(known)]))
                 last = swaps[-1]
-                told(
+                report(
                     f"{turn + 1:3} {kind:20} first tokens {last.slowest_s(last.called_s) * 1000:.0f} "
                     "ms after the call"
                 )

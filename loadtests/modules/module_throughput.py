@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 
 from loadtests.harness.engines import prepare_environment
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.random_model import HIDDEN, write_adapter, write_model
 from loadtests.harness.stack import running_stack
 from loadtests.harness.up import is_engine
@@ -90,7 +90,7 @@ async def drive(ask: Ask, requests: Sequence[Asked]) -> float:
     tokens = await asyncio.gather(*(one(request) for request in requests))
     seconds = time.perf_counter() - started_s
     if min(tokens) < 0:
-        told(f"{sum(count < 0 for count in tokens)} of {len(tokens)} answers failed")
+        report(f"{sum(count < 0 for count in tokens)} of {len(tokens)} answers failed")
     return sum(max(count, 0) for count in tokens) / seconds
 
 
@@ -219,7 +219,7 @@ class Served:
                 try:
                     answer = await client.generate(request.text, module=module, sampling=sampling)
                 except CallFailed as error:
-                    told(f"memserve: {error}")
+                    report(f"memserve: {error}")
                     return -1
                 usage = answer.usage
                 right = (usage.prompt_tokens, usage.output_tokens) == (
@@ -318,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_environment()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ms-")))
-        told(f"writing a model of {layers} layers and {ADAPTERS} adapters of rank {RANK}")
+        report(f"writing a model of {layers} layers and {ADAPTERS} adapters of rank {RANK}")
         model = write_model(folder / "model", layers)
         adapters = [
             write_adapter(folder / f"adapter-{number}", layers, RANK, seed=number)
@@ -336,22 +336,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         arms: dict[str, Alone | Served] = {MEMSERVE: Served(stack.enter_context(served), adapters)}
         for name in [ALONE] if chosen.quick else [ALONE, STOCK]:
-            told(f"starting {name}")
+            report(f"starting {name}")
             arms[name] = alone = Alone(model, adapters, own_arithmetic=name == STOCK)
             stack.callback(alone.close)
         tokenizer = ChatTokenizer(open_model(model))
         for name, arm in arms.items():
-            told(f"first use: {name}")
+            report(f"first use: {name}")
             pin_engine(arm.processes)
             arm.run(requests_of(tokenizer, 999_999, BATCH, with_adapters=True))
         rounds = []
         for seed in range(2 if chosen.quick else 5):
             rounds.append(measure(arms, tokenizer, seed, count))
-            told(f"round {seed + 1}: {rounds[-1]}")
-    return report(rounds, count, layers, chosen.json)
+            report(f"round {seed + 1}: {rounds[-1]}")
+    return show_results(rounds, count, layers, chosen.json)
 
 
-def report(rounds: Sequence[Round], count: int, layers: int, as_json: bool) -> int:
+def show_results(rounds: Sequence[Round], count: int, layers: int, as_json: bool) -> int:
     """The table and the bar. Returns the exit status."""
 
     def median(ratio: Callable[[Round], float]) -> float:

@@ -32,7 +32,7 @@ from pathlib import Path
 import grpc
 
 from loadtests.harness.durability_rig import Rig, explain_mount, small_disk
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from memserve.client import CallFailed, Client
 
 SEED = 13
@@ -225,7 +225,7 @@ def main() -> int:
         for name in ("lost", "back", "counts", "not_found"):
             getattr(findings, name).extend(getattr(seen, name))
             for line in getattr(seen, name)[:5]:
-                told(f"  {name}: {line}")
+                report(f"  {name}: {line}")
 
     with small_disk(folder / "disk") as mounted, contextlib.ExitStack() as ends:
         explain_mount(mounted)
@@ -233,7 +233,7 @@ def main() -> int:
             points = [kind for kind in points if not kind.startswith("disk")]
         rig = Rig(folder / "disk", folder)
         ends.callback(rig.close)
-        told(f"up after {rig.wait_ready():.1f} s; logs in {folder / 'logs'}")
+        report(f"up after {rig.wait_ready():.1f} s; logs in {folder / 'logs'}")
         for number, kind in enumerate(points):
             namespace = f"point-{number}"
             namespaces.append(namespace)
@@ -244,10 +244,12 @@ def main() -> int:
             time.sleep(rng.uniform(0.0, 0.4))
             burst.stop()
             note(verify(rig.address, oracle, [namespace], f"point {number} ({kind})"))
-            told(f"{number + 1:2} of {len(points)}: {kind}, {burst.wrote} writes, back after {took_s:.1f} s")
+            report(
+                f"{number + 1:2} of {len(points)}: {kind}, {burst.wrote} writes, back after {took_s:.1f} s"
+            )
         note(verify(rig.address, oracle, namespaces, "at the end"))
         settled = wait_for(lambda: rig.waiting_writes() == 0, SETTLE_TIMEOUT_S)
-        told("the journal is empty; kill -9 of both" if settled else "the journal is not empty")
+        report("the journal is empty; kill -9 of both" if settled else "the journal is not empty")
         rig.kill(gateway=True, registry=True)
         time.sleep(0.5)
         rig.wait_ready()

@@ -35,7 +35,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import running_stack, variant
 from memserve.client import AsyncClient, CallFailed
 from memserve.domain import Sampling
@@ -407,7 +407,7 @@ async def measure(
                     if beside:
                         figures.outcomes += Counter(await answer_of(noisy))
                         await asyncio.sleep(SETTLE_S)
-                told("  ".join(row(figures)))
+                report("  ".join(row(figures)))
                 yield figures
 
 

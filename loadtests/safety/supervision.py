@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 import redis
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.up import Up, is_engine
 from memserve.client import CallFailed, Client
 from memserve.demo import MODEL_DIR
@@ -230,7 +230,7 @@ class Run:
         self.trials: list[Trial] = []
 
     def pair(self, first: str, second: str, gap_s: float) -> None:
-        told(f"{first}, then {second} {gap_s:.1f} s later")
+        report(f"{first}, then {second} {gap_s:.1f} s later")
         trial = Trial(f"{first}, {second}", (first, second), time.monotonic())
         with self._tried(trial):
             self.kill(first, trial)
@@ -238,7 +238,7 @@ class Run:
             self.kill(second, trial)
 
     def in_a_row(self, part: str, times: int) -> None:
-        told(f"{part}, {times} times in a row")
+        report(f"{part}, {times} times in a row")
         trial = Trial(f"{part} × {times}", (part,) * times, time.monotonic())
         with self._tried(trial):
             for _ in range(times):
@@ -269,7 +269,7 @@ class Run:
                 trial.back_s = time.monotonic() - killed_s
                 break
         trial.until_s = time.monotonic()
-        told(f"  back after {trial.back_s:.1f} s" if trial.back_s is not None else "  NOT BACK")
+        report(f"  back after {trial.back_s:.1f} s" if trial.back_s is not None else "  NOT BACK")
         self.trials.append(trial)
 
     def _look_for(self, seconds: float, trial: Trial) -> None:
@@ -325,7 +325,7 @@ def measure(
                 run.pair(first, second, gap_s)
             for part in PARTS if in_a_row else ():
                 run.in_a_row(part, in_a_row)
-        told("memserve up itself")
+        report("memserve up itself")
         up.process.kill()
         up.process.wait()
         killed_s = time.monotonic()
@@ -364,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.pairs is not None:
         pairs = pairs_of(chosen.pairs, random.Random(SEED))
     in_a_row = chosen.in_a_row if chosen.in_a_row is not None else 0 if chosen.quick else IN_A_ROW
-    told(
+    report(
         f"{len(pairs)} pairs and {in_a_row} × {len(PARTS)} parts: about "
         f"{1 + len(pairs) * 0.8 + in_a_row * 2:.0f} minutes"
     )

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.languages import FACTS
 from loadtests.harness.real_models import multilingual_e5
 from loadtests.harness.redis_server import PrivateRedis
@@ -74,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("recall_languages", __doc__).parse_args(arguments)
     facts = QUICK_FACTS if chosen.quick else max(map(len, FACTS.values()))
-    told("the multilingual model")
+    report("the multilingual model")
     multilingual = BertEmbedder(open_embedder(multilingual_e5()))
-    told("the bundled model")
+    report("the bundled model")
     before = asyncio.run(recall(BertEmbedder(), facts))
     after = asyncio.run(recall(multilingual, facts))
     print_table(

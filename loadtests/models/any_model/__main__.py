@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.up import Up
 from loadtests.models.any_model.shapes import SHAPES, Shape
 from memserve.client import CallFailed, Client, wait_until_ready
@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = tried(shape, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        told(
+        report(
             f"{shape.name}: {'; '.join(outcome.faults) or outcome.note or 'as transformers'} "
             f"({outcome.seconds:.0f} s)"
         )

@@ -19,7 +19,7 @@ import time
 
 import psutil
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.safety.attack import callers, calls, files, network
 from loadtests.safety.attack.world import Attack, World, attacked_world
 
@@ -39,7 +39,7 @@ def attack(world: World, attacks: list[Attack]) -> list[tuple[str, str, str, boo
             happened, held = one.run(world)
         except Exception as error:
             happened, held = f"the attack itself failed: {type(error).__name__}: {str(error)[:200]}", False
-        told(
+        report(
             f"  {one.item:>3}  {'held' if held else 'NOT HELD'}  {one.tried} "
             f"({time.monotonic() - began_s:.1f} s)"
         )
@@ -60,7 +60,7 @@ def embedded_in_a_program(bystander: subprocess.Popen[bytes]) -> tuple[str, str,
 
 
 def own_benchmark(item: str, name: str, tried: str) -> tuple[str, str, str, bool]:
-    told(f"  {item:>3}  python -m loadtests.{name} --quick")
+    report(f"  {item:>3}  python -m loadtests.{name} --quick")
     try:
         result = subprocess.run(
             [sys.executable, "-m", f"loadtests.{name}", "--quick"],

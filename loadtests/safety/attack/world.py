@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import psutil
 
-from loadtests.harness.figures import told
+from loadtests.harness.figures import report
 from memserve.client import CallFailed, Client
 from memserve.config import Settings, load_settings
 from memserve.demo import MODEL_DIR
@@ -103,7 +103,7 @@ def attacked_world() -> Iterator[World]:
         salt_key=SALT_KEY,
         metrics_key=METRICS_KEY,
     )
-    stack = Stack(settings, told)
+    stack = Stack(settings, report)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         stack.start()
