@@ -1,21 +1,7 @@
-"""One tenant does the worst that it may, one kind of call at a time; another tenant's calls must hardly
-notice.
-
-A real memserve with API keys for two tenants. The tenant `quiet` asks, searches and remembers at a constant
-modest rate, from this process: each kind of call has a clock of its own, so that a late answer makes no later
-call late. The tenant `noisy` floods from a process of its own at `nice 19`: it shares the two cores with
-memserve, and a client's own work is no part of what is measured. What the gateway and the workers do for
-noisy is counted in full.
-
-Every kind of flood is measured in turns with quiet alone, so that the machine's drift is in both: alone,
-beside, alone, beside … The figure is quiet's 99th percentile beside the flood ÷ alone, of each of its calls,
-over all turns; the bar is 3. Nothing of quiet's may be refused or fail. What noisy is refused does not
-matter, as long as nothing breaks: the table counts its calls and refusals.
-"""
+"""The tenant that floods, in a process of its own."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -23,11 +9,9 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,101 +19,15 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, report
-from loadtests.harness.stack import running_stack, variant
+from loadtests.harness.stack import variant
+from loadtests.safety.neighbours.tenants import NOISY_KEY, SEED, WORDS
 from memserve.client import AsyncClient, CallFailed
 from memserve.domain import Sampling
 from memserve.pb.v1 import inference_pb2, inference_pb2_grpc
 
-RATIO_MAX = 3.0
-QUIET_KEY, NOISY_KEY = "quiet-key-of-the-test", "noisy-key-of-the-test"
-SEED = 13
-# Seconds between quiet's calls of a kind.
-GENERATE_EVERY_S, SEARCH_EVERY_S, REMEMBER_EVERY_S = 0.4, 0.25, 0.25
-QUIET_ANSWER = Sampling(max_tokens=12, min_tokens=12)
-QUIET_MEMORIES = 100
 NOISY_MEMORIES, NOISY_NAMESPACES = 400, 40
-TURNS = 2
-TURN_S, QUICK_TURN_S = 30.0, 5.0
-# What was begun before a turn is measured in neither.
-SETTLE_S = 2.0
 # A gate asks all its probes, also on a busy machine.
 PREPARE_TIMEOUT_S = 180.0
-WORDS = (
-    "amber",
-    "lantern",
-    "harbour",
-    "gate",
-    "tower",
-    "code",
-    "opens",
-    "north",
-    "river",
-    "bridge",
-    "stone",
-    "winter",
-)
-QUICK_KINDS = ("prompts of 3.9 MB", "search")
-
-
-# Quiet
-
-
-@dataclass
-class Quiet:
-    """Quiet's calls, by kind: seconds of those that were answered, and what became of the others."""
-
-    client: AsyncClient
-    rng: random.Random
-    seconds: dict[str, list[float]] = field(
-        default_factory=lambda: {"Generate": [], "Search": [], "Remember": []}
-    )
-    failed: list[str] = field(default_factory=list)
-    _number: int = 0
-
-    def text(self) -> str:
-        self._number += 1
-        return f"Note {self._number}: {' '.join(self.rng.choices(WORDS, k=20))}."
-
-    async def generate(self) -> None:
-        await self.client.generate(
-            f"What is the code? {' '.join(self.rng.choices(WORDS, k=60))}", sampling=QUIET_ANSWER
-        )
-
-    async def search(self) -> None:
-        await self.client.search(["notes"], " ".join(self.rng.choices(WORDS, k=6)), limit=4)
-
-    async def remember(self) -> None:
-        await self.client.remember("notes", self.text())
-
-    async def run(self, seconds: float) -> None:
-        """The constant mix for so long; waits for what is under way at the end."""
-        async with asyncio.TaskGroup() as clocks:
-            clocks.create_task(self._every(GENERATE_EVERY_S, "Generate", self.generate, seconds))
-            clocks.create_task(self._every(SEARCH_EVERY_S, "Search", self.search, seconds))
-            clocks.create_task(self._every(REMEMBER_EVERY_S, "Remember", self.remember, seconds))
-
-    async def _every(
-        self, interval_s: float, kind: str, call: Callable[[], Awaitable[None]], seconds: float
-    ) -> None:
-        begun_s = time.monotonic()
-        async with asyncio.TaskGroup() as calls:
-            for number in range(int(seconds / interval_s)):
-                await asyncio.sleep(
-                    max(0.0, begun_s + (number + self.rng.random()) * interval_s - time.monotonic())
-                )
-                calls.create_task(self._timed(kind, call))
-
-    async def _timed(self, kind: str, call: Callable[[], Awaitable[None]]) -> None:
-        begun_s = time.monotonic()
-        try:
-            await call()
-            self.seconds[kind].append(time.monotonic() - begun_s)
-        except CallFailed as error:
-            self.failed.append(f"{kind}: {error}")
-
-
-# Noisy: in a process of its own
 
 
 class Noisy:
@@ -328,29 +226,6 @@ async def noisy_main(address: str, folder: Path) -> None:
     await noisy.client.close()
 
 
-# The comparison
-
-
-@dataclass
-class Figures:
-    """Of one kind of flood: quiet's seconds alone and beside, by call, and noisy's calls by outcome."""
-
-    flood: str
-    alone: dict[str, list[float]]
-    beside: dict[str, list[float]]
-    outcomes: Counter[str]
-    failed: list[str]
-
-    def ratio(self, call: str) -> float:
-        return p99(self.beside[call]) / p99(self.alone[call])
-
-
-def p99(seconds: list[float]) -> float:
-    """With fewer than a hundred samples this is nearly the worst of them; there is no better guess."""
-    ordered = sorted(seconds)
-    return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-
-
 @contextlib.contextmanager
 def noisy_process(address: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
@@ -373,114 +248,3 @@ async def answer_of(process: subprocess.Popen[str]) -> Any:
     if not line:
         raise RuntimeError("the noisy client has ended")
     return json.loads(line)
-
-
-async def measure(
-    address: str, folder: Path, chosen: Callable[[str], bool], turns: int, turn_s: float
-) -> AsyncIterator[Figures]:
-    """One Figures for each kind of flood."""
-    async with AsyncClient(address, QUIET_KEY, timeout_s=60.0) as client:
-        quiet = Quiet(client, random.Random(SEED))
-        for _ in range(QUIET_MEMORIES):
-            await quiet.remember()
-        with noisy_process(address, folder) as noisy:
-            assert noisy.stdin is not None
-            floods = [flood for flood in await answer_of(noisy) if chosen(flood)]
-            await quiet.run(turn_s)
-            for flood in floods:
-                figures = Figures(flood, {}, {}, Counter(), [])
-                for turn in range(2 * turns):
-                    beside = turn % 2 == 1
-                    if beside:
-                        noisy.stdin.write(
-                            json.dumps({"flood": flood, "seconds": turn_s + 2 * SETTLE_S}) + "\n"
-                        )
-                        noisy.stdin.flush()
-                        await asyncio.sleep(SETTLE_S)
-                    quiet.seconds = {call: [] for call in quiet.seconds}
-                    quiet.failed = []
-                    await quiet.run(turn_s)
-                    into = figures.beside if beside else figures.alone
-                    for call, seconds in quiet.seconds.items():
-                        into.setdefault(call, []).extend(seconds)
-                    figures.failed.extend(quiet.failed)
-                    if beside:
-                        figures.outcomes += Counter(await answer_of(noisy))
-                        await asyncio.sleep(SETTLE_S)
-                report("  ".join(row(figures)))
-                yield figures
-
-
-def row(figures: Figures) -> list[str]:
-    cells = [figures.flood]
-    for call in ("Generate", "Search", "Remember"):
-        alone, beside = p99(figures.alone[call]) * 1000, p99(figures.beside[call]) * 1000
-        cells.append(f"{alone:.0f} → {beside:.0f} ({beside / alone:.2f})")
-    ok = figures.outcomes["OK"]
-    refused = figures.outcomes.total() - ok - figures.outcomes["under way at the end"]
-    return [*cells, str(len(figures.failed)), str(ok), str(refused)]
-
-
-async def run(arguments: argparse.Namespace) -> int:
-    quick = arguments.quick
-    turn_s = arguments.turn_s or (QUICK_TURN_S if quick else TURN_S)
-    turns = 1 if quick else TURNS
-
-    def chosen(flood: str) -> bool:
-        if arguments.kinds:
-            return any(kind in flood for kind in arguments.kinds.split(","))
-        return not quick or flood in QUICK_KINDS
-
-    with tempfile.TemporaryDirectory(prefix="memserve-neighbours-") as name:
-        folder = Path(name)
-        keys = folder / "keys.json"
-        keys.write_text(json.dumps({QUIET_KEY: "quiet", NOISY_KEY: "noisy"}), encoding="utf-8")
-        with running_stack(workers=2, api_keys_file=keys, recall_timeout_ms=2000) as stack:
-            found = [figures async for figures in measure(stack.address, folder, chosen, turns, turn_s)]
-    print_table(
-        [
-            "flood",
-            "Generate p99 ms",
-            "Search p99 ms",
-            "Remember p99 ms",
-            "quiet failed",
-            "noisy OK",
-            "noisy refused",
-        ],
-        list(map(row, found)),
-    )
-    bars = [
-        Bar(f"{figures.flood}: {call}, p99 beside ÷ alone", figures.ratio(call), at_most=RATIO_MAX)
-        for figures in found
-        for call in figures.alone
-    ]
-    failed = [failure for figures in found for failure in figures.failed]
-    for failure in failed[:10]:
-        print(failure)
-    bars.append(Bar("calls of quiet that were refused or failed", len(failed), at_most=0))
-    samples = {
-        figures.flood: {call: len(seconds) for call, seconds in figures.beside.items()} for figures in found
-    }
-    return finish(
-        bars,
-        {"samples": samples, "noisy": {figures.flood: figures.outcomes for figures in found}},
-        arguments.json,
-    )
-
-
-def main() -> int:
-    options = parser("neighbours", __doc__)
-    options.add_argument(
-        "--kinds", default="", help="only the floods whose names contain one of these, separated by commas"
-    )
-    options.add_argument("--turn-s", type=float, default=0.0, help="seconds of a turn, alone or beside")
-    options.add_argument("--noisy", nargs=2, metavar=("ADDRESS", "FOLDER"), help=argparse.SUPPRESS)
-    arguments = options.parse_args()
-    if arguments.noisy:
-        asyncio.run(noisy_main(arguments.noisy[0], Path(arguments.noisy[1])))
-        return 0
-    return asyncio.run(run(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,28 +1,14 @@
-"""`kill -9` of the gateway, the registry's Redis or a worker at seeded points of publishing, promoting and
-deleting modules.
-
-A real memserve. One client publishes versions of a few modules, promotes, splits, rolls back and deletes, in
-a seeded order; every so often a process is killed at a seeded moment within the operation's usual duration,
-and the stack starts it again. The client then does what a user would: it looks, and tries again what has not
-happened. Beside it stands what was acknowledged. After every kill the store must be in the state before or
-after the operation that was cut off, and in no other: versions, aliases, history and audit agree, no history
-is rewritten, every version's files are there and give its digest, every alias answers with the version that
-it names. At the end everything that was held or claimed by the dead has run out, a sweep runs, and what
-nothing references must be gone.
-"""
+"""The client of one run: it draws operations, does them while processes are killed, and compares."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import random
 import statistics
-import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,9 +18,9 @@ import grpc
 import psutil
 import redis
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, report
+from loadtests.harness.figures import report
 from loadtests.harness.module_states import MODULES, Operation, Seen, State, after, contradictions, look
-from loadtests.harness.stack import running_stack, variant
+from loadtests.harness.stack import variant
 from loadtests.harness.up import is_engine
 from memserve.client import CallFailed, Client
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR
@@ -42,20 +28,13 @@ from memserve.domain import Sampling
 from memserve.embedded import Stack
 from memserve.errors import MemserveError
 from memserve.gateway.modules.lifecycle import HOLD_S
-from memserve.memory.modules.blobs.store import BlobStore, Swept, sweep
+from memserve.memory.modules.blobs.store import BlobStore
 from memserve.memory.modules.kinds.lora import check_lora
 from memserve.memory.modules.kinds.table import BaseModel
-from memserve.memory.modules.registry.store import ModuleStore
-from memserve.memory.modules.uploads import sweep_uploads
 from memserve.model.files import open_model
 
 T = TypeVar("T")
-SEED = 4
-WORKERS = 2
 GATEWAY, REGISTRY, WORKER = "gateway", "registry", "worker"
-# A worker takes half a minute to come back, the gateway a few seconds, Redis one.
-KILLS = {GATEWAY: 26, REGISTRY: 20, WORKER: 4}
-QUICK_KILLS = {GATEWAY: 4, REGISTRY: 2}
 KINDS = ("publish", "promote", "split", "rollback", "delete")
 WEIGHTS = {"publish": 4, "promote": 3, "split": 1, "rollback": 1, "delete": 3}
 VERSIONS_MAX = 5
@@ -365,127 +344,3 @@ class Run:
             time.sleep(max(0.0, from_s - time.monotonic()) + 0.5)
             self.do(Operation("delete", module, versions=(version,)))
             self.held.pop((module, version), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """Of a sweep: orphan blobs before it, what it removed, and what it left that nothing references or took
-    though something does.
-    """
-
-    orphans_before: int
-    removed: int
-    orphans: int
-    leftovers: int
-    taken: int
-
-
-async def sweep_all(stack: Stack, wanted: set[str]) -> Left:
-    """Let the claims of the dead run out, as ten minutes would, and sweep. wanted: digests of the modules and
-    probes of all versions.
-    """
-    with redis.Redis.from_url(stack.settings.redis) as registry:
-        for kind in ("claims", "condemned"):
-            for key in list(registry.scan_iter(f"memserve:module:{kind}:*")):
-                registry.delete(key)
-    root, staging = stack.settings.modules_root / "modules", stack.settings.data / "staging"
-    blobs, store = BlobStore("", root), ModuleStore(stack.settings.redis)
-
-    def kept() -> set[str]:
-        return {*blobs.parts[0].store.digests(), *blobs.parts[1].store.digests()}
-
-    before = kept()
-    try:
-        swept: Swept = await sweep(blobs, store, 0.0, time.time())
-    finally:
-        await store.close()
-    sweep_uploads(staging, 0.0, time.time())
-    left = [
-        path
-        for place in (staging, root / ".staging", root / "probes" / ".staging")
-        for path in place.glob("*/*")
-        if path.exists()
-    ]
-    return Left(
-        len(before - wanted),
-        len(swept.modules) + len(swept.probes),
-        len(kept() - wanted),
-        len(left),
-        len(wanted - kept()),
-    )
-
-
-def measure(kills: Mapping[str, int], workers: int) -> tuple[Figures, Left]:
-    with tempfile.TemporaryDirectory(prefix="memserve-crash-") as scratch:
-        folder = Path(scratch)
-        with running_stack(workers=workers, metrics_port=0) as stack:
-            run = Run(stack, folder, workers, SEED)
-            victims = [victim for victim, count in kills.items() for _ in range(count)]
-            run.rng.shuffle(victims)
-            run.begin()
-            usual = {kind: f"{statistics.median(seconds):.2f} s" for kind, seconds in run.durations.items()}
-            report(f"usual durations: {usual}")
-            for number, victim in enumerate(victims, 1):
-                report(f"kill {number} of {len(victims)}")
-                run.do(run.draw(), victim)
-            run.end()
-            run.registry.close()
-            versions = [version for each in run.seen.versions.values() for version in each]
-            wanted = {digest for each in versions for digest in (each.digest, each.probes_digest)}
-            left = asyncio.run(sweep_all(stack, wanted))
-            run.check(run.look_again(), run.states)
-    return run.figures, left
-
-
-def rows_of(met: Counter[tuple[str, str, str]], victims: Sequence[str]) -> list[list[object]]:
-    outcomes = ("acknowledged", "done, not told", "not done")
-    return [
-        [
-            kind,
-            victim,
-            sum(met[kind, victim, outcome] for outcome in outcomes),
-            *(met[kind, victim, outcome] for outcome in outcomes),
-        ]
-        for kind in KINDS
-        for victim in victims
-    ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit status."""
-    chosen = parser("module_crash", __doc__).parse_args(arguments)
-    kills, workers = (QUICK_KILLS, 1) if chosen.quick else (KILLS, WORKERS)
-    figures, left = measure(kills, workers)
-    print_table(
-        ("operation", "killed", "kills", "acknowledged", "done, not told", "not done"),
-        rows_of(figures.met, list(kills)),
-    )
-    print()
-    recovery = [
-        (victim, len(seconds), f"{statistics.median(seconds):.1f}")
-        for victim, seconds in figures.recovery_s.items()
-    ]
-    print_table(("killed", "times", "all runs again after, s (median)"), recovery)
-    print(f"\n{left.orphans_before} blobs without a reference before the sweep, {left.removed} swept")
-    for line in (*figures.lost, *figures.inconsistent, *figures.never_done):
-        print(line)
-    total = sum(kills.values())
-    bars = [
-        Bar("kills", sum(figures.met.values()), at_least=total),
-        Bar("kills while the operation was under way", figures.under_way, at_least=total / 2),
-        Bar("acknowledged and lost", len(figures.lost), at_most=0),
-        Bar("inconsistencies", len(figures.inconsistent), at_most=0),
-        Bar("operations that could never be done", len(figures.never_done), at_most=0),
-        Bar("orphan blobs and staging after the sweep", left.orphans + left.leftovers, at_most=0),
-        Bar("blobs in use that the sweep took", left.taken, at_most=0),
-    ]
-    by_kind = {" / ".join(key): count for key, count in figures.met.items()}
-    return finish(
-        bars,
-        {"met": by_kind, "recovery_s": figures.recovery_s, "orphans_before_sweep": left.orphans_before},
-        chosen.json,
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

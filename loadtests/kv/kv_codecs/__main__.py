@@ -1,0 +1,193 @@
+"""What the codecs of KV in Redis save and cost: lengths, speeds, the time of a load over three wires, and
+what int8 does to answers.
+
+The KV is real: the demo model's, computed by vLLM from handbooks and read from Redis, in float32 (as the demo
+is served) and in bfloat16. Speeds are of one core (its time in the codec, so that others on the machine do
+not count), on 2 MiB of chunks. The wire here is measured, by loads through the store; the others are computed
+from their bit rate. A load is the payload's time on the wire and then the decoding; with a second core they
+overlap, and the longer counts.
+
+A lossless codec gains when a load ends sooner than a raw one here or at 10 Gbit/s, or when it keeps at least
+a quarter more in the same memory for less than 1.25 times the time at 10 Gbit/s. Compressors that are not
+installed are left out.
+
+A codec's cost to answers: the same questions are asked again of an engine that has forgotten all but what is
+in Redis. An engine that stores raw is asked twice more, since what differs then is not a codec's doing; then
+one for each other codec. A lossless codec must change nothing; what int8 changes is told.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import redis
+
+from loadtests.harness.engines import prepare_environment
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
+from loadtests.harness.redis_server import PrivateRedis
+from loadtests.kv.kv_codecs.answers import (
+    ask_all,
+    ask_through_redis,
+    compare,
+    share_with_hit,
+    wait_until_stored,
+)
+from loadtests.kv.kv_codecs.engine import CodecEngine, chunk_layout, stored_chunks
+from loadtests.kv.kv_codecs.kernels import arrangement_error, kernel_errors
+from loadtests.kv.kv_codecs.loads import SAMPLE_BYTES, WIRES, gains, load_cells, wire_bytes_per_s
+from loadtests.kv.kv_codecs.methods import Timed, int8_method, is_installed, lossless_methods, time_methods
+from loadtests.kv.kv_codecs.prompts import QUESTIONS_PER_BOOK, Prompt, draw_prompts
+from memserve.kv.values.envelope import Codec
+
+DTYPES, QUICK_DTYPES = ("float32", "bfloat16"), ("bfloat16",)
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+INT8_SHARE = {"float32": 0.28, "bfloat16": 0.55}
+QUESTIONS, QUICK_QUESTIONS = 200, 40
+ROUNDS, QUICK_ROUNDS = 15, 3
+# Of the engines that are asked, beside raw.
+ANSWERED_CODECS: dict[str, tuple[Codec, ...]] = {
+    "float32": (Codec.INT8,),
+    "bfloat16": (Codec.LOSSLESS, Codec.INT8),
+}
+
+
+def measure(
+    dtype: str, prompts: Sequence[Prompt], rounds: int, here_bytes_per_s: float
+) -> tuple[list[list[object]], list[dict[str, object]], list[Bar]]:
+    """Returns the rows of the codecs, the rows of the answers, and the bars."""
+    layout = chunk_layout(dtype)
+    bars = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PrivateRedis(Path(folder)) as server,
+        redis.Redis.from_url(server.url) as client,
+    ):
+        engine = CodecEngine(server.url, dtype, Codec.RAW)
+        cold = ask_all(engine, prompts, f"{dtype}, cold")
+        wait_until_stored(client)
+        raw = ask_all(engine, prompts, f"{dtype}, raw")
+        again = ask_all(engine, prompts, f"{dtype}, raw again")
+        longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
+        chunks = stored_chunks(client, longest.token_ids)
+        handbooks = [prompt.token_ids for prompt in prompts if prompt.task == "handbook"]
+        pool = b"".join(
+            b"".join(stored_chunks(client, token_ids)) for token_ids in handbooks[::QUESTIONS_PER_BOOK]
+        )
+        samples = [
+            np.frombuffer(pool, np.uint8, SAMPLE_BYTES, place * SAMPLE_BYTES)
+            for place in range(min(3, len(pool) // SAMPLE_BYTES))
+        ]
+        if dtype == "float32" and layout.packing == "vec":
+            error = arrangement_error(layout, chunks, longest.token_ids)
+            bars.append(
+                Bar(
+                    "K and V where the layout says, largest difference from transformers'",
+                    error,
+                    at_most=1e-3,
+                )
+            )
+        engine.close()
+        del engine
+        gc.collect()
+        others = {
+            codec.name.lower(): ask_through_redis(server.url, client, dtype, codec, prompts)
+            for codec in ANSWERED_CODECS[dtype]
+        }
+    report(f"{dtype}: {SAMPLE_BYTES // layout.raw_bytes} chunks a sample, {len(samples)} samples")
+    methods = [*lossless_methods(ITEM_BYTES[dtype]), int8_method(layout)]
+    timed = time_methods(methods, samples, rounds)
+    rows: list[list[object]] = [
+        [dtype, "raw", "1.000", "", "", *load_cells(Timed(1, 0, 0, True), here_bytes_per_s), ""]
+    ]
+    for method in methods:
+        one = timed[method.name]
+        speeds = [f"{SAMPLE_BYTES / seconds / 1e9:.2f}" for seconds in (one.encode_s, one.decode_s)]
+        verdict = ("gains" if gains(one, here_bytes_per_s) else "no gain") if method.exact else "not exact"
+        rows.append(
+            [dtype, method.name, f"{one.share:.3f}", *speeds, *load_cells(one, here_bytes_per_s), verdict]
+        )
+    wrong = [method.name for method in methods if method.exact and not timed[method.name].same]
+    bars.append(Bar(f"{dtype}: lossless methods that lose something", len(wrong), at_most=0))
+    bars.append(Bar(f"{dtype}: length of int8 / raw", timed["Codec.INT8"].share, at_most=INT8_SHARE[dtype]))
+    quality = [
+        {"dtype": dtype, **compare(name, prompts, raw, answers)}
+        for name, answers in (
+            ("raw", raw),
+            ("raw again", again),
+            ("computed", cold),
+            *others.items(),
+        )
+    ]
+    bars.append(
+        Bar(
+            f"{dtype}: share of prompts with a hit",
+            min(map(share_with_hit, (raw, *others.values()))),
+            at_least=1,
+        )
+    )
+    if "lossless" in others:
+        changed = sum(one != other for one, other in zip(raw, others["lossless"], strict=True))
+        bars.append(
+            Bar(f"{dtype}: answers that lossless changes, log-probabilities included", changed, at_most=0)
+        )
+    return rows, quality, bars
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
+    options = parser("kv_codecs", __doc__)
+    options.add_argument("--seed", type=int, default=1, help="seed of the prompts (default: 1)")
+    chosen = options.parse_args(arguments)
+    prepare_environment()
+    rounds = QUICK_ROUNDS if chosen.quick else ROUNDS
+    with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server:
+        here_bytes_per_s = wire_bytes_per_s(server.url, rounds)
+    report(f"verified loads here: {here_bytes_per_s / 1e9:.2f} GB/s")
+    prompts = draw_prompts(QUICK_QUESTIONS if chosen.quick else QUESTIONS, chosen.seed)
+    bars: list[Bar] = []
+    codecs: list[list[object]] = []
+    quality: list[dict[str, object]] = []
+    for dtype in QUICK_DTYPES if chosen.quick else DTYPES:
+        more_codecs, more_quality, more_bars = measure(dtype, prompts, rounds, here_bytes_per_s)
+        codecs += more_codecs
+        quality += more_quality
+        bars += more_bars
+    kernels = kernel_errors()
+    for packing, kind, error in kernels:
+        if isinstance(error, float):
+            at_most = 0.51 if kind == "float32" else 0.76  # the rounding of bfloat16 is a quarter of a step
+            bars.append(
+                Bar(
+                    f"vLLM's {packing}, {kind}: largest error beside an outlier, steps",
+                    error,
+                    at_most=at_most,
+                )
+            )
+    names = [name for wire in ("here", *WIRES) for name in (f"{wire}, ms", "x raw", "overlapped")]
+    columns = ["dtype", "codec", "length", "enc GB/s", "dec GB/s", *names, ""]
+    print_table(columns, codecs)
+    missing = [name for name in ("zstandard", "lz4", "isal") if not is_installed(name)]
+    print("x raw: of a raw load's time. overlapped: the same with the decoding on a second core.")
+    print(f"not installed, not measured: {', '.join(missing) or 'nothing'}")
+    print_table(list(quality[0]), [list(row.values()) for row in quality])
+    print_table(("packing", "dtype", "largest error beside an outlier, steps"), kernels)
+    return finish(
+        bars,
+        {
+            "here_bytes_per_s": here_bytes_per_s,
+            "columns": columns,
+            "codecs": codecs,
+            "quality": quality,
+            "kernels": kernels,
+        },
+        chosen.json,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
