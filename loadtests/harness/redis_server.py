@@ -60,3 +60,13 @@ class PrivateRedis:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def wait_until_stored(client: redis.Redis, quiet_s: float) -> None:
+    """Until Redis has held the same number of keys for quiet_s."""
+    last, since_s = -1, time.monotonic()
+    while time.monotonic() - since_s < quiet_s:
+        held = int(client.dbsize())
+        if held != last:
+            last, since_s = held, time.monotonic()
+        time.sleep(0.1)

@@ -7,17 +7,20 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from loadtests.harness.demo_engine import DemoEngine, DemoTokenizer
 from loadtests.harness.engines import prepare_environment
 from loadtests.harness.stack import ANSWER
 from memserve.client import Answer, Client
-from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
+from memserve.demo import ADAPTERS_DIR, facts
 from memserve.embedded import Stack
 from memserve.embedded.story import ask_and_store, long_prefix
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
 
 UNLOADED_S = 60.0
 PROMPT_TOKENS = 900
@@ -85,6 +88,30 @@ def ask_versions(stack: Stack, client: Client) -> tuple[list[Ask], bool]:
     return asks, again.token_ids == cold.token_ids
 
 
+class NamedVersions:
+    """Two adapters as two versions of one module, named as memserve names versions, and by one name."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: the working directory of the engine. Adapters are copied into it."""
+        from memserve.worker.modules.held import LoraHolder
+
+        self.digests = {"harbour": "aa" * 32, "observatory": "bb" * 32}
+        for adapter, digest in self.digests.items():
+            shutil.copytree(ADAPTERS_DIR / adapter, folder / "modules" / digest)
+        self._folder = folder
+        self._holder = LoraHolder(cast(Any, None), 2)
+
+    def by_digest(self, adapter: str) -> LoRARequest:
+        return self._holder.request(self.digests[adapter])
+
+    def without_digest(self, adapter: str) -> LoRARequest:
+        from vllm.lora.request import LoRARequest
+
+        shutil.rmtree(self._folder / "modules" / "module", ignore_errors=True)
+        shutil.copytree(ADAPTERS_DIR / adapter, self._folder / "modules" / "module")
+        return LoRARequest("module", 9, "modules/module")
+
+
 def engine_cached_tokens(folder: Path) -> dict[str, int]:
     """Cached tokens of the second version's first ask in a vLLM engine, by how the versions are named.
     Changes the working directory.
@@ -92,65 +119,32 @@ def engine_cached_tokens(folder: Path) -> dict[str, int]:
     The first version is asked with the same prompt before, and unloaded.
     """
     prepare_environment()
-    from transformers import AutoTokenizer
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
+    from vllm import SamplingParams
 
-    from memserve.worker.engine.cpu import CpuExecutor
-    from memserve.worker.modules.held import LoraHolder
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    digests = {"harbour": "aa" * 32, "observatory": "bb" * 32}
-    for adapter, digest in digests.items():
-        shutil.copytree(ADAPTERS_DIR / adapter, folder / "modules" / digest)
-    holder = LoraHolder(cast(Any, None), 2)
-
-    def by_digest(adapter: str) -> LoRARequest:
-        return holder.request(digests[adapter])
-
-    def without_digest(adapter: str) -> LoRARequest:
-        shutil.rmtree(folder / "modules" / "module", ignore_errors=True)
-        shutil.copytree(ADAPTERS_DIR / adapter, folder / "modules" / "module")
-        return LoRARequest("module", 9, "modules/module")
-
-    def prompt(seed: int) -> list[int]:
-        book = facts.handbook(seed, PROMPT_TOKENS)
-        [question] = facts.handbook_questions(book, seed, 1)
-        turns = [each.as_dict() for each in facts.prompt(book.text, [], question.text)]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
+    tokenizer = DemoTokenizer()
+    versions = NamedVersions(folder)
+    schemes = {"memserve's": versions.by_digest, "without the digest": versions.without_digest}
+    params = SamplingParams(temperature=0, max_tokens=8)
+    cached = {}
     with contextlib.chdir(folder):
-        llm = LLM(
-            model=str(MODEL_DIR),
-            dtype="float32",
-            max_model_len=2048,
-            max_num_seqs=4,
-            block_size=32,
-            kv_cache_memory_bytes=128 << 20,
-            enforce_eager=True,
-            enable_prefix_caching=True,
-            prefix_caching_hash_algo="sha256_cbor",
-            enable_lora=True,
-            max_loras=2,
-            max_lora_rank=16,
-            disable_log_stats=True,
-            distributed_executor_backend=CpuExecutor,
-        )
-        cached = {}
-        try:
-            schemes: dict[str, Callable[[str], LoRARequest]] = {
-                "memserve's": by_digest,
-                "without the digest": without_digest,
+        engine = DemoEngine(
+            {
+                "max_num_seqs": 4,
+                "kv_cache_memory_bytes": 128 << 20,
+                "enable_lora": True,
+                "max_loras": 2,
+                "max_lora_rank": 16,
             }
+        )
+        try:
             for seed, (name, request) in enumerate(schemes.items(), 905):
-                params = SamplingParams(temperature=0, max_tokens=8)
-                for adapter in digests:
+                book = facts.handbook(seed, PROMPT_TOKENS)
+                [question] = facts.handbook_questions(book, seed, 1)
+                prompt = tokenizer.prompt(facts.prompt(book.text, [], question.text))
+                for adapter in versions.digests:
                     lora = request(adapter)
-                    given: Any = [{"prompt_token_ids": prompt(seed)}]
-                    [output] = llm.generate(given, params, lora_request=lora, use_tqdm=False)
-                    llm.llm_engine.remove_lora(lora.lora_int_id)
-                    cached[name] = int(output.num_cached_tokens or 0)
+                    cached[name] = engine.output(prompt, params, lora).num_cached_tokens or 0
+                    engine.llm.llm_engine.remove_lora(lora.lora_int_id)
         finally:
-            llm.llm_engine.engine_core.shutdown()
+            engine.close()
     return cached

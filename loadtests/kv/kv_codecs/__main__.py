@@ -29,13 +29,12 @@ import redis
 
 from loadtests.harness.engines import prepare_environment
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
-from loadtests.harness.redis_server import PrivateRedis
+from loadtests.harness.redis_server import PrivateRedis, wait_until_stored
 from loadtests.kv.kv_codecs.answers import (
     ask_all,
     ask_through_redis,
     compare,
     share_with_hit,
-    wait_until_stored,
 )
 from loadtests.kv.kv_codecs.engine import CodecEngine, chunk_layout, stored_chunks
 from loadtests.kv.kv_codecs.kernels import arrangement_error, kernel_errors
@@ -69,7 +68,7 @@ def measure(
     ):
         engine = CodecEngine(server.url, dtype, Codec.RAW)
         cold = ask_all(engine, prompts, f"{dtype}, cold")
-        wait_until_stored(client)
+        wait_until_stored(client, 1.0)
         raw = ask_all(engine, prompts, f"{dtype}, raw")
         again = ask_all(engine, prompts, f"{dtype}, raw again")
         longest = max(prompts, key=lambda prompt: len(prompt.token_ids))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Sequence
 
 import redis
 
 from loadtests.harness.figures import report
+from loadtests.harness.redis_server import wait_until_stored
 from loadtests.kv.kv_codecs.engine import Answer, CodecEngine
 from loadtests.kv.kv_codecs.prompts import Prompt
 from memserve.kv.values.envelope import Codec
@@ -31,7 +31,7 @@ def ask_through_redis(
     """The answers of a new engine of this codec with the KV that it has stored itself."""
     engine = CodecEngine(url, dtype, codec)
     ask_all(engine, prompts, f"{dtype}, {codec.name.lower()}, cold")
-    wait_until_stored(client)
+    wait_until_stored(client, 1.0)
     answers = ask_all(engine, prompts, f"{dtype}, {codec.name.lower()}")
     engine.close()
     del engine
@@ -79,13 +79,3 @@ def compare(
 
 def share_with_hit(answers: Sequence[Answer]) -> float:
     return sum(answer.cached_tokens > 0 for answer in answers) / len(answers)
-
-
-def wait_until_stored(client: redis.Redis) -> None:
-    """Until nothing more is stored."""
-    last, since_s = -1, time.monotonic()
-    while time.monotonic() - since_s < 1:
-        held = int(client.dbsize())
-        if held != last:
-            last, since_s = held, time.monotonic()
-        time.sleep(0.1)

@@ -11,7 +11,7 @@ from memserve.demo import MODEL_DIR
 from memserve.kv.values.int8 import ChunkLayout, from_int8, to_int8
 
 
-def arrangement_error(layout: ChunkLayout, chunks: Sequence[bytes], token_ids: list[int]) -> float:
+def arrangement_error(layout: ChunkLayout, chunks: Sequence[bytes], token_ids: Sequence[int]) -> float:
     """How far the chunks, read as `layout` says, are from the K and V that transformers computes: the largest
     difference of all.
 
@@ -22,7 +22,7 @@ def arrangement_error(layout: ChunkLayout, chunks: Sequence[bytes], token_ids: l
 
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     with torch.inference_mode():
-        cache = model(input_ids=torch.tensor([token_ids])).past_key_values
+        cache = model(input_ids=torch.tensor([list(token_ids)])).past_key_values
     shape = (layout.tensors, layout.blocks, layout.kv_heads, 2, -1)
     worst = 0.0
     for place, chunk in enumerate(chunks):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loadtests.kv.kv_codecs.engine import BLOCK_TOKENS, BLOCKS_PER_CHUNK
-from memserve.demo import MODEL_DIR, facts
+from loadtests.harness.demo_engine import CHUNK_TOKENS, DemoTokenizer
+from memserve.demo import facts
 
 HANDBOOK_TOKENS, QUESTIONS_PER_BOOK = 1000, 10
 
@@ -15,23 +14,14 @@ HANDBOOK_TOKENS, QUESTIONS_PER_BOOK = 1000, 10
 class Prompt:
     """A question with its expected answer, and the task that it belongs to."""
 
-    token_ids: list[int]
+    token_ids: tuple[int, ...]
     expected: str
     task: str
 
 
 def draw_prompts(count: int, seed: int) -> list[Prompt]:
     """Half of them ask about a handbook, half about a few passages; all have a full chunk at least."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-
-    def tokens(messages: Sequence[facts.Message]) -> list[int]:
-        text = tokenizer.apply_chat_template(
-            [each.as_dict() for each in messages], tokenize=False, add_generation_prompt=True
-        )
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
+    tokens = DemoTokenizer().prompt
     prompts: list[Prompt] = []
     for number in range(-(-count // 2 // QUESTIONS_PER_BOOK)):
         book = facts.handbook(seed * 1000 + number, HANDBOOK_TOKENS)
@@ -42,6 +32,6 @@ def draw_prompts(count: int, seed: int) -> list[Prompt]:
     prompts = prompts[: count // 2]
     for case in facts.held_out_cases(seed, 20 * count, "passage"):
         token_ids = tokens(case.messages)
-        if len(prompts) < count and len(token_ids) > BLOCK_TOKENS * BLOCKS_PER_CHUNK:
+        if len(prompts) < count and len(token_ids) > CHUNK_TOKENS:
             prompts.append(Prompt(token_ids, case.expected, "passages"))
     return prompts

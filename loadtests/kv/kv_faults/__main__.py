@@ -23,10 +23,11 @@ from pathlib import Path
 
 import redis
 
+from loadtests.harness.demo_engine import PATIENT
 from loadtests.harness.engines import prepare_environment
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
-from loadtests.kv.kv_correctness import PATIENT, Asked, DemoEngine, draw_prompts
+from loadtests.harness.tenant_engine import Asked, TenantEngine, draw_prompts
 from loadtests.kv.kv_faults.redis_faults import FULL, Proxy, entries, faults, wait_for_chunks
 from loadtests.kv.kv_faults.worker import ask_each, kill_and_restart
 
@@ -42,7 +43,7 @@ RECOVERY_S = 20.0
 NEW_PROMPTS = 4
 
 
-def comes_back(engine: DemoEngine, prompts: Sequence[Asked]) -> bool:
+def comes_back(engine: TenantEngine, prompts: Sequence[Asked]) -> bool:
     """Whether what the engine stores is loaded again, without a restart."""
     deadline_s = time.monotonic() + RECOVERY_S
     while time.monotonic() < deadline_s:
@@ -72,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         redis.Redis.from_url(server.url) as client,
     ):
         proxy = Proxy(server.socket)
-        writer = DemoEngine(server.url, **PATIENT)
-        engine = DemoEngine(proxy.url, counts=True, load_budget_s=LOAD_BUDGET_S)
+        writer = TenantEngine(server.url, PATIENT)
+        engine = TenantEngine(proxy.url, {"load_budget_s": LOAD_BUDGET_S}, counts=True)
         cold_new, _, _ = ask_each(writer, new)
         ask_each(engine, new)  # its first answers take longer than the others
         time.sleep(1)

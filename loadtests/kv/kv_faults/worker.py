@@ -13,11 +13,12 @@ from pathlib import Path
 
 import psutil
 
+from loadtests.harness.demo_engine import PATIENT
 from loadtests.harness.engines import prepare_environment
-from loadtests.kv.kv_correctness import PATIENT, Asked, DemoEngine
+from loadtests.harness.tenant_engine import Asked, TenantEngine
 
 
-def ask_each(engine: DemoEngine, prompts: Sequence[Asked]) -> tuple[list[tuple[int, ...]], float, int]:
+def ask_each(engine: TenantEngine, prompts: Sequence[Asked]) -> tuple[list[tuple[int, ...]], float, int]:
     """Returns the tokens, the longest wait, and the cached tokens."""
     answers, longest_s, cached = [], 0.0, 0
     for prompt in prompts:
@@ -35,7 +36,7 @@ def serve_worker(connection: Connection, redis_url: str) -> None:
     from memserve.worker.kv.offload import sweep_orphan_regions
 
     sweep_orphan_regions()
-    engine = DemoEngine(redis_url, counts=True, **PATIENT)
+    engine = TenantEngine(redis_url, PATIENT, counts=True)
     connection.send("ready")
     while prompts := connection.recv():
         answers, longest_s, cached = ask_each(engine, prompts)

@@ -107,7 +107,7 @@ def fuzz_with_atheris(check: str, tally: memoryview, lasts_s: float, folder: Pat
     atheris.Fuzz()
 
 
-# What each fuzzer's process runs. Atheris sees which code was reached only in what is imported under its hook.
+# The program of each fuzzer's process. Atheris sees only the code that is imported under its hook.
 PROGRAMS: Final = {
     "hypothesis": (
         "from loadtests.kv.kv_fuzz.fuzzers import fuzz_with_hypothesis as fuzz, run_child\nrun_child(fuzz)"

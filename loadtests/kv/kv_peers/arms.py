@@ -16,6 +16,7 @@ import redis
 from loadtests.harness import install_lmcache
 from loadtests.harness.engines import (
     BLOCK_TOKENS,
+    HOST_BYTES,
     KV_BYTES_PER_TOKEN,
     NAMESPACE,
     BenchEngine,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 from loadtests.kv.kv_peers.lmcache import LMCACHE_CHUNK_TOKENS, LMCacheServer
 
 MEMSERVE, FILES, LMCACHE, LMCACHE_HERE = "memserve", "vLLM file system", "LMCache", "LMCache, our executor"
-HOST_BYTES = 256 << 20
 ANSWER_TOKENS = 16
 # Between an answer and what comes next: for what an engine or a server still does after it.
 SETTLE_S = 0.1
@@ -45,16 +45,16 @@ class ArmEngine(BenchEngine):
         params = SamplingParams(
             temperature=0, max_tokens=ANSWER_TOKENS, ignore_eos=True, detokenize=False, logprobs=0
         )
-        (output,) = self.llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)  # type: ignore[list-item]
-        completion = output.outputs[0]
+        completion = self.output(prompt, params).outputs[0]
         return [
             (token, places[token].logprob)
             for token, places in zip(completion.token_ids, completion.logprobs or (), strict=True)
         ]
 
-    def forget(self) -> None:
-        """Drop every prefix in the engine's own memory and in its host memory."""
-        assert self.llm.reset_prefix_cache(reset_connector=True)
+    def forget_all(self) -> None:
+        """As `forget`. Raises RuntimeError when not all were dropped."""
+        if not self.forget():
+            raise RuntimeError("the engine has not dropped its prefixes")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def memserve_arm(stack: contextlib.ExitStack, model: Path, folder: Path) -> Arm:
     def stored() -> int:
         return sum(1 for _ in client.scan_iter(match=f"{VALUE_PREFIX}*", count=1000))
 
-    return Arm(MEMSERVE, engine, blocks * BLOCK_TOKENS, stored, engine.forget, client)
+    return Arm(MEMSERVE, engine, blocks * BLOCK_TOKENS, stored, engine.forget_all, client)
 
 
 def files_arm(stack: contextlib.ExitStack, model: Path, folder: Path) -> Arm:
@@ -135,7 +135,12 @@ def files_arm(stack: contextlib.ExitStack, model: Path, folder: Path) -> Arm:
     )
     engine = _engine(stack, model, transfer)
     return Arm(
-        FILES, engine, blocks * BLOCK_TOKENS, lambda: sum(1 for _ in root.rglob("*.bin")), engine.forget, None
+        FILES,
+        engine,
+        blocks * BLOCK_TOKENS,
+        lambda: sum(1 for _ in root.rglob("*.bin")),
+        engine.forget_all,
+        None,
     )
 
 
@@ -163,7 +168,7 @@ def lmcache_arm(stack: contextlib.ExitStack, model: Path, folder: Path, *, vllms
     engine = _engine(stack, model, transfer, vllms_executor=vllms_executor)
 
     def forget() -> None:
-        engine.forget()
+        engine.forget_all()
         server.forget()
 
     name, settle_s = (LMCACHE, VLLMS_EXECUTOR_SETTLE_S) if vllms_executor else (LMCACHE_HERE, SETTLE_S)

@@ -24,12 +24,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.harness.engines import prepare_environment
+from loadtests.harness.engines import BLOCK_TOKENS, prepare_environment
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.random_model import HIDDEN, write_adapter, write_model
 from loadtests.harness.stack import running_stack
 from loadtests.modules.module_throughput.arms import (
-    BLOCK_TOKENS,
     KV_BYTES,
     RANK,
     Alone,

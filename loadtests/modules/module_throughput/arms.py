@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from loadtests.harness.engines import prepare_environment
+from loadtests.harness.engines import engine_settings, prepare_environment
 from loadtests.harness.figures import report
 from loadtests.harness.up import is_engine
 from loadtests.modules.module_throughput.load import ADAPTERS, BATCH, Asked, drive
@@ -24,7 +24,6 @@ from memserve.embedded import Stack, marked_processes
 from memserve.model.files import open_model
 
 RANK = 16
-BLOCK_TOKENS = 32
 KV_BYTES = 512 * MIB
 START_TIMEOUT_S = 180.0
 ROUND_TIMEOUT_S = 300.0
@@ -84,9 +83,9 @@ async def _serve_runs(pipe: Connection, model: Path, adapters: Sequence[Path], o
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-    from memserve.worker.engine.cpu import CpuExecutor
-    from memserve.worker.engine.engine import HASH_ALGORITHM
-
+    settings = engine_settings() | {"disable_log_stats": False}
+    if own_arithmetic:
+        settings["distributed_executor_backend"] = UniProcExecutor
     files = open_model(model)
     llm = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
@@ -95,15 +94,11 @@ async def _serve_runs(pipe: Connection, model: Path, adapters: Sequence[Path], o
             max_model_len=files.max_context_tokens,
             max_num_seqs=BATCH,
             kv_cache_memory_bytes=KV_BYTES,
-            block_size=BLOCK_TOKENS,
-            enforce_eager=True,
-            enable_prefix_caching=True,
-            prefix_caching_hash_algo=HASH_ALGORITHM,
             enable_lora=True,
             max_loras=ADAPTERS,
             max_cpu_loras=2 * ADAPTERS,
             max_lora_rank=RANK,
-            distributed_executor_backend=UniProcExecutor if own_arithmetic else CpuExecutor,
+            **settings,
         )
     )
     count = 0
