@@ -145,7 +145,7 @@ def reference(prompts: Sequence[Tokens], alpha: float, tokens: int) -> list[Toke
                     model(torch.tensor([row]), use_cache=False).logits[0, -1] for model in (base, expert)
                 )
                 row.append(int((logits + alpha * (shifted - logits)).argmax()))
-            known.append(tuple(row[len(prompt) :]))
+            answers.append(tuple(row[len(prompt) :]))
     return answers
 
 

@@ -18,29 +18,28 @@ one for each other codec. A lossless codec must change nothing; what int8 change
 
 from __future__ import annotations
 
-import gc
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import redis
 
 from loadtests.harness.engines import prepare_environment
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
-from loadtests.harness.redis_server import PrivateRedis, wait_until_stored
-from loadtests.kv.kv_codecs.answers import (
-    ask_all,
-    ask_through_redis,
-    compare,
-    share_with_hit,
-)
-from loadtests.kv.kv_codecs.engine import CodecEngine, chunk_layout, stored_chunks
-from loadtests.kv.kv_codecs.kernels import arrangement_error, kernel_errors
+from loadtests.harness.redis_server import PrivateRedis
+from loadtests.kv.kv_codecs.answers import Answers, ask_every_codec, compare, share_with_hit
+from loadtests.kv.kv_codecs.engine import chunk_layout
+from loadtests.kv.kv_codecs.kernels import kernel_errors
 from loadtests.kv.kv_codecs.loads import SAMPLE_BYTES, WIRES, gains, load_cells, wire_bytes_per_s
-from loadtests.kv.kv_codecs.methods import Timed, int8_method, is_installed, lossless_methods, time_methods
-from loadtests.kv.kv_codecs.prompts import QUESTIONS_PER_BOOK, Prompt, draw_prompts
+from loadtests.kv.kv_codecs.methods import (
+    Method,
+    Timed,
+    int8_method,
+    is_installed,
+    lossless_methods,
+    time_methods,
+)
+from loadtests.kv.kv_codecs.prompts import Prompt, draw_prompts
 from memserve.kv.values.envelope import Codec
 
 DTYPES, QUICK_DTYPES = ("float32", "bfloat16"), ("bfloat16",)
@@ -55,86 +54,86 @@ ANSWERED_CODECS: dict[str, tuple[Codec, ...]] = {
 }
 
 
-def measure(
-    dtype: str, prompts: Sequence[Prompt], rounds: int, here_bytes_per_s: float
-) -> tuple[list[list[object]], list[dict[str, object]], list[Bar]]:
-    """Returns the rows of the codecs, the rows of the answers, and the bars."""
-    layout = chunk_layout(dtype)
-    bars = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        PrivateRedis(Path(folder)) as server,
-        redis.Redis.from_url(server.url) as client,
-    ):
-        engine = CodecEngine(server.url, dtype, Codec.RAW)
-        cold = ask_all(engine, prompts, f"{dtype}, cold")
-        wait_until_stored(client, 1.0)
-        raw = ask_all(engine, prompts, f"{dtype}, raw")
-        again = ask_all(engine, prompts, f"{dtype}, raw again")
-        longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
-        chunks = stored_chunks(client, longest.token_ids)
-        handbooks = [prompt.token_ids for prompt in prompts if prompt.task == "handbook"]
-        pool = b"".join(
-            b"".join(stored_chunks(client, token_ids)) for token_ids in handbooks[::QUESTIONS_PER_BOOK]
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Of one dtype: the rows of the codecs, the rows of the answers, and the bars."""
+
+    codecs: list[list[object]]
+    quality: list[dict[str, object]]
+    bars: list[Bar]
+
+
+def measure(dtype: str, prompts: Sequence[Prompt], rounds: int, here_bytes_per_s: float) -> Measured:
+    asked = ask_every_codec(dtype, prompts, ANSWERED_CODECS[dtype])
+    methods = [*lossless_methods(ITEM_BYTES[dtype]), int8_method(chunk_layout(dtype))]
+    timed = time_methods(methods, asked.samples, rounds)
+    quality = [
+        {"dtype": dtype, **compare(name, prompts, asked.raw, answers)}
+        for name, answers in (
+            ("raw", asked.raw),
+            ("raw again", asked.raw_again),
+            ("computed", asked.computed),
+            *asked.others.items(),
         )
-        samples = [
-            np.frombuffer(pool, np.uint8, SAMPLE_BYTES, place * SAMPLE_BYTES)
-            for place in range(min(3, len(pool) // SAMPLE_BYTES))
-        ]
-        if dtype == "float32" and layout.packing == "vec":
-            error = arrangement_error(layout, chunks, longest.token_ids)
-            bars.append(
-                Bar(
-                    "K and V where the layout says, largest difference from transformers'",
-                    error,
-                    at_most=1e-3,
-                )
-            )
-        engine.close()
-        del engine
-        gc.collect()
-        others = {
-            codec.name.lower(): ask_through_redis(server.url, client, dtype, codec, prompts)
-            for codec in ANSWERED_CODECS[dtype]
-        }
-    report(f"{dtype}: {SAMPLE_BYTES // layout.raw_bytes} chunks a sample, {len(samples)} samples")
-    methods = [*lossless_methods(ITEM_BYTES[dtype]), int8_method(layout)]
-    timed = time_methods(methods, samples, rounds)
+    ]
+    return Measured(
+        codec_rows(dtype, methods, timed, here_bytes_per_s), quality, bars_of(dtype, asked, methods, timed)
+    )
+
+
+def codec_rows(
+    dtype: str, methods: Sequence[Method], timed: Mapping[str, Timed], here_bytes_per_s: float
+) -> list[list[object]]:
     rows: list[list[object]] = [
         [dtype, "raw", "1.000", "", "", *load_cells(Timed(1, 0, 0, True), here_bytes_per_s), ""]
     ]
     for method in methods:
-        one = timed[method.name]
-        speeds = [f"{SAMPLE_BYTES / seconds / 1e9:.2f}" for seconds in (one.encode_s, one.decode_s)]
-        verdict = ("gains" if gains(one, here_bytes_per_s) else "no gain") if method.exact else "not exact"
+        own = timed[method.name]
+        speeds = [f"{SAMPLE_BYTES / seconds / 1e9:.2f}" for seconds in (own.encode_s, own.decode_s)]
+        verdict = ("gains" if gains(own, here_bytes_per_s) else "no gain") if method.exact else "not exact"
         rows.append(
-            [dtype, method.name, f"{one.share:.3f}", *speeds, *load_cells(one, here_bytes_per_s), verdict]
+            [dtype, method.name, f"{own.share:.3f}", *speeds, *load_cells(own, here_bytes_per_s), verdict]
+        )
+    return rows
+
+
+def bars_of(dtype: str, asked: Answers, methods: Sequence[Method], timed: Mapping[str, Timed]) -> list[Bar]:
+    bars = []
+    if asked.arrangement_error is not None:
+        bars.append(
+            Bar(
+                "K and V where the layout says, largest difference from transformers'",
+                asked.arrangement_error,
+                at_most=1e-3,
+            )
         )
     wrong = [method.name for method in methods if method.exact and not timed[method.name].same]
-    bars.append(Bar(f"{dtype}: lossless methods that lose something", len(wrong), at_most=0))
-    bars.append(Bar(f"{dtype}: length of int8 / raw", timed["Codec.INT8"].share, at_most=INT8_SHARE[dtype]))
-    quality = [
-        {"dtype": dtype, **compare(name, prompts, raw, answers)}
-        for name, answers in (
-            ("raw", raw),
-            ("raw again", again),
-            ("computed", cold),
-            *others.items(),
-        )
+    hits = min(map(share_with_hit, (asked.raw, *asked.others.values())))
+    bars += [
+        Bar(f"{dtype}: lossless methods that lose something", len(wrong), at_most=0),
+        Bar(f"{dtype}: length of int8 / raw", timed["Codec.INT8"].share, at_most=INT8_SHARE[dtype]),
+        Bar(f"{dtype}: share of prompts with a hit", hits, at_least=1),
     ]
-    bars.append(
-        Bar(
-            f"{dtype}: share of prompts with a hit",
-            min(map(share_with_hit, (raw, *others.values()))),
-            at_least=1,
-        )
-    )
-    if "lossless" in others:
-        changed = sum(one != other for one, other in zip(raw, others["lossless"], strict=True))
+    if "lossless" in asked.others:
+        changed = sum(mine != other for mine, other in zip(asked.raw, asked.others["lossless"], strict=True))
         bars.append(
             Bar(f"{dtype}: answers that lossless changes, log-probabilities included", changed, at_most=0)
         )
-    return rows, quality, bars
+    return bars
+
+
+def kernel_bars(kernels: Sequence[Sequence[object]]) -> list[Bar]:
+    """kernels: rows of `kernel_errors`."""
+    return [
+        Bar(
+            f"vLLM's {packing}, {dtype}: largest error beside an outlier, steps",
+            error,
+            # The rounding of bfloat16 is a quarter of a step.
+            at_most=0.51 if dtype == "float32" else 0.76,
+        )
+        for packing, dtype, error in kernels
+        if isinstance(error, float)
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,25 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         here_bytes_per_s = wire_bytes_per_s(server.url, rounds)
     report(f"verified loads here: {here_bytes_per_s / 1e9:.2f} GB/s")
     prompts = draw_prompts(QUICK_QUESTIONS if chosen.quick else QUESTIONS, chosen.seed)
-    bars: list[Bar] = []
-    codecs: list[list[object]] = []
-    quality: list[dict[str, object]] = []
-    for dtype in QUICK_DTYPES if chosen.quick else DTYPES:
-        more_codecs, more_quality, more_bars = measure(dtype, prompts, rounds, here_bytes_per_s)
-        codecs += more_codecs
-        quality += more_quality
-        bars += more_bars
+    dtypes = QUICK_DTYPES if chosen.quick else DTYPES
+    measured = [measure(dtype, prompts, rounds, here_bytes_per_s) for dtype in dtypes]
     kernels = kernel_errors()
-    for packing, kind, error in kernels:
-        if isinstance(error, float):
-            at_most = 0.51 if kind == "float32" else 0.76  # the rounding of bfloat16 is a quarter of a step
-            bars.append(
-                Bar(
-                    f"vLLM's {packing}, {kind}: largest error beside an outlier, steps",
-                    error,
-                    at_most=at_most,
-                )
-            )
+    bars = [bar for of_dtype in measured for bar in of_dtype.bars] + kernel_bars(kernels)
+    codecs = [row for of_dtype in measured for row in of_dtype.codecs]
+    quality = [row for of_dtype in measured for row in of_dtype.quality]
     names = [name for wire in ("here", *WIRES) for name in (f"{wire}, ms", "x raw", "overlapped")]
     columns = ["dtype", "codec", "length", "enc GB/s", "dec GB/s", *names, ""]
     print_table(columns, codecs)

@@ -50,9 +50,6 @@ def kernel_errors() -> list[list[object]]:
     they share with no large one. More than half a step, and the rounding, would mean that the layout is not
     the kernel's.
     """
-    import torch
-    from vllm import _custom_ops as ops
-
     rows: list[list[object]] = []
     for packing, dtype in (
         ("vec", "float32"),
@@ -63,52 +60,53 @@ def kernel_errors() -> list[list[object]]:
         layout = ChunkLayout(
             dtype=dtype, tensors=1, blocks=3, block_tokens=64, kv_heads=2, head_size=64, packing=packing
         )
-        kind = getattr(torch, dtype)
-        tokens = layout.blocks * layout.block_tokens
-        keys, values = (
-            torch.rand(
-                2, tokens, layout.kv_heads, layout.head_size, generator=torch.Generator().manual_seed(1)
-            )
-            * 2
-            - 1
-        )
-        keys[..., 7] *= 1000
-        values[5] *= 1000
-        large_keys, large_values = torch.zeros_like(keys, dtype=kind), torch.zeros_like(values, dtype=kind)
-        large_keys[..., 7] = 1
-        large_values[5] = 1
-
-        def written(
-            keys: Any,
-            values: Any,
-            packing: str = packing,
-            layout: ChunkLayout = layout,
-            kind: Any = kind,
-            tokens: int = tokens,
-        ) -> Any:
-            cache = torch.zeros(
-                layout.blocks, layout.kv_heads, 2 * layout.block_tokens, layout.head_size, dtype=kind
-            )
-            ops.cpu_attn_reshape_and_cache(
-                keys.to(kind),
-                values.to(kind),
-                *cache.chunk(2, dim=2),
-                torch.arange(tokens),
-                packing,
-                k_scale=1.0,
-                v_scale=1.0,
-                kv_cache_dtype="auto",
-            )
-            return cache
-
         try:
-            cache, large = written(keys, values), written(large_keys, large_values)
+            error: object = round(_kernel_error(layout), 3)
         except RuntimeError:  # vLLM is built with the packings of one kind of processor
-            rows.append([packing, dtype, "not in this build"])
-            continue
-        loaded = torch.empty_like(cache)
-        layout_bytes = cache.view(torch.uint8).numpy().tobytes()
-        from_int8(to_int8(layout_bytes, layout), loaded.view(torch.uint8).numpy().reshape(-1).data, layout)
-        error = (loaded.float() - cache.float()).abs()[large == 0].max()
-        rows.append([packing, dtype, round(float(error) * 127, 3)])
+            error = "not in this build"
+        rows.append([packing, dtype, error])
     return rows
+
+
+def _kernel_error(layout: ChunkLayout) -> float:
+    """The largest error beside an outlier, in steps. Raises RuntimeError when the kernel is not built."""
+    import torch
+
+    tokens = layout.blocks * layout.block_tokens
+    keys, values = (
+        torch.rand(2, tokens, layout.kv_heads, layout.head_size, generator=torch.Generator().manual_seed(1))
+        * 2
+        - 1
+    )
+    keys[..., 7] *= 1000
+    values[5] *= 1000
+    large_keys, large_values = torch.zeros_like(keys), torch.zeros_like(values)
+    large_keys[..., 7] = 1
+    large_values[5] = 1
+    cache, large = _written(keys, values, layout), _written(large_keys, large_values, layout)
+    loaded = torch.empty_like(cache)
+    layout_bytes = cache.view(torch.uint8).numpy().tobytes()
+    from_int8(to_int8(layout_bytes, layout), loaded.view(torch.uint8).numpy().reshape(-1).data, layout)
+    return float((loaded.float() - cache.float()).abs()[large == 0].max()) * 127
+
+
+def _written(keys: Any, values: Any, layout: ChunkLayout) -> Any:
+    """The cache that vLLM's kernel writes. keys, values: [tokens, KV heads, head size]."""
+    import torch
+    from vllm import _custom_ops as ops
+
+    dtype = getattr(torch, layout.dtype)
+    cache = torch.zeros(
+        layout.blocks, layout.kv_heads, 2 * layout.block_tokens, layout.head_size, dtype=dtype
+    )
+    ops.cpu_attn_reshape_and_cache(
+        keys.to(dtype),
+        values.to(dtype),
+        *cache.chunk(2, dim=2),
+        torch.arange(layout.blocks * layout.block_tokens),
+        layout.packing,
+        k_scale=1.0,
+        v_scale=1.0,
+        kv_cache_dtype="auto",
+    )
+    return cache
