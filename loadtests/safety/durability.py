@@ -211,60 +211,75 @@ def wait_for(condition: Callable[[], bool], within_s: float) -> bool:
     return True
 
 
+class Run:
+    """Blows at a running memserve, and what was found wrong after each of them."""
+
+    def __init__(self, points: Sequence[str], rng: random.Random) -> None:
+        """points: the kind of every blow."""
+        self.points = list(points)
+        self.oracle, self.findings = Oracle(), Findings()
+        self.without_service_s: defaultdict[str, list[float]] = defaultdict(list)
+        self._rng = rng
+
+    def run(self, folder: Path) -> bool:
+        """Returns whether the journal emptied at the end."""
+        with small_disk(folder / "disk") as mounted, contextlib.ExitStack() as ends:
+            explain_mount(mounted)
+            if not mounted:
+                self.points = [kind for kind in self.points if not kind.startswith("disk")]
+            rig = Rig(folder / "disk", folder)
+            ends.callback(rig.close)
+            report(f"up after {rig.wait_ready():.1f} s; logs in {folder / 'logs'}")
+            for number, kind in enumerate(self.points):
+                self._blow(rig, number, kind)
+            namespaces = [f"point-{number}" for number in range(len(self.points))]
+            self._note(verify(rig.address, self.oracle, namespaces, "at the end"))
+            settled = wait_for(lambda: rig.waiting_writes() == 0, SETTLE_TIMEOUT_S)
+            report("the journal is empty; kill -9 of both" if settled else "the journal is not empty")
+            rig.kill(gateway=True, registry=True)
+            time.sleep(0.5)
+            rig.wait_ready()
+            self._note(verify(rig.address, self.oracle, namespaces, "from Milvus alone"))
+        return settled
+
+    def _blow(self, rig: Rig, number: int, kind: str) -> None:
+        namespace = f"point-{number}"
+        burst = Burst(rig.address, namespace, self.oracle, self._rng.randrange(10**6))
+        over_s = blow(rig, burst, kind, self._rng)
+        took_s = rig.wait_ready()
+        self.without_service_s[kind].append(time.monotonic() - over_s)
+        time.sleep(self._rng.uniform(0.0, 0.4))
+        burst.stop()
+        self._note(verify(rig.address, self.oracle, [namespace], f"point {number} ({kind})"))
+        report(
+            f"{number + 1:2} of {len(self.points)}: {kind}, {burst.wrote} writes, back after {took_s:.1f} s"
+        )
+
+    def _note(self, seen: Findings) -> None:
+        for name in ("lost", "back", "counts", "not_found"):
+            getattr(self.findings, name).extend(getattr(seen, name))
+            for line in getattr(seen, name)[:5]:
+                report(f"  {name}: {line}")
+
+
 def main() -> int:
     options = parser("durability", __doc__).parse_args()
     rng = random.Random(SEED)
     points = [kind for kind, times in (QUICK if options.quick else KINDS).items() for _ in range(times)]
     rng.shuffle(points)
-    oracle, findings = Oracle(), Findings()
-    without_service_s: defaultdict[str, list[float]] = defaultdict(list)
-    namespaces: list[str] = []
-    folder = Path(tempfile.mkdtemp(prefix="durability-"))
-
-    def note(seen: Findings) -> None:
-        for name in ("lost", "back", "counts", "not_found"):
-            getattr(findings, name).extend(getattr(seen, name))
-            for line in getattr(seen, name)[:5]:
-                report(f"  {name}: {line}")
-
-    with small_disk(folder / "disk") as mounted, contextlib.ExitStack() as ends:
-        explain_mount(mounted)
-        if not mounted:
-            points = [kind for kind in points if not kind.startswith("disk")]
-        rig = Rig(folder / "disk", folder)
-        ends.callback(rig.close)
-        report(f"up after {rig.wait_ready():.1f} s; logs in {folder / 'logs'}")
-        for number, kind in enumerate(points):
-            namespace = f"point-{number}"
-            namespaces.append(namespace)
-            burst = Burst(rig.address, namespace, oracle, rng.randrange(10**6))
-            over_s = blow(rig, burst, kind, rng)
-            took_s = rig.wait_ready()
-            without_service_s[kind].append(time.monotonic() - over_s)
-            time.sleep(rng.uniform(0.0, 0.4))
-            burst.stop()
-            note(verify(rig.address, oracle, [namespace], f"point {number} ({kind})"))
-            report(
-                f"{number + 1:2} of {len(points)}: {kind}, {burst.wrote} writes, back after {took_s:.1f} s"
-            )
-        note(verify(rig.address, oracle, namespaces, "at the end"))
-        settled = wait_for(lambda: rig.waiting_writes() == 0, SETTLE_TIMEOUT_S)
-        report("the journal is empty; kill -9 of both" if settled else "the journal is not empty")
-        rig.kill(gateway=True, registry=True)
-        time.sleep(0.5)
-        rig.wait_ready()
-        note(verify(rig.address, oracle, namespaces, "from Milvus alone"))
-
+    run = Run(points, rng)
+    settled = run.run(Path(tempfile.mkdtemp(prefix="durability-")))
     print_table(
         ("blow", "points", "without service, median s", "longest s"),
         [
             (kind, len(took), f"{statistics.median(took):.1f}", f"{max(took):.1f}")
-            for kind, took in without_service_s.items()
+            for kind, took in run.without_service_s.items()
         ],
     )
+    oracle, findings = run.oracle, run.findings
     print(
         f"{oracle.acknowledged} acknowledged changes, {oracle.unanswered} refused or unanswered, "
-        f"{len(points)} points, seed {SEED}"
+        f"{len(run.points)} points, seed {SEED}"
     )
     bars = [
         Bar("acknowledged and lost", len(findings.lost), at_most=0),
@@ -273,7 +288,7 @@ def main() -> int:
         Bar("memories that search does not find", len(findings.not_found), at_most=0),
         Bar("journals that did not empty", 0 if settled else 1, at_most=0),
     ]
-    longest = {kind: max(took) for kind, took in without_service_s.items()}
+    longest = {kind: max(took) for kind, took in run.without_service_s.items()}
     return finish(
         bars, {"acknowledged": oracle.acknowledged, "longest_without_service_s": longest}, options.json
     )

@@ -75,27 +75,32 @@ def entries(client: redis.Redis) -> list[bytes]:
 
 
 def wait_for_chunks(client: redis.Redis, chunks: int) -> None:
-    """Until Redis holds as many, for a while at most: the bars see it when it does not."""
+    """Until Redis holds that number of entries, for SETTLE_S at most. The bars see it when it does not."""
     deadline_s = time.monotonic() + SETTLE_S
     while len(entries(client)) < chunks and time.monotonic() < deadline_s:
         time.sleep(0.05)
 
 
+def rewrite(client: redis.Redis, change: Callable[[bytearray], bytes | bytearray]) -> None:
+    """Change the value of every entry."""
+    for key in entries(client):
+        client.set(key, bytes(change(bytearray(cast(bytes, client.get(key))))), keepttl=True)
+
+
+def flip(value: bytearray) -> bytearray:
+    value[random.randrange(len(value))] ^= 1 << random.randrange(8)
+    return value
+
+
+def swap(client: redis.Redis) -> None:
+    """Give every entry the value of the next."""
+    keys = entries(client)
+    values = client.mget(keys)
+    for key, value in zip(keys, values[1:] + values[:1], strict=True):
+        client.set(key, value or b"", keepttl=True)
+
+
 def faults(server: PrivateRedis, proxy: Proxy, client: redis.Redis) -> list[Fault]:
-    def rewrite(change: Callable[[bytearray], bytes | bytearray]) -> None:
-        for key in entries(client):
-            client.set(key, bytes(change(bytearray(cast(bytes, client.get(key))))), keepttl=True)
-
-    def flip(value: bytearray) -> bytearray:
-        value[random.randrange(len(value))] ^= 1 << random.randrange(8)
-        return value
-
-    def swap() -> None:
-        keys = entries(client)
-        values = client.mget(keys)
-        for key, value in zip(keys, values[1:] + values[:1], strict=True):
-            client.set(key, value or b"", keepttl=True)
-
     def kill() -> None:
         server.process.kill()
         server.process.wait()
@@ -135,9 +140,12 @@ def faults(server: PrivateRedis, proxy: Proxy, client: redis.Redis) -> list[Faul
             set_proxy(before_load=client.flushdb),
             set_proxy(before_load=lambda: None),
         ),
-        Fault("a bit flipped in every entry", lambda: rewrite(flip)),
-        Fault("every entry cut short", lambda: rewrite(lambda value: value[: random.randrange(len(value))])),
-        Fault("entries swapped", swap),
+        Fault("a bit flipped in every entry", lambda: rewrite(client, flip)),
+        Fault(
+            "every entry cut short",
+            lambda: rewrite(client, lambda value: value[: random.randrange(len(value))]),
+        ),
+        Fault("entries swapped", lambda: swap(client)),
         Fault("killed", kill, server.start),
         Fault("restarted", restart),
         Fault("restarted empty", restart_empty),
