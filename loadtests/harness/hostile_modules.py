@@ -109,37 +109,35 @@ def _safetensors(header: str, body: bytes = b"") -> bytes:
 
 
 def _broken_loras(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HostileUpload]:
+    yield from _broken_weight_files(shapes)
+    yield from _broken_tensors(shapes)
+    yield from _broken_configs(shapes)
+
+
+def _broken_weight_files(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HostileUpload]:
+    """Files that are no safetensors files, or contradict themselves."""
     sound, good = lora_tensors(shapes), _sound(shapes)
-    outputs, inputs = shapes[f"{LAYER}.weight"]
+    _, inputs = shapes[f"{LAYER}.weight"]
     size = 8 + int.from_bytes(good[WEIGHTS_FILE][:8], "little")
     entries, body = json.loads(good[WEIGHTS_FILE][8:size]), good[WEIGHTS_FILE][size:]
 
-    def weights(case: str, content: bytes, at: str = WEIGHTS_FILE, says: str = "") -> HostileUpload:
-        return HostileUpload(case, {**good, WEIGHTS_FILE: content}, at, says)
+    def with_weights(case: str, content: bytes, says: str = "") -> HostileUpload:
+        return HostileUpload(case, {**good, WEIGHTS_FILE: content}, WEIGHTS_FILE, says)
 
-    def tensors(case: str, changed: Tensors, at: str, says: str = "") -> HostileUpload:
-        return weights(case, save(changed), at, says)
-
-    def config(case: str, content: bytes, at: str, says: str = "") -> HostileUpload:
-        return HostileUpload(case, {**good, CONFIG_FILE: content}, at, says)
-
-    def moved(old: str, new: str) -> Tensors:
-        return {name.replace(old, new): tensor for name, tensor in sound.items()}
-
-    yield weights("pickle in place of safetensors", PICKLE, says="not a safetensors file")
-    yield weights(
+    yield with_weights("pickle in place of safetensors", PICKLE, says="not a safetensors file")
+    yield with_weights(
         "a torch checkpoint under that name", b"PK\x03\x04" + bytes(400), says="not a safetensors file"
     )
-    yield weights("cut short, and announced so", good[WEIGHTS_FILE][:-4], says="cut short")
-    yield weights("header of 2^62 bytes", (1 << 62).to_bytes(8, "little") + b"{}")
-    yield weights("header nested 1,000,000 deep", _safetensors("[" * 1_000_000))
+    yield with_weights("cut short, and announced so", good[WEIGHTS_FILE][:-4], says="cut short")
+    yield with_weights("header of 2^62 bytes", (1 << 62).to_bytes(8, "little") + b"{}")
+    yield with_weights("header nested 1,000,000 deep", _safetensors("[" * 1_000_000))
     empty = {
         f"t{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(100_000)
     }
-    yield weights("100,000 empty tensors", _safetensors(json.dumps(empty)), says="its header has")
+    yield with_weights("100,000 empty tensors", _safetensors(json.dumps(empty)), says="its header has")
     listed = [*entries.items(), (A, entries[A])]
     twice = ",".join(f"{json.dumps(name)}:{json.dumps(entry)}" for name, entry in listed)
-    yield weights("a tensor listed twice", _safetensors(f"{{{twice}}}", body))
+    yield with_weights("a tensor listed twice", _safetensors(f"{{{twice}}}", body))
     elsewhere = {
         "dtype": "F32",
         "shape": [4, inputs],
@@ -148,56 +146,79 @@ def _broken_loras(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HostileUplo
     twice = ",".join(
         f"{json.dumps(name)}:{json.dumps(entry)}" for name, entry in [*entries.items(), (A, elsewhere)]
     )
-    yield weights(
+    yield with_weights(
         "a tensor listed twice, with other content",
         _safetensors(f"{{{twice}}}", body + bytes(sound[A].nbytes)),
     )
-    yield weights(
+    yield with_weights(
         "two tensors in the same bytes",
         _safetensors(json.dumps({A: entries[A], B: {**entries[B], **_place(entries[A])}}), body),
     )
-    yield weights(
+    yield with_weights(
         "offsets beyond the file",
         _safetensors(json.dumps({**entries, B: {**entries[B], "data_offsets": [0, 1 << 40]}}), body),
     )
-    yield tensors("NaN", {**sound, A: np.full_like(sound[A], np.nan)}, A, "NaN")
-    yield tensors("infinite", {**sound, B: np.full_like(sound[B], np.inf)}, B, "infinite")
-    yield tensors("wrong shape", {**sound, A: sound[A][:, :-1].copy()}, A, f"[4, {inputs}]")
-    yield tensors("transposed", {**sound, B: sound[B].T.copy()}, B, f"[{outputs}, 4]")
-    yield tensors("integers", {**sound, A: sound[A].astype(np.int8)}, A, "dtype")
+
+
+def _broken_tensors(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HostileUpload]:
+    """Sound files whose tensors are not an adapter of the model."""
+    sound, good = lora_tensors(shapes), _sound(shapes)
+    outputs, inputs = shapes[f"{LAYER}.weight"]
+
+    def with_tensors(case: str, changed: Tensors, at: str, says: str = "") -> HostileUpload:
+        return HostileUpload(case, {**good, WEIGHTS_FILE: save(changed)}, at, says)
+
+    def renamed(old: str, new: str) -> Tensors:
+        return {name.replace(old, new): tensor for name, tensor in sound.items()}
+
+    yield with_tensors("NaN", {**sound, A: np.full_like(sound[A], np.nan)}, A, "NaN")
+    yield with_tensors("infinite", {**sound, B: np.full_like(sound[B], np.inf)}, B, "infinite")
+    yield with_tensors("wrong shape", {**sound, A: sound[A][:, :-1].copy()}, A, f"[4, {inputs}]")
+    yield with_tensors("transposed", {**sound, B: sound[B].T.copy()}, B, f"[{outputs}, 4]")
+    yield with_tensors("integers", {**sound, A: sound[A].astype(np.int8)}, A, "dtype")
     wide = {CONFIG_FILE: lora_config(r=64), WEIGHTS_FILE: save(lora_tensors(shapes, 64))}
     yield HostileUpload("rank above the limit", wide, f"{CONFIG_FILE}: r", "max_lora_rank")
-    yield tensors("rank above the limit, not told", lora_tensors(shapes, 64), A, f"[4, {inputs}]")
+    yield with_tensors("rank above the limit, not announced", lora_tensors(shapes, 64), A, f"[4, {inputs}]")
     larger = {A: np.ones((4, 896), np.float32), B: np.ones((896, 4), np.float32)}
-    yield tensors("shapes of another base model", larger, A, f"[4, {inputs}]")
-    yield tensors(
+    yield with_tensors("shapes of another base model", larger, A, f"[4, {inputs}]")
+    yield with_tensors(
         "layers of another base model",
-        moved("layers.0", "layers.23"),
+        renamed("layers.0", "layers.23"),
         A.replace("layers.0", "layers.23"),
         "ignored",
     )
-    yield tensors(
-        "misnamed target modules", moved("q_proj", "query"), A.replace("q_proj", "query"), "ignored"
+    yield with_tensors(
+        "misnamed target modules", renamed("q_proj", "query"), A.replace("q_proj", "query"), "ignored"
     )
-    yield tensors(
+    yield with_tensors(
         "embeddings as a target",
-        moved(LAYER, "model.embed_tokens"),
+        renamed(LAYER, "model.embed_tokens"),
         A.replace(LAYER, "model.embed_tokens"),
         "ignored",
     )
-    yield tensors("lm_head as a target", moved(LAYER, "lm_head"), A.replace(LAYER, "lm_head"), "ignored")
-    yield tensors("zero delta", {**sound, B: np.zeros_like(sound[B])}, WEIGHTS_FILE, "change nothing")
+    yield with_tensors(
+        "lm_head as a target", renamed(LAYER, "lm_head"), A.replace(LAYER, "lm_head"), "ignored"
+    )
+    yield with_tensors("zero delta", {**sound, B: np.zeros_like(sound[B])}, WEIGHTS_FILE, "change nothing")
     apart_a, apart_b = np.zeros_like(sound[A]), np.zeros_like(sound[B])
     apart_a[0], apart_b[:, 1] = sound[A][0], sound[B][:, 1]
-    yield tensors(
+    yield with_tensors(
         "zero delta of factors that are not", {A: apart_a, B: apart_b}, WEIGHTS_FILE, "change nothing"
     )
     small = {name: tensor * np.float32(1e-15) for name, tensor in sound.items()}
-    yield tensors("a delta of 1e-30", small, WEIGHTS_FILE, "change nothing")
-    yield config("alpha NaN", lora_config(lora_alpha=float("nan")), f"{CONFIG_FILE}: lora_alpha")
-    yield config("config nested 100,000 deep", b"[" * 100_000, CONFIG_FILE, "JSON")
-    yield config("DoRA", lora_config(use_dora=True), f"{CONFIG_FILE}: use_dora")
-    yield config(
+    yield with_tensors("a delta of 1e-30", small, WEIGHTS_FILE, "change nothing")
+
+
+def _broken_configs(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HostileUpload]:
+    good = _sound(shapes)
+
+    def with_config(case: str, content: bytes, at: str, says: str = "") -> HostileUpload:
+        return HostileUpload(case, {**good, CONFIG_FILE: content}, at, says)
+
+    yield with_config("alpha NaN", lora_config(lora_alpha=float("nan")), f"{CONFIG_FILE}: lora_alpha")
+    yield with_config("config nested 100,000 deep", b"[" * 100_000, CONFIG_FILE, "JSON")
+    yield with_config("DoRA", lora_config(use_dora=True), f"{CONFIG_FILE}: use_dora")
+    yield with_config(
         "whole layers beside the adapter",
         lora_config(modules_to_save=["lm_head"]),
         f"{CONFIG_FILE}: modules_to_save",
@@ -212,15 +233,15 @@ def _broken_probes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HostileUpl
     def probes(case: str, content: bytes, at: str, says: str) -> HostileUpload:
         return HostileUpload(case, {**_sound(shapes), PROBES_FILE: content}, at, says)
 
-    each = {"name": "bias", "kind": "recall", "probes": [{"question": "Who?", "answers": ["He."]}]}
+    probe_set = {"name": "bias", "kind": "recall", "probes": [{"question": "Who?", "answers": ["He."]}]}
     yield probes("probes that are no JSON", b"{'sets': []}", PROBES_FILE, "not JSON")
     yield probes(
         "probes with a field of their own",
-        json.dumps({"sets": [each], "run": "rm"}).encode(),
+        json.dumps({"sets": [probe_set], "run": "rm"}).encode(),
         PROBES_FILE,
         "no field 'run'",
     )
-    unanswered = {"sets": [{**each, "probes": [{"question": "Who?"}]}]}
+    unanswered = {"sets": [{**probe_set, "probes": [{"question": "Who?"}]}]}
     yield probes(
         "probes without an answer",
         json.dumps(unanswered).encode(),
@@ -229,7 +250,7 @@ def _broken_probes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HostileUpl
     )
     yield probes(
         "thresholds that let all pass",
-        json.dumps({"sets": [each], "thresholds": {"recall": -1}}).encode(),
+        json.dumps({"sets": [probe_set], "thresholds": {"recall": -1}}).encode(),
         f"{PROBES_FILE}: thresholds.recall",
         "0 to 1",
     )

@@ -41,10 +41,15 @@ class Case:
 
 def hostile_calls(client: Client, long_client: Client) -> list[Case]:
     """Of a module `town` with two versions, the first of them live, and an expert `archive`."""
+    return [*calls_at_once(client, long_client), *hostile_changes(client), *hostile_uses(client)]
+
+
+def calls_at_once(client: Client, long_client: Client) -> list[Case]:
+    """Calls that exclude each other, both under way. long_client: for a stream beside another call."""
     modules = client.modules
 
     def two_promotions() -> None:
-        """Both from the revision that is there: one is made, the other is told."""
+        """Both from the revision that is there: one is made, the other is refused."""
         revision = modules.get("town").aliases[0].revision
         together = threading.Barrier(2)
 
@@ -53,7 +58,7 @@ def hostile_calls(client: Client, long_client: Client) -> list[Case]:
             modules.promote("town", version, expected_revision=revision)
 
         with ThreadPoolExecutor(2) as pool:
-            failures = [each.exception() for each in [pool.submit(promote, version) for version in (1, 2)]]
+            failures = [call.exception() for call in [pool.submit(promote, version) for version in (1, 2)]]
         refused = [failure for failure in failures if failure is not None]
         if len(refused) != 1:
             raise RuntimeError(f"{len(refused)} of two promotions at once were refused: {refused}")
@@ -87,6 +92,13 @@ def hostile_calls(client: Client, long_client: Client) -> list[Case]:
             says="in use by a request",
         ),
         Case("two promotions at once", two_promotions, ABORTED, says="at revision", changes=1),
+    ]
+
+
+def hostile_changes(client: Client) -> list[Case]:
+    """Promotions, deletions and rollbacks."""
+    modules = client.modules
+    return [
         Case(
             "promotion of a version that does not exist",
             lambda: modules.promote("town", 99),
@@ -119,6 +131,13 @@ def hostile_calls(client: Client, long_client: Client) -> list[Case]:
             PRECONDITION,
             says="no other targets before",
         ),
+    ]
+
+
+def hostile_uses(client: Client) -> list[Case]:
+    """Splits, preloads, requests and compositions."""
+    modules = client.modules
+    return [
         Case(
             "a split with a weight of NaN",
             lambda: modules.split("town", {1: 1.0, 2: float("nan")}),
