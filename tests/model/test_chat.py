@@ -16,7 +16,9 @@ from memserve.model import chat as model_chat
 from memserve.model.by_transformers import tokenizer as tokenizer_by_transformers
 from memserve.model.chat import check_chat, open_chat
 from memserve.model.files import ModelFiles
-from tests.model.chat_shapes import BODY, CHATML, NO_SYSTEM, SHAPES, Shape, conversations
+from tests.model.chat_conversations import conversations
+from tests.model.chat_shapes import SHAPES, Shape
+from tests.model.chat_templates import BODY, CHATML, NO_SYSTEM
 
 
 @pytest.fixture
