@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vllm.config import KVTransferConfig
     from vllm.lora.request import LoRARequest
 
+VOCABULARY_TOKENS = 32768
 # Qwen2.5-0.5B's shape: 24 layers, hidden 896, 2 KV heads of 64; in bfloat16 12 KiB of KV a token.
 SHAPE = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -30,7 +31,7 @@ SHAPE = {
     "num_hidden_layers": 24,
     "num_attention_heads": 14,
     "num_key_value_heads": 2,
-    "vocab_size": 32768,
+    "vocab_size": VOCABULARY_TOKENS,
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-6,
     "rope_theta": 1000000.0,
@@ -68,7 +69,7 @@ def write_shape(folder: Path) -> Path:
 
 
 def random_prompt(seed: int, tokens: int) -> list[int]:
-    return random.Random(seed).choices(range(100, SHAPE["vocab_size"]), k=tokens)  # type: ignore[call-overload,no-any-return]
+    return random.Random(seed).choices(range(100, VOCABULARY_TOKENS), k=tokens)
 
 
 def engine_settings() -> dict[str, Any]:

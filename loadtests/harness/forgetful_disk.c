@@ -1,9 +1,13 @@
 /* LD_PRELOAD: keeps beside a folder what a power cut would leave of it.
  *
- * FORGETFUL_DISK_ROOT is the folder, FORGETFUL_DISK_SHADOW another, of objects, aside and tree. What is synced goes to the shadow:
- *   a file's fsync or fdatasync: its content of that moment, under its name of that moment (as ext4 does for a new file);
- *   a folder's fsync: its names; a file in it that was never synced is empty there, and what was removed is gone.
- * Everything else is forgotten. A power cut is then: kill every process, and put the shadow's `tree` in the folder's place.
+ * FORGETFUL_DISK_ROOT is the folder, FORGETFUL_DISK_SHADOW another, of objects, aside and tree. What is synced
+ * goes to the shadow:
+ *   a file's fsync or fdatasync: its content of that moment, under its name of that moment (as ext4 does for a
+ *   new file);
+ *   a folder's fsync: its names. A file in the folder that was never synced is empty there, and what was removed
+ *   is gone.
+ * Everything else is forgotten. To cut the power, kill every process, and put the shadow's `tree` in the folder's
+ * place.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -52,7 +56,8 @@ static int keep_tail(const char *path, const char *relative, const char *shadow,
   struct stat before, named;
   size_t length = strlen(path);
   object_of(object, shadow, about);
-  if (length < 4 || strcmp(path + length - 4, ".aof") || stat(object, &before) || before.st_size > about->st_size) return 0;
+  if (length < 4 || strcmp(path + length - 4, ".aof")) return 0;
+  if (stat(object, &before) || before.st_size > about->st_size) return 0;
   int in = open(path, O_RDONLY | O_CLOEXEC), out = open(object, O_WRONLY | O_APPEND | O_CLOEXEC);
   ssize_t got = -1;
   if (in >= 0 && out >= 0 && lseek(in, before.st_size, SEEK_SET) == before.st_size)
@@ -69,7 +74,8 @@ static void keep_file(const char *path, const char *relative, const char *shadow
   if (keep_tail(path, relative, shadow, about)) return;
   char aside[PATH_MAX], object[PATH_MAX], name[PATH_MAX], block[1 << 16];
   snprintf(aside, sizeof aside, "%s/aside/%d-%ld", shadow, getpid(), atomic_fetch_add(&copies, 1));
-  int in = open(path, O_RDONLY | O_CLOEXEC), out = open(aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  int in = open(path, O_RDONLY | O_CLOEXEC);
+  int out = open(aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   ssize_t got = -1;
   if (in >= 0 && out >= 0)
     while ((got = read(in, block, sizeof block)) > 0)
@@ -118,7 +124,8 @@ static void keep_names(const char *path, const char *relative, const char *shado
   folder = opendir(path);
   for (struct dirent *entry; folder && (entry = readdir(folder));) {
     if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
-    if (!joined(from, path, "/", entry->d_name) || !joined(to, kept, "/", entry->d_name) || lstat(from, &about)) continue;
+    if (!joined(from, path, "/", entry->d_name) || !joined(to, kept, "/", entry->d_name)) continue;
+    if (lstat(from, &about)) continue;
     if (S_ISDIR(about.st_mode)) mkdir(to, 0700);
     if (!S_ISREG(about.st_mode)) continue;
     object_of(object, shadow, &about);
@@ -138,7 +145,8 @@ static void keep(int descriptor) {
   if (length <= 0) return;
   path[length] = 0;
   size_t prefix = strlen(root);
-  if (strncmp(path, root, prefix) || (path[prefix] != '/' && path[prefix] != 0) || fstat(descriptor, &about)) return;
+  if (strncmp(path, root, prefix) || (path[prefix] != '/' && path[prefix] != 0)) return;
+  if (fstat(descriptor, &about)) return;
   if (S_ISREG(about.st_mode) && about.st_nlink > 0) keep_file(path, path + prefix, shadow, &about);
   if (S_ISDIR(about.st_mode)) keep_names(path, path + prefix, shadow);
 }
