@@ -1,13 +1,13 @@
 /* LD_PRELOAD: keeps beside a folder what a power cut would leave of it.
  *
- * FORGETFUL_DISK_ROOT is the folder, FORGETFUL_DISK_SHADOW another, of objects, aside and tree. What is synced
- * goes to the shadow:
- *   a file's fsync or fdatasync: its content of that moment, under its name of that moment (as ext4 does for a
- *   new file);
- *   a folder's fsync: its names. A file in the folder that was never synced is empty there, and what was removed
- *   is gone.
- * Everything else is forgotten. To cut the power, kill every process, and put the shadow's `tree` in the folder's
- * place.
+ * FORGETFUL_DISK_ROOT is the folder, FORGETFUL_DISK_SHADOW another, of objects, aside and tree. The shadow
+ * gets what is synced:
+ *   a file's fsync or fdatasync: its content of that moment, under its name of that moment (as ext4 does for
+ *   a new file);
+ *   a folder's fsync: its names. A file in the folder that was never synced is empty there, and what was
+ *   removed is gone.
+ * Everything else is forgotten. To cut the power, kill every process, and put the shadow's `tree` in the
+ * folder's place.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

@@ -80,7 +80,7 @@ def steps_on_the_scheduler(url: str, server_pid: int, steps: int) -> dict[str, l
 def ttft_ratios(model: Path, server: PrivateRedis, rounds: int) -> list[float]:
     report("starting two engines")
     with_tier, without = BenchEngine(model, redis_url=server.url), BenchEngine(model)
-    os.kill(server.process.pid, signal.SIGSTOP)
+    server.pause()
     ratios = []
     try:
         for number in range(rounds + 1):
@@ -94,7 +94,7 @@ def ttft_ratios(model: Path, server: PrivateRedis, rounds: int) -> list[float]:
             if number:
                 ratios.append(ratio)
     finally:
-        os.kill(server.process.pid, signal.SIGCONT)
+        server.resume()
         with_tier.close()
         without.close()
     return ratios

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import select
-import signal
 import socket
 import threading
 import time
@@ -122,8 +121,8 @@ def faults(server: PrivateRedis, proxy: Proxy, client: redis.Redis) -> list[Faul
         Fault("none", lambda: None),
         Fault(
             "paused (SIGSTOP)",
-            lambda: server.process.send_signal(signal.SIGSTOP),
-            lambda: server.process.send_signal(signal.SIGCONT),
+            server.pause,
+            server.resume,
         ),
         Fault("slow: 20 ms an answer", set_proxy(delay_s=0.02), set_proxy(delay_s=0.0)),
         Fault("slow: 300 ms an answer", set_proxy(delay_s=0.3), set_proxy(delay_s=0.0)),
