@@ -96,7 +96,7 @@ class Seen:
         events = Counter(event.action for event in self.audit if event.module == module)
         history = tuple((_targets(change), change.action) for change in self.histories[module])
         return State(
-            {each.version: each.digest for each in self.versions[module]}, events["publish"], history
+            {version.version: version.digest for version in self.versions[module]}, events["publish"], history
         )
 
 
@@ -118,35 +118,39 @@ def _targets(of: Alias | AliasChange) -> Targets:
 
 def contradictions(seen: Seen, before: Seen) -> list[str]:
     """What in the store does not agree with the rest of it, or with what it was before."""
-    found = []
+    wrong = []
     for module in MODULES:
         state = seen.state(module)
         changes, events = seen.histories[module], [event for event in seen.audit if event.module == module]
         if [change.revision for change in changes] != list(range(1, len(changes) + 1)):
-            found.append(f"{module}: the history has gaps")
+            wrong.append(f"{module}: the history has gaps")
         if changes[: len(before.histories[module])] != before.histories[module]:
-            found.append(f"{module}: the history was rewritten")
+            wrong.append(f"{module}: the history was rewritten")
         if changes and seen.live[module] != (len(changes), state.targets):
-            found.append(f"{module}: the alias is not what its history ends with")
+            wrong.append(f"{module}: the alias is not what its history ends with")
         if not {version for version, _ in state.targets} <= state.versions.keys():
-            found.append(f"{module}: the alias targets a version that does not exist")
+            wrong.append(f"{module}: the alias targets a version that does not exist")
         if [event.action for event in events if event.action in ("promote", "split", "rollback")] != [
             c.action for c in changes
         ]:
-            found.append(f"{module}: audit and history differ")
+            wrong.append(f"{module}: audit and history differ")
         if [json.loads(event.after)["version"] for event in events if event.action == "publish"] != list(
             range(1, state.published + 1)
         ):
-            found.append(f"{module}: audit and version numbers differ")
+            wrong.append(f"{module}: audit and version numbers differ")
         gone = sorted(json.loads(event.before)["version"] for event in events if event.action == "delete")
         if sorted([*gone, *state.versions]) != list(range(1, state.published + 1)):
-            found.append(f"{module}: a version is neither there nor deleted, or both")
+            wrong.append(f"{module}: a version is neither there nor deleted, or both")
         bodies = {
-            each.version: replace(each, gate=None, moves_logits=False) for each in seen.versions[module]
+            version.version: replace(version, gate=None, moves_logits=False)
+            for version in seen.versions[module]
         }
-        for each in before.versions[module]:
-            if bodies.get(each.version, each) not in (each, replace(each, gate=None, moves_logits=False)):
-                found.append(f"{module}: version {each.version} has changed")
+        for version in before.versions[module]:
+            if bodies.get(version.version, version) not in (
+                version,
+                replace(version, gate=None, moves_logits=False),
+            ):
+                wrong.append(f"{module}: version {version.version} has changed")
     if seen.audit[: len(before.audit)] != before.audit:
-        found.append("the audit was rewritten")
-    return found
+        wrong.append("the audit was rewritten")
+    return wrong

@@ -166,7 +166,7 @@ class ConstantLoad:
 
     @property
     def failed(self) -> list[Exchange]:
-        return [each for each in self.exchanges if each.answer is None]
+        return [done for done in self.exchanges if done.answer is None]
 
     async def answered(self, count: int) -> None:
         """Wait until so many more requests have ended, well or not."""

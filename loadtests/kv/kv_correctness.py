@@ -45,8 +45,8 @@ def ask_all(engine: TenantEngine, prompts: Sequence[Asked], name: str) -> list[A
 def compare(
     name: str, cold: Sequence[Answered], answers: Sequence[Answered], counts: Counter[str]
 ) -> list[object]:
-    others = [one for one, other in zip(cold, answers, strict=True) if one.token_ids != other.token_ids]
-    unsure = sum(one.margin < SURE_BY for one in others)
+    others = [first for first, other in zip(cold, answers, strict=True) if first.token_ids != other.token_ids]
+    unsure = sum(answer.margin < SURE_BY for answer in others)
     hits = sum(answer.cached_tokens > 0 for answer in answers)
     counts["other tokens than cold"] += len(others) - unsure
     counts["other tokens where the cold answer was unsure"] += unsure

@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ratios = ttft_ratios(write_shape(Path(folder) / "model"), server, 2 if chosen.quick else 11)
     quantiles = {name: statistics.quantiles(seconds, n=100) for name, seconds in taken.items()}
     rows = [
-        [f"Redis {name}", *(f"{1000 * each:.3f}" for each in (cuts[49], cuts[98], max(taken[name])))]
+        [f"Redis {name}", *(f"{1000 * seconds:.3f}" for seconds in (cuts[49], cuts[98], max(taken[name])))]
         for name, cuts in quantiles.items()
     ]
     print_table(("tier on the scheduler's thread, ms a step", "p50", "p99", "max"), rows)

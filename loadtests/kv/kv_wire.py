@@ -168,7 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "redis_py_gb_s",
         "tier_of_redis_py",
     )
-    print_table(columns, [[name, *(f"{row[each]:.2f}" for each in names)] for name, row in figures.items()])
+    print_table(
+        columns, [[name, *(f"{row[column]:.2f}" for column in names)] for name, row in figures.items()]
+    )
     bars = [
         Bar(f"{name}: tier ÷ plain loop", row["tier_of_plain"], at_least=0.8) for name, row in figures.items()
     ]

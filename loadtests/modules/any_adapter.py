@@ -236,7 +236,7 @@ class Peft:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(self.base(), folder).eval()
-        found = []
+        answers = []
         for question in QUESTIONS:
             inputs = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": question}],
@@ -249,8 +249,8 @@ class Peft:
                 ids = model.generate(
                     **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, pad_token_id=0
                 )
-            found.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
-        return found
+            answers.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
+        return answers
 
 
 def tried(case: Case, number: int, peft: Peft, client: Client, folder: Path) -> tuple[str, str]:

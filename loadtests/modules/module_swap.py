@@ -67,7 +67,7 @@ class Swap:
     first_tokens: tuple[FirstToken, ...]
 
     def slowest_s(self, since_s: float) -> float:
-        return max(each.token_s for each in self.first_tokens) - since_s
+        return max(token.token_s for token in self.first_tokens) - since_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ async def publish(client: AsyncClient, folder: Path, adapter: str, scale: float)
     version = await client.modules.publish(MODULE, variant(adapter, folder, scale=scale))
     await client.modules.gate(MODULE, version.version)
     places = await client.modules.unload(version.reference)
-    if any(each.place in (ModulePlace.DEVICE, ModulePlace.HOST) for each in places):
+    if any(place.place in (ModulePlace.DEVICE, ModulePlace.HOST) for place in places):
         raise SystemExit(f"{version.reference} is still held: {places}")
     return Version(version.version, version.digest, adapter)
 
@@ -178,12 +178,12 @@ def wrong_answers(run: Run) -> int:
         fact.held_out_questions[0]: (adapter, fact) for adapter in ADAPTERS for fact in run.facts[adapter]
     }
     wrong = 0
-    for each in run.exchanges:
-        if each.answer is None:
+    for done in run.exchanges:
+        if done.answer is None:
             continue
-        adapter, fact = by_question[each.ask.question]
-        made_by = [run.adapters.get(digest, "") for digest in each.digests]
-        wrong += len(made_by) != 1 or is_right(each, fact) != (made_by == [adapter])
+        adapter, fact = by_question[done.ask.question]
+        made_by = [run.adapters.get(digest, "") for digest in done.digests]
+        wrong += len(made_by) != 1 or is_right(done, fact) != (made_by == [adapter])
     return wrong
 
 
@@ -202,7 +202,7 @@ def in_ms(values_s: Sequence[float]) -> tuple[str, ...]:
 def main() -> int:
     arguments = parser("module_swap", __doc__).parse_args()
     with running_stack(demo_modules=True, workers=2) as stack:
-        made = asyncio.run(
+        measured = asyncio.run(
             run(
                 stack.address,
                 stack.settings.data / "variants",
@@ -214,11 +214,11 @@ def main() -> int:
     figures: dict[str, object] = {}
     bars = []
     for key, kind in (("held", HELD), ("new", NEW)):
-        swaps = [each for each in made.swaps if each.kind == kind]
+        swaps = [swap for swap in measured.swaps if swap.kind == kind]
         measured = {
-            "from_call": [each.slowest_s(each.called_s) for each in swaps],
-            "from_acknowledgement": [each.slowest_s(each.done_s) for each in swaps],
-            "promotion": [each.done_s - each.called_s for each in swaps],
+            "from_call": [swap.slowest_s(swap.called_s) for swap in swaps],
+            "from_acknowledgement": [swap.slowest_s(swap.done_s) for swap in swaps],
+            "promotion": [swap.done_s - swap.called_s for swap in swaps],
         }
         for name, values in measured.items():
             rows.append((kind, name.replace("_", " "), *in_ms(values)))
@@ -234,27 +234,29 @@ def main() -> int:
                 at_most=FIRST_TOKEN_P99_S,
             )
         )
-    failed = [each.failure for each in made.exchanges if each.answer is None]
+    failed = [done.failure for done in measured.exchanges if done.answer is None]
     bars += [
         Bar("failed requests", len(failed), at_most=0),
         Bar(
             "first answers that are not the new version's",
-            sum(not t.right for each in made.swaps for t in each.first_tokens),
+            sum(not token.right for swap in measured.swaps for token in swap.first_tokens),
             at_most=0,
         ),
-        Bar("wrong answers under load", wrong_answers(made), at_most=0),
+        Bar("wrong answers under load", wrong_answers(measured), at_most=0),
     ]
-    span_s = max(each.ended_s for each in made.exchanges) - min(each.started_s for each in made.exchanges)
-    rate = len(made.exchanges) / span_s
+    span_s = max(done.ended_s for done in measured.exchanges) - min(
+        done.started_s for done in measured.exchanges
+    )
+    rate = len(measured.exchanges) / span_s
     print(
-        f"{len(made.exchanges)} requests of {ASKERS} askers, {rate:.0f} a second; ms over "
-        f"{len(made.swaps)} promotions"
+        f"{len(measured.exchanges)} requests of {ASKERS} askers, {rate:.0f} a second; ms over "
+        f"{len(measured.swaps)} promotions"
     )
     print_table(("version", "last worker's first token", "p50", "p90", "p99"), rows)
     print()
     figures |= {
-        "promotions": len(made.swaps),
-        "requests": len(made.exchanges),
+        "promotions": len(measured.swaps),
+        "requests": len(measured.exchanges),
         "seconds": span_s,
         "failures": sorted(set(failed))[:5],
     }

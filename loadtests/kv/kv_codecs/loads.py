@@ -58,10 +58,10 @@ def load_cells(timed: Timed, here_bytes_per_s: float) -> list[str]:
     """For each wire, the time of a load and what it is of a raw one's, in turn and overlapped."""
     cells = []
     for bytes_per_s in (here_bytes_per_s, *WIRES.values()):
-        one = load(timed, bytes_per_s)
+        cost = load(timed, bytes_per_s)
         cells += [
-            f"{one.in_turn_s * 1e3:.2f}",
-            f"{one.in_turn_s / one.raw_s:.2f}",
-            f"{one.overlapped_s / one.raw_s:.2f}",
+            f"{cost.in_turn_s * 1e3:.2f}",
+            f"{cost.in_turn_s / cost.raw_s:.2f}",
+            f"{cost.overlapped_s / cost.raw_s:.2f}",
         ]
     return cells

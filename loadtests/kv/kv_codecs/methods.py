@@ -121,10 +121,10 @@ def time_methods(methods: Sequence[Method], samples: Sequence[Bytes], rounds: in
                 )
     return {
         name: Timed(
-            statistics.mean(one.share for one in all_),
-            statistics.median(one.encode_s for one in all_),
-            statistics.median(one.decode_s for one in all_),
-            all(one.same for one in all_),
+            statistics.mean(timed.share for timed in all_),
+            statistics.median(timed.encode_s for timed in all_),
+            statistics.median(timed.decode_s for timed in all_),
+            all(timed.same for timed in all_),
         )
         for name, all_ in seen.items()
     }

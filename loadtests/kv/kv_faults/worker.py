@@ -59,7 +59,11 @@ class Worker:
     def regions(self) -> set[Path]:
         """The shared memory that it and its engine have mapped."""
         root = psutil.Process(self.process.pid)
-        maps = [each.path for one in (root, *root.children(recursive=True)) for each in one.memory_maps()]
+        maps = [
+            mapped.path
+            for process in (root, *root.children(recursive=True))
+            for mapped in process.memory_maps()
+        ]
         return {Path(path.removesuffix(" (deleted)")) for path in maps if "/vllm_offload_" in path}
 
     def kill(self) -> None:
@@ -114,5 +118,5 @@ def kill_and_restart(
     successor.close()
     for region in left:
         region.unlink(missing_ok=True)
-    same = sum(one == other for one, other in zip(answers, cold, strict=True))
+    same = sum(answer == other for answer, other in zip(answers, cold, strict=True))
     return Restart(was_answering, len(left), restart_s, same, cached, hits)

@@ -54,7 +54,7 @@ def by_the_book(stream: bytes, asked: Sequence[Asked]) -> tuple[Replies, bool]:
     """
     replies: Replies = []
     at = 0
-    for one in asked:
+    for awaited in asked:
         end = stream.find(b"\r\n", at, at + MAX_LINE_BYTES)
         if end < 0:
             return replies, len(stream) - at >= MAX_LINE_BYTES
@@ -65,7 +65,7 @@ def by_the_book(stream: bytes, asked: Sequence[Asked]) -> tuple[Replies, bool]:
             replies.append((Kind.NOTHING, b""))
         elif re.fullmatch(rb"\$\d{1,10}", line):
             length = int(line[1:])
-            wanted = one.takes(length)
+            wanted = awaited.takes(length)
             if length > MAX_SKIPPED_BYTES:
                 return replies, True
             value, line_end = stream[at : at + length], stream[at + length : at + length + 2]
@@ -75,7 +75,7 @@ def by_the_book(stream: bytes, asked: Sequence[Asked]) -> tuple[Replies, bool]:
             at += length + 2
         else:
             return replies, True
-        if one.padded:
+        if awaited.padded:
             if not stream[at:].startswith(PADDING):
                 return replies, not PADDING.startswith(stream[at:])
             at += len(PADDING)
@@ -87,12 +87,12 @@ def in_pieces(stream: bytes, asked: Sequence[Asked], sizes: Sequence[int]) -> tu
     as there is room for.
     """
     reader = ReplyReader()
-    values = [memoryview(bytearray(one.room_bytes)) for one in asked]
-    for one, value in zip(asked, values, strict=True):
+    values = [memoryview(bytearray(awaited.room_bytes)) for awaited in asked]
+    for awaited, value in zip(asked, values, strict=True):
         reader.expect(
-            *((value[:HEADER_BYTES], value[HEADER_BYTES:]) if value.nbytes else ()), at_most=one.at_most
+            *((value[:HEADER_BYTES], value[HEADER_BYTES:]) if value.nbytes else ()), at_most=awaited.at_most
         )
-        if one.padded:
+        if awaited.padded:
             reader.expect_exactly(PADDING)
     replies: Replies = []
     at = 0
@@ -115,7 +115,7 @@ def in_pieces(stream: bytes, asked: Sequence[Asked], sizes: Sequence[int]) -> tu
             replies.append(
                 (reply.kind, bytes(value[: reply.value_bytes]) if reply.kind is Kind.VALUE else reply.line)
             )
-    announced = sum(1 + one.padded for one in asked)
+    announced = sum(1 + awaited.padded for awaited in asked)
     if not len(asked) <= len(replies) + reader.outstanding <= announced:
         raise WrongValue(
             f"{len(asked)} replies announced, {len(replies)} came, {reader.outstanding} outstanding"
@@ -159,8 +159,8 @@ def check_reader(case: bytes) -> tuple[int, int]:
             )
     accepted = 0
     values = 0
-    for one, (kind, value) in zip(asked, replies, strict=False):
-        if one.entry is not None and kind is Kind.VALUE:
+    for awaited, (kind, value) in zip(asked, replies, strict=False):
+        if awaited.entry is not None and kind is Kind.VALUE:
             values += 1
-            accepted += accepts(one.entry, value)
+            accepted += accepts(awaited.entry, value)
     return accepted, values - accepted + refused

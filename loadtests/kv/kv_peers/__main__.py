@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report("starting the engines")
         arms = [memserve_arm(stack, model, folder), files_arm(stack, model, chosen.files_in)]
         if with_lmcache:
-            arms += (lmcache_arm(stack, model, folder, vllms_executor=each) for each in (True, False))
+            arms += (lmcache_arm(stack, model, folder, vllms_executor=vllms) for vllms in (True, False))
         for tokens in sizes:
             figures += rows(tokens, measure(arms, tokens, prompts, rounds))
     status = show_results(figures, prompts, chosen)

@@ -80,7 +80,7 @@ class Reference:
 
     def answers(self, model: Any) -> list[list[int]]:
         """Greedy token ids of each question."""
-        found = []
+        answers = []
         for question in QUESTIONS:
             inputs = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": question}],
@@ -98,8 +98,8 @@ class Reference:
                     do_sample=False,
                     pad_token_id=2,
                 )
-            found.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
-        return found
+            answers.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
+        return answers
 
     def adapter(self, folder: Path, targets: Sequence[str]) -> list[list[int]]:
         """Make a LoRA of random weights with peft and save it. Returns its answers."""

@@ -130,8 +130,8 @@ def show_results(measured: Measured, as_json: bool) -> int:
         figures |= {"many_of_few": many, "equal_blocks_differ_by": noise}
         bars.append(Bar(f"TTFT with {MANY:,} modules registered ÷ with {FEW}", many, at_most=MANY_AT_MOST))
     if measured.rotations:
-        figures["rotations"], found = show_rotations(measured.rotations)
-        bars += found
+        figures["rotations"], more_bars = show_rotations(measured.rotations)
+        bars += more_bars
     return finish(bars, figures, as_json)
 
 

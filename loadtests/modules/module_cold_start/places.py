@@ -79,9 +79,9 @@ async def places_round(
 def show_places(rounds: Sequence[dict[str, list[float]]]) -> dict[str, dict[str, float]]:
     rows = {
         where: {
-            "ttft_ms": statistics.median(seconds for each in rounds for seconds in each[where]) * 1000,
+            "ttft_ms": statistics.median(seconds for taken in rounds for seconds in taken[where]) * 1000,
             "of_base": statistics.median(
-                seconds / statistics.median(each["base"]) for each in rounds for seconds in each[where]
+                seconds / statistics.median(taken["base"]) for taken in rounds for seconds in taken[where]
             ),
         }
         for where in rounds[0]

@@ -21,14 +21,14 @@ TENANT, PRINCIPAL = "default", "module_cold_start"
 @contextlib.asynccontextmanager
 async def registered(store: ModuleStore, content: ModuleVersion, count: int) -> AsyncIterator[None]:
     """While inside, so many more modules are registered."""
-    made = [
+    versions = [
         await store.publish(TENANT, PRINCIPAL, replace(content, module=f"many-{number:04}"))
         for number in range(count)
     ]
     try:
         yield
     finally:
-        for version in made:
+        for version in versions:
             await store.delete_version(TENANT, PRINCIPAL, version.module, version.version)
 
 
@@ -63,9 +63,9 @@ def show_registered(rounds: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Returns many ÷ few, the median of the rounds, and by how much equal blocks differ, the median too."""
     many = statistics.median(statistics.mean(blocks[2:]) / statistics.mean(blocks[:2]) for blocks in rounds)
     noise = statistics.median(
-        abs(one / other - 1)
+        abs(first / other - 1)
         for few, again, more, last in rounds
-        for one, other in ((again, few), (last, more))
+        for first, other in ((again, few), (last, more))
     )
     few_ms, many_ms = (
         statistics.median(seconds for blocks in rounds for seconds in blocks[at]) * 1000

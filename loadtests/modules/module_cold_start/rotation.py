@@ -66,7 +66,7 @@ async def rotate(
         order += draw.sample(range(len(adapters)), len(adapters))
     known = Residency({})
     free = asyncio.Semaphore(IN_FLIGHT)
-    found: Counter[str] = Counter()
+    places: Counter[str] = Counter()
 
     async def ask(place: int) -> int:
         async with free:
@@ -82,7 +82,7 @@ async def rotate(
                 ):
                     if isinstance(event, Route):
                         held = known.by_worker.get(event.worker_id, {})
-                        found[held.get(adapter.version.digest, ModulePlace.DISK).value] += 1
+                        places[held.get(adapter.version.digest, ModulePlace.DISK).value] += 1
                     elif isinstance(event, TextDelta):
                         tokens += len(event.token_ids)
             except CallFailed as error:
@@ -93,18 +93,18 @@ async def rotate(
     following = asyncio.create_task(known.follow(client))
     try:
         await asyncio.gather(*(ask(place) for place in range(warming)))
-        found.clear()
+        places.clear()
         started_s = time.perf_counter()
         tokens = await asyncio.gather(*(ask(place) for place in range(warming, warming + requests)))
         seconds = time.perf_counter() - started_s
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-    total = sum(found.values())
+    total = sum(places.values())
     return Run(
         sum(tokens) / seconds,
         tokens.count(0),
-        {place: count / total for place, count in sorted(found.items())},
+        {place: count / total for place, count in sorted(places.items())},
     )
 
 
@@ -150,20 +150,22 @@ def show_rotations(
     bars = [
         Bar(
             "requests that failed",
-            sum(run.failed for each in rounds for runs in each.values() for run in runs.values()),
+            sum(run.failed for of_round in rounds for runs in of_round.values() for run in runs.values()),
             at_most=0,
         )
     ]
     cells = []
     for count, policies in rounds[0].items():
         for name in policies:
-            runs = [each[count][name] for each in rounds]
+            runs = [of_round[count][name] for of_round in rounds]
             speed = statistics.median(run.tokens_per_s for run in runs)
             of_eight = statistics.median(
-                each[count][name].tokens_per_s / each[ROTATIONS[0]][name].tokens_per_s for each in rounds
+                of_round[count][name].tokens_per_s / of_round[ROTATIONS[0]][name].tokens_per_s
+                for of_round in rounds
             )
             routing_of_it = statistics.median(
-                each[count][ROUTING].tokens_per_s / each[count][name].tokens_per_s for each in rounds
+                of_round[count][ROUTING].tokens_per_s / of_round[count][name].tokens_per_s
+                for of_round in rounds
             )
             shares = [
                 statistics.mean(run.shares.get(place.value, 0.0) for run in runs)

@@ -48,8 +48,8 @@ def measure(kills: Mapping[str, int], workers: int) -> tuple[Figures, Left]:
                 run.do(run.draw(), victim)
             run.end()
             run.registry.close()
-            versions = [version for each in run.seen.versions.values() for version in each]
-            wanted = {digest for each in versions for digest in (each.digest, each.probes_digest)}
+            versions = [version for versions_of in run.seen.versions.values() for version in versions_of]
+            wanted = {digest for version in versions for digest in (version.digest, version.probes_digest)}
             left = asyncio.run(sweep_all(stack, wanted))
             run.check(run.look_again(), run.states)
     return run.figures, left

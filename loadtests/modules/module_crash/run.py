@@ -108,12 +108,12 @@ class Run:
         """An operation that the present state allows. Deletions that were cut off come first when they can go
         on.
         """
-        due = [each for each, from_s in self.held.items() if time.monotonic() > from_s]
+        due = [entry for entry, from_s in self.held.items() if time.monotonic() > from_s]
         if due:
             module, version = self.rng.choice(due)
             return Operation("delete", module, versions=(version,))
         while True:
-            kind = self.rng.choices(KINDS, [WEIGHTS[each] for each in KINDS])[0]
+            kind = self.rng.choices(KINDS, [WEIGHTS[name] for name in KINDS])[0]
             module = self.rng.choice(MODULES)
             state = self.states[module]
             usable = [number for number in state.versions if (module, number) not in self.held]
@@ -140,11 +140,11 @@ class Run:
         name, revision = operation.module, len(self.states[operation.module].history)
         match operation.kind:
             case "publish":
-                found = client.modules.publish(
+                version = client.modules.publish(
                     name, self.files(operation.content), notes=f"content {operation.content}"
                 )
-                if found.digest != self.digests[operation.content]:
-                    self.figures.inconsistent.append(f"{found.reference}: acknowledged with another digest")
+                if version.digest != self.digests[operation.content]:
+                    self.figures.inconsistent.append(f"{version.reference}: acknowledged with another digest")
             case "promote":
                 client.modules.promote(name, operation.versions[0], expected_revision=revision)
             case "split":
@@ -180,7 +180,7 @@ class Run:
             self.check(seen, {**self.states, operation.module: state})
             deleted = (operation.module, *operation.versions)
             if failure is None or state == target:
-                self.held = {each: from_s for each, from_s in self.held.items() if each != deleted}
+                self.held = {entry: from_s for entry, from_s in self.held.items() if entry != deleted}
                 return
             if operation.kind == "delete":
                 # Nobody but the one who was cut off can go on with it before its mark runs out.
@@ -258,7 +258,7 @@ class Run:
     def _kill(self, pid: int, *, engine: bool = False) -> None:
         process = psutil.Process(pid)
         if engine:
-            process = next(each for each in process.children(recursive=True) if is_engine(each))
+            process = next(child for child in process.children(recursive=True) if is_engine(child))
         process.kill()
 
     def _recovered(self, gone: str) -> bool:
@@ -293,24 +293,24 @@ class Run:
 
     def check(self, seen: Seen, states: Mapping[str, State]) -> None:
         """Hold everything that can be seen against itself and against what it is to be."""
-        found = contradictions(seen, self.seen)
+        wrong = contradictions(seen, self.seen)
         for module, state in states.items():
             if seen.state(module) != state:
-                found.append(f"{module}: the store has {seen.state(module)}, and {state} was acknowledged")
+                wrong.append(f"{module}: the store has {seen.state(module)}, and {state} was acknowledged")
         for digest in sorted({digest for state in states.values() for digest in state.versions.values()}):
             try:
                 if check_lora(self.blobs.local(digest), self.base).digest != digest:
-                    found.append(f"the files of {digest} have another digest")
+                    wrong.append(f"the files of {digest} have another digest")
             except MemserveError as error:
-                found.append(f"the files of {digest}: {error}")
+                wrong.append(f"the files of {digest}: {error}")
         for module, state in states.items():
             if state.targets:
-                found += self.eventually(
+                wrong += self.eventually(
                     "answer", lambda module=module, state=state: [self._answered(module, state)]
                 )  # type: ignore[misc]
-        self.figures.inconsistent += [each for each in found if each]
-        for each in found:
-            report(f"  WRONG: {each}") if each else None
+        self.figures.inconsistent += [line for line in wrong if line]
+        for line in wrong:
+            report(f"  WRONG: {line}") if line else None
         self.seen, self.states = seen, {module: seen.state(module) for module in MODULES}
 
     def _answered(self, module: str, state: State) -> str:

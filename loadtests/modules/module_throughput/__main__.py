@@ -130,26 +130,32 @@ def show_results(rounds: Sequence[Round], count: int, layers: int, as_json: bool
     """The table and the bar. Returns the exit status."""
 
     def median(ratio: Callable[[Round], float]) -> float:
-        return statistics.median(ratio(each) for each in rounds)
+        return statistics.median(ratio(of_round) for of_round in rounds)
 
     speeds = {
-        f"{name}, {what}": statistics.median(getattr(each, field)[name] for each in rounds)
+        f"{name}, {what}": statistics.median(getattr(of_round, field)[name] for of_round in rounds)
         for what, field in ((f"{ADAPTERS} adapters", "adapters"), ("base", "base"))
         for name in getattr(rounds[0], field)
     }
     ratios = {
         "memserve ÷ vLLM alone, adapters": median(
-            lambda each: each.adapters[MEMSERVE] / each.adapters[ALONE]
+            lambda of_round: of_round.adapters[MEMSERVE] / of_round.adapters[ALONE]
         ),
-        "memserve ÷ vLLM alone, base": median(lambda each: each.base[MEMSERVE] / each.base[ALONE]),
-        "adapters ÷ base, memserve": median(lambda each: each.adapters[MEMSERVE] / each.base[MEMSERVE]),
-        "adapters ÷ base, vLLM alone": median(lambda each: each.adapters[ALONE] / each.base[ALONE]),
+        "memserve ÷ vLLM alone, base": median(
+            lambda of_round: of_round.base[MEMSERVE] / of_round.base[ALONE]
+        ),
+        "adapters ÷ base, memserve": median(
+            lambda of_round: of_round.adapters[MEMSERVE] / of_round.base[MEMSERVE]
+        ),
+        "adapters ÷ base, vLLM alone": median(
+            lambda of_round: of_round.adapters[ALONE] / of_round.base[ALONE]
+        ),
     }
     if STOCK in rounds[0].adapters:
         ratios["memserve ÷ vLLM alone with its own LoRA arithmetic"] = median(
-            lambda each: each.adapters[MEMSERVE] / each.adapters[STOCK]
+            lambda of_round: of_round.adapters[MEMSERVE] / of_round.adapters[STOCK]
         )
-    idle = {name: statistics.mean(each.idle[name] for each in rounds) for name in rounds[0].idle}
+    idle = {name: statistics.mean(of_round.idle[name] for of_round in rounds) for name in rounds[0].idle}
     print(
         f"{layers} layers of hidden {HIDDEN}, rank {RANK}, {count} requests in a run, {IN_FLIGHT} "
         f"under way, {BATCH} in the engine's batch"
@@ -162,7 +168,7 @@ def show_results(rounds: Sequence[Round], count: int, layers: int, as_json: bool
     bars = [
         Bar("memserve ÷ vLLM alone, adapters", ratios["memserve ÷ vLLM alone, adapters"], at_least=AT_LEAST)
     ]
-    spread = [each.adapters[MEMSERVE] / each.adapters[ALONE] for each in rounds]
+    spread = [of_round.adapters[MEMSERVE] / of_round.adapters[ALONE] for of_round in rounds]
     return finish(
         bars,
         {

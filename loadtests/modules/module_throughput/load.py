@@ -42,12 +42,12 @@ async def drive(ask: Ask, requests: Sequence[Asked]) -> float:
     """Answer all, IN_FLIGHT at a time. Returns output tokens a second; what failed counts nothing."""
     free = asyncio.Semaphore(IN_FLIGHT)
 
-    async def one(request: Asked) -> int:
+    async def answered(request: Asked) -> int:
         async with free:
             return await ask(request)
 
     started_s = time.perf_counter()
-    tokens = await asyncio.gather(*(one(request) for request in requests))
+    tokens = await asyncio.gather(*(answered(request) for request in requests))
     seconds = time.perf_counter() - started_s
     if min(tokens) < 0:
         report(f"{sum(count < 0 for count in tokens)} of {len(tokens)} answers failed")
@@ -57,11 +57,11 @@ async def drive(ask: Ask, requests: Sequence[Asked]) -> float:
 def requests_of(tokenizer: ChatTokenizer, seed: int, count: int, *, with_adapters: bool) -> list[Asked]:
     """New prompts of about PROMPT_TOKENS, the adapters in rotation."""
     draw = random.Random(seed)
-    made = []
+    requests = []
     for number in range(count):
         text = f"{seed} {number} {facts.handbook(seed * 1000 + number, PROMPT_TOKENS).text}"
         token_ids = tokenizer.encode([Message(Role.USER, text)])
-        made.append(
+        requests.append(
             Asked(text, token_ids, draw.choice(ANSWER_TOKENS), number % ADAPTERS if with_adapters else None)
         )
-    return made
+    return requests

@@ -33,17 +33,17 @@ BENCHMARK_S = 600.0
 
 def attack(world: World, attacks: list[Attack]) -> list[tuple[str, str, str, bool]]:
     rows = []
-    for one in attacks:
+    for attack in attacks:
         began_s = time.monotonic()
         try:
-            happened, held = one.run(world)
+            happened, held = attack.run(world)
         except Exception as error:
             happened, held = f"the attack itself failed: {type(error).__name__}: {str(error)[:200]}", False
         report(
-            f"  {one.item:>3}  {'held' if held else 'NOT HELD'}  {one.tried} "
+            f"  {attack.item:>3}  {'held' if held else 'NOT HELD'}  {attack.tried} "
             f"({time.monotonic() - began_s:.1f} s)"
         )
-        rows.append((one.item, one.tried, happened, held))
+        rows.append((attack.item, attack.tried, happened, held))
     return rows
 
 
@@ -82,9 +82,9 @@ def main() -> int:
     arguments = options.parse_args()
     only = set(filter(None, arguments.only.split(",")))
     attacks = [
-        one
-        for one in (*network.ATTACKS, *callers.ATTACKS, *files.ATTACKS, *calls.ATTACKS)
-        if (not only or one.item in only) and not (arguments.quick and one.slow)
+        attack
+        for attack in (*network.ATTACKS, *callers.ATTACKS, *files.ATTACKS, *calls.ATTACKS)
+        if (not only or attack.item in only) and not (arguments.quick and attack.slow)
     ]
     bystander = subprocess.Popen(["sleep", "3600"])
     try:

@@ -62,8 +62,8 @@ class World:
     @property
     def secrets(self) -> list[str]:
         """What must stand in no environment, command line or log."""
-        found = [SALT_KEY, METRICS_KEY, self.other_key, *self.keys.values()]
-        return [*found, (self.settings.data / "ray_token").read_text(encoding="utf-8").strip()]
+        keys = [SALT_KEY, METRICS_KEY, self.other_key, *self.keys.values()]
+        return [*keys, (self.settings.data / "ray_token").read_text(encoding="utf-8").strip()]
 
     def client(self, role: KeyRole = KeyRole.ADMIN, timeout_s: float = 30.0) -> Client:
         return Client(self.stack.address, self.keys[role], timeout_s)

@@ -122,7 +122,7 @@ async def run(arguments: argparse.Namespace) -> int:
         keys = folder / "keys.json"
         keys.write_text(json.dumps({QUIET_KEY: "quiet", NOISY_KEY: "noisy"}), encoding="utf-8")
         with running_stack(workers=2, api_keys_file=keys, recall_timeout_ms=2000) as stack:
-            found = [figures async for figures in measure(stack.address, folder, chosen, turns, turn_s)]
+            measured = [figures async for figures in measure(stack.address, folder, chosen, turns, turn_s)]
     print_table(
         [
             "flood",
@@ -133,23 +133,24 @@ async def run(arguments: argparse.Namespace) -> int:
             "noisy OK",
             "noisy refused",
         ],
-        list(map(row, found)),
+        list(map(row, measured)),
     )
     bars = [
         Bar(f"{figures.flood}: {call}, p99 beside ÷ alone", figures.ratio(call), at_most=RATIO_MAX)
-        for figures in found
+        for figures in measured
         for call in figures.alone
     ]
-    failed = [failure for figures in found for failure in figures.failed]
+    failed = [failure for figures in measured for failure in figures.failed]
     for failure in failed[:10]:
         print(failure)
     bars.append(Bar("calls of quiet that were refused or failed", len(failed), at_most=0))
     samples = {
-        figures.flood: {call: len(seconds) for call, seconds in figures.beside.items()} for figures in found
+        figures.flood: {call: len(seconds) for call, seconds in figures.beside.items()}
+        for figures in measured
     }
     return finish(
         bars,
-        {"samples": samples, "noisy": {figures.flood: figures.outcomes for figures in found}},
+        {"samples": samples, "noisy": {figures.flood: figures.outcomes for figures in measured}},
         arguments.json,
     )
 

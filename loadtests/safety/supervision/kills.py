@@ -100,12 +100,12 @@ class Run:
     def kill(self, part: str, trial: Trial) -> None:
         """Kill it, as soon as it is there."""
         deadline_s = time.monotonic() + BACK_WITHIN_S
-        while not (found := self.up.processes()[part]):
+        while not (alive := self.up.processes()[part]):
             if time.monotonic() > deadline_s:
                 return
             self._look_for(LOOK_S, trial)
         # The older worker, and the engine of the younger one.
-        victim = found[-1] if part == ENGINE else found[0]
+        victim = alive[-1] if part == ENGINE else alive[0]
         workers = self.up.ready_workers()
         trial.outages.append(Outage(part, time.monotonic(), workers))
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):

@@ -32,23 +32,26 @@ class WatchedUp(Up):
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """Of each part, the oldest first."""
-        found: dict[str, list[psutil.Process]] = {part: [] for part in PARTS}
+        processes: dict[str, list[psutil.Process]] = {part: [] for part in PARTS}
         for process in marked_processes(self.data):
             with contextlib.suppress(psutil.Error):
                 part = part_of(process)
                 if part:
-                    found[part].append(process)
-        return {part: sorted(each, key=lambda process: process.create_time()) for part, each in found.items()}
+                    processes[part].append(process)
+        return {
+            part: sorted(of_part, key=lambda process: process.create_time())
+            for part, of_part in processes.items()
+        }
 
     def is_back(self) -> bool:
         """Everything runs, Ray's own processes too, and nothing of a generation that is being replaced is
         left.
         """
-        found = self.processes()
-        once = all(len(found[part]) == 1 for part in PARTS if part not in (WORKER, ENGINE))
+        processes = self.processes()
+        once = all(len(processes[part]) == 1 for part in PARTS if part not in (WORKER, ENGINE))
         if (
             not once
-            or len(found[ENGINE]) != WORKERS
+            or len(processes[ENGINE]) != WORKERS
             or not self.redis_answers(REGISTRY)
             or not self.redis_answers(CACHE)
         ):
