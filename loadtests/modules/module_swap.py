@@ -202,7 +202,7 @@ def in_ms(values_s: Sequence[float]) -> tuple[str, ...]:
 def main() -> int:
     arguments = parser("module_swap", __doc__).parse_args()
     with running_stack(demo_modules=True, workers=2) as stack:
-        measured = asyncio.run(
+        result = asyncio.run(
             run(
                 stack.address,
                 stack.settings.data / "variants",
@@ -214,19 +214,19 @@ def main() -> int:
     figures: dict[str, object] = {}
     bars = []
     for key, kind in (("held", HELD), ("new", NEW)):
-        swaps = [swap for swap in measured.swaps if swap.kind == kind]
-        measured = {
+        swaps = [swap for swap in result.swaps if swap.kind == kind]
+        spans_s = {
             "from_call": [swap.slowest_s(swap.called_s) for swap in swaps],
             "from_acknowledgement": [swap.slowest_s(swap.done_s) for swap in swaps],
             "promotion": [swap.done_s - swap.called_s for swap in swaps],
         }
-        for name, values in measured.items():
+        for name, values in spans_s.items():
             rows.append((kind, name.replace("_", " "), *in_ms(values)))
             figures |= {
                 f"{key}_{name}_p50_s": percentile(values, 0.5),
                 f"{key}_{name}_p99_s": percentile(values, 0.99),
             }
-        first_token_s = percentile(measured["from_call"], 0.99)
+        first_token_s = percentile(spans_s["from_call"], 0.99)
         bars.append(
             Bar(
                 f"p99 s from the call to the last worker's first token, {kind}",
@@ -234,29 +234,27 @@ def main() -> int:
                 at_most=FIRST_TOKEN_P99_S,
             )
         )
-    failed = [done.failure for done in measured.exchanges if done.answer is None]
+    failed = [done.failure for done in result.exchanges if done.answer is None]
     bars += [
         Bar("failed requests", len(failed), at_most=0),
         Bar(
             "first answers that are not the new version's",
-            sum(not token.right for swap in measured.swaps for token in swap.first_tokens),
+            sum(not token.right for swap in result.swaps for token in swap.first_tokens),
             at_most=0,
         ),
-        Bar("wrong answers under load", wrong_answers(measured), at_most=0),
+        Bar("wrong answers under load", wrong_answers(result), at_most=0),
     ]
-    span_s = max(done.ended_s for done in measured.exchanges) - min(
-        done.started_s for done in measured.exchanges
-    )
-    rate = len(measured.exchanges) / span_s
+    span_s = max(done.ended_s for done in result.exchanges) - min(done.started_s for done in result.exchanges)
+    rate = len(result.exchanges) / span_s
     print(
-        f"{len(measured.exchanges)} requests of {ASKERS} askers, {rate:.0f} a second; ms over "
-        f"{len(measured.swaps)} promotions"
+        f"{len(result.exchanges)} requests of {ASKERS} askers, {rate:.0f} a second; ms over "
+        f"{len(result.swaps)} promotions"
     )
     print_table(("version", "last worker's first token", "p50", "p90", "p99"), rows)
     print()
     figures |= {
-        "promotions": len(measured.swaps),
-        "requests": len(measured.exchanges),
+        "promotions": len(result.swaps),
+        "requests": len(result.exchanges),
         "seconds": span_s,
         "failures": sorted(set(failed))[:5],
     }

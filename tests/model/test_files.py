@@ -92,8 +92,8 @@ def with_config(model: Path, config: Any) -> Path:
 def test_sizes_are_read_as_transformers_reads_them(
     model: Path, config: dict[str, Any], sizes: tuple[int, ...]
 ) -> None:
-    found = open_model(with_config(model, config))
-    assert (found.vocab_size, found.layers, found.kv_heads, found.head_size) == sizes
+    files = open_model(with_config(model, config))
+    assert (files.vocab_size, files.layers, files.kv_heads, files.head_size) == sizes
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
