@@ -16,6 +16,7 @@ from memserve.kv.values.envelope import compress, decompress
 from memserve.kv.values.int8 import ChunkLayout, from_int8, to_int8
 
 Bytes = npt.NDArray[np.uint8]
+Encode = Callable[[Bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,40 +43,11 @@ def lossless_methods(item_bytes: int) -> list[Method]:
     """Every compressor that is installed, on the bytes as they are and on planes of bytes; and memserve's
     own.
     """
-    plain: list[tuple[str, Callable[[Bytes], bytes], Callable[[bytes], bytes]]] = [
-        ("zlib 1", lambda raw: zlib.compress(raw, 1), zlib.decompress)  # type: ignore[arg-type]
-    ]
-    if is_installed("isal"):
-        from isal import isal_zlib  # type: ignore[import-not-found]
-
-        plain.append(("isal 1", lambda raw: isal_zlib.compress(raw, 1), isal_zlib.decompress))
-    if is_installed("lz4"):
-        from lz4 import block  # type: ignore[import-not-found]
-
-        plain.append(("lz4", lambda raw: block.compress(raw), block.decompress))
-    if is_installed("zstandard"):
-        from zstandard import ZstdCompressor, ZstdDecompressor
-
-        for level in (1, 3):
-            compressor = ZstdCompressor(level=level)
-            plain.append(
-                (
-                    f"zstd {level}",
-                    lambda raw, to=compressor: to.compress(raw.data),
-                    ZstdDecompressor().decompress,
-                )
-            )  # type: ignore[misc]
     methods = []
-    for name, encode, decode in plain:
+    for name, encode, decode in compressors():
         methods.append(Method(name, encode, _into(decode)))
         methods.append(
-            Method(
-                f"{name}, planes",
-                lambda raw, encode=encode: encode(
-                    np.ascontiguousarray(raw.reshape(-1, item_bytes).T).reshape(-1)
-                ),  # type: ignore[misc]
-                _planes_into(decode, item_bytes),
-            )
+            Method(f"{name}, planes", _of_planes(encode, item_bytes), _planes_into(decode, item_bytes))
         )
     if is_installed("zstandard") and item_bytes == 2:
         methods.append(
@@ -86,6 +58,37 @@ def lossless_methods(item_bytes: int) -> list[Method]:
             )
         )
     return methods
+
+
+def compressors() -> list[tuple[str, Encode, Callable[[bytes], bytes]]]:
+    """Name, compress and decompress of every compressor that is installed."""
+    installed: list[tuple[str, Encode, Callable[[bytes], bytes]]] = [
+        ("zlib 1", lambda raw: zlib.compress(raw.data, 1), zlib.decompress)
+    ]
+    if is_installed("isal"):
+        from isal import isal_zlib  # type: ignore[import-not-found]
+
+        installed.append(("isal 1", lambda raw: isal_zlib.compress(raw, 1), isal_zlib.decompress))
+    if is_installed("lz4"):
+        from lz4 import block  # type: ignore[import-not-found]
+
+        installed.append(("lz4", lambda raw: block.compress(raw), block.decompress))
+    if is_installed("zstandard"):
+        for level in (1, 3):
+            installed.append(_zstandard(level))
+    return installed
+
+
+def _zstandard(level: int) -> tuple[str, Encode, Callable[[bytes], bytes]]:
+    from zstandard import ZstdCompressor, ZstdDecompressor
+
+    compressor = ZstdCompressor(level=level)
+    return f"zstd {level}", lambda raw: compressor.compress(raw.data), ZstdDecompressor().decompress
+
+
+def _of_planes(encode: Encode, item_bytes: int) -> Encode:
+    """Encode the first bytes of all items, then the second ones, and so on."""
+    return lambda raw: encode(np.ascontiguousarray(raw.reshape(-1, item_bytes).T).reshape(-1))
 
 
 def int8_method(layout: ChunkLayout) -> Method:

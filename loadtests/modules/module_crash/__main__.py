@@ -14,6 +14,7 @@ nothing references must be gone.
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import sys
 import tempfile
@@ -23,7 +24,9 @@ from pathlib import Path
 
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import running_stack
-from loadtests.modules.module_crash.run import GATEWAY, KINDS, REGISTRY, WORKER, Figures, Run
+from loadtests.modules.module_crash.killer import GATEWAY, REGISTRY, WORKER, Figures, Killer
+from loadtests.modules.module_crash.oracle import Oracle
+from loadtests.modules.module_crash.run import ACKNOWLEDGED, DONE_UNHEARD, KINDS, NOT_DONE, Run
 from loadtests.modules.module_crash.sweeping import Left, sweep_all
 
 SEED = 4
@@ -34,29 +37,32 @@ QUICK_KILLS = {GATEWAY: 4, REGISTRY: 2}
 
 
 def measure(kills: Mapping[str, int], workers: int) -> tuple[Figures, Left]:
-    with tempfile.TemporaryDirectory(prefix="memserve-crash-") as scratch:
-        folder = Path(scratch)
-        with running_stack(workers=workers, metrics_port=0) as stack:
-            run = Run(stack, folder, workers, SEED)
-            victims = [victim for victim, count in kills.items() for _ in range(count)]
-            run.rng.shuffle(victims)
-            run.begin()
-            usual = {kind: f"{statistics.median(seconds):.2f} s" for kind, seconds in run.durations.items()}
-            report(f"usual durations: {usual}")
-            for number, victim in enumerate(victims, 1):
-                report(f"kill {number} of {len(victims)}")
-                run.do(run.draw(), victim)
-            run.end()
-            run.registry.close()
-            versions = [version for versions_of in run.seen.versions.values() for version in versions_of]
-            wanted = {digest for version in versions for digest in (version.digest, version.probes_digest)}
-            left = asyncio.run(sweep_all(stack, wanted))
-            run.check(run.look_again(), run.states)
-    return run.figures, left
+    figures, rng = Figures(), random.Random(SEED)
+    with (
+        tempfile.TemporaryDirectory(prefix="memserve-crash-") as scratch,
+        running_stack(workers=workers, metrics_port=0) as stack,
+        Killer(stack, workers, rng, figures) as killer,
+    ):
+        oracle = Oracle(stack.settings, Path(scratch), figures)
+        run = Run(killer, oracle, rng, figures)
+        victims = [victim for victim, count in kills.items() for _ in range(count)]
+        rng.shuffle(victims)
+        run.begin()
+        usual = {kind: f"{statistics.median(seconds):.2f} s" for kind, seconds in run.durations_s.items()}
+        report(f"usual durations: {usual}")
+        for number, victim in enumerate(victims, 1):
+            report(f"kill {number} of {len(victims)}")
+            run.do(run.draw(), victim)
+        run.end()
+        versions = [version for of_module in oracle.seen.versions.values() for version in of_module]
+        wanted = {digest for version in versions for digest in (version.digest, version.probes_digest)}
+        left = asyncio.run(sweep_all(stack, wanted))
+        run.check(run.look_again(), oracle.states)
+    return figures, left
 
 
 def rows_of(met: Counter[tuple[str, str, str]], victims: Sequence[str]) -> list[list[object]]:
-    outcomes = ("acknowledged", "done, not told", "not done")
+    outcomes = (ACKNOWLEDGED, DONE_UNHEARD, NOT_DONE)
     return [
         [
             kind,
@@ -75,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kills, workers = (QUICK_KILLS, 1) if chosen.quick else (KILLS, WORKERS)
     figures, left = measure(kills, workers)
     print_table(
-        ("operation", "killed", "kills", "acknowledged", "done, not told", "not done"),
+        ("operation", "killed", "kills", ACKNOWLEDGED, DONE_UNHEARD, NOT_DONE),
         rows_of(figures.met, list(kills)),
     )
     print()
