@@ -57,7 +57,7 @@ def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[St
         (folder / "demo_model").symlink_to(MODEL_DIR)
         settings.setdefault("model", str(folder / "demo_model"))
     stack = Stack(load_settings(**{"data_dir": folder, "port": 0, "metrics_port": 0, **settings}), report)
-    # A benchmark that is told to end leaves no engines behind.
+    # A benchmark that is ended by a signal leaves no engines behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         stack.start()
@@ -169,7 +169,7 @@ class ConstantLoad:
         return [done for done in self.exchanges if done.answer is None]
 
     async def answered(self, count: int) -> None:
-        """Wait until so many more requests have ended, well or not."""
+        """Wait until `count` more requests have ended, well or not."""
         wanted = len(self.exchanges) + count
         while len(self.exchanges) < wanted:
             for task in self._tasks:

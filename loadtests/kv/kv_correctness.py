@@ -5,7 +5,7 @@ Real vLLM engines run the demo model, which is sure of its answers. Prompts shar
 belong to three tenants (cache salts) and three modules (the base and the two adapters). They are asked in
 batches, on a block pool that is too small for them, so that vLLM preempts and evicts. Whatever way an answer
 took, its tokens must be those of the first, cold one; no way but the first may be cold; and a tenant who asks
-for what only another tenant's prefix says is never told.
+for what only another tenant's prefix says never hears it.
 
 A prefix hit, vLLM's own local one too, adds the same numbers in another order. So where the cold answer hung
 on less than 0.05 between the log-probabilities of its two best tokens, another token proves nothing: such

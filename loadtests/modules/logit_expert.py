@@ -168,7 +168,7 @@ def cost(
 
     ons, offs, steps_s = [], [], []
     for number in range(rounds):
-        # Neither is always the one that runs right after the other.
+        # The order turns, so that neither always runs right after the other.
         if number % 2:
             off_s, base_s, on_s = seconds(engine, 0.0), seconds(plain, 0.0), seconds(engine, 1.0)
         else:

@@ -42,7 +42,7 @@ class Recall:
 
 
 async def recall(embedder: BertEmbedder, facts: int) -> dict[str, Recall]:
-    """By language, with so many facts of each."""
+    """By language, with this number of facts of each."""
     recalls: dict[str, Recall] = {}
     with (
         tempfile.TemporaryDirectory(prefix="memserve-languages-") as name,

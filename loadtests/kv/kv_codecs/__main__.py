@@ -11,9 +11,9 @@ A lossless codec gains when a load ends sooner than a raw one here or at 10 Gbit
 a quarter more in the same memory for less than 1.25 times the time at 10 Gbit/s. Compressors that are not
 installed are left out.
 
-A codec's cost to answers: the same questions are asked again of an engine that has forgotten all but what is
-in Redis. An engine that stores raw is asked twice more, since what differs then is not a codec's doing; then
-one for each other codec. A lossless codec must change nothing; what int8 changes is told.
+A codec's cost to answers: the same questions are asked again of an engine that has forgotten everything but
+the KV in Redis. An engine that stores raw is asked twice more: what differs then is not a codec's doing. Then
+an engine of each other codec is asked. A lossless codec must change nothing. The table shows what int8 does.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 INT8_SHARE = {"float32": 0.28, "bfloat16": 0.55}
 QUESTIONS, QUICK_QUESTIONS = 200, 40
 ROUNDS, QUICK_ROUNDS = 15, 3
-# Of the engines that are asked, beside raw.
+# Codecs whose engines are asked, beside raw.
 ANSWERED_CODECS: dict[str, tuple[Codec, ...]] = {
     "float32": (Codec.INT8,),
     "bfloat16": (Codec.LOSSLESS, Codec.INT8),

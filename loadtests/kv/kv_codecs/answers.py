@@ -21,7 +21,7 @@ from loadtests.kv.kv_codecs.methods import Bytes
 from loadtests.kv.kv_codecs.prompts import QUESTIONS_PER_BOOK, Prompt
 from memserve.kv.values.envelope import Codec
 
-# Redis holds what an engine stores when nothing was stored for so long.
+# When nothing was stored for this long, an engine has stored everything.
 STORED_QUIET_S = 1.0
 
 

@@ -34,13 +34,13 @@ def wire_bytes_per_s(url: str, rounds: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Of SAMPLE_BYTES of chunks over one wire: seconds raw, seconds encoded, and seconds encoded with
-    decoding on a second core.
-    """
+    """The time of SAMPLE_BYTES of chunks over one wire."""
 
     raw_s: float
     in_turn_s: float
+    """Encoded, and decoded after that."""
     overlapped_s: float
+    """Encoded, and decoded meanwhile on a second core."""
 
 
 def load(timed: Timed, bytes_per_s: float) -> Load:

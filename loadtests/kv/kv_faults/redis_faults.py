@@ -55,14 +55,13 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """on and off: what is done to Redis or its entries. new_prompts: ask some as well that are not in Redis
-    and are to be stored.
-    """
+    """Something that is done to Redis or its entries, and undone."""
 
     name: str
     on: Callable[[], object]
     off: Callable[[], object] = lambda: None
     new_prompts: bool = False
+    """Ask prompts as well that are not in Redis and are to be stored."""
 
 
 FULL = "full"

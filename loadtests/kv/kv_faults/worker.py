@@ -79,19 +79,18 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """What became of a worker that was killed. left: files of its shared memory after the next one had
-    started.
-    """
+    """What became of a worker that was killed, and of its successor."""
 
     was_answering: bool
     left: int
+    """Files of the killed worker's shared memory, after its successor had started."""
     restart_s: float
     right: int
     cached_tokens: int
     hits: int
 
 
-# Long enough to be at work on it, much shorter than the answers take.
+# Long enough that the worker is at work, and much shorter than the answers take.
 ANSWERING_S = 0.2
 
 

@@ -32,7 +32,7 @@ LIBFUZZER_TIMEOUT: Final = 70
 
 
 class Count(IntEnum):
-    """What is counted for each fuzzer and check; accepted: values; refused: values or streams."""
+    """What is counted for each fuzzer and check. Values are accepted; values and streams are refused."""
 
     CASES = 0
     ACCEPTED = 1
@@ -80,7 +80,7 @@ def fuzz_with_hypothesis(check: str, tally: memoryview, lasts_s: float, folder: 
     while time.monotonic() < until_s:
         try:
             seed(rounds)(plan(given(cases(check))(lambda case: check_and_count(check, tally, case))))()
-        except Exception as error:  # counted and told already
+        except Exception as error:  # counted and reported already
             report(f"round {rounds}: {type(error).__name__}")
         rounds += 1
 

@@ -19,15 +19,14 @@ from memserve.kv.values.envelope import (
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """entry: None for a reply that is a line. at_most: there is more room than the entry needs, and a shorter
-    value is taken too.
-
-    padded: followed by a PING.
-    """
+    """A reply that the reader waits for."""
 
     entry: Stored | None
+    """None for a reply that is a line."""
     at_most: bool = False
+    """There is more room than the entry needs, and a shorter value is taken too."""
     padded: bool = False
+    """A PING follows."""
 
     @property
     def room_bytes(self) -> int:
@@ -151,7 +150,7 @@ def check_reader(case: bytes) -> tuple[int, int]:
     replies, refused = by_the_book(stream, asked)
     for split in ((0,), sizes):
         came, ended = in_pieces(stream, asked, split)
-        # What completed together with the bytes that were refused is not told any more.
+        # Replies that complete together with the bytes that are refused are not handed out.
         if ended is not refused or came != (replies[: len(came)] if refused else replies):
             raise WrongValue(
                 f"in pieces of {split}: {len(came)} replies, refused {ended}; expected "

@@ -29,14 +29,14 @@ from loadtests.kv.kv_peers.lmcache import LMCACHE_CHUNK_TOKENS, LMCacheServer
 
 MEMSERVE, FILES, LMCACHE, LMCACHE_HERE = "memserve", "vLLM file system", "LMCache", "LMCache, our executor"
 ANSWER_TOKENS = 16
-# Between an answer and what comes next: for what an engine or a server still does after it.
+# Between an answer and the next question: for the work that an engine or a server still does after an answer.
 SETTLE_S = 0.1
 # vLLM's own executor looks for work without a pause for a second after the last.
 VLLMS_EXECUTOR_SETTLE_S = 1.2
 
 
 class ArmEngine(BenchEngine):
-    """The engine of one arm. They differ in `transfer` only."""
+    """The engine of one arm. Engines of arms differ in `transfer` only."""
 
     def answer(self, prompt: list[int]) -> list[tuple[int, float]]:
         """Greedy tokens, each with its log-probability."""
@@ -59,17 +59,19 @@ class ArmEngine(BenchEngine):
 
 @dataclass(frozen=True)
 class Arm:
-    """An engine and its store. stored: how many chunks the store holds. forget: drop prefixes from everywhere
-    but the store. settle_s: until its engine is at rest after an answer.
-    """
+    """An engine and its store."""
 
     name: str
     engine: ArmEngine
     chunk_tokens: int
     stored: Callable[[], int]
+    """How many chunks the store holds."""
     forget: Callable[[], None]
+    """Drop prefixes from everywhere but the store."""
     redis: redis.Redis | None
+    """None for a store that is not Redis."""
     settle_s: float = SETTLE_S
+    """From an answer until the engine is at rest."""
 
     def read(self) -> tuple[int, int]:
         """How often its Redis was asked for a value so far, and the bytes that it has sent."""

@@ -24,18 +24,18 @@ CACHED_AT_LEAST = 0.95
 
 @dataclass
 class Taken:
-    """What one arm did with prompts of one length. local_reads: how often its local hits asked Redis for a
-    value; read_bytes: what Redis sent for one remote hit; as_local, as_cold: prompts that a remote hit
-    answered as a local hit did, to the last bit of the log-probabilities, and with the tokens of the cold
-    answer.
-    """
+    """What one arm did with prompts of one length."""
 
     remote_s: list[float] = field(default_factory=list)
     local_s: list[float] = field(default_factory=list)
     local_reads: int = 0
+    """How often the local hits asked Redis for a value."""
     read_bytes: int = 0
+    """What Redis sent for one remote hit."""
     as_local: int = 0
+    """Prompts that a remote hit answered as a local hit did, to the last bit of the log-probabilities."""
     as_cold: int = 0
+    """Prompts that a remote hit answered with the tokens of the cold answer."""
 
 
 def fill(arm: Arm, prompt: list[int], taken: Taken) -> None:

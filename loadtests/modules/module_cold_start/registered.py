@@ -20,7 +20,7 @@ TENANT, PRINCIPAL = "default", "module_cold_start"
 
 @contextlib.asynccontextmanager
 async def registered(store: ModuleStore, content: ModuleVersion, count: int) -> AsyncIterator[None]:
-    """While inside, so many more modules are registered."""
+    """While inside, `count` more modules are registered."""
     versions = [
         await store.publish(TENANT, PRINCIPAL, replace(content, module=f"many-{number:04}"))
         for number in range(count)

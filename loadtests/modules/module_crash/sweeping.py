@@ -15,15 +15,17 @@ from memserve.memory.modules.uploads import sweep_uploads
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Of a sweep: orphan blobs before it, what it removed, and what it left that nothing references or took
-    though something does.
-    """
+    """What a sweep removes and leaves."""
 
     orphans_before: int
+    """Blobs that nothing referenced before the sweep."""
     removed: int
     orphans: int
+    """The same after the sweep."""
     leftovers: int
+    """Files of uploads that were cut off."""
     taken: int
+    """Blobs that the sweep removed though something references them."""
 
 
 async def sweep_all(stack: Stack, wanted: set[str]) -> Left:

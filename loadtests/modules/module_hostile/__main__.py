@@ -40,14 +40,17 @@ OWN_SHARE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a case. right: refused as it should be."""
+    """What became of a case."""
 
     case: Case
     right: bool
+    """Whether it was refused as it should be."""
     status: str
     reason: str
     changed: bool
+    """Whether the store changed."""
     dead: int
+    """Processes that have ended, and workers that do not answer."""
 
 
 def run_case(case: Case, stack: Stack, client: Client, fleet: Fleet) -> Outcome:

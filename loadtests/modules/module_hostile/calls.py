@@ -26,17 +26,16 @@ NOT_FOUND, PRECONDITION, ABORTED = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """act: does it, and raises CallFailed with `code`, the field `at` and a detail that contains `says`.
-
-    changes: of aliases, by the part of it that is right.
-    """
+    """A call that must be refused."""
 
     name: str
     act: Callable[[], object]
+    """Raises CallFailed with `code`, the field `at`, and a detail that contains `says`."""
     code: grpc.StatusCode
     at: str = ""
     says: str = ""
     changes: int = 0
+    """Changes of aliases, by the part of the case that is not refused."""
 
 
 def hostile_calls(client: Client, long_client: Client) -> list[Case]:

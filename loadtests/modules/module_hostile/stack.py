@@ -27,14 +27,16 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Everything that the store tells, and the files under it. lists: modules, versions and audit, each as it
-    is shown.
-    """
+    """Everything that the store shows, and the files under it."""
 
     lists: tuple[str, ...]
+    """Modules, versions and audit, as they are shown."""
     histories: dict[str, tuple[str, ...]]
+    """Of aliases, by module."""
     files: dict[str, int]
+    """The files of the module store, with their bytes."""
     strays: tuple[str, ...]
+    """Files that a hostile name has put elsewhere."""
 
 
 class Fleet:

@@ -9,8 +9,8 @@ A second vLLM alone has vLLM's own arithmetic, for information.
 
 The model has a 0.5B shape and random weights. The load is the engine's: more requests are under way than it
 takes into its batch, and their answers differ in length. In every round each arm in turn answers the same
-requests, with prompts that no round had before; the other arms' engines wait meanwhile, and what processor
-time they take is told. A figure is the median of the rounds' ratios.
+requests, with prompts that no round had before; the other arms' engines wait meanwhile, and the
+processor time that they take is shown. A figure is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ MEMSERVE, ALONE, STOCK = "memserve", "vLLM alone", "vLLM alone, its own LoRA ari
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Output tokens a second of every arm, with the adapters and of the base; processor time of arms that
-    wait, in shares of a core.
-    """
+    """Figures of every arm, by its name."""
 
     adapters: dict[str, float]
+    """Output tokens a second, with the adapters."""
     base: dict[str, float]
+    """Output tokens a second of the base model."""
     idle: dict[str, float]
+    """Processor time while another arm answers, in shares of a core."""
 
 
 def measure(arms: dict[str, Alone | Served], tokenizer: ChatTokenizer, seed: int, count: int) -> Round:

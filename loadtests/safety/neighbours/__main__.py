@@ -43,13 +43,17 @@ QUICK_KINDS = ("prompts of 3.9 MB", "search")
 
 @dataclass
 class Figures:
-    """Of one kind of flood: quiet's seconds alone and beside, by call, and noisy's calls by outcome."""
+    """Of one kind of flood."""
 
     flood: str
     alone: dict[str, list[float]]
+    """Seconds of quiet's calls without the flood, by kind of call."""
     beside: dict[str, list[float]]
+    """The same beside the flood."""
     outcomes: Counter[str]
+    """Noisy's calls."""
     failed: list[str]
+    """Quiet's calls that were refused or failed."""
 
     def ratio(self, call: str) -> float:
         return p99(self.beside[call]) / p99(self.alone[call])

@@ -31,9 +31,7 @@ PREPARE_TIMEOUT_S = 180.0
 
 
 class Noisy:
-    """The floods, by name: each is run by so many tasks again and again. A refusal is counted, and nothing is
-    waited for.
-    """
+    """The tenant that floods. A refusal is counted, and noisy waits for nothing."""
 
     def __init__(self, address: str, folder: Path) -> None:
         self.client = AsyncClient(address, NOISY_KEY, timeout_s=30.0)
@@ -42,6 +40,7 @@ class Noisy:
         self.rng = random.Random(SEED)
         self.outcomes: Counter[str] = Counter()
         self.number = 0
+        # How many tasks run each flood, again and again.
         self.floods: dict[str, tuple[int, Callable[[], Awaitable[object]]]] = {
             "prompts of 3.9 MB": (6, self.huge_prompt),
             "generate: long answers": (64, self.long_answer),
@@ -121,7 +120,7 @@ class Noisy:
         await self.client.generate("Hello.", sampling=Sampling(max_tokens=1))
 
     async def unread_stream(self) -> None:
-        """Asks, and does not read what comes, for as long as the flood goes."""
+        """Asks, and does not read the answer, for as long as the flood goes."""
         async with grpc.aio.insecure_channel(
             self.address, options=[("grpc.use_local_subchannel_pool", 1)]
         ) as channel:

@@ -93,10 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     options = parser("supervision", __doc__)
     options.add_argument(
-        "--pairs", type=int, help=f"so many pairs (default: {PAIRS}, with --quick {len(QUICK_PAIRS)})"
+        "--pairs", type=int, help=f"how many pairs (default: {PAIRS}, with --quick {len(QUICK_PAIRS)})"
     )
     options.add_argument(
-        "--in-a-row", type=int, help=f"each part so many times in a row (default: {IN_A_ROW}, with --quick 0)"
+        "--in-a-row",
+        type=int,
+        help=f"how many times in a row each part is killed (default: {IN_A_ROW}, with --quick 0)",
     )
     chosen = options.parse_args(arguments)
     pairs = QUICK_PAIRS if chosen.quick else pairs_of(PAIRS, random.Random(SEED))

@@ -32,14 +32,14 @@ SLACK_S = 1.0
 
 @dataclass
 class Outage:
-    """A part that was killed, until what needs it can go on; `until_s` is infinite before that. workers:
-    those that were ready then.
-    """
+    """A part was killed, and what needs the part cannot go on yet. Times are on the monotonic clock."""
 
     part: str
     from_s: float
     workers: frozenset[str]
+    """Workers that were ready when the part was killed."""
     until_s: float = float("inf")
+    """When what needs the part could go on; infinite before that."""
 
     def excuses(self, request: Request) -> bool:
         overlaps = request.started_s <= self.until_s + SLACK_S and request.ended_s >= self.from_s
@@ -51,15 +51,14 @@ class Outage:
 
 @dataclass
 class Trial:
-    """What was killed, and what became of it. back_s: from the last kill until everything was back; None: it
-    was not in time.
-    """
+    """What was killed, and what became of it."""
 
     what: str
     parts: tuple[str, ...]
     from_s: float
     outages: list[Outage] = field(default_factory=list)
     back_s: float | None = None
+    """From the last kill until everything was back. None: not everything was back in time."""
     until_s: float = 0.0
 
     def failed(self, requests: Sequence[Request], trials: Sequence[Trial]) -> list[Request]:
