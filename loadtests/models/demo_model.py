@@ -4,7 +4,6 @@
 when a bar is missed.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -18,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from loadtests.harness.figures import parser
 from memserve.demo import MODEL_DIR, facts
 from memserve.demo.adapters import AdapterFact, adapter_names, held_facts
 from memserve.demo.answering import answers
@@ -63,8 +63,8 @@ class Subject:
     def right(self, prompts: Sequence[Sequence[Message]], expected: Sequence[str], rows: int = 32) -> int:
         """Count the answers that equal what is expected. A sample of the wrong ones goes to stderr."""
         started_s = time.monotonic()
-        given_answers = answers(self.model, self.tokenizer, prompts, rows)
-        wrong = [pair for pair in zip(given_answers, expected, strict=True) if pair[0] != pair[1]]
+        answered = answers(self.model, self.tokenizer, prompts, rows)
+        wrong = [pair for pair in zip(answered, expected, strict=True) if pair[0] != pair[1]]
         print(
             f"{self.label}: {len(prompts)} questions, {time.monotonic() - started_s:.1f} s; wrong: "
             f"{wrong[:3]}",
@@ -161,20 +161,18 @@ def measure(root: Path, seed: int, quick: bool) -> list[Figure]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m loadtests.demo_model", description=__doc__)
-    parser.add_argument(
+    options = parser("demo_model", __doc__)
+    options.add_argument(
         "--root",
         type=Path,
         default=MODEL_DIR.parent,
         help="a folder with model/ and adapters/ (default: the package's own)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of the held-out questions (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="fewer questions, at most a minute")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
-    parser.add_argument(
+    options.add_argument("--seed", type=int, default=1, help="seed of the held-out questions (default: 1)")
+    options.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)"
     )
-    chosen = parser.parse_args(arguments)
+    chosen = options.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     figures = measure(chosen.root, chosen.seed, chosen.quick)
     held = all(figure.holds for figure in figures)

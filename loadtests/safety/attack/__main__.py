@@ -31,7 +31,7 @@ OWN_BENCHMARKS = (
 BENCHMARK_S = 600.0
 
 
-def attack(world: World, attacks: list[Attack]) -> list[tuple[str, str, str, bool]]:
+def run_attacks(world: World, attacks: list[Attack]) -> list[tuple[str, str, str, bool]]:
     rows = []
     for attack in attacks:
         began_s = time.monotonic()
@@ -90,7 +90,7 @@ def main() -> int:
     try:
         with attacked_world() as world:
             sockets = network.sockets_by_process(world)
-            rows = attack(world, attacks)
+            rows = run_attacks(world, attacks)
         rows.append(embedded_in_a_program(bystander))
     finally:
         bystander.kill()
