@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loadtests.harness.figures import report
-from loadtests.harness.module_states import MODULES, Operation, Seen, State, after, contradictions
 from loadtests.harness.stack import variant
 from loadtests.modules.module_crash.killer import Figures
+from loadtests.modules.module_crash.states import MODULES, Operation, Seen, State, after, contradictions
 from memserve.client import CallFailed
 from memserve.config import Settings
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR

@@ -13,9 +13,9 @@ from functools import partial
 import grpc
 
 from loadtests.harness.figures import report
-from loadtests.harness.module_states import MODULES, Operation, Seen, State, look
 from loadtests.modules.module_crash.killer import PATIENCE_S, Figures, Killer, eventually
 from loadtests.modules.module_crash.oracle import Oracle
+from loadtests.modules.module_crash.states import MODULES, Operation, Seen, State, look
 from memserve.client import CallFailed, Client
 from memserve.domain import Sampling
 from memserve.gateway.modules.lifecycle import HOLD_S

@@ -1,4 +1,4 @@
 """`python -m loadtests.module_hostile`: hostile modules, hostile calls, and KV across versions.
 
-`calls.py` are the calls, `stack.py` what they are made on, `__main__.py` the verdicts.
+`uploads.py` and `calls.py` are the cases, `version_kv.py` the KV, `stack.py` what is attacked.
 """

@@ -1,7 +1,7 @@
 """Hostile modules, hostile calls, and KV across versions: the right status with a reason, the store
 unchanged, the engines alive.
 
-A real memserve with two workers, through the public API. Every case of `hostile_modules`, and calls that ask
+A real memserve with two workers, through the public API. Every case of `uploads.py`, and calls that ask
 for what must not be: each must end with its status and name what is wrong, leave versions, aliases,
 histories, audit and the module store's files as they were, and both workers must answer right after it, in
 the same processes.
@@ -24,10 +24,10 @@ from pathlib import Path
 import grpc
 
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
-from loadtests.harness.hostile_modules import hostile_uploads
-from loadtests.harness.version_kv import Ask, ask_versions, engine_cached_tokens
 from loadtests.modules.module_hostile.calls import Case, hostile_calls, publish
 from loadtests.modules.module_hostile.stack import Fleet, held_by, sound_stack
+from loadtests.modules.module_hostile.uploads import hostile_uploads
+from loadtests.modules.module_hostile.version_kv import Ask, ask_versions, engine_cached_tokens
 from memserve.client import CallFailed, Client
 from memserve.demo import MODEL_DIR
 from memserve.embedded import Stack

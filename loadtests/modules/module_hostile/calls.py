@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from loadtests.harness.hostile_modules import INVALID, HostileUpload
 from loadtests.modules.module_hostile.stack import TIMEOUT_S
+from loadtests.modules.module_hostile.uploads import INVALID, HostileUpload
 from memserve.client import Client
 from memserve.client.clients import call_failed
 from memserve.domain import Sampling, TextDelta, Usage

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from loadtests.harness.figures import report
-from loadtests.harness.hostile_modules import expert_files
 from loadtests.harness.stack import ANSWER, running_stack, variant
 from loadtests.harness.up import is_engine
+from loadtests.modules.module_hostile.uploads import expert_files
 from memserve.client import CallFailed, Client
 from memserve.embedded import Stack
 from memserve.memory.modules.blobs.store import BlobStore, sweep

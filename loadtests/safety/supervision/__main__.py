@@ -109,11 +109,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{len(pairs)} pairs and {in_a_row} × {len(PARTS)} parts: about "
         f"{1 + len(pairs) * 0.8 + in_a_row * 2:.0f} minutes"
     )
+    least = len(pairs) + (len(PARTS) if in_a_row else 0)
     folder = Path(tempfile.mkdtemp(prefix="memserve-sup-"))
     try:
         trials, requests, figures = measure(pairs, in_a_row, folder, start_again=not chosen.quick)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    return show_results(trials, requests, figures, chosen.json, trials_least=least)
+
+
+def show_results(
+    trials: Sequence[Trial],
+    requests: Sequence[Request],
+    figures: dict[str, float],
+    as_json: bool,
+    *,
+    trials_least: int,
+) -> int:
+    """The tables and the bars. figures: of `memserve up` itself. Returns the exit status."""
     rows = [
         [
             trial.what,
@@ -137,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_table(("memserve up killed", ""), [[name, f"{figure:.1f}"] for name, figure in figures.items()])
     back = [trial.back_s for trial in trials if trial.back_s is not None]
     bars = [
-        Bar("trials", len(trials), at_least=len(pairs) + (len(PARTS) if in_a_row else 0)),
+        Bar("trials", len(trials), at_least=trials_least),
         Bar("not back by itself", len(trials) - len(back), at_most=0),
         Bar("longest until everything was back, s", max(back, default=float("inf")), at_most=BACK_WITHIN_S),
         Bar("requests that failed though they needed nothing that was dead", len(without_need), at_most=0),
@@ -148,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bars.append(Bar("acknowledged memories lost", lost, at_most=0))
     median = statistics.median(back) if back else None
     return finish(
-        bars, {"rows": rows, "median_back_s": median, "requests": len(requests), "up": figures}, chosen.json
+        bars, {"rows": rows, "median_back_s": median, "requests": len(requests), "up": figures}, as_json
     )
 
 

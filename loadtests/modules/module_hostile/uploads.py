@@ -1,6 +1,4 @@
-"""Modules that nobody should load, each as the messages of its upload and the refusal that it must meet. For
-`module_hostile`.
-"""
+"""Modules that nobody should load: the messages of each upload, and the refusal that it must meet."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ from pathlib import Path
 
 import grpc
 
-from loadtests.harness.durability_rig import Rig, explain_mount, small_disk
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
+from loadtests.safety.durability.rig import Rig, explain_mount, small_disk
 from memserve.client import CallFailed, Client
 
 SEED = 13

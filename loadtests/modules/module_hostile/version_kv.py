@@ -1,6 +1,4 @@
-"""KV across the versions of a module: what a version is served of another's, by memserve and by a plain vLLM.
-For `module_hostile`.
-"""
+"""KV across the versions of a module: what memserve and a plain vLLM serve a version of another's KV."""
 
 from __future__ import annotations
 

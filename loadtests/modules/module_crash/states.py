@@ -1,6 +1,4 @@
-"""What modules are to be after operations on them, and what the API says that they are. For
-`module_crash`.
-"""
+"""What modules must be after operations on them, and what the API says that they are."""
 
 from __future__ import annotations
 
