@@ -90,9 +90,7 @@ def variant(adapter: str, folder: Path, *, scale: float = 1.0, probes: bool = Fa
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. module: a reference, or empty for the base. Empty `session` and `worker_id`: none, any.
-    system: empty for none.
-    """
+    """One request. Empty fields are the base, no session, any worker, no system text."""
 
     question: str
     module: str = ""
@@ -149,16 +147,16 @@ async def exchange(client: AsyncClient, ask: Ask) -> Exchange:
 
 @dataclass
 class ConstantLoad:
-    """So many askers, each with one request at a time, while the `async with` block runs. Those under way at
-    its end are waited for.
+    """Askers with one request at a time each, while the `async with` block runs. Requests that are under way
+    at its end are waited for.
 
-    next_ask: called with how many requests there were before. A closed load: a stall shows as late answers,
-    not as more of them.
+    The load is closed: a stall shows as late answers, and the number of requests under way stays the same.
     """
 
     client: AsyncClient
     askers: int
     next_ask: Callable[[int], Ask]
+    """The next request. Called with the number of requests before it."""
     exchanges: list[Exchange] = field(default_factory=list)
     _asked: int = 0
     _ending: bool = False

@@ -46,7 +46,7 @@ async def put(
             drop_from_page_cache(adapter.weights)
         await wait_for_place(client, worker_id, adapters, ModulePlace.DISK)
         return
-    # What is used last is in a slot.
+    # The adapters that were used last are in slots.
     for adapter in [*adapters, *(others if where == HOST else ())]:
         await ttft_s(client, "warm", adapter.reference, worker_id)
     await wait_for_place(

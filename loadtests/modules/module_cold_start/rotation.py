@@ -19,20 +19,19 @@ from memserve.domain import ModulePlace, Sampling
 ROTATIONS = (8, 16, 32, 64)
 IN_FLIGHT = 16
 ANSWER_TOKENS = 16
-# Of throughput; what two equal runs differ by on a machine that does other things.
+# Of throughput. Two equal runs differ by this on a machine that does other things.
 WITHIN = 0.95
 ROUTING, RANDOM, PARTITIONED = "routing", "random", "partitioned"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of one policy. shares: of requests by the adapter's place on their worker when they were
-    routed.
-    """
+    """One run of one policy."""
 
     tokens_per_s: float
     failed: int
     shares: dict[str, float]
+    """Of requests, by the adapter's place on their worker when they were routed."""
 
 
 @dataclass

@@ -17,14 +17,14 @@ Targets = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """content: number of the files that are published. versions: that the alias is to target, or the one to
-    delete.
-    """
+    """One change of a module."""
 
     kind: str
     module: str
     content: int = 0
+    """The number of the files that are published."""
     versions: tuple[int, ...] = ()
+    """The versions that the alias is to target, or the version to delete."""
 
     @property
     def targets(self) -> Targets:
@@ -33,13 +33,14 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a module is. versions: number to digest. published: versions that there ever were. history:
-    targets and action, of `live`.
-    """
+    """What a module is."""
 
     versions: Mapping[int, str] = field(default_factory=dict)
+    """Digests by number."""
     published: int = 0
+    """How many versions there ever were."""
     history: tuple[tuple[Targets, str], ...] = ()
+    """Targets and action of every change of `live`."""
 
     @property
     def targets(self) -> Targets:
@@ -83,7 +84,7 @@ def after(state: State, operation: Operation, digest: str) -> State:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the API tells of all modules at one time."""
+    """What the API says of all modules at one time."""
 
     versions: Mapping[str, tuple[ModuleVersion, ...]]
     histories: Mapping[str, tuple[AliasChange, ...]]

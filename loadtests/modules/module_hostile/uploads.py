@@ -32,12 +32,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class HostileUpload:
-    """An upload that must be refused with `code` and, in the status, `field` and a detail that contains
-    `says`.
-
-    sent: the bytes of each file that go over the wire, where they are not those that the header announces.
-    announced: further entries of the header's list, name to size. header: fields of PublishModuleHeader.
-    """
+    """An upload that must be refused with `code`, the field `at`, and a detail that contains `says`."""
 
     case: str
     files: Files
@@ -47,8 +42,11 @@ class HostileUpload:
     kind: int = LORA
     name: str = "hostile"
     sent: Mapping[str, bytes] | None = None
+    """The bytes of each file that go over the wire, where they are not those that the header announces."""
     announced: Mapping[str, int] = field(default_factory=dict)
+    """Further entries of the header's list: sizes by name."""
     header: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of PublishModuleHeader."""
 
     def parts(self) -> Iterator[pb.PublishModuleRequest]:
         listed = [
@@ -275,7 +273,7 @@ def _broken_uploads(shapes: Mapping[str, tuple[int, ...]], max_bytes: int) -> It
         "truncated upload", good, "", "send the same upload again", grpc.StatusCode.DATA_LOSS, sent=cut
     )
     bit = {**good, WEIGHTS_FILE: flipped(good[WEIGHTS_FILE])}
-    # Each of another name: an upload of the same files and name would go on where the truncated one ended.
+    # Each has a name of its own: an upload of the same files and name goes on where the truncated one ended.
     yield HostileUpload("bit-flipped upload", good, WEIGHTS_FILE, "its sha256 is", sent=bit, name="flipped")
     digest = {"expected_digest": hashlib.sha256(b"another").hexdigest()}
     yield HostileUpload(

@@ -26,10 +26,11 @@ PROMPT_TOKENS = 900
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """An ask of the KV part. own: the version's own KV was there, else another version's only."""
+    """A request where KV of the same tokens is there."""
 
     what: str
     own: bool
+    """Whether the version's own KV is there, or another version's only."""
     answer: Answer
 
     @property

@@ -167,12 +167,12 @@ class Served:
 
 
 def pin_engine(processes: Iterable[psutil.Process]) -> None:
-    """Have the engine among them compute on the last core. Cores differ, and an engine stays on one.
-    Everything else may run on any.
+    """Have the engine among the processes compute on the last core. Cores differ, and an engine stays on its
+    core. Everything else may run on any core.
     """
     for process in processes:
         if is_engine(process):
-            # Of the main thread, which is the one that computes.
+            # The affinity of the main thread, which computes.
             os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
             return
     raise RuntimeError("there is no engine to pin to a core")

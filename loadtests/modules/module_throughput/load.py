@@ -24,14 +24,14 @@ ANSWER_TOKENS = range(16, 49)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request: the text, its prompt's token ids, the tokens of its answer, and the number of its adapter
-    or None.
-    """
+    """One request."""
 
     text: str
     token_ids: list[int]
+    """Of the prompt that the text becomes."""
     answer_tokens: int
     adapter: int | None
+    """The number of the adapter; None for the base."""
 
 
 Ask = Callable[[Asked], Awaitable[int]]

@@ -18,12 +18,13 @@ PAUSE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One that ended. Times are on the monotonic clock. failure: "" when it succeeded."""
+    """A request that has ended. Times are on the monotonic clock."""
 
     kind: str
     started_s: float
     ended_s: float
     failure: str
+    """Empty when the request succeeded."""
 
 
 @dataclass

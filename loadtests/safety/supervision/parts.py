@@ -15,7 +15,7 @@ WORKERS = 2
 REGISTRY, CACHE, GATEWAY, FLEET, DRIVER = "registry", "cache", "gateway", "fleet", "fleet driver"
 GCS, RAYLET, CONTROLLER, WORKER, ENGINE = "gcs", "raylet", "serve controller", "worker", "engine"
 PARTS = (REGISTRY, CACHE, GATEWAY, FLEET, DRIVER, GCS, RAYLET, CONTROLLER, WORKER, ENGINE)
-# With them all workers go.
+# All workers end with each of these parts.
 ALL_WORKERS = {FLEET, DRIVER, RAYLET}
 ANSWER, REMEMBER, SEARCH, LIST = "Generate", "Remember", "Search", "ListModules"
 NEEDS = {
