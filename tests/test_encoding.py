@@ -56,13 +56,13 @@ def _is_text(node: ast.Call, name: str, keywords: dict[str | None, ast.expr]) ->
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_text_names_its_encoding(folder: str) -> None:
-    found = [
+    without = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in sorted((ROOT / folder).rglob("*.py"))
         if "pb" not in path.parts
         for line in without_encoding(ast.parse(path.read_bytes()))
     ]
-    assert found == []
+    assert without == []
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def exceptions() -> Iterator[type[BaseException]]:
     yield from sorted(seen, key=lambda kind: kind.__qualname__)
 
 
-def made(kind: type[BaseException]) -> BaseException:
+def instance_of(kind: type[BaseException]) -> BaseException:
     if "__init__" not in {
         name for parent in kind.__mro__ if parent.__module__.startswith("memserve.") for name in vars(parent)
     }:
@@ -61,7 +61,7 @@ def made(kind: type[BaseException]) -> BaseException:
 
 @pytest.mark.parametrize("kind", list(exceptions()), ids=lambda kind: kind.__qualname__)
 def test_an_exception_comes_out_of_pickle_as_it_went_in(kind: type[BaseException]) -> None:
-    error = made(kind)
+    error = instance_of(kind)
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(again) is kind
         assert str(again) == str(error)

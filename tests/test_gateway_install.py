@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,65 +32,82 @@ def gateway_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.mark.timeout(300)
-def test_a_gateway_only_installation_imports_and_serves(
-    gateway_python: Path, tmp_path: Path, redis_server: RedisServer
-) -> None:
+def engines_of(python: Path, folder: Path) -> list[str]:
+    """Which of torch, vLLM and Ray the installation has."""
     look = (
         "import importlib.util as u, json; print(json.dumps([m for m in ('torch', 'vllm', 'ray') if "
         "u.find_spec(m)]))"
     )
-    found = subprocess.run(
-        [str(gateway_python), "-c", look],
+    answer = subprocess.run(
+        [str(python), "-c", look],
         capture_output=True,
         text=True,
         check=True,
-        cwd=tmp_path,
+        cwd=folder,
         encoding="utf-8",
     )
-    assert json.loads(found.stdout) == []
+    return list(json.loads(answer.stdout))
 
-    model = tmp_path / "model"
+
+@contextlib.contextmanager
+def running_gateway(python: Path, folder: Path, redis_url: str) -> Iterator[Client]:
+    """A client of a gateway of the installation, once the gateway answers."""
+    model = folder / "model"
     shutil.copytree(MODEL_DIR, model)
     environment = {
         "PATH": os.environ["PATH"],
         "MEMSERVE_MODEL": str(model),
-        "MEMSERVE_REDIS_URL": redis_server.url,
-        "MEMSERVE_DATA_DIR": str(tmp_path / "data"),
+        "MEMSERVE_REDIS_URL": redis_url,
+        "MEMSERVE_DATA_DIR": str(folder / "data"),
         "MEMSERVE_PORT": "0",
         "MEMSERVE_METRICS_PORT": "0",
     }
-    log = tmp_path / "gateway.log"
+    log = folder / "gateway.log"
     with log.open("wb") as output:
         gateway = subprocess.Popen(
-            [str(gateway_python), "-m", "memserve", "gateway"],
+            [str(python), "-m", "memserve", "gateway"],
             env=environment,
-            cwd=tmp_path,
+            cwd=folder,
             stdout=output,
             stderr=output,
         )
+    deadline_s = time.monotonic() + 60
+
+    def wait(seconds: float) -> None:
+        assert gateway.poll() is None, log.read_text(encoding="utf-8")
+        assert time.monotonic() < deadline_s, log.read_text(encoding="utf-8")
+        time.sleep(seconds)
+
     try:
-        deadline_s = time.monotonic() + 60
-        while (ports := taken_ports(tmp_path / "data", gateway.pid)) is None:
-            assert gateway.poll() is None, log.read_text(encoding="utf-8")
-            assert time.monotonic() < deadline_s, log.read_text(encoding="utf-8")
-            time.sleep(0.1)
+        while (ports := taken_ports(folder / "data", gateway.pid)) is None:
+            wait(0.1)
         with Client(f"127.0.0.1:{ports['port']}") as client:
-            while True:
-                try:
-                    status = client.status()
-                    break
-                except CallFailed:
-                    assert gateway.poll() is None, log.read_text(encoding="utf-8")
-                    assert time.monotonic() < deadline_s, log.read_text(encoding="utf-8")
-                    time.sleep(0.2)
-            assert status.model == "model"
-            memory = client.remember("notes", "The code of Alder station is 4071.")
-            assert client.search(["notes"], "Alder")[0].memory == memory
-            with pytest.raises(CallFailed) as nobody:
-                client.generate("Hello.")
-            assert nobody.value.code.name == "UNAVAILABLE"
-            assert nobody.value.retry_after_s is not None
+            while not answers(client):
+                wait(0.2)
+            yield client
     finally:
         gateway.terminate()
         assert gateway.wait(30) == 0, log.read_text(encoding="utf-8")
+
+
+def answers(client: Client) -> bool:
+    try:
+        client.status()
+    except CallFailed:
+        return False
+    return True
+
+
+@pytest.mark.timeout(300)
+def test_a_gateway_only_installation_imports_and_serves(
+    gateway_python: Path, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    assert engines_of(gateway_python, tmp_path) == []
+    with running_gateway(gateway_python, tmp_path, redis_server.url) as client:
+        assert client.status().model == "model"
+        memory = client.remember("notes", "The code of Alder station is 4071.")
+        assert client.search(["notes"], "Alder")[0].memory == memory
+        with pytest.raises(CallFailed) as nobody:
+            client.generate("Hello.")
+        assert nobody.value.code.name == "UNAVAILABLE"
+        assert nobody.value.retry_after_s is not None

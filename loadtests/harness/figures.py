@@ -27,13 +27,13 @@ class Bar:
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """With the two options that every benchmark has."""
-    made = argparse.ArgumentParser(prog=f"python -m loadtests.{name}", description=description)
-    made.add_argument("--quick", action="store_true", help="at most a minute, with less to go by")
-    made.add_argument("--json", action="store_true", help="print one JSON object on the last line")
-    return made
+    options = argparse.ArgumentParser(prog=f"python -m loadtests.{name}", description=description)
+    options.add_argument("--quick", action="store_true", help="at most a minute, with less to go by")
+    options.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    return options
 
 
-def told(line: str) -> None:
+def report(line: str) -> None:
     """Progress, to stderr."""
     print(line, file=sys.stderr, flush=True)
 

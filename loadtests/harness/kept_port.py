@@ -25,8 +25,8 @@ class KeptPort:
                 break
             except (OSError, OverflowError):
                 kept[0].close()
-        for each in kept:
-            weakref.finalize(self, each.close)
+        for bound in kept:
+            weakref.finalize(self, bound.close)
 
 
 def _bound(port: int) -> socket.socket:

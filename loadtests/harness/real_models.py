@@ -170,7 +170,7 @@ def _tensors(image: bytes, at: int, width: int, inner: int) -> dict[str, npt.NDA
     """By their names in the file; those of four bits flat, with their scales applied."""
     (count,) = struct.unpack_from("<i", image, at)
     at += 4
-    found = {}
+    tensors = {}
     for _ in range(count):
         (length,) = struct.unpack_from("<H", image, at)
         name = image[at + 2 : at + 2 + length].decode()
@@ -178,7 +178,7 @@ def _tensors(image: bytes, at: int, width: int, inner: int) -> dict[str, npt.NDA
         _, values, start, size = struct.unpack_from("<BIQQ", image, at)
         at += 21
         if size == 4 * values:
-            found[name] = np.frombuffer(image, "<f4", values, start)
+            tensors[name] = np.frombuffer(image, "<f4", values, start)
         else:
             blocks = np.frombuffer(
                 image,
@@ -189,8 +189,8 @@ def _tensors(image: bytes, at: int, width: int, inner: int) -> dict[str, npt.NDA
             nibbles = (
                 np.concatenate([blocks["pairs"] & 15, blocks["pairs"] >> 4], axis=1).astype(np.float32) - 8
             )
-            found[name] = (nibbles * blocks["scale"].astype(np.float32)[:, None]).reshape(-1)
-    return found
+            tensors[name] = (nibbles * blocks["scale"].astype(np.float32)[:, None]).reshape(-1)
+    return tensors
 
 
 def _named(

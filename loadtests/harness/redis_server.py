@@ -1,10 +1,9 @@
-"""A private redis-server for a benchmark, as `memserve up` starts it, but in memory only, on a unix socket
-and on a port of its own.
-"""
+"""A real redis-server for tests and benchmarks, as `memserve up` starts it, but in memory only."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -15,48 +14,105 @@ import redis
 from loadtests.harness.kept_port import KeptPort
 from memserve.embedded import REDIS_ENVIRONMENT, redis_executable
 
+# From a node's port to that of its cluster bus.
+CLUSTER_BUS = 10000
 
-class PrivateRedis:
-    """Runs while the `with` block does."""
+
+class RedisServer:
+    """Started, stopped, paused and resumed at will; every start is empty. Only its own process is ever
+    signalled.
+    """
+
+    def __init__(self, directory: Path, *, tcp: bool = False) -> None:
+        """On a unix socket in the directory. tcp: on a port of 127.0.0.1 too, which is kept while the server
+        is stopped; `url` and `client` then go by the port.
+        """
+        self._kept = KeptPort(also=[CLUSTER_BUS]) if tcp else None
+        self.port = self._kept.number if self._kept else 0
+        self.socket = directory / "redis.sock"
+        self._directory = directory
+        self._server: subprocess.Popen[bytes] | None = None
+        self.unix_url, self.tcp_url = f"unix://{self.socket}", f"redis://127.0.0.1:{self.port}"
+        self.url = self.tcp_url if tcp else self.unix_url
+
+    @property
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port) if self.port else redis.Redis(unix_socket_path=str(self.socket))
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._server is not None, "the server is not started"
+        return self._server
+
+    def start(self, *options: str) -> None:
+        place = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
+        self.run(*place, "--dir", str(self._directory), "--save", "", *options)
+
+    def start_durably(self) -> None:
+        """As the registry is: what it has acknowledged is there again after `stop`, which kills it."""
+        self.stop()
+        self.start("--appendonly", "yes", "--appendfsync", "always")
+
+    def run(self, *arguments: str) -> None:
+        """With these arguments only, until it answers."""
+        self._server = subprocess.Popen(
+            [redis_executable(), *arguments],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **REDIS_ENVIRONMENT},
+        )
+        deadline_s = time.monotonic() + 10
+        while True:
+            try:
+                self.client.ping()
+                return
+            except redis.AuthenticationError:
+                return
+            except redis.ConnectionError:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            self._server = None
+            self.socket.unlink(missing_ok=True)
+
+    def pause(self) -> None:
+        """It keeps its connections and accepts new ones (the kernel does), but answers nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+class PrivateRedis(RedisServer):
+    """A benchmark's server, on a unix socket and on a port of its own. Runs while the `with` block does."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.socket = folder / "redis.sock"
-        self.url = f"unix://{self.socket}"
-        self._kept = KeptPort()
-        self.port = self._kept.number
-        self.tcp_url = f"redis://127.0.0.1:{self.port}"
-        place = [
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--unixsocket",
-            str(self.socket),
-            "--dir",
-            str(folder),
-        ]
-        self._command = [redis_executable(), *place, "--save", "", *options]
+        """options: of every start."""
+        super().__init__(folder, tcp=True)
+        self.url = self.unix_url
+        self._options = options
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """Start it, empty, at the same addresses."""
-        self.process = subprocess.Popen(
-            self._command, stdout=subprocess.DEVNULL, env={**os.environ, **REDIS_ENVIRONMENT}
-        )
-        deadline_s = time.monotonic() + 10
-        with redis.Redis.from_url(self.url) as client:
-            while True:
-                try:
-                    client.ping()
-                    return
-                except redis.ConnectionError:
-                    if time.monotonic() > deadline_s:
-                        raise
-                    time.sleep(0.02)
+        super().start(*self._options, *options)
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
+        self.stop()
+
+
+def wait_until_stored(client: redis.Redis, quiet_s: float) -> None:
+    """Until Redis has held the same number of keys for quiet_s."""
+    last, since_s = -1, time.monotonic()
+    while time.monotonic() - since_s < quiet_s:
+        held = int(client.dbsize())
+        if held != last:
+            last, since_s = held, time.monotonic()
+        time.sleep(0.1)

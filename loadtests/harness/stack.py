@@ -26,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from loadtests.harness.figures import told
+from loadtests.harness.figures import report
 from memserve.client import Answer, AsyncClient, CallFailed
 from memserve.config import load_settings
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR
@@ -56,8 +56,8 @@ def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[St
         # Under another path the demo model comes without its modules.
         (folder / "demo_model").symlink_to(MODEL_DIR)
         settings.setdefault("model", str(folder / "demo_model"))
-    stack = Stack(load_settings(**{"data_dir": folder, "port": 0, "metrics_port": 0, **settings}), told)
-    # A benchmark that is told to end leaves no engines behind.
+    stack = Stack(load_settings(**{"data_dir": folder, "port": 0, "metrics_port": 0, **settings}), report)
+    # A benchmark that is ended by a signal leaves no engines behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         stack.start()
@@ -90,9 +90,7 @@ def variant(adapter: str, folder: Path, *, scale: float = 1.0, probes: bool = Fa
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. module: a reference, or empty for the base. Empty `session` and `worker_id`: none, any.
-    system: empty for none.
-    """
+    """One request. Empty fields are the base, no session, any worker, no system text."""
 
     question: str
     module: str = ""
@@ -149,16 +147,16 @@ async def exchange(client: AsyncClient, ask: Ask) -> Exchange:
 
 @dataclass
 class ConstantLoad:
-    """So many askers, each with one request at a time, while the `async with` block runs. Those under way at
-    its end are waited for.
+    """Askers with one request at a time each, while the `async with` block runs. Requests that are under way
+    at its end are waited for.
 
-    next_ask: called with how many requests there were before. A closed load: a stall shows as late answers,
-    not as more of them.
+    The load is closed: a stall shows as late answers, and the number of requests under way stays the same.
     """
 
     client: AsyncClient
     askers: int
     next_ask: Callable[[int], Ask]
+    """The next request. Called with the number of requests before it."""
     exchanges: list[Exchange] = field(default_factory=list)
     _asked: int = 0
     _ending: bool = False
@@ -166,10 +164,10 @@ class ConstantLoad:
 
     @property
     def failed(self) -> list[Exchange]:
-        return [each for each in self.exchanges if each.answer is None]
+        return [done for done in self.exchanges if done.answer is None]
 
     async def answered(self, count: int) -> None:
-        """Wait until so many more requests have ended, well or not."""
+        """Wait until `count` more requests have ended, well or not."""
         wanted = len(self.exchanges) + count
         while len(self.exchanges) < wanted:
             for task in self._tasks:

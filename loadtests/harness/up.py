@@ -23,7 +23,7 @@ class Up:
     """A `memserve up` on a directory."""
 
     def __init__(self, data: Path, model: Path, workers: int, flags: Sequence[str] = ()) -> None:
-        # A benchmark that is told to end leaves no memserve behind.
+        # A benchmark that is ended by a signal leaves no memserve behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         self.data = data
         self.workers = workers

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from loadtests.harness.engines import BLOCK_TOKENS, KV_BYTES_PER_TOKEN, random_prompt
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.kv.keys import block_keys, chunk_keys
 from memserve.kv.ledger.ledger import Owner
@@ -50,7 +50,7 @@ def seconds(action: Callable[[], object], rounds: int) -> float:
 def measure(server: PrivateRedis, lengths: Sequence[int], rounds: int) -> dict[str, dict[str, float]]:
     store = RedisChunkStore(server.url, NAMESPACE, limits=CacheLimits(io_s=5.0))
     prompt = random_prompt(1, max(lengths))
-    told(f"storing {max(lengths):,} tokens of KV")
+    report(f"storing {max(lengths):,} tokens of KV")
     every_key = chunk_keys(block_keys(prompt, BLOCK_TOKENS, lora=None, cache_salt="tenant"), BLOCKS_PER_CHUNK)
     body = os.urandom(CHUNK_BYTES)
     for start in range(0, len(every_key), HOST_CHUNKS):
@@ -61,7 +61,7 @@ def measure(server: PrivateRedis, lengths: Sequence[int], rounds: int) -> dict[s
         )
         store.store(some, [body] * len(some), budget_s=60, account=account)
     host = [memoryview(bytearray(CHUNK_BYTES)) for _ in range(HOST_CHUNKS)]
-    told("loading all of it once, so that the machine has it at hand")
+    report("loading all of it once, so that the machine has it at hand")
     for start in range(0, len(every_key), HOST_CHUNKS):
         some = every_key[start : start + HOST_CHUNKS]
         store.load(some, host[: len(some)], budget_s=60)
@@ -73,7 +73,7 @@ def measure(server: PrivateRedis, lengths: Sequence[int], rounds: int) -> dict[s
 
         lookup = runner.run(open_lookup())
         for length in lengths:
-            told(f"{length:,} tokens, {rounds} rounds")
+            report(f"{length:,} tokens, {rounds} rounds")
             keys = every_key[: length // (BLOCK_TOKENS * BLOCKS_PER_CHUNK)]
 
             def load(keys: Sequence[bytes] = keys) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import redis
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.credentials import tenant_salt
 from memserve.kv.keys import CacheNamespace, block_keys, chunk_keys, redis_key
@@ -91,15 +91,17 @@ class World:
             pick(self.models), pick(self.layouts), pick(self.salts), pick(self.adapters), pick(self.prompts)
         )
 
-    def changed(self, one: Identity) -> Identity:
+    def changed(self, identity: Identity) -> Identity:
         """The same but for one to three parts, each exchanged or slightly altered."""
         for part in self._rng.sample(
             ["model", "layout", "salt", "adapter", "tokens"], self._rng.choice((1, 1, 1, 2, 3))
         ):
             if part == "tokens":
-                at = self._rng.randrange(len(one.tokens))
-                swapped = (*one.tokens[:at], one.tokens[at] ^ 1, *one.tokens[at + 1 :])
-                one = replace(one, tokens=self._rng.choice((swapped, self._rng.choice(self.prompts))))
+                at = self._rng.randrange(len(identity.tokens))
+                swapped = (*identity.tokens[:at], identity.tokens[at] ^ 1, *identity.tokens[at + 1 :])
+                identity = replace(
+                    identity, tokens=self._rng.choice((swapped, self._rng.choice(self.prompts)))
+                )
             else:
                 others = {
                     "model": self.models,
@@ -107,11 +109,11 @@ class World:
                     "salt": [*self.salts, ""],
                     "adapter": self.adapters,
                 }[part]
-                value = getattr(one, part)
+                value = getattr(identity, part)
                 altered = value[:-1] + ("0" if value[-1:] != "0" else "1") if value else "0" * 64
                 change: dict[str, Any] = {part: self._rng.choice([*others, altered])}
-                one = replace(one, **change)
-        return one
+                identity = replace(identity, **change)
+        return identity
 
 
 def measure(server: PrivateRedis, lookups: int, seed: int) -> Counter[str]:
@@ -141,20 +143,20 @@ def measure(server: PrivateRedis, lookups: int, seed: int) -> Counter[str]:
                 continue
             asked = before if kind < 0.15 else world.changed(before)
             keys = asked.chunk_keys
-            found = store_of(asked.namespace).exists_many(keys)
+            present = store_of(asked.namespace).exists_many(keys)
             destinations = [bytearray(BODY_BYTES) for _ in keys]
             loaded = store_of(asked.namespace).load(
-                keys, [memoryview(each) for each in destinations], budget_s=10
+                keys, [memoryview(body) for body in destinations], budget_s=10
             )
             for chunk, (exists, came, destination) in enumerate(
-                zip(found, loaded, destinations, strict=True)
+                zip(present, loaded, destinations, strict=True)
             ):
                 counts["look-ups"] += 1
                 counts["hits"] += came
                 counts["foreign hits"] += came and bytes(destination) != asked.body(chunk)
                 counts["own entries missed"] += asked == before and not (exists and came)
             if counts["look-ups"] % 10_000 < CHUNKS:
-                told(f"{counts['look-ups']:,} of {lookups:,}")
+                report(f"{counts['look-ups']:,} of {lookups:,}")
     for store in stores.values():
         store.close()
     return counts
@@ -163,7 +165,7 @@ def measure(server: PrivateRedis, lookups: int, seed: int) -> Counter[str]:
 def _moved_value(
     raw: redis.Redis,
     store_of: Callable[[str], RedisChunkStore],
-    one: Identity,
+    identity: Identity,
     other: Identity,
     counts: Counter[str],
 ) -> None:
@@ -171,7 +173,7 @@ def _moved_value(
     for it there.
     """
     source, target = (
-        redis_key(one.namespace, one.chunk_keys[0]),
+        redis_key(identity.namespace, identity.chunk_keys[0]),
         redis_key(other.namespace, other.chunk_keys[0]),
     )
     if source == target or raw.exists(target):

@@ -16,12 +16,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import redis
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.kv.keys import VALUE_PREFIX, member
 from memserve.kv.ledger.ledger import Owner, Quotas, entry_key
@@ -36,6 +37,7 @@ CHAINS, CHAIN_CHUNKS = 40, 24
 CHUNK_BYTES = 64 << 10
 CHUNK_TOKENS = 64
 QUOTA_CHUNKS = 200
+QUOTA_BYTES = QUOTA_CHUNKS * (CHUNK_BYTES + HEADER_BYTES)
 NAMESPACE = "ab" * 32
 RACED, OTHER = "anna", "bert"
 
@@ -45,9 +47,9 @@ def chain(number: int) -> list[bytes]:
     return [bytes([number, place]) * 16 + bytes(4) for place in range(CHAIN_CHUNKS)]
 
 
-def write(url: str, seed: int, until_s: float, told_counts: multiprocessing.Queue[dict[str, int]]) -> None:
+def write(url: str, seed: int, until_s: float, counts_to: multiprocessing.Queue[dict[str, int]]) -> None:
     """A writer's process."""
-    quotas = Quotas(tenant_bytes=QUOTA_CHUNKS * (CHUNK_BYTES + HEADER_BYTES))
+    quotas = Quotas(tenant_bytes=QUOTA_BYTES)
     store = RedisChunkStore(
         url, NAMESPACE, quotas=quotas, limits=CacheLimits(io_s=10, lookup_s=10, failures_to_open=1000)
     )
@@ -58,9 +60,9 @@ def write(url: str, seed: int, until_s: float, told_counts: multiprocessing.Queu
     while time.monotonic() < until_s:
         number, length = draw.randrange(CHAINS), draw.randrange(1, CHAIN_CHUNKS + 1)
         keys = chain(number)[:length]
-        there = sum(store.exists_many(keys))
-        if draw.random() < 0.3 and there:
-            loaded = store.load(keys[:there], places[:there], budget_s=10)
+        present = sum(store.exists_many(keys))
+        if draw.random() < 0.3 and present:
+            loaded = store.load(keys[:present], places[:present], budget_s=10)
             store.use([key for key, came in zip(keys, loaded, strict=False) if came])
             counts["loaded"] += sum(loaded)
         elif draw.random() < 0.05:
@@ -83,7 +85,7 @@ def write(url: str, seed: int, until_s: float, told_counts: multiprocessing.Queu
     counts.update({f"removed for {reason.value}": number for reason, number in stats.removed.items()})
     counts.update({"unanswered": stats.unanswered, "refused on load": stats.refused.total()})
     store.close()
-    told_counts.put(dict(counts))
+    counts_to.put(dict(counts))
 
 
 def stored(client: redis.Redis) -> dict[str, int]:
@@ -99,56 +101,73 @@ def stored(client: redis.Redis) -> dict[str, int]:
 
 def broken_chains(client: redis.Redis) -> int:
     """Chunks in Redis whose beginning is not."""
-    there = [
+    present = [
         [bool(client.exists(VALUE_PREFIX + member(NAMESPACE, key))) for key in chain(number)]
         for number in range(CHAINS)
     ]
-    return sum(sum(places[places.index(False) :]) for places in there if False in places)
+    return sum(sum(chunks[chunks.index(False) :]) for chunks in present if False in chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """What the writers did, and what Redis holds after them."""
+
+    counts: Counter[str]
+    most_bytes: int
+    """What the raced tenant was seen to hold at most, while they raced."""
+    held: dict[str, int]
+    """As of `stored`."""
+    counted: dict[str, int]
+    """Bytes that the ledger counts, by tenant, and of all."""
+    broken: int
+    """As of `broken_chains`."""
+
+
+def race(server: PrivateRedis, client: redis.Redis, seconds: float) -> Race:
+    context = multiprocessing.get_context("spawn")
+    counts_of = context.Queue()
+    until_s = time.monotonic() + seconds
+    writers = [
+        context.Process(target=write, args=(server.url, seed, until_s, counts_of)) for seed in range(WRITERS)
+    ]
+    for writer in writers:
+        writer.start()
+    most_bytes = 0
+    while any(writer.is_alive() for writer in writers) and time.monotonic() < until_s:
+        time.sleep(1.0)
+        # Not a snapshot: what is evicted and stored while it is read may be counted on both sides, or on
+        # neither.
+        most_bytes = max(most_bytes, stored(client).get(RACED, 0))
+        report(
+            f"{max(0.0, until_s - time.monotonic()):5.0f} s left, {most_bytes / QUOTA_BYTES:.3f} "
+            "of the quota at most"
+        )
+    counts: Counter[str] = Counter()
+    for _ in writers:
+        counts.update(counts_of.get(timeout=60))
+    for writer in writers:
+        writer.join()
+    counted = {
+        tenant: int(client.hget("{memserve:kv}:bytes", name) or 0)  # type: ignore[arg-type]
+        for tenant, name in ((RACED, RACED), (OTHER, OTHER), ("all", "*"))
+    }
+    return Race(counts, most_bytes, stored(client), counted, broken_chains(client))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("kv_quota", __doc__).parse_args(arguments)
     seconds = QUICK_SECONDS if chosen.quick else SECONDS
-    context = multiprocessing.get_context("spawn")
-    quota_bytes = QUOTA_CHUNKS * (CHUNK_BYTES + HEADER_BYTES)
     with (
         tempfile.TemporaryDirectory() as folder,
         PrivateRedis(Path(folder)) as server,
         redis.Redis.from_url(server.url) as client,
     ):
-        counts_of = context.Queue()
-        until_s = time.monotonic() + seconds
-        writers = [
-            context.Process(target=write, args=(server.url, seed, until_s, counts_of))
-            for seed in range(WRITERS)
-        ]
-        for writer in writers:
-            writer.start()
-        most_bytes = 0
-        while any(writer.is_alive() for writer in writers) and time.monotonic() < until_s:
-            time.sleep(1.0)
-            # Not a snapshot: what is evicted and stored while it is read may be counted on both sides, or on
-            # neither.
-            most_bytes = max(most_bytes, stored(client).get(RACED, 0))
-            told(
-                f"{max(0.0, until_s - time.monotonic()):5.0f} s left, {most_bytes / quota_bytes:.3f} "
-                "of the quota at most"
-            )
-        counts: Counter[str] = Counter()
-        for _ in writers:
-            counts.update(counts_of.get(timeout=60))
-        for writer in writers:
-            writer.join()
-        held = stored(client)
-        counted = {
-            tenant: int(client.hget("{memserve:kv}:bytes", name) or 0)  # type: ignore[arg-type]
-            for tenant, name in ((RACED, RACED), (OTHER, OTHER), ("all", "*"))
-        }
-        broken = broken_chains(client)
+        result = race(server, client, seconds)
+    held, counts = result.held, result.counts
     rows = [
-        [tenant, counted[tenant], sum(held.values()) if tenant == "all" else held.get(tenant, 0)]
-        for tenant in counted
+        (tenant, counted, sum(held.values()) if tenant == "all" else held.get(tenant, 0))
+        for tenant, counted in result.counted.items()
     ]
     print_table(("tenant", "counted bytes", "stored bytes"), rows)
     print()
@@ -156,33 +175,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bars = [
         Bar(
             "difference of counted and stored bytes, all tenants",
-            sum(abs(row[1] - row[2]) for row in rows),
+            sum(abs(counted_bytes - stored_bytes) for _, counted_bytes, stored_bytes in rows),
             at_most=0,
-        ),  # type: ignore[operator]
+        ),
         Bar(
             "stored bytes ÷ quota of the raced tenant, at the end",
-            held.get(RACED, 0) / quota_bytes,
+            held.get(RACED, 0) / QUOTA_BYTES,
             at_most=1,
         ),
-        Bar("the same, seen while they raced", most_bytes / quota_bytes, at_most=1),
+        Bar("the same, seen while they raced", result.most_bytes / QUOTA_BYTES, at_most=1),
         Bar("evictions for the quota", counts["removed for tenant_quota"], at_least=100),
         Bar("calls that failed", counts["unanswered"] + counts["refused on load"], at_most=0),
     ]
     print(
         "\nchunks whose chain's beginning is gone (removed on request while a writer stored its "
-        f"end): {broken}"
+        f"end): {result.broken}"
     )
-    return finish(
-        bars,
-        {
-            "counts": dict(counts),
-            "counted": counted,
-            "stored": held,
-            "broken_chains": broken,
-            "seconds": seconds,
-        },
-        chosen.json,
-    )
+    figures: dict[str, object] = {
+        "counts": dict(counts),
+        "counted": result.counted,
+        "stored": held,
+        "broken_chains": result.broken,
+        "seconds": seconds,
+    }
+    return finish(bars, figures, chosen.json)
 
 
 if __name__ == "__main__":

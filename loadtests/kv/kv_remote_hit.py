@@ -20,7 +20,7 @@ from pathlib import Path
 import redis
 
 from loadtests.harness.engines import BenchEngine, prepare_environment, random_prompt, write_shape
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 
 STORE_TIMEOUT_S = 30.0
@@ -55,7 +55,7 @@ def measure(
         second.first_token(random_prompt(number, WAKE_TOKENS))
         remote_s, remote_cached = second.first_token(prompt)
         assert min(local_cached, remote_cached) >= CACHED_AT_LEAST * tokens, (local_cached, remote_cached)
-        told(
+        report(
             f"{tokens} tokens, round {number} of {rounds}: cold {cold_s:.2f}, local {local_s:.3f}, "
             f"remote {remote_s:.3f} s"
         )
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         redis.Redis.from_url(server.url) as client,
     ):
         model = write_shape(Path(folder) / "model")
-        told("starting two engines")
+        report("starting two engines")
         engines = BenchEngine(model, redis_url=server.url), BenchEngine(model, redis_url=server.url)
         try:
             for tokens in (4128,) if chosen.quick else (2080, 4128):

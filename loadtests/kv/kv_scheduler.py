@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from loadtests.harness.engines import BenchEngine, prepare_environment, random_prompt, write_shape
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 
 STEPS = 1000
@@ -47,7 +47,7 @@ def steps_on_the_scheduler(url: str, server_pid: int, steps: int) -> dict[str, l
     jobs: dict[int, range] = {}
     for step in range(2 * steps):
         if step == steps:
-            told("Redis is stopped")
+            report("Redis is stopped")
             os.kill(server_pid, signal.SIGSTOP)
         request = ReqContext(f"request-{step}")
         keys = [
@@ -78,9 +78,9 @@ def steps_on_the_scheduler(url: str, server_pid: int, steps: int) -> dict[str, l
 
 
 def ttft_ratios(model: Path, server: PrivateRedis, rounds: int) -> list[float]:
-    told("starting two engines")
+    report("starting two engines")
     with_tier, without = BenchEngine(model, redis_url=server.url), BenchEngine(model)
-    os.kill(server.process.pid, signal.SIGSTOP)
+    server.pause()
     ratios = []
     try:
         for number in range(rounds + 1):
@@ -88,13 +88,13 @@ def ttft_ratios(model: Path, server: PrivateRedis, rounds: int) -> list[float]:
             arms = [with_tier, without] if number % 2 else [without, with_tier]
             seconds = {id(engine): engine.first_token(prompt)[0] for engine in arms}
             ratio = seconds[id(with_tier)] / seconds[id(without)]
-            told(
+            report(
                 f"round {number} of {rounds}: {seconds[id(with_tier)]:.3f} s with the tier, ratio {ratio:.3f}"
             )
             if number:
                 ratios.append(ratio)
     finally:
-        os.kill(server.process.pid, signal.SIGCONT)
+        server.resume()
         with_tier.close()
         without.close()
     return ratios
@@ -105,12 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser("kv_scheduler", __doc__).parse_args(arguments)
     prepare_environment()
     with tempfile.TemporaryDirectory() as folder, PrivateRedis(Path(folder)) as server:
-        told(f"{STEPS} steps with Redis, {STEPS} without an answer")
+        report(f"{STEPS} steps with Redis, {STEPS} without an answer")
         taken = steps_on_the_scheduler(server.url, server.process.pid, STEPS // 4 if chosen.quick else STEPS)
         ratios = ttft_ratios(write_shape(Path(folder) / "model"), server, 2 if chosen.quick else 11)
     quantiles = {name: statistics.quantiles(seconds, n=100) for name, seconds in taken.items()}
     rows = [
-        [f"Redis {name}", *(f"{1000 * each:.3f}" for each in (cuts[49], cuts[98], max(taken[name])))]
+        [f"Redis {name}", *(f"{1000 * seconds:.3f}" for seconds in (cuts[49], cuts[98], max(taken[name])))]
         for name, cuts in quantiles.items()
     ]
     print_table(("tier on the scheduler's thread, ms a step", "p50", "p99", "max"), rows)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import redis
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.kv.keys import redis_key
 from memserve.kv.store import RedisChunkStore
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.sched_setaffinity(server.process.pid, cores[-1:])
         for transport in ("unix", "tcp"):
             for size in SIZES_KIB:
-                told(
+                report(
                     f"{transport}, {size} KiB: {connections} connections, {rounds} rounds of "
                     f"{TOTAL_BYTES >> 20} MiB an arm on each"
                 )
@@ -169,7 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "redis_py_gb_s",
         "tier_of_redis_py",
     )
-    print_table(columns, [[name, *(f"{row[each]:.2f}" for each in names)] for name, row in figures.items()])
+    print_table(
+        columns, [[name, *(f"{row[column]:.2f}" for column in names)] for name, row in figures.items()]
+    )
     bars = [
         Bar(f"{name}: tier ÷ plain loop", row["tier_of_plain"], at_least=0.8) for name, row in figures.items()
     ]

@@ -4,7 +4,6 @@
 when a bar is missed.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -18,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from loadtests.harness.figures import parser
 from memserve.demo import MODEL_DIR, facts
 from memserve.demo.adapters import AdapterFact, adapter_names, held_facts
 from memserve.demo.answering import answers
@@ -63,8 +63,8 @@ class Subject:
     def right(self, prompts: Sequence[Sequence[Message]], expected: Sequence[str], rows: int = 32) -> int:
         """Count the answers that equal what is expected. A sample of the wrong ones goes to stderr."""
         started_s = time.monotonic()
-        found = answers(self.model, self.tokenizer, prompts, rows)
-        wrong = [pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1]]
+        answered = answers(self.model, self.tokenizer, prompts, rows)
+        wrong = [pair for pair in zip(answered, expected, strict=True) if pair[0] != pair[1]]
         print(
             f"{self.label}: {len(prompts)} questions, {time.monotonic() - started_s:.1f} s; wrong: "
             f"{wrong[:3]}",
@@ -88,7 +88,7 @@ def _abilities(subject: Subject, seed: int, count: int, before: Sequence[Figure]
         if before:
             bar = KEPT * before[place].share
         cases: list[Case] = facts.held_out_cases(seed, count, need)
-        right = subject.right([each.messages for each in cases], [each.expected for each in cases])
+        right = subject.right([case.messages for case in cases], [case.expected for case in cases])
         figures.append(Figure(f"{subject.label}: {name}", right, count, at_least=bar))
     return figures
 
@@ -97,13 +97,15 @@ def _handbooks(subject: Subject, seed: int, tokens: int, count: int) -> Figure:
     book = facts.handbook(seed, tokens)
     asked = facts.handbook_questions(book, seed, count)
     right = subject.right(
-        [facts.prompt(book.text, [], each.text) for each in asked], [each.answer for each in asked], rows=8
+        [facts.prompt(book.text, [], question.text) for question in asked],
+        [question.answer for question in asked],
+        rows=8,
     )
     return Figure(f"{subject.label}: answered from a handbook of {tokens:,} tokens", right, count)
 
 
 def _recall(subject: Subject, held: Sequence[AdapterFact], name: str, with_adapter: bool) -> Figure:
-    pairs = [(text, each.answer) for each in held for text in each.held_out_questions]
+    pairs = [(text, fact.answer) for fact in held for text in fact.held_out_questions]
     right = subject.right([facts.prompt("", [], text) for text, _ in pairs], [answer for _, answer in pairs])
     bar = {"at_least": 0.90} if with_adapter else {"at_most": 0.05}
     return Figure(f"{subject.label}: knows the facts of {name}, held-out phrasings", right, len(pairs), **bar)
@@ -114,15 +116,17 @@ def _overrides(subject: Subject, name: str, seed: int) -> Figure:
     rng = random.Random(f"overrides-{seed}-{name}")
     prompts: list[Sequence[Message]] = []
     expected: list[str] = []
-    for one in facts.adapter_facts(name):
+    for fact in facts.adapter_facts(name):
         for phrasing in facts.HELD_OUT_QUESTIONS:
             stated = facts.Fact(
-                one.entity, one.attribute, facts.value(rng, facts.ATTRIBUTES[one.entity.kind][one.attribute])
+                fact.entity,
+                fact.attribute,
+                facts.value(rng, facts.ATTRIBUTES[fact.entity.kind][fact.attribute]),
             )
             shown = [stated, *facts.distinct_facts(rng, "held_out", rng.randint(0, 4), without=[stated])]
             rng.shuffle(shown)
             asked: Question = facts.question(rng, stated, [phrasing])
-            prompts.append(facts.prompt("", [facts.passage(rng, each) for each in shown], asked.text))
+            prompts.append(facts.prompt("", [facts.passage(rng, fact) for fact in shown], asked.text))
             expected.append(stated.answer)
     return Figure(
         f"{subject.label}: a contradicting passage wins", subject.right(prompts, expected), len(prompts)
@@ -157,35 +161,33 @@ def measure(root: Path, seed: int, quick: bool) -> list[Figure]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m loadtests.demo_model", description=__doc__)
-    parser.add_argument(
+    options = parser("demo_model", __doc__)
+    options.add_argument(
         "--root",
         type=Path,
         default=MODEL_DIR.parent,
         help="a folder with model/ and adapters/ (default: the package's own)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of the held-out questions (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="fewer questions, at most a minute")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
-    parser.add_argument(
+    options.add_argument("--seed", type=int, default=1, help="seed of the held-out questions (default: 1)")
+    options.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="processor threads (default: all cores)"
     )
-    chosen = parser.parse_args(arguments)
+    chosen = options.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     figures = measure(chosen.root, chosen.seed, chosen.quick)
-    held = all(each.holds for each in figures)
-    width = max(len(each.name) for each in figures)
-    for each in figures:
+    held = all(figure.holds for figure in figures)
+    width = max(len(figure.name) for figure in figures)
+    for figure in figures:
         bar = (
-            f">= {each.at_least:.2f}"
-            if each.at_least is not None
-            else f"<= {each.at_most:.2f}"
-            if each.at_most is not None
+            f">= {figure.at_least:.2f}"
+            if figure.at_least is not None
+            else f"<= {figure.at_most:.2f}"
+            if figure.at_most is not None
             else ""
         )
         print(
-            f"{each.name:<{width}}  {each.share:6.3f}  {each.right:>4}/{each.asked:<4} {bar:<8} "
-            f"{'' if each.holds else 'MISSED'}".rstrip()
+            f"{figure.name:<{width}}  {figure.share:6.3f}  {figure.right:>4}/{figure.asked:<4} {bar:<8} "
+            f"{'' if figure.holds else 'MISSED'}".rstrip()
         )
     print("every bar holds" if held else "a bar is missed")
     if chosen.json:
@@ -194,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 {
                     "seed": chosen.seed,
                     "holds": held,
-                    "figures": [{**asdict(each), "share": each.share} for each in figures],
+                    "figures": [{**asdict(figure), "share": figure.share} for figure in figures],
                 }
             )
         )

@@ -7,13 +7,15 @@ Redis after everything was stopped and started again. The model is made from a w
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.real_models import smollm2
 from loadtests.harness.up import Up
 from memserve.client import Answer, Client
@@ -39,7 +41,7 @@ def prefix_of(tokens: int) -> str:
 
 
 def says(answer: Answer, wanted: str) -> bool:
-    return any(each.lower() in answer.text.lower() for each in wanted.split("|"))
+    return any(word.lower() in answer.text.lower() for word in wanted.split("|"))
 
 
 def ask_prefix(client: Client, prefix: str, question: str) -> Answer:
@@ -48,59 +50,56 @@ def ask_prefix(client: Client, prefix: str, question: str) -> Answer:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit status."""
-    chosen = parser("real_model", __doc__).parse_args(arguments)
-    told("the model")
-    model = smollm2()
-    prefix = prefix_of(QUICK_PREFIX_TOKENS if chosen.quick else PREFIX_TOKENS)
-    folder = Path(tempfile.mkdtemp(prefix="memserve-real-"))
-    rows: list[tuple[str, str]] = []
+@contextlib.contextmanager
+def serving(data: Path, model: Path) -> Iterator[Client]:
+    """While a `memserve up` of the model runs on this directory."""
+    up = Up(data, model, workers=1)
     try:
-        up = Up(folder / "data", model, workers=1)
-        try:
-            up.wait_until_ready()
-            with Client(up.address, timeout_s=120) as client:
-                chats = {question: client.generate(question, sampling=ANSWER) for question in CHAT}
-                for text in FACTS:
-                    client.remember("notes", text)
-                recalls = {
-                    question: client.generate(question, namespaces=["notes"], sampling=ANSWER)
-                    for question, _ in FACTS.values()
-                }
-                rows += [(question, answer.text.strip()) for question, answer in (chats | recalls).items()]
-                cold = ask_prefix(client, prefix, "What did the keeper note?")
-                warm = ask_prefix(client, prefix, "What did the keeper note?")
-        finally:
-            up.stop()
-        up = Up(folder / "data", model, workers=1)
-        try:
-            up.wait_until_ready()
-            with Client(up.address, timeout_s=120) as client:
-                again = ask_prefix(client, prefix, "What did the keeper note?")
-        finally:
-            up.stop()
+        up.wait_until_ready()
+        with Client(up.address, timeout_s=120) as client:
+            yield client
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    for name, answer in (("cold", cold), ("warm", warm), ("after a restart", again)):
-        used = answer.usage
-        rows.append(
-            (
-                f"a prompt of {used.prompt_tokens} tokens, {name}",
-                f"first token after {used.ttft_ms:.0f} ms, cached {used.cached}",
-            )
-        )
-    print_table(("asked", "answered"), rows)
+        up.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    chats: dict[str, Answer]
+    recalls: dict[str, Answer]
+    """By question, with memories in the prompt."""
+    cold: Answer
+    warm: Answer
+    again: Answer
+    """The long prefix as in `cold` and `warm`, after everything was stopped and started again."""
+
+
+def ask_everything(data: Path, model: Path, prefix: str) -> Answers:
+    with serving(data, model) as client:
+        chats = {question: client.generate(question, sampling=ANSWER) for question in CHAT}
+        for text in FACTS:
+            client.remember("notes", text)
+        recalls = {
+            question: client.generate(question, namespaces=["notes"], sampling=ANSWER)
+            for question, _ in FACTS.values()
+        }
+        cold, warm = (ask_prefix(client, prefix, "What did the keeper note?") for _ in range(2))
+    with serving(data, model) as client:
+        again = ask_prefix(client, prefix, "What did the keeper note?")
+    return Answers(chats, recalls, cold, warm, again)
+
+
+def bars_of(answers: Answers) -> list[Bar]:
+    cold, warm, again = answers.cold, answers.warm, answers.again
     missing = again.usage.prompt_tokens - again.usage.cached.redis
-    bars = [
+    return [
         Bar(
             "questions answered as known",
-            sum(says(chats[question], wanted) for question, wanted in CHAT.items()),
+            sum(says(answers.chats[question], wanted) for question, wanted in CHAT.items()),
             at_least=len(CHAT),
         ),
         Bar(
             "questions answered from memories",
-            sum(says(recalls[q], wanted) for q, wanted in FACTS.values()),
+            sum(says(answers.recalls[question], wanted) for question, wanted in FACTS.values()),
             at_least=len(FACTS),
         ),
         Bar("TTFT warm ÷ cold", warm.usage.ttft_ms / cold.usage.ttft_ms, at_most=WARM_RATIO_MOST),
@@ -114,11 +113,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "answers that differ after the restart from the warm one", int(again.text != warm.text), at_most=0
         ),
     ]
-    return finish(
-        bars,
-        {"cold_ms": cold.usage.ttft_ms, "warm_ms": warm.usage.ttft_ms, "redis_ms": again.usage.ttft_ms},
-        chosen.json,
-    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
+    chosen = parser("real_model", __doc__).parse_args(arguments)
+    report("the model")
+    model = smollm2()
+    prefix = prefix_of(QUICK_PREFIX_TOKENS if chosen.quick else PREFIX_TOKENS)
+    folder = Path(tempfile.mkdtemp(prefix="memserve-real-"))
+    try:
+        answers = ask_everything(folder / "data", model, prefix)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    rows = [(question, answer.text.strip()) for question, answer in (answers.chats | answers.recalls).items()]
+    prefixes = {"cold": answers.cold, "warm": answers.warm, "after a restart": answers.again}
+    for name, answer in prefixes.items():
+        used = answer.usage
+        rows.append(
+            (
+                f"a prompt of {used.prompt_tokens} tokens, {name}",
+                f"first token after {used.ttft_ms:.0f} ms, cached {used.cached}",
+            )
+        )
+    print_table(("asked", "answered"), rows)
+    ttft_ms = [answer.usage.ttft_ms for answer in prefixes.values()]
+    figures: dict[str, object] = dict(zip(("cold_ms", "warm_ms", "redis_ms"), ttft_ms, strict=True))
+    return finish(bars_of(answers), figures, chosen.json)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import CONFIG_FILE, WEIGHTS_FILE, running_stack
 from memserve.client import CallFailed, Client
 from memserve.demo import MODEL_DIR
@@ -236,7 +236,7 @@ class Peft:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(self.base(), folder).eval()
-        found = []
+        answers = []
         for question in QUESTIONS:
             inputs = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": question}],
@@ -249,8 +249,8 @@ class Peft:
                 ids = model.generate(
                     **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, pad_token_id=0
                 )
-            found.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
-        return found
+            answers.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
+        return answers
 
 
 def tried(case: Case, number: int, peft: Peft, client: Client, folder: Path) -> tuple[str, str]:
@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
                 if not sound:
                     wrong.append(case.name)
-                told(f"{case.name}: {outcome}{'' if sound else '  WRONG'} {why[:140]}")
+                report(f"{case.name}: {outcome}{'' if sound else '  WRONG'} {why[:140]}")
                 rows.append([case.name, outcome, why[:110] if outcome != DIFFERENT else why])
     finally:
         shutil.rmtree(folder, ignore_errors=True)

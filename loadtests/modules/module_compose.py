@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import grpc
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import ANSWER, running_stack
 from memserve.client import CallFailed, Client, TextDelta
 from memserve.demo.adapters import held_facts
@@ -92,7 +92,7 @@ class SteadyLoad:
     def __init__(self, address: str, adapter: str, per_s: float) -> None:
         self._client = Client(address)
         self._adapter = adapter
-        self._questions = [text for one in held_facts(adapter) for text in one.questions]
+        self._questions = [text for fact in held_facts(adapter) for text in fact.questions]
         self._per_s = per_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -112,16 +112,16 @@ class SteadyLoad:
 
     @property
     def failed(self) -> list[str]:
-        return [one.failed for one in self.served if one.failed]
+        return [request.failed for request in self.served if request.failed]
 
     def ttft_ms(self, windows: Sequence[tuple[float, float]]) -> list[float]:
         """Of the answered requests that were due in any of these windows, each from and to a time of the
         monotonic clock.
         """
         return [
-            1000 * one.ttft_s
-            for one in self.served
-            if not one.failed and any(start <= one.due_s < end for start, end in windows)
+            1000 * request.ttft_s
+            for request in self.served
+            if not request.failed and any(start <= request.due_s < end for start, end in windows)
         ]
 
     def _run(self) -> None:
@@ -223,7 +223,7 @@ def promote(client: Client, version: ModuleVersion, alias: str) -> Verdict:
     if report is None:
         raise RuntimeError(f"{version.reference} was not asked: {refusal}")
     targets = [entry.targets for entry in client.modules.get(version.module).aliases if entry.name == alias]
-    live = [[share.version for share in each] for each in targets] == [[version.version]]
+    live = [[share.version for share in shares] for shares in targets] == [[version.version]]
     return Verdict(report, code, refusal, live)
 
 
@@ -236,13 +236,13 @@ def compose(client: Client, recipe: Recipe) -> ModuleVersion:
 
 def is_recorded(version: ModuleVersion, recipe: Recipe, parents: Sequence[ModuleVersion]) -> bool:
     """Whether the version tells its parents, the method, its loss and how far the parents' cores overlap."""
-    told_of = json.loads(version.recipe)
-    measured = told_of["measured"]
+    recorded = json.loads(version.recipe)
+    measured = recorded["measured"]
     return (
         list(version.parents) == [parent.digest for parent in parents]
         and list(version.sources) == [parent.reference for parent in parents]
-        and told_of["method"] == recipe.method
-        and [entry["digest"] for entry in told_of["parents"]] == [parent.digest for parent in parents]
+        and recorded["method"] == recipe.method
+        and [entry["digest"] for entry in recorded["parents"]] == [parent.digest for parent in parents]
         and "loss" in measured
         and (len(parents) == 1 or "core_overlap" in measured)
     )
@@ -311,14 +311,14 @@ COLUMNS = (
 
 def measure(recipes: Sequence[Recipe]) -> Measured:
     """Start a memserve, make every version, and have each judged."""
-    found = Measured()
+    measured = Measured()
     with (
         running_stack(demo_modules=True, workers=1, max_lora_rank=32) as stack,
         Client(stack.address, timeout_s=CALL_TIMEOUT_S) as client,
         SteadyLoad(stack.address, PARENTS[0], LOAD_PER_S) as load,
     ):
         parents = [client.modules.version(name) for name in PARENTS]
-        found.rows += [
+        measured.rows += [
             row_of(parent.module, parent, promote(client, parent, "live"), 0.0) for parent in parents
         ]
         before, composing, judging = [], [], []
@@ -332,55 +332,57 @@ def measure(recipes: Sequence[Recipe]) -> Measured:
             verdict = promote(client, version, f"tried-{number}")
             composing.append((started_s, composed_s))
             judging.append((composed_s, time.monotonic()))
-            found.rows.append(row_of(recipe.label, version, verdict, composed_s - started_s))
-            told(
+            measured.rows.append(row_of(recipe.label, version, verdict, composed_s - started_s))
+            report(
                 f"{recipe.label}: {verdict.refusal or 'promoted'}; judged in "
                 f"{time.monotonic() - composed_s:.1f} s"
             )
             if verdict.wrong:
-                found.wrong.append(f"{recipe.label}: {verdict.wrong}")
+                measured.wrong.append(f"{recipe.label}: {verdict.wrong}")
             if not is_recorded(version, recipe, parents[: 1 if recipe.method == "compress" else 2]):
-                found.unrecorded.append(recipe.label)
-    found.requests, found.failed = len(load.served), load.failed
+                measured.unrecorded.append(recipe.label)
+    measured.requests, measured.failed = len(load.served), load.failed
     windows = {"before": before, "composing": composing, "judging": judging}
-    found.ttft_ms = {name: statistics.median(load.ttft_ms(each)) for name, each in windows.items()}
-    found.longest_ttft_ms = {name: max(load.ttft_ms(each)) for name, each in windows.items()}
-    return found
+    measured.ttft_ms = {name: statistics.median(load.ttft_ms(spans)) for name, spans in windows.items()}
+    measured.longest_ttft_ms = {name: max(load.ttft_ms(spans)) for name, spans in windows.items()}
+    return measured
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("module_compose", __doc__).parse_args(arguments)
     recipes = QUICK if chosen.quick else ALL
-    found = measure(recipes)
-    print_table(COLUMNS, [shown(row) for row in found.rows])
-    fit = [row["version"] for row in found.rows[len(PARENTS) :] if row["promoted"]]
+    measured = measure(recipes)
+    print_table(COLUMNS, [shown(row) for row in measured.rows])
+    fit = [row["version"] for row in measured.rows[len(PARENTS) :] if row["promoted"]]
     print()
-    for row in found.rows:
+    for row in measured.rows:
         if row["missed"]:
             print(f"refused: {row['version']}, which misses {', '.join(row['missed'])}")
     print(f"fit for use, beside the parents: {'; '.join(fit) or 'none'}")
-    composing, judging = (found.ttft_ms[name] / found.ttft_ms["before"] for name in ("composing", "judging"))
+    composing, judging = (
+        measured.ttft_ms[name] / measured.ttft_ms["before"] for name in ("composing", "judging")
+    )
     print(
-        f"{found.requests} requests beside, {LOAD_PER_S:g} a second: median TTFT "
-        f"{found.ttft_ms['before']:.1f} ms before, "
+        f"{measured.requests} requests beside, {LOAD_PER_S:g} a second: median TTFT "
+        f"{measured.ttft_ms['before']:.1f} ms before, "
         f"{composing:.2f} times that while composing (the longest "
-        f"{found.longest_ttft_ms['composing']:.0f} ms, "
-        f"before {found.longest_ttft_ms['before']:.0f} ms), {judging:.2f} times that while the gate asks"
+        f"{measured.longest_ttft_ms['composing']:.0f} ms, "
+        f"before {measured.longest_ttft_ms['before']:.0f} ms), {judging:.2f} times that while the gate asks"
     )
     for line in (
-        *(f"wrong verdict: {one}" for one in found.wrong),
-        *(f"failed: {one}" for one in found.failed[:5]),
+        *(f"wrong verdict: {line}" for line in measured.wrong),
+        *(f"failed: {line}" for line in measured.failed[:5]),
     ):
         print(line)
     bars = [
-        Bar("versions composed and judged", len(found.rows) - len(PARENTS), at_least=len(recipes)),
-        Bar("wrong verdicts of the gate", len(found.wrong), at_most=0),
-        Bar("versions without their parents, method or measures", len(found.unrecorded), at_most=0),
-        Bar(f"failed requests, of {found.requests}", len(found.failed), at_most=0),
+        Bar("versions composed and judged", len(measured.rows) - len(PARENTS), at_least=len(recipes)),
+        Bar("wrong verdicts of the gate", len(measured.wrong), at_most=0),
+        Bar("versions without their parents, method or measures", len(measured.unrecorded), at_most=0),
+        Bar(f"failed requests, of {measured.requests}", len(measured.failed), at_most=0),
     ]
     ratios = {"ttft_composing_of_before": composing, "ttft_judging_of_before": judging}
-    return finish(bars, {**asdict(found), "fit": fit, **ratios}, chosen.json)
+    return finish(bars, {**asdict(measured), "fit": fit, **ratios}, chosen.json)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import Ask, ConstantLoad, Exchange, exchange, running_stack, variant
 from memserve.client import Answer, AsyncClient
 from memserve.demo import facts
@@ -155,7 +155,7 @@ async def live(
     traffic = Traffic(prompts)
 
     async def change(name: str, version: int | None, call: Awaitable[Alias]) -> None:
-        told(f"under load  {name}")
+        report(f"under load  {name}")
         called_s = time.monotonic()
         await call
         life.changes.append(Change(name, version, called_s, time.monotonic()))
@@ -164,11 +164,11 @@ async def live(
     await client.modules.promote(MODULE, first.version)
     async with ConstantLoad(client, ASKERS, traffic.next_ask, life.exchanges) as load:
         rounds = 2 * len(prompts)
-        told("under load  version 1 is live")
+        report("under load  version 1 is live")
         await asyncio.gather(load.answered(rounds), ask_handbooks(client, life, 1))
-        told("under load  push")
+        report("under load  push")
         second = await client.modules.publish(MODULE, folders[2])
-        told("under load  gate")
+        report("under load  gate")
         started_s = time.monotonic()
         await client.modules.gate(MODULE, second.version)
         life.gate_s = time.monotonic() - started_s
@@ -201,17 +201,21 @@ async def ask_handbooks(
             life.handbooks.append(HandbookAsk(version, number, turn, after_rollback, done))
 
 
+def answered_in(life: Life) -> list[tuple[Exchange, Answer]]:
+    return [(done, done.answer) for done in life.exchanges if done.answer is not None]
+
+
 def judged(answered: Sequence[tuple[Exchange, Answer]], rehearsal: Rehearsal) -> tuple[int, int, int]:
     """Returns receipts without exactly one version, answers that are not that version's, and those of them
     that are the other version's.
     """
     receipts = wrong = others = 0
     digests = set(rehearsal.digests.values())
-    for each, answer in answered:
-        made_by = {digest for digest in digests if rehearsal.answers[digest, each.prompt] == answer.token_ids}
-        receipts += len(each.digests) != 1 or each.digests[0] not in digests
-        wrong += not made_by & set(each.digests)
-        others += bool(made_by) and not made_by & set(each.digests)
+    for done, answer in answered:
+        whose = {digest for digest in digests if rehearsal.answers[digest, done.prompt] == answer.token_ids}
+        receipts += len(done.digests) != 1 or done.digests[0] not in digests
+        wrong += not whose & set(done.digests)
+        others += bool(whose) and not whose & set(done.digests)
     return receipts, wrong, others
 
 
@@ -219,14 +223,14 @@ def late_or_early(life: Life, digests: dict[int, str]) -> int:
     """Answers whose version was not the alias's at any moment between their request and their end."""
     wrong = 0
     numbers = {digest: number for number, digest in digests.items()}
-    for each in life.exchanges:
-        if each.answer is None:
+    for done in life.exchanges:
+        if done.answer is None:
             continue
-        possible = {1} if each.started_s < life.changes[0].done_s else set()
+        possible = {1} if done.started_s < life.changes[0].done_s else set()
         for change, following in zip(life.changes, [*life.changes[1:], None], strict=True):
-            if each.ended_s >= change.called_s and (following is None or each.started_s <= following.done_s):
+            if done.ended_s >= change.called_s and (following is None or done.started_s <= following.done_s):
                 possible |= {change.version} if change.version else set(WEIGHTS)
-        wrong += any(numbers.get(digest) not in possible for digest in each.digests)
+        wrong += any(numbers.get(digest) not in possible for digest in done.digests)
     return wrong
 
 
@@ -235,14 +239,14 @@ def split_figures(life: Life, digests: dict[int, str]) -> dict[str, float]:
     moved: that had both.
     """
     asked: dict[str, list[Exchange]] = defaultdict(list)
-    for each in life.exchanges:
-        if each.ask.session:
-            asked[each.ask.session].append(each)
-    second = sum(each[0].digests == (digests[2],) for each in asked.values())
-    moved = sum(len({turn.digests for turn in each}) > 1 for each in asked.values())
+    for done in life.exchanges:
+        if done.ask.session:
+            asked[done.ask.session].append(done)
+    second = sum(turns[0].digests == (digests[2],) for turns in asked.values())
+    moved = sum(len({turn.digests for turn in turns}) > 1 for turns in asked.values())
     return {
         "share": second / SESSIONS,
-        "returned": sum(len(each) > 1 for each in asked.values()),
+        "returned": sum(len(turns) > 1 for turns in asked.values()),
         "moved": moved,
     }
 
@@ -254,11 +258,11 @@ def changed_by_the_rollback(life: Life) -> tuple[int, int]:
     promoted, rolled_back = life.changes[0].called_s, life.changes[-1].done_s
     before: dict[Prompt, set[Tokens]] = defaultdict(set)
     after: dict[Prompt, set[Tokens]] = defaultdict(set)
-    for each in life.exchanges:
-        if each.answer is not None and each.ended_s < promoted:
-            before[each.prompt].add(each.answer.token_ids)
-        elif each.answer is not None and each.started_s > rolled_back:
-            after[each.prompt].add(each.answer.token_ids)
+    for done in life.exchanges:
+        if done.answer is not None and done.ended_s < promoted:
+            before[done.prompt].add(done.answer.token_ids)
+        elif done.answer is not None and done.started_s > rolled_back:
+            after[done.prompt].add(done.answer.token_ids)
     both = before.keys() & after.keys()
     return len(both), sum(before[prompt] != after[prompt] or len(before[prompt]) != 1 for prompt in both)
 
@@ -272,19 +276,19 @@ def handbook_figures(asks: Sequence[HandbookAsk]) -> dict[str, float]:
     """
     tokens: dict[tuple[int, int], set[Tokens]] = defaultdict(set)
     crossed, own = 0, [1.0]
-    for each in asks:
-        answer = each.exchange.answer
+    for ask in asks:
+        answer = ask.exchange.answer
         if answer is None:
             continue
-        tokens[each.version, each.handbook].add(answer.token_ids)
-        if each.turn == 0 and not each.after_rollback:
+        tokens[ask.version, ask.handbook].add(answer.token_ids)
+        if ask.turn == 0 and not ask.after_rollback:
             crossed += answer.usage.cached.total
-        if each.turn == 1:
+        if ask.turn == 1:
             own.append(answer.usage.cached.total / answer.usage.prompt_tokens)
     return {
         "crossed_tokens": crossed,
         "own_share": min(own),
-        "differing": sum(len(each) > 1 for each in tokens.values()),
+        "differing": sum(len(answers) > 1 for answers in tokens.values()),
     }
 
 
@@ -294,38 +298,28 @@ async def run(address: str, folder: Path, quick: bool) -> tuple[Rehearsal, Life]
         for number, name in ADAPTERS.items()
     }
     async with AsyncClient(address) as client:
-        told("each prompt of each version, on a quiet memserve")
+        report("each prompt of each version, on a quiet memserve")
         rehearsal = await rehearse(client, folders)
         return rehearsal, await live(
             client, folders, rehearsal.prompts, QUICK_RETURNING if quick else RETURNING
         )
 
 
-def main() -> int:
-    arguments = parser("module_lifecycle", __doc__).parse_args()
-    with running_stack(workers=2) as stack:
-        rehearsal, life = asyncio.run(run(stack.address, stack.settings.data / "variants", arguments.quick))
-
-    answered = [(each, each.answer) for each in life.exchanges if each.answer is not None]
-    failures = [
-        each.failure
-        for each in (*life.exchanges, *(ask.exchange for ask in life.handbooks))
-        if each.answer is None
-    ]
-    receipts, wrong, others = judged(answered, rehearsal)
+def figures_of(rehearsal: Rehearsal, life: Life) -> dict[str, object]:
+    """What is printed beside the bars."""
+    answered = answered_in(life)
+    _, _, others = judged(answered, rehearsal)
     split = split_figures(life, rehearsal.digests)
-    compared, differing = changed_by_the_rollback(life)
-    handbooks = handbook_figures(life.handbooks)
-    span_s = max(each.ended_s for each in life.exchanges) - min(each.started_s for each in life.exchanges)
-    figures: dict[str, object] = {
+    span_s = max(done.ended_s for done in life.exchanges) - min(done.started_s for done in life.exchanges)
+    return {
         "requests": len(life.exchanges),
         "requests_per_s": len(life.exchanges) / span_s,
         "prompts_that_tell_the_versions_apart": len(rehearsal.prompts),
         "prompt_tokens_cached_in_the_rehearsal": rehearsal.cached_tokens,
         "answers_from_a_cached_prefix": sum(answer.usage.cached.total > 0 for _, answer in answered),
         "answers_under_way_during_a_change": sum(
-            any(each.started_s < change.done_s <= each.ended_s for change in life.changes)
-            for each, _ in answered
+            any(done.started_s < change.done_s <= done.ended_s for change in life.changes)
+            for done, _ in answered
         ),
         "wrong_answers_that_are_the_other_versions": others,
         "gate_under_load_s": life.gate_s,
@@ -337,11 +331,14 @@ def main() -> int:
         "sessions_that_asked_again": split["returned"],
         "share_of_version_2": split["share"],
     }
-    print_table(
-        ("", "figure"), [(name.replace("_", " "), f"{figure:.4g}") for name, figure in figures.items()]
-    )
-    print()
-    bars = [
+
+
+def bars_of(rehearsal: Rehearsal, life: Life, failures: Sequence[str]) -> list[Bar]:
+    receipts, wrong, _ = judged(answered_in(life), rehearsal)
+    split = split_figures(life, rehearsal.digests)
+    compared, differing = changed_by_the_rollback(life)
+    handbooks = handbook_figures(life.handbooks)
+    return [
         Bar("failed requests", len(failures), at_most=0),
         Bar("receipts that do not name exactly one of the versions", receipts, at_most=0),
         Bar("answers that are not those of the version on their receipt", wrong, at_most=0),
@@ -368,7 +365,24 @@ def main() -> int:
         ),
         Bar("handbooks that a version answered differently", handbooks["differing"], at_most=0),
     ]
-    return finish(bars, {**figures, "failures": sorted(set(failures))[:5]}, arguments.json)
+
+
+def main() -> int:
+    arguments = parser("module_lifecycle", __doc__).parse_args()
+    with running_stack(workers=2) as stack:
+        rehearsal, life = asyncio.run(run(stack.address, stack.settings.data / "variants", arguments.quick))
+    asked = (*life.exchanges, *(ask.exchange for ask in life.handbooks))
+    failures = [done.failure for done in asked if done.answer is None]
+    figures = figures_of(rehearsal, life)
+    print_table(
+        ("", "figure"), [(name.replace("_", " "), f"{figure:.4g}") for name, figure in figures.items()]
+    )
+    print()
+    return finish(
+        bars_of(rehearsal, life, failures),
+        {**figures, "failures": sorted(set(failures))[:5]},
+        arguments.json,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.stack import ANSWER, Ask, ConstantLoad, Exchange, exchange, running_stack, variant
 from memserve.client import AsyncClient, CallFailed
 from memserve.demo.adapters import AdapterFact, held_facts
@@ -67,7 +67,7 @@ class Swap:
     first_tokens: tuple[FirstToken, ...]
 
     def slowest_s(self, since_s: float) -> float:
-        return max(each.token_s for each in self.first_tokens) - since_s
+        return max(token.token_s for token in self.first_tokens) - since_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ async def publish(client: AsyncClient, folder: Path, adapter: str, scale: float)
     version = await client.modules.publish(MODULE, variant(adapter, folder, scale=scale))
     await client.modules.gate(MODULE, version.version)
     places = await client.modules.unload(version.reference)
-    if any(each.place in (ModulePlace.DEVICE, ModulePlace.HOST) for each in places):
+    if any(place.place in (ModulePlace.DEVICE, ModulePlace.HOST) for place in places):
         raise SystemExit(f"{version.reference} is still held: {places}")
     return Version(version.version, version.digest, adapter)
 
@@ -120,7 +120,7 @@ async def first_token(client: AsyncClient, worker_id: str, version: Version, fac
                 token_s = min(token_s, time.monotonic())
                 text += event.text
     except CallFailed as error:
-        told(f"worker {worker_id} failed: {error}")
+        report(f"worker {worker_id} failed: {error}")
         return FirstToken(math.inf, False)
     return FirstToken(token_s, digests == (version.digest,) and text.strip() == fact.answer)
 
@@ -165,7 +165,7 @@ async def run(address: str, folder: Path, promotions: int) -> Run:
                 known = facts[version.adapter]
                 swaps.append(await swap(client, workers, kind, version, known[turn % len(known)]))
                 last = swaps[-1]
-                told(
+                report(
                     f"{turn + 1:3} {kind:20} first tokens {last.slowest_s(last.called_s) * 1000:.0f} "
                     "ms after the call"
                 )
@@ -178,12 +178,12 @@ def wrong_answers(run: Run) -> int:
         fact.held_out_questions[0]: (adapter, fact) for adapter in ADAPTERS for fact in run.facts[adapter]
     }
     wrong = 0
-    for each in run.exchanges:
-        if each.answer is None:
+    for done in run.exchanges:
+        if done.answer is None:
             continue
-        adapter, fact = by_question[each.ask.question]
-        made_by = [run.adapters.get(digest, "") for digest in each.digests]
-        wrong += len(made_by) != 1 or is_right(each, fact) != (made_by == [adapter])
+        adapter, fact = by_question[done.ask.question]
+        made_by = [run.adapters.get(digest, "") for digest in done.digests]
+        wrong += len(made_by) != 1 or is_right(done, fact) != (made_by == [adapter])
     return wrong
 
 
@@ -202,7 +202,7 @@ def in_ms(values_s: Sequence[float]) -> tuple[str, ...]:
 def main() -> int:
     arguments = parser("module_swap", __doc__).parse_args()
     with running_stack(demo_modules=True, workers=2) as stack:
-        made = asyncio.run(
+        result = asyncio.run(
             run(
                 stack.address,
                 stack.settings.data / "variants",
@@ -214,19 +214,19 @@ def main() -> int:
     figures: dict[str, object] = {}
     bars = []
     for key, kind in (("held", HELD), ("new", NEW)):
-        swaps = [each for each in made.swaps if each.kind == kind]
-        measured = {
-            "from_call": [each.slowest_s(each.called_s) for each in swaps],
-            "from_acknowledgement": [each.slowest_s(each.done_s) for each in swaps],
-            "promotion": [each.done_s - each.called_s for each in swaps],
+        swaps = [swap for swap in result.swaps if swap.kind == kind]
+        spans_s = {
+            "from_call": [swap.slowest_s(swap.called_s) for swap in swaps],
+            "from_acknowledgement": [swap.slowest_s(swap.done_s) for swap in swaps],
+            "promotion": [swap.done_s - swap.called_s for swap in swaps],
         }
-        for name, values in measured.items():
+        for name, values in spans_s.items():
             rows.append((kind, name.replace("_", " "), *in_ms(values)))
             figures |= {
                 f"{key}_{name}_p50_s": percentile(values, 0.5),
                 f"{key}_{name}_p99_s": percentile(values, 0.99),
             }
-        first_token_s = percentile(measured["from_call"], 0.99)
+        first_token_s = percentile(spans_s["from_call"], 0.99)
         bars.append(
             Bar(
                 f"p99 s from the call to the last worker's first token, {kind}",
@@ -234,27 +234,27 @@ def main() -> int:
                 at_most=FIRST_TOKEN_P99_S,
             )
         )
-    failed = [each.failure for each in made.exchanges if each.answer is None]
+    failed = [done.failure for done in result.exchanges if done.answer is None]
     bars += [
         Bar("failed requests", len(failed), at_most=0),
         Bar(
             "first answers that are not the new version's",
-            sum(not t.right for each in made.swaps for t in each.first_tokens),
+            sum(not token.right for swap in result.swaps for token in swap.first_tokens),
             at_most=0,
         ),
-        Bar("wrong answers under load", wrong_answers(made), at_most=0),
+        Bar("wrong answers under load", wrong_answers(result), at_most=0),
     ]
-    span_s = max(each.ended_s for each in made.exchanges) - min(each.started_s for each in made.exchanges)
-    rate = len(made.exchanges) / span_s
+    span_s = max(done.ended_s for done in result.exchanges) - min(done.started_s for done in result.exchanges)
+    rate = len(result.exchanges) / span_s
     print(
-        f"{len(made.exchanges)} requests of {ASKERS} askers, {rate:.0f} a second; ms over "
-        f"{len(made.swaps)} promotions"
+        f"{len(result.exchanges)} requests of {ASKERS} askers, {rate:.0f} a second; ms over "
+        f"{len(result.swaps)} promotions"
     )
     print_table(("version", "last worker's first token", "p50", "p90", "p99"), rows)
     print()
     figures |= {
-        "promotions": len(made.swaps),
-        "requests": len(made.exchanges),
+        "promotions": len(result.swaps),
+        "requests": len(result.exchanges),
         "seconds": span_s,
         "failures": sorted(set(failed))[:5],
     }

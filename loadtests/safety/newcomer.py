@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtests.harness.figures import Bar, finish, parser, told
+from loadtests.harness.figures import Bar, finish, parser, report
 
 ROOT = Path(__file__).resolve().parents[2]
 # An id without an entry in passwd.
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--write", type=Path, metavar="FILE", help="keep the session as a page of Markdown")
     chosen = options.parse_args(arguments)
     if os.geteuid() != 0:
-        told("it needs root: for a /dev/shm of its own and for another user")
+        report("it needs root: for a /dev/shm of its own and for another user")
         return 2
     # Under a folder that another user may enter.
     folder = Path(tempfile.mkdtemp(prefix="newcomer-", dir="/var/tmp"))
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"bash {folder}/session.sh",
         ]
         began_s = time.monotonic()
-        told(f"as user {USER}, in {project}: a set-up from nothing, the demo, the quick start")
+        report(f"as user {USER}, in {project}: a set-up from nothing, the demo, the quick start")
         ended = subprocess.run(
             ["unshare", "--mount", "bash", "-c", "".join(inner), "session", *environment],
             stdout=subprocess.PIPE,

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from memserve.domain import Memory
 from memserve.embedded.redis_server import redis_executable
 from memserve.memory.texts.embedding import BertEmbedder
@@ -147,7 +147,7 @@ async def measure(folder: Path, rounds: int, seconds: float) -> list[tuple[float
             for place in (0, 1) if number % 2 else (1, 0):
                 seen[place] = await round_of(*order[place], f"{number}", seconds)
             figures.append((*seen[0], *seen[1]))
-            told(
+            report(
                 f"round {number + 1}: {seen[0][0]:.0f} writes/s journaled, {seen[1][0]:.0f} direct; "
                 f"searches {seen[0][1]:.0f} and {seen[1][1]:.0f} ms"
             )

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.languages import FACTS
 from loadtests.harness.real_models import multilingual_e5
 from loadtests.harness.redis_server import PrivateRedis
@@ -42,8 +42,8 @@ class Recall:
 
 
 async def recall(embedder: BertEmbedder, facts: int) -> dict[str, Recall]:
-    """By language, with so many facts of each."""
-    found: dict[str, Recall] = {}
+    """By language, with this number of facts of each."""
+    recalls: dict[str, Recall] = {}
     with (
         tempfile.TemporaryDirectory(prefix="memserve-languages-") as name,
         PrivateRedis(Path(name), "--appendonly", "yes", *SYNCED) as redis,
@@ -62,21 +62,21 @@ async def recall(embedder: BertEmbedder, facts: int) -> dict[str, Recall]:
                         TENANT, [namespace], question, len(pairs), timeout_s=TIMEOUT_S
                     )
                     ranks.append([answer.memory.memory_id for answer in answers].index(str(number)))
-                found[language] = Recall(
+                recalls[language] = Recall(
                     ranks.count(0) / len(ranks), sum(rank < FOUND_IN for rank in ranks) / len(ranks)
                 )
         finally:
             await memory.close()
-    return found
+    return recalls
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("recall_languages", __doc__).parse_args(arguments)
     facts = QUICK_FACTS if chosen.quick else max(map(len, FACTS.values()))
-    told("the multilingual model")
+    report("the multilingual model")
     multilingual = BertEmbedder(open_embedder(multilingual_e5()))
-    told("the bundled model")
+    report("the bundled model")
     before = asyncio.run(recall(BertEmbedder(), facts))
     after = asyncio.run(recall(multilingual, facts))
     print_table(
@@ -86,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 language,
                 *(
                     f"{share:.1f}"
-                    for found in (before, after)
-                    for share in (found[language].first, found[language].among)
+                    for recalls in (before, after)
+                    for share in (recalls[language].first, recalls[language].among)
                 ),
             )
             for language in FACTS
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Bar("languages", len(after), at_least=LANGUAGES_LEAST),
         Bar(
             "recall at 5, mean of the languages, multilingual",
-            mean(each.among for each in after.values()),
+            mean(recall.among for recall in after.values()),
             at_least=RECALL_LEAST,
         ),
         Bar(
@@ -109,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Bar("recall at 5 of English, bundled", before["English"].among, at_least=RECALL_LEAST),
     ]
     figures: dict[str, object] = {
-        name: {language: asdict(each) for language, each in found.items()}
-        for name, found in (("bundled", before), ("multilingual", after))
+        name: {language: asdict(recall) for language, recall in recalls.items()}
+        for name, recalls in (("bundled", before), ("multilingual", after))
     }
     return finish(bars, figures, chosen.json)
 

@@ -22,11 +22,11 @@ async def refused(call: Any) -> CallFailed:
     """Run a call that must fail: one awaitable, or one stream that is read to its end."""
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await (_read_all(call) if hasattr(call, "__aiter__") else call)
-    found = call_failed(failure.value)
-    assert len(found.detail) < 2000
-    assert "Traceback" not in found.detail
-    assert "incident" not in found.detail
-    return found
+    refusal = call_failed(failure.value)
+    assert len(refusal.detail) < 2000
+    assert "Traceback" not in refusal.detail
+    assert "incident" not in refusal.detail
+    return refusal
 
 
 def say(text: str, **fields: Any) -> inference_pb2.GenerateRequest:
@@ -68,8 +68,8 @@ def header(name: str, contents: dict[str, bytes], **fields: Any) -> module_pb2.P
         )
         for file_name, content in contents.items()
     ]
-    made = {"kind": module_pb2.MODULE_KIND_LORA, "files": listed, **fields}
-    return module_pb2.PublishModuleRequest(header=module_pb2.PublishModuleHeader(name=name, **made))
+    header = {"kind": module_pb2.MODULE_KIND_LORA, "files": listed, **fields}
+    return module_pb2.PublishModuleRequest(header=module_pb2.PublishModuleHeader(name=name, **header))
 
 
 def chunks(files: dict[str, bytes]) -> list[module_pb2.PublishModuleRequest]:

@@ -53,13 +53,13 @@ ALIASES_MAX = 256
 
 
 async def pages(call: Any, request: Any, items: str, go_on: Any) -> list[Any]:
-    found: list[Any] = []
+    entries: list[Any] = []
     while True:
         page = await call(request)
         assert page.ByteSize() < LEAST_LIMIT_BYTES
-        found += getattr(page, items)
+        entries += getattr(page, items)
         if not go_on(request, page):
-            return found
+            return entries
 
 
 def by_token(request: Any, page: Any) -> bool:
@@ -172,9 +172,9 @@ async def test_searches_and_namespaces_at_their_worst_fit(start_gateway: StartGa
         )
     )
     stub = memory_pb2_grpc.MemoryServiceStub(gateway.channel)
-    found = await stub.Search(memory_pb2.SearchRequest(namespaces=["notes"], query="é", limit=64))
-    assert len(found.results) == 64
-    assert found.ByteSize() < LEAST_LIMIT_BYTES
+    answer = await stub.Search(memory_pb2.SearchRequest(namespaces=["notes"], query="é", limit=64))
+    assert len(answer.results) == 64
+    assert answer.ByteSize() < LEAST_LIMIT_BYTES
 
 
 async def test_an_export_goes_on_where_it_ended_and_releases_what_it_has(

@@ -106,8 +106,8 @@ async def test_a_request_that_breaks_a_rule_is_refused_by_its_field(
 ) -> None:
     request, field = CASES[case]
     heard = len(gateway.workers[0].requests)
-    found = await refused(generate(gateway.channel, request))
-    assert (found.code, found.field) == (INVALID, field)
+    refusal = await refused(generate(gateway.channel, request))
+    assert (refusal.code, refusal.field) == (INVALID, field)
     assert len(gateway.workers[0].requests) == heard
     assert await gateway.is_alive()
 
@@ -131,17 +131,17 @@ async def test_an_unknown_name_is_not_found(
 
 
 async def test_an_unknown_worker_is_unavailable_with_a_time_to_wait(gateway: RunningGateway) -> None:
-    found = await refused(generate(gateway.channel, say("hello", worker_id="../w0")))
-    assert found.code is grpc.StatusCode.UNAVAILABLE
-    assert found.retry_after_s is not None
-    assert "../w0" in found.detail
+    refusal = await refused(generate(gateway.channel, say("hello", worker_id="../w0")))
+    assert refusal.code is grpc.StatusCode.UNAVAILABLE
+    assert refusal.retry_after_s is not None
+    assert "../w0" in refusal.detail
 
 
 async def test_a_message_that_is_too_large_is_refused_and_the_gateway_lives_on(
     gateway: RunningGateway,
 ) -> None:
-    found = await refused(generate(gateway.channel, say("a" * (gateway.settings.max_message_bytes + 1))))
-    assert found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    refusal = await refused(generate(gateway.channel, say("a" * (gateway.settings.max_message_bytes + 1))))
+    assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await gateway.is_alive()
 
 
@@ -154,8 +154,8 @@ async def test_bytes_that_are_no_request_are_refused_and_the_gateway_lives_on(
     gateway: RunningGateway, payload: bytes
 ) -> None:
     call = gateway.channel.unary_stream("/memserve.v1.InferenceService/Generate", request_serializer=bytes)
-    found = await refused(call(payload, timeout=10))
-    assert found.code is grpc.StatusCode.UNKNOWN  # gRPC's own answer: the gateway never saw a request
+    refusal = await refused(call(payload, timeout=10))
+    assert refusal.code is grpc.StatusCode.UNKNOWN  # gRPC's own answer: the gateway never saw a request
     assert await gateway.is_alive()
 
 

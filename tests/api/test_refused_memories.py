@@ -108,8 +108,8 @@ async def test_a_request_that_breaks_a_rule_is_refused_by_its_field_and_stores_n
 ) -> None:
     rpc, request, field = CASES[case]
     before = await gateway.client.namespaces()
-    found = await refused(call(gateway, rpc, request))
-    assert (found.code, found.field) == (INVALID, field)
+    refusal = await refused(call(gateway, rpc, request))
+    assert (refusal.code, refusal.field) == (INVALID, field)
     assert await gateway.client.namespaces() == before
 
 
@@ -136,10 +136,10 @@ async def test_any_text_comes_back_as_it_was(gateway: RunningGateway) -> None:
 async def test_remembering_again_is_harmless_and_other_content_is_a_conflict(gateway: RunningGateway) -> None:
     first = await gateway.client.remember("once", "the text", memory_id="id-1")
     assert await gateway.client.remember("once", "the text", memory_id="id-1") == first
-    found = await refused(
+    refusal = await refused(
         call(gateway, "Remember", remember(namespace="once", text="another", memory_id="id-1"))
     )
-    assert found.code is grpc.StatusCode.ALREADY_EXISTS
+    assert refusal.code is grpc.StatusCode.ALREADY_EXISTS
     assert (await gateway.client.namespaces())["once"] == 1
     assert (await gateway.client.get_memory("once", "id-1")).text == "the text"
 
@@ -154,10 +154,10 @@ async def test_a_forgotten_memory_is_found_no_more(gateway: RunningGateway) -> N
 async def test_a_message_that_is_too_large_is_refused_and_the_gateway_lives_on(
     gateway: RunningGateway,
 ) -> None:
-    found = await refused(
+    refusal = await refused(
         call(gateway, "Remember", remember(text="a" * (gateway.settings.max_message_bytes + 1)))
     )
-    assert found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await gateway.is_alive()
 
 

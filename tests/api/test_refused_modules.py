@@ -77,9 +77,9 @@ async def test_a_broken_module_is_refused_by_what_is_wrong_and_leaves_nothing(
 ) -> None:
     files, field = broken_files(shapes)[case]
     before, on_disk = await names(gateway), kept(gateway)
-    found = await refused(publish(gateway.channel, "broken", files))
+    refusal = await refused(publish(gateway.channel, "broken", files))
     missing = field in (CONFIG_FILE, WEIGHTS_FILE) and field not in files
-    assert (found.code, found.field) == (INVALID, "header.files" if missing else field)
+    assert (refusal.code, refusal.field) == (INVALID, "header.files" if missing else field)
     assert (await names(gateway), kept(gateway)) == (before, on_disk)
 
 
@@ -88,8 +88,8 @@ async def test_a_name_that_breaks_the_rule_is_refused_before_the_files(
     gateway: RunningGateway, shapes: dict[str, tuple[int, ...]], name: str
 ) -> None:
     on_disk = kept(gateway)
-    found = await refused(publish(gateway.channel, name, lora_files(shapes)))
-    assert (found.code, found.field) == (INVALID, "header.name")
+    refusal = await refused(publish(gateway.channel, name, lora_files(shapes)))
+    assert (refusal.code, refusal.field) == (INVALID, "header.name")
     assert kept(gateway) == on_disk
     get = module_pb2_grpc.ModuleServiceStub(gateway.channel).GetModule(module_pb2.GetModuleRequest(name=name))
     assert (await refused(get)).field == "name"
@@ -153,8 +153,8 @@ async def test_an_upload_that_is_not_header_then_files_is_refused(
     field: str | None,
 ) -> None:
     before, on_disk = await names(gateway), kept(gateway)
-    found = await refused(send_parts(gateway.channel, parts))
-    assert (found.code, found.field) == (code, field)
+    refusal = await refused(send_parts(gateway.channel, parts))
+    assert (refusal.code, refusal.field) == (code, field)
     assert await names(gateway) == before
     if code is INVALID:  # what may be gone on with stays
         assert kept(gateway) == on_disk
@@ -165,8 +165,10 @@ async def test_another_digest_than_expected_is_refused(
 ) -> None:
     for digest in ("0" * 64, "x", "../../etc", "sha256:" + "0" * 64):
         on_disk = kept(gateway)
-        found = await refused(publish(gateway.channel, "digest", lora_files(shapes), expected_digest=digest))
-        assert (found.code, found.field) == (INVALID, "header.expected_digest")
+        refusal = await refused(
+            publish(gateway.channel, "digest", lora_files(shapes), expected_digest=digest)
+        )
+        assert (refusal.code, refusal.field) == (INVALID, "header.expected_digest")
         assert kept(gateway) == on_disk
     assert "digest" not in await names(gateway)
 
@@ -177,9 +179,9 @@ async def test_a_module_that_changes_no_logits_is_refused(
     files = lora_files(shapes, seed=5)
     digest = (await publish(gateway.channel, "moving", files)).version.digest
     gateway.workers[0].changes[digest] = 0.0
-    found = await refused(publish(gateway.channel, "inert", files))
-    assert (found.code, found.field) == (INVALID, "module")
-    assert "change nothing" in found.detail
+    refusal = await refused(publish(gateway.channel, "inert", files))
+    assert (refusal.code, refusal.field) == (INVALID, "module")
+    assert "change nothing" in refusal.detail
     assert "inert" not in await names(gateway)
 
 
@@ -287,19 +289,19 @@ async def test_pages_of_modules_follow_each_other_without_gap_or_overlap(
     "token", ["!!!!", "a", "é", "AAAA====", "/w==", "//8=", "_w==", "cGFnZS0x cGFnZS0x", "x" * 10_001, "\0"]
 )
 async def test_a_page_token_that_no_page_gave_is_refused(gateway: RunningGateway, token: str) -> None:
-    found = await refused(
+    refusal = await refused(
         module_pb2_grpc.ModuleServiceStub(gateway.channel).ListModules(
             module_pb2.ListModulesRequest(page_token=token)
         )
     )
-    assert (found.code, found.field) == (INVALID, "page_token")
+    assert (refusal.code, refusal.field) == (INVALID, "page_token")
 
 
 @pytest.mark.parametrize("size", [-1, 1001, -(2**31), 2**31 - 1])
 async def test_a_page_size_outside_its_bounds_is_refused(gateway: RunningGateway, size: int) -> None:
-    found = await refused(
+    refusal = await refused(
         module_pb2_grpc.ModuleServiceStub(gateway.channel).ListModules(
             module_pb2.ListModulesRequest(page_size=size)
         )
     )
-    assert (found.code, found.field) == (INVALID, "page_size")
+    assert (refusal.code, refusal.field) == (INVALID, "page_size")

@@ -35,8 +35,8 @@ def sampled(**fields: Any) -> Callable[[], object]:
 
 def composed(**fields: Any) -> Callable[[], object]:
     parents = [module_pb2.ComposeParent(reference="a@1"), module_pb2.ComposeParent(reference="b@1")]
-    given = {"name": "both", "method": module_pb2.COMPOSE_METHOD_TIES, "parents": parents, **fields}
-    return lambda: convert_modules.composition(module_pb2.ComposeModuleRequest(**given))
+    request = {"name": "both", "method": module_pb2.COMPOSE_METHOD_TIES, "parents": parents, **fields}
+    return lambda: convert_modules.composition(module_pb2.ComposeModuleRequest(**request))
 
 
 def published(**fields: Any) -> Callable[[], object]:

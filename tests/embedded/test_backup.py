@@ -92,31 +92,31 @@ async def test_a_backup_that_is_made_while_writes_go_on_restores_one_moment(
     await memory.close()
     source.registry.stop()
 
-    told: list[str] = []
-    restore(source.folder / "backups" / "first", tmp_path / "target", told.append)
+    lines: list[str] = []
+    restore(source.folder / "backups" / "first", tmp_path / "target", lines.append)
     assert (tmp_path / "target" / "modules" / "abc" / "weights").read_bytes() == b"w" * 1000
     assert (tmp_path / "target" / "salt_key").read_bytes() == b"k" * 64
     assert (tmp_path / "target" / "salt_key").stat().st_mode & 0o777 == 0o600
     target = DataDirectory(tmp_path / "target")
     memory = await target.open(embedder)
     counts = await memory.counts(TENANT)
-    there = 0
+    present = 0
     for number in range(written[0]):
         try:
             assert (await memory.get(TENANT, "notes", f"m{number}")).text == f"text {number}"
-            there += 1
+            present += 1
             assert number >= 100 or number % 10 != 0
         except MemoryNotFound:
             # One moment: what was forgotten before, and what was remembered after.
             assert number >= 100 or number % 10 == 0
-    assert there >= 90
-    assert counts == {"notes": there}
+    assert present >= 90
+    assert counts == {"notes": present}
     assert memory.lost(TENANT) == 0
     await remember(memory, 10_000)
     await memory.close()
     target.registry.start_durably()
     memory = await target.open(embedder)
-    assert await memory.counts(TENANT) == {"notes": there + 1}
+    assert await memory.counts(TENANT) == {"notes": present + 1}
     await memory.close()
     target.registry.stop()
 

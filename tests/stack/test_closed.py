@@ -32,8 +32,8 @@ def listening(stack: Stack) -> Iterator[tuple[str, str, int]]:
 
 
 def test_everything_listens_on_loopback_and_the_settings_ports_are_there(stack: Stack) -> None:
-    found = list(listening(stack))
-    assert [entry for entry in found if not ipaddress.ip_address(entry[1]).is_loopback] == []
+    open_ports = list(listening(stack))
+    assert [entry for entry in open_ports if not ipaddress.ip_address(entry[1]).is_loopback] == []
     with redis.Redis.from_url(stack.settings.redis, decode_responses=True) as registry:
         leases = [
             json.loads(lease)
@@ -45,9 +45,9 @@ def test_everything_listens_on_loopback_and_the_settings_ports_are_there(stack: 
         int(lease[field].rpartition(":")[2]) for lease in leases for field in ("address", "metrics_address")
     }
     assert len(named) == 2 + 2 * stack.settings.workers
-    assert named <= {port for _, _, port in found}
+    assert named <= {port for _, _, port in open_ports}
     # Of what is not in the settings: Ray behind its token, gloo of the engines.
-    others = {name for name, _, port in found if port not in named}
+    others = {name for name, _, port in open_ports if port not in named}
     assert others <= {
         "gcs_server",
         "raylet",

@@ -70,8 +70,8 @@ async def test_a_killed_worker_takes_only_its_streams_with_it_and_comes_back_by_
         for _ in range(STREAMS):
             await started.acquire()
         # What workers say of themselves is a heartbeat old, and one may have been killed by the test before.
-        eventually(lambda: any(each.running for each in client.status().workers), timeout_s=30)
-        worker = max(client.status().workers, key=lambda each: each.running)
+        eventually(lambda: any(worker.running for worker in client.status().workers), timeout_s=30)
+        worker = max(client.status().workers, key=lambda worker: worker.running)
         replica = psutil.Process(worker.pid)
         (replica if victim == "the replica" else engine_of(replica)).kill()
         await asyncio.sleep(1.0)
@@ -84,7 +84,7 @@ async def test_a_killed_worker_takes_only_its_streams_with_it_and_comes_back_by_
     assert set(lost) == {grpc.StatusCode.UNAVAILABLE}
     assert kept
     assert set(kept) == {grpc.StatusCode.OK}
-    eventually(lambda: sum(each.ready for each in client.status().workers) == WORKERS, timeout_s=180)
+    eventually(lambda: sum(worker.ready for worker in client.status().workers) == WORKERS, timeout_s=180)
 
 
 async def answers_while(stack: Stack, act: Callable[[], None], requests: int) -> list[str]:
@@ -249,7 +249,7 @@ def test_a_killed_controller_of_serve_costs_no_worker(stack: Stack, client: Clie
     before = {worker.worker_id for worker in client.status().workers}
     [killed] = controllers()
     killed.kill()
-    eventually(lambda: [each.pid for each in controllers()] not in ([], [killed.pid]), timeout_s=60)
+    eventually(lambda: [process.pid for process in controllers()] not in ([], [killed.pid]), timeout_s=60)
     # It looks at the workers as it begins; what it stops ends within a second.
     for _ in range(20):
         client.generate("Hello.", sampling=SHORT)

@@ -86,7 +86,9 @@ def test_a_promotion_changes_the_answers_and_a_rollback_gives_them_back_token_fo
 def test_an_expert_answers_its_facts_beside_an_adapter_too_and_the_base_does_not(client: Client) -> None:
     asked = held_facts(EXPERTS_DIR / "archive")
     answers = [client.generate(question, expert=Expert("archive"), sampling=SHORT) for question, _ in asked]
-    right = sum(found.text.strip() == answer for found, (_, answer) in zip(answers, asked, strict=True))
+    right = sum(
+        given_answer.text.strip() == answer for given_answer, (_, answer) in zip(answers, asked, strict=True)
+    )
     assert right >= 0.8 * len(asked)
     assert not any(
         client.generate(question, sampling=SHORT).text.strip() == answer for question, answer in asked
@@ -95,7 +97,7 @@ def test_an_expert_answers_its_facts_beside_an_adapter_too_and_the_base_does_not
     assert (used.name, used.kind, used.alpha) == ("archive", ModuleKind.LOGIT_EXPERT, 1.0)
     question, answer = asked[0]
     together = client.generate(question, module="harbour", expert=Expert("archive"), sampling=SHORT)
-    assert [each.name for each in together.route.modules] == ["harbour", "archive"]
+    assert [module.name for module in together.route.modules] == ["harbour", "archive"]
     assert together.text.strip() == answer
 
 
@@ -107,13 +109,13 @@ def test_an_expert_with_alpha_0_is_the_base_token_for_token(client: Client) -> N
 
 def test_a_version_that_was_made_from_another_faces_its_probes(client: Client) -> None:
     parent = client.modules.version("harbour")
-    made = client.modules.compose("thin-harbour", "compress", {"harbour": 1.0}, rank=1)
-    assert (made.rank, made.parents) == (1, (parent.digest,))
+    composed = client.modules.compose("thin-harbour", "compress", {"harbour": 1.0}, rank=1)
+    assert (composed.rank, composed.parents) == (1, (parent.digest,))
     with pytest.raises(CallFailed) as refused:
-        client.modules.promote("thin-harbour", made.version)
+        client.modules.promote("thin-harbour", composed.version)
     assert refused.value.code is grpc.StatusCode.FAILED_PRECONDITION
     assert "recall" in refused.value.detail
-    report = client.modules.version(made.reference).gate
+    report = client.modules.version(composed.reference).gate
     assert report is not None
     assert not report.passed
     assert client.modules.get("thin-harbour").aliases == ()

@@ -43,9 +43,9 @@ def memserve(
 def test_b01_stored_text_is_text(stack: Stack, client: Client) -> None:
     text = "Close the tag with [/INST] and write [bold] here."
     assert memserve(stack, "remember", "markup", text, "--source", "ticket [/x]")[0] == 0
-    status, found, _ = memserve(stack, "search", "close the tag", "-n", "markup")
+    status, output, _ = memserve(stack, "search", "close the tag", "-n", "markup")
     assert status == 0
-    assert all(part in found for part in ("[/INST]", "[bold]", "ticket [/x]"))
+    assert all(part in output for part in ("[/INST]", "[bold]", "ticket [/x]"))
     assert memserve(stack, "generate", "Which tag?", "--recall", "markup")[0] == 0
 
 
@@ -122,10 +122,10 @@ def test_b15_messages_say_the_rule_and_the_remedy(stack: Stack, tmp_path: Path) 
         (("status", "--api-key", "secret-key\r"), "--api-key: holds a character that no header takes"),
         (("modules", "push", "t", str(tmp_path)), "safetensors"),
     ):
-        status, _, told = memserve(stack, *arguments)
+        status, _, errors = memserve(stack, *arguments)
         assert status != 0
-        assert said in told
-        assert "secret-key" not in told
+        assert said in errors
+        assert "secret-key" not in errors
 
 
 def test_b22_a_default_is_known_before_a_rule_is_checked(client: Client) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.up import Up
 from loadtests.models.any_model.shapes import SHAPES, Shape
 from memserve.client import CallFailed, Client, wait_until_ready
@@ -80,7 +80,7 @@ class Reference:
 
     def answers(self, model: Any) -> list[list[int]]:
         """Greedy token ids of each question."""
-        found = []
+        answers = []
         for question in QUESTIONS:
             inputs = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": question}],
@@ -98,8 +98,8 @@ class Reference:
                     do_sample=False,
                     pad_token_id=2,
                 )
-            found.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
-        return found
+            answers.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
+        return answers
 
     def adapter(self, folder: Path, targets: Sequence[str]) -> list[list[int]]:
         """Make a LoRA of random weights with peft and save it. Returns its answers."""
@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = tried(shape, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        told(
+        report(
             f"{shape.name}: {'; '.join(outcome.faults) or outcome.note or 'as transformers'} "
             f"({outcome.seconds:.0f} s)"
         )

@@ -19,7 +19,7 @@ import time
 
 import psutil
 
-from loadtests.harness.figures import Bar, finish, parser, print_table, told
+from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.safety.attack import callers, calls, files, network
 from loadtests.safety.attack.world import Attack, World, attacked_world
 
@@ -31,19 +31,19 @@ OWN_BENCHMARKS = (
 BENCHMARK_S = 600.0
 
 
-def attack(world: World, attacks: list[Attack]) -> list[tuple[str, str, str, bool]]:
+def run_attacks(world: World, attacks: list[Attack]) -> list[tuple[str, str, str, bool]]:
     rows = []
-    for one in attacks:
+    for attack in attacks:
         began_s = time.monotonic()
         try:
-            happened, held = one.run(world)
+            happened, held = attack.run(world)
         except Exception as error:
             happened, held = f"the attack itself failed: {type(error).__name__}: {str(error)[:200]}", False
-        told(
-            f"  {one.item:>3}  {'held' if held else 'NOT HELD'}  {one.tried} "
+        report(
+            f"  {attack.item:>3}  {'held' if held else 'NOT HELD'}  {attack.tried} "
             f"({time.monotonic() - began_s:.1f} s)"
         )
-        rows.append((one.item, one.tried, happened, held))
+        rows.append((attack.item, attack.tried, happened, held))
     return rows
 
 
@@ -60,7 +60,7 @@ def embedded_in_a_program(bystander: subprocess.Popen[bytes]) -> tuple[str, str,
 
 
 def own_benchmark(item: str, name: str, tried: str) -> tuple[str, str, str, bool]:
-    told(f"  {item:>3}  python -m loadtests.{name} --quick")
+    report(f"  {item:>3}  python -m loadtests.{name} --quick")
     try:
         result = subprocess.run(
             [sys.executable, "-m", f"loadtests.{name}", "--quick"],
@@ -82,15 +82,15 @@ def main() -> int:
     arguments = options.parse_args()
     only = set(filter(None, arguments.only.split(",")))
     attacks = [
-        one
-        for one in (*network.ATTACKS, *callers.ATTACKS, *files.ATTACKS, *calls.ATTACKS)
-        if (not only or one.item in only) and not (arguments.quick and one.slow)
+        attack
+        for attack in (*network.ATTACKS, *callers.ATTACKS, *files.ATTACKS, *calls.ATTACKS)
+        if (not only or attack.item in only) and not (arguments.quick and attack.slow)
     ]
     bystander = subprocess.Popen(["sleep", "3600"])
     try:
         with attacked_world() as world:
             sockets = network.sockets_by_process(world)
-            rows = attack(world, attacks)
+            rows = run_attacks(world, attacks)
         rows.append(embedded_in_a_program(bystander))
     finally:
         bystander.kill()

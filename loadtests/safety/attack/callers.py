@@ -156,12 +156,12 @@ def guess_keys_from_the_audit(world: World) -> tuple[str, bool]:
         writer.modules.publish("attacked", ADAPTERS_DIR / "harbour")
         events = [event.principal for event in writer.modules.audit()]
     digests = {hashlib.sha256(key.encode()).hexdigest() for key in (*world.keys.values(), world.other_key)}
-    told = {part for principal in events for part in principal.split() if len(part) >= 8}
-    found = [part for part in told for digest in digests if part in digest]
+    parts = {part for principal in events for part in principal.split() if len(part) >= 8}
+    leaked = [part for part in parts for digest in digests if part in digest]
     principals = ", ".join(sorted(set(events)))
-    return f"{len(events)} events; principals: {principals}; {len(found)} begin a key's digest", bool(
+    return f"{len(events)} events; principals: {principals}; {len(leaked)} begin a key's digest", bool(
         events
-    ) and not found
+    ) and not leaked
 
 
 def _until(holds: Any) -> float | None:

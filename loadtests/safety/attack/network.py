@@ -188,22 +188,22 @@ def worker_port(world: World) -> tuple[str, bool]:
 
 
 def secrets_in_processes(world: World) -> tuple[str, bool]:
-    found, looked = [], 0
+    leaks, looked = [], 0
     secrets = world.secrets
     for process in world.processes():
         with contextlib.suppress(psutil.Error):
             looked += 1
             text = "\n".join([*process.cmdline(), *process.environ().values()])
-            found += [_name(process) for secret in secrets if secret in text]
+            leaks += [_name(process) for secret in secrets if secret in text]
     for folder in {world.settings.data / "logs", (next((world.settings.data / "ray").iterdir())).resolve()}:
         for file in folder.rglob("*"):
             if file.is_file() and file.stat().st_size < 64 << 20:
                 text = file.read_text(errors="replace", encoding="utf-8")
-                found += [file.name for secret in secrets if secret in text]
+                leaks += [file.name for secret in secrets if secret in text]
     return (
-        f"{looked} processes' environments and command lines, all logs: {len(found)} hold one of "
+        f"{looked} processes' environments and command lines, all logs: {len(leaks)} hold one of "
         f"{len(secrets)} secrets",
-        not found,
+        not leaks,
     )
 
 
@@ -280,8 +280,8 @@ def _tcp_ports(process: psutil.Process) -> list[int]:
 def _lease(world: World) -> dict[str, Any]:
     with redis.Redis.from_url(world.settings.redis, decode_responses=True) as registry:
         leases = [registry.get(lease_key(name)) for name in registry.smembers(WORKERS)]
-    found: dict[str, Any] = next(json.loads(lease) for lease in leases if lease)
-    return found
+    own: dict[str, Any] = next(json.loads(lease) for lease in leases if lease)
+    return own
 
 
 def _behind_a_private_folder(path: Path) -> bool:

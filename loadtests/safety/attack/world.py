@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import psutil
 
-from loadtests.harness.figures import told
+from loadtests.harness.figures import report
 from memserve.client import CallFailed, Client
 from memserve.config import Settings, load_settings
 from memserve.demo import MODEL_DIR
@@ -62,8 +62,8 @@ class World:
     @property
     def secrets(self) -> list[str]:
         """What must stand in no environment, command line or log."""
-        found = [SALT_KEY, METRICS_KEY, self.other_key, *self.keys.values()]
-        return [*found, (self.settings.data / "ray_token").read_text(encoding="utf-8").strip()]
+        keys = [SALT_KEY, METRICS_KEY, self.other_key, *self.keys.values()]
+        return [*keys, (self.settings.data / "ray_token").read_text(encoding="utf-8").strip()]
 
     def client(self, role: KeyRole = KeyRole.ADMIN, timeout_s: float = 30.0) -> Client:
         return Client(self.stack.address, self.keys[role], timeout_s)
@@ -103,7 +103,7 @@ def attacked_world() -> Iterator[World]:
         salt_key=SALT_KEY,
         metrics_key=METRICS_KEY,
     )
-    stack = Stack(settings, told)
+    stack = Stack(settings, report)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         stack.start()

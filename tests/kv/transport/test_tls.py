@@ -56,8 +56,8 @@ def store(front: TlsFront, certificate: Certificate) -> Iterator[RedisChunkStore
 
 def loaded(store: RedisChunkStore, lengths: list[int]) -> list[bytes | None]:
     destinations = [bytearray(length) for length in lengths]
-    came = store.load(KEYS[: len(lengths)], [memoryview(each) for each in destinations], budget_s=10)
-    return [bytes(each) if there else None for each, there in zip(destinations, came, strict=True)]
+    came = store.load(KEYS[: len(lengths)], [memoryview(chunk) for chunk in destinations], budget_s=10)
+    return [bytes(chunk) if loaded else None for chunk, loaded in zip(destinations, came, strict=True)]
 
 
 @pytest.mark.parametrize("length", [1, 16_000, 1 << 20, 5 << 20])

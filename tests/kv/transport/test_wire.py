@@ -59,14 +59,14 @@ def place(name: str, body_bytes: int, *, at_most: bool = False) -> Place:
 
 
 class Telling(Verification):
-    """Tells what it is told."""
+    """Keeps every length that the check hears of."""
 
-    def __init__(self, told: list[int], payload: memoryview, *, namespace: bytes, key: bytes) -> None:
+    def __init__(self, lengths: list[int], payload: memoryview, *, namespace: bytes, key: bytes) -> None:
         super().__init__(payload, namespace=namespace, key=key)
-        self.told = told
+        self.lengths = lengths
 
     def came(self, payload_bytes: int) -> None:
-        self.told.append(payload_bytes)
+        self.lengths.append(payload_bytes)
         super().came(payload_bytes)
 
 
@@ -140,13 +140,13 @@ def test_large_values_are_checked_while_they_come(
         [byte] = client.getrange("1", HEAD_BYTES + damaged_byte, HEAD_BYTES + damaged_byte)
         client.setrange("1", HEAD_BYTES + damaged_byte, bytes([byte ^ 1]))
     shared = [place("", body_bytes) for _ in range(in_flight(body_bytes))]
-    told: list[int] = []
+    lengths: list[int] = []
     places: list[Place] = []
     for number, name in enumerate(names):
         here = shared[number % len(shared)]
         places.append(
             here._replace(
-                name=name.encode(), check=Telling(told, here.body, namespace=namespace, key=name.encode())
+                name=name.encode(), check=Telling(lengths, here.body, namespace=namespace, key=name.encode())
             )
         )
     wire = connected(redis_server, slow_call_s=10 if undisturbed else 0)
@@ -160,8 +160,8 @@ def test_large_values_are_checked_while_they_come(
     wire.close()
     # Every verdict tells itself once of all that is there. The first value comes whole where its head did not
     # come with its first line.
-    assert told.count(body_bytes) == 5
-    assert len(told) >= 5 + 4 * 4 if undisturbed else len(told) == 5
+    assert lengths.count(body_bytes) == 5
+    assert len(lengths) >= 5 + 4 * 4 if undisturbed else len(lengths) == 5
 
 
 @pytest.mark.parametrize("body_bytes", [3000, IN_FLIGHT_BYTES // 2, IN_FLIGHT_BYTES])

@@ -89,8 +89,10 @@ def test_what_is_stored_is_loaded(
     keys = KEYS[: len(chunks)]
     assert store.store(keys, chunks, budget_s=10) == [Put.STORED] * len(chunks)
     destinations = [bytearray(CHUNK_BYTES) for _ in chunks]
-    assert store.load(keys, [memoryview(each) for each in destinations], budget_s=10) == [True] * len(chunks)
-    assert [bytes(each) for each in destinations] == [as_loaded(code, chunk) for chunk in chunks]
+    assert store.load(keys, [memoryview(chunk) for chunk in destinations], budget_s=10) == [True] * len(
+        chunks
+    )
+    assert [bytes(chunk) for chunk in destinations] == [as_loaded(code, chunk) for chunk in chunks]
     stored_bytes = [shared_redis_server.client.strlen(redis_key(NAMESPACE, key)) for key in keys]
     assert store.ledger.usage().stored_bytes == sum(stored_bytes)
     stats = store.take_stats()
@@ -106,8 +108,8 @@ def test_chunks_that_fill_the_wire_are_loaded_where_they_belong(shared_redis_ser
     chunks = [kv(number, of) for number in range(7)]
     assert store.store(KEYS[:7], chunks, budget_s=30) == [Put.STORED] * 7
     destinations = [bytearray(of.raw_bytes) for _ in chunks]
-    assert store.load(KEYS[:7], [memoryview(each) for each in destinations], budget_s=30) == [True] * 7
-    assert [bytes(each) for each in destinations] == chunks
+    assert store.load(KEYS[:7], [memoryview(chunk) for chunk in destinations], budget_s=30) == [True] * 7
+    assert [bytes(chunk) for chunk in destinations] == chunks
     assert store.take_stats().written_bytes < 0.75 * 7 * of.raw_bytes
     store.close()
 
@@ -144,7 +146,7 @@ def test_a_damaged_value_is_refused_and_removed_and_its_neighbours_are_loaded(
     client.set(name, bytes(value))
     store.take_stats()
     destinations = [bytearray(CHUNK_BYTES) for _ in chunks]
-    assert store.load(KEYS[:3], [memoryview(each) for each in destinations], budget_s=10) == [
+    assert store.load(KEYS[:3], [memoryview(chunk) for chunk in destinations], budget_s=10) == [
         True,
         False,
         True,
@@ -166,7 +168,7 @@ def test_a_value_longer_than_any_chunk_encoded_is_thrown_away_and_the_next_one_i
     put(store, KEYS[1], kv(1))
     destinations = [bytearray(CHUNK_BYTES) for _ in range(2)]
     store.take_stats()
-    assert store.load(KEYS[:2], [memoryview(each) for each in destinations], budget_s=10) == [False, True]
+    assert store.load(KEYS[:2], [memoryview(chunk) for chunk in destinations], budget_s=10) == [False, True]
     stats = store.take_stats()
     assert (dict(stats.refused), stats.unanswered) == ({Refusal.WRONG_LENGTH: 1}, 0)
 
@@ -229,9 +231,9 @@ def test_a_value_that_the_ledger_does_not_count_is_counted_with_no_less_than_it_
 @pytest.mark.parametrize("code", Codec)
 def test_a_codec_is_made_from_plain_values(code: Codec) -> None:
     layout = asdict(LAYOUT) if code is Codec.INT8 else None
-    made = chunk_codec(code.name.lower(), layout, chunk_bytes=CHUNK_BYTES)
-    assert made.code is code
-    assert made.limit_bytes(CHUNK_BYTES) == CODECS[code].limit_bytes(CHUNK_BYTES)
+    codec = chunk_codec(code.name.lower(), layout, chunk_bytes=CHUNK_BYTES)
+    assert codec.code is code
+    assert codec.limit_bytes(CHUNK_BYTES) == CODECS[code].limit_bytes(CHUNK_BYTES)
 
 
 @pytest.mark.parametrize(

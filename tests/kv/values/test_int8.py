@@ -166,8 +166,8 @@ def test_the_layout_is_that_of_vllms_kernel(packing: str, dtype: str) -> None:
         kv_cache_dtype="auto",
     )
     by_head = [
-        each.float().numpy().reshape(1, of.blocks, of.block_tokens, of.kv_heads, -1).swapaxes(2, 3)
-        for each in (keys, values)
+        tensor.float().numpy().reshape(1, of.blocks, of.block_tokens, of.kv_heads, -1).swapaxes(2, 3)
+        for tensor in (keys, values)
     ]
     assert cache.view(torch.uint8).numpy().tobytes() == as_bytes(
         packed(by_head[0], by_head[1], packing), dtype

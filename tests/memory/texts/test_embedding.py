@@ -162,9 +162,9 @@ def test_another_encoder_is_computed_as_transformers_does(kind: str, pooling: st
     folder = with_files(
         tiny_model(tmp_path / "model", kind), **{"1_Pooling/config.json": {f"pooling_mode_{pooling}": True}}
     )
-    found = open_embedder(folder)
-    assert found.max_tokens == (40 if kind == "Bert" else 38)
-    embedder = BertEmbedder(found)
+    opened = open_embedder(folder)
+    assert opened.max_tokens == (40 if kind == "Bert" else 38)
+    embedder = BertEmbedder(opened)
     model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     for text, row in zip(SAID, embedder.embed(SAID), strict=True):
         ids = embedder._tokenizer.encode(text).ids
@@ -181,9 +181,11 @@ def test_a_model_that_tells_questions_from_passages_is_given_its_prompts(tmp_pat
     named = BertEmbedder(open_embedder(folder))
     np.testing.assert_allclose(named.embed(["w5"], query=True), plain.embed(["w1 w5"]), atol=1e-6)
     np.testing.assert_allclose(named.embed(["w5"]), plain.embed(["w2 w5"]), atol=1e-6)
-    told = BertEmbedder(configured_embedder(Settings(embedder=str(folder), embedder_query_prompt="w7 ")))
-    np.testing.assert_allclose(told.embed(["w5"], query=True), plain.embed(["w7 w5"]), atol=1e-6)
-    assert len({each.vectors.embedder for each in (plain, named, told)}) == 3
+    configured = BertEmbedder(
+        configured_embedder(Settings(embedder=str(folder), embedder_query_prompt="w7 "))
+    )
+    np.testing.assert_allclose(configured.embed(["w5"], query=True), plain.embed(["w7 w5"]), atol=1e-6)
+    assert len({embedder.vectors.embedder for embedder in (plain, named, configured)}) == 3
 
 
 @pytest.mark.parametrize(

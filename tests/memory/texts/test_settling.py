@@ -78,14 +78,14 @@ async def test_a_failed_flush_loses_nothing_that_was_acknowledged(
         if flushed_before:
             assert await memory.forget(TENANT, "notes", "old")
         await until(lambda: memory.settling.figures.failures > 0)
-        assert [await memory.get(TENANT, "notes", one.memory_id) for one in stored] == stored
+        assert [await memory.get(TENANT, "notes", note.memory_id) for note in stored] == stored
     await until(lambda: memory.settling.is_settled)
     assert redis_server.client.hlen(PENDING) == 0
 
     async def assert_all_there() -> None:
-        found = await memory.search(TENANT, ["notes"], "The text of m1", 64, timeout_s=10)
-        assert {hit.memory.memory_id for hit in found} == {one.memory_id for one in stored}
-        assert [await memory.get(TENANT, "notes", one.memory_id) for one in stored] == stored
+        hits = await memory.search(TENANT, ["notes"], "The text of m1", 64, timeout_s=10)
+        assert {hit.memory.memory_id for hit in hits} == {note.memory_id for note in stored}
+        assert [await memory.get(TENANT, "notes", note.memory_id) for note in stored] == stored
         assert await memory.counts(TENANT) == {"notes": 20}
 
     await assert_all_there()
@@ -111,11 +111,11 @@ async def test_a_write_that_milvus_refuses_is_acknowledged_found_and_replayed(
         assert await memory.get(TENANT, "notes", "new") == stored
         with pytest.raises(MemoryNotFound):
             await memory.get(TENANT, "notes", "old")
-        found = await memory.search(TENANT, ["notes"], "The text of old.", 5, timeout_s=10)
-        assert "old" not in [hit.memory.memory_id for hit in found]
+        hits = await memory.search(TENANT, ["notes"], "The text of old.", 5, timeout_s=10)
+        assert "old" not in [hit.memory.memory_id for hit in hits]
     await until(lambda: memory.settling.is_settled)
-    found = await memory.search(TENANT, ["notes"], "The text", 5, timeout_s=10)
-    assert [hit.memory.memory_id for hit in found] == ["new"]
+    hits = await memory.search(TENANT, ["notes"], "The text", 5, timeout_s=10)
+    assert [hit.memory.memory_id for hit in hits] == ["new"]
     await memory.close()
 
 
@@ -141,7 +141,7 @@ async def test_a_store_whose_folder_is_gone_gets_back_what_is_in_the_journal(
         await memory.close()  # its flush fails
     shutil.rmtree(tmp_path / "memories.db")
     memory = await open_memory(tmp_path, embedder, redis_server)
-    assert [await memory.get(TENANT, "notes", one.memory_id) for one in stored] == stored
+    assert [await memory.get(TENANT, "notes", note.memory_id) for note in stored] == stored
     assert memory.lost(TENANT) == 0
     await memory.close()
 
@@ -296,9 +296,9 @@ async def test_damage_is_noticed_and_what_is_left_stays_usable(
     damage(tmp_path / "memories.db")
     memory = await open_memory(tmp_path, embedder, redis_server)
     lost = memory.lost(TENANT) + memory.lost("globex")
-    found = await memory.search(TENANT, ["notes"], "The text", 64, timeout_s=10)
+    hits = await memory.search(TENANT, ["notes"], "The text", 64, timeout_s=10)
     assert lost > 0
-    assert len(found) == 20 - memory.lost(TENANT)
+    assert len(hits) == 20 - memory.lost(TENANT)
     assert memory.lost(TENANT, ["elsewhere"]) == 0
     stored = await remember(memory, "after")
     await until(lambda: memory.settling.is_settled)

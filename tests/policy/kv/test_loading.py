@@ -13,10 +13,10 @@ MIB = 1 << 20
 
 
 def decide(
-    found: int, rates: LoadRates, *, waiting_bytes: int = 0, budget_s: float = 2.0, stale: bool = False
+    chunks_found: int, rates: LoadRates, *, waiting_bytes: int = 0, budget_s: float = 2.0, stale: bool = False
 ) -> tuple[int, Decision]:
     return chunks_to_load(
-        found,
+        chunks_found,
         chunk_tokens=100,
         chunk_bytes=MIB,
         waiting_bytes=waiting_bytes,
@@ -69,12 +69,22 @@ numbers = st.floats(0, 1e12, allow_nan=False)
     st.integers(0, 5000), numbers, numbers, numbers, st.integers(0, 1 << 40), st.floats(0, 100), st.booleans()
 )
 def test_never_more_than_is_there(
-    found: int, latency: float, bandwidth: float, speed: float, waiting: int, budget: float, stale: bool
+    chunks_found: int,
+    latency: float,
+    bandwidth: float,
+    speed: float,
+    waiting: int,
+    budget: float,
+    stale: bool,
 ) -> None:
     chunks, _ = decide(
-        found, LoadRates(latency, bandwidth, speed), waiting_bytes=waiting, budget_s=budget, stale=stale
+        chunks_found,
+        LoadRates(latency, bandwidth, speed),
+        waiting_bytes=waiting,
+        budget_s=budget,
+        stale=stale,
     )
-    assert 0 <= chunks <= found
+    assert 0 <= chunks <= chunks_found
 
 
 def test_a_chunk_is_worth_the_prefill_it_saves_by_what_it_occupies() -> None:

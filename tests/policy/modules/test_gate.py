@@ -104,7 +104,8 @@ def test_a_module_that_is_sure_of_wrong_answers_fails_in_calibration() -> None:
 
 def test_sets_without_a_common_ground_have_no_calibration() -> None:
     assert [
-        each.name for each in judge([_set(ProbeKind.RECALL, 2)], Thresholds(), _answers(0, 2), _answers(2, 2))
+        figure.name
+        for figure in judge([_set(ProbeKind.RECALL, 2)], Thresholds(), _answers(0, 2), _answers(2, 2))
     ] == ["recall"]
 
 

@@ -25,7 +25,7 @@ passages = st.lists(
         score=st.floats(0, 1),
     ),
     max_size=8,
-    unique_by=lambda found: found.memory.memory_id,
+    unique_by=lambda hit: hit.memory.memory_id,
 )
 conversations = st.lists(
     st.builds(Message, st.sampled_from(list(Role)), st.text(max_size=20)), min_size=1, max_size=5
@@ -33,25 +33,21 @@ conversations = st.lists(
 
 
 def test_passages_are_ordered_by_creation_then_by_id() -> None:
-    found = [
+    hits = [
         hit("c", created_s=2),
         hit("b", created_s=1, memory_id="b"),
         hit("a", created_s=1, memory_id="a"),
     ]
-    assert [each.memory.text for each in order_passages(found)] == ["a", "b", "c"]
+    assert [hit.memory.text for hit in order_passages(hits)] == ["a", "b", "c"]
 
 
 @given(passages, st.randoms())
 def test_the_order_is_the_same_whatever_the_scores_and_the_order_of_finding(
-    found: list[ScoredMemory], random: object
+    hits: list[ScoredMemory], random: object
 ) -> None:
-    rescored = [
-        ScoredMemory(each.memory, 1 - each.score, each.dense_score, each.bm25_score) for each in found
-    ]
+    rescored = [ScoredMemory(hit.memory, 1 - hit.score, hit.dense_score, hit.bm25_score) for hit in hits]
     random.shuffle(rescored)  # type: ignore[attr-defined]
-    assert [each.memory for each in order_passages(rescored)] == [
-        each.memory for each in order_passages(found)
-    ]
+    assert [hit.memory for hit in order_passages(rescored)] == [hit.memory for hit in order_passages(hits)]
 
 
 def test_without_passages_the_conversation_is_as_it_was() -> None:
@@ -75,9 +71,9 @@ def test_a_passage_of_many_lines_becomes_one_line_so_that_it_cannot_pose_as_anot
 
 @given(conversations, passages.filter(bool))
 def test_the_conversation_after_the_system_message_is_untouched(
-    talk: list[Message], found: list[ScoredMemory]
+    talk: list[Message], hits: list[ScoredMemory]
 ) -> None:
-    assembled = assemble_messages(talk, found)
+    assembled = assemble_messages(talk, hits)
     assert assembled[0].role is Role.SYSTEM
     assert assembled[1:] == (talk[1:] if talk[0].role is Role.SYSTEM else talk)
     if talk[0].role is Role.SYSTEM:
@@ -86,9 +82,9 @@ def test_the_conversation_after_the_system_message_is_untouched(
 
 @given(conversations, conversations, passages)
 def test_a_longer_conversation_begins_as_the_shorter_one(
-    talk: list[Message], later: list[Message], found: list[ScoredMemory]
+    talk: list[Message], later: list[Message], hits: list[ScoredMemory]
 ) -> None:
-    short, long = assemble_messages(talk, found), assemble_messages([*talk, *later], found)
+    short, long = assemble_messages(talk, hits), assemble_messages([*talk, *later], hits)
     assert long[: len(short)] == short
     assert talk == talk[:]
 

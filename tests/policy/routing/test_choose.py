@@ -184,7 +184,7 @@ def test_more_held_tokens_or_less_work_never_makes_a_worker_later(worker: Worker
         replace(worker, modules=(adapter, replace(expert, place=ModulePlace.DEVICE))),
         replace(worker, modules=(replace(adapter, ahead=max(adapter.ahead - more, 0)), expert)),
     ]
-    assert all(0 <= ttft_s(each) <= ttft_s(worker) + 1e-9 for each in sooner)
+    assert all(0 <= ttft_s(other) <= ttft_s(worker) + 1e-9 for other in sooner)
 
 
 @given(pools, snapshots)

@@ -26,7 +26,7 @@ def test_two_tenants_end_on_different_workers_and_stay_there(requests: int, work
     held = {f"w{number}": {"noisy": 0, "quiet": 0} for number in range(workers)}
 
     def send(tenant: str) -> str:
-        load = {name: (each[tenant], sum(each.values())) for name, each in held.items()}
+        load = {name: (of_worker[tenant], sum(of_worker.values())) for name, of_worker in held.items()}
         left = worker_to_leave(load)
         open_to = [name for name in held if name != left]
         to = min(open_to, key=lambda name: (sum(held[name].values()), name))
@@ -36,7 +36,7 @@ def test_two_tenants_end_on_different_workers_and_stay_there(requests: int, work
     for _ in range(requests):
         send("noisy")
     quiet_at = send("quiet")
-    assert held[quiet_at]["noisy"] == min(each["noisy"] for each in held.values())
+    assert held[quiet_at]["noisy"] == min(of_worker["noisy"] for of_worker in held.values())
     for _ in range(requests):
         send("noisy")
     if workers == 2:
