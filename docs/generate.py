@@ -27,7 +27,7 @@ from rpcs import rpcs_page
 from memserve import errors
 from memserve.api.grpc.errors import STATUS, WITH_RETRY
 from memserve.cli.app import app
-from memserve.config import PREFIX, Settings
+from memserve.config import SETTINGS_FILE, Settings
 from memserve.metrics.instruments import GatewayMetrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,8 +35,8 @@ TARGET = ROOT / "docs" / "reference"
 TIER_METRICS = ROOT / "memserve" / "worker" / "kv" / "metrics.py"
 
 SETTINGS_INTRODUCTION = f"""
-Each setting is an environment variable `{PREFIX}<NAME>` (in capitals), or a key of the JSON file that
-`{PREFIX}SETTINGS_FILE` names. Secrets belong into that file. Flags of `memserve up` override the environment,
+Each setting is an environment variable `MEMSERVE_<NAME>` (in capitals), or a key of the JSON file that
+`{SETTINGS_FILE}` names. Secrets belong into that file. Flags of `memserve up` override the environment,
 the environment overrides the file, and the file overrides the defaults. A setting that does not exist is
 refused with the name that may have been meant. `memserve settings` prints this list.
 """
