@@ -104,6 +104,23 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
+@written_page
+def test_every_python_module_that_a_page_names_exists(page: Path) -> None:
+    """The last part may be a name in the module. `memserve.v1` is a package of the protos."""
+    names = re.findall(r"`(memserve(?:\.\w+)+)`", text_of(page))
+    missing = []
+    for name in names:
+        *parents, last = name.split(".")
+        if last != "v1" and not is_module(name.split(".")) and not is_module(parents):
+            missing.append(name)
+    assert missing == []
+
+
+def is_module(parts: list[str]) -> bool:
+    path = ROOT.joinpath(*parts)
+    return len(parts) > 1 and (path.is_dir() or path.with_suffix(".py").is_file())
+
+
 @every_page
 def test_every_load_test_that_a_page_names_exists(page: Path) -> None:
     if page.name == "CHANGELOG.md":
