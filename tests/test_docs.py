@@ -116,6 +116,13 @@ def test_every_python_module_that_a_page_names_exists(page: Path) -> None:
     assert missing == []
 
 
+def test_every_module_that_the_changelog_sends_readers_to_exists() -> None:
+    moved = text_of(ROOT / "CHANGELOG.md").split("### Where Python names moved")[1]
+    names = re.findall(r"^\| `[\w.]+` \| `([\w.]+)` \|$", moved, re.MULTILINE)
+    assert names
+    assert [name for name in names if not is_module(name.split("."))] == []
+
+
 def is_module(parts: list[str]) -> bool:
     path = ROOT.joinpath(*parts)
     return len(parts) > 1 and (path.is_dir() or path.with_suffix(".py").is_file())
