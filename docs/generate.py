@@ -27,7 +27,7 @@ from rpcs import rpcs_page
 from memserve import errors
 from memserve.api.grpc.errors import STATUS, WITH_RETRY
 from memserve.cli.app import app
-from memserve.config import SETTINGS_FILE, Settings
+from memserve.config import GIB, MIB, SETTINGS_FILE, Settings
 from memserve.metrics.instruments import GatewayMetrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,20 +99,30 @@ def setting_groups() -> Iterator[tuple[str, list[str]]]:
 def setting_row(name: str, entry: FieldInfo) -> tuple[str, ...]:
     default = entry.default
     empty = default in (None, "") or isinstance(default, SecretStr)
-    return f"`{name}`", "" if empty else f"`{default}`", allowed(entry), str(entry.description)
+    return (
+        f"`{name}`",
+        "" if empty else f"`{default}`{in_mib(name, default)}",
+        allowed(name, entry),
+        str(entry.description),
+    )
 
 
-def allowed(entry: FieldInfo) -> str:
+def in_mib(name: str, value: object) -> str:
+    """A number of bytes in larger units, for people."""
+    if "bytes" not in name.split("_") or not isinstance(value, int) or value < MIB:
+        return ""
+    return f" ({value // GIB} GiB)" if value % GIB == 0 else f" ({value // MIB} MiB)"
+
+
+def allowed(name: str, entry: FieldInfo) -> str:
     """The bounds of a number, the length of a text, or the words to choose from."""
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    parts = [
-        f"{sign} {getattr(rule, name):g}"
-        if isinstance(getattr(rule, name), float)
-        else f"{sign} {getattr(rule, name)}"
+    bounds = [
+        (sign, getattr(rule, attribute))
         for rule in entry.metadata
-        for name, sign in signs.items()
-        if hasattr(rule, name)
+        for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+        if hasattr(rule, attribute)
     ]
+    parts = [f"{sign} {bound}{in_mib(name, bound)}" for sign, bound in bounds]
     parts += [f"at most {rule.max_length} letters" for rule in entry.metadata if hasattr(rule, "max_length")]
     words = getattr(entry.annotation, "__args__", ())
     if words and all(isinstance(word, str) for word in words):
