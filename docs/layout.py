@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 WIDTH = 110
@@ -13,8 +14,10 @@ def head(title: str, introduction: str) -> str:
 
 
 def filled(text: str) -> str:
-    """A paragraph in lines of the documents' width."""
-    return textwrap.fill(one_line(text), WIDTH, break_long_words=False, break_on_hyphens=False)
+    """A paragraph in lines of the documents' width. Code stays on one line."""
+    kept = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", "\0"), one_line(text))
+    lines = textwrap.fill(kept, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")
 
 
 def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
