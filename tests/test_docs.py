@@ -104,6 +104,13 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
+def test_every_file_that_the_architecture_page_names_in_a_package_exists() -> None:
+    rows = re.findall(r"^\| `([\w/]+/)` \| (.*) \|$", text_of(DOCS / "architecture.md"), re.MULTILINE)
+    files = [folder + name for folder, text in rows for name in re.findall(r"`(\w+\.\w+|\w+/)`", text)]
+    assert files
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
 @written_page
 def test_every_python_module_that_a_page_names_exists(page: Path) -> None:
     """The last part may be a name in the module. `memserve.v1` is a package of the protos."""
