@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Sequence
 
 WIDTH = 110
 HEAD = "# {title}\n\n*Generated from the code by `docs/generate.py`; do not edit.*\n\n{introduction}\n"
@@ -20,7 +21,7 @@ def filled(text: str) -> str:
     return lines.replace("\0", " ")
 
 
-def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table. A bar in a cell would end the cell."""
     lines = [columns, tuple("---" for _ in columns), *rows]
     return "".join(f"| {' | '.join(escaped(cell) for cell in row)} |\n" for row in lines)
