@@ -150,7 +150,7 @@ def metrics_page() -> str:
 
 
 def full_name(metric: MetricWrapperBase) -> str:
-    return metric._name + ("_total" if kind_of(metric) == "counter" else "")
+    return f"{metric._name}{'_total' if kind_of(metric) == 'counter' else ''}"
 
 
 def kind_of(metric: MetricWrapperBase) -> str:
@@ -188,9 +188,7 @@ def commands_page() -> str:
         arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
         usage = " ".join([path, *map(in_usage, arguments)])
         text += f"\n## `{path}`\n\n{filled(command.help or '')}\n\n```text\n{usage}\n```\n"
-        rows = [
-            (f"`{in_usage(argument).strip('[]')}`", "", one_line(argument.help)) for argument in arguments
-        ]
+        rows = [argument_row(argument) for argument in arguments]
         rows += [
             option_row(option)
             for option in command.params
@@ -213,6 +211,10 @@ def leaves(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 def in_usage(argument: Any) -> str:
     name = argument.metavar or str(argument.name).upper()
     return str(name) if argument.required else f"[{name}]"
+
+
+def argument_row(argument: Any) -> tuple[str, ...]:
+    return f"`{in_usage(argument).strip('[]')}`", "", one_line(argument.help)
 
 
 def option_row(option: Any) -> tuple[str, ...]:
