@@ -9,7 +9,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo    set up, then show what memserve does (about 3 minutes the first time)"
 	@echo "make test    set up, then run every test"
-	@echo "make check   lint, types, import contracts, generated code"
+	@echo "make check   lint, types, import contracts, generated code and docs"
 	@echo "make proto   generate memserve/pb from protos/"
 	@echo "make client  generate memserve/client/_sync from memserve/client/_async"
 	@echo "make lock    resolve the three lock files again"
@@ -35,6 +35,7 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python memserve/client/generate.py --check
+	$(BIN)/python docs/generate.py --check
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -169,8 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "dead proxies"
         )
         page = (
-            "# A newcomer's session\n\n`python -m loadtests.newcomer --write`: README's quick start "
-            f"word for word ({conditions}).\n"
+            "# A newcomer's session\n\n`python -m loadtests.newcomer --write` ran the README's quick start "
+            f"word for word, as\n{conditions}.\n"
         )
         chosen.write.write_text(f"{page}\n```console\n{said}\n```\n", encoding="utf-8")
     bars = [
