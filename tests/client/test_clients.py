@@ -46,7 +46,7 @@ from memserve.domain import (
     Usage,
     UsedModule,
 )
-from tests.contract.fake_worker import Script
+from tests.contract.scripted_worker import Script
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.running import TIMEOUT_S, RunningGateway, model_directory, open_gateway, until
 
