@@ -74,14 +74,17 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
         self._model_digest = self.model.model_digest()
 
     async def __aenter__(self) -> Self:
-        self._registry = Registry(self.registry_url)
-        await self.listen()
-        await self._registry.renew_lease(self.lease, LEASE_S)
+        async with contextlib.AsyncExitStack() as stack:
+            self._registry = Registry(self.registry_url)
+            stack.push_async_callback(self._registry.close)
+            await self.listen()
+            stack.push_async_callback(self.die)
+            await self._registry.renew_lease(self.lease, LEASE_S)
+            self._open = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._server.stop(0)
-        await self._registry.close()
+        await self._open.aclose()
 
     @property
     def address(self) -> str:
