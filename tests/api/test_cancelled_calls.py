@@ -16,7 +16,7 @@ import pytest
 
 from memserve.client import AsyncClient
 from memserve.domain import Sampling
-from tests.contract.fake_worker import Script
+from tests.contract.scripted_worker import Script
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.running import publish_live

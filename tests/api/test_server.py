@@ -23,7 +23,8 @@ from memserve.errors import MemserveError, StartupError
 from memserve.gateway.access.callers import load_access
 from memserve.gateway.assembly import open_parts
 from memserve.model.files import open_model
-from tests.contract.fake_worker import SALT_KEY, FakeWorker, Script
+from tests.contract.fake_worker import SALT_KEY, FakeWorker
+from tests.contract.scripted_worker import Script
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import RunningGateway, eventually, until
 

@@ -31,7 +31,7 @@ from memserve.client import (
     TextDelta,
     wait_until_ready,
 )
-from tests.contract.fake_worker import Script
+from tests.contract.scripted_worker import Script
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.running import TIMEOUT_S, RunningGateway, model_directory, open_gateway, until
 

@@ -1,29 +1,66 @@
-"""A real worker keeps the contract that the gateway's tests hold their fake one to."""
+"""A real worker keeps the contract that the fake ones of other tests are held to."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import AsyncIterator
 
 import pytest
-import redis
+import pytest_asyncio
 
 from memserve.credentials import salt_key, worker_credential
 from memserve.demo import ADAPTERS_DIR
+from memserve.domain import WorkerLease
 from memserve.embedded import Stack
+from memserve.gateway.workers.calls import GrpcCalls
 from memserve.memory.modules.blobs.store import BlobStore
-from memserve.registry.leases import WORKERS, lease_key
-from tests.contract.worker_contract import check_worker_contract
+from memserve.registry.leases import Registry
+from tests.contract.wire_contract import WireClause, WireWorker, each_wire_clause
+from tests.contract.worker_contract import Clause, ContractWorker, each_clause
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
+LORA = "a" * 64
+KEYS_IN_A_MESSAGE = 16_384
+"""As `memserve.worker.service` has it, whose import takes seconds."""
 
-@pytest.mark.usefixtures("client")
-async def test_a_real_worker_keeps_the_worker_contract(stack: Stack) -> None:
-    with redis.Redis.from_url(stack.settings.redis, decode_responses=True) as registry:
-        lease = json.loads(registry.get(lease_key(min(registry.smembers(WORKERS)))))
-    prompt = list(range(300, 300 + 3 * lease["block_tokens"] + 5))
-    lora = "a" * 64
-    BlobStore("", stack.settings.modules_root / "modules").put(lora, ADAPTERS_DIR / "harbour")
-    await check_worker_contract(
-        lease["address"], worker_credential(salt_key(stack.settings)), prompt, lease["block_tokens"], lora
-    )
+
+@pytest_asyncio.fixture
+async def lease(stack: Stack, client: object) -> WorkerLease:
+    """Of one of the two workers. client: both are ready."""
+    BlobStore("", stack.settings.modules_root / "modules").put(LORA, ADAPTERS_DIR / "harbour")
+    registry = Registry(stack.settings.redis)
+    leases = await registry.live_workers()
+    await registry.close()
+    return min(leases, key=lambda lease: lease.worker_id)
+
+
+@pytest.fixture
+def credential(stack: Stack) -> str:
+    return worker_credential(salt_key(stack.settings))
+
+
+@pytest.fixture
+def prompt(lease: WorkerLease) -> range:
+    return range(300, 300 + 3 * lease.block_tokens + 5)
+
+
+@pytest_asyncio.fixture
+async def worker(lease: WorkerLease, credential: str, prompt: range) -> AsyncIterator[ContractWorker]:
+    calls = GrpcCalls(lease, credential)
+    yield ContractWorker(calls, prompt, lease.block_tokens, LORA)
+    await calls.close()
+
+
+@pytest.fixture
+def wire_worker(lease: WorkerLease, credential: str, prompt: range) -> WireWorker:
+    return WireWorker(lease, credential, prompt, LORA, KEYS_IN_A_MESSAGE)
+
+
+@each_clause
+async def test_a_real_worker_keeps_the_contract(worker: ContractWorker, clause: Clause) -> None:
+    await clause(worker)
+
+
+@each_wire_clause
+async def test_a_real_worker_keeps_the_wires_contract(wire_worker: WireWorker, clause: WireClause) -> None:
+    await clause(wire_worker)

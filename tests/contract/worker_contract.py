@@ -1,356 +1,376 @@
-"""What every worker's data plane does, whoever asks: held over the fake here, over a real engine in the stack
-tests.
+"""What every worker does, whichever way a gateway calls it: `WorkerCalls` in clauses.
+
+An implementation has one fixture `worker` and one test:
+
+    @each_clause
+    async def test_a_worker_of_this_kind_keeps_the_contract(worker: ContractWorker, clause: Clause) -> None:
+        await clause(worker)
+
+What only the wire has is in `wire_contract.py`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from memserve.channels import bearer
+from memserve.domain import FinishReason, ModuleKind, ModulePlace, Sampling
+from memserve.domain.worker_calls import (
+    AnswerPart,
+    AppliedModule,
+    BlockChange,
+    BlockEvent,
+    ComposedPiece,
+    ComposeProgress,
+    ComposeRecipe,
+    CompositionRequest,
+    HeldBlocks,
+    WorkerCalls,
+    WorkerDied,
+    WorkerFailure,
+    WorkerLate,
+    WorkerRefused,
+    WorkerRequest,
+    WorkerState,
+    WrongRequest,
+)
 from memserve.kv.keys import block_keys
-from memserve.pb.worker.v1 import worker_pb2 as pb
-from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 
 TIMEOUT_S = 60.0
+ONE_TOKEN = Sampling(max_tokens=1)
+LONG = Sampling(max_tokens=512, min_tokens=512)
+NOWHERE = "0" * 64
+"""The digest of a module that nobody has."""
+LOADED = {ModulePlace.DEVICE, ModulePlace.HOST}
 
 
-class AuthorizedStub(rpc.WorkerServiceStub):  # type: ignore[misc]
-    """Every call carries what a worker knows a gateway by."""
+@dataclass(frozen=True, slots=True)
+class ContractWorker:
+    """A worker that answers nobody else during a clause, and what a clause needs for its calls."""
 
-    def __init__(self, channel: grpc.aio.Channel, credential: str) -> None:
-        super().__init__(channel)  # type: ignore[no-untyped-call]
-        for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
-            call = partial(getattr(self, method.name), metadata=bearer(credential))
-            setattr(self, method.name, call)
+    calls: WorkerCalls
+    prompt: Sequence[int]
+    """[prompt_tokens]: more than two full blocks; 512 tokens more fit into the context."""
+    block_tokens: int
+    lora: str
+    """Digest of a LoRA of rank 16 in the module store, which is the worker's own directory."""
+
+    def __post_init__(self) -> None:
+        assert len(self.prompt) > 2 * self.block_tokens
+
+    def request(
+        self, sampling: Sampling = ONE_TOKEN, *, salt: str = "contract", lora: str = ""
+    ) -> WorkerRequest:
+        return WorkerRequest(
+            request_id=uuid.uuid4().hex,
+            token_ids=self.prompt,
+            tenant="",
+            cache_salt=salt,
+            sampling=sampling,
+            modules=(AppliedModule(lora, ModuleKind.LORA),) if lora else (),
+        )
+
+    async def answer(
+        self, sampling: Sampling = ONE_TOKEN, *, salt: str = "contract", lora: str = ""
+    ) -> list[AnswerPart]:
+        request = self.request(sampling, salt=salt, lora=lora)
+        return [part async for part in self.calls.generate(request, TIMEOUT_S)]
+
+    def block_keys(self, salt: str) -> list[bytes]:
+        """[full blocks of the prompt]"""
+        return block_keys(self.prompt, self.block_tokens, lora=None, cache_salt=salt)
+
+    async def load(self, digest: str, kind: str = ModuleKind.LORA, *, pin: bool = False) -> ModulePlace:
+        return await self.calls.load_module(digest, cast(ModuleKind, kind), pin=pin, timeout_s=TIMEOUT_S)
+
+    async def unload(self, *, forget: bool = False) -> ModulePlace:
+        return await self.calls.unload_module(self.lora, ModuleKind.LORA, forget=forget, timeout_s=TIMEOUT_S)
+
+    @contextlib.asynccontextmanager
+    async def watching(
+        self, epoch: int = 0, after_sequence: int = 0
+    ) -> AsyncIterator[AsyncGenerator[WorkerState | BlockEvent, None]]:
+        async with contextlib.aclosing(self.calls.watch(epoch, after_sequence, TIMEOUT_S)) as events:
+            yield events
+
+    async def state_with(self, holds: Callable[[WorkerState], bool]) -> WorkerState:
+        """The first state for which it holds."""
+        async with self.watching() as events:
+            async for event in events:
+                if isinstance(event, WorkerState) and holds(event):
+                    return event
+        raise AssertionError("the watch ended")
 
 
-async def check_worker_contract(
-    address: str, credential: str, token_ids: Sequence[int], block_tokens: int, lora: str
-) -> None:
-    """Every clause, on a worker that answers nobody else meanwhile.
-
-    credential: what it knows a gateway by.
-    token_ids: a prompt of at least two full blocks and one token, that leaves room for 512 tokens in the
-    context. lora: digest of a LoRA of rank 16 in the module store, which is the worker's own directory.
-    """
-    assert len(token_ids) > 2 * block_tokens
-    async with grpc.aio.insecure_channel(address) as channel:
-        await check_without_the_credential_only_health_is_answered(channel, token_ids)
-        stub = AuthorizedStub(channel, credential)
-        await check_an_answer_streams_and_ends_with_its_reason_and_cached_tokens(stub, token_ids)
-        await check_a_prompt_sent_again_is_cached_for_the_same_salt_only(stub, token_ids, block_tokens)
-        await check_logprobs_come_one_a_token_when_asked_for(stub, token_ids)
-        await check_an_unknown_module_is_refused_and_the_worker_lives_on(stub, token_ids)
-        await check_cancelling_ends_the_work(stub, token_ids)
-        await check_a_module_is_loaded_once_asked_for_and_gone_once_unloaded(stub, lora)
-        await check_a_request_loads_its_module_and_keeps_it_while_it_runs(stub, token_ids, lora)
-        await check_places_are_told_without_loading_anything(stub, lora)
-        await check_an_unknown_module_or_kind_is_not_loaded(stub, lora)
-        await check_the_canary_prompts_feel_the_module(stub, lora)
-        await check_composing_tells_its_progress_then_the_files_then_the_recipe(stub, lora)
-        await check_watch_starts_with_a_reset_and_a_state(stub)
-        await check_watch_tells_what_is_stored(stub, token_ids, block_tokens)
-        await check_resuming_from_the_last_number_sends_no_reset(stub)
-        await check_a_number_of_another_epoch_gives_a_reset(stub)
+Clause = Callable[[ContractWorker], Awaitable[None]]
 
 
-async def check_without_the_credential_only_health_is_answered(
-    channel: grpc.aio.Channel, token_ids: Sequence[int]
-) -> None:
-    for stub in (
-        rpc.WorkerServiceStub(channel),
-        AuthorizedStub(channel, ""),
-        AuthorizedStub(channel, "0" * 64),
-    ):
-        for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
-            call = getattr(stub, method.name)(method.input_type._concrete_class(), timeout=TIMEOUT_S)
-            with pytest.raises(grpc.aio.AioRpcError) as refusal:
-                await (call.read() if method.server_streaming else call)
-            assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED, method.name
-    healthy = await health_pb2_grpc.HealthStub(channel).Check(
-        health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S
-    )
-    assert healthy.status == health_pb2.HealthCheckResponse.SERVING
-
-
-async def check_an_answer_streams_and_ends_with_its_reason_and_cached_tokens(
-    stub: rpc.WorkerServiceStub, token_ids: Sequence[int]
-) -> None:
-    responses = await answer(stub, token_ids, max_tokens=5)
-    produced = [token for response in responses for token in response.token_ids]
-    assert 1 <= len(produced) <= 5
-    *others, last = responses
-    assert all(not response.finish_reason and not response.HasField("cached_tokens") for response in others)
-    assert last.HasField("cached_tokens")
-    if len(produced) < 5:
-        assert last.finish_reason == pb.FINISH_REASON_STOP
+async def an_answer_streams_and_ends_with_its_reason_and_cached_tokens(worker: ContractWorker) -> None:
+    parts = await worker.answer(Sampling(max_tokens=5))
+    token_ids = [token for part in parts for token in part.token_ids]
+    assert 1 <= len(token_ids) <= 5
+    *others, last = parts
+    assert all(part.finish_reason is None and part.cached is None for part in others)
+    assert last.cached is not None
+    if len(token_ids) < 5:
+        assert last.finish_reason is FinishReason.STOP
     else:
-        assert last.finish_reason in (pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP)
+        assert last.finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
 
 
-async def check_a_prompt_sent_again_is_cached_for_the_same_salt_only(
-    stub: rpc.WorkerServiceStub, token_ids: Sequence[int], block_tokens: int
-) -> None:
+async def a_prompt_sent_again_is_cached_for_the_same_salt_only(worker: ContractWorker) -> None:
     salt = uuid.uuid4().hex
-    assert cached_tokens(await answer(stub, token_ids, salt=salt)) == 0
-    assert (
-        cached_tokens(await answer(stub, token_ids, salt=salt))
-        == (len(token_ids) - 1) // block_tokens * block_tokens
-    )
-    assert cached_tokens(await answer(stub, token_ids, salt=uuid.uuid4().hex)) == 0
+    assert cached_tokens(await worker.answer(salt=salt)) == 0
+    full_blocks = (len(worker.prompt) - 1) // worker.block_tokens
+    assert cached_tokens(await worker.answer(salt=salt)) == full_blocks * worker.block_tokens
+    assert cached_tokens(await worker.answer(salt=uuid.uuid4().hex)) == 0
 
 
-async def check_logprobs_come_one_a_token_when_asked_for(
-    stub: rpc.WorkerServiceStub, token_ids: Sequence[int]
-) -> None:
-    for response in await answer(stub, token_ids, max_tokens=3, logprobs=True):
-        assert len(response.logprobs) == len(response.token_ids)
-        assert all(math.isfinite(logprob) and logprob <= 0 for logprob in response.logprobs)
-    assert all(not response.logprobs for response in await answer(stub, token_ids, max_tokens=3))
+async def logprobs_come_one_a_token_when_asked_for(worker: ContractWorker) -> None:
+    for part in await worker.answer(Sampling(max_tokens=3, logprobs=True)):
+        assert len(part.logprobs) == len(part.token_ids)
+        assert all(math.isfinite(logprob) and logprob <= 0 for logprob in part.logprobs)
+    assert all(not part.logprobs for part in await worker.answer(Sampling(max_tokens=3)))
 
 
-async def check_an_unknown_module_is_refused_and_the_worker_lives_on(
-    stub: rpc.WorkerServiceStub, token_ids: Sequence[int]
-) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await answer(stub, token_ids, module_digest="0" * 64)
-    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert await answer(stub, token_ids)
+async def an_unknown_module_is_refused_and_the_worker_lives_on(worker: ContractWorker) -> None:
+    await refused(worker.answer(lora=NOWHERE))
+    assert await worker.answer()
 
 
-async def check_cancelling_ends_the_work(stub: rpc.WorkerServiceStub, token_ids: Sequence[int]) -> None:
-    call = stub.Generate(generate_request(token_ids, max_tokens=64))
-    await call.read()
-    call.cancel()
-    async with watching(stub) as events:
-        async for event in events:
-            if event.WhichOneof("event") == "state" and event.state.running + event.state.waiting == 0:
-                assert event.state.pending_prefill_tokens == 0
-                return
-    raise AssertionError("the watch ended")
+async def closing_an_answer_ends_the_work(worker: ContractWorker) -> None:
+    parts = worker.calls.generate(worker.request(Sampling(max_tokens=64)), None)
+    await anext(parts)
+    await parts.aclose()
+    state = await worker.state_with(lambda state: state.running + state.waiting == 0)
+    assert state.pending_prefill_tokens == 0
 
 
-async def check_a_module_is_loaded_once_asked_for_and_gone_once_unloaded(
-    stub: rpc.WorkerServiceStub, lora: str
-) -> None:
-    loaded = await stub.LoadModule(
-        pb.LoadModuleRequest(digest=lora, kind="lora", pin=True), timeout=TIMEOUT_S
-    )
-    assert loaded.place in (pb.MODULE_PLACE_DEVICE, pb.MODULE_PLACE_HOST)
-    state = await state_with(stub, lambda state: lora in {each.digest for each in state.modules})
-    assert {each.place for each in state.modules} <= {pb.MODULE_PLACE_DEVICE, pb.MODULE_PLACE_HOST}
-    assert lora not in state.used_modules
-    unload = pb.UnloadModuleRequest(digest=lora, kind="lora", forget=True)
+async def an_answer_whose_time_is_up_is_late(worker: ContractWorker) -> None:
+    async with contextlib.aclosing(worker.calls.generate(worker.request(LONG), 0.02)) as parts:
+        with pytest.raises(WorkerLate):
+            async for _ in parts:
+                pass
+    await worker.state_with(lambda state: state.running + state.waiting == 0)
+
+
+async def closing_the_calls_ends_those_under_way(worker: ContractWorker) -> None:
+    async with contextlib.aclosing(worker.calls.generate(worker.request(LONG), None)) as parts:
+        await anext(parts)
+        await worker.calls.close()
+        with pytest.raises(WorkerDied):
+            async for _ in parts:
+                pass
+    with pytest.raises(WorkerDied):
+        await worker.calls.lookup_blocks([], TIMEOUT_S)
+
+
+async def closing_the_calls_wakes_who_waits_for_them(worker: ContractWorker) -> None:
+    async def watch() -> None:
+        async with worker.watching() as events:
+            async for event in events:
+                if isinstance(event, WorkerState):
+                    watches.set()
+
+    watches = asyncio.Event()
+    watch_task = asyncio.create_task(watch())
+    await watches.wait()
+    await worker.calls.close()
+    with pytest.raises(WorkerDied):
+        await watch_task
+
+
+async def a_module_is_loaded_when_asked_for_and_gone_when_unloaded(worker: ContractWorker) -> None:
+    assert await worker.load(worker.lora, pin=True) in LOADED
+    state = await worker.state_with(lambda state: worker.lora in state.modules)
+    assert set(state.modules.values()) <= LOADED
+    assert worker.lora not in state.used_modules
     for _ in range(2):
         # The files stay: they are the module store's, and no copy.
-        assert (await stub.UnloadModule(unload, timeout=TIMEOUT_S)).place == pb.MODULE_PLACE_DISK
-    await state_with(stub, lambda state: lora not in {each.digest for each in state.modules})
+        assert await worker.unload(forget=True) is ModulePlace.DISK
+    await worker.state_with(lambda state: worker.lora not in state.modules)
 
 
-async def check_a_request_loads_its_module_and_keeps_it_while_it_runs(
-    stub: rpc.WorkerServiceStub, token_ids: Sequence[int], lora: str
-) -> None:
-    call = stub.Generate(generate_request(token_ids, max_tokens=512, min_tokens=512, module_digest=lora))
-    await call.read()
-    state = await state_with(stub, lambda state: lora in state.used_modules)
-    assert lora in {each.digest for each in state.modules}
-    await refused(stub.UnloadModule(pb.UnloadModuleRequest(digest=lora, kind="lora"), timeout=TIMEOUT_S))
-    assert await call.read()
-    call.cancel()
-    await state_with(
-        stub, lambda state: lora not in state.used_modules and lora in {each.digest for each in state.modules}
+async def a_request_loads_its_module_and_keeps_it_while_it_runs(worker: ContractWorker) -> None:
+    parts = worker.calls.generate(worker.request(LONG, lora=worker.lora), None)
+    async with contextlib.aclosing(parts):
+        await anext(parts)
+        state = await worker.state_with(lambda state: worker.lora in state.used_modules)
+        assert worker.lora in state.modules
+        await refused(worker.unload())
+        assert (await anext(parts)).finish_reason is None
+    await worker.state_with(
+        lambda state: worker.lora not in state.used_modules and worker.lora in state.modules
     )
 
 
-async def check_places_are_told_without_loading_anything(stub: rpc.WorkerServiceStub, lora: str) -> None:
-    request = pb.GetModulePlacesRequest(digests=["0" * 64, lora])
-    await stub.UnloadModule(pb.UnloadModuleRequest(digest=lora, kind="lora"), timeout=TIMEOUT_S)
+async def places_are_known_without_loading_anything(worker: ContractWorker) -> None:
+    async def places() -> list[ModulePlace]:
+        return await worker.calls.module_places([NOWHERE, worker.lora], TIMEOUT_S)
+
+    await worker.unload()
     for _ in range(2):
-        told = (await stub.GetModulePlaces(request, timeout=TIMEOUT_S)).modules
-        assert [each.digest for each in told] == list(request.digests)
-        assert [each.place for each in told] == [pb.MODULE_PLACE_ABSENT, pb.MODULE_PLACE_DISK]
-    await stub.LoadModule(pb.LoadModuleRequest(digest=lora, kind="lora"), timeout=TIMEOUT_S)
-    absent, loaded = (await stub.GetModulePlaces(request, timeout=TIMEOUT_S)).modules
-    assert absent.place == pb.MODULE_PLACE_ABSENT
-    assert loaded.place in (pb.MODULE_PLACE_DEVICE, pb.MODULE_PLACE_HOST)
-    bad = pb.GetModulePlacesRequest(digests=["../modules"])
-    await refused(stub.GetModulePlaces(bad, timeout=TIMEOUT_S), grpc.StatusCode.INVALID_ARGUMENT)
+        assert await places() == [ModulePlace.ABSENT, ModulePlace.DISK]
+    await worker.load(worker.lora)
+    absent, loaded = await places()
+    assert absent is ModulePlace.ABSENT
+    assert loaded in LOADED
+    await refused(worker.calls.module_places(["../modules"], TIMEOUT_S), WrongRequest)
 
 
-async def check_an_unknown_module_or_kind_is_not_loaded(stub: rpc.WorkerServiceStub, lora: str) -> None:
-    await refused(stub.LoadModule(pb.LoadModuleRequest(digest="0" * 64, kind="lora"), timeout=TIMEOUT_S))
+async def an_unknown_module_or_kind_is_not_loaded(worker: ContractWorker) -> None:
+    await refused(worker.load(NOWHERE))
     # The files of one kind are no module of another, on any worker.
-    expert = pb.LoadModuleRequest(digest=lora, kind="logit_expert")
-    await refused(stub.LoadModule(expert, timeout=TIMEOUT_S), grpc.StatusCode.INVALID_ARGUMENT)
-    await refused(stub.TryModule(pb.TryModuleRequest(digest="0" * 64, kind="lora"), timeout=TIMEOUT_S))
-    unknown = pb.LoadModuleRequest(digest=lora, kind="cartridge")
-    await refused(stub.LoadModule(unknown, timeout=TIMEOUT_S), grpc.StatusCode.INVALID_ARGUMENT)
-    await state_with(stub, lambda state: not state.used_modules)
+    await refused(worker.load(worker.lora, ModuleKind.LOGIT_EXPERT), WrongRequest)
+    await refused(worker.calls.try_module(NOWHERE, ModuleKind.LORA, TIMEOUT_S))
+    # A kind that only a newer gateway knows.
+    await refused(worker.load(worker.lora, "cartridge"), WrongRequest)
+    await worker.state_with(lambda state: not state.used_modules)
 
 
-async def check_the_canary_prompts_feel_the_module(stub: rpc.WorkerServiceStub, lora: str) -> None:
-    tried = await stub.TryModule(pb.TryModuleRequest(digest=lora, kind="lora"), timeout=TIMEOUT_S)
-    assert tried.largest_change > 0.01
+async def the_canary_prompts_feel_the_module(worker: ContractWorker) -> None:
+    assert await worker.calls.try_module(worker.lora, ModuleKind.LORA, TIMEOUT_S) > 0.01
 
 
-async def check_composing_tells_its_progress_then_the_files_then_the_recipe(
-    stub: rpc.WorkerServiceStub, lora: str
-) -> None:
-    request = pb.ComposeModuleRequest(method="compress", parents=[pb.ComposeParent(digest=lora)], rank=4)
-    responses = [response async for response in stub.ComposeModule(request, timeout=TIMEOUT_S)]
-    events = [response.WhichOneof("event") for response in responses]
-    assert events == sorted(events, key=["progress", "file", "recipe"].index)
-    assert events.count("recipe") == 1
-    progress = [response.progress for response in responses if response.HasField("progress")]
+async def a_composition_is_its_progress_then_its_files_then_its_recipe(worker: ContractWorker) -> None:
+    request = CompositionRequest("compress", ((worker.lora, 0.0),), rank=4)
+    events = [event async for event in worker.calls.compose(request, TIMEOUT_S)]
+    kinds = [type(event) for event in events]
+    assert kinds == sorted(kinds, key=[ComposeProgress, ComposedPiece, ComposeRecipe].index)
+    assert kinds.count(ComposeRecipe) == 1
+    progress = [event for event in events if isinstance(event, ComposeProgress)]
     assert progress[-1].done == progress[-1].total > 0
-    assert {response.file.file_name for response in responses if response.HasField("file")} == {
+    assert {event.file_name for event in events if isinstance(event, ComposedPiece)} == {
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    assert json.loads(responses[-1].recipe)["method"] == "compress"
-    unknown = stub.ComposeModule(
-        pb.ComposeModuleRequest(method="linear", parents=[pb.ComposeParent(digest="0" * 64)]),
-        timeout=TIMEOUT_S,
-    )
-    await refused(unknown.read())
+    recipe = events[-1]
+    assert isinstance(recipe, ComposeRecipe)
+    assert json.loads(recipe.recipe)["method"] == "compress"
+    unknown = worker.calls.compose(CompositionRequest("linear", ((NOWHERE, 0.0),)), TIMEOUT_S)
+    await refused(anext(unknown))
 
 
-async def check_watch_starts_with_a_reset_and_a_state(stub: rpc.WorkerServiceStub) -> None:
-    async with watching(stub) as events:
-        first = await anext(events)
-        assert first.WhichOneof("event") == "reset"
+async def a_watch_starts_with_a_reset_and_a_state(worker: ContractWorker) -> None:
+    async with worker.watching() as events:
+        first = await reset(events)
         assert first.epoch != 0
-        # A large snapshot goes on in `stored` messages of the same number.
-        kinds = set()
         async for event in events:
+            if isinstance(event, WorkerState):
+                return
             assert event.epoch == first.epoch
-            if event.WhichOneof("event") == "state":
-                assert event.sequence >= first.sequence
-                break
-            kinds.add(event.WhichOneof("event"))
-        assert kinds <= {"stored", "removed"}
-
-
-async def check_watch_tells_what_is_stored(
-    stub: rpc.WorkerServiceStub, token_ids: Sequence[int], block_tokens: int
-) -> None:
-    salt = uuid.uuid4().hex
-    missing = set(block_keys(token_ids, block_tokens, lora=None, cache_salt=salt))
-    assert missing
-    async with watching(stub) as events:
-        first = await anext(events)
-        assert missing.isdisjoint(first.reset.keys)
-        await answer(stub, token_ids, salt=salt)
-        sequence = first.sequence
-        async for event in events:
-            assert event.sequence >= sequence
-            sequence = event.sequence
-            missing.difference_update(event.stored.keys)
-            if not missing:
-                break
-    assert not missing
-    async with watching(stub) as events:
-        snapshot: set[bytes] = set()
-        async for event in events:
-            if event.WhichOneof("event") == "state":
-                break
-            snapshot.update(event.reset.keys or event.stored.keys)
-        assert snapshot.issuperset(block_keys(token_ids, block_tokens, lora=None, cache_salt=salt))
-
-
-async def check_resuming_from_the_last_number_sends_no_reset(stub: rpc.WorkerServiceStub) -> None:
-    async with watching(stub) as events:
-        async for event in events:
-            if event.WhichOneof("event") == "state":
-                break
-    async with watching(stub, event.epoch, event.sequence) as events:
-        async for later in events:
-            assert later.WhichOneof("event") != "reset"
-            assert later.epoch == event.epoch
-            assert later.sequence >= event.sequence
-            if later.WhichOneof("event") == "state":
-                break
-
-
-async def check_a_number_of_another_epoch_gives_a_reset(stub: rpc.WorkerServiceStub) -> None:
-    async with watching(stub, epoch=1, after_sequence=1) as events:
-        assert (await anext(events)).WhichOneof("event") == "reset"
-
-
-def generate_request(
-    token_ids: Sequence[int],
-    *,
-    max_tokens: int = 1,
-    min_tokens: int = 0,
-    salt: str = "contract",
-    module_digest: str = "",
-    logprobs: bool = False,
-) -> pb.GenerateRequest:
-    return pb.GenerateRequest(
-        request_id=uuid.uuid4().hex,
-        token_ids=token_ids,
-        cache_salt=salt,
-        module_digest=module_digest,
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        top_p=1.0,
-        logprobs=logprobs,
-    )
-
-
-async def answer(
-    stub: rpc.WorkerServiceStub,
-    token_ids: Sequence[int],
-    *,
-    max_tokens: int = 1,
-    salt: str = "contract",
-    module_digest: str = "",
-    logprobs: bool = False,
-) -> list[pb.GenerateResponse]:
-    request = generate_request(
-        token_ids, max_tokens=max_tokens, salt=salt, module_digest=module_digest, logprobs=logprobs
-    )
-    return [response async for response in stub.Generate(request, timeout=TIMEOUT_S)]
-
-
-async def refused(call: Awaitable[Any], code: grpc.StatusCode = grpc.StatusCode.FAILED_PRECONDITION) -> None:
-    """A refusal of this kind, with a reason."""
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await call
-    assert refusal.value.code() is code
-    assert refusal.value.details()
-
-
-async def state_with(stub: rpc.WorkerServiceStub, holds: Callable[[pb.WorkerState], bool]) -> pb.WorkerState:
-    """The first state for which it holds."""
-    async with watching(stub) as events:
-        async for event in events:
-            if event.WhichOneof("event") == "state" and holds(event.state):
-                return event.state
+            assert event.change is not BlockChange.RESET
     raise AssertionError("the watch ended")
 
 
-def cached_tokens(responses: Sequence[pb.GenerateResponse]) -> int:
-    cached = responses[-1].cached_tokens
-    return int(cached.device + cached.host + cached.redis)
+async def a_watch_follows_what_is_stored(worker: ContractWorker) -> None:
+    salt = uuid.uuid4().hex
+    missing = set(worker.block_keys(salt))
+    assert missing
+    async with worker.watching() as events:
+        first = await reset(events)
+        assert missing.isdisjoint(first.keys)
+        await worker.answer(salt=salt)
+        sequence = first.sequence
+        while missing:
+            event = await block_event(events)
+            assert event.sequence == sequence + 1
+            sequence = event.sequence
+            if event.change is BlockChange.STORED:
+                missing.difference_update(event.keys)
+    async with worker.watching() as events:
+        assert set((await reset(events)).keys).issuperset(worker.block_keys(salt))
 
 
-@contextlib.asynccontextmanager
-async def watching(
-    stub: rpc.WorkerServiceStub, epoch: int = 0, after_sequence: int = 0
-) -> AsyncIterator[AsyncIterator[pb.WatchResponse]]:
-    call = stub.Watch(pb.WatchRequest(epoch=epoch, after_sequence=after_sequence), timeout=TIMEOUT_S)
-    try:
-        yield aiter(call)
-    finally:
-        call.cancel()
+async def the_leading_blocks_of_a_prompt_are_counted(worker: ContractWorker) -> None:
+    salt = uuid.uuid4().hex
+    keys = worker.block_keys(salt)
+    assert await worker.calls.lookup_blocks(keys, TIMEOUT_S) == HeldBlocks(0, 0)
+    async with worker.watching() as events:
+        held = set((await reset(events)).keys)
+        await worker.answer(salt=salt)
+        while not held.issuperset(keys):
+            held.update((await block_event(events)).keys)
+    assert await worker.calls.lookup_blocks(keys, TIMEOUT_S) == HeldBlocks(len(keys), len(keys))
+    assert await worker.calls.lookup_blocks([bytes(32), *keys], TIMEOUT_S) == HeldBlocks(0, 0)
+
+
+async def a_watch_goes_on_after_a_number_without_a_reset(worker: ContractWorker) -> None:
+    async with worker.watching() as events:
+        last = await reset(events)
+    async with worker.watching(last.epoch, last.sequence) as events:
+        async for event in events:
+            if isinstance(event, WorkerState):
+                return
+            assert event.change is not BlockChange.RESET
+            assert event.epoch == last.epoch
+            assert event.sequence > last.sequence
+    raise AssertionError("the watch ended")
+
+
+async def a_number_of_another_epoch_gives_a_reset(worker: ContractWorker) -> None:
+    async with worker.watching(epoch=1, after_sequence=1) as events:
+        await reset(events)
+
+
+CLAUSES: Sequence[Clause] = (
+    an_answer_streams_and_ends_with_its_reason_and_cached_tokens,
+    a_prompt_sent_again_is_cached_for_the_same_salt_only,
+    logprobs_come_one_a_token_when_asked_for,
+    an_unknown_module_is_refused_and_the_worker_lives_on,
+    closing_an_answer_ends_the_work,
+    an_answer_whose_time_is_up_is_late,
+    closing_the_calls_ends_those_under_way,
+    closing_the_calls_wakes_who_waits_for_them,
+    a_module_is_loaded_when_asked_for_and_gone_when_unloaded,
+    a_request_loads_its_module_and_keeps_it_while_it_runs,
+    places_are_known_without_loading_anything,
+    an_unknown_module_or_kind_is_not_loaded,
+    the_canary_prompts_feel_the_module,
+    a_composition_is_its_progress_then_its_files_then_its_recipe,
+    a_watch_starts_with_a_reset_and_a_state,
+    a_watch_follows_what_is_stored,
+    the_leading_blocks_of_a_prompt_are_counted,
+    a_watch_goes_on_after_a_number_without_a_reset,
+    a_number_of_another_epoch_gives_a_reset,
+)
+each_clause = pytest.mark.parametrize("clause", CLAUSES, ids=[clause.__name__ for clause in CLAUSES])
+
+
+async def refused(call: Awaitable[object], meaning: type[WorkerFailure] = WorkerRefused) -> None:
+    """A refusal of this meaning, with a reason."""
+    with pytest.raises(meaning) as refusal:
+        await call
+    assert type(refusal.value) is meaning
+    assert refusal.value.detail
+    assert not refusal.value.detail.isupper(), "the name of a status is no reason"
+
+
+async def reset(events: AsyncIterator[WorkerState | BlockEvent]) -> BlockEvent:
+    """The first event of a watch, which is a reset."""
+    first = await anext(events)
+    assert isinstance(first, BlockEvent)
+    assert first.change is BlockChange.RESET
+    return first
+
+
+async def block_event(events: AsyncIterator[WorkerState | BlockEvent]) -> BlockEvent:
+    """The next block event; states before it are passed over."""
+    async for event in events:
+        if isinstance(event, BlockEvent):
+            return event
+    raise AssertionError("the watch ended")
+
+
+def cached_tokens(parts: Sequence[AnswerPart]) -> int:
+    cached = parts[-1].cached
+    assert cached is not None
+    return cached.total

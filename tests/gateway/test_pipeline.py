@@ -26,7 +26,8 @@ from memserve.domain import (
     Usage,
 )
 from memserve.kv.keys import block_keys, redis_key
-from tests.contract.fake_worker import BLOCK_TOKENS, NAMESPACE, FakeWorker, Script
+from tests.contract.fake_worker import NAMESPACE, FakeWorker
+from tests.contract.scripted_worker import BLOCK_TOKENS, Script
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.running import RunningGateway, publish_live, until

@@ -20,7 +20,8 @@ from memserve.memory.prefixes.memory import PINNED_SHARE
 from memserve.pb.v1 import activation_pb2 as pb
 from memserve.pb.v1 import activation_pb2_grpc as rpc
 from memserve.pb.v1 import inference_pb2
-from tests.contract.fake_worker import BLOCK_TOKENS, NAMESPACE
+from tests.contract.fake_worker import NAMESPACE
+from tests.contract.scripted_worker import BLOCK_TOKENS
 from tests.gateway.running import RunningGateway, open_gateway, publish_live
 from tests.kv.conftest import servers_of
 from tests.kv.redis_server import RedisServer

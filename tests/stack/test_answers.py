@@ -19,7 +19,7 @@ from memserve.demo import ADAPTERS_DIR, MODEL_DIR, facts
 from memserve.domain import Message, RecallOutcome, Role, Sampling, TextDelta
 from memserve.embedded import Stack
 from memserve.embedded.story import ask_and_store, long_prefix, recall_figures, recalled, tamper_figures
-from tests.stack.conftest import eventually
+from tests.stack.fixtures import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 

@@ -21,7 +21,7 @@ from memserve.embedded.story import ask_and_store, long_prefix
 from memserve.errors import StartupError
 from memserve.registry.leases import lease_key
 from memserve.worker.fleet.fitting import check_memory
-from tests.stack.conftest import WORKERS, eventually
+from tests.stack.fixtures import WORKERS, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 

@@ -23,7 +23,7 @@ from memserve.embedded import marked_processes, redis_executable
 from memserve.embedded.story import ANSWER, long_prefix
 from memserve.processes.ports import taken_ports
 from memserve.registry.leases import WORKERS
-from tests.stack.conftest import eventually
+from tests.stack.fixtures import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from memserve.client import CallFailed, Client
 from memserve.demo import ADAPTERS_DIR, EXPERTS_DIR
 from memserve.domain import Expert, ModuleKind, ModulePlace, ModuleVersion, Sampling
-from tests.stack.conftest import WORKERS, eventually
+from tests.stack.fixtures import WORKERS, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 

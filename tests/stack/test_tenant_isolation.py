@@ -16,7 +16,7 @@ from memserve.demo import ADAPTERS_DIR
 from memserve.embedded import Stack
 from memserve.embedded.story import ANSWER, ask_and_store, long_prefix
 from memserve.processes.ports import taken_ports
-from tests.stack.conftest import eventually
+from tests.stack.fixtures import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 

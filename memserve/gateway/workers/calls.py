@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
@@ -53,6 +54,7 @@ MEANS = {
     grpc.StatusCode.INVALID_ARGUMENT: WrongRequest,
     grpc.StatusCode.UNAUTHENTICATED: StrangeWorker,
 }
+CLOSED = "the gateway has closed its connection to the worker"
 _FINISH = {
     pb.FINISH_REASON_STOP: FinishReason.STOP,
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -175,6 +177,14 @@ class GrpcCalls:
         except grpc.aio.AioRpcError as error:
             meaning = MEANS.get(error.code(), WorkerFailure)
             raise meaning(self._worker_id, error.details() or error.code().name) from None
+        except grpc.aio.UsageError:
+            raise WorkerDied(self._worker_id, CLOSED) from None
+        except asyncio.CancelledError:
+            # A channel that closes ends its calls in the way that a cancelled task ends its own.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise WorkerDied(self._worker_id, CLOSED) from None
 
 
 def _generate_request(request: WorkerRequest) -> pb.GenerateRequest:

@@ -30,7 +30,7 @@ from memserve.pb.v1 import (
     status_pb2_grpc,
 )
 from tests.api.refusals import USER, generate, refused, say
-from tests.contract.fake_worker import Script
+from tests.contract.scripted_worker import Script
 from tests.gateway.running import TIMEOUT_S, RunningGateway, open_gateway, until
 
 HANGS = Script(hangs_after=1)

@@ -26,7 +26,7 @@ from memserve.pb.v1 import (
     status_pb2_grpc,
 )
 from tests.api.refusals import header, refused, say
-from tests.contract.fake_worker import Script
+from tests.contract.scripted_worker import Script
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.running import TIMEOUT_S, RunningGateway, eventually, open_gateway, publish_live, until
 

@@ -27,7 +27,8 @@ from memserve.model.files import ModelFiles, open_model
 from memserve.policy.modules.gate import Probe, ProbeKind, ProbeSet
 from memserve.registry.leases import Registry
 from memserve.turns import FairThreads
-from tests.contract.fake_worker import CREDENTIAL, FakeWorker, Script
+from tests.contract.fake_worker import CREDENTIAL, FakeWorker
+from tests.contract.scripted_worker import Script
 from tests.gateway.running import until
 from tests.kv.redis_server import RedisServer
 

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from memserve.client import AsyncClient, CallFailed
 from memserve.domain import Expert, ModuleKind, ModulePlace, ModuleVersion, Sampling, TrafficShare
-from tests.contract.fake_worker import Script
+from tests.contract.scripted_worker import Script
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.lora_files import lora_files, write_files
 from tests.gateway.running import TIMEOUT_S, RunningGateway, eventually, open_gateway, until

@@ -11,7 +11,8 @@ from memserve.domain import Sampling
 from memserve.kv.keys import block_keys, redis_key
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.registry.leases import WORKERS, lease_key
-from tests.contract.fake_worker import BLOCK_TOKENS, NAMESPACE, FakeWorker, Script
+from tests.contract.fake_worker import NAMESPACE, FakeWorker
+from tests.contract.scripted_worker import BLOCK_TOKENS, Script
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import RunningGateway, until
 

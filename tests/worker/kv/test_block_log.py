@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memserve.kv.index import BlockIndex
-from tests.contract.fake_worker import FakeBlockLog
+from tests.contract.block_log import FakeBlockLog
 from tests.gateway.running import until
 
 with warnings.catch_warnings():

@@ -1,5 +1,6 @@
-"""One whole memserve for the tests of this folder: real Redis, Ray, vLLM and Milvus Lite, the bundled model,
-two workers.
+"""One whole memserve for all tests that are marked `stack`.
+
+Real Redis, Ray, vLLM and Milvus Lite, the bundled model, two workers.
 """
 
 from __future__ import annotations
