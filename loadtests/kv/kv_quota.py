@@ -24,7 +24,8 @@ import redis
 from loadtests.harness.figures import Bar, finish, parser, print_table, told
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.kv.keys import VALUE_PREFIX, member
-from memserve.kv.ledger.ledger import Owner, Quotas, entry_key
+from memserve.kv.ledger.names import entry_key
+from memserve.kv.ledger.records import Owner, Quotas
 from memserve.kv.outcomes import Account
 from memserve.kv.store import RedisChunkStore
 from memserve.kv.values.envelope import HEADER_BYTES

@@ -94,7 +94,7 @@ class WorkerReplica:
     async def _start(self) -> None:
         from prometheus_client import REGISTRY
 
-        from memserve.kv.ledger.ledger import NO_QUOTAS
+        from memserve.kv.ledger.records import NO_QUOTAS
         from memserve.kv.transport.check import check_cache_servers
         from memserve.memory.modules.registry.store import ModuleStore
         from memserve.memory.prefixes.memory import ActivationMemory

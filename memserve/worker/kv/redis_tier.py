@@ -40,7 +40,7 @@ from vllm.v1.kv_offload.tiering.backpressure import BackpressureDetector
 from vllm.v1.kv_offload.tiering.base import JobId, JobResult, SecondaryTierManager, TransferJob
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from memserve.kv.ledger.ledger import Owner, Quotas
+from memserve.kv.ledger.records import Owner, Quotas
 from memserve.kv.ledger.upkeep import Upkeep
 from memserve.kv.outcomes import Account, Put
 from memserve.kv.rates import MeasuredRates

@@ -12,17 +12,8 @@ import pytest
 import redis
 
 from memserve.kv.keys import VALUE_PREFIX
-from memserve.kv.ledger.ledger import (
-    Admission,
-    Candidate,
-    Entry,
-    Ledger,
-    Owner,
-    Quotas,
-    Removal,
-    Settled,
-    Usage,
-)
+from memserve.kv.ledger.ledger import Ledger
+from memserve.kv.ledger.records import Admission, Candidate, Entry, Owner, Quotas, Removal, Settled, Usage
 from memserve.kv.transport.servers import CacheServers
 from tests.kv.redis_server import RedisServer
 
@@ -377,6 +368,7 @@ def test_a_value_that_another_wrote_meanwhile_stays_counted_until_it_is_gone(
     assert (ledger.usage("anna"), held(client)) == (Usage(0, 0, 0), set())
 
 
+@pytest.mark.damages_state
 def test_the_clock_never_runs_backwards(client: redis.Redis, servers: CacheServers) -> None:
     dear = Ledger(servers, ttl_s=100, quotas=Quotas(tenant_bytes=SIZE))
     for number in range(2):
@@ -391,6 +383,7 @@ def test_the_clock_never_runs_backwards(client: redis.Redis, servers: CacheServe
     assert float(client.get("{memserve:kv}:clock") or 0) >= before > 8
 
 
+@pytest.mark.damages_state
 def test_an_entry_that_redis_evicted_from_the_ledger_stops_nothing(
     client: redis.Redis, servers: CacheServers
 ) -> None:
