@@ -19,6 +19,7 @@ from redis import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from memserve.kv.keys import VALUE_PREFIX
+from memserve.kv.ledger.check import LedgerCheck
 from memserve.kv.ledger.names import (
     DUE,
     MODULE_PREFIX,
@@ -278,6 +279,15 @@ class Ledger:
         )
         stored_bytes, chunks, pinned_bytes = (int(count or 0) for count in counted)
         return Usage(stored_bytes, chunks, pinned_bytes)
+
+    def check_integrity(self) -> list[str]:
+        """What in the ledger contradicts the rest of it, or the values: sentences that name the key. Empty:
+        it is sound.
+
+        Reads every entry and every value's length, in pages. The cache may be in use meanwhile: what is said
+        here was so each time that it was read.
+        """
+        return LedgerCheck(self._servers).contradictions()
 
     def take_turn(self, interval_s: float) -> bool:
         """Whether nobody else has taken this turn of the upkeep."""
