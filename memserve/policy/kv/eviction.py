@@ -1,6 +1,6 @@
 """What a cached chunk is worth: the time that one use of it saves, by what it occupies. Pure.
 
-Who goes first is decided where the bytes are counted, in Redis (`memserve/kv/ledger/prelude.lua`): clock +
+Who goes first is decided where the bytes are counted, in Redis (`memserve/kv/ledger/worth.lua`): clock +
 uses × this, the beginning of a chain always above its end.
 """
 

@@ -35,8 +35,10 @@ from memserve.errors import (
     RegistryUnavailable,
     VersionInUse,
 )
+from memserve.memory.modules.registry.aliases import AliasRef, Change
 from memserve.memory.modules.registry.records import CanaryAlias, Preload
-from memserve.memory.modules.registry.store import CONNECTIONS, DigestCondemned, ModuleStore
+from memserve.memory.modules.registry.scripts import CONNECTIONS, DigestCondemned
+from memserve.memory.modules.registry.store import ModuleStore
 from memserve.registry.leases import Registry
 from tests.kv.redis_server import RedisServer
 
@@ -61,6 +63,8 @@ VERSION = ModuleVersion(
 )
 TEXTS_LEFT_OUT = replace(VERSION, recipe="", notes="", sources=())
 EXPERT = replace(VERSION, kind=ModuleKind.LOGIT_EXPERT)
+LIVE = AliasRef("alice", "tone", "live")
+ANN, BERT = Change("ann"), Change("bert")
 REPORT = GateReport(
     False, (GateFigure("recall", 0.1, 1 / 3, "at least 0.9", False, 12),), "w0", 1790000001.7654321, "d" * 64
 )
@@ -89,13 +93,12 @@ async def split(
     store: ModuleStore, *shares: tuple[int, float], alias: str = "live", ungated: float | None = None
 ) -> Alias:
     targets = tuple(TrafficShare(*share) for share in shares)
-    return await store.set_alias(
-        "alice", "ann", "tone", alias, targets, action="split", ungated_share_max=ungated
-    )
+    ref = AliasRef("alice", "tone", alias)
+    return await store.set_alias(ref, targets, ANN, action="split", ungated_share_max=ungated)
 
 
 async def changes(store: ModuleStore, alias: str = "live") -> list[AliasChange]:
-    return await store.history("alice", "tone", alias, limit=100)
+    return await store.history(AliasRef("alice", "tone", alias), limit=100)
 
 
 async def versions(store: ModuleStore) -> list[ModuleVersion]:
@@ -118,9 +121,7 @@ async def start(registry: Registry, *worker_ids: str, lease_s: float = 60) -> No
 
 
 async def take_out(store: ModuleStore, number: int, expected: int | None = None) -> Alias:
-    return await store.take_out(
-        "alice", "watch", "tone", "live", number, reason="slow", expected_revision=expected
-    )
+    return await store.take_out(LIVE, number, Change("watch", "slow", expected_revision=expected))
 
 
 async def pass_gate(store: ModuleStore, *numbers: int) -> None:
@@ -132,9 +133,8 @@ async def promote(
     store: ModuleStore, *numbers: int, alias: str = "live", expected: int | None = None
 ) -> Alias:
     shares = tuple(TrafficShare(number, 1 / 3) for number in numbers)
-    return await store.set_alias(
-        "alice", "ann", "tone", alias, shares, action="promote", expected_revision=expected
-    )
+    ref, change = AliasRef("alice", "tone", alias), replace(ANN, expected_revision=expected)
+    return await store.set_alias(ref, shares, change, action="promote")
 
 
 def numbers(alias: Alias) -> list[int]:
@@ -218,6 +218,7 @@ async def test_versions_are_listed_newest_first_in_pages(store: ModuleStore) -> 
     assert await store.versions("alice", "tone", before=2, limit=2) == ([first], 0)
 
 
+@pytest.mark.damages_state
 async def test_a_page_of_large_entries_is_shorter(store: ModuleStore, redis_server: RedisServer) -> None:
     for number in range(5):
         await store.publish("alice", "ann", replace(VERSION, digest=f"{number:064}", notes="x" * 800_000))
@@ -239,13 +240,14 @@ async def test_no_name_reaches_into_anothers(store: ModuleStore) -> None:
     odd = [("a", "b:c"), ("a:b", "c"), ("a", "b"), ("1:a", "b"), ("a1:b", ""), ("a@1", "é/1")]
     for number, (tenant, name) in enumerate(odd):
         await publish(store, f"{number:064}", name=name, tenant=tenant)
-        await store.set_alias(tenant, "ann", name, "x:y", [TrafficShare(1, 1.0)], action="promote")
+        ref = AliasRef(tenant, name, "x:y")
+        await store.set_alias(ref, [TrafficShare(1, 1.0)], ANN, action="promote")
     for number, (tenant, name) in enumerate(odd):
         found = await store.resolve(tenant, name, alias="x:y")
         assert found is not None
         assert found[1] == {1: replace(TEXTS_LEFT_OUT, module=name, digest=f"{number:064}", version=1)}
-        assert len(await store.history(tenant, name, "x:y", limit=10)) == 1
-        assert not await store.history(tenant, name, "x", limit=10)
+        assert len(await store.history(AliasRef(tenant, name, "x:y"), limit=10)) == 1
+        assert not await store.history(AliasRef(tenant, name, "x"), limit=10)
         assert len(await told(store, tenant)) == 2 * sum(tenant == other for other, _ in odd)
 
 
@@ -276,7 +278,7 @@ async def test_an_alias_is_set_only_at_the_revision_that_was_expected(store: Mod
     assert (await promote(store, 2, expected=1)).revision == 2
     assert (await promote(store, 1)).revision == 3
     with pytest.raises(AliasConflict):
-        await store.rollback("alice", "ann", "tone", "live", expected_revision=2)
+        await store.rollback(LIVE, replace(ANN, expected_revision=2))
 
 
 async def test_of_two_promotions_at_once_one_wins(store: ModuleStore) -> None:
@@ -297,9 +299,9 @@ async def test_an_alias_needs_targets_that_exist(store: ModuleStore) -> None:
     with pytest.raises(InvalidField):
         await promote(store)
     with pytest.raises(ModuleNotFound, match="other"):
-        await store.rollback("alice", "ann", "other", "live")
+        await store.rollback(AliasRef("alice", "other", "live"), ANN)
     with pytest.raises(NothingToRollBack, match="does not exist"):
-        await store.rollback("alice", "ann", "tone", "live")
+        await store.rollback(LIVE, ANN)
     assert await store.resolve("alice", "tone", alias="live") == (None, {})
 
 
@@ -307,13 +309,13 @@ async def test_two_rollbacks_go_two_steps_back(store: ModuleStore) -> None:
     await publish(store, A, B, C)
     for number in (1, 2, 3, 3):
         await promote(store, number)
-    back = await store.rollback("alice", "ann", "tone", "live", reason="slow")
+    back = await store.rollback(LIVE, replace(ANN, reason="slow"))
     assert (numbers(back), back.revision, back.targets[0].weight) == ([2], 5, 1 / 3)
-    assert numbers(await store.rollback("alice", "ann", "tone", "live")) == [1]
+    assert numbers(await store.rollback(LIVE, ANN)) == [1]
     with pytest.raises(NothingToRollBack, match="no other targets before"):
-        await store.rollback("alice", "ann", "tone", "live")
+        await store.rollback(LIVE, ANN)
     await promote(store, 3)
-    assert numbers(await store.rollback("alice", "ann", "tone", "live")) == [1], "not 2, which had been left"
+    assert numbers(await store.rollback(LIVE, ANN)) == [1], "not 2, which had been left"
     made = await changes(store)
     assert [change.revision for change in made] == list(range(1, 9))
     assert [change.targets[0].version for change in made] == [1, 2, 3, 3, 2, 1, 3, 1]
@@ -324,8 +326,8 @@ async def test_two_rollbacks_go_two_steps_back(store: ModuleStore) -> None:
         False,
     )
     assert (made[4].targets, made[4].at_s) == (back.targets, back.changed_s)
-    assert await store.history("alice", "tone", "live", after=2, limit=3) == made[2:5]
-    assert await store.history("alice", "tone", "live", after=7, limit=3) == made[7:]
+    assert await store.history(LIVE, after=2, limit=3) == made[2:5]
+    assert await store.history(LIVE, after=7, limit=3) == made[7:]
 
 
 async def test_a_rollback_that_leaves_a_version_skips_every_split_with_it(store: ModuleStore) -> None:
@@ -334,11 +336,11 @@ async def test_a_rollback_that_leaves_a_version_skips_every_split_with_it(store:
     await promote(store, 1, 2)
     await promote(store, 2, 3)
     with pytest.raises(NothingToRollBack, match="version 1 is not among its targets"):
-        await store.rollback("alice", "ann", "tone", "live", leaving=1)
-    left = await store.rollback("alice", "watch", "tone", "live", action="canary_rollback", leaving=2)
+        await store.rollback(LIVE, ANN, leaving=1)
+    left = await store.rollback(LIVE, Change("watch"), action="canary_rollback", leaving=2)
     assert numbers(left) == [1]
     with pytest.raises(NothingToRollBack):
-        await store.rollback("alice", "ann", "tone", "live", leaving=1)
+        await store.rollback(LIVE, ANN, leaving=1)
 
 
 async def test_what_shares_an_alias_without_having_passed_the_gate_is_a_canary_of_it(
@@ -372,7 +374,7 @@ async def test_a_rollback_to_a_split_has_its_canaries_watched_again(store: Modul
     await split(store, (1, 9), (2, 1))
     await promote(store, 1)
     assert await store.canaries() == []
-    await store.rollback("alice", "ann", "tone", "live")
+    await store.rollback(LIVE, ANN)
     assert await store.canaries() == [CanaryAlias("alice", "tone", "live", (1, 2), 3)]
 
 
@@ -398,9 +400,7 @@ async def test_a_version_that_is_taken_out_leaves_the_others_as_they_are(store: 
     assert [action for action, _, _ in await told(store)][-2:] == ["canary_rollback"] * 2
     with pytest.raises(NothingToRollBack, match="version 2 is not among its targets"):
         await take_out(store, 2)
-    assert numbers(await store.rollback("alice", "ann", "tone", "live")) == [1], (
-        "neither what was taken out nor 3 once more"
-    )
+    assert numbers(await store.rollback(LIVE, ANN)) == [1], "neither what was taken out nor 3 once more"
 
 
 async def test_what_is_taken_out_alone_is_rolled_back(store: ModuleStore) -> None:
@@ -438,7 +438,7 @@ async def test_deleted_targets_cannot_be_gone_back_to(store: ModuleStore) -> Non
     await promote(store, 2)
     await store.delete_version("alice", "ann", "tone", 1)
     with pytest.raises(NothingToRollBack, match="version 1, which it had before, has been deleted"):
-        await store.rollback("alice", "ann", "tone", "live")
+        await store.rollback(LIVE, ANN)
 
 
 async def test_a_dropped_alias_is_gone_and_its_revisions_go_on(store: ModuleStore) -> None:
@@ -446,28 +446,28 @@ async def test_a_dropped_alias_is_gone_and_its_revisions_go_on(store: ModuleStor
     await promote(store, 1)
     was = await split(store, (1, 1), (2, 1))
     with pytest.raises(AliasConflict):
-        await store.drop_alias("alice", "ann", "tone", "live", expected_revision=1)
-    assert await store.drop_alias("alice", "bert", "tone", "live", expected_revision=2) == was
+        await store.drop_alias(LIVE, replace(ANN, expected_revision=1))
+    assert await store.drop_alias(LIVE, replace(BERT, expected_revision=2)) == was
     assert (await store.resolve("alice", "tone", alias="live"), await store.canaries()) == ((None, {}), [])
     last = (await changes(store))[-1]
     assert (last.revision, last.targets, last.action, last.principal) == (3, (), "drop", "bert")
     [action, before, after] = (await told(store))[-1]
     assert (action, json.loads(before)["revision"], after) == ("drop", 2, "")
     with pytest.raises(ModuleNotFound, match="tone@live"):
-        await store.drop_alias("alice", "ann", "tone", "live")
+        await store.drop_alias(LIVE, ANN)
     with pytest.raises(NothingToRollBack, match="does not exist"):
-        await store.rollback("alice", "ann", "tone", "live")
+        await store.rollback(LIVE, ANN)
     await store.delete_version("alice", "ann", "tone", 1)
     with pytest.raises(AliasConflict):
         await promote(store, 2, expected=3)
     assert (await promote(store, 2, expected=0)).revision == 4
     with pytest.raises(NothingToRollBack, match="did not exist before"):
-        await store.rollback("alice", "ann", "tone", "live")
+        await store.rollback(LIVE, ANN)
 
 
 async def test_the_history_of_an_unknown_module_is_refused(store: ModuleStore) -> None:
     with pytest.raises(ModuleNotFound):
-        await store.history("alice", "tone", "live", limit=1)
+        await store.history(LIVE, limit=1)
 
 
 async def test_what_workers_find_out_is_kept_beside_the_version(store: ModuleStore) -> None:
@@ -631,17 +631,17 @@ async def test_a_preload_ends_with_its_worker(
 
 async def test_nothing_is_published_under_a_condemned_digest(store: ModuleStore) -> None:
     await publish(store, A)
-    assert not await store.condemn(A, "mine", 60)
-    assert await store.condemn(B, "mine", 60)
-    assert not await store.condemn(B, "theirs", 60)
+    assert not await store.block_publishing(A, "mine", 60)
+    assert await store.block_publishing(B, "mine", 60)
+    assert not await store.block_publishing(B, "theirs", 60)
     with pytest.raises(DigestCondemned):
         await publish(store, B)
-    await store.absolve(B, "theirs")
+    await store.allow_publishing(B, "theirs")
     with pytest.raises(DigestCondemned):
         await publish(store, B)
-    await store.absolve(B, "mine")
+    await store.allow_publishing(B, "mine")
     await publish(store, B)
-    assert await store.condemn(C, "died", 0.02)
+    assert await store.block_publishing(C, "died", 0.02)
     await asyncio.sleep(0.1)
     await publish(store, C)
     assert len(await told(store)) == 3
@@ -651,38 +651,37 @@ async def test_what_a_publisher_has_claimed_is_not_condemned(store: ModuleStore)
     with_probes = replace(VERSION, probes_digest=C)
     await store.claim([A, C], "mine", 60)
     await store.claim([A], "theirs", 30)
-    assert not await store.condemn(A, "sweep", 60)
-    assert not await store.condemn(C, "sweep", 60)
+    assert not await store.block_publishing(A, "sweep", 60)
+    assert not await store.block_publishing(C, "sweep", 60)
     published = await store.publish("alice", "ann", with_probes, claim="mine")
     with pytest.raises(DigestCondemned):
         await store.publish("alice", "ann", replace(with_probes, digest=B), claim="mine")
     await store.delete_version("alice", "ann", "tone", published.version)
-    assert not await store.condemn(A, "sweep", 60), "the other's claim stands"
+    assert not await store.block_publishing(A, "sweep", 60), "the other's claim stands"
     await store.unclaim([A], "theirs")
-    assert await store.condemn(A, "sweep", 60)
+    assert await store.block_publishing(A, "sweep", 60)
     with pytest.raises(DigestCondemned):
         await store.claim([B, A], "mine", 60)
-    assert await store.condemn(B, "sweep", 60), "a claim is on all of them or on none"
+    assert await store.block_publishing(B, "sweep", 60), "a claim is on all of them or on none"
 
 
 async def test_probe_sets_are_referenced_as_weights_are(store: ModuleStore) -> None:
     await store.publish("alice", "ann", replace(VERSION, probes_digest=C))
     assert await store.referenced(C)
-    assert not await store.condemn(C, "sweep", 60)
+    assert not await store.block_publishing(C, "sweep", 60)
     assert (await store.delete_version("alice", "ann", "tone", 1))[1]
     assert not await store.referenced(C)
-    assert await store.condemn(C, "sweep", 60)
+    assert await store.block_publishing(C, "sweep", 60)
     with pytest.raises(DigestCondemned):
         await store.publish("alice", "ann", replace(VERSION, probes_digest=C))
 
 
 async def test_every_change_is_in_the_audit(store: ModuleStore) -> None:
     await publish(store, A, B)
-    await store.set_alias(
-        "alice", "ann", "tone", "live", [TrafficShare(1, 0.5)], action="promote", reason='a "b"', forced=True
-    )
+    forced = Change("ann", 'a "b"', forced=True)
+    await store.set_alias(LIVE, [TrafficShare(1, 0.5)], forced, action="promote")
     await promote(store, 2)
-    await store.rollback("alice", "bert", "tone", "live")
+    await store.rollback(LIVE, BERT)
     await store.keep_gate("alice", "ann", "tone", 1, REPORT)
     await store.preload("alice", "ann", "tone", 1, "w0")
     await store.unload("alice", "ann", "tone", 1, "")
@@ -783,6 +782,7 @@ async def test_everything_outlives_a_killed_redis(own_redis_server: RedisServer)
     await store.close()
 
 
+@pytest.mark.damages_state
 @pytest.mark.parametrize("gone", ["stopped", "paused"])
 async def test_a_redis_that_does_not_answer_is_said_so(own_redis_server: RedisServer, gone: str) -> None:
     store = ModuleStore(own_redis_server.url)
@@ -795,14 +795,14 @@ async def test_a_redis_that_does_not_answer_is_said_so(own_redis_server: RedisSe
         store.count("alice"),
         store.resolve("alice", "tone", alias="live"),
         promote(store, 1),
-        store.rollback("alice", "ann", "tone", "live"),
-        store.history("alice", "tone", "live", limit=1),
+        store.rollback(LIVE, ANN),
+        store.history(LIVE, limit=1),
         store.canaries(),
         store.take_turn(CanaryAlias("alice", "tone", "live", (1,), 1), 1),
         store.hold_version("alice", "tone", 1, "t", 1),
         store.delete_version("alice", "ann", "tone", 1),
         store.preloads(),
-        store.condemn(A, "t", 1),
+        store.block_publishing(A, "t", 1),
         store.events("alice", limit=1),
         store.events("alice", limit=1, block_s=0.1),
     ]
