@@ -47,6 +47,7 @@ from memserve.memory.modules.blobs.store import CONDEMNED_S
 from memserve.memory.modules.kinds.table import PROBES_FILE
 from memserve.memory.modules.memory import Publication
 from memserve.memory.modules.probes import Probes, inherited_probes
+from memserve.memory.modules.registry.aliases import AliasRef, Change
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.policy.modules.gate import failing
 
@@ -176,16 +177,11 @@ class Modules:
         if not report.passed and not force:
             raise GateRefused(version.reference, failing(report.figures))
         await self._load_for_traffic(version)
+        if not report.passed:
+            reason = f"{reason} (forced: {failing(report.figures)})".strip()
+        change = Change(tenant.principal, reason, expected_revision, forced=not report.passed)
         yield await self._store.set_alias(
-            tenant.name,
-            tenant.principal,
-            name,
-            alias,
-            (TrafficShare(number, 1.0),),
-            action="promote",
-            reason=reason if report.passed else f"{reason} (forced: {failing(report.figures)})".strip(),
-            forced=not report.passed,
-            expected_revision=expected_revision,
+            AliasRef(tenant.name, name, alias), (TrafficShare(number, 1.0),), change, action="promote"
         )
 
     async def split(
@@ -212,14 +208,10 @@ class Modules:
         await self._expect(tenant, name, alias, expected_revision)
         await asyncio.gather(*(self._load_for_traffic(version) for version in versions))
         return await self._store.set_alias(
-            tenant.name,
-            tenant.principal,
-            name,
-            alias,
+            AliasRef(tenant.name, name, alias),
             targets,
+            Change(tenant.principal, reason, expected_revision),
             action="split",
-            reason=reason,
-            expected_revision=expected_revision,
             ungated_share_max=UNGATED_SHARE_MAX,
         )
 
@@ -231,7 +223,7 @@ class Modules:
         Raises NothingToRollBack, AliasConflict, ModuleNotFound.
         """
         changed = await self._store.rollback(
-            tenant.name, tenant.principal, name, alias, reason=reason, expected_revision=expected_revision
+            AliasRef(tenant.name, name, alias), Change(tenant.principal, reason, expected_revision)
         )
         # Requests load it too: this only spares the first of them the wait.
         background = self._pipeline.background
@@ -440,11 +432,11 @@ class Modules:
     async def _remove_content(self, digest: str, token: str) -> None:
         """What is left behind when this fails, a sweep finds."""
         try:
-            if await self._store.condemn(digest, token, CONDEMNED_S):
+            if await self._store.block_publishing(digest, token, CONDEMNED_S):
                 try:
                     await self._memory.files.run_own(partial(self._memory.blobs.delete, digest))
                 finally:
-                    await self._store.absolve(digest, token)
+                    await self._store.allow_publishing(digest, token)
         except MemserveError as error:
             log.warning("the content of %s stays until the next sweep: %s", digest[:12], error)
 

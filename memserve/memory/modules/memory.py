@@ -37,7 +37,8 @@ from memserve.memory.modules.kinds.table import (
     check_module_name,
 )
 from memserve.memory.modules.probes import Probes, parse_probes
-from memserve.memory.modules.registry.store import DigestCondemned, ModuleStore
+from memserve.memory.modules.registry.scripts import DigestCondemned
+from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import Upload, UploadFile, Uploads
 from memserve.policy.modules.traffic import Reference, choose_version, parse_reference, share_of
 from memserve.turns import FairThreads, leave_one
