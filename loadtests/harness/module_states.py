@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from memserve.client import Client
 from memserve.domain import Alias, AliasChange, AuditEvent, ModuleVersion
+from memserve.memory.modules.registry.integrity import (
+    alias_contradictions,
+    audit_contradictions,
+    audit_fact,
+)
 
 MODULES = ("amber", "birch", "cedar")
 Targets = tuple[tuple[int, float], ...]
@@ -89,7 +93,8 @@ class Seen:
 
     versions: Mapping[str, tuple[ModuleVersion, ...]]
     histories: Mapping[str, tuple[AliasChange, ...]]
-    live: Mapping[str, tuple[int, Targets]]
+    live: Mapping[str, Alias]
+    """By module."""
     audit: tuple[AuditEvent, ...]
 
     def state(self, module: str) -> State:
@@ -103,50 +108,47 @@ class Seen:
 def look(client: Client) -> Seen:
     """Raises CallFailed."""
     modules = {module.name: module for module in client.modules.all()}
-    live = {name: alias for name, module in modules.items() for alias in module.aliases}
     return Seen(
         {name: tuple(client.modules.versions(name)) if name in modules else () for name in MODULES},
         {name: tuple(client.modules.history(name)) if name in modules else () for name in MODULES},
-        {name: (alias.revision, _targets(alias)) for name, alias in live.items()},
+        {name: alias for name, module in modules.items() for alias in module.aliases},
         tuple(client.modules.audit()),
     )
 
 
-def _targets(of: Alias | AliasChange) -> Targets:
-    return tuple((share.version, share.weight) for share in of.targets)
+def _targets(change: AliasChange) -> Targets:
+    return tuple((share.version, share.weight) for share in change.targets)
 
 
 def contradictions(seen: Seen, before: Seen) -> list[str]:
     """What in the store does not agree with the rest of it, or with what it was before."""
-    found = []
+    sentences = []
     for module in MODULES:
-        state = seen.state(module)
-        changes, events = seen.histories[module], [event for event in seen.audit if event.module == module]
-        if [change.revision for change in changes] != list(range(1, len(changes) + 1)):
-            found.append(f"{module}: the history has gaps")
-        if changes[: len(before.histories[module])] != before.histories[module]:
-            found.append(f"{module}: the history was rewritten")
-        if changes and seen.live[module] != (len(changes), state.targets):
-            found.append(f"{module}: the alias is not what its history ends with")
-        if not {version for version, _ in state.targets} <= state.versions.keys():
-            found.append(f"{module}: the alias targets a version that does not exist")
-        if [event.action for event in events if event.action in ("promote", "split", "rollback")] != [
-            c.action for c in changes
-        ]:
-            found.append(f"{module}: audit and history differ")
-        if [json.loads(event.after)["version"] for event in events if event.action == "publish"] != list(
-            range(1, state.published + 1)
-        ):
-            found.append(f"{module}: audit and version numbers differ")
-        gone = sorted(json.loads(event.before)["version"] for event in events if event.action == "delete")
-        if sorted([*gone, *state.versions]) != list(range(1, state.published + 1)):
-            found.append(f"{module}: a version is neither there nor deleted, or both")
-        bodies = {
-            each.version: replace(each, gate=None, moves_logits=False) for each in seen.versions[module]
-        }
-        for each in before.versions[module]:
-            if bodies.get(each.version, each) not in (each, replace(each, gate=None, moves_logits=False)):
-                found.append(f"{module}: version {each.version} has changed")
+        sentences += [f"{module}: {what}" for what in _contradictions_of(module, seen, before)]
     if seen.audit[: len(before.audit)] != before.audit:
-        found.append("the audit was rewritten")
-    return found
+        sentences.append("the audit was rewritten")
+    return sentences
+
+
+def _contradictions_of(module: str, seen: Seen, before: Seen) -> Iterator[str]:
+    state = seen.state(module)
+    changes = seen.histories[module]
+    facts = [fact for event in seen.audit if event.module == module and (fact := audit_fact(event))]
+    yield from alias_contradictions(seen.live.get(module), changes, state.versions)
+    yield from audit_contradictions(facts, state.versions, {"live": changes})
+    published = [fact.number for fact in facts if fact.action == "publish"]
+    if published[:1] != [1] and (published or state.versions):
+        yield "the audit does not begin with the first version"
+    if len([fact for fact in facts if fact.alias]) != len(changes):
+        yield "the audit and the history differ"
+    if changes[: len(before.histories[module])] != before.histories[module]:
+        yield "the history was rewritten"
+    bodies = {version.version: _body(version) for version in seen.versions[module]}
+    for version in before.versions[module]:
+        if bodies.get(version.version, _body(version)) != _body(version):
+            yield f"version {version.version} has changed"
+
+
+def _body(version: ModuleVersion) -> ModuleVersion:
+    """What of a version never changes."""
+    return replace(version, gate=None, moves_logits=False)
