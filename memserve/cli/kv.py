@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from memserve.cli.kv_check import check
 from memserve.cli.options import Address, ApiKey, AsJson, Timeout, connected, err, out, print_json, text_of
 from memserve.cli.terminal import progress_bar
 from memserve.client import DEFAULT_ADDRESS
@@ -17,6 +18,7 @@ from memserve.errors import StartupError
 kv_app = typer.Typer(
     help="Activation memory: the KV of prompt prefixes, in the workers and in Redis.", no_args_is_help=True
 )
+kv_app.command()(check)
 
 Text = Annotated[
     str,
