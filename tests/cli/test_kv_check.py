@@ -30,7 +30,7 @@ def test_an_empty_redis_is_sound(settings_of: RedisServer) -> None:
 def test_contradictions_are_shown_by_their_keys_and_end_in_status_1(settings_of: RedisServer) -> None:
     settings_of.client.hset("{memserve:kv}:bytes", "anna", 7)
     settings_of.client.zadd("memserve:module:numbers:5:alice4:tone", {"3": 3})
-    ledger = ["{memserve:kv}:bytes: anna has 7 more than its entries have together"]
+    ledger = ["{memserve:kv}:bytes: anna has more than its entries have together"]
     head = "memserve:module:head:5:alice4:tone"
     module_store = [
         f"{head}: a version has a number above 0, the last one that was given out",

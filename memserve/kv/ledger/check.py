@@ -74,8 +74,7 @@ class LedgerCheck:
         """Returns what looks wrong of entries, by member, and of the counters."""
         wrong: dict[str, list[str]] = {}
         seen: set[str] = set()
-        sums = EntrySums()
-        before = self._counters()
+        sums = EntrySums(self._totals())
         for keys in self._scan_keys(ENTRY_PREFIX):
             page = {key.removeprefix(ENTRY_PREFIX) for key in keys} - seen
             seen |= page
@@ -84,7 +83,7 @@ class LedgerCheck:
                     wrong[view.member] = sentences
                 if view.fields is not None:
                     sums.add(view.fields)
-        return wrong, set(sums.contradictions(before, self._counters()))
+        return wrong, set(sums.contradictions(self._totals()))
 
     def _members_without_entry(self) -> set[str]:
         """Members of the two orders of all, and of values, that have no entry."""
@@ -104,22 +103,33 @@ class LedgerCheck:
     def _read_sets(self) -> set[str]:
         """What looks wrong of the orders of tenants and the sets of modules."""
         wrong: set[str] = set()
-        for prefix, scan in (
-            (TENANT_WORTH_PREFIX, self._scan_sorted_set),
-            (MODULE_PREFIX, self._scan_set),
-        ):
-            for keys in self._scan_keys(prefix):
-                for key in keys:
-                    for members in scan(key):
-                        wrong |= self._strays_among(key, members)
+        for keys in self._scan_keys(TENANT_WORTH_PREFIX):
+            for key in keys:
+                for members in self._scan_sorted_set(key):
+                    wrong |= self._strays_among(key, members, is_sorted=True)
+        for keys in self._scan_keys(MODULE_PREFIX):
+            for key in keys:
+                for members in self._scan_set(key):
+                    wrong |= self._strays_among(key, members, is_sorted=False)
         return wrong
 
-    def _strays_among(self, key: str, members: Sequence[str]) -> set[str]:
+    def _strays_among(self, key: str, members: Sequence[str], *, is_sorted: bool) -> set[str]:
+        """members: that `key`, a sorted set or a set, had a moment before."""
+
+        def read(client: Redis) -> list[Any]:
+            with client.pipeline(transaction=True) as pipeline:
+                for member in members:
+                    pipeline.zscore(key, member) if is_sorted else pipeline.sismember(key, member)
+                    pipeline.hmget(entry_key(member), FIELDS)
+                return list(pipeline.execute())
+
         sentences = set()
-        for member, texts in zip(members, self._fields(members), strict=True):
+        answers = self._ask(read)
+        for member, place, texts in zip(members, answers[::2], answers[1::2], strict=True):
+            is_in = place is not None if is_sorted else bool(place)
             fields, error = _read(texts)
             sentence = stray_contradiction(key, member, fields)
-            if not error and sentence is not None:
+            if is_in and not error and sentence is not None:
                 sentences.add(sentence)
         return sentences
 
@@ -132,12 +142,12 @@ class LedgerCheck:
 
     def _views(self, members: Sequence[str]) -> list[tuple[MemberView, list[str]]]:
         """All that is known of each member, and what is wrong with it."""
-        owners = [_read(texts)[0] for texts in self._fields(members)]
-        at_once = self._ask(lambda client: _read_at_once(client, members, owners))
+        before = [_read(texts)[0] for texts in self._fields(members)]
         values_bytes = self._servers.ask_each(
             [VALUE_PREFIX + member for member in members],
             lambda pipeline, number: pipeline.strlen(VALUE_PREFIX + members[number]),
         )
+        at_once = self._ask(lambda client: _read_at_once(client, members, before))
         newest_generation = int(at_once.pop() or 0)
         views = []
         for number, member in enumerate(members):
@@ -153,7 +163,7 @@ class LedgerCheck:
                 is_in_module_set=bool(is_in_set),
                 parent_depth_tokens=None if parent_depth is None else int(parent_depth),
                 newest_generation=newest_generation,
-                value_bytes=values_bytes[number],
+                value_bytes=values_bytes[number] if _is_same(before[number], fields) else 0,
             )
             sentences = [f"{entry_key(member)}: {error}"] if error else member_contradictions(view)
             views.append((view, sentences))
@@ -162,14 +172,21 @@ class LedgerCheck:
     def _fields(self, members: Sequence[str]) -> list[Any]:
         return self._pipeline(members, lambda pipeline, member: pipeline.hmget(entry_key(member), FIELDS))
 
-    def _counters(self) -> Totals:
-        counters = list(Counter)
-        hashes = self._pipeline(counters, lambda pipeline, counter: pipeline.hgetall(counter.key))
-        return {
+    def _totals(self) -> Totals:
+        def read(client: Redis) -> list[Any]:
+            with client.pipeline(transaction=True) as pipeline:
+                for counter in Counter:
+                    pipeline.hgetall(counter.key)
+                pipeline.get(GENERATION)
+                return list(pipeline.execute())
+
+        *hashes, newest_generation = self._ask(read)
+        amounts = {
             (counter, scope.decode()): int(amount)
-            for counter, amounts in zip(counters, hashes, strict=True)
-            for scope, amount in amounts.items()
+            for counter, by_scope in zip(Counter, hashes, strict=True)
+            for scope, amount in by_scope.items()
         }
+        return Totals(amounts, int(newest_generation or 0))
 
     def _value_servers(self) -> list[CacheServer]:
         """The servers that hold the ledger or a value that it counts."""
@@ -231,19 +248,24 @@ def _read(texts: Sequence[bytes | None]) -> tuple[EntryFields | None, str]:
         return None, f"it is no entry: {error}"
 
 
-def _read_at_once(client: Redis, members: Sequence[str], owners: Sequence[EntryFields | None]) -> list[Any]:
+def _is_same(before: EntryFields | None, after: EntryFields | None) -> bool:
+    """Whether it was neither counted anew nor dropped: a value that was read in between belongs to it."""
+    return (before and before.generation) == (after and after.generation)
+
+
+def _read_at_once(client: Redis, members: Sequence[str], before: Sequence[EntryFields | None]) -> list[Any]:
     """COMMANDS answers for each member, then the newest generation: all of one moment.
 
-    owners: what the entries said a moment before, which tells the tenant, the module and the parent to look
+    before: what the entries said a moment before, which tells the tenant, the module and the parent to look
     for.
     """
     with client.pipeline(transaction=True) as pipeline:
-        for member, owner in zip(members, owners, strict=True):
+        for member, fields in zip(members, before, strict=True):
             pipeline.hmget(entry_key(member), FIELDS)
             pipeline.zscore(WORTH, member)
             pipeline.zscore(DUE, member)
-            pipeline.zscore(TENANT_WORTH_PREFIX + (owner.tenant if owner else ""), member)
-            pipeline.sismember(MODULE_PREFIX + (owner.module if owner else ""), member)
-            pipeline.hget(entry_key(owner.parent if owner else ""), Field.DEPTH)
+            pipeline.zscore(TENANT_WORTH_PREFIX + (fields.tenant if fields else ""), member)
+            pipeline.sismember(MODULE_PREFIX + (fields.module if fields else ""), member)
+            pipeline.hget(entry_key(fields.parent if fields else ""), Field.DEPTH)
         pipeline.get(GENERATION)
         return list(pipeline.execute())

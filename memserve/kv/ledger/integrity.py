@@ -33,9 +33,6 @@ from memserve.kv.ledger.records import ALL
 NOT_PINNED = "0"
 FIELDS = tuple(Field)
 
-Totals = Mapping[tuple[Counter, str], int]
-"""By counter and scope: a tenant, or ALL."""
-
 
 @dataclass(frozen=True, slots=True)
 class EntryFields:
@@ -148,30 +145,58 @@ def stray_contradiction(key: str, member: str, fields: EntryFields | None) -> st
     return f"{key}: {member} is in it and belongs to tenant {fields.tenant} and module {fields.module or '-'}"
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The counters at one moment."""
+
+    amounts: Mapping[tuple[Counter, str], int]
+    """By counter and scope: a tenant, or ALL. A scope that is not there has 0."""
+    newest_generation: int
+    """The last one that was given out."""
+
+    def of(self, counter: Counter, scope: str) -> int:
+        return self.amounts.get((counter, scope), 0)
+
+
 class EntrySums:
     """The sums over entries that the counters must agree with."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Totals) -> None:
+        """before: the counters before the first entry was read."""
+        self._before = before
         self._sums: Sums[tuple[Counter, str]] = Sums()
+        # Of the entries that were counted when the counters were read.
+        self._old_sums: Sums[tuple[Counter, str]] = Sums()
 
     def add(self, fields: EntryFields) -> None:
+        is_old = fields.generation <= self._before.newest_generation
         for scope in (fields.tenant, ALL):
-            self._sums[Counter.BYTES, scope] += fields.stored_bytes
-            self._sums[Counter.CHUNKS, scope] += 1
-            self._sums[Counter.PINNED, scope] += fields.stored_bytes if fields.is_pinned else 0
+            for sums in (self._sums, self._old_sums) if is_old else (self._sums,):
+                sums[Counter.BYTES, scope] += fields.stored_bytes
+                sums[Counter.CHUNKS, scope] += 1
+                sums[Counter.PINNED, scope] += fields.stored_bytes if fields.is_pinned else 0
 
-    def contradictions(self, before: Totals, after: Totals) -> list[str]:
-        """Rule 2. before, after: the counters when the reading of the entries began and ended. A scope that
-        changed meanwhile is not judged.
+    def contradictions(self, after: Totals) -> list[str]:
+        """Rule 2. after: the counters after the last entry was read.
+
+        A scope that did not change meanwhile must agree exactly. Of any other only this is certain: it had at
+        least what those of its entries have that were counted before. A pin may be younger than its entry.
         """
         sentences = []
-        for counter, scope in sorted({*self._sums, *before, *after}):
-            if any(before.get((each, scope), 0) != after.get((each, scope), 0) for each in Counter):
-                continue
-            surplus = after.get((counter, scope), 0) - self._sums[counter, scope]
-            if surplus:
-                more = "more" if surplus > 0 else "less"
-                sentences.append(
-                    f"{counter.key}: {scope} has {abs(surplus)} {more} than its entries have together"
-                )
+        for counter, scope in sorted({*self._sums, *self._before.amounts, *after.amounts}):
+            counted = self._before.of(counter, scope)
+            key = counter.key
+            if self._is_unchanged(scope, after):
+                if counted > self._sums[counter, scope]:
+                    sentences.append(f"{key}: {scope} has more than its entries have together")
+                elif counted < self._sums[counter, scope]:
+                    sentences.append(f"{key}: {scope} has less than its entries have together")
+            elif counter is not Counter.PINNED and counted < self._old_sums[counter, scope]:
+                sentences.append(f"{key}: {scope} has less than its entries have together")
         return sentences
+
+    def _is_unchanged(self, scope: str, after: Totals) -> bool:
+        """No entry was counted meanwhile, and none dropped, which would have lowered a counter."""
+        return self._before.newest_generation == after.newest_generation and all(
+            self._before.of(counter, scope) == after.of(counter, scope) for counter in Counter
+        )

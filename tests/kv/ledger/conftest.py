@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from memserve.kv.ledger.check import LedgerCheck
 from tests.kv.conftest import servers_of
@@ -30,3 +31,8 @@ def sound_ledger(request: pytest.FixtureRequest) -> Iterator[None]:
     contradictions = LedgerCheck(servers, pause_s=0.05).contradictions()
     servers.close()
     assert contradictions == []
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> redis.Redis:
+    return redis_server.client

@@ -8,7 +8,8 @@ import pytest
 import pytest_asyncio
 
 from memserve.memory.modules.registry.check import ModuleStoreCheck
-from memserve.registry.leases import close_client, registry_client
+from memserve.memory.modules.registry.store import ModuleStore
+from memserve.registry.leases import Registry, close_client, registry_client
 from tests.kv.redis_server import RedisServer
 
 MARKER = "damages_state: the test leaves contradictions in Redis on purpose"
@@ -32,3 +33,17 @@ async def sound_registry(request: pytest.FixtureRequest) -> AsyncIterator[None]:
         assert await ModuleStoreCheck(client, pause_s=0.05).contradictions() == []
     finally:
         await close_client(client)
+
+
+@pytest_asyncio.fixture
+async def store(redis_server: RedisServer) -> AsyncIterator[ModuleStore]:
+    store = ModuleStore(redis_server.url)
+    yield store
+    await store.close()
+
+
+@pytest_asyncio.fixture
+async def registry(redis_server: RedisServer) -> AsyncIterator[Registry]:
+    registry = Registry(redis_server.url)
+    yield registry
+    await registry.close()

@@ -17,7 +17,7 @@ from memserve.errors import AuditFull, InvalidField
 from memserve.memory.modules.registry.aliases import Change
 from memserve.memory.modules.registry.store import ModuleStore
 from tests.kv.redis_server import RedisServer
-from tests.memory.modules.registry.test_store import ANN, LIVE, VERSION
+from tests.memory.modules.registry.module_store import ANN, LIVE, VERSION
 
 MIB = 1 << 20
 PAGE_BYTES = 2 * MIB

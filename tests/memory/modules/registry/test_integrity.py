@@ -17,7 +17,7 @@ from memserve.memory.modules.registry.check import ModuleStoreCheck
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.registry.leases import close_client, registry_client
 from tests.kv.redis_server import RedisServer
-from tests.memory.modules.registry.test_store import ANN, LIVE, REPORT, VERSION, A, B, C
+from tests.memory.modules.registry.module_store import ANN, LIVE, REPORT, VERSION, A, B, C
 
 P = "memserve:module:"
 TONE = "5:alice4:tone"
