@@ -23,7 +23,7 @@ from loadtests.harness.engines import BLOCK_TOKENS, KV_BYTES_PER_TOKEN, random_p
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.kv.keys import block_keys, chunk_keys
-from memserve.kv.ledger.ledger import Owner
+from memserve.kv.ledger.records import Owner
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.outcomes import Account
 from memserve.kv.store import RedisChunkStore

@@ -25,7 +25,8 @@ import redis
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.redis_server import PrivateRedis
 from memserve.kv.keys import VALUE_PREFIX, member
-from memserve.kv.ledger.ledger import Owner, Quotas, entry_key
+from memserve.kv.ledger.names import entry_key
+from memserve.kv.ledger.records import Owner, Quotas
 from memserve.kv.outcomes import Account
 from memserve.kv.store import RedisChunkStore
 from memserve.kv.transport.limits import CacheLimits

@@ -10,6 +10,7 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
+from memserve.cli.kv_check import check
 from memserve.cli.options import Call, gateway_command, text_of
 from memserve.cli.terminal import out, progress_bar
 from memserve.client import CachedPrefix, CacheUsage, Message, Role
@@ -19,6 +20,7 @@ from memserve.errors import StartupError
 kv_app = typer.Typer(
     help="Activation memory: the KV of prompt prefixes, in the workers and in Redis.", no_args_is_help=True
 )
+kv_app.command()(check)
 
 
 @dataclass(frozen=True, slots=True)

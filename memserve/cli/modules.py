@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Group
 
@@ -30,7 +29,7 @@ from memserve.cli.options import Call, gateway_command
 from memserve.cli.terminal import err, progress_bar
 from memserve.client import CallFailed
 from memserve.domain import Alias, ModuleKind, ModuleVersion, WorkerResidency
-from memserve.domain.kinds import KINDS
+from memserve.domain.kinds import KINDS, kind_of_name
 from memserve.errors import StartupError
 from memserve.plain import json_line
 
@@ -146,17 +145,26 @@ def _with_retries(publish: Callable[[], ModuleVersion]) -> ModuleVersion:
     return publish()
 
 
+def kind_named(text: str) -> ModuleKind:
+    """Raises BadParameter."""
+    try:
+        return kind_of_name(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error).removeprefix("kind: ")) from None
+
+
 @modules_app.command("list")
 @gateway_command(timeout_s=30)
 def list_modules(
     call: Call,
     prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "",
     kind: Annotated[
-        str | None, typer.Option(help="Only this kind.", click_type=click.Choice(list(KINDS)))
+        ModuleKind | None,
+        typer.Option(parser=kind_named, metavar="KIND", help=f"Only this kind: {', '.join(KINDS)}."),
     ] = None,
 ) -> None:
     """List the modules."""
-    modules = call.client.modules.all(name_prefix=prefix, kind=ModuleKind(kind) if kind else None)
+    modules = call.client.modules.all(name_prefix=prefix, kind=kind)
     call.show({"modules": [asdict(module) for module in modules]}, text=modules_table(modules))
 
 

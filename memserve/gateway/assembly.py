@@ -41,7 +41,7 @@ from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
-from memserve.kv.ledger.ledger import Quotas
+from memserve.kv.ledger.records import Quotas
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.transport.check import check_cache_servers
 from memserve.memory.modules.blobs.store import BlobStore

@@ -4,36 +4,55 @@ Redis's sake.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
+from memserve.kv.chunk_format import ChunkFormat
+from memserve.kv.exchange import Exchange, Groups
 from memserve.kv.keys import member, redis_key
-from memserve.kv.ledger.ledger import (
+from memserve.kv.ledger.ledger import Ledger
+from memserve.kv.ledger.records import (
     NO_QUOTAS,
     Admission,
     Candidate,
     Entry,
-    Ledger,
     Owner,
     Quotas,
     Removal,
     Reservation,
     Settled,
 )
-from memserve.kv.outcomes import Account, Put, StoreStats
+from memserve.kv.outcomes import Account, LiveStats, Put, StoreStats
 from memserve.kv.transport.breaker import Circuit
 from memserve.kv.transport.limits import WORKER_LIMITS, CacheLimits
-from memserve.kv.transport.resp import Kind, ProtocolError, Reply
-from memserve.kv.transport.server import CacheServer, Question
+from memserve.kv.transport.resp import Kind
 from memserve.kv.transport.servers import CacheServers
-from memserve.kv.transport.wire import Item, Place, Wire, in_flight
+from memserve.kv.transport.wire import Item
 from memserve.kv.values.codecs import RAW_CHUNKS, ChunkCodec
-from memserve.kv.values.envelope import HEADER_BYTES, Buffer, Codec, Refusal, Verification, encode_header
+from memserve.kv.values.envelope import HEADER_BYTES, Buffer, Refusal
+
+# Of the admissions, those that keep a chunk out.
+NOT_ADMITTED = (Admission.BUSY, Admission.NOT_YET, Admission.NO_ROOM)
+
+
+@dataclass(slots=True)
+class _StoredChunk:
+    """A chunk on its way into Redis."""
+
+    key: bytes
+    name: str
+    """Of its value in Redis."""
+    candidate: Candidate
+    payload: Buffer | None
+    """None: its value is in Redis already."""
+    entry: Entry | None = None
+    """Its reservation. None: it is not to be written."""
+    outcome: Put = Put.FAILED
 
 
 class RedisChunkStore:
@@ -65,17 +84,16 @@ class RedisChunkStore:
         if ttl_s < 1:
             raise ValueError(f"ttl_s must be at least 1, not {ttl_s}")
         self._namespace = namespace
-        self._namespace_bytes = bytes.fromhex(namespace)
-        if len(self._namespace_bytes) != 32:
-            raise ValueError(f"namespace is no sha256 digest: {namespace!r}")
-        self._codec = codec
+        self._format = ChunkFormat(namespace, codec)
         self._ttl_s = ttl_s
-
-        self._lock = threading.Lock()
-        self._stats = StoreStats()
+        self._stats = LiveStats()
         self._servers = CacheServers(redis_url, limits, failed=self.loop_failed)
         self._limits = limits
+        self._exchange = Exchange(self._servers, self._stats)
         self.ledger = Ledger(self._servers, ttl_s=ttl_s, quotas=quotas, admit_on_use=admit_on_use)
+
+    def close(self) -> None:
+        self._servers.close()
 
     @property
     def circuit(self) -> Circuit:
@@ -84,9 +102,7 @@ class RedisChunkStore:
 
     def take_stats(self) -> StoreStats:
         """The stats since the last call, and start anew."""
-        with self._lock:
-            taken, self._stats = self._stats, StoreStats()
-        return taken
+        return self._stats.take()
 
     def exists_many(self, keys: Sequence[bytes]) -> list[bool]:
         """Whether Redis has a value under each key, in one round trip to every server that may. keys: [n]
@@ -95,11 +111,10 @@ class RedisChunkStore:
         False for those of a server that does not answer.
         """
         names = [redis_key(self._namespace, key) for key in keys]
+        groups = self._exchange.groups(names, self._limits.lookup_s)
         commands = [("EXISTS", name) for name in names]
-        return [
-            found == 1
-            for found in self._ask(self._groups(names, self._limits.lookup_s), commands, lookup=True)
-        ]
+        counts = self._exchange.ask(groups, commands, timeout_s=self._limits.lookup_s, lookup=True)
+        return [count == 1 for count in counts]
 
     def load(
         self,
@@ -120,32 +135,31 @@ class RedisChunkStore:
         started_s = time.perf_counter()
         deadline_s = time.monotonic() + budget_s
         names = [redis_key(self._namespace, key) for key in keys]
-        groups = self._groups(names, self._limits.connect_s)
         loaded = [False] * len(keys)
         refused: dict[int, Refusal] = {}
         read_bytes = 0
-        for server, numbers in groups.items():
-            with self._exchange(server, numbers, deadline_s) as wire:
-                if wire is not None:
-                    places = self._places(
-                        [keys[number] for number in numbers],
-                        [names[number] for number in numbers],
-                        [destinations[number] for number in numbers],
-                    )
-                    replies = wire.get(places, ttl_s=self._ttl_s, deadline_s=deadline_s)
-                    for number, place, reply in zip(numbers, places, replies, strict=True):
-                        refusal = self._accept(reply, keys[number], place, destinations[number])
-                        if refusal is not None:
-                            refused[number] = refusal
-                        elif reply.kind is Kind.VALUE:
-                            loaded[number] = True
-                            read_bytes += reply.value_bytes - HEADER_BYTES
-                            loaded_one(number)
+        for server, numbers in self._exchange.groups(names, self._limits.connect_s).items():
+            with self._exchange.wire(server, numbers, deadline_s) as wire:
+                if wire is None:
+                    continue
+                places = self._format.places(
+                    [keys[number] for number in numbers],
+                    [names[number] for number in numbers],
+                    [destinations[number] for number in numbers],
+                )
+                replies = wire.get(places, ttl_s=self._ttl_s, deadline_s=deadline_s)
+                for number, place, reply in zip(numbers, places, replies, strict=True):
+                    refusal = self._format.accept(reply, keys[number], place, destinations[number])
+                    if refusal is not None:
+                        refused[number] = refusal
+                    elif reply.kind is Kind.VALUE:
+                        loaded[number] = True
+                        read_bytes += reply.value_bytes - HEADER_BYTES
+                        loaded_one(number)
         if refused:
             self._remove([member(self._namespace, keys[number]) for number in refused])
         hits = sum(loaded)
-        with self._lock:
-            stats = self._stats
+        with self._stats.counting() as stats:
             stats.hits += hits
             stats.misses += len(keys) - hits
             stats.refused.update(refused.values())
@@ -172,46 +186,29 @@ class RedisChunkStore:
         started_s = time.perf_counter()
         deadline_s = time.monotonic() + budget_s
         names = [redis_key(self._namespace, key) for key in keys]
-        groups = self._groups(names, self._limits.connect_s)
-        present = self._ask(groups, [("EXPIRE", name, self._ttl_s) for name in names])
-        payloads = self._encoded(chunks, present)
-        candidates = self._candidates(keys, chunks, payloads, present, account)
-        reservation = self._reserve(list(candidates.values()), account) if candidates else None
-        admissions = dict(zip(candidates, reservation.admissions, strict=True)) if reservation else {}
-        outcomes = [Put.FAILED] * len(keys)
-        for number, admission in admissions.items():
-            if admission is not Admission.STORE:
-                outcomes[number] = Put.ALREADY_PRESENT if admission is Admission.PRESENT else Put.NOT_ADMITTED
-        items = {
-            number: Item(
-                names[number].encode(), self._header(keys[number], payloads[number]), payloads[number]
-            )
-            for number, admission in admissions.items()
-            if admission is Admission.STORE
-        }
-        kept = self._write(groups, items, deadline_s)
-        if reservation is not None:
-            entries = reservation.entries
-            self._settle(
-                [
-                    (Settled.STORED if there else Settled.FAILED, entries[candidates[number].member])
-                    for number, there in kept.items()
-                ]
-            )
-        written_bytes = 0
-        for number, there in kept.items():
-            if there:
-                outcomes[number] = Put.STORED
-                written_bytes += memoryview(payloads[number]).nbytes
+        groups = self._exchange.groups(names, self._limits.connect_s)
+        present = self._exchange.ask(
+            groups, [("EXPIRE", name, self._ttl_s) for name in names], timeout_s=self._limits.io_s
+        )
+        stored: dict[int, _StoredChunk] = {}
+        for number, (key, chunk) in enumerate(zip(keys, chunks, strict=True)):
+            if present[number] is not None:
+                with suppress(ValueError):  # a chunk that has no payload
+                    stored[number] = self._prepared(number, key, chunk, account, present[number] == 1)
+        admissions = self._reserve(list(stored.values()), account)
+        self._write(groups, stored, deadline_s)
+        outcomes = [stored[number].outcome if number in stored else Put.FAILED for number in range(len(keys))]
         count = Counter(outcomes)
-        with self._lock:
-            stats = self._stats
+        with self._stats.counting() as stats:
             stats.stored += count[Put.STORED]
             stats.already_present += count[Put.ALREADY_PRESENT]
             stats.store_failures += count[Put.FAILED]
-            refused = (Admission.BUSY, Admission.NOT_YET, Admission.NO_ROOM)
-            stats.not_admitted.update(admission for admission in admissions.values() if admission in refused)
-            stats.written_bytes += written_bytes
+            stats.not_admitted.update(admission for admission in admissions if admission in NOT_ADMITTED)
+            stats.written_bytes += sum(
+                memoryview(chunk.payload).nbytes
+                for chunk in stored.values()
+                if chunk.outcome is Put.STORED and chunk.payload is not None
+            )
             stats.write_s += time.perf_counter() - started_s
         return outcomes
 
@@ -219,128 +216,60 @@ class RedisChunkStore:
         """Chunks were loaded: they are worth more, and what stands before them lives on. keys: [n], a chain's
         beginning first.
         """
-        with self._told():
+        with self._counting_failures():
             self.ledger.use([member(self._namespace, key) for key in keys])
 
     def loop_failed(self, loop: str) -> None:
         """Count a failed step of a background thread, for `memserve.processes.supervised`."""
-        with self._lock:
-            self._stats.loop_failures[loop] += 1
+        with self._stats.counting() as stats:
+            stats.loop_failures[loop] += 1
 
     def removed(self, reason: Removal, chunks: int) -> None:
         """Count what the cache's upkeep has removed."""
-        with self._lock:
-            self._stats.removed[reason] += chunks
+        with self._stats.counting() as stats:
+            stats.removed[reason] += chunks
 
-    def _places(
-        self, keys: Sequence[bytes], names: Sequence[str], destinations: Sequence[memoryview]
-    ) -> list[Place]:
-        """Where the values of one exchange go: raw ones to where they are wanted, others to as much scratch
-        memory as is in flight.
-        """
-        heads = memoryview(bytearray(HEADER_BYTES * len(keys)))
-        bodies = list(destinations)
-        if self._codec.code is not Codec.RAW:
-            lengths = [self._codec.limit_bytes(destination.nbytes) for destination in destinations]
-            longest = max(lengths, default=0)
-            scratch = [memoryview(bytearray(longest)) for _ in range(min(in_flight(longest), len(keys)))]
-            bodies = [scratch[number % len(scratch)][:length] for number, length in enumerate(lengths)]
-        fixed = self._codec.fixed_length
-        places: list[Place] = []
-        for number, (key, name, body) in enumerate(zip(keys, names, bodies, strict=True)):
-            head = heads[HEADER_BYTES * number : HEADER_BYTES * (number + 1)]
-            check = self._verification(key, body) if fixed else None
-            places.append(Place(name.encode(), head, body, at_most=not fixed, check=check))
-        return places
+    def _prepared(
+        self, number: int, key: bytes, chunk: Buffer, account: Account, is_present: bool
+    ) -> _StoredChunk:
+        """A chunk with all that the ledger is asked. Raises ValueError for a chunk that has no payload.
 
-    def _accept(self, reply: Reply, key: bytes, place: Place, destination: memoryview) -> Refusal | None:
-        """Verify a value and decode it into its destination. Returns why not; None for a good value, and
-        where there is none.
+        How long a value is that is present is not known. Should the ledger not count it yet, it counts the
+        most that it can be.
         """
-        if reply.kind is not Kind.VALUE:
-            return Refusal.WRONG_LENGTH if reply.kind is Kind.OTHER_LENGTH else None
-        head, payload = (
-            place.head[: reply.value_bytes],
-            place.body[: max(0, reply.value_bytes - HEADER_BYTES)],
+        payload = None if is_present else self._format.encode(chunk)
+        if payload is None:
+            value_bytes = self._format.limit_bytes(chunk)
+        else:
+            value_bytes = HEADER_BYTES + memoryview(payload).nbytes
+        parent = account.parents[number]
+        candidate = Candidate(
+            member=member(self._namespace, key),
+            stored_bytes=value_bytes,
+            parent=member(self._namespace, parent) if parent else "",
+            depth_tokens=account.depths_tokens[number],
+            present=is_present,
         )
-        refusal = (place.check or self._verification(key, payload)).refusal(head)
-        if refusal is not None:
-            return refusal
-        try:
-            self._codec.decode(payload, destination)
-        except ValueError:
-            return Refusal.UNDECODABLE
-        return None
+        return _StoredChunk(key, redis_key(self._namespace, key), candidate, payload)
 
-    def _verification(self, key: bytes, payload: memoryview) -> Verification:
-        return Verification(payload, namespace=self._namespace_bytes, key=key, codec=self._codec.code)
+    def _reserve(self, chunks: Sequence[_StoredChunk], account: Account) -> tuple[Admission, ...]:
+        """Ask the ledger, which decides what is written. None of them when it does not answer."""
+        reservation = self._reservation([chunk.candidate for chunk in chunks], account) if chunks else None
+        if reservation is None:
+            return ()
+        for chunk, admission in zip(chunks, reservation.admissions, strict=True):
+            match admission:
+                case Admission.STORE:
+                    chunk.entry = reservation.entries[chunk.candidate.member]
+                case Admission.PRESENT:
+                    chunk.outcome = Put.ALREADY_PRESENT
+                case _:
+                    chunk.outcome = Put.NOT_ADMITTED
+        return reservation.admissions
 
-    def _encoded(self, chunks: Sequence[Buffer], present: Sequence[int | None]) -> dict[int, Buffer]:
-        """The payloads of the chunks that are absent, by number; without those that have none.
-
-        present: [chunks] 0 where Redis has no value.
-        """
-        payloads: dict[int, Buffer] = {}
-        for number, there in enumerate(present):
-            if there == 0:
-                with suppress(ValueError):  # such as KV that is not finite, in int8
-                    payloads[number] = self._codec.encode(chunks[number])
-        return payloads
-
-    def _candidates(
-        self,
-        keys: Sequence[bytes],
-        chunks: Sequence[Buffer],
-        payloads: Mapping[int, Buffer],
-        present: Sequence[int | None],
-        account: Account,
-    ) -> dict[int, Candidate]:
-        """What the ledger is asked about, by number: chunks with a payload, and those that are there already.
-
-        How long the latter are is not known; should the ledger not count them yet, it counts the most that
-        they can be.
-        """
-        candidates: dict[int, Candidate] = {}
-        for number, there in enumerate(present):
-            if there == 1:
-                payload_bytes = self._codec.limit_bytes(memoryview(chunks[number]).nbytes)
-            elif number in payloads:
-                payload_bytes = memoryview(payloads[number]).nbytes
-            else:
-                continue
-            parent = account.parents[number]
-            candidates[number] = Candidate(
-                member=member(self._namespace, keys[number]),
-                stored_bytes=HEADER_BYTES + payload_bytes,
-                parent=member(self._namespace, parent) if parent else "",
-                depth_tokens=account.depths_tokens[number],
-                present=there == 1,
-            )
-        return candidates
-
-    def _header(self, key: bytes, payload: Buffer) -> bytes:
-        return encode_header(payload, namespace=self._namespace_bytes, key=key, codec=self._codec.code)
-
-    def _write(
-        self, groups: Mapping[CacheServer, Sequence[int]], items: Mapping[int, Item], deadline_s: float
-    ) -> dict[int, bool]:
-        """Returns by number whether Redis took the item; nothing of those of which that is not known."""
-        kept: dict[int, bool] = {}
-        for server, numbers in groups.items():
-            own = [number for number in numbers if number in items]
-            with self._exchange(server, own, deadline_s) as wire:
-                if wire is not None:
-                    taken = wire.set(
-                        [items[number] for number in own], ttl_s=self._ttl_s, deadline_s=deadline_s
-                    )
-                    kept.update(zip(own, taken, strict=True))
-        return kept
-
-    def _reserve(self, candidates: Sequence[Candidate], account: Account) -> Reservation | None:
-        """None when the ledger does not answer: then nothing may be written. What goes for the candidates is
-        gone when this returns.
-        """
-        with self._told():
+    def _reservation(self, candidates: Sequence[Candidate], account: Account) -> Reservation | None:
+        """None when the ledger does not answer. What goes for the candidates is gone when this returns."""
+        with self._counting_failures():
             reservation = self.ledger.reserve(
                 candidates, account.owner, worth_per_use=account.worth_per_use, at_once=account.at_once
             )
@@ -350,124 +279,44 @@ class RedisChunkStore:
             return reservation
         return None
 
-    def _settle(self, settled: Sequence[tuple[Settled, Entry]]) -> None:
-        """A reservation that is not settled, because the ledger or a server did not answer, falls due."""
-        with self._told():
+    def _write(self, groups: Groups, stored: Mapping[int, _StoredChunk], deadline_s: float) -> None:
+        """Write the chunks that have a reservation, and settle those of which it is known what became of
+        them.
+
+        A reservation that is not settled, because the ledger or a server did not answer, falls due.
+        """
+        settled: list[tuple[Settled, Entry]] = []
+        for server, numbers in groups.items():
+            chunks = [stored[number] for number in numbers if number in stored]
+            reserved = [(chunk, chunk.entry) for chunk in chunks if chunk.entry is not None]
+            items = [self._item(chunk) for chunk, _ in reserved]
+            with self._exchange.wire(server, items, deadline_s) as wire:
+                if wire is None:
+                    continue
+                taken = wire.set(items, ttl_s=self._ttl_s, deadline_s=deadline_s)
+                for (chunk, entry), is_taken in zip(reserved, taken, strict=True):
+                    settled.append((Settled.STORED if is_taken else Settled.FAILED, entry))
+                    chunk.outcome = Put.STORED if is_taken else Put.FAILED
+        with self._counting_failures():
             self.ledger.unlink_values(self.ledger.settle(settled))
+
+    def _item(self, chunk: _StoredChunk) -> Item:
+        assert chunk.payload is not None  # the ledger never has a present value written
+        return self._format.item(chunk.name, chunk.key, chunk.payload)
 
     def _remove(self, members: Sequence[str]) -> None:
         """Remove values that did not verify."""
-        with self._told():
+        with self._counting_failures():
             condemned, _ = self.ledger.condemn(members)
             self.ledger.unlink_values(members)  # those too that the ledger does not count
             self.ledger.settle((Settled.GONE, entry) for entry in condemned)
             self.removed(Removal.REFUSED, len(members))
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _counting_failures(self) -> Iterator[None]:
         """What Redis does to an exchange with the ledger ends the block, and is counted."""
         try:
             yield
         except (RedisError, OSError):
-            with self._lock:
-                self._stats.unanswered += 1
-
-    def close(self) -> None:
-        self._servers.close()
-
-    def _groups(self, names: Sequence[str], wait_s: float) -> dict[CacheServer, list[int]]:
-        """The numbers of the names that each server holds; without those that no known server holds, which is
-        counted.
-        """
-        groups = self._servers.groups(names, wait_s)
-        if sum(map(len, groups.values())) < len(names):
-            with self._lock:
-                self._stats.skipped += 1
-        return groups
-
-    def _ask(
-        self,
-        groups: Mapping[CacheServer, Sequence[int]],
-        commands: Sequence[tuple[str | int, ...]],
-        *,
-        lookup: bool = False,
-    ) -> list[int | None]:
-        """Send every server its commands, and only then read the answers: together they take as long as the
-        slowest.
-
-        commands: one for each name that was grouped, with a number for an answer. Returns these; None where
-        none came.
-        """
-        deadline_s = time.monotonic() + (self._limits.lookup_s if lookup else self._limits.io_s)
-        asked: list[tuple[CacheServer, Sequence[int], Question]] = []
-        for server, numbers in groups.items():
-            # Connecting to some may have taken all the time; the others are not to blame.
-            if time.monotonic() < deadline_s and self._allowed(server):
-                client = server.lookup_client if lookup else server.client
-                try:
-                    asked.append(
-                        (
-                            server,
-                            numbers,
-                            Question(client.connection_pool, [commands[number] for number in numbers]),
-                        )
-                    )
-                except (RedisError, OSError):
-                    self._failed(server)
-        answers: list[int | None] = [None] * len(commands)
-        for server, numbers, question in asked:
-            try:
-                replies = question.answers(deadline_s)
-            except (RedisError, OSError):
-                self._failed(server)
-                continue
-            server.answered(replies)
-            for number, reply in zip(numbers, replies, strict=True):
-                answers[number] = reply if isinstance(reply, int) else None
-            if not all(isinstance(reply, int) for reply in replies):  # Redis lives and says no
-                with self._lock:
-                    self._stats.unanswered += 1
-        return answers
-
-    @contextmanager
-    def _exchange(
-        self, server: CacheServer, numbers: Sequence[int], deadline_s: float
-    ) -> Iterator[Wire | None]:
-        """A connection for the large values of one server. What Redis does to it ends the block, and is
-        counted.
-
-        None while the circuit is open, or when other servers have taken all the time.
-        """
-        if not numbers or time.monotonic() >= deadline_s or not self._allowed(server):
-            yield None
-            return
-        try:
-            wire = server.take_wire()
-        except (RedisError, OSError):
-            self._failed(server)
-            yield None
-            return
-        try:
-            yield wire
-        except (RedisError, OSError, ProtocolError):
-            wire.close()
-            self._failed(server)
-            return
-        except BaseException:
-            wire.close()
-            raise
-        server.answered()
-        server.give_back(wire)
-
-    def _allowed(self, server: CacheServer) -> bool:
-        if server.circuit is Circuit.CLOSED:
-            return True
-        with self._lock:
-            self._stats.skipped += 1
-        return False
-
-    def _failed(self, server: CacheServer) -> None:
-        opened = server.failed()
-        with self._lock:
-            self._stats.unanswered += 1
-            self._stats.circuit_opened += opened
+            with self._stats.counting() as stats:
+                stats.unanswered += 1

@@ -26,7 +26,7 @@ from memserve.config import Settings, at
 from memserve.domain import WorkerLease
 from memserve.errors import BlobStoreUnavailable, RegistryUnavailable
 from memserve.kv.keys import CacheNamespace
-from memserve.kv.ledger.ledger import NO_QUOTAS
+from memserve.kv.ledger.records import NO_QUOTAS
 from memserve.kv.transport.check import check_cache_servers
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.prefixes.memory import ActivationMemory

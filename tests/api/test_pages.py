@@ -17,6 +17,7 @@ from memserve.api.grpc.convert.modules import REASON_MAX_BYTES
 from memserve.cli.app import app
 from memserve.domain import ModuleKind, ModuleVersion, TrafficShare, WeightFigures
 from memserve.memory.modules.memory import SOURCE_MAX_BYTES, SOURCES_MAX, TEXT_MAX_BYTES
+from memserve.memory.modules.registry.aliases import AliasRef, Change
 from memserve.pb.v1 import (
     memory_pb2,
     memory_pb2_grpc,
@@ -87,11 +88,11 @@ async def full(start_gateway: StartGateway) -> RunningGateway:
                 replace(VERSION, module=name, digest=f"{number:064x}", sources=(), recipe="", notes=""),
             )
         for alias in range(ALIASES_MAX if module == 0 else 40):
-            await store.set_alias(
-                "default", "p", name, f"{'a' * 60}{alias}", targets, action="split", reason=reason
-            )
+            ref = AliasRef("default", name, f"{'a' * 60}{alias}")
+            await store.set_alias(ref, targets, Change("p", reason), action="split")
     for _ in range(700):
-        await store.set_alias("default", "p", "tone", "live", targets, action="split", reason=reason)
+        ref = AliasRef("default", "tone", "live")
+        await store.set_alias(ref, targets, Change("p", reason), action="split")
     for _ in range(200):
         await store.record("default", "p", "note", "tone", before="x" * 30_000)
     return gateway

@@ -19,7 +19,7 @@ from memserve.domain.worker_calls import (
 )
 from memserve.pb.worker.v1 import worker_pb2 as pb
 
-PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace}
+PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace.known()}
 REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 

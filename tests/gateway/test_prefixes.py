@@ -15,7 +15,8 @@ from memserve.client import AsyncClient, CallFailed
 from memserve.demo import ADAPTERS_DIR, MODEL_DIR
 from memserve.domain import Message, Role, Warmth
 from memserve.kv.keys import VALUE_PREFIX, block_keys, chunk_keys, member
-from memserve.kv.ledger.ledger import Candidate, Ledger, Owner, Settled
+from memserve.kv.ledger.ledger import Ledger
+from memserve.kv.ledger.records import Candidate, Owner, Settled
 from memserve.memory.prefixes.memory import PINNED_SHARE
 from memserve.pb.v1 import activation_pb2 as pb
 from memserve.pb.v1 import activation_pb2_grpc as rpc

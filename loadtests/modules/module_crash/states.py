@@ -1,14 +1,20 @@
-"""What modules must be after operations on them, and what the API says that they are."""
+"""What modules are to be after operations on them, and what the API says that they are. For
+`module_crash`.
+"""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from memserve.client import Client
 from memserve.domain import Alias, AliasChange, AuditEvent, ModuleVersion
+from memserve.memory.modules.registry.integrity import (
+    alias_contradictions,
+    audit_contradictions,
+    audit_fact,
+)
 
 MODULES = ("amber", "birch", "cedar")
 Targets = tuple[tuple[int, float], ...]
@@ -17,14 +23,14 @@ Targets = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One change of a module."""
+    """content: number of the files that are published. versions: that the alias is to target, or the one to
+    delete.
+    """
 
     kind: str
     module: str
     content: int = 0
-    """The number of the files that are published."""
     versions: tuple[int, ...] = ()
-    """The versions that the alias is to target, or the version to delete."""
 
     @property
     def targets(self) -> Targets:
@@ -33,14 +39,13 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a module is."""
+    """What a module is. versions: number to digest. published: versions that there ever were. history:
+    targets and action, of `live`.
+    """
 
     versions: Mapping[int, str] = field(default_factory=dict)
-    """Digests by number."""
     published: int = 0
-    """How many versions there ever were."""
     history: tuple[tuple[Targets, str], ...] = ()
-    """Targets and action of every change of `live`."""
 
     @property
     def targets(self) -> Targets:
@@ -84,72 +89,66 @@ def after(state: State, operation: Operation, digest: str) -> State:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the API says of all modules at one time."""
+    """What the API tells of all modules at one time."""
 
     versions: Mapping[str, tuple[ModuleVersion, ...]]
     histories: Mapping[str, tuple[AliasChange, ...]]
-    live: Mapping[str, tuple[int, Targets]]
+    live: Mapping[str, Alias]
+    """By module."""
     audit: tuple[AuditEvent, ...]
 
     def state(self, module: str) -> State:
         events = Counter(event.action for event in self.audit if event.module == module)
         history = tuple((_targets(change), change.action) for change in self.histories[module])
         return State(
-            {version.version: version.digest for version in self.versions[module]}, events["publish"], history
+            {each.version: each.digest for each in self.versions[module]}, events["publish"], history
         )
 
 
 def look(client: Client) -> Seen:
     """Raises CallFailed."""
     modules = {module.name: module for module in client.modules.all()}
-    live = {name: alias for name, module in modules.items() for alias in module.aliases}
     return Seen(
         {name: tuple(client.modules.versions(name)) if name in modules else () for name in MODULES},
         {name: tuple(client.modules.history(name)) if name in modules else () for name in MODULES},
-        {name: (alias.revision, _targets(alias)) for name, alias in live.items()},
+        {name: alias for name, module in modules.items() for alias in module.aliases},
         tuple(client.modules.audit()),
     )
 
 
-def _targets(of: Alias | AliasChange) -> Targets:
-    return tuple((share.version, share.weight) for share in of.targets)
+def _targets(change: AliasChange) -> Targets:
+    return tuple((share.version, share.weight) for share in change.targets)
 
 
 def contradictions(seen: Seen, before: Seen) -> list[str]:
     """What in the store does not agree with the rest of it, or with what it was before."""
-    wrong = []
+    sentences = []
     for module in MODULES:
-        state = seen.state(module)
-        changes, events = seen.histories[module], [event for event in seen.audit if event.module == module]
-        if [change.revision for change in changes] != list(range(1, len(changes) + 1)):
-            wrong.append(f"{module}: the history has gaps")
-        if changes[: len(before.histories[module])] != before.histories[module]:
-            wrong.append(f"{module}: the history was rewritten")
-        if changes and seen.live[module] != (len(changes), state.targets):
-            wrong.append(f"{module}: the alias is not what its history ends with")
-        if not {version for version, _ in state.targets} <= state.versions.keys():
-            wrong.append(f"{module}: the alias targets a version that does not exist")
-        if [event.action for event in events if event.action in ("promote", "split", "rollback")] != [
-            c.action for c in changes
-        ]:
-            wrong.append(f"{module}: audit and history differ")
-        if [json.loads(event.after)["version"] for event in events if event.action == "publish"] != list(
-            range(1, state.published + 1)
-        ):
-            wrong.append(f"{module}: audit and version numbers differ")
-        gone = sorted(json.loads(event.before)["version"] for event in events if event.action == "delete")
-        if sorted([*gone, *state.versions]) != list(range(1, state.published + 1)):
-            wrong.append(f"{module}: a version is neither there nor deleted, or both")
-        bodies = {
-            version.version: replace(version, gate=None, moves_logits=False)
-            for version in seen.versions[module]
-        }
-        for version in before.versions[module]:
-            if bodies.get(version.version, version) not in (
-                version,
-                replace(version, gate=None, moves_logits=False),
-            ):
-                wrong.append(f"{module}: version {version.version} has changed")
+        sentences += [f"{module}: {what}" for what in _contradictions_of(module, seen, before)]
     if seen.audit[: len(before.audit)] != before.audit:
-        wrong.append("the audit was rewritten")
-    return wrong
+        sentences.append("the audit was rewritten")
+    return sentences
+
+
+def _contradictions_of(module: str, seen: Seen, before: Seen) -> Iterator[str]:
+    state = seen.state(module)
+    changes = seen.histories[module]
+    facts = [fact for event in seen.audit if event.module == module and (fact := audit_fact(event))]
+    yield from alias_contradictions(seen.live.get(module), changes, state.versions)
+    yield from audit_contradictions(facts, state.versions, {"live": changes})
+    published = [fact.number for fact in facts if fact.action == "publish"]
+    if published[:1] != [1] and (published or state.versions):
+        yield "the audit does not begin with the first version"
+    if len([fact for fact in facts if fact.alias]) != len(changes):
+        yield "the audit and the history differ"
+    if changes[: len(before.histories[module])] != before.histories[module]:
+        yield "the history was rewritten"
+    bodies = {version.version: _body(version) for version in seen.versions[module]}
+    for version in before.versions[module]:
+        if bodies.get(version.version, _body(version)) != _body(version):
+            yield f"version {version.version} has changed"
+
+
+def _body(version: ModuleVersion) -> ModuleVersion:
+    """What of a version never changes."""
+    return replace(version, gate=None, moves_logits=False)

@@ -12,6 +12,7 @@ from memserve.gateway.access.callers import Access
 from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.outcomes import OutcomeCounts, Outcomes
 from memserve.memory.modules.memory import ParametricMemory
+from memserve.memory.modules.registry.aliases import AliasRef, Change
 from memserve.memory.modules.registry.records import CanaryAlias
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.policy.modules.gate import failing
@@ -79,13 +80,9 @@ class CanaryWatch:
     async def _take_out(self, canary: CanaryAlias, version: ModuleVersion, breach: str) -> None:
         try:
             await self._store.take_out(
-                canary.tenant,
-                PRINCIPAL,
-                canary.name,
-                canary.alias,
+                AliasRef(canary.tenant, canary.name, canary.alias),
                 version.version,
-                reason=f"{version.reference}: {breach}",
-                expected_revision=canary.revision,
+                Change(PRINCIPAL, f"{version.reference}: {breach}", canary.revision),
             )
         except (AliasConflict, NothingToRollBack) as error:
             log.warning(

@@ -99,10 +99,10 @@ class ModuleDeletion:
     async def _remove_content(self, digest: str, token: str) -> None:
         """Content that stays when this fails is found by a sweep."""
         try:
-            if await self._store.condemn(digest, token, CONDEMNED_S):
+            if await self._store.block_publishing(digest, token, CONDEMNED_S):
                 try:
                     await self._memory.files.run_own(partial(self._memory.blobs.delete, digest))
                 finally:
-                    await self._store.absolve(digest, token)
+                    await self._store.allow_publishing(digest, token)
         except MemserveError as error:
             log.warning("the content of %s stays until the next sweep: %s", digest[:12], error)

@@ -12,6 +12,7 @@ from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.modules.placement import SWAP_TIMEOUT_S, ModulePlacement
 from memserve.gateway.modules.progress import Step
 from memserve.memory.modules.memory import ParametricMemory
+from memserve.memory.modules.registry.aliases import AliasRef, Change
 from memserve.policy.modules.gate import failing
 from memserve.processes.supervised import Background
 
@@ -66,16 +67,11 @@ class ModuleLifecycle:
         if not report.passed and not force:
             raise GateRefused(version.reference, failing(report.figures))
         await self._placement.load_for_traffic(version)
+        if not report.passed:
+            reason = f"{reason} (forced: {failing(report.figures)})".strip()
+        change = Change(tenant.principal, reason, expected_revision, forced=not report.passed)
         yield await self._store.set_alias(
-            tenant.name,
-            tenant.principal,
-            name,
-            alias,
-            (TrafficShare(number, 1.0),),
-            action="promote",
-            reason=reason if report.passed else f"{reason} (forced: {failing(report.figures)})".strip(),
-            forced=not report.passed,
-            expected_revision=expected_revision,
+            AliasRef(tenant.name, name, alias), (TrafficShare(number, 1.0),), change, action="promote"
         )
 
     async def split(
@@ -101,14 +97,10 @@ class ModuleLifecycle:
         await self._expect(tenant, name, alias, expected_revision)
         await asyncio.gather(*map(self._placement.load_for_traffic, versions))
         return await self._store.set_alias(
-            tenant.name,
-            tenant.principal,
-            name,
-            alias,
+            AliasRef(tenant.name, name, alias),
             targets,
+            Change(tenant.principal, reason, expected_revision),
             action="split",
-            reason=reason,
-            expected_revision=expected_revision,
             ungated_share_max=UNGATED_SHARE_MAX,
         )
 
@@ -120,7 +112,7 @@ class ModuleLifecycle:
         Raises NothingToRollBack, AliasConflict, ModuleNotFound.
         """
         changed = await self._store.rollback(
-            tenant.name, tenant.principal, name, alias, reason=reason, expected_revision=expected_revision
+            AliasRef(tenant.name, name, alias), Change(tenant.principal, reason, expected_revision)
         )
         # Requests load it too: this only spares the first of them the wait.
         if not self._background.is_full:

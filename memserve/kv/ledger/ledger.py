@@ -1,7 +1,7 @@
 """The cache's ledger in Redis: who holds how many bytes, what each chunk is worth, and what has to go. The
-scripts are in `ledger.lua`.
+script is in the Lua files beside this one; read `prelude.lua` first.
 
-A chunk is counted from before its value is written until after its value is known to be gone, so what is
+A chunk is counted from before its value is written until after its value is known to be gone. So what is
 counted is never less than what is stored, whoever dies in between: a reservation that is not settled, a
 removal that was not confirmed and an entry past its time fall due, and whoever keeps the cache
 (`memserve.kv.ledger.upkeep`) ends them.
@@ -12,8 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from importlib.resources import files
 from typing import Any
 
@@ -21,112 +19,46 @@ from redis import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from memserve.kv.keys import VALUE_PREFIX
+from memserve.kv.ledger.check import LedgerCheck
+from memserve.kv.ledger.names import (
+    DUE,
+    MODULE_PREFIX,
+    PREFIX,
+    TENANT_WORTH_PREFIX,
+    WORTH,
+    Counter,
+    Field,
+    State,
+    entry_key,
+)
+from memserve.kv.ledger.records import (
+    ALL,
+    NO_QUOTAS,
+    Admission,
+    Candidate,
+    Entry,
+    Owner,
+    Quotas,
+    Removal,
+    Reservation,
+    Settled,
+    Usage,
+)
+from memserve.kv.ledger.values import ChunkValues
 from memserve.kv.transport.servers import CacheServers
 
-SCRIPT = files("memserve.kv.ledger").joinpath("ledger.lua").read_text(encoding="utf-8")
-DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
-PREFIX = "{memserve:kv}:"
-ALL = "*"
-# A value is written within the store's budget of a few seconds; a writer that takes this long is taken for
+SCRIPT_FILES = ("prelude", "entries", "worth", "pins", "removals", "reservations", "run")
+SCRIPT = "".join(
+    files("memserve.kv.ledger").joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in SCRIPT_FILES
+)
+SCRIPT_DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
+# A value is written within the store's budget of a few seconds. A writer that takes this long is taken for
 # dead.
 RESERVE_S = 60.0
-# A first use is remembered for one to two of these.
+# A first use is remembered for one to two windows.
 ADMISSION_WINDOW_S = 3600.0
 PAGE = 1000
 TOPOLOGY_WAIT_S = 1.0
-
-
-class Admission(StrEnum):
-    """What becomes of a chunk that a worker would store."""
-
-    STORE = "store"
-    PRESENT = "present"
-    # Another worker stores it, or it is being removed.
-    BUSY = "busy"
-    # Its first use, where admission waits for the second.
-    NOT_YET = "not_yet"
-    # All that could go for it is pinned, under way, or its own beginning.
-    NO_ROOM = "no_room"
-
-
-class Removal(StrEnum):
-    """Why a chunk goes."""
-
-    TENANT_QUOTA = "tenant_quota"
-    CACHE_QUOTA = "cache_quota"
-    EXPIRED = "expired"
-    ABANDONED = "abandoned"
-    AGAIN = "again"
-    REFUSED = "refused"
-    VANISHED = "vanished"
-
-
-class Settled(StrEnum):
-    """What became of a value. FAILED only where it is certain that it was not written."""
-
-    STORED = "stored"
-    FAILED = "failed"
-    GONE = "gone"
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose chunks they are. module: digest of the adapter version, "" for the base model."""
-
-    tenant: str = "default"
-    module: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A chunk to be stored. parent: the member before it in its chain, "" for the first. present: its value
-    is in Redis.
-    """
-
-    member: str
-    stored_bytes: int
-    parent: str
-    depth_tokens: int
-    present: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A member of the ledger at one moment; a member that is counted anew has another generation."""
-
-    member: str
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """admissions: [candidates]. entries: of those to be stored. victims: to be removed before anything is
-    written, and why.
-    """
-
-    admissions: tuple[Admission, ...]
-    entries: dict[str, Entry]
-    victims: tuple[tuple[Entry, Removal], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Quotas:
-    """Bytes of stored values, headers included. 0: no limit."""
-
-    cache_bytes: int = 0
-    tenant_bytes: int = 0
-
-
-NO_QUOTAS = Quotas()
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Bytes of stored values and their number, headers included."""
-
-    stored_bytes: int
-    chunks: int
-    pinned_bytes: int
 
 
 class Ledger:
@@ -146,11 +78,12 @@ class Ledger:
         """servers: of the cache. ttl_s: how long an unused chunk lives.
 
         admit_on_use: 1 stores a chunk when it is first computed, 2 the second time. reserve_s: after it a
-        writer, or one who removes, is taken for dead. Raises ValueError for another admit_on_use.
+        writer, or whoever removes, is taken for dead. Raises ValueError for another admit_on_use.
         """
         if admit_on_use not in (1, 2):
             raise ValueError(f"admit_on_use must be 1 or 2, not {admit_on_use}")
         self._servers = servers
+        self._values = ChunkValues(servers)
         self._ttl_s = ttl_s
         self.quotas = quotas
         self._admit_on_use = admit_on_use
@@ -162,28 +95,23 @@ class Ledger:
         """Count chunks before they are written, and choose what goes for them.
 
         candidates: [n], a chain's beginning first. worth_per_use: from `memserve.policy.kv.eviction`.
-        at_once: admit them on their first use. What is to be stored must be settled; the victims must be
+        at_once: admit them on their first use. What is to be stored must be settled. The victims must be
         removed first, and settled as GONE.
         """
-        arguments: list[Any] = [
-            self._reserve_s,
-            self._ttl_s,
-            self.quotas.cache_bytes,
-            self.quotas.tenant_bytes,
-            owner.tenant,
-            owner.module,
-        ]
+        arguments: list[Any] = [self._reserve_s, self._ttl_s]
+        arguments += [self.quotas.cache_bytes, self.quotas.tenant_bytes, owner.tenant, owner.module]
         arguments += [worth_per_use, 1 if at_once else self._admit_on_use, ADMISSION_WINDOW_S]
-        for one in candidates:
-            arguments += [one.member, one.stored_bytes, one.parent, one.depth_tokens, int(one.present)]
+        for candidate in candidates:
+            arguments += [candidate.member, candidate.stored_bytes, candidate.parent]
+            arguments += [candidate.depth_tokens, int(candidate.present)]
         outcomes, generations, victims, refresh, pinned = self._run("reserve", arguments)
-        self._prolong_all(refresh, pinned)
+        self._prolong(refresh, pinned)
         admissions = tuple(Admission(outcome.decode()) for outcome in outcomes)
         return Reservation(
             admissions=admissions,
             entries={
-                one.member: Entry(one.member, generation)
-                for one, admission, generation in zip(candidates, admissions, generations, strict=True)
+                candidate.member: Entry(candidate.member, generation)
+                for candidate, admission, generation in zip(candidates, admissions, generations, strict=True)
                 if admission is Admission.STORE
             },
             victims=tuple(_removals(victims)),
@@ -199,16 +127,16 @@ class Ledger:
         if len(arguments) == 1:
             return []
         lost, refresh = self._run("settle", arguments)
-        self._prolong_all(refresh, [])
-        return _names(lost)
+        self._prolong(refresh)
+        return _texts(lost)
 
     def use(self, members: Sequence[str]) -> None:
         """Chunks were loaded: they are worth more, and they and what stands before them live on.
 
-        members: a chain's beginning first. Those that the ledger does not know are fine.
+        members: a chain's beginning first. Members that the ledger does not know are passed over.
         """
         if members:
-            self._prolong_all(*self._run("use", [self._ttl_s, *members]))
+            self._prolong(*self._run("use", [self._ttl_s, *members]))
 
     def condemn(
         self, members: Sequence[str], *, tenant: str = ALL, module: str = ALL
@@ -216,7 +144,7 @@ class Ledger:
         """Mark chunks that are to be removed, of this tenant and module only. Then their values are unlinked,
         and they are settled as GONE.
 
-        Returns them, and how many stay because they are pinned.
+        Returns the marked ones, and how many stay because they are pinned.
         """
         if not members:
             return [], 0
@@ -231,47 +159,47 @@ class Ledger:
         that have run out.
         """
         remove, refresh = self._run("due", [self._ttl_s, self._reserve_s, limit])
-        self._prolong_all(refresh, [])
+        self._prolong(refresh)
         return list(_removals(remove))
 
     def vanished(self, cursor: int) -> tuple[int, list[Entry]]:
         """Look at some of the entries. Returns where to go on (0: all were seen), and those whose value Redis
         has evicted itself.
 
-        A load slides the time to live of a pinned value back to an ordinary one's; here it is set right
+        A load slides the time to live of a pinned value back to an ordinary one's. Here it is set right
         again.
         """
-        cursor, found = self._ask(
-            functools.partial(Redis.zscan, name=PREFIX + "due", cursor=cursor, count=PAGE)
-        )
-        members = [member.decode() for member, _ in found]
-        states = self._servers.ask_each(
+        cursor, page = self._ask(functools.partial(Redis.zscan, name=DUE, cursor=cursor, count=PAGE))
+        members = [member.decode() for member, _ in page]
+        entries = self._servers.ask_each(
             [entry_key(member) for member in members],
-            lambda pipeline, number: pipeline.hmget(entry_key(members[number]), "s", "g", "pin"),
+            lambda pipeline, number: pipeline.hmget(
+                entry_key(members[number]), Field.STATE, Field.GENERATION, Field.PINNED_UNTIL
+            ),
         )
-        there = self._each_value(members, lambda pipeline, name, _: pipeline.exists(name))
+        values_exist = self._values.exist(members)
         now_s = self._ask(lambda client: client.time()[0])
-        pinned = [
-            (member, int(float(pin)) - now_s)
-            for member, (state, _, pin) in zip(members, states, strict=True)
-            if state == b"c"
+        pinned_for_s = [
+            (member, int(float(pinned_until)) - now_s)
+            for member, (state, _, pinned_until) in zip(members, entries, strict=True)
+            if state == State.COMMITTED.encode()
         ]
-        self._prolong(
-            [(member.encode(), left_s + 1 + self._ttl_s) for member, left_s in pinned if left_s > 0]
+        self._values.prolong(
+            [(member, left_s + 1 + self._ttl_s) for member, left_s in pinned_for_s if left_s > 0]
         )
         return cursor, [
             Entry(member, int(generation))
-            for member, (state, generation, _), exists in zip(members, states, there, strict=True)
-            if state == b"c" and not exists
+            for member, (state, generation, _), exists in zip(members, entries, values_exist, strict=True)
+            if state == State.COMMITTED.encode() and not exists
         ]
 
     def present(self, members: Sequence[str]) -> int:
         """How many of the leading members have a value."""
-        there = self._each_value(members, lambda pipeline, name, _: pipeline.exists(name))
-        return next((number for number, exists in enumerate(there) if not exists), len(there))
+        exist = self._values.exist(members)
+        return next((number for number, exists in enumerate(exist) if not exists), len(exist))
 
     def remove_values(self, entries: Sequence[Entry]) -> None:
-        """Unlink condemned values and settle them, server by server: one that does not answer keeps no
+        """Unlink condemned values and settle them, server by server: a server that does not answer keeps no
         other's from being settled.
         """
         failure: Exception | None = None
@@ -290,7 +218,7 @@ class Ledger:
 
     def unlink_values(self, members: Sequence[str]) -> None:
         """Remove values that the ledger does not count."""
-        self._each_value(members, lambda pipeline, name, _: pipeline.unlink(name))
+        self._values.unlink(members)
 
     def pin(
         self,
@@ -301,28 +229,28 @@ class Ledger:
         limit_bytes: int = 0,
         limit_all_bytes: int = 0,
     ) -> tuple[bool, int, int]:
-        """Keep chunks from eviction for so long. All or nothing; one that is pinned for longer stays so.
+        """Keep chunks from eviction for so long. All or nothing. A chunk that is pinned for longer stays so.
 
         limit_bytes: of all pins of the tenant; limit_all_bytes: of all tenants; 0 for none.
-        Returns whether it was done, the tenant's pinned bytes, and how many of the members are there.
+        Returns whether it was done, the tenant's pinned bytes, and how many of the members have a value.
         """
-        there = sum(self._each_value(members, lambda pipeline, name, _: pipeline.exists(name)))
-        if there < len(members):
-            return False, self.usage(tenant).pinned_bytes, there
-        done, pinned_bytes, there, lives = self._run(
+        present = sum(self._values.exist(members))
+        if present < len(members):
+            return False, self.usage(tenant).pinned_bytes, present
+        is_done, pinned_bytes, present, lives_s = self._run(
             "pin", [seconds, limit_bytes, limit_all_bytes, tenant, *members]
         )
-        if done:
+        if is_done:
             # They outlive their pin: when it ends they are ordinary chunks.
-            self._prolong(
-                [(member.encode(), life + self._ttl_s) for member, life in zip(members, lives, strict=True)]
+            self._values.prolong(
+                [(member, life_s + self._ttl_s) for member, life_s in zip(members, lives_s, strict=True)]
             )
-        return bool(done), pinned_bytes, there
+        return bool(is_done), pinned_bytes, present
 
     def unpin(self, members: Sequence[str], tenant: str) -> int:
         """Returns how many were pinned. What a longer pin shares with these is unpinned too."""
         freed, refresh = self._run("unpin", [self._ttl_s, tenant, *members])
-        self._prolong_all(refresh, [])
+        self._prolong(refresh)
         return int(freed)
 
     def members(self, *, tenant: str = ALL, module: str = ALL) -> Iterator[list[str]]:
@@ -333,24 +261,33 @@ class Ledger:
             cursor = 0
             while True:
                 cursor, page = self._ask(
-                    functools.partial(
-                        Redis.sscan, name=PREFIX + "module:" + module, cursor=cursor, count=PAGE
-                    )
+                    functools.partial(Redis.sscan, name=MODULE_PREFIX + module, cursor=cursor, count=PAGE)
                 )
-                yield _names(page)
+                yield _texts(page)
                 if not cursor:
                     return
-        ranking = PREFIX + ("worth" if tenant == ALL else f"worth:{tenant}")
-        every = _names(self._ask(lambda client: client.zrange(ranking, 0, -1)))
-        for start in range(0, len(every), PAGE):
-            yield every[start : start + PAGE]
+        ranking = WORTH if tenant == ALL else TENANT_WORTH_PREFIX + tenant
+        members = _texts(self._ask(lambda client: client.zrange(ranking, 0, -1)))
+        for start in range(0, len(members), PAGE):
+            yield members[start : start + PAGE]
 
     def usage(self, tenant: str = ALL) -> Usage:
         """What is counted for a tenant, or for all."""
-        kinds = [PREFIX + kind for kind in ("bytes", "chunks", "pinned")]
-        counted = self._servers.ask_each(kinds, lambda pipeline, number: pipeline.hget(kinds[number], tenant))
-        stored_bytes, chunks, pinned_bytes = (int(value or 0) for value in counted)
+        counters = [counter.key for counter in Counter]
+        counted = self._servers.ask_each(
+            counters, lambda pipeline, number: pipeline.hget(counters[number], tenant)
+        )
+        stored_bytes, chunks, pinned_bytes = (int(count or 0) for count in counted)
         return Usage(stored_bytes, chunks, pinned_bytes)
+
+    def check_integrity(self) -> list[str]:
+        """What in the ledger contradicts the rest of it, or the values: sentences that name the key. Empty:
+        it is sound.
+
+        Reads every entry and every value's length, in pages. The cache may be in use meanwhile: what is said
+        here was so each time that it was read.
+        """
+        return LedgerCheck(self._servers).contradictions()
 
     def take_turn(self, interval_s: float) -> bool:
         """Whether nobody else has taken this turn of the upkeep."""
@@ -359,11 +296,11 @@ class Ledger:
         )
 
     def _run(self, script: str, arguments: Sequence[Any]) -> Any:
-        named = [PREFIX + "bytes", script, *arguments]
+        named = [Counter.BYTES.key, script, *arguments]
 
         def evaluate(client: Redis) -> Any:
             try:
-                return client.evalsha(DIGEST, 1, *named)
+                return client.evalsha(SCRIPT_DIGEST, 1, *named)
             except NoScriptError:
                 return client.eval(SCRIPT, 1, *named)
 
@@ -372,31 +309,13 @@ class Ledger:
     def _ask(self, question: Callable[[Redis], Any]) -> Any:
         return self._servers.ask(PREFIX, question)
 
-    def _prolong_all(self, refresh: Sequence[bytes], pinned: Sequence[Any]) -> None:
+    def _prolong(self, refresh: Sequence[bytes], pinned: Sequence[Any] = ()) -> None:
         """refresh: members that live on as if used now. pinned: members and their seconds, in turn."""
-        self._prolong(
-            [(member, self._ttl_s) for member in refresh] + list(zip(pinned[::2], pinned[1::2], strict=True))
-        )
-
-    def _prolong(self, members: Sequence[tuple[bytes, int]]) -> None:
-        self._each_value(
-            [member.decode() for member, _ in members],
-            lambda pipeline, name, number: pipeline.expire(name, members[number][1]),
-        )
-
-    def _each_value(self, members: Sequence[str], command: Callable[[Any, str, int], object]) -> list[Any]:
-        """One command a value, in one round trip to every server."""
-        names = [VALUE_PREFIX + member for member in members]
-        return self._servers.ask_each(
-            names, lambda pipeline, number: command(pipeline, names[number], number)
-        )
+        lives_s = [(member, self._ttl_s) for member in _texts(refresh)]
+        self._values.prolong(lives_s + list(zip(_texts(pinned[::2]), pinned[1::2], strict=True)))
 
 
-def entry_key(member: str) -> str:
-    return f"{PREFIX}entry:{member}"
-
-
-def _names(members: Iterable[bytes]) -> list[str]:
+def _texts(members: Iterable[bytes]) -> list[str]:
     return [member.decode() for member in members]
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 
 from redis.exceptions import RedisError
 
-from memserve.kv.ledger.ledger import PAGE, Ledger, Removal, Settled
+from memserve.kv.ledger.ledger import PAGE, Ledger
+from memserve.kv.ledger.records import Removal, Settled
 from memserve.processes.supervised import Failed, repeating_thread, uncounted
 
 log = logging.getLogger("memserve.kv.ledger.upkeep")

@@ -32,7 +32,8 @@ from memserve.memory.modules.blobs.store import BlobStore
 from memserve.memory.modules.kinds.files import BaseModel, CheckedModule
 from memserve.memory.modules.kinds.table import PROBES_FILE, check_module_name, files_check
 from memserve.memory.modules.probes import Probes, parse_probes
-from memserve.memory.modules.registry.store import DigestCondemned, ModuleStore
+from memserve.memory.modules.registry.scripts import DigestCondemned
+from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import Upload, UploadFile, Uploads
 from memserve.policy.modules.references import Reference, parse_reference
 from memserve.policy.modules.traffic import choose_version, share_of

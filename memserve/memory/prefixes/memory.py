@@ -11,7 +11,8 @@ from typing import TypeVar
 from redis.exceptions import RedisError
 
 from memserve.errors import CacheUnavailable, PinLimitReached, PrefixNotStored
-from memserve.kv.ledger.ledger import ALL, PAGE, Ledger, Quotas, Usage
+from memserve.kv.ledger.ledger import PAGE, Ledger
+from memserve.kv.ledger.records import ALL, Quotas, Usage
 from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.transport.servers import CacheServers
 from memserve.turns import FairThreads, leave_one, on_own_thread

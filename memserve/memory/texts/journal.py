@@ -26,7 +26,7 @@ from memserve.memory.texts.milvus import memory_key, tenant_key
 from memserve.registry.client import answering, close_client, registry_client
 
 SCRIPT = files("memserve.memory.texts").joinpath("journal.lua").read_text(encoding="utf-8")
-DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
+SCRIPT_DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
 PREFIX = "memserve:memories:"
 PENDING, STATE, TENANTS, COUNTS = (PREFIX + name for name in ("pending", "state", "tenants", "counts:"))
 MAX_ENTRIES = 32_768
@@ -39,43 +39,43 @@ _PAGE = 256
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One change of one memory: a put when `memory` is set, else a delete.
-
-    key: the memory's primary key in Milvus. vector: of a put, [EMBEDDING_DIM] float32. author: names the call
-    that made it, so that a call that is sent again recognises its own. sequence: 0 until it is in the
-    journal; of two writes of a memory the higher one holds.
-    """
+    """One change of one memory: a put when `memory` is set, else a delete."""
 
     key: str
+    """The memory's primary key in Milvus."""
     tenant_key: str
     namespace: str
     memory: Memory | None
     vector: npt.NDArray[np.float32] | None
+    """Of a put, [EMBEDDING_DIM]."""
     author: str
+    """Names the call that wrote, so that a call that is sent again recognises its own write."""
     sequence: int = 0
+    """0 until it is in the journal. Of two writes of a memory the higher one holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the journal knows of a memory: its pending write, the last sequence that was given, whether its
-    namespace exists.
-    """
+    """What the journal knows of a memory."""
 
     pending: Write | None
     last_sequence: int
+    """The last one that was given, to any write."""
     has_namespace: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """memories: counted, of all tenants. pending: writes in the journal. bytes: of those. is_counted: False
-    until `take_over`.
-    """
+    """What is counted."""
 
     memories: int
+    """Of all tenants."""
     pending: int
+    """Writes in the journal."""
     bytes: int
+    """Of the writes in the journal."""
     is_counted: bool
+    """False until `take_over`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,12 @@ class Journal:
     async def embedded_before(self, embedder: str, name: str, default: str) -> str:
         """Say that memories are embedded by `embedder` from now on. "": they are.
 
-        Otherwise memories are kept that another model has embedded, nothing is changed, and its name is
-        returned. default: the name of the model that "" stands for.
+        Otherwise memories are kept that another model has embedded, nothing is changed, and the name of that
+        model is returned. default: the name of the model that "" stands for.
         """
-        return _text(await self._run([PENDING, STATE], "embedded_by", embedder, name, default))
+        return _text(
+            await self._run("embedded_by", [PENDING, STATE], embedder=embedder, name=name, default=default)
+        )
 
     async def syncs_every_write(self) -> bool | None:
         """Whether what is acknowledged is on disk. None: this Redis does not say."""
@@ -142,24 +144,24 @@ class Journal:
         QuotaReached.
         """
         outcome, *answer = await self._run(
-            [PENDING, STATE, TENANTS, COUNTS + write.tenant_key],
             "append",
-            write.key,
-            look.pending.sequence if look.pending else 0,
-            look.last_sequence,
-            _encode(write),
-            write.tenant_key,
-            write.namespace,
-            change,
-            MAX_ENTRIES,
-            MAX_BYTES,
-            self._quotas.memories,
-            self._quotas.namespaces,
+            [PENDING, STATE, TENANTS, COUNTS + write.tenant_key],
+            key=write.key,
+            body=_encode(write),
+            tenant=write.tenant_key,
+            namespace=write.namespace,
+            seen_sequence=look.pending.sequence if look.pending else 0,
+            last_sequence=look.last_sequence,
+            change=change,
+            entries_max=MAX_ENTRIES,
+            bytes_max=MAX_BYTES,
+            memories_max=self._quotas.memories,
+            namespaces_max=self._quotas.namespaces,
         )
         if outcome == b"quota":
-            what = _text(answer[0])
-            limit = self._quotas.memories if what == "memories" else self._quotas.namespaces
-            raise QuotaReached(f"{what} of the tenant", limit, f"max_{what}_per_tenant")
+            noun = _text(answer[0])
+            limit = self._quotas.memories if noun == "memories" else self._quotas.namespaces
+            raise QuotaReached(f"{noun} of the tenant", limit, f"max_{noun}_per_tenant")
         if outcome == b"full":
             raise JournalFull(int(answer[0]), FULL_RETRY_S)
         return int(answer[0]) if outcome == b"done" else None
@@ -167,12 +169,15 @@ class Journal:
     async def drop(self, writes: Sequence[Write], settled_s: float) -> set[str]:
         """Forget writes that are durable in Milvus, but for those that have been followed by others.
 
-        Those younger than `settled_s` stay too; returns their keys.
+        Writes younger than `settled_s` stay too; their keys are returned.
         """
         young: set[str] = set()
         for start in range(0, len(writes), _PAGE):
-            pairs = [part for write in writes[start : start + _PAGE] for part in (write.key, write.sequence)]
-            young.update(_text(key) for key in await self._run([PENDING, STATE], "drop", settled_s, *pairs))
+            page = [
+                {"key": write.key, "sequence": str(write.sequence)} for write in writes[start : start + _PAGE]
+            ]
+            keys = await self._run("drop", [PENDING, STATE], settled_s=settled_s, writes=json.dumps(page))
+            young.update(_text(key) for key in keys)
         return young
 
     async def pending(self) -> AsyncIterator[list[Write]]:
@@ -209,24 +214,26 @@ class Journal:
         """
         ordered = sorted(counts.items())
         tenants = list(dict.fromkeys(tenant for (tenant, _), _ in ordered))
-        triples = [
-            part for (tenant, namespace), memories in ordered for part in (tenant, namespace, memories)
+        records = [
+            {"tenant": tenant, "namespace": namespace, "memories": memories}
+            for (tenant, namespace), memories in ordered
         ]
-        await self._run(
-            [PENDING, STATE, TENANTS, *(COUNTS + tenant for tenant in tenants)], "take_over", *triples
-        )
+        keys = [PENDING, STATE, TENANTS, *(COUNTS + tenant for tenant in tenants)]
+        await self._run("take_over", keys, counts=json.dumps(records))
 
     async def _counts(self, tenant: str) -> dict[str, int]:
         async with answering(TIMEOUT_S):
             counts = await self._redis.hgetall(COUNTS + tenant)
         return {_text(namespace): int(memories) for namespace, memories in counts.items()}
 
-    async def _run(self, keys: Sequence[str], *arguments: Any) -> Any:
+    async def _run(self, script: str, keys: Sequence[str], **arguments: Any) -> Any:
+        """arguments: by the names that the script gives them."""
+        named = [script, *(part for argument in arguments.items() for part in argument)]
         async with answering(TIMEOUT_S):
             try:
-                return await self._redis.evalsha(DIGEST, len(keys), *keys, *arguments)
+                return await self._redis.evalsha(SCRIPT_DIGEST, len(keys), *keys, *named)
             except NoScriptError:
-                return await self._redis.eval(SCRIPT, len(keys), *keys, *arguments)
+                return await self._redis.eval(SCRIPT, len(keys), *keys, *named)
 
 
 def put(tenant: str, memory: Memory, vector: npt.NDArray[np.float32]) -> Write:

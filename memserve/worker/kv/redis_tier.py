@@ -31,7 +31,7 @@ from vllm.v1.kv_offload.tiering.backpressure import BackpressureDetector
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from memserve.kv.ledger.ledger import Quotas
+from memserve.kv.ledger.records import Quotas
 from memserve.kv.ledger.upkeep import Upkeep
 from memserve.kv.rates import MeasuredRates
 from memserve.kv.store import RedisChunkStore

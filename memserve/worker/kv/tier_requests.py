@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.v1.kv_offload.base import OffloadKey, ReqContext
 
-from memserve.kv.ledger.ledger import Owner
+from memserve.kv.ledger.records import Owner
 from memserve.kv.outcomes import Account
 
 OWNER = "memserve"

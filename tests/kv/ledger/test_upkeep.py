@@ -9,7 +9,8 @@ import time
 from collections import Counter
 
 from memserve.kv.keys import VALUE_PREFIX
-from memserve.kv.ledger.ledger import Candidate, Ledger, Owner, Removal, Settled
+from memserve.kv.ledger.ledger import Ledger
+from memserve.kv.ledger.records import Candidate, Owner, Removal, Settled
 from memserve.kv.ledger.upkeep import Upkeep
 from memserve.kv.transport.servers import CacheServers
 from tests.kv.conftest import servers_of

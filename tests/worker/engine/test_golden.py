@@ -29,7 +29,7 @@ def golden_of(redis_server: RedisServer, directory: Path, *, broken: bool = Fals
         )
         os.environ.pop("PYTHONHASHSEED", None)
         os.environ.update(engine_environment(settings))
-        from memserve.kv.ledger.ledger import NO_QUOTAS
+        from memserve.kv.ledger.records import NO_QUOTAS
         from memserve.memory.prefixes.memory import ActivationMemory
         from memserve.worker.engine.golden import check_golden_prefix
         from memserve.worker.engine.start import start_engine

@@ -17,6 +17,7 @@ from memserve.gateway.assembly import GatewayServices
 from memserve.gateway.shared import Shared
 from memserve.memory.modules.kinds.table import check_module_name
 from memserve.memory.modules.memory import ParametricMemory, Publication
+from memserve.memory.modules.registry.aliases import AliasRef, Change
 from memserve.memory.modules.uploads import Upload
 from memserve.pb.v1 import module_pb2 as pb
 from memserve.pb.v1 import module_pb2_grpc as rpc
@@ -231,11 +232,8 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             check_module_name("name", request.name)
             check_alias_name("alias", request.alias)
             dropped = await self._store.drop_alias(
-                tenant.name,
-                tenant.principal,
-                request.name,
-                request.alias,
-                expected_revision=convert.expected_revision(request),
+                AliasRef(tenant.name, request.name, request.alias),
+                Change(tenant.principal, expected_revision=convert.expected_revision(request)),
             )
             self._changed("drop")
             return pb.DropAliasResponse(alias=convert.alias(dropped))
@@ -249,9 +247,8 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 raise InvalidField("after_revision", "must not be negative")
             alias = convert.alias_name("alias", request.alias)
             size = page_size(request.page_size)
-            history = await self._store.history(
-                tenant.name, request.name, alias, after=request.after_revision, limit=size
-            )
+            ref = AliasRef(tenant.name, request.name, alias)
+            history = await self._store.history(ref, after=request.after_revision, limit=size)
             return pb.ListAliasHistoryResponse(changes=[convert.alias_change(change) for change in history])
 
     async def DeleteVersion(

@@ -41,13 +41,13 @@ class References(Protocol):
 
     async def referenced(self, digest: str) -> bool: ...
 
-    async def condemn(self, digest: str, token: str, seconds: float) -> bool:
+    async def block_publishing(self, digest: str, token: str, seconds: float) -> bool:
         """Keep the digest from getting a reference for so long. False: it has one, a publisher claims it, or
         another has condemned it.
         """
         ...
 
-    async def absolve(self, digest: str, token: str) -> None: ...
+    async def allow_publishing(self, digest: str, token: str) -> None: ...
 
 
 class Run(Protocol):
@@ -277,7 +277,7 @@ async def _sweep_unreferenced(
         ):
             continue
         token = uuid.uuid4().hex
-        if not await references.condemn(digest, token, CONDEMNED_S):
+        if not await references.block_publishing(digest, token, CONDEMNED_S):
             continue
         try:
             # Again, now that nobody can register it: a publisher may have put it in between.
@@ -285,7 +285,7 @@ async def _sweep_unreferenced(
                 await run(partial(blobs.delete, digest))
                 removed.append(digest)
         finally:
-            await references.absolve(digest, token)
+            await references.allow_publishing(digest, token)
     return tuple(removed)
 
 

@@ -36,14 +36,14 @@ class Registry:
     async def referenced(self, digest: str) -> bool:
         return digest in self.used
 
-    async def condemn(self, digest: str, token: str, seconds: float) -> bool:
+    async def block_publishing(self, digest: str, token: str, seconds: float) -> bool:
         if digest in self.used or digest in self.condemned:
             return False
         self.condemned[digest] = token
         self.when_condemned(digest)
         return True
 
-    async def absolve(self, digest: str, token: str) -> None:
+    async def allow_publishing(self, digest: str, token: str) -> None:
         if self.condemned.get(digest) == token:
             del self.condemned[digest]
 

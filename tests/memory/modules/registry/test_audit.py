@@ -14,9 +14,10 @@ import pytest_asyncio
 
 from memserve.domain import AuditEvent, TrafficShare
 from memserve.errors import AuditFull, InvalidField
+from memserve.memory.modules.registry.aliases import Change
 from memserve.memory.modules.registry.store import ModuleStore
 from tests.kv.redis_server import RedisServer
-from tests.memory.modules.registry.test_store import VERSION
+from tests.memory.modules.registry.module_store import ANN, LIVE, VERSION
 
 MIB = 1 << 20
 PAGE_BYTES = 2 * MIB
@@ -63,9 +64,9 @@ async def test_a_history_of_long_reasons_comes_in_pages(redis_server: RedisServe
     one = await store.publish("alice", "ann", VERSION)
     for _ in range(200):
         shares = (TrafficShare(one.version, 1.0),)
-        await store.set_alias("alice", "ann", "tone", "live", shares, action="promote", reason="x" * 20_000)
+        await store.set_alias(LIVE, shares, Change("ann", "x" * 20_000), action="promote")
     found, pages = [], 0
-    while page := await store.history("alice", "tone", "live", after=len(found), limit=1000):
+    while page := await store.history(LIVE, after=len(found), limit=1000):
         found += page
         pages += 1
     assert [change.revision for change in found] == list(range(1, 201))
@@ -89,7 +90,7 @@ async def test_a_full_audit_refuses_changes_and_loses_none_of_its_events(
     one = await store.publish("alice", "ann", VERSION)
     two = await store.publish("alice", "ann", replace(VERSION, digest="e" * 64))
     for number in (one.version, two.version):
-        await store.set_alias("alice", "ann", "tone", "live", (TrafficShare(number, 1.0),), action="promote")
+        await store.set_alias(LIVE, (TrafficShare(number, 1.0),), ANN, action="promote")
     recorded = await fill(store)
     assert 50 < recorded < 200
     assert redis_server.client.memory_usage(EVENTS) < 2 * MIB
@@ -104,7 +105,7 @@ async def test_a_full_audit_refuses_changes_and_loses_none_of_its_events(
     assert [event.action for event in await every_event(store)] == ["publish"] * 2 + ["promote"] * 2 + [
         "note"
     ] * recorded
-    await store.rollback("alice", "ann", "tone", "live", reason="trouble goes on being taken away")
+    await store.rollback(LIVE, Change("ann", "trouble goes on being taken away"))
     await store.publish("bob", "bea", VERSION)
 
 

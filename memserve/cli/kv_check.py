@@ -1,0 +1,101 @@
+"""`memserve kv check`: whether what Redis keeps agrees with itself. Asks Redis, beside the servers."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memserve.cli.options import AsJson, print_json
+from memserve.cli.terminal import out
+from memserve.config import Settings, load_settings
+from memserve.errors import RegistryUnavailable, StartupError
+
+TIMEOUT_S = 5.0
+
+
+def check(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Of the `memserve up` to check. Default: ~/.local/share/memserve."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the cache's ledger and the module store in Redis, on this machine. Safe while they are in use.
+
+    Where Redis is comes from the settings, as for `memserve gateway`. Without them it is that of a running
+    `memserve up`. Exit status 1 when something contradicts something else.
+    """
+    settings = load_settings(data_dir=data_dir)
+    ledger = check_ledger(cache_url(settings))
+    module_store = asyncio.run(check_module_store(registry_url(settings)))
+    if as_json:
+        print_json({"ledger": ledger, "module_store": module_store})
+    else:
+        for name, contradictions in (("the cache's ledger", ledger), ("the module store", module_store)):
+            out.print(f"{name}: {_summary(len(contradictions))}", highlight=False)
+            for contradiction in contradictions:
+                out.print(f"  {contradiction}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if ledger or module_store else 0)
+
+
+def registry_url(settings: Settings) -> str:
+    """Of the settings, or of the private Redis that `memserve up` starts."""
+    from memserve.embedded.redis_server import registry_server
+
+    return settings.redis or registry_server(settings.data).url
+
+
+def cache_url(settings: Settings) -> str:
+    """Of the settings, or of the private Redis that `memserve up` starts."""
+    from memserve.embedded.redis_server import cache_server
+
+    return settings.cache_redis or cache_server(settings.data, settings.cache_max_bytes).url
+
+
+def check_ledger(url: str) -> list[str]:
+    """The contradictions. Raises StartupError where a server does not answer."""
+    from redis.exceptions import RedisError
+
+    from memserve.kv.ledger.ledger import Ledger
+    from memserve.kv.transport.check import check_cache_servers
+    from memserve.kv.transport.limits import CacheLimits
+    from memserve.kv.transport.servers import CacheServers
+
+    check_cache_servers(url)
+    servers = CacheServers(
+        url,
+        CacheLimits(
+            io_s=TIMEOUT_S, lookup_s=TIMEOUT_S, connect_s=TIMEOUT_S, failures_to_open=1, pause_s=TIMEOUT_S
+        ),
+    )
+    try:
+        return Ledger(servers, ttl_s=1).check_integrity()
+    except (RedisError, OSError) as error:
+        raise StartupError(f"the cache does not answer: {error}") from None
+    finally:
+        servers.close()
+
+
+async def check_module_store(url: str) -> list[str]:
+    """The contradictions. Raises StartupError where the registry does not answer."""
+    from memserve.memory.modules.registry.store import ModuleStore
+
+    store = ModuleStore(url)
+    try:
+        return await store.check_integrity()
+    except RegistryUnavailable as error:
+        raise StartupError(f"the registry does not answer: {error.__cause__}") from None
+    finally:
+        await store.close()
+
+
+def _summary(contradictions: int) -> str:
+    match contradictions:
+        case 0:
+            return "sound"
+        case 1:
+            return "1 contradiction"
+    return f"{contradictions} contradictions"
