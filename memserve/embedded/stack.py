@@ -30,7 +30,7 @@ from memserve.errors import StartupError
 from memserve.gateway.access.callers import load_access
 from memserve.gateway.access.keys import keys_file
 from memserve.kv.transport.url import without_secrets
-from memserve.memory.texts.embedding import configured_embedder
+from memserve.memory.texts.embedder_files import configured_embedder
 from memserve.model.architectures import TRIED
 from memserve.model.checks import check_model, with_models
 from memserve.policy.modules.references import LIVE

@@ -27,7 +27,8 @@ from memserve.errors import (
     VectorStoreHeld,
     VectorStoreUnavailable,
 )
-from memserve.memory.texts.embedding import BertEmbedder, Prompts, bundled_model_dir, open_embedder
+from memserve.memory.texts.embedder_files import Prompts, bundled_model_dir, open_embedder
+from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.rules import content_id
 from memserve.policy.recall.ranking import fuse, query_words, rank_by_words
