@@ -158,8 +158,8 @@ def open_model(path: Path, max_context_tokens: int = 0) -> ModelFiles:
     for name in ("config.json", "tokenizer.json"):
         if not (path / name).is_file():
             raise StartupError(
-                f"model directory {path} has no {name}; memserve needs a Hugging Face model with a "
-                "fast tokenizer"
+                f"model directory {path} has no {name}; memserve needs a Hugging Face model with a fast "
+                "tokenizer"
             )
     config = json_object(path / "config.json")
     sizes = (
