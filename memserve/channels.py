@@ -1,5 +1,6 @@
-"""How memserve's parts dial each other: addresses as people write them, no proxy, and the header with the API
-key.
+"""How memserve's parts dial each other.
+
+Addresses as people write them, no proxy, and the header with the API key.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import MutableMapping
 from memserve.errors import UsageError
 
 DEFAULT_PORT = 50051
-# A company's proxy is for the world outside. It reaches neither loopback nor what stands beside us, and gRPC
-# would ask it for both.
+# A company's proxy is for the world outside. It reaches neither loopback nor the machines beside this one,
+# and gRPC would use it for both.
 NO_PROXY = (("grpc.enable_http_proxy", 0),)
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
-# gRPC's own names for an address, which it reads itself.
+# Addresses that begin with these are gRPC's own. gRPC reads them itself.
 _GRPC_NAMES = ("unix:", "unix-abstract:", "dns:/", "ipv4:", "ipv6:")
 _PLAIN_SCHEMES, _TLS_SCHEMES = ("http", "grpc", "tcp"), ("https", "grpcs")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -23,8 +24,9 @@ _EXAMPLE = f"write host:port, such as 127.0.0.1:{DEFAULT_PORT} or [::1]:{DEFAULT
 
 
 def target_of(address: str) -> str:
-    """What gRPC is to dial for `address`: host:port, with or without a scheme, a port or the brackets of
-    IPv6. Raises UsageError.
+    """The target that gRPC dials for `address`. Raises UsageError.
+
+    address: host:port, with or without a scheme, a port or the brackets of IPv6.
     """
     text = address.strip()
     if text.startswith(_GRPC_NAMES):
@@ -52,18 +54,19 @@ def target_of(address: str) -> str:
 
 
 def spare_loopback(environment: MutableMapping[str, str]) -> None:
-    """Keep what libraries of this process and of its children dial on this machine from a proxy that the
-    environment names.
+    """Keep connections to this machine away from a proxy that the environment names.
+
+    For libraries in this process and its children.
     """
     for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
-        # gRPC reads the first that is there, so that one says all that the others say.
-        given = environment.get(name) or (environment.get("no_proxy", "") if name == "no_grpc_proxy" else "")
-        spared = [entry.strip() for entry in given.split(",") if entry.strip()]
+        # gRPC reads the first of the variables that is set. So no_grpc_proxy repeats what no_proxy has.
+        hosts = environment.get(name) or (environment.get("no_proxy", "") if name == "no_grpc_proxy" else "")
+        spared = [entry.strip() for entry in hosts.split(",") if entry.strip()]
         environment[name] = ",".join([*spared, *(host for host in _LOOPBACK if host not in spared)])
 
 
 def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
-    """The metadata of a call with that key; none without one. Raises UsageError."""
+    """The metadata of a call with the API key; none for an empty key. Raises UsageError."""
     if not (api_key.isascii() and api_key.isprintable()):
         raise UsageError(
             "api_key",

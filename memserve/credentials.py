@@ -1,6 +1,4 @@
-"""What the salt key is for. Every gateway and every worker of one memserve has the same; nobody else has
-it.
-"""
+"""What is derived from the salt key. Every gateway and every worker of one memserve has the same salt key."""
 
 from __future__ import annotations
 
@@ -13,8 +11,9 @@ from memserve.private_files import SECRET_MIN_BYTES, kept_secret
 
 
 def salt_key(settings: Settings) -> bytes:
-    """The configured one, else the one that data_dir keeps and that is made at the first call. Raises
-    StartupError.
+    """The configured key, or else the key that data_dir keeps. The first call creates the latter.
+
+    Raises StartupError.
     """
     configured = settings.salt_key.get_secret_value().encode()
     if not configured:
@@ -28,22 +27,22 @@ def salt_key(settings: Settings) -> bytes:
 
 
 def tenant_salt(key: bytes, tenant: str) -> str:
-    """Enters the block keys of all KV of the tenant."""
+    """The salt in the block keys of all of the tenant's KV."""
     return _derived(key, tenant)
 
 
 def worker_credential(key: bytes) -> str:
-    """What a gateway proves itself to a worker with."""
+    """The credential by which a worker knows its gateways."""
     return _derived(key, "\0worker port")
 
 
 def operator_credential(key: bytes) -> str:
-    """The API key of `memserve up` itself, which has no key of a tenant: it publishes the demo modules."""
+    """The API key of `memserve up` itself, which publishes the demo modules and has no tenant's key."""
     return _derived(key, "\0operator")
 
 
 def anonymous_principal(key: bytes, api_key: str) -> str:
-    """Tells one nameless API key from another, and nobody without the salt key which."""
+    """A name for a nameless API key. Nobody without the salt key can tell which key it is."""
     return f"key {_derived(key, chr(0) + 'principal ' + api_key)[:12]}"
 
 

@@ -1,5 +1,6 @@
-"""How much room the disks have that memserve writes to, looked at before it is written, so that nothing meets
-a full one.
+"""How much room the disks have that memserve writes to.
+
+memserve looks before it writes, so that no write meets a full disk.
 """
 
 from __future__ import annotations
@@ -15,24 +16,25 @@ from memserve.errors import DiskFull, MemserveError
 LOOK_EVERY_S = 0.25
 RETRY_AFTER_S = 5.0
 DATA_DISK = "the disk that holds memserve's data"
-# Of a small file system no more than this share is held back.
+# At most this share of a small file system is held back.
 RESERVE_SHARE = 1 / 8
 FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
 
 class DiskWatch:
-    """The free space of some disks, and whether it has come down to what is held back for memserve's own
-    needs.
+    """Whether the free space of some disks has come down to the room held back for memserve's own needs.
 
-    places: by what a person calls the disk, a folder on it. reserve_bytes: held back on each, at most an
-    eighth of it. A disk that cannot be looked at counts as having room: what is written there will say what
-    is wrong.
+    A disk that cannot be looked at counts as having room. The write there will say what is wrong.
     """
 
     def __init__(
         self, places: Mapping[str, Path], reserve_bytes: int, room: Callable[[Path, int], float] | None = None
     ) -> None:
-        """room: `free_share` when None."""
+        """places: by a person's name for the disk, a folder on the disk.
+
+        reserve_bytes: held back on each disk, at most an eighth of the disk.
+        room: None for `free_share`.
+        """
         self._room = room or free_share
         self._places = dict(places)
         self._reserve_bytes = reserve_bytes
@@ -60,8 +62,9 @@ class DiskWatch:
 
 
 def free_share(place: Path, reserve_bytes: int) -> float:
-    """The room that is left, as a multiple of what is to be held back there; infinite where that cannot be
-    told.
+    """The free room as a multiple of the room to hold back.
+
+    Infinite where nothing is known about the disk.
     """
     try:
         room = os.statvfs(place)
@@ -72,12 +75,13 @@ def free_share(place: Path, reserve_bytes: int) -> float:
 
 
 def says_full(error: BaseException) -> bool:
-    """Whether an error, or one that it comes from, is that a disk is full."""
+    """Whether an error, or an error behind it, says that a disk is full."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in FULL_ERRNOS:
             return True
-        # Milvus and others pass on the words alone; memserve's own facts may quote a caller.
+        # Milvus and others pass on the words alone. memserve's own errors may quote a caller, and do not
+        # count.
         if not isinstance(seen, MemserveError) and os.strerror(errno.ENOSPC) in str(seen):
             return True
         seen = seen.__cause__ or seen.__context__

@@ -1,6 +1,4 @@
-"""Files and folders that only their owner reads, written so that a crash or a full disk never leaves half of
-one.
-"""
+"""Files and folders that only their owner can read. A crash or a full disk never leaves half of a file."""
 
 from __future__ import annotations
 
@@ -18,21 +16,20 @@ from typing import IO
 from memserve.errors import StartupError
 
 SECRET_MIN_BYTES = 32
-# In the working directory.
+# The home of a process without one, in the working directory.
 NO_HOME = ".memserve"
 
 
 def private_umask() -> None:
-    """Everything that this process and its children create from now on is for its owner only."""
+    """From now on only the owner can read what this process and its children create."""
     os.umask(0o077)
 
 
 def find_home(environment: MutableMapping[str, str]) -> None:
-    """Give this process and its children a home and a user's name where the machine knows none, as in a
-    container run under any user id.
+    """Give this process and its children a home and a user's name where the machine knows none.
 
-    The home is `.memserve` in the working directory. Libraries look for both: they would fail, or make a
-    directory called `~`.
+    A container that runs under any user id is such a machine. The home is `.memserve` in the working
+    directory. Libraries look for both. Without them they would fail, or create a directory called `~`.
     """
     try:
         Path.home()
@@ -45,7 +42,7 @@ def find_home(environment: MutableMapping[str, str]) -> None:
 
 
 def open_data_dir(folder: Path) -> None:
-    """Make the directory, and mend the rights of all that is in it: 0700 for folders, 0600 for files.
+    """Create the directory, and mend the rights inside it: 0700 for folders, 0600 for files.
 
     Raises StartupError when it is not a directory, belongs to another user, or cannot be made.
     """
@@ -68,7 +65,9 @@ def open_data_dir(folder: Path) -> None:
 
 
 def lock_data_dir(folder: Path) -> IO[str]:
-    """Held by one `memserve up` or `memserve workers` at a time, until it is closed or the process ends.
+    """Lock the directory for one `memserve up` or `memserve workers`, until the file is closed or the process
+    ends.
+
     Raises StartupError.
     """
     lock = (folder / "lock").open("w", encoding="utf-8")
@@ -83,7 +82,7 @@ def lock_data_dir(folder: Path) -> IO[str]:
 
 
 def write_private(file: Path, content: bytes) -> None:
-    """Replace the file: it has the old content or the new one, whatever happens meanwhile. Raises OSError."""
+    """Replace the file. It has the old content or the new content, whatever happens. Raises OSError."""
     aside = _written_aside(file, content)
     try:
         aside.rename(file)
@@ -94,8 +93,9 @@ def write_private(file: Path, content: bytes) -> None:
 
 
 def keep_private(file: Path, content: bytes) -> None:
-    """As `write_private`, but a file that has the content already is left alone: on a full disk what ran
-    before starts again.
+    """As `write_private`, but a file that has the content already is left alone.
+
+    On a full disk, a memserve that ran before can start again.
     """
     with contextlib.suppress(OSError):
         if file.read_bytes() == content:
@@ -104,7 +104,9 @@ def keep_private(file: Path, content: bytes) -> None:
 
 
 def kept_secret(file: Path) -> bytes:
-    """The secret that the file keeps: at least 32 bytes. Made at the first call; two at once get the same.
+    """The secret that the file keeps, at least 32 bytes.
+
+    The first call creates it. Two calls at once get the same.
 
     Raises StartupError when the file holds less, or cannot be read or written.
     """
@@ -114,7 +116,7 @@ def kept_secret(file: Path) -> bytes:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         aside = _written_aside(file, secrets.token_hex(SECRET_MIN_BYTES).encode())
         try:
-            # Unlike a rename, a link does not replace what another process has made meanwhile.
+            # Unlike a rename, a link does not replace a file that another process has created meanwhile.
             os.link(aside, file)
         except FileExistsError:
             pass
@@ -137,7 +139,7 @@ def _long_enough(file: Path, secret: bytes) -> bytes:
 
 
 def _written_aside(file: Path, content: bytes) -> Path:
-    """Beside the file under a name of its own, on disk."""
+    """Write the content beside the file, under a name of its own, and have it on disk."""
     aside = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -156,14 +158,17 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system without it
+        if error.errno != errno.EINVAL:  # this file system cannot sync a folder
             raise
     finally:
         os.close(descriptor)
 
 
 def _mend(path: Path) -> None:
-    """Take every right from group and others. Links are left alone, and what is gone by now is no fault."""
+    """Take every right from group and others.
+
+    Links are left alone, and a file that is gone is passed over.
+    """
     with contextlib.suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if not stat.S_ISLNK(mode) and mode & 0o077:

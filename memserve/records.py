@@ -1,5 +1,6 @@
-"""Records that other processes wrote, newer versions of memserve among them: read leniently, and never by
-whatever is in them.
+"""Records that other processes wrote, among them newer versions of memserve.
+
+They are read leniently and checked.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from memserve.errors import UnreadableRecord
 T = TypeVar("T")
 Stored = TypeVar("Stored")
 
-# Unreadable records that are remembered as said; a registry full of them is said again rather than kept in
-# memory.
+# How many unreadable records are remembered as logged. With more of them some are logged again, so that
+# memory stays bounded.
 SAID_MAX = 1024
 _PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
 def known_fields(kind: type, record: Any) -> dict[str, Any]:
-    """The fields of the dataclass `kind` that a record has; what a newer version added is left out.
+    """The fields of the dataclass `kind` that a record has.
 
-    Raises UnreadableRecord for what is no object, lacks a field that has no default, or has text where a
-    number belongs.
+    Fields that a newer version has added are left out.
+
+    Raises UnreadableRecord when the record is no object, lacks a field that has no default, or has text where
+    a number belongs.
     """
     if not isinstance(record, dict):
         raise UnreadableRecord(kind.__name__, "it is no object")

@@ -1,5 +1,6 @@
-"""Turns at what all tenants share: while one asks for a thousand things, another waits for one of them at
-most.
+"""Turns at what all tenants share.
+
+While one tenant asks for a thousand things, another tenant waits for at most one of them.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ from memserve.policy.sharing.fairness import Lately
 T = TypeVar("T")
 WAITING_PER_TENANT = 128
 RETRY_AFTER_S = 1.0
-# A tenant that has asked within this time counts for the share of the others.
+# A tenant that sent a request within this time counts when the places are shared out.
 RECENT_S = 10.0
 TENANTS_MAX = 10_000
 
 Share = Callable[[int, int], int]
-"""Places in all, and tenants that ask, to the places that one tenant may hold."""
+"""How many places one tenant may hold, from the number of all places and the number of active tenants."""
 
 
 class Turns:
-    """Places that tenants hold one after the other. One event loop only.
+    """Places that tenants hold one after the other. It belongs to one event loop.
 
-    A free place goes to the tenant that holds the fewest, and among equals to the one that has had the least
-    time: one whose calls take ten times as long gets a tenth as many turns. Within a tenant, first come,
-    first served. Source: start-time fair queueing (Goyal, Vin and Cheng 1996), with the time that a place was
-    held as its cost.
+    A free place goes to the tenant that holds the fewest places. Among equals it goes to the tenant that has
+    had the least time: a tenant whose calls take ten times as long gets a tenth as many turns. Within a
+    tenant, first come, first served.
+
+    Source: start-time fair queueing (Goyal, Vin and Cheng 1996). The cost is the time that a place was held.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Turns:
         waiting_per_tenant: int = WAITING_PER_TENANT,
         now_s: Callable[[], float] | None = None,
     ) -> None:
-        """what: as refusals name it. share: never below 1 in effect. now_s: the clock; None: the event
-        loop's.
+        """what: as refusals name it.
+
+        share: a result below 1 counts as 1.
+        now_s: the clock; None for the event loop's.
         """
         self.places = places
         self._what = what
@@ -53,31 +57,34 @@ class Turns:
         self._waiting_per_tenant = waiting_per_tenant
         self._now_s = now_s
         self._held: Counter[str] = Counter()
-        # No queue here is empty. Of tenants with as much time the one that has waited longest for a turn
-        # comes first.
+        # No queue in it is empty. The order decides between tenants that have had as much time: the tenant
+        # that has waited longest for a turn comes first.
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        # Seconds that each tenant has had; who comes anew starts where the others are, at `_reached_s`.
+        # Seconds that each tenant has had. A new tenant starts where the others are, at `_reached_s`.
         self._had_s: dict[str, float] = {}
         self._reached_s = 0.0
-        # Of the places that are held, since when: by tenant the sum over its places.
+        # When the held places were taken: for each tenant the sum over its places.
         self._since_s: dict[str, float] = {}
         self._lately = Lately(RECENT_S)
 
     @property
     def held(self) -> int:
-        """Places that somebody holds."""
+        """How many places are held."""
         return self._held.total()
 
     def waiting(self, tenant: str) -> int:
         return len(self._waiting.get(tenant, ()))
 
     def others_ask(self, tenant: str) -> bool:
-        """Whether another tenant holds a place, waits for one, or was here lately."""
+        """Whether another tenant holds a place, waits for a place, or was active lately."""
         return self._lately.others(tenant) or any(name != tenant for name in (*self._held, *self._waiting))
 
     @contextlib.asynccontextmanager
     async def of(self, tenant: str) -> AsyncIterator[None]:
-        """Hold a place; waits for one. Raises QuotaExceeded when too many of the tenant's wait already."""
+        """Wait for a place, and hold it.
+
+        Raises QuotaExceeded when too many of the tenant's calls wait already.
+        """
         await self.take(tenant)
         try:
             yield
@@ -85,7 +92,7 @@ class Turns:
             self.give(tenant)
 
     async def take(self, tenant: str) -> None:
-        """As `of`; `give` is due afterwards, and only then."""
+        """As `of`. The caller has to call `give` afterwards, unless this raises."""
         self._see(tenant)
         if tenant not in self._waiting and self._may_hold(tenant):
             self._begin(tenant)
@@ -101,7 +108,7 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.give(tenant)  # The place was given in the moment of the cancellation.
+                self.give(tenant)  # the place was given at the moment of the cancellation
             elif tenant in self._waiting:
                 with contextlib.suppress(ValueError):
                     self._waiting[tenant].remove(turn)
@@ -111,7 +118,7 @@ class Turns:
 
     def give(self, tenant: str) -> None:
         """Give a place back."""
-        # Of its places, which one does not matter: the sum of their times is the same.
+        # It does not matter which of the tenant's places ends: the sum of their times is the same.
         since_s = self._since_s[tenant] / self._held[tenant]
         self._had_s[tenant] = self._had_s.get(tenant, self._reached_s) + max(0.0, self._clock() - since_s)
         self._since_s[tenant] -= since_s
@@ -122,7 +129,7 @@ class Turns:
         self.hand_out()
 
     def hand_out(self) -> None:
-        """Give the free places to those that wait. For whoever changes `places`."""
+        """Give free places to waiting tenants. To be called after `places` has changed."""
         while allowed := [tenant for tenant in self._waiting if self._may_hold(tenant)]:
             tenant = min(allowed, key=lambda name: (self._held[name], self._time_of(name)))
             queue = self._waiting[tenant]
@@ -155,11 +162,11 @@ class Turns:
 
     def _may_hold(self, tenant: str) -> bool:
         return self.held < self.places and self._held[tenant] < max(
-            1, self._share(self.places, self._asking())
+            1, self._share(self.places, self._active())
         )
 
-    def _asking(self) -> int:
-        """Tenants that hold a place, wait for one, or have been here lately."""
+    def _active(self) -> int:
+        """How many tenants hold a place, wait for a place, or were active lately."""
         return len({*self._held, *self._waiting, *self._lately.tenants})
 
     def _see(self, tenant: str) -> None:
@@ -167,10 +174,10 @@ class Turns:
 
 
 class FairThreads:
-    """Threads of their own for one kind of blocking work, which tenants take turns at.
+    """Threads for one kind of blocking work. Tenants take turns at them.
 
-    No work here waits for asyncio's default threads, which everything would share: one stalled server would
-    stop it all.
+    asyncio's default threads are not used. Everything would share them, so that one stalled server would stop
+    it all.
     """
 
     def __init__(
@@ -185,15 +192,16 @@ class FairThreads:
         self._threads = ThreadPoolExecutor(threads, f"memserve-{name}")
 
     async def run(self, tenant: str, work: Callable[[], T]) -> T:
-        """Run it on a thread in the tenant's turn. What is cancelled before its turn never runs; what has
-        begun runs to its end.
+        """Run `work` on a thread in the tenant's turn.
 
-        Raises QuotaExceeded when too many of the tenant's wait, and as `work`.
+        Work that is cancelled before its turn never runs. Work that has begun runs to its end.
+
+        Raises QuotaExceeded when too many of the tenant's calls wait, and what `work` raises.
         """
         return await asyncio.wrap_future(await self.begin(tenant, work))
 
     async def begin(self, tenant: str, work: Callable[[], T]) -> ThreadFuture[T]:
-        """The same, not waiting for its end."""
+        """As `run`, without waiting for the end of the work."""
         await self.turns.take(tenant)
         loop = asyncio.get_running_loop()
 
@@ -211,12 +219,15 @@ class FairThreads:
         return begun
 
     def close(self, *, wait: bool = False) -> None:
-        """What has not begun never does. wait: for what has."""
+        """Work that has not begun never begins.
+
+        wait: whether to wait for work that has begun.
+        """
         self._threads.shutdown(wait=wait, cancel_futures=True)
 
 
 async def on_own_thread(work: Callable[[], T]) -> T:
-    """Run it on a thread that is there for this alone: what happens once, at a start or an end."""
+    """Run `work` on a thread of its own. For work that happens once, at a start or at an end."""
     thread = ThreadPoolExecutor(1, "memserve-once")
     try:
         return await asyncio.get_running_loop().run_in_executor(thread, work)
@@ -225,5 +236,5 @@ async def on_own_thread(work: Callable[[], T]) -> T:
 
 
 def leave_one(places: int, tenants: int) -> int:
-    """One tenant may hold all places but one, which is free for whoever comes next."""
+    """One tenant may hold all places except one. The last place is free for the next tenant."""
     return places - 1

@@ -21,7 +21,8 @@ from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.languages import FACTS
 from loadtests.harness.real_models import multilingual_e5
 from loadtests.harness.redis_server import PrivateRedis
-from memserve.memory.texts.embedding import BertEmbedder, open_embedder
+from memserve.memory.texts.embedder_files import open_embedder
+from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
 
 TENANT = "acme"

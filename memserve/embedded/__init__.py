@@ -1,8 +1,8 @@
-"""All of memserve on one machine: `Stack` starts two private redis-servers, the gateway and the workers, and
-keeps each of them running.
+"""All of memserve on one machine.
 
-`stack.py` is the order of things, `part.py` the supervision of one process, `children.py` how processes are
-started, known and swept.
+`Stack` starts two private redis-servers, the gateway and the workers, and keeps each of them running.
+`stack.py` has the order of the steps, `part.py` the supervision of one process, `children.py` the starting
+and sweeping of processes.
 """
 
 from memserve.embedded.children import marked_processes

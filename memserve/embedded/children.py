@@ -1,5 +1,6 @@
-"""The processes of a data directory: started so that they end with their parent, known by a mark, swept when
-something is left.
+"""The processes of a data directory.
+
+They are started so that they end with their parent. A mark tells them from others. What is left is swept.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from memserve.config import STACK_MARK, Settings, child_environment, environment
 from memserve.processes.marks import kill_with, processes_with
 from memserve.processes.tether import tethered
 
-# Beside STACK_MARK, the data directory, in the environment of every process that belongs to it, so that none
-# can be missed when they are stopped. Neither is ever in the environment of the program that holds the Stack.
+# Every process of a data directory has STACK_MARK (the directory) and PART_MARK in its environment, so that
+# none is missed when all are stopped. The program that holds the Stack never has either.
 PART_MARK = "_MEMSERVE_PART"
 
 
 def spawn(
     command: Sequence[str], data: Path, part: str, environment: Mapping[str, str], log: Path | None
 ) -> subprocess.Popen[bytes]:
-    """Start a child with the marks, in a session of its own (Ctrl-C is for this process), its output in
-    `log`. None: nowhere.
+    """Start a child with the marks. It is killed when the thread that calls this ends. Raises OSError.
 
-    It is killed when the thread that calls this ends. Raises OSError.
+    The child has a session of its own, because Ctrl-C is for this process.
+
+    log: where the child's output goes; None for nowhere.
     """
     with contextlib.ExitStack() as files:
         output: int | IO[bytes] = subprocess.DEVNULL
@@ -46,7 +48,7 @@ def spawn(
 
 
 def spawn_memserve(command: str, settings: Settings, log: Path, *flags: str) -> subprocess.Popen[bytes]:
-    """Start `memserve <command>` with these settings as the part of that name. Raises OSError."""
+    """Start `memserve <command>` with these settings, as the part of the command's name. Raises OSError."""
     run = settings.data / "run"
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment = child_environment(settings, run / f"{command}.json")
@@ -56,14 +58,15 @@ def spawn_memserve(command: str, settings: Settings, log: Path, *flags: str) -> 
 
 
 def marked_processes(data: Path, part: str = "") -> Iterator[psutil.Process]:
-    """Processes that a memserve on this data directory started; never this one or its parents. part: only
-    that part and what it started.
+    """The processes that a memserve on this data directory has started, without this process and its parents.
+
+    part: only this part, and what the part has started.
     """
     yield from processes_with(_marks(data, part))
 
 
 def kill_marked(data: Path, part: str = "") -> list[int]:
-    """Kill them and wait until they are gone. Returns their process ids."""
+    """Kill the marked processes, and wait until they are gone. Returns their process ids."""
     return kill_with(_marks(data, part))
 
 
@@ -72,8 +75,9 @@ def _marks(data: Path, part: str) -> dict[str, str]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty, without the command's own prefix; where to look when there is
-    none.
+    """The last line of a log that is not empty, without the command's own prefix.
+
+    Without such a line: where to look.
     """
     try:
         lines = [

@@ -1,10 +1,12 @@
 """Keeps the private registry alive on a full disk.
 
-A redis-server with `appendfsync always` ends at the first write that its file does not take. So before the
-disk is full the registry is told to refuse writes (as a master that misses its replicas: NOREPLICAS) and to
-let go of its file, which is then complete: what was acknowledged is in it, and a registry that is killed
-meanwhile reads it again. Reads go on. When there is room again, the file is written anew, and only then are
-writes taken.
+A redis-server with `appendfsync always` ends at the first write that its file does not take. So the guard
+acts before the disk is full:
+
+1. It makes the registry refuse writes, as a master without enough replicas does (NOREPLICAS). Reads go on.
+2. It makes the registry close its file. The file is then complete: it has all acknowledged writes. A registry
+   that is killed meanwhile reads it again.
+3. When the disk has room again, the file is written anew. Only then does the registry take writes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from memserve.embedded.part import Report
 from memserve.processes.supervised import repeating_thread
 
 LOOK_EVERY_S = 0.25
-# Of what is held back: writes end below the first, and begin again above the second.
+# As shares of the room that is held back: writes end below the first, and begin again above the second.
 CLOSE_BELOW = 0.5
 OPEN_ABOVE = 0.75
 REWRITE_TIMEOUT_S = 120.0
@@ -29,12 +31,10 @@ ANSWER_TIMEOUT_S = 5.0
 
 
 class RegistryGuard:
-    """Watches the disk of the registry at `redis_url`. What it has done is read from Redis, not remembered.
-
-    room: what is free there, as a multiple of what is held back.
-    """
+    """Watches the registry's disk. It remembers nothing: Redis says what was done before."""
 
     def __init__(self, redis_url: str, room: Callable[[], float], report: Report) -> None:
+        """room: the free room of the registry's disk, as a multiple of the room that is held back."""
         self._redis_url = redis_url
         self._room = room
         self._report = report
@@ -50,7 +50,10 @@ class RegistryGuard:
             self._thread.join(ANSWER_TIMEOUT_S)
 
     def step(self) -> None:
-        """Look once, and do what is due. A registry that does not answer is somebody else's concern."""
+        """Look once, and act.
+
+        A registry that does not answer is left alone: its supervision takes care of it.
+        """
         share = self._room()
         once = Retry(NoBackoff(), 0)
         with redis.Redis.from_url(
@@ -69,12 +72,12 @@ class RegistryGuard:
         client.config_set("min-replicas-to-write", 1)
         client.config_set("appendonly", "no")
         self._report(
-            "disk       nearly full: the registry refuses changes until there is room; reads and "
-            "answers go on"
+            "disk       nearly full: the registry refuses changes until there is room; reads and answers go "
+            "on"
         )
 
     def _take_writes(self, client: redis.Redis) -> None:
-        """Raises redis.RedisError; the next step then tries again."""
+        """Raises redis.RedisError. The next step then tries again."""
         client.config_set("appendonly", "yes")
         if not _until(lambda: _file_is_written(client), REWRITE_TIMEOUT_S, self._closing):
             client.config_set("appendonly", "no")

@@ -1,8 +1,7 @@
-"""One process that is kept running: started, watched, started again with growing pauses, ended. Each has a
-thread of its own.
+"""One process that is kept running: started, watched, started again with growing pauses, ended.
 
-No part waits for another, and whatever goes wrong with one (no disk, no file handles, no log folder) is
-reported and tried again.
+Each part has a thread of its own, and no part waits for another. Whatever goes wrong with a part (no disk, no
+file handles, no log folder) is reported and tried again.
 """
 
 from __future__ import annotations
@@ -26,53 +25,51 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one part is started and ended.
-
-    name: as a person is told, "the registry". spawn: starts the process; called in the part's thread.
-    is_ready: asked again and again, at most `ready_within_s` seconds long; False or any exception: not yet; a
-    StartupError: never. why_ended: a line for a process that ended before it was ready. hint: what may be the
-    cause of any end, asked after it; "" for nothing. before_end: called before SIGTERM. grace_s: from SIGTERM
-    to SIGKILL.
-    """
+    """How one part is started and ended."""
 
     name: str
+    """For people: "the registry"."""
     spawn: Callable[[], subprocess.Popen[bytes]]
+    """Starts the process. Called in the part's thread."""
     is_ready: Callable[[subprocess.Popen[bytes]], bool]
+    """Called again and again. False, or any exception: not yet. A StartupError: never."""
     why_ended: Callable[[], str]
+    """A line about a process that ended before it was ready."""
     ready_within_s: float = 300.0
     grace_s: float = 15.0
+    """From SIGTERM to SIGKILL."""
     before_end: Callable[[], None] = lambda: None
+    """Called before SIGTERM."""
     hint: Callable[[], str] = lambda: ""
+    """What may have caused an end. Called after the end; "" for nothing."""
 
 
 @dataclass
 class Part:
-    """`begin` starts it, `wait_ready` waits for the first time that it is ready, `end` ends it for good.
-
-    process: the one that runs now, or that ran last; None before the first start. starts: how often it has
-    become ready.
+    """`begin` starts the part, `wait_ready` waits until it is ready for the first time, `end` ends it for
+    good.
     """
 
     recipe: Recipe
     report: Report
     process: subprocess.Popen[bytes] | None = None
+    """The process that runs now or ran last. None before the first start."""
     starts: int = 0
+    """How often the part has become ready."""
     _failure: Exception | None = None
     _changed: threading.Event = field(default_factory=threading.Event)
     _ending: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        # The child dies with the thread that starts it, so this thread lives until the child has ended.
+        # The child dies with the thread that starts it. So this thread lives until the child has ended.
         self._thread = threading.Thread(
             target=self._keep_running, name=f"keeps {self.recipe.name} running", daemon=True
         )
         self._thread.start()
 
     def wait_ready(self) -> None:
-        """Raises what went wrong when the first start failed: StartupError, or whatever else it was. Later
-        ones are tried again.
-        """
+        """Raises what the first start raised: StartupError or anything else. Later starts are tried again."""
         while not self._changed.wait(POLL_S):
             pass
         if self._failure is not None:
@@ -115,8 +112,9 @@ class Part:
         self._end_process()
 
     def _start(self) -> None:
-        """Returns when the process is ready, or this part is to end. Raises StartupError, or whatever a start
-        may raise.
+        """Start the process.
+
+        Returns when it is ready, or when the part has to end. Raises whatever a start raises.
         """
         self.process = None
         self.process = process = self.recipe.spawn()
@@ -130,7 +128,7 @@ class Part:
             except StartupError:
                 raise
             except Exception:
-                pass  # not yet: it answers when it is ready
+                pass  # not yet ready
             if time.monotonic() > deadline_s:
                 raise StartupError(
                     f"{self.recipe.name} is not ready after {self.recipe.ready_within_s:.0f} s: "
@@ -139,7 +137,7 @@ class Part:
             self._ending.wait(POLL_S)
 
     def _outlasted(self) -> str:
-        """Wait until the process has ended, or this part is to end. Returns what happened."""
+        """Wait until the process has ended, or the part has to end. Returns what happened."""
         assert self.process is not None
         while self.process.poll() is None and not self._ending.wait(POLL_S):
             pass
@@ -159,7 +157,7 @@ class Part:
             _kill(process)
 
     def _say(self, line: str) -> None:
-        # A terminal that is closed, or a full disk below it, is no reason to stop.
+        # A closed terminal, or a full disk under the terminal's log, is no reason to stop.
         with contextlib.suppress(Exception):
             self.report(line)
 

@@ -1,4 +1,4 @@
-"""Is the gateway ready? Asked so that the answer costs the same whatever it keeps, and needs no key."""
+"""Is the gateway ready? The question needs no key, and its cost does not depend on what the gateway keeps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from memserve.channels import NO_PROXY
 
-# Its health, unlike that of the answers, does not need a worker: those are a part of their own.
+# This service is healthy without workers. The inference service is not, and the workers are a part of their
+# own.
 SERVICE = "memserve.v1.MemoryService"
 ANSWER_TIMEOUT_S = 1.0
 
 
 def serves_memories(address: str) -> bool:
-    """Does the gateway at `address` take calls? False while it starts or does not answer."""
+    """Whether the gateway at `address` takes calls. False while it starts or does not answer."""
     with grpc.insecure_channel(address, options=NO_PROXY) as channel:
         try:
             request = health_pb2.HealthCheckRequest(service=SERVICE)

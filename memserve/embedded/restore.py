@@ -1,4 +1,4 @@
-"""Turns a backup into a data directory, with nothing running."""
+"""Turns a backup into a data directory, while nothing runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ LOAD_TIMEOUT_S = 300.0
 
 
 def restore(backup: Path, data: Path, report: Report) -> None:
-    """Make a data directory of a backup. data: missing or empty.
+    """Turn a backup into a data directory.
 
-    Raises BackupDamaged, StartupError and OSError; what was written so far is then removed.
+    data: missing or empty.
+    Raises BackupDamaged, StartupError and OSError. The files that were written by then are removed.
     """
     if data.exists() and (not data.is_dir() or any(data.iterdir())):
         raise StartupError(f"{data} is not empty; restore into a directory that is, or does not exist yet")
@@ -55,26 +56,19 @@ def restore(backup: Path, data: Path, report: Report) -> None:
 
 
 def _load_registry(snapshot: Path, folder: Path) -> None:
-    """Redis reads a snapshot only without its append-only file: load it so, then have that file written."""
+    """Load a snapshot, and have the append-only file written.
+
+    Redis reads a snapshot only while it has no append-only file.
+    """
     folder.mkdir(mode=0o700)
     shutil.copyfile(snapshot, folder / "dump.rdb")
     socket = folder / "redis.sock"
-    options = [
-        "--port",
-        "0",
-        "--unixsocket",
-        str(socket),
-        "--dir",
-        str(folder),
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-    ]
+    options = {"port": "0", "unixsocket": str(socket), "dir": str(folder), "save": "", "appendonly": "no"}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
     log = folder / "restore.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [redis_executable(), *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            [redis_executable(), *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     deadline_s = time.monotonic() + LOAD_TIMEOUT_S
     try:
@@ -103,7 +97,7 @@ def _load_registry(snapshot: Path, folder: Path) -> None:
         if server.poll() is None:
             server.kill()
             server.wait()
-    for left in (folder / "dump.rdb", socket, log):
-        left.unlink(missing_ok=True)
+    for file in (folder / "dump.rdb", socket, log):
+        file.unlink(missing_ok=True)
     for file in (*files_below(folder), folder):
         sync(file)

@@ -1,5 +1,6 @@
 """All of memserve on one machine: two private redis-servers, the workers on a local Ray, and a gateway.
-Started, kept running, stopped.
+
+They are started, kept running, and stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from memserve.errors import StartupError
 from memserve.gateway.access.callers import load_access
 from memserve.gateway.access.keys import keys_file
 from memserve.kv.transport.url import without_secrets
-from memserve.memory.texts.embedding import configured_embedder
+from memserve.memory.texts.embedder_files import configured_embedder
 from memserve.model.architectures import TRIED
 from memserve.model.checks import check_model, with_models
 from memserve.policy.modules.references import LIVE
@@ -38,24 +39,25 @@ from memserve.private_files import lock_data_dir, open_data_dir
 from memserve.processes.ports import held_ports
 from memserve.worker.fleet.fitting import check_memory, fit_host_tier
 
-# The rest is Redis's own: names, the ledger, buffers. Its eviction is the backstop.
+# The KV's share of the cache's memory. Redis needs the rest for names, the ledger and buffers. Redis's own
+# eviction is the backstop.
 QUOTA_SHARE = 0.9
-# From the readiness of all workers until the gateway sends requests to each.
+# From the moment that all workers are ready until the gateway sends requests to each of them.
 FOUND_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
-# Of what is held back on a disk: with less room a process may have ended for want of it.
+# As a share of the room that is held back on a disk. With less room, a full disk may be why a process has
+# ended.
 FULL_SHARE = 0.05
 REGISTRY, CACHE, WORKERS, GATEWAY = "the registry", "the KV cache", "the fleet of workers", "the gateway"
 
 
 @dataclass
 class Stack:
-    """A running memserve. `report` is called with a line for a person at every step, also from the threads
-    that keep the parts running.
-    """
+    """A running memserve."""
 
     settings: Settings
     report: Report = lambda line: None
+    """Called with a line for a person at every step, also from the threads that keep the parts running."""
     started: bool = False
     _parts: dict[str, Part] = field(default_factory=dict)
     _ports: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -68,8 +70,9 @@ class Stack:
 
     @property
     def api_key(self) -> str:
-        """The operator's, of the first tenant that has a key; empty where none is needed. Raises
-        StartupError.
+        """The operator's key, of the first tenant that has a key. Empty where no key is needed.
+
+        Raises StartupError.
         """
         if not keys_file(self.settings).exists():
             return ""
@@ -96,8 +99,9 @@ class Stack:
         return self._process(GATEWAY)
 
     def start(self) -> None:
-        """Start everything and wait until the gateway takes requests. Raises StartupError; `stop` is due
-        either way.
+        """Start everything, and wait until the gateway takes requests. Raises StartupError.
+
+        `stop` has to be called in any case.
         """
         settings = self.settings
         open_data_dir(settings.data)
@@ -113,8 +117,8 @@ class Stack:
         load_access(settings)
         if (fitted := fit_host_tier(settings)).kv_host_bytes < settings.kv_host_bytes:
             self._say(
-                f"note       /dev/shm is small: the KV host tier has {fitted.kv_host_bytes // MIB} "
-                "MiB a worker (kv_host_bytes)"
+                f"note       /dev/shm is small: the KV host tier has {fitted.kv_host_bytes // MIB} MiB a "
+                "worker (kv_host_bytes)"
             )
             settings = fitted
         check_memory(settings)
@@ -128,7 +132,7 @@ class Stack:
             )
         else:
             self._start_redis_servers()
-        # The gateway listens while the workers start, and says that it has none.
+        # The gateway listens while the workers start. It says that it has no workers yet.
         gateway, workers = self._begin(self._gateway()), self._begin(self._workers())
         gateway.wait_ready()
         workers.wait_ready()
@@ -144,7 +148,7 @@ class Stack:
         self.started = True
 
     def stop(self) -> None:
-        """Stop everything that `start` started, gently first. Safe to call at any time, twice too."""
+        """Stop everything that `start` started, gently first. Safe to call at any time, and twice."""
         if self._guard is not None:
             self._guard.stop()
         for name in (GATEWAY, WORKERS, CACHE, REGISTRY):
@@ -158,8 +162,9 @@ class Stack:
             self._lock = None
 
     def restart_workers(self) -> None:
-        """Have other worker processes take the place of all. What they had computed is in Redis. Raises
-        StartupError.
+        """Replace all worker processes by new ones. The KV that they have computed is in Redis.
+
+        Raises StartupError.
         """
         process = self.workers_process
         assert process is not None
@@ -225,7 +230,7 @@ class Stack:
         )
 
     def _wait_until_gateway_has_all_workers(self, only: frozenset[str] = frozenset()) -> None:
-        """only: these, and no others any more."""
+        """only: the ids of all workers that the gateway may have; empty for any."""
         if not wait_until_ready(
             self.address, FOUND_TIMEOUT_S, self.settings.workers, self.api_key, only=only
         ):
@@ -261,6 +266,6 @@ class Stack:
             self._say(f"killing process {pid}, {why}")
 
     def _say(self, line: str) -> None:
-        # A terminal that was closed, or a full disk below it, is no reason to end.
+        # A closed terminal, or a full disk under the terminal's log, is no reason to end.
         with contextlib.suppress(Exception):
             self.report(line)

@@ -1,5 +1,6 @@
-"""The fleet of workers as a part: `memserve workers`, which has started when so many new workers keep a lease
-in the registry.
+"""The fleet of workers as a part: the process `memserve workers`.
+
+The part has started when the configured number of new workers keep a lease in the registry.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PART = "workers"
 
 
 class Fleet:
-    """The workers of one data directory, as far as the registry and the processes tell."""
+    """The workers of one data directory, as the registry and the processes show them."""
 
     def __init__(self, settings: Settings, report: Report) -> None:
         self._settings = settings
@@ -52,8 +53,9 @@ class Fleet:
         return ready >= self._settings.workers
 
     def wait_for_new(self, before: frozenset[str], process: subprocess.Popen[bytes]) -> frozenset[str]:
-        """Wait until all workers are other ones than those before. Returns the new ones' ids. Raises
-        StartupError.
+        """Wait until none of the workers is one of those before. Returns the new workers' ids.
+
+        Raises StartupError.
         """
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while len(live := self.live()) < self._settings.workers or live & before:
@@ -65,7 +67,7 @@ class Fleet:
         return live
 
     def live(self) -> frozenset[str]:
-        """Ids of the workers that keep a lease; none while the registry does not answer."""
+        """The ids of the workers that keep a lease. Empty while the registry does not answer."""
         with (
             contextlib.suppress(redis.RedisError),
             redis.Redis.from_url(

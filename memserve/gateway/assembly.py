@@ -50,7 +50,8 @@ from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import Uploads
 from memserve.memory.prefixes.memory import ActivationMemory
-from memserve.memory.texts.embedding import BertEmbedder, configured_embedder
+from memserve.memory.texts.embedder_files import configured_embedder
+from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.journal import Quotas as MemoryQuotas
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.milvus import is_local_uri

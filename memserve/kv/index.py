@@ -1,5 +1,6 @@
-"""Which worker holds which KV blocks. Pure: no I/O, no clock. Whoever brings the changes sees to their order
-and completeness.
+"""Which worker holds which KV blocks. Pure: no I/O, no clock.
+
+The caller sees to it that all changes arrive, in their order.
 """
 
 from __future__ import annotations
@@ -10,25 +11,28 @@ from collections.abc import Iterable, Sequence
 class BlockIndex:
     """The block keys that each worker holds in its own memory, device or host.
 
-    A worker's name stands for one incarnation: a worker that starts anew has a new name, or is reset.
+    A worker's name stands for one incarnation. A worker that starts again has a new name or is reset.
     """
 
     def __init__(self) -> None:
         self._held: dict[str, set[bytes]] = {}
 
     def reset(self, worker: str, keys: Iterable[bytes]) -> None:
-        """The worker holds exactly these: its first report, or the one after changes were missed."""
+        """The worker holds exactly these keys.
+
+        For its first report, and for the first report after missed changes.
+        """
         self._held[worker] = set(keys)
 
     def add(self, worker: str, keys: Iterable[bytes]) -> None:
         self._held.setdefault(worker, set()).update(keys)
 
     def remove(self, worker: str, keys: Iterable[bytes]) -> None:
-        """Keys that the worker does not hold are fine."""
+        """Keys that the worker does not hold are passed over."""
         self._held.get(worker, set()).difference_update(keys)
 
     def forget(self, worker: str) -> None:
-        """The worker is gone. Unknown workers are fine."""
+        """The worker is gone. An unknown worker is passed over."""
         self._held.pop(worker, None)
 
     def longest_prefix(self, worker: str, keys: Sequence[bytes]) -> int:

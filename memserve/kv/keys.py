@@ -1,14 +1,13 @@
-"""Names of cached KV: block keys as vLLM computes them, chunk keys of the offload tier, and the Redis keys of
-both.
+"""Names of cached KV: block keys as vLLM computes them, chunk keys of the offload tier, and their Redis keys.
 
-The environment that makes these keys agree with vLLM's:
+These keys agree with vLLM's under two conditions:
 
-- the engine runs with `prefix_caching_hash_algo="sha256_cbor"`. The default, "sha256", pickles, and is not
-  reproducible.
-- `PYTHONHASHSEED` is unset in the process that starts the engine. Then vLLM 0.32 starts every chain from the
-  fixed seed "vllm-none-hash". Where it must be set (to any string), pass the same string here as `hash_seed`.
-  vLLM reads it in the engine-core process, a child that inherits the environment of the process that creates
-  the `AsyncLLM`. A different seed makes every look-up miss; it never mixes blocks up.
+1. The engine runs with `prefix_caching_hash_algo="sha256_cbor"`. vLLM's default, "sha256", pickles, and is
+   not reproducible.
+2. `PYTHONHASHSEED` is unset in the process that starts the engine. vLLM 0.32 then starts every chain from the
+   fixed seed "vllm-none-hash". Where the variable must be set, pass its value here as `hash_seed`. vLLM reads
+   it in the engine-core process, a child that inherits the environment of the process that creates the
+   `AsyncLLM`. With a different seed every look-up misses. It never mixes blocks up.
 """
 
 from __future__ import annotations
@@ -29,20 +28,21 @@ VALUE_PREFIX = "memserve:kv:"
 
 @dataclass(frozen=True, slots=True)
 class CacheNamespace:
-    """Everything that decides whether one engine can use another's KV bytes. A change of any field makes the
-    old entries unreachable.
+    """Everything that decides whether one engine can use another engine's KV bytes.
 
-    model_digest: over the bytes of the weights and of the config. kv_dtype: as vLLM names it, "bfloat16".
-    kv_layout: how a block's bytes are arranged; see `memserve.worker.kv.offload.kv_layout`. codec: how a
-    chunk is stored, a `memserve.kv.values.envelope.Codec` in small letters.
+    A change of any field makes the old entries unreachable.
     """
 
     model_digest: str
+    """Over the bytes of the weights and of the config."""
     kv_dtype: str
+    """As vLLM names it: "bfloat16"."""
     kv_layout: str
+    """How a block's bytes are arranged, as `memserve.worker.kv.offload.kv_layout` names it."""
     block_size_tokens: int
     blocks_per_chunk: int
     codec: str = "raw"
+    """How a chunk is stored: the name of a `memserve.kv.values.envelope.Codec` in small letters."""
     hash_algorithm: str = HASH_ALGORITHM
     hash_seed: str = VLLM_HASH_SEED
     schema_version: int = SCHEMA_VERSION
@@ -53,9 +53,7 @@ class CacheNamespace:
 
     @property
     def digest(self) -> str:
-        """64 hex digits: sha256 over the fields as canonical JSON. Equal on every machine and Python
-        version.
-        """
+        """64 hex digits: sha256 over the fields as canonical JSON. It is equal on every machine."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -74,11 +72,14 @@ def block_keys(
 ) -> list[bytes]:
     """Key every full block by the whole prefix that ends in it.
 
-    token_ids: [prompt_tokens]; a trailing partial block gets no key. lora: (name, path), as the engine was
-    given them. cache_salt: enters the first block, and through the chain every other; "" counts as none.
-    Returns [prompt_tokens // block_size] keys of 32 bytes. Raises ValueError when block_size < 1. Source:
-    vllm/v1/core/kv_cache_utils.py 0.32, `get_request_block_hasher`, for text prompts. Prompt embeddings and
-    images are not covered.
+    Prompt embeddings and images are not covered.
+
+    token_ids: [prompt_tokens]; a trailing partial block gets no key.
+    lora: name and path, as the engine has them.
+    cache_salt: enters the first block, and through the chain every other block; "" counts as none.
+    Returns [prompt_tokens // block_size] keys of 32 bytes.
+    Raises ValueError when block_size < 1.
+    Source: vllm/v1/core/kv_cache_utils.py 0.32, `get_request_block_hasher`, for text prompts.
     """
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, not {block_size}")
@@ -96,7 +97,7 @@ def block_keys(
 
 
 def chunk_keys(keys: Sequence[bytes], blocks_per_chunk: int, *, group: int = 0) -> list[bytes]:
-    """The offload tier's keys: a chunk is named by its last block and the KV cache group.
+    """The offload tier's keys. A chunk is named by its last block and its KV cache group.
 
     keys: [blocks] block keys of one prompt; the blocks of a trailing partial chunk get no key.
     Returns [blocks // blocks_per_chunk] keys of 36 bytes.
@@ -107,7 +108,10 @@ def chunk_keys(keys: Sequence[bytes], blocks_per_chunk: int, *, group: int = 0) 
 
 
 def redis_key(namespace: str, chunk_key: bytes) -> str:
-    """The name of a chunk's Redis string. namespace: `CacheNamespace.digest`."""
+    """The name of a chunk's Redis string.
+
+    namespace: `CacheNamespace.digest`.
+    """
     return VALUE_PREFIX + member(namespace, chunk_key)
 
 

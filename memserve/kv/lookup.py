@@ -19,7 +19,7 @@ from memserve.kv.transport.topology import Topology
 from memserve.kv.transport.url import Address, parse_cache_url
 from memserve.turns import on_own_thread
 
-# For each answer about which servers there are; no request waits so long.
+# For each answer about the topology. No request waits this long.
 _TOPOLOGY_TIMEOUT_S = 1.0
 _FIRST_TOPOLOGY_POLL_S = 0.001
 
@@ -31,15 +31,16 @@ class _Server:
 
 
 class PrefixLookup:
-    """Counts the leading chunks of a prompt that Redis holds. A server that does not answer is asked once per
-    `pause_s` only.
+    """Counts the leading chunks of a prompt that Redis holds.
+
+    A server that does not answer is asked only once per `pause_s`.
     """
 
     def __init__(self, redis_url: str, *, budget_s: float = 0.02, pause_s: float = 1.0) -> None:
-        """redis_url: as `parse_cache_url` takes it, which raises ValueError. budget_s: for a whole look-up,
-        the connections included.
+        """Does not connect.
 
-        Does not connect.
+        redis_url: as `parse_cache_url` takes it, which raises ValueError.
+        budget_s: for a whole look-up, connections included.
         """
         self._url = parse_cache_url(redis_url)
         self._budget_s = budget_s
@@ -49,13 +50,15 @@ class PrefixLookup:
         self._seen = self._topology.addresses
 
     async def present(self, namespace: str, chunk_keys: Sequence[bytes]) -> int | None:
-        """How many of the leading chunks are in Redis. Every server that holds any of them is asked once, all
-        at the same time.
+        """How many of the leading chunks are in Redis.
 
-        namespace: `CacheNamespace.digest`. chunk_keys: [chunks] from `memserve.kv.keys.chunk_keys`.
-        Does not slide their time to live: looking is not using. The chunks of a server that does not answer
-        count as not there. Returns 0 to len(chunk_keys); None when no server answered in time. Does not raise
-        for Redis's sake.
+        Every server that holds any of the chunks is asked once, all servers at the same time. The chunks of a
+        server that does not answer count as missing. Looking does not slide a chunk's time to live, because
+        nothing is used.
+
+        namespace: `CacheNamespace.digest`.
+        chunk_keys: [chunks] from `memserve.kv.keys.chunk_keys`.
+        Returns 0 to len(chunk_keys); None when no server answered in time. No error of Redis is raised.
         """
         if not chunk_keys:
             return 0
@@ -64,7 +67,7 @@ class PrefixLookup:
             await self._first_topology(deadline_s)
         names = [redis_key(namespace, key) for key in chunk_keys]
         groups = self._topology.groups(names)
-        await self._drop_those_gone()
+        await self._drop_servers_that_left()
         answers = await asyncio.gather(
             *(
                 self._ask(address, [names[number] for number in numbers], deadline_s)
@@ -73,15 +76,16 @@ class PrefixLookup:
         )
         if all(answer is None for answer in answers):
             return None
-        found = [False] * len(names)
+        is_present = [False] * len(names)
         for numbers, answer in zip(groups.values(), answers, strict=True):
-            for number, there in zip(numbers, answer or (), strict=False):
-                found[number] = there
-        return next((chunks for chunks, there in enumerate(found) if not there), len(found))
+            for number, exists in zip(numbers, answer or (), strict=False):
+                is_present[number] = exists
+        return next((chunks for chunks, exists in enumerate(is_present) if not exists), len(is_present))
 
     async def _first_topology(self, deadline_s: float) -> None:
-        """Wait for the thread that learns which servers there are, at the first use. No thread of ours waits
-        for it.
+        """At the first use, wait until the topology's thread knows the servers.
+
+        This loop's thread never blocks.
         """
         self._topology.changed()
         while not self._topology.tried and asyncio.get_running_loop().time() < deadline_s:
@@ -94,7 +98,8 @@ class PrefixLookup:
             await server.client.aclose()
 
     async def _ask(self, address: Address, names: Sequence[str], deadline_s: float) -> list[bool] | None:
-        """Which of the names one server has; None when it did not answer in time, or is not asked now.
+        """Which of the names one server has. None: it did not answer in time, or is not asked now.
+
         deadline_s: on the loop's clock.
         """
         server = self._server(address)
@@ -116,8 +121,8 @@ class PrefixLookup:
 
     def _server(self, address: Address) -> _Server:
         if address not in self._servers:
-            # No socket_timeout: `_ask` bounds it all, and with one a cancellation can be lost (see
-            # memserve/registry/client.py).
+            # No socket_timeout: `_ask` bounds the whole exchange, and a socket_timeout can lose a
+            # cancellation (see memserve/registry/client.py).
             client: Redis = Redis(
                 **self._url.arguments(address), socket_timeout=None, retry=Retry(NoBackoff(), 0)
             )
@@ -126,11 +131,11 @@ class PrefixLookup:
             )
         return self._servers[address]
 
-    async def _drop_those_gone(self) -> None:
+    async def _drop_servers_that_left(self) -> None:
         addresses = self._topology.addresses
         if addresses is self._seen:
             return
         self._seen = addresses
-        gone = [self._servers.pop(address) for address in list(self._servers) if address not in addresses]
-        for server in gone:
+        left = [self._servers.pop(address) for address in list(self._servers) if address not in addresses]
+        for server in left:
             await server.client.connection_pool.disconnect(inuse_connections=False)

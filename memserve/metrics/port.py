@@ -1,4 +1,4 @@
-"""The HTTP port that Prometheus scrapes, of a gateway or of a worker."""
+"""The HTTP port of a gateway or a worker, which Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from prometheus_client.registry import Collector
 
 from memserve.config import Settings, at
 
-# vLLM's list of adapters that run: the digests of tenants' modules.
+# vLLM's list of running adapters has the digests of tenants' modules.
 TENANTS_OWN = frozenset({"vllm:lora_requests_info"})
 Answer = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    # The gateway's port is kept by a socket of this process or its parent (`memserve/processes/ports.py`).
+    # A socket of this process or its parent keeps the gateway's port (`memserve/processes/ports.py`).
     allow_reuse_port = True
 
 
@@ -32,7 +32,7 @@ class _ServerOfIpv6(_Server):
 
 
 class _Silent(WSGIRequestHandler):
-    # A scraper that connects and says nothing gives its thread back.
+    # A scraper that connects and stays silent loses its connection, so that its thread is free again.
     timeout = 10
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -41,8 +41,9 @@ class _Silent(WSGIRequestHandler):
 
 @contextlib.contextmanager
 def serve_metrics(settings: Settings, registry: CollectorRegistry, port: int) -> Iterator[str]:
-    """Serve the registry on metrics_host while inside. Yields host:port, or "" where metrics are switched
-    off. Raises OSError.
+    """Serve the registry on metrics_host while inside.
+
+    Yields host:port, or "" where metrics are switched off. Raises OSError.
     """
     if not settings.metrics:
         yield ""
@@ -65,7 +66,7 @@ def serve_metrics(settings: Settings, registry: CollectorRegistry, port: int) ->
 
 
 def without_tenants(registry: CollectorRegistry) -> CollectorRegistry:
-    """The same metrics, but for those that name what is a tenant's."""
+    """The same metrics, without those that name something of a tenant's."""
 
     class Rest(Collector):
         def collect(self) -> Iterable[Metric]:
@@ -77,7 +78,7 @@ def without_tenants(registry: CollectorRegistry) -> CollectorRegistry:
 
 
 def _for_holders(key: str, answer: Answer) -> Answer:
-    """Answers only those who send the key; everybody where it is empty."""
+    """The answer for scrapers that send the key. For every scraper where the key is empty."""
     if not key:
         return answer
     wanted = f"Bearer {key}".encode()

@@ -1,9 +1,11 @@
 """The architectures that memserve serves, as config.json names them.
 
-They are those of vLLM (0.32) that generate text from text alone and whose whole memory of a prompt is KV,
-which memserve keeps: no state of a recurrent layer, nothing that an encoder made.
-`loadtests.models.any_model` holds one of each common family against transformers, and what it has not tried
-is said at start. `tests/model/test_architectures.py` compares with the installed vLLM.
+They are vLLM's (0.32) architectures that generate text from text alone, and whose whole memory of a prompt is
+KV. memserve keeps KV. It keeps no state of a recurrent layer, and nothing that an encoder computes.
+
+`loadtests.models.any_model` compares a model of each common family with transformers. A start says when the
+architecture is not one of those. `tests/model/test_architectures.py` compares the list with the installed
+vLLM.
 """
 
 from __future__ import annotations
@@ -16,47 +18,35 @@ from memserve.errors import StartupError
 
 _WITH_LORA = """
 AXK1ForCausalLM AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM BailingMoeForCausalLM
-BailingMoeV2ForCausalLM
-ChatGLMForConditionalGeneration ChatGLMModel Cohere2ForCausalLM CohereForCausalLM CwmForCausalLM
-DeciLMForCausalLM DeepseekForCausalLM
-DeepseekV2ForCausalLM DeepseekV32ForCausalLM DeepseekV3ForCausalLM Ernie4_5ForCausalLM
-Ernie4_5_MoeForCausalLM Exaone4ForCausalLM
-ExaoneForCausalLM ExaoneMoEForCausalLM ExaoneMoeForCausalLM FlexOlmoForCausalLM GPTBigCodeForCausalLM
-GPTNeoXForCausalLM
+BailingMoeV2ForCausalLM ChatGLMForConditionalGeneration ChatGLMModel Cohere2ForCausalLM CohereForCausalLM
+CwmForCausalLM DeciLMForCausalLM DeepseekForCausalLM DeepseekV2ForCausalLM DeepseekV32ForCausalLM
+DeepseekV3ForCausalLM Ernie4_5ForCausalLM Ernie4_5_MoeForCausalLM Exaone4ForCausalLM ExaoneForCausalLM
+ExaoneMoEForCausalLM ExaoneMoeForCausalLM FlexOlmoForCausalLM GPTBigCodeForCausalLM GPTNeoXForCausalLM
 Gemma2ForCausalLM Gemma3ForCausalLM Gemma4ForCausalLM GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM
-Glm4MoeLiteForCausalLM
-GlmForCausalLM GlmMoeDsaForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
-GraniteMoeSWAForCausalLM
-GraniteMoeSharedForCausalLM GraniteSWAForCausalLM HYV3ForCausalLM HYV4ForCausalLM HunYuanDenseV1ForCausalLM
-HunYuanMoEV1ForCausalLM
-HyperCLOVAXForCausalLM IQuestCoderForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM Jais2ForCausalLM
-K2HorizonForCausalLM
+Glm4MoeLiteForCausalLM GlmForCausalLM GlmMoeDsaForCausalLM GptOssForCausalLM GraniteForCausalLM
+GraniteMoeForCausalLM GraniteMoeSWAForCausalLM GraniteMoeSharedForCausalLM GraniteSWAForCausalLM
+HYV3ForCausalLM HYV4ForCausalLM HunYuanDenseV1ForCausalLM HunYuanMoEV1ForCausalLM HyperCLOVAXForCausalLM
+IQuestCoderForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM Jais2ForCausalLM K2HorizonForCausalLM
 LLaMAForCausalLM LagunaForCausalLM Llama4ForCausalLM LlamaForCausalLM LongcatFlashForCausalLM
-LongcatFlashNgramForCausalLM
-MellumForCausalLM MiMoForCausalLM MiniCPM3ForCausalLM MiniCPMForCausalLM MiniMaxM2ForCausalLM
-Ministral3ForCausalLM MistralForCausalLM
-MistralLarge3ForCausalLM MixtralForCausalLM NanbeigeForCausalLM NemotronForCausalLM OPTForCausalLM
-Olmo2ForCausalLM Olmo3ForCausalLM
-OlmoForCausalLM OlmoeForCausalLM PanguEmbeddedForCausalLM PanguProMoEV2ForCausalLM PanguUltraMoEForCausalLM
-Param2MoEForCausalLM
-Phi3ForCausalLM PhiForCausalLM PhiMoEForCausalLM Plamo3ForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM
-Qwen3ForCausalLM
-Qwen3MoeForCausalLM Rnj1ForCausalLM SarvamMLAForCausalLM SarvamMoEForCausalLM SeedOssForCausalLM
-SmolLM3ForCausalLM SolarForCausalLM
-Starcoder2ForCausalLM TeleChat2ForCausalLM TeleChat3ForCausalLM TeleFLMForCausalLM VaultGemmaForCausalLM
+LongcatFlashNgramForCausalLM MellumForCausalLM MiMoForCausalLM MiniCPM3ForCausalLM MiniCPMForCausalLM
+MiniMaxM2ForCausalLM Ministral3ForCausalLM MistralForCausalLM MistralLarge3ForCausalLM MixtralForCausalLM
+NanbeigeForCausalLM NemotronForCausalLM OPTForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM
+OlmoeForCausalLM PanguEmbeddedForCausalLM PanguProMoEV2ForCausalLM PanguUltraMoEForCausalLM
+Param2MoEForCausalLM Phi3ForCausalLM PhiForCausalLM PhiMoEForCausalLM Plamo3ForCausalLM Qwen2ForCausalLM
+Qwen2MoeForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM Rnj1ForCausalLM SarvamMLAForCausalLM
+SarvamMoEForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM SolarForCausalLM Starcoder2ForCausalLM
+TeleChat2ForCausalLM TeleChat3ForCausalLM TeleFLMForCausalLM VaultGemmaForCausalLM
 """
 _WITHOUT_LORA = """
 BloomForCausalLM Cohere2MoeForCausalLM DbrxForCausalLM FalconForCausalLM GPT2LMHeadModel GPTJForCausalLM
-Gemma3nForCausalLM
-HrmTextForCausalLM IQuestLoopCoderForCausalLM MiMoV2FlashForCausalLM MiMoV2ForCausalLM OrionForCausalLM
-StableLmForCausalLM
-Step1ForCausalLM Step3TextForCausalLM Step3p5ForCausalLM
+Gemma3nForCausalLM HrmTextForCausalLM IQuestLoopCoderForCausalLM MiMoV2FlashForCausalLM MiMoV2ForCausalLM
+OrionForCausalLM StableLmForCausalLM Step1ForCausalLM Step3TextForCausalLM Step3p5ForCausalLM
 """
-# Of `loadtests.models.any_model`.
+# Tried by `loadtests.models.any_model`.
 _TRIED = """
 Gemma2ForCausalLM Gemma3ForCausalLM GPT2LMHeadModel GPTNeoXForCausalLM LlamaForCausalLM MistralForCausalLM
-MixtralForCausalLM
-Olmo2ForCausalLM OPTForCausalLM Phi3ForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM
+MixtralForCausalLM Olmo2ForCausalLM OPTForCausalLM Phi3ForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM
+Qwen3MoeForCausalLM
 """
 WITH_LORA = frozenset(_WITH_LORA.split())
 SERVED = WITH_LORA | frozenset(_WITHOUT_LORA.split())
@@ -64,9 +54,7 @@ TRIED = frozenset(_TRIED.split())
 
 
 def check_architecture(config: Mapping[str, Any], file: Path) -> None:
-    """Whether memserve serves what a config.json names. Raises StartupError, with the list of what is
-    served.
-    """
+    """Raises StartupError for an architecture that memserve does not serve. It lists the served ones."""
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise StartupError(
@@ -81,5 +69,5 @@ def check_architecture(config: Mapping[str, Any], file: Path) -> None:
 
 
 def no_lora_reason(architecture: str) -> str:
-    """Why a model of the architecture is served without LoRA adapters; "" for one that has them."""
+    """Why a model of the architecture is served without LoRA adapters; "" where it is served with them."""
     return "" if architecture in WITH_LORA else f"vLLM has no LoRA for {architecture}"

@@ -1,10 +1,10 @@
 """Asks transformers, in a process of its own: `python -m memserve.model.by_transformers tokenizer|sizes
 DIRECTORY`.
 
-Which class reads a tokenizer, what that class makes of tokenizer.json, which of six files names a token, and
-what a configuration means that leaves names out or calls them otherwise, are transformers' own rules, and
-they change. They are not told again here. The process is its own because transformers brings torch where that
-is installed; a gateway's machine has it without.
+transformers has rules of its own, and they change: which class reads a tokenizer, how that class changes
+tokenizer.json, which of six files names a token, and what a configuration means that leaves names out or has
+other names. They are not written again here. transformers imports torch where torch is installed. In a
+process of its own that costs memserve nothing.
 """
 
 from __future__ import annotations
@@ -36,45 +36,48 @@ _answers: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 def tokenizer(path: Path) -> dict[str, Any]:
-    """`tokenizer`: as of tokenizer.json, with all tokens. `special_tokens`: name to text. `template`: "" for
-    none.
+    """The tokenizer as transformers reads it.
 
-    Raises whatever transformers raises for what it cannot read.
+    Returns `tokenizer` (in the form of tokenizer.json, with all tokens), `split_special_tokens`,
+    `special_tokens` (text by name) and `template` ("" for none). Raises whatever transformers raises for
+    files that it cannot read.
     """
     from transformers import AutoTokenizer
 
-    found = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    template = found.chat_template
+    read = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    template = read.chat_template
     if isinstance(template, dict):
         template = template.get("default")
     return {
-        "tokenizer": found.backend_tokenizer.to_str(),
-        "split_special_tokens": bool(found.split_special_tokens),
-        "special_tokens": found.special_tokens_map,
+        "tokenizer": read.backend_tokenizer.to_str(),
+        "split_special_tokens": bool(read.split_special_tokens),
+        "special_tokens": read.special_tokens_map,
         "template": template or "",
     }
 
 
 def sizes(path: Path) -> dict[str, Any]:
-    """What the text model of a configuration has of SIZES, by those names, defaults included. Raises as
-    `tokenizer` does.
+    """The SIZES that the text model of a configuration has, by name, defaults included. Also its dtype.
+
+    Raises as `tokenizer` does.
     """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config()
-    found = {name: getattr(text, name, None) for name in SIZES}
+    values = {name: getattr(text, name, None) for name in SIZES}
     dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None)
     return {
-        **{name: value for name, value in found.items() if value is not None},
+        **{name: value for name, value in values.items() if value is not None},
         "dtype": str(dtype or "").removeprefix("torch."),
     }
 
 
 def asked(what: str, path: Path, digest: str) -> dict[str, Any]:
-    """What one of the functions above finds, from a process of its own; a few seconds.
+    """Call one of the functions above in a process of its own. Takes a few seconds.
 
-    digest: of the files. Files that were asked about are not asked about again. Raises StartupError.
+    digest: of the files. The same files are not asked about again.
+    Raises StartupError.
     """
     if (what, digest) not in _answers:
         while len(_answers) >= ANSWERS_MAX:
@@ -93,25 +96,25 @@ def _ask(what: str, path: Path) -> dict[str, Any]:
     }
     try:
         ended = subprocess.run(command, capture_output=True, env=environment, timeout=TIMEOUT_S, check=False)
-        found: dict[str, Any] = json.loads(ended.stdout)
+        answer: dict[str, Any] = json.loads(ended.stdout)
     except subprocess.TimeoutExpired:
-        found = {"error": f"it takes more than {TIMEOUT_S:.0f} s"}
+        answer = {"error": f"it takes more than {TIMEOUT_S:.0f} s"}
     except ValueError:
-        found = {"error": f"its process ended with {ended.returncode}"}
-    if "error" in found:
-        raise StartupError(f"transformers cannot read the {what} of {path}: {found['error']}")
-    return found
+        answer = {"error": f"its process ended with {ended.returncode}"}
+    if "error" in answer:
+        raise StartupError(f"transformers cannot read the {what} of {path}: {answer['error']}")
+    return answer
 
 
 def main() -> None:
-    """Prints one line: what was found, as JSON, or `error` with what transformers says."""
-    # Whatever else is printed goes elsewhere.
-    answer, sys.stdout = sys.stdout, sys.stderr
+    """Prints one line of JSON: the answer, or `error` with the message of transformers."""
+    # Anything else that is printed goes to standard error.
+    stdout, sys.stdout = sys.stdout, sys.stderr
     try:
-        found = {"tokenizer": tokenizer, "sizes": sizes}[sys.argv[1]](Path(sys.argv[2]))
+        answer = {"tokenizer": tokenizer, "sizes": sizes}[sys.argv[1]](Path(sys.argv[2]))
     except Exception as error:
-        found = {"error": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"}
-    answer.write(json.dumps(found))
+        answer = {"error": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"}
+    stdout.write(json.dumps(answer))
 
 
 if __name__ == "__main__":

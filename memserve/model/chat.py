@@ -1,5 +1,6 @@
-"""A model's chat template and tokenizer. Templates are rendered as transformers renders them; the tokenizer
-is as transformers reads it.
+"""A model's chat template and tokenizer.
+
+Templates are rendered as transformers renders them. The tokenizer is as transformers reads it.
 
 `tests/model/test_chat.py` compares both with transformers (5.19) on many shapes of tokenizers and templates.
 """
@@ -31,13 +32,16 @@ _SYSTEM_PROBE = Message(Role.SYSTEM, "The north gate is beside the mill.")
 
 
 class ChatTemplate:
-    """A template that takes a question of the user.
+    """A template that takes a question of the user."""
 
-    takes_system: whether it takes a system message too, and shows it to the model.
-    """
+    takes_system: bool
+    """Whether the template takes a system message too, and shows it to the model."""
 
     def __init__(self, source: str, name: str, special_tokens: Mapping[str, str]) -> None:
-        """name: as a message calls it. Raises StartupError."""
+        """Raises StartupError.
+
+        name: as an error message calls the template.
+        """
         self._special_tokens = dict(special_tokens)
         try:
             self._template = _environment().from_string(source)
@@ -53,8 +57,9 @@ class ChatTemplate:
             self.takes_system = False
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt's text, ready for the assistant's answer. A template is a program: it may raise
-        anything, TemplateError as a rule.
+        """The prompt's text, ready for the assistant's answer.
+
+        A template is a program and may raise anything. As a rule it raises TemplateError.
         """
         return self._template.render(
             messages=[{"role": str(message.role), "content": message.content} for message in messages],
@@ -66,39 +71,40 @@ class ChatTemplate:
 
 
 def check_chat(path: Path) -> None:
-    """A first look at the files of tokenizer and template, in milliseconds and without transformers. Raises
-    StartupError.
+    """Look at the files of tokenizer and template. Takes milliseconds, and does not need transformers.
+
+    Raises StartupError.
     """
     config = json_object(path / "tokenizer_config.json", missing_ok=True)
     tokens = {**config, **json_object(path / "special_tokens_map.json", missing_ok=True)}
     try:
         Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # tokenizers raises nothing narrower
         raise StartupError(
             f"{path / 'tokenizer.json'} is no fast tokenizer: "
             f"{_line(error)}{pointer_hint(path / 'tokenizer.json')}"
         ) from None
     source, name = _template_of(path, config)
-    # The texts of the tokens do not matter here; whether they are there does to some templates.
+    # The tokens' texts do not matter here. Some templates ask whether a token exists.
     ChatTemplate(source, name, {token: str(tokens[token]) for token in NAMED_TOKENS if tokens.get(token)})
 
 
 def open_chat(model: ModelFiles, cache: Path | None = None) -> tuple[ChatTemplate, Tokenizer]:
-    """The model's template, and its tokenizer. cache: a private folder that keeps what transformers found for
-    the next start.
+    """The model's template, and its tokenizer. Raises StartupError.
 
-    Raises StartupError.
+    cache: a private folder that keeps transformers' answer for the next start.
     """
     check_chat(model.path)
-    found = _of_transformers(model, cache)
-    tokenizer = Tokenizer.from_str(found["tokenizer"])
+    answer = _of_transformers(model, cache)
+    tokenizer = Tokenizer.from_str(answer["tokenizer"])
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = found["split_special_tokens"]
-    source, name = found["template"], f"the chat template of {model.path}"
+    tokenizer.encode_special_tokens = answer["split_special_tokens"]
+    source, name = answer["template"], f"the chat template of {model.path}"
     if not source:
-        source, name = _template_of(model.path, {})  # a processor's: transformers has it with the processor
-    return ChatTemplate(source, name, found["special_tokens"]), tokenizer
+        # The template of a processor. transformers keeps it with the processor.
+        source, name = _template_of(model.path, {})
+    return ChatTemplate(source, name, answer["special_tokens"]), tokenizer
 
 
 def _of_transformers(model: ModelFiles, cache: Path | None) -> dict[str, Any]:
@@ -108,57 +114,61 @@ def _of_transformers(model: ModelFiles, cache: Path | None) -> dict[str, Any]:
         try:
             return dict(json.loads(kept.read_text(encoding="utf-8")))
         except ValueError:
-            pass  # cut off: it is made again
-    found = asked("tokenizer", model.path, digest)
+            pass  # cut off; transformers is asked again
+    answer = asked("tokenizer", model.path, digest)
     if kept is not None:
-        keep_private(kept, json.dumps(found).encode())
-    return found
+        keep_private(kept, json.dumps(answer).encode())
+    return answer
 
 
 def _template_of(path: Path, config: Mapping[str, Any]) -> tuple[str, str]:
-    """The template's text, and what it is called in a message. Raises StartupError."""
-    found: dict[str, tuple[str, str]] = {}
+    """The template's text, and its name in an error message. Raises StartupError."""
+    templates: dict[str, tuple[str, str]] = {}
     for file in [path / TEMPLATE_FILE, *sorted((path / TEMPLATES_FOLDER).glob("*.jinja"))]:
         if file.is_file():
-            found[DEFAULT_TEMPLATE if file.name == TEMPLATE_FILE else file.stem] = (text_of(file), str(file))
-    where, given = path / "tokenizer_config.json", config.get("chat_template")
-    # An older place, of multimodal models.
-    if not found and given is None and (path / "chat_template.json").is_file():
+            templates[DEFAULT_TEMPLATE if file.name == TEMPLATE_FILE else file.stem] = (
+                text_of(file),
+                str(file),
+            )
+    where, value = path / "tokenizer_config.json", config.get("chat_template")
+    # Older multimodal models have it in a file of its own.
+    if not templates and value is None and (path / "chat_template.json").is_file():
         where = path / "chat_template.json"
-        given = json_object(where).get("chat_template")
-    if not found and isinstance(given, str):
-        return given, f"the chat_template of {where}"
-    if not found and isinstance(given, list):
-        for entry in given:
+        value = json_object(where).get("chat_template")
+    if not templates and isinstance(value, str):
+        return value, f"the chat_template of {where}"
+    if not templates and isinstance(value, list):
+        for entry in value:
             if not (
                 isinstance(entry, dict)
                 and isinstance(entry.get("name"), str)
                 and isinstance(entry.get("template"), str)
             ):
                 raise StartupError(
-                    f"the chat_template of {where} must be a text, or a list of objects with `name` "
-                    "and `template`"
+                    f"the chat_template of {where} must be a text, or a list of objects with `name` and "
+                    "`template`"
                 )
-            found[entry["name"]] = (entry["template"], f"the chat_template {entry['name']!r} of {where}")
-    if DEFAULT_TEMPLATE in found:
-        return found[DEFAULT_TEMPLATE]
-    if found:
+            templates[entry["name"]] = (entry["template"], f"the chat_template {entry['name']!r} of {where}")
+    if DEFAULT_TEMPLATE in templates:
+        return templates[DEFAULT_TEMPLATE]
+    if templates:
         raise StartupError(
-            f"model {path.name} has chat templates {', '.join(sorted(found))}, and none named "
+            f"model {path.name} has chat templates {', '.join(sorted(templates))}, and none named "
             f"{DEFAULT_TEMPLATE}"
         )
     raise StartupError(f"model {path.name} has no chat template; use an instruction-tuned model")
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's part for training; what is in it is rendered as it is."""
+    """`{% generation %}` marks the assistant's part for training. Its content is rendered as it is."""
 
     tags = {"generation"}  # noqa: RUF012  # Jinja's name
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # In a scope of its own, as transformers has it: what is set within is not set behind it.
+        # The content has a scope of its own, as in transformers: a variable that is set inside is not set
+        # behind it.
         return nodes.CallBlock(self.call_method("_rendered"), [], [], body).set_lineno(line)
 
     def _rendered(self, caller: Any) -> str:

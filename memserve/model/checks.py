@@ -1,4 +1,4 @@
-"""What is looked at before anything is started: the model."""
+"""The model is looked at before anything is started."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.msgpack", "*.h5")
 
 
 def check_model(settings: Settings) -> ModelFiles:
-    """The model, which memserve serves, whose files can be read, and which has weights. Raises
-    StartupError.
+    """The model's files.
+
+    Raises StartupError for a model that memserve does not serve, cannot read, or has no weights.
     """
     model = resolve_model(settings.model)
     if (file := model / "config.json").is_file():
         check_architecture(json_object(file), file)
     check_chat(model)
-    found = open_model(model, settings.max_context_tokens)
-    if not found.checked_weights():
+    files = open_model(model, settings.max_context_tokens)
+    if not files.checked_weights():
         other = next((file.name for pattern in OTHER_WEIGHTS for file in sorted(model.glob(pattern))), "")
-        there = f"; convert {other} with transformers' save_pretrained" if other else ""
-        raise StartupError(f"model directory {model} has no weights in safetensors files{there}")
-    return found
+        hint = f"; convert {other} with transformers' save_pretrained" if other else ""
+        raise StartupError(f"model directory {model} has no weights in safetensors files{hint}")
+    return files
 
 
 def with_models(settings: Settings) -> Settings:
-    """The settings with the directories of the model and of the embedding model in them. Raises
-    StartupError.
+    """The settings with the directories of the model and the embedding model instead of names.
+
+    Raises StartupError.
     """
     embedder = str(resolve_model(settings.embedder, "embedder")) if settings.embedder else ""
     return settings.model_copy(update={"model": str(resolve_model(settings.model)), "embedder": embedder})
 
 
 def resolve_model(name: str, setting: str = "model") -> Path:
-    """The directory of a model: the bundled one for "", a directory, or a Hugging Face name that is fetched
-    or already cached.
+    """The directory of a model. Raises StartupError.
 
-    Raises StartupError.
+    name: "" for the bundled model, a directory, or a Hugging Face name that is cached or can be fetched.
     """
     if not name:
         return MODEL_DIR
@@ -51,8 +52,8 @@ def resolve_model(name: str, setting: str = "model") -> Path:
         return path.absolute()
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise StartupError(
-            f"{setting} {name!r}: no such directory; give a model directory or a Hugging Face name "
-            "like org/model"
+            f"{setting} {name!r}: no such directory; give a model directory or a Hugging Face name like "
+            "org/model"
         )
     from huggingface_hub import snapshot_download
 

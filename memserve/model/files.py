@@ -11,7 +11,7 @@ from typing import Any
 from memserve.errors import StartupError
 from memserve.model.by_transformers import asked
 
-# All that transformers looks at; config.json may name the tokenizer's class.
+# All files that transformers looks at. config.json may name the tokenizer's class.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,7 +33,7 @@ DEFAULT_CONTEXT_TOKENS = 8192
 # The limit of the safetensors package.
 HEADER_MAX_BYTES = 100 << 20
 _POINTER = b"version https://git-lfs.github.com/spec/"
-# As vLLM's `ModelConfig.get_num_experts` knows them.
+# Names for the number of experts, from vLLM's `ModelConfig.get_num_experts`.
 EXPERTS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -45,25 +45,25 @@ class ModelFiles:
     path: Path
     max_context_tokens: int
     config: dict[str, Any]
-    # Of the text model, where they stand elsewhere than at the top of `config`, by the same names.
     sizes: dict[str, Any] = field(default_factory=dict)
+    """The text model's sizes by the names of config.json, where they do not stand at the top of `config`."""
 
     @property
     def dtype(self) -> str:
-        """The weights' dtype as torch names it: the one that the model is served in."""
+        """The weights' dtype as torch names it. The model is served in it."""
         for config in (self.config, self.sizes):
-            if found := config.get("dtype") or config.get("torch_dtype"):
-                return str(found)
+            if dtype := config.get("dtype") or config.get("torch_dtype"):
+                return str(dtype)
         return "bfloat16"
 
     @property
     def architecture(self) -> str:
-        """ "" where the configuration names none; `check_model` refuses that."""
+        """The first named architecture; "" where the configuration has none, which `check_model` refuses."""
         return next(iter(self.config.get("architectures") or ()), "")
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding: a token id at or over it ends the engine."""
+        """Rows of the embedding. A token id at or over this number ends the engine."""
         return int(self._size("vocab_size"))
 
     @property
@@ -80,12 +80,12 @@ class ModelFiles:
 
     @property
     def has_latent_attention(self) -> bool:
-        """Whether its KV is one compressed vector a token (MLA) and no K and V of heads."""
+        """Whether a token's KV is one compressed vector (MLA), and not K and V of heads."""
         return bool(self._size("kv_lora_rank"))
 
     @property
     def has_experts(self) -> bool:
-        """Whether its layers are mixtures of experts, by any family's name for their number."""
+        """Whether the layers are mixtures of experts, by any family's name for the number of experts."""
         return any(
             isinstance(config.get(name), int) and config[name] > 1
             for config in (self.config, self.sizes)
@@ -94,7 +94,7 @@ class ModelFiles:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Over all layers, keys and values, without quantization."""
+        """Keys and values of all layers, without quantization."""
         return self.layers * 2 * self.kv_heads * self.head_size * DTYPE_BYTES.get(self.dtype, 2)
 
     @property
@@ -106,14 +106,15 @@ class ModelFiles:
         return _digest([self.path / "config.json", *_weights(self.path)])
 
     def tokenizer_digest(self) -> str:
-        """sha256 over what turns messages into token ids, hex. A gateway and its workers must agree on it."""
+        """sha256 over all files that decide about token ids, hex.
+
+        A gateway and its workers must agree on it.
+        """
         files = [self.path / name for name in TOKENIZER_FILES if (self.path / name).is_file()]
         return _digest([*files, *sorted((self.path / TEMPLATES_FOLDER).glob("*.jinja"))])
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name to shape of every weight, from the safetensors headers. Empty when the directory has no
-        weights.
-        """
+        """The shape of every weight by name, from the safetensors headers. Empty without weights."""
         shapes: dict[str, tuple[int, ...]] = {}
         for file in _weights(self.path):
             for name, entry in read_safetensors_header(file).items():
@@ -121,8 +122,9 @@ class ModelFiles:
         return shapes
 
     def checked_weights(self) -> int:
-        """How many files of weights there are, all whole by their headers and lengths. Raises
-        StartupError.
+        """The number of files of weights. Raises StartupError for a file that is damaged or missing.
+
+        A file is whole when its header and its length agree.
         """
         for file in _weights(self.path):
             try:
@@ -141,7 +143,7 @@ class ModelFiles:
         return len(_weights(self.path))
 
     def _size(self, name: str) -> Any:
-        """None: the configuration does not say it."""
+        """None: the configuration does not have it."""
         return (self.sizes or self.config).get(name)
 
 
@@ -158,8 +160,8 @@ def open_model(path: Path, max_context_tokens: int = 0) -> ModelFiles:
     for name in ("config.json", "tokenizer.json"):
         if not (path / name).is_file():
             raise StartupError(
-                f"model directory {path} has no {name}; memserve needs a Hugging Face model with a "
-                "fast tokenizer"
+                f"model directory {path} has no {name}; memserve needs a Hugging Face model with a fast "
+                "tokenizer"
             )
     config = json_object(path / "config.json")
     sizes = (
@@ -179,40 +181,42 @@ def open_model(path: Path, max_context_tokens: int = 0) -> ModelFiles:
 
 
 def _sizes_elsewhere(path: Path) -> dict[str, Any]:
-    """Those that stand in a `text_config`, have another name in the family, or are its defaults. Raises
-    StartupError.
+    """Sizes that stand in a `text_config`, have another name in the family, or are the family's defaults.
+
+    Raises StartupError.
     """
-    found = asked("sizes", path, _digest([path / "config.json"]))
+    sizes = asked("sizes", path, _digest([path / "config.json"]))
     missing = [
         name
         for name in NEEDED_SIZES
-        if not isinstance(found.get(name), int) and name != "max_position_embeddings"
+        if not isinstance(sizes.get(name), int) and name != "max_position_embeddings"
     ]
     if missing:
         raise StartupError(
             f"{path / 'config.json'} describes no text model that memserve serves: it has no "
             f"{', '.join(missing)}"
         )
-    return found
+    return sizes
 
 
 def json_object(file: Path, *, missing_ok: bool = False) -> dict[str, Any]:
-    """The object that a JSON file holds; an empty one for a missing file where that may be. Raises
-    StartupError, which names the file.
+    """The object that a JSON file holds. Raises StartupError that names the file.
+
+    missing_ok: whether a missing file counts as an empty object.
     """
     if missing_ok and not file.is_file():
         return {}
     try:
-        found = json.loads(text_of(file))
+        value = json.loads(text_of(file))
     except ValueError as error:
         raise StartupError(f"{file} is not JSON: {error}{pointer_hint(file)}") from None
-    if not isinstance(found, dict):
-        raise StartupError(f"{file} must hold an object, not {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise StartupError(f"{file} must hold an object, not {type(value).__name__}")
+    return value
 
 
 def text_of(file: Path) -> str:
-    """Raises StartupError, which names the file."""
+    """Raises StartupError that names the file."""
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -242,8 +246,9 @@ def safetensors_header_bytes(file: Path) -> int:
 
 
 def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Tensor name to {dtype, shape, data_offsets}, of one safetensors file. Raises ValueError when the file
-    is not one.
+    """The entries {dtype, shape, data_offsets} of a safetensors file by tensor name.
+
+    Raises ValueError for another kind of file.
     """
     size = safetensors_header_bytes(file)
     with file.open("rb") as stream:
@@ -256,11 +261,11 @@ def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers differ in which of two entries of one name they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Raises ValueError for a name that stands twice. Readers differ in the entry that they take."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise ValueError("not a safetensors file: its header has a name twice")
-    return found
+    return entries
 
 
 def _weights(path: Path) -> list[Path]:

@@ -1,3 +1,1 @@
-"""Child processes: how they are tied to their parent, marked, restarted, swept, and how their ports are
-kept.
-"""
+"""Child processes: tied to their parent, marked, restarted and swept. Their ports are kept for them."""

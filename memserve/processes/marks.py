@@ -1,5 +1,6 @@
-"""Processes known by what their environment says, which a child hands on to its own children: none is missed
-when all are to end.
+"""Processes that are known by marks in their environment.
+
+A child hands its environment on to its own children. So no process is missed when all have to end.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import psutil
 
 
 def processes_with(marks: Mapping[str, str]) -> Iterator[psutil.Process]:
-    """Running processes whose environment has all of these; never this one or its parents."""
+    """Running processes whose environment has all of the marks. This process and its parents are left out."""
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         if process.pid in own:
@@ -23,7 +24,7 @@ def processes_with(marks: Mapping[str, str]) -> Iterator[psutil.Process]:
 
 
 def kill_with(marks: Mapping[str, str], timeout_s: float = 5.0) -> list[int]:
-    """Kill them and wait until they are gone. Returns their process ids."""
+    """Kill the processes with the marks, and wait until they are gone. Returns their process ids."""
     left = list(processes_with(marks))
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,8 +1,9 @@
-"""TCP ports that are taken first and kept, from before anything slow is started until everything has ended.
+"""TCP ports that are kept from before anything slow is started until everything has ended.
 
-A port is kept by a socket that is bound and never listens. The gateway, started as often as need be, listens
-on the same port beside it: both set SO_REUSEPORT, which the kernel allows between processes of one user only.
-Whoever does not set it is refused.
+1. A socket that is bound and never listens keeps a port.
+2. The gateway may be started several times. It listens on the same port, beside that socket.
+3. Both set SO_REUSEPORT. The kernel allows that between processes of one user only. Other processes are
+   refused.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from memserve.private_files import write_private
 
 @contextlib.contextmanager
 def held_ports(settings: Settings) -> Iterator[Settings]:
-    """Keep the ports of the gateway while inside. Yields the settings with the numbers that were taken where
-    a port was 0.
+    """Keep the ports of the gateway while inside. Meanwhile `ports_file` has their numbers.
 
-    The numbers stand in `ports_file` meanwhile. Raises StartupError when a port is taken, OSError when the
-    file cannot be written.
+    Yields the settings, with the number of the port wherever a port was 0. Raises StartupError when a port is
+    taken, OSError when the file cannot be written.
     """
     with contextlib.ExitStack() as held:
         port = held.enter_context(_hold(settings.host, settings.port, "port"))
@@ -45,14 +45,15 @@ def held_ports(settings: Settings) -> Iterator[Settings]:
 
 
 def ports_file(data: Path, pid: int) -> Path:
-    """Where the process that took the ports (`memserve up`, or a gateway on its own) says which: JSON, by the
-    names of the settings.
+    """Where the process that took the ports says which ports they are: JSON, by the names of the settings.
+
+    That process is `memserve up`, or a gateway on its own.
     """
     return data / "run" / f"ports-{pid}.json"
 
 
 def taken_ports(data: Path, pid: int) -> dict[str, int] | None:
-    """Setting to port, as that process took them. None while it has not."""
+    """The ports that the process took, by setting. None: the process has not taken them yet."""
     try:
         ports: dict[str, int] = json.loads(ports_file(data, pid).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -62,7 +63,10 @@ def taken_ports(data: Path, pid: int) -> dict[str, int] | None:
 
 @contextlib.contextmanager
 def _hold(host: str, port: int, setting: str) -> Iterator[int]:
-    """Keep one port; 0: any that is free. Yields its number. Raises StartupError."""
+    """Keep one port. Yields its number. Raises StartupError.
+
+    port: 0 for any free port.
+    """
     with contextlib.closing(_keeper(host, port, setting)) as keeper:
         yield int(keeper.getsockname()[1])
 
@@ -72,11 +76,11 @@ def _keeper(host: str, port: int, setting: str) -> socket.socket:
     keeper = socket.socket(family)
     try:
         with socket.socket(family) as probe:
-            # Without SO_REUSEPORT: also a port that another memserve of this user keeps counts as taken. With
-            # SO_REUSEADDR: connections of a server that has ended do not.
+            # Without SO_REUSEPORT, a port that another memserve of this user keeps counts as taken. With
+            # SO_REUSEADDR, connections of a server that has ended do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        # Without SO_REUSEADDR, which would let others in that set it.
+        # Without SO_REUSEADDR: it would let in other processes that set it.
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         keeper.bind((host, port))
     except OSError as error:

@@ -1,9 +1,12 @@
-"""Ends what a dead process has left. Run as a script, in a process of its own, it waits until its standard
-input is closed, which the kernel does when the only process that holds the other end has ended, and then
-kills all whose environment has a mark.
+"""Ends the processes that a dead process has left.
 
-For what no parent can tie to itself: processes that others start, as Ray's agents, which outlive a raylet
-that was killed.
+1. This file runs as a script, in a process of its own.
+2. The script waits until its standard input is closed. The kernel closes it when the only process that holds
+   the other end has ended.
+3. The script kills all processes whose environment has a mark.
+
+It is for processes that no parent of memserve's can tie to itself, because others start them. Ray's agents
+are such processes. They outlive a raylet that was killed.
 """
 
 from __future__ import annotations
@@ -20,25 +23,30 @@ LOOK_S = 0.1
 
 
 def start_reaper(variable: str, value: str) -> subprocess.Popen[bytes]:
-    """A process that kills all that have the variable in their environment as soon as this one ends, or
-    closes the reaper's `stdin`.
+    """Start a process that kills all processes with the variable in their environment.
 
-    It has no environment, so no sweep takes it. Raises OSError.
+    The reaper does so as soon as this process ends or closes the reaper's `stdin`. The reaper has no
+    environment itself, so that no sweep kills it.
+
+    Raises OSError.
     """
     command = [sys.executable, "-I", "-S", __file__, variable, value]
     return subprocess.Popen(command, stdin=subprocess.PIPE, env={}, start_new_session=True)
 
 
 def marked(mark: bytes) -> list[int]:
-    """Process ids. mark: variable=value."""
-    found = []
+    """The ids of the processes with the mark.
+
+    mark: variable=value.
+    """
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:  # it ended, or belongs to another user
+                pids.append(int(folder.name))
+        except OSError:  # the process has ended, or belongs to another user
             continue
-    return found
+    return pids
 
 
 def main(variable: str, value: str) -> None:

@@ -1,5 +1,7 @@
-"""What loops for as long as its process lives: a task or a thread that goes on whatever its step raises, says
-so, and is counted.
+"""Loops that run as long as their process lives.
+
+A task or a thread takes a step again and again. It goes on whatever the step raises. Every failure is logged
+and counted.
 """
 
 from __future__ import annotations
@@ -15,21 +17,20 @@ from memserve.errors import MemserveError
 
 log = logging.getLogger("memserve.processes.supervised")
 
-# Of a loop whose step fails again and again; its own pause where that is longer.
+# The longest pause of a loop whose step fails again and again. A loop's own pause counts where it is longer.
 LONGEST_PAUSE_S = 5.0
-# Of one loop, for each class of exception: a step that fails four times a second does not fill the disk with
-# tracebacks.
-SAY_EVERY_S = 60.0
+# How often a loop's failures are logged, for each class of exception. A step that fails four times a second
+# must not fill the disk with tracebacks.
+LOG_EVERY_S = 60.0
 
 T = TypeVar("T")
 Failed = Callable[[str], None]
-"""Called with a loop's name whenever its step has failed. Names are literals in the code, so they may label a
-metric.
-"""
+"""Called with a loop's name whenever its step has failed. Names are literals in the code, so that they may
+label a metric."""
 
 
 def uncounted(loop: str) -> None:
-    """For a process without metrics: the log has every failure anyway."""
+    """For a process without metrics, whose failures are only logged."""
 
 
 async def repeat(
@@ -48,7 +49,7 @@ async def repeat(
         except asyncio.CancelledError as error:
             if task is None or task.cancelling():
                 raise
-            # Somebody has cancelled what the step waited for, not this task: gRPC does so to the calls of a
+            # Not this task was cancelled, but the call that the step waited for. gRPC cancels the calls of a
             # channel that closes.
             failures.met(error, time.monotonic())
         except Exception as error:
@@ -59,8 +60,9 @@ async def repeat(
 def repeating_thread(
     loop: str, step: Callable[[], None], pause_s: float, closing: threading.Event, failed: Failed = uncounted
 ) -> threading.Thread:
-    """A daemon thread, already started, that does the same with a step that blocks. It ends with the step
-    during which `closing` is set.
+    """As `repeat`, for a step that blocks. Returns a daemon thread that has started.
+
+    The thread ends after the step during which `closing` is set.
     """
     failures = _Failures(loop, pause_s, failed)
 
@@ -79,16 +81,17 @@ def repeating_thread(
 
 
 class Background:
-    """Work that outlives the call that began it: kept until it ends, bounded in number, and said when it
-    fails.
-    """
+    """Work that outlives the call that began it. It is kept until it ends, and logged when it fails."""
 
-    def __init__(self, most: int = 64) -> None:
-        self._most = most
+    def __init__(self, max_tasks: int = 64) -> None:
+        self._max_tasks = max_tasks
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(self, what: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """what: as the log names it. Whoever awaits the task gets what it raises; nobody has to."""
+        """Begin the work. A caller may await the task, and gets what it raises. Nobody has to await it.
+
+        what: as the log names it.
+        """
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(lambda ended: self._ended(what, ended))
@@ -96,11 +99,11 @@ class Background:
 
     @property
     def is_full(self) -> bool:
-        """Whether what can be left out is better left out."""
-        return len(self._tasks) >= self._most
+        """Whether work that can be left out is better left out."""
+        return len(self._tasks) >= self._max_tasks
 
     async def close(self) -> None:
-        """Cancel what has not ended."""
+        """Cancel the work that has not ended."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -116,14 +119,14 @@ class Background:
 
 
 class _Failures:
-    """The failures of one loop: how long to pause after them, and which are said."""
+    """The failures of one loop: how long to pause after them, and which are logged."""
 
     def __init__(self, loop: str, pause_s: float, failed: Failed) -> None:
         self.pause_s = pause_s
         self._loop = loop
         self._least_pause_s = pause_s
         self._failed = failed
-        self._unsaid = 0
+        self._unlogged = 0
         self._quiet_until_s: dict[type[BaseException], float] = {}
 
     def ended(self) -> None:
@@ -133,10 +136,10 @@ class _Failures:
     def met(self, error: BaseException, now_s: float) -> None:
         self.pause_s = max(self._least_pause_s, min(2 * self.pause_s, LONGEST_PAUSE_S))
         self._failed(self._loop)
-        self._unsaid += 1
+        self._unlogged += 1
         if now_s < self._quiet_until_s.get(type(error), now_s):
             return
-        self._quiet_until_s[type(error)] = now_s + SAY_EVERY_S
-        times = f", {self._unsaid} times since this was said last" if self._unsaid > 1 else ""
-        self._unsaid = 0
+        self._quiet_until_s[type(error)] = now_s + LOG_EVERY_S
+        times = f", {self._unlogged} times since this was said last" if self._unlogged > 1 else ""
+        self._unlogged = 0
         log.error("the loop %r failed%s; it goes on", self._loop, times, exc_info=error)

@@ -1,8 +1,7 @@
-"""Children that end with their parent. Run as a script, this file ties itself to the parent, then becomes the
-child.
+"""Children that end with their parent. Linux only.
 
-A script, because Python may not run code of its own between fork and exec where the parent has threads. Linux
-only.
+This file runs as a script. The script ties its process to the parent, and then becomes the child. It is a
+script because Python may not run its own code between fork and exec where the parent has threads.
 """
 
 from __future__ import annotations
@@ -17,20 +16,19 @@ PR_SET_PDEATHSIG = 1
 
 
 def tethered(command: Sequence[str]) -> list[str]:
-    """The command line that starts `command` as a child of this process that is killed when this process
-    ends, also by kill -9.
+    """The command line that starts `command` as a child that is killed when this process ends, also by kill
+    -9.
 
-    The kernel goes by threads: the child is killed when the thread that starts it ends. That thread must
-    outlive it.
+    The kernel goes by threads. The child is killed when the thread that starts it ends, so that the thread
+    must outlive the child.
     """
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends. Exits at once when the parent, `parent_pid`,
-    has ended already.
+    """Have the kernel kill this process when its parent ends.
 
-    Raises OSError where the kernel refuses.
+    Exits at once when the parent has ended already. Raises OSError where the kernel refuses.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:

@@ -16,8 +16,8 @@ import pytest
 
 from memserve.errors import NothingToRollBack
 from memserve.processes.supervised import (
+    LOG_EVERY_S,
     LONGEST_PAUSE_S,
-    SAY_EVERY_S,
     Background,
     _Failures,
     repeat,
@@ -167,14 +167,14 @@ def test_a_failure_is_said_again_after_a_while_with_how_often_it_was(
 ) -> None:
     caplog.set_level(logging.ERROR)
     failures = _Failures("the_step", 0.25, lambda loop: None)
-    for second in range(int(SAY_EVERY_S) + 1):
+    for second in range(int(LOG_EVERY_S) + 1):
         failures.met(Fault(f"at {second}"), float(second))
         failures.ended()
-    failures.met(ValueError("another"), SAY_EVERY_S)
+    failures.met(ValueError("another"), LOG_EVERY_S)
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
         "the loop 'the_step' failed; it goes on",
-        f"the loop 'the_step' failed, {int(SAY_EVERY_S)} times since this was said last; it goes on",
+        f"the loop 'the_step' failed, {int(LOG_EVERY_S)} times since this was said last; it goes on",
         "the loop 'the_step' failed; it goes on",
     ]
 
@@ -182,7 +182,7 @@ def test_a_failure_is_said_again_after_a_while_with_how_often_it_was(
 async def test_background_work_is_kept_said_when_it_fails_and_ended_at_the_close(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    background = Background(most=2)
+    background = Background(max_tasks=2)
 
     async def fault() -> None:
         raise Fault("of its own")

@@ -7,16 +7,20 @@ from enum import Enum
 
 
 class Circuit(Enum):
-    """CLOSED: calls pass. OPEN: they do not. TRYING: one call is out to see whether the server is back."""
+    """Whether a server is asked. A higher value is worse."""
 
     CLOSED = 0
+    """Calls pass."""
     TRYING = 1
+    """One call is under way to see whether the server is back."""
     OPEN = 2
+    """No call passes."""
 
 
 class CircuitBreaker:
-    """Opens after `failures_to_open` failures in a row; lets one call through after `pause_s`. The caller
-    brings the clock. Thread-safe.
+    """Opens after `failures_to_open` failures in a row. Lets one call through after `pause_s`.
+
+    The clock is an argument. Thread-safe.
     """
 
     def __init__(self, *, failures_to_open: int, pause_s: float) -> None:
@@ -34,8 +38,9 @@ class CircuitBreaker:
         return self._state
 
     def allows(self, now_s: float) -> bool:
-        """Whether to make the call. Whoever gets True reports `succeeded` or `failed`; a trial that never
-        reports is given up.
+        """Whether to make the call. After True the caller reports `succeeded` or `failed`.
+
+        A trial that never reports is given up after `pause_s`.
         """
         with self._lock:
             if self._state is Circuit.CLOSED:

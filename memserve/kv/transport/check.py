@@ -1,4 +1,4 @@
-"""What the servers of the cache must be, checked at start."""
+"""Checks at start that the cache's servers can hold KV."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ from memserve.errors import StartupError
 from memserve.kv.transport.topology import LEARNING_FAILS, ClusterNodes, SentinelMaster
 from memserve.kv.transport.url import Address, CacheUrl, Deployment, parse_cache_url
 
-# GETEX, which slides a time to live with the read.
+# This version has GETEX, which slides a time to live with a read.
 OLDEST_REDIS: Final = (6, 2)
 
 
 def check_cache_servers(url: str, *, timeout_s: float = 5.0) -> None:
-    """Connect to every server of the cache at start, and refuse what would not work later. Blocks.
+    """Connect to every server of the cache at start, and refuse one that would not work later. Blocks.
+
+    Start is the time to be strict. Of the nodes or Sentinels that the URL names, one must answer. Then every
+    master of the cluster must answer, or the master that the Sentinels name. A failure of these servers later
+    costs hits, and no request.
 
     timeout_s: for each connection and each answer.
-    Start is the time to be strict: of the nodes and Sentinels that the URL names one must answer, and then
-    every master of the cluster, or the master that the Sentinels name. What happens to them afterwards costs
-    hits, and no request. Raises StartupError that names the server and says what to do. It shows no password.
+    Raises StartupError that names the server and says what to do. The message shows no password.
     """
     try:
         cache = parse_cache_url(url)
@@ -52,10 +54,10 @@ def check_cache_servers(url: str, *, timeout_s: float = 5.0) -> None:
 
 
 def info_fault(info: Mapping[str, Any], deployment: Deployment) -> str | None:
-    """What keeps a server from holding a cache's values, and what to do about it; None: nothing does.
+    """What keeps a server from holding a cache's values, and what to do about it. None: nothing.
 
-    info: of INFO, as redis-py parses it. Valkey calls itself redis_version 7.2.4, and may say server_mode
-    where Redis says redis_mode.
+    info: the reply to INFO, as redis-py parses it. Valkey gives redis_version 7.2.4, and may have server_mode
+    where Redis has redis_mode.
     """
     version = str(info.get("redis_version", ""))
     numbers = tuple(int(number) for number in version.split(".")[:2] if number.isdecimal())
@@ -93,7 +95,7 @@ def _cluster_masters(cache: CacheUrl, timeout_s: float) -> frozenset[Address]:
         except StartupError as error:
             unreachable.append(str(error))
             continue
-        fault = info_fault({**info, "role": "master"}, cache.deployment)  # any node can tell of the others
+        fault = info_fault({**info, "role": "master"}, cache.deployment)  # any node knows the others
         if fault is not None:
             raise StartupError(f"cache_redis_url: the server at {_named(address)} {fault}")
     if len(unreachable) == len(cache.addresses):

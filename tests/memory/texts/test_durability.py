@@ -18,7 +18,8 @@ from memserve.errors import (
     VectorStoreHeld,
     VectorStoreUnavailable,
 )
-from memserve.memory.texts.embedding import BertEmbedder, Prompts, bundled_model_dir, open_embedder
+from memserve.memory.texts.embedder_files import Prompts, bundled_model_dir, open_embedder
+from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts.handbook import HANDBOOK, TENANT, ids, remember, remember_handbook, search

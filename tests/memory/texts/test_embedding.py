@@ -10,15 +10,14 @@ import pytest
 
 from memserve.config import Settings
 from memserve.errors import StartupError
-from memserve.memory.texts.embedding import (
+from memserve.memory.texts.embedder_files import (
     MAX_EMBEDDED_TOKENS,
-    BertEmbedder,
-    Floats,
     Prompts,
     bundled_model_dir,
     configured_embedder,
     open_embedder,
 )
+from memserve.memory.texts.embedding import BertEmbedder, Floats
 
 TEXTS = [
     "Where does the night shift keep the spare key?",
