@@ -134,8 +134,8 @@ SYLLABLES: tuple[str, ...] = _split(
 )
 
 FILLER_SUBJECTS: tuple[str, ...] = _split(
-    "doors|windows|visitors|deliveries|reports|engines|lamps|tools|records|letters|guards|meals|floors|stairs|machines|samples|"
-    "maps|books|meetings|repairs",
+    "doors|windows|visitors|deliveries|reports|engines|lamps|tools|records|letters|guards|meals|floors|"
+    "stairs|machines|samples|maps|books|meetings|repairs",
     between="|",
 )
 FILLER_ACTIONS: tuple[str, ...] = _split(

@@ -63,6 +63,7 @@ COMMANDS = {
 # These speak to no gateway.
 LOCAL = {
     "up",
+    "kv check",
     "gateway",
     "workers",
     "settings",

@@ -6,29 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from memserve.client.uploads import FILES, PROBES_FILE, KindFiles, kind_of_folder, upload_of
+from memserve.client.uploads import PROBES_FILE, kind_of_folder, upload_of
+from memserve.domain.kinds import KINDS, KindRow
 from memserve.memory.modules.kinds import table
 
 
-def test_the_client_sends_the_files_that_the_gateway_takes() -> None:
-    assert {
-        kind: KindFiles(rules.files, rules.optional_files) for kind, rules in table.KINDS.items()
-    } == FILES
+def test_probes_are_named_as_the_gateway_names_them() -> None:
     assert PROBES_FILE == table.PROBES_FILE
 
 
 def test_the_first_file_of_a_kind_tells_the_kinds_apart() -> None:
-    assert len({files.required[0] for files in FILES.values()}) == len(FILES)
+    assert len({row.files[0] for row in KINDS.values()}) == len(KINDS)
 
 
-@pytest.mark.parametrize("kind", FILES)
-def test_a_folder_is_sent_without_the_files_that_are_no_module(kind: str, tmp_path: Path) -> None:
-    files = FILES[kind]  # type: ignore[index]
-    for name in (*files.required, *files.optional, PROBES_FILE, "README.md"):
+@pytest.mark.parametrize("row", KINDS.values(), ids=KINDS)
+def test_a_folder_is_sent_without_the_files_that_are_no_module(row: KindRow, tmp_path: Path) -> None:
+    for name in (*row.files, *row.optional_files, PROBES_FILE, "README.md"):
         (tmp_path / name).write_bytes(b"x")
     header = upload_of("tone", tmp_path, "", (), "", "").header
-    assert [file.file_name for file in header.files] == [*files.required, *files.optional, PROBES_FILE]
-    assert kind_of_folder(tmp_path) is kind
+    assert [file.file_name for file in header.files] == [*row.files, *row.optional_files, PROBES_FILE]
+    assert kind_of_folder(tmp_path) == row.kind
 
 
 def test_a_folder_that_is_no_module_is_refused(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import grpc
 
 from memserve.disk import DATA_DISK, DiskWatch
+from tests.gateway.asking import GREEDY, failure_of
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import until
-from tests.gateway.test_pipeline import GREEDY, failure_of
 
 
 async def test_a_full_disk_refuses_changes_and_answers_go_on(

@@ -111,12 +111,8 @@ class CausalModel:
                 torch.cat([take(f"{prefix}.{name}.bias", out) for name, out in outputs.items()]),
             )
 
-        hidden, inner, q, kv = (
-            self._hidden,
-            shape.intermediate_size,
-            self._heads * self._head_dim,
-            self._kv_heads * self._head_dim,
-        )
+        hidden, inner = self._hidden, shape.intermediate_size
+        q, kv = self._heads * self._head_dim, self._kv_heads * self._head_dim
         self._layers = [
             Layer(
                 input_norm=take(f"{prefix}.input_layernorm.weight", hidden),

@@ -6,79 +6,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from memserve.errors import BlobDamaged, BlobStoreUnavailable, InvalidModule, ModuleNotFound, StartupError
 from memserve.memory.modules.blobs.places import Directory
-from memserve.memory.modules.blobs.store import BlobStore, sweep
-
-DIGEST, OTHER, THIRD = "a" * 64, "b" * 64, "c" * 64
-FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 5}
-SIZE = sum(map(len, FILES.values()))
-NOW_S = 2e9  # Later than any file's time.
-OPEN = Callable[[str], BlobStore]
-
-
-class Registry:
-    """Which digests are referenced and condemned, with the rules of the real store."""
-
-    def __init__(self, *referenced: str) -> None:
-        self.used = set(referenced)
-        self.condemned: dict[str, str] = {}
-        self.when_condemned: Callable[[str], None] = lambda digest: None
-
-    async def referenced(self, digest: str) -> bool:
-        return digest in self.used
-
-    async def block_publishing(self, digest: str, token: str, seconds: float) -> bool:
-        if digest in self.used or digest in self.condemned:
-            return False
-        self.condemned[digest] = token
-        self.when_condemned(digest)
-        return True
-
-    async def allow_publishing(self, digest: str, token: str) -> None:
-        if self.condemned.get(digest) == token:
-            del self.condemned[digest]
-
-
-@pytest.fixture(params=["local", "directory", "memory", "file"])
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OPEN]:
-    """Opens one store from several machines, each named: each has a local root of its own, but where the
-    store is local.
-    """
-    bucket = uuid.uuid4().hex
-    url = {
-        "local": "",
-        "directory": str(tmp_path / "shared"),
-        "memory": f"memory://{bucket}/modules",
-        "file": f"file://{tmp_path}/shared",
-    }[request.param]
-    yield lambda machine: BlobStore(url, tmp_path / ("one" if request.param == "local" else machine))
-    memory = fsspec.filesystem("memory")
-    if memory.exists(f"/{bucket}"):
-        memory.rm(f"/{bucket}", recursive=True)
-
-
-def folder_of(root: Path, files: dict[str, bytes] = FILES) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (root / name).write_bytes(content)
-    return root
-
-
-def kept(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "blob.json"}
-
-
-def on_disk(root: Path) -> list[str]:
-    return sorted(str(file.relative_to(root)) for file in root.rglob("*") if file.is_file())
+from memserve.memory.modules.blobs.store import BlobStore
+from tests.memory.modules.blobs.blob_files import (
+    DIGEST,
+    FILES,
+    NOW_S,
+    OPEN,
+    SIZE,
+    folder_of,
+    half_put,
+    kept,
+    on_disk,
+)
 
 
 def test_what_is_put_comes_back_on_another_machine(open_store: OPEN, tmp_path: Path) -> None:
@@ -274,88 +220,11 @@ def test_only_what_was_checked_is_put(open_store: OPEN, tmp_path: Path) -> None:
     assert kept(open_store("worker").local(DIGEST)) == FILES
 
 
-def half_put(tmp_path: Path, prefix: str) -> BlobStore:
-    """A put that was cut off after its first file."""
-    blobs = BlobStore(f"{prefix}{tmp_path / 'shared'}" if prefix != "local" else "", tmp_path / "shared")
-    root = tmp_path / "shared" / (f".staging/{uuid.uuid4().hex}" if prefix == "local" else DIGEST)
-    folder_of(root, {"1" * 64: b"first"})
-    return blobs
-
-
-@pytest.mark.parametrize("prefix", ["local", "file://"])
-async def test_a_put_that_was_cut_off_is_no_blob_and_is_swept(tmp_path: Path, prefix: str) -> None:
-    blobs = half_put(tmp_path, prefix)
-    assert not blobs.exists(DIGEST)
-    assert list(blobs.digests(NOW_S)) == []
-    with pytest.raises((ModuleNotFound, BlobDamaged)):
-        blobs.local(DIGEST)
-    await sweep(blobs, Registry(), 60.0, NOW_S)
-    assert on_disk(tmp_path / "shared") == []
-
-
 @pytest.mark.parametrize("prefix", ["local", "file://"])
 def test_a_put_that_was_cut_off_can_be_done_again(tmp_path: Path, prefix: str) -> None:
     blobs = half_put(tmp_path, prefix)
     blobs.put(DIGEST, folder_of(tmp_path / "upload"))
     assert kept(blobs.local(DIGEST)) == FILES
-
-
-async def test_the_sweep_removes_what_nobody_refers_to_and_nothing_else(
-    open_store: OPEN, tmp_path: Path
-) -> None:
-    blobs = open_store("gateway")
-    for digest in (DIGEST, OTHER):
-        blobs.put(digest, folder_of(tmp_path / "upload"))
-        blobs.local(digest)
-    used, unused = blobs.put_probes(b"[1]"), blobs.put_probes(b"[2]")
-    registry = Registry(DIGEST, used)
-    found = await sweep(blobs, registry, 60.0, NOW_S)
-    assert (found.modules, found.probes) == ((OTHER,), (unused,))
-    assert [blobs.exists(digest) for digest in (DIGEST, OTHER)] == [True, False]
-    assert not blobs.has_local(OTHER)
-    assert [digest for digest, _ in blobs.probe_digests(NOW_S)] == [used]
-    assert registry.condemned == {}
-
-
-async def test_the_sweep_leaves_young_and_condemned_blobs(open_store: OPEN, tmp_path: Path) -> None:
-    blobs = open_store("gateway")
-    blobs.put(DIGEST, folder_of(tmp_path / "upload"))
-    [(_, age_s)] = blobs.digests(NOW_S)
-    assert (await sweep(blobs, Registry(), age_s + 60, NOW_S)).modules == ()
-    registry = Registry()
-    registry.condemned[DIGEST] = "another gateway's token"
-    assert (await sweep(blobs, registry, 60.0, NOW_S)).modules == ()
-    assert blobs.exists(DIGEST)
-    assert registry.condemned == {DIGEST: "another gateway's token"}
-
-
-async def test_a_blob_that_is_put_while_the_sweep_looks_stays(tmp_path: Path) -> None:
-    blobs = BlobStore("", tmp_path / "root")
-    upload = folder_of(tmp_path / "upload")
-    blobs.put(DIGEST, upload)
-    for file in (tmp_path / "root" / DIGEST, *(tmp_path / "root" / DIGEST).iterdir()):
-        os.utime(file, (1e9, 1e9))
-    [(_, age_s)] = blobs.digests(NOW_S)
-    registry = Registry()
-
-    def put_again(digest: str) -> None:
-        blobs.put(digest, upload)
-
-    registry.when_condemned = put_again
-    assert (await sweep(blobs, registry, age_s - 60, NOW_S)).modules == ()
-    assert blobs.exists(DIGEST)
-
-
-async def test_copies_of_what_the_store_has_lost_are_swept(tmp_path: Path) -> None:
-    url = str(tmp_path / "shared")
-    gateway, worker = BlobStore(url, tmp_path / "gateway"), BlobStore(url, tmp_path / "worker")
-    for digest in (DIGEST, OTHER):
-        gateway.put(digest, folder_of(tmp_path / "upload"))
-        worker.local(digest)
-    gateway.delete(DIGEST)
-    assert worker.has_local(DIGEST)
-    assert (await sweep(worker, Registry(OTHER), 60.0, NOW_S)).leftovers == 1
-    assert [worker.has_local(digest) for digest in (DIGEST, OTHER)] == [False, True]
 
 
 def test_a_store_that_fails_is_one_fact_without_its_url(tmp_path: Path) -> None:
