@@ -19,7 +19,7 @@ Stored = TypeVar("Stored")
 
 # How many unreadable records are remembered as logged. With more of them some are logged again, so that
 # memory stays bounded.
-SAID_MAX = 1024
+LOGGED_MAX = 1024
 _PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
@@ -51,7 +51,7 @@ def known_fields(kind: type, record: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Whatever a record does to the code that reads it is UnreadableRecord."""
+    """Turn any error of the code that reads a record into UnreadableRecord."""
     try:
         yield
     except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -59,25 +59,25 @@ def reading(what: str) -> Iterator[None]:
 
 
 class LenientReader:
-    """Reads lists of records. One that cannot be read is left out, and said once."""
+    """Reads lists of records. A record that cannot be read is left out, and logged once."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
-        self._said: OrderedDict[str, None] = OrderedDict()
+        self._logged: OrderedDict[str, None] = OrderedDict()
 
     def read(self, records: Iterable[Stored], read: Callable[[Stored], T]) -> list[T]:
-        found = []
+        values = []
         for record in records:
             try:
-                found.append(read(record))
+                values.append(read(record))
             except UnreadableRecord as error:
-                self._say(str(error))
-        return found
+                self._log_once(str(error))
+        return values
 
-    def _say(self, reason: str) -> None:
-        if reason not in self._said:
+    def _log_once(self, reason: str) -> None:
+        if reason not in self._logged:
             self._log.warning("left out: %s", reason)
-        self._said[reason] = None
-        self._said.move_to_end(reason)
-        if len(self._said) > SAID_MAX:
-            self._said.popitem(last=False)
+        self._logged[reason] = None
+        self._logged.move_to_end(reason)
+        if len(self._logged) > LOGGED_MAX:
+            self._logged.popitem(last=False)

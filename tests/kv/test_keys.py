@@ -132,7 +132,7 @@ def test_keys_are_those_that_vllm_computes(
 
 
 def test_the_package_imports_neither_vllm_nor_torch() -> None:
-    modules = ["index", "keys", "lookup", "store", "transport.check", "values.codecs", "values.envelope"]
+    modules = ["index", "keys", "lookup", "store", "transport.breaker", "values.codecs", "values.envelope"]
     program = (
         f"import sys; {'; '.join(f'import memserve.kv.{name}' for name in modules)}; print({{'vllm', "
         f"'torch'}} & set(sys.modules))"

@@ -1,6 +1,6 @@
 """What a cached chunk is worth: the time that a use of the chunk saves, by the room that it takes.
 
-Redis decides which chunk leaves first, because the bytes are counted there (`memserve/kv/ledger/worth.lua`).
+Redis decides which chunk leaves first, because the bytes are counted there (`memserve/kv/ledger/`).
 A chunk's rank is the clock plus its uses times its worth. The beginning of a chain always ranks above its
 end.
 """

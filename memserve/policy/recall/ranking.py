@@ -43,7 +43,7 @@ def query_words(query: str) -> list[str]:
 
 
 def rank_by_words(
-    words: Sequence[str], found: Sequence[Memory], found_by_word: Sequence[Sequence[Memory]], cap: int
+    words: Sequence[str], hits: Sequence[Memory], hits_by_word: Sequence[Sequence[Memory]], cap: int
 ) -> list[ScoredRow]:
     """Score by BM25 the memories that Milvus found for the whole query and for each of its words.
 
@@ -53,17 +53,17 @@ def rank_by_words(
     Milvus found for the word, at most `cap`. A word that fills its list is common.
 
     words: [n].
-    found_by_word: [n][at most cap].
+    hits_by_word: [n][at most cap].
     Returns the memories with scores above 0, best first.
     """
-    memories = {_key(memory): memory for hits in (found, *found_by_word) for memory in hits}
+    memories = {_key(memory): memory for memories_found in (hits, *hits_by_word) for memory in memories_found}
     counts = {
         key: Counter(words_of("\n".join((memory.text, *memory.keywords)))) for key, memory in memories.items()
     }
     mean_length = sum(map(Counter.total, counts.values())) / max(1, len(counts))
     weights = {}
-    for word, hits in zip(words, found_by_word, strict=True):
-        holders = min(cap, max(len(hits), sum(word in count for count in counts.values())))
+    for word, word_hits in zip(words, hits_by_word, strict=True):
+        holders = min(cap, max(len(word_hits), sum(word in count for count in counts.values())))
         weights[word] = math.log(1 + (2 * cap - holders + 0.5) / (holders + 0.5))
     rows: list[ScoredRow] = []
     for key, memory in memories.items():
