@@ -34,19 +34,19 @@ def gateway_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_gateway_only_installation_imports_and_serves(
     gateway_python: Path, tmp_path: Path, redis_server: RedisServer
 ) -> None:
-    look = (
+    installed = (
         "import importlib.util as u, json; print(json.dumps([m for m in ('torch', 'vllm', 'ray') if "
         "u.find_spec(m)]))"
     )
-    found = subprocess.run(
-        [str(gateway_python), "-c", look],
+    listed = subprocess.run(
+        [str(gateway_python), "-c", installed],
         capture_output=True,
         text=True,
         check=True,
         cwd=tmp_path,
         encoding="utf-8",
     )
-    assert json.loads(found.stdout) == []
+    assert json.loads(listed.stdout) == []
 
     model = tmp_path / "model"
     shutil.copytree(MODEL_DIR, model)
