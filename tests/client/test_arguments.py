@@ -63,7 +63,7 @@ def test_what_cannot_be_sent_is_refused_with_its_field(make: Callable[[], Any], 
 
 
 @pytest.mark.parametrize(
-    "given",
+    "fields",
     [
         {"max_tokens": 7},
         {"temperature": 0.0},
@@ -73,12 +73,12 @@ def test_what_cannot_be_sent_is_refused_with_its_field(make: Callable[[], Any], 
         {"logprobs": False},
         {"min_tokens": 0},
     ],
-    ids=lambda given: next(iter(given)),
+    ids=lambda fields: next(iter(fields)),
 )
-def test_a_field_beside_the_sampling_that_has_it_is_refused_by_name(given: dict[str, Any]) -> None:
+def test_a_field_beside_the_sampling_that_has_it_is_refused_by_name(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as refused:
-        generate_request("b", sampling=Sampling(max_tokens=7), **given)
-    assert refused.value.field == next(iter(given))
+        generate_request("b", sampling=Sampling(max_tokens=7), **fields)
+    assert refused.value.field == next(iter(fields))
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])

@@ -191,6 +191,7 @@ async def test_the_timeout_is_the_calls_deadline(gateway: RunningGateway) -> Non
             client.generate("hello")
 
     gateway.workers[0].script = Script(hangs_after=1)
+    cancelled = len(gateway.workers[0].cancelled)
     try:
         assert (await failure_of(asyncio.to_thread(blocking))).code is grpc.StatusCode.DEADLINE_EXCEEDED
         async with AsyncClient(gateway.address, timeout_s=0.3) as client:
@@ -198,6 +199,8 @@ async def test_the_timeout_is_the_calls_deadline(gateway: RunningGateway) -> Non
     finally:
         gateway.workers[0].script = Script()
     await until(lambda: gateway.parts.inflight.total == 0)
+    # The next test counts from here.
+    await until(lambda: len(gateway.workers[0].cancelled) == cancelled + 2)
 
 
 async def test_closing_a_stream_cancels_the_call(gateway: RunningGateway) -> None:

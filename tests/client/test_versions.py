@@ -33,9 +33,9 @@ CONFIGURATION = "[pytest]\naddopts = --import-mode=importlib\nfilterwarnings = e
 
 def lowest(need: str) -> str:
     """`name>=1,<3` is `name==1`. Fails for a dependency that is no range."""
-    found = re.fullmatch(r"([a-z-]+)>=([0-9.]+)(,<[0-9.]+)?", need)
-    assert found, f"{need} names no lowest version"
-    return f"{found[1]}=={found[2]}"
+    parts = re.fullmatch(r"([a-z-]+)>=([0-9.]+)(,<[0-9.]+)?", need)
+    assert parts, f"{need} names no lowest version"
+    return f"{parts[1]}=={parts[2]}"
 
 
 def pip(*arguments: str) -> None:
