@@ -13,8 +13,6 @@ from memserve.cli.terminal import out
 from memserve.config import Settings, load_settings
 from memserve.errors import RegistryUnavailable, StartupError
 
-TIMEOUT_S = 5.0
-
 
 def check(
     data_dir: Annotated[
@@ -28,6 +26,8 @@ def check(
     Where Redis is comes from the settings, as for `memserve gateway`. Without them it is that of a running
     `memserve up`. Exit status 1 when something contradicts something else.
     """
+    from memserve.kv.ledger.check import check_ledger
+
     settings = load_settings(data_dir=data_dir)
     ledger = check_ledger(cache_url(settings))
     module_store = asyncio.run(check_module_store(registry_url(settings)))
@@ -53,30 +53,6 @@ def cache_url(settings: Settings) -> str:
     from memserve.embedded.redis_server import cache_server
 
     return settings.cache_redis or cache_server(settings.data, settings.cache_max_bytes).url
-
-
-def check_ledger(url: str) -> list[str]:
-    """The contradictions. Raises StartupError where a server does not answer."""
-    from redis.exceptions import RedisError
-
-    from memserve.kv.ledger.ledger import Ledger
-    from memserve.kv.transport.check import check_cache_servers
-    from memserve.kv.transport.limits import CacheLimits
-    from memserve.kv.transport.servers import CacheServers
-
-    check_cache_servers(url)
-    servers = CacheServers(
-        url,
-        CacheLimits(
-            io_s=TIMEOUT_S, lookup_s=TIMEOUT_S, connect_s=TIMEOUT_S, failures_to_open=1, pause_s=TIMEOUT_S
-        ),
-    )
-    try:
-        return Ledger(servers, ttl_s=1).check_integrity()
-    except (RedisError, OSError) as error:
-        raise StartupError(f"the cache does not answer: {error}") from None
-    finally:
-        servers.close()
 
 
 async def check_module_store(url: str) -> list[str]:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 from redis import Redis
+from redis.exceptions import RedisError
 
+from memserve.errors import StartupError
 from memserve.kv.keys import VALUE_PREFIX
 from memserve.kv.ledger.integrity import (
     FIELDS,
@@ -35,6 +37,8 @@ from memserve.kv.ledger.names import (
     Field,
     entry_key,
 )
+from memserve.kv.transport.check import check_cache_servers
+from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.transport.server import CacheServer
 from memserve.kv.transport.servers import CacheServers
 
@@ -43,6 +47,8 @@ T = TypeVar("T")
 PAGE = 250
 PAUSE_S = 0.5
 TOPOLOGY_WAIT_S = 1.0
+# For each connection and each answer, when an operator asks.
+SERVER_TIMEOUT_S = 5.0
 # For each member in `_read_at_once`.
 COMMANDS = 6
 
@@ -229,6 +235,27 @@ class LedgerCheck:
 
     def _ask(self, question: Callable[[Redis], Any]) -> Any:
         return self._servers.ask(PREFIX, question)
+
+
+def check_ledger(url: str) -> list[str]:
+    """The contradictions in the ledger of the cache at `url`. Raises StartupError where a server does not
+    answer, or is none that can hold a cache.
+    """
+    check_cache_servers(url)
+    limits = CacheLimits(
+        io_s=SERVER_TIMEOUT_S,
+        lookup_s=SERVER_TIMEOUT_S,
+        connect_s=SERVER_TIMEOUT_S,
+        failures_to_open=1,
+        pause_s=SERVER_TIMEOUT_S,
+    )
+    servers = CacheServers(url, limits)
+    try:
+        return LedgerCheck(servers).contradictions()
+    except (RedisError, OSError) as error:
+        raise StartupError(f"the cache does not answer: {error}") from None
+    finally:
+        servers.close()
 
 
 def _scan(scan: Callable[[int], Any]) -> Iterator[list[str]]:

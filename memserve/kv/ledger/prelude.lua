@@ -86,8 +86,11 @@ function arguments.rest()
   return texts
 end
 
-local function append(list, ...)
-  for _, value in ipairs({...}) do list[#list + 1] = value end
+-- One value or up to three. Without a table for them: it is called for every chunk.
+local function append(list, first, second, third)
+  list[#list + 1] = first
+  list[#list + 1] = second
+  list[#list + 1] = third
 end
 
 -- A full Redis refuses a script whose first write could need memory. What frees memory begins with a write

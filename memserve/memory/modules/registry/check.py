@@ -227,7 +227,7 @@ class ModuleStoreCheck:
         async with answering():
             kind = await self._redis.hget(f"{PREFIX}head:{text}", "kind")
             fields = await self._redis.hkeys(f"{PREFIX}versions:{text}")
-        body_fields = [each for each in fields if each.startswith(f"{BODY}:")]
+        body_fields = [name for name in fields if name.startswith(f"{BODY}:")]
         for start in range(0, len(body_fields), PAGE):
             page = body_fields[start : start + PAGE]
             async with answering():

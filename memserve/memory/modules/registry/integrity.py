@@ -238,8 +238,8 @@ def _changes_of_alias(facts: Sequence[AuditFact], changes: Sequence[AliasChange]
     revisions = [fact.revision for fact in facts]
     if revisions != sorted(set(revisions)):
         yield "the audit's changes are not in order, or there twice"
-    told = {fact.revision: fact.action for fact in facts}
-    made = {change.revision: change.action for change in changes if change.revision >= revisions[0]}
-    for revision in sorted(told.keys() | made.keys()):
-        if told.get(revision) != made.get(revision):
+    in_audit = {fact.revision: fact.action for fact in facts}
+    in_history = {change.revision: change.action for change in changes if change.revision >= revisions[0]}
+    for revision in sorted(in_audit.keys() | in_history.keys()):
+        if in_audit.get(revision) != in_history.get(revision):
             yield f"the audit and its history differ at revision {revision}"
