@@ -1,5 +1,5 @@
-"""Keeps the cache: removes what has fallen due, and finds what Redis has evicted itself. One worker of all
-does it at a time.
+"""Keeps the cache: removes what has fallen due, and finds what Redis has evicted itself. One worker at a time
+does it for all.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ PAGES_IN_A_TURN = 20
 class Upkeep:
     """A thread that takes a turn every `interval_s`, unless another worker has taken it. While Redis does not
     answer, turns are missed.
-
-    counted_bytes: of all tenants, when last asked; None before.
     """
 
     def __init__(
@@ -40,6 +38,7 @@ class Upkeep:
         self._ledger = ledger
         self._on_removed = on_removed
         self.counted_bytes: int | None = None
+        """Of all tenants, when last asked. None before."""
         self._interval_s = interval_s
         self._cursor = 0
         self._closing = threading.Event()
@@ -61,13 +60,13 @@ class Upkeep:
         for _ in range(PAGES_IN_A_TURN):
             due = self._ledger.due()
             self._ledger.remove_values([entry for entry, _ in due])
-            self._tell(reason for _, reason in due)
+            self._report(reason for _, reason in due)
             if len(due) < PAGE or self._closing.is_set():
                 break
         self._cursor, vanished = self._ledger.vanished(self._cursor)
         self._ledger.settle((Settled.GONE, entry) for entry in vanished)
-        self._tell(Removal.VANISHED for _ in vanished)
+        self._report(Removal.VANISHED for _ in vanished)
 
-    def _tell(self, reasons: Iterable[Removal]) -> None:
+    def _report(self, reasons: Iterable[Removal]) -> None:
         for reason, chunks in Counter(reasons).items():
             self._on_removed(reason, chunks)

@@ -39,6 +39,7 @@ PAUSE_S = 0.5
 # The field of a version's JSON in the hash of its module, before its number.
 BODY = "v"
 DIGEST_KINDS = ("references", "condemned", "claims")
+MODULE_KINDS = ("head", "numbers", "versions", "aliases", "history", "preloaded")
 # Answers of PTTL.
 ENDLESS = -1
 NO_KEY = -2
@@ -59,6 +60,23 @@ class Names:
     digests: set[str] = field(default_factory=set)
     tenants: set[str] = field(default_factory=set)
     """Who has an audit."""
+    unreadable: set[str] = field(default_factory=set)
+    """Keys whose names cannot be told apart."""
+
+    def add(self, key: str) -> None:
+        """Raises ValueError for a key that cannot be read."""
+        kind, _, text = key.removeprefix(PREFIX).partition(":")
+        if kind in DIGEST_KINDS:
+            self.digests.add(text)
+        elif kind == "events":
+            self.tenants.add(decode_names(text, 1)[0])
+        elif kind in MODULE_KINDS:
+            tenant, module, rest = decode_names(text, 2)
+            self.modules.add((tenant, module))
+            if kind == "history":
+                self.histories[tenant, module].add(decode_names(rest, 1)[0])
+            elif kind == "preloaded":
+                self.preloaded[tenant, module].add(int(rest))
 
 
 @dataclass(slots=True)
@@ -100,7 +118,7 @@ class ModuleStoreCheck:
         except UnreadableRecord as error:
             return {f"{PREFIX}canaries or {PREFIX}preloads: {error}"}
         facts = {tenant: await self._facts(tenant) for tenant in sorted(names.tenants)}
-        wrong: set[str] = set()
+        wrong = {f"{key}: its names cannot be told apart" for key in names.unreadable}
         for tenant, module in sorted(names.modules | hashes.canaries.keys() | hashes.preloads.keys()):
             key = f"{PREFIX}head:{encode_names(tenant, module)}"
             try:
@@ -120,18 +138,10 @@ class ModuleStoreCheck:
         names = Names()
         async for keys in self._scan():
             for key in keys:
-                kind, _, text = key.removeprefix(PREFIX).partition(":")
-                if kind in DIGEST_KINDS:
-                    names.digests.add(text)
-                elif kind == "events":
-                    names.tenants.add(decode_names(text, 1)[0])
-                elif kind in ("head", "numbers", "versions", "aliases", "history", "preloaded"):
-                    tenant, module, rest = decode_names(text, 2)
-                    names.modules.add((tenant, module))
-                    if kind == "history":
-                        names.histories[tenant, module].add(decode_names(rest, 1)[0])
-                    elif kind == "preloaded":
-                        names.preloaded[tenant, module].add(int(rest))
+                try:
+                    names.add(key)
+                except ValueError:
+                    names.unreadable.add(key)
         return names
 
     async def _hashes(self) -> Hashes:

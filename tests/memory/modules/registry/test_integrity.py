@@ -83,6 +83,17 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
             f"{HEAD}: version 2 is not there, and the audit says otherwise",
         ],
     ),
+    "a key that is none": (
+        lambda client: client.set(f"{P}head:tone", "x"),
+        [f"{P}head:tone: its names cannot be told apart"],
+    ),
+    "a canary that cannot be read": (
+        lambda client: client.hset(P + "canaries", "x", "{}"),
+        [
+            f"{P}canaries or {P}preloads: a record of the registry (CanaryAlias) cannot be read here: "
+            "JSONDecodeError: Expecting value: line 1 column 1 (char 0); a newer memserve may have written it"
+        ],
+    ),
     "a number without a version": (
         lambda client: client.zadd(f"{P}numbers:{TONE}", {"7": 7}),
         [
