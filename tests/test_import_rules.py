@@ -28,6 +28,10 @@ OFFENCES = {
         "memserve/gateway/shared.py",
         "import torch",
     ),
+    "The client is installed alone: domain, errors, channels and pb": (
+        "memserve/client/arguments.py",
+        "import memserve.records",
+    ),
     "Protobuf and gRPC only at the edges": (
         "memserve/memory/backup_files.py",
         "from memserve.pb.v1 import memory_pb2",
@@ -66,6 +70,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         env={**os.environ, "PYTHONPATH": str(copy), "COLUMNS": "200"},
         capture_output=True,
         text=True,
+        encoding="utf-8",
         timeout=60,
         check=False,
     )

@@ -23,8 +23,9 @@ def check(
 ) -> None:
     """Check the cache's ledger and the module store in Redis, on this machine. Safe while they are in use.
 
-    Where Redis is comes from the settings, as for `memserve gateway`. Without them it is that of a running
-    `memserve up`. Exit status 1 when something contradicts something else.
+    Where Redis is comes from the settings, as for `memserve gateway`.
+    Without them it is that of a running `memserve up`.
+    Exit status 1 when something contradicts something else.
     """
     from memserve.kv.ledger.check import check_ledger
 
