@@ -67,7 +67,7 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         cache groups.
         """
         # Of this step, by request and chunk: the tier that is to load it.
-        self._found: dict[tuple[str, OffloadKey], RedisTier] = {}
+        self._loading: dict[tuple[str, OffloadKey], RedisTier] = {}
         # Of this step, by request: chunks that were in host memory.
         self._hits: dict[str, list[OffloadKey]] = {}
         # Of this step: those hits that no load may evict now.
@@ -82,22 +82,22 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         result = super().lookup(key, req_context, exclude_tier_idx=exclude_tier_idx)
         if result is LookupResult.HIT:
             self._hits.setdefault(req_context.req_id, []).append(key)
-        if result is LookupResult.HIT_PENDING and (req_context.req_id, key) in self._found:
+        if result is LookupResult.HIT_PENDING and (req_context.req_id, key) in self._loading:
             return LookupResult.HIT
         return result
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         request_id = req_context.req_id
-        if not any((request_id, key) in self._found for key in keys):
+        if not any((request_id, key) in self._loading for key in keys):
             return super().prepare_load(keys, req_context)
-        super().prepare_load([key for key in keys if (request_id, key) not in self._found], req_context)
+        super().prepare_load([key for key in keys if (request_id, key) not in self._loading], req_context)
         chunk_ids: list[int] = []
         arrivals: list[Arrival | None] = []
         for key in keys:
             chunk = host_chunk(self.primary_tier, key)
             assert chunk is not None  # a look-up of this step has counted it as there
             chunk_ids.append(int(chunk.chunk_id))
-            tier = self._found.get((request_id, key))
+            tier = self._loading.get((request_id, key))
             if tier is None:
                 arrivals.append(None)
                 continue
@@ -135,7 +135,7 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
         self._held.clear()
         self._hits.clear()
         super().on_schedule_end(context)  # begins the loads
-        self._found.clear()
+        self._loading.clear()
 
     def reset_cache(self) -> None:
         worker = self._worker()
@@ -161,7 +161,7 @@ class EarlyLoadingManager(TieringOffloadingManager):  # type: ignore[misc]
             self._held.append((hits, req_context))
         begun = super()._initiate_promotion(tier_idx, key, req_context)
         if begun:
-            self._found[req_context.req_id, key] = tier
+            self._loading[req_context.req_id, key] = tier
         return begun
 
     def _complete_promotion(self, job_metadata: JobMetadata, completed_job: JobResult) -> None:

@@ -127,10 +127,10 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         self._lookups.flush()
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        found = self._lookups.lookup(key, req_context)
-        if found is None:
+        is_there = self._lookups.lookup(key, req_context)
+        if is_there is None:
             return LookupResult.RETRY
-        return LookupResult.HIT if found and self._worth_loading(key, req_context) else LookupResult.MISS
+        return LookupResult.HIT if is_there and self._worth_loading(key, req_context) else LookupResult.MISS
 
     def only_waits(self, request_id: str) -> bool:
         """Whether looking up this request's chunks again can tell nothing new.

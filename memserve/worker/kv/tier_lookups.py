@@ -24,9 +24,9 @@ class RedisLookups(AsyncLookupManager):  # type: ignore[misc]
     def batch_lookup(self, keys: list[OffloadKey], req_context: ReqContext) -> Iterable[bool]:
         """vLLM calls this on the look-up thread."""
         started_s = time.monotonic()
-        found = self._store.exists_many(keys)
+        exist = self._store.exists_many(keys)
         self._rates.looked_up(time.monotonic() - started_s)
-        return found
+        return exist
 
     def may_be_there(self, key: OffloadKey) -> bool:
         """Whether a chunk is not known to be missing. A chunk that host memory holds is never looked up here.

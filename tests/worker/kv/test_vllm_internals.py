@@ -50,10 +50,10 @@ def in_vllm(file: str, name: str) -> bool:
         warnings.simplefilter("ignore")  # vLLM imports what torch has deprecated
         module = importlib.import_module("vllm." + file.removesuffix(".py").replace("/", "."))
     owner, _, attribute = name.partition(".")
-    found = getattr(module, owner, None)
-    if found is None or found.__module__ != module.__name__:
+    value = getattr(module, owner, None)
+    if value is None or value.__module__ != module.__name__:
         return False
-    return not attribute or attribute in attributes(found)
+    return not attribute or attribute in attributes(value)
 
 
 def attributes(cls: type) -> set[str]:
