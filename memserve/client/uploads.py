@@ -61,7 +61,7 @@ def upload_of(
     name: str, folder: str | Path, expected_digest: str, sources: str | Sequence[str], recipe: str, notes: str
 ) -> Upload:
     """Reads every file. Raises FileNotFoundError when one is missing, and UsageError."""
-    folder = Path(folder)
+    folder = Path(folder) if isinstance(folder, str) else folder
     kind = kind_of_folder(folder)
     optional = (*KINDS[kind].optional_files, PROBES_FILE)
     names = [*KINDS[kind].files, *(name for name in optional if (folder / name).is_file())]

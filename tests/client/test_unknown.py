@@ -12,6 +12,7 @@ from memserve.client import (
     RecallOutcome,
     UsageError,
 )
+from memserve.domain.kinds import KINDS
 from memserve.pb.v1 import inference_pb2, module_pb2, status_pb2
 from tests.client.examples import ALIAS, ALIAS_PB, ANSWER_PB, ROUTE_PB, USAGE_PB
 from tests.client.stub_gateway import Call, StubGateway
@@ -89,5 +90,6 @@ def test_an_unknown_kind_cannot_be_asked_for(stub: StubGateway) -> None:
 
 
 def test_what_is_known_is_all_but_unknown() -> None:
-    for kinds in (FinishReason, RecallOutcome, ModuleKind, ModulePlace):
+    for kinds in (FinishReason, RecallOutcome, ModulePlace):
         assert set(kinds) - set(kinds.known()) == {kinds.UNKNOWN}
+    assert ModuleKind.UNKNOWN not in KINDS

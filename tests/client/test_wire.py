@@ -13,6 +13,7 @@ from memserve.client import (
     Memory,
     Message,
     ModuleKind,
+    ModuleUse,
     RecallOutcome,
     Role,
     Route,
@@ -60,27 +61,24 @@ def test_what_the_client_asks_is_what_the_gateway_reads() -> None:
             talk, module="tone", namespaces=["b", "a", "b"], recall_limit=3, recall_timeout_ms=250,
             sampling=sampling,
             slo=Slo(1.0, 2.0), model="tiny", worker_id="w0", expert=Expert("facts@2", 0.0), session="s",
+            modules=["third", ModuleUse("fourth@live", -0.5)],
         )
     )  # fmt: skip
-    assert (asked.messages, asked.sampling, asked.model, asked.module) == (
-        tuple(talk),
-        sampling,
-        "tiny",
-        "tone",
+    assert (asked.messages, asked.sampling, asked.model) == (tuple(talk), sampling, "tiny")
+    assert asked.modules == (
+        ModuleUse("tone", 1.0, ModuleKind.LORA, "module"),
+        ModuleUse("facts@2", 0.0, ModuleKind.LOGIT_EXPERT, "experts[0].reference"),
+        ModuleUse("third", 1.0, None, "modules[0].reference"),
+        ModuleUse("fourth@live", -0.5, None, "modules[1].reference"),
     )
     assert (asked.namespaces, asked.recall_limit, asked.recall_timeout_s) == (("b", "a"), 3, 0.25)
-    assert (asked.slo, asked.worker_id, asked.expert, asked.session) == (
-        Slo(1.0, 2.0),
-        "w0",
-        Expert("facts@2", 0.0),
-        "s",
-    )
+    assert (asked.slo, asked.worker_id, asked.session) == (Slo(1.0, 2.0), "w0", "s")
     plain = generation_request(generate_request("b"))
-    assert (plain.sampling, plain.slo, plain.namespaces, plain.expert) == (
+    assert (plain.sampling, plain.slo, plain.namespaces, plain.modules) == (
         Sampling(max_tokens=0),
         Slo(),
         (),
-        None,
+        (),
     )
 
 
