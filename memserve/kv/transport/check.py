@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -24,6 +24,7 @@ from memserve.errors import StartupError
 from memserve.kv.transport.topology import LEARNING_FAILS, ClusterNodes, SentinelMaster
 from memserve.kv.transport.url import Address, CacheUrl, Deployment, parse_cache_url
 
+T = TypeVar("T")
 # This version has GETEX, which slides a time to live with a read.
 OLDEST_REDIS: Final = (6, 2)
 
@@ -48,9 +49,11 @@ def check_cache_servers(url: str, *, timeout_s: float = 5.0) -> None:
     elif cache.deployment is Deployment.SENTINEL:
         masters = _sentinel_masters(cache, timeout_s)
     for address in sorted(masters):
-        fault = info_fault(_info(cache.arguments(address), address, timeout_s), cache.deployment)
+        arguments = cache.arguments(address)
+        fault = info_fault(_asked(arguments, address, timeout_s, _ping_and_info), cache.deployment)
         if fault is not None:
             raise StartupError(f"cache_redis_url: the server at {_named(address)} {fault}")
+        _asked(arguments, address, timeout_s, _run_script)
 
 
 def info_fault(info: Mapping[str, Any], deployment: Deployment) -> str | None:
@@ -91,7 +94,7 @@ def _cluster_masters(cache: CacheUrl, timeout_s: float) -> frozenset[Address]:
     unreachable: list[str] = []
     for address in cache.addresses:
         try:
-            info = _info(cache.arguments(address), address, timeout_s)
+            info = _asked(cache.arguments(address), address, timeout_s, _ping_and_info)
         except StartupError as error:
             unreachable.append(str(error))
             continue
@@ -124,7 +127,8 @@ def _sentinel_masters(cache: CacheUrl, timeout_s: float) -> frozenset[Address]:
     for address in cache.addresses:
         host, port = address
         try:
-            info = _info({**cache.sentinel_options, "host": host, "port": port}, address, timeout_s)
+            sentinel = {**cache.sentinel_options, "host": host, "port": port}
+            info = _asked(sentinel, address, timeout_s, _ping_and_info)
         except StartupError as error:
             unreachable.append(str(error))
             continue
@@ -149,20 +153,33 @@ def _sentinel_masters(cache: CacheUrl, timeout_s: float) -> frozenset[Address]:
         master.close()
 
 
-def _info(arguments: Mapping[str, Any], address: Address, timeout_s: float) -> dict[str, Any]:
-    """INFO of one server. Raises StartupError."""
+def _ping_and_info(client: Redis) -> dict[str, Any]:
+    client.ping()  # loads use it
+    return dict(client.info())
+
+
+def _run_script(client: Redis) -> None:
+    """As the ledger's scripts do."""
+    try:
+        client.eval("return redis.call('TIME')", 0)
+    except ResponseError as error:
+        # What a script may not call is an error of the script.
+        raise NoPermissionError(str(error)) from None
+
+
+def _asked(arguments: Mapping[str, Any], address: Address, timeout_s: float, ask: Callable[[Redis], T]) -> T:
+    """What one server answers. Raises StartupError."""
     where = f"cache_redis_url: the server at {_named(address)}"
     timeouts: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     with Redis(**arguments, **timeouts, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
         try:
-            client.ping()  # loads use it
-            return dict(client.info())
+            return ask(client)
         except (AuthenticationError, AuthenticationWrongNumberOfArgsError) as error:
             raise StartupError(f"{where} refuses the user or password, or wants one ({error})") from None
         except NoPermissionError:
             raise StartupError(
-                f"{where} does not let this user run PING or INFO; allow +info, +@read, +@write and "
-                "+@connection"
+                f"{where} does not let this user run PING, INFO, TIME or scripts; allow +info, +time, "
+                "+@read, +@write, +@connection and +@scripting"
             ) from None
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             raise StartupError(

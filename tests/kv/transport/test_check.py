@@ -9,6 +9,7 @@ import pytest
 from redis._parsers.helpers import parse_info
 
 from loadtests.harness.kept_port import KeptPort
+from memserve.errors import StartupError
 from memserve.kv.transport.check import check_cache_servers, info_fault
 from memserve.kv.transport.url import Deployment
 from tests.kv.redis_server import RedisClusterServers, RedisServer, SentinelServers
@@ -58,6 +59,21 @@ def test_a_wrong_password_is_told_and_not_shown(own_redis_server: RedisServer) -
     assert "refuses the user or password" in refusal(own_redis_server.url)
     assert "refuses the user or password" in refusal(own_redis_server.url + "?password=hunter2")
     check_cache_servers(own_redis_server.url + "?password=right")
+
+
+@pytest.mark.parametrize("missing", ["ping", "info", "eval", "time"])
+def test_a_user_that_lacks_a_right_is_told_which_ones_it_needs(
+    own_redis_server: RedisServer, missing: str
+) -> None:
+    rights = ["+info", "+time", "+@read", "+@write", "+@connection", "+@scripting"]
+    set_user = ("ACL", "SETUSER", "cache", "on", ">pass", "~*", *rights)
+    own_redis_server.client.execute_command(*set_user)
+    url = own_redis_server.url.replace("unix://", "unix://cache:pass@")
+    check_cache_servers(url)
+    own_redis_server.client.execute_command(*set_user, f"-{missing}")
+    with pytest.raises(StartupError) as refused:
+        check_cache_servers(url)
+    assert all(right in str(refused.value) for right in rights)
 
 
 def test_a_server_that_evicts_the_ledger_is_refused(own_redis_server: RedisServer) -> None:
