@@ -243,9 +243,14 @@ def _state(state: pb.WorkerState) -> WorkerState:
 
 
 def _block_event(parts: Sequence[pb.WatchResponse]) -> BlockEvent:
-    """A large event comes in several messages of one number. The first of a reset resets, the others add."""
+    """A large event comes in several messages of one number. The first of a reset resets, the others add.
+
+    An event that only a newer worker knows has no keys for this gateway; its number counts.
+    """
     first = parts[0]
     keys: list[bytes] = []
     for part in parts:
-        keys += getattr(part, part.WhichOneof("event")).keys
-    return BlockEvent(first.epoch, first.sequence, _CHANGES[first.WhichOneof("event")], keys)
+        if (event := part.WhichOneof("event")) is not None:
+            keys += getattr(part, event).keys
+    change = _CHANGES.get(first.WhichOneof("event"), BlockChange.STORED)
+    return BlockEvent(first.epoch, first.sequence, change, keys)
