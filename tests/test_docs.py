@@ -57,7 +57,7 @@ written_page = pytest.mark.parametrize(
 
 def generate(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(DOCS / "generate.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False, cwd=ROOT)
 
 
 def test_the_reference_pages_are_what_the_code_gives() -> None:

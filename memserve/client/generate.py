@@ -57,7 +57,9 @@ def synchronous(name: str, text: str) -> str:
     # Imports have other names now, and shorter lines are joined.
     for arguments in (["check", "--quiet", "--select", "I", "--fix"], ["format", "--quiet"]):
         command = [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", str(TARGET / name), "-"]
-        text = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            command, input=text, capture_output=True, text=True, encoding="utf-8", check=True
+        ).stdout
     return text
 
 

@@ -22,6 +22,7 @@ def memserve(*arguments: str, address: str = "") -> str:
         env=environment | {"MEMSERVE_ADDRESS": address, "COLUMNS": "200"},
         capture_output=True,
         text=True,
+        encoding="utf-8",
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

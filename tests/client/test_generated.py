@@ -17,6 +17,7 @@ def generate(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         [sys.executable, str(package / "generate.py"), *arguments],
         capture_output=True,
         text=True,
+        encoding="utf-8",
         check=False,
     )
 

@@ -69,6 +69,7 @@ def test_the_clients_tests_pass_with_only_the_client_installed(
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
+        encoding="utf-8",
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -78,7 +79,11 @@ def test_the_clients_tests_pass_with_only_the_client_installed(
 
 def test_a_wheel_leaves_out_what_only_the_repository_needs(wheel: Path) -> None:
     listed = subprocess.run(
-        [sys.executable, "-m", "zipfile", "--list", str(wheel)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "zipfile", "--list", str(wheel)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
     ).stdout
     assert "memserve/client/_sync/client.py" in listed
     assert "memserve/client/generate.py" not in listed

@@ -13,6 +13,7 @@ from memserve.domain import WorkerLease
 from memserve.embedded import Stack
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.memory.modules.blobs.store import BlobStore
+from memserve.private_files import private_umask
 from memserve.registry.leases import Registry
 from tests.contract.wire_contract import WireClause, WireWorker, each_wire_clause
 from tests.contract.worker_contract import Clause, ContractWorker, each_clause
@@ -27,6 +28,7 @@ KEYS_IN_A_MESSAGE = 16_384
 @pytest_asyncio.fixture
 async def lease(stack: Stack, client: object) -> WorkerLease:
     """Of one of the two workers. client: both are ready."""
+    private_umask()  # as the workers have it, whose directory this is
     BlobStore("", stack.settings.modules_root / "modules").put(LORA, ADAPTERS_DIR / "harbour")
     registry = Registry(stack.settings.redis)
     leases = await registry.live_workers()

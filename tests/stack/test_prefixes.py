@@ -25,9 +25,9 @@ def test_a_prefix_is_warmed_for_every_worker_pinned_and_freed(stack: Stack, clie
     steps = list(client.activation.warm(beginning, worker_id=first))
     full = before.prompt_tokens // before.chunk_tokens * before.chunk_tokens
     assert steps[-1].done and steps[-1].stored_tokens == full
-    prefix = client.activation.lookup(beginning)
-    assert prefix.redis_tokens == full
-    held = {worker.worker_id: worker for worker in prefix.workers}
+    after = client.activation.lookup(beginning)
+    assert after.redis_tokens == full
+    held = {worker.worker_id: worker for worker in after.workers}
     assert held[first].device_tokens >= full and held[first].held_tokens >= full
     assert held[second].held_tokens == 0
 

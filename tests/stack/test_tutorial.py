@@ -89,6 +89,7 @@ def outputs(session: list[Command], stack: Stack, folder: Path) -> list[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        encoding="utf-8",
         timeout=PAGE_TIMEOUT_S,
         check=False,
     )

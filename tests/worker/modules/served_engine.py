@@ -56,7 +56,7 @@ async def serving(
     )
     registry = Registry(redis_url)
     await registry.renew_lease(lease, 60.0)
-    own = {"redis_url": redis_url, "port": 0, "salt_key": SALT_KEY}
+    own = {"model": str(MODEL_DIR), "redis_url": redis_url, "port": 0, "salt_key": SALT_KEY}
     chosen = Settings.model_validate({**settings.model_dump(exclude_unset=True), **own})
     async with open_parts(chosen) as parts, listen(parts, load_access(chosen)) as gateway_port:
         await until(lambda: parts.pool.ready(time.monotonic()))
