@@ -1,5 +1,6 @@
-# Set-up needs Python 3.11 and a package index that has the CPU build of torch 2.13. Where the default index has it only for CUDA,
-# name another one here, the one place for that choice:  make demo PIP_ARGS="--extra-index-url <index with torch 2.13.0+cpu>"
+# Set-up needs Python 3.11 and a package index that has the CPU build of torch 2.13. Where the default index
+# has it only for CUDA, name another index here, the only place for that choice:
+#   make demo PIP_ARGS="--extra-index-url <index with torch 2.13.0+cpu>"
 PYTHON ?= python3.11
 PIP_ARGS ?=
 LOCK ?= requirements.lock
@@ -47,13 +48,16 @@ proto: setup
 client: setup
 	$(BIN)/python memserve/client/generate.py
 
-# Complete and pinned; they are installed with --no-deps. The CUDA lock is resolved, not run, by this project's CI.
-COMPILE = $(UV) pip compile pyproject.toml --quiet --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_28
+# Complete and pinned; they are installed with --no-deps. The CUDA lock is resolved, not run, by this
+# project's CI.
+COMPILE = $(UV) pip compile pyproject.toml --quiet --no-annotate --no-header --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28
 UV ?= uv
 # Where the CPU build of torch is found, if not in the default index.
 UV_ARGS ?=
 lock:
-	$(COMPILE) $(UV_ARGS) --extra cpu --extra embedded --extra dev --override deploy/locks/cpu-overrides.txt -o requirements.lock
+	$(COMPILE) $(UV_ARGS) --extra cpu --extra embedded --extra dev \
+	  --override deploy/locks/cpu-overrides.txt -o requirements.lock
 	$(COMPILE) --extra gateway -o deploy/locks/gateway.lock
 	$(COMPILE) --extra cuda --extra embedded -o deploy/locks/cuda.lock
 
