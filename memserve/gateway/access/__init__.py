@@ -1,1 +1,1 @@
-"""Who calls, in which role, and how much at once."""
+"""Who calls, in which role, and how many calls and answers are under way at the same time."""

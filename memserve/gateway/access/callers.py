@@ -1,4 +1,4 @@
-"""Who calls, and how much at once: authentication, tenant salts and limits on concurrent answers."""
+"""Who calls: authentication, tenant salts, and limits on the answers under way at the same time."""
 
 from __future__ import annotations
 
@@ -27,24 +27,31 @@ RETRY_AFTER_S = 0.5
 
 
 class Access:
-    """Maps an API key to a tenant and a role. Without keys every caller is the tenant `default`, as its
-    administrator.
+    """Maps an API key to a tenant and a role.
+
+    Where no keys are configured, every caller is the tenant `default`, as its administrator.
     """
 
     def __init__(self, keys: Sequence[ApiKey] | None, salt_key: bytes) -> None:
-        """keys: None where none are configured. An empty list lets nobody in."""
+        """keys: None where no keys are configured. An empty list admits only the operator's credential."""
         self._salt_key = salt_key
         self._operator = hashlib.sha256(credentials.operator_credential(salt_key).encode()).hexdigest()
         self.replace_keys(keys)
 
     def replace_keys(self, keys: Sequence[ApiKey] | None) -> None:
-        """From now on these keys count, and no others."""
+        """Accept these keys from now on, and refuse all keys from before."""
         self._open = keys is None
-        # By digest, so that the time of a look-up says nothing about a key.
+        # Keys are looked up by their digest, so that the time of a look-up reveals nothing about a key.
         self._keys = {key.sha256: key for key in keys or ()}
 
     def tenant(self, authorization: str) -> Tenant:
-        """authorization: the metadata value of that name, "Bearer <key>". Raises Unauthenticated."""
+        """The tenant and the role of a caller. Raises Unauthenticated.
+
+        The operator's credential, which is derived from the salt key, makes the caller an administrator of
+        the first key's tenant, or of `default` where there are no keys.
+
+        authorization: the metadata value of that name, "Bearer <key>".
+        """
         scheme, _, key = authorization.partition(" ")
         digest = hashlib.sha256(key.strip().encode()).hexdigest()
         if scheme.lower() == "bearer" and hmac.compare_digest(digest, self._operator):
@@ -63,8 +70,9 @@ class Access:
         return self.named(known.tenant, principal, known.role)
 
     def caller(self, rpc: str, authorization: str) -> Tenant:
-        """The tenant that calls `rpc`. Raises Unauthenticated, and PermissionDenied when the key's role does
-        not allow it.
+        """The tenant that calls `rpc`.
+
+        Raises Unauthenticated, and PermissionDenied when the key's role does not allow the RPC.
         """
         tenant = self.tenant(authorization)
         if not tenant.role.covers(NEEDED[rpc]):
@@ -76,8 +84,9 @@ class Access:
 
 
 class KeyFile:
-    """Keeps an Access at what the file of keys says: a file that changes counts at once, a broken one changes
-    nothing.
+    """Brings changes of the key file into an Access, while the gateway runs.
+
+    A file that cannot be read changes nothing: the keys from before stay.
     """
 
     def __init__(self, access: Access, settings: Settings) -> None:
@@ -86,11 +95,14 @@ class KeyFile:
         self._seen = _signature(self._file)
 
     async def follow(self) -> None:
-        """One look, for a loop."""
+        """`look` as the step of a loop."""
         self.look()
 
     def look(self, *, even_unchanged: bool = False) -> None:
-        """Read the file again where it has changed."""
+        """Read the file again if it has changed.
+
+        even_unchanged: read it in any case.
+        """
         seen = _signature(self._file)
         if seen == self._seen and not even_unchanged:
             return
@@ -105,9 +117,12 @@ class KeyFile:
 
 
 def load_access(settings: Settings) -> Access:
-    """Read the API keys and the salt key; without a configured salt key, one is made and kept in data_dir.
+    """Read the API keys and the salt key.
 
-    Raises StartupError, also where others than this machine's could call without a key.
+    Without a configured salt key, a random salt key is created once and kept in data_dir.
+
+    Raises StartupError when a file cannot be used. Raises it too when other machines could call without a
+    key and `allow_anonymous` is not set.
     """
     keys = read_keys(keys_file(settings), must_exist=settings.api_keys_file is not None)
     if keys is not None and keys_file(settings).stat().st_mode & 0o007:
@@ -122,7 +137,7 @@ def load_access(settings: Settings) -> Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Whether only this machine can reach a port of this host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -130,7 +145,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _signature(file: Path) -> tuple[int, ...] | None:
-    """Differs when the file has been replaced or written."""
+    """A value that differs after the file was replaced or written. None: the file cannot be looked at."""
     try:
         state = file.stat()
     except OSError:
@@ -139,7 +154,7 @@ def _signature(file: Path) -> tuple[int, ...] | None:
 
 
 class Inflight:
-    """Counts answers under way and refuses those above the limits."""
+    """Counts the answers under way in this gateway, and refuses more than the limits allow."""
 
     def __init__(self, limit: int, limit_per_tenant: int) -> None:
         self._limit = limit
@@ -152,7 +167,7 @@ class Inflight:
 
     @contextlib.contextmanager
     def one(self, tenant: str) -> Iterator[None]:
-        """Hold a place. Raises QuotaExceeded when there is none."""
+        """Count one answer while inside. Raises QuotaExceeded when a limit is reached."""
         if self.total >= self._limit:
             raise QuotaExceeded("answers under way in this gateway", self._limit, RETRY_AFTER_S)
         if self._by_tenant[tenant] >= self._limit_per_tenant:

@@ -1,5 +1,6 @@
-"""The file of API keys: who may call, for which tenant, in which role. It keeps sha256 only; a key is shown
-once, when it is made.
+"""The file of API keys: who may call, for which tenant, in which role.
+
+memserve writes the sha256 of a key, never the key. A key is shown once, when it is added.
 """
 
 from __future__ import annotations
@@ -32,29 +33,32 @@ FILE_MAX_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """sha256: of the key, hex. name: "" for a key of the short form. created_s: seconds since the epoch; 0
-    where unknown.
-    """
+    """A key that callers may use, without the key itself."""
 
     name: str
+    """Empty for a key of the short form."""
     tenant: str
     role: KeyRole
     sha256: str
+    """Of the key, 64 hex digits."""
     created_s: float = 0.0
+    """Seconds since the epoch; 0 where unknown."""
 
 
 def keys_file(settings: Settings) -> Path:
-    """The configured file, else the one in data_dir, which need not exist."""
+    """The configured file, else `keys.json` in data_dir, which need not exist."""
     return settings.api_keys_file or settings.data / "keys.json"
 
 
 def read_keys(file: Path, *, must_exist: bool) -> list[ApiKey] | None:
-    """The keys of the file; None where it does not exist and need not: every caller is then the tenant
+    """The keys of the file. None: it does not exist and need not, so that every caller is the tenant
     `default`.
 
-    It holds {"keys": [{"name", "tenant", "role", "sha256"}, …]}, where "key" may stand instead of "sha256".
-    The short form {"key": "tenant", …} gives each key the role `write`. Raises StartupError that names the
-    entry and the rule.
+    The file holds {"keys": [{"name", "tenant", "role", "sha256", "created_s"}, …]}. "created_s" may be left
+    out, and "key" may stand in place of "sha256". The short form {"key": "tenant", …} gives each key the role
+    `write`.
+
+    Raises StartupError that names the entry and the rule.
     """
     try:
         if file.stat().st_size > FILE_MAX_BYTES:
@@ -75,11 +79,12 @@ def read_keys(file: Path, *, must_exist: bool) -> list[ApiKey] | None:
 
 
 def add_key(file: Path, name: str, tenant: str, role: KeyRole, now_s: float) -> str:
-    """Make a key and add it to the file, which is made where there is none. Returns the key: nothing keeps
-    it.
+    """Add a new key to the file. Creates the file where it does not exist.
 
-    Raises InvalidField for a name or tenant that breaks a rule or a name that is taken, StartupError for a
-    file that cannot be used.
+    Returns the key. The file has only its sha256, so that the key cannot be read again.
+
+    Raises InvalidField for a name or a tenant that breaks a rule, for a name that is taken, and for a full
+    file. Raises StartupError for a file that cannot be used.
     """
     if not is_key_name(name):
         raise InvalidField("name", f"must be {_NAME_WORDS}")
@@ -98,7 +103,10 @@ def add_key(file: Path, name: str, tenant: str, role: KeyRole, now_s: float) -> 
 
 
 def revoke_key(file: Path, name: str) -> ApiKey:
-    """Take a key out of the file. Raises InvalidField when it has none of that name."""
+    """Remove a key from the file.
+
+    Raises InvalidField when no key has that name, and StartupError for a file that cannot be used.
+    """
     with _held(file):
         keys = read_keys(file, must_exist=True) or []
         revoked = [key for key in keys if key.name == name]
@@ -115,7 +123,7 @@ def _digest(key: str) -> str:
 
 
 def _keys(content: Any) -> list[ApiKey]:
-    """Raises ValueError."""
+    """The keys of either form. Raises ValueError."""
     if not isinstance(content, dict):
         raise ValueError('must hold an object: {"keys": [{"name": …, "tenant": …, "role": …, "sha256": …}]}')
     if isinstance(content.get("keys"), list):
@@ -165,7 +173,7 @@ def _key(where: str, entry: Any) -> ApiKey:
 
 
 def _short(number: int, key: str, tenant: Any) -> ApiKey:
-    # The key itself is not quoted: it is a secret.
+    # The errors do not quote the key, because it is a secret.
     if len(key) < KEY_MIN_CHARACTERS:
         raise ValueError(f"key number {number + 1} must have at least {KEY_MIN_CHARACTERS} characters")
     if not isinstance(tenant, str) or not is_name(tenant):
@@ -176,7 +184,7 @@ def _short(number: int, key: str, tenant: Any) -> ApiKey:
 def _write(file: Path, keys: Sequence[ApiKey]) -> None:
     entries = [
         {
-            # A key of the short form gets a name by which it can be revoked.
+            # A key of the short form gets a name, so that it can be revoked by name.
             "name": key.name or f"key-{key.sha256[:12]}",
             "tenant": key.tenant,
             "role": str(key.role),
@@ -193,7 +201,10 @@ def _write(file: Path, keys: Sequence[ApiKey]) -> None:
 
 @contextlib.contextmanager
 def _held(file: Path) -> Iterator[None]:
-    """One writer at a time."""
+    """Lock the file's directory while inside, so that one process at a time changes the file.
+
+    Raises StartupError when the directory cannot be used, or is locked for ten seconds.
+    """
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)

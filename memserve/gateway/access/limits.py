@@ -1,5 +1,6 @@
-"""How much of the gateway one tenant may have: calls under way, its share of the gateway's time, changes a
-minute.
+"""How much of the gateway one tenant may use.
+
+There are limits on its calls under way, its share of the gateway's time, and its changes a minute.
 """
 
 from __future__ import annotations
@@ -23,43 +24,46 @@ MODULE_CHANGES = frozenset(
     }
 )  # fmt: skip
 MEMORY_CHANGES = frozenset({"Remember", "Forget"})
-# Streams that wait for something to happen.
+# Streams that last until their caller ends them. Their limit is WATCHES_MAX.
 WATCHES = frozenset({"WatchModules"})
-# These have a limit of their own, which counts them with other answers.
+# The limit of each is that of a tenant's answers. `Inflight` counts the answers of all these RPCs together.
 ANSWERS = frozenset({"Generate", "WarmPrefix"})
 WATCHES_MAX = 16
 LONG_PLACES = 4
 LONG_WAITING = 16
 RETRY_AFTER_S = 0.5
-# A caller that does not wait gets its refusals no faster: to be refused costs the gateway as much as a small
-# call.
+# How long a refusal is held back. A refusal costs the gateway as much as a small call, so a caller that tries
+# again at once must not get refusals faster than this.
 REFUSAL_DELAY_S = 0.2
-# Of the gateway's time, as measured on a machine with two cores: of a call, of what takes more, and of a MiB
-# that comes in. A memory and a query are embedded.
+# Seconds of the gateway's time that a call costs. All costs are measured on a machine with two cores.
 CALL_COST_S = 0.0016
+# The same for RPCs that take longer. `Remember` and `Search` take longest, because they embed a text.
 COSTS_S = {
     "Generate": 0.0065, "WarmPrefix": 0.016, "LookupPrefix": 0.0065, "GetStatus": 0.0065,
     "ListNamespaces": 0.0032, "Remember": 0.03,
     "Forget": 0.008, "Search": 0.05,
 }  # fmt: skip
+# Seconds of the gateway's time for each MiB that a call receives.
 MIB_COST_S = 0.013
-# A tenant that was quiet may take so many seconds' share at once; one that would wait longer than that is
-# refused.
+# A tenant that was quiet may use its share of this many seconds at once.
 BURST_S = 1.0
+# A call that would have to wait longer than this is refused.
 CALL_PATIENCE_S = 5.0
+# Calls a second without a key, from each address.
 STRANGERS_PER_S = 50.0
-# A tenant that has called within this time counts as one that asks.
+# A tenant that called within this time is active. Shares are enforced only while another tenant is active.
 RECENT_S = 10.0
 
 
 def half(places: int, tenants: int) -> int:
-    """One tenant may hold half of the places, whoever else asks."""
+    """One tenant may hold half of the places, whether or not other tenants are active."""
     return places // 2
 
 
 class Strangers:
-    """Calls without a key: health, reflection, and those that are refused for want of one. Each address has
-    its pace.
+    """Paces calls without a key, for each address.
+
+    Such calls are health, reflection, and calls that are refused because they have no valid key.
     """
 
     def __init__(self) -> None:
@@ -68,19 +72,16 @@ class Strangers:
         )
 
     async def turn(self, peer: str) -> None:
-        """peer: as gRPC names it, address and port. Waits when it calls too quickly. Raises QuotaExceeded
-        when that takes too long.
+        """Wait while the peer's address calls too quickly. Raises QuotaExceeded when the wait is too long.
+
+        peer: as gRPC names it, address and port.
         """
         address = peer.rpartition(":")[0]
         await asyncio.sleep(self._pace.delay_s(address, asyncio.get_running_loop().time()))
 
 
 class Limits:
-    """The limits of all tenants, in this gateway.
-
-    long: turns at what asks workers, or reads and writes whole modules: it may not push out the answers of
-    others.
-    """
+    """The limits of all tenants, in this gateway."""
 
     def __init__(self, settings: Settings) -> None:
         self._calls_max = settings.max_calls_per_tenant
@@ -94,11 +95,15 @@ class Limits:
         self._module_changes = RateLimit("changes of modules", settings.module_changes_per_minute_per_tenant)
         self._memory_changes = RateLimit("changes of memories", settings.memory_changes_per_minute_per_tenant)
         self.long = Turns("long work on modules", LONG_PLACES, share=half, waiting_per_tenant=LONG_WAITING)
+        """Turns at work that asks workers, or reads and writes whole modules. The places are few, so that
+        this work cannot push out the answers of other tenants."""
 
     @contextlib.asynccontextmanager
     async def call(self, rpc: str, tenant: str, received_bytes: int = 0) -> AsyncIterator[None]:
-        """Hold the call's place. While others call too, a tenant that takes more than its share waits here.
-        Raises QuotaExceeded.
+        """Count the call while inside.
+
+        While other tenants are active, a tenant that uses more than its share waits here first.
+        Raises QuotaExceeded, after a delay, when a limit is reached.
         """
         now_s = asyncio.get_running_loop().time()
         try:
@@ -114,7 +119,7 @@ class Limits:
             raise
 
     async def received(self, tenant: str, received_bytes: int) -> None:
-        """For a further message of a call's stream: waits as `call` does. Raises QuotaExceeded."""
+        """Wait as `call` does, for a further message of a stream. Raises QuotaExceeded."""
         await self._turn(tenant, CALL_COST_S, received_bytes)
 
     async def _turn(self, tenant: str, cost_s: float, received_bytes: int) -> None:

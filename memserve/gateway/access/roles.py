@@ -1,12 +1,12 @@
-"""What each role may do: the one table. A role may do all that the roles before it may."""
+"""Which role each RPC needs. A higher role may call every RPC that a lower role may call."""
 
 from __future__ import annotations
 
 from memserve.domain import KeyRole
 
 _READ, _ASK, _WRITE = KeyRole.READ, KeyRole.ASK, KeyRole.WRITE
-# To send a request to a worker by its id, and to see workers' addresses and process ids and other tenants'
-# bytes, takes `admin`.
+# Parts of some calls need `admin` whatever this table says. They are: naming the worker of a request, and
+# seeing workers' addresses, workers' process ids and the bytes of all tenants.
 NEEDED: dict[str, KeyRole] = {
     "GetStatus": _READ,
     "Backup": KeyRole.ADMIN,
