@@ -1,4 +1,4 @@
-"""Backs up a data directory while memserve runs and writes go on."""
+"""Backs up a data directory while memserve runs and accepts writes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ class Backups:
         self._one = asyncio.Lock()
 
     async def make(self, name: str) -> AsyncGenerator[str, None]:
-        """Yields a line for a person at every step; the backup is there, whole, after the last.
+        """Yields a line of text for a person at every step. The backup is complete before the last line.
 
-        Raises InvalidField, BackupExists, BackupNotPossible, and what a full disk or a Redis that fails
-        raises.
+        A backup that fails or is cancelled leaves nothing.
+
+        Raises InvalidField, BackupExists, BackupNotPossible and RegistryUnavailable, OSError for a full disk,
+        and what the store of memories raises when it cannot flush.
         """
         check_name(name)
         settings = self._settings
@@ -67,7 +69,9 @@ class Backups:
     async def _fill(self, folder: Path) -> AsyncIterator[str]:
         settings = self._settings
         notes = []
-        # What is published while this goes on comes with the second turn; what it replaces is in the first.
+        # Modules are linked twice, before the registry's snapshot and after it. The first pass has modules
+        # that are deleted meanwhile. The second pass brings modules that are published meanwhile. So every
+        # module that the snapshot names is in the backup.
         modules = settings.data / "modules"
         yield "modules"
         await on_own_thread(partial(_link_tree, modules, folder / "modules"))
@@ -75,7 +79,8 @@ class Backups:
             notes.append("the module store is elsewhere (module_store_url), and is not in this backup")
         if is_local_uri(settings.vector_uri):
             yield "memories: waiting until all that is acknowledged is flushed"
-            # While nothing leaves the journal, its snapshot has every write that the files do not have.
+            # The journal is in the registry. Nothing leaves the journal meanwhile, so that the snapshot has
+            # every write that Milvus's files lack.
             async with self._vector.settling.held_still(folder / "milvus.db"):
                 yield "registry: a snapshot of one moment"
                 await self._snapshot(settings.data / "registry" / "dump.rdb", folder / REGISTRY)
@@ -100,8 +105,11 @@ class Backups:
         yield f"{files} files, {size_bytes >> 20} MiB"
 
     async def _snapshot(self, written: Path, target: Path) -> None:
-        """Have the registry write its snapshot, and take it. Raises RegistryUnavailable,
-        BackupNotPossible.
+        """Have the registry write its snapshot to `written`, and move it to `target`.
+
+        An older snapshot is deleted first, so that it cannot be mistaken for the new one.
+
+        Raises RegistryUnavailable and BackupNotPossible.
         """
         client = registry_client(self._settings.redis)
         try:
@@ -126,8 +134,9 @@ class Backups:
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """The files below `source` that are not there yet; as further names of the same content where the disk
-    allows it.
+    """Bring the files below `source` to `target`. A file that is in `target` already stays as it is.
+
+    Files are hard links where the disk allows it, else copies.
     """
     for parent, _, names in os.walk(source):
         inside = target / Path(parent).relative_to(source)

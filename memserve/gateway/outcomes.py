@@ -1,31 +1,33 @@
-"""What became of answers with a module, for whoever watches canaries."""
+"""Counts how answers with each module went, for the watch over canaries."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
 
-# Modules that are remembered: those that somebody answered with last. Only canaries are judged by it, and
-# those are asked for.
+# How many modules' counts are kept: the modules that were used last. Only canaries are judged by their
+# counts. Requests use canaries, so that canaries stay among these modules.
 KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """answered: answers that began. refused: workers that would not answer with it."""
+    """How answers with one module went."""
 
     answered: int = 0
+    """Answers that began."""
     refused: int = 0
+    """Workers that would not answer with the module."""
 
     def since(self, before: Outcomes) -> Outcomes:
-        """What has come since; all, where the count has begun anew."""
+        """What was counted after `before`. All of it when the count has begun anew since then."""
         if before.answered > self.answered or before.refused > self.refused:
             return self
         return Outcomes(self.answered - before.answered, self.refused - before.refused)
 
 
 class OutcomeCounts:
-    """Outcomes by digest, of the most recently used modules."""
+    """Outcomes by module digest, of the most recently used modules."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept

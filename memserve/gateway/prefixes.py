@@ -1,5 +1,6 @@
-"""What `ActivationService` does: a prefix is looked up, warmed, pinned, freed. Its tokens are made as a
-request's are.
+"""What `ActivationService` does: looks up, warms, pins, unpins and evicts a prefix.
+
+A prefix's tokens are computed as a request's tokens are, so that both get the same keys.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ from memserve.kv.keys import chunk_keys, member
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.prefixes.memory import ActivationMemory
 
-# Prefilled at a time: progress is told between, and other requests get their turn.
+# Tokens that a warm-up prefills in one step. Between two steps it reports its progress, and other requests
+# get their turn.
 STEP_TOKENS = 2048
-# A prefix is stored while it is computed; what has not come to Redis so long after the last growth will not.
+# A prefix is stored while it is computed. When the stored part has not grown for this long, it grows no more.
 STORE_PATIENCE_S = 3.0
 POLL_S = 0.05
 LOOKUP_TIMEOUT_S = 5.0
@@ -47,13 +49,13 @@ LOOKUP_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LaidOut:
-    """A prefix as the workers of one layout name it. blocks: [full blocks] keys. chunks: [full chunks]
-    keys.
-    """
+    """A prefix as the workers of one layout name it."""
 
     layout: CacheLayout
     blocks: list[bytes]
+    """[full blocks] keys."""
     chunks: list[bytes]
+    """[full chunks] keys."""
 
     @property
     def members(self) -> list[str]:
@@ -61,26 +63,27 @@ class LaidOut:
 
     @property
     def chunked_tokens(self) -> int:
-        """Its tokens that Redis can hold: full chunks only."""
+        """How many of the prefix's tokens Redis can hold: full chunks only."""
         return len(self.chunks) * self.layout.chunk_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A prompt's beginning. laid_out: for each layout of the workers that share KV, that of most workers
-    first; at least one.
-    """
+    """The beginning of a prompt."""
 
     token_ids: list[int]
     module: ModuleVersion | None
+    """The module that the KV depends on."""
     laid_out: tuple[LaidOut, ...]
+    """The prefix in each layout of the workers that share KV, at least one. The layout of most workers comes
+    first."""
 
     @property
     def main(self) -> LaidOut:
         return self.laid_out[0]
 
     def of(self, worker: PooledWorker) -> LaidOut | None:
-        """None for a worker whose layout was not known when the prefix was made."""
+        """The prefix in the worker's layout. None: the layout was not known when this prefix was built."""
         return next((laid_out for laid_out in self.laid_out if laid_out.layout == worker.lease.layout), None)
 
 
@@ -102,8 +105,10 @@ class Prefixes:
         self._pool = pool
 
     async def prefix(self, tenant: Tenant, messages: Sequence[Message], model: str, module: str) -> Prefix:
-        """Raises InvalidField, ModelNotFound, ModuleNotFound, and NoWorker before the first worker has said
-        how it lays KV out.
+        """The prefix that these messages begin, with the module that the reference names.
+
+        Raises InvalidField and ModelNotFound, as `ParametricMemory.heaviest` for the module, and NoWorker
+        while no worker that shares KV is known.
         """
         self._check(model, messages, field="prefix.messages")
         version = await self._modules.heaviest("prefix.module", tenant.name, module) if module else None
@@ -126,12 +131,15 @@ class Prefixes:
         return Prefix(token_ids, version, tuple(map(laid_out, layouts)))
 
     async def stored_tokens(self, tenant: Tenant, laid_out: LaidOut) -> int | None:
-        """Leading tokens in Redis; None when it does not answer."""
+        """How many leading tokens are in Redis. None: Redis does not answer."""
         chunks = await self._activation.present(tenant.name, laid_out.members)
         return None if chunks is None else chunks * laid_out.layout.chunk_tokens
 
     async def held(self, prefix: Prefix) -> list[HeldPrefix]:
-        """What each worker that answers has in its own memory."""
+        """What each ready worker has of the prefix in its own memory, by worker id.
+
+        A worker that does not answer is left out.
+        """
 
         async def ask(worker: PooledWorker) -> HeldPrefix | None:
             laid_out = prefix.of(worker)
@@ -149,10 +157,10 @@ class Prefixes:
         return sorted((held for held in answers if held is not None), key=lambda held: held.worker_id)
 
     async def pin(self, tenant: Tenant, prefix: Prefix, seconds: float) -> tuple[int, int]:
-        """Pin it in every layout in which all of it is in Redis. Returns the tokens pinned (of the longest)
-        and the tenant's pinned bytes.
+        """Pin the prefix in every layout in which all of it is in Redis.
 
-        Raises PrefixNotStored when that is none, PinLimitReached and CacheUnavailable.
+        Returns the tokens pinned, of the layout with the most, and the tenant's pinned bytes.
+        Raises PrefixNotStored when no layout is complete, PinLimitReached and CacheUnavailable.
         """
         pinned_tokens = pinned_bytes = 0
         missing: PrefixNotStored | None = None
@@ -168,7 +176,10 @@ class Prefixes:
         return pinned_tokens, pinned_bytes
 
     async def unpin(self, tenant: Tenant, prefix: Prefix) -> int:
-        """Returns the tokens that were pinned, of the layout with the most."""
+        """Unpin the prefix in every layout.
+
+        Returns the tokens that were pinned, of the layout with the most.
+        """
         unpinned = [
             await self._activation.unpin(tenant.name, laid_out.members) * laid_out.layout.chunk_tokens
             for laid_out in prefix.laid_out
@@ -176,7 +187,10 @@ class Prefixes:
         return max(unpinned)
 
     async def evict(self, tenant: Tenant, prefix: Prefix) -> tuple[int, int]:
-        """Returns how many chunks were removed, of all layouts, and how many stay because they are pinned."""
+        """Remove the prefix from Redis, in every layout.
+
+        Returns how many chunks of all layouts were removed, and how many stay because they are pinned.
+        """
         evicted = [
             await self._activation.evict_prefix(tenant.name, laid_out.members) for laid_out in prefix.laid_out
         ]
@@ -185,11 +199,13 @@ class Prefixes:
     async def warm(
         self, tenant: Tenant, prefix: Prefix, worker_id: str, deadline_s: float | None
     ) -> AsyncGenerator[Warmth, None]:
-        """Compute the prefix on one worker and wait until Redis has it. Ends early when it comes no further:
-        the last Warmth is done.
+        """Compute the prefix on one worker and wait until Redis has it.
 
-        deadline_s: on the monotonic clock, or None.
-        Raises NoWorker, WorkerLost, DeadlineExceeded.
+        Ends early when the stored part stops growing. Only the last Warmth is `done`.
+
+        worker_id: empty for the least loaded worker that the tenant may use.
+        deadline_s: on the monotonic clock, or None. It holds for the computing only.
+        Raises NoWorker, WorkerLost, DeadlineExceeded and QuotaExceeded.
         """
         worker, laid_out = self._worker(tenant, worker_id, prefix)
         tokens, stored = len(prefix.token_ids), 0
@@ -209,8 +225,9 @@ class Prefixes:
         yield Warmth(worker.lease.worker_id, tokens, tokens, stored, done=True)
 
     def _worker(self, tenant: Tenant, worker_id: str, prefix: Prefix) -> tuple[PooledWorker, LaidOut]:
-        """The worker that computes it, and the prefix in its layout: of the main layout, unless another is
-        asked for or all there is.
+        """The worker that computes the prefix, and the prefix in that worker's layout.
+
+        A worker of the main layout is preferred, then the least loaded worker. Raises NoWorker.
         """
         pool, now_s = self._pool, time.monotonic()
         ready = [
@@ -240,7 +257,10 @@ class Prefixes:
         end: int,
         deadline_s: float | None,
     ) -> None:
-        """Compute the tokens from `start`, which is computed, to `end`."""
+        """Have the worker compute the tokens up to `end`.
+
+        start: how many leading tokens are computed already.
+        """
         now_s = time.monotonic()
         if deadline_s is not None and deadline_s <= now_s:
             raise DeadlineExceeded

@@ -1,4 +1,4 @@
-"""Work that several callers ask for at the same time, done once."""
+"""Work that several callers ask for at the same time is done once."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ RETRY_AFTER_S = 2.0
 
 
 class Shared(Generic[T]):
-    """One event loop only. What has ended is not remembered."""
+    """Shares the result of work that is under way. A result is not kept after the work has ended.
+
+    It belongs to one event loop.
+    """
 
     def __init__(self, wait_s: float) -> None:
-        """wait_s: how long a caller waits for another one's work."""
+        """wait_s: how long a caller waits, in all, for the work of other callers."""
         self._wait_s = wait_s
         self._under_way: dict[Hashable, asyncio.Future[T | None]] = {}
 
     async def once(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work, unless another caller with an equal key is doing it: then what comes of that.
+        """Do the work. If another caller with an equal key is doing it, return that caller's result.
 
-        Where the other one fails or goes away, the next in line does the work itself.
+        When the other caller's work fails or is cancelled, one of the waiting callers does the work itself.
+
+        work: its result must not be None, which counts as failed work.
         Raises as `work`, and QuotaExceeded after `wait_s`.
         """
         try:

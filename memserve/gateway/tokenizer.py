@@ -1,4 +1,4 @@
-"""Messages to token ids: the model's chat template and tokenizer, without transformers."""
+"""Turns messages into token ids with the model's chat template and tokenizer, without transformers."""
 
 from __future__ import annotations
 
@@ -14,38 +14,41 @@ from memserve.model.files import ModelFiles
 class ChatTokenizer:
     """Renders and encodes as
     `transformers.PreTrainedTokenizerFast.apply_chat_template(add_generation_prompt=True)` does.
-
-    takes_system: whether the template takes a system message and shows it to the model.
     """
 
     def __init__(self, model: ModelFiles, cache: Path | None = None) -> None:
-        """cache: as of `open_chat`. Raises StartupError when tokenizer or template are missing or cannot be
-        used.
+        """cache: as of `open_chat`.
+
+        Raises StartupError when the tokenizer or the template is missing or cannot be used.
         """
         self._template, self._tokenizer = open_chat(model, cache)
         self.takes_system = self._template.takes_system
+        """Whether the template takes a system message and shows it to the model."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.special_tokens = tuple(sorted(token.content for token in added if token.special))
+        """The texts of the model's control tokens, sorted."""
         self._special_beginning = _common_beginning(self.special_tokens)
-        # In a byte-level vocabulary a letter stands for a byte.
+        # In a byte-level vocabulary every character of a token stands for one byte.
         byte_level = '"ByteLevel"' in self._tokenizer.to_str(pretty=False).partition('"model"')[0]
         vocabulary = self._tokenizer.get_vocab()
-        # Tokens for which the model has no embedding: one of them in a prompt would end the engine.
+        # Tokens for which the model has no embedding. Such a token in a prompt would end the engine.
         self._without_row = {
             number: token for token, number in vocabulary.items() if number >= model.vocab_size
         }
         self.token_max_bytes = max(len(token) if byte_level else len(token.encode()) for token in vocabulary)
+        """The most bytes of text that one token stands for."""
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the rendered conversation, ready for the assistant's answer. Other threads run
-        meanwhile.
+        """Token ids of the rendered conversation, ready for the assistant's answer.
 
-        Raises InvalidField when the template refuses the conversation, or it holds a token that the model
-        does not know.
+        Other threads run while the text is encoded.
+
+        Raises InvalidField when the template refuses the conversation. Raises it too when the conversation
+        has a token for which the model has no embedding.
         """
         try:
             text = self._template.render(messages)
-        # A template is a program. It may raise anything for roles or an order that it does not expect.
+        # A template is a program. For roles or an order that it does not expect, it may raise anything.
         except Exception as error:
             raise InvalidField("messages", f"the model's chat template refuses them: {error}") from None
         token_ids = self._ids(text)
@@ -59,36 +62,41 @@ class ChatTokenizer:
         return token_ids
 
     def can_quote(self, text: str) -> bool:
-        """Whether a prompt may hold this text, which the caller did not write: no control token in it, none
-        without an embedding.
+        """Whether a prompt may contain this text, which the caller did not write.
+
+        The text must have no control token, and no token for which the model has no embedding.
         """
         if self.special_token_in(text) is not None:
             return False
         return not self._without_row or self._without_row.keys().isdisjoint(self._ids(text))
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """[texts] tokens of each, encoded by itself."""
+        """[texts] how many tokens each text has when it is encoded by itself."""
         return [
             len(encoding)
             for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
     def special_token_in(self, text: str) -> str | None:
-        """The first of the model's control tokens that `text` spells out: it would be read as a command, not
-        as text.
+        """A control token of the model that `text` spells out, or None.
+
+        The model would read it as a command. Of several control tokens it is the first in `special_tokens`.
         """
         if self._special_beginning not in text:
             return None
         return next((token for token in self.special_tokens if token in text), None)
 
     def _ids(self, text: str) -> list[int]:
-        # `Tokenizer.encode` keeps the interpreter's lock to its end; `encode_batch_fast` lets go of it, and
-        # is twice as fast.
+        # `encode_batch_fast` releases the interpreter's lock while it works, and is twice as fast as
+        # `Tokenizer.encode`, which holds the lock to its end.
         return list(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def _common_beginning(texts: Sequence[str]) -> str:
-    """texts: sorted, so that what the first and the last have in common all have."""
+    """The longest beginning that all texts have.
+
+    texts: sorted, so that a beginning of the first and the last text is a beginning of all texts.
+    """
     common = 0
     if texts:
         while texts[0][common : common + 1] and texts[0][: common + 1] == texts[-1][: common + 1]:

@@ -1,5 +1,6 @@
-"""Watches canaries: versions that have a part of an alias's traffic before they have passed the gate. One
-that breaches is taken out.
+"""Watches canaries, and takes a canary out when it breaches.
+
+A canary is a version that has a part of an alias's traffic and had not passed the gate when it got that part.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ log = logging.getLogger("memserve.gateway.modules.canary")
 
 PRINCIPAL = "memserve canary watch"
 LOOK_S = 0.5
-# Of a canary's requests so many may fail because workers would not answer with it, once there are enough to
+# A canary breaches when workers refuse more than this share of its tries. It takes REQUESTS_TO_TELL tries to
 # tell.
 FAILED_SHARE_MAX = 0.05
 REQUESTS_TO_TELL = 20
 
 
 class CanaryWatch:
-    """Runs on every gateway; for each alias one of them asks the probes, in turn. Each judges the failures
-    that it has seen itself.
+    """Watches the canaries of all tenants, on every gateway.
+
+    In each interval, one of the gateways asks the probes of an alias's canaries. Every gateway judges the
+    failures that it has seen itself.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class CanaryWatch:
         metrics: GatewayMetrics,
         interval_s: float,
     ) -> None:
-        """interval_s: between two runs of a canary's probes."""
+        """interval_s: the time between two runs of a canary's probes."""
         self._memory = memory
         self._store = memory.store
         self._gatekeeper = gatekeeper
@@ -49,11 +52,11 @@ class CanaryWatch:
         self._access = access
         self._metrics = metrics
         self._interval_s = interval_s
-        # Of a version when its split was first seen here.
+        # The counts of a canary when this gateway first saw it, by its alias at one revision and its number.
         self._before: dict[tuple[CanaryAlias, int], Outcomes] = {}
 
     async def look(self) -> None:
-        """Once, at every alias that has canaries. For a loop."""
+        """Look once at every alias that has canaries. The step of a loop."""
         try:
             canaries = await self._store.canaries()
         except MemserveError as error:
@@ -100,7 +103,7 @@ class CanaryWatch:
         self._metrics.module_changes.labels("canary_rollback").inc()
 
     def _failures(self, canary: CanaryAlias, version: ModuleVersion) -> str:
-        """What went wrong with requests since the split, for a person; empty: nothing."""
+        """What went wrong with the canary's requests since the split, for a person. Empty: nothing."""
         now = self._outcomes.of(version.digest)
         since = now.since(self._before.setdefault((canary, version.version), now))
         tries = since.answered + since.refused
@@ -109,7 +112,7 @@ class CanaryWatch:
         return ""
 
     async def _breach(self, tenant: Tenant, version: ModuleVersion) -> str:
-        """What its probes find, for a person; empty: nothing."""
+        """What the version's probes show to be wrong, for a person. Empty: nothing."""
         try:
             report = await self._gatekeeper.ask_canary(tenant, version)
         except InvalidModule as error:

@@ -1,4 +1,4 @@
-"""Asks a version's probes of a worker, with the version and without it, and judges the answers."""
+"""Asks a worker a version's probes, with the version and without it, and judges the answers."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from memserve.policy.modules.gate import CALIBRATION, Answer, Probe, confidence,
 from memserve.policy.recall.prompt import assemble_messages, with_system
 from memserve.turns import FairThreads
 
-# Asked at a time, so that users' requests keep their turn.
+# Probes that are asked at the same time. They are few, so that users' requests keep their turn.
 CONCURRENT = 8
-# Of an answer. What has not ended by then is judged as it is.
+# An answer is cut off at this length, and is judged as it is.
 MAX_ANSWER_TOKENS = 64
-# A worker that takes longer for one answer is given up.
+# A worker that takes longer than this for one answer is asked no more in this run.
 PROBE_TIMEOUT_S = 120.0
 
 _SAMPLING = Sampling(max_tokens=MAX_ANSWER_TOKENS, logprobs=True)
 
 
 class Gate:
-    """Runs probes on the pool's workers. Prompts are made as those of requests are, and answered greedily.
+    """Runs probes on the pool's workers.
 
-    instruction: the line before recalled passages.
+    Prompts are assembled as the prompts of requests are. Answers are greedy, so that they can be compared.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Gate:
         max_context_tokens: int,
         instruction: str = "",
     ) -> None:
+        """instruction: the line before recalled passages."""
         self._pool = pool
         self._tokenizer = tokenizer
         self._tokenizing = tokenizing
@@ -62,12 +63,13 @@ class Gate:
         worker_id: str = "",
         on_progress: ProgressCallback,
     ) -> GateReport:
-        """Judge the version by its probes, which the base is asked too. Without probes it passes, with no
-        figures.
+        """Judge the version by its probes, which the base model is asked too.
 
-        worker_id: empty for the least loaded worker; another follows one that is lost, and the report names
-        the last. Cancelling it aborts the work. Raises NoWorker, and InvalidModule for a probe that the model
-        cannot be asked.
+        A version without probes passes, with no figures. Cancelling the call aborts the work.
+
+        worker_id: empty for the least loaded worker. Another worker then takes over from a worker that fails,
+        and the report names the last worker.
+        Raises NoWorker, and InvalidModule for a probe that the model cannot be asked.
         """
         if probes is None:
             return GateReport(True, (), "", time.time(), "")
@@ -76,7 +78,7 @@ class Gate:
         base, module = await run.ask(prompts, on_progress)
         figures = judge(probes.sets, probes.thresholds, base, module)
         if not KINDS[version.kind].moves_logprobs:
-            # The engine's log-probabilities are those without the module: they say nothing of how sure it is.
+            # The engine's log-probabilities leave the module out. They do not show how sure the module is.
             figures = tuple(figure for figure in figures if figure.name != CALIBRATION)
         return GateReport(
             all(each.holds for each in figures), figures, run.answered_by, time.time(), probes.digest
@@ -115,17 +117,21 @@ class Gate:
 
 @dataclass
 class _Run:
-    """The questions of one run. All go to one worker, as long as it answers. given_up: why, by worker."""
+    """The questions of one run. All of them go to one worker for as long as it answers."""
 
     pool: WorkerPool
     tenant: Tenant
     version: ModuleVersion
     worker_id: str
+    """The worker to ask; empty for any worker."""
     worker: PooledWorker | None = None
+    """The worker that is asked now."""
     given_up: dict[str, str] = field(default_factory=dict)
+    """Workers that failed, by id, and why."""
 
     @property
     def answered_by(self) -> str:
+        """The id of the worker that was asked last; empty before the first question."""
         return self.worker.lease.worker_id if self.worker else ""
 
     async def ask(
@@ -139,7 +145,7 @@ class _Run:
                 answers[place, with_version] = await self._answer(prompts[place], with_version)
                 on_progress(len(answers), 2 * len(prompts))
 
-        # The version first: one that no worker can load is found out at once.
+        # The version is asked before the base. So a version that no worker can load is noticed at once.
         waiting = ((place, with_version) for place in range(len(prompts)) for with_version in (True, False))
         try:
             async with asyncio.TaskGroup() as lanes:
@@ -198,5 +204,5 @@ class _Run:
 
 
 def _recalled(text: str) -> ScoredMemory:
-    """The text as recall would bring it; of a memory, a prompt has nothing but its text."""
+    """The text as a recalled memory. A prompt shows only the text, so that the other fields do not matter."""
     return ScoredMemory(Memory("", "", text, "", (), 0.0), 1.0, None, None)

@@ -1,4 +1,4 @@
-"""The workers that this gateway knows: found in the registry, and watched over their own streams."""
+"""The workers that this gateway knows. It finds them in the registry, and watches each over a stream."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ from memserve.turns import Turns
 log = logging.getLogger("memserve.gateway.workers.pool")
 
 DISCOVERY_S = 0.25
-# A worker speaks four times a second. One that is silent for longer is chosen only when no other is left.
+# A worker sends its state four times a second. A worker that is silent for longer than this is chosen only
+# when no other worker is connected.
 SILENT_S = 1.0
 RECONNECT_S = 0.2
-# Answers of a tenant that wait for a place. Their callers are limited before; this is for gates and warm-ups.
+# How many answers of one tenant may wait for a place. Answers to requests are limited before they come here.
+# This limit is for the probes of gates and for warm-ups.
 PLACES_WAITING = 1024
 
 
@@ -45,26 +47,32 @@ class PooledWorker:
 
     lease: WorkerLease
     calls: WorkerCalls
-    """Outside this file, through `calling`."""
+    """Code outside this file uses `calling`."""
     connected: bool = False
+    """Whether its stream is alive, and no call has found it dead since."""
     heard_s: float = 0.0
+    """When the last message of its stream came, on the monotonic clock."""
     state: WorkerState = field(default_factory=WorkerState)
     sent: dict[str, int] = field(default_factory=dict)
     """Prompt tokens of this gateway's requests that have no first token yet, by request id."""
     running: int = 0
+    """How many of this gateway's requests are at the worker."""
     in_slots: Counter[str] = field(default_factory=Counter)
-    """Digests of the modules that this gateway's requests need in slots of the batch, counted."""
+    """By digest of a module that needs a slot of the batch: how many of this gateway's requests use it."""
     tenants: Counter[str] = field(default_factory=Counter)
-    """Whose this gateway's requests are, counted."""
+    """By tenant: how many of this gateway's requests are at the worker."""
     watch: asyncio.Task[None] | None = None
     epoch: int = 0
-    """Of the last block event, as `sequence` is."""
+    """The epoch of the last block event; 0 before the first."""
     sequence: int = 0
+    """The number of the last block event; 0 before the first."""
 
     @contextlib.contextmanager
     def calling(self) -> Iterator[WorkerCalls]:
-        """The calls to the worker. A call that finds it dead is noted here, and here alone: the worker is
-        chosen no more until its stream is back.
+        """The calls to the worker.
+
+        A call that finds the worker dead is noted here and nowhere else. The worker is not chosen again until
+        its stream is back.
         """
         try:
             yield self.calls
@@ -77,9 +85,9 @@ class PooledWorker:
     def serving(
         self, tenant: str, request_id: str, uncached_tokens: int, slot_digest: str = ""
     ) -> Iterator[None]:
-        """Count a request from the moment of its routing, so that the next one is routed knowing of it.
+        """Count a request from the moment of its routing, so that the next routing takes it into account.
 
-        slot_digest: of its module that needs a slot of the batch.
+        slot_digest: the request's module that needs a slot of the batch; empty for none.
         """
         self.sent[request_id] = uncached_tokens
         self.running += 1
@@ -89,38 +97,43 @@ class PooledWorker:
             yield
         finally:
             self.running -= 1
-            self.in_slots -= Counter([slot_digest])  # a module that is at 0 leaves
+            self.in_slots -= Counter([slot_digest])  # drops a module that is at 0
             self.tenants -= Counter([tenant])
             self.sent.pop(request_id, None)
 
     def has_first_token(self, request_id: str) -> None:
-        """The request's prompt is computed."""
+        """Note that the request's prompt is computed."""
         self.sent.pop(request_id, None)
 
     def place_of(self, digest: str) -> ModulePlace:
-        """Where the worker said last that it has a module."""
+        """Where the worker has the module, by its last state."""
         return self.state.modules.get(digest, ModulePlace.ABSENT)
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """0: not measured, or what was said is no speed."""
+        """0: the worker has not measured its speed, or has sent a number that is no speed."""
         speed = self.state.prefill_tokens_per_s
         return speed if math.isfinite(speed) and speed > 0 else 0.0
 
     @property
     def pending_prefill_tokens(self) -> int:
-        """The larger of what this gateway sent and what the worker last said; other gateways use it too."""
+        """Prompt tokens that the worker has yet to compute.
+
+        It is the larger of two numbers: what this gateway sent, and what the worker's last state says. The
+        state includes the requests of other gateways.
+        """
         return max(sum(self.sent.values()), self.state.pending_prefill_tokens)
 
     @property
     def load(self) -> tuple[int, int]:
-        """What the least loaded worker has the least of."""
+        """The worker with the smallest value is the least loaded worker."""
         return self.pending_prefill_tokens, self.running
 
 
 class WorkerPool:
-    """Follows the registry and every worker's stream. When the registry does not answer, the workers known so
-    far stay.
+    """Follows the registry and every worker's stream.
+
+    While the registry does not answer, the workers known so far stay.
     """
 
     def __init__(
@@ -131,8 +144,11 @@ class WorkerPool:
         connect: Callable[[WorkerLease], WorkerCalls],
         failed: Failed = uncounted,
     ) -> None:
-        """connect: makes the calls to a worker, without waiting for it; raises ValueError or TypeError where
-        the lease has no address.
+        """tokenizer_digest: a worker with another tokenizer is not used.
+
+        connect: returns the calls to a worker without waiting for the worker. It raises ValueError or
+        TypeError when the lease's address is no address.
+        failed: called when a step of a loop has failed.
         """
         self.workers: dict[str, PooledWorker] = {}
         self.index = index
@@ -141,9 +157,9 @@ class WorkerPool:
         self._tokenizer_digest = tokenizer_digest
         self._connect = connect
         self._failed = failed
-        # No longer chosen, their channels not yet closed.
+        # Workers that are not chosen any more, and whose channels are still open.
         self._left: list[PooledWorker] = []
-        # Of the leases that there are: why a worker is not used.
+        # By id of a worker that has a lease and is not used: why not.
         self._refused: dict[str, str] = {}
         self._discovery: asyncio.Task[None] | None = None
         self._places = Turns("answers", 1, share=engine_share, waiting_per_tenant=PLACES_WAITING)
@@ -162,14 +178,18 @@ class WorkerPool:
             await worker.calls.close()
 
     def ready(self, now_s: float) -> list[PooledWorker]:
-        """Workers with a living stream; those that were heard within the last second where there is one."""
+        """The workers with a living stream.
+
+        If some of them were heard within the last SILENT_S seconds, only these are returned.
+        """
         connected = [worker for worker in self.workers.values() if worker.connected]
         fresh = [worker for worker in connected if now_s - worker.heard_s <= SILENT_S]
         return fresh or connected
 
     def layouts(self, *, sharing: bool = False) -> list[CacheLayout]:
-        """How the workers lay KV out, that of most workers first; empty while none is known. sharing: of
-        those that share KV only.
+        """How the workers lay KV out. The layout of most workers comes first. Empty while no worker is known.
+
+        sharing: only the layouts of workers that share KV.
         """
         counted = Counter(
             worker.lease.layout for worker in self.workers.values() if worker.lease.shares_kv or not sharing
@@ -177,17 +197,18 @@ class WorkerPool:
         return sorted(counted, key=lambda layout: (-counted[layout], layout.namespace))
 
     def model_digest(self) -> str:
-        """Of the model that most workers serve; empty while none is known."""
+        """The digest of the model that most workers serve. Empty while no worker is known."""
         counted = Counter(worker.lease.model_digest for worker in self.workers.values())
         return min(counted, key=lambda digest: (-counted[digest], digest), default="")
 
     @contextlib.asynccontextmanager
     async def place(self, tenant: str) -> AsyncIterator[None]:
-        """Hold a place in the engines, for one answer; tenants take turns for a free one. Raises
-        QuotaExceeded.
+        """Hold a place in the engines, for one answer. Tenants take turns at a free place.
 
-        As many places as the engines decode at the same time: what would wait in an engine waits here, where
-        its turn is fair.
+        There are as many places as the engines decode answers at the same time. An answer that would wait in
+        an engine waits here, where turns are fair.
+
+        Raises QuotaExceeded when too many of the tenant's answers wait.
         """
         self._places.places = max(
             1, sum(worker.lease.max_concurrent for worker in self.ready(time.monotonic()))
@@ -199,8 +220,8 @@ class WorkerPool:
     def open_to(self, tenant: str, now_s: float) -> list[PooledWorker]:
         """The ready workers that a request of this tenant may go to.
 
-        While other tenants ask too, each leaves them the worker where it has the fewest requests itself: what
-        one of them does to an engine, the others need not wait for.
+        While other tenants are active, a tenant leaves one worker to them: `worker_to_leave`. They then need
+        not wait for what this tenant does to the other engines.
         """
         ready = self.ready(now_s)
         if len(ready) < 2 or not self._places.others_ask(tenant):
@@ -226,21 +247,22 @@ class WorkerPool:
             if worker_id not in self.workers and worker_id not in self._refused:
                 self._meet(lease)
         for worker_id, worker in list(self.workers.items()):
-            # A lease may run out while Redis restarts: a worker that still talks stays.
+            # A lease may run out while Redis restarts. A worker whose stream is alive stays.
             if worker_id not in leases and not worker.connected:
                 del self.workers[worker_id]
                 self.index.forget(worker_id)
                 if worker.watch is not None:
                     worker.watch.cancel()
                 self._left.append(worker)
-        # One that leaves finishes the answers that it is at.
+        # A worker that leaves finishes its answers before its channel is closed.
         for worker in [worker for worker in self._left if not worker.running]:
             self._left.remove(worker)
             await worker.calls.close()
 
     def _meet(self, lease: WorkerLease) -> None:
-        """Begin to watch a worker, or refuse it and say so once. One that cannot be met keeps no other from
-        being.
+        """Begin to watch a worker, or refuse it and log why once.
+
+        A refusal does not raise, so that the other workers are still met.
         """
         why = (
             ""
@@ -263,14 +285,15 @@ class WorkerPool:
         self.workers[lease.worker_id] = worker
 
     async def _watch(self, worker: PooledWorker) -> None:
-        """Follow one stream of the worker's to its end.
+        """Follow one stream of the worker to its end.
 
-        A stream that cannot be followed makes the next one begin with a snapshot.
+        After an event that cannot be handled, the next stream begins with a RESET.
         """
         try:
             await self._follow_stream(worker)
         except (WorkerDied, WorkerLate) as error:
-            # Gone, or not there yet: the next stream says. A fault of the worker's own code is counted.
+            # The worker is gone or has not started. The next stream will tell. A fault of the worker's own
+            # code goes on, to be counted.
             if isinstance(error, WorkerFaulty):
                 raise
         except WorkerFailure:
@@ -312,6 +335,9 @@ class WorkerPool:
 
 
 def _is_next(worker: PooledWorker, event: BlockEvent) -> bool:
-    """A large event of a worker of version 0.1.0 comes as several events of the same number."""
+    """Whether the event follows the last event of the worker.
+
+    A worker of version 0.1.0 sends a large event as several events of the same number.
+    """
     known = event.epoch == worker.epoch and worker.sequence <= event.sequence <= worker.sequence + 1
     return known or event.change is BlockChange.RESET
