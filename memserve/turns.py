@@ -48,10 +48,12 @@ class Turns:
     ) -> None:
         """what: as refusals name it.
 
+        places: how many places there are at first.
         share: a result below 1 counts as 1.
         now_s: the clock; None for the event loop's.
         """
         self.places = places
+        """How many places there are. It may be changed. `hand_out` is called after that."""
         self._what = what
         self._share = share
         self._waiting_per_tenant = waiting_per_tenant
@@ -73,6 +75,7 @@ class Turns:
         return self._held.total()
 
     def waiting(self, tenant: str) -> int:
+        """How many of the tenant's calls wait for a place."""
         return len(self._waiting.get(tenant, ()))
 
     def others_ask(self, tenant: str) -> bool:
@@ -92,7 +95,7 @@ class Turns:
             self.give(tenant)
 
     async def take(self, tenant: str) -> None:
-        """As `of`. The caller has to call `give` afterwards, unless this raises."""
+        """Wait for a place, as `of`. The caller calls `give` afterwards, unless this raises."""
         self._see(tenant)
         if tenant not in self._waiting and self._may_hold(tenant):
             self._begin(tenant)
@@ -129,7 +132,7 @@ class Turns:
         self.hand_out()
 
     def hand_out(self) -> None:
-        """Give free places to waiting tenants. To be called after `places` has changed."""
+        """Give free places to waiting tenants. The caller calls it after a change of `places`."""
         while allowed := [tenant for tenant in self._waiting if self._may_hold(tenant)]:
             tenant = min(allowed, key=lambda name: (self._held[name], self._time_of(name)))
             queue = self._waiting[tenant]
@@ -176,8 +179,8 @@ class Turns:
 class FairThreads:
     """Threads for one kind of blocking work. Tenants take turns at them.
 
-    asyncio's default threads are not used. Everything would share them, so that one stalled server would stop
-    it all.
+    asyncio's default threads are not used. All kinds of work would share them, so that one stalled server
+    would stop all of it.
     """
 
     def __init__(
@@ -201,7 +204,7 @@ class FairThreads:
         return await asyncio.wrap_future(await self.begin(tenant, work))
 
     async def begin(self, tenant: str, work: Callable[[], T]) -> ThreadFuture[T]:
-        """As `run`, without waiting for the end of the work."""
+        """As `run`, but returns when the work has begun."""
         await self.turns.take(tenant)
         loop = asyncio.get_running_loop()
 
@@ -227,7 +230,7 @@ class FairThreads:
 
 
 async def on_own_thread(work: Callable[[], T]) -> T:
-    """Run `work` on a thread of its own. For work that happens once, at a start or at an end."""
+    """Run `work` on a new thread. This is for work that happens once, at a start or at an end."""
     thread = ThreadPoolExecutor(1, "memserve-once")
     try:
         return await asyncio.get_running_loop().run_in_executor(thread, work)
