@@ -1,4 +1,4 @@
-"""The gRPC edge: `server.py` puts the services on a port, `call.py` is what every RPC does first and last.
+"""The gRPC edge. `server.py` puts the services on a port. `call.py` has what every RPC does first and last.
 
-`errors.py` maps refusals to statuses.
+`errors.py` maps facts to statuses.
 """

@@ -23,8 +23,8 @@ from memserve.metrics.instruments import GatewayMetrics
 
 log = logging.getLogger("memserve.gateway")
 
-# RPCs that write to a disk of the server: refused while one of those has too little room. The others are
-# reads and answers.
+# RPCs that write to a disk of the server. They are refused while such a disk has too little room. All other
+# RPCs are reads and answers.
 CHANGES = frozenset(
     {
         "Backup",
@@ -54,7 +54,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Edge:
-    """Authenticates, holds the role against the call, and turns facts into statuses."""
+    """Authenticates each call, checks the caller's role and limits, and turns facts into statuses."""
 
     def __init__(self, settings: Settings, access: Access, disk: DiskWatch, metrics: GatewayMetrics) -> None:
         self.limits = Limits(settings)
@@ -67,8 +67,10 @@ class Edge:
 
     @contextlib.asynccontextmanager
     async def call(self, rpc: str, context: Context) -> AsyncIterator[Tenant]:
-        """Yields the caller's tenant; a MemserveError inside becomes its status, anything else INTERNAL with
-        an id to find it by.
+        """Hold the call while inside. Yields the caller's tenant.
+
+        An error inside that `fact_of` knows becomes its status. Any other error becomes INTERNAL, with an id
+        that finds it in the gateway's log.
         """
         code = grpc.StatusCode.OK
         try:
@@ -94,7 +96,11 @@ class Edge:
             self.metrics.requests.labels(rpc, code.name).inc()
 
     async def _caller(self, rpc: str, authorization: str, peer: str) -> Tenant:
-        """Raises Unauthenticated and PermissionDenied; one without a key waits for its turn to hear so."""
+        """The tenant that calls.
+
+        Raises Unauthenticated and PermissionDenied. Unauthenticated is paced for each address, and becomes
+        QuotaExceeded when the address calls too quickly.
+        """
         try:
             return self._access.caller(rpc, authorization)
         except Unauthenticated:
@@ -103,11 +109,11 @@ class Edge:
 
     @contextlib.contextmanager
     def sending(self, context: Context) -> Iterator[None]:
-        """Around the `yield` of a stream's response: ends the call when its caller does not take the response
-        in time.
+        """End a stream's call when its caller does not take a response in time.
 
-        A caller that does not read would hold what the call holds for ever. What it has not read it can still
-        read; then comes CANCELLED.
+        This is held around the `yield` of the response. Without it, a caller that does not read would keep
+        for ever what the call holds. The caller can still read the responses that it has not read. After them
+        it gets CANCELLED.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -121,13 +127,14 @@ class Edge:
         log.warning("a stream ends: its caller has not read for %g s", self._write_timeout_s)
         self.metrics.unread_streams.inc()
         task.cancel()
-        # Behind what is not read yet: this ends when that is, or the connection.
+        # The status is queued behind the unread responses. This task ends when they are read, or when the
+        # connection ends.
         ending = asyncio.create_task(self._end(context))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 
     async def _end(self, context: Context) -> None:
-        # It raises when it has done so, and when the connection has gone before.
+        # `abort` always raises: after it has sent the status, and when the connection has ended before.
         with contextlib.suppress(Exception):
             await context.abort(
                 grpc.StatusCode.CANCELLED,
@@ -136,6 +143,10 @@ class Edge:
 
 
 def require_admin(tenant: Tenant, what: str) -> None:
-    """For the part of a call that shows or steers more than the tenant's own. Raises PermissionDenied."""
+    """Check the caller for the part of a call that shows or steers more than the tenant's own.
+
+    what: the part, as the refusal names it.
+    Raises PermissionDenied.
+    """
     if not tenant.is_admin:
         raise PermissionDenied(what, KeyRole.ADMIN, tenant.role)

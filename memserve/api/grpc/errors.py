@@ -1,4 +1,4 @@
-"""The one table from facts to gRPC status codes."""
+"""The table from facts to gRPC status codes, and what a status says."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.PrefixNotStored: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PinLimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoWorker: grpc.StatusCode.UNAVAILABLE,
-    # Not UNAVAILABLE, after which clients try again by themselves.
+    # Clients try again by themselves after UNAVAILABLE, and must not do so here.
     errors.WorkersLost: grpc.StatusCode.INTERNAL,
     errors.GatewayStarting: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerLost: grpc.StatusCode.UNAVAILABLE,
@@ -56,6 +56,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
 }
 
 
+# These facts have a `retry_after_s`, which goes into the trailing metadata.
 WITH_RETRY = (
     errors.QuotaExceeded,
     errors.QuotaReached,
@@ -65,31 +66,31 @@ WITH_RETRY = (
     errors.NoWorker,
     errors.GatewayStarting,
 )
-# They say a rule about what the caller sent; nothing of this machine is in them.
+# These state a rule about what the caller sent. They contain no path on this machine.
 QUOTE_THE_CALLER = (errors.InvalidField,)
-# A path on this machine: of two steps at least, and no part of a URL, a module reference or a fraction.
+# A path on this machine. It has at least two steps. It is no part of a URL, a module reference or a fraction.
 _PATH = re.compile(r"(?:unix:(?://)?|(?<![\w/.:@]))/[\w.@+~-]+(?:/[\w.@+~=-]+)+/?")
 
 
 def status_of(error: errors.MemserveError) -> grpc.StatusCode:
-    """The status code of a fact; UNKNOWN for one that the table has forgotten (a test sees to it that there
-    is none).
-    """
+    """The status code of a fact. UNKNOWN: the table lacks the fact, which a test rules out."""
     return STATUS.get(type(error), grpc.StatusCode.UNKNOWN)
 
 
 def detail_of(error: errors.MemserveError) -> str:
-    """What the status says. Bounded, because it may quote what the caller sent, and clients refuse large
-    trailers.
+    """The text of the status.
+
+    It is at most DETAIL_MAX characters and an ellipsis, because it may quote what the caller sent. Clients
+    refuse large trailers.
     """
     detail = str(error) if isinstance(error, QUOTE_THE_CALLER) else without_paths(str(error))
     return detail if len(detail) <= DETAIL_MAX else detail[:DETAIL_MAX] + "…"
 
 
 def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...]:
-    """What a client can act on without parsing the message: the field at fault, the time to wait."""
+    """What a client can act on without parsing the text: the field at fault, or the time to wait."""
     if isinstance(error, errors.InvalidField | errors.InvalidModule):
-        # A field may be a tensor's name as uploaded; metadata must be printable ASCII.
+        # Metadata must be printable ASCII. A field may be a tensor's name from an upload, with any letters.
         return (
             ("memserve-field", "".join(letter if " " <= letter <= "~" else "?" for letter in error.field)),
         )
@@ -99,13 +100,14 @@ def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...
 
 
 def without_paths(text: str) -> str:
-    """A message of a lower layer as a caller may read it: the log has where the server keeps its things."""
+    """A message without the paths in it, because callers need not know where the server keeps its files."""
     return _PATH.sub("<a path on the server>", text)
 
 
 def fact_of(error: BaseException) -> errors.MemserveError | None:
-    """What an error is for the caller where it is known: a full disk below any RPC is DiskFull, whoever
-    noticed it. None: an incident.
+    """The fact that an error is to the caller. None: an incident, which only the log explains.
+
+    An error that says that a disk is full is DiskFull, whichever layer raised it.
     """
     if says_full(error) and not isinstance(error, errors.DiskFull | errors.RegistryDiskFull):
         return errors.DiskFull(DATA_DISK, RETRY_AFTER_S)

@@ -1,5 +1,6 @@
-"""The gateway's gRPC port, which is open before what stands behind it: health says NOT_SERVING and every call
-UNAVAILABLE until then.
+"""The gateway's gRPC port, which is open before its services are ready.
+
+Until they are ready, health says NOT_SERVING and every call of a service ends with UNAVAILABLE.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 
 class Services(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Handlers of services that may be added while the server runs. Until `opened`, a call to any of `names`
-    is UNAVAILABLE.
+    """Handlers of services that may be added while the server runs.
 
-    What the generated `add_…Servicer_to_server` functions take for a server.
+    The generated `add_…Servicer_to_server` functions take this object for a server. They add handlers to it.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
+        """names: of the services that will be added."""
         self.opened = False
+        """While this is False, a call to any of the named services ends with UNAVAILABLE."""
         self._prefixes = tuple(f"/{name}/" for name in names)
         self._handlers: list[grpc.GenericRpcHandler] = []
 
@@ -39,7 +41,7 @@ class Services(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._handlers.extend(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
-        """The same handlers once more, by name, for servers that look them up so."""
+        """Does nothing: these are the same handlers again, for servers that look them up by name."""
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         if not self.opened and details.method.startswith(self._prefixes):
@@ -51,29 +53,33 @@ class Services(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 @dataclass
 class Front:
-    """An open port. services: where the services go. port: its number."""
+    """An open port."""
 
     server: grpc.aio.Server
     health: health.aio.HealthServicer
     services: Services
+    """The services are added here."""
     port: int
+    """The port's number."""
 
 
 @contextlib.asynccontextmanager
 async def open_front(settings: Settings, names: Sequence[str]) -> AsyncIterator[Front]:
-    """Listen on the settings' host and port while inside. names: of the services that will be added. Raises
-    StartupError.
+    """Listen on the settings' host and port while inside.
+
+    names: of the services that will be added.
+    Raises StartupError when the port cannot be had.
     """
     server = grpc.aio.server(
         interceptors=[RequestSizes(), KeylessPace()],
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
-            # The port is kept by a socket of this process or its parent (`memserve/processes/ports.py`).
+            # A socket of this process or its parent holds the port already (`memserve/processes/ports.py`).
             ("grpc.so_reuseport", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
-            # A peer that is gone without a word is noticed, and what its calls hold is free.
+            # A peer that is gone without closing its connection is noticed, so that its calls end.
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.http2.max_pings_without_data", 0),

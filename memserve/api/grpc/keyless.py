@@ -1,5 +1,6 @@
-"""Health and reflection, which need no key: each address has its pace at them, so that they cannot be used to
-stop the others.
+"""Paces health and reflection, which need no key.
+
+Each address has its own pace, so that no caller can use these services to stop other callers.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from memserve.api.grpc.errors import detail_of, status_of, trailing_metadata
 from memserve.errors import QuotaExceeded
 from memserve.gateway.access.limits import Strangers
 
-# The package of gRPC's own services.
+# How the paths of gRPC's own services begin.
 KEYLESS = "/grpc."
 
 
 class KeylessPace(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Makes callers of gRPC's own services wait for their turn, and refuses those that would wait too
-    long.
+    """Makes callers of gRPC's own services wait for their turn, and refuses callers that would wait too long.
+
+    Each message of a stream of requests waits for its own turn.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,4 @@
-"""The gateway process: puts the services on gRPC, with health, reflection and metrics, and stops
-gracefully.
-"""
+"""The gateway process. It serves gRPC, with health, reflection and metrics, and stops gracefully."""
 
 from __future__ import annotations
 
@@ -48,14 +46,16 @@ from memserve.processes.supervised import repeat
 log = logging.getLogger("memserve.gateway")
 
 HEALTH_CHECK_S = 0.25
-# A revoked key is refused so much later at most.
+# How often the key file is looked at. A revoked key is refused at most this much later.
 KEYS_LOOK_S = 1.0
 SWEEP_S = 600.0
-# An embedding is a hundred steps of numpy, each of which may wait so long for the interpreter while the event
-# loop is busy.
+# How long a thread keeps the interpreter. An embedding is about a hundred steps of numpy on a thread. While
+# the event loop is busy, each step may wait this long for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
-# A blob is put before its version is registered; publishing takes less than this.
+# A younger blob is not swept. A blob is put before its version is registered, and publishing takes less time
+# than this.
 BLOB_MIN_AGE_S = 3600.0
+# An unfinished upload is removed when it has been idle for this long.
 UPLOAD_MAX_AGE_S = 24 * 3600.0
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
@@ -67,10 +67,12 @@ SERVICES = (
 
 
 async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM; answers under way get `shutdown_grace_s` to finish.
+    """Serve until SIGINT or SIGTERM. Answers under way then get `shutdown_grace_s` to finish.
 
-    The ports are taken first. ports_held: the parent process keeps them already.
-    Raises StartupError when a port is taken or something is missing.
+    The ports are taken before anything else is opened. SIGHUP reads the key file again.
+
+    ports_held: the parent process holds the ports already.
+    Raises StartupError when a port is taken or something that the gateway needs is missing.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     access = load_access(settings)
@@ -102,8 +104,9 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
 
 @contextlib.asynccontextmanager
 async def listen(parts: GatewayParts, access: Access) -> AsyncIterator[int]:
-    """The services, health and reflection on the settings' host and port, while inside. Yields the gRPC
-    port.
+    """Serve the services, health and reflection on the settings' host and port, while inside.
+
+    Yields the number of the gRPC port.
     """
     async with open_front(parts.settings, SERVICES) as front, served(front, parts, access):
         yield front.port
@@ -111,8 +114,9 @@ async def listen(parts: GatewayParts, access: Access) -> AsyncIterator[int]:
 
 @contextlib.asynccontextmanager
 async def served(front: Front, parts: GatewayParts, access: Access) -> AsyncIterator[None]:
-    """Put the services behind the open port while inside. On leaving, answers under way get
-    `shutdown_grace_s` to finish.
+    """Put the services behind the open port while inside, and run the gateway's loops.
+
+    On leaving, answers under way get `shutdown_grace_s` to finish.
     """
     edge = Edge(parts.settings, access, parts.disk, parts.metrics)
     services, port = services_of(parts, access), front.services
@@ -145,8 +149,10 @@ async def served(front: Front, parts: GatewayParts, access: Access) -> AsyncIter
 
 
 async def _report_health(servicer: health.aio.HealthServicer, parts: GatewayParts) -> None:
-    """SERVING while a worker is ready: for the whole server ("") and for InferenceService. The memories need
-    no worker.
+    """Set the health of every service, and the gauges that are read from the gateway's parts.
+
+    The whole server ("") and InferenceService are SERVING while a worker is connected. The other services
+    need no worker, and are always SERVING.
     """
     ready = len([worker for worker in parts.pool.workers.values() if worker.connected])
     parts.metrics.ready_workers.set(ready)
@@ -163,7 +169,10 @@ async def _report_health(servicer: health.aio.HealthServicer, parts: GatewayPart
 
 
 async def _sweep(parts: GatewayParts) -> None:
-    """Remove module content that no version references: what a crash, or a refused upload, left behind."""
+    """Remove module content that no version references, and old uploads.
+
+    A crash or a refused upload leaves such content.
+    """
     modules = parts.modules
     try:
         removed = await sweep(

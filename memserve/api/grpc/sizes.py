@@ -1,4 +1,4 @@
-"""How large a call's request is on the wire: seen where it is parsed, for the limits that come after."""
+"""How large a call's request is on the wire. The size is noted at parsing, for the limits of the call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 RECEIVED_BYTES: ContextVar[int] = ContextVar("received_bytes", default=0)
-"""Of the last message that this call's task has parsed."""
+"""The size of the last message that this call's task has parsed."""
 
 
 class RequestSizes(grpc.aio.ServerInterceptor):  # type: ignore[misc]

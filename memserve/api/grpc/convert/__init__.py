@@ -1,3 +1,4 @@
-"""Between `memserve.v1` messages and domain values. What comes in is checked here: the field is named, and
-the rule.
+"""Converts between `memserve.v1` messages and domain values. Requests are checked here.
+
+A refusal names the field and the rule.
 """

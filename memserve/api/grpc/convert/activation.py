@@ -1,4 +1,4 @@
-"""From the messages of `ActivationService` to domain values."""
+"""Converts the messages of `ActivationService` to domain values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from memserve.policy.modules.references import parse_reference
 
 
 def prefix_messages(prefix: activation_pb2.Prefix) -> tuple[Message, ...]:
-    """Raises InvalidField."""
+    """The messages of a prefix. Its module reference is checked too. Raises InvalidField."""
     messages = conversation("prefix.messages", prefix.messages)
     if prefix.module:
         parse_reference("prefix.module", prefix.module)

@@ -1,4 +1,4 @@
-"""Between the messages of `InferenceService` and domain values. Requests are checked here."""
+"""Converts between the messages of `InferenceService` and domain values. Requests are checked here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ RECALL = {
 
 
 def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequest:
-    """Raises InvalidField."""
+    """The request as a domain value, with `module` and `experts` among its modules. Raises InvalidField."""
     messages = conversation("messages", request.messages)
     if messages[-1].role is not Role.USER:
         raise InvalidField(f"messages[{len(messages) - 1}].role", "the last message must be the user's")
@@ -86,7 +86,7 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
 
 
 def conversation(field: str, messages: Sequence[inference_pb2.Message]) -> tuple[Message, ...]:
-    """field: the request's name for the messages. Raises InvalidField."""
+    """field: as the request names the messages. Raises InvalidField."""
     if not messages:
         raise InvalidField(field, "at least one is needed")
     if len(messages) > MESSAGES_MAX:

@@ -1,4 +1,4 @@
-"""Domain values to the messages of `MemoryService`."""
+"""Converts domain values to the messages of `MemoryService`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between `ModuleService` messages and domain values."""
+"""Converts between the messages of `ModuleService` and domain values. Requests are checked here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def kind_of(field: str, number: int) -> ModuleKind:
 
 
 def kind_number(kind: ModuleKind) -> pb.ModuleKind:
-    """A kind of this table may have a number that the generated enumeration has no name for."""
+    """The kind's number in messages. The generated enumeration may have no name for it, hence the cast."""
     return cast("pb.ModuleKind", KINDS[kind].number)
 
 

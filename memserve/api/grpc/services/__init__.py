@@ -1,1 +1,1 @@
-"""The services of `memserve.v1`: authenticate, convert, call, convert back."""
+"""The services of `memserve.v1`. Each RPC authenticates, converts, calls, and converts back."""

@@ -121,7 +121,7 @@ class ActivationService(rpc.ActivationServiceServicer):  # type: ignore[misc]
                 chunks=own.chunks,
                 pinned_bytes=own.pinned_bytes,
                 tenant_quota_bytes=tenant_quota_bytes,
-                # What all tenants together have is for administrators.
+                # Only administrators see the bytes of all tenants together.
                 cache_stored_bytes=every.stored_bytes if tenant.is_admin else 0,
                 cache_quota_bytes=cache_quota_bytes if tenant.is_admin else 0,
             )

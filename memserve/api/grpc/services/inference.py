@@ -13,7 +13,7 @@ from memserve.pb.v1 import inference_pb2, inference_pb2_grpc
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ignore[misc]
-    """Answers."""
+    """Streams answers to the caller's tenant."""
 
     def __init__(self, edge: Edge, pipeline: Pipeline) -> None:
         self._edge = edge

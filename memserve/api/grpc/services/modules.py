@@ -1,5 +1,6 @@
-"""`ModuleService`: parametric memory. Uploads come in here; what modules do with workers is in
-`gateway/modules`.
+"""`ModuleService`: parametric memory.
+
+Uploads are received here. Work on modules that asks workers is in `gateway/modules`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from memserve.pb.v1 import module_pb2_grpc as rpc
 from memserve.policy.modules.references import check_alias_name
 
 WATCH_S = 5.0
-# How long a stream waits that sends what another stream is sending already.
+# How long an upload waits for another upload of the same content to end.
 WAIT_FOR_EQUAL_S = 300.0
 
 
@@ -200,7 +201,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
     async def RollbackModule(
         self, request: pb.RollbackModuleRequest, context: Context
     ) -> pb.RollbackModuleResponse:
-        # Not in turn with long work: it takes trouble away, and waits for no worker.
+        # A rollback does not wait behind long work. It asks no worker, and it may end an incident.
         async with self._edge.call("RollbackModule", context) as tenant:
             check_module_name("name", request.name)
             changed = await self._lifecycle.rollback(
@@ -269,7 +270,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 await self._memory.heaviest("reference", tenant.name, request.reference)
             )
             self._placement.check_worker(_worker_id(tenant, request.worker_id))
-            # Recorded first: the workers follow the record, whatever becomes of this call.
+            # This is recorded before the workers are asked. They follow the record even if this call fails.
             await self._store.preload(
                 tenant.name, tenant.principal, version.module, version.version, request.worker_id
             )
@@ -348,7 +349,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
 
 
 def _worker_id(tenant: Tenant, worker_id: str) -> str:
-    """Raises InvalidField, and PermissionDenied where one is named by another than an administrator."""
+    """The worker that a request names. Raises InvalidField, and PermissionDenied unless the caller is an
+    administrator or names no worker.
+    """
     if len(worker_id) > 64:
         raise InvalidField("worker_id", "at most 64 characters")
     if worker_id:

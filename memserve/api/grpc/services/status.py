@@ -1,4 +1,4 @@
-"""`StatusService`: what runs now, and backups."""
+"""`StatusService`: the state of the gateway and its workers, and backups."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from memserve.pb.v1 import status_pb2 as pb
 from memserve.pb.v1 import status_pb2_grpc as rpc
 
 STATUS_TIMEOUT_S = 0.5
-# Of each worker, in a status: with 64 workers it stays far below 4 MiB, which every client takes.
+# The most modules of each worker in a status. With 64 workers the status stays far below 4 MiB, which every
+# client accepts.
 MODULES_TOLD_MAX = 256
 
 
 class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
-    """Looks at every part of the gateway, and changes none."""
+    """Reports on every part of the gateway without changing it, and makes backups."""
 
     def __init__(self, edge: Edge, parts: GatewayParts) -> None:
         self._edge = edge
@@ -64,7 +65,10 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
     def _worker(
         self, worker: PooledWorker, tenant: Tenant, own: Collection[str], *, ready: bool
     ) -> pb.WorkerStatus:
-        """own: digests of the tenant's modules. Addresses are for administrators."""
+        """One worker in a status. Only administrators see addresses and process ids.
+
+        own: digests of the tenant's modules. Other modules are left out.
+        """
         lease, state = worker.lease, worker.state
         modules = [(digest, place) for digest, place in state.modules.items() if digest in own]
         return pb.WorkerStatus(
@@ -87,7 +91,10 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
         )
 
     async def _add_memories(self, response: pb.GetStatusResponse, tenant: Tenant) -> None:
-        """What a store that does not answer would say is left out."""
+        """Add what the status says of the stores.
+
+        The counts of a store that does not answer are left out. `waiting_writes` is -1 when it is unknown.
+        """
         texts = self._parts.texts
         with contextlib.suppress(MemserveError):
             response.memories = sum((await texts.counts(tenant.name)).values())
