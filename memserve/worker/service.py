@@ -1,4 +1,4 @@
-"""`memserve.worker.v1` on gRPC: the engine's answers and the stream that gateways watch."""
+"""`memserve.worker.v1` on gRPC: the engine's answers and modules, and the stream that gateways watch."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ log = logging.getLogger("memserve.worker")
 STATE_INTERVAL_S = 0.25
 KEYS_IN_A_MESSAGE = 16_384
 FILE_CHUNK_BYTES = 1 << 20
-# Of all answers together: every message takes a third of a millisecond of each gateway that passes it on,
-# while others wait.
+# The most messages of all answers together. A gateway spends a third of a millisecond on every message that
+# it passes on, while other messages wait.
 MESSAGES_PER_S = 400
 
 FINISH = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
@@ -53,6 +53,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
         self._engine = engine
         self._log = log
         self._max_lora_rank = max_lora_rank
+        # It differs at every start, so that a gateway's numbers from before a restart do not count.
         self._epoch = time.time_ns()
         self._leaving = False
 
@@ -73,7 +74,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
                     response.finish_reason = FINISH[part.finish_reason]
                 yield response
                 if part.finish_reason is None:
-                    # vLLM puts the tokens that come meanwhile into one output.
+                    # vLLM joins the tokens that it samples meanwhile into one output.
                     await asyncio.sleep(self._engine.running / MESSAGES_PER_S)
 
     async def LoadModule(self, request: pb.LoadModuleRequest, context: Context) -> pb.LoadModuleResponse:
@@ -148,8 +149,9 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
         )
 
     def leave(self) -> None:
-        """End the streams that gateways watch: they send this worker nothing more, and wait for the answers
-        that it is at.
+        """End the streams that gateways watch.
+
+        The gateways then send this worker no more requests. They wait for the answers that it has begun.
         """
         self._leaving = True
         self._log.changed.set()
@@ -176,8 +178,10 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
         )
 
     def _block_messages(self, event: BlockEvent) -> list[pb.WatchResponse]:
-        """A large event goes out in several messages with the same number; the first of a RESET resets, the
-        others add.
+        """A block event as messages for gateways.
+
+        A large event goes out in several messages with the same number. The first message of a RESET resets,
+        and the others add.
         """
         messages = []
         for start in range(0, max(len(event.keys), 1), KEYS_IN_A_MESSAGE):
@@ -195,7 +199,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
 
 
 def _worker_request(request: pb.GenerateRequest) -> WorkerRequest:
-    """Raises as `_modules`."""
+    """The request as a domain value. Raises as `_modules`."""
     return WorkerRequest(
         request_id=request.request_id,
         token_ids=request.token_ids,
@@ -216,13 +220,13 @@ def _worker_request(request: pb.GenerateRequest) -> WorkerRequest:
 
 
 def _modules(request: pb.GenerateRequest) -> tuple[AppliedModule, ...]:
-    """Raises ValueError, which is INVALID_ARGUMENT, for a kind that this worker does not know."""
+    """The modules of a request. Raises ValueError for a kind that this worker does not know."""
     if request.modules:
         return tuple(
             AppliedModule(module.digest, kind_of_name(module.kind), module.strength)
             for module in request.modules
         )
-    # A gateway of 0.1.0.
+    # A gateway of version 0.1.0 sends these fields.
     lora = [AppliedModule(request.module_digest, ModuleKind.LORA)] if request.module_digest else []
     expert = AppliedModule(request.expert_digest, ModuleKind.LOGIT_EXPERT, request.expert_alpha)
     return (*lora, *([expert] if request.expert_digest else []))
@@ -247,10 +251,14 @@ def _composing(event: Progress | Composed) -> Iterator[pb.ComposeModuleResponse]
 async def refusals(
     context: Context, *, wrong_module: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT
 ) -> AsyncIterator[None]:
-    """Every refusal is a status. FAILED_PRECONDITION: not on this worker, or not now; another may.
-    INVALID_ARGUMENT: nowhere.
+    """End the call with a status when it is refused inside.
 
-    wrong_module: for a module that is wrong itself; in an answer it is one more reason to try another worker.
+    FAILED_PRECONDITION: this worker cannot do it, or not now. Another worker may.
+    INVALID_ARGUMENT: no worker can do it.
+    UNAVAILABLE: the engine has died.
+
+    wrong_module: the status for a module that is wrong itself. An answer gives FAILED_PRECONDITION here, so
+    that its gateway tries another worker.
     """
     try:
         yield
@@ -265,7 +273,7 @@ async def refusals(
     except EngineDeadError:
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine has died")
     except OSError as error:
-        # A full disk, say. Without a status of its own the gateway would take this worker for dead.
+        # A full disk, for example. Without this status the gateway would take the worker for dead.
         log.exception("a call was refused")
         await context.abort(
             grpc.StatusCode.FAILED_PRECONDITION,
