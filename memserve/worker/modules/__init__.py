@@ -1,1 +1,1 @@
-"""The modules that an engine holds: copied, loaded, kept, evicted."""
+"""The modules that an engine holds: how they are fetched, loaded, kept and evicted."""

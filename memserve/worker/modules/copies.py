@@ -1,5 +1,6 @@
-"""The module files on a worker's disk: fetched, verified, read ahead, and dropped when they are unused for
-long. All of it blocks.
+"""The module files on a worker's disk. They are fetched, verified and read ahead.
+
+Copies that are unused for long are dropped. All calls here block.
 """
 
 from __future__ import annotations
@@ -13,22 +14,27 @@ from memserve.errors import BlobDamaged
 from memserve.memory.modules.blobs.places import MANIFEST_FILE
 from memserve.memory.modules.blobs.store import BlobStore
 
+# How many copies stay however long they are unused.
 COPIES_KEPT = 256
+# Other copies are dropped when they are unused for this long.
 UNUSED_S = 600.0
-# Longer than anybody writes nothing to what it stages.
+# A staging folder that is unchanged for this long is left over. A fetch that goes on writes more often.
 LEFTOVER_AGE_S = 600.0
 READ_BYTES = 1 << 20
 
 
 class LocalCopies:
-    """Copies of what a remote module store keeps, or the store itself where it is this directory.
+    """Copies of a remote module store's modules, or the module store itself where it is this directory.
 
-    Workers may share the directory, so the time of a copy's last use is that of its `blob.json`, for all of
-    them.
+    Workers may share the directory. So the time of a copy's last use is kept on disk for all of them, as the
+    modification time of its `blob.json`.
     """
 
     def __init__(self, blobs: BlobStore, *, kept: int = COPIES_KEPT, unused_s: float = UNUSED_S) -> None:
-        """kept: copies that stay however long they have not been used."""
+        """kept: how many copies stay however long they are unused.
+
+        unused_s: other copies are dropped after this long.
+        """
         self._blobs = blobs
         self._modules, _ = blobs.parts
         self._kept = kept
@@ -36,14 +42,18 @@ class LocalCopies:
         self._verified: set[str] = set()
 
     def fetch(self, digest: str) -> Path:
-        """Have the files here, sound, and in the page cache: the engine reads them between two steps of the
-        streams of others.
+        """Have the files here, sound and in the page cache. Returns their folder.
 
-        The first time every byte is held against the sha256 that it was put with; a damaged copy is fetched
-        again. Raises ModuleNotFound, BlobDamaged, BlobStoreUnavailable and OSError.
+        The engine reads them between two of its steps, while the answers of all requests wait. From the page
+        cache it reads them fast.
+
+        The first fetch compares every file with the sha256 that it was put with. A damaged copy is fetched
+        again.
+
+        Raises ModuleNotFound, BlobDamaged, BlobStoreUnavailable and OSError.
         """
         folder = self._blobs.local(digest)
-        # First, so that nobody drops it meanwhile.
+        # The use is noted before the files are read, so that no worker drops the copy meanwhile.
         self._touch(digest)
         if digest in self._verified:
             _read(folder)
@@ -56,15 +66,16 @@ class LocalCopies:
         return self._blobs.has_local(digest)
 
     def forget(self, digest: str) -> bool:
-        """Remove the copy, where it is one. Returns whether there was one."""
+        """Remove the copy. The files of the module store itself stay. Returns whether a copy was removed."""
         self._verified.discard(digest)
         return self._blobs.forget_local(digest)
 
     def drop_unused(self, held: Collection[str], now_s: float) -> int:
-        """Drop the least recently used copies beyond those kept. held: digests in the engine, which are in
-        use. Returns how many.
+        """Drop the least recently used copies that are too many and unused for long. Returns how many.
+
+        held: digests in the engine. They count as used now.
         """
-        # A digest that is not here any more is fetched and verified anew, and would be remembered for ever.
+        # A digest whose files are gone is verified anew when it is fetched. It would stay here for ever.
         self._verified = {digest for digest in self._verified if self.has(digest)}
         if self._modules.is_local:
             return 0
@@ -84,15 +95,14 @@ class LocalCopies:
         )
 
     def sweep_leftovers(self, now_s: float) -> int:
-        """Remove what fetches that were cut off have left, and copies of what the store has no longer.
-        Returns how many.
+        """Remove what interrupted fetches left, and old copies of modules that the store no longer has.
 
-        Raises BlobStoreUnavailable.
+        Returns how many were removed. Raises BlobStoreUnavailable.
         """
         return sum(part.sweep_leftovers(LEFTOVER_AGE_S, now_s) for part in self._blobs.parts)
 
     def _verify(self, digest: str) -> None:
-        """Reads every file."""
+        """Check every file, and fetch a damaged copy again. Raises BlobDamaged when that does not help."""
         copies = self._modules.copies
         if copies.sound(digest) is not None:
             return
@@ -103,12 +113,14 @@ class LocalCopies:
             raise BlobDamaged(digest, "a file has another size or sha256")
 
     def _touch(self, digest: str) -> None:
+        """Note that the copy is used now."""
         if not self._modules.is_local:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(self._modules.copies.folder(digest) / MANIFEST_FILE)
 
 
 def _read(folder: Path) -> None:
+    """Bring the folder's files into the page cache."""
     for file in folder.iterdir():
         with file.open("rb") as stream:
             while stream.read(READ_BYTES):

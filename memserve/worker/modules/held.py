@@ -1,5 +1,6 @@
-"""The modules of one engine: loaded ahead or on demand, kept while they are used or pinned, out when others
-need the room.
+"""The modules of one engine.
+
+They are loaded ahead or on demand. They stay while they are used or pinned. Others leave when room is needed.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ from memserve.errors import InvalidModule
 from memserve.worker.modules.copies import LocalCopies
 from memserve.worker.modules.room import Holder, ModuleRefused, Places, Room
 
-# Modules that are fetched at the same time.
+# How many modules are fetched at the same time.
 FETCHES = 4
 
 
 class Modules:
-    """What an engine holds. Places are the engine's own word, as of when it was last asked."""
+    """What an engine holds. A module's place is what the engine said when it was last asked."""
 
     def __init__(
         self, copies: LocalCopies, holders: Mapping[ModuleKind, Holder], absent: Mapping[ModuleKind, str]
     ) -> None:
-        """absent: kinds that the engine holds none of, and why."""
+        """absent: the kinds of modules that the engine cannot hold, and why."""
         self.copies = copies
         self.absent = absent
         self._rooms = {kind: Room(holder) for kind, holder in holders.items()}
-        # Of its own: a module store that does not answer must not hold up what else is done in threads.
+        # Fetches have their own threads, so that a module store that hangs stops no other work on threads.
         self._fetching = ThreadPoolExecutor(FETCHES, thread_name_prefix="modules")
         self.stale = False
+        """Whether the places may have changed since the engine was last asked: see `refresh`."""
 
     @property
     def held(self) -> Places:
@@ -41,12 +43,12 @@ class Modules:
 
     @property
     def used(self) -> list[str]:
-        """Digests of the modules that requests under way use, and of those that are being loaded."""
+        """Digests of the modules that requests under way use or wait for."""
         return sorted({digest for room in self._rooms.values() for digest in room.in_use})
 
     @property
     def pinned(self) -> list[tuple[ModuleKind, str]]:
-        """Kinds and digests of what stays until it is unloaded or unpinned."""
+        """Kinds and digests of the modules that stay until they are unloaded or unpinned."""
         return sorted((kind, digest) for kind, room in self._rooms.items() for digest in room.pinned)
 
     @contextlib.asynccontextmanager
@@ -56,15 +58,15 @@ class Modules:
             try:
                 yield
             finally:
-                # A step puts the adapters that it needs into slots, and others out of theirs.
+                # A step of the engine gives slots to the adapters that it needs, and takes slots from others.
                 self.stale = True
 
     async def load(self, digest: str, kind: ModuleKind, *, pin: bool = False) -> ModulePlace:
-        """Have the module loaded; where all that is held is in use, wait until one may leave. pin: it stays
-        until it is unloaded.
+        """Have the module loaded. While all held modules are in use, wait until one of them may leave.
 
-        Raises InvalidModule when the engine refuses it, ModuleRefused when all that is held is pinned or no
-        more may be, and as `files`.
+        pin: the module stays until it is unloaded or unpinned.
+        Raises InvalidModule when the engine refuses the module, ModuleRefused when waiting for room is of no
+        use or no more modules may be pinned, and as `files`.
         """
         room = self._room(digest, kind)
         if pin:
@@ -75,13 +77,14 @@ class Modules:
             return room.held[digest]
 
     def unpin(self, digest: str, kind: ModuleKind) -> None:
-        """Let it leave when others need the room."""
+        """Let the module leave when others need the room."""
         self._room(digest, kind).unpin(digest)
 
     async def unload(self, digest: str, kind: ModuleKind, *, forget: bool = False) -> ModulePlace:
-        """Take the module out of the engine. forget: delete the local copy of its files too, where it is one.
+        """Take the module out of the engine. Returns where it is after that.
 
-        Raises ModuleRefused while a request uses it.
+        forget: delete the local copy of its files too. The files of the module store itself stay.
+        Raises ModuleRefused while a request uses the module or waits for it.
         """
         await self._room(digest, kind).unload(digest)
         if forget:
@@ -89,14 +92,15 @@ class Modules:
         return await self._place_on_disk(digest)
 
     async def place(self, digest: str) -> ModulePlace:
-        """Where the module is, whatever its kind. Asks neither the engine nor the module store. Raises
-        InvalidModule for no digest.
+        """Where the module is, whatever its kind. This asks neither the engine nor the module store.
+
+        Raises InvalidModule for a text that is no digest.
         """
         _check_digest(digest)
         return self.held.get(digest) or await self._place_on_disk(digest)
 
     async def files(self, digest: str) -> Path:
-        """The folder with the module's files, fetched where it is not here, and verified.
+        """The folder with the module's files. They are fetched if they are not here, and verified.
 
         Raises ModuleNotFound, BlobDamaged, BlobStoreUnavailable and OSError.
         """
@@ -104,7 +108,7 @@ class Modules:
         return await asyncio.get_running_loop().run_in_executor(self._fetching, self.copies.fetch, digest)
 
     async def refresh(self) -> None:
-        """Ask the engine where its modules are. Every question interrupts it, so ask only when `stale`."""
+        """Ask the engine where its modules are. This interrupts the engine, so ask only when `stale`."""
         self.stale = False
         for room in self._rooms.values():
             await room.refresh()

@@ -1,4 +1,4 @@
-"""The modules that a worker is to have loaded and pinned, as the registry says, held against what it has."""
+"""Brings the modules that a worker has pinned in line with the preloads in the registry."""
 
 from __future__ import annotations
 
@@ -15,25 +15,29 @@ from memserve.worker.modules.held import Modules
 
 log = logging.getLogger("memserve.worker.modules.preloads")
 
-# A load may wait for room; not for ever, others are to be loaded too.
+# How long a load may wait for room. Other modules of its kind wait behind it.
 LOAD_TIMEOUT_S = 60.0
+# Pauses before a failed load is tried again: the first, and the longest. Pauses double.
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 120.0
 
 
 @dataclass(slots=True)
 class _Failure:
-    """reason: why the last try failed. again_s: when the next one may be, of the monotonic clock."""
+    """A preload whose last try failed."""
 
     reason: str
+    """Why the last try failed."""
     pause_s: float
+    """The pause before the next try."""
     again_s: float
+    """When the next try may begin, on the monotonic clock."""
 
 
 class Preloads:
-    """Loads and pins what is preloaded for every worker or for this one, and unpins what no longer is.
+    """Loads and pins the modules that are preloaded for every worker or for this worker, and unpins others.
 
-    What fails is tried again after pauses that grow, and told once for every reason.
+    A load that fails is tried again after pauses that grow. The log has each new reason once.
     """
 
     def __init__(self, store: ModuleStore, modules: Modules, worker_id: str) -> None:
@@ -44,7 +48,7 @@ class Preloads:
         self._registry_failure = ""
 
     async def reconcile(self) -> None:
-        """Once. While the registry does not answer all stays as it is."""
+        """Compare once, and change what differs. While the registry does not answer, nothing changes."""
         try:
             preloads = [
                 each for each in await self._store.preloads() if each.worker_id in ("", self._worker_id)
@@ -55,7 +59,7 @@ class Preloads:
             self._registry_failure = str(error)
             return
         self._registry_failure = ""
-        # One that is preloaded for every worker and for this one too is one.
+        # A module that is preloaded both for every worker and for this worker counts once.
         wanted = {(each.kind, each.digest): each for each in preloads}
         for kind, digest in self._modules.pinned:
             if (kind, digest) not in wanted:
@@ -63,7 +67,7 @@ class Preloads:
         self._failures = {
             preload: failure for preload, failure in self._failures.items() if preload in wanted.values()
         }
-        # Kinds wait for room of their own.
+        # Each kind has room of its own, so that the kinds are loaded at the same time.
         await asyncio.gather(
             *(
                 self._load([each for each in wanted.values() if each.kind == kind])

@@ -1,5 +1,6 @@
-"""The room that an engine has for modules of one kind: what it holds, what is used or pinned, who waits for
-room and who leaves.
+"""The room that an engine has for modules of one kind.
+
+This decides which modules stay because they are used or pinned, which wait for room, and which leave.
 """
 
 from __future__ import annotations
@@ -16,73 +17,84 @@ from memserve.errors import MemserveError
 from memserve.policy.modules.residency import leaves_first, pins_at_most
 
 Places = dict[str, ModulePlace]
-"""Digest to DEVICE or HOST of what the engine holds of one kind, least recently used first."""
+"""The modules of one kind that an engine holds: by digest, DEVICE or HOST. Least recently used first."""
 
 
 class ModuleRefused(MemserveError):
-    """This worker does not do what was asked with the module now; another may."""
+    """This worker cannot do what a call asks of a module now. Another worker may."""
 
     def __init__(self, digest: str, why: str) -> None:
         super().__init__(f"module {digest}: {why}")
 
 
 class Holder(Protocol):
-    """How an engine holds the modules of one kind. capacity: how many at most; `setting` names it."""
+    """How an engine holds the modules of one kind."""
 
     @property
-    def capacity(self) -> int: ...
+    def capacity(self) -> int:
+        """How many modules the engine holds at most."""
+        ...
 
     @property
-    def setting(self) -> str: ...
+    def setting(self) -> str:
+        """The setting that decides the capacity, as messages name it."""
+        ...
 
     async def places(self) -> Places:
-        """Ask the engine."""
+        """Ask the engine which modules it holds."""
 
     async def load(self, digest: str, folder: Path, leaving: str | None) -> Places:
-        """Take the module in, and let `leaving` go for it. Raises InvalidModule when the engine refuses
-        it.
+        """Load the module, and let `leaving` go. Returns the places after that.
+
+        folder: of the module's files.
+        Raises InvalidModule when the engine refuses the module, and ModuleRefused when it cannot load it now.
         """
 
-    async def unload(self, digest: str) -> Places: ...
+    async def unload(self, digest: str) -> Places:
+        """Let the module go. Returns the places after that."""
+        ...
 
 
 class _Abandoned(Exception):
-    """All who wanted the module have gone before there was room for it."""
+    """All requests that waited for the module ended before it had room."""
 
 
 class Room:
-    """`held` is the engine's own word, as of when it was last asked.
+    """Loads modules into an engine's room, and lets others leave for them.
 
-    Who needs room waits for it, first come, first served. For the first in line one module is set to leave as
-    soon as its present uses have ended: without that, modules in steady use would keep others out for ever.
+    Loads wait for room in a line, first come, first served. For the first in line, one module is set to leave
+    when its present uses have ended. New requests for that module wait in line. Without this, modules in
+    steady use would keep other modules out for ever.
     """
 
     def __init__(self, holder: Holder) -> None:
         self.holder = holder
         self.held: Places = {}
+        """What the engine said when it was last asked, without a module that is being let go."""
         self.pinned: set[str] = set()
+        """Digests of the modules that stay until they are unloaded or unpinned."""
         self._uses: Counter[str] = Counter()
-        # By those whose use has not begun.
+        # Requests that wait for the module, by digest.
         self._wanted: Counter[str] = Counter()
         self._loading: dict[str, asyncio.Task[None]] = {}
-        # Whoever has it is the first in line.
+        # The load that holds this lock is the first in line.
         self._turn = asyncio.Lock()
         self._to_leave: str | None = None
-        # One exchange at a time: who leaves is decided on what the engine holds. Never held while waiting for
-        # room.
+        # Held for one exchange with the engine, because the choice of who leaves depends on what the engine
+        # holds. It is never held while a load waits for room.
         self._exchanging = asyncio.Lock()
         self._changed = asyncio.Event()
 
     @property
     def in_use(self) -> set[str]:
-        """What requests use, or wait for."""
+        """Digests of the modules that requests use or wait for."""
         return {*self._uses, *self._wanted}
 
     @contextlib.asynccontextmanager
     async def using(self, digest: str, fetch: Callable[[], Awaitable[Path]]) -> AsyncIterator[None]:
-        """Have the module loaded, from the folder that `fetch` gives, and keep it loaded while the context is
-        open.
+        """Have the module loaded, and keep it loaded while inside.
 
+        fetch: returns the folder of the module's files.
         Raises as `fetch` and the holder's `load`, and ModuleRefused when waiting for room is of no use.
         """
         self._wanted[digest] += 1
@@ -99,7 +111,7 @@ class Room:
                 self.held[digest] = self.held.pop(digest)  # to the end: the most recently used
 
     def check_pin(self, digest: str) -> None:
-        """Raises ModuleRefused where as many are pinned as may be."""
+        """Raises ModuleRefused when no further module may be pinned."""
         most = pins_at_most(self.holder.capacity)
         if digest not in self.pinned and len(self.pinned) >= most:
             rule = (
@@ -109,7 +121,7 @@ class Room:
             raise ModuleRefused(digest, f"{rule}; it is loaded when it is asked for")
 
     def pin(self, digest: str) -> None:
-        """Keep it until it is unloaded or unpinned. Raises as `check_pin`."""
+        """Keep the module until it is unloaded or unpinned. Raises as `check_pin`."""
         self.check_pin(digest)
         self.pinned.add(digest)
         self._changed.set()
@@ -119,7 +131,7 @@ class Room:
         self._changed.set()
 
     async def unload(self, digest: str) -> None:
-        """Raises ModuleRefused while a request uses it."""
+        """Unpin the module and let it go. Raises ModuleRefused while a request uses it or waits for it."""
         async with self._exchanging:
             if digest in self.in_use:
                 raise ModuleRefused(digest, "requests use it; unload it when they have ended")
@@ -129,7 +141,7 @@ class Room:
         self._changed.set()
 
     async def refresh(self) -> None:
-        """Ask the engine. Not during an exchange, which asks it at its end."""
+        """Ask the engine what it holds. Does nothing during an exchange, which asks the engine at its end."""
         if not self._exchanging.locked():
             async with self._exchanging:
                 self.held = await self.holder.places()
@@ -140,14 +152,14 @@ class Room:
             if digest not in self._loading:
                 self._loading[digest] = asyncio.create_task(self._load(digest, fetch))
                 self._loading[digest].add_done_callback(lambda task: self._loaded(digest, task))
-            # Several may wait for it: one that is cancelled leaves it to the others.
+            # Several requests may wait for one load. The shield keeps a cancelled request from ending it.
             with contextlib.suppress(_Abandoned):
                 await asyncio.shield(self._loading[digest])
 
     def _loaded(self, digest: str, task: asyncio.Task[None]) -> None:
         del self._loading[digest]
         if not task.cancelled():
-            task.exception()  # where all who waited have gone, nobody else asks for it
+            task.exception()  # marks it as seen: all requests that waited may have ended
 
     async def _load(self, digest: str, fetch: Callable[[], Awaitable[Path]]) -> None:
         folder = await fetch()
@@ -159,9 +171,9 @@ class Room:
                 self._to_leave = None
 
     async def _exchanged(self, digest: str, folder: Path) -> bool:
-        """Whether the module is in now. False: look again when something has changed.
+        """Whether the module is loaded now. False: try again when something has changed.
 
-        Only the first in line comes here.
+        Only the first in line calls this. Raises _Abandoned when no request waits for the module any more.
         """
         async with self._exchanging:
             self._changed.clear()
@@ -171,13 +183,13 @@ class Room:
                 return True
             leaving = None
             if len(self.held) >= self.holder.capacity:
-                # What was set to leave is not kept by those who want it: they are in line again.
+                # Requests that wait for the module that was set to leave do not keep it: they wait in line.
                 kept = {*self._uses, *(self._wanted.keys() - {self._to_leave})}
                 leaving = leaves_first(self.held, pinned=self.pinned, in_use=kept)
                 if leaving is None:
                     self._set_to_leave(digest)
                     return False
-                # From now on nobody may count on it.
+                # New requests must not rely on the module that leaves.
                 del self.held[leaving]
             try:
                 self.held = await self.holder.load(digest, folder, leaving)
@@ -187,13 +199,13 @@ class Room:
             return True
 
     def _set_to_leave(self, digest: str) -> None:
-        """Raises ModuleRefused where all are pinned, so that waiting is of no use."""
+        """Choose a module to leave for this one. Raises ModuleRefused when all held modules are pinned."""
         if self.held.keys() <= self.pinned:
             raise ModuleRefused(
                 digest, f"no room: all {len(self.held)} modules are pinned (setting {self.holder.setting})"
             )
         if self._to_leave not in self.held or self._to_leave in self.pinned:
-            # One that has just come for somebody is used first.
+            # A module that was just loaded for a waiting request is used first, and does not leave yet.
             self._to_leave = leaves_first(self.held, pinned=self.pinned, in_use=self._wanted)
 
     def _released(self, count: Counter[str], digest: str) -> None:

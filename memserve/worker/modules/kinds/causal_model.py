@@ -1,8 +1,7 @@
-"""A small Llama or Qwen2 as plain arithmetic, with a KV state of its own for every sequence: what a logit
-expert computes with.
+"""A small Llama or Qwen2 as plain arithmetic, which logit experts compute with.
 
-All sequences of a step go through the matrices as one flat run of tokens, without padding; only attention is
-done for each on its own.
+Every sequence has its own KV state. All sequences of a step go through the matrices as one flat run of
+tokens, without padding. Only attention is computed for each sequence by itself.
 """
 
 from __future__ import annotations
@@ -17,47 +16,51 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention, silu
 
-# KV is allocated for so many tokens more whenever it is full.
+# When a sequence's KV is full, it grows by this many tokens more than are needed.
 GROWTH_TOKENS = 256
-# The frequencies of other kinds depend on how long the sequence has become, which cached keys do not follow.
+# The frequencies of other types depend on the length of the sequence. Cached keys would not follow a change.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class Projection(NamedTuple):
-    """weight: [out, in]. bias: [out], or None."""
+    """A linear map."""
 
     weight: Tensor
+    """[out, in]"""
     bias: Tensor | None
+    """[out]"""
 
     def __call__(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 class Layer(NamedTuple):
-    """qkv: queries, keys and values in one. gate_up: the two halves of the gated MLP in one."""
+    """The weights of one layer."""
 
     input_norm: Tensor
     qkv: Projection
+    """Queries, keys and values in one."""
     output: Projection
     mlp_norm: Tensor
     gate_up: Projection
+    """The two halves of the gated MLP in one."""
     down: Projection
 
 
 class KvState:
-    """Keys and values of one sequence in one model. `length`: tokens that are in it; lower it to take the
-    last ones back.
-    """
+    """Keys and values of one sequence in one model."""
 
     def __init__(self) -> None:
         self.length = 0
+        """How many tokens it has. A caller lowers it to take the last tokens back."""
         self._held: Tensor | None = None
 
     def reserve(self, tokens: int, like: Tensor, layers: int) -> Tensor:
-        """Make room for so many tokens behind those that are there.
+        """Make room for more tokens behind the present tokens.
 
+        tokens: how many more.
         like: [kv_heads, tokens, head_dim], for the shape, dtype and device.
-        Returns all of it, [layers, 2, kv_heads, capacity, head_dim].
+        Returns the whole KV, [layers, 2, kv_heads, capacity, head_dim].
         """
         capacity = 0 if self._held is None else self._held.shape[3]
         if self._held is None or self.length + tokens > capacity:
@@ -70,7 +73,7 @@ class KvState:
 
 
 class CausalModel:
-    """Weights on a device, and what they make of tokens."""
+    """Weights on a device. It computes logits from tokens."""
 
     def __init__(
         self,
@@ -79,9 +82,10 @@ class CausalModel:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """config: of transformers, as JSON says it. weights: by the names that transformers gives them.
+        """config: the model's `config.json` of transformers, parsed.
 
-        Raises ValueError for another architecture, or for weights that are missing or do not fit.
+        weights: by the names that transformers gives them.
+        Raises ValueError for another architecture, and for weights that are missing or do not fit.
         """
         self._dtype, self._device = dtype, device
         shape = _typed_config(config)
@@ -134,22 +138,23 @@ class CausalModel:
     def load(
         cls, folder: Path, files: Sequence[Path], dtype: torch.dtype, device: torch.device
     ) -> CausalModel:
-        """Read `config.json` in the folder and the weights in these safetensors files.
+        """Read `config.json` in the folder, and the weights in these safetensors files.
 
-        Raises ValueError where they are missing or are not a model that this one can be.
+        Raises ValueError when a file is missing, or when this class cannot compute the model.
         """
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
-        except Exception as error:  # safetensors' own, JSON's and the file system's
+        except Exception as error:  # errors of safetensors, of JSON and of the file system
             raise ValueError(f"{folder.name} cannot be read: {error}") from error
         return cls(config, weights, dtype, device)
 
     @torch.inference_mode()
     def read(self, sequences: Sequence[tuple[KvState, Sequence[int]]]) -> Tensor:
-        """Read more tokens of some sequences, at least one of each. Their KV states grow by them.
+        """Read more tokens of some sequences. Each KV state grows by the tokens of its sequence.
 
-        Returns the logits after the last token of each, float32 [sequences, vocab_size].
+        sequences: each with at least one token.
+        Returns the logits after the last token of each sequence, float32 [sequences, vocab_size].
         """
         counts = [len(tokens) for _, tokens in sequences]
         starts = [0, *torch.tensor(counts).cumsum(0).tolist()]
@@ -189,8 +194,10 @@ class CausalModel:
         return rms_norm(x, (self._hidden,), weight, self._epsilon)
 
     def _attend(self, heads: Tensor, state: KvState, layer: int) -> Tensor:
-        """heads: [heads + 2 * kv_heads, tokens, head_dim] of one sequence. Returns [tokens, heads *
-        head_dim].
+        """Attention of one sequence in one layer. Adds the new keys and values to its KV state.
+
+        heads: [heads + 2 * kv_heads, tokens, head_dim].
+        Returns [tokens, heads * head_dim].
         """
         query, fresh = (
             heads[: self._heads],
@@ -201,7 +208,8 @@ class CausalModel:
         held[:, :, past : past + tokens] = fresh
         keys, values = held[:, None, :, : past + tokens]
         if tokens == 1:
-            # The query heads that share a key are its rows: no copy of the keys, no mask.
+            # The query heads that share a key become the rows of one query. This needs neither a copy of the
+            # keys nor a mask.
             grouped = query.reshape(1, self._kv_heads, -1, self._head_dim)
             return scaled_dot_product_attention(grouped, keys, values).reshape(1, -1)
         mask = None
@@ -214,8 +222,8 @@ class CausalModel:
 
 
 def _typed_config(config: Mapping[str, Any]) -> Any:
-    """The config with transformers' defaults. Raises ValueError for what is not plain Llama or Qwen2."""
-    # Imported where it is needed: engines that serve no expert start without it.
+    """The config with transformers' defaults. Raises ValueError unless it is a plain Llama or Qwen2."""
+    # transformers is imported here, so that engines without experts start without it.
     from transformers import LlamaConfig, Qwen2Config
 
     kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config}
@@ -236,7 +244,7 @@ def _typed_config(config: Mapping[str, Any]) -> Any:
 
 
 def _rope(shape: Any, device: torch.device) -> tuple[Tensor, float]:
-    """Rotary frequencies [head_dim / 2], and what sine and cosine are multiplied with."""
+    """Rotary frequencies [head_dim / 2], and the factor of sine and cosine."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     rotary = LlamaRotaryEmbedding(shape)

@@ -1,4 +1,4 @@
-"""Logit experts in the engine's logits processor, on the device."""
+"""How an engine holds logit experts, in its logits processor on the device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from memserve.worker.modules.room import Places
 
 
 class LogitExpertKind:
-    """`logit_expert.py` is the processor; this is the engine's side of it."""
+    """Calls the logits processor of `logit_expert.py` in a running engine."""
 
     setting = "max_experts"
 
@@ -39,7 +39,10 @@ class LogitExpertKind:
         call.extra_args.update(expert_parameters(digest, strength, str(folder)))
 
     async def effect(self, digest: str, folder: Path, prompts: Sequence[Sequence[int]]) -> float:
-        """Of the log-odds of two tokens: vLLM's log-probabilities are those before logits processors."""
+        """The largest change of the log-odds of two tokens.
+
+        vLLM's log-probabilities cannot show it, because vLLM takes them before the logits processors run.
+        """
         effects: list[float] = await self._llm.collective_rpc(
             "expert_effect", args=(digest, str(folder), prompts)
         )
@@ -50,7 +53,7 @@ class LogitExpertKind:
         return dict.fromkeys(loaded[0], ModulePlace.DEVICE)
 
     async def load(self, digest: str, folder: Path, leaving: str | None) -> Places:
-        # First: the processor would let go what it has used least recently, and knows nothing of pins.
+        # Without this the processor would drop its least recently used expert. It knows nothing of pins.
         if leaving is not None:
             await self._unload(leaving)
         try:
@@ -64,9 +67,10 @@ class LogitExpertKind:
         return await self.places()
 
     async def _unload(self, digest: str) -> None:
+        """Drop an expert that no unfinished request uses."""
         while not all(await self._llm.collective_rpc("unload_expert", args=(digest,))):
-            # The last request that used it has ended, and leaves the engine's batch with the next step: make
-            # one.
+            # The last request that used the expert has ended. It leaves the engine's batch with the next
+            # step. This short answer makes the engine take a step.
             step = self._llm.generate(
                 {"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), f"step-{uuid.uuid4().hex}"
             )

@@ -1,4 +1,4 @@
-"""What a kind of modules is in an engine."""
+"""How an engine deals with each kind of modules."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from memserve.errors import InvalidModule
 from memserve.model.files import ModelFiles
 from memserve.worker.modules.room import Holder, ModuleRefused
 
-# What the engine lacks when it says so; the module may be right.
+# Errors by which an engine says that it lacks something. The module itself may be right.
 _LACK = re.compile(r"\[Errno \d+\]|out of memory|can't allocate memory|No adapter found", re.IGNORECASE)
 
 
 @dataclass
 class EngineCall:
-    """What one request asks of vLLM beside its prompt and its sampling. Modules write themselves into it."""
+    """What a request asks of vLLM beside its prompt and its sampling. `EngineKind.apply` adds its modules."""
 
     lora: LoRARequest | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -41,17 +41,20 @@ class EngineKind(Holder, Protocol):
 
     @staticmethod
     def absent_reason(settings: Settings, model: ModelFiles) -> str:
-        """Why an engine of this model holds no modules of the kind; empty: it does."""
+        """Why an engine of this model holds no modules of the kind. Empty: it holds them."""
 
     @staticmethod
     def engine_arguments(settings: Settings) -> dict[str, Any]:
-        """Of vLLM's EngineArgs. Lists and dictionaries of several kinds are joined."""
+        """Arguments of vLLM's EngineArgs. Lists and dictionaries of several kinds are joined."""
 
     def apply(self, call: EngineCall, digest: str, folder: Path, strength: float) -> None:
-        """Have the request answered with a module that the engine holds. folder: of its files."""
+        """Have the request answered with a module that the engine holds.
+
+        folder: of the module's files.
+        """
 
     async def effect(self, digest: str, folder: Path, prompts: Sequence[Sequence[int]]) -> float:
-        """The largest change that the module makes to the next token of the prompts; 0: none at all.
+        """The largest change that the module makes to the next token of the prompts. 0: no change at all.
 
         prompts: token ids, each shorter than a block, so that nothing is cached.
         """
@@ -70,7 +73,7 @@ def absent_kinds(settings: Settings, model: ModelFiles) -> dict[ModuleKind, str]
 
 
 def engine_arguments(settings: Settings, kinds: Iterable[ModuleKind]) -> dict[str, Any]:
-    """What vLLM is started with for modules of these kinds."""
+    """The arguments that vLLM is started with for modules of these kinds."""
     joined: dict[str, Any] = {}
     for kind in kinds:
         for name, value in engine_kind(kind).engine_arguments(settings).items():
@@ -84,9 +87,9 @@ def engine_arguments(settings: Settings, kinds: Iterable[ModuleKind]) -> dict[st
 
 
 def refusal(llm: AsyncLLM, digest: str, error: Exception) -> Exception:
-    """What an engine's error at loading means.
+    """The fact behind an error that an engine raised at loading.
 
-    InvalidModule, ModuleRefused, or the error itself where the engine has died.
+    It is InvalidModule or ModuleRefused, or the error itself when the engine has died.
     """
     if llm.errored:
         return error

@@ -1,13 +1,14 @@
-"""Logit experts: a small model shifts the served model's logits while it decodes (proxy tuning, Liu et al.
-2024, arXiv 2401.08565).
+"""Logit experts: a small model shifts the served model's logits while it decodes.
 
     logits + alpha * (expert's - anti-expert's)
 
-`LogitExperts` is a vLLM logits processor. It works in `apply`, not in `update_state`: under async scheduling
-vLLM puts the sampled tokens into a request's running list only just before `apply`. vLLM gives a row to every
-request in the batch, to one whose prompt is not all computed yet too, whose sample is thrown away: there the
-last shift is used again. vLLM takes the logprobs that it returns before any logits processor, and refuses
-custom ones together with speculative decoding.
+Source: proxy tuning (Liu et al. 2024, arXiv 2401.08565).
+
+`LogitExperts` is a vLLM logits processor. Its models read in `apply`: under async scheduling, vLLM puts the
+sampled tokens into a request's running list only just before `apply`. vLLM gives a row to every request in
+the batch, also while the request's prompt is not computed to its end. vLLM throws the sample of such a row
+away, so that the last shift is used again there. vLLM takes the logprobs that it returns before any logits
+processor runs. It refuses custom logits processors together with speculative decoding.
 """
 
 from __future__ import annotations
@@ -43,15 +44,17 @@ _POLL_S = 0.02
 
 
 def expert_parameters(digest: str, alpha: float, path: str) -> dict[str, Any]:
-    """What a request's extra_args hold for an expert. path: of the module's folder, as the engine's process
-    sees it.
+    """The entries of a request's extra_args for an expert.
+
+    path: of the module's folder, as the engine's process sees it.
     """
     return {PARAMETERS: {"digest": digest, "alpha": alpha, "path": path}}
 
 
 async def load_expert(llm: Any, digest: str, path: str) -> None:
-    """Load an expert into a running AsyncLLM, while it serves. Raises ValueError with the reason where the
-    engine refuses it.
+    """Load an expert into a running AsyncLLM, while it serves.
+
+    Raises ValueError with the reason when the engine refuses the expert.
     """
     while None in (answers := await llm.collective_rpc("load_expert", args=(digest, path))):
         await asyncio.sleep(_POLL_S)
@@ -61,9 +64,10 @@ async def load_expert(llm: Any, digest: str, path: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the engine serves. path: of its own model's folder."""
+    """The model that the engine serves."""
 
     path: Path
+    """The folder of its files."""
     vocab_size: int
     dtype: torch.dtype
     device: torch.device
@@ -71,28 +75,32 @@ class Served:
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """anti: None where the expert's own log-probabilities are the shift."""
+    """The models of one expert."""
 
     own: CausalModel
     anti: CausalModel | None
+    """The anti-expert. None: the shift is the expert's own log-probabilities."""
 
 
 class ExpertShelf:
-    """The experts that an engine holds. They are read by a thread of its own, so that the engine's goes on
-    with its steps.
+    """The experts that an engine holds.
+
+    A separate thread reads them, so that the engine's thread goes on with its steps.
     """
 
     def __init__(self, served: Served, limit: int) -> None:
         self._served = served
         self._limit = limit
-        # Least recently used first.
+        # By digest, least recently used first.
         self._experts: dict[str, Future[Expert]] = {}
         self._base: CausalModel | None = None
         self._reader = ThreadPoolExecutor(1, "expert-reader")
 
     def ask(self, digest: str, path: str, in_use: Collection[str]) -> str | None:
-        """Load an expert, unless it is loaded. Returns None while it is being read, "" once it can be used,
-        else why it cannot be.
+        """Load an expert, unless it is loaded.
+
+        in_use: digests of experts that must stay.
+        Returns None while the expert is being read, "" when it can be used, and else why it cannot be used.
         """
         if digest not in self._experts and self._limit <= len(in_use):
             return f"all {self._limit} experts of this engine are in use"
@@ -105,20 +113,24 @@ class ExpertShelf:
         return ""
 
     def get(self, digest: str, path: str, in_use: Collection[str]) -> Expert:
-        """The expert, read now when it is not loaded: it was pushed out since its request was accepted.
-        Raises ValueError.
+        """The expert. Waits for its files when it is not loaded, and raises ValueError when they are wrong.
+
+        An expert may have been dropped after its request was accepted.
         """
         return self._touch(digest, path, in_use).result()
 
     def drop(self, digest: str) -> bool:
-        """Returns whether it was there."""
+        """Let an expert go. The base model goes with the last expert.
+
+        Returns whether the shelf had the expert.
+        """
         gone = self._experts.pop(digest, None)
         if not self._experts:
             self._base = None
         return gone is not None
 
     def loaded(self) -> list[str]:
-        """Digests, least recently used first."""
+        """Digests of the experts that can be used, least recently used first."""
         return [
             digest
             for digest, reading in self._experts.items()
@@ -145,8 +157,8 @@ class ExpertShelf:
         if anti_kind == "file":
             return Expert(own, self._model(folder, [folder / "anti_model.safetensors"]))
         if anti_kind == "base":
-            # vLLM's own copy has the LoRAs woven in and its matrices packed: the base is read once more, for
-            # all experts together.
+            # vLLM's own copy of the base model has LoRA layers in it, and its matrices are packed. So the
+            # base model is read once more, for all experts together.
             self._base = self._base or self._model(
                 self._served.path, sorted(self._served.path.glob("*.safetensors"))
             )
@@ -164,39 +176,38 @@ class ExpertShelf:
 
 @dataclass(eq=False)
 class Reader:
-    """One request's way through one model. logits: [vocab_size], after the last token that it has read."""
+    """One model that reads one request's tokens."""
 
     model: CausalModel
     state: KvState = field(default_factory=KvState)
     logits: Tensor | None = None
+    """[vocab_size], after the last token that it has read."""
 
 
 @dataclass(eq=False)
 class Followed:
-    """A request in the batch that an expert follows.
-
-    outputs: vLLM's running list of the request, which grows as it is sampled. read: the outputs that the
-    models have read.
-    """
+    """A request in the batch that an expert follows."""
 
     digest: str
+    """Of the expert."""
     alpha: float
     prompt: list[int]
     outputs: list[int]
+    """vLLM's running list of the request's output tokens. vLLM adds to it as it samples."""
     own: Reader
     anti: Reader | None
     read: list[int] = field(default_factory=list)
+    """The output tokens that the models have read."""
 
     @property
     def readers(self) -> list[Reader]:
         return [self.own] if self.anti is None else [self.own, self.anti]
 
     def unread(self) -> list[int]:
-        """The tokens that the models are to read next; none when vLLM has sampled none since. They count as
-        read from here on.
+        """The tokens that the models have to read next. They count as read from this call on.
 
-        Tokens that vLLM took back (those sampled on KV that failed to load) are taken back from the models'
-        KV too.
+        Empty when vLLM has sampled nothing since the last call. vLLM takes tokens back that it sampled on KV
+        that failed to load. They are then taken back from the models' KV too.
         """
         if self.own.logits is None:
             self.read = list(self.outputs)
@@ -211,7 +222,7 @@ class Followed:
                 ),
                 len(self.outputs),
             )
-            # The last token that stays is read again, for its logits.
+            # The models read the last token that stays again, to have its logits.
             for reader in self.readers:
                 reader.state.length = len(self.prompt) + known - 1
             self.read = list(self.outputs)
@@ -221,7 +232,7 @@ class Followed:
         return fresh
 
     def shift(self) -> Tensor:
-        """What is added to the row of the request, float32 [vocab_size]."""
+        """What is added to the request's row of logits, float32 [vocab_size]."""
         assert self.own.logits is not None
         if self.anti is None:
             return self.alpha * self.own.logits.log_softmax(-1)
@@ -230,16 +241,14 @@ class Followed:
 
 
 class LogitExperts(LogitsProcessor):
-    """Shifts the rows of the requests that name an expert; other rows are not touched.
+    """Shifts the rows of the requests that name an expert. Other rows stay as they are.
 
-    A request that leaves the batch, because it is done or preempted, loses its state; when it comes back, its
-    prompt and outputs are read again.
+    A request that leaves the batch, because it is done or preempted, loses its state. When it comes back, its
+    prompt and its outputs are read again.
     """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        """Raises ValueError for an engine that takes prompts without tokens: an expert could not read
-        them.
-        """
+        """Raises ValueError for an engine that takes prompts without tokens, which an expert cannot read."""
         model = vllm_config.model_config
         if model.enable_prompt_embeds:
             raise ValueError("logit experts do not work on an engine that takes prompt embeddings")
@@ -249,7 +258,7 @@ class LogitExperts(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raises ValueError for parameters that name no expert properly: the engine refuses the request."""
+        """Check a request's parameters. Raises ValueError, upon which the engine refuses the request."""
         wanted = (sampling_params.extra_args or {}).get(PARAMETERS)
         if wanted is None:
             return
@@ -273,12 +282,13 @@ class LogitExperts(LogitsProcessor):
 
     @property
     def in_use(self) -> set[str]:
-        """Digests of the experts that requests in the batch are under."""
+        """Digests of the experts that requests in the batch use."""
         return {each.digest for each in self._followed.values()}
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow the persistent batch: removals, then additions (which may take an occupied row), then
-        moves.
+        """Follow the changes of vLLM's batch: removals, then additions, then moves.
+
+        An addition may take an occupied row.
         """
         if batch_update is None:
             return
@@ -303,8 +313,9 @@ class LogitExperts(LogitsProcessor):
 
     @torch.inference_mode()
     def apply(self, logits: Tensor) -> Tensor:
-        """logits: float32 [requests in the batch, vocab_size]; changed in place. Every model reads all of its
-        requests at once.
+        """Shift the logits. Every model reads the new tokens of all its requests at once.
+
+        logits: float32 [requests in the batch, vocab_size]. They are changed in place.
         """
         if not self._followed:
             return logits
@@ -322,19 +333,20 @@ class LogitExperts(LogitsProcessor):
 
 
 class ExpertLoading:
-    """Added to vLLM's worker, for `collective_rpc`. None of these waits for a file: they run between two
-    steps.
+    """Methods of a vLLM worker for experts, called by `collective_rpc`.
+
+    They run between two steps of the engine, so that none of them waits for a file.
     """
 
     model_runner: Any
 
     def load_expert(self, digest: str, path: str) -> str | None:
-        """As `ExpertShelf.ask`."""
+        """Begin to load an expert, or tell how far it is. Returns as `ExpertShelf.ask`."""
         experts = self._logit_experts()
         return experts.shelf.ask(digest, path, experts.in_use)
 
     def unload_expert(self, digest: str) -> bool:
-        """Returns whether it is gone; one in use stays."""
+        """Let an expert go unless it is in use. Returns whether it is gone."""
         experts = self._logit_experts()
         if digest in experts.in_use:
             return False
@@ -342,7 +354,7 @@ class ExpertLoading:
         return True
 
     def loaded_experts(self) -> list[str]:
-        """Digests, least recently used first."""
+        """As `ExpertShelf.loaded`."""
         return self._logit_experts().shelf.loaded()
 
     def _logit_experts(self) -> LogitExperts:

@@ -1,4 +1,4 @@
-"""LoRA adapters in vLLM."""
+"""How an engine holds LoRA adapters."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from memserve.worker.modules.kinds.kind import EngineCall, refusal
 from memserve.worker.modules.room import Places
 
 TRIAL_LOGPROBS = 5
-# A module that makes another token the likeliest has changed at least this much.
+# When a module makes another token the likeliest, its change counts as at least this much.
 MIN_CHANGE = 1e-3
 
 
 class LoraKind:
-    """vLLM knows adapters by a number. A number belongs to one digest for ever."""
+    """vLLM knows an adapter by a number. In one process a number belongs to the same digest for ever."""
 
     setting = "max_cpu_loras"
 
@@ -55,8 +55,10 @@ class LoraKind:
         }
 
     def request(self, digest: str) -> LoRARequest:
-        """Name and path are made of the digest, and block keys contain both: KV never crosses versions, and
-        is equal on every machine.
+        """The adapter as vLLM's requests name it.
+
+        Its name and its path derive from the digest, and block keys contain both. So KV of one version is
+        never used for another version, and keys are equal on every machine.
         """
         if digest not in self._ids:
             self._digests.append(digest)
@@ -67,7 +69,7 @@ class LoraKind:
         call.lora = self.request(digest)
 
     async def effect(self, digest: str, folder: Path, prompts: Sequence[Sequence[int]]) -> float:
-        """Of a next token's log-probability."""
+        """The largest change of a next token's log-probability."""
         changes = [
             largest_change(
                 await self._next_token(prompt, None), await self._next_token(prompt, self.request(digest))
@@ -93,7 +95,7 @@ class LoraKind:
         return await self.places()
 
     def _by_digest(self, answers: list[dict[str, list[int]]]) -> Places:
-        places = answers[0]  # of several ranks of one engine all are equal
+        places = answers[0]  # the answers of all ranks of an engine are equal
         slots = set(places["device"])
         return {
             self._digests[held - 1]: ModulePlace.DEVICE if held in slots else ModulePlace.HOST
@@ -114,7 +116,9 @@ class LoraKind:
 
 
 def largest_change(base: dict[int, float], changed: dict[int, float]) -> float:
-    """Of a log-probability, over the tokens that are in both. Another likeliest token is a change too.
+    """The largest change of a log-probability, over the tokens that both have.
+
+    When the likeliest token differs, that is a change of at least MIN_CHANGE.
 
     base, changed: log-probabilities of tokens, the likeliest token first.
     """
@@ -126,5 +130,5 @@ def largest_change(base: dict[int, float], changed: dict[int, float]) -> float:
 
 
 def _held_max(settings: Settings) -> int:
-    """How many adapters host memory has room for."""
+    """How many adapters host memory holds. All adapters in slots must fit."""
     return max(settings.max_cpu_loras, settings.max_loras)
