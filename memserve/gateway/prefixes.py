@@ -41,7 +41,7 @@ from memserve.memory.prefixes.memory import ActivationMemory
 # Tokens that a warm-up prefills in one step. Between two steps it reports its progress, and other requests
 # get their turn.
 STEP_TOKENS = 2048
-# A prefix is stored while it is computed. When the stored part has not grown for this long, it grows no more.
+# A prefix is stored while it is computed. When the stored part has not grown for this long, a warm-up ends.
 STORE_PATIENCE_S = 3.0
 POLL_S = 0.05
 LOOKUP_TIMEOUT_S = 5.0

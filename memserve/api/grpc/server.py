@@ -69,7 +69,7 @@ SERVICES = (
 async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None:
     """Serve until SIGINT or SIGTERM. Answers under way then get `shutdown_grace_s` to finish.
 
-    The ports are taken before anything else is opened. SIGHUP reads the key file again.
+    The ports are taken before the gateway's parts are opened. SIGHUP reads the key file again.
 
     ports_held: the parent process holds the ports already.
     Raises StartupError when a port is taken or something that the gateway needs is missing.

@@ -26,7 +26,7 @@ MODULE_CHANGES = frozenset(
 MEMORY_CHANGES = frozenset({"Remember", "Forget"})
 # Streams that last until their caller ends them. Their limit is WATCHES_MAX.
 WATCHES = frozenset({"WatchModules"})
-# The limit of each is that of a tenant's answers. `Inflight` counts the answers of all these RPCs together.
+# Each of these RPCs has the limit of a tenant's answers. `Inflight` counts all of them together.
 ANSWERS = frozenset({"Generate", "WarmPrefix"})
 WATCHES_MAX = 16
 LONG_PLACES = 4

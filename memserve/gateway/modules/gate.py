@@ -183,7 +183,7 @@ class _Run:
         return self.worker
 
     async def _ask(self, worker: PooledWorker, token_ids: list[int], with_version: bool) -> Answer:
-        """Raises WorkerFailure."""
+        """One answer of a worker, with its confidence. Raises WorkerFailure."""
         request = WorkerRequest(
             request_id=uuid.uuid4().hex,
             token_ids=token_ids,

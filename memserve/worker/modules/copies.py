@@ -75,7 +75,7 @@ class LocalCopies:
 
         held: digests in the engine. They count as used now.
         """
-        # A digest whose files are gone is verified anew when it is fetched. It would stay here for ever.
+        # A digest whose files are gone is verified anew when it is fetched. Here it would stay for ever.
         self._verified = {digest for digest in self._verified if self.has(digest)}
         if self._modules.is_local:
             return 0

@@ -199,7 +199,7 @@ class Room:
             return True
 
     def _set_to_leave(self, digest: str) -> None:
-        """Choose a module to leave for this one. Raises ModuleRefused when all held modules are pinned."""
+        """Choose the module that leaves next. Raises ModuleRefused when all held modules are pinned."""
         if self.held.keys() <= self.pinned:
             raise ModuleRefused(
                 digest, f"no room: all {len(self.held)} modules are pinned (setting {self.holder.setting})"
