@@ -8,7 +8,7 @@ memserve runs. `memserve/embedded/restore.py` turns a backup into a data directo
   milvus.db/              Milvus Lite's files from before that moment; the registry's journal has the writes
                           in between
   modules/                the content of the module store
-  salt_key, keys.json     the keys
+  salt_key, keys.json     the secrets
 """
 
 from __future__ import annotations
