@@ -75,9 +75,9 @@ def _marks(data: Path, part: str) -> dict[str, str]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty, without the command's own prefix.
+    """The last non-empty line of a log, without the command's own prefix.
 
-    Without such a line: where to look.
+    If there is no such line, the text says where the log is.
     """
     try:
         lines = [

@@ -28,20 +28,20 @@ class Recipe:
     """How one part is started and ended."""
 
     name: str
-    """For people: "the registry"."""
+    """The part's name for people, such as "the registry"."""
     spawn: Callable[[], subprocess.Popen[bytes]]
     """Starts the process. Called in the part's thread."""
     is_ready: Callable[[subprocess.Popen[bytes]], bool]
-    """Called again and again. False, or any exception: not yet. A StartupError: never."""
+    """Called again and again. False, or any exception: not yet ready. A StartupError: never ready."""
     why_ended: Callable[[], str]
-    """A line about a process that ended before it was ready."""
+    """Returns a line about a process that ended before it was ready."""
     ready_within_s: float = 300.0
     grace_s: float = 15.0
     """From SIGTERM to SIGKILL."""
     before_end: Callable[[], None] = lambda: None
     """Called before SIGTERM."""
     hint: Callable[[], str] = lambda: ""
-    """What may have caused an end. Called after the end; "" for nothing."""
+    """Called after an end. Returns what may have caused it. Empty: nothing known."""
 
 
 @dataclass
