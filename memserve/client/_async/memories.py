@@ -12,7 +12,7 @@ from memserve.pb.v1 import memory_pb2 as pb
 
 
 class AsyncMemoryCalls:
-    """Texts that are remembered, found and forgotten."""
+    """Memories: texts that are remembered, searched and forgotten."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -13,7 +13,7 @@ from memserve.pb.v1 import memory_pb2 as pb
 
 
 class MemoryCalls:
-    """Texts that are remembered, found and forgotten."""
+    """Memories: texts that are remembered, searched and forgotten."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
