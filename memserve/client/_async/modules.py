@@ -125,7 +125,7 @@ class AsyncModuleCalls:
         reason: str = "",
         progress: Progress = silent,
     ) -> Alias:
-        """Gate the version and point the alias (live) at it.
+        """Run the gate if the version has not passed it yet, then point the alias (live) at the version.
 
         expected_revision: fail when the alias is at another revision. 0: fail when the alias exists.
         force: promote although the gate refuses. The audit then says so.
@@ -236,7 +236,7 @@ class AsyncModuleCalls:
 
         method: linear, cat, svd, ties, dare, core or compress.
         parents: reference to weight.
-        rank: of the result. 0: what the method gives.
+        rank: the rank of the result. 0: the rank that the method gives.
         density: ties and dare keep this share of the weights. For core it is the share of each parent's
         weights that is the parent's core. 0: the method's default.
         seed: of dare's random choice.
@@ -246,7 +246,10 @@ class AsyncModuleCalls:
         return version_of((await self._result(stub.ComposeModule, request, progress)).version)
 
     async def watch(self, after_event_id: str = "") -> AsyncGenerator[AuditEvent, None]:
-        """Audit events as they happen, until the generator is closed or the client's timeout has passed."""
+        """Audit events as they happen, until the generator is closed or the client's timeout has passed.
+
+        after_event_id: begin after this event. Empty: begin now.
+        """
         stub = self._connection.stubs.modules
         request = pb.WatchModulesRequest(after_event_id=after_event_id)
         async with contextlib.aclosing(self._connection.stream(stub.WatchModules, request)) as responses:
@@ -263,7 +266,7 @@ class AsyncModuleCalls:
             request.after_event_id = page[-1].event_id
 
     async def release_audit(self, through_event_id: str) -> None:
-        """Say that the events up to this one are exported. They may go when the audit is full."""
+        """Say that all events up to this event are exported. They may be removed when the audit is full."""
         stub = self._connection.stubs.modules
         request = pb.ReleaseAuditRequest(through_event_id=through_event_id)
         await self._connection.call(stub.ReleaseAudit, request)

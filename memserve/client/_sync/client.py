@@ -29,8 +29,8 @@ class Client(MemoryCalls):
     with Client("127.0.0.1:50051") as client:
         answer = client.generate("What is the code of Amber Lantern?", namespaces="notes")
 
-    Every method raises CallFailed, or UsageError for what cannot be sent: an address, a key or a value of
-    another type. A string where a list of strings is meant is a list of one.
+    Every method raises CallFailed. It raises UsageError for an argument that cannot be sent: an address, a
+    key, or a value of another type. A single string is accepted in the place of a list of strings.
     """
 
     activation: ActivationCalls
@@ -93,7 +93,7 @@ class Client(MemoryCalls):
         messages: a question, or a conversation.
         module: the LoRA to answer with: `name` (its alias live), `name@alias` or `name@number`.
         expert: the logit expert to decode with.
-        modules: modules of any kind to answer with, by reference, beside those two.
+        modules: further modules of any kind to answer with, by reference.
         namespaces: where memories are recalled from. Without a namespace no memories are recalled.
         recall_limit, recall_timeout_ms: passages at most, and the time for the search. 0: the gateway's
         default.
@@ -106,7 +106,7 @@ class Client(MemoryCalls):
         min_tokens: the answer does not end by itself before this many tokens.
         sampling: the seven arguments from max_tokens to min_tokens in one value, instead of them.
         slo: times that the caller wishes for. The receipt says whether they were met.
-        model: the served model's name. Empty: whichever is served.
+        model: the served model's name. Empty: the model that is served.
         worker_id: send the request to this worker and no other.
         session: requests of one session get the same version of an alias that is split.
         """
@@ -142,7 +142,7 @@ class Client(MemoryCalls):
         worker_id: str = "",
         session: str = "",
     ) -> Generator[Event, None, None]:
-        """Stream an answer: a Route, TextDeltas, last a Usage. The arguments are those of `generate`.
+        """Stream an answer: a Route, TextDeltas, and at the end a Usage. `generate` explains the arguments.
 
         Closing the generator cancels the call.
         """

@@ -126,7 +126,7 @@ class ModuleCalls:
         reason: str = "",
         progress: Progress = silent,
     ) -> Alias:
-        """Gate the version and point the alias (live) at it.
+        """Run the gate if the version has not passed it yet, then point the alias (live) at the version.
 
         expected_revision: fail when the alias is at another revision. 0: fail when the alias exists.
         force: promote although the gate refuses. The audit then says so.
@@ -237,7 +237,7 @@ class ModuleCalls:
 
         method: linear, cat, svd, ties, dare, core or compress.
         parents: reference to weight.
-        rank: of the result. 0: what the method gives.
+        rank: the rank of the result. 0: the rank that the method gives.
         density: ties and dare keep this share of the weights. For core it is the share of each parent's
         weights that is the parent's core. 0: the method's default.
         seed: of dare's random choice.
@@ -247,7 +247,10 @@ class ModuleCalls:
         return version_of(self._result(stub.ComposeModule, request, progress).version)
 
     def watch(self, after_event_id: str = "") -> Generator[AuditEvent, None, None]:
-        """Audit events as they happen, until the generator is closed or the client's timeout has passed."""
+        """Audit events as they happen, until the generator is closed or the client's timeout has passed.
+
+        after_event_id: begin after this event. Empty: begin now.
+        """
         stub = self._connection.stubs.modules
         request = pb.WatchModulesRequest(after_event_id=after_event_id)
         with contextlib.closing(self._connection.stream(stub.WatchModules, request)) as responses:
@@ -264,7 +267,7 @@ class ModuleCalls:
             request.after_event_id = page[-1].event_id
 
     def release_audit(self, through_event_id: str) -> None:
-        """Say that the events up to this one are exported. They may go when the audit is full."""
+        """Say that all events up to this event are exported. They may be removed when the audit is full."""
         stub = self._connection.stubs.modules
         request = pb.ReleaseAuditRequest(through_event_id=through_event_id)
         self._connection.call(stub.ReleaseAudit, request)

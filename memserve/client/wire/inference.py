@@ -84,7 +84,7 @@ def generate_request(
     worker_id: str = "",
     session: str = "",
 ) -> pb.GenerateRequest:
-    """The arguments are those of `Client.generate`. Raises UsageError."""
+    """The request for the arguments of `Client.generate`. Raises UsageError."""
     fields = {
         "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "stop": stop,
         "logprobs": logprobs, "min_tokens": min_tokens,
