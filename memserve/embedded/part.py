@@ -1,7 +1,8 @@
 """One process that is kept running: started, watched, started again with growing pauses, ended.
 
-Each part has a thread of its own, and no part waits for another. Whatever goes wrong with a part (no disk, no
-file handles, no log folder) is reported and tried again.
+Each part has its own thread, and no part waits for another. A failure of the first start is raised by
+`wait_ready`. Any later failure of a part, such as no disk, no file handles or no log folder, is reported, and
+the part is started again.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Part:
         self._thread.start()
 
     def wait_ready(self) -> None:
-        """Raises what the first start raised: StartupError or anything else. Later starts are tried again."""
+        """Raises the error of the first start, which is a StartupError or any other."""
         while not self._changed.wait(POLL_S):
             pass
         if self._failure is not None:

@@ -174,7 +174,7 @@ class Upload:
         """The folder with all files. It is there for as long as this upload is open.
 
         Raises UploadIncomplete when bytes are missing. Raises InvalidModule when a file has another sha256
-        than the header says; the upload is then discarded.
+        than the header says. The upload is then discarded.
         """
         for (name, file), size in zip(self._files.items(), self.received(), strict=True):
             if size != file.size_bytes:

@@ -32,7 +32,7 @@ class ProbeKind(StrEnum):
     OVERRIDE = "override"
     """Passages that contradict the module: the text must win."""
     CUSTOM = "custom"
-    """Anything else, with bars of its own."""
+    """Any other questions, with the set's own bars."""
 
 
 class Match(StrEnum):

@@ -80,7 +80,7 @@ class Pace:
         self._buckets = Buckets(per_s, burst)
 
     def delay_s(self, tenant: str, now_s: float, cost: float = 1.0) -> float:
-        """Take the next place in the tenant's queue. Returns how long to wait for its turn; 0 for no wait.
+        """Take the next place in the tenant's queue. Returns the wait for its turn. 0: no wait.
 
         Raises QuotaExceeded when the wait is too long. A refused call takes no place.
         """

@@ -37,7 +37,7 @@ CONDEMNED_S = 600.0
 
 
 class References(Protocol):
-    """What the registry says about the uses of a digest. The digest is a module's or a probe set's."""
+    """The registry's knowledge about the uses of a digest, which is a module's or a probe set's."""
 
     async def referenced(self, digest: str) -> bool: ...
 

@@ -59,7 +59,7 @@ def lora_figures(pairs: Iterable[tuple[Matrix, Matrix]], scale: float) -> Weight
 def model_figures(tensors: Iterable[Matrix]) -> WeightFigures:
     """Figures of a whole model's weights.
 
-    tensors: of one or two dimensions. The effective rank is the mean over the matrices [rows, columns].
+    tensors: of one or two dimensions. The effective rank is the mean over the matrices that are not zero.
     """
     sums = _Sums()
     for tensor in tensors:
