@@ -1,4 +1,4 @@
-"""What the benchmarks share: bars, the table, the last line as JSON, the exit status."""
+"""What the benchmarks share: options, bars, the table, the last line as JSON, and the exit status."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def gateway_command(
 ) -> Callable[[Callable[Concatenate[Call, ...], None]], Callable[..., None]]:
     """Make a command of a function whose first parameter is a `Call`.
 
-    The command has --address, --api-key, --timeout and --json beside the function's own options, which may
-    stand in groups. It opens the client, calls the function, and closes the client.
+    The command has --address, --api-key, --timeout and --json, and the function's own options, which may be
+    in groups. It opens the client, calls the function, and closes the client.
 
     timeout_s: the default of --timeout.
     has_json: False for a command whose output has no other form.
