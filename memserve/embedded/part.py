@@ -33,7 +33,7 @@ class Recipe:
     spawn: Callable[[], subprocess.Popen[bytes]]
     """Starts the process. Called in the part's thread."""
     is_ready: Callable[[subprocess.Popen[bytes]], bool]
-    """Called again and again. False, or any exception: not yet ready. A StartupError: never ready."""
+    """Called again and again. A StartupError fails this start. False or any other error: not yet ready."""
     why_ended: Callable[[], str]
     """Returns a line about a process that ended before it was ready."""
     ready_within_s: float = 300.0
