@@ -11,7 +11,7 @@ from memserve.demo import MODEL_DIR, facts
 BLOCKS_PER_CHUNK = 2
 CHUNK_TOKENS = BLOCK_TOKENS * BLOCKS_PER_CHUNK
 HOST_BYTES = 64 << 20
-# Settings of the Redis tier where answers are tested and speed is not: nothing is given up early.
+# Settings of the Redis tier for tests of answers, where speed does not matter. No call is given up early.
 PATIENT: dict[str, Any] = {"io_timeout_s": 10.0, "lookup_timeout_s": 10.0, "load_budget_s": 30.0}
 
 
@@ -19,12 +19,12 @@ class DemoEngine(Engine):
     """An engine on the demo model."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """settings: as of `Engine`."""
+        """settings: arguments of vLLM's engine, as `Engine` takes them."""
         super().__init__(MODEL_DIR, {"dtype": "float32", "max_model_len": 2048, **settings})
 
 
 def demo_transfer(redis_url: str, namespace: str, tier: Mapping[str, Any]) -> dict[str, Any]:
-    """The setting of an engine whose KV is shared through Redis. tier: more settings of the Redis tier."""
+    """The argument of an engine that shares its KV through Redis. tier: more settings of the Redis tier."""
     from memserve.worker.kv.offload import kv_transfer_config
     from memserve.worker.kv.tier_settings import RedisTierSettings
 
@@ -46,7 +46,7 @@ class DemoTokenizer:
         self._tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
 
     def prompt(self, messages: Sequence[facts.Message]) -> tuple[int, ...]:
-        """Token ids of a chat, up to where the answer begins."""
+        """The token ids of a chat, up to the beginning of the answer."""
         turns = [message.as_dict() for message in messages]
         text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])

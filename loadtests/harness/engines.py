@@ -1,7 +1,7 @@
 """Real vLLM engines for the benchmarks, with the settings of memserve's workers on the CPU.
 
-`BenchEngine` has a model of a 0.5B shape with random weights. The engine on the demo model is in
-`demo_engine.py`.
+`BenchEngine` has a model with the shape of a 0.5B model and random weights. The engine on the demo model is
+in `demo_engine.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
 VOCABULARY_TOKENS = 32768
-# Qwen2.5-0.5B's shape: 24 layers, hidden 896, 2 KV heads of 64; in bfloat16 12 KiB of KV a token.
+# The shape of Qwen2.5-0.5B: 24 layers, hidden size 896, 2 KV heads of 64. In bfloat16 a token has 12 KiB of
+# KV. The vocabulary and the context are smaller than Qwen2.5's.
 SHAPE = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -48,7 +49,10 @@ HOST_BYTES = 256 << 20
 
 
 def prepare_environment() -> None:
-    """Before vLLM is imported: every engine has the same thread binding, and nothing is sent anywhere."""
+    """Set the environment of the engines. This comes before vLLM is imported.
+
+    Every engine then has the same thread binding, and no engine sends anything to the network.
+    """
     os.environ.pop("PYTHONHASHSEED", None)
     os.environ.update(
         VLLM_CPU_OMP_THREADS_BIND="nobind",
@@ -62,7 +66,7 @@ def prepare_environment() -> None:
 
 
 def write_shape(folder: Path) -> Path:
-    """A model directory without weights. vLLM makes the weights up, the same ones every time."""
+    """Write a model directory without weights. vLLM makes up the weights, the same weights every time."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(SHAPE), encoding="utf-8")
     return folder
@@ -87,10 +91,10 @@ def engine_settings() -> dict[str, Any]:
 
 
 class Engine:
-    """A vLLM engine, its core in a process of its own. `prepare_environment` comes first."""
+    """A vLLM engine whose core has its own process. `prepare_environment` comes first."""
 
     def __init__(self, model: Path, settings: Mapping[str, Any]) -> None:
-        """settings: arguments of vLLM's engine, beside or in the place of `engine_settings`."""
+        """settings: arguments of vLLM's engine. They go before `engine_settings`."""
         from vllm import LLM
 
         self.llm = LLM(str(model), **{**engine_settings(), **settings})
@@ -98,13 +102,13 @@ class Engine:
     def output(
         self, token_ids: Sequence[int], params: SamplingParams, lora: LoRARequest | None = None
     ) -> RequestOutput:
-        """What vLLM answers to one prompt."""
+        """vLLM's answer to one prompt."""
         prompt: Any = {"prompt_token_ids": list(token_ids)}
         (output,) = self.llm.generate([prompt], params, lora_request=lora, use_tqdm=False)
         return output
 
     def forget(self) -> bool:
-        """Drop every prefix in the engine and in its host memory. False: not all were dropped."""
+        """Drop every prefix in the engine and in its host memory. False: some prefixes were not dropped."""
         return bool(self.llm.reset_prefix_cache(reset_connector=True))
 
     def close(self) -> None:
@@ -112,7 +116,7 @@ class Engine:
 
 
 class BenchEngine(Engine):
-    """An engine on a model of `write_shape`, with the Redis tier where a Redis is given."""
+    """An engine on a model of `write_shape`. With a `redis_url` it has the Redis tier."""
 
     def __init__(
         self,
@@ -122,8 +126,9 @@ class BenchEngine(Engine):
         transfer: KVTransferConfig | None = None,
         vllms_executor: bool = False,
     ) -> None:
-        """transfer: another store than redis_url's. vllms_executor: the executor that vLLM itself chooses
-        on the CPU. It has the model in a process of its own.
+        """transfer: another KV store. It is used only without a redis_url.
+
+        vllms_executor: use the executor that vLLM chooses on the CPU. It runs the model in its own process.
         """
         from memserve.worker.kv.offload import chunk_blocks, kv_transfer_config
         from memserve.worker.kv.tier_settings import RedisTierSettings
@@ -151,7 +156,7 @@ class BenchEngine(Engine):
         super().__init__(model, settings)
 
     def first_token(self, prompt: Sequence[int]) -> tuple[float, int]:
-        """Returns the seconds to the first token and how many prompt tokens were cached."""
+        """Returns the seconds to the first token, and the number of cached prompt tokens."""
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)

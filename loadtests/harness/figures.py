@@ -1,4 +1,4 @@
-"""What the benchmarks share: bars, the table, the last line as JSON, the exit status."""
+"""What the benchmarks share: options, bars, the table, the last line as JSON, and the exit status."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A figure that was measured, and what it must reach or stay under."""
+    """A measured figure and its limit. A bar has `at_least` or `at_most`."""
 
     name: str
     figure: float
     at_least: float | None = None
+    """The figure must reach this. None: no such limit."""
     at_most: float | None = None
+    """The figure must not exceed this. None: no such limit."""
 
     @property
     def holds(self) -> bool:
@@ -26,7 +28,7 @@ class Bar:
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """With the two options that every benchmark has."""
+    """A parser of the command line with the two options that every benchmark has."""
     options = argparse.ArgumentParser(prog=f"python -m loadtests.{name}", description=description)
     options.add_argument("--quick", action="store_true", help="at most a minute, with less to go by")
     options.add_argument("--json", action="store_true", help="print one JSON object on the last line")
@@ -34,12 +36,12 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def report(line: str) -> None:
-    """Progress, to stderr."""
+    """Print a line about the progress, to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns as wide as they need to be, the first to the left, the others to the right."""
+    """Print a table. The first column is aligned to the left, the other columns to the right."""
     cells = [[str(cell) for cell in row] for row in (columns, *rows)]
     widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
     for row in cells:
@@ -52,7 +54,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def finish(bars: Sequence[Bar], figures: dict[str, object], as_json: bool) -> int:
-    """Print what became of the bars. Returns the exit status."""
+    """Print which bars hold. Returns the exit status.
+
+    figures: more entries of the JSON object.
+    as_json: print the JSON object as the last line.
+    """
     held = all(bar.holds for bar in bars)
     for bar in bars:
         rule = f"at least {bar.at_least:g}" if bar.at_least is not None else f"at most {bar.at_most:g}"

@@ -1,5 +1,6 @@
-"""A TCP port for a server that cannot be told to take any (Redis, LMCache): taken first, and kept while
-anybody has the `KeptPort`.
+"""A TCP port for a server that cannot choose a free port itself, such as Redis and LMCache.
+
+The port is reserved before the server starts. It stays reserved for as long as the `KeptPort` exists.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from collections.abc import Sequence
 
 
 class KeptPort:
-    """Bound on 127.0.0.1 and never listening: no one gets it by chance, and a server that sets SO_REUSEADDR,
-    as they do, listens beside it.
+    """A free port of 127.0.0.1 with a socket that is bound to it and never listens.
 
-    also: distances to ports that are taken along, such as 10000 for the bus of a Redis Cluster.
+    The kernel gives a bound port to no other program that asks for a free port. Redis and LMCache set
+    SO_REUSEADDR, so that they can listen on the port all the same.
     """
 
     def __init__(self, *, also: Sequence[int] = ()) -> None:
+        """also: distances to further reserved ports, such as 10000 for the bus of a Redis Cluster."""
         while True:
             kept = [_bound(0)]
             self.number = int(kept[0].getsockname()[1])

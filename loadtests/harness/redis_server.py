@@ -1,4 +1,4 @@
-"""A real redis-server for tests and benchmarks, as `memserve up` starts it, but in memory only."""
+"""A real redis-server for tests and benchmarks. It is the server of `memserve up`, but in memory only."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ import redis
 from loadtests.harness.kept_port import KeptPort
 from memserve.embedded import REDIS_ENVIRONMENT, redis_executable
 
-# From a node's port to that of its cluster bus.
+# The distance from a node's port to the port of its cluster bus.
 CLUSTER_BUS = 10000
 
 
 class RedisServer:
-    """Started, stopped, paused and resumed at will; every start is empty. Only its own process is ever
-    signalled.
+    """A redis-server that can be started, stopped, paused and resumed at any time.
+
+    It is empty after every `start`, and keeps its entries with `start_durably`. Signals go only to its own
+    process.
     """
 
     def __init__(self, directory: Path, *, tcp: bool = False) -> None:
-        """On a unix socket in the directory. tcp: on a port of 127.0.0.1 too, which is kept while the server
-        is stopped; `url` and `client` then go by the port.
+        """The server listens on a unix socket in the directory.
+
+        tcp: it listens on a port of 127.0.0.1 too. The port stays reserved while the server is stopped.
+        `url` and `client` then use the port.
         """
         self._kept = KeptPort(also=[CLUSTER_BUS]) if tcp else None
         self.port = self._kept.number if self._kept else 0
@@ -49,12 +53,18 @@ class RedisServer:
         self.run(*place, "--dir", str(self._directory), "--save", "", *options)
 
     def start_durably(self) -> None:
-        """As the registry is: what it has acknowledged is there again after `stop`, which kills it."""
+        """Stop the server and start it as the registry is started.
+
+        `stop` kills the server. After the next `start_durably` it has every write that it has acknowledged.
+        """
         self.stop()
         self.start("--appendonly", "yes", "--appendfsync", "always")
 
     def run(self, *arguments: str) -> None:
-        """With these arguments only, until it answers."""
+        """Start the server with these arguments only, and wait until it answers.
+
+        Raises redis.ConnectionError when it does not answer within 10 seconds.
+        """
         self._server = subprocess.Popen(
             [redis_executable(), *arguments],
             stdout=subprocess.DEVNULL,
@@ -80,7 +90,7 @@ class RedisServer:
             self.socket.unlink(missing_ok=True)
 
     def pause(self) -> None:
-        """It keeps its connections and accepts new ones (the kernel does), but answers nothing."""
+        """Pause the server: it answers nothing. It keeps its connections, and the kernel accepts new ones."""
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -88,10 +98,10 @@ class RedisServer:
 
 
 class PrivateRedis(RedisServer):
-    """A benchmark's server, on a unix socket and on a port of its own. Runs while the `with` block does."""
+    """A benchmark's server, on a unix socket and on its own port. It runs during the `with` block."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        """options: of every start."""
+        """options: arguments of redis-server for every start."""
         super().__init__(folder, tcp=True)
         self.url = self.unix_url
         self._options = options
@@ -109,7 +119,7 @@ class PrivateRedis(RedisServer):
 
 
 def wait_until_stored(client: redis.Redis, quiet_s: float) -> None:
-    """Until Redis has held the same number of keys for quiet_s."""
+    """Wait until Redis has held the same number of keys for quiet_s."""
     last, since_s = -1, time.monotonic()
     while time.monotonic() - since_s < quiet_s:
         held = int(client.dbsize())

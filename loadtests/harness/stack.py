@@ -1,11 +1,12 @@
-"""What the benchmarks of modules share: a memserve of their own, variants of the demo's adapters, a constant
-load that keeps every answer.
+"""What the benchmarks of modules share.
 
-with running_stack(workers=2) as stack:
-    folder = variant("harbour", stack.settings.data / "variant", scale=0.98)
-    async with AsyncClient(stack.address) as client, ConstantLoad(client, 8, next_question) as load:
-        await client.modules.publish("town", folder)
-    print(len(load.failed), "of", len(load.exchanges), "failed")
+They share a private memserve, variants of the demo's adapters, and a constant load that keeps every answer.
+
+    with running_stack(workers=2) as stack:
+        folder = variant("harbour", stack.settings.data / "variant", scale=0.98)
+        async with AsyncClient(stack.address) as client, ConstantLoad(client, 8, next_ask) as load:
+            await client.modules.publish("town", folder)
+        print(len(load.failed), "of", len(load.exchanges), "failed")
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from memserve.demo import ADAPTERS_DIR, MODEL_DIR
 from memserve.domain import Message, Role, Sampling
 from memserve.embedded import Stack
 
-# No answer of the demo's adapters is longer.
+# No answer of the demo's adapters is longer than this.
 ANSWER = Sampling(max_tokens=24)
-# Before an asker whose request failed asks again: a load that fails at once must not become a busy loop.
+# How long an asker waits after a failed request. A load that fails at once must not become a busy loop.
 FAILED_PAUSE_S = 0.05
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -44,16 +45,18 @@ PROBES_FILE = "probes.json"
 
 @contextmanager
 def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[Stack]:
-    """A started memserve on the demo model in a fresh directory; progress to stderr. The directory goes with
-    it.
+    """A running memserve on the demo model in a fresh directory, which is removed at the end.
 
-    demo_modules: publish the demo's modules, each through its gate: half a minute more. settings: those of
-    `memserve.config.Settings`, over the defaults and the environment. Raises StartupError.
+    It reports its progress to stderr.
+
+    demo_modules: publish the demo's modules through their gates, which takes half a minute more.
+    settings: of `memserve.config.Settings`. They go before the environment and the defaults.
+    Raises StartupError.
     """
     # The path is short: a unix socket below it takes 100 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="memserve-modules-"))
     if not demo_modules:
-        # Under another path the demo model comes without its modules.
+        # memserve publishes the demo's modules only when the model has the demo model's own path.
         (folder / "demo_model").symlink_to(MODEL_DIR)
         settings.setdefault("model", str(folder / "demo_model"))
     stack = Stack(load_settings(**{"data_dir": folder, "port": 0, "metrics_port": 0, **settings}), report)
@@ -68,11 +71,12 @@ def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[St
 
 
 def variant(adapter: str, folder: Path, *, scale: float = 1.0, probes: bool = False) -> Path:
-    """Write a demo adapter as a module of another digest: its deltas times `scale`. From 0.95 to 1.05 its
-    answers stay right.
+    """Write a demo adapter whose deltas are multiplied by `scale`, which gives the module another digest.
 
-    adapter: harbour or observatory. probes: take the adapter's probes along, for the gate. Returns the
-    folder.
+    adapter: harbour or observatory.
+    scale: from 0.95 to 1.05 the answers stay right.
+    probes: copy the adapter's probes too, for the gate.
+    Returns the folder.
     """
     source = ADAPTERS_DIR / adapter
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,13 +94,17 @@ def variant(adapter: str, folder: Path, *, scale: float = 1.0, probes: bool = Fa
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. Empty fields are the base, no session, any worker, no system text."""
+    """One request."""
 
     question: str
     module: str = ""
+    """Empty: the base model."""
     session: str = ""
+    """Empty: no session."""
     worker_id: str = ""
+    """Empty: any worker."""
     system: str = ""
+    """Empty: no system text."""
     sampling: Sampling = ANSWER
 
     @property
@@ -107,29 +115,29 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request and what became of it: `answer` with its receipt, or `failure`. Times are on the monotonic
-    clock.
-    """
+    """A request and its result. Times are on the monotonic clock."""
 
     ask: Ask
     answer: Answer | None
+    """The answer with its receipt. None: the request failed."""
     failure: str
+    """The error of a failed request. Empty: the request was answered."""
     started_s: float
     ended_s: float
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Of the module versions that the receipt names; () for a request that failed."""
+        """The digests of the module versions that the receipt names. Empty for a failed request."""
         return () if self.answer is None else tuple(module.digest for module in self.answer.route.modules)
 
     @property
     def prompt(self) -> tuple[str, str]:
-        """What the answer depends on beside the version: the system text and the question."""
+        """The system text and the question. The answer depends only on them and on the version."""
         return self.ask.system, self.ask.question
 
 
 async def exchange(client: AsyncClient, ask: Ask) -> Exchange:
-    """Ask once. A failure is a result, not an exception."""
+    """Ask once. A failed call is returned as an Exchange too."""
     started_s = time.monotonic()
     answer, failure = None, ""
     try:
@@ -147,17 +155,18 @@ async def exchange(client: AsyncClient, ask: Ask) -> Exchange:
 
 @dataclass
 class ConstantLoad:
-    """Askers with one request at a time each, while the `async with` block runs. Requests that are under way
-    at its end are waited for.
+    """A load of several askers during the `async with` block. Every asker has one request at a time.
 
-    The load is closed: a stall shows as late answers, and the number of requests under way stays the same.
+    The end of the block waits for the requests that are under way. The load is closed: in a stall the answers
+    are late, and the number of requests under way stays the same.
     """
 
     client: AsyncClient
     askers: int
     next_ask: Callable[[int], Ask]
-    """The next request. Called with the number of requests before it."""
+    """Returns the next request. Called with the number of requests before it."""
     exchanges: list[Exchange] = field(default_factory=list)
+    """The requests that have ended, in the order of their ends."""
     _asked: int = 0
     _ending: bool = False
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -167,7 +176,7 @@ class ConstantLoad:
         return [done for done in self.exchanges if done.answer is None]
 
     async def answered(self, count: int) -> None:
-        """Wait until `count` more requests have ended, well or not."""
+        """Wait until `count` more requests have ended, with an answer or a failure."""
         wanted = len(self.exchanges) + count
         while len(self.exchanges) < wanted:
             for task in self._tasks:

@@ -1,5 +1,6 @@
-"""Prompts of several tenants and modules that share beginnings, and an engine on the demo model that answers
-them.
+"""Prompts of several tenants and modules with the same beginnings, and an engine that answers them.
+
+The engine has the demo model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from loadtests.harness.demo_engine import DemoEngine, DemoTokenizer, demo_transf
 from memserve.demo import ADAPTERS_DIR, facts
 
 BATCH = 8
-# Room for about three prompts of a batch's eight.
+# Room for about three of the eight prompts of a batch.
 DEVICE_BLOCKS = 130
 NAMESPACE = "ee" * 32
 TENANTS = ("acme", "bolt", "crab")
@@ -33,17 +34,24 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
+    """The answer to a prompt."""
+
     token_ids: tuple[int, ...]
     cached_tokens: int
+    """Prompt tokens whose KV the engine had."""
     text: str
-    margin: float  # between the log-probabilities of the two best tokens, where it was least
+    margin: float
+    """The least difference between the log-probabilities of the two best tokens of a step."""
 
 
 class TenantEngine(DemoEngine):
-    """An engine that answers tenants with and without adapters, its KV shared through Redis."""
+    """An engine that answers tenants with and without adapters. Its KV is shared through Redis."""
 
     def __init__(self, redis_url: str, tier: Mapping[str, Any], *, counts: bool = False) -> None:
-        """tier: settings of the Redis tier. counts: keep statistics, which one engine of a process can."""
+        """tier: settings of the Redis tier.
+
+        counts: keep statistics. Only one engine of a process can keep statistics.
+        """
         super().__init__(
             {
                 "max_num_seqs": BATCH,
@@ -86,8 +94,9 @@ class TenantEngine(DemoEngine):
         return answers
 
     def counted(self, name: str) -> int:
-        """A counter of vLLM's or the tier's, summed over its labels; of this process's only engine that
-        counts.
+        """The value of a counter of vLLM or of the Redis tier, summed over its labels.
+
+        name: without the ending `_total`.
         """
         from prometheus_client import REGISTRY
 
@@ -96,8 +105,12 @@ class TenantEngine(DemoEngine):
 
 
 def draw_prompts(count: int, seed: int) -> tuple[list[Asked], list[tuple[Asked, str]]]:
-    """Returns the prompts, and needles: what one tenant's handbook says, asked by another without it, and the
+    """Draw prompts, and needles that must not be found.
+
+    A needle is a question about one tenant's handbook, asked by another tenant without the handbook, and the
     answer that must not come.
+
+    Returns `count` prompts, and the needles.
     """
     tokens = DemoTokenizer().prompt
     rng = random.Random(seed)

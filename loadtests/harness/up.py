@@ -1,4 +1,4 @@
-"""A real `memserve up`, as a process on a directory of its own."""
+"""A real `memserve up`: a process with its own directory."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ class Up:
 
     @property
     def address(self) -> str:
-        """Raises RuntimeError while it has no port."""
+        """Host and port of the gateway. Raises RuntimeError while there is no port."""
         ports = taken_ports(self.data, self.process.pid)
         if ports is None:
             raise RuntimeError(f"memserve up has no port: {self.said()}")
         return f"127.0.0.1:{ports['port']}"
 
     def said(self) -> str:
-        """The end of what it printed."""
+        """The end of the process's output."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-LOG_SHOWN_BYTES:]
 
     def wait_until_ready(self) -> None:
-        """Raises RuntimeError."""
+        """Wait until all workers are ready. Raises RuntimeError."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while taken_ports(self.data, self.process.pid) is None or not wait_until_ready(
             self.address, 1.0, workers=self.workers
@@ -73,7 +73,7 @@ class Up:
             time.sleep(LOOK_S)
 
     def ready_workers(self) -> frozenset[str]:
-        """Their ids."""
+        """The ids of the ready workers. Empty when the gateway does not answer."""
         with Client(self.address, timeout_s=2.0) as client:
             try:
                 return frozenset(
@@ -88,7 +88,9 @@ class Up:
 
 
 def is_engine(process: psutil.Process) -> bool:
-    """Whether it is vLLM's engine. It names itself; once in some hundred starts it keeps the name of a
-    process that was just spawned.
+    """Whether the process is vLLM's engine.
+
+    The engine sets its own process name. In about one of some hundred starts it keeps the name of a process
+    that was just spawned.
     """
     return "EngineCore" in process.name() or "spawn_main" in " ".join(process.cmdline())

@@ -1,1 +1,1 @@
-"""The `memserve` command: `app.py` gathers the commands, and each other file has those of one noun."""
+"""The `memserve` command: `app.py` gathers the commands. Every other file has the commands of one noun."""

@@ -82,7 +82,7 @@ app.add_typer(keys_app, name="keys")
 def main() -> None:
     """Run the command. An error that names its cause is one line on standard error, with exit status 1."""
     for stream in (sys.stdout, sys.stderr):
-        # A command goes on when the locale cannot show a character. Files and pipes are UTF-8 in every
+        # A command goes on when the locale cannot show a character. Files and pipes get UTF-8 in every
         # locale.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
@@ -94,8 +94,8 @@ def main() -> None:
     except UnicodeEncodeError as error:
         _fail(f"{error.object!r} is not UTF-8; convert it first, such as with `iconv -f latin1 -t utf8`")
     except BrokenPipeError:
-        # The reader of the output, such as `head`, has ended. Python flushes once more when it exits, which
-        # would fail again: let that go to /dev/null.
+        # The reader of the output, such as `head`, has ended. Python flushes once more when it exits. That
+        # flush would fail again, so it goes to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

@@ -18,7 +18,7 @@ from memserve.plain import paragraphs
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """How the answer is to be."""
+    """The options for the answer itself."""
 
     system: Annotated[str, typer.Option(help="System text before the question.")] = ""
     max_tokens: Annotated[int, typer.Option(help="Output tokens at most. 0: the gateway's default.")] = 0
@@ -123,7 +123,7 @@ def generate(
 
 
 def print_event(event: Event) -> None:
-    """The text on standard output as it arrives, all else on standard error."""
+    """Print the text on standard output as it arrives, and everything else on standard error."""
     match event:
         case TextDelta():
             print(paragraphs(event.text), end="", flush=True)
@@ -136,7 +136,7 @@ def print_event(event: Event) -> None:
 
 
 def route_lines(route: Route) -> Iterator[Text]:
-    """What the answer is made with: passages, modules, a worker."""
+    """The sources of the answer, one line each: passages, modules, the worker."""
     for number, hit in enumerate(route.passages, start=1):
         source = hit.memory.source or "no source"
         yield coloured(f"[{number}] {hit.memory.memory_id} from {source}", "dim")

@@ -1,4 +1,4 @@
-"""`memserve audit`: who changed which module, as a table or as an export that goes on where it ended."""
+"""`memserve audit`: who changed which module, as a table or as an export that can be continued."""
 
 from __future__ import annotations
 
@@ -80,8 +80,9 @@ def audit_export(
 
 
 def last_exported(stream: BinaryIO) -> str:
-    """The id of the last event in an export; empty where there is none. Cuts a last line that is not whole,
-    and leaves the stream at its end.
+    """The id of the last event in an export. Empty: the export has no event.
+
+    An incomplete last line is cut off. The stream is then at its end.
 
     Raises StartupError for a file that is no export.
     """

@@ -43,7 +43,10 @@ class PrefixOptions:
 
 
 def conversation(text: str, system: str) -> list[Message]:
-    """The messages of a prefix: the system text alone when there is no text of the user."""
+    """The messages of a prefix. Without a text of the user it is the system text alone.
+
+    Raises StartupError when both texts come from standard input.
+    """
     if text == system == "-":
         raise StartupError("only one of the text and --system can be read from standard input")
     turns = [(Role.SYSTEM, system), (Role.USER, text)]

@@ -1,4 +1,4 @@
-"""`memserve kv check`: whether what Redis keeps agrees with itself. Asks Redis, beside the servers."""
+"""`memserve kv check`: whether the entries in Redis agree with each other. It asks Redis, not the gateway."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ def check(
 
 
 def registry_url(settings: Settings) -> str:
-    """Of the settings, or of the private Redis that `memserve up` starts."""
+    """The registry of the settings. Without one it is the private Redis that `memserve up` starts."""
     from memserve.embedded.redis_server import registry_server
 
     return settings.redis or registry_server(settings.data).url
 
 
 def cache_url(settings: Settings) -> str:
-    """Of the settings, or of the private Redis that `memserve up` starts."""
+    """The cache of the settings. Without one it is the private Redis that `memserve up` starts."""
     from memserve.embedded.redis_server import cache_server
 
     return settings.cache_redis or cache_server(settings.data, settings.cache_max_bytes).url
 
 
 async def check_module_store(url: str) -> list[str]:
-    """The contradictions. Raises StartupError where the registry does not answer."""
+    """The contradictions in the module store. Raises StartupError when the registry does not answer."""
     from memserve.memory.modules.registry.store import ModuleStore
 
     store = ModuleStore(url)

@@ -23,8 +23,9 @@ from memserve.domain import (
 
 
 def published_lines(name: str, version: ModuleVersion, *, promoted: bool) -> Iterator[RenderableType]:
-    """What `push` prints about a new version. name: as the user typed it, because the last line is a command
-    to copy.
+    """What `push` prints about a new version.
+
+    name: as the user typed it, because the last line is a command to copy.
     """
     yield f"{version.reference} is {version.digest} ({version.kind}, rank {version.rank})"
     if version.warning:

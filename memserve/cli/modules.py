@@ -60,7 +60,7 @@ Revision = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class ChangeOptions:
-    """What every change of an alias takes."""
+    """The options of every change of an alias."""
 
     alias: AliasName = ""
     expected_revision: Revision = None
@@ -69,7 +69,7 @@ class ChangeOptions:
 
 @dataclass(frozen=True, slots=True)
 class OriginOptions:
-    """What is kept with a version about where it comes from."""
+    """The origin of a version, which is kept with it."""
 
     source: Annotated[list[str] | None, typer.Option(help="What it was made from; may be repeated.")] = None
     recipe: Annotated[str, typer.Option(help="How it was made.")] = ""
@@ -133,7 +133,7 @@ def push(
 
 
 def _with_retries(publish: Callable[[], ModuleVersion]) -> ModuleVersion:
-    """Try an upload that is cut off again. The next attempt goes on where the last one ended."""
+    """Try an interrupted upload again. The next attempt goes on where the last attempt ended."""
     for attempt in range(1, UPLOAD_ATTEMPTS):
         try:
             return publish()
@@ -146,7 +146,7 @@ def _with_retries(publish: Callable[[], ModuleVersion]) -> ModuleVersion:
 
 
 def kind_named(text: str) -> ModuleKind:
-    """Raises BadParameter."""
+    """The kind with this name. Raises BadParameter."""
     try:
         return kind_of_name(text)
     except ValueError as error:

@@ -1,5 +1,6 @@
-"""What the commands share: the four options of every call of a gateway, groups of options, and how an answer
-is shown.
+"""What the commands share.
+
+They share the four options of every call of a gateway, groups of options, and the printing of answers.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Call:
     """Whether --json is given. False in a command that has no such option."""
 
     def show(self, value: object, *, text: RenderableType) -> None:
-        """Print the answer: `value`, a dict or a frozen value, with --json, and else `text`."""
+        """Print the answer: with --json `value`, which is a dict or a frozen value; otherwise `text`."""
         print_json(value) if self.as_json else out.print(text)
 
 
@@ -63,8 +64,8 @@ def gateway_command(
 ) -> Callable[[Callable[Concatenate[Call, ...], None]], Callable[..., None]]:
     """Make a command of a function whose first parameter is a `Call`.
 
-    The command has --address, --api-key, --timeout and --json beside the function's own options, which may
-    stand in groups. It opens the client, calls the function, and closes the client.
+    The command has --address, --api-key, --timeout and --json, and the function's own options, which may be
+    in groups. It opens the client, calls the function, and closes the client.
 
     timeout_s: the default of --timeout.
     has_json: False for a command whose output has no other form.
@@ -165,8 +166,9 @@ def _connected(address: str, api_key: str, timeout_s: float) -> Iterator[Client]
 
 
 def text_of(argument: str) -> str:
-    """A text of the command line, or of standard input for `-`. Raises StartupError for bytes that are not
-    UTF-8.
+    """A text of the command line. `-` reads the text from standard input.
+
+    Raises StartupError for bytes that are not UTF-8.
     """
     if argument != "-":
         return argument

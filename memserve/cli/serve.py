@@ -31,7 +31,7 @@ WATCH_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class SettingOptions:
-    """The settings that `memserve up` takes as options. None: from the environment, else the default."""
+    """The settings that `memserve up` takes as options. None: the environment's value, else the default."""
 
     model: Annotated[
         str | None,

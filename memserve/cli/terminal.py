@@ -1,4 +1,4 @@
-"""Consoles of the command line. They print text: never rich's markup, never a command to the terminal."""
+"""Consoles of the command line. They print only text: no markup of rich, and no command to the terminal."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rich.text import Text
 
 from memserve.plain import paragraphs, plain
 
-# The width that rich assumes when it cannot find one out.
+# The width that rich assumes when it cannot find out the terminal's width.
 FALLBACK_WIDTH = 80
 PIPE_WIDTH = 10_000
 
 
 class PlainConsole(Console):
-    """Every string that it renders, printed or in a cell, goes through `plain`. Colours come with `style=`
-    and `coloured`, never from what a text looks like.
+    """A console that shows every string as plain text.
 
-    In a file or a pipe nothing is wrapped, so that a search finds a whole digest.
+    Every string goes through `plain`, both printed strings and cells of tables. Colours come only from
+    `style=` and `coloured`. In a file or a pipe nothing is wrapped, so that a search finds a whole digest.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -61,8 +61,9 @@ def reporter() -> Callable[[str], None]:
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on standard error if that is a terminal. Gives a function that takes how much is done, and
-    how much there is.
+    """Show a bar on standard error if that is a terminal.
+
+    Gives a function that takes how much is done and how much there is to do.
     """
     bar = Progress(
         TextColumn("{task.description}", markup=False),

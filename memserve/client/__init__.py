@@ -1,9 +1,10 @@
 """The typed Python client: `Client` for ordinary code, `AsyncClient` for asyncio.
 
-with Client("127.0.0.1:50051") as client:
-    print(client.generate("What is the code of Amber Lantern?", namespaces="notes").text)
+    with Client("127.0.0.1:50051") as client:
+        print(client.generate("What is the code of Amber Lantern?", namespaces="notes").text)
 
-All that a caller touches is exported here. Of memserve's dependencies it needs grpcio and protobuf only.
+Everything that a caller uses is exported here. Of memserve's dependencies the client needs only grpcio and
+protobuf.
 """
 
 from memserve.client._async.activation import AsyncActivationCalls

@@ -1,4 +1,4 @@
-"""What callers of the client may write for the same thing, and what they may not."""
+"""Checks of arguments that callers of the client may write in more than one way."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from memserve.errors import UsageError
 
 
 def strings(field: str, value: str | Iterable[str]) -> list[str]:
-    """A string where a list of strings is meant is a list of one: nobody means its letters.
+    """A list of strings. A single string becomes a list of one, because nobody means its letters.
 
-    Raises UsageError for anything else.
+    field: the argument that UsageError names.
+    Raises UsageError for any other value.
     """
     if isinstance(value, str):
         return [value]
@@ -26,7 +27,7 @@ def strings(field: str, value: str | Iterable[str]) -> list[str]:
 
 
 def seconds(timeout_s: float) -> float:
-    """Raises UsageError."""
+    """The same timeout. Raises UsageError unless it is over 0."""
     if not timeout_s > 0:
         raise UsageError("timeout_s", f"must be over 0 seconds, not {timeout_s}")
     return timeout_s

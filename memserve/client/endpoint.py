@@ -16,8 +16,8 @@ DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 DEFAULT_TIMEOUT_S = 60.0
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
-    # gRPC's own pauses grow to two minutes. A client would take a gateway that was away for 15 s for dead for
-    # 15 s more.
+    # By default the pauses between gRPC's attempts to connect grow to two minutes. After an outage of 15 s a
+    # client would see the gateway as dead for 15 s more.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     *NO_PROXY,
@@ -31,7 +31,7 @@ class TlsFiles:
     ca: str | PathLike[str] | None = None
     """Certificates of the authorities that the server's certificate may come from. None: gRPC's own list."""
     certificate: str | PathLike[str] | None = None
-    """The client's own certificate with its chain, for a server that asks for one. Comes with `key`."""
+    """The client's own certificate with its chain, for a server that asks for one. It needs `key`."""
     key: str | PathLike[str] | None = None
     """The private key of `certificate`."""
 
@@ -61,7 +61,7 @@ class Endpoint:
 
 
 def endpoint_of(address: str, api_key: str, timeout_s: float, tls: TlsFiles | None) -> Endpoint:
-    """Raises UsageError."""
+    """What every call needs, from the arguments of a client. Raises UsageError."""
     return Endpoint(
         target=target_of(address),
         metadata=bearer(api_key),

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent
 SOURCE, TARGET = ROOT / "_async", ROOT / "_sync"
 WRITTEN_BY_HAND = ("__init__.py", "_io.py")
 HEAD = "# Generated from ../_async/{name} by `make client`; do not edit.\n"
-# What stands in parentheses, with parentheses in it up to three deep.
+# The text inside parentheses, which may have parentheses in it, up to three deep.
 _INSIDE = r"[^()]*"
 for _ in range(3):
     _INSIDE = rf"(?:[^()]|\({_INSIDE}\))*"
@@ -54,7 +54,7 @@ def synchronous(name: str, text: str) -> str:
     for pattern, replacement in WORDS:
         text = re.sub(pattern, replacement, text)
     text = HEAD.format(name=name) + text
-    # Imports have other names now, and shorter lines are joined.
+    # ruff sorts the imports, whose names have changed, and joins lines that are now short enough.
     for arguments in (["check", "--quiet", "--select", "I", "--fix"], ["format", "--quiet"]):
         command = [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", str(TARGET / name), "-"]
         text = subprocess.run(

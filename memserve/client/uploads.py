@@ -1,4 +1,4 @@
-"""A folder with a module: which files of it are sent, and in which messages."""
+"""The upload of a folder with a module: its files, and the messages that carry them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK_BYTES = 256 * 1024
 
 # A version of any kind may bring its probes.
 PROBES_FILE = "probes.json"
-# For people: runs in the folder, where torch and safetensors are installed.
+# A command for people. It runs in the module's folder, and needs torch and safetensors.
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
     "s.save_file({k: v.contiguous() for k, v in torch.load('adapter_model.bin', "
@@ -29,7 +29,7 @@ CONVERT = (
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A folder that is to become a version."""
+    """A folder that becomes a version."""
 
     folder: Path
     header: pb.PublishModuleHeader
@@ -39,8 +39,9 @@ class Upload:
         return sum(file.size_bytes for file in self.header.files)
 
     def parts(self, received: Sequence[int], progress: Progress) -> Iterator[pb.PublishModuleRequest]:
-        """The messages of an upload. received: bytes of each file that the gateway has from an upload that
-        was cut off.
+        """The messages of an upload.
+
+        received: for each file, the bytes that the gateway has from an interrupted upload.
         """
         yield pb.PublishModuleRequest(header=self.header)
         done = sum(received)
@@ -60,7 +61,10 @@ class Upload:
 def upload_of(
     name: str, folder: str | Path, expected_digest: str, sources: str | Sequence[str], recipe: str, notes: str
 ) -> Upload:
-    """Reads every file. Raises FileNotFoundError when one is missing, and UsageError."""
+    """Read every file, and describe them in a header.
+
+    Raises FileNotFoundError when a file is missing, and UsageError.
+    """
     folder = Path(folder) if isinstance(folder, str) else folder
     kind = kind_of_folder(folder)
     optional = (*KINDS[kind].optional_files, PROBES_FILE)
@@ -78,7 +82,7 @@ def upload_of(
 
 
 def kind_of_folder(folder: Path) -> ModuleKind:
-    """By the file that every module of a kind has. Raises FileNotFoundError."""
+    """The kind whose first required file is in the folder. Raises FileNotFoundError when there is none."""
     for kind, row in KINDS.items():
         if (folder / row.files[0]).is_file():
             return kind

@@ -1,4 +1,4 @@
-"""Values that only the client has. The others are those of `memserve.domain`."""
+"""Values that only the client has. All other values are in `memserve.domain`."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ class Answer:
 
 
 def collect(events: Sequence[Event]) -> Answer:
-    """Put a finished stream together. A later Route (after a retry on another worker) replaces an earlier
-    one.
-    """
+    """Make an answer of a finished stream. After a retry on another worker, only the last Route counts."""
     routes = [event for event in events if isinstance(event, Route)]
     deltas = [event for event in events if isinstance(event, TextDelta)]
     usages = [event for event in events if isinstance(event, Usage)]
@@ -61,14 +59,14 @@ class WorkerStatus:
     waiting: int
     """Requests that wait for a place in the batch."""
     known_blocks: int
-    """KV blocks that the gateway knows it to hold."""
+    """KV blocks that the worker holds, as far as the gateway knows."""
     prefill_tokens_per_s: float
     modules: dict[str, ModulePlace]
     """What its engine holds of the caller's modules, by digest."""
     shares_kv: bool
-    """False: it neither stores KV in Redis nor loads any, because KV came back different at its start."""
+    """False: the worker does not store KV in Redis or load it. At its start KV came back different."""
     limits: str
-    """What of memserve it does not do, and why, for a person. Empty: nothing."""
+    """The features of memserve that the worker lacks, and why, for a person. Empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,10 @@ class Status:
     lost_memories: int
     """Memories that were acknowledged and that the vector store has lost: its files are damaged."""
     waiting_writes: int
-    """Durable in the registry, and not yet known to be in the vector store. -1: the registry does not say."""
+    """Writes that are durable in the registry and not yet known to be in the vector store.
+
+    -1: the registry does not say.
+    """
     short_disk: str
     """The disk that has too little room. Empty: none."""
     embedder: str
@@ -121,12 +122,12 @@ class CacheUsage:
     """Bytes in Redis, headers included."""
 
     stored_bytes: int
-    """Of the caller's tenant."""
+    """Bytes of the caller's tenant."""
     chunks: int
     pinned_bytes: int
     tenant_quota_bytes: int
     """0: no quota."""
     cache_stored_bytes: int
-    """Of all tenants."""
+    """Bytes of all tenants."""
     cache_quota_bytes: int
     """0: no quota."""

@@ -1,6 +1,7 @@
 """The processes of a data directory.
 
-They are started so that they end with their parent. A mark tells them from others. What is left is swept.
+They are started so that they end with their parent. A mark distinguishes them from other processes. Processes
+that are left over are killed.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a child with the marks. It is killed when the thread that calls this ends. Raises OSError.
 
-    The child has a session of its own, because Ctrl-C is for this process.
+    The child has its own session, so that Ctrl-C reaches only this process.
 
-    log: where the child's output goes; None for nowhere.
+    log: where the child's output goes. None: the output is dropped.
     """
     with contextlib.ExitStack() as files:
         output: int | IO[bytes] = subprocess.DEVNULL
@@ -60,7 +61,7 @@ def spawn_memserve(command: str, settings: Settings, log: Path, *flags: str) -> 
 def marked_processes(data: Path, part: str = "") -> Iterator[psutil.Process]:
     """The processes that a memserve on this data directory has started, without this process and its parents.
 
-    part: only this part, and what the part has started.
+    part: only the processes of this part, and the processes that the part has started.
     """
     yield from processes_with(_marks(data, part))
 
@@ -75,9 +76,9 @@ def _marks(data: Path, part: str) -> dict[str, str]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty, without the command's own prefix.
+    """The last non-empty line of a log, without the command's own prefix.
 
-    Without such a line: where to look.
+    If there is no such line, the text says where the log is.
     """
     try:
         lines = [

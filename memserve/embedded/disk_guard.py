@@ -31,7 +31,7 @@ ANSWER_TIMEOUT_S = 5.0
 
 
 class RegistryGuard:
-    """Watches the registry's disk. It remembers nothing: Redis says what was done before."""
+    """Watches the registry's disk. It keeps no state: Redis's settings say whether writes are refused."""
 
     def __init__(self, redis_url: str, room: Callable[[], float], report: Report) -> None:
         """room: the free room of the registry's disk, as a multiple of the room that is held back."""

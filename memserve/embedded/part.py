@@ -1,7 +1,8 @@
 """One process that is kept running: started, watched, started again with growing pauses, ended.
 
-Each part has a thread of its own, and no part waits for another. Whatever goes wrong with a part (no disk, no
-file handles, no log folder) is reported and tried again.
+Each part has its own thread, and no part waits for another. A failure of the first start is raised by
+`wait_ready`. Any later failure of a part, such as no disk, no file handles or no log folder, is reported, and
+the part is started again.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ class Recipe:
     """How one part is started and ended."""
 
     name: str
-    """For people: "the registry"."""
+    """The part's name for people, such as "the registry"."""
     spawn: Callable[[], subprocess.Popen[bytes]]
     """Starts the process. Called in the part's thread."""
     is_ready: Callable[[subprocess.Popen[bytes]], bool]
-    """Called again and again. False, or any exception: not yet. A StartupError: never."""
+    """Called again and again. A StartupError fails this start. False or any other error: not yet ready."""
     why_ended: Callable[[], str]
-    """A line about a process that ended before it was ready."""
+    """Returns a line about a process that ended before it was ready."""
     ready_within_s: float = 300.0
     grace_s: float = 15.0
     """From SIGTERM to SIGKILL."""
     before_end: Callable[[], None] = lambda: None
     """Called before SIGTERM."""
     hint: Callable[[], str] = lambda: ""
-    """What may have caused an end. Called after the end; "" for nothing."""
+    """Called after an end. Returns what may have caused it. Empty: nothing known."""
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Part:
         self._thread.start()
 
     def wait_ready(self) -> None:
-        """Raises what the first start raised: StartupError or anything else. Later starts are tried again."""
+        """Raises the error of the first start, which is a StartupError or any other."""
         while not self._changed.wait(POLL_S):
             pass
         if self._failure is not None:

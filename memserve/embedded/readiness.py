@@ -1,4 +1,4 @@
-"""Is the gateway ready? The question needs no key, and its cost does not depend on what the gateway keeps."""
+"""Is the gateway ready? The question needs no key, and its cost does not depend on what is stored."""
 
 from __future__ import annotations
 

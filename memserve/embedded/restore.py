@@ -22,7 +22,7 @@ def restore(backup: Path, data: Path, report: Report) -> None:
     """Turn a backup into a data directory.
 
     data: missing or empty.
-    Raises BackupDamaged, StartupError and OSError. The files that were written by then are removed.
+    Raises BackupDamaged, StartupError and OSError. The files that were written before the error are removed.
     """
     if data.exists() and (not data.is_dir() or any(data.iterdir())):
         raise StartupError(f"{data} is not empty; restore into a directory that is, or does not exist yet")
@@ -56,7 +56,7 @@ def restore(backup: Path, data: Path, report: Report) -> None:
 
 
 def _load_registry(snapshot: Path, folder: Path) -> None:
-    """Load a snapshot, and have the append-only file written.
+    """Load a snapshot into a redis-server, and make the server write its append-only file.
 
     Redis reads a snapshot only while it has no append-only file.
     """

@@ -230,7 +230,7 @@ class Stack:
         )
 
     def _wait_until_gateway_has_all_workers(self, only: frozenset[str] = frozenset()) -> None:
-        """only: the ids of all workers that the gateway may have; empty for any."""
+        """Raises StartupError. only: the ids of all workers that the gateway may have. Empty: any workers."""
         if not wait_until_ready(
             self.address, FOUND_TIMEOUT_S, self.settings.workers, self.api_key, only=only
         ):

@@ -38,7 +38,7 @@ WITH_MODULE_AT_LEAST = 0.9
 WITHOUT_MODULE_AT_MOST = 0.05
 CANARY_TIMEOUT_S = 120.0
 ANSWER = Sampling(max_tokens=24)
-# Long, so that a slow disk does not change the figures.
+# This limit is long, so that a slow disk does not change the figures.
 RECALL_TIMEOUT_MS = 10_000
 STORE_TIMEOUT_S = 20.0
 
@@ -49,13 +49,14 @@ class Prefix:
 
     messages: tuple[Message, ...]
     expected: str
+    """The right answer to the question."""
 
 
 def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
     """Start a private memserve, measure what each memory does, and stop it.
 
-    keep: leave the data directory. Returns the figures by name; "ok" is True when every bar holds. Raises
-    StartupError.
+    keep: do not remove the data directory.
+    Returns the figures by name. "ok" is True when every bar holds. Raises StartupError.
     """
     started_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="memserve-demo-"))
@@ -134,8 +135,9 @@ def recalled(client: Client, question: str) -> Answer:
 
 
 def module_figures(client: Client) -> dict[str, Any]:
-    """Each module's facts, asked in a phrasing that it was not trained on, of the base and with the
-    module.
+    """Ask for each module's facts, of the base model and with the module.
+
+    The questions have a phrasing that the module was not trained on.
     """
     figures = {}
     for folder in demo_modules():
@@ -165,8 +167,9 @@ def module_figures(client: Client) -> dict[str, Any]:
 
 
 def careless_figures(client: Client) -> dict[str, Any]:
-    """Publish an adapter that learned its facts and forgot how to abstain. The gate refuses to promote it. As
-    a canary it is rolled back.
+    """Publish an adapter that has learned its facts and has forgotten how to abstain.
+
+    The gate refuses to promote it. As a canary it is rolled back.
     """
     careless = client.modules.publish("harbour", CARELESS_DIR, notes="trained on its facts only")
     refusal = ""
@@ -208,6 +211,7 @@ def ask_and_store(
     stack: Stack, client: Client, prefixes: Sequence[Prefix], worker_id: str, module: str = ""
 ) -> list[Answer]:
     """Ask prefixes that no worker has computed yet, and wait until the worker has stored them in the cache.
+
     The wait ends after `STORE_TIMEOUT_S` in any case.
     """
     with redis.Redis.from_url(stack.settings.redis) as registry:
@@ -249,8 +253,9 @@ def prefix_figures(
 
 
 def tamper_figures(stack: Stack, client: Client) -> dict[str, Any]:
-    """Flip a bit in the middle of every cached value of a prompt, and ask a worker that can only take the KV
-    from Redis.
+    """Flip a bit in the middle of every cached value of a prompt, and ask another worker.
+
+    The other worker can take the KV only from Redis.
     """
     prefix = long_prefix(PREFIXES + 1)
     first, other = sorted(worker.worker_id for worker in client.status().workers)[:2]

@@ -37,7 +37,7 @@ class Fleet:
         return self._settings.data / "logs" / f"{PART}.log"
 
     def spawn(self) -> subprocess.Popen[bytes]:
-        """Raises OSError."""
+        """Kill the workers that are left from before, and start new workers. Raises OSError."""
         for pid in kill_marked(self._settings.data, PART):
             self._report(f"killing process {pid}, left by the workers before")
         count = self._settings.workers
@@ -53,9 +53,10 @@ class Fleet:
         return ready >= self._settings.workers
 
     def wait_for_new(self, before: frozenset[str], process: subprocess.Popen[bytes]) -> frozenset[str]:
-        """Wait until none of the workers is one of those before. Returns the new workers' ids.
+        """Wait until the configured number of workers is live and no worker of `before` is.
 
-        Raises StartupError.
+        process: the fleet. The wait ends when it ends.
+        Returns the ids of the new workers. Raises StartupError.
         """
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while len(live := self.live()) < self._settings.workers or live & before:

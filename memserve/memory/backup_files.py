@@ -1,13 +1,14 @@
-"""What a backup is: a folder with the parts of a data directory, and a manifest of every file by size and
-digest.
+"""The format of a backup: a folder with the parts of a data directory, and a manifest.
 
-`memserve/gateway/backups.py` makes one while memserve runs; `memserve/embedded/restore.py` turns one into a
-data directory.
+The manifest has the size and the digest of every file. `memserve/gateway/backups.py` makes a backup while
+memserve runs. `memserve/embedded/restore.py` turns a backup into a data directory.
 
-  manifest.json   written last: a folder without it is none
-  registry.rdb    the registry at one moment
-  milvus.db/      Milvus Lite's files from before that moment; the writes between are in the registry's
-  journal modules/        the module store's content salt_key, keys.json
+  manifest.json           is written last: a folder without it is no backup
+  registry.rdb            the registry at one moment
+  milvus.db/              Milvus Lite's files from before that moment; the registry's journal has the writes
+                          in between
+  modules/                the content of the module store
+  salt_key, keys.json     the secrets
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FORMAT = 1
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidField."""
+    """Check the name of a backup. Raises InvalidField."""
     if not is_name(name):
         raise InvalidField(
             "name", "must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and begin with a letter or a digit"
@@ -36,8 +37,10 @@ def check_name(name: str) -> None:
 
 
 def seal(folder: Path, version: str, created_s: float, notes: list[str]) -> tuple[int, int]:
-    """Write the manifest of all that is in the folder, and have all of it on disk. Returns files and bytes.
-    Raises OSError.
+    """Write the manifest of all files in the folder, and sync everything to disk.
+
+    notes: lines for a person, which `verify` returns.
+    Returns the number of files and their bytes. Raises OSError.
     """
     listed: dict[str, dict[str, int | str]] = {}
     size_bytes = 0
@@ -63,7 +66,10 @@ def seal(folder: Path, version: str, created_s: float, notes: list[str]) -> tupl
 
 
 def verify(folder: Path) -> list[str]:
-    """The manifest's notes. Raises BackupDamaged for what is missing, too much or changed."""
+    """Compare every file with the manifest. Returns the manifest's notes.
+
+    Raises BackupDamaged for a missing, an additional or a changed file, and for an unreadable manifest.
+    """
     try:
         document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if document["format"] != FORMAT:

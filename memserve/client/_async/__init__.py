@@ -1,1 +1,1 @@
-"""The client for asyncio. It is written here; `memserve/client/generate.py` makes `_sync` from it."""
+"""The client for asyncio, written by hand. `memserve/client/generate.py` makes `_sync` from it."""

@@ -1,4 +1,4 @@
-"""What the halves of the client do differently. `_sync/_io.py` has the same names."""
+"""What the two halves of the client do differently. `_sync/_io.py` has the same names."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Local(Generic[T]):
         return len(self._values)
 
     def get(self) -> T:
-        """That of the running loop."""
+        """The value of the running loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._values:
-            # A loop that has ended takes no more calls, and nothing can be closed in it.
+            # A loop that has ended takes no more calls, and its value cannot be closed.
             for ended in [other for other in list(self._values) if other.is_closed()]:
                 self._values.pop(ended, None)
             self._values[loop] = self._make()
         return self._values[loop]
 
     def take(self) -> T | None:
-        """Forget all values. Returns the running loop's, which can be closed here."""
+        """Forget all values. Returns the value of the running loop, which can be closed here."""
         value = self._values.get(asyncio.get_running_loop())
         self._values.clear()
         return value
@@ -52,7 +52,7 @@ sleep = asyncio.sleep
 
 
 async def on_thread(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Run work that blocks where it does not stop the event loop."""
+    """Run blocking work on a thread, so that it does not stop the event loop."""
     return await asyncio.to_thread(work, *arguments, **options)
 
 
@@ -64,7 +64,7 @@ async def iterate(parts: Iterator[T]) -> AsyncIterator[T]:
 
 
 def reported_here(progress: Progress) -> Progress:
-    """Calls `progress` in the running event loop, from whichever thread."""
+    """A Progress for any thread. It calls `progress` in the event loop that runs now."""
     loop = asyncio.get_running_loop()
 
     def report(done: int, total: int) -> None:

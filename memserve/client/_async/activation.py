@@ -13,8 +13,9 @@ from memserve.pb.v1 import activation_pb2 as pb
 
 
 class AsyncActivationCalls:
-    """The KV of prompt prefixes. A prefix is its messages (a string: one of the user), and the module that
-    they are asked with.
+    """The KV of prompt prefixes.
+
+    A prefix is its messages, and the module that they are asked with. A string is one message of the user.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -29,7 +30,7 @@ class AsyncActivationCalls:
     async def warm(
         self, messages: Conversation, *, module: str = "", model: str = "", worker_id: str = ""
     ) -> AsyncGenerator[Warmth, None]:
-        """Compute a prefix and store it in Redis. Yields progress; the last is done.
+        """Compute a prefix and store it in Redis. Yields progress. The last value has `done` set.
 
         worker_id: where it is computed. Empty: on the least busy worker.
         """
@@ -40,13 +41,13 @@ class AsyncActivationCalls:
                 yield warmth_of(response)
 
     async def pin(self, messages: Conversation, duration_s: int, *, module: str = "", model: str = "") -> int:
-        """Keep a prefix in Redis, which has all of it already. Returns the pinned tokens."""
+        """Keep a prefix in Redis. Redis must have all of it already. Returns the pinned tokens."""
         stub = self._connection.stubs.activation
         request = pb.PinPrefixRequest(prefix=prefix_of(messages, module, model), duration_s=duration_s)
         return (await self._connection.call(stub.PinPrefix, request)).pinned_tokens
 
     async def unpin(self, messages: Conversation, *, module: str = "", model: str = "") -> int:
-        """Returns the tokens that were pinned."""
+        """Take back the pin of a prefix. Returns the tokens that were pinned."""
         stub = self._connection.stubs.activation
         request = pb.UnpinPrefixRequest(prefix=prefix_of(messages, module, model))
         return (await self._connection.call(stub.UnpinPrefix, request)).unpinned_tokens
@@ -59,14 +60,14 @@ class AsyncActivationCalls:
         return evicted_of(response)
 
     async def evict_module(self, module_digest: str) -> Evicted:
-        """Remove what was computed with one version of a module, which may be deleted already."""
+        """Remove the KV that was computed with a version of a module. The version may be deleted already."""
         stub = self._connection.stubs.activation
         request = pb.EvictModuleRequest(module_digest=module_digest)
         response = await self._connection.call(stub.EvictModule, request)
         return evicted_of(response)
 
     async def evict_tenant(self) -> Evicted:
-        """Remove all of the caller's tenant."""
+        """Remove all KV of the caller's tenant from Redis."""
         stub = self._connection.stubs.activation
         response = await self._connection.call(stub.EvictTenant, pb.EvictTenantRequest())
         return evicted_of(response)

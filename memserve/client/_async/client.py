@@ -31,8 +31,8 @@ class AsyncClient(AsyncMemoryCalls):
     async with AsyncClient("127.0.0.1:50051") as client:
         answer = await client.generate("What is the code of Amber Lantern?", namespaces="notes")
 
-    Every method raises CallFailed, or UsageError for what cannot be sent: an address, a key or a value of
-    another type. A string where a list of strings is meant is a list of one.
+    Every method raises CallFailed. It raises UsageError for an argument that cannot be sent: an address, a
+    key, or a value of another type. A single string is accepted in the place of a list of strings.
     """
 
     activation: AsyncActivationCalls
@@ -95,9 +95,10 @@ class AsyncClient(AsyncMemoryCalls):
         messages: a question, or a conversation.
         module: the LoRA to answer with: `name` (its alias live), `name@alias` or `name@number`.
         expert: the logit expert to decode with.
-        modules: modules of any kind to answer with, by reference, beside those two.
-        namespaces: where memories are recalled from. None are recalled without one.
-        recall_limit, recall_timeout_ms: passages at most, and the time for the search. 0: the gateway's.
+        modules: further modules of any kind to answer with, by reference.
+        namespaces: where memories are recalled from. Without a namespace no memories are recalled.
+        recall_limit, recall_timeout_ms: passages at most, and the time for the search. 0: the gateway's
+        default.
         max_tokens: output tokens at most. None: the gateway's default.
         temperature: None and 0 are greedy.
         top_p: tokens are chosen from this share of the probability. None: all of it.
@@ -105,9 +106,9 @@ class AsyncClient(AsyncMemoryCalls):
         stop: the answer ends before any of these texts.
         logprobs: return the log-probability of each token.
         min_tokens: the answer does not end by itself before this many tokens.
-        sampling: these seven in one value, instead of them.
+        sampling: the seven arguments from max_tokens to min_tokens in one value, instead of them.
         slo: times that the caller wishes for. The receipt says whether they were met.
-        model: the served model's name. Empty: whichever is served.
+        model: the served model's name. Empty: the model that is served.
         worker_id: send the request to this worker and no other.
         session: requests of one session get the same version of an alias that is split.
         """
@@ -143,7 +144,7 @@ class AsyncClient(AsyncMemoryCalls):
         worker_id: str = "",
         session: str = "",
     ) -> AsyncGenerator[Event, None]:
-        """Stream an answer: a Route, TextDeltas, last a Usage. The arguments are those of `generate`.
+        """Stream an answer: a Route, TextDeltas, and at the end a Usage. `generate` explains the arguments.
 
         Closing the generator cancels the call.
         """
@@ -161,7 +162,10 @@ class AsyncClient(AsyncMemoryCalls):
                     yield event
 
     async def status(self, *, workers_only: bool = False) -> Status:
-        """workers_only: nothing of memories and modules, so that the call costs the same whatever is kept."""
+        """What runs now.
+
+        workers_only: leave out memories and modules, so that the cost of the call does not depend on them.
+        """
         stub = self._connection.stubs.status
         request = status_pb2.GetStatusRequest(workers_only=workers_only)
         return status_of(await self._connection.call(stub.GetStatus, request))
@@ -187,10 +191,11 @@ async def async_wait_until_ready(
     only: Collection[str] = frozenset(),
     tls: TlsFiles | None = None,
 ) -> bool:
-    """Wait until the gateway at `address` can send requests to this number of workers. False when it cannot
-    in time.
+    """Wait until the gateway at `address` can send requests to this number of workers.
 
-    only: ids. Wait until the gateway has these workers and no others, not even one that has just gone.
+    only: ids of workers. Wait until the gateway has these workers and no others. A worker that has just ended
+    counts as another worker. Empty: any workers.
+    Returns False when the time is over.
     """
     deadline_s = time.monotonic() + timeout_s
     async with AsyncClient(address, api_key, timeout_s=2.0, tls=tls) as client:

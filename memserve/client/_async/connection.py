@@ -21,7 +21,7 @@ Response = TypeVar("Response")
 
 
 class Stubs:
-    """Made once for a channel: a stub prepares every RPC of its service."""
+    """The stubs of all services on a channel. They are made once, because a stub prepares all its RPCs."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
@@ -33,7 +33,7 @@ class Stubs:
 
 
 class Connection:
-    """Calls to one gateway. Each raises CallFailed, and UsageError once the connection is closed."""
+    """Calls to one gateway. Every call raises CallFailed, and UsageError once the connection is closed."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint

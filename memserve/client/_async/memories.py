@@ -12,7 +12,7 @@ from memserve.pb.v1 import memory_pb2 as pb
 
 
 class AsyncMemoryCalls:
-    """Texts that are remembered, found and forgotten."""
+    """Memories: texts that are remembered, searched and forgotten."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -28,7 +28,8 @@ class AsyncMemoryCalls:
     ) -> Memory:
         """Keep a text. It is durable when this returns.
 
-        source: where it comes from. keywords: words to find it by, besides its own.
+        source: where the text comes from.
+        keywords: words that a search finds the text by, as well as its own words.
         memory_id: makes a repeated call harmless. Empty: a digest of the content.
         """
         stub = self._connection.stubs.memories

@@ -1,4 +1,4 @@
-"""What the halves of the client do differently. `_async/_io.py` has the same names."""
+"""What the two halves of the client do differently. `_async/_io.py` has the same names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Local(Generic[T]):
         return self._value
 
     def take(self) -> T | None:
-        """Forget the value. Returns it, to be closed."""
+        """Forget the value. Returns it, so that the caller can close it."""
         value, self._value = self._value, None
         return value
 
@@ -41,7 +41,7 @@ sleep = time.sleep
 
 
 def on_thread(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """A caller that blocks has a thread already."""
+    """Run the work here: a blocking caller has a thread already."""
     return work(*arguments, **options)
 
 
@@ -50,5 +50,5 @@ def iterate(parts: Iterator[T]) -> Iterator[T]:
 
 
 def reported_here(progress: Progress) -> Progress:
-    """gRPC takes the parts of an upload on a thread of its own, which is where `progress` is called."""
+    """The same Progress. gRPC takes the parts of an upload on its own thread, and calls `progress` there."""
     return progress

@@ -44,8 +44,10 @@ Progressing = TypeVar("Progressing", pb.RunGateResponse, pb.PromoteModuleRespons
 
 
 class ModuleCalls:
-    """Modules, their versions and aliases. A reference is `name` (its alias live), `name@alias` or
-    `name@number`. `progress` is called while a long call goes on.
+    """Modules, their versions and aliases.
+
+    A reference is `name` (its alias live), `name@alias` or `name@number`. `progress` is called while a long
+    call goes on.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -64,8 +66,8 @@ class ModuleCalls:
     ) -> ModuleVersion:
         """Publish a folder as the module's next version. An upload that was cut off goes on where it ended.
 
-        expected_digest: when given, what the module's digest must be.
-        sources, recipe, notes: what it was made from, how, and anything else.
+        expected_digest: the digest that the module must have. Empty: any.
+        sources, recipe, notes: what the module was made from, how, and anything else.
         Raises FileNotFoundError when the folder is no module.
         """
         stub, report = self._connection.stubs.modules, _io.reported_here(progress)
@@ -124,10 +126,10 @@ class ModuleCalls:
         reason: str = "",
         progress: Progress = silent,
     ) -> Alias:
-        """Gate the version and point the alias (live) at it.
+        """Run the gate if the version has not passed it yet, then point the alias (live) at the version.
 
-        expected_revision: fail when the alias is at another revision; 0 when it must not exist yet.
-        force: although the gate refuses; the audit says so.
+        expected_revision: fail when the alias is at another revision. 0: fail when the alias exists.
+        force: promote although the gate refuses. The audit then says so.
         """
         stub = self._connection.stubs.modules
         request = pb.PromoteModuleRequest(
@@ -159,7 +161,7 @@ class ModuleCalls:
         expected_revision: int | None = None,
         reason: str = "",
     ) -> Alias:
-        """Share the alias's (live's) traffic. weights: version to weight."""
+        """Share the traffic of the alias (live) between versions. weights: version to weight."""
         stub = self._connection.stubs.modules
         request = pb.SetTrafficRequest(
             name=name,
@@ -187,13 +189,16 @@ class ModuleCalls:
         return alias_of(self._connection.call(stub.DropAlias, request).alias)
 
     def delete(self, name: str, version: int) -> int:
-        """Returns the chunks of KV that were freed in Redis."""
+        """Delete a version. Returns the chunks of KV that were freed in Redis."""
         stub = self._connection.stubs.modules
         request = pb.DeleteVersionRequest(name=name, version=version)
         return self._connection.call(stub.DeleteVersion, request).evicted_chunks
 
     def preload(self, reference: str, *, worker_id: str = "") -> list[WorkerResidency]:
-        """Load the version on every worker, now and after restarts; or on one, while it lives."""
+        """Load the version on every worker, now and after restarts.
+
+        worker_id: load it only on this worker, and only until the worker ends.
+        """
         stub = self._connection.stubs.modules
         request = pb.PreloadModuleRequest(reference=reference, worker_id=worker_id)
         response = self._connection.call(stub.PreloadModule, request)
@@ -207,7 +212,10 @@ class ModuleCalls:
         return [residency_of(worker) for worker in response.workers]
 
     def unload(self, reference: str, *, worker_id: str = "") -> list[WorkerResidency]:
-        """Take the version out of the workers, or of one, and out of what they load when they start."""
+        """Take the version out of every worker, and out of what workers load when they start.
+
+        worker_id: take the version out of this worker only.
+        """
         stub = self._connection.stubs.modules
         request = pb.UnloadModuleRequest(reference=reference, worker_id=worker_id)
         response = self._connection.call(stub.UnloadModule, request)
@@ -229,8 +237,9 @@ class ModuleCalls:
 
         method: linear, cat, svd, ties, dare, core or compress.
         parents: reference to weight.
-        rank: of the result. 0: what the method gives.
-        density: share of the weights that ties and dare keep, or that is core's core. 0: the method's own.
+        rank: the rank of the result. 0: the rank that the method gives.
+        density: ties and dare keep this share of the weights. For core it is the share of each parent's
+        weights that is the parent's core. 0: the method's default.
         seed: of dare's random choice.
         """
         stub = self._connection.stubs.modules
@@ -238,7 +247,10 @@ class ModuleCalls:
         return version_of(self._result(stub.ComposeModule, request, progress).version)
 
     def watch(self, after_event_id: str = "") -> Generator[AuditEvent, None, None]:
-        """Audit events as they happen, until the generator is closed or the client's timeout has passed."""
+        """Audit events as they happen, until the generator is closed or the client's timeout has passed.
+
+        after_event_id: begin after this event. Empty: begin now.
+        """
         stub = self._connection.stubs.modules
         request = pb.WatchModulesRequest(after_event_id=after_event_id)
         with contextlib.closing(self._connection.stream(stub.WatchModules, request)) as responses:
@@ -246,7 +258,7 @@ class ModuleCalls:
                 yield audit_event_of(response.event)
 
     def audit(self, after_event_id: str = "") -> Generator[AuditEvent, None, None]:
-        """Every audit event of the tenant from after that one, oldest first."""
+        """Every audit event of the tenant after that event, oldest first. Empty: from the first event on."""
         stub = self._connection.stubs.modules
         request = pb.ListAuditEventsRequest(page_size=PAGE_SIZE, after_event_id=after_event_id)
         while page := self._connection.call(stub.ListAuditEvents, request).events:
@@ -255,7 +267,7 @@ class ModuleCalls:
             request.after_event_id = page[-1].event_id
 
     def release_audit(self, through_event_id: str) -> None:
-        """Say that the events up to this one are exported. They may go when the audit is full."""
+        """Say that all events up to this event are exported. They may be removed when the audit is full."""
         stub = self._connection.stubs.modules
         request = pb.ReleaseAuditRequest(through_event_id=through_event_id)
         self._connection.call(stub.ReleaseAudit, request)

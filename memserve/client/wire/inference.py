@@ -84,7 +84,7 @@ def generate_request(
     worker_id: str = "",
     session: str = "",
 ) -> pb.GenerateRequest:
-    """The arguments are those of `Client.generate`. Raises UsageError."""
+    """The request for the arguments of `Client.generate`. Raises UsageError."""
     fields = {
         "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "stop": stop,
         "logprobs": logprobs, "min_tokens": min_tokens,
@@ -107,7 +107,7 @@ def generate_request(
 
 
 def _sampling(sampling: Sampling | None, fields: dict[str, Any]) -> pb.Sampling:
-    """From the whole value, or from the fields that are given by themselves. Raises UsageError for both."""
+    """A sampling from the whole value or from single fields. Raises UsageError when both are given."""
     if sampling is None:
         sampling = Sampling(**({"max_tokens": 0} | fields))
     elif fields:
@@ -124,7 +124,7 @@ def _sampling(sampling: Sampling | None, fields: dict[str, Any]) -> pb.Sampling:
 
 
 def event_of(response: pb.GenerateResponse) -> Event | None:
-    """None for an event of a newer gateway."""
+    """The event of a message. None: only a newer gateway has such an event."""
     match response.WhichOneof("event"):
         case "route":
             return _route_of(response.route)

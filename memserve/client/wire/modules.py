@@ -37,12 +37,12 @@ def place_of(number: int) -> ModulePlace:
 
 
 def kind_number(kind: ModuleKind | None) -> pb.ModuleKind:
-    """None: every kind. Raises UsageError."""
+    """The wire's number of a kind. None is every kind. Raises UsageError."""
     if kind is None:
         return pb.MODULE_KIND_UNSPECIFIED
     if kind not in KINDS:
         raise UsageError("kind", f"must be one of {', '.join(KINDS)}, not {kind!s}")
-    # The generated enumeration may have no name for the number: a kind is a row of the table.
+    # A kind is a row of the table. The generated enumeration may have no name for its number.
     return cast("pb.ModuleKind", KINDS[kind].number)
 
 
@@ -58,7 +58,7 @@ def compose_request(
 ) -> pb.ComposeModuleRequest:
     return pb.ComposeModuleRequest(
         name=name,
-        # The gateway refuses a method that does not exist, with the list of those that do.
+        # For an unknown method the gateway's refusal has the list of methods.
         method=getattr(pb, f"COMPOSE_METHOD_{method.upper()}", pb.COMPOSE_METHOD_UNSPECIFIED),
         parents=[
             pb.ComposeParent(reference=reference, weight=weight) for reference, weight in parents.items()

@@ -1,7 +1,7 @@
-"""Parametric memory: modules of knowledge in weights. Content under its digest in the module store, versions
-and aliases in the registry.
+"""Parametric memory: modules of knowledge in weights.
 
-An upload is checked against the base model before it becomes a version, and a version never changes.
+The module store has the content of a module under its digest. The registry has the versions and aliases. An
+upload is checked against the base model before it becomes a version. A version never changes.
 """
 
 from __future__ import annotations
@@ -42,42 +42,49 @@ from memserve.turns import FairThreads, leave_one
 SOURCES_MAX = 64
 SOURCE_MAX_BYTES = 1024
 TEXT_MAX_BYTES = 16 * 1024
-# A blob that a sweep removes just now is put again; a sweep takes milliseconds.
+# A publisher waits while a sweep removes a blob with the same digest, and then puts the blob again. A sweep
+# takes milliseconds for a blob.
 CONDEMNED_PAUSE_S = 0.2
 CONDEMNED_PATIENCE_S = 60.0
-# Longer than content takes to be put and tried.
+# Longer than it takes to put the content and to try it on a worker.
 CLAIM_S = 600.0
 FILE_THREADS = 3
-# Whose turn it is when the work is memserve's own. No tenant is called so.
+# The name under which memserve's own work waits for its turn. No tenant has this name.
 OWN_WORK = ""
-# References whose meaning is kept for when the registry does not answer.
+# How many references are remembered with their meaning, for the time when the registry does not answer.
 KNOWN_MAX = 10_000
 
 T = TypeVar("T")
 Moves = Callable[[ModuleKind, str], Awaitable[bool | None]]
-"""Kind and digest to whether the module changes the canary prompts' logits; None where no worker could
-say.
+"""Takes a kind and a digest. Returns whether the module changes the logits of the canary prompts.
+
+None: no worker could say.
 """
 
 
 def check_text(field: str, text: str) -> None:
-    """Of what a version keeps for people. Raises InvalidField."""
+    """Check the length of a text that a version keeps for people. Raises InvalidField."""
     if len(text.encode()) > TEXT_MAX_BYTES:
         raise InvalidField(field, f"at most {TEXT_MAX_BYTES} bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What a version is to be: the header of an upload."""
+    """The description of a future version: the header of an upload."""
 
     name: str
+    """The name of the module."""
     kind: ModuleKind
     files: tuple[UploadFile, ...]
     expected_digest: str = ""
+    """The digest that the checked content must have. Empty: any."""
     sources: tuple[str, ...] = ()
+    """What the module was made from."""
     recipe: str = ""
+    """How the module was made."""
     notes: str = ""
     parents: tuple[str, ...] = ()
+    """The versions that a composed version was made from."""
 
     def __post_init__(self) -> None:
         """Raises InvalidField."""
@@ -92,17 +99,18 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a reference means for one request, and why."""
+    """The meaning of a reference for one request."""
 
     version: ModuleVersion
     reason: str
+    """Why the reference means this version, for a person."""
 
 
 class FileWork:
-    """Threads of their own for the work on modules' files: the checks of a large upload must not hold up what
-    requests need threads for.
+    """Threads for the work on modules' files.
 
-    One tenant's work is on all of them but one at most.
+    The threads serve nothing else: the checks of a large upload must not delay the requests that need
+    threads. The work of one tenant has at most all threads but one.
     """
 
     def __init__(self, threads: int) -> None:
@@ -111,11 +119,12 @@ class FileWork:
     async def run(
         self, tenant: str, work: Callable[[], T], undo: Callable[[T], None] = lambda result: None
     ) -> T:
-        """Run `work` on a thread and wait for its end, also when the caller is cancelled: nobody else may
-        begin with the same files before.
+        """Run `work` on a thread and wait for its end.
 
-        undo: called with what came of it when nobody is there any more to take it.
-        Raises BlobStoreUnavailable for an OSError: a full disk, no rights.
+        A cancelled caller waits too, because no other work may begin with the same files before the end.
+
+        undo: called with the result of `work` when the caller was cancelled and cannot take the result.
+        Raises BlobStoreUnavailable for an OSError, such as a full disk or missing rights.
         """
         task = asyncio.wrap_future(await self._threads.begin(tenant, work))
         try:
@@ -129,7 +138,7 @@ class FileWork:
             raise BlobStoreUnavailable(error.strerror or type(error).__name__) from error
 
     async def run_own(self, work: Callable[[], T]) -> T:
-        """As `run`, for work of memserve itself."""
+        """The same as `run`, for memserve's own work."""
         return await self.run(OWN_WORK, work)
 
     def close(self) -> None:
@@ -137,13 +146,14 @@ class FileWork:
 
 
 class ParametricMemory:
-    """Publishes versions and resolves references to them. A tenant sees its own only."""
+    """Publishes versions and resolves references to them. A tenant sees only its own modules."""
 
     def __init__(
         self, store: ModuleStore, blobs: BlobStore, uploads: Uploads, base: BaseModel, base_digest: str
     ) -> None:
-        """base: what modules are checked against; without shapes nothing can be published here. base_digest:
-        "" when it is not known.
+        """base: the model that modules are checked against. Without its shapes nothing can be uploaded.
+
+        base_digest: the digest of the served base model. Empty: not known.
         """
         self.store = store
         self.blobs = blobs
@@ -151,13 +161,13 @@ class ParametricMemory:
         self._base = base
         self.base_digest = base_digest
         self.files = FileWork(FILE_THREADS)
-        # The least recently asked for first.
+        # The least recently used reference is the first.
         self._known: OrderedDict[tuple[str, Reference], tuple[Alias | None, dict[int, ModuleVersion]]] = (
             OrderedDict()
         )
 
     def open_upload(self, tenant: str, publication: Publication) -> Upload:
-        """Begin or go on with an upload. Blocking. Raises InvalidModule."""
+        """Begin an upload or go on with it. Blocking. Raises InvalidModule and QuotaExceeded."""
         if not self._base.shapes:
             raise InvalidModule(
                 "module",
@@ -166,9 +176,11 @@ class ParametricMemory:
         return self._uploads.open(tenant, publication.name, publication.kind, publication.files)
 
     async def check_new_version(self, field: str, tenant: str, name: str, kind: ModuleKind) -> None:
-        """What is known to stand against a new version of the module, before the work of making one.
+        """Refuse a new version that cannot be registered, before the work for it begins.
 
-        Raises AuditFull, and InvalidField where the module is there and of another kind.
+        field: the field of the request that InvalidField names.
+        Raises AuditFull when the audit is full, InvalidField when the module exists with another kind, and
+        RegistryUnavailable.
         """
         await self.store.check_audit(tenant)
         module = await self.store.module(tenant, name)
@@ -178,15 +190,15 @@ class ParametricMemory:
             )
 
     def received(self, tenant: str, publication: Publication) -> tuple[int, ...]:
-        """Bytes of each file of an upload that are here. Blocking. Raises InvalidModule."""
+        """The received bytes of every file of an upload. Blocking. Raises InvalidModule."""
         return self._uploads.received(tenant, publication.name, publication.kind, publication.files)
 
     async def publish(
         self, tenant: Tenant, publication: Publication, folder: Path, moves: Moves
     ) -> ModuleVersion:
-        """Check the files in `folder`, keep them under their digest, and register the next version of the
-        module.
+        """Check the files in `folder`, keep them under their digest, and register the module's next version.
 
+        moves: called with the kept content, before the version is registered.
         Raises InvalidModule, InvalidField, BlobStoreUnavailable and RegistryUnavailable.
         """
         checked, probes = await self.files.run(tenant.name, partial(self._checked, publication, folder))
@@ -236,10 +248,11 @@ class ParametricMemory:
         folder: Path,
         moves: Moves,
     ) -> tuple[ModuleVersion, bool | None]:
-        """Put the content, see that it changes something, register it. The claim keeps a sweep from taking
-        the content between.
+        """Put the content, check that it changes something, and register the version.
 
-        Returns the registered version and what `moves` said. Raises DigestCondemned while a sweep removes
+        A claim on the digests keeps a sweep from removing the content before the version is registered.
+
+        Returns the registered version and the result of `moves`. Raises DigestCondemned while a sweep removes
         content with this digest.
         """
         token = uuid.uuid4().hex
@@ -269,17 +282,20 @@ class ParametricMemory:
                 tenant.name, tenant.principal, replace(version, size_bytes=size_bytes), claim=token
             ), moved
         finally:
-            # A claim that is not taken back runs out.
+            # A claim that cannot be taken back now expires after CLAIM_S.
             with contextlib.suppress(RegistryUnavailable):
                 await self.store.unclaim(
                     [digest for digest in (version.digest, version.probes_digest) if digest], token
                 )
 
     async def resolve(self, field: str, tenant: str, text: str, key: str) -> Resolved:
-        """The version that a reference means for the session `key`. While the registry does not answer, what
-        it meant last.
+        """The version that a reference means for the session `key`.
 
-        Raises InvalidField, OtherBase, ModuleNotFound, ModuleNotLive and RegistryUnavailable.
+        While the registry does not answer, the reference keeps its last known meaning.
+
+        field: the field of the request that InvalidField names.
+        Raises InvalidField, OtherBase, ModuleNotFound, ModuleNotLive, UnreadableRecord and
+        RegistryUnavailable.
         """
         reference = parse_reference(field, text)
         try:
@@ -323,8 +339,11 @@ class ParametricMemory:
         return found
 
     async def heaviest(self, field: str, tenant: str, text: str) -> ModuleVersion:
-        """The version that a reference names; of an alias that is split, the one with the most traffic.
-        Raises as `resolve`.
+        """The version that a reference names. For a split alias it is the version with the most traffic.
+
+        The version has all its fields; `resolve` leaves out the sources, recipe, notes and gate report. The
+        version may belong to another base model.
+        Raises InvalidField, ModuleNotFound, ModuleNotLive, UnreadableRecord and RegistryUnavailable.
         """
         reference = parse_reference(field, text)
         found = await self.store.resolve(
@@ -341,13 +360,16 @@ class ParametricMemory:
         return await self.version(tenant, reference.name, number)
 
     async def probes(self, tenant: str, version: ModuleVersion) -> Probes | None:
-        """What the gate asks; None when the version brought none."""
+        """The probes that the gate asks. None: the version has no probes.
+
+        Raises ModuleNotFound, BlobDamaged and BlobStoreUnavailable.
+        """
         if not version.probes_digest:
             return None
         return await self.files.run(tenant, lambda: parse_probes(self.blobs.probes(version.probes_digest)))
 
     def served(self, version: ModuleVersion) -> ModuleVersion:
-        """The version, if it was made for the base model that is served here. Raises OtherBase."""
+        """The same version. Raises OtherBase for a version that was made for another base model."""
         if self.base_digest and version.base_digest and version.base_digest != self.base_digest:
             raise OtherBase(version.reference, version.base_digest)
         return version

@@ -1,15 +1,17 @@
-"""The probes that a module version brings, `probes.json`:
+"""The probes that a module version brings, in the file `probes.json`.
 
-    {"sets": [{"name": "recall", "kind": "recall", "target": 0.95, "probes": [{"question": "Who is …?",
-    "answers": ["It is …."]}]},
-              {"name": "abstention", "kind": "abstain", "probes": [{"question": …, "answers": …, "system":
-              "…", "passages": ["…"]}]}, {"name": "bias", "kind": "custom", "match": "contains", "at_least":
-              0.8, "max_loss": 0.1, "probes": […]}],
+    {"sets": [{"name": "recall", "kind": "recall", "target": 0.95,
+               "probes": [{"question": "Who is …?", "answers": ["It is …."]}]},
+              {"name": "abstention", "kind": "abstain",
+               "probes": [{"question": …, "answers": …, "system": "…", "passages": ["…"]}]},
+              {"name": "bias", "kind": "custom", "match": "contains", "at_least": 0.8, "max_loss": 0.1,
+               "probes": […]}],
      "thresholds": {"forgetting": 0.01}}
 
-The kinds are those of `ProbeKind`. `match`, `system`, `passages` and `thresholds` may be left out; `target`
-belongs to recall sets, `at_least` and `max_loss` to custom ones, of which one at least must be there.
-Thresholds that are not named are those of `Thresholds`.
+`kind` is a kind of `ProbeKind`. `match`, `system`, `passages` and `thresholds` may be left out.
+Only a recall set may have a `target`. It may be left out.
+Only a custom set may have `at_least` and `max_loss`. It needs at least one of the two.
+A threshold that is left out has its default in `Thresholds`.
 """
 
 from __future__ import annotations
@@ -39,18 +41,18 @@ _DEFAULT = Thresholds()
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """The probe sets of a version, and what their figures must be."""
+    """The probe sets of a version, and the thresholds for their figures."""
 
     sets: tuple[ProbeSet, ...]
     thresholds: Thresholds = _DEFAULT
 
     @property
     def count(self) -> int:
-        """How many questions there are."""
+        """The number of questions in all sets."""
         return sum(len(each.probes) for each in self.sets)
 
     def canonical(self) -> bytes:
-        """The same bytes for equal probes; `parse_probes` reads them."""
+        """A `probes.json` that `parse_probes` reads. Equal probes give the same bytes."""
         content: dict[str, Any] = {"sets": [_set_document(each) for each in self.sets]}
         if self.thresholds != _DEFAULT:
             content["thresholds"] = asdict(self.thresholds)
@@ -63,7 +65,7 @@ class Probes:
 
 
 def parse_probes(content: bytes) -> Probes:
-    """Read a `probes.json`. Raises InvalidModule that names the entry and its rule."""
+    """Read a `probes.json`. Raises InvalidModule, which names the entry and its rule."""
     if len(content) > MAX_BYTES:
         raise InvalidModule(_ROOT, f"has {len(content)} bytes, at most {MAX_BYTES} are taken")
     try:
@@ -84,11 +86,14 @@ def parse_probes(content: bytes) -> Probes:
 
 
 def inherited_probes(parents: Sequence[tuple[str, Probes]]) -> Probes | None:
-    """What a version that was made from others is asked: all that its parents are, each set once, at the
-    strictest thresholds.
+    """The probes of a version that is composed from parents.
 
-    parents: a name that tells each from the others, and its probes. The sets of several are named
-    `<parent>.<set>`. None when no parent has any. Raises InvalidModule when there are too many.
+    They are the probe sets of all parents, at the strictest thresholds. A set that several parents have is
+    there once. With several parents a set is named `<parent>.<set>`, cut to its last MAX_NAME characters.
+
+    parents: for each parent with probes a unique name, and the probes.
+    Returns None when no parent has probes. Raises InvalidModule when there are too many sets or probes, and
+    when two cut names are equal.
     """
     if not parents:
         return None
@@ -152,7 +157,7 @@ def _thresholds(entry: object) -> Thresholds:
 
 
 def _set_document(of: ProbeSet) -> dict[str, Any]:
-    """The set as it stands in the file. What is as it is when left out is left out."""
+    """The set as an object of the file. Fields with their default are left out."""
     document: dict[str, Any] = {
         "name": of.name,
         "kind": str(of.kind),

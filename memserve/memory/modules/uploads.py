@@ -1,8 +1,8 @@
-"""Uploads that can be resumed: the files of a module on their way in, each upload in a folder of its own.
+"""Uploads that can be resumed: the files of a module while they arrive.
 
-Everything here blocks. A folder is `<root>/<sha256 of the tenant>/<sha256 of the upload>`; its lock is on the
-folder itself and goes with the process that holds it. The only file names in it are those of the kinds'
-table.
+Everything here blocks. Every upload has a folder: `<root>/<sha256 of the tenant>/<sha256 of the upload>`. Its
+lock is on the folder itself, and ends with the process that holds it. A folder has only files whose names are
+in the table of kinds, and the probes file.
 """
 
 from __future__ import annotations
@@ -30,38 +30,42 @@ RETRY_AFTER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class UploadFile:
-    """A file that will come. sha256: of its bytes, hex."""
+    """A file that the header of an upload announces."""
 
     file_name: str
     size_bytes: int
     sha256: str
+    """sha256 of the file's bytes, hex."""
 
 
 class Uploads:
     """The unfinished uploads under `root`, of every tenant."""
 
     def __init__(self, root: Path, max_bytes: int, tenant_max_bytes: int) -> None:
-        """max_bytes: of one upload. tenant_max_bytes: of a tenant's unfinished ones together, as announced
-        while a stream is at them.
+        """max_bytes: the limit for one upload.
+
+        tenant_max_bytes: the limit for all unfinished uploads of a tenant together. An upload with an open
+        stream counts with its announced bytes, another upload with its received bytes.
         """
         self._root = root
         self._max_bytes = max_bytes
         self._tenant_max_bytes = tenant_max_bytes
-        # Announced bytes of the uploads that are open here.
+        # Announced bytes of the uploads that this process has open.
         self._open: dict[Path, int] = {}
 
     def open(self, tenant: str, name: str, kind: ModuleKind, files: Sequence[UploadFile]) -> Upload:
         """Go on with the upload of these files, or begin it. The caller closes or discards it.
 
-        A tenant has at most MAX_UNFINISHED unfinished uploads, and `tenant_max_bytes` of them: a further one
-        takes the place of those that have been idle longest. Raises InvalidModule when the list of files
-        breaks a rule, and QuotaExceeded when another stream is at this upload, or streams are at so many that
-        it does not fit.
+        A tenant has at most MAX_UNFINISHED unfinished uploads, of `tenant_max_bytes` together. Above that a
+        new upload takes the place of the uploads that have been idle longest.
+
+        Raises InvalidModule when the list of files breaks a rule. Raises QuotaExceeded when another stream
+        has this upload open, and when the uploads with open streams leave no room for it.
         """
         folder = self._folder(tenant, name, kind, files)
         of_tenant = folder.parent
         of_tenant.mkdir(parents=True, exist_ok=True)
-        # Two streams of a tenant do not count its uploads at the same time.
+        # This lock keeps two streams of a tenant from counting its uploads at the same time.
         counting = os.open(of_tenant, os.O_RDONLY)
         try:
             fcntl.flock(counting, fcntl.LOCK_EX)
@@ -78,7 +82,7 @@ class Uploads:
             if lock is None:
                 folder.mkdir()
                 lock = _lock(folder)
-                assert lock is not None  # Nobody else makes it while `counting` is locked.
+                assert lock is not None  # No other stream makes the folder while `counting` is locked.
             self._open[folder] = announced_bytes
         finally:
             os.close(counting)
@@ -87,19 +91,20 @@ class Uploads:
     def received(
         self, tenant: str, name: str, kind: ModuleKind, files: Sequence[UploadFile]
     ) -> tuple[int, ...]:
-        """Bytes that are here, in the order of the files; zeros where there is no such upload. Changes
-        nothing, and waits for no stream.
+        """The received bytes of every file, in the order of the files. Zeros where there is no such upload.
 
-        Raises InvalidModule when the list of files breaks a rule.
+        It changes nothing, and waits for no stream. Raises InvalidModule when the list of files breaks a
+        rule.
         """
         folder = self._folder(tenant, name, kind, files)
         sizes = [_size(folder / file.file_name) for file in files]
-        # More than was announced is thrown away when the upload goes on.
+        # A file with more than its announced bytes is removed when the upload goes on.
         return tuple(size if size <= file.size_bytes else 0 for file, size in zip(files, sizes, strict=True))
 
     def _make_room(self, wanted: Path, wanted_bytes: int) -> None:
-        """Raises QuotaExceeded when too many of the tenant's uploads, or too large ones, have a stream at
-        them.
+        """Remove idle uploads of the tenant until the wanted upload fits, the longest idle first.
+
+        Raises QuotaExceeded when the uploads with open streams are too many or too large.
         """
         others = [folder for folder in wanted.parent.iterdir() if folder != wanted]
         sizes = {folder: self._open.get(folder, _folder_bytes(folder)) for folder in others}
@@ -128,27 +133,27 @@ class Upload:
     def __init__(
         self, folder: Path, lock: int, files: Sequence[UploadFile], on_close: Callable[[], object]
     ) -> None:
-        """lock: the descriptor that the lock on the folder is held by. on_close: called when that is let go
-        of.
-        """
+        """lock: the descriptor that holds the lock on the folder. on_close: called before it is closed."""
         self._folder = folder
         self._on_close = on_close
         self._lock: int | None = lock
         self._files = {file.file_name: file for file in files}
         for name, file in self._files.items():
             if _size(folder / name) > file.size_bytes:
-                # A publisher was cut off after it had rewritten the file.
+                # The file was rewritten with other bytes, and then the publisher was cut off.
                 (folder / name).unlink()
 
     def received(self) -> tuple[int, ...]:
-        """Bytes that are here, in the order of the files."""
+        """The received bytes of every file, in the order of the files."""
         return tuple(_size(self._folder / name) for name in self._files)
 
     def append(self, file_name: str, offset: int, content: bytes) -> None:
-        """Raises InvalidModule for a file that was not announced and for too many bytes.
+        """Add bytes to the end of a file.
 
-        Raises UploadIncomplete for bytes that do not belong where the file ends: the publisher asks what is
-        here, and goes on from there.
+        offset: where the bytes belong in the file.
+        Raises InvalidModule for a file that was not announced, and for more bytes than were announced. Raises
+        UploadIncomplete when the file does not end at `offset`. The publisher then asks for the received
+        bytes, and goes on from there.
         """
         file = self._files.get(file_name)
         if file is None:
@@ -166,10 +171,10 @@ class Upload:
             stream.write(content)
 
     def finish(self) -> Path:
-        """The folder with all files, for as long as this upload is open.
+        """The folder with all files. It is there for as long as this upload is open.
 
-        Raises UploadIncomplete when bytes are missing, and InvalidModule when a file is not what the header
-        says; then nothing is kept.
+        Raises UploadIncomplete when bytes are missing. Raises InvalidModule when a file has another sha256
+        than the header says. The upload is then discarded.
         """
         for (name, file), size in zip(self._files.items(), self.received(), strict=True):
             if size != file.size_bytes:
@@ -188,13 +193,13 @@ class Upload:
         return self._folder
 
     def discard(self) -> None:
-        """Remove what came, and close."""
+        """Remove the received files, and close the upload."""
         if self._lock is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self.close()
 
     def close(self) -> None:
-        """Let another stream go on with it."""
+        """Release the lock, so that another stream can go on with the upload. Safe to call twice."""
         if self._lock is not None:
             self._on_close()
             os.close(self._lock)
@@ -202,9 +207,7 @@ class Upload:
 
 
 def sweep_uploads(root: Path, max_age_s: float, now_s: float) -> int:
-    """Remove the uploads that nobody is at and that nothing has been added to for `max_age_s`. Returns how
-    many.
-    """
+    """Remove the uploads without an open stream that have not grown for `max_age_s`. Returns how many."""
     removed = 0
     for folder in root.glob("*/*"):
         idle_since_s = newest_s(folder)
@@ -242,7 +245,7 @@ def _check_files(kind: ModuleKind, files: Sequence[UploadFile], max_bytes: int) 
 
 
 def _size(file: Path) -> int:
-    """0 where there is none."""
+    """The file's bytes. 0 where there is no file."""
     try:
         return file.stat().st_size
     except FileNotFoundError:
@@ -265,7 +268,10 @@ def _removed_if_idle(folder: Path) -> bool:
 
 
 def _lock(folder: Path) -> int | None:
-    """The descriptor that holds the folder's lock. None: another holds it, or the folder is gone."""
+    """Lock the folder. Returns the descriptor that holds the lock.
+
+    None: another stream holds the lock, or the folder is gone.
+    """
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -276,6 +282,6 @@ def _lock(folder: Path) -> int | None:
             return lock
     except (BlockingIOError, FileNotFoundError):
         pass
-    # Locked by another, or removed by another before the lock was ours.
+    # Another stream holds the lock, or has removed the folder before this lock was taken.
     os.close(lock)
     return None

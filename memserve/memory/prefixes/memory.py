@@ -1,5 +1,6 @@
-"""Activation memory as the gateway governs it: what is in Redis for a tenant, kept, freed and counted. The
-workers fill it.
+"""Activation memory for the gateway: the KV that a tenant has in Redis is kept, freed and counted.
+
+The workers write the KV.
 """
 
 from __future__ import annotations
@@ -19,25 +20,29 @@ from memserve.turns import FairThreads, leave_one, on_own_thread
 
 T = TypeVar("T")
 
-# Of a tenant's quota (or of the cache's, where tenants have none), and of the cache's for all pins together:
-# what is pinned can be given to nobody else.
+# The share of a tenant's quota that the tenant may pin. Without quotas of tenants it is a share of the
+# cache's quota. All pins together have at most this share of the cache's quota. Pinned room serves no other
+# tenant.
 PINNED_SHARE = 0.5
-# For each answer of Redis: control is rare and may wait.
+# The limit for each answer of Redis. These calls are rare and may wait.
 TIMEOUT_S = 5.0
-# For a whole call, the turn it waits for included. To free all of a tenant's KV takes many answers.
+# The limit for a whole call, with the wait for a thread. Freeing all KV of a tenant takes many answers.
 CALL_TIMEOUT_S = 30.0
 THREADS = 4
 
 
 class ActivationMemory:
-    """The chunks of all tenants. Every method raises CacheUnavailable when Redis does not answer.
+    """The chunks of all tenants.
 
-    members: from `memserve.kv.keys.member`, a prefix's chunks from its beginning on.
+    members: the chunks of a prefix from its beginning on, as `memserve.kv.keys.member` names them.
+    Every method except `present` raises CacheUnavailable when Redis does not answer.
     """
 
     def __init__(self, redis_url: str, *, ttl_s: int, quotas: Quotas) -> None:
-        """redis_url: as `memserve.kv.transport.url.parse_cache_url` takes it. ttl_s: of an unused chunk. Does
-        not connect.
+        """Does not connect.
+
+        redis_url: as `memserve.kv.transport.url.parse_cache_url` takes it.
+        ttl_s: how long an unused chunk is kept.
         """
         self._servers = CacheServers(
             redis_url,
@@ -47,10 +52,10 @@ class ActivationMemory:
         self._threads = FairThreads("cache-control", THREADS, share=leave_one)
 
     async def pin(self, tenant: str, members: Sequence[str], seconds: float) -> Usage:
-        """Keep a prefix from eviction and expiry. Returns the tenant's usage after it.
+        """Keep a prefix from eviction and expiry for `seconds`. Returns the tenant's usage after the pin.
 
-        Raises PrefixNotStored when not all of it is in Redis, PinLimitReached when the tenant has pinned too
-        much.
+        Raises PrefixNotStored when a part of the prefix is not in Redis, and when it has no full chunk.
+        Raises PinLimitReached when the tenant or all tenants together would pin too much.
         """
         quotas = self._ledger.quotas
         limit = int((quotas.tenant_bytes or quotas.cache_bytes) * PINNED_SHARE)
@@ -72,37 +77,40 @@ class ActivationMemory:
         return await self._ask(tenant, lambda: self._ledger.usage(tenant))
 
     async def present(self, tenant: str, members: Sequence[str]) -> int | None:
-        """How many leading chunks of a prefix are in Redis. None when it does not answer."""
+        """The number of leading chunks of a prefix that are in Redis. None: Redis does not answer."""
         try:
             return await self._ask(tenant, lambda: self._ledger.present(members))
         except CacheUnavailable:
             return None
 
     async def unpin(self, tenant: str, members: Sequence[str]) -> int:
-        """Returns how many chunks were pinned."""
+        """Take back the pin of a prefix. Returns the number of chunks that were pinned."""
         return await self._ask(tenant, lambda: self._ledger.unpin(members, tenant)) if members else 0
 
     async def evict_prefix(self, tenant: str, members: Sequence[str]) -> tuple[int, int]:
-        """Returns how many chunks were removed, and how many stay because they are pinned."""
+        """Remove a prefix from Redis, except its pinned chunks.
+
+        Returns the number of removed chunks, and the number of pinned chunks.
+        """
         return await self._evict(
             tenant, ALL, lambda: [members[start : start + PAGE] for start in range(0, len(members), PAGE)]
         )
 
     async def evict_module(self, tenant: str, digest: str) -> tuple[int, int]:
-        """As `evict_prefix`, for all that was computed with a module version."""
+        """The same as `evict_prefix`, for all chunks that the tenant has computed with a module version."""
         return await self._evict(tenant, digest, lambda: self._ledger.members(module=digest))
 
     async def evict_tenant(self, tenant: str) -> tuple[int, int]:
-        """As `evict_prefix`, for all that a tenant has."""
+        """The same as `evict_prefix`, for all chunks of the tenant."""
         return await self._evict(tenant, ALL, lambda: self._ledger.members(tenant=tenant))
 
     async def usage(self, tenant: str) -> tuple[Usage, Usage]:
-        """Of the tenant, and of all together."""
+        """The usage of the tenant, and of all tenants together."""
         return await self._ask(tenant, lambda: (self._ledger.usage(tenant), self._ledger.usage()))
 
     @property
     def quotas(self) -> tuple[int, int]:
-        """Bytes of a tenant, and of all together; 0 for none."""
+        """The quotas in bytes of a tenant, and of all tenants together. 0: no quota."""
         return self._ledger.quotas.tenant_bytes, self._ledger.quotas.cache_bytes
 
     async def close(self) -> None:
@@ -123,8 +131,9 @@ class ActivationMemory:
         return await self._ask(tenant, remove)
 
     async def _ask(self, tenant: str, question: Callable[[], T]) -> T:
-        """Off the event loop: a rare exchange, with a client that blocks. One that is given up holds its
-        thread to its own end.
+        """Ask Redis on a thread, because the client blocks.
+
+        A question that is given up holds its thread until Redis answers it or the client gives up.
         """
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):

@@ -32,7 +32,7 @@ class ProbeKind(StrEnum):
     OVERRIDE = "override"
     """Passages that contradict the module: the text must win."""
     CUSTOM = "custom"
-    """Anything else, with bars of its own."""
+    """Any other questions, with the set's own bars."""
 
 
 class Match(StrEnum):
@@ -48,7 +48,7 @@ class Probe:
 
     question: str
     answers: tuple[str, ...]
-    """Any of these is right."""
+    """An answer that matches any of these is right."""
     system: str = ""
     passages: tuple[str, ...] = ()
 
@@ -183,9 +183,9 @@ def _calibration_figure(
 
 
 def failing(figures: Iterable[GateFigure]) -> str:
-    """The figures that do not hold, on one line.
+    """The figures that do not hold, on one line. Empty: all hold.
 
-    Such as "abstention 0.06, must be at least 0.93 (base 0.98, loss at most 0.05)".
+    An example: "abstention 0.06, must be at least 0.93 (base 0.98, loss at most 0.05)".
     """
     return "; ".join(
         f"{figure.name} {_figure(figure.module)}, must be {figure.rule}"

@@ -11,7 +11,7 @@ class Lately:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        # The least recently seen first.
+        # Tenant to the time of its last request. The least recently seen tenant is the first.
         self._seen_s: OrderedDict[str, float] = OrderedDict()
 
     def see(self, tenant: str, now_s: float) -> None:
@@ -22,7 +22,7 @@ class Lately:
 
     @property
     def tenants(self) -> frozenset[str]:
-        """As they were when the last request came. Time alone removes nobody."""
+        """The tenants at the time of the last request. No tenant is removed between requests."""
         return frozenset(self._seen_s)
 
     def others(self, tenant: str) -> bool:
@@ -33,8 +33,8 @@ class Lately:
 def engine_share(places: int, tenants: int) -> int:
     """How many of the engines' places one tenant may hold: seven eighths when it is alone, else half.
 
-    An engine's step takes longer with every answer in it. A tenant that filled all places would leave only
-    slow ones to the next tenant.
+    An engine's step takes longer with every answer in it. If a tenant filled all places, the next tenant
+    would get only slow places.
     """
     return places - places // 8 if tenants <= 1 else places // 2
 

@@ -12,14 +12,14 @@ TENANTS_MAX = 10_000
 class Buckets:
     """A token bucket for each tenant. A bucket holds at most `burst` and gains `per_s` a second.
 
-    Only the `TENANTS_MAX` buckets that were used last are kept. A bucket that was not used for long is full
-    again, so that forgetting it changes nothing.
+    Only the `TENANTS_MAX` buckets that were used last are kept. A bucket that was not used for a long time is
+    full again, so that forgetting it changes nothing.
     """
 
     def __init__(self, per_s: float, burst: float) -> None:
         self.per_s = per_s
         self.burst = burst
-        # Level, and the time of that level. The least recently used comes first.
+        # Tenant to the level and the time of that level. The least recently used bucket is the first.
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def level(self, tenant: str, now_s: float) -> float:
@@ -38,13 +38,13 @@ class Buckets:
 
 
 class RateLimit:
-    """A number of requests a minute for each tenant. More are refused.
+    """A number of requests a minute for each tenant. Further requests are refused.
 
     A tenant that was quiet may send `burst` requests at once.
     """
 
     def __init__(self, what: str, per_minute: float, *, burst: float | None = None) -> None:
-        """what: as refusals name it.
+        """what: the name of the requests in a refusal.
 
         burst: None for half of a minute's requests.
         """
@@ -70,17 +70,17 @@ class RateLimit:
 class Pace:
     """An amount a second for each tenant.
 
-    More has to wait, and is refused if the wait would exceed `patience_s`.
+    A call above the amount has to wait. It is refused if the wait would be longer than `patience_s`.
     """
 
     def __init__(self, what: str, per_s: float, *, burst: float, patience_s: float) -> None:
-        """what: as refusals name it."""
+        """what: the name of the amount in a refusal."""
         self._what = what
         self._patience_s = patience_s
         self._buckets = Buckets(per_s, burst)
 
     def delay_s(self, tenant: str, now_s: float, cost: float = 1.0) -> float:
-        """Take the next place in the tenant's queue. Returns how long to wait for its turn; 0 for no wait.
+        """Take the next place in the tenant's queue. Returns the wait for its turn. 0: no wait.
 
         Raises QuotaExceeded when the wait is too long. A refused call takes no place.
         """

@@ -1,4 +1,4 @@
-"""Where blobs are kept, and the place that is a directory."""
+"""The places where blobs are kept: what every place does, and the place that is a directory."""
 
 from __future__ import annotations
 
@@ -26,72 +26,75 @@ Source = Path | bytes
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """A file's size, and the sha256 of its bytes, hex."""
+    """What a file of a blob must be."""
 
     size_bytes: int
     sha256: str
+    """sha256 of the file's bytes, hex."""
 
 
 Manifest = Mapping[str, FileFacts]
+"""The list of a blob's files: file name to facts."""
 
 
 class BlobPlace(Protocol):
-    """Keeps folders of files under digests. Every digest that it is given is 64 hex digits.
+    """Keeps folders of files under digests. Every digest has 64 hex digits.
 
-    Everything raises BlobStoreUnavailable when the place does not answer, is full, or does not let us in.
+    Every method raises BlobStoreUnavailable when the place does not answer, is full, or refuses access.
     """
 
     def put(self, digest: str, sources: Mapping[str, Source], expected: Mapping[str, str]) -> int:
-        """Keep the sources (file name to file or bytes) whole or not at all, durably. What is there and sound
-        stays as it is.
+        """Keep all sources durably, or none of them. A sound blob that is already there keeps its files.
 
-        expected: file name to the sha256 that a source which is a file must have, of those that it names.
-        Returns the bytes kept. Raises InvalidModule for a source with another sha256.
+        sources: file name to file or bytes.
+        expected: file name to the sha256 that the source must have if it is a file. Files without an entry
+        may have any.
+        Returns the kept bytes. Raises InvalidModule for a source with another sha256.
         """
         ...
 
     def manifest(self, digest: str) -> Manifest | None:
-        """What was put. None: nothing, or half of it."""
+        """The blob's list of files. None: there is no readable list, and so no blob."""
         ...
 
     def intact(self, digest: str) -> bool:
-        """Whether every file is there in its size. Reads no file, and does not see bytes that have
-        changed.
-        """
+        """Whether every file is there with its size. Reads no file, so changed bytes go unnoticed."""
         ...
 
     def fetch(self, digest: str, target: Path) -> Manifest | None:
-        """Copy the files that are there into the folder `target`, unverified. None: there is no whole
-        blob.
+        """Copy the blob's files into the folder `target` without checking them. A missing file is left out.
+
+        Returns the blob's list of files. None: there is no list, and nothing was copied.
         """
         ...
 
     def delete(self, digest: str) -> bool:
-        """From its first step on the blob is none. Returns whether there was anything."""
+        """Remove the blob. The first step makes it no blob. Returns whether there was anything to remove."""
         ...
 
     def digests(self) -> Iterator[str]:
-        """Of every blob, half-put ones too."""
+        """The digests of all blobs, including blobs that are only partly there."""
         ...
 
     def changed_s(self, digest: str) -> float | None:
-        """When it was put last, in seconds since the epoch. None: nothing is there."""
+        """The time of the last put, in seconds since the epoch. None: nothing is there."""
         ...
 
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """A disk that is full, broken or closed to us is a fact about the module store."""
+    """Raises BlobStoreUnavailable for an OSError: a disk that is full, broken or not accessible."""
     try:
         yield
     except OSError as error:
-        # Without the paths that are in the error's text.
+        # The error's own text has paths in it.
         raise BlobStoreUnavailable(reason(error)) from error
 
 
 def reason(error: Exception) -> str:
-    """Of the error, what the system says; for others, their class. The messages of libraries may have a URL
-    or a password in them.
+    """The system's text for an error with an error number, else the error's class.
+
+    The messages of libraries may contain a URL or a password.
     """
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if isinstance(number, int) and number > 0 else type(error).__name__
@@ -116,8 +119,8 @@ class Directory:
             return total_bytes(kept)
         staged = self.stage()
         try:
-            # Of what was read, not of what lies there now: a disk that has lost bytes is found out by whoever
-            # reads them.
+            # The facts are those of the bytes that were read from the sources. If the disk loses bytes, the
+            # next reader then notices.
             manifest = {
                 name: _copied_file(name, source, staged / name, expected) for name, source in sources.items()
             }
@@ -128,14 +131,14 @@ class Directory:
 
     @answering()
     def stage(self) -> Path:
-        """A new folder on the same file system."""
+        """A new folder on the file system of the blobs, so that it can be renamed to a blob."""
         staged = self._staging / uuid.uuid4().hex
         staged.mkdir(parents=True)
         return staged
 
     @answering()
     def adopt(self, digest: str, staged: Path, manifest: Manifest) -> None:
-        """Make the staged folder the blob, durably. Where a sound one has come before, that one stays."""
+        """Make the staged folder the blob, durably. A sound blob that is already there stays."""
         (staged / MANIFEST_FILE).write_bytes(encoded(manifest))
         for file in (*staged.iterdir(), staged):
             _sync(file)
@@ -170,8 +173,9 @@ class Directory:
             return False
 
     def sound(self, digest: str) -> Manifest | None:
-        """What is there with every file in its sha256. Reads every file. None: nothing, or a file that is
-        damaged.
+        """The list of files of a blob whose every file has its sha256. Reads every file.
+
+        None: there is no blob, or a file is missing or damaged.
         """
         manifest = self.manifest(digest)
         if manifest is None or not all(
@@ -213,7 +217,7 @@ class Directory:
 
     @answering()
     def sweep_staging(self, min_age_s: float, now_s: float) -> int:
-        """Remove what puts, fetches and deletions that were cut off have left. Returns how many."""
+        """Remove the folders that interrupted puts, fetches and deletions have left. Returns how many."""
         removed = 0
         for entry in self._staging.iterdir() if self._staging.is_dir() else ():
             changed_s = newest_s(entry)
@@ -223,7 +227,10 @@ class Directory:
         return removed
 
     def _made_young(self, digest: str) -> Manifest | None:
-        """What is there and sound, with the time of its last put set to now."""
+        """Set the time of the last put of a sound blob to now.
+
+        Returns the blob's list of files. None: there is no sound blob.
+        """
         manifest = self.sound(digest)
         if manifest is not None:
             try:
@@ -234,13 +241,13 @@ class Directory:
 
 
 def check_digest(digest: str) -> None:
-    """Raises ValueError: a digest becomes part of a path."""
+    """Raises ValueError for a text that is not a digest. A digest becomes a part of a path."""
     if not is_sha256(digest):
         raise ValueError(f"not a digest: {digest[:80]!r}")
 
 
 def check_sources(sources: Mapping[str, Source]) -> None:
-    """Raises ValueError: names become parts of paths, and nothing but plain files is kept."""
+    """Raises ValueError for a name that cannot be a file's, and for a source that is no plain file."""
     for name, source in sources.items():
         plain = isinstance(source, bytes) or (source.is_file() and not source.is_symlink())
         if not is_file_name(name) or not plain:
@@ -256,7 +263,10 @@ def opened(source: Source) -> BinaryIO:
 
 
 def copied(source: BinaryIO, target: BinaryIO | None = None) -> FileFacts:
-    """Read the source to its end, into the target where there is one. Returns the facts of what was read."""
+    """Read the source to its end, and write it to the target if there is one.
+
+    Returns the facts of the bytes that were read.
+    """
     size_bytes, content = 0, hashlib.sha256()
     while part := source.read(COPY_BYTES):
         size_bytes += len(part)
@@ -267,7 +277,7 @@ def copied(source: BinaryIO, target: BinaryIO | None = None) -> FileFacts:
 
 
 def check_expected(name: str, source: Source, facts: FileFacts, expected: Mapping[str, str]) -> None:
-    """Raises InvalidModule for a file that is not the one that was checked."""
+    """Raises InvalidModule for a file with another sha256 than `expected` has. Bytes are not compared."""
     if not isinstance(source, bytes) and facts.sha256 != expected.get(name, facts.sha256):
         raise InvalidModule(
             name,
@@ -281,7 +291,10 @@ def total_bytes(manifest: Manifest) -> int:
 
 @answering()
 def has_facts(file: Path, facts: FileFacts) -> bool:
-    """Reads the file. Raises BlobStoreUnavailable when it is there and cannot be read."""
+    """Whether the file is there with this size and sha256. Reads the file.
+
+    Raises BlobStoreUnavailable when the file is there and cannot be read.
+    """
     try:
         with file.open("rb") as stream:
             return os.fstat(stream.fileno()).st_size == facts.size_bytes and copied(stream) == facts
@@ -297,7 +310,7 @@ def encoded(manifest: Manifest) -> bytes:
 
 
 def decoded(content: bytes) -> Manifest | None:
-    """None when it is not what `encoded` writes: cut short, or with names that are no plain file names."""
+    """Read what `encoded` writes. None: it is cut short, or has a name that is no plain file name."""
     try:
         entries = json.loads(content)["files"]
         files = {
@@ -311,7 +324,7 @@ def decoded(content: bytes) -> Manifest | None:
 
 
 def newest_s(folder: Path) -> float | None:
-    """When the folder or a file in it changed last, in seconds since the epoch. None: it is not there."""
+    """The last change of the folder or a file in it, in seconds since the epoch. None: no such folder."""
     try:
         return max(entry.stat().st_mtime for entry in (folder, *folder.iterdir()))
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Blobs in whatever fsspec reaches: s3://, gs://, abfs:// and others."""
+"""Blobs in any storage that fsspec reaches: s3://, gs://, abfs:// and others."""
 
 from __future__ import annotations
 
@@ -28,19 +28,17 @@ from memserve.memory.modules.blobs.places import (
 
 
 class FsspecPlace:
-    """Objects `<url>/<digest>/<sha256 of the file>`, and `<url>/<digest>/blob.json`, which says which file is
-    which.
+    """A place with the objects `<url>/<digest>/<sha256 of the file>` and `<url>/<digest>/blob.json`.
 
-    An object store has no rename. Two puts of one digest at once may bring files that differ in form; because
-    each file lies under its own sha256, whichever list of files is written last is true.
+    `blob.json` says which object is which file. An object store has no rename. Two puts of one digest at the
+    same time may bring files that differ in form. Every file lies under its own sha256, so the list of files
+    that is written last is true in any case.
     """
 
     def __init__(self, url: str) -> None:
-        """Raises StartupError when the URL's scheme is not known, or needs a package that is not
-        installed.
-        """
+        """Raises StartupError when the URL's scheme is unknown, or when its package is not installed."""
         try:
-            # Listings that are remembered would hide what other gateways put.
+            # A cache of listings would hide the blobs that other gateways put.
             self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise StartupError(f"module_store_url: {error}") from None
@@ -55,7 +53,8 @@ class FsspecPlace:
                 self._fs.makedirs(self._path(digest), exist_ok=True)
                 for name, source in sources.items():
                     self._upload(name, source, self._path(digest, manifest[name].sha256), manifest[name])
-            # Last: before this it is no blob. Written anew it is young again.
+            # The list of files is written last: without it there is no blob. An existing list is written
+            # again, so that the age of the blob starts anew.
             self._fs.pipe_file(self._path(digest, MANIFEST_FILE), encoded(manifest))
         return total_bytes(manifest)
 
@@ -83,14 +82,14 @@ class FsspecPlace:
     def delete(self, digest: str) -> bool:
         with _facts(self._url):
             objects = self._objects(digest)
-            # The list of files first: without it the rest is no blob.
+            # The list of files is removed first: without it the other objects are no blob.
             for path in sorted(objects, key=lambda path: not path.endswith(f"/{MANIFEST_FILE}")):
                 try:
                     self._fs.rm_file(path)
                 except FileNotFoundError:
                     continue
             if objects and self._fs.isdir(self._path(digest)):
-                # Where folders are real, an empty one would be left.
+                # Some file systems have real folders, and would keep an empty folder.
                 self._fs.rmdir(self._path(digest))
         return bool(objects)
 
@@ -134,7 +133,7 @@ class FsspecPlace:
                 return False
 
     def _sound(self, digest: str, manifest: Manifest) -> bool:
-        """Whether every file has its sha256. Reads every file of which the size is right."""
+        """Whether every file has its sha256. Reads the files only if all have their size."""
         return self._whole(digest, manifest) and all(
             self._has_facts(digest, facts) for facts in manifest.values()
         )
@@ -153,7 +152,11 @@ class FsspecPlace:
             return []
 
     def _upload(self, name: str, source: Source, path: str, facts: FileFacts) -> None:
-        """Raises InvalidModule when the source is not what it was; then no such object stays."""
+        """Copy a source to an object.
+
+        Raises InvalidModule when the source has changed since its facts were taken. The object is then
+        removed.
+        """
         with opened(source) as read, self._fs.open(path, "wb") as written:
             sent = copied(read, written)
         if sent != facts:
@@ -174,7 +177,7 @@ def _source_facts(name: str, source: Source, expected: Mapping[str, str]) -> Fil
 
 @contextmanager
 def _facts(url: str) -> Iterator[None]:
-    """Every file system of fsspec has failures of its own: they are one fact here."""
+    """Raises BlobStoreUnavailable for every failure. The file systems of fsspec have many exceptions."""
     try:
         yield
     except MemserveError:

@@ -1,8 +1,8 @@
-"""The module store's blobs: folders of files under their content digest, and probe sets under theirs.
-Everything here blocks but `sweep`.
+"""The module store's blobs: modules under their content digest, and probe sets under theirs.
 
-The store is a directory or any fsspec URL; workers read blobs as folders under a local root. A blob counts
-only when its `blob.json` is there, which is written last, and which tells every file's size and sha256.
+A blob is a folder of files. The store is a directory or any fsspec URL. Workers read blobs as folders under a
+local root. `blob.json` has the size and sha256 of every file of a blob. It is written last: a folder without
+it is no blob. Everything here blocks, except `sweep`.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ from memserve.turns import on_own_thread
 T = TypeVar("T")
 
 PROBES = "probes"
-# How long a digest stays condemned when whoever condemned it dies. Longer than deleting one blob takes.
+# How long a digest stays condemned when the sweep that condemned it dies. Deleting a blob takes less time.
 CONDEMNED_S = 600.0
 
 
 class References(Protocol):
-    """Who uses a digest, a module's or a probe set's."""
+    """The registry's knowledge about the uses of a digest, which is a module's or a probe set's."""
 
     async def referenced(self, digest: str) -> bool: ...
 
     async def block_publishing(self, digest: str, token: str, seconds: float) -> bool:
-        """Keep the digest from getting a reference for so long. False: it has one, a publisher claims it, or
-        another has condemned it.
+        """Condemn the digest: it cannot get a reference for this number of seconds.
+
+        token: names the caller, for `allow_publishing`.
+        False: the digest has a reference, a publisher claims it, or another caller has condemned it.
         """
         ...
 
@@ -58,22 +60,24 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep removed. leftovers: folders of staging, and local copies of what the store has no
-    longer.
-    """
+    """What a sweep removed."""
 
     modules: tuple[str, ...]
+    """Digests of modules."""
     probes: tuple[str, ...]
+    """Digests of probe sets."""
     leftovers: int
+    """The number of staging folders, and of local copies of blobs that are no longer in the store."""
 
 
 class BlobStore:
-    """Modules by digest, kept in the store and, as folders that vLLM can read, under
-    `local_root/<digest>`.
+    """Modules and probe sets by digest.
+
+    The store keeps them. `local_root/<digest>` has a module as a folder that vLLM can read.
     """
 
     def __init__(self, url: str, local_root: Path) -> None:
-        """url: a directory or an fsspec URL. Empty, or the local root itself: the local root is the store."""
+        """url: a directory or an fsspec URL. If it is empty or names the local root, that is the store."""
         self._modules = Blobs(url, local_root)
         self._probes = Blobs(
             f"{url}{'' if url.endswith('/') else '/'}{PROBES}" if url else "", local_root / PROBES
@@ -81,7 +85,7 @@ class BlobStore:
 
     @property
     def parts(self) -> tuple[Blobs, Blobs]:
-        """Modules, probe sets."""
+        """The blobs of modules, and the blobs of probe sets."""
         return self._modules, self._probes
 
     def put(
@@ -93,13 +97,16 @@ class BlobStore:
         without: Collection[str] = (),
         expected: Mapping[str, str] | None = None,
     ) -> int:
-        """Keep the files of `folder`, durably. Putting again reads what is there: sound, it only gets young
-        again; damaged, it is replaced.
+        """Keep the files of `folder` durably.
 
-        rewritten: file name to bytes that are kept instead of the folder's. without: files of the folder that
-        are not kept. expected: file name to the sha256, hex, that the folder's file must still have while it
-        is copied; other files may have any. Returns the bytes kept. Raises InvalidModule for a file with
-        another sha256, and BlobStoreUnavailable.
+        A module that is already in the store is read. If it is sound, only its age starts anew. If it is
+        damaged, it is replaced.
+
+        rewritten: file name to the bytes that are kept in the place of the folder's file.
+        without: names of files that are not kept.
+        expected: file name to the sha256, hex, that the folder's file must have while it is copied. Files
+        without an entry may have any.
+        Returns the kept bytes. Raises InvalidModule for a file with another sha256, and BlobStoreUnavailable.
         """
         with answering():
             files = sorted(folder.iterdir())
@@ -107,11 +114,11 @@ class BlobStore:
         return self._modules.put(digest, {**sources, **(rewritten or {})}, expected or {})
 
     def exists(self, digest: str) -> bool:
-        """Whether the store has it, every file in its size. Raises BlobStoreUnavailable."""
+        """Whether the store has every file of the module with its size. Raises BlobStoreUnavailable."""
         return self._modules.exists(digest)
 
     def local(self, digest: str) -> Path:
-        """The folder with the module's files, fetched and verified where it is not here yet.
+        """The local folder with the module's files. A missing folder is fetched from the store and verified.
 
         Raises ModuleNotFound, BlobDamaged and BlobStoreUnavailable.
         """
@@ -121,7 +128,7 @@ class BlobStore:
         return self._modules.has_local(digest)
 
     def forget_local(self, digest: str) -> bool:
-        """Remove the local copy, where it is one. Returns whether there was one."""
+        """Remove the local copy, unless the local root is the store. Returns whether a copy was removed."""
         return self._modules.forget_local(digest)
 
     def delete(self, digest: str) -> None:
@@ -129,17 +136,17 @@ class BlobStore:
         self._modules.delete(digest)
 
     def digests(self, now_s: float) -> Iterator[tuple[str, float]]:
-        """Every module in the store and its age in seconds. Raises BlobStoreUnavailable."""
+        """The digest and the age in seconds of every module in the store. Raises BlobStoreUnavailable."""
         return self._modules.ages(now_s)
 
     def put_probes(self, content: bytes) -> str:
-        """Keep a probe set. Returns its digest. Raises BlobStoreUnavailable."""
+        """Keep the canonical bytes of a probe set. Returns its digest. Raises BlobStoreUnavailable."""
         digest = hashlib.sha256(content).hexdigest()
         self._probes.put(digest, {PROBES_FILE: content})
         return digest
 
     def probes(self, digest: str) -> bytes:
-        """Raises ModuleNotFound, BlobDamaged and BlobStoreUnavailable."""
+        """The bytes of a probe set. Raises ModuleNotFound, BlobDamaged and BlobStoreUnavailable."""
         file = self._probes.local(digest) / PROBES_FILE
         with answering():
             content = file.read_bytes()
@@ -148,7 +155,7 @@ class BlobStore:
         return content
 
     def probe_digests(self, now_s: float) -> Iterator[tuple[str, float]]:
-        """Every probe set in the store and its age in seconds. Raises BlobStoreUnavailable."""
+        """The digest and the age in seconds of every probe set in the store. Raises BlobStoreUnavailable."""
         return self._probes.ages(now_s)
 
     def delete_probes(self, digest: str) -> None:
@@ -157,8 +164,9 @@ class BlobStore:
 
 
 class Blobs:
-    """One set of blobs: the place that keeps them and the directory that has copies; both are one where the
-    store is local.
+    """One set of blobs: the place that keeps them, and the directory with local copies.
+
+    The place and the directory are the same object when the store is local.
     """
 
     def __init__(self, url: str, local_root: Path) -> None:
@@ -180,7 +188,8 @@ class Blobs:
     ) -> int:
         check_digest(digest)
         size_bytes = self.store.put(digest, sources, expected or {})
-        # `local` sees sizes only: a copy with other bytes in them would be handed out for ever.
+        # `local` checks only the sizes of a copy. Without this check it would always return a copy whose
+        # files have the right sizes and wrong bytes.
         if not self.is_local and self.copies.intact(digest) and self.copies.sound(digest) is None:
             self.copies.delete(digest)
         return size_bytes
@@ -225,7 +234,7 @@ class Blobs:
                 yield digest, now_s - changed_s
 
     def sweep_leftovers(self, min_age_s: float, now_s: float) -> int:
-        """Remove old staging, and old copies of what the store has not got."""
+        """Remove old staging folders, and old copies of blobs that are not in the store. Returns how many."""
         removed = self.copies.sweep_staging(min_age_s, now_s)
         if self.is_local:
             return removed
@@ -253,12 +262,15 @@ class Blobs:
 async def sweep(
     blobs: BlobStore, references: References, min_age_s: float, now_s: float, run: Run = on_own_thread
 ) -> Swept:
-    """Remove what nobody references and nobody has put for `min_age_s`, half-put blobs and old staging too.
+    """Remove the blobs that have no reference and that were not put within `min_age_s`.
 
-    min_age_s: longer than a put or a fetch takes. A publisher claims its digests before it puts, which keeps
-    them from being condemned, and cannot register them once the claim has run out or a sweep has condemned
-    them: it then claims and puts again. run: where the blocking work is done. Raises BlobStoreUnavailable,
-    and what the references raise.
+    Partly put blobs and old staging folders are removed too. A publisher claims its digests before it puts,
+    and a claimed digest cannot be condemned. A publisher cannot register a digest after its claim has expired
+    or after a sweep has condemned the digest. It then claims and puts again.
+
+    min_age_s: longer than a put or a fetch takes.
+    run: does the blocking work.
+    Raises BlobStoreUnavailable, and the errors of `references`.
     """
     modules, probes = [
         await _sweep_unreferenced(part, references, min_age_s, now_s, run) for part in blobs.parts
@@ -280,7 +292,8 @@ async def _sweep_unreferenced(
         if not await references.block_publishing(digest, token, CONDEMNED_S):
             continue
         try:
-            # Again, now that nobody can register it: a publisher may have put it in between.
+            # The age is looked at again now that the digest cannot be registered: a publisher may have put
+            # the blob since the first look.
             if await run(partial(_is_old, blobs.store, digest, min_age_s, now_s)):
                 await run(partial(blobs.delete, digest))
                 removed.append(digest)

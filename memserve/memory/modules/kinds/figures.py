@@ -1,7 +1,7 @@
-"""What a module's weights look like, in numpy: norm, sparsity, effective rank.
+"""Figures of a module's weights, in numpy: norm, sparsity, effective rank.
 
-All sums are in float64, so that no finite weights give an infinite figure. A matrix is looked at in slices of
-rows: memory stays bounded.
+All sums are in float64, so that finite weights never give an infinite figure. A large matrix is read slice by
+slice, so that the memory for it is bounded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from memserve.domain import WeightFigures
 
 NEARLY_ZERO = 1e-3
 SLICE_ENTRIES = 1 << 20
-# Singular values below this share of what they could be are rounding.
+# A singular value below this share of the largest possible singular value is a rounding error.
 ROUNDING = 1e-13
 
 Matrix = npt.NDArray[Any]
@@ -41,10 +41,10 @@ class _Sums:
 
 
 def lora_figures(pairs: Iterable[tuple[Matrix, Matrix]], scale: float) -> WeightFigures:
-    """Figures of the deltas scale * B @ A, without building one.
+    """Figures of the deltas scale * B @ A. No delta is held in memory as a whole.
 
-    pairs: of each layer A [rank, in] and B [out, rank]. delta_norm is 0 when nothing but rounding is left of
-    every delta.
+    pairs: for each layer A [rank, in] and B [out, rank].
+    Returns a delta_norm of 0 when every delta is only rounding error.
     """
     sums = _Sums()
     for a, b in pairs:
@@ -57,8 +57,9 @@ def lora_figures(pairs: Iterable[tuple[Matrix, Matrix]], scale: float) -> Weight
 
 
 def model_figures(tensors: Iterable[Matrix]) -> WeightFigures:
-    """Figures of a whole model's weights. tensors: [any] or [rows, columns]; the effective rank is over the
-    matrices.
+    """Figures of a whole model's weights.
+
+    tensors: of one or two dimensions. The effective rank is the mean over the matrices that are not zero.
     """
     sums = _Sums()
     for tensor in tensors:
@@ -78,7 +79,10 @@ def model_figures(tensors: Iterable[Matrix]) -> WeightFigures:
 
 
 def _delta_singular_values(a: Doubles, b: Doubles, scale: float) -> Doubles:
-    """Of scale * B @ A, from the triangles of both sides' QR: a matrix of at most [rank, rank]."""
+    """The singular values of scale * B @ A.
+
+    Only a matrix of at most [rank, rank] is decomposed: the product of the triangles of both sides' QR.
+    """
     core = scale * _triangle(b) @ _triangle(a.T).T
     singular = np.linalg.svd(core, compute_uv=False).astype(np.float64)
     most = abs(scale) * float(np.linalg.norm(a)) * float(np.linalg.norm(b))
@@ -90,12 +94,13 @@ def _triangle(matrix: Doubles) -> Matrix:
 
 
 def _nearly_zero_of_product(b: Matrix, a: Matrix) -> int:
-    """How many entries of B @ A are under a thousandth of its largest. Neither side is zero.
+    """How many entries of B @ A are under a thousandth of the largest entry. Neither side is zero.
 
-    The product is computed twice, for its largest entry and for the count: keeping it would cost more memory
-    than the module has.
+    The product is computed twice: for its largest entry, and for the count. The whole product would take
+    more memory than the module.
     """
-    # Brought to 1, which the shares do not see, float32 cannot overflow.
+    # Both sides are scaled to a largest entry of 1, so that float32 cannot overflow. The scale does not
+    # change the count.
     b32 = (b / np.abs(b).max()).astype(np.float32)
     a32 = (a / np.abs(a).max()).astype(np.float32)
     rows = max(1, SLICE_ENTRIES // a.shape[1])
@@ -107,7 +112,7 @@ def _nearly_zero_of_product(b: Matrix, a: Matrix) -> int:
 
 
 def _singular_values(matrix: Matrix, largest: float) -> Doubles:
-    """Relative to `largest`, from the Gram matrix of the shorter side."""
+    """The singular values of matrix / largest, from the Gram matrix of the shorter side."""
     long = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     gram = np.zeros((long.shape[1], long.shape[1]))
     rows = max(1, SLICE_ENTRIES // long.shape[1])
@@ -119,7 +124,10 @@ def _singular_values(matrix: Matrix, largest: float) -> Doubles:
 
 
 def _add_effective_rank(sums: _Sums, singular: Doubles) -> None:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007). A zero matrix has none."""
+    """Add exp of the entropy of the normalised singular values. A zero matrix has no effective rank.
+
+    Source: Roy & Vetterli 2007, "The effective rank".
+    """
     present = singular[singular > 0]
     if present.size:
         shares = present / present.sum()

@@ -1,5 +1,6 @@
-"""What the checks of every kind of module share: the base model, the checked module, JSON and safetensors
-files that nobody trusts.
+"""What the checks of every kind of module share.
+
+They share the base model, the checked module, and readers of untrusted JSON and safetensors files.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from memserve.errors import InvalidModule
 from memserve.model.files import read_safetensors_header, safetensors_header_bytes
 
 JSON_MAX_BYTES = 1 << 20
-# Of a safetensors file. Both readers of headers hold every other thread of the gateway up while they parse
-# one.
+# Limit for a safetensors file. While one of the two readers parses a header, no other thread of the gateway
+# runs.
 HEADER_MAX_BYTES = 1 << 20
 NAME_SHOWN_CHARS = 200
 SLICE_ENTRIES = 1 << 22
-# bfloat16 is a float32's upper half; numpy has no type for it.
+# bfloat16 is the upper half of a float32. numpy has no type for it.
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 Floats = npt.NDArray[np.float32]
@@ -34,37 +35,35 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """What a module is checked against.
-
-    shapes: the base model's weights, name to shape ([out, in] of a linear layer). max_rank: the workers'
-    limit for a LoRA.
-    """
+    """The model that a module is checked against."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    """The model's weights: name to shape. A linear layer has the shape [out, in]."""
     vocab_size: int
     max_rank: int
+    """The workers' limit for the rank of a LoRA."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedModule:
-    """A module that fits the base model.
-
-    digest: sha256 over the canonical content, hex. rank, target_modules: of a LoRA; 0 and empty for other
-    kinds. rewritten: file name to the canonical bytes that are kept instead of what was uploaded. warning:
-    what is odd and no fault; "" for nothing.
-    """
+    """A module that fits the base model."""
 
     digest: str
+    """sha256 over the canonical content, hex."""
     kind: ModuleKind
     rank: int
+    """The rank of a LoRA. 0 for other kinds."""
     target_modules: tuple[str, ...]
+    """The names of the layers that a LoRA adapts. Empty for other kinds."""
     figures: WeightFigures
     rewritten: dict[str, bytes]
+    """File name to the canonical bytes that are kept in the place of the uploaded bytes."""
     warning: str = ""
+    """Something odd that is no fault. Empty: nothing."""
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Raises InvalidModule, whose field is the file's name."""
+    """Read a file that holds one JSON object. Raises InvalidModule, whose field is the file's name."""
     if not file.is_file():
         raise InvalidModule(file.name, "is missing")
     if file.stat().st_size > JSON_MAX_BYTES:
@@ -86,7 +85,10 @@ class TensorFile:
     """An uploaded safetensors file, mapped into memory and read a slice at a time."""
 
     def __init__(self, file: Path) -> None:
-        """Raises InvalidModule when it is missing, is no safetensors file, or holds no tensors."""
+        """Raises InvalidModule when the file is missing, is no safetensors file, or holds no tensors.
+
+        A header of more than HEADER_MAX_BYTES raises InvalidModule too.
+        """
         if not file.is_file():
             raise InvalidModule(file.name, "is missing")
         try:
@@ -95,8 +97,8 @@ class TensorFile:
                 raise InvalidModule(
                     file.name, f"its header has {size} bytes, at most {HEADER_MAX_BYTES} are taken"
                 )
-            # First the reader that vLLM uses: a file that it cannot read must not get the digest of a sound
-            # file with the same tensors.
+            # vLLM's reader comes first. A file that vLLM cannot read must not get the digest of a sound file
+            # with the same tensors.
             with safe_open(file, framework="numpy"):
                 header = read_safetensors_header(file)
             self._entries = {
@@ -112,15 +114,18 @@ class TensorFile:
 
     @property
     def names(self) -> list[str]:
-        """Sorted: the order in which the tensors are checked, so that the digest does not depend on the
-        file's.
+        """The names of the tensors, sorted.
+
+        The tensors are checked in this order, so that the digest does not depend on the order in the file.
         """
         return sorted(self._entries)
 
     def check(self, name: str, wanted: tuple[int, ...]) -> bool:
-        """Check one tensor's dtype, shape, place and values, and take it into the digest. Call it in the
-        order of `names`.
+        """Check the dtype, shape, place and values of one tensor, and take the tensor into the digest.
 
+        The caller checks the tensors in the order of `names`.
+
+        wanted: the shape that the tensor must have.
         Returns whether any value is other than 0. Raises InvalidModule, whose field is the tensor's name.
         """
         dtype, shape, start, end = self._entries[name]
@@ -143,11 +148,11 @@ class TensorFile:
         return nonzero
 
     def content_digest(self) -> bytes:
-        """sha256 over the name, dtype, shape and bytes of every checked tensor."""
+        """sha256 over the name, dtype, shape and bytes of every checked tensor. 32 bytes."""
         return self._hash.digest()
 
     def float32(self, name: str) -> Floats:
-        """The tensor's values, a copy. Only for a tensor that `check` let through."""
+        """A copy of the tensor's values. Only for a tensor that `check` has accepted."""
         dtype, shape, _, _ = self._entries[name]
         parts = [
             _widened(values) if dtype == "BF16" else values.astype(np.float32)

@@ -1,8 +1,9 @@
-"""The check of a logit expert: a small causal language model whose logits shift the served model's while it
-decodes.
+"""The check of a logit expert.
 
-Source: proxy tuning, Liu et al. 2024, arXiv 2401.08565: logits of the base + alpha * (expert's -
-anti-expert's).
+A logit expert is a small causal language model. Its logits shift the logits of the served model while the
+served model decodes: base + alpha * (expert - anti-expert).
+
+Source: proxy tuning, Liu et al. 2024, arXiv 2401.08565.
 """
 
 from __future__ import annotations
@@ -27,20 +28,22 @@ EXPERT_CONFIG_FILE = "expert_config.json"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ANTI_WEIGHTS_FILE = "anti_model.safetensors"
-# Of its KV, over all layers, keys and values; and of its queries, over all heads.
+# Limits for an expert: the elements of its KV for one token, keys and values of all layers together, and the
+# elements of its queries for one token, all heads together.
 KV_ELEMENTS_PER_TOKEN_MAX = 1 << 16
 QUERY_ELEMENTS_MAX = 1 << 14
-# What is taken away from the expert's logits: nothing, the served model's own, or those of a second set of
-# weights.
+# What is subtracted from the expert's logits: nothing, the served model's logits, or the logits of a second
+# set of weights.
 ANTI_EXPERTS = ("none", "base", "file")
 MODEL_TYPES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
-# Of each rope type, what it needs beside rope_theta.
+# Rope type to the parameters that it needs beside rope_theta.
 ROPE_TYPES: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-# Entries that run code or change the arithmetic in ways that the expert's loader does not know.
+# Entries of config.json that run code, or that change the arithmetic in a way that the expert's loader does
+# not know.
 UNSUPPORTED = (
     "auto_map",
     "custom_pipelines",
@@ -51,8 +54,9 @@ UNSUPPORTED = (
 
 
 def check_logit_expert(folder: Path, base: BaseModel) -> CheckedModule:
-    """Check the expert's files in `folder`. Raises InvalidModule, which names the file, the field or the
-    tensor.
+    """Check the expert's files in `folder`.
+
+    Raises InvalidModule, which names the file, the field or the tensor.
     """
     expert = _check_expert_config(read_json_object(folder / EXPERT_CONFIG_FILE))
     config = _check_config(read_json_object(folder / CONFIG_FILE), base)
@@ -94,7 +98,10 @@ def _check_expert_config(entries: dict[str, Any]) -> dict[str, str]:
 
 
 def _check_config(entries: dict[str, Any], base: BaseModel) -> dict[str, Any]:
-    """The canonical config: only what decides the arithmetic, each value checked, defaults written out."""
+    """The canonical config.
+
+    It has only the entries that decide the arithmetic. Every value is checked, and defaults are written out.
+    """
     architectures = entries.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
     if not isinstance(architecture, str) or architecture not in MODEL_TYPES:
@@ -154,8 +161,10 @@ def _check_config(entries: dict[str, Any], base: BaseModel) -> dict[str, Any]:
 
 
 def _rope_parameters(entries: dict[str, Any]) -> dict[str, Any]:
-    """transformers 5 writes `rope_parameters`; before, there were `rope_theta` and `rope_scaling`, which
-    still goes first.
+    """The canonical rope parameters.
+
+    transformers 5 writes `rope_parameters`. Earlier versions write `rope_theta` and `rope_scaling`. A config
+    with both is read by its `rope_scaling`.
     """
     given = entries.get("rope_scaling") or entries.get("rope_parameters") or {}
     if not isinstance(given, dict):
@@ -176,7 +185,7 @@ def _rope_parameters(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every weight of the model, as transformers 5 saves a Llama or a Qwen2. A tied head is not saved."""
+    """Name to shape of every weight, as transformers 5 saves a Llama or a Qwen2. A tied head is not saved."""
     hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     queries = config["num_attention_heads"] * config["head_dim"]
     keys = config["num_key_value_heads"] * config["head_dim"]
@@ -244,7 +253,7 @@ def _number(entries: dict[str, Any], name: str, most: float, default: float | No
         not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most
     ):  # NaN fails too
         raise _refused(name, f"must be a number above 0, at most {most:g}")
-    # A whole number stays one: original_max_position_embeddings counts tokens.
+    # A whole number keeps its type: original_max_position_embeddings counts tokens.
     return value
 
 

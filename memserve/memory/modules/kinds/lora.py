@@ -1,4 +1,6 @@
-"""The check of a PEFT LoRA adapter: it fits the base model, vLLM applies all of it, and it changes
+"""The check of a PEFT LoRA adapter.
+
+An adapter is accepted when it fits the base model, when vLLM applies all of it, and when it changes
 something.
 """
 
@@ -26,10 +28,11 @@ from memserve.memory.modules.kinds.files import (
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 ALPHA_MAX = 1e6
-# A delta below this is lost in the rounding of the dtypes that models are served in.
+# A delta with a smaller norm is lost in the rounding of the dtypes that models are served in.
 DELTA_NORM_LEAST = 1e-6
-# Of adapter_config.json (peft 0.21's LoraConfig). These have no part in what the saved weights do: where they
-# apply is told by the weights, and the rest is checked elsewhere or was of use in training only.
+# The next three tables have the fields of adapter_config.json, as peft 0.21's LoraConfig writes them.
+# The fields of the first table do not change what the saved weights do. The names of the weights say where
+# they apply. The other fields are checked elsewhere, or matter only in training.
 _NO_PART_IN_ANSWERS = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -48,14 +51,14 @@ _NO_PART_IN_ANSWERS = {
     "runtime_config",
     "target_modules",
 }
-# These are plain with the values here, and with null, false and empty ones.
+# With these values the adapter is plain LoRA. It is plain LoRA with null, false and empty values too.
 _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
     "task_type": ("CAUSAL_LM",),
     "bias": ("none",),
     "use_rslora": (True,),
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
 }
-# And these are more than plain LoRA with any value that switches them on.
+# With any value that switches one of these fields on, the adapter is more than plain LoRA.
 _KNOWN_REFUSED = {
     "alora_invocation_tokens",
     "alpha_pattern",
@@ -81,10 +84,10 @@ _KNOWN_REFUSED = {
     "velora_config",
 }
 _TENSOR = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<side>[AB])\.weight")
-# The layer that a tensor is of, whatever stands before it.
+# Finds the layer of a tensor, whatever the prefix of the name.
 _LAYER = re.compile(r"(?P<layer>\.(?:layers|h)\.\d+\..+?)\.lora_(?P<side>[AB])(?:\.default)?(?:\.weight)?$")
-# vLLM drops, or cannot place, what is adapted outside the blocks of the language model: embeddings and a tied
-# head, a vision tower, the layers of multi-token prediction.
+# vLLM drops, or cannot place, adapted layers outside the blocks of the language model. Such layers are
+# embeddings, a tied head, a vision tower, and the layers of multi-token prediction.
 _IN_BLOCK = re.compile(
     r"(?:(?:model|language_model|transformer|gpt_neox|decoder|backbone)\.)*(?:layers|h)\.\d+\..+"
 )
@@ -161,8 +164,10 @@ def _check_config(config: dict[str, Any], max_rank: int) -> int:
 
 
 def _check_plain(field: str, value: Any) -> None:
-    """Raises InvalidModule for what makes the adapter more than lora_B times lora_A, or may: the answers
-    would not be those of peft.
+    """Check that the field leaves the adapter plain LoRA: lora_B times lora_A.
+
+    Raises InvalidModule for a field that makes the adapter more than that, and for an unknown field. With
+    such a field the answers could differ from peft's answers.
     """
     if field in _NO_PART_IN_ANSWERS or value is None or value is False or value in ("", [], {}):
         return
@@ -221,10 +226,10 @@ def _check_tensors(tensors: TensorFile, base: BaseModel, rank: int) -> list[str]
 
 
 def _missing(config: dict[str, Any], base: BaseModel, paths: Sequence[str]) -> str:
-    """A warning where the file adapts some only of the layers that the configuration names: training, saving
-    or copying may have lost them.
+    """A warning for a file that lacks some of the layers that the configuration names. Empty: no warning.
 
-    peft takes such a file too, with a warning, and leaves the other layers as they are. "" for none.
+    The layers may have been lost in training, saving or copying. peft accepts such a file too, with a
+    warning, and does not adapt the missing layers.
     """
     named = config.get("target_modules")
     if not isinstance(named, list) or any(
@@ -255,8 +260,9 @@ def _name(path: str, side: str) -> str:
 
 
 def _same_layer(name: str, base: BaseModel) -> str:
-    """What a tensor would have to be called whose layer the base model has, but under another prefix; "" for
-    none.
+    """The right name for a tensor whose layer the base model has under another prefix.
+
+    Empty when the base model has no such layer, or several.
     """
     found = _LAYER.search(name)
     paths = [

@@ -1,4 +1,4 @@
-"""How the files of a module are checked, for each kind of `domain/kinds.py`."""
+"""Which check reads the files of a module, for every kind of `domain/kinds.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from memserve.domain.names import is_name
 from memserve.errors import InvalidField
 from memserve.memory.modules.kinds.files import BaseModel, CheckedModule
 
-# Comes with a version of any kind; it is no part of the module and of its digest.
+# A version of any kind may bring this file. The file is not a part of the module or of the module's digest.
 PROBES_FILE = "probes.json"
 NAME_RULE = "must be 1-64 of a-z 0-9 . _ -, starting with a letter or a digit"
 
@@ -21,7 +21,7 @@ FilesCheck = Callable[[Path, BaseModel], CheckedModule]
 
 
 def files_check(kind: ModuleKind) -> FilesCheck:
-    """The check of a kind's files."""
+    """The check for the files of a kind."""
     check: FilesCheck = pkgutil.resolve_name(KINDS[kind].checked_by)
     return check
 
