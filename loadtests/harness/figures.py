@@ -61,7 +61,8 @@ def finish(bars: Sequence[Bar], figures: dict[str, object], as_json: bool) -> in
     """
     held = all(bar.holds for bar in bars)
     for bar in bars:
-        rule = f"at least {bar.at_least:g}" if bar.at_least is not None else f"at most {bar.at_most:g}"
+        limits = [("at least", bar.at_least), ("at most", bar.at_most)]
+        rule = ", ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
         print(f"{bar.name}: {bar.figure:.3g} ({rule}){'' if bar.holds else '  MISSED'}")
     print("every bar holds" if held else "a bar is missed")
     if as_json:

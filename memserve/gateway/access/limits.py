@@ -105,10 +105,10 @@ class Limits:
         While other tenants are active, a tenant that uses more than its share waits here first.
         Raises QuotaExceeded, after a delay, when a limit is reached.
         """
-        now_s = asyncio.get_running_loop().time()
         try:
             with self._counted(rpc, tenant):
                 await self._turn(tenant, COSTS_S.get(rpc, CALL_COST_S), received_bytes)
+                now_s = asyncio.get_running_loop().time()
                 if rpc in MODULE_CHANGES:
                     self._module_changes.take(tenant, now_s)
                 elif rpc in MEMORY_CHANGES:

@@ -37,7 +37,8 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
             contextlib.aclosing(self._backups.make(request.name)) as lines,
         ):
             async for line in lines:
-                yield pb.BackupProgress(line=line)
+                with self._edge.sending(context):
+                    yield pb.BackupProgress(line=line)
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         async with self._edge.call("GetStatus", context) as tenant:

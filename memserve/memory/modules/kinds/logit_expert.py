@@ -121,19 +121,7 @@ def _check_config(entries: dict[str, Any], base: BaseModel) -> dict[str, Any]:
         )
     if entries.get("hidden_act", "silu") != "silu":
         raise _refused("hidden_act", "must be silu")
-    hidden = _whole(entries, "hidden_size", 1, 4096)
-    heads = _whole(entries, "num_attention_heads", 1, 128)
-    kv_heads = _whole(entries, "num_key_value_heads", 1, heads, heads)
-    if hidden % heads:
-        raise _refused("num_attention_heads", f"must divide hidden_size, which is {hidden}")
-    if heads % kv_heads:
-        raise _refused("num_key_value_heads", f"must divide num_attention_heads, which is {heads}")
-    head_dim = _whole(entries, "head_dim", 2, 512, hidden // heads)
-    if head_dim % 2:
-        raise _refused("head_dim", "must be even")
-    if heads * head_dim > QUERY_ELEMENTS_MAX:
-        rule = f"times num_attention_heads is {heads * head_dim}, at most {QUERY_ELEMENTS_MAX} is taken"
-        raise _refused("head_dim", rule)
+    hidden, heads, kv_heads, head_dim = _attention_shape(entries)
     layers = _whole(entries, "num_hidden_layers", 1, 128)
     kv_elements = layers * 2 * kv_heads * head_dim
     if kv_elements > KV_ELEMENTS_PER_TOKEN_MAX:
@@ -158,6 +146,24 @@ def _check_config(entries: dict[str, Any], base: BaseModel) -> dict[str, Any]:
         "tie_word_embeddings": _flag(entries, "tie_word_embeddings"),
         **({name: _flag(entries, name) for name in ("attention_bias", "mlp_bias")} if llama else {}),
     }
+
+
+def _attention_shape(entries: dict[str, Any]) -> tuple[int, int, int, int]:
+    """The hidden size, the attention heads, the KV heads, and the size of a head."""
+    hidden = _whole(entries, "hidden_size", 1, 4096)
+    heads = _whole(entries, "num_attention_heads", 1, 128)
+    kv_heads = _whole(entries, "num_key_value_heads", 1, heads, heads)
+    if hidden % heads:
+        raise _refused("num_attention_heads", f"must divide hidden_size, which is {hidden}")
+    if heads % kv_heads:
+        raise _refused("num_key_value_heads", f"must divide num_attention_heads, which is {heads}")
+    head_dim = _whole(entries, "head_dim", 2, 512, hidden // heads)
+    if head_dim % 2:
+        raise _refused("head_dim", "must be even")
+    if heads * head_dim > QUERY_ELEMENTS_MAX:
+        rule = f"times num_attention_heads is {heads * head_dim}, at most {QUERY_ELEMENTS_MAX} is taken"
+        raise _refused("head_dim", rule)
+    return hidden, heads, kv_heads, head_dim
 
 
 def _rope_parameters(entries: dict[str, Any]) -> dict[str, Any]:
