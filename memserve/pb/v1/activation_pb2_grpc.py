@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class ActivationServiceStub(object):
-    """Activation memory: the KV of prompt prefixes. Everything belongs to the caller's tenant: the same words of another tenant are another
-    prefix. What is said of Redis holds for the cache that all workers share; a worker's own memory fills and empties by itself.
+    """Activation memory: the KV of prompt prefixes. Everything belongs to the caller's tenant: the same words of
+    another tenant are another prefix. What is said of Redis holds for the cache that all workers share; a
+    worker's own memory fills and empties by itself.
     """
 
     def __init__(self, channel):
@@ -79,8 +80,9 @@ class ActivationServiceStub(object):
 
 
 class ActivationServiceServicer(object):
-    """Activation memory: the KV of prompt prefixes. Everything belongs to the caller's tenant: the same words of another tenant are another
-    prefix. What is said of Redis holds for the cache that all workers share; a worker's own memory fills and empties by itself.
+    """Activation memory: the KV of prompt prefixes. Everything belongs to the caller's tenant: the same words of
+    another tenant are another prefix. What is said of Redis holds for the cache that all workers share; a
+    worker's own memory fills and empties by itself.
     """
 
     def LookupPrefix(self, request, context):
@@ -189,8 +191,9 @@ def add_ActivationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ActivationService(object):
-    """Activation memory: the KV of prompt prefixes. Everything belongs to the caller's tenant: the same words of another tenant are another
-    prefix. What is said of Redis holds for the cache that all workers share; a worker's own memory fills and empties by itself.
+    """Activation memory: the KV of prompt prefixes. Everything belongs to the caller's tenant: the same words of
+    another tenant are another prefix. What is said of Redis holds for the cache that all workers share; a
+    worker's own memory fills and empties by itself.
     """
 
     @staticmethod

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class MemoryServiceStub(object):
-    """Vector memory: texts with their provenance, found by meaning and by words. Everything belongs to the caller's tenant.
+    """Vector memory: texts with their provenance, found by meaning and by words. Everything belongs to the
+    caller's tenant.
     """
 
     def __init__(self, channel):
@@ -63,7 +64,8 @@ class MemoryServiceStub(object):
 
 
 class MemoryServiceServicer(object):
-    """Vector memory: texts with their provenance, found by meaning and by words. Everything belongs to the caller's tenant.
+    """Vector memory: texts with their provenance, found by meaning and by words. Everything belongs to the
+    caller's tenant.
     """
 
     def Remember(self, request, context):
@@ -135,7 +137,8 @@ def add_MemoryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MemoryService(object):
-    """Vector memory: texts with their provenance, found by meaning and by words. Everything belongs to the caller's tenant.
+    """Vector memory: texts with their provenance, found by meaning and by words. Everything belongs to the
+    caller's tenant.
     """
 
     @staticmethod

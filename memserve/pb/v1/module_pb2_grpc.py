@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class ModuleServiceStub(object):
-    """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name. Everything belongs to the
-    caller's tenant. A reference to a version is `name` (its alias `live`), `name@alias` or `name@number`.
+    """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name.
+    Everything belongs to the caller's tenant. A reference to a version is `name` (its alias `live`),
+    `name@alias` or `name@number`.
     """
 
     def __init__(self, channel):
@@ -139,13 +140,15 @@ class ModuleServiceStub(object):
 
 
 class ModuleServiceServicer(object):
-    """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name. Everything belongs to the
-    caller's tenant. A reference to a version is `name` (its alias `live`), `name@alias` or `name@number`.
+    """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name.
+    Everything belongs to the caller's tenant. A reference to a version is `name` (its alias `live`),
+    `name@alias` or `name@number`.
     """
 
     def PublishModule(self, request_iterator, context):
-        """First message: `header`; then the files in chunks, each in a message of at most max_message_bytes. An upload that was cut off is resumed with the same files: ask
-        GetUpload for the offsets. Publishing the content of the module's newest version again gives that version.
+        """First message: `header`; then the files in chunks, each in a message of at most max_message_bytes. An
+        upload that was cut off is resumed with the same files: ask GetUpload for the offsets. Publishing the
+        content of the module's newest version again gives that version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,14 +188,16 @@ class ModuleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RunGate(self, request, context):
-        """Runs the version's probes on a worker and streams progress; the last message has the report, which is kept with the version.
+        """Runs the version's probes on a worker and streams progress; the last message has the report, which is
+        kept with the version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PromoteModule(self, request, context):
-        """Runs the gate where it has not passed, then points the alias at the version. Streams progress; the last message has the alias.
+        """Runs the gate where it has not passed, then points the alias at the version. Streams progress; the last
+        message has the alias.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,8 +218,8 @@ class ModuleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetTraffic(self, request, context):
-        """Splits an alias between versions. Those that have not passed the gate are canaries: their probes run while they serve, and one that
-        breaches is taken out again.
+        """Splits an alias between versions. Those that have not passed the gate are canaries: their probes run
+        while they serve, and one that breaches is taken out again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -256,7 +261,8 @@ class ModuleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ComposeModule(self, request, context):
-        """Makes a new version from others on a worker's Ray, away from serving. Streams progress; the last message has the version.
+        """Makes a new version from others on a worker's Ray, away from serving. Streams progress; the last message
+        has the version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -395,8 +401,9 @@ def add_ModuleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModuleService(object):
-    """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name. Everything belongs to the
-    caller's tenant. A reference to a version is `name` (its alias `live`), `name@alias` or `name@number`.
+    """Parametric memory: modules of knowledge in weights, their versions, and the aliases that requests name.
+    Everything belongs to the caller's tenant. A reference to a version is `name` (its alias `live`),
+    `name@alias` or `name@number`.
     """
 
     @staticmethod

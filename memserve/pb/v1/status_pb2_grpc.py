@@ -58,8 +58,9 @@ class StatusServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Backup(self, request, context):
-        """Backs up the data directory, to `backups/<name>` in it, while memserve runs: memories, modules, registry, secrets. The private registry
-        only. A line for a person at every step; the backup is there, whole, when the stream ends well.
+        """Backs up the data directory, to `backups/<name>` in it, while memserve runs: memories, modules, registry,
+        secrets. The private registry only. A line for a person at every step; the backup is there, whole, when
+        the stream ends well.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

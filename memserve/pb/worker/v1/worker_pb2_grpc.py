@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class WorkerServiceStub(object):
-    """A worker's data plane. Spoken by gateways only, which have authenticated the tenant and checked the request.
+    """A worker's data plane. Spoken by gateways only, which have authenticated the tenant and checked the
+    request.
     """
 
     def __init__(self, channel):
@@ -78,18 +79,21 @@ class WorkerServiceStub(object):
 
 
 class WorkerServiceServicer(object):
-    """A worker's data plane. Spoken by gateways only, which have authenticated the tenant and checked the request.
+    """A worker's data plane. Spoken by gateways only, which have authenticated the tenant and checked the
+    request.
     """
 
     def Generate(self, request, context):
-        """Streams one answer. Cancelling the call aborts the engine's work. FAILED_PRECONDITION: a module of the request cannot be had here.
+        """Streams one answer. Cancelling the call aborts the engine's work. FAILED_PRECONDITION: a module of the
+        request cannot be had here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams the worker's state and its KV events, numbered, from `after_sequence` where it still has them, else from a snapshot.
+        """Streams the worker's state and its KV events, numbered, from `after_sequence` where it still has them,
+        else from a snapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,8 +107,8 @@ class WorkerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def LoadModule(self, request, context):
-        """Loads a module, fetching it from the module store where this worker has not got it. INVALID_ARGUMENT: the module itself is wrong.
-        FAILED_PRECONDITION: not here or not now, another worker may.
+        """Loads a module, fetching it from the module store where this worker has not got it. INVALID_ARGUMENT: the
+        module itself is wrong. FAILED_PRECONDITION: not here or not now, another worker may.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +136,8 @@ class WorkerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ComposeModule(self, request, context):
-        """Composes modules in a Ray task, away from the engine. Streams progress, then the files of the result. Refused as LoadModule.
+        """Composes modules in a Ray task, away from the engine. Streams progress, then the files of the result.
+        Refused as LoadModule.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,7 +195,8 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService(object):
-    """A worker's data plane. Spoken by gateways only, which have authenticated the tenant and checked the request.
+    """A worker's data plane. Spoken by gateways only, which have authenticated the tenant and checked the
+    request.
     """
 
     @staticmethod
