@@ -40,7 +40,7 @@ def write_model(folder: Path, layers: int) -> Path:
     (folder / "config.json").write_text(
         json.dumps({**SHAPE, "vocab_size": VOCAB_SIZE, "num_hidden_layers": layers}), encoding="utf-8"
     )
-    for name in TOKENIZER_FILES:
+    for name in set(TOKENIZER_FILES) - {"config.json"}:
         if (MODEL_DIR / name).is_file():
             shutil.copy(MODEL_DIR / name, folder / name)
     draw = torch.Generator().manual_seed(0)
