@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtests.harness.wheels import install_wheels
+
 VERSION = "0.5.6"
 FOLDER = Path(__file__).resolve().parents[2] / ".cache" / f"lmcache-{VERSION}"
 _MODULES = (
@@ -33,19 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments
     )
     shutil.rmtree(FOLDER, ignore_errors=True)
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--target",
-        str(FOLDER),
-    ]
-    if subprocess.run([*pip, f"lmcache=={VERSION}"]).returncode:
+    try:
+        install_wheels(FOLDER, [f"lmcache=={VERSION}"])
+    except subprocess.CalledProcessError:
         return _failed(
             "pip could not install it: this Python has no wheel of it, or pip's index lacks it or "
             "was not reached"

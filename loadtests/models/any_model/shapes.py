@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 import torch
 
+from loadtests.harness.random_model import copy_demo_tokenizer
 from memserve.demo import MODEL_DIR
-from memserve.model.files import TOKENIZER_FILES
 
 BYTE_BPE, METASPACE_BPE, UNIGRAM = "byte-level BPE", "BPE with byte fallback", "unigram"
 CHATML = (
@@ -128,9 +127,7 @@ def write_tokenizer(folder: Path, kind: str, template: str) -> int:
         "[/INST]",
     ]
     if kind == BYTE_BPE:
-        for name in TOKENIZER_FILES:
-            if (MODEL_DIR / name).is_file() and name != "config.json":
-                shutil.copy(MODEL_DIR / name, folder / name)
+        copy_demo_tokenizer(folder)
         return int(json.loads((MODEL_DIR / "config.json").read_text(encoding="utf-8"))["vocab_size"])
     if kind == METASPACE_BPE:
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
