@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -77,7 +78,11 @@ class StubGateway(grpc.GenericRpcHandler):
         }
 
         def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
-            self.requests[method.name].append(request if isinstance(request, Message) else list(request))
+            if not isinstance(request, Message):
+                # As a gateway does, which looks at the header and reads no more of what it refuses.
+                refused = isinstance(next(iter(self.replies[method.name])), Refusal)
+                request = list(islice(request, 1 if refused else None))
+            self.requests[method.name].append(request)
             if pages := self.pages.get(method.name):
                 yield pages.pop(0)
                 return

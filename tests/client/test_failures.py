@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +16,8 @@ import pytest
 
 from memserve.client import AsyncClient, CallFailed, Client, Route, UsageError, wait_until_ready
 from memserve.client.endpoint import CHANNEL_OPTIONS
+from memserve.client.uploads import CHUNK_BYTES
+from memserve.pb.v1 import module_pb2
 from tests.client.examples import ANSWER_PB, DELTAS_PB, ROUTE_PB
 from tests.client.stub_gateway import TIMEOUT_S, Call, Refusal, StubGateway, blocking_call
 
@@ -49,6 +52,21 @@ def test_a_failure_names_the_field_and_the_time_to_wait(name: str, ask: Call, st
     assert str(failure) == "RESOURCE_EXHAUSTED: too much"
     copy = pickle.loads(pickle.dumps(failure))
     assert (copy.code, copy.field, copy.retry_after_s) == (failure.code, "text", 1.5)
+
+
+def test_an_upload_that_is_refused_as_it_runs_says_why(ask: Call, stub: StubGateway, tmp_path: Path) -> None:
+    """Though the next chunk is under way when the answer comes: often enough in this many uploads."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(4 * CHUNK_BYTES))
+    stub.replies = {
+        "GetUpload": [module_pb2.GetUploadResponse(received_bytes=[0, 0])],
+        "PublishModule": [REFUSED],
+    }
+    for _ in range(200):
+        with pytest.raises(CallFailed) as failed:
+            ask("modules.publish", "tone", tmp_path)
+        failure = failed.value
+        assert (str(failure), failure.field) == ("RESOURCE_EXHAUSTED: too much", "text")
 
 
 def test_a_failure_may_name_neither(ask: Call, stub: StubGateway) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import grpc.aio
 
@@ -61,6 +61,37 @@ async def iterate(parts: Iterator[T]) -> AsyncIterator[T]:
     end = object()
     while (part := await asyncio.to_thread(next, parts, end)) is not end:
         yield cast(T, part)
+
+
+async def uploaded(call: grpc.aio.StreamUnaryCall[Any, T]) -> T:
+    """The answer to a stream of requests. Raises the AioRpcError that the gateway ended the call with.
+
+    A request that is written after that end fails, and `grpc.aio` then puts INTERNAL ("Internal error from
+    Core") in place of what the gateway said: github.com/grpc/grpc/issues/36066. So that is kept as it comes.
+    """
+    ends: list[grpc.aio.AioRpcError] = []
+    call.add_done_callback(lambda ended: ends.append(_end_of(ended)))
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        # Where the failed write comes first, the gateway's status replaces it, and `error` has that.
+        raise (error if error.code() is not grpc.StatusCode.INTERNAL else ends[0]) from None
+
+
+def _end_of(call: grpc.aio.StreamUnaryCall[Any, Any]) -> grpc.aio.AioRpcError:
+    """call: one that has ended, so that nothing here waits."""
+
+    async def end() -> grpc.aio.AioRpcError:
+        trailing = await call.trailing_metadata()
+        return grpc.aio.AioRpcError(
+            await call.code(), await call.initial_metadata(), trailing, details=await call.details()
+        )
+
+    try:
+        end().send(None)
+    except StopIteration as result:
+        return cast(grpc.aio.AioRpcError, result.value)
+    raise AssertionError("the call has not ended")
 
 
 def reported_here(progress: Progress) -> Progress:

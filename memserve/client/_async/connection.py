@@ -61,7 +61,9 @@ class Connection:
         self, rpc: grpc.aio.StreamUnaryMultiCallable[Request, Response], parts: AsyncIterator[Request]
     ) -> Response:
         with call_failures():
-            return await rpc(parts, timeout=self._endpoint.timeout_s, metadata=self._endpoint.metadata)
+            return await _io.uploaded(
+                rpc(parts, timeout=self._endpoint.timeout_s, metadata=self._endpoint.metadata)
+            )
 
     async def stream(
         self, rpc: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request

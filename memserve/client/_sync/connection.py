@@ -60,7 +60,9 @@ class Connection:
         self, rpc: grpc.StreamUnaryMultiCallable[Request, Response], parts: Iterator[Request]
     ) -> Response:
         with call_failures():
-            return rpc(parts, timeout=self._endpoint.timeout_s, metadata=self._endpoint.metadata)
+            return _io.uploaded(
+                rpc(parts, timeout=self._endpoint.timeout_s, metadata=self._endpoint.metadata)
+            )
 
     def stream(
         self, rpc: grpc.UnaryStreamMultiCallable[Request, Response], request: Request
