@@ -61,6 +61,7 @@ class Direct:
             self._rows += 1
             if self._rows % FLUSH_ROWS == 0:
                 self._store.flush(timeout_s=TIMEOUT_S)
+                self._store.sync()
 
         await loop.run_in_executor(self._thread, store)
 

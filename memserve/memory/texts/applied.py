@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from memserve.memory.texts.journal import Write
 from memserve.memory.texts.milvus import MilvusMemories
 
 BATCH = 256
+
+
+class FlushNotVerified(Exception):
+    """Milvus said that it had flushed, and a write is missing."""
+
+
+@dataclass
+class SettlingFigures:
+    """Counts since the start."""
+
+    flushes: int = 0
+    failures: int = 0
+    """Flushes, replays and writes to Milvus that failed."""
+    replayed: int = 0
+    """Writes that came into Milvus from the journal."""
+    lost: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Memories that are counted and not in Milvus, by tenant key and namespace. Taken when the store was
+    opened last."""
 
 
 class AppliedWrites:
@@ -67,21 +86,18 @@ class AppliedWrites:
                 if waiting is not None and waiting.sequence <= write.sequence:
                     del self.unapplied[write.key]
 
-    def flush_and_verify(self, store: MilvusMemories, *, timeout_s: float) -> tuple[list[Write], list[Write]]:
-        """Flush, and compare Milvus with the applied writes.
-
-        Returns the applied writes, and those of them that Milvus does not have after the flush: puts that are
-        missing or differ, deletes whose memory still exists.
-        """
+    def flush(self, store: MilvusMemories, *, timeout_s: float) -> list[Write]:
+        """Flush. Returns the writes that Milvus had before."""
         with self._lock:
             batch = list(self._applied.values())
         store.flush(timeout_s=timeout_s)
-        wrong = []
-        for start in range(0, len(batch), BATCH):
-            page = batch[start : start + BATCH]
-            held = store.get_many([write.key for write in page], timeout_s=timeout_s)
-            wrong += [write for write in page if held.get(write.key) != write.memory]
-        return batch, wrong
+        return batch
+
+    @staticmethod
+    def missing(store: MilvusMemories, writes: Sequence[Write], *, timeout_s: float) -> list[Write]:
+        """The writes that Milvus does not have: puts that are missing or differ, deletes of what exists."""
+        held = store.get_many([write.key for write in writes], timeout_s=timeout_s)
+        return [write for write in writes if held.get(write.key) != write.memory]
 
     def distrust(self) -> None:
         """What Milvus has got and not durably written may be lost: all of it is unapplied again."""

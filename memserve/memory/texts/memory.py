@@ -23,6 +23,7 @@ from memserve.errors import (
     RegistryUnavailable,
     VectorStoreUnavailable,
 )
+from memserve.memory.texts.applied import FlushNotVerified
 from memserve.memory.texts.embedding import BUNDLED, BertEmbedder
 from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal, Look, Quotas, Write, delete, put
@@ -35,7 +36,7 @@ from memserve.memory.texts.rules import (
     have_same_content,
 )
 from memserve.memory.texts.search import Halves, Search, search_index
-from memserve.memory.texts.settling import FlushNotVerified, Settling
+from memserve.memory.texts.settling import Settling
 from memserve.memory.texts.writing import NOT_COUNTED, JournalWriter, KnownNamespaces
 from memserve.policy.recall.ranking import fuse
 from memserve.turns import FairThreads, leave_one

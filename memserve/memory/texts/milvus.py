@@ -224,12 +224,15 @@ class MilvusMemories:
         return dict(counts)
 
     def flush(self, *, timeout_s: float) -> None:
-        """Turn the rows of the write-ahead log into indexed segments on disk.
+        """Turn the rows of the write-ahead log into indexed segments.
 
-        Milvus Lite scans rows in Python until they are flushed. A flush that returns proves nothing:
-        `get_many` says whether the rows exist.
+        Milvus Lite scans rows in Python until they are flushed. A flush that returns proves nothing: `sync`
+        brings a local store's files to disk, and `get_many` says whether the rows exist.
         """
         self._client.flush(self._name, timeout=timeout_s)
+
+    def sync(self) -> None:
+        """Sync a local store's files. Other calls may go on meanwhile. Raises OSError."""
         if self._lite is not None:
             self._lite.sync()
 

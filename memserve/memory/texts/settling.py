@@ -7,12 +7,12 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from memserve.errors import MemserveError, QuotaExceeded, VectorStoreUnavailable
-from memserve.memory.texts.applied import BATCH, AppliedWrites
+from memserve.memory.texts.applied import BATCH, AppliedWrites, FlushNotVerified, SettlingFigures
 from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal, Write
 from memserve.memory.texts.loss import missing_memories
@@ -32,24 +32,7 @@ SETTLED_REMOTE_S = 30.0
 ADOPT_EVERY_S = 120.0
 
 log = logging.getLogger(__name__)
-
-
-class FlushNotVerified(Exception):
-    """Milvus said that it had flushed, and a write is missing."""
-
-
-@dataclass
-class SettlingFigures:
-    """Counts since the start."""
-
-    flushes: int = 0
-    failures: int = 0
-    """Flushes, replays and writes to Milvus that failed."""
-    replayed: int = 0
-    """Writes that came into Milvus from the journal."""
-    lost: dict[tuple[str, str], int] = field(default_factory=dict)
-    """Memories that are counted and not in Milvus, by tenant key and namespace. Taken when the store was
-    opened last."""
+T = TypeVar("T")
 
 
 class Settling:
@@ -296,7 +279,7 @@ class Settling:
             return
         if not self._may_flush():
             raise VectorStoreUnavailable("the disk is nearly full, so it does not flush")
-        batch, wrong = await self._index.write(OWN_WORK, self._flush_and_verify)
+        batch, wrong = await self._flush_and_verify()
         if wrong and (wrong := await self._still_pending(wrong)):
             self._distrust()
             raise FlushNotVerified(f"{len(wrong)} of {len(batch)} writes are not there after a flush")
@@ -310,18 +293,45 @@ class Settling:
         if young:
             self._rest_until_s = time.monotonic() + SETTLED_REMOTE_S
 
-    def _flush_and_verify(self, store: MilvusMemories) -> tuple[list[Write], list[Write]]:
-        """As `AppliedWrites.flush_and_verify`. On the writing thread."""
-        if not self.is_trusted:
-            raise VectorStoreUnavailable("it failed since, so nothing is dropped before a replay")
-        begun_s = time.monotonic()
-        try:
-            batch, wrong = self._writes.flush_and_verify(store, timeout_s=FLUSH_TIMEOUT_S)
-        except BaseException:
-            self._distrust()
-            raise
-        self._scanned_s, self._flush_s = 0.0, time.monotonic() - begun_s
+    async def _flush_and_verify(self) -> tuple[list[Write], list[Write]]:
+        """Flush, sync the files, and ask Milvus for the writes that it had before the flush.
+
+        Other calls come between the steps. None of them waits for the syncs, which take seconds on a busy
+        disk.
+
+        Returns the writes, and those of them that Milvus does not have.
+        """
+        batch = await self._index.write(OWN_WORK, self._trusting(self._flush))
+        await self._index.sync(self._trusting(MilvusMemories.sync))
+        wrong: list[Write] = []
+        for start in range(0, len(batch), BATCH):
+            page = partial(
+                self._writes.missing, writes=batch[start : start + BATCH], timeout_s=FLUSH_TIMEOUT_S
+            )
+            wrong += await self._index.write(OWN_WORK, self._trusting(page))
         return batch, wrong
+
+    def _flush(self, store: MilvusMemories) -> list[Write]:
+        begun_s = time.monotonic()
+        batch = self._writes.flush(store, timeout_s=FLUSH_TIMEOUT_S)
+        self._scanned_s, self._flush_s = 0.0, time.monotonic() - begun_s
+        return batch
+
+    def _trusting(self, step: Callable[[MilvusMemories], T]) -> Callable[[MilvusMemories], T]:
+        """A step of settling, on its thread. Where it fails, Milvus is not trusted any more, also if nobody
+        waits for it by then.
+        """
+
+        def taken(store: MilvusMemories) -> T:
+            if not self.is_trusted:
+                raise VectorStoreUnavailable("it failed since, so nothing is dropped before a replay")
+            try:
+                return step(store)
+            except BaseException:
+                self._distrust()
+                raise
+
+        return taken
 
     async def _still_pending(self, writes: Collection[Write]) -> list[Write]:
         """The writes that no other gateway has followed with a write of its own."""

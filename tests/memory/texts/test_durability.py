@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from memserve.errors import (
 )
 from memserve.memory.texts.embedder_files import Prompts, bundled_model_dir, open_embedder
 from memserve.memory.texts.embedding import BertEmbedder
+from memserve.memory.texts.journal import Write
 from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.milvus import MilvusMemories
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts.handbook import HANDBOOK, TENANT, ids, remember, remember_handbook, search
 
@@ -230,3 +233,73 @@ async def test_memories_that_another_model_embedded_are_not_searched_with_this_o
     await remember_handbook(memory)
     assert ids(await search(memory, "How do I stop the heating?"))[0] == "heating"
     await memory.close()
+
+
+@pytest.mark.asyncio
+async def test_calls_go_on_while_files_are_synced_and_nothing_leaves_the_journal_before(
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+    synced = MilvusMemories.sync
+
+    def slow(store: MilvusMemories) -> None:
+        begun.set()
+        assert released.wait(60)
+        synced(store)
+
+    memory = await VectorMemory.open(
+        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=2, flush_quiet_s=3600.0
+    )
+    monkeypatch.setattr(MilvusMemories, "sync", slow)
+    first = await remember(memory, "the gate opens at nine")
+    await remember(memory, "the tower is closed")
+    await asyncio.to_thread(begun.wait, 60)
+    assert ids(await search(memory, "when does the gate open"))[0] == first.memory_id
+    later = await remember(memory, "the bridge is new")
+    assert later.memory_id in ids(await search(memory, "the new bridge"))
+    assert memory.settling.figures.flushes == 0
+    assert len(await pending(memory)) == 3
+    released.set()
+    for _ in range(200):
+        if memory.settling.figures.flushes:
+            break
+        await asyncio.sleep(0.05)
+    assert memory.settling.figures.failures == 0
+    assert later.memory_id in ids(await search(memory, "the new bridge"))
+    await memory.close()
+
+
+@pytest.mark.asyncio
+async def test_a_sync_that_fails_leaves_everything_in_the_journal(
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = True
+
+    def fails(store: MilvusMemories) -> None:
+        if failing:
+            raise OSError("no more room")
+
+    memory = await VectorMemory.open(
+        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1, flush_quiet_s=3600.0
+    )
+    monkeypatch.setattr(MilvusMemories, "sync", fails)
+    stored = await remember(memory, "the gate opens at nine")
+    for _ in range(200):
+        if memory.settling.figures.failures:
+            break
+        await asyncio.sleep(0.05)
+    assert memory.settling.figures.flushes == 0
+    assert len(await pending(memory)) == 1
+    assert ids(await search(memory, "when does the gate open")) == [stored.memory_id]
+    failing = False
+    for _ in range(400):
+        if not await pending(memory):
+            break
+        await asyncio.sleep(0.05)
+    assert await pending(memory) == []
+    assert ids(await search(memory, "when does the gate open")) == [stored.memory_id]
+    await memory.close()
+
+
+async def pending(memory: VectorMemory) -> list[Write]:
+    return [write async for page in memory._journal.pending() for write in page]
