@@ -14,6 +14,7 @@ from memserve.cli.ask import generate
 from memserve.cli.audit import audit_app
 from memserve.cli.backup import backup, restore
 from memserve.cli.demo import demo
+from memserve.cli.explain import explain
 from memserve.cli.keys import keys_app
 from memserve.cli.kv import kv_app
 from memserve.cli.memories import forget, remember, search
@@ -64,6 +65,7 @@ for _command in (
     settings,
     demo,
     generate,
+    explain,
     remember,
     forget,
     search,

@@ -81,6 +81,14 @@ class RouteOptions:
             help="Wanted time per further token, milliseconds. 0: no wish.", rich_help_panel="Route"
         ),
     ] = 0.0
+    refuse_late: Annotated[
+        bool,
+        typer.Option(
+            "--refuse-late",
+            help="Rather be refused at once than get the first token later than --ttft-ms.",
+            rich_help_panel="Route",
+        ),
+    ] = False
     worker_id: Annotated[
         str,
         typer.Option(
@@ -110,7 +118,7 @@ def generate(
         "namespaces": memories.recall or (),
         "recall_limit": memories.recall_limit,
         "sampling": Sampling(max_tokens=answer.max_tokens, temperature=answer.temperature),
-        "slo": Slo(route.ttft_ms or None, route.tpot_ms or None),
+        "slo": Slo(route.ttft_ms or None, route.tpot_ms or None, route.refuse_late),
         "worker_id": route.worker_id,
         "expert": Expert(modules.expert, modules.alpha) if modules.expert else None,
         "session": modules.session,
@@ -148,6 +156,7 @@ def route_lines(route: Route) -> Iterator[Text]:
         yield coloured(f"recall was {route.recall_outcome}: answered without passages", "yellow")
     for used in route.modules:
         yield coloured(module_line(used), "dim")
+    yield coloured(f"request {route.request_id}", "dim")
     yield coloured(f"{route.worker_id}: {route.reason}", "dim")
 
 

@@ -34,6 +34,11 @@ def status_lines(now: Status) -> Iterator[RenderableType]:
         yield coloured(
             f"{now.short_disk} is nearly full", "bold red", ": changes are refused until there is room"
         )
+    if now.forecast_mape:
+        yield (
+            f"predicted time to first token: {100 * now.forecast_mape:.0f} % off on average, "
+            f"{100 * now.forecast_bias:+.0f} % bias, {100 * now.forecast_coverage:.0f} % within the interval"
+        )
     for worker in now.workers:
         yield from worker_lines(worker)
 

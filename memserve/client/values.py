@@ -93,6 +93,12 @@ class Status:
     """The disk that has too little room. Empty: none."""
     embedder: str
     """The model that embeds memories and queries."""
+    forecast_mape: float = 0.0
+    """Predictions of the time to first token, lately: mean of |prediction - actual| / actual. 0: none yet."""
+    forecast_bias: float = 0.0
+    """Mean of (prediction - actual) / actual. Below 0: too hopeful."""
+    forecast_coverage: float = 0.0
+    """The part of the first tokens that came within the interval of their prediction."""
 
 
 @dataclass(frozen=True, slots=True)

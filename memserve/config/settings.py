@@ -26,6 +26,17 @@ def at(host: str, port: int) -> str:
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+RoutingPolicy = Literal[
+    "least_ttft",
+    "least_harm",
+    "cheapest_feasible",
+    "lmetric",
+    "least_tokens",
+    "prefix_affinity",
+    "session_hash",
+    "power_of_two",
+    "round_robin",
+]
 
 
 class Settings(BaseModel):
@@ -152,6 +163,12 @@ class Settings(BaseModel):
     )
     memory_changes_per_minute_per_tenant: int = Field(
         6000, ge=1, description="Memories that one tenant may store or forget in a minute, in one gateway."
+    )
+    routing_policy: RoutingPolicy = Field(
+        "least_ttft",
+        description="How a worker is picked: "
+        "least_ttft, the least predicted time to the first token; least_harm, the least time of an engine; "
+        "cheapest_feasible; lmetric; least_tokens; prefix_affinity; session_hash; power_of_two; round_robin.",
     )
     write_timeout_s: float = Field(
         30.0, gt=0, description="How long a stream waits for a caller that does not read it."

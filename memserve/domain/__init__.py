@@ -4,11 +4,14 @@ No I/O, and no imports from the rest of memserve. Callers import from here, what
 """
 
 from memserve.domain.answers import (
+    ExcludedWorker,
+    Explanation,
     FinishReason,
     GenerationRequest,
     Message,
     Role,
     Route,
+    RouteCandidate,
     Sampling,
     Slo,
     TextDelta,
@@ -42,7 +45,9 @@ __all__ = [
     "AuditEvent",
     "CacheLayout",
     "CachedTokens",
+    "ExcludedWorker",
     "Expert",
+    "Explanation",
     "FinishReason",
     "GateFigure",
     "GateReport",
@@ -59,6 +64,7 @@ __all__ = [
     "RecallOutcome",
     "Role",
     "Route",
+    "RouteCandidate",
     "Sampling",
     "ScoredMemory",
     "Slo",

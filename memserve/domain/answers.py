@@ -59,6 +59,8 @@ class Slo:
     """Time to the first token."""
     tpot_ms: float | None = None
     """Time for each further token."""
+    refuse_late: bool = False
+    """Refuse the request at once when no worker is predicted to meet `ttft_ms`. Else it is answered late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,46 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteCandidate:
+    """A worker that could answer, and its predicted time to first token, term by term.
+
+    ttft = max(queue + slot + memory, fetch) + prefill + load + learned.
+    """
+
+    worker_id: str
+    ttft_ms: float
+    queue_ms: float
+    """Prompts that go before this one."""
+    slot_ms: float
+    """For a slot of an adapter."""
+    memory_ms: float
+    """For room in the KV memory."""
+    fetch_ms: float
+    """Until what comes from Redis is there."""
+    prefill_ms: float
+    """The prompt itself."""
+    load_ms: float
+    """Of the request's modules."""
+    learned_ms: float
+    """What predictions for this worker were wrong by lately."""
+    cached_tokens: int
+    """Prompt tokens that are not computed there."""
+    queued_tokens: int
+    """Tokens of other prompts that it has to compute."""
+    running: int
+    """Requests under way there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExcludedWorker:
+    """A worker that could not answer, and why."""
+
+    worker_id: str
+    reason: str
+    """One line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """The head of an answer's receipt: where the request went, why, and with which memories."""
 
@@ -97,6 +139,11 @@ class Route:
     passages: tuple[ScoredMemory, ...]
     lost_memories: int = 0
     """Memories of the recalled namespaces that were acknowledged and that the vector store has lost."""
+    candidates: tuple[RouteCandidate, ...] = ()
+    """The workers that were looked at, the chosen one too."""
+    excluded: tuple[ExcludedWorker, ...] = ()
+    predicted_within_ms: float = 0.0
+    """Nine of ten first tokens came within so much of their prediction lately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +168,15 @@ class Usage:
     """The mean over the tokens after the first. None for an answer of one token."""
     slo_met: bool
     finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a request went where it went, and what became of it."""
+
+    route: Route
+    """Without its passages."""
+    outcome: str
+    """One line for a person: answered, under way, or how it failed."""
+    usage: Usage | None
+    """None until the answer has ended well."""

@@ -19,6 +19,7 @@ from memserve.errors import (
     VectorStoreUnavailable,
 )
 from memserve.gateway.access.callers import Access, Inflight
+from memserve.gateway.decisions import Decisions
 from memserve.gateway.modules.canary import CanaryWatch
 from memserve.gateway.modules.composition import ModuleComposition
 from memserve.gateway.modules.deletion import ModuleDeletion
@@ -57,7 +58,8 @@ from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.milvus import is_local_uri
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles, open_model
-from memserve.policy.routing.predict import RoutingCosts
+from memserve.policy.routing.breaker import Breakers
+from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.leases import Registry
@@ -86,6 +88,9 @@ class GatewayParts:
     inflight: Inflight
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
+    decisions: Decisions = field(default_factory=Decisions)
+    residuals: Residuals = field(default_factory=Residuals)
+    breakers: Breakers = field(default_factory=Breakers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +183,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         fit=fit,
         pool=pool,
         look_up=CacheLookup(pool, parts.lookup, parts.metrics),
-        router=Router(pool, settings, RoutingCosts()),
-        answers=Answers(parts.metrics, parts.outcomes),
+        router=Router(pool, settings, parts.residuals, parts.breakers),
+        answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
     )
     trial = ModuleTrial(pool)
     gate = Gate(

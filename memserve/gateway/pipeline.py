@@ -13,20 +13,19 @@ from dataclasses import dataclass, replace
 
 from memserve.config import Settings
 from memserve.domain import GenerationRequest, RecallOutcome, Route, Tenant, TextDelta, Usage
-from memserve.domain.worker_calls import WorkerFailure, WorkerRefused
+from memserve.domain.worker_calls import WorkerFailure
 from memserve.gateway.access.callers import Inflight
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
 from memserve.gateway.steps.prompt import Prompt, PromptFitting
 from memserve.gateway.steps.recall import Recall, Recalled
 from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve_modules
-from memserve.gateway.steps.route import Attempts, Router
+from memserve.gateway.steps.route import Attempts, Router, RoutingChoice
 from memserve.gateway.steps.stream import Answers, RoutedRequest
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.texts.memory import VectorMemory
 from memserve.metrics.instruments import GatewayMetrics
-from memserve.policy.routing.choose import RoutingChoice
 from memserve.policy.sampling import check_min_tokens
 
 
@@ -86,8 +85,16 @@ class Pipeline:
                 )
                 route = self._route(request, tenant, modules, recalled, prompt, choice)
                 routed = RoutedRequest(
-                    request, tenant, modules, prompt.token_ids, route, accepted_s, deadline_s
+                    request,
+                    tenant,
+                    modules,
+                    prompt.token_ids,
+                    route,
+                    accepted_s,
+                    deadline_s,
+                    choice.learned_s,
                 )
+                self.answers.routed(routed)
                 uncached_tokens = route.prompt_tokens - route.expected_cached_tokens
                 # 7. The worker streams. A worker that fails before its first token is replaced.
                 try:
@@ -98,8 +105,7 @@ class Pipeline:
                                 yield event  # 8. Text, last the usage.
                     return
                 except WorkerFailure as failure:
-                    if isinstance(failure, WorkerRefused):
-                        self.answers.refused(routed)
+                    self.answers.failed(routed, failure)
                     attempts.failed(failure)
                     self.metrics.rerouted.inc()
 
@@ -126,4 +132,7 @@ class Pipeline:
             recall_outcome=RecallOutcome.EMPTY if none_fits else recalled.outcome,
             passages=prompt.passages,
             lost_memories=self.texts.lost(tenant.name, request.namespaces),
+            candidates=choice.candidates,
+            excluded=choice.excluded,
+            predicted_within_ms=choice.within_s * 1000,
         )

@@ -276,7 +276,7 @@ class Prefixes:
         )
         timeout_s = None if deadline_s is None else deadline_s - now_s
         try:
-            async with self._pool.place(tenant.name):
+            async with self._pool.own_place(tenant.name):
                 with (
                     worker.serving(tenant.name, request.request_id, end - start),
                     worker.calling() as calls,

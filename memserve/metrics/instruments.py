@@ -72,9 +72,26 @@ class GatewayMetrics:
             "Requests sent to another worker because the first failed before a token.",
             registry=r,
         )
+        self.forecasts = Gauge(
+            "memserve_ttft_forecast_ratio",
+            "Predictions of the time to first token, lately: mape (mean absolute error, of the actual time), "
+            "bias (below 0: too hopeful), coverage (first tokens within the interval of their prediction).",
+            ["what"],
+            registry=r,
+        )
         self.unread_streams = Counter(
             "memserve_unread_streams_total",
             "Streams ended because their caller did not read them.",
+            registry=r,
+        )
+        self.predicted_misses = Counter(
+            "memserve_predicted_misses_total",
+            "Requests whose worker was predicted to miss the time to first token that they wish for.",
+            registry=r,
+        )
+        self.queued_seconds = Gauge(
+            "memserve_queued_seconds",
+            "Time that the engines need for the prompts that they have, the sum over workers.",
             registry=r,
         )
         self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)

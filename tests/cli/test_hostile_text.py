@@ -31,6 +31,7 @@ CURSOR = re.compile(r"\x1b\[\?25[lh]|\r|\x1b\[\d*A|\x1b\[2K")
 # Every command that speaks to a gateway, as it is called. MODULE: a folder with a LoRA's files.
 COMMANDS = {
     "generate": "generate hello",
+    "explain": "explain r1",
     "remember": "remember notes hello",
     "forget": "forget notes m1",
     "search": "search hello -n notes",

@@ -12,6 +12,7 @@ from memserve.client import (
     CacheUsage,
     Evicted,
     Expert,
+    Explanation,
     HeldPrefix,
     Message,
     ModuleKind,
@@ -41,9 +42,11 @@ from tests.client.examples import (
     RESIDENCY,
     RESIDENCY_PB,
     ROUTE,
+    ROUTE_PB,
     STATUS,
     STATUS_PB,
     USAGE,
+    USAGE_PB,
     VERSION,
     VERSION_PB,
 )
@@ -67,6 +70,11 @@ CASES = [
             sampling=inference_pb2.Sampling(top_p=1.0),
         ),
         ANSWER_PB, Answer(" a b", (1, 2, 3), (-0.5, -1.0, -0.25), ROUTE, USAGE),
+    ),
+    Case(
+        "explain", ("r",), {}, inference_pb2.ExplainRequest(request_id="r"),
+        [inference_pb2.ExplainResponse(route=ROUTE_PB.route, outcome="answered", usage=USAGE_PB.usage)],
+        Explanation(ROUTE, "answered", USAGE),
     ),
     Case(
         "stream", ([Message(Role.SYSTEM, "s"), {"role": "user", "content": "q"}],),

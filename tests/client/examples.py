@@ -8,6 +8,7 @@ from memserve.client import (
     Alias,
     AuditEvent,
     CachedTokens,
+    ExcludedWorker,
     FinishReason,
     GateFigure,
     GateReport,
@@ -18,6 +19,7 @@ from memserve.client import (
     ModuleVersion,
     RecallOutcome,
     Route,
+    RouteCandidate,
     ScoredMemory,
     Status,
     TextDelta,
@@ -79,6 +81,8 @@ ROUTE = Route(
         UsedModule("facts", 1, "e", ModuleKind.LOGIT_EXPERT, "asked for by number", 0.5),
     ),
     RecallOutcome.FOUND, (ScoredMemory(MEMORY, 0.5, 0.25, None), ScoredMemory(MEMORY, 0.5, None, 8.0)), 1,
+    (RouteCandidate("w0", 1.5, 0.5, 0.25, 0.125, 0.0625, 2.0, 3.0, -4.0, 4, 5, 6),),
+    (ExcludedWorker("w1", "silent"),), 7.0,
 )  # fmt: skip
 ROUTE_PB = inference_pb2.GenerateResponse(
     route=inference_pb2.Route(
@@ -97,6 +101,13 @@ ROUTE_PB = inference_pb2.GenerateResponse(
             memory_pb2.ScoredMemory(memory=MEMORY_PB, score=0.5, dense_score=0.25),
             memory_pb2.ScoredMemory(memory=MEMORY_PB, score=0.5, bm25_score=8.0),
         ],
+        candidates=[
+            inference_pb2.RouteCandidate(
+                worker_id="w0", ttft_ms=1.5, queue_ms=0.5, slot_ms=0.25, memory_ms=0.125, fetch_ms=0.0625,
+                prefill_ms=2.0, load_ms=3.0, learned_ms=-4.0, cached_tokens=4, queued_tokens=5, running=6,
+            )
+        ],
+        excluded=[inference_pb2.ExcludedWorker(worker_id="w1", reason="silent")], predicted_within_ms=7.0,
     )
 )  # fmt: skip
 DELTAS = [TextDelta(" a", (1, 2), (-0.5, -1.0)), TextDelta(" b", (3,), (-0.25,))]
@@ -126,11 +137,12 @@ STATUS = Status(
             "w0", "a:1", "a:2", 7, True, 1, 2, 3, 4.5, {"d": ModulePlace.DEVICE}, True, "no experts"
         ),
     ),
-    True, False, 1, 2, 3, -1, "data", "minilm",
+    True, False, 1, 2, 3, -1, "data", "minilm", 0.25, -0.5, 0.75,
 )  # fmt: skip
 STATUS_PB = status_pb2.GetStatusResponse(
     version="0.1.0", model="tiny", model_digest="d", max_context_tokens=8192, redis_ok=True, modules=1,
     memories=2, lost_memories=3, waiting_writes=-1, short_disk="data", embedder="minilm",
+    forecasts=status_pb2.ForecastErrors(mape=0.25, bias=-0.5, coverage=0.75),
     workers=[
         status_pb2.WorkerStatus(
             worker_id="w0", address="a:1", metrics_address="a:2", pid=7, ready=True, running=1, waiting=2,

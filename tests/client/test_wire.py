@@ -60,7 +60,7 @@ def test_what_the_client_asks_is_what_the_gateway_reads() -> None:
         generate_request(
             talk, module="tone", namespaces=["b", "a", "b"], recall_limit=3, recall_timeout_ms=250,
             sampling=sampling,
-            slo=Slo(1.0, 2.0), model="tiny", worker_id="w0", expert=Expert("facts@2", 0.0), session="s",
+            slo=Slo(1.0, 2.0, True), model="tiny", worker_id="w0", expert=Expert("facts@2", 0.0), session="s",
             modules=["third", ModuleUse("fourth@live", -0.5)],
         )
     )  # fmt: skip
@@ -72,7 +72,7 @@ def test_what_the_client_asks_is_what_the_gateway_reads() -> None:
         ModuleUse("fourth@live", -0.5, None, "modules[1].reference"),
     )
     assert (asked.namespaces, asked.recall_limit, asked.recall_timeout_s) == (("b", "a"), 3, 0.25)
-    assert (asked.slo, asked.worker_id, asked.session) == (Slo(1.0, 2.0), "w0", "s")
+    assert (asked.slo, asked.worker_id, asked.session) == (Slo(1.0, 2.0, True), "w0", "s")
     plain = generation_request(generate_request("b"))
     assert (plain.sampling, plain.slo, plain.namespaces, plain.modules) == (
         Sampling(max_tokens=0),

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from memserve.client import AsyncClient
+from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
 from memserve.domain import (
     Message,
@@ -97,6 +97,32 @@ async def test_an_slo_is_met_or_missed_by_the_time_it_took(start_gateway: StartG
     one_token = await gateway.client.generate("hello", sampling=Sampling(max_tokens=1), slo=Slo(tpot_ms=1e-6))
     assert one_token.usage.slo_met
     assert one_token.usage.tpot_ms is None
+
+
+async def test_a_request_that_would_be_late_is_refused_where_it_asks_for_that(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway()
+    long = "the gate of the north tower " * 40
+
+    async def asked(ttft_ms: float) -> None:
+        await gateway.client.generate(long, sampling=GREEDY, slo=Slo(ttft_ms, refuse_late=True))
+
+    await asked(60_000)
+    before, sent = len(gateway.workers[0].requests), gateway.parts.pool.workers["w0"].sent
+    retries = []
+    for queued_tokens in (5_000, 100_000):
+        sent["others"] = queued_tokens
+        with pytest.raises(CallFailed, match=r"predicted after \d+ ms, and wished for within 100") as refused:
+            await asked(100)
+        assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        retries.append(refused.value.retry_after_s)
+    assert 0.1 <= retries[0] < retries[1] / 10, "the time to wait grows with what is queued"
+    assert len(gateway.workers[0].requests) == before
+    del sent["others"]
+    with pytest.raises(CallFailed) as wrong:
+        await gateway.client.generate("hello", slo=Slo(refuse_late=True))
+    assert wrong.value.field == "slo.refuse_late"
 
 
 # Routing

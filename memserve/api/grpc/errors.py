@@ -26,6 +26,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.UploadIncomplete: grpc.StatusCode.DATA_LOSS,
     errors.BlobDamaged: grpc.StatusCode.DATA_LOSS,
     errors.BlobStoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.RequestNotKnown: grpc.StatusCode.NOT_FOUND,
     errors.NamespaceNotFound: grpc.StatusCode.NOT_FOUND,
     errors.MemoryNotFound: grpc.StatusCode.NOT_FOUND,
     errors.MemoryConflict: grpc.StatusCode.ALREADY_EXISTS,
@@ -40,6 +41,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.NoWorker: grpc.StatusCode.UNAVAILABLE,
     # Clients try again by themselves after UNAVAILABLE, and must not do so here.
     errors.WorkersLost: grpc.StatusCode.INTERNAL,
+    errors.PredictedLate: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.GatewayStarting: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerLost: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -64,6 +66,7 @@ WITH_RETRY = (
     errors.RegistryDiskFull,
     errors.JournalFull,
     errors.NoWorker,
+    errors.PredictedLate,
     errors.GatewayStarting,
 )
 # These state a rule about what the caller sent. They contain no path on this machine.

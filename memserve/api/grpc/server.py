@@ -25,6 +25,7 @@ from memserve.errors import MemserveError
 from memserve.gateway.access.callers import Access, KeyFile, load_access
 from memserve.gateway.assembly import GatewayParts, open_parts, services_of
 from memserve.gateway.modules.canary import LOOK_S as CANARY_LOOK_S
+from memserve.gateway.steps.route import backlog_s
 from memserve.memory.modules.blobs.store import sweep
 from memserve.memory.modules.uploads import sweep_uploads
 from memserve.metrics.port import serve_metrics
@@ -120,7 +121,9 @@ async def served(front: Front, parts: GatewayParts, access: Access) -> AsyncIter
     """
     edge = Edge(parts.settings, access, parts.disk, parts.metrics)
     services, port = services_of(parts, access), front.services
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge, services.pipeline), port)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+        InferenceService(edge, services.pipeline, parts.decisions), port
+    )
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(
         MemoryService(edge, parts.texts, parts.tokenizer), port
     )
@@ -156,6 +159,13 @@ async def _report_health(servicer: health.aio.HealthServicer, parts: GatewayPart
     """
     ready = len([worker for worker in parts.pool.workers.values() if worker.connected])
     parts.metrics.ready_workers.set(ready)
+    parts.metrics.queued_seconds.set(sum(map(backlog_s, parts.pool.workers.values())))
+    for what, value in (
+        ("mape", parts.residuals.mape),
+        ("bias", parts.residuals.bias),
+        ("coverage", parts.residuals.coverage),
+    ):
+        parts.metrics.forecasts.labels(what).set(value)
     figures = parts.texts.settling.figures
     parts.metrics.lost_memories.set(sum(figures.lost.values()))
     parts.metrics.journal_failures.set(figures.failures)

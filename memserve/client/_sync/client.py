@@ -17,10 +17,10 @@ from memserve.client._sync.modules import ModuleCalls
 from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles, endpoint_of
 from memserve.client.errors import CallFailed
 from memserve.client.values import Answer, Conversation, Event, Status, collect
-from memserve.client.wire.inference import event_of, generate_request
+from memserve.client.wire.inference import event_of, explanation_of, generate_request
 from memserve.client.wire.status import status_of
-from memserve.domain import Expert, ModuleUse, Sampling, Slo
-from memserve.pb.v1 import status_pb2
+from memserve.domain import Expert, Explanation, ModuleUse, Sampling, Slo
+from memserve.pb.v1 import inference_pb2, status_pb2
 
 
 class Client(MemoryCalls):
@@ -158,6 +158,15 @@ class Client(MemoryCalls):
             for response in responses:
                 if (event := event_of(response)) is not None:
                     yield event
+
+    def explain(self, request_id: str) -> Explanation:
+        """Why a request of this gateway's last 2,048 went where it went, and what became of it.
+
+        request_id: of the receipt, `answer.route.request_id`.
+        """
+        stub = self._connection.stubs.inference
+        request = inference_pb2.ExplainRequest(request_id=request_id)
+        return explanation_of(self._connection.call(stub.Explain, request))
 
     def status(self, *, workers_only: bool = False) -> Status:
         """What runs now.

@@ -10,7 +10,9 @@ from memserve.client.values import Conversation, Event
 from memserve.client.wire.memories import scored_of
 from memserve.domain import (
     CachedTokens,
+    ExcludedWorker,
     Expert,
+    Explanation,
     FinishReason,
     Message,
     ModuleKind,
@@ -18,6 +20,7 @@ from memserve.domain import (
     RecallOutcome,
     Role,
     Route,
+    RouteCandidate,
     Sampling,
     Slo,
     TextDelta,
@@ -98,7 +101,7 @@ def generate_request(
             namespaces=strings("namespaces", namespaces), limit=recall_limit, timeout_ms=recall_timeout_ms
         ),
         sampling=_sampling(sampling, {name: value for name, value in fields.items() if value is not None}),
-        slo=pb.Slo(ttft_ms=slo.ttft_ms or 0, tpot_ms=slo.tpot_ms or 0),
+        slo=pb.Slo(ttft_ms=slo.ttft_ms or 0, tpot_ms=slo.tpot_ms or 0, refuse_late=slo.refuse_late),
         worker_id=worker_id,
         experts=[] if expert is None else [pb.Expert(reference=expert.reference, alpha=expert.alpha)],
         session=session,
@@ -149,7 +152,19 @@ def _route_of(route: pb.Route) -> Route:
         recall_outcome=OUTCOMES.get(route.recall_outcome, RecallOutcome.UNKNOWN),
         passages=tuple(scored_of(hit) for hit in route.passages),
         lost_memories=route.lost_memories,
+        candidates=tuple(_candidate_of(each) for each in route.candidates),
+        excluded=tuple(ExcludedWorker(each.worker_id, each.reason) for each in route.excluded),
+        predicted_within_ms=route.predicted_within_ms,
     )
+
+
+def explanation_of(response: pb.ExplainResponse) -> Explanation:
+    usage = _usage_of(response.usage) if response.HasField("usage") else None
+    return Explanation(_route_of(response.route), response.outcome, usage)
+
+
+def _candidate_of(candidate: pb.RouteCandidate) -> RouteCandidate:
+    return RouteCandidate(**{name: getattr(candidate, name) for name in candidate.DESCRIPTOR.fields_by_name})
 
 
 def _module_uses(modules: str | ModuleUse | Sequence[str | ModuleUse]) -> list[pb.ModuleUse]:

@@ -22,6 +22,9 @@ def status_of(value: pb.GetStatusResponse) -> Status:
         waiting_writes=value.waiting_writes,
         short_disk=value.short_disk,
         embedder=value.embedder,
+        forecast_mape=value.forecasts.mape,
+        forecast_bias=value.forecasts.bias,
+        forecast_coverage=value.forecasts.coverage,
     )
 
 

@@ -24,6 +24,7 @@ NEEDED: dict[str, KeyRole] = {
     "WatchModules": _READ,
     "ListAuditEvents": _READ,
     "Generate": _ASK,
+    "Explain": _ASK,
     "Remember": _WRITE,
     "Forget": _WRITE,
     "WarmPrefix": _WRITE,

@@ -160,7 +160,7 @@ class _Run:
 
     async def _answer(self, token_ids: list[int], with_version: bool) -> Answer:
         while True:
-            async with self.pool.place(self.tenant.name):
+            async with self.pool.own_place(self.tenant.name):
                 worker = self._chosen()
                 try:
                     return await self._ask(worker, token_ids, with_version)

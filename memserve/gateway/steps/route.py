@@ -1,33 +1,75 @@
-"""Step 6 of a request: the worker with the least predicted TTFT, and what to do when it fails."""
+"""Step 6 of a request: the worker that the policy picks, and what to do when it fails."""
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from memserve.config import Settings
-from memserve.domain import CacheLayout, GenerationRequest
+from memserve.domain import CacheLayout, ExcludedWorker, GenerationRequest, RouteCandidate, Slo
 from memserve.domain.worker_calls import WorkerDied, WorkerFailure
-from memserve.errors import NoWorker, WorkersLost
+from memserve.errors import NoWorker, PredictedLate, WorkersLost
 from memserve.gateway.steps.lookup import LookedUp
 from memserve.gateway.steps.resolve import AnsweringModule, AnsweringModules
 from memserve.gateway.workers.pool import PooledWorker, WorkerPool
-from memserve.policy.routing.choose import RoutingChoice, choose_worker
-from memserve.policy.routing.predict import RoutingCosts
-from memserve.policy.routing.snapshot import PlacedModule, WorkerSnapshot, slots_ahead
+from memserve.policy.routing.breaker import Breakers
+from memserve.policy.routing.candidates import few
+from memserve.policy.routing.costs import EngineCosts
+from memserve.policy.routing.forecast import Demand, Held, PlacedModule, forecast, slots_ahead
+from memserve.policy.routing.load import WaitingTime, WorkerLoad
+from memserve.policy.routing.policies import MARGIN, POLICIES, Candidate, Situation
+from memserve.policy.routing.residuals import Residuals
 
 ATTEMPTS = 3
 # What ends one worker may end the next, and then the one after it.
 LOST_RETRIES = 1
+NEW_WORKER_TOKENS_PER_S = 2_000.0
+"""Prefill speed of a worker that has not measured its own yet. Workers are only compared by it; no request is
+admitted or refused by it. Eviction has a figure of its own, see `policy/kv/eviction.py`."""
+ANSWER_S = 0.004
+"""What an answer adds to every step of its engine."""
+STEP_LIMIT_S = 1.0
+FETCH_TOKENS_PER_S = 100_000.0
+"""How fast KV arrives from Redis."""
+LEAST_RETRY_S = 0.1
+TOLD_MAX = 64
+"""Workers in a receipt."""
+# These need not see every worker of a large fleet.
+OF_FEW = frozenset({"least_ttft", "least_harm", "cheapest_feasible", "lmetric", "least_tokens"})
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingChoice:
+    """The chosen worker, and why."""
+
+    worker_id: str
+    predicted_ttft_s: float
+    expected_cached_tokens: int
+    reason: str
+    """One line for a person."""
+    candidates: tuple[RouteCandidate, ...]
+    excluded: tuple[ExcludedWorker, ...]
+    learned_s: float
+    """The part of the prediction that is a correction by earlier errors."""
+    within_s: float
+    """Nine of ten first tokens came within so much of their prediction lately."""
 
 
 class Router:
-    """Builds a snapshot of each worker that may answer, and lets the policy choose."""
+    """Says which workers may answer and what is known of each, and lets the policy of the settings pick."""
 
-    def __init__(self, pool: WorkerPool, settings: Settings, costs: RoutingCosts) -> None:
+    def __init__(
+        self, pool: WorkerPool, settings: Settings, residuals: Residuals, breakers: Breakers
+    ) -> None:
         self._pool = pool
+        self._breakers = breakers
         self._settings = settings
-        self._costs = costs
+        self._policy = POLICIES[settings.routing_policy]
+        self._residuals = residuals
+        self._decided = 0
 
     def choose(
         self,
@@ -38,42 +80,122 @@ class Router:
         cached: Mapping[CacheLayout, LookedUp],
         tried: Collection[str],
     ) -> tuple[PooledWorker, RoutingChoice]:
-        """Raises NoWorker. tried: ids of the workers that have failed this request."""
+        """tried: ids of the workers that have failed this request.
+
+        Raises NoWorker, and PredictedLate where the request would rather be refused.
+        """
         now_s = time.monotonic()
-
-        def fitting(workers: Sequence[PooledWorker]) -> dict[str, PooledWorker]:
-            return {
-                worker.lease.worker_id: worker
-                for worker in workers
-                if worker.lease.worker_id not in tried
-                and modules.fit(worker.lease.model_digest)
-                and request.worker_id in ("", worker.lease.worker_id)
-            }
-
-        # The worker that is left to other tenants is better than none.
-        ready = fitting(self._pool.open_to(tenant, now_s)) or fitting(self._pool.ready(now_s))
-        snapshots = [
-            self._snapshot(worker, modules, cached.get(worker.lease.layout, LookedUp()))
-            for worker in ready.values()
-        ]
-        choice = choose_worker(snapshots, prompt_tokens, self._costs)
-        if choice is None:
+        eligible, excluded = self._eligible(request, tenant, modules, tried, now_s)
+        if not eligible:
             raise NoWorker(
                 f"worker {request.worker_id} is not ready" if request.worker_id else "none is ready"
             )
-        return ready[choice.worker_id], choice
-
-    def _snapshot(self, worker: PooledWorker, modules: AnsweringModules, prompt: LookedUp) -> WorkerSnapshot:
-        held_blocks = self._pool.index.longest_prefix(worker.lease.worker_id, prompt.keys)
-        return WorkerSnapshot(
-            worker_id=worker.lease.worker_id,
-            running=max(worker.running, worker.state.running + worker.state.waiting),
-            pending_prefill_tokens=worker.pending_prefill_tokens,
-            held_tokens=held_blocks * worker.lease.block_tokens,
-            shared_tokens=prompt.redis_tokens if worker.lease.shares_kv else 0,
-            prefill_tokens_per_s=worker.prefill_tokens_per_s,
-            modules=tuple(self._placed(worker, module) for module in modules.modules),
+        by_s = math.inf if request.slo.ttft_ms is None else now_s + request.slo.ttft_ms / 1000
+        demand = Demand(prompt_tokens, by_s, request.sampling.max_tokens, session=request.session)
+        candidates = self._candidates(eligible, demand, modules, cached, now_s)
+        chosen = self._policy(Situation(demand, now_s, self._decided, random.random), candidates)
+        self._decided += 1
+        self._refuse_late(request.slo, candidates)
+        worker_id = chosen.load.worker
+        self._breakers.asked(worker_id, now_s)
+        choice = RoutingChoice(
+            worker_id,
+            chosen.forecast.ttft_s,
+            chosen.forecast.cached_tokens,
+            self._reason(chosen, len(candidates), prompt_tokens),
+            tuple(_told(each) for each in candidates[:TOLD_MAX]),
+            tuple(excluded[:TOLD_MAX]),
+            chosen.forecast.learned_s,
+            self._residuals.interval_s(worker_id),
         )
+        return next(each for each in eligible if each.lease.worker_id == worker_id), choice
+
+    def _eligible(
+        self,
+        request: GenerationRequest,
+        tenant: str,
+        modules: AnsweringModules,
+        tried: Collection[str],
+        now_s: float,
+    ) -> tuple[list[PooledWorker], list[ExcludedWorker]]:
+        """The workers that may answer, and why the others may not."""
+        ready = {worker.lease.worker_id for worker in self._pool.ready(now_s)}
+        open_to = {worker.lease.worker_id for worker in self._pool.open_to(tenant, now_s)}
+        eligible: list[PooledWorker] = []
+        last: list[PooledWorker] = []
+        excluded: list[ExcludedWorker] = []
+        for worker_id, worker in self._pool.workers.items():
+            if request.worker_id not in ("", worker_id):
+                why = "another worker was asked for"
+            elif worker_id in tried:
+                why = "it has failed this request"
+            elif not worker.connected:
+                why = "its stream is down"
+            elif worker_id not in ready:
+                why = f"silent for {now_s - worker.heard_s:.1f} s"
+            elif not modules.fit(worker.lease.model_digest):
+                why = "the request's modules are for another base model than it serves"
+            elif (open_s := self._breakers.open_s(worker_id, now_s)) > 0:
+                last.append(worker)
+                why = f"its last requests failed; it is tried again in {open_s:.1f} s"
+            elif worker_id not in open_to:
+                last.append(worker)
+                why = "left to other tenants"
+            else:
+                eligible.append(worker)
+                continue
+            excluded.append(ExcludedWorker(worker_id, why))
+        if eligible or not last:
+            return eligible, excluded
+        # A worker that is left to other tenants, or that failed lately, is better than none.
+        names = {worker.lease.worker_id for worker in last}
+        return last, [each for each in excluded if each.worker_id not in names]
+
+    def _candidates(
+        self,
+        eligible: Sequence[PooledWorker],
+        demand: Demand,
+        modules: AnsweringModules,
+        cached: Mapping[CacheLayout, LookedUp],
+        now_s: float,
+    ) -> list[Candidate]:
+        leading: dict[str, int] = {}
+        for prompt in cached.values():
+            leading |= self._pool.index.leading(prompt.keys)
+        numbers: Sequence[int] = range(len(eligible))
+        if self._settings.routing_policy in OF_FEW:
+            held = {
+                number: leading[worker.lease.worker_id]
+                for number, worker in enumerate(eligible)
+                if worker.lease.worker_id in leading
+            }
+            numbers = few(len(eligible), held, [backlog_s(worker) for worker in eligible], random.random)
+        found = []
+        for number in numbers:
+            worker = eligible[number]
+            lease = worker.lease
+            prompt = cached.get(lease.layout, LookedUp())
+            held_by = Held(
+                leading.get(lease.worker_id, 0) * lease.block_tokens,
+                prompt.redis_tokens if lease.shares_kv else 0,
+                tuple(self._placed(worker, module) for module in modules.modules),
+            )
+            load = _load_of(worker, now_s)
+            learned_s = self._residuals.correction_s(lease.worker_id)
+            found.append(Candidate(load, held_by, forecast(load, demand, held_by, now_s, learned_s)))
+        return found
+
+    def _refuse_late(self, slo: Slo, candidates: Sequence[Candidate]) -> None:
+        """Raises PredictedLate when no candidate is predicted to be in time.
+
+        The time after which to try again is what the soonest is late by: queues shrink by a second a second.
+        """
+        if not slo.refuse_late or slo.ttft_ms is None:
+            return
+        soonest_s = min(each.forecast.ttft_s for each in candidates)
+        late_s = MARGIN * soonest_s - slo.ttft_ms / 1000
+        if late_s > 0:
+            raise PredictedLate(soonest_s * 1000, slo.ttft_ms, max(late_s, LEAST_RETRY_S))
 
     def _placed(self, worker: PooledWorker, module: AnsweringModule) -> PlacedModule:
         digest, row = module.version.digest, module.row
@@ -81,6 +203,16 @@ class Router:
         if row.slots_setting:
             ahead = slots_ahead(digest, worker.in_slots, getattr(self._settings, row.slots_setting))
         return PlacedModule(worker.place_of(digest), row.costs, ahead)
+
+    def _reason(self, chosen: Candidate, candidates: int, prompt_tokens: int) -> str:
+        cached = chosen.forecast.cached_tokens
+        where = "its own memory" if cached <= chosen.held.held_tokens else "Redis"
+        policy = self._settings.routing_policy.replace("_", " ").replace("least ttft", "least predicted TTFT")
+        return (
+            f"{policy} of {candidates}: {cached} of {prompt_tokens} tokens cached"
+            + (f" in {where}" if cached else "")
+            + f", {chosen.load.queued_tokens} tokens queued, {chosen.load.requests} running"
+        )
 
 
 class Attempts:
@@ -102,3 +234,43 @@ class Attempts:
         others = {worker.lease.worker_id for worker in self._pool.ready(time.monotonic())} - self.tried
         if len(self.tried) >= ATTEMPTS or self._only or not others:
             raise NoWorker(failure.detail) from None
+
+
+def backlog_s(worker: PooledWorker) -> float:
+    """The time that the worker's engine needs for the prompts that it has."""
+    return worker.pending_prefill_tokens / (worker.prefill_tokens_per_s or NEW_WORKER_TOKENS_PER_S)
+
+
+def _load_of(worker: PooledWorker, now_s: float) -> WorkerLoad:
+    """The worker's last state, and what this gateway has sent since."""
+    running = max(worker.running, worker.state.running + worker.state.waiting)
+    token_s = 1 / (worker.prefill_tokens_per_s or NEW_WORKER_TOKENS_PER_S)
+    return WorkerLoad(
+        worker=worker.lease.worker_id,
+        at_s=now_s,
+        costs=EngineCosts(0.0, token_s, 0.0, ANSWER_S, 0.0, STEP_LIMIT_S),
+        waiting=WaitingTime(now_s),
+        prefill_s=backlog_s(worker),
+        answers=running,
+        fetch_tokens_per_s=FETCH_TOKENS_PER_S,
+        requests=running,
+        queued_tokens=worker.pending_prefill_tokens,
+    )
+
+
+def _told(candidate: Candidate) -> RouteCandidate:
+    of = candidate.forecast
+    return RouteCandidate(
+        worker_id=candidate.load.worker,
+        ttft_ms=of.ttft_s * 1000,
+        queue_ms=of.queue_s * 1000,
+        slot_ms=of.slot_s * 1000,
+        memory_ms=of.room_s * 1000,
+        fetch_ms=of.fetch_s * 1000,
+        prefill_ms=of.prefill_s * 1000,
+        load_ms=of.load_s * 1000,
+        learned_ms=of.learned_s * 1000,
+        cached_tokens=of.cached_tokens,
+        queued_tokens=candidate.load.queued_tokens,
+        running=candidate.load.requests,
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memserve.domain import (
     CachedTokens,
@@ -20,14 +21,18 @@ from memserve.domain.worker_calls import (
     AnswerPart,
     WorkerFailure,
     WorkerLate,
+    WorkerRefused,
     WorkerRequest,
     WrongRequest,
 )
 from memserve.errors import DeadlineExceeded, InvalidField, WorkerLost
+from memserve.gateway.decisions import ANSWERED, Decisions
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.steps.resolve import AnsweringModules
 from memserve.gateway.workers.pool import PooledWorker
 from memserve.metrics.instruments import GatewayMetrics
+from memserve.policy.routing.breaker import Breakers
+from memserve.policy.routing.residuals import Residuals
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,9 @@ class RoutedRequest:
     accepted_s: float
     """On the monotonic clock, as `deadline_s` is."""
     deadline_s: float | None
+    learned_s: float = 0.0
+    """The part of the predicted TTFT that is a correction by earlier errors."""
+    routed_s: float = field(default_factory=time.monotonic)
 
     def for_worker(self) -> WorkerRequest:
         return WorkerRequest(
@@ -57,9 +65,19 @@ class RoutedRequest:
 class Answers:
     """Streams answers, and counts them."""
 
-    def __init__(self, metrics: GatewayMetrics, outcomes: OutcomeCounts) -> None:
+    def __init__(
+        self,
+        metrics: GatewayMetrics,
+        outcomes: OutcomeCounts,
+        decisions: Decisions,
+        residuals: Residuals,
+        breakers: Breakers,
+    ) -> None:
         self._metrics = metrics
         self._outcomes = outcomes
+        self._decisions = decisions
+        self._residuals = residuals
+        self._breakers = breakers
 
     async def stream(
         self, routed: RoutedRequest, worker: PooledWorker
@@ -81,30 +99,54 @@ class Answers:
                     async for part in parts:
                         if first_s is None:
                             first_s = time.monotonic()
-                            self._began(routed, worker)
+                            self._began(routed, worker, first_s)
                         output_tokens += len(part.token_ids)
                         if part.text or part.token_ids:
                             yield TextDelta(part.text, part.token_ids, part.logprobs)
                         if part.finish_reason is not None:
                             usage = usage_of(routed, part, output_tokens, first_s, time.monotonic())
                             self._ended(routed, usage)
+                            self._decisions.ended(routed.route.request_id, ANSWERED, usage)
                             yield usage
         except WorkerLate:
+            self._decisions.ended(routed.route.request_id, "the call's deadline passed")
             raise DeadlineExceeded from None
         except WrongRequest as error:
+            self._decisions.ended(routed.route.request_id, f"refused by the worker: {error.detail}")
             raise InvalidField("request", error.detail) from None
         except WorkerFailure:
             if first_s is not None:
+                self._decisions.ended(routed.route.request_id, "the worker was lost in the answer")
                 raise WorkerLost(worker.lease.worker_id) from None
             raise
+        except (asyncio.CancelledError, GeneratorExit):
+            self._decisions.ended(routed.route.request_id, "the caller went away")
+            raise
 
-    def refused(self, routed: RoutedRequest) -> None:
-        """A worker that lives would not answer with the request's modules."""
-        for module in routed.modules.used:
-            self._outcomes.add(module.digest, refused=1)
+    def routed(self, routed: RoutedRequest) -> None:
+        """A worker has been chosen."""
+        self._decisions.routed(routed.tenant.name, routed.route)
+        wish_ms = routed.request.slo.ttft_ms
+        if wish_ms is not None and routed.route.predicted_ttft_ms > wish_ms:
+            self._metrics.predicted_misses.inc()
 
-    def _began(self, routed: RoutedRequest, worker: PooledWorker) -> None:
+    def failed(self, routed: RoutedRequest, failure: WorkerFailure) -> None:
+        """The worker has failed before the first token."""
+        self._decisions.ended(routed.route.request_id, f"the worker failed before a token: {failure}")
+        if isinstance(failure, WorkerRefused):
+            # It lives, and would not answer with the request's modules.
+            for module in routed.modules.used:
+                self._outcomes.add(module.digest, refused=1)
+        else:
+            self._breakers.failed(failure.worker_id, time.monotonic())
+
+    def _began(self, routed: RoutedRequest, worker: PooledWorker, now_s: float) -> None:
         worker.has_first_token(routed.route.request_id)
+        self._breakers.succeeded(worker.lease.worker_id)
+        residuals = self._residuals
+        predicted_s = routed.route.predicted_ttft_ms / 1000
+        actual_s = now_s - routed.routed_s
+        residuals.observe(worker.lease.worker_id, predicted_s, routed.learned_s, actual_s)
         self._metrics.prompt_tokens.inc(len(routed.token_ids))
         for module in routed.modules.used:
             self._outcomes.add(module.digest, answered=1)

@@ -36,9 +36,14 @@ DISCOVERY_S = 0.25
 # when no other worker is connected.
 SILENT_S = 1.0
 RECONNECT_S = 0.2
+# Parts of the index that a worker that is gone is taken out of, at each discovery.
+TIDY_STEPS = 8
 # How many answers of one tenant may wait for a place. Answers to requests are limited before they come here.
 # This limit is for the probes of gates and for warm-ups.
 PLACES_WAITING = 1024
+# How many of memserve's own questions the engines answer at a time while no user asks.
+OWN_PLACES = 16
+USERS_RECENT_S = 1.0
 
 
 @dataclass(slots=True)
@@ -163,6 +168,10 @@ class WorkerPool:
         self._refused: dict[str, str] = {}
         self._discovery: asyncio.Task[None] | None = None
         self._places = Turns("answers", 1, share=engine_share, waiting_per_tenant=PLACES_WAITING)
+        self._own = Turns("own questions", OWN_PLACES, waiting_per_tenant=PLACES_WAITING)
+        # Users' answers that are under way or wait, and when the last of them ended.
+        self._users = 0
+        self._user_s = -math.inf
 
     async def start(self) -> None:
         self._discovery = asyncio.create_task(repeat("discovery", self._discover, DISCOVERY_S, self._failed))
@@ -210,6 +219,29 @@ class WorkerPool:
 
         Raises QuotaExceeded when too many of the tenant's answers wait.
         """
+        self._users += 1
+        try:
+            async with self._taken(tenant):
+                yield
+        finally:
+            self._users -= 1
+            self._user_s = time.monotonic()
+
+    @contextlib.asynccontextmanager
+    async def own_place(self, tenant: str) -> AsyncIterator[None]:
+        """As `place`, for memserve's own work: a gate's probe, a canary's, a prefix that is warmed.
+
+        It gives way. While users' answers are under way, or were a moment ago, one such question goes at a
+        time.
+        """
+        quiet = self._users == 0 and time.monotonic() - self._user_s > USERS_RECENT_S
+        self._own.places = OWN_PLACES if quiet else 1
+        self._own.hand_out()
+        async with self._own.of(tenant), self._taken(tenant):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _taken(self, tenant: str) -> AsyncIterator[None]:
         self._places.places = max(
             1, sum(worker.lease.max_concurrent for worker in self.ready(time.monotonic()))
         )
@@ -254,6 +286,10 @@ class WorkerPool:
                 if worker.watch is not None:
                     worker.watch.cancel()
                 self._left.append(worker)
+        for _ in range(TIDY_STEPS):
+            if not self.index.tidy():
+                break
+            await asyncio.sleep(0)
         # A worker that leaves finishes its answers before its channel is closed.
         for worker in [worker for worker in self._left if not worker.running]:
             self._left.remove(worker)

@@ -52,12 +52,14 @@ class Message(_message.Message):
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., content: _Optional[str] = ...) -> None: ...
 
 class Slo(_message.Message):
-    __slots__ = ("ttft_ms", "tpot_ms")
+    __slots__ = ("ttft_ms", "tpot_ms", "refuse_late")
     TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
+    REFUSE_LATE_FIELD_NUMBER: _ClassVar[int]
     ttft_ms: float
     tpot_ms: float
-    def __init__(self, ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ...) -> None: ...
+    refuse_late: bool
+    def __init__(self, ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., refuse_late: bool = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens")
@@ -128,7 +130,7 @@ class Expert(_message.Message):
     def __init__(self, reference: _Optional[str] = ..., alpha: _Optional[float] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("worker_id", "reason", "predicted_ttft_ms", "prompt_tokens", "expected_cached_tokens", "recall_outcome", "passages", "request_id", "model", "modules", "lost_memories")
+    __slots__ = ("worker_id", "reason", "predicted_ttft_ms", "prompt_tokens", "expected_cached_tokens", "recall_outcome", "passages", "request_id", "model", "modules", "lost_memories", "candidates", "excluded", "predicted_within_ms")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +142,9 @@ class Route(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
     LOST_MEMORIES_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_WITHIN_MS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     reason: str
     predicted_ttft_ms: float
@@ -151,7 +156,62 @@ class Route(_message.Message):
     model: str
     modules: _containers.RepeatedCompositeFieldContainer[UsedModule]
     lost_memories: int
-    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., expected_cached_tokens: _Optional[int] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[UsedModule, _Mapping]]] = ..., lost_memories: _Optional[int] = ...) -> None: ...
+    candidates: _containers.RepeatedCompositeFieldContainer[RouteCandidate]
+    excluded: _containers.RepeatedCompositeFieldContainer[ExcludedWorker]
+    predicted_within_ms: float
+    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., expected_cached_tokens: _Optional[int] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[UsedModule, _Mapping]]] = ..., lost_memories: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[RouteCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedWorker, _Mapping]]] = ..., predicted_within_ms: _Optional[float] = ...) -> None: ...
+
+class RouteCandidate(_message.Message):
+    __slots__ = ("worker_id", "ttft_ms", "queue_ms", "slot_ms", "memory_ms", "fetch_ms", "prefill_ms", "load_ms", "learned_ms", "cached_tokens", "queued_tokens", "running")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_MS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MS_FIELD_NUMBER: _ClassVar[int]
+    FETCH_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_MS_FIELD_NUMBER: _ClassVar[int]
+    LEARNED_MS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    ttft_ms: float
+    queue_ms: float
+    slot_ms: float
+    memory_ms: float
+    fetch_ms: float
+    prefill_ms: float
+    load_ms: float
+    learned_ms: float
+    cached_tokens: int
+    queued_tokens: int
+    running: int
+    def __init__(self, worker_id: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., slot_ms: _Optional[float] = ..., memory_ms: _Optional[float] = ..., fetch_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., load_ms: _Optional[float] = ..., learned_ms: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running: _Optional[int] = ...) -> None: ...
+
+class ExcludedWorker(_message.Message):
+    __slots__ = ("worker_id", "reason")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    reason: str
+    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("route", "outcome", "usage")
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    route: Route
+    outcome: str
+    usage: Usage
+    def __init__(self, route: _Optional[_Union[Route, _Mapping]] = ..., outcome: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class UsedModule(_message.Message):
     __slots__ = ("name", "version", "digest", "kind", "reason", "alpha")

@@ -40,6 +40,11 @@ class InferenceServiceStub(object):
                 request_serializer=memserve_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/memserve.v1.InferenceService/Explain',
+                request_serializer=memserve_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -53,6 +58,14 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Why one of the tenant's last requests went where it went, and what became of it. Each gateway knows its
+        own last 2,048 requests. NOT_FOUND: it does not know this one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=memserve_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=memserve_dot_v1_dot_inference__pb2.ExplainRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_inference__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class InferenceService(object):
             '/memserve.v1.InferenceService/Generate',
             memserve_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             memserve_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.InferenceService/Explain',
+            memserve_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+            memserve_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

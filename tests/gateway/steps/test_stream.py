@@ -32,6 +32,7 @@ from memserve.domain import (
 from memserve.domain.kinds import KINDS
 from memserve.errors import DeadlineExceeded, NoWorker, WorkerLost
 from memserve.gateway.access.callers import Inflight
+from memserve.gateway.decisions import Decisions
 from memserve.gateway.outcomes import OutcomeCounts, Outcomes
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.steps.prompt import Prompt
@@ -43,7 +44,8 @@ from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
 from memserve.memory.modules.memory import Resolved
 from memserve.metrics.instruments import GatewayMetrics
-from memserve.policy.routing.predict import RoutingCosts
+from memserve.policy.routing.breaker import FAILURES, Breakers
+from memserve.policy.routing.residuals import Residuals
 from tests.contract.memory_worker import MemoryWorker
 from tests.contract.scripted_worker import BLOCK_TOKENS, Script, ScriptedWorker
 from tests.gateway.running import until
@@ -84,6 +86,9 @@ class MemoryFleet:
     calls: dict[str, MemoryWorker] = field(init=False)
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
+    decisions: Decisions = field(default_factory=Decisions)
+    residuals: Residuals = field(default_factory=Residuals)
+    breakers: Breakers = field(default_factory=Breakers)
 
     def __post_init__(self) -> None:
         names = [f"w{number}" for number in range(len(self.workers))]
@@ -105,8 +110,8 @@ class MemoryFleet:
             fit=self._fit,
             pool=self.pool,
             look_up=self._look_up,
-            router=Router(self.pool, settings, RoutingCosts()),
-            answers=Answers(self.metrics, self.outcomes),
+            router=Router(self.pool, settings, self.residuals, self.breakers),
+            answers=Answers(self.metrics, self.outcomes, self.decisions, self.residuals, self.breakers),
         )
 
     async def live_workers(self) -> list[WorkerLease]:
@@ -234,6 +239,26 @@ async def test_a_failure_that_is_not_about_modules_counts_against_none(tmp_path:
             async for _ in fleet.stream(module="tone"):
                 pass
     assert fleet.outcomes.of(TONE.digest) == Outcomes()
+
+
+async def test_a_worker_that_keeps_failing_is_left_alone_and_tried_again(tmp_path: Path) -> None:
+    async with fleet_of(tmp_path, Script(fails_with=grpc.StatusCode.UNKNOWN), Script()) as fleet:
+        failed = fleet.calls["w0"].requests
+
+        async def ask() -> Route:
+            await until(lambda: len(fleet.pool.ready(time.monotonic())) == 2)
+            return [event async for event in fleet.stream() if isinstance(event, Route)][-1]
+
+        for _ in range(30):
+            route = await ask()
+            assert route.worker_id == "w1"
+        assert len(failed) == FAILURES
+        assert "failed" in next(each.reason for each in route.excluded if each.worker_id == "w0")
+        fleet.breakers._of["w0"].until_s = 0.0
+        fleet.workers[0].script = Script()
+        fleet.pool.workers["w1"].running = 100
+        assert (await ask()).worker_id == "w0"
+        assert fleet.breakers.open_s("w0", time.monotonic()) == 0
 
 
 async def test_an_answer_that_its_caller_leaves_ends_in_the_worker_too(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from memserve.api.grpc.convert.memory import scored_memory
 from memserve.domain import (
+    Explanation,
     FinishReason,
     GenerationRequest,
     Message,
@@ -15,6 +16,7 @@ from memserve.domain import (
     RecallOutcome,
     Role,
     Route,
+    RouteCandidate,
     Sampling,
     Slo,
     TextDelta,
@@ -38,6 +40,7 @@ MAX_TOKENS_MAX = 1 << 20
 MODULES_MAX = 8
 STRENGTH_MAX = 10.0
 SESSION_MAX_BYTES = 256
+CANDIDATE_FIELDS = tuple(inference_pb2.RouteCandidate.DESCRIPTOR.fields_by_name)
 
 ROLES = {
     inference_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -79,7 +82,7 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
         namespaces=tuple(dict.fromkeys(request.recall.namespaces)),
         recall_limit=request.recall.limit,
         recall_timeout_s=request.recall.timeout_ms / 1000,
-        slo=Slo(_wish("slo.ttft_ms", request.slo.ttft_ms), _wish("slo.tpot_ms", request.slo.tpot_ms)),
+        slo=_slo(request.slo),
         worker_id=request.worker_id,
         session=request.session,
     )
@@ -99,19 +102,34 @@ def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.Generat
         text = inference_pb2.TextDelta(text=event.text, token_ids=event.token_ids, logprobs=event.logprobs)
         return inference_pb2.GenerateResponse(text=text)
     if isinstance(event, Usage):
-        usage = inference_pb2.Usage(
-            prompt_tokens=event.prompt_tokens,
-            output_tokens=event.output_tokens,
-            cached_tokens=inference_pb2.CachedTokens(
-                device=event.cached.device, host=event.cached.host, redis=event.cached.redis
-            ),
-            ttft_ms=event.ttft_ms,
-            tpot_ms=event.tpot_ms,
-            slo_met=event.slo_met,
-            finish_reason=FINISH[event.finish_reason],
-        )
-        return inference_pb2.GenerateResponse(usage=usage)
-    route = inference_pb2.Route(
+        return inference_pb2.GenerateResponse(usage=_usage(event))
+    return inference_pb2.GenerateResponse(route=_route(event))
+
+
+def explain_response(explanation: Explanation) -> inference_pb2.ExplainResponse:
+    return inference_pb2.ExplainResponse(
+        route=_route(explanation.route),
+        outcome=explanation.outcome,
+        usage=None if explanation.usage is None else _usage(explanation.usage),
+    )
+
+
+def _usage(event: Usage) -> inference_pb2.Usage:
+    return inference_pb2.Usage(
+        prompt_tokens=event.prompt_tokens,
+        output_tokens=event.output_tokens,
+        cached_tokens=inference_pb2.CachedTokens(
+            device=event.cached.device, host=event.cached.host, redis=event.cached.redis
+        ),
+        ttft_ms=event.ttft_ms,
+        tpot_ms=event.tpot_ms,
+        slo_met=event.slo_met,
+        finish_reason=FINISH[event.finish_reason],
+    )
+
+
+def _route(event: Route) -> inference_pb2.Route:
+    return inference_pb2.Route(
         request_id=event.request_id,
         model=event.model,
         worker_id=event.worker_id,
@@ -133,8 +151,17 @@ def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.Generat
         recall_outcome=RECALL[event.recall_outcome],
         passages=[scored_memory(hit) for hit in event.passages],
         lost_memories=event.lost_memories,
+        candidates=[_candidate(each) for each in event.candidates],
+        excluded=[
+            inference_pb2.ExcludedWorker(worker_id=each.worker_id, reason=each.reason)
+            for each in event.excluded
+        ],
+        predicted_within_ms=event.predicted_within_ms,
     )
-    return inference_pb2.GenerateResponse(route=route)
+
+
+def _candidate(candidate: RouteCandidate) -> inference_pb2.RouteCandidate:
+    return inference_pb2.RouteCandidate(**{name: getattr(candidate, name) for name in CANDIDATE_FIELDS})
 
 
 def _message(field: str, message: inference_pb2.Message) -> Message:
@@ -171,6 +198,13 @@ def _modules(request: inference_pb2.GenerateRequest) -> tuple[ModuleUse, ...]:
 def _check_strength(field: str, strength: float) -> None:
     if not -STRENGTH_MAX <= strength <= STRENGTH_MAX:  # NaN fails too
         raise InvalidField(field, f"from {-STRENGTH_MAX:g} to {STRENGTH_MAX:g}; 0 is off")
+
+
+def _slo(slo: inference_pb2.Slo) -> Slo:
+    ttft_ms, tpot_ms = _wish("slo.ttft_ms", slo.ttft_ms), _wish("slo.tpot_ms", slo.tpot_ms)
+    if slo.refuse_late and ttft_ms is None:
+        raise InvalidField("slo.refuse_late", "needs slo.ttft_ms, the time that the first token may take")
+    return Slo(ttft_ms, tpot_ms, slo.refuse_late)
 
 
 def _sampling(sampling: inference_pb2.Sampling) -> Sampling:

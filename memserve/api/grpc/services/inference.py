@@ -8,16 +8,21 @@ from collections.abc import AsyncIterator
 
 from memserve.api.grpc.call import Context, Edge, require_admin
 from memserve.api.grpc.convert import inference as convert
+from memserve.errors import InvalidField
+from memserve.gateway.decisions import Decisions
 from memserve.gateway.pipeline import Pipeline
 from memserve.pb.v1 import inference_pb2, inference_pb2_grpc
+
+REQUEST_ID_MAX = 64
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ignore[misc]
     """Streams answers to the caller's tenant."""
 
-    def __init__(self, edge: Edge, pipeline: Pipeline) -> None:
+    def __init__(self, edge: Edge, pipeline: Pipeline, decisions: Decisions) -> None:
         self._edge = edge
         self._pipeline = pipeline
+        self._decisions = decisions
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -32,3 +37,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
                 async for event in events:
                     with self._edge.sending(context):
                         yield convert.generate_response(event)
+
+    async def Explain(
+        self, request: inference_pb2.ExplainRequest, context: Context
+    ) -> inference_pb2.ExplainResponse:
+        async with self._edge.call("Explain", context) as tenant:
+            if not 0 < len(request.request_id) <= REQUEST_ID_MAX:
+                raise InvalidField("request_id", f"the one of a receipt, at most {REQUEST_ID_MAX} characters")
+            return convert.explain_response(self._decisions.explain(tenant.name, request.request_id))

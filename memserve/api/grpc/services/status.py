@@ -50,6 +50,11 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
                 max_context_tokens=parts.model.max_context_tokens,
                 redis_ok=pool.registry_ok,
                 embedder=parts.texts.embedder,
+                forecasts=pb.ForecastErrors(
+                    mape=parts.residuals.mape,
+                    bias=parts.residuals.bias,
+                    coverage=parts.residuals.coverage,
+                ),
             )
             ready = {worker.lease.worker_id for worker in pool.ready(time.monotonic())}
             held = {digest for worker in pool.workers.values() for digest in worker.state.modules}

@@ -1,0 +1,1 @@
+"""Routing: goodput in simulation, and against real workers."""

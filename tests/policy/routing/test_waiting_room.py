@@ -1,0 +1,186 @@
+"""The queue in front of an engine."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memserve.policy.routing.waiting_room import LEAST_MARGIN, QUANTUM_TOKENS, Shares, Waiting, WaitingRoom
+
+Item = Waiting[str]
+
+
+def item(
+    name: str, deadline_s: float, own_s: float = 1.0, *, band: int = 1, tenant: str = "t", tokens: int = 1000
+) -> Item:
+    return Waiting(name, tenant, band, deadline_s, own_s, tokens, arrived_s=0.0)
+
+
+def names(items: list[Item]) -> list[str]:
+    return [each.what for each in items]
+
+
+def emptied(room: WaitingRoom[str]) -> list[str]:
+    """All that wait, in the order in which they go; the engine takes no time."""
+    order = []
+    while (taken := room.take(0.0, 0.0, lambda each: True))[0] is not None:
+        assert not taken[1]
+        order.append(taken[0].what)
+    return order
+
+
+def test_the_earliest_deadline_goes_first_within_a_band() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    for each in (
+        item("late", 90),
+        item("soon", 50),
+        item("first band", 99, band=0),
+        item("last band", 60, band=2),
+    ):
+        assert not room.offer(each, 0.0, 0.0)
+    assert emptied(room) == ["first band", "soon", "late", "last band"]
+
+
+def test_a_request_that_cannot_be_in_time_is_refused_at_once() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    assert names(room.offer(item("hopeless", 2.0, own_s=3.0), 0.0, 0.0)) == ["hopeless"]
+    assert names(room.offer(item("engine busy", 2.0), 0.0, 5.0)) == ["engine busy"]
+    assert len(room) == 0
+
+
+def test_the_dearest_of_those_before_a_late_one_is_refused() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    assert not room.offer(item("dear", 6.0, own_s=5.0), 0.0, 0.0)
+    assert names(room.offer(item("cheap", 6.0, own_s=2.0), 0.0, 0.0)) == ["dear"]
+    assert emptied(room) == ["cheap"]
+
+
+def test_a_lower_band_is_refused_before_a_higher_one_however_cheap_it_is() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    assert not room.offer(item("low", 9.0, own_s=0.5, band=2), 0.0, 0.0)
+    assert not room.offer(item("low too", 9.0, own_s=0.5, band=2), 0.0, 0.0)
+    assert names(room.offer(item("high", 9.0, own_s=8.6, band=0), 0.0, 0.0)) == ["low too"]
+
+
+def test_a_request_that_has_become_late_is_refused_when_its_turn_comes() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    room.offer(item("a", 5.0), 0.0, 0.0)
+    room.offer(item("b", 9.0), 0.0, 0.0)
+    taken, late = room.take(6.0, 0.0, lambda each: True)
+    assert taken is not None
+    assert (taken.what, names(late)) == ("b", ["a"])
+
+
+def test_a_request_that_the_engine_cannot_begin_with_is_passed_over() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    room.offer(item("no slot", 5.0), 0.0, 0.0)
+    room.offer(item("ready", 9.0), 0.0, 0.0)
+    taken, _ = room.take(0.0, 0.0, lambda each: each.what == "ready")
+    assert taken is not None
+    assert taken.what == "ready"
+    assert emptied(room) == ["no slot"]
+
+
+def test_the_margin_grows_as_requests_wait_longer() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    assert room.margin == LEAST_MARGIN
+    for number in range(200):
+        each = Waiting(
+            str(number), "t", 1, deadline_s=number + 2.0, own_s=0.1, tokens=1, arrived_s=float(number)
+        )
+        room.offer(each, float(number), 0.0)
+        room.take(number + 1.5, 0.0, lambda each: True)
+    assert 1.0 < room.margin <= 1.1 + 1e-9
+
+
+def test_a_tenant_that_had_more_than_its_share_goes_after_the_others() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    for number in range(3):
+        room.offer(item(f"flood {number}", 100, tenant="flood", tokens=QUANTUM_TOKENS), 0.0, 0.0)
+    room.take(0.0, 0.0, lambda each: True)
+    room.offer(item("quiet", 200, tenant="quiet"), 0.0, 0.0)
+    assert emptied(room) == ["quiet", "flood 1", "flood 2"]
+
+
+def test_within_its_quantum_a_tenant_goes_by_its_deadlines() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    room.offer(item("soon", 50, tenant="a", tokens=QUANTUM_TOKENS), 0.0, 0.0)
+    room.offer(item("later", 200, tenant="b", tokens=10), 0.0, 0.0)
+    assert emptied(room) == ["soon", "later"]
+
+
+def test_the_flood_is_refused_before_the_quiet_tenant() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    for number in range(40):
+        room.offer(item(f"flood {number}", 12.0, tenant="flood", tokens=QUANTUM_TOKENS), 0.0, 0.0)
+        if number in (3, 6):
+            room.take(0.0, 0.0, lambda each: True)
+    before = len(room)
+    refused = room.offer(item("quiet", 12.0, own_s=3.0, tenant="quiet"), 0.0, 0.0)
+    assert all(name.startswith("flood") for name in names(refused))
+    assert len(room) == before + 1 - len(refused)
+
+
+def test_a_tenant_alone_is_never_over_its_share() -> None:
+    shares = Shares()
+    shares.charge("a", 1e9)
+    assert shares.over({"a": 1e9}) == frozenset()
+
+
+def test_unused_shares_are_not_saved() -> None:
+    shares = Shares()
+    for _ in range(100):
+        shares.charge("busy", QUANTUM_TOKENS)
+    assert shares.over({"busy": 1.0, "new": 1.0}) == {"busy"}
+    # Nobody but `busy` waits: from here on everyone starts where it is.
+    assert shares.over({"busy": 1.0}) == frozenset()
+    assert shares.over({"busy": 1.0, "new": 1.0}) == frozenset()
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.1, 20), st.floats(0.01, 5), st.integers(0, 2), st.sampled_from("ab")),
+        max_size=12,
+    ),
+    st.floats(0, 3),
+)
+def test_after_every_offer_nobody_who_waits_is_late(
+    offers: list[tuple[float, float, int, str]], engine_s: float
+) -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    refused: list[str] = []
+    for number, (deadline_s, own_s, band, tenant) in enumerate(offers):
+        refused += names(
+            room.offer(item(str(number), deadline_s, own_s, band=band, tenant=tenant), 0.0, engine_s)
+        )
+        after_s = engine_s
+        for each in room:
+            after_s += each.own_s
+            assert room.margin * after_s <= each.deadline_s
+    assert Counter(refused + [each.what for each in room]) == Counter(str(n) for n in range(len(offers)))
+
+
+@given(st.lists(st.tuples(st.floats(0.5, 12), st.floats(0.1, 4)), min_size=1, max_size=7))
+def test_no_choice_of_requests_serves_more_in_time(jobs: list[tuple[float, float]]) -> None:
+    """Against every subset, where all come at the same moment and cost the same band and tenant."""
+    room: WaitingRoom[str] = WaitingRoom()
+    for number, (deadline_s, own_s) in enumerate(sorted(jobs)):
+        room.offer(item(str(number), deadline_s, own_s), 0.0, 0.0)
+
+    def in_time(chosen: tuple[tuple[float, float], ...]) -> bool:
+        after_s = 0.0
+        for deadline_s, own_s in sorted(chosen):
+            after_s += own_s
+            if LEAST_MARGIN * after_s > deadline_s:
+                return False
+        return True
+
+    most = max(
+        count
+        for count in range(len(jobs) + 1)
+        if any(in_time(chosen) for chosen in itertools.combinations(jobs, count))
+    )
+    assert len(room) == most
