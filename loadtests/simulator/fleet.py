@@ -100,7 +100,7 @@ class Gateway:
         numbers, candidates = self._candidates(views, demand, job, now_s, tried)
         if not candidates:
             return None
-        situation = Situation(demand, now_s, self._decided, self._dice.random)
+        situation = Situation(demand, now_s, self._decided, self._dice.random, setting.margin or 1.0)
         self._decided += 1
         chosen = setting.policy(situation, candidates)
         of = chosen.forecast

@@ -35,6 +35,8 @@ class Situation:
     """How many requests this gateway has routed before."""
     random: Callable[[], float]
     """From 0 to 1."""
+    margin: float = 1.0
+    """Times a forecast: what misses the deadline then is refused."""
 
 
 Policy = Callable[[Situation, Sequence[Candidate]], Candidate]
@@ -87,7 +89,7 @@ def cheapest_feasible(situation: Situation, candidates: Sequence[Candidate]) -> 
     feasible = [
         each
         for each in candidates
-        if not misses(situation.demand, each.forecast.ttft_s, situation.now_s, margin=1.0)
+        if not misses(situation.demand, each.forecast.ttft_s, situation.now_s, situation.margin)
     ]
     if not feasible:
         return least_ttft(situation, candidates)
