@@ -25,6 +25,7 @@ from tests.kv.redis_server import RedisServer
 # RPCs that only read, or whose changes are in no file of the server.
 READS = {
     "Generate",
+    "Explain",
     "Search",
     "GetMemory",
     "ListNamespaces",

@@ -56,7 +56,7 @@ def test_a_failure_names_the_field_and_the_time_to_wait(name: str, ask: Call, st
 
 def test_an_upload_that_is_refused_as_it_runs_says_why(ask: Call, stub: StubGateway, tmp_path: Path) -> None:
     """Though the next chunk is under way when the answer comes: often enough in this many uploads."""
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     (tmp_path / "adapter_model.safetensors").write_bytes(bytes(4 * CHUNK_BYTES))
     stub.replies = {
         "GetUpload": [module_pb2.GetUploadResponse(received_bytes=[0, 0])],
