@@ -13,8 +13,8 @@ from loadtests.simulator.runs import SYNTHETIC, Ran, Run
 GOODPUT = 0.9
 MARGINS = (1.1, 1.3, 1.6, 2.0)
 BASELINES = ("lmetric", "least_ttft", "cheapest_feasible")
-SYNTHETIC_LOADS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
-SYNTHETIC_LOW_LOADS = (0.25, 0.5, 0.65, 0.8, 1.0, 1.25)
+SYNTHETIC_LOADS = (3.0, 4.0, 4.5, 5.0, 5.5, 6.0, 7.0)
+SYNTHETIC_LOW_LOADS = (3.0, 3.5, 4.0, 4.5, 5.0)
 STUDENT = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 """97.5 % quantiles, by the number of seeds."""
 

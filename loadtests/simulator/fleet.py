@@ -110,7 +110,11 @@ class Gateway:
             return None
         number = numbers[candidates.index(chosen)]
         if setting.view_age_s:
-            chosen.load.sent(arrival.band, job.deadline_s, of.own_s, of.computed_tokens)
+            if setting.rooms:
+                chosen.load.sent(arrival.band, job.deadline_s, of.own_s, of.computed_tokens)
+            else:  # first come, first served
+                own_s = chosen.load.costs.prefill_s(of.cached_tokens, arrival.prompt_tokens)
+                chosen.load.pushed(own_s + of.load_s, of.computed_tokens)
             if arrival.adapter:
                 views[number].busy = views[number].busy | {arrival.adapter}
         return number

@@ -86,3 +86,9 @@ class WorkerLoad:
         self.waiting.add(band, deadline_s, own_s)
         self.requests += 1
         self.queued_tokens += tokens
+
+    def pushed(self, prefill_s: float, tokens: int) -> None:
+        """As `sent`, where requests go into the engine's own queue. prefill_s: the engine's time for it."""
+        self.prefill_s += prefill_s
+        self.requests += 1
+        self.queued_tokens += tokens

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 SMOOTHING = 0.05
 WORKERS_MAX = 4096
@@ -14,11 +15,26 @@ SPREADS = 2.0
 
 
 @dataclass(slots=True)
-class _Errors:
-    """Smoothed, in seconds."""
+class _Median:
+    """The running median of errors. A few answers that were very late hardly move it."""
 
-    own_s: float = 0.0
-    """The worker's mean error, less that of all."""
+    value_s: float = 0.0
+    _scale_s: float | None = None
+
+    def sample(self, error_s: float) -> None:
+        off_s = error_s - self.value_s
+        if self._scale_s is None:
+            self._scale_s = abs(off_s)
+        self.value_s += SMOOTHING * math.copysign(min(self._scale_s, abs(off_s)), off_s)
+        self._scale_s += SMOOTHING * (min(abs(off_s), 4 * self._scale_s + 1e-4) - self._scale_s)
+
+
+@dataclass(slots=True)
+class _Errors:
+    """Of one worker."""
+
+    own: _Median = field(default_factory=_Median)
+    """Less that of all workers."""
     spread_s: float = 0.0
     """The mean absolute error of corrected forecasts."""
     samples: int = 0
@@ -27,12 +43,12 @@ class _Errors:
 class Residuals:
     """Smoothed errors of the time to the first token, of all workers and of each.
 
-    A forecast is corrected by them. So what the model of an engine leaves out is learned, like prompts that
-    come later and share a step.
+    A forecast is corrected by their medians. So what the model of an engine leaves out is learned, like
+    prompts that come later and share a step.
     """
 
     def __init__(self) -> None:
-        self._mean_s = 0.0
+        self._all = _Median()
         self._of: dict[str, _Errors] = {}
         self._relative = self._bias = self._inside = self._weight = 0.0
 
@@ -40,8 +56,8 @@ class Residuals:
         """What to add to a forecast."""
         errors = self._of.get(worker)
         if errors is None or errors.samples < KNOWN_AFTER:
-            return self._mean_s
-        return self._mean_s + errors.own_s
+            return self._all.value_s
+        return self._all.value_s + errors.own.value_s
 
     def interval_s(self, worker: str) -> float:
         """Nine of ten first tokens come within this time of the corrected forecast."""
@@ -60,8 +76,8 @@ class Residuals:
         error_s = actual_s - forecast_s
         inside = abs(error_s) <= SPREADS * errors.spread_s
         model_s = error_s + learned_s
-        self._mean_s += SMOOTHING * (model_s - self._mean_s)
-        errors.own_s += SMOOTHING * (model_s - self._mean_s - errors.own_s)
+        self._all.sample(model_s)
+        errors.own.sample(model_s - self._all.value_s)
         errors.spread_s += SMOOTHING * (abs(error_s) - errors.spread_s)
         errors.samples += 1
         relative = -error_s / max(actual_s, 1e-3)

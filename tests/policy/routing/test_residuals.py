@@ -21,9 +21,9 @@ def test_an_error_of_all_workers_is_learned_and_new_workers_have_it_too() -> Non
     assert (residuals.correction_s("a"), residuals.mape, residuals.bias) == (0, 0, 0)
     for number in range(300):
         told(residuals, "ab"[number % 2], 1.0, 1.5)
-    assert residuals.correction_s("a") == pytest.approx(0.5, abs=0.01)
-    assert residuals.correction_s("new") == pytest.approx(0.5, abs=0.01)
-    assert residuals.mape < 0.01
+    assert residuals.correction_s("a") == pytest.approx(0.5, abs=0.05)
+    assert residuals.correction_s("new") == pytest.approx(0.5, abs=0.05)
+    assert residuals.mape < 0.05
 
 
 def test_a_slower_worker_is_told_from_the_others() -> None:
@@ -31,7 +31,14 @@ def test_a_slower_worker_is_told_from_the_others() -> None:
     for _ in range(1000):
         told(residuals, "slow", 1.0, 2.0)
         told(residuals, "quick", 1.0, 1.0)
-    assert residuals.correction_s("slow") - residuals.correction_s("quick") > 0.9
+    assert residuals.correction_s("slow") - residuals.correction_s("quick") > 0.8
+
+
+def test_a_few_very_late_answers_hardly_move_the_others_forecasts() -> None:
+    residuals, dice = Residuals(), random.Random(1)
+    for number in range(1000):
+        told(residuals, "a", 1.0, 30.0 if number % 10 == 0 else dice.gauss(1.0, 0.05))
+    assert residuals.correction_s("a") == pytest.approx(0.0, abs=0.1)
 
 
 def test_a_few_slow_answers_do_not_move_their_worker_against_the_others() -> None:
