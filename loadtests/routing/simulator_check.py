@@ -1,7 +1,7 @@
 """The simulator against the real stack: the same requests, the same policies, two workers.
 
 The costs of a step are fitted to single requests to a running memserve: cold prompts of three lengths, and
-answers alone and eight together. Then the beginning of a trace, scaled down to a CPU (prompts to 1/32,
+answers alone and eight together. Then the beginning of a trace, scaled down to a CPU (prompts to 1/16,
 answers to 1/16), is replayed open-loop against two real workers under each policy, and in the simulator with
 the fitted costs and the arrivals as they were. Shown are the goodput and the median TTFT of both, whether
 they put the policies in the same order, and how far the gateway's own predictions were off.
@@ -31,13 +31,13 @@ from memserve.client import Answer, AsyncClient, CallFailed
 from memserve.policy.routing.costs import EngineCosts
 from memserve.policy.routing.policies import POLICIES
 
-SCALE, ANSWER_SCALE = 32, 16
+SCALE, ANSWER_SCALE = 16, 16
 BLOCK = BLOCK_TOKENS // SCALE
 """Tokens of a block of the trace, as it is replayed."""
 LAYERS = 6
 WORKERS, BATCH = 2, 16
 POLICY_NAMES = ("round_robin", "lmetric", "least_ttft")
-PROBE_TOKENS = (64, 512, 1500)
+PROBE_TOKENS = (64, 512, 2000)
 TOGETHER = 8
 TIMEOUT_S = 120.0
 LOADS = 0.8
@@ -129,7 +129,7 @@ def simulated(
         if answer is not None
     ]
     machine = Machine(
-        scaled, device_blocks=100_000, host_blocks=0, redis_blocks=100_000, fetch_tokens_per_s=3.2e6,
+        scaled, device_blocks=100_000, host_blocks=0, redis_blocks=100_000, fetch_tokens_per_s=1.6e6,
         sequences=BATCH,
     )  # fmt: skip
     fleet = Fleet(Setting(POLICIES[policy], WORKERS, view_age_s=0.25, machine=machine, slo=slo))
