@@ -27,8 +27,8 @@ ATTEMPTS = 3
 # What ends one worker may end the next, and then the one after it.
 LOST_RETRIES = 1
 NEW_WORKER_TOKENS_PER_S = 2_000.0
-"""Prefill speed of a worker that has not measured its own yet. Workers are only compared by it; no request is
-admitted or refused by it. Eviction has a figure of its own, see `policy/kv/eviction.py`."""
+"""Prefill speed of a worker that has not measured its own yet. Workers are compared by it, and a request with
+`slo.refuse_late` may be refused by it. Eviction has a figure of its own, see `policy/kv/eviction.py`."""
 ANSWER_S = 0.004
 """What an answer adds to every step of its engine."""
 STEP_LIMIT_S = 1.0

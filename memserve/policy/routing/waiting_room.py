@@ -121,10 +121,6 @@ class WaitingRoom(Generic[T]):
             return item, late
         return None, late
 
-    def leave(self, item: Waiting[T]) -> None:
-        """The caller of a waiting request is gone."""
-        self._waiting.remove(item)
-
     def _sort(self) -> None:
         waiting: dict[str, float] = {}
         for item in self._waiting:
