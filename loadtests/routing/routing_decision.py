@@ -19,19 +19,21 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
+from loadtests.simulator.jobs import H200_8B
 from memserve.config import load_settings
 from memserve.demo import MODEL_DIR, facts
 from memserve.domain import CacheLayout, GenerationRequest, Message, Role, Sampling, WorkerLease
-from memserve.domain.worker_calls import WorkerCalls, WorkerState
+from memserve.domain.worker_calls import EngineState, WorkerCalls, WorkerState
 from memserve.gateway.steps.lookup import LookedUp
 from memserve.gateway.steps.resolve import AnsweringModules
-from memserve.gateway.steps.route import Router
+from memserve.gateway.steps.route import Attempts, Router
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.workers.pool import PooledWorker, WorkerPool
 from memserve.kv.index import BlockIndex
 from memserve.kv.keys import block_keys
 from memserve.model.files import open_model
 from memserve.policy.routing.breaker import Breakers
+from memserve.policy.routing.load import BUCKETS
 from memserve.policy.routing.residuals import Residuals
 from memserve.registry.leases import Registry
 
@@ -68,11 +70,9 @@ def pool_of(workers: int, index: BlockIndex) -> WorkerPool:
             max_concurrent=64,
             started_s=0.0,
         )
-        state = WorkerState(
-            running=dice.randrange(64),
-            prefill_tokens_per_s=20_000.0,
-            pending_prefill_tokens=dice.randrange(50_000),
-        )
+        waiting = {1: [dice.random() for _ in range(BUCKETS)]}
+        engine = EngineState(H200_8B, waiting, dice.random(), 0.0, dice.randrange(64), free_kv_tokens=1 << 20)
+        state = WorkerState(engine=engine)
         pool.workers[lease.worker_id] = PooledWorker(
             lease, cast(WorkerCalls, None), connected=True, heard_s=time.monotonic() + 1e6, state=state
         )
@@ -104,8 +104,9 @@ def decisions(pool: WorkerPool, blocks: int, count: int) -> list[float]:
         for name in holders:
             pool.index.add(name, keys[: dice.randint(1, blocks)])
         cached = {LAYOUT: LookedUp(keys, 0)}
+        attempts = Attempts(pool, only="")
         started_s = time.perf_counter()
-        router.choose(REQUEST, "t", AnsweringModules(), blocks * BLOCK_TOKENS, cached, ())
+        router.choose(REQUEST, "t", AnsweringModules(), blocks * BLOCK_TOKENS, cached, attempts, started_s)
         taken.append(time.perf_counter() - started_s)
         for name in holders:
             pool.index.remove(name, keys)

@@ -89,6 +89,21 @@ class RouteOptions:
             rich_help_panel="Route",
         ),
     ] = False
+    priority: Annotated[
+        str,
+        typer.Option(
+            help="high, normal or low: which requests go first. Default: normal, or the key's highest.",
+            rich_help_panel="Route",
+        ),
+    ] = ""
+    do_not_queue: Annotated[
+        bool,
+        typer.Option(
+            "--do-not-queue",
+            help="Rather be refused at once than wait for an engine.",
+            rich_help_panel="Route",
+        ),
+    ] = False
     worker_id: Annotated[
         str,
         typer.Option(
@@ -122,6 +137,8 @@ def generate(
         "worker_id": route.worker_id,
         "expert": Expert(modules.expert, modules.alpha) if modules.expert else None,
         "session": modules.session,
+        "priority": route.priority or None,
+        "do_not_queue": route.do_not_queue,
     }
     if call.as_json:
         print_json(call.client.generate(messages, **request))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from memserve.cli.options import AsJson, print_json
 from memserve.cli.terminal import err, out
 from memserve.config import load_settings
-from memserve.domain import KeyRole
+from memserve.domain import KeyRole, Priority
 from memserve.gateway.access import keys
 
 keys_app = typer.Typer(
@@ -29,6 +30,14 @@ DataDir = Annotated[
 ]
 
 
+class CallerPriority(StrEnum):
+    """What a key may be given."""
+
+    HIGH = Priority.HIGH
+    NORMAL = Priority.NORMAL
+    LOW = Priority.LOW
+
+
 @keys_app.command("add")
 def add_key(
     name: Annotated[str, typer.Argument(help="Shown in the audit, and what the key is revoked by.")],
@@ -40,6 +49,9 @@ def add_key(
             "admin: also name workers, and see addresses and all tenants' bytes."
         ),
     ] = KeyRole.WRITE,
+    priority: Annotated[
+        CallerPriority, typer.Option(help="The highest priority that its requests may ask for.")
+    ] = CallerPriority.NORMAL,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -49,21 +61,21 @@ def add_key(
     """
     file = keys.keys_file(load_settings(data_dir=data_dir))
     first = keys.read_keys(file, must_exist=False) is None
-    key = keys.add_key(file, name, tenant, role, time.time())
+    key = keys.add_key(file, name, tenant, role, time.time(), Priority(priority))
     if first:
         err.print(
             "this is the first key: from now on a call without one is refused (MEMSERVE_API_KEY is "
             "sent by the command line)"
         )
     if as_json:
-        print_json({"name": name, "tenant": tenant, "role": role, "key": key})
+        print_json({"name": name, "tenant": tenant, "role": role, "priority": priority, "key": key})
     else:
         print(key)
 
 
 @keys_app.command("list")
 def list_keys(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show names, tenants and roles."""
+    """Show names, tenants, roles and the highest priorities."""
     known = keys.read_keys(keys.keys_file(load_settings(data_dir=data_dir)), must_exist=False)
     if as_json:
         entries = [
@@ -76,10 +88,10 @@ def list_keys(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             "There are no keys: every caller on this machine is an administrator of the tenant default."
         )
         return
-    table = Table("name", "tenant", "role", "made")
+    table = Table("name", "tenant", "role", "priority", "made")
     for key in known:
         created = time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created_s)) if key.created_s else ""
-        table.add_row(key.name or "(short form)", key.tenant, key.role, created)
+        table.add_row(key.name or "(short form)", key.tenant, key.role, key.priority, created)
     out.print(table)
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import grpc
 
+from memserve.domain import RefusalReason
 from memserve.errors import PicklableError, UsageError
 
 FIELD_KEY = "memserve-field"
 RETRY_AFTER_KEY = "retry-after-s"
+REASON_KEY = "memserve-reason"
 
 
 class CallFailed(PicklableError):
@@ -24,15 +26,23 @@ class CallFailed(PicklableError):
     """The field of the request that is at fault, where the gateway says so."""
     retry_after_s: float | None
     """How long to wait before the next try, where the gateway says so."""
+    reason: RefusalReason | None
+    """Why the call is refused now and may be sent again later, where that is so."""
 
     def __init__(
-        self, code: grpc.StatusCode, detail: str, field: str | None, retry_after_s: float | None
+        self,
+        code: grpc.StatusCode,
+        detail: str,
+        field: str | None,
+        retry_after_s: float | None,
+        reason: RefusalReason | None = None,
     ) -> None:
         super().__init__(f"{code.name}: {detail}")
         self.code = code
         self.detail = detail
         self.field = field
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 @contextlib.contextmanager
@@ -47,9 +57,14 @@ def call_failures() -> Iterator[None]:
 def call_failed(error: Any) -> CallFailed:
     """error: a grpc.RpcError of a call, which has code(), details() and trailing_metadata()."""
     trailing = {key: str(value) for key, value in (error.trailing_metadata() or ())}
-    retry = trailing.get(RETRY_AFTER_KEY)
+    retry, reason = trailing.get(RETRY_AFTER_KEY), trailing.get(REASON_KEY)
+    known = reason if reason in tuple(RefusalReason) else RefusalReason.UNKNOWN
     return CallFailed(
-        error.code(), error.details() or "", trailing.get(FIELD_KEY), float(retry) if retry else None
+        error.code(),
+        error.details() or "",
+        trailing.get(FIELD_KEY),
+        float(retry) if retry else None,
+        RefusalReason(known) if reason else None,
     )
 
 

@@ -165,10 +165,20 @@ class Settings(BaseModel):
         6000, ge=1, description="Memories that one tenant may store or forget in a minute, in one gateway."
     )
     routing_policy: RoutingPolicy = Field(
-        "least_ttft",
+        "least_harm",
         description="How a worker is picked: "
-        "least_ttft, the least predicted time to the first token; least_harm, the least time of an engine; "
+        "least_harm, the least time of an engine; least_ttft, the least predicted time to the first token; "
         "cheapest_feasible; lmetric; least_tokens; prefix_affinity; session_hash; power_of_two; round_robin.",
+    )
+    default_ttft_ms: float = Field(
+        5_000.0,
+        gt=0,
+        le=600_000,
+        description="The time to first token that requests without slo.ttft_ms are queued by. It refuses "
+        "none of them.",
+    )
+    max_wait_s: float = Field(
+        60.0, gt=0, le=3600, description="A request that would wait longer for an engine is refused at once."
     )
     write_timeout_s: float = Field(
         30.0, gt=0, description="How long a stream waits for a caller that does not read it."

@@ -9,6 +9,7 @@ from memserve.domain.answers import (
     FinishReason,
     GenerationRequest,
     Message,
+    RefusalReason,
     Role,
     Route,
     RouteCandidate,
@@ -36,7 +37,7 @@ from memserve.domain.modules import (
     WorkerResidency,
 )
 from memserve.domain.prefixes import CachedTokens, CacheLayout, HeldPrefix, Warmth
-from memserve.domain.tenants import KeyRole, Tenant
+from memserve.domain.tenants import KeyRole, Priority, Tenant
 from memserve.domain.workers import WorkerLease
 
 __all__ = [
@@ -61,7 +62,9 @@ __all__ = [
     "ModulePlace",
     "ModuleUse",
     "ModuleVersion",
+    "Priority",
     "RecallOutcome",
+    "RefusalReason",
     "Role",
     "Route",
     "RouteCandidate",

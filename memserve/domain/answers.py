@@ -9,6 +9,7 @@ from memserve.domain.memories import RecallOutcome, ScoredMemory
 from memserve.domain.modules import ModuleUse, UsedModule
 from memserve.domain.open_enum import OpenEnum
 from memserve.domain.prefixes import CachedTokens
+from memserve.domain.tenants import Priority
 
 
 class Role(StrEnum):
@@ -51,6 +52,27 @@ class Sampling:
     """Before this many tokens the answer does not end by itself."""
 
 
+class RefusalReason(OpenEnum):
+    """Why a request is refused now, and may be sent again later."""
+
+    LATE = "late"
+    """It would have its first token after the time that it asks for."""
+    GAVE_WAY = "gave_way"
+    """It waited, and something else would have been late by it."""
+    QUEUE_FULL = "queue_full"
+    """Too much waits, of all tenants or of this one."""
+    WOULD_WAIT = "would_wait"
+    """It was not to wait."""
+    LEAVING = "leaving"
+    """The worker ends."""
+    QUOTA = "quota"
+    """A limit of the tenant's is reached."""
+    DISK_FULL = "disk_full"
+    NO_WORKER = "no_worker"
+    STARTING = "starting"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class Slo:
     """How fast the caller wants the answer. None: no wish."""
@@ -60,7 +82,8 @@ class Slo:
     tpot_ms: float | None = None
     """Time for each further token."""
     refuse_late: bool = False
-    """Refuse the request at once when no worker is predicted to meet `ttft_ms`. Else it is answered late."""
+    """Refuse the request, at once if it can be known, where `ttft_ms` cannot be met. Else it is answered
+    late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +104,9 @@ class GenerationRequest:
     """The worker that has to answer. Empty: any."""
     session: str = ""
     """The same session gets the same version of an alias. Empty: none."""
+    priority: Priority = Priority.NORMAL
+    do_not_queue: bool = False
+    """Refuse the request at once where no engine can begin with it now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,28 @@ class KeyRole(StrEnum):
         return order.index(self) >= order.index(needed)
 
 
+class Priority(StrEnum):
+    """Which requests go first. The order is that of the members."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+    """It is refused first, and goes last but for a small share."""
+    BACKGROUND = "background"
+    """memserve's own questions: those of gates, of canaries, of prefixes that are warmed. Callers cannot ask
+    for it."""
+
+    @classmethod
+    def of_callers(cls) -> tuple[Priority, ...]:
+        """What callers may ask for."""
+        return (cls.HIGH, cls.NORMAL, cls.LOW)
+
+    @property
+    def band(self) -> int:
+        """0 goes first."""
+        return tuple(Priority).index(self)
+
+
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """Who calls."""
@@ -29,6 +51,8 @@ class Tenant:
     principal: str = ""
     """Who of the tenant calls, for the audit."""
     role: KeyRole = KeyRole.ADMIN
+    highest: Priority = Priority.HIGH
+    """The highest priority that the caller may ask for."""
 
     @property
     def is_admin(self) -> bool:

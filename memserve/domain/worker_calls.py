@@ -11,9 +11,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from memserve.domain.answers import FinishReason, Sampling
+from memserve.domain.answers import FinishReason, RefusalReason, Sampling
 from memserve.domain.modules import ModuleKind, ModulePlace
 from memserve.domain.prefixes import CachedTokens
+from memserve.domain.tenants import Priority
+
+REASON, RETRY_AFTER = "memserve-reason", "retry-after-s"
+"""The trailing metadata of a refusal."""
 
 
 class WorkerFailure(Exception):
@@ -38,6 +42,15 @@ class WorkerFaulty(WorkerDied):
 
 class WorkerLate(WorkerFailure):
     """The call's time is up."""
+
+
+class WorkerFull(WorkerFailure):
+    """The worker has too much to do. It says why, and when the request may come again."""
+
+    def __init__(self, worker_id: str, detail: str, reason: RefusalReason, retry_after_s: float) -> None:
+        super().__init__(worker_id, detail)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class WorkerRefused(WorkerFailure):
@@ -82,6 +95,15 @@ class WorkerRequest:
     modules: tuple[AppliedModule, ...] = ()
     store_whole_prompt: bool = False
     """Store all of the prompt's KV in Redis at its first use, and what is in the engine's memory already."""
+    priority: Priority = Priority.NORMAL
+    first_token_s: float | None = None
+    """The time that is left for the first token. None: no wish."""
+    refuse_late: bool = False
+    """Refuse the request where the first token would come later."""
+    do_not_queue: bool = False
+    """Refuse the request where the engine cannot begin with it now."""
+    cached_tokens: int = 0
+    """Prompt tokens that the gateway expects not to be computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +165,47 @@ class ComposeRecipe:
 
 
 @dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What the steps of an engine cost, in seconds: the terms of `policy/routing/costs.py`."""
+
+    step_s: float
+    """Every step."""
+    token_s: float
+    """Each prompt token."""
+    context_s: float
+    """Each prompt token, for each token before it."""
+    answer_s: float
+    """Each answer of the step."""
+    kv_token_s: float
+    """Each token of the answers' KV."""
+    step_limit_s: float
+    """A step takes no more prompt tokens than fit into this time."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What an engine and the waiting room in front of it have to do, at the time of the report."""
+
+    costs: StepCosts
+    """As they are lately."""
+    waiting: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    """By band: [buckets] seconds of the engine that wait, by deadline. `policy/routing/load.py` has the
+    buckets; they begin at the time of the report."""
+    prefill_s: float = 0.0
+    """Time of the engine for the prompts that it has not computed yet."""
+    seat_s: float = 0.0
+    """How long it takes until an answer leaves its seat, where all are taken."""
+    answers: int = 0
+    kv_tokens: int = 0
+    """Of the answers."""
+    free_kv_tokens: int = 0
+    requests: int = 0
+    """Unfinished ones, the waiting ones too."""
+    queued_tokens: int = 0
+    """Prompt tokens that are yet to be computed, the waiting requests' too."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """What a worker says of itself, four times a second."""
 
@@ -158,6 +221,8 @@ class WorkerState:
     """What the engine holds, by digest. A place that this gateway has no word for is left out."""
     used_modules: frozenset[str] = frozenset()
     """Digests of the modules that unfinished requests use."""
+    engine: EngineState | None = None
+    """None: of a worker that does not say it."""
 
 
 class BlockChange(StrEnum):

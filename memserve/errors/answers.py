@@ -19,6 +19,15 @@ class PermissionDenied(MemserveError):
         super().__init__(f"{what} needs a key with the role {needed}; this key has the role {role}")
 
 
+class PriorityDenied(PermissionDenied):
+    """The key may not ask for this priority."""
+
+    def __init__(self, asked: str, highest: str) -> None:
+        MemserveError.__init__(
+            self, f"this key's requests have the priority {highest} at most; {asked} was asked for"
+        )
+
+
 class ModelNotFound(MemserveError):
     """The request names a model that is not served here."""
 
@@ -41,6 +50,8 @@ class RequestNotKnown(MemserveError):
 class QuotaExceeded(MemserveError):
     """A limit on concurrent work is reached."""
 
+    reason = "quota"
+
     def __init__(self, what: str, limit: float, retry_after_s: float) -> None:
         super().__init__(f"{what}: the limit of {limit:.16g} is reached; try again in {retry_after_s:.3g} s")
         self.retry_after_s = retry_after_s
@@ -49,24 +60,28 @@ class QuotaExceeded(MemserveError):
 class NoWorker(MemserveError):
     """No worker can take the request now."""
 
+    reason = "no_worker"
+
     def __init__(self, detail: str, retry_after_s: float = 2.0) -> None:
         super().__init__(f"no worker can serve this now ({detail}); try again in {retry_after_s:g} s")
         self.retry_after_s = retry_after_s
 
 
-class PredictedLate(MemserveError):
-    """No worker is predicted to meet the time to first token, and the request would rather be refused."""
+class Overloaded(MemserveError):
+    """The engines have too much to do for this request."""
 
-    def __init__(self, predicted_ms: float, wish_ms: float, retry_after_s: float) -> None:
-        super().__init__(
-            f"the first token is predicted after {predicted_ms:.0f} ms, and wished for within {wish_ms:g}; "
-            f"try again in {retry_after_s:.2g} s"
-        )
+    def __init__(self, reason: str, detail: str, retry_after_s: float) -> None:
+        """reason: a value of `RefusalReason`."""
+        super().__init__(f"{detail}; try again in {retry_after_s:.3g} s")
+        self.reason = reason
+        self.detail = detail
         self.retry_after_s = retry_after_s
 
 
 class GatewayStarting(MemserveError):
     """The gateway's port is open, and the gateway is not ready yet."""
+
+    reason = "starting"
 
     def __init__(self, retry_after_s: float = 2.0) -> None:
         super().__init__(f"the gateway is starting; try again in {retry_after_s:g} s")

@@ -34,6 +34,8 @@ class MemoryConflict(MemserveError):
 class DiskFull(MemserveError):
     """The disk that a change would be written to has too little room."""
 
+    reason = "disk_full"
+
     def __init__(self, disk: str, retry_after_s: float) -> None:
         super().__init__(
             f"{disk} is nearly full, so no changes are taken; make room there, and try again in "
@@ -44,6 +46,8 @@ class DiskFull(MemserveError):
 
 class JournalFull(MemserveError):
     """Too many memories wait to become durable in the vector store. No more are taken."""
+
+    reason = "queue_full"
 
     def __init__(self, waiting_bytes: int, retry_after_s: float) -> None:
         super().__init__(
@@ -56,6 +60,7 @@ class JournalFull(MemserveError):
 class QuotaReached(MemserveError):
     """A tenant has reached a limit on what it may keep."""
 
+    reason = "quota"
     retry_after_s = 60.0
 
     def __init__(self, what: str, limit: int, setting: str) -> None:
@@ -108,6 +113,8 @@ class UnreadableRecord(MemserveError):
 
 class RegistryDiskFull(RegistryUnavailable):
     """The registry Redis answers, and takes no changes, because its disk is nearly full."""
+
+    reason = "disk_full"
 
     def __init__(self, retry_after_s: float) -> None:
         MemserveError.__init__(

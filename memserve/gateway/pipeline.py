@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from memserve.config import Settings
 from memserve.domain import GenerationRequest, RecallOutcome, Route, Tenant, TextDelta, Usage
-from memserve.domain.worker_calls import WorkerFailure
+from memserve.domain.worker_calls import WorkerFailure, WorkerFull
 from memserve.gateway.access.callers import Inflight
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
@@ -73,15 +73,14 @@ class Pipeline:
             prompt = await self.fit(request, recalled.passages, tenant.name)
             check_min_tokens(request.sampling.min_tokens, prompt.max_tokens)
             request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
-            # The tenant's turn at the engines: what is looked up from here on is what is so now.
-            await held.enter_async_context(self.pool.place(tenant.name))
+            self.pool.asked(tenant.name)
             # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
             cached = await self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
             attempts = Attempts(self.pool, only=request.worker_id)
             while True:
                 # 6. Routing.
                 worker, choice = self.router.choose(
-                    request, tenant.name, modules, len(prompt.token_ids), cached, attempts.tried
+                    request, tenant.name, modules, len(prompt.token_ids), cached, attempts, accepted_s
                 )
                 route = self._route(request, tenant, modules, recalled, prompt, choice)
                 routed = RoutedRequest(
@@ -92,18 +91,20 @@ class Pipeline:
                     route,
                     accepted_s,
                     deadline_s,
-                    choice.learned_s,
+                    choice.forecast.learned_s,
                 )
                 self.answers.routed(routed)
-                uncached_tokens = route.prompt_tokens - route.expected_cached_tokens
                 # 7. The worker streams. A worker that fails before its first token is replaced.
                 try:
-                    with worker.serving(tenant.name, route.request_id, uncached_tokens, modules.slot_digest):
+                    with worker.serving(tenant.name, route.request_id, choice.sent, modules.slot_digest):
                         yield route
                         async with contextlib.aclosing(self.answers.stream(routed, worker)) as events:
                             async for event in events:
                                 yield event  # 8. Text, last the usage.
                     return
+                except WorkerFull as full:
+                    self.answers.refused(routed, full)
+                    attempts.full(full)
                 except WorkerFailure as failure:
                     self.answers.failed(routed, failure)
                     attempts.failed(failure)
@@ -125,9 +126,9 @@ class Pipeline:
             model=self.model,
             worker_id=choice.worker_id,
             reason=choice.reason,
-            predicted_ttft_ms=choice.predicted_ttft_s * 1000,
+            predicted_ttft_ms=choice.forecast.ttft_s * 1000,
             prompt_tokens=len(prompt.token_ids),
-            expected_cached_tokens=choice.expected_cached_tokens,
+            expected_cached_tokens=choice.forecast.cached_tokens,
             modules=modules.used,
             recall_outcome=RecallOutcome.EMPTY if none_fits else recalled.outcome,
             passages=prompt.passages,

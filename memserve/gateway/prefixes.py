@@ -17,6 +17,7 @@ from memserve.domain import (
     HeldPrefix,
     Message,
     ModuleVersion,
+    Priority,
     Sampling,
     Tenant,
     Warmth,
@@ -26,10 +27,11 @@ from memserve.domain.worker_calls import (
     AppliedModule,
     WorkerDied,
     WorkerFailure,
+    WorkerFull,
     WorkerLate,
     WorkerRequest,
 )
-from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, PrefixNotStored, WorkerLost
+from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, Overloaded, PrefixNotStored, WorkerLost
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import prompt_block_keys
 from memserve.gateway.steps.prompt import PromptFitting
@@ -205,7 +207,7 @@ class Prefixes:
 
         worker_id: empty for the least loaded worker that the tenant may use.
         deadline_s: on the monotonic clock, or None. It holds for the computing only.
-        Raises NoWorker, WorkerLost, DeadlineExceeded and QuotaExceeded.
+        Raises NoWorker, WorkerLost, DeadlineExceeded and Overloaded.
         """
         worker, laid_out = self._worker(tenant, worker_id, prefix)
         tokens, stored = len(prefix.token_ids), 0
@@ -273,20 +275,21 @@ class Prefixes:
             sampling=Sampling(max_tokens=1),
             modules=(AppliedModule(module.digest, module.kind),) if module else (),
             store_whole_prompt=True,
+            priority=Priority.BACKGROUND,
+            cached_tokens=start,
         )
         timeout_s = None if deadline_s is None else deadline_s - now_s
         try:
-            async with self._pool.own_place(tenant.name):
-                with (
-                    worker.serving(tenant.name, request.request_id, end - start),
-                    worker.calling() as calls,
-                ):
-                    async with contextlib.aclosing(calls.generate(request, timeout_s)) as parts:
-                        async for _ in parts:
-                            pass
+            sent = worker.own_question(end - start)
+            with worker.serving(tenant.name, request.request_id, sent), worker.calling() as calls:
+                async with contextlib.aclosing(calls.generate(request, timeout_s)) as parts:
+                    async for _ in parts:
+                        pass
         except WorkerLate:
             raise DeadlineExceeded from None
         except WorkerDied as error:
             raise WorkerLost(error.worker_id) from None
+        except WorkerFull as error:
+            raise Overloaded(error.reason, error.detail, error.retry_after_s) from None
         except WorkerFailure as error:
             raise NoWorker(error.detail) from None

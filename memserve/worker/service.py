@@ -8,16 +8,17 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import grpc
 from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, Sampling
+from memserve.domain import FinishReason, ModuleKind, ModulePlace, Priority, Sampling
 from memserve.domain.kinds import kind_of_name
-from memserve.domain.worker_calls import AppliedModule, WorkerRequest
-from memserve.errors import InvalidModule, MemserveError, ModuleNotFound
+from memserve.domain.worker_calls import REASON, RETRY_AFTER, AnswerPart, AppliedModule, WorkerRequest
+from memserve.errors import InvalidModule, MemserveError, ModuleNotFound, Overloaded
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.worker.engine.engine import Engine
@@ -26,10 +27,12 @@ from memserve.worker.kv.block_log import BlockEvent, BlockLog, Change
 from memserve.worker.training.compose import Composed, Progress
 from memserve.worker.training.parents import Parent
 from memserve.worker.training.ray_task import compose_in_ray
+from memserve.worker.waiting_room import EngineRoom
 
 log = logging.getLogger("memserve.worker")
 
-STATE_INTERVAL_S = 0.25
+# A state is sent when something has changed, and at least and at most so often.
+STATE_INTERVAL_S, STATE_GAP_S = 0.25, 0.05
 KEYS_IN_A_MESSAGE = 16_384
 FILE_CHUNK_BYTES = 1 << 20
 # The most messages of all answers together. A gateway spends a third of a millisecond on every message that
@@ -37,6 +40,7 @@ FILE_CHUNK_BYTES = 1 << 20
 MESSAGES_PER_S = 400
 
 FINISH = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
+PRIORITY = {getattr(pb, f"PRIORITY_{priority.name}"): priority for priority in Priority}
 PLACE = {
     ModulePlace.DEVICE: pb.MODULE_PLACE_DEVICE,
     ModulePlace.HOST: pb.MODULE_PLACE_HOST,
@@ -49,8 +53,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     """The data plane of one engine."""
 
-    def __init__(self, engine: Engine, log: BlockLog, *, max_lora_rank: int) -> None:
+    def __init__(self, engine: Engine, room: EngineRoom, log: BlockLog, *, max_lora_rank: int) -> None:
         self._engine = engine
+        self._room = room
         self._log = log
         self._max_lora_rank = max_lora_rank
         # It differs at every start, so that a gateway's numbers from before a restart do not count.
@@ -60,22 +65,16 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        async with (
-            refusals(context, wrong_module=grpc.StatusCode.FAILED_PRECONDITION),
-            contextlib.aclosing(self._engine.generate(_worker_request(request))) as parts,
-        ):
-            async for part in parts:
-                response = pb.GenerateResponse(
-                    text=part.text, token_ids=part.token_ids, logprobs=part.logprobs
-                )
-                if part.cached is not None:
-                    response.cached_tokens.CopyFrom(_cached(part.cached))
-                if part.finish_reason is not None:
-                    response.finish_reason = FINISH[part.finish_reason]
-                yield response
-                if part.finish_reason is None:
-                    # vLLM joins the tokens that it samples meanwhile into one output.
-                    await asyncio.sleep(self._engine.running / MESSAGES_PER_S)
+        async with refusals(context, wrong_module=grpc.StatusCode.FAILED_PRECONDITION):
+            asked = _worker_request(request)
+            turn = self._room.turn(asked, context.time_remaining())
+            async with contextlib.aclosing(self._engine.generate(asked, turn)) as parts:
+                async for part in parts:
+                    self._room.advanced(asked.request_id, len(part.token_ids))
+                    yield _response(part)
+                    if part.finish_reason is None:
+                        # vLLM joins the tokens that it samples meanwhile into one output.
+                        await asyncio.sleep(self._engine.running / MESSAGES_PER_S)
 
     async def LoadModule(self, request: pb.LoadModuleRequest, context: Context) -> pb.LoadModuleResponse:
         async with refusals(context):
@@ -140,10 +139,9 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 for response in self._block_messages(event):
                     yield response
             yield pb.WatchResponse(epoch=self._epoch, sequence=sequence, state=self._state())
-            try:
-                await asyncio.wait_for(self._log.changed.wait(), STATE_INTERVAL_S)
-            except TimeoutError:
-                pass
+            await asyncio.sleep(STATE_GAP_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._log.changed.wait(), STATE_INTERVAL_S - STATE_GAP_S)
         await context.abort(
             grpc.StatusCode.UNAVAILABLE, "this worker leaves" if self._leaving else "the engine has died"
         )
@@ -154,6 +152,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
         The gateways then send this worker no more requests. They wait for the answers that it has begun.
         """
         self._leaving = True
+        self._room.leave()
         self._log.changed.set()
 
     async def LookupBlocks(
@@ -163,18 +162,34 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
         return pb.LookupBlocksResponse(device_blocks=device, held_blocks=held)
 
     def _state(self) -> pb.WorkerState:
-        engine = self._engine
+        now_s = time.monotonic()
+        room, load, modules = self._room, self._room.load, self._engine.modules
+        costs, queued_tokens = load.costs, load.prompt_tokens + room.waiting_tokens
         return pb.WorkerState(
-            running=engine.running - len(engine.waiting_tokens),
-            waiting=len(engine.waiting_tokens),
-            prefill_tokens_per_s=engine.prefill.tokens_per_s,
-            decode_tokens_per_s=engine.decode.tokens_per_s,
-            pending_prefill_tokens=sum(engine.waiting_tokens.values()),
+            running=load.answers,
+            waiting=len(load) - load.answers + len(room),
+            prefill_tokens_per_s=1 / costs.token_s,
+            decode_tokens_per_s=1 / costs.fixed_s(max(load.answers, 1), load.answers_kv_tokens),
+            pending_prefill_tokens=queued_tokens,
             modules=[
                 pb.ModuleResidency(digest=digest, place=PLACE[place])
-                for digest, place in engine.modules.held.items()
+                for digest, place in modules.held.items()
             ],
-            used_modules=engine.modules.used,
+            used_modules=modules.used,
+            engine=pb.EngineState(
+                costs=pb.StepCosts(**asdict(costs)),
+                waiting=[
+                    pb.WaitingSeconds(band=band, buckets=buckets)
+                    for band, buckets in room.waiting(now_s).by_band.items()
+                ],
+                prefill_s=load.prefill_s(now_s),
+                seat_s=load.seat_s,
+                answers=load.answers,
+                kv_tokens=load.answers_kv_tokens,
+                free_kv_tokens=max(load.free_kv_tokens, 0),
+                requests=len(load) + len(room),
+                queued_tokens=queued_tokens,
+            ),
         )
 
     def _block_messages(self, event: BlockEvent) -> list[pb.WatchResponse]:
@@ -216,7 +231,25 @@ def _worker_request(request: pb.GenerateRequest) -> WorkerRequest:
         ),
         modules=_modules(request),
         store_whole_prompt=request.keep,
+        priority=PRIORITY.get(request.priority, Priority.NORMAL),
+        first_token_s=request.first_token_ms / 1000 or None,
+        refuse_late=request.refuse_late,
+        do_not_queue=request.do_not_queue,
+        # Of a gateway; the engine computes the last token in any case.
+        cached_tokens=max(min(request.expected_cached_tokens, len(request.token_ids) - 1), 0),
     )
+
+
+def _response(part: AnswerPart) -> pb.GenerateResponse:
+    response = pb.GenerateResponse(text=part.text, token_ids=part.token_ids, logprobs=part.logprobs)
+    if part.cached is not None:
+        cached = part.cached
+        response.cached_tokens.CopyFrom(
+            pb.CachedTokens(device=cached.device, host=cached.host, redis=cached.redis)
+        )
+    if part.finish_reason is not None:
+        response.finish_reason = FINISH[part.finish_reason]
+    return response
 
 
 def _modules(request: pb.GenerateRequest) -> tuple[AppliedModule, ...]:
@@ -230,10 +263,6 @@ def _modules(request: pb.GenerateRequest) -> tuple[AppliedModule, ...]:
     lora = [AppliedModule(request.module_digest, ModuleKind.LORA)] if request.module_digest else []
     expert = AppliedModule(request.expert_digest, ModuleKind.LOGIT_EXPERT, request.expert_alpha)
     return (*lora, *([expert] if request.expert_digest else []))
-
-
-def _cached(cached: CachedTokens) -> pb.CachedTokens:
-    return pb.CachedTokens(device=cached.device, host=cached.host, redis=cached.redis)
 
 
 def _composing(event: Progress | Composed) -> Iterator[pb.ComposeModuleResponse]:
@@ -255,6 +284,7 @@ async def refusals(
 
     FAILED_PRECONDITION: this worker cannot do it, or not now. Another worker may.
     INVALID_ARGUMENT: no worker can do it.
+    RESOURCE_EXHAUSTED: there is too much to do; the trailing metadata says why, and when to come again.
     UNAVAILABLE: the engine has died.
 
     wrong_module: the status for a module that is wrong itself. An answer gives FAILED_PRECONDITION here, so
@@ -262,6 +292,12 @@ async def refusals(
     """
     try:
         yield
+    except Overloaded as error:
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            error.detail,
+            ((REASON, error.reason), (RETRY_AFTER, f"{error.retry_after_s:.3f}")),
+        )
     except InvalidModule as error:
         await context.abort(wrong_module, str(error))
     except ModuleNotFound as error:

@@ -34,8 +34,10 @@ from memserve.metrics.instruments import loop_failures
 from memserve.metrics.port import serve_metrics, without_tenants
 from memserve.model.files import ModelFiles, open_model
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
+from memserve.policy.routing.engine_load import EngineLoad
 from memserve.processes.supervised import repeat
 from memserve.registry.leases import Registry
+from memserve.worker.engine.calibration import measured_costs
 from memserve.worker.engine.engine import Engine
 from memserve.worker.engine.golden import Golden, check_golden_prefix
 from memserve.worker.engine.start import start_engine
@@ -47,6 +49,7 @@ from memserve.worker.kv.configure import activation_memory
 from memserve.worker.kv.host_regions import sweep_orphan_regions
 from memserve.worker.modules.preloads import Preloads
 from memserve.worker.service import WorkerService
+from memserve.worker.waiting_room import EngineRoom
 
 log = logging.getLogger("memserve.worker")
 
@@ -143,7 +146,7 @@ class Worker:
         return _Served(model, model_digest, namespace)
 
     async def _prove(self, served: _Served) -> bool:
-        """Read KV back from Redis. Returns whether this worker may share KV."""
+        """Read KV back from Redis, and measure the engine. Returns whether this worker may share KV."""
         settings = self._settings
         memory = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=NO_QUOTAS)
         golden = await check_golden_prefix(
@@ -169,6 +172,8 @@ class Worker:
                 served.namespace.chunk_tokens,
                 served.model.max_context_tokens,
             )
+        self._costs = await measured_costs(self._engine)
+        log.info("this engine, measured: %s", self._costs)
         return golden is not Golden.DIFFERENT
 
     async def _load_first_modules(self) -> None:
@@ -187,7 +192,18 @@ class Worker:
         settings = self._settings
         credential = credentials.worker_credential(credentials.salt_key(settings))
         server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[GatewaysOnly(credential)])
-        self._service = WorkerService(self._engine, self._block_log, max_lora_rank=settings.max_lora_rank)
+        cache = self._engine.llm.vllm_config.cache_config
+        kv_tokens = cache.kv_cache_size_tokens or (cache.num_gpu_blocks or 0) * cache.block_size
+        load = EngineLoad(self._costs, settings.max_concurrent, kv_tokens)
+        room = EngineRoom(
+            load,
+            ttft_s=settings.default_ttft_ms / 1000,
+            wait_s=settings.max_wait_s,
+            changed=self._block_log.changed.set,
+        )
+        self._service = WorkerService(
+            self._engine, room, self._block_log, max_lora_rank=settings.max_lora_rank
+        )
         rpc.add_WorkerServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
         port = server.add_insecure_port(at(settings.worker_host, 0))

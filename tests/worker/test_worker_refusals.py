@@ -18,6 +18,8 @@ from memserve.errors import InvalidModule
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
+from memserve.policy.routing.costs import EngineCosts
+from memserve.policy.routing.engine_load import EngineLoad
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM imports what torch has deprecated
@@ -28,9 +30,11 @@ with warnings.catch_warnings():
     from memserve.worker.modules.room import ModuleRefused, Places
     from memserve.worker.service import WorkerService, refusals
     from memserve.worker.training.ray_task import ComposeTaskLost
+    from memserve.worker.waiting_room import EngineRoom
 
 SOUND, DAMAGED, NOWHERE = "a" * 64, "b" * 64, "0" * 64
 LIMIT_S = 30.0
+COSTS = EngineCosts(0.01, 1e-4, 0.0, 1e-3, 0.0, 0.1)
 
 
 class FailingHolder:
@@ -67,7 +71,9 @@ async def worker(tmp_path: Path, holder: FailingHolder) -> AsyncIterator[rpc.Wor
     no_llm = cast(Any, None)
     engine = Engine(no_llm, Modules(LocalCopies(blobs), {ModuleKind.LORA: holder}, {}), {}, tmp_path)
     server = grpc.aio.server()
-    rpc.add_WorkerServiceServicer_to_server(WorkerService(engine, BlockLog(), max_lora_rank=16), server)
+    room = EngineRoom(EngineLoad(COSTS, 4, 10_000), ttft_s=1.0, wait_s=60.0)
+    service = WorkerService(engine, room, BlockLog(), max_lora_rank=16)
+    rpc.add_WorkerServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -15,6 +15,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.InvalidModule: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.PriorityDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
     errors.ModuleNotFound: grpc.StatusCode.NOT_FOUND,
     errors.ModuleNotLive: grpc.StatusCode.FAILED_PRECONDITION,
@@ -41,7 +42,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.NoWorker: grpc.StatusCode.UNAVAILABLE,
     # Clients try again by themselves after UNAVAILABLE, and must not do so here.
     errors.WorkersLost: grpc.StatusCode.INTERNAL,
-    errors.PredictedLate: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.GatewayStarting: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerLost: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -58,7 +59,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
 }
 
 
-# These facts have a `retry_after_s`, which goes into the trailing metadata.
+# These facts have a `reason` and a `retry_after_s`, which go into the trailing metadata.
 WITH_RETRY = (
     errors.QuotaExceeded,
     errors.QuotaReached,
@@ -66,7 +67,7 @@ WITH_RETRY = (
     errors.RegistryDiskFull,
     errors.JournalFull,
     errors.NoWorker,
-    errors.PredictedLate,
+    errors.Overloaded,
     errors.GatewayStarting,
 )
 # These state a rule about what the caller sent. They contain no path on this machine.
@@ -98,7 +99,7 @@ def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...
             ("memserve-field", "".join(letter if " " <= letter <= "~" else "?" for letter in error.field)),
         )
     if isinstance(error, WITH_RETRY):
-        return (("retry-after-s", f"{error.retry_after_s:g}"),)
+        return (("memserve-reason", error.reason), ("retry-after-s", f"{error.retry_after_s:g}"))
     return ()
 
 

@@ -159,7 +159,7 @@ async def _report_health(servicer: health.aio.HealthServicer, parts: GatewayPart
     """
     ready = len([worker for worker in parts.pool.workers.values() if worker.connected])
     parts.metrics.ready_workers.set(ready)
-    parts.metrics.queued_seconds.set(sum(map(backlog_s, parts.pool.workers.values())))
+    parts.metrics.queued_seconds.set(sum(backlog_s(worker.report) for worker in parts.pool.workers.values()))
     for what, value in (
         ("mape", parts.residuals.mape),
         ("bias", parts.residuals.bias),

@@ -19,7 +19,7 @@ from memserve.client.errors import CallFailed
 from memserve.client.values import Answer, Conversation, Event, Status, collect
 from memserve.client.wire.inference import event_of, explanation_of, generate_request
 from memserve.client.wire.status import status_of
-from memserve.domain import Expert, Explanation, ModuleUse, Sampling, Slo
+from memserve.domain import Expert, Explanation, ModuleUse, Priority, Sampling, Slo
 from memserve.pb.v1 import inference_pb2, status_pb2
 
 
@@ -87,6 +87,8 @@ class Client(MemoryCalls):
         model: str = "",
         worker_id: str = "",
         session: str = "",
+        priority: Priority | str | None = None,
+        do_not_queue: bool = False,
     ) -> Answer:
         """Ask, and wait for the whole answer.
 
@@ -109,6 +111,8 @@ class Client(MemoryCalls):
         model: the served model's name. Empty: the model that is served.
         worker_id: send the request to this worker and no other.
         session: requests of one session get the same version of an alias that is split.
+        priority: high, normal or low: which requests go first. None: normal, or the key's highest.
+        do_not_queue: refuse the request at once where no engine can begin with it now.
         """
         events = self.stream(
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
@@ -116,6 +120,7 @@ class Client(MemoryCalls):
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
             seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, sampling=sampling, slo=slo,
             model=model, worker_id=worker_id, session=session,
+            priority=priority, do_not_queue=do_not_queue,
         )  # fmt: skip
         return collect([event for event in events])
 
@@ -141,6 +146,8 @@ class Client(MemoryCalls):
         model: str = "",
         worker_id: str = "",
         session: str = "",
+        priority: Priority | str | None = None,
+        do_not_queue: bool = False,
     ) -> Generator[Event, None, None]:
         """Stream an answer: a Route, TextDeltas, and at the end a Usage. `generate` explains the arguments.
 
@@ -153,6 +160,7 @@ class Client(MemoryCalls):
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
             seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, sampling=sampling, slo=slo,
             model=model, worker_id=worker_id, session=session,
+            priority=priority, do_not_queue=do_not_queue,
         )  # fmt: skip
         with contextlib.closing(self._connection.stream(stub.Generate, request)) as responses:
             for response in responses:

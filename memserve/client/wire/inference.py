@@ -17,6 +17,7 @@ from memserve.domain import (
     Message,
     ModuleKind,
     ModuleUse,
+    Priority,
     RecallOutcome,
     Role,
     Route,
@@ -32,6 +33,9 @@ from memserve.errors import UsageError
 from memserve.pb.v1 import inference_pb2 as pb
 
 ROLES = {role: getattr(pb, f"ROLE_{role.name}") for role in Role}
+PRIORITIES: dict[Priority, pb.Priority] = {
+    priority: getattr(pb, f"PRIORITY_{priority.name}") for priority in Priority.of_callers()
+}
 FINISH_REASONS: dict[int, FinishReason] = {
     getattr(pb, f"FINISH_REASON_{reason.name}"): reason for reason in FinishReason.known()
 }
@@ -86,6 +90,8 @@ def generate_request(
     model: str = "",
     worker_id: str = "",
     session: str = "",
+    priority: Priority | str | None = None,
+    do_not_queue: bool = False,
 ) -> pb.GenerateRequest:
     """The request for the arguments of `Client.generate`. Raises UsageError."""
     fields = {
@@ -106,7 +112,18 @@ def generate_request(
         experts=[] if expert is None else [pb.Expert(reference=expert.reference, alpha=expert.alpha)],
         session=session,
         modules=_module_uses(modules),
+        priority=_priority(priority),
+        do_not_queue=do_not_queue,
     )
+
+
+def _priority(priority: Priority | str | None) -> pb.Priority:
+    """Raises UsageError."""
+    if priority is None:
+        return pb.PRIORITY_UNSPECIFIED
+    if priority not in Priority.of_callers():
+        raise UsageError("priority", f"must be one of {', '.join(Priority.of_callers())}, not {priority!r}")
+    return PRIORITIES[Priority(priority)]
 
 
 def _sampling(sampling: Sampling | None, fields: dict[str, Any]) -> pb.Sampling:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from memserve import credentials
 from memserve.config import Settings
-from memserve.domain import KeyRole, Tenant
+from memserve.domain import KeyRole, Priority, Tenant
 from memserve.errors import PermissionDenied, QuotaExceeded, StartupError, Unauthenticated
 from memserve.gateway.access.keys import ApiKey, keys_file, read_keys
 from memserve.gateway.access.roles import NEEDED
@@ -67,7 +67,7 @@ class Access:
             if known.name
             else credentials.anonymous_principal(self._salt_key, key.strip())
         )
-        return self.named(known.tenant, principal, known.role)
+        return self.named(known.tenant, principal, known.role, known.priority)
 
     def caller(self, rpc: str, authorization: str) -> Tenant:
         """The tenant that calls `rpc`.
@@ -79,8 +79,14 @@ class Access:
             raise PermissionDenied(rpc, NEEDED[rpc], tenant.role)
         return tenant
 
-    def named(self, name: str, principal: str, role: KeyRole = KeyRole.ADMIN) -> Tenant:
-        return Tenant(name, credentials.tenant_salt(self._salt_key, name), principal, role)
+    def named(
+        self,
+        name: str,
+        principal: str,
+        role: KeyRole = KeyRole.ADMIN,
+        highest: Priority = Priority.HIGH,
+    ) -> Tenant:
+        return Tenant(name, credentials.tenant_salt(self._salt_key, name), principal, role, highest)
 
 
 class KeyFile:

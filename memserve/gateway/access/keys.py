@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from memserve.config import Settings
-from memserve.domain import KeyRole
+from memserve.domain import KeyRole, Priority
 from memserve.domain.names import is_key_name, is_name, is_sha256
 from memserve.errors import InvalidField, StartupError
 from memserve.private_files import write_private
 
 _NAME_WORDS = "1 to 64 of letters, digits, '.', '_' and '-', beginning with a letter or a digit"
 _TENANT_WORDS = "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
-_FIELDS = {"name", "tenant", "role", "sha256", "key", "created_s"}
+_FIELDS = {"name", "tenant", "role", "sha256", "key", "created_s", "priority"}
 KEY_MIN_CHARACTERS = 8
 KEYS_MAX = 10_000
 FILE_MAX_BYTES = 16 << 20
@@ -43,6 +43,8 @@ class ApiKey:
     """Of the key, 64 hex digits."""
     created_s: float = 0.0
     """Seconds since the epoch; 0 where unknown."""
+    priority: Priority = Priority.NORMAL
+    """The highest that its requests may have."""
 
 
 def keys_file(settings: Settings) -> Path:
@@ -54,9 +56,9 @@ def read_keys(file: Path, *, must_exist: bool) -> list[ApiKey] | None:
     """The keys of the file. None: it does not exist and need not, so that every caller is the tenant
     `default`.
 
-    The file holds {"keys": [{"name", "tenant", "role", "sha256", "created_s"}, …]}. "created_s" may be left
-    out, and "key" may stand in place of "sha256". The short form {"key": "tenant", …} gives each key the role
-    `write`.
+    The file holds {"keys": [{"name", "tenant", "role", "sha256", "created_s", "priority"}, …]}. "created_s"
+    and "priority" may be left out, and "key" may stand in place of "sha256". The short form
+    {"key": "tenant", …} gives each key the role `write`.
 
     Raises StartupError that names the entry and the rule.
     """
@@ -78,7 +80,9 @@ def read_keys(file: Path, *, must_exist: bool) -> list[ApiKey] | None:
         raise StartupError(f"api_keys_file {file}: {error}") from None
 
 
-def add_key(file: Path, name: str, tenant: str, role: KeyRole, now_s: float) -> str:
+def add_key(
+    file: Path, name: str, tenant: str, role: KeyRole, now_s: float, priority: Priority = Priority.NORMAL
+) -> str:
     """Add a new key to the file. Creates the file where it does not exist.
 
     Returns the key. The file has only its sha256, so that the key cannot be read again.
@@ -97,7 +101,7 @@ def add_key(file: Path, name: str, tenant: str, role: KeyRole, now_s: float) -> 
         if len(keys) >= KEYS_MAX:
             raise InvalidField("name", f"the file has {KEYS_MAX} keys already, which is the most")
         made = f"ms-{secrets.token_urlsafe(32)}"
-        keys.append(ApiKey(name, tenant, role, _digest(made), now_s))
+        keys.append(ApiKey(name, tenant, role, _digest(made), now_s, priority))
         _write(file, keys)
         return made
 
@@ -169,7 +173,10 @@ def _key(where: str, entry: Any) -> ApiKey:
     created_s = entry.get("created_s", 0.0)
     if isinstance(created_s, bool) or not isinstance(created_s, int | float):
         raise ValueError(f"{where}.created_s must be a number of seconds")
-    return ApiKey(name, tenant, KeyRole(role), digest, float(created_s))
+    priority = entry.get("priority", Priority.NORMAL)
+    if priority not in Priority.of_callers():
+        raise ValueError(f"{where}.priority must be one of {', '.join(Priority.of_callers())}")
+    return ApiKey(name, tenant, KeyRole(role), digest, float(created_s), Priority(priority))
 
 
 def _short(number: int, key: str, tenant: Any) -> ApiKey:
@@ -190,6 +197,7 @@ def _write(file: Path, keys: Sequence[ApiKey]) -> None:
             "role": str(key.role),
             "sha256": key.sha256,
             **({"created_s": round(key.created_s)} if key.created_s else {}),
+            **({} if key.priority is Priority.NORMAL else {"priority": str(key.priority)}),
         }
         for key in keys
     ]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from memserve.domain import GateReport, Memory, ModuleVersion, Sampling, ScoredMemory, Tenant
+from memserve.domain import GateReport, Memory, ModuleVersion, Priority, Sampling, ScoredMemory, Tenant
 from memserve.domain.kinds import KINDS
 from memserve.domain.worker_calls import AppliedModule, WorkerFailure, WorkerRequest, WrongRequest
 from memserve.errors import InvalidField, InvalidModule, NoWorker
@@ -160,14 +160,13 @@ class _Run:
 
     async def _answer(self, token_ids: list[int], with_version: bool) -> Answer:
         while True:
-            async with self.pool.own_place(self.tenant.name):
-                worker = self._chosen()
-                try:
-                    return await self._ask(worker, token_ids, with_version)
-                except WrongRequest as error:
-                    raise InvalidModule("probes.json", error.detail) from None
-                except WorkerFailure as failure:
-                    self.given_up[worker.lease.worker_id] = failure.detail
+            worker = self._chosen()
+            try:
+                return await self._ask(worker, token_ids, with_version)
+            except WrongRequest as error:
+                raise InvalidModule("probes.json", error.detail) from None
+            except WorkerFailure as failure:
+                self.given_up[worker.lease.worker_id] = failure.detail
 
     def _chosen(self) -> PooledWorker:
         if self.worker is None or not self.worker.connected or self.answered_by in self.given_up:
@@ -191,10 +190,12 @@ class _Run:
             cache_salt=self.tenant.cache_salt,
             sampling=_SAMPLING,
             modules=(AppliedModule(self.version.digest, self.version.kind),) if with_version else (),
+            priority=Priority.BACKGROUND,
         )
         text: list[str] = []
         logprobs: list[float] = []
-        with worker.serving(self.tenant.name, request.request_id, len(token_ids)), worker.calling() as calls:
+        sent = worker.own_question(len(token_ids))
+        with worker.serving(self.tenant.name, request.request_id, sent), worker.calling() as calls:
             async with contextlib.aclosing(calls.generate(request, PROBE_TIMEOUT_S)) as parts:
                 async for part in parts:
                     worker.has_first_token(request.request_id)

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from memserve.config import Settings
-from memserve.domain import CacheLayout, ExcludedWorker, GenerationRequest, RouteCandidate, Slo
-from memserve.domain.worker_calls import WorkerDied, WorkerFailure
-from memserve.errors import NoWorker, PredictedLate, WorkersLost
+from memserve.domain import CacheLayout, ExcludedWorker, GenerationRequest, RouteCandidate
+from memserve.domain.worker_calls import WorkerDied, WorkerFailure, WorkerFull
+from memserve.errors import NoWorker, Overloaded, WorkersLost
 from memserve.gateway.steps.lookup import LookedUp
 from memserve.gateway.steps.resolve import AnsweringModule, AnsweringModules
-from memserve.gateway.workers.pool import PooledWorker, WorkerPool
+from memserve.gateway.workers.pool import PooledWorker, Sent, WorkerPool
 from memserve.policy.routing.breaker import Breakers
 from memserve.policy.routing.candidates import few
-from memserve.policy.routing.costs import EngineCosts
-from memserve.policy.routing.forecast import Demand, Held, PlacedModule, forecast, slots_ahead
-from memserve.policy.routing.load import WaitingTime, WorkerLoad
+from memserve.policy.routing.forecast import (
+    Demand,
+    Forecast,
+    Held,
+    PlacedModule,
+    forecast,
+    misses,
+    slots_ahead,
+)
+from memserve.policy.routing.load import WorkerLoad
 from memserve.policy.routing.policies import MARGIN, POLICIES, Candidate, Situation
 from memserve.policy.routing.residuals import Residuals
 
 ATTEMPTS = 3
 # What ends one worker may end the next, and then the one after it.
 LOST_RETRIES = 1
-NEW_WORKER_TOKENS_PER_S = 2_000.0
-"""Prefill speed of a worker that has not measured its own yet. Workers are compared by it, and a request with
-`slo.refuse_late` may be refused by it. Eviction has a figure of its own, see `policy/kv/eviction.py`."""
-ANSWER_S = 0.004
-"""What an answer adds to every step of its engine."""
-STEP_LIMIT_S = 1.0
-FETCH_TOKENS_PER_S = 100_000.0
-"""How fast KV arrives from Redis."""
-LEAST_RETRY_S = 0.1
 TOLD_MAX = 64
 """Workers in a receipt."""
 # These need not see every worker of a large fleet.
@@ -45,17 +42,28 @@ OF_FEW = frozenset({"least_ttft", "least_harm", "cheapest_feasible", "lmetric", 
 class RoutingChoice:
     """The chosen worker, and why."""
 
-    worker_id: str
-    predicted_ttft_s: float
-    expected_cached_tokens: int
+    chosen: Candidate
+    demand: Demand
     reason: str
     """One line for a person."""
     candidates: tuple[RouteCandidate, ...]
     excluded: tuple[ExcludedWorker, ...]
-    learned_s: float
-    """The part of the prediction that is a correction by earlier errors."""
     within_s: float
     """Nine of ten first tokens came within so much of their prediction lately."""
+
+    @property
+    def worker_id(self) -> str:
+        return self.chosen.load.worker
+
+    @property
+    def forecast(self) -> Forecast:
+        return self.chosen.forecast
+
+    @property
+    def sent(self) -> Sent:
+        """What the worker gets to do by it."""
+        forecast = self.forecast
+        return Sent(forecast.computed_tokens, self.demand.band, self.demand.deadline_s, forecast.own_s)
 
 
 class Router:
@@ -78,34 +86,38 @@ class Router:
         modules: AnsweringModules,
         prompt_tokens: int,
         cached: Mapping[CacheLayout, LookedUp],
-        tried: Collection[str],
+        attempts: Attempts,
+        accepted_s: float,
     ) -> tuple[PooledWorker, RoutingChoice]:
-        """tried: ids of the workers that have failed this request.
-
-        Raises NoWorker, and PredictedLate where the request would rather be refused.
-        """
+        """Raises NoWorker, and Overloaded when a worker has refused the request and no other would be in
+        time."""
         now_s = time.monotonic()
-        eligible, excluded = self._eligible(request, tenant, modules, tried, now_s)
+        eligible, excluded = self._eligible(request, tenant, modules, attempts.tried, now_s)
         if not eligible:
+            attempts.nobody_is_left()
             raise NoWorker(
                 f"worker {request.worker_id} is not ready" if request.worker_id else "none is ready"
             )
-        by_s = math.inf if request.slo.ttft_ms is None else now_s + request.slo.ttft_ms / 1000
-        demand = Demand(prompt_tokens, by_s, request.sampling.max_tokens, session=request.session)
+        wish_ms = request.slo.ttft_ms or self._settings.default_ttft_ms
+        demand = Demand(
+            prompt_tokens,
+            accepted_s + wish_ms / 1000,
+            request.sampling.max_tokens,
+            request.priority.band,
+            request.session,
+        )
         candidates = self._candidates(eligible, demand, modules, cached, now_s)
         chosen = self._policy(Situation(demand, now_s, self._decided, random.random), candidates)
         self._decided += 1
-        self._refuse_late(request.slo, candidates)
+        attempts.second_offer(demand, chosen.forecast, now_s)
         worker_id = chosen.load.worker
         self._breakers.asked(worker_id, now_s)
         choice = RoutingChoice(
-            worker_id,
-            chosen.forecast.ttft_s,
-            chosen.forecast.cached_tokens,
+            chosen,
+            demand,
             self._reason(chosen, len(candidates), prompt_tokens),
             tuple(_told(each) for each in candidates[:TOLD_MAX]),
             tuple(excluded[:TOLD_MAX]),
-            chosen.forecast.learned_s,
             self._residuals.interval_s(worker_id),
         )
         return next(each for each in eligible if each.lease.worker_id == worker_id), choice
@@ -169,7 +181,9 @@ class Router:
                 for number, worker in enumerate(eligible)
                 if worker.lease.worker_id in leading
             }
-            numbers = few(len(eligible), held, [backlog_s(worker) for worker in eligible], random.random)
+            numbers = few(
+                len(eligible), held, [backlog_s(worker.report) for worker in eligible], random.random
+            )
         found = []
         for number in numbers:
             worker = eligible[number]
@@ -180,22 +194,10 @@ class Router:
                 prompt.redis_tokens if lease.shares_kv else 0,
                 tuple(self._placed(worker, module) for module in modules.modules),
             )
-            load = _load_of(worker, now_s)
+            load = worker.report
             learned_s = self._residuals.correction_s(lease.worker_id)
             found.append(Candidate(load, held_by, forecast(load, demand, held_by, now_s, learned_s)))
         return found
-
-    def _refuse_late(self, slo: Slo, candidates: Sequence[Candidate]) -> None:
-        """Raises PredictedLate when no candidate is predicted to be in time.
-
-        The time after which to try again is what the soonest is late by: queues shrink by a second a second.
-        """
-        if not slo.refuse_late or slo.ttft_ms is None:
-            return
-        soonest_s = min(each.forecast.ttft_s for each in candidates)
-        late_s = MARGIN * soonest_s - slo.ttft_ms / 1000
-        if late_s > 0:
-            raise PredictedLate(soonest_s * 1000, slo.ttft_ms, max(late_s, LEAST_RETRY_S))
 
     def _placed(self, worker: PooledWorker, module: AnsweringModule) -> PlacedModule:
         digest, row = module.version.digest, module.row
@@ -223,6 +225,7 @@ class Attempts:
         self._pool = pool
         self._only = only
         self._lost = 0
+        self._full: WorkerFull | None = None
         self.tried: set[str] = set()
 
     def failed(self, failure: WorkerFailure) -> None:
@@ -235,27 +238,34 @@ class Attempts:
         if len(self.tried) >= ATTEMPTS or self._only or not others:
             raise NoWorker(failure.detail) from None
 
+    def full(self, failure: WorkerFull) -> None:
+        """The worker has too much to do. Raises Overloaded when it is not the first that says so."""
+        self.tried.add(failure.worker_id)
+        if self._full is not None or self._only:
+            raise _overloaded(failure) from None
+        self._full = failure
 
-def backlog_s(worker: PooledWorker) -> float:
-    """The time that the worker's engine needs for the prompts that it has."""
-    return worker.pending_prefill_tokens / (worker.prefill_tokens_per_s or NEW_WORKER_TOKENS_PER_S)
+    def nobody_is_left(self) -> None:
+        """Raises Overloaded where a worker had too much to do."""
+        if self._full is not None:
+            raise _overloaded(self._full) from None
+
+    def second_offer(self, demand: Demand, forecast: Forecast, now_s: float) -> None:
+        """After a refusal, the request is offered to one other worker, if that would be in time.
+
+        Raises Overloaded otherwise.
+        """
+        if self._full is not None and misses(demand, forecast.ttft_s, now_s, MARGIN):
+            raise _overloaded(self._full) from None
 
 
-def _load_of(worker: PooledWorker, now_s: float) -> WorkerLoad:
-    """The worker's last state, and what this gateway has sent since."""
-    running = max(worker.running, worker.state.running + worker.state.waiting)
-    token_s = 1 / (worker.prefill_tokens_per_s or NEW_WORKER_TOKENS_PER_S)
-    return WorkerLoad(
-        worker=worker.lease.worker_id,
-        at_s=now_s,
-        costs=EngineCosts(0.0, token_s, 0.0, ANSWER_S, 0.0, STEP_LIMIT_S),
-        waiting=WaitingTime(now_s),
-        prefill_s=backlog_s(worker),
-        answers=running,
-        fetch_tokens_per_s=FETCH_TOKENS_PER_S,
-        requests=running,
-        queued_tokens=worker.pending_prefill_tokens,
-    )
+def _overloaded(failure: WorkerFull) -> Overloaded:
+    return Overloaded(failure.reason, failure.detail, failure.retry_after_s)
+
+
+def backlog_s(load: WorkerLoad) -> float:
+    """The time that the engine needs for all that it has."""
+    return load.waiting.total_s + load.costs.drain_s(load.prefill_s, load.answers, load.kv_tokens)
 
 
 def _told(candidate: Candidate) -> RouteCandidate:

@@ -20,6 +20,7 @@ from memserve.domain import (
 from memserve.domain.worker_calls import (
     AnswerPart,
     WorkerFailure,
+    WorkerFull,
     WorkerLate,
     WorkerRefused,
     WorkerRequest,
@@ -59,7 +60,18 @@ class RoutedRequest:
             cache_salt=self.tenant.cache_salt,
             sampling=self.request.sampling,
             modules=self.modules.applied,
+            priority=self.request.priority,
+            first_token_s=self._left_s,
+            refuse_late=self.request.slo.refuse_late,
+            do_not_queue=self.request.do_not_queue,
+            cached_tokens=self.route.expected_cached_tokens,
         )
+
+    @property
+    def _left_s(self) -> float | None:
+        """For the first token, of the time that the caller wishes for."""
+        wish_ms = self.request.slo.ttft_ms
+        return None if wish_ms is None else self.accepted_s + wish_ms / 1000 - time.monotonic()
 
 
 class Answers:
@@ -129,6 +141,10 @@ class Answers:
         wish_ms = routed.request.slo.ttft_ms
         if wish_ms is not None and routed.route.predicted_ttft_ms > wish_ms:
             self._metrics.predicted_misses.inc()
+
+    def refused(self, routed: RoutedRequest, full: WorkerFull) -> None:
+        """The worker has too much to do."""
+        self._decisions.ended(routed.route.request_id, f"refused by the worker, {full.reason}: {full}")
 
     def failed(self, routed: RoutedRequest, failure: WorkerFailure) -> None:
         """The worker has failed before the first token."""

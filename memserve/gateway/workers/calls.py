@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 
 import grpc
 
 from memserve.channels import NO_PROXY, bearer
-from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, WorkerLease
+from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, RefusalReason, WorkerLease
 from memserve.domain.worker_calls import (
+    REASON,
+    RETRY_AFTER,
     AnswerPart,
     BlockChange,
     BlockEvent,
@@ -19,11 +23,14 @@ from memserve.domain.worker_calls import (
     ComposeProgress,
     ComposeRecipe,
     CompositionRequest,
+    EngineState,
     HeldBlocks,
+    StepCosts,
     StrangeWorker,
     WorkerDied,
     WorkerFailure,
     WorkerFaulty,
+    WorkerFull,
     WorkerLate,
     WorkerRefused,
     WorkerRequest,
@@ -54,6 +61,7 @@ MEANS = {
     grpc.StatusCode.INVALID_ARGUMENT: WrongRequest,
     grpc.StatusCode.UNAUTHENTICATED: StrangeWorker,
 }
+BANDS_MAX = 8
 CLOSED = "the gateway has closed its connection to the worker"
 _FINISH = {
     pb.FINISH_REASON_STOP: FinishReason.STOP,
@@ -175,6 +183,8 @@ class GrpcCalls:
         try:
             yield
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise _full(self._worker_id, error) from None
             meaning = MEANS.get(error.code(), WorkerFailure)
             raise meaning(self._worker_id, error.details() or error.code().name) from None
         except grpc.aio.UsageError:
@@ -185,6 +195,21 @@ class GrpcCalls:
             if task is not None and task.cancelling():
                 raise
             raise WorkerDied(self._worker_id, CLOSED) from None
+
+
+def _full(worker_id: str, error: grpc.aio.AioRpcError) -> WorkerFailure:
+    told = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
+    detail = error.details() or error.code().name
+    try:
+        retry_after_s = float(told[RETRY_AFTER])
+    except (KeyError, ValueError):
+        # Not by the worker's own word: a message over gRPC's limit has this status too.
+        return WorkerFailure(worker_id, detail)
+    return WorkerFull(worker_id, detail, _reason(told.get(REASON, "")), retry_after_s)
+
+
+def _reason(reason: str) -> RefusalReason:
+    return RefusalReason(reason) if reason in tuple(RefusalReason) else RefusalReason.UNKNOWN
 
 
 def _generate_request(request: WorkerRequest) -> pb.GenerateRequest:
@@ -202,6 +227,12 @@ def _generate_request(request: WorkerRequest) -> pb.GenerateRequest:
         min_tokens=sampling.min_tokens,
         tenant=request.tenant,
         keep=request.store_whole_prompt,
+        priority=getattr(pb, f"PRIORITY_{request.priority.name}"),
+        # 0 is no wish.
+        first_token_ms=0 if request.first_token_s is None else max(request.first_token_s * 1000, 0.001),
+        refuse_late=request.refuse_late,
+        do_not_queue=request.do_not_queue,
+        expected_cached_tokens=request.cached_tokens,
     )
     for module in request.modules:
         message.modules.add(digest=module.digest, kind=module.kind, strength=module.strength)
@@ -239,7 +270,32 @@ def _state(state: pb.WorkerState) -> WorkerState:
         pending_prefill_tokens=state.pending_prefill_tokens,
         modules={module.digest: _PLACES[module.place] for module in state.modules if module.place in _PLACES},
         used_modules=frozenset(state.used_modules),
+        engine=_engine_state(state.engine) if state.HasField("engine") else None,
     )
+
+
+def _engine_state(engine: pb.EngineState) -> EngineState | None:
+    """None where the costs are none: nothing can be forecast with them."""
+    costs = {term.name: getattr(engine.costs, term.name) for term in fields(StepCosts)}
+    if not all(math.isfinite(seconds) and seconds >= 0 for seconds in costs.values()) or not (
+        costs["token_s"] > 0 and costs["step_limit_s"] > 0
+    ):
+        return None
+    return EngineState(
+        costs=StepCosts(**costs),
+        waiting={each.band: tuple(each.buckets) for each in engine.waiting if 0 <= each.band < BANDS_MAX},
+        prefill_s=_seconds(engine.prefill_s),
+        seat_s=_seconds(engine.seat_s),
+        answers=max(engine.answers, 0),
+        kv_tokens=max(engine.kv_tokens, 0),
+        free_kv_tokens=max(engine.free_kv_tokens, 0),
+        requests=max(engine.requests, 0),
+        queued_tokens=max(engine.queued_tokens, 0),
+    )
+
+
+def _seconds(seconds: float) -> float:
+    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
 def _block_event(parts: Sequence[pb.WatchResponse]) -> BlockEvent:

@@ -8,10 +8,10 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from memserve.domain import CacheLayout, ModulePlace, WorkerLease
+from memserve.domain import CacheLayout, ModulePlace, Priority, WorkerLease
 from memserve.domain.worker_calls import (
     BlockChange,
     BlockEvent,
@@ -23,11 +23,12 @@ from memserve.domain.worker_calls import (
     WorkerState,
 )
 from memserve.errors import RegistryUnavailable
+from memserve.gateway.workers.report import reported
 from memserve.kv.index import BlockIndex
-from memserve.policy.sharing.fairness import engine_share, worker_to_leave
+from memserve.policy.routing.load import WorkerLoad
+from memserve.policy.sharing.fairness import Lately, worker_to_leave
 from memserve.processes.supervised import Failed, repeat, uncounted
 from memserve.registry.leases import Registry
-from memserve.turns import Turns
 
 log = logging.getLogger("memserve.gateway.workers.pool")
 
@@ -38,12 +39,24 @@ SILENT_S = 1.0
 RECONNECT_S = 0.2
 # Parts of the index that a worker that is gone is taken out of, at each discovery.
 TIDY_STEPS = 8
-# How many answers of one tenant may wait for a place. Answers to requests are limited before they come here.
-# This limit is for the probes of gates and for warm-ups.
-PLACES_WAITING = 1024
-# How many of memserve's own questions the engines answer at a time while no user asks.
-OWN_PLACES = 16
-USERS_RECENT_S = 1.0
+# A tenant that sent a request within this time is active.
+RECENT_S = 10.0
+# A request that was sent this long before a report came is in the report.
+IN_REPORT_AFTER_S = 0.1
+
+
+@dataclass(slots=True)
+class Sent:
+    """A request of this gateway that has no first token yet."""
+
+    tokens: int
+    """That the worker computes for it."""
+    band: int
+    deadline_s: float
+    """By which it is ordered in the worker's waiting room."""
+    own_s: float
+    """Time of the engine, as forecast."""
+    at_s: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -58,8 +71,10 @@ class PooledWorker:
     heard_s: float = 0.0
     """When the last message of its stream came, on the monotonic clock."""
     state: WorkerState = field(default_factory=WorkerState)
-    sent: dict[str, int] = field(default_factory=dict)
-    """Prompt tokens of this gateway's requests that have no first token yet, by request id."""
+    report: WorkerLoad = field(init=False)
+    """What it has to do, with what this gateway has sent since it said so."""
+    sent: dict[str, Sent] = field(default_factory=dict)
+    """This gateway's requests that have no first token yet, by request id."""
     running: int = 0
     """How many of this gateway's requests are at the worker."""
     in_slots: Counter[str] = field(default_factory=Counter)
@@ -71,6 +86,17 @@ class PooledWorker:
     """The epoch of the last block event; 0 before the first."""
     sequence: int = 0
     """The number of the last block event; 0 before the first."""
+
+    def __post_init__(self) -> None:
+        self.report = reported(self.lease.worker_id, self.state, self.heard_s)
+
+    def hear(self, state: WorkerState, now_s: float) -> None:
+        """The worker has reported."""
+        self.state = state
+        self.report = reported(self.lease.worker_id, state, now_s)
+        for sent in self.sent.values():
+            if sent.at_s > now_s - IN_REPORT_AFTER_S:
+                self.report.sent(sent.band, sent.deadline_s, sent.own_s, sent.tokens)
 
     @contextlib.contextmanager
     def calling(self) -> Iterator[WorkerCalls]:
@@ -87,14 +113,13 @@ class PooledWorker:
             raise
 
     @contextlib.contextmanager
-    def serving(
-        self, tenant: str, request_id: str, uncached_tokens: int, slot_digest: str = ""
-    ) -> Iterator[None]:
+    def serving(self, tenant: str, request_id: str, sent: Sent, slot_digest: str = "") -> Iterator[None]:
         """Count a request from the moment of its routing, so that the next routing takes it into account.
 
         slot_digest: the request's module that needs a slot of the batch; empty for none.
         """
-        self.sent[request_id] = uncached_tokens
+        self.sent[request_id] = sent
+        self.report.sent(sent.band, sent.deadline_s, sent.own_s, sent.tokens)
         self.running += 1
         self.in_slots += Counter([slot_digest] if slot_digest else [])
         self.tenants += Counter([tenant])
@@ -105,6 +130,11 @@ class PooledWorker:
             self.in_slots -= Counter([slot_digest])  # drops a module that is at 0
             self.tenants -= Counter([tenant])
             self.sent.pop(request_id, None)
+
+    def own_question(self, tokens: int) -> Sent:
+        """memserve's own, of so many tokens to compute."""
+        own_s = self.report.costs.prefill_s(0, tokens)
+        return Sent(tokens, Priority.BACKGROUND.band, math.inf, own_s)
 
     def has_first_token(self, request_id: str) -> None:
         """Note that the request's prompt is computed."""
@@ -127,7 +157,8 @@ class PooledWorker:
         It is the larger of two numbers: what this gateway sent, and what the worker's last state says. The
         state includes the requests of other gateways.
         """
-        return max(sum(self.sent.values()), self.state.pending_prefill_tokens)
+        own = sum(sent.tokens for sent in self.sent.values())
+        return max(own, self.state.pending_prefill_tokens)
 
     @property
     def load(self) -> tuple[int, int]:
@@ -167,11 +198,7 @@ class WorkerPool:
         # By id of a worker that has a lease and is not used: why not.
         self._refused: dict[str, str] = {}
         self._discovery: asyncio.Task[None] | None = None
-        self._places = Turns("answers", 1, share=engine_share, waiting_per_tenant=PLACES_WAITING)
-        self._own = Turns("own questions", OWN_PLACES, waiting_per_tenant=PLACES_WAITING)
-        # Users' answers that are under way or wait, and when the last of them ended.
-        self._users = 0
-        self._user_s = -math.inf
+        self._lately = Lately(RECENT_S)
 
     async def start(self) -> None:
         self._discovery = asyncio.create_task(repeat("discovery", self._discover, DISCOVERY_S, self._failed))
@@ -210,44 +237,9 @@ class WorkerPool:
         counted = Counter(worker.lease.model_digest for worker in self.workers.values())
         return min(counted, key=lambda digest: (-counted[digest], digest), default="")
 
-    @contextlib.asynccontextmanager
-    async def place(self, tenant: str) -> AsyncIterator[None]:
-        """Hold a place in the engines, for one answer. Tenants take turns at a free place.
-
-        There are as many places as the engines decode answers at the same time. An answer that would wait in
-        an engine waits here, where turns are fair.
-
-        Raises QuotaExceeded when too many of the tenant's answers wait.
-        """
-        self._users += 1
-        try:
-            async with self._taken(tenant):
-                yield
-        finally:
-            self._users -= 1
-            self._user_s = time.monotonic()
-
-    @contextlib.asynccontextmanager
-    async def own_place(self, tenant: str) -> AsyncIterator[None]:
-        """As `place`, for memserve's own work: a gate's probe, a canary's, a prefix that is warmed.
-
-        It gives way. While users' answers are under way, or were a moment ago, one such question goes at a
-        time.
-        """
-        quiet = self._users == 0 and time.monotonic() - self._user_s > USERS_RECENT_S
-        self._own.places = OWN_PLACES if quiet else 1
-        self._own.hand_out()
-        async with self._own.of(tenant), self._taken(tenant):
-            yield
-
-    @contextlib.asynccontextmanager
-    async def _taken(self, tenant: str) -> AsyncIterator[None]:
-        self._places.places = max(
-            1, sum(worker.lease.max_concurrent for worker in self.ready(time.monotonic()))
-        )
-        self._places.hand_out()
-        async with self._places.of(tenant):
-            yield
+    def asked(self, tenant: str) -> None:
+        """The tenant has sent a request."""
+        self._lately.see(tenant, time.monotonic())
 
     def open_to(self, tenant: str, now_s: float) -> list[PooledWorker]:
         """The ready workers that a request of this tenant may go to.
@@ -256,11 +248,17 @@ class WorkerPool:
         not wait for what this tenant does to the other engines.
         """
         ready = self.ready(now_s)
-        if len(ready) < 2 or not self._places.others_ask(tenant):
+        if len(ready) < 2 or not self._others_ask(tenant):
             return ready
         load = {worker.lease.worker_id: (worker.tenants[tenant], worker.running) for worker in ready}
         left = worker_to_leave(load)
         return [worker for worker in ready if worker.lease.worker_id != left]
+
+    def _others_ask(self, tenant: str) -> bool:
+        """Whether another tenant was active lately, or has requests under way."""
+        return self._lately.others(tenant) or any(
+            worker.tenants.total() > worker.tenants[tenant] for worker in self.workers.values()
+        )
 
     async def _discover(self) -> None:
         try:
@@ -348,7 +346,7 @@ class WorkerPool:
             async for event in events:
                 worker.heard_s = time.monotonic()
                 if isinstance(event, WorkerState):
-                    worker.state = event
+                    worker.hear(event, worker.heard_s)
                     worker.connected = True
                     continue
                 if not _is_next(worker, event):

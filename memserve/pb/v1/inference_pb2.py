@@ -25,19 +25,21 @@ _sym_db = _symbol_database.Default()
 from memserve.pb.v1 import memory_pb2 as memserve_dot_v1_dot_memory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmemserve/v1/inference.proto\x12\x0bmemserve.v1\x1a\x18memserve/v1/memory.proto\";\n\x07Message\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.memserve.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"<\n\x03Slo\x12\x0f\n\x07ttft_ms\x18\x01 \x01(\x01\x12\x0f\n\x07tpot_ms\x18\x02 \x01(\x01\x12\x13\n\x0brefuse_late\x18\x03 \x01(\x08\"\x92\x01\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x10\n\x08logprobs\x18\x06 \x01(\x08\x12\x12\n\nmin_tokens\x18\x07 \x01(\x05\x42\x07\n\x05_seed\"?\n\x06Recall\x12\x12\n\nnamespaces\x18\x01 \x03(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x05\"\xb8\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x08messages\x18\x02 \x03(\x0b\x32\x14.memserve.v1.Message\x12\x0e\n\x06module\x18\x03 \x01(\t\x12#\n\x06recall\x18\x04 \x01(\x0b\x32\x13.memserve.v1.Recall\x12\'\n\x08sampling\x18\x05 \x01(\x0b\x32\x15.memserve.v1.Sampling\x12\x1d\n\x03slo\x18\x06 \x01(\x0b\x32\x10.memserve.v1.Slo\x12\x11\n\tworker_id\x18\x07 \x01(\t\x12$\n\x07\x65xperts\x18\x08 \x03(\x0b\x32\x13.memserve.v1.Expert\x12\x0f\n\x07session\x18\t \x01(\t\x12\'\n\x07modules\x18\n \x03(\x0b\x32\x16.memserve.v1.ModuleUse\"B\n\tModuleUse\x12\x11\n\treference\x18\x01 \x01(\t\x12\x15\n\x08strength\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_strength\"9\n\x06\x45xpert\x12\x11\n\treference\x18\x01 \x01(\t\x12\x12\n\x05\x61lpha\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_alpha\"\xe1\x03\n\x05Route\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x19\n\x11predicted_ttft_ms\x18\x03 \x01(\x01\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x1e\n\x16\x65xpected_cached_tokens\x18\x05 \x01(\x05\x12\x32\n\x0erecall_outcome\x18\x08 \x01(\x0e\x32\x1a.memserve.v1.RecallOutcome\x12+\n\x08passages\x18\t \x03(\x0b\x32\x19.memserve.v1.ScoredMemory\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\r\n\x05model\x18\x0b \x01(\t\x12(\n\x07modules\x18\x0c \x03(\x0b\x32\x17.memserve.v1.UsedModule\x12\x15\n\rlost_memories\x18\r \x01(\x03\x12/\n\ncandidates\x18\x0e \x03(\x0b\x32\x1b.memserve.v1.RouteCandidate\x12-\n\x08\x65xcluded\x18\x0f \x03(\x0b\x32\x1b.memserve.v1.ExcludedWorker\x12\x1b\n\x13predicted_within_ms\x18\x10 \x01(\x01J\x04\x08\x06\x10\x07J\x04\x08\x07\x10\x08R\x06moduleR\rmodule_digest\"\xf4\x01\n\x0eRouteCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07ttft_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x0f\n\x07slot_ms\x18\x04 \x01(\x01\x12\x11\n\tmemory_ms\x18\x05 \x01(\x01\x12\x10\n\x08\x66\x65tch_ms\x18\x06 \x01(\x01\x12\x12\n\nprefill_ms\x18\x07 \x01(\x01\x12\x0f\n\x07load_ms\x18\x08 \x01(\x01\x12\x12\n\nlearned_ms\x18\t \x01(\x01\x12\x15\n\rcached_tokens\x18\n \x01(\x05\x12\x15\n\rqueued_tokens\x18\x0b \x01(\x03\x12\x0f\n\x07running\x18\x0c \x01(\x05\"3\n\x0e\x45xcludedWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"h\n\x0f\x45xplainResponse\x12!\n\x05route\x18\x01 \x01(\x0b\x32\x12.memserve.v1.Route\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12!\n\x05usage\x18\x03 \x01(\x0b\x32\x12.memserve.v1.Usage\"h\n\nUsedModule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x61lpha\x18\x06 \x01(\x01\">\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\";\n\x0c\x43\x61\x63hedTokens\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\x05\x12\r\n\x05redis\x18\x03 \x01(\x05\"\xdd\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12\x30\n\rcached_tokens\x18\x03 \x01(\x0b\x32\x19.memserve.v1.CachedTokens\x12\x0f\n\x07ttft_ms\x18\x04 \x01(\x01\x12\x14\n\x07tpot_ms\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07slo_met\x18\x06 \x01(\x08\x12\x30\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x19.memserve.v1.FinishReasonB\n\n\x08_tpot_ms\"\x8d\x01\n\x10GenerateResponse\x12#\n\x05route\x18\x01 \x01(\x0b\x32\x12.memserve.v1.RouteH\x00\x12&\n\x04text\x18\x02 \x01(\x0b\x32\x16.memserve.v1.TextDeltaH\x00\x12#\n\x05usage\x18\x03 \x01(\x0b\x32\x12.memserve.v1.UsageH\x00\x42\x07\n\x05\x65vent*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\xba\x01\n\rRecallOutcome\x12\x1e\n\x1aRECALL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18RECALL_OUTCOME_NOT_ASKED\x10\x01\x12\x18\n\x14RECALL_OUTCOME_FOUND\x10\x02\x12\x18\n\x14RECALL_OUTCOME_EMPTY\x10\x03\x12\x17\n\x13RECALL_OUTCOME_LATE\x10\x04\x12\x1e\n\x1aRECALL_OUTCOME_UNAVAILABLE\x10\x05*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xa3\x01\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.memserve.v1.GenerateRequest\x1a\x1d.memserve.v1.GenerateResponse0\x01\x12\x44\n\x07\x45xplain\x12\x1b.memserve.v1.ExplainRequest\x1a\x1c.memserve.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmemserve/v1/inference.proto\x12\x0bmemserve.v1\x1a\x18memserve/v1/memory.proto\";\n\x07Message\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.memserve.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"<\n\x03Slo\x12\x0f\n\x07ttft_ms\x18\x01 \x01(\x01\x12\x0f\n\x07tpot_ms\x18\x02 \x01(\x01\x12\x13\n\x0brefuse_late\x18\x03 \x01(\x08\"\x92\x01\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x10\n\x08logprobs\x18\x06 \x01(\x08\x12\x12\n\nmin_tokens\x18\x07 \x01(\x05\x42\x07\n\x05_seed\"?\n\x06Recall\x12\x12\n\nnamespaces\x18\x01 \x03(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x05\"\xf7\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x08messages\x18\x02 \x03(\x0b\x32\x14.memserve.v1.Message\x12\x0e\n\x06module\x18\x03 \x01(\t\x12#\n\x06recall\x18\x04 \x01(\x0b\x32\x13.memserve.v1.Recall\x12\'\n\x08sampling\x18\x05 \x01(\x0b\x32\x15.memserve.v1.Sampling\x12\x1d\n\x03slo\x18\x06 \x01(\x0b\x32\x10.memserve.v1.Slo\x12\x11\n\tworker_id\x18\x07 \x01(\t\x12$\n\x07\x65xperts\x18\x08 \x03(\x0b\x32\x13.memserve.v1.Expert\x12\x0f\n\x07session\x18\t \x01(\t\x12\'\n\x07modules\x18\n \x03(\x0b\x32\x16.memserve.v1.ModuleUse\x12\'\n\x08priority\x18\x0b \x01(\x0e\x32\x15.memserve.v1.Priority\x12\x14\n\x0c\x64o_not_queue\x18\x0c \x01(\x08\"B\n\tModuleUse\x12\x11\n\treference\x18\x01 \x01(\t\x12\x15\n\x08strength\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_strength\"9\n\x06\x45xpert\x12\x11\n\treference\x18\x01 \x01(\t\x12\x12\n\x05\x61lpha\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_alpha\"\xe1\x03\n\x05Route\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x19\n\x11predicted_ttft_ms\x18\x03 \x01(\x01\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x1e\n\x16\x65xpected_cached_tokens\x18\x05 \x01(\x05\x12\x32\n\x0erecall_outcome\x18\x08 \x01(\x0e\x32\x1a.memserve.v1.RecallOutcome\x12+\n\x08passages\x18\t \x03(\x0b\x32\x19.memserve.v1.ScoredMemory\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\r\n\x05model\x18\x0b \x01(\t\x12(\n\x07modules\x18\x0c \x03(\x0b\x32\x17.memserve.v1.UsedModule\x12\x15\n\rlost_memories\x18\r \x01(\x03\x12/\n\ncandidates\x18\x0e \x03(\x0b\x32\x1b.memserve.v1.RouteCandidate\x12-\n\x08\x65xcluded\x18\x0f \x03(\x0b\x32\x1b.memserve.v1.ExcludedWorker\x12\x1b\n\x13predicted_within_ms\x18\x10 \x01(\x01J\x04\x08\x06\x10\x07J\x04\x08\x07\x10\x08R\x06moduleR\rmodule_digest\"\xf4\x01\n\x0eRouteCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07ttft_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x0f\n\x07slot_ms\x18\x04 \x01(\x01\x12\x11\n\tmemory_ms\x18\x05 \x01(\x01\x12\x10\n\x08\x66\x65tch_ms\x18\x06 \x01(\x01\x12\x12\n\nprefill_ms\x18\x07 \x01(\x01\x12\x0f\n\x07load_ms\x18\x08 \x01(\x01\x12\x12\n\nlearned_ms\x18\t \x01(\x01\x12\x15\n\rcached_tokens\x18\n \x01(\x05\x12\x15\n\rqueued_tokens\x18\x0b \x01(\x03\x12\x0f\n\x07running\x18\x0c \x01(\x05\"3\n\x0e\x45xcludedWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"h\n\x0f\x45xplainResponse\x12!\n\x05route\x18\x01 \x01(\x0b\x32\x12.memserve.v1.Route\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12!\n\x05usage\x18\x03 \x01(\x0b\x32\x12.memserve.v1.Usage\"h\n\nUsedModule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x61lpha\x18\x06 \x01(\x01\">\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\";\n\x0c\x43\x61\x63hedTokens\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\x05\x12\r\n\x05redis\x18\x03 \x01(\x05\"\xdd\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12\x30\n\rcached_tokens\x18\x03 \x01(\x0b\x32\x19.memserve.v1.CachedTokens\x12\x0f\n\x07ttft_ms\x18\x04 \x01(\x01\x12\x14\n\x07tpot_ms\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07slo_met\x18\x06 \x01(\x08\x12\x30\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x19.memserve.v1.FinishReasonB\n\n\x08_tpot_ms\"\x8d\x01\n\x10GenerateResponse\x12#\n\x05route\x18\x01 \x01(\x0b\x32\x12.memserve.v1.RouteH\x00\x12&\n\x04text\x18\x02 \x01(\x0b\x32\x16.memserve.v1.TextDeltaH\x00\x12#\n\x05usage\x18\x03 \x01(\x0b\x32\x12.memserve.v1.UsageH\x00\x42\x07\n\x05\x65vent*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x10\n\x0cPRIORITY_LOW\x10\x03*\xba\x01\n\rRecallOutcome\x12\x1e\n\x1aRECALL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18RECALL_OUTCOME_NOT_ASKED\x10\x01\x12\x18\n\x14RECALL_OUTCOME_FOUND\x10\x02\x12\x18\n\x14RECALL_OUTCOME_EMPTY\x10\x03\x12\x17\n\x13RECALL_OUTCOME_LATE\x10\x04\x12\x1e\n\x1aRECALL_OUTCOME_UNAVAILABLE\x10\x05*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xa3\x01\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.memserve.v1.GenerateRequest\x1a\x1d.memserve.v1.GenerateResponse0\x01\x12\x44\n\x07\x45xplain\x12\x1b.memserve.v1.ExplainRequest\x1a\x1c.memserve.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'memserve.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=2376
-  _globals['_ROLE']._serialized_end=2456
-  _globals['_RECALLOUTCOME']._serialized_start=2459
-  _globals['_RECALLOUTCOME']._serialized_end=2645
-  _globals['_FINISHREASON']._serialized_start=2647
-  _globals['_FINISHREASON']._serialized_end=2742
+  _globals['_ROLE']._serialized_start=2439
+  _globals['_ROLE']._serialized_end=2519
+  _globals['_PRIORITY']._serialized_start=2521
+  _globals['_PRIORITY']._serialized_end=2615
+  _globals['_RECALLOUTCOME']._serialized_start=2618
+  _globals['_RECALLOUTCOME']._serialized_end=2804
+  _globals['_FINISHREASON']._serialized_start=2806
+  _globals['_FINISHREASON']._serialized_end=2901
   _globals['_MESSAGE']._serialized_start=70
   _globals['_MESSAGE']._serialized_end=129
   _globals['_SLO']._serialized_start=131
@@ -47,31 +49,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECALL']._serialized_start=342
   _globals['_RECALL']._serialized_end=405
   _globals['_GENERATEREQUEST']._serialized_start=408
-  _globals['_GENERATEREQUEST']._serialized_end=720
-  _globals['_MODULEUSE']._serialized_start=722
-  _globals['_MODULEUSE']._serialized_end=788
-  _globals['_EXPERT']._serialized_start=790
-  _globals['_EXPERT']._serialized_end=847
-  _globals['_ROUTE']._serialized_start=850
-  _globals['_ROUTE']._serialized_end=1331
-  _globals['_ROUTECANDIDATE']._serialized_start=1334
-  _globals['_ROUTECANDIDATE']._serialized_end=1578
-  _globals['_EXCLUDEDWORKER']._serialized_start=1580
-  _globals['_EXCLUDEDWORKER']._serialized_end=1631
-  _globals['_EXPLAINREQUEST']._serialized_start=1633
-  _globals['_EXPLAINREQUEST']._serialized_end=1669
-  _globals['_EXPLAINRESPONSE']._serialized_start=1671
-  _globals['_EXPLAINRESPONSE']._serialized_end=1775
-  _globals['_USEDMODULE']._serialized_start=1777
-  _globals['_USEDMODULE']._serialized_end=1881
-  _globals['_TEXTDELTA']._serialized_start=1883
-  _globals['_TEXTDELTA']._serialized_end=1945
-  _globals['_CACHEDTOKENS']._serialized_start=1947
-  _globals['_CACHEDTOKENS']._serialized_end=2006
-  _globals['_USAGE']._serialized_start=2009
-  _globals['_USAGE']._serialized_end=2230
-  _globals['_GENERATERESPONSE']._serialized_start=2233
-  _globals['_GENERATERESPONSE']._serialized_end=2374
-  _globals['_INFERENCESERVICE']._serialized_start=2745
-  _globals['_INFERENCESERVICE']._serialized_end=2908
+  _globals['_GENERATEREQUEST']._serialized_end=783
+  _globals['_MODULEUSE']._serialized_start=785
+  _globals['_MODULEUSE']._serialized_end=851
+  _globals['_EXPERT']._serialized_start=853
+  _globals['_EXPERT']._serialized_end=910
+  _globals['_ROUTE']._serialized_start=913
+  _globals['_ROUTE']._serialized_end=1394
+  _globals['_ROUTECANDIDATE']._serialized_start=1397
+  _globals['_ROUTECANDIDATE']._serialized_end=1641
+  _globals['_EXCLUDEDWORKER']._serialized_start=1643
+  _globals['_EXCLUDEDWORKER']._serialized_end=1694
+  _globals['_EXPLAINREQUEST']._serialized_start=1696
+  _globals['_EXPLAINREQUEST']._serialized_end=1732
+  _globals['_EXPLAINRESPONSE']._serialized_start=1734
+  _globals['_EXPLAINRESPONSE']._serialized_end=1838
+  _globals['_USEDMODULE']._serialized_start=1840
+  _globals['_USEDMODULE']._serialized_end=1944
+  _globals['_TEXTDELTA']._serialized_start=1946
+  _globals['_TEXTDELTA']._serialized_end=2008
+  _globals['_CACHEDTOKENS']._serialized_start=2010
+  _globals['_CACHEDTOKENS']._serialized_end=2069
+  _globals['_USAGE']._serialized_start=2072
+  _globals['_USAGE']._serialized_end=2293
+  _globals['_GENERATERESPONSE']._serialized_start=2296
+  _globals['_GENERATERESPONSE']._serialized_end=2437
+  _globals['_INFERENCESERVICE']._serialized_start=2904
+  _globals['_INFERENCESERVICE']._serialized_end=3067
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,13 @@ class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLE_USER: _ClassVar[Role]
     ROLE_ASSISTANT: _ClassVar[Role]
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_HIGH: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_LOW: _ClassVar[Priority]
+
 class RecallOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     RECALL_OUTCOME_UNSPECIFIED: _ClassVar[RecallOutcome]
@@ -33,6 +40,10 @@ ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
 ROLE_ASSISTANT: Role
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_HIGH: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_LOW: Priority
 RECALL_OUTCOME_UNSPECIFIED: RecallOutcome
 RECALL_OUTCOME_NOT_ASKED: RecallOutcome
 RECALL_OUTCOME_FOUND: RecallOutcome
@@ -90,7 +101,7 @@ class Recall(_message.Message):
     def __init__(self, namespaces: _Optional[_Iterable[str]] = ..., limit: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "messages", "module", "recall", "sampling", "slo", "worker_id", "experts", "session", "modules")
+    __slots__ = ("model", "messages", "module", "recall", "sampling", "slo", "worker_id", "experts", "session", "modules", "priority", "do_not_queue")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     MODULE_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +112,8 @@ class GenerateRequest(_message.Message):
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    DO_NOT_QUEUE_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     module: str
@@ -111,7 +124,9 @@ class GenerateRequest(_message.Message):
     experts: _containers.RepeatedCompositeFieldContainer[Expert]
     session: str
     modules: _containers.RepeatedCompositeFieldContainer[ModuleUse]
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., module: _Optional[str] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo: _Optional[_Union[Slo, _Mapping]] = ..., worker_id: _Optional[str] = ..., experts: _Optional[_Iterable[_Union[Expert, _Mapping]]] = ..., session: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleUse, _Mapping]]] = ...) -> None: ...
+    priority: Priority
+    do_not_queue: bool
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., module: _Optional[str] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo: _Optional[_Union[Slo, _Mapping]] = ..., worker_id: _Optional[str] = ..., experts: _Optional[_Iterable[_Union[Expert, _Mapping]]] = ..., session: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleUse, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ..., do_not_queue: bool = ...) -> None: ...
 
 class ModuleUse(_message.Message):
     __slots__ = ("reference", "strength")

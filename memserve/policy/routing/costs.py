@@ -13,26 +13,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memserve.domain.worker_calls import StepCosts
+
 # However many answers there are, this part of a step is left to prompts.
 LEAST_PREFILL_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class EngineCosts:
+class EngineCosts(StepCosts):
     """Of one engine."""
 
-    step_s: float
-    """Every step."""
-    token_s: float
-    """Each prompt token."""
-    context_s: float
-    """Each prompt token, for each token before it."""
-    answer_s: float
-    """Each answer of the step."""
-    kv_token_s: float
-    """Each token of the answers' KV."""
-    step_limit_s: float
-    """A step takes no more prompt tokens than fit into this time."""
+    def times(self, pace: float) -> EngineCosts:
+        """Of an engine that takes so many times as long."""
+        return EngineCosts(
+            self.step_s * pace,
+            self.token_s * pace,
+            self.context_s * pace,
+            self.answer_s * pace,
+            self.kv_token_s * pace,
+            self.step_limit_s * pace,
+        )
 
     def prefill_s(self, cached_tokens: int, prompt_tokens: int) -> float:
         """The engine's own time for a prompt of which the first tokens are cached."""

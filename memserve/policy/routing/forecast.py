@@ -96,9 +96,8 @@ class Forecast:
 def forecast(load: WorkerLoad, demand: Demand, held: Held, now_s: float, learned_s: float = 0.0) -> Forecast:
     """What `load` says about this request. Where it is older than now, its queue has shrunk since."""
     costs = load.costs
-    queue_s = load.waiting.before_s(demand.band, demand.deadline_s) + costs.drain_s(
-        load.prefill_s, load.answers, load.kv_tokens
-    )
+    engine_s = max(costs.drain_s(load.prefill_s, load.answers, load.kv_tokens), load.seat_s)
+    queue_s = load.waiting.before_s(demand.band, demand.deadline_s) + engine_s
     if queue_s:
         queue_s = max(queue_s - (now_s - load.at_s), 0.0)
     if load.answers:  # half of the step that is under way

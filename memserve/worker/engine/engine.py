@@ -1,11 +1,10 @@
-"""One running vLLM engine: prompts in, tokens out, modules by digest, and how fast it is."""
+"""One running vLLM engine: prompts in, tokens out, modules by digest."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from memserve.domain import CachedTokens, FinishReason, ModuleKind, Sampling
 from memserve.domain.kinds import KINDS
 from memserve.domain.worker_calls import AnswerPart, WorkerRequest
-from memserve.worker.engine.speed import Speed
 from memserve.worker.kv.connector import CACHED_BY_TIER
 from memserve.worker.kv.tier_requests import OWNER, owner_parameters
 from memserve.worker.modules.held import Modules
 from memserve.worker.modules.kinds.kind import EngineCall, EngineKind
-
-# A prefill that computes fewer tokens says nothing about the engine's speed.
-SPEED_SAMPLE_TOKENS = 256
 
 
 @dataclass
@@ -39,16 +34,15 @@ class Engine:
     modules_root: Path
     running: int = 0
     """Unfinished requests."""
-    waiting_tokens: dict[str, int] = field(default_factory=dict)
-    """Prompt tokens of the requests without a first token yet, by request id."""
-    prefill: Speed = field(default_factory=Speed)
-    decode: Speed = field(default_factory=Speed)
 
-    async def generate(self, request: WorkerRequest) -> AsyncGenerator[AnswerPart, None]:
+    async def generate(
+        self, request: WorkerRequest, turn: contextlib.AbstractAsyncContextManager[None] | None = None
+    ) -> AsyncGenerator[AnswerPart, None]:
         """Stream one answer. Closing the iterator aborts the engine's work.
 
-        Raises as `modules.load` when a module cannot be loaded, ValueError or vLLM's VLLMClientError for a
-        request that vLLM refuses, and vLLM's EngineDeadError when the engine has died.
+        turn: entered before the engine gets the request, when its modules are held; left after it.
+        Raises what `turn` raises, as `modules.load` when a module cannot be loaded, ValueError or vLLM's
+        VLLMClientError for a request that vLLM refuses, and vLLM's EngineDeadError when the engine has died.
         """
         sampling = request.sampling
         call, kv_digest = EngineCall(), ""
@@ -61,6 +55,8 @@ class Engine:
                 folder = self.module_folder(module.digest)
                 self.kinds[module.kind].apply(call, module.digest, folder, module.strength)
                 kv_digest = module.digest if row.changes_kv else kv_digest
+            if turn is not None:
+                await held.enter_async_context(turn)
             owner = owner_parameters(request.tenant, kv_digest, store_whole_prompt=request.store_whole_prompt)
             params = SamplingParams(
                 max_tokens=sampling.max_tokens,
@@ -81,45 +77,13 @@ class Engine:
                     self.llm.generate(prompt, params, request.request_id, lora_request=call.lora)
                 )
             )
-            parts = self._measured(
-                request.request_id, len(request.token_ids), outputs, logprobs=sampling.logprobs
-            )
-            async for part in await held.enter_async_context(contextlib.aclosing(parts)):
-                yield part
-
-    async def _measured(
-        self, request_id: str, prompt_tokens: int, outputs: AsyncIterator[RequestOutput], *, logprobs: bool
-    ) -> AsyncGenerator[AnswerPart, None]:
-        """vLLM's outputs as parts. Counts the request while it is under way, and takes its speed."""
-        alone = not self.waiting_tokens and self.running == 0
-        self.running += 1
-        self.waiting_tokens[request_id] = prompt_tokens
-        started_s = time.monotonic()
-        first_s = 0.0
-        produced = 0
-        try:
+            self.running += 1
+            held.callback(self._ended)
             async for output in outputs:
-                completion = output.outputs[0]
-                total_cached = output.num_cached_tokens or 0
-                if first_s == 0.0:
-                    first_s = time.monotonic()
-                    self.waiting_tokens.pop(request_id, None)
-                    if alone and prompt_tokens - total_cached >= SPEED_SAMPLE_TOKENS:
-                        self.prefill.sample(prompt_tokens - total_cached, first_s - started_s)
-                produced += len(completion.token_ids)
-                yield AnswerPart(
-                    text=completion.text,
-                    token_ids=tuple(completion.token_ids),
-                    logprobs=_chosen_logprobs(completion) if logprobs else (),
-                    cached=_cached_by_tier(total_cached, output.kv_transfer_params)
-                    if output.finished
-                    else None,
-                    finish_reason=_finish_reason(completion.finish_reason) if output.finished else None,
-                )
-            self.decode.sample(produced - 1, time.monotonic() - first_s)
-        finally:
-            self.running -= 1
-            self.waiting_tokens.pop(request_id, None)
+                yield _part(output, logprobs=sampling.logprobs)
+
+    def _ended(self) -> None:
+        self.running -= 1
 
     def module_folder(self, digest: str) -> Path:
         """Where the local copy of a module's files is."""
@@ -136,6 +100,18 @@ class Engine:
 
     def shutdown(self) -> None:
         self.llm.shutdown()
+
+
+def _part(output: RequestOutput, *, logprobs: bool) -> AnswerPart:
+    completion, finished = output.outputs[0], output.finished
+    cached = _cached_by_tier(output.num_cached_tokens or 0, output.kv_transfer_params)
+    return AnswerPart(
+        text=completion.text,
+        token_ids=tuple(completion.token_ids),
+        logprobs=_chosen_logprobs(completion) if logprobs else (),
+        cached=cached if finished else None,
+        finish_reason=_finish_reason(completion.finish_reason) if finished else None,
+    )
 
 
 def _chosen_logprobs(completion: CompletionOutput) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from memserve.domain import (
     Message,
     ModuleKind,
     ModuleUse,
+    Priority,
     RecallOutcome,
     Role,
     Route,
@@ -47,6 +48,9 @@ ROLES = {
     inference_pb2.ROLE_USER: Role.USER,
     inference_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
 }
+PRIORITIES = {
+    getattr(inference_pb2, f"PRIORITY_{priority.name}"): priority for priority in Priority.of_callers()
+}
 FINISH = {
     FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
@@ -56,8 +60,13 @@ RECALL = {
 }
 
 
-def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequest:
-    """The request as a domain value, with `module` and `experts` among its modules. Raises InvalidField."""
+def generation_request(
+    request: inference_pb2.GenerateRequest, highest: Priority = Priority.HIGH
+) -> GenerationRequest:
+    """The request as a domain value, with `module` and `experts` among its modules.
+
+    highest: the highest priority that the caller may ask for. Raises InvalidField.
+    """
     messages = conversation("messages", request.messages)
     if messages[-1].role is not Role.USER:
         raise InvalidField(f"messages[{len(messages) - 1}].role", "the last message must be the user's")
@@ -85,6 +94,8 @@ def generation_request(request: inference_pb2.GenerateRequest) -> GenerationRequ
         slo=_slo(request.slo),
         worker_id=request.worker_id,
         session=request.session,
+        priority=_priority(request.priority, highest),
+        do_not_queue=request.do_not_queue,
     )
 
 
@@ -198,6 +209,15 @@ def _modules(request: inference_pb2.GenerateRequest) -> tuple[ModuleUse, ...]:
 def _check_strength(field: str, strength: float) -> None:
     if not -STRENGTH_MAX <= strength <= STRENGTH_MAX:  # NaN fails too
         raise InvalidField(field, f"from {-STRENGTH_MAX:g} to {STRENGTH_MAX:g}; 0 is off")
+
+
+def _priority(asked: inference_pb2.Priority, highest: Priority) -> Priority:
+    """Unspecified: normal, or the highest of the caller where that is less."""
+    if asked == inference_pb2.PRIORITY_UNSPECIFIED:
+        return max(Priority.NORMAL, highest, key=lambda each: each.band)
+    if asked not in PRIORITIES:
+        raise InvalidField("priority", f"must be {', '.join(Priority.of_callers())}, or unspecified")
+    return PRIORITIES[asked]
 
 
 def _slo(slo: inference_pb2.Slo) -> Slo:

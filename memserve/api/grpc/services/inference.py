@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from memserve.api.grpc.call import Context, Edge, require_admin
 from memserve.api.grpc.convert import inference as convert
-from memserve.errors import InvalidField
+from memserve.errors import InvalidField, PriorityDenied
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.pipeline import Pipeline
 from memserve.pb.v1 import inference_pb2, inference_pb2_grpc
@@ -32,7 +32,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
             deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
             if request.worker_id:
                 require_admin(tenant, "worker_id")
-            events = self._pipeline.generate(convert.generation_request(request), tenant, deadline_s)
+            asked = convert.generation_request(request, tenant.highest)
+            if asked.priority.band < tenant.highest.band:
+                raise PriorityDenied(asked.priority, tenant.highest)
+            events = self._pipeline.generate(asked, tenant, deadline_s)
             async with contextlib.aclosing(events):
                 async for event in events:
                     with self._edge.sending(context):

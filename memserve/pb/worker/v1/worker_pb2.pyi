@@ -7,6 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_HIGH: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_LOW: _ClassVar[Priority]
+    PRIORITY_BACKGROUND: _ClassVar[Priority]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -20,6 +28,11 @@ class ModulePlace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODULE_PLACE_HOST: _ClassVar[ModulePlace]
     MODULE_PLACE_DISK: _ClassVar[ModulePlace]
     MODULE_PLACE_ABSENT: _ClassVar[ModulePlace]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_HIGH: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_LOW: Priority
+PRIORITY_BACKGROUND: Priority
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -30,7 +43,7 @@ MODULE_PLACE_DISK: ModulePlace
 MODULE_PLACE_ABSENT: ModulePlace
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "token_ids", "cache_salt", "module_digest", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens", "tenant", "keep", "expert_digest", "expert_alpha", "modules")
+    __slots__ = ("request_id", "token_ids", "cache_salt", "module_digest", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens", "tenant", "keep", "expert_digest", "expert_alpha", "modules", "priority", "first_token_ms", "refuse_late", "do_not_queue", "expected_cached_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +60,11 @@ class GenerateRequest(_message.Message):
     EXPERT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ALPHA_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
+    REFUSE_LATE_FIELD_NUMBER: _ClassVar[int]
+    DO_NOT_QUEUE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     cache_salt: str
@@ -63,7 +81,12 @@ class GenerateRequest(_message.Message):
     expert_digest: str
     expert_alpha: float
     modules: _containers.RepeatedCompositeFieldContainer[AppliedModule]
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: bool = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: bool = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[AppliedModule, _Mapping]]] = ...) -> None: ...
+    priority: Priority
+    first_token_ms: float
+    refuse_late: bool
+    do_not_queue: bool
+    expected_cached_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: bool = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: bool = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[AppliedModule, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ..., first_token_ms: _Optional[float] = ..., refuse_late: bool = ..., do_not_queue: bool = ..., expected_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class AppliedModule(_message.Message):
     __slots__ = ("digest", "kind", "strength")
@@ -116,7 +139,7 @@ class ModuleResidency(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., place: _Optional[_Union[ModulePlace, str]] = ...) -> None: ...
 
 class WorkerState(_message.Message):
-    __slots__ = ("running", "waiting", "prefill_tokens_per_s", "modules", "decode_tokens_per_s", "pending_prefill_tokens", "used_modules")
+    __slots__ = ("running", "waiting", "prefill_tokens_per_s", "modules", "decode_tokens_per_s", "pending_prefill_tokens", "used_modules", "engine")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +147,7 @@ class WorkerState(_message.Message):
     DECODE_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     PENDING_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     USED_MODULES_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     prefill_tokens_per_s: float
@@ -131,7 +155,54 @@ class WorkerState(_message.Message):
     decode_tokens_per_s: float
     pending_prefill_tokens: int
     used_modules: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[ModuleResidency, _Mapping]]] = ..., decode_tokens_per_s: _Optional[float] = ..., pending_prefill_tokens: _Optional[int] = ..., used_modules: _Optional[_Iterable[str]] = ...) -> None: ...
+    engine: EngineState
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[ModuleResidency, _Mapping]]] = ..., decode_tokens_per_s: _Optional[float] = ..., pending_prefill_tokens: _Optional[int] = ..., used_modules: _Optional[_Iterable[str]] = ..., engine: _Optional[_Union[EngineState, _Mapping]] = ...) -> None: ...
+
+class StepCosts(_message.Message):
+    __slots__ = ("step_s", "token_s", "context_s", "answer_s", "kv_token_s", "step_limit_s")
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_S_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_S_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    STEP_LIMIT_S_FIELD_NUMBER: _ClassVar[int]
+    step_s: float
+    token_s: float
+    context_s: float
+    answer_s: float
+    kv_token_s: float
+    step_limit_s: float
+    def __init__(self, step_s: _Optional[float] = ..., token_s: _Optional[float] = ..., context_s: _Optional[float] = ..., answer_s: _Optional[float] = ..., kv_token_s: _Optional[float] = ..., step_limit_s: _Optional[float] = ...) -> None: ...
+
+class WaitingSeconds(_message.Message):
+    __slots__ = ("band", "buckets")
+    BAND_FIELD_NUMBER: _ClassVar[int]
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    band: int
+    buckets: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, band: _Optional[int] = ..., buckets: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class EngineState(_message.Message):
+    __slots__ = ("costs", "waiting", "prefill_s", "seat_s", "answers", "kv_tokens", "free_kv_tokens", "requests", "queued_tokens")
+    COSTS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    SEAT_S_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FREE_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    costs: StepCosts
+    waiting: _containers.RepeatedCompositeFieldContainer[WaitingSeconds]
+    prefill_s: float
+    seat_s: float
+    answers: int
+    kv_tokens: int
+    free_kv_tokens: int
+    requests: int
+    queued_tokens: int
+    def __init__(self, costs: _Optional[_Union[StepCosts, _Mapping]] = ..., waiting: _Optional[_Iterable[_Union[WaitingSeconds, _Mapping]]] = ..., prefill_s: _Optional[float] = ..., seat_s: _Optional[float] = ..., answers: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., free_kv_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ...) -> None: ...
 
 class BlocksStored(_message.Message):
     __slots__ = ("keys",)

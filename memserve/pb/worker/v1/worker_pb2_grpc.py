@@ -85,7 +85,8 @@ class WorkerServiceServicer(object):
 
     def Generate(self, request, context):
         """Streams one answer. Cancelling the call aborts the engine's work. FAILED_PRECONDITION: a module of the
-        request cannot be had here.
+        request cannot be had here. RESOURCE_EXHAUSTED: there is too much to do; the trailing metadata has
+        `memserve-reason` and `retry-after-s`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
