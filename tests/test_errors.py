@@ -19,7 +19,7 @@ import grpc
 import pytest
 
 import memserve
-from memserve.client import CallFailed, Client
+from memserve.client import CallFailed, Client, RefusalReason
 
 # A value for each type that a constructor takes.
 VALUES: dict[str, Any] = {
@@ -30,6 +30,8 @@ VALUES: dict[str, Any] = {
     "str | None": None,
     "float | None": 2.5,
     "grpc.StatusCode": grpc.StatusCode.NOT_FOUND,
+    "RefusalReason": RefusalReason.LATE,
+    "RefusalReason | None": RefusalReason.LATE,
 }
 # They start things, or need what a gateway has not.
 LEFT_OUT = ("memserve.__main__", "memserve.processes.reaper", "memserve.processes.tether")

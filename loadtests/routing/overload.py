@@ -255,7 +255,8 @@ def told(run: Measured, as_json: bool) -> int:
     reasons = Counter(each.reason for each in refused)
     print(f"refused, by reason: {dict(reasons)}")
     print(
-        f"the engines answer {run.per_s:.1f} requests/s; at rest {1000 * run.rest_s:.0f} ms to the first token"
+        f"the engines answer {run.per_s:.1f} requests/s; "
+        f"at rest {1000 * run.rest_s:.0f} ms to the first token"
     )
     print(f"told to wait longer than the test waits: {sum(each.again is None for each in refused)}")
     kept = sum(each.in_time for each in again) / len(again) if again else 1.0

@@ -26,7 +26,7 @@ from memserve.domain import CacheLayout, GenerationRequest, Message, Role, Sampl
 from memserve.domain.worker_calls import EngineState, WorkerCalls, WorkerState
 from memserve.gateway.steps.lookup import LookedUp
 from memserve.gateway.steps.resolve import AnsweringModules
-from memserve.gateway.steps.route import Attempts, Router
+from memserve.gateway.steps.route import Router
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.workers.pool import PooledWorker, WorkerPool
 from memserve.kv.index import BlockIndex
@@ -104,7 +104,7 @@ def decisions(pool: WorkerPool, blocks: int, count: int) -> list[float]:
         for name in holders:
             pool.index.add(name, keys[: dice.randint(1, blocks)])
         cached = {LAYOUT: LookedUp(keys, 0)}
-        attempts = Attempts(pool, only="")
+        attempts = router.attempts(REQUEST, "t")
         started_s = time.perf_counter()
         router.choose(REQUEST, "t", AnsweringModules(), blocks * BLOCK_TOKENS, cached, attempts, started_s)
         taken.append(time.perf_counter() - started_s)

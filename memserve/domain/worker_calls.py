@@ -49,6 +49,7 @@ class WorkerFull(WorkerFailure):
 
     def __init__(self, worker_id: str, detail: str, reason: RefusalReason, retry_after_s: float) -> None:
         super().__init__(worker_id, detail)
+        self.args = (worker_id, detail, reason, retry_after_s)  # what a copy is made of
         self.reason = reason
         self.retry_after_s = retry_after_s
 
@@ -203,6 +204,11 @@ class EngineState:
     """Unfinished ones, the waiting ones too."""
     queued_tokens: int = 0
     """Prompt tokens that are yet to be computed, the waiting requests' too."""
+    recent: frozenset[str] = frozenset()
+    """Ids of the requests that came within RECENT_REQUESTS_S."""
+
+
+RECENT_REQUESTS_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)

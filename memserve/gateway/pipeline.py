@@ -20,7 +20,7 @@ from memserve.gateway.steps.lookup import CacheLookup
 from memserve.gateway.steps.prompt import Prompt, PromptFitting
 from memserve.gateway.steps.recall import Recall, Recalled
 from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve_modules
-from memserve.gateway.steps.route import Attempts, Router, RoutingChoice
+from memserve.gateway.steps.route import Router, RoutingChoice
 from memserve.gateway.steps.stream import Answers, RoutedRequest
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.modules.memory import ParametricMemory
@@ -76,7 +76,7 @@ class Pipeline:
             self.pool.asked(tenant.name)
             # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
             cached = await self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
-            attempts = Attempts(self.pool, only=request.worker_id)
+            attempts = self.router.attempts(request, tenant.name)
             while True:
                 # 6. Routing.
                 worker, choice = self.router.choose(

@@ -89,9 +89,16 @@ class GatewayMetrics:
             "Requests whose worker was predicted to miss the time to first token that they wish for.",
             registry=r,
         )
+        self.refused = Counter(
+            "memserve_refused_total",
+            "Calls that were refused now and may be sent again later, by reason.",
+            ["reason"],
+            registry=r,
+        )
         self.queued_seconds = Gauge(
             "memserve_queued_seconds",
-            "Time that the engines need for the prompts that they have, the sum over workers.",
+            "Time that the engines need for the prompts that they have and that wait for them, the sum over "
+            "workers.",
             registry=r,
         )
         self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)

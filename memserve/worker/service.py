@@ -189,6 +189,7 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 free_kv_tokens=max(load.free_kv_tokens, 0),
                 requests=len(load) + len(room),
                 queued_tokens=queued_tokens,
+                recent_requests=room.recent(now_s),
             ),
         )
 

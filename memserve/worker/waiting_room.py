@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 from memserve.domain import Priority, RefusalReason
-from memserve.domain.worker_calls import WorkerRequest
+from memserve.domain.worker_calls import RECENT_REQUESTS_S, WorkerRequest
 from memserve.errors import Overloaded
 from memserve.policy.routing.engine_load import EngineLoad
 from memserve.policy.routing.load import WaitingTime
@@ -26,6 +27,7 @@ LOOK_S = 0.1
 """How often the room looks for requests that have become late, while some wait."""
 RECENT_S = 10.0
 """A tenant that sent a request within this time counts when the seats are shared out."""
+RECENT_MAX = 512
 WAITING_MAX = 1024
 WAITING_TOKENS_MAX = 8 << 20
 SHARES = {Priority.LOW.band: 0.1}
@@ -67,6 +69,7 @@ class EngineRoom:
         self._changed = changed
         self._room: WaitingRoom[Turn] = WaitingRoom(SHARES)
         self._lately = Lately(RECENT_S)
+        self._came: deque[tuple[float, str]] = deque(maxlen=RECENT_MAX)
         self._user_s = -math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._leaving = False
@@ -78,6 +81,10 @@ class EngineRoom:
     def waiting_tokens(self) -> int:
         """Prompt tokens that the waiting requests have to compute."""
         return sum(item.tokens for item in self._room)
+
+    def recent(self, now_s: float) -> list[str]:
+        """Ids of the requests that came a moment ago."""
+        return [request_id for at_s, request_id in self._came if at_s > now_s - RECENT_REQUESTS_S]
 
     def waiting(self, now_s: float) -> WaitingTime:
         """The waiting seconds, for a report."""
@@ -144,6 +151,7 @@ class EngineRoom:
     def _offer(self, item: Item) -> None:
         now_s = item.arrived_s
         self._lately.see(item.tenant, now_s)
+        self._came.append((now_s, item.what.request.request_id))
         if item.what.request.priority is not Priority.BACKGROUND:
             self._user_s = now_s
         if self._leaving:

@@ -13,12 +13,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import generate_latest
 
 from memserve import errors
-from memserve.api.grpc.errors import STATUS, detail_of, status_of, trailing_metadata
+from memserve.api.grpc.errors import STATUS, WITH_RETRY, detail_of, status_of, trailing_metadata
 from memserve.api.grpc.front import open_front
 from memserve.api.grpc.server import listen, served
 from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings
-from memserve.domain import Sampling
+from memserve.domain import RefusalReason, Sampling
 from memserve.errors import MemserveError, StartupError
 from memserve.gateway.access.callers import load_access
 from memserve.gateway.assembly import open_parts
@@ -221,8 +221,15 @@ def test_a_fact_that_the_table_has_forgotten_is_unknown() -> None:
     [
         (errors.InvalidField("sampling.top_p", "rule"), (("memserve-field", "sampling.top_p"),)),
         (errors.InvalidModule("é\r\nx: y\0", "rule"), (("memserve-field", "???x: y?"),)),
-        (errors.QuotaExceeded("answers", 2, 0.5), (("retry-after-s", "0.5"),)),
-        (errors.NoWorker("none"), (("retry-after-s", "2"),)),
+        (
+            errors.QuotaExceeded("answers", 2, 0.5),
+            (("memserve-reason", "quota"), ("retry-after-s", "0.5")),
+        ),
+        (errors.NoWorker("none"), (("memserve-reason", "no_worker"), ("retry-after-s", "2"))),
+        (
+            errors.Overloaded("late", "too late", 1.5),
+            (("memserve-reason", "late"), ("retry-after-s", "1.5")),
+        ),
         (errors.ModuleNotFound("x"), ()),
     ],
     ids=lambda value: type(value).__name__,
@@ -231,6 +238,12 @@ def test_a_fact_tells_what_a_client_can_act_on_in_the_metadata(
     fact: MemserveError, metadata: tuple[tuple[str, str], ...]
 ) -> None:
     assert trailing_metadata(fact) == metadata
+
+
+def test_every_refusal_that_may_be_tried_again_has_a_reason_that_clients_know() -> None:
+    for kind in WITH_RETRY:
+        if kind is not errors.Overloaded:
+            assert kind.reason in tuple(RefusalReason.known())
 
 
 def test_a_detail_is_one_bounded_line() -> None:

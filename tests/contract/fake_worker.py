@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from memserve.credentials import worker_credential
 from memserve.domain import WorkerLease
-from memserve.domain.worker_calls import BlockEvent, WorkerState
+from memserve.domain.worker_calls import REASON, RETRY_AFTER, BlockEvent, WorkerState
 from memserve.model.files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
@@ -237,4 +237,5 @@ async def _statuses(context: Context) -> AsyncIterator[None]:
     try:
         yield
     except Refused as refusal:
-        await context.abort(refusal.status, refusal.detail)
+        trailing = ((REASON, refusal.reason), (RETRY_AFTER, str(refusal.retry_after_s)))
+        await context.abort(refusal.status, refusal.detail, trailing if refusal.reason else ())

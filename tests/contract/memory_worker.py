@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TypeVar
 
-from memserve.domain import ModuleKind, ModulePlace
+from memserve.domain import ModuleKind, ModulePlace, RefusalReason
 from memserve.domain.worker_calls import (
     AnswerPart,
     BlockEvent,
@@ -19,6 +19,7 @@ from memserve.domain.worker_calls import (
     WorkerDied,
     WorkerFailure,
     WorkerFaulty,
+    WorkerFull,
     WorkerLate,
     WorkerRequest,
     WorkerState,
@@ -120,6 +121,9 @@ class MemoryWorker:
             meaning = WorkerDied if self._closed else WorkerLate
             raise meaning(self._worker_id, "the calls are closed" if self._closed else "too late") from None
         except Refused as refusal:
+            if refusal.reason:
+                reason = RefusalReason(refusal.reason)
+                raise WorkerFull(self._worker_id, refusal.detail, reason, refusal.retry_after_s) from None
             meaning = MEANS.get(refusal.status, WorkerFailure)
             raise meaning(self._worker_id, refusal.detail) from None
         except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memserve.domain import FinishReason, ModuleKind, ModulePlace, Sampling
+from memserve.domain import FinishReason, ModuleKind, ModulePlace, Priority, Sampling
 from memserve.domain.worker_calls import (
     AnswerPart,
     AppliedModule,
@@ -20,6 +20,7 @@ from memserve.domain.worker_calls import (
 from memserve.pb.worker.v1 import worker_pb2 as pb
 
 PLACES = {place: getattr(pb, f"MODULE_PLACE_{place.name}") for place in ModulePlace.known()}
+PRIORITIES = {getattr(pb, f"PRIORITY_{priority.name}"): priority for priority in Priority}
 REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
@@ -40,6 +41,11 @@ def worker_request(message: pb.GenerateRequest) -> WorkerRequest:
         ),
         modules=tuple(_applied_modules(message)),
         store_whole_prompt=message.keep,
+        priority=PRIORITIES.get(message.priority, Priority.NORMAL),
+        first_token_s=message.first_token_ms / 1000 or None,
+        refuse_late=message.refuse_late,
+        do_not_queue=message.do_not_queue,
+        cached_tokens=message.expected_cached_tokens,
     )
 
 

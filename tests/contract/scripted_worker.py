@@ -37,15 +37,22 @@ from tests.contract.block_log import FakeBlockLog
 BLOCK_TOKENS = 32
 STATE_INTERVAL_S = 0.1
 PIECE_BYTES = 1 << 20
+SOONEST_S = 0.001
+"""No first token comes sooner."""
 
 
 class Refused(Exception):
     """The worker ends a call with a status, and says why."""
 
-    def __init__(self, status: grpc.StatusCode, detail: str) -> None:
+    def __init__(
+        self, status: grpc.StatusCode, detail: str, reason: str = "", retry_after_s: float = 0.0
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.reason = reason
+        """Of a worker that has too much to do: why, and when to come again."""
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,8 @@ class Script:
     """Tokens after which the stream just ends."""
     pause_s: float = 0.0
     """Before every token."""
+    full_s: float = 0.0
+    """The worker has too much to do, and says to come again after this time. 0: it has not."""
 
 
 PLAIN = Script()
@@ -119,6 +128,8 @@ class ScriptedWorker:
         ]
         for module in used:
             self._load(module.digest, module.kind, wrong=grpc.StatusCode.FAILED_PRECONDITION)
+        if self.script.full_s or (request.refuse_late and (request.first_token_s or 1.0) < SOONEST_S):
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too late", "late", self.script.full_s or 0.5)
         self._running[request.request_id] = [module.digest for module in used]
         self.log.changed.set()
         ended = False

@@ -17,12 +17,12 @@ import json
 import math
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import pytest
 
-from memserve.domain import FinishReason, ModuleKind, ModulePlace, Sampling
+from memserve.domain import FinishReason, ModuleKind, ModulePlace, Priority, RefusalReason, Sampling
 from memserve.domain.worker_calls import (
     AnswerPart,
     AppliedModule,
@@ -36,6 +36,7 @@ from memserve.domain.worker_calls import (
     WorkerCalls,
     WorkerDied,
     WorkerFailure,
+    WorkerFull,
     WorkerLate,
     WorkerRefused,
     WorkerRequest,
@@ -160,6 +161,23 @@ async def an_answer_whose_time_is_up_is_late(worker: ContractWorker) -> None:
             async for _ in parts:
                 pass
     await worker.state_with(lambda state: state.running + state.waiting == 0)
+
+
+async def a_worker_that_cannot_be_in_time_says_so_and_when_to_come_again(worker: ContractWorker) -> None:
+    hopeless = replace(worker.request(), first_token_s=1e-5, refuse_late=True)
+    with pytest.raises(WorkerFull) as refusal:
+        async for _ in worker.calls.generate(hopeless, TIMEOUT_S):
+            pass
+    assert refusal.value.reason is RefusalReason.LATE
+    assert 0 < refusal.value.retry_after_s < TIMEOUT_S
+    late = replace(worker.request(), first_token_s=1e-5)
+    assert [part async for part in worker.calls.generate(late, TIMEOUT_S)][-1].finish_reason is not None
+
+
+async def every_priority_is_answered(worker: ContractWorker) -> None:
+    for priority in Priority:
+        request = replace(worker.request(), priority=priority)
+        assert [part async for part in worker.calls.generate(request, TIMEOUT_S)][-1].finish_reason
 
 
 async def closing_the_calls_ends_those_under_way(worker: ContractWorker) -> None:
@@ -328,6 +346,8 @@ CLAUSES: Sequence[Clause] = (
     an_unknown_module_is_refused_and_the_worker_lives_on,
     closing_an_answer_ends_the_work,
     an_answer_whose_time_is_up_is_late,
+    a_worker_that_cannot_be_in_time_says_so_and_when_to_come_again,
+    every_priority_is_answered,
     closing_the_calls_ends_those_under_way,
     closing_the_calls_wakes_who_waits_for_them,
     a_module_is_loaded_when_asked_for_and_gone_when_unloaded,

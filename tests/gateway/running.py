@@ -94,6 +94,8 @@ async def open_gateway(
             "port": 0,
             "shutdown_grace_s": 0.0,
             "salt_key": SALT_KEY,
+            # Of equal workers it picks the first, and the default one of them at random.
+            "routing_policy": "least_ttft",
             **settings,
         }
         configured = Settings(**chosen)

@@ -15,6 +15,7 @@ from memserve.config import Settings
 from memserve.domain import (
     Message,
     RecallOutcome,
+    RefusalReason,
     Role,
     Route,
     Sampling,
@@ -22,6 +23,7 @@ from memserve.domain import (
     TextDelta,
     Usage,
 )
+from memserve.pb.worker.v1 import worker_pb2
 from tests.contract.scripted_worker import Script
 from tests.gateway.asking import (
     GREEDY,
@@ -99,30 +101,65 @@ async def test_an_slo_is_met_or_missed_by_the_time_it_took(start_gateway: StartG
     assert one_token.usage.tpot_ms is None
 
 
-async def test_a_request_that_would_be_late_is_refused_where_it_asks_for_that(
-    start_gateway: StartGateway,
-) -> None:
+async def test_what_a_request_asks_of_its_speed_goes_to_the_worker(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
-    long = "the gate of the north tower " * 40
-
-    async def asked(ttft_ms: float) -> None:
-        await gateway.client.generate(long, sampling=GREEDY, slo=Slo(ttft_ms, refuse_late=True))
-
-    await asked(60_000)
-    before, sent = len(gateway.workers[0].requests), gateway.parts.pool.workers["w0"].sent
-    retries = []
-    for queued_tokens in (5_000, 100_000):
-        sent["others"] = queued_tokens
-        with pytest.raises(CallFailed, match=r"predicted after \d+ ms, and wished for within 100") as refused:
-            await asked(100)
-        assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        retries.append(refused.value.retry_after_s)
-    assert 0.1 <= retries[0] < retries[1] / 10, "the time to wait grows with what is queued"
-    assert len(gateway.workers[0].requests) == before
-    del sent["others"]
+    await gateway.client.generate(
+        "hello", sampling=GREEDY, slo=Slo(60_000, refuse_late=True), priority="low", do_not_queue=True
+    )
+    [asked] = gateway.workers[0].requests
+    assert 50_000 < asked.first_token_ms < 60_000
+    assert asked.refuse_late
+    assert asked.do_not_queue
+    assert asked.priority == worker_pb2.PRIORITY_LOW
+    await gateway.client.generate("hello", sampling=GREEDY)
+    plain = gateway.workers[0].requests[1]
+    assert (plain.first_token_ms, plain.refuse_late, plain.do_not_queue) == (0, False, False)
+    assert plain.priority == worker_pb2.PRIORITY_NORMAL
+    assert plain.expected_cached_tokens == 0
     with pytest.raises(CallFailed) as wrong:
         await gateway.client.generate("hello", slo=Slo(refuse_late=True))
     assert wrong.value.field == "slo.refuse_late"
+
+
+async def test_a_request_that_a_worker_has_no_room_for_is_offered_to_one_other(
+    start_gateway: StartGateway,
+) -> None:
+    full = {"script": Script(full_s=3.0)}
+    gateway = await start_gateway(workers=[full, {}])
+    events = [event async for event in gateway.client.stream("hello", sampling=GREEDY)]
+    assert [event.worker_id for event in events if isinstance(event, Route)] == ["w0", "w1"]
+    assert isinstance(events[-1], Usage)
+    assert gateway.parts.residuals is not None
+
+
+async def test_where_two_have_no_room_the_caller_is_told_why_and_when_to_come_again(
+    start_gateway: StartGateway,
+) -> None:
+    full = {"script": Script(full_s=0.3)}
+    gateway = await start_gateway(workers=[full, full, {}])
+    with pytest.raises(CallFailed) as refusal:
+        await gateway.client.generate("hello", sampling=GREEDY)
+    assert refusal.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refusal.value.reason is RefusalReason.LATE
+    assert refusal.value.retry_after_s == 0.3
+    assert not gateway.workers[2].requests
+    # The worker that has promised room is asked first, when the caller comes again as told.
+    for worker in gateway.workers:
+        worker.script = Script()
+    await asyncio.sleep(0.3)
+    assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w1"
+    assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w0"
+
+
+async def test_a_refusal_for_a_deadline_goes_to_no_other_that_would_miss_it(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway(workers=[{"script": Script(full_s=1.0)}, {}])
+    long = "the gate of the north tower " * 40
+    with pytest.raises(CallFailed) as refusal:
+        await gateway.client.generate(long, sampling=GREEDY, slo=Slo(1.0, refuse_late=True))
+    assert refusal.value.reason is RefusalReason.LATE
+    assert not gateway.workers[1].requests
 
 
 # Routing

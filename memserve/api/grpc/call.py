@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from memserve.api.grpc.errors import detail_of, fact_of, status_of, trailing_metadata
+from memserve.api.grpc.errors import WITH_RETRY, detail_of, fact_of, status_of, trailing_metadata
 from memserve.api.grpc.sizes import RECEIVED_BYTES
 from memserve.config import Settings
 from memserve.disk import DiskWatch
@@ -87,6 +87,8 @@ class Edge:
             fact = fact_of(error)
             if fact is not None:
                 code = status_of(fact)
+                if isinstance(fact, WITH_RETRY):
+                    self.metrics.refused.labels(fact.reason).inc()
                 await context.abort(code, detail_of(fact), trailing_metadata(fact))
             code = grpc.StatusCode.INTERNAL
             incident = uuid.uuid4().hex[:12]

@@ -27,6 +27,7 @@ from memserve.policy.routing.forecast import (
 )
 from memserve.policy.routing.load import WorkerLoad
 from memserve.policy.routing.policies import MARGIN, POLICIES, Candidate, Situation
+from memserve.policy.routing.promises import PromisedWorkers
 from memserve.policy.routing.residuals import Residuals
 
 ATTEMPTS = 3
@@ -78,6 +79,11 @@ class Router:
         self._policy = POLICIES[settings.routing_policy]
         self._residuals = residuals
         self._decided = 0
+        self._promised = PromisedWorkers()
+
+    def attempts(self, request: GenerationRequest, tenant: str) -> Attempts:
+        """For a request that comes."""
+        return Attempts(self._pool, self._promised, tenant, request.priority.band, only=request.worker_id)
 
     def choose(
         self,
@@ -98,6 +104,9 @@ class Router:
             raise NoWorker(
                 f"worker {request.worker_id} is not ready" if request.worker_id else "none is ready"
             )
+        if not attempts.tried:
+            promised = self._promised.take(tenant, request.priority.band, now_s)
+            eligible = [each for each in eligible if each.lease.worker_id == promised] or eligible
         wish_ms = request.slo.ttft_ms or self._settings.default_ttft_ms
         demand = Demand(
             prompt_tokens,
@@ -220,9 +229,14 @@ class Router:
 class Attempts:
     """The workers that one request was sent to in vain."""
 
-    def __init__(self, pool: WorkerPool, *, only: str) -> None:
+    def __init__(
+        self, pool: WorkerPool, promised: PromisedWorkers, tenant: str, band: int, *, only: str = ""
+    ) -> None:
         """only: the id of the one worker that the request may go to; empty: any."""
         self._pool = pool
+        self._promised = promised
+        self._tenant = tenant
+        self._band = band
         self._only = only
         self._lost = 0
         self._full: WorkerFull | None = None
@@ -242,13 +256,13 @@ class Attempts:
         """The worker has too much to do. Raises Overloaded when it is not the first that says so."""
         self.tried.add(failure.worker_id)
         if self._full is not None or self._only:
-            raise _overloaded(failure) from None
+            raise self._overloaded(failure) from None
         self._full = failure
 
     def nobody_is_left(self) -> None:
         """Raises Overloaded where a worker had too much to do."""
         if self._full is not None:
-            raise _overloaded(self._full) from None
+            raise self._overloaded(self._full) from None
 
     def second_offer(self, demand: Demand, forecast: Forecast, now_s: float) -> None:
         """After a refusal, the request is offered to one other worker, if that would be in time.
@@ -256,11 +270,12 @@ class Attempts:
         Raises Overloaded otherwise.
         """
         if self._full is not None and misses(demand, forecast.ttft_s, now_s, MARGIN):
-            raise _overloaded(self._full) from None
+            raise self._overloaded(self._full) from None
 
-
-def _overloaded(failure: WorkerFull) -> Overloaded:
-    return Overloaded(failure.reason, failure.detail, failure.retry_after_s)
+    def _overloaded(self, failure: WorkerFull) -> Overloaded:
+        due_s = time.monotonic() + failure.retry_after_s
+        self._promised.told(self._tenant, self._band, failure.worker_id, due_s)
+        return Overloaded(failure.reason, failure.detail, failure.retry_after_s)
 
 
 def backlog_s(load: WorkerLoad) -> float:

@@ -291,6 +291,7 @@ def _engine_state(engine: pb.EngineState) -> EngineState | None:
         free_kv_tokens=max(engine.free_kv_tokens, 0),
         requests=max(engine.requests, 0),
         queued_tokens=max(engine.queued_tokens, 0),
+        recent=frozenset(engine.recent_requests),
     )
 
 

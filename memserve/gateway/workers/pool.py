@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from memserve.domain import CacheLayout, ModulePlace, Priority, WorkerLease
 from memserve.domain.worker_calls import (
+    RECENT_REQUESTS_S,
     BlockChange,
     BlockEvent,
     WorkerCalls,
@@ -41,8 +42,6 @@ RECONNECT_S = 0.2
 TIDY_STEPS = 8
 # A tenant that sent a request within this time is active.
 RECENT_S = 10.0
-# A request that was sent this long before a report came is in the report.
-IN_REPORT_AFTER_S = 0.1
 
 
 @dataclass(slots=True)
@@ -94,8 +93,9 @@ class PooledWorker:
         """The worker has reported."""
         self.state = state
         self.report = reported(self.lease.worker_id, state, now_s)
-        for sent in self.sent.values():
-            if sent.at_s > now_s - IN_REPORT_AFTER_S:
+        known = state.engine.recent if state.engine is not None else frozenset()
+        for request_id, sent in self.sent.items():
+            if request_id not in known and sent.at_s > now_s - RECENT_REQUESTS_S:
                 self.report.sent(sent.band, sent.deadline_s, sent.own_s, sent.tokens)
 
     @contextlib.contextmanager

@@ -62,3 +62,36 @@ class Promises:
         if len(self._of) > self._sweep_at:
             self._of = {key: of for key, of in self._of.items() if of and of[-1][0] >= now_s - KEPT_S}
             self._sweep_at = 2 * len(self._of) + 64
+
+
+class PromisedWorkers:
+    """Which worker has promised room to a tenant's request that comes again. A gateway keeps them."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, int], deque[tuple[float, str]]] = {}
+        self._sweep_at = 64
+
+    def told(self, tenant: str, band: int, worker: str, due_s: float) -> None:
+        """The caller has been told to come again then."""
+        of = self._of.setdefault((tenant, band), deque(maxlen=PROMISES_MAX))
+        # Nearly in order: workers have their own queues.
+        place = len(of)
+        while place and of[place - 1][0] > due_s:
+            place -= 1
+        if len(of) == PROMISES_MAX:
+            of.pop()
+        of.insert(min(place, len(of)), (due_s, worker))
+        if len(self._of) > self._sweep_at:
+            self._of = {key: due for key, due in self._of.items() if due[-1][0] >= due_s - KEPT_S}
+            self._sweep_at = 2 * len(self._of) + 64
+
+    def take(self, tenant: str, band: int, now_s: float) -> str:
+        """The worker whose promise is due, which is then used up. Empty: none."""
+        of = self._of.get((tenant, band))
+        while of and of[0][0] - EARLY_S <= now_s:
+            due_s, worker = of.popleft()
+            if due_s >= now_s - KEPT_S:
+                return worker
+        if of is not None and not of:
+            del self._of[tenant, band]
+        return ""

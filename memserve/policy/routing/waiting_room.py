@@ -24,7 +24,7 @@ WAIT_AT_FULL_LOAD = 0.3
 """The part of their time that requests have waited when the margin is at its largest."""
 SMOOTHING = 0.05
 PROMISED_BAND = 1
-"""A request that comes again when it was told to goes in this band at least, and is refused last in it."""
+"""A request that comes again when it was told to goes in this band at least, before the others of it."""
 LATELY_S = 10.0
 QUANTUM_TOKENS = 32_768
 """So many more tokens than the others a tenant may have had before it goes after them."""
@@ -229,4 +229,6 @@ class WaitingRoom(Generic[T]):
         for item in self._waiting:
             waiting[item.tenant] = waiting.get(item.tenant, 0.0) + item.tokens
         self._over = over = self._shares.over(waiting)
-        self._waiting.sort(key=lambda item: (item.band, item.tenant in over, item.order_s(now_s)))
+        self._waiting.sort(
+            key=lambda item: (item.band, not item.promised, item.tenant in over, item.order_s(now_s))
+        )

@@ -170,24 +170,6 @@ async def test_a_tenant_alone_has_all_workers(gateway: RunningGateway, noisy: As
     await until(lambda: [len(worker.requests) for worker in gateway.workers] == [4, 4])
 
 
-async def test_a_tenant_that_would_fill_the_engines_waits_while_another_is_served(
-    gateway: RunningGateway, noisy: AsyncClient, quiet: AsyncClient
-) -> None:
-    for worker in gateway.workers:
-        worker.script = HANGS
-    streams = [noisy.stream("hello") for _ in range(100)]
-    tasks = [asyncio.create_task(anext(stream)) for stream in streams]
-    await until(lambda: sum(len(worker.requests) for worker in gateway.workers) == 56)
-    await until(lambda: gateway.parts.inflight.total == 100)
-    for worker in gateway.workers:
-        worker.script = Script()
-    assert (await quiet.generate("hello", sampling=ONE_TOKEN)).usage.output_tokens == 1
-    assert sum(task.done() for task in tasks) == 56
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def test_a_cache_that_has_stalled_holds_control_calls_and_no_answers(
     gateway: RunningGateway, noisy: AsyncClient, quiet: AsyncClient
 ) -> None:

@@ -188,7 +188,9 @@ async def test_a_worker_of_another_tokenizer_is_never_used(start_gateway: StartG
 async def test_a_worker_that_fails_before_its_first_token_is_replaced(
     start_gateway: StartGateway, code: grpc.StatusCode
 ) -> None:
-    gateway = await start_gateway(workers=[{"script": Script(fails_with=code)}, {}])
+    gateway = await start_gateway(
+        workers=[{"script": Script(fails_with=code)}, {}], routing_policy="least_ttft"
+    )
     events = await events_of(gateway.client.stream("hello", sampling=GREEDY))
     assert [event.worker_id for event in events if isinstance(event, Route)] == ["w0", "w1"]
     assert isinstance(events[-1], Usage)

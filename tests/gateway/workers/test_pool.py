@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import asdict, replace
 
 import pytest
 
 from memserve.domain import Sampling
-from memserve.gateway.workers import pool
 from memserve.kv.keys import block_keys, redis_key
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.registry.leases import WORKERS, lease_key
@@ -224,39 +222,3 @@ async def test_a_prefix_is_told_for_each_worker_in_its_own_layout(start_gateway:
         "w1": tokens // BLOCK_TOKENS * BLOCK_TOKENS,
         "w2": tokens // BLOCK_TOKENS * BLOCK_TOKENS,
     }
-
-
-async def test_own_questions_give_way_to_users_answers(
-    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool, "USERS_RECENT_S", 0.1)
-    workers = (await start_gateway()).parts.pool
-    inside = 0
-    most: list[int] = []
-
-    async def own(count: int) -> int:
-        """The most of them at a time."""
-        most.clear()
-
-        async def question() -> None:
-            nonlocal inside
-            async with workers.own_place("t"):
-                inside += 1
-                most.append(inside)
-                await asyncio.sleep(0.02)
-                inside -= 1
-
-        await asyncio.gather(*(question() for _ in range(count)))
-        return max(most)
-
-    assert await own(4) > 1
-    async with workers.place("t"):
-        assert await own(4) == 1
-    assert await own(4) == 1, "a user asked a moment ago"
-    await asyncio.sleep(0.15)
-    assert await own(4) > 1
-    with pytest.raises(ZeroDivisionError):
-        async with workers.place("t"):
-            raise ZeroDivisionError
-    await asyncio.sleep(0.15)
-    assert await own(4) > 1, "a failed answer is over too"

@@ -184,3 +184,61 @@ def test_no_choice_of_requests_serves_more_in_time(jobs: list[tuple[float, float
         if any(in_time(chosen) for chosen in itertools.combinations(jobs, count))
     )
     assert len(room) == most
+
+
+def test_a_wish_orders_until_it_cannot_be_met_and_the_deadline_does_after_that() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    room.offer(Waiting("wish", "t", 1, 60.0, 1.0, 10, arrived_s=0.0, due_s=5.0), 0.0, 0.0)
+    room.offer(item("deadline", 8.0), 0.0, 0.0)
+    assert [each.what for each in room] == ["wish", "deadline"]
+    room.refuse_late(4.5, 0.0)
+    assert [each.what for each in room] == ["deadline", "wish"]
+    assert not room.refuse_late(6.0, 0.0), "nobody is refused for a wish"
+    assert names(room.refuse_late(59.9, 0.0)) == ["deadline", "wish"]
+
+
+def test_what_comes_again_when_it_was_told_to_is_refused_last() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    refused = item("refused", 2.0, own_s=3.0)
+    assert names(room.offer(refused, 0.0, 0.0)) == ["refused"]
+    after_s = room.promise(refused, 0.0, 0.0)
+    for number in range(3):
+        room.offer(item(f"new {number}", after_s + 6.0, own_s=2.0, tenant="other"), after_s, 0.0)
+    again = item("again", after_s + 4.0, own_s=3.0)
+    assert all(name.startswith("new") for name in names(room.offer(again, after_s, 0.0)))
+    assert next(iter(room)) is again
+
+
+def test_a_promise_to_a_low_band_holds_against_new_requests_of_the_next_one_and_not_against_the_highest() -> (
+    None
+):
+    room: WaitingRoom[str] = WaitingRoom()
+    refused = item("refused", 2.0, own_s=3.0, band=2)
+    room.offer(refused, 0.0, 0.0)
+    after_s = room.promise(refused, 0.0, 0.0)
+    room.offer(item("new", after_s + 4.0, own_s=3.0, band=1), after_s, 0.0)
+    again = item("again", after_s + 4.0, own_s=3.0, band=2)
+    assert names(room.offer(again, after_s, 0.0)) == ["new"]
+    assert names(room.offer(item("high", after_s + 4.0, own_s=3.0, band=0), after_s, 0.0)) == ["again"]
+
+
+def test_a_band_gets_the_share_that_it_was_promised_whatever_waits_above() -> None:
+    room: WaitingRoom[str] = WaitingRoom({2: 0.25})
+    for number in range(10):
+        room.offer(item(f"low {number}", 1e6, band=2), 0.0, 0.0)
+        room.offer(item(f"high {number}", 1e6, band=1), 0.0, 0.0)
+    order = emptied(room)
+    assert sum(name.startswith("low") for name in order[:10]) == 2
+    assert order[0] == "high 0"
+
+
+def test_where_there_are_too_many_the_last_of_the_lowest_band_goes() -> None:
+    room: WaitingRoom[str] = WaitingRoom()
+    assert room.worst() is None
+    for each in (item("high", 90, band=0), item("low", 50, band=2), item("middle", 60)):
+        room.offer(each, 0.0, 0.0)
+    worst = room.worst()
+    assert worst is not None
+    assert worst.what == "low"
+    room.remove(worst)
+    assert emptied(room) == ["high", "middle"]

@@ -183,7 +183,7 @@ class WaitingSeconds(_message.Message):
     def __init__(self, band: _Optional[int] = ..., buckets: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class EngineState(_message.Message):
-    __slots__ = ("costs", "waiting", "prefill_s", "seat_s", "answers", "kv_tokens", "free_kv_tokens", "requests", "queued_tokens")
+    __slots__ = ("costs", "waiting", "prefill_s", "seat_s", "answers", "kv_tokens", "free_kv_tokens", "requests", "queued_tokens", "recent_requests")
     COSTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +193,7 @@ class EngineState(_message.Message):
     FREE_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     costs: StepCosts
     waiting: _containers.RepeatedCompositeFieldContainer[WaitingSeconds]
     prefill_s: float
@@ -202,7 +203,8 @@ class EngineState(_message.Message):
     free_kv_tokens: int
     requests: int
     queued_tokens: int
-    def __init__(self, costs: _Optional[_Union[StepCosts, _Mapping]] = ..., waiting: _Optional[_Iterable[_Union[WaitingSeconds, _Mapping]]] = ..., prefill_s: _Optional[float] = ..., seat_s: _Optional[float] = ..., answers: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., free_kv_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ...) -> None: ...
+    recent_requests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, costs: _Optional[_Union[StepCosts, _Mapping]] = ..., waiting: _Optional[_Iterable[_Union[WaitingSeconds, _Mapping]]] = ..., prefill_s: _Optional[float] = ..., seat_s: _Optional[float] = ..., answers: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., free_kv_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., recent_requests: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BlocksStored(_message.Message):
     __slots__ = ("keys",)
