@@ -104,7 +104,7 @@ def decisions(pool: WorkerPool, blocks: int, count: int) -> list[float]:
         for name in holders:
             pool.index.add(name, keys[: dice.randint(1, blocks)])
         cached = {LAYOUT: LookedUp(keys, 0)}
-        attempts = router.attempts(REQUEST, "t")
+        attempts = router.attempts(REQUEST, "t", [1] * blocks)
         started_s = time.perf_counter()
         router.choose(REQUEST, "t", AnsweringModules(), blocks * BLOCK_TOKENS, cached, attempts, started_s)
         taken.append(time.perf_counter() - started_s)

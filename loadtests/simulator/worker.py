@@ -106,6 +106,7 @@ class SimulatedWorker:
                 own_s=job.own_s,
                 tokens=arrival.prompt_tokens - job.cached_tokens,
                 arrived_s=now_s,
+                mark=job.number,
             )
             self._drop(self.room.offer(item, now_s, self._engine_s(now_s)), ended)
         if job.number in self.jobs and job.fetch_blocks:

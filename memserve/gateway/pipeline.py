@@ -76,7 +76,7 @@ class Pipeline:
             self.pool.asked(tenant.name)
             # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
             cached = await self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
-            attempts = self.router.attempts(request, tenant.name)
+            attempts = self.router.attempts(request, tenant.name, prompt.token_ids)
             while True:
                 # 6. Routing.
                 worker, choice = self.router.choose(

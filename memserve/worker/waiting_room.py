@@ -18,6 +18,7 @@ from memserve.domain.worker_calls import RECENT_REQUESTS_S, WorkerRequest
 from memserve.errors import Overloaded
 from memserve.policy.routing.engine_load import EngineLoad
 from memserve.policy.routing.load import WaitingTime
+from memserve.policy.routing.promises import mark_of
 from memserve.policy.routing.waiting_room import Waiting, WaitingRoom
 from memserve.policy.sharing.fairness import Lately, engine_share
 
@@ -27,6 +28,8 @@ LOOK_S = 0.1
 """How often the room looks for requests that have become late, while some wait."""
 RECENT_S = 10.0
 """A tenant that sent a request within this time counts when the seats are shared out."""
+QUANTUM_S = 1.0
+"""A tenant may have had so much more of the engine than the others before it goes after them."""
 RECENT_MAX = 512
 WAITING_MAX = 1024
 WAITING_TOKENS_MAX = 8 << 20
@@ -67,7 +70,7 @@ class EngineRoom:
         self._ttft_s = ttft_s
         self._wait_s = wait_s
         self._changed = changed
-        self._room: WaitingRoom[Turn] = WaitingRoom(SHARES)
+        self._room: WaitingRoom[Turn] = WaitingRoom(SHARES, QUANTUM_S / load.costs.token_s)
         self._lately = Lately(RECENT_S)
         self._came: deque[tuple[float, str]] = deque(maxlen=RECENT_MAX)
         self._user_s = -math.inf
@@ -146,6 +149,7 @@ class EngineRoom:
             tokens=max(prompt_tokens - request.cached_tokens, 1),
             arrived_s=now_s,
             due_s=math.inf if hard else now_s + wish_s,
+            mark=mark_of(request.token_ids),
         )
 
     def _offer(self, item: Item) -> None:

@@ -27,7 +27,7 @@ from memserve.policy.routing.forecast import (
 )
 from memserve.policy.routing.load import WorkerLoad
 from memserve.policy.routing.policies import MARGIN, POLICIES, Candidate, Situation
-from memserve.policy.routing.promises import PromisedWorkers
+from memserve.policy.routing.promises import PromisedWorkers, mark_of
 from memserve.policy.routing.residuals import Residuals
 
 ATTEMPTS = 3
@@ -81,9 +81,10 @@ class Router:
         self._decided = 0
         self._promised = PromisedWorkers()
 
-    def attempts(self, request: GenerationRequest, tenant: str) -> Attempts:
+    def attempts(self, request: GenerationRequest, tenant: str, token_ids: Sequence[int]) -> Attempts:
         """For a request that comes."""
-        return Attempts(self._pool, self._promised, tenant, request.priority.band, only=request.worker_id)
+        known_by = (tenant, request.priority.band, mark_of(token_ids))
+        return Attempts(self._pool, self._promised, known_by, only=request.worker_id)
 
     def choose(
         self,
@@ -105,7 +106,7 @@ class Router:
                 f"worker {request.worker_id} is not ready" if request.worker_id else "none is ready"
             )
         if not attempts.tried:
-            promised = self._promised.take(tenant, request.priority.band, now_s)
+            promised = self._promised.take(*attempts.known_by, now_s)
             eligible = [each for each in eligible if each.lease.worker_id == promised] or eligible
         wish_ms = request.slo.ttft_ms or self._settings.default_ttft_ms
         demand = Demand(
@@ -230,13 +231,15 @@ class Attempts:
     """The workers that one request was sent to in vain."""
 
     def __init__(
-        self, pool: WorkerPool, promised: PromisedWorkers, tenant: str, band: int, *, only: str = ""
+        self, pool: WorkerPool, promised: PromisedWorkers, known_by: tuple[str, int, int], *, only: str = ""
     ) -> None:
-        """only: the id of the one worker that the request may go to; empty: any."""
+        """known_by: the request's tenant, band and mark.
+
+        only: the id of the one worker that the request may go to; empty: any.
+        """
+        self.known_by = known_by
         self._pool = pool
         self._promised = promised
-        self._tenant = tenant
-        self._band = band
         self._only = only
         self._lost = 0
         self._full: WorkerFull | None = None
@@ -273,8 +276,10 @@ class Attempts:
             raise self._overloaded(self._full) from None
 
     def _overloaded(self, failure: WorkerFull) -> Overloaded:
-        due_s = time.monotonic() + failure.retry_after_s
-        self._promised.told(self._tenant, self._band, failure.worker_id, due_s)
+        now_s = time.monotonic()
+        self._promised.told(
+            *self.known_by, failure.worker_id, due_s=now_s + failure.retry_after_s, now_s=now_s
+        )
         return Overloaded(failure.reason, failure.detail, failure.retry_after_s)
 
 

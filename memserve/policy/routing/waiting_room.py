@@ -1,7 +1,7 @@
 """The requests that wait in front of an engine: in which order they go, and which cannot be served in time.
 
-The order is earliest deadline first within a band of priority; tenants that had more than their share go
-after the others of the band. When the order makes a request late, the dearest of those that go before it is
+Within a band of priority, tenants take turns at the engine's tokens, and within a turn the order is earliest
+deadline first. When the order makes a request late, the dearest of those that go before it is
 refused: the most requests are then on time (Moore 1968, "An n job, one machine sequencing algorithm").
 
 It lies in the worker's process, where there is one queue however many gateways there are: docs/routing.md.
@@ -10,7 +10,7 @@ It lies in the worker's process, where there is one queue however many gateways 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -25,9 +25,9 @@ WAIT_AT_FULL_LOAD = 0.3
 SMOOTHING = 0.05
 PROMISED_BAND = 1
 """A request that comes again when it was told to goes in this band at least, before the others of it."""
-LATELY_S = 10.0
+LATELY_S, FORGOTTEN_S = 10.0, 0.01
 QUANTUM_TOKENS = 32_768
-"""So many more tokens than the others a tenant may have had before it goes after them."""
+"""A second of an 8B model's engine on one H200."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +47,8 @@ class Waiting(Generic[T]):
     arrived_s: float
     due_s: float = math.inf
     """When the caller wishes for the first token, where it would rather have it late than not at all."""
+    mark: int = 0
+    """What it is known by when it comes again."""
     promised: bool = False
     """It was refused before, and has come again when it was told to."""
 
@@ -56,63 +58,74 @@ class Waiting(Generic[T]):
 
 
 class Shares:
-    """The uncached tokens that tenants have had and wait for. They decide who goes after the others.
+    """The uncached tokens that tenants have had lately. They decide who goes after the others.
 
-    A tenant that comes back starts where the one with the least is: unused shares are not saved.
-    Source: start-time fair queueing (Goyal, Vin and Cheng 1996).
+    What was had fades within LATELY_S. So a tenant that was quiet is ahead of one that was not, and no share
+    is saved for longer.
     """
 
     def __init__(self) -> None:
         self._had: dict[str, float] = {}
-        self._floor = 0.0
-
-    def charge(self, tenant: str, tokens: float) -> None:
-        """The tenant has had so many tokens."""
-        self._had[tenant] = max(self._had.get(tenant, 0.0), self._floor) + tokens
-
-    def over(self, waiting: Mapping[str, float]) -> frozenset[str]:
-        """The tenants that would have had more than their share. waiting: the tokens that each waits for."""
-        if not waiting:
-            return frozenset()
-        had = {tenant: max(self._had.get(tenant, 0.0), self._floor) for tenant in waiting}
-        # Nobody who waits has had less. Tenants that had less and are away have lost it.
-        self._floor = min(had.values())
-        self._had = {tenant: tokens for tenant, tokens in self._had.items() if tokens > self._floor}
-        claims = {tenant: had[tenant] + tokens for tenant, tokens in waiting.items()}
-        limit = min(claims.values()) + QUANTUM_TOKENS
-        return frozenset(tenant for tenant, claim in claims.items() if claim > limit)
-
-
-class _Served:
-    """The part of the engine that each band has had lately."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
         self._at_s = 0.0
 
-    def count(self, band: int, seconds: float, now_s: float) -> None:
+    def charge(self, tenant: str, tokens: float, now_s: float) -> None:
+        """The tenant gets so many tokens now."""
         self._fade(now_s)
-        self._seconds[band] = self._seconds.get(band, 0.0) + seconds
+        self._had[tenant] = self._had.get(tenant, 0.0) + tokens
 
-    def above(self, band: int, now_s: float) -> float:
-        """The part of the bands that go before this one."""
+    def had(self, tenants: Collection[str], now_s: float) -> dict[str, float]:
+        """The tokens that each of them has had."""
         self._fade(now_s)
-        return min(sum(had for other, had in self._seconds.items() if other < band) / LATELY_S, 1.0)
+        return {tenant: self._had.get(tenant, 0.0) for tenant in tenants}
 
     def _fade(self, now_s: float) -> None:
         keep = math.exp(-max(now_s - self._at_s, 0.0) / LATELY_S)
-        self._seconds = {band: had * keep for band, had in self._seconds.items()}
+        self._had = {tenant: had * keep for tenant, had in self._had.items() if had * keep > 1.0}
+        self._at_s = max(now_s, self._at_s)
+
+
+class _Served:
+    """The part of the engine that tenants and bands have had lately."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, int], float] = {}
+        self._at_s = 0.0
+
+    def count(self, tenant: str, band: int, seconds: float, now_s: float) -> None:
+        self._fade(now_s)
+        self._seconds[tenant, band] = self._seconds.get((tenant, band), 0.0) + seconds
+
+    def left(self, tenant: str, band: int, now_s: float) -> float:
+        """The part that is left to a tenant in a band: by higher bands, and by other tenants of the band,
+        which may not have more than their equal share of it."""
+        self._fade(now_s)
+        above = sum(had for (_, other), had in self._seconds.items() if other < band) / LATELY_S
+        others = {name: had / LATELY_S for (name, other), had in self._seconds.items() if other == band}
+        others.pop(tenant, None)
+        of_band = max(1.0 - above, 0.0)
+        return max(of_band - sum(others.values()), of_band / (1 + len(others)))
+
+    def _fade(self, now_s: float) -> None:
+        keep = math.exp(-max(now_s - self._at_s, 0.0) / LATELY_S)
+        self._seconds = {key: had * keep for key, had in self._seconds.items() if had * keep > FORGOTTEN_S}
         self._at_s = now_s
 
 
 class WaitingRoom(Generic[T]):
     """The queue of one engine. Pure: the caller has the clock and says what the engine is doing."""
 
-    def __init__(self, shares: Mapping[int, float] | None = None) -> None:
-        """shares: by band, the part of the engine's prompt tokens that it gets whatever waits above it."""
+    def __init__(
+        self, shares: Mapping[int, float] | None = None, quantum_tokens: float = QUANTUM_TOKENS
+    ) -> None:
+        """shares: by band, the part of the engine's prompt tokens that it gets whatever waits above it.
+
+        quantum_tokens: tenants take turns at so many.
+        """
         self._waiting: list[Waiting[T]] = []
         self._shares = Shares()
-        self._over: frozenset[str] = frozenset()
+        self._quantum_tokens = quantum_tokens
+        # By tenant: in quanta, how much more than the others it would have had.
+        self._excess: dict[str, int] = {}
         self._pressure = 0.0
         self._band_shares = dict(shares or {})
         self._owed = dict.fromkeys(self._band_shares, 0.0)
@@ -135,7 +148,7 @@ class WaitingRoom(Generic[T]):
 
         engine_s: how long the engine is busy with the prompts that it has.
         """
-        if self._promises.redeem(item.tenant, item.band, item.own_s, now_s):
+        if self._promises.redeem(item.tenant, item.band, item.mark, now_s):
             item.promised, item.band = True, min(item.band, PROMISED_BAND)
         self._waiting.append(item)
         return self.refuse_late(now_s, engine_s)
@@ -156,12 +169,11 @@ class WaitingRoom(Generic[T]):
             if now_s + self.margin * (engine_s + item.own_s) > item.deadline_s:
                 late.append(item)
                 continue
-            self._shares.charge(item.tenant, item.tokens)
+            self._shares.charge(item.tenant, item.tokens, now_s)
             self._pay(item)
-            self._served.count(item.band, item.own_s, now_s)
+            self._served.count(item.tenant, item.band, item.own_s, now_s)
             span_s = max(min(item.due_s, item.deadline_s) - item.arrived_s, 1e-3)
             self._pressure += SMOOTHING * (min((now_s - item.arrived_s) / span_s, 1.0) - self._pressure)
-            self._sort(now_s)
             return item, late
         return None, late
 
@@ -173,12 +185,12 @@ class WaitingRoom(Generic[T]):
         """Refuse until nobody is late."""
         self._sort(now_s)
         refused: list[Waiting[T]] = []
-        margin, over = self.margin, self._over
+        margin, excess = self.margin, self._excess
         while True:
-            after_s, dearest, dearest_key = engine_s, None, (0, False, False, 0.0)
+            after_s, dearest, dearest_key = engine_s, None, (0, 0, False, 0.0)
             for item in self._waiting:
                 after_s += item.own_s
-                key = (item.band, not item.promised, item.tenant in over, item.own_s)
+                key = (item.band, excess[item.tenant], not item.promised, item.own_s)
                 if dearest is None or key >= dearest_key:
                     dearest, dearest_key = item, key
                 if now_s + margin * after_s > item.deadline_s:
@@ -199,8 +211,10 @@ class WaitingRoom(Generic[T]):
         The promises of a band follow one another at the pace of the engine.
         """
         ahead_s = engine_s + sum(each.own_s for each in self._waiting if each.band <= item.band)
-        left = 1.0 - self._served.above(item.band, now_s)
-        return self._promises.make(item.tenant, item.band, item.own_s, now_s, ahead_s, left)
+        left = self._served.left(item.tenant, item.band, now_s)
+        return self._promises.make(
+            item.tenant, item.band, item.mark, own_s=item.own_s, now_s=now_s, ahead_s=ahead_s, left=left
+        )
 
     def _by_turn(self) -> list[Waiting[T]]:
         """As sorted, but a band that is owed the tokens of its next request goes first."""
@@ -225,10 +239,19 @@ class WaitingRoom(Generic[T]):
                 self._owed[band] = 0.0
 
     def _sort(self, now_s: float) -> None:
-        waiting: dict[str, float] = {}
+        """By band, then by tenants' turns, and then by deadline."""
+        had = self._shares.had({item.tenant for item in self._waiting}, now_s)
+        if len(had) <= 1:
+            self._excess = dict.fromkeys(had, 0)
+            self._waiting.sort(key=lambda item: (item.band, not item.promised, item.order_s(now_s)))
+            return
+        quantum = self._quantum_tokens
+        self._waiting.sort(key=lambda item: (item.band, not item.promised, item.order_s(now_s)))
+        turns: dict[int, int] = {}
         for item in self._waiting:
-            waiting[item.tenant] = waiting.get(item.tenant, 0.0) + item.tokens
-        self._over = over = self._shares.over(waiting)
-        self._waiting.sort(
-            key=lambda item: (item.band, not item.promised, item.tenant in over, item.order_s(now_s))
-        )
+            turns[id(item)] = int(had[item.tenant] / quantum)
+            had[item.tenant] += item.tokens
+        least = min(had.values())
+        self._excess = {tenant: int((tokens - least) / quantum) for tenant, tokens in had.items()}
+        # Stable: within a turn it stays as it is.
+        self._waiting.sort(key=lambda item: (item.band, turns[id(item)]))

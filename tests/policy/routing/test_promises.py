@@ -12,22 +12,30 @@ from memserve.policy.routing.promises import (
     PROMISES_MAX,
     PromisedWorkers,
     Promises,
+    mark_of,
 )
 
 
 def make(
-    promises: Promises, tenant: str = "t", own_s: float = 1.0, band: int = 1, left: float = 1.0
+    promises: Promises,
+    mark: int = 1,
+    *,
+    tenant: str = "t",
+    band: int = 1,
+    left: float = 1.0,
+    now_s: float = 0.0,
 ) -> float:
-    return promises.make(tenant, band, own_s, now_s=0.0, ahead_s=2.0, left=left)
+    return promises.make(tenant, band, mark, own_s=1.0, now_s=now_s, ahead_s=2.0, left=left)
 
 
-def test_promises_follow_one_another() -> None:
+def test_promises_of_a_tenant_and_band_follow_one_another() -> None:
     promises = Promises()
     assert [make(promises) for _ in range(3)] == pytest.approx([2.0, 2.0 + PACE, 2.0 + 2 * PACE])
-    assert make(promises, band=2) == 2.0, "a band has its own"
+    assert make(promises, band=2) == 2.0
+    assert make(promises, tenant="other") == 2.0
 
 
-def test_a_band_that_is_left_little_gets_its_promises_further_apart() -> None:
+def test_who_is_left_little_gets_promises_further_apart() -> None:
     promises = Promises()
     make(promises, left=0.5)
     assert make(promises, left=0.0) == pytest.approx(2.0 + PACE / 0.5)
@@ -37,53 +45,59 @@ def test_a_band_that_is_left_little_gets_its_promises_further_apart() -> None:
     assert longest_s == LONGEST_S
 
 
-def test_a_promise_is_kept_once_for_its_tenant_and_band_when_it_is_due() -> None:
+def test_a_promise_is_kept_once_for_its_request_when_it_is_due() -> None:
     promises = Promises()
-    due_s = make(promises)
-    assert not promises.redeem("t", 1, 1.0, due_s - 1.0), "too early"
-    assert not promises.redeem("other", 1, 1.0, due_s)
-    assert not promises.redeem("t", 2, 1.0, due_s)
-    assert not promises.redeem("t", 1, 3.0, due_s), "a request of another size"
-    assert promises.redeem("t", 1, 1.0, due_s)
-    assert not promises.redeem("t", 1, 1.0, due_s), "used up"
+    due_s = make(promises, mark=7)
+    assert not promises.redeem("t", 1, 7, due_s - 1.0), "too early"
+    assert not promises.redeem("other", 1, 7, due_s)
+    assert not promises.redeem("t", 2, 7, due_s)
+    assert not promises.redeem("t", 1, 8, due_s), "another request"
+    assert promises.redeem("t", 1, 7, due_s)
+    assert not promises.redeem("t", 1, 7, due_s), "used up"
+
+
+def test_equal_requests_have_a_promise_each() -> None:
+    promises = Promises()
+    first_s, second_s = make(promises), make(promises)
+    assert promises.redeem("t", 1, 1, first_s)
+    assert not promises.redeem("t", 1, 1, first_s)
+    assert promises.redeem("t", 1, 1, second_s)
 
 
 def test_a_promise_is_over_after_a_while() -> None:
     promises = Promises()
     due_s = make(promises)
-    assert not promises.redeem("t", 1, 1.0, due_s + KEPT_S + 1)
+    assert not promises.redeem("t", 1, 1, due_s + KEPT_S + 1)
 
 
 def test_promises_do_not_grow_without_a_bound() -> None:
     promises = Promises()
     for tenant in range(10_000):
-        promises.make(f"t{tenant}", 1, 1e-3, now_s=tenant * 1.0, ahead_s=0.0, left=1.0)
-    assert len(promises._of) < 200
-    for _ in range(2 * PROMISES_MAX):
-        promises.make("one", 1, 1e-3, now_s=10_000.0, ahead_s=0.0, left=1.0)
-    assert len(promises._of["one", 1]) == PROMISES_MAX
+        make(promises, tenant=f"t{tenant}", now_s=tenant * 1.0)
+    assert len(promises._due) < 300
+    assert len(promises._until_s) < 300
+    for mark in range(2 * PROMISES_MAX):
+        make(promises, mark, tenant="one", now_s=10_000.0)
+    assert len(promises._due) < PROMISES_MAX + 300
 
 
 def test_a_gateway_knows_who_has_promised() -> None:
     workers = PromisedWorkers()
-    workers.told("t", 1, "later", 9.0)
-    workers.told("t", 1, "sooner", 5.0)
-    assert workers.take("t", 1, 4.0) == ""
-    assert workers.take("other", 1, 5.0) == ""
-    assert workers.take("t", 1, 5.0) == "sooner"
-    assert workers.take("t", 1, 5.0) == ""
-    assert workers.take("t", 1, 9.0) == "later"
-    workers.told("t", 1, "over", 10.0)
-    assert workers.take("t", 1, 10.0 + KEPT_S + 1) == ""
-    assert not workers._of
+    workers.told("t", 1, 7, "later", due_s=9.0, now_s=0.0)
+    workers.told("t", 1, 8, "sooner", due_s=5.0, now_s=0.0)
+    assert workers.take("t", 1, 8, 4.0) == ""
+    assert workers.take("other", 1, 8, 5.0) == ""
+    assert workers.take("t", 1, 8, 5.0) == "sooner"
+    assert workers.take("t", 1, 8, 5.0) == ""
+    assert workers.take("t", 1, 7, 9.0) == "later"
+    for mark in range(2 * PROMISES_MAX):
+        workers.told("t", 1, mark, "w", due_s=20.0 + mark, now_s=10.0)
+    assert workers.take("t", 1, 0, 20.0) == "w", "the soonest are kept"
+    assert workers.take("t", 1, 2 * PROMISES_MAX - 1, 1e6) == ""
 
 
-def test_what_a_gateway_knows_has_a_bound() -> None:
-    workers = PromisedWorkers()
-    for number in range(2 * PROMISES_MAX):
-        workers.told("t", 1, str(number), float(number))
-    assert workers.take("t", 1, 0.0) == "0", "the soonest are kept"
-    assert len(workers._of["t", 1]) == PROMISES_MAX - 1
-    for tenant in range(1000):
-        workers.told(f"t{tenant}", 1, "w", 20_000.0 + tenant)
-    assert len(workers._of) < 200
+def test_a_request_is_known_by_its_prompt() -> None:
+    prompt = list(range(2000))
+    assert mark_of(prompt) == mark_of(tuple(prompt))
+    assert mark_of(prompt) != mark_of(prompt[:-1])
+    assert mark_of(prompt) != mark_of([*prompt[:-1], 5])

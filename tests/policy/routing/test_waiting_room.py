@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memserve.policy.routing.waiting_room import LEAST_MARGIN, QUANTUM_TOKENS, Shares, Waiting, WaitingRoom
+from memserve.policy.routing.waiting_room import (
+    LATELY_S,
+    LEAST_MARGIN,
+    QUANTUM_TOKENS,
+    Shares,
+    Waiting,
+    WaitingRoom,
+)
 
 Item = Waiting[str]
 
 
 def item(
-    name: str, deadline_s: float, own_s: float = 1.0, *, band: int = 1, tenant: str = "t", tokens: int = 1000
+    name: str,
+    deadline_s: float,
+    own_s: float = 1.0,
+    *,
+    band: int = 1,
+    tenant: str = "t",
+    tokens: int = 1000,
+    mark: int = 0,
 ) -> Item:
-    return Waiting(name, tenant, band, deadline_s, own_s, tokens, arrived_s=0.0)
+    return Waiting(name, tenant, band, deadline_s, own_s, tokens, arrived_s=0.0, mark=mark)
 
 
 def names(items: list[Item]) -> list[str]:
@@ -124,20 +140,27 @@ def test_the_flood_is_refused_before_the_quiet_tenant() -> None:
     assert len(room) == before + 1 - len(refused)
 
 
-def test_a_tenant_alone_is_never_over_its_share() -> None:
-    shares = Shares()
-    shares.charge("a", 1e9)
-    assert shares.over({"a": 1e9}) == frozenset()
+def test_a_tenant_alone_is_held_against_nobody() -> None:
+    room: WaitingRoom[str] = WaitingRoom(quantum_tokens=10)
+    for number in range(20):
+        room.offer(item(str(number), 90 - number), 0.0, 0.0)
+    assert emptied(room) == [str(number) for number in reversed(range(20))]
 
 
-def test_unused_shares_are_not_saved() -> None:
+def test_what_a_tenant_has_had_fades() -> None:
     shares = Shares()
-    for _ in range(100):
-        shares.charge("busy", QUANTUM_TOKENS)
-    assert shares.over({"busy": 1.0, "new": 1.0}) == {"busy"}
-    # Nobody but `busy` waits: from here on everyone starts where it is.
-    assert shares.over({"busy": 1.0}) == frozenset()
-    assert shares.over({"busy": 1.0, "new": 1.0}) == frozenset()
+    shares.charge("a", 1000.0, 0.0)
+    assert shares.had({"a", "b"}, 0.0) == {"a": 1000.0, "b": 0.0}
+    assert shares.had({"a"}, LATELY_S)["a"] == pytest.approx(1000.0 / math.e)
+    assert shares.had({"a"}, 100 * LATELY_S)["a"] == 0.0
+
+
+def test_tenants_take_turns() -> None:
+    room: WaitingRoom[str] = WaitingRoom(quantum_tokens=100)
+    for number in range(4):
+        room.offer(item(f"a{number}", 100 + number, tenant="a", tokens=100), 0.0, 0.0)
+        room.offer(item(f"b{number}", 200 + number, tenant="b", tokens=100), 0.0, 0.0)
+    assert emptied(room) == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
 
 
 @given(
@@ -199,12 +222,12 @@ def test_a_wish_orders_until_it_cannot_be_met_and_the_deadline_does_after_that()
 
 def test_what_comes_again_when_it_was_told_to_is_refused_last() -> None:
     room: WaitingRoom[str] = WaitingRoom()
-    refused = item("refused", 2.0, own_s=3.0)
+    refused = item("refused", 2.0, own_s=3.0, mark=7)
     assert names(room.offer(refused, 0.0, 0.0)) == ["refused"]
     after_s = room.promise(refused, 0.0, 0.0)
     for number in range(3):
-        room.offer(item(f"new {number}", after_s + 6.0, own_s=2.0, tenant="other"), after_s, 0.0)
-    again = item("again", after_s + 4.0, own_s=3.0)
+        room.offer(item(f"new {number}", after_s + 6.0, own_s=2.0), after_s, 0.0)
+    again = item("again", after_s + 4.0, own_s=3.0, mark=7)
     assert all(name.startswith("new") for name in names(room.offer(again, after_s, 0.0)))
     assert next(iter(room)) is again
 
@@ -213,11 +236,11 @@ def test_a_promise_to_a_low_band_holds_against_new_requests_of_the_next_one_and_
     None
 ):
     room: WaitingRoom[str] = WaitingRoom()
-    refused = item("refused", 2.0, own_s=3.0, band=2)
+    refused = item("refused", 2.0, own_s=3.0, band=2, mark=7)
     room.offer(refused, 0.0, 0.0)
     after_s = room.promise(refused, 0.0, 0.0)
     room.offer(item("new", after_s + 4.0, own_s=3.0, band=1), after_s, 0.0)
-    again = item("again", after_s + 4.0, own_s=3.0, band=2)
+    again = item("again", after_s + 4.0, own_s=3.0, band=2, mark=7)
     assert names(room.offer(again, after_s, 0.0)) == ["new"]
     assert names(room.offer(item("high", after_s + 4.0, own_s=3.0, band=0), after_s, 0.0)) == ["again"]
 
