@@ -89,6 +89,14 @@ class RouteOptions:
             rich_help_panel="Route",
         ),
     ] = False
+    skip_recall: Annotated[
+        bool,
+        typer.Option(
+            "--skip-recall",
+            help="Rather be answered without recalled passages than be refused.",
+            rich_help_panel="Route",
+        ),
+    ] = False
     priority: Annotated[
         str,
         typer.Option(
@@ -133,7 +141,7 @@ def generate(
         "namespaces": memories.recall or (),
         "recall_limit": memories.recall_limit,
         "sampling": Sampling(max_tokens=answer.max_tokens, temperature=answer.temperature),
-        "slo": Slo(route.ttft_ms or None, route.tpot_ms or None, route.refuse_late),
+        "slo": Slo(route.ttft_ms or None, route.tpot_ms or None, route.refuse_late, route.skip_recall),
         "worker_id": route.worker_id,
         "expert": Expert(modules.expert, modules.alpha) if modules.expert else None,
         "session": modules.session,

@@ -180,6 +180,13 @@ class Settings(BaseModel):
     max_wait_s: float = Field(
         60.0, gt=0, le=3600, description="A request that would wait longer for an engine is refused at once."
     )
+    hold_s: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="How long a request is held while no worker is ready, for a fleet that scales from none. "
+        "0: it is refused at once.",
+    )
     write_timeout_s: float = Field(
         30.0, gt=0, description="How long a stream waits for a caller that does not read it."
     )
@@ -240,6 +247,18 @@ class Settings(BaseModel):
     workers: int = Field(2, ge=1, le=64, description="vLLM workers that `memserve up` starts.")
     max_context_tokens: int = Field(
         0, ge=0, description="Longest prompt and answer together. 0: the model's own limit, at most 8192."
+    )
+    max_workers: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="More than workers: as many may be started while so much is asked for. 0: none.",
+    )
+    scale_up_s: float = Field(
+        10.0, ge=0, le=3600, description="How long more must be asked for before a worker is added."
+    )
+    scale_down_s: float = Field(
+        300.0, ge=0, le=86_400, description="How long less must be asked for before a worker goes."
     )
     max_concurrent: int = Field(
         32, ge=1, le=1024, description="Answers that one engine decodes at the same time."
@@ -338,6 +357,11 @@ class Settings(BaseModel):
         Workers name modules `modules/<digest>`, so that a module's path is the same on every machine.
         """
         return self.data
+
+    @property
+    def most_workers(self) -> int:
+        """How many there may be at a time."""
+        return max(self.workers, self.max_workers)
 
     @property
     def redis(self) -> str:

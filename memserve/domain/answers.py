@@ -84,6 +84,8 @@ class Slo:
     refuse_late: bool = False
     """Refuse the request, at once if it can be known, where `ttft_ms` cannot be met. Else it is answered
     late."""
+    skip_recall: bool = False
+    """Rather answer without recalled passages than refuse the request."""
 
 
 @dataclass(frozen=True, slots=True)

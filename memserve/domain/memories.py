@@ -41,4 +41,6 @@ class RecallOutcome(OpenEnum):
     EMPTY = "empty"
     LATE = "late"
     UNAVAILABLE = "unavailable"
+    SKIPPED = "skipped"
+    """Left out, because with the passages the answer would have been refused."""
     UNKNOWN = "unknown"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from memserve.config import Settings
 from memserve.domain import GenerationRequest, RecallOutcome, Route, Tenant, TextDelta, Usage
 from memserve.domain.worker_calls import WorkerFailure, WorkerFull
+from memserve.errors import Overloaded
 from memserve.gateway.access.callers import Inflight
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
@@ -69,46 +70,71 @@ class Pipeline:
             held.enter_context(self.uses.holding(modules))
             # 3. Recall of text memories: late or down means an answer without passages, and says so.
             recalled = await self.recall(request, tenant.name)
-            # 4. The prompt: token ids.
-            prompt = await self.fit(request, recalled.passages, tenant.name)
-            check_min_tokens(request.sampling.min_tokens, prompt.max_tokens)
-            request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
-            self.pool.asked(tenant.name)
-            # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
-            cached = await self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
-            attempts = self.router.attempts(request, tenant.name, prompt.token_ids)
             while True:
-                # 6. Routing.
-                worker, choice = self.router.choose(
-                    request, tenant.name, modules, len(prompt.token_ids), cached, attempts, accepted_s
-                )
-                route = self._route(request, tenant, modules, recalled, prompt, choice)
-                routed = RoutedRequest(
-                    request,
-                    tenant,
-                    modules,
-                    prompt.token_ids,
-                    route,
-                    accepted_s,
-                    deadline_s,
-                    choice.forecast.learned_s,
-                )
-                self.answers.routed(routed)
-                # 7. The worker streams. A worker that fails before its first token is replaced.
+                answer = self._answer(request, tenant, modules, recalled, accepted_s, deadline_s)
                 try:
-                    with worker.serving(tenant.name, route.request_id, choice.sent, modules.slot_digest):
-                        yield route
-                        async with contextlib.aclosing(self.answers.stream(routed, worker)) as events:
-                            async for event in events:
-                                yield event  # 8. Text, last the usage.
+                    async with contextlib.aclosing(answer) as events:
+                        async for event in events:
+                            yield event
                     return
-                except WorkerFull as full:
-                    self.answers.refused(routed, full)
-                    attempts.full(full)
-                except WorkerFailure as failure:
-                    self.answers.failed(routed, failure)
-                    attempts.failed(failure)
-                    self.metrics.rerouted.inc()
+                except Overloaded:
+                    if not (request.slo.skip_recall and recalled.passages):
+                        raise
+                    recalled = Recalled(RecallOutcome.SKIPPED)
+
+    async def _answer(
+        self,
+        request: GenerationRequest,
+        tenant: Tenant,
+        modules: AnsweringModules,
+        recalled: Recalled,
+        accepted_s: float,
+        deadline_s: float | None,
+    ) -> AsyncGenerator[Route | TextDelta | Usage, None]:
+        """From the prompt on. Raises as `generate`, Overloaded before the first token only."""
+        # 4. The prompt: token ids.
+        prompt = await self.fit(request, recalled.passages, tenant.name)
+        check_min_tokens(request.sampling.min_tokens, prompt.max_tokens)
+        request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
+        self.pool.asked(tenant.name)
+        if self.settings.hold_s and not self.pool.ready(time.monotonic()):
+            with self.metrics.held.track_inprogress():
+                await self.pool.until_ready(self.settings.hold_s)
+        # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
+        cached = await self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
+        attempts = self.router.attempts(request, tenant.name, prompt.token_ids)
+        while True:
+            # 6. Routing.
+            worker, choice = self.router.choose(
+                request, tenant.name, modules, len(prompt.token_ids), cached, attempts, accepted_s
+            )
+            route = self._route(request, tenant, modules, recalled, prompt, choice)
+            routed = RoutedRequest(
+                request,
+                tenant,
+                modules,
+                prompt.token_ids,
+                route,
+                accepted_s,
+                deadline_s,
+                choice.forecast.learned_s,
+            )
+            self.answers.routed(routed)
+            # 7. The worker streams. A worker that fails before its first token is replaced.
+            try:
+                with worker.serving(tenant.name, route.request_id, choice.sent, modules.slot_digest):
+                    yield route
+                    async with contextlib.aclosing(self.answers.stream(routed, worker)) as events:
+                        async for event in events:
+                            yield event  # 8. Text, last the usage.
+                return
+            except WorkerFull as full:
+                self.answers.refused(routed, full)
+                attempts.full(full)
+            except WorkerFailure as failure:
+                self.answers.failed(routed, failure)
+                attempts.failed(failure)
+                self.metrics.rerouted.inc()
 
     def _route(
         self,

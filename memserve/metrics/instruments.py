@@ -101,6 +101,9 @@ class GatewayMetrics:
             "workers.",
             registry=r,
         )
+        self.held = Gauge(
+            "memserve_held_requests", "Requests that wait for a first worker to be ready.", registry=r
+        )
         self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)
 
     def _declare_texts(self, r: CollectorRegistry) -> None:

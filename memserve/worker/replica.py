@@ -12,6 +12,7 @@ from memserve.config import SETTINGS_FILE, Settings, load_settings
 from memserve.plain import log_to_stderr
 from memserve.private_files import private_umask
 from memserve.worker.fleet.local_ray import serve_log_kept, serve_on_loopback
+from memserve.worker.fleet.scaling import DEMAND, autoscaling
 
 
 def engine_environment(settings: Settings) -> dict[str, str]:
@@ -58,6 +59,11 @@ class WorkerReplica:
         """Ray Serve calls this. Raises when the engine has died."""
         await self._worker.check_health()
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray Serve calls this where the number of workers may change, with what `fleet/scaling.py` decides
+        by."""
+        return {DEMAND: self._worker.demand()}
+
     # Ray Serve awaits a destructor that is a coroutine, too: that is its contract for a replica's end.
     async def __del__(self) -> None:
         # A start that failed early has no worker yet.
@@ -77,11 +83,16 @@ def stand_back(nice: int) -> None:
 
 
 def worker_application(settings: Settings, settings_file: Path) -> serve.Application:
-    """The Ray Serve application of `settings.workers` workers, which read their settings from the file."""
+    """The Ray Serve application of `settings.workers` workers, or as many as are wanted up to `max_workers`.
+
+    They read their settings from the file.
+    """
+    scales = settings.max_workers > settings.workers
     deployment = serve.deployment(
         WorkerReplica,
         name="worker",
-        num_replicas=settings.workers,
+        num_replicas=None if scales else settings.workers,
+        autoscaling_config=autoscaling(settings) if scales else None,
         max_ongoing_requests=1000,
         max_constructor_retry_count=1,
         health_check_period_s=2,

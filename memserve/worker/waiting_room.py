@@ -19,6 +19,7 @@ from memserve.errors import Overloaded
 from memserve.policy.routing.engine_load import EngineLoad
 from memserve.policy.routing.load import WaitingTime
 from memserve.policy.routing.promises import mark_of
+from memserve.policy.routing.scaling import demand
 from memserve.policy.routing.waiting_room import Waiting, WaitingRoom
 from memserve.policy.sharing.fairness import Lately, engine_share
 
@@ -84,6 +85,10 @@ class EngineRoom:
     def waiting_tokens(self) -> int:
         """Prompt tokens that the waiting requests have to compute."""
         return sum(item.tokens for item in self._room)
+
+    def demand(self, now_s: float) -> float:
+        """What is asked of this worker, in workers."""
+        return demand(self._room.offered(now_s), len(self.load) / self.load.seats)
 
     def recent(self, now_s: float) -> list[str]:
         """Ids of the requests that came a moment ago."""

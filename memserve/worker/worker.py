@@ -103,6 +103,7 @@ class Worker:
         self._block_log = BlockLog()
         self._events_socket = events_socket(settings, os.getpid())
         self._loaded_ahead = asyncio.Event()
+        self._room: EngineRoom | None = None
         self._swept = False
         self._tasks: list[asyncio.Task[None]] = []
         # Closes what the stages have opened, in reverse order.
@@ -119,6 +120,10 @@ class Worker:
     async def check_health(self) -> None:
         """Raises when the engine has died."""
         await self._engine.llm.check_health()
+
+    def demand(self) -> float:
+        """What is asked of this worker, in workers. 0 before it serves."""
+        return self._room.demand(time.monotonic()) if self._room is not None else 0.0
 
     async def close(self) -> None:
         """Finish the answers under way and end. A worker whose start has failed can be closed too."""
@@ -195,14 +200,14 @@ class Worker:
         cache = self._engine.llm.vllm_config.cache_config
         kv_tokens = cache.kv_cache_size_tokens or (cache.num_gpu_blocks or 0) * cache.block_size
         load = EngineLoad(self._costs, settings.max_concurrent, kv_tokens)
-        room = EngineRoom(
+        self._room = EngineRoom(
             load,
             ttft_s=settings.default_ttft_ms / 1000,
             wait_s=settings.max_wait_s,
             changed=self._block_log.changed.set,
         )
         self._service = WorkerService(
-            self._engine, room, self._block_log, max_lora_rank=settings.max_lora_rank
+            self._engine, self._room, self._block_log, max_lora_rank=settings.max_lora_rank
         )
         rpc.add_WorkerServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)

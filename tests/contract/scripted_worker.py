@@ -74,6 +74,8 @@ class Script:
     """Before every token."""
     full_s: float = 0.0
     """The worker has too much to do, and says to come again after this time. 0: it has not."""
+    full_over_tokens: int = 0
+    """It has too much to do for prompts of more tokens."""
 
 
 PLAIN = Script()
@@ -128,7 +130,8 @@ class ScriptedWorker:
         ]
         for module in used:
             self._load(module.digest, module.kind, wrong=grpc.StatusCode.FAILED_PRECONDITION)
-        if self.script.full_s or (request.refuse_late and (request.first_token_s or 1.0) < SOONEST_S):
+        is_full = self.script.full_s > 0 and len(request.token_ids) > self.script.full_over_tokens
+        if is_full or (request.refuse_late and (request.first_token_s or 1.0) < SOONEST_S):
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too late", "late", self.script.full_s or 0.5)
         self._running[request.request_id] = [module.digest for module in used]
         self.log.changed.set()

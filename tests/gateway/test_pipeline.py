@@ -151,6 +151,29 @@ async def test_where_two_have_no_room_the_caller_is_told_why_and_when_to_come_ag
     assert (await gateway.client.generate("hello", sampling=GREEDY)).route.worker_id == "w0"
 
 
+async def test_a_request_that_allows_it_is_answered_without_passages_rather_than_refused(
+    start_gateway: StartGateway,
+) -> None:
+    question = "Where is the lantern?"
+    gateway = await start_gateway()
+    await gateway.client.remember("notes", "The amber lantern hangs at the north gate of the harbour.")
+    most = len(gateway.token_ids(question)) + 5
+    gateway.workers[0].script = Script(full_s=1.0, full_over_tokens=most)
+    with pytest.raises(CallFailed) as refusal:
+        await gateway.client.generate(question, sampling=GREEDY, namespaces="notes")
+    assert refusal.value.reason is RefusalReason.LATE
+    answer = await gateway.client.generate(
+        question, sampling=GREEDY, namespaces="notes", slo=Slo(skip_recall=True)
+    )
+    assert answer.route.recall_outcome is RecallOutcome.SKIPPED
+    assert not answer.route.passages
+    gateway.workers[0].script = Script(full_s=1.0)
+    with pytest.raises(CallFailed):
+        await gateway.client.generate(
+            question, sampling=GREEDY, namespaces="notes", slo=Slo(skip_recall=True)
+        )
+
+
 async def test_a_refusal_for_a_deadline_goes_to_no_other_that_would_miss_it(
     start_gateway: StartGateway,
 ) -> None:

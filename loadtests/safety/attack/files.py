@@ -8,7 +8,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from loadtests.safety.attack.second_gateway import second_gateway
+from loadtests.harness.second_gateway import second_gateway
 from loadtests.safety.attack.world import Attack, World, run_memserve
 from memserve.config import child_environment
 from memserve.private_files import kept_secret
@@ -21,7 +21,12 @@ def empty_salt_key(world: World) -> tuple[str, bool]:
         data.mkdir()
         (data / "salt_key").write_bytes(content)
         try:
-            with second_gateway(world, data_dir=data, salt_key=type(world.settings.salt_key)("")):
+            with second_gateway(
+                world.settings,
+                data,
+                api_keys_file=world.keys_file,
+                salt_key=type(world.settings.salt_key)(""),
+            ):
                 refused.append(False)
         except RuntimeError as error:
             refused.append("at least 32" in str(error))
@@ -60,7 +65,7 @@ def rights_are_mended(world: World) -> tuple[str, bool]:
     (data / "modules" / "x").write_text("a memory", encoding="utf-8")
     for path in (data / "modules" / "x", data / "modules", data):
         path.chmod(0o777)
-    with second_gateway(world, data_dir=data):
+    with second_gateway(world.settings, data, api_keys_file=world.keys_file):
         wrong = [path for path in (data, *data.rglob("*")) if not path.is_symlink() and _mode(path) & 0o077]
     return f"a 0777 data_dir after a start: {len(wrong)} still open", not wrong
 
@@ -87,7 +92,7 @@ def foreign_directory(world: World) -> tuple[str, bool]:
     data.mkdir()
     os.chown(data, 12345, 12345)
     try:
-        with second_gateway(world, data_dir=data):
+        with second_gateway(world.settings, data, api_keys_file=world.keys_file):
             return "a gateway uses a directory that another user owns", False
     except (RuntimeError, PermissionError) as error:
         return f"refused: {str(error)[:80]}", "belongs to user" in str(error)

@@ -240,9 +240,15 @@ def metrics(world: World) -> tuple[str, bool]:
 
 def reflection_and_metrics_off(world: World) -> tuple[str, bool]:
     """A second gateway on the same registry, with both switched off."""
-    from loadtests.safety.attack.second_gateway import second_gateway
+    from loadtests.harness.second_gateway import second_gateway
 
-    with second_gateway(world, reflection=False, metrics=False) as gateway:
+    with second_gateway(
+        world.settings,
+        world.folder / "second",
+        api_keys_file=world.keys_file,
+        reflection=False,
+        metrics=False,
+    ) as gateway:
         ports = [port for process in gateway.processes() for port in _tcp_ports(process)]
         with grpc.insecure_channel(gateway.address) as channel:
             stub = reflection_pb2_grpc.ServerReflectionStub(channel)

@@ -107,7 +107,12 @@ def generate_request(
             namespaces=strings("namespaces", namespaces), limit=recall_limit, timeout_ms=recall_timeout_ms
         ),
         sampling=_sampling(sampling, {name: value for name, value in fields.items() if value is not None}),
-        slo=pb.Slo(ttft_ms=slo.ttft_ms or 0, tpot_ms=slo.tpot_ms or 0, refuse_late=slo.refuse_late),
+        slo=pb.Slo(
+            ttft_ms=slo.ttft_ms or 0,
+            tpot_ms=slo.tpot_ms or 0,
+            refuse_late=slo.refuse_late,
+            skip_recall=slo.skip_recall,
+        ),
         worker_id=worker_id,
         experts=[] if expert is None else [pb.Expert(reference=expert.reference, alpha=expert.alpha)],
         session=session,

@@ -8,13 +8,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from memserve.config import Settings
-from memserve.domain import CacheLayout, ExcludedWorker, GenerationRequest, RouteCandidate
+from memserve.domain import CacheLayout, ExcludedWorker, GenerationRequest, RefusalReason, RouteCandidate
 from memserve.domain.worker_calls import WorkerDied, WorkerFailure, WorkerFull
 from memserve.errors import NoWorker, Overloaded, WorkersLost
 from memserve.gateway.steps.lookup import LookedUp
 from memserve.gateway.steps.resolve import AnsweringModule, AnsweringModules
 from memserve.gateway.workers.pool import PooledWorker, Sent, WorkerPool
 from memserve.policy.routing.breaker import Breakers
+from memserve.policy.routing.budget import RetryBudget
 from memserve.policy.routing.candidates import few
 from memserve.policy.routing.forecast import (
     Demand,
@@ -80,11 +81,13 @@ class Router:
         self._residuals = residuals
         self._decided = 0
         self._promised = PromisedWorkers()
+        self._budget = RetryBudget()
 
     def attempts(self, request: GenerationRequest, tenant: str, token_ids: Sequence[int]) -> Attempts:
         """For a request that comes."""
+        self._budget.request()
         known_by = (tenant, request.priority.band, mark_of(token_ids))
-        return Attempts(self._pool, self._promised, known_by, only=request.worker_id)
+        return Attempts(self._pool, self._promised, self._budget, known_by, only=request.worker_id)
 
     def choose(
         self,
@@ -231,7 +234,13 @@ class Attempts:
     """The workers that one request was sent to in vain."""
 
     def __init__(
-        self, pool: WorkerPool, promised: PromisedWorkers, known_by: tuple[str, int, int], *, only: str = ""
+        self,
+        pool: WorkerPool,
+        promised: PromisedWorkers,
+        budget: RetryBudget,
+        known_by: tuple[str, int, int],
+        *,
+        only: str = "",
     ) -> None:
         """known_by: the request's tenant, band and mark.
 
@@ -240,6 +249,7 @@ class Attempts:
         self.known_by = known_by
         self._pool = pool
         self._promised = promised
+        self._budget = budget
         self._only = only
         self._lost = 0
         self._full: WorkerFull | None = None
@@ -254,10 +264,14 @@ class Attempts:
         others = {worker.lease.worker_id for worker in self._pool.ready(time.monotonic())} - self.tried
         if len(self.tried) >= ATTEMPTS or self._only or not others:
             raise NoWorker(failure.detail) from None
+        if not self._budget.spend(time.monotonic()):
+            raise NoWorker(f"too many requests are tried again: {failure.detail}") from None
 
     def full(self, failure: WorkerFull) -> None:
         """The worker has too much to do. Raises Overloaded when it is not the first that says so."""
         self.tried.add(failure.worker_id)
+        if failure.reason is RefusalReason.LEAVING and not self._only:
+            return
         if self._full is not None or self._only:
             raise self._overloaded(failure) from None
         self._full = failure
@@ -272,7 +286,8 @@ class Attempts:
 
         Raises Overloaded otherwise.
         """
-        if self._full is not None and misses(demand, forecast.ttft_s, now_s, MARGIN):
+        late = misses(demand, forecast.ttft_s, now_s, MARGIN)
+        if self._full is not None and self._full.reason is RefusalReason.LATE and late:
             raise self._overloaded(self._full) from None
 
     def _overloaded(self, failure: WorkerFull) -> Overloaded:

@@ -37,6 +37,7 @@ DISCOVERY_S = 0.25
 # A worker sends its state four times a second. A worker that is silent for longer than this is chosen only
 # when no other worker is connected.
 SILENT_S = 1.0
+HELD_LOOK_S = 0.05
 RECONNECT_S = 0.2
 # Parts of the index that a worker that is gone is taken out of, at each discovery.
 TIDY_STEPS = 8
@@ -221,6 +222,13 @@ class WorkerPool:
         connected = [worker for worker in self.workers.values() if worker.connected]
         fresh = [worker for worker in connected if now_s - worker.heard_s <= SILENT_S]
         return fresh or connected
+
+    async def until_ready(self, timeout_s: float) -> None:
+        """Wait until a worker is ready, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self.ready(time.monotonic()):
+                    await asyncio.sleep(HELD_LOOK_S)
 
     def layouts(self, *, sharing: bool = False) -> list[CacheLayout]:
         """How the workers lay KV out. The layout of most workers comes first. Empty while no worker is known.

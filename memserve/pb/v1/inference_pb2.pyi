@@ -30,6 +30,7 @@ class RecallOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RECALL_OUTCOME_EMPTY: _ClassVar[RecallOutcome]
     RECALL_OUTCOME_LATE: _ClassVar[RecallOutcome]
     RECALL_OUTCOME_UNAVAILABLE: _ClassVar[RecallOutcome]
+    RECALL_OUTCOME_SKIPPED: _ClassVar[RecallOutcome]
 
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -50,6 +51,7 @@ RECALL_OUTCOME_FOUND: RecallOutcome
 RECALL_OUTCOME_EMPTY: RecallOutcome
 RECALL_OUTCOME_LATE: RecallOutcome
 RECALL_OUTCOME_UNAVAILABLE: RecallOutcome
+RECALL_OUTCOME_SKIPPED: RecallOutcome
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -63,14 +65,16 @@ class Message(_message.Message):
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., content: _Optional[str] = ...) -> None: ...
 
 class Slo(_message.Message):
-    __slots__ = ("ttft_ms", "tpot_ms", "refuse_late")
+    __slots__ = ("ttft_ms", "tpot_ms", "refuse_late", "skip_recall")
     TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
     REFUSE_LATE_FIELD_NUMBER: _ClassVar[int]
+    SKIP_RECALL_FIELD_NUMBER: _ClassVar[int]
     ttft_ms: float
     tpot_ms: float
     refuse_late: bool
-    def __init__(self, ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., refuse_late: bool = ...) -> None: ...
+    skip_recall: bool
+    def __init__(self, ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., refuse_late: bool = ..., skip_recall: bool = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens")

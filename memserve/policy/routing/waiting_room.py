@@ -95,6 +95,10 @@ class _Served:
         self._fade(now_s)
         self._seconds[tenant, band] = self._seconds.get((tenant, band), 0.0) + seconds
 
+    def all(self, now_s: float) -> float:
+        self._fade(now_s)
+        return sum(self._seconds.values()) / LATELY_S
+
     def left(self, tenant: str, band: int, now_s: float) -> float:
         """The part that is left to a tenant in a band: by higher bands, and by other tenants of the band,
         which may not have more than their equal share of it."""
@@ -131,6 +135,7 @@ class WaitingRoom(Generic[T]):
         self._owed = dict.fromkeys(self._band_shares, 0.0)
         self._promises = Promises()
         self._served = _Served()
+        self._offered = _Served()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -151,6 +156,7 @@ class WaitingRoom(Generic[T]):
         if self._promises.redeem(item.tenant, item.band, item.mark, now_s):
             item.promised, item.band = True, min(item.band, PROMISED_BAND)
         self._waiting.append(item)
+        self._offered.count("", 0, item.own_s, now_s)
         return self.refuse_late(now_s, engine_s)
 
     def take(
@@ -176,6 +182,10 @@ class WaitingRoom(Generic[T]):
             self._pressure += SMOOTHING * (min((now_s - item.arrived_s) / span_s, 1.0) - self._pressure)
             return item, late
         return None, late
+
+    def offered(self, now_s: float) -> float:
+        """The part of the engine's time that requests have asked for lately, the refused ones too."""
+        return self._offered.all(now_s)
 
     def remove(self, item: Waiting[T]) -> None:
         """Its caller has gone away."""

@@ -115,7 +115,7 @@ def run_generation(settings: Settings, status: int) -> None:
     ending = threading.Event()
     looking = repeating_thread("ray_life", life.look, LOOK_S, ending)
     try:
-        start_local_ray(ray_dir, max(settings.workers, os.cpu_count() or 1) + 1)
+        start_local_ray(ray_dir, max(settings.most_workers, os.cpu_count() or 1) + 1)
         # After Ray, which puts in handlers of its own that end the process on the spot.
         signals = _Signals()
         _link_logs(settings, ray_dir)

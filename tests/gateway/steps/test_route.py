@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,12 +14,14 @@ from memserve.domain import (
     Message,
     ModuleKind,
     ModulePlace,
+    RefusalReason,
     Role,
     Route,
     TextDelta,
     Usage,
 )
 from memserve.kv.keys import redis_key
+from memserve.model.files import open_model
 from tests.contract.fake_worker import NAMESPACE, FakeWorker
 from tests.contract.scripted_worker import BLOCK_TOKENS, Script
 from tests.gateway.asking import (
@@ -32,7 +35,7 @@ from tests.gateway.asking import (
     published,
 )
 from tests.gateway.fixtures import StartGateway
-from tests.gateway.running import until
+from tests.gateway.running import TIMEOUT_S, until
 
 
 async def test_a_worker_that_holds_the_prefix_gets_the_request(start_gateway: StartGateway) -> None:
@@ -336,3 +339,22 @@ async def test_a_silent_worker_is_chosen_only_when_no_other_is_left(start_gatewa
 
 
 # Cancellation and deadlines
+
+
+async def test_a_request_is_held_until_a_first_worker_is_ready(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(workers=[], hold_s=TIMEOUT_S)
+    asked = asyncio.create_task(gateway.client.generate("hello", sampling=GREEDY))
+    held = gateway.parts.metrics.held
+    await until(lambda: held._value.get() == 1)
+    assert not asked.done()
+    model = open_model(Path(gateway.settings.model))
+    async with FakeWorker(gateway.redis.url, model, gateway.settings.modules_root, worker_id="first"):
+        assert (await asked).route.worker_id == "first"
+    assert held._value.get() == 0
+
+
+async def test_a_request_that_is_held_in_vain_is_refused(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(workers=[], hold_s=0.2)
+    failure = await failure_of(gateway.client.generate("hello", sampling=GREEDY))
+    assert failure.code is UNAVAILABLE
+    assert failure.reason is RefusalReason.NO_WORKER

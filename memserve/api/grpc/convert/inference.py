@@ -224,7 +224,7 @@ def _slo(slo: inference_pb2.Slo) -> Slo:
     ttft_ms, tpot_ms = _wish("slo.ttft_ms", slo.ttft_ms), _wish("slo.tpot_ms", slo.tpot_ms)
     if slo.refuse_late and ttft_ms is None:
         raise InvalidField("slo.refuse_late", "needs slo.ttft_ms, the time that the first token may take")
-    return Slo(ttft_ms, tpot_ms, slo.refuse_late)
+    return Slo(ttft_ms, tpot_ms, slo.refuse_late, slo.skip_recall)
 
 
 def _sampling(sampling: inference_pb2.Sampling) -> Sampling:

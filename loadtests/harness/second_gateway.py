@@ -1,6 +1,4 @@
-"""Another gateway on the attacked memserve's registry, or on a directory of its own, as a process that can be
-looked at.
-"""
+"""Another gateway on a running memserve's registry and workers, or on a directory of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ from typing import Any
 
 import psutil
 
-from loadtests.safety.attack.world import World
-from memserve.config import child_environment
+from memserve.config import Settings, child_environment
 from memserve.processes.ports import taken_ports
 
 START_S = 60.0
@@ -36,17 +33,18 @@ class SecondGateway:
 
 
 @contextlib.contextmanager
-def second_gateway(world: World, **settings: Any) -> Iterator[SecondGateway]:
-    """Serving while inside. Raises RuntimeError with its last line when it does not start."""
-    data = Path(settings.pop("data_dir", world.folder / f"gateway-{time.monotonic_ns()}"))
+def second_gateway(first: Settings, data: Path, **settings: Any) -> Iterator[SecondGateway]:
+    """Serving while inside. Raises RuntimeError with its last line when it does not start.
+
+    first: of the running memserve. data: the directory of this one. settings: that differ.
+    """
     data.mkdir(mode=0o700, exist_ok=True)
-    chosen = world.settings.model_copy(
+    chosen = first.model_copy(
         update={
             "data_dir": data,
             "port": 0,
             "metrics_port": 0,
-            "api_keys_file": world.keys_file,
-            "module_store_url": str(world.settings.data / "modules"),
+            "module_store_url": str(first.data / "modules"),
             **settings,
         }
     )
