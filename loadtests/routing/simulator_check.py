@@ -1,21 +1,22 @@
 """The simulator against the real stack: the same requests, the same policies, two workers.
 
-The costs of a step are fitted to single requests to a running memserve: cold prompts of three lengths, and
-answers alone and eight together. Then the beginning of a trace, scaled down to a CPU (prompts to 1/16,
-answers to 1/16), is replayed open-loop against two real workers under each policy, and in the simulator with
-the fitted costs and the arrivals as they were. Shown are the goodput and the median TTFT of both, whether
-they put the policies in the same order, and how far the gateway's own predictions were off.
+The beginning of a trace, scaled down to a CPU (prompts to 1/16, answers to 1/16), is replayed open-loop
+against two real workers under each policy, and in the simulator with the costs that the workers have measured
+of their engines and the arrivals as they were. Each request would rather be refused than late. Shown are
+the goodput and the median TTFT of both, whether they put the policies in the same order, and how far the
+gateway's own predictions were off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 from loadtests.harness.engines import prepare_environment
@@ -23,36 +24,36 @@ from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.random_model import write_model
 from loadtests.harness.stack import running_stack
 from loadtests.routing.goodput import PUBLISHED
-from loadtests.simulator.fleet import Fleet, Setting, Slo
+from loadtests.simulator import fleet
 from loadtests.simulator.jobs import Machine
 from loadtests.simulator.outcomes import Outcomes
 from loadtests.simulator.traces import BLOCK_TOKENS, Arrival, copies, read_trace
 from memserve.client import Answer, AsyncClient, CallFailed
+from memserve.config import Settings
+from memserve.credentials import salt_key, worker_credential
+from memserve.domain import Slo
+from memserve.domain.worker_calls import WorkerState
+from memserve.embedded import Stack
+from memserve.gateway.workers.calls import GrpcCalls
 from memserve.policy.routing.costs import EngineCosts
 from memserve.policy.routing.policies import POLICIES
+from memserve.registry.leases import Registry
 
 SCALE, ANSWER_SCALE = 16, 16
 BLOCK = BLOCK_TOKENS // SCALE
 """Tokens of a block of the trace, as it is replayed."""
 LAYERS = 6
 WORKERS, BATCH = 2, 16
-POLICY_NAMES = ("round_robin", "lmetric", "least_ttft")
-PROBE_TOKENS = (64, 512, 2000)
+POLICY_NAMES = ("round_robin", "lmetric", "least_harm")
 TOGETHER = 8
+"""Answers that share a step, about."""
 TIMEOUT_S = 120.0
 LOADS = 0.8
+WISH_S = 1.5
+PER_TOKEN = 3.0
+"""Of what an engine takes for the prompt, so many times are added to WISH_S."""
 SAME_S = 0.02
 """Median TTFTs closer than this are in no order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """What single requests showed."""
-
-    costs: EngineCosts
-    """In tokens as they are replayed."""
-    overhead_s: float
-    """Of a request, outside the engine."""
 
 
 def text_of(blocks: Sequence[int], tokens: int) -> str:
@@ -63,78 +64,87 @@ def text_of(blocks: Sequence[int], tokens: int) -> str:
     return " ".join(words)[: tokens * 4]
 
 
-async def ask(client: AsyncClient, text: str, tokens: int) -> Answer:
-    return await client.generate(text, max_tokens=tokens, min_tokens=tokens)
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A request that was sent, and its answer."""
+
+    arrival: Arrival
+    prompt_tokens: int
+    """As replayed; of a refused request about."""
+    wish_s: float
+    answer: Answer | None
+    """None: it was refused."""
+
+    @property
+    def in_time(self) -> bool:
+        return self.answer is not None and self.answer.usage.ttft_ms <= self.wish_s * 1000
 
 
-async def fit(client: AsyncClient) -> Fitted:
-    """Ask one at a time, then TOGETHER."""
-    for number in range(4):  # the first requests of an engine are slow
-        await ask(client, text_of(range(number * 100, number * 100 + 20), 200), 4)
-    points: list[tuple[int, float]] = []
-    for tokens in PROBE_TOKENS:
-        for turn in range(3):
-            start = 10_000 * (1 + turn) + 100 * tokens
-            answer = await ask(client, text_of(range(start, start + 100), tokens), 2)
-            points.append((answer.usage.prompt_tokens, answer.usage.ttft_ms / 1000))
-    token_s, overhead_s = statistics.linear_regression(*zip(*points, strict=True))
-    alone = await ask(client, text_of(range(50), 40), 40)
-    together = await asyncio.gather(
-        *(
-            ask(client, text_of(range(900_000 + 50 * n, 900_050 + 50 * n), 40), 40)
-            for n in range(TOGETHER * WORKERS)
-        )
-    )
-    alone_s = (alone.usage.tpot_ms or 0) / 1000
-    together_s = statistics.median(each.usage.tpot_ms or 0 for each in together) / 1000
-    answer_s = max((together_s - alone_s) / (TOGETHER - 1), 0.0)
-    costs = EngineCosts(
-        max(alone_s - answer_s, 1e-4), token_s, 0.0, answer_s, 0.0, step_limit_s=2048 * token_s
-    )
-    return Fitted(costs, max(overhead_s, 0.0))
+async def reported_costs(settings: Settings) -> EngineCosts:
+    """What the workers say that their engines cost lately: the mean."""
+    registry = Registry(settings.redis)
+    found = []
+    for lease in await registry.live_workers():
+        calls = GrpcCalls(lease, worker_credential(salt_key(settings)))
+        async with contextlib.aclosing(calls.watch(0, 0, TIMEOUT_S)) as events:
+            async for event in events:
+                if isinstance(event, WorkerState) and event.engine is not None:
+                    found.append(astuple(event.engine.costs))
+                    break
+        await calls.close()
+    await registry.close()
+    return EngineCosts(*(statistics.mean(values) for values in zip(*found, strict=True)))
 
 
-async def replay(client: AsyncClient, arrivals: Sequence[Arrival]) -> list[tuple[Arrival, Answer | None]]:
-    """Send every request at its time, whatever became of those before. None: it failed."""
+async def replay(client: AsyncClient, arrivals: Sequence[Arrival], costs: EngineCosts) -> list[Replayed]:
+    """Send every request at its time, whatever became of those before."""
     started_s = time.monotonic()
 
-    async def one(arrival: Arrival) -> tuple[Arrival, Answer | None]:
+    async def one(arrival: Arrival) -> Replayed:
         await asyncio.sleep(started_s + arrival.at_s - time.monotonic())
+        tokens = arrival.prompt_tokens // SCALE
+        text = text_of(arrival.blocks, tokens)
+        wish_s = WISH_S + PER_TOKEN * costs.token_s * tokens
+        output_tokens = max(2, arrival.output_tokens // ANSWER_SCALE)
         try:
-            text = text_of(arrival.blocks, arrival.prompt_tokens // SCALE)
-            return arrival, await ask(client, text, max(2, arrival.output_tokens // ANSWER_SCALE))
-        except CallFailed as error:
-            report(f"{error}")
-            return arrival, None
+            answer = await client.generate(
+                text,
+                max_tokens=output_tokens,
+                min_tokens=output_tokens,
+                slo=Slo(wish_s * 1000, refuse_late=True),
+            )
+        except CallFailed:
+            return Replayed(arrival, tokens, wish_s, None)
+        return Replayed(arrival, answer.usage.prompt_tokens, wish_s, answer)
 
     return list(await asyncio.gather(*map(one, arrivals)))
 
 
 def simulated(
-    policy: str, fitted: Fitted, replayed: Sequence[tuple[Arrival, Answer | None]], slo: Slo
+    policy: str, costs: EngineCosts, overhead_s: float, replayed: Sequence[Replayed]
 ) -> tuple[Outcomes, float]:
     """The same requests in the simulator. Returns their ends, and the median TTFT.
 
     Its blocks are the trace's. So a token counts as SCALE of them, and its costs as one of SCALE.
+    overhead_s: of a request, outside the engine.
     """
-    costs = fitted.costs
     scaled = replace(costs, token_s=costs.token_s / SCALE, context_s=costs.context_s / SCALE**2)
     arrivals = [
         replace(
-            arrival,
-            prompt_tokens=min(answer.usage.prompt_tokens * SCALE, len(arrival.blocks) * BLOCK_TOKENS),
-            output_tokens=answer.usage.output_tokens,
+            each.arrival,
+            prompt_tokens=min(each.prompt_tokens * SCALE, len(each.arrival.blocks) * BLOCK_TOKENS),
+            output_tokens=max(2, each.arrival.output_tokens // ANSWER_SCALE),
         )
-        for arrival, answer in replayed
-        if answer is not None
+        for each in replayed
     ]
     machine = Machine(
         scaled, device_blocks=100_000, host_blocks=0, redis_blocks=100_000, fetch_tokens_per_s=1.6e6,
         sequences=BATCH,
     )  # fmt: skip
-    fleet = Fleet(Setting(POLICIES[policy], WORKERS, view_age_s=0.25, machine=machine, slo=slo))
-    outcomes = fleet.run(arrivals, len(arrivals))
-    return outcomes, outcomes.median_ttft_s + fitted.overhead_s
+    slo = fleet.Slo(WISH_S - overhead_s, PER_TOKEN * scaled.token_s, tpot_s=1e9)
+    setting = fleet.Setting(POLICIES[policy], WORKERS, view_age_s=0.1, rooms=True, machine=machine, slo=slo)
+    outcomes = fleet.Fleet(setting).run(arrivals, len(arrivals))
+    return outcomes, outcomes.median_ttft_s + overhead_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,24 +172,18 @@ def compare(policy: str, model: Path, trace: Sequence[Arrival]) -> Compared:
         routing_policy=policy,
     )
     with stack as running:
-        fitted, replayed = asyncio.run(measured(running.address, trace))
-    report(f"{policy}: {fitted}")
-    slo = Slo(4 * fitted.overhead_s + 0.3, 3 * fitted.costs.token_s / SCALE, tpot_s=1e9)
-    answers = [answer for _, answer in replayed if answer is not None]
-    times = [answer.usage.ttft_ms / 1000 for answer in answers]
-    good = sum(
-        each <= slo.ttft_of(answer.usage.prompt_tokens * SCALE)
-        for each, answer in zip(times, answers, strict=True)
-    )
-    outcomes, median_s = simulated(policy, fitted, replayed, slo)
+        costs, overhead_s, replayed = asyncio.run(measured(running, trace))
+    report(f"{policy}: {costs}, {1000 * overhead_s:.0f} ms outside the engine")
+    answers = [each.answer for each in replayed if each.answer is not None]
+    outcomes, median_s = simulated(policy, costs, overhead_s, replayed)
     errors = [
         answer.route.predicted_ttft_ms / answer.usage.ttft_ms - 1 for answer in answers[len(answers) // 5 :]
     ]
     return Compared(
         policy,
-        statistics.median(times),
+        statistics.median(answer.usage.ttft_ms / 1000 for answer in answers),
         median_s,
-        good / len(replayed),
+        sum(each.in_time for each in replayed) / len(replayed),
         outcomes.requests.goodput,
         errors,
     )
@@ -225,21 +229,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return finish(bars, {each.policy: asdict(each) for each in compared}, chosen.json)
 
 
-async def measured(
-    address: str, trace: Sequence[Arrival]
-) -> tuple[Fitted, list[tuple[Arrival, Answer | None]]]:
-    """Fit, then replay at LOADS of what two engines could compute."""
-    async with AsyncClient(address, timeout_s=TIMEOUT_S) as client:
-        fitted = await fit(client)
-        costs = fitted.costs
+async def measured(running: Stack, trace: Sequence[Arrival]) -> tuple[EngineCosts, float, list[Replayed]]:
+    """The engines' costs, a request's time outside them, and a replay at LOADS of what they could compute."""
+    async with AsyncClient(running.address, timeout_s=TIMEOUT_S) as client:
+        apart = []
+        for number in range(12):  # the first requests are slow
+            answer = await client.generate(text_of([10_000 + number], 64), max_tokens=4, min_tokens=4)
+            apart.append((answer.usage.ttft_ms, answer.usage.prompt_tokens))
+        costs = await reported_costs(running.settings)
+        overhead_s = max(
+            statistics.median(
+                ttft_ms / 1000 - costs.prefill_s(0, tokens) - costs.step_s for ttft_ms, tokens in apart[4:]
+            ),
+            0.0,
+        )
         needs_s = statistics.mean(
-            arrival.prompt_tokens / SCALE * costs.token_s
+            costs.prefill_s(0, arrival.prompt_tokens // SCALE)
             + arrival.output_tokens / ANSWER_SCALE * (costs.answer_s + costs.step_s / TOGETHER)
             for arrival in trace
         )
         length_s = max(arrival.at_s for arrival in trace) + 1.0
         speed = LOADS * length_s * WORKERS / (needs_s * len(trace))
-        return fitted, await replay(client, copies(trace, 1, speed, 0))
+        replayed = await replay(client, copies(trace, 1, speed, 0), costs)
+        return await reported_costs(running.settings), overhead_s, replayed
 
 
 if __name__ == "__main__":

@@ -170,6 +170,13 @@ class Settings(BaseModel):
         "least_harm, the least time of an engine; least_ttft, the least predicted time to the first token; "
         "cheapest_feasible; lmetric; least_tokens; prefix_affinity; session_hash; power_of_two; round_robin.",
     )
+    routing_exploration: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="The part of the requests that go to any worker that would be in time, so that what is "
+        "known of each stays true.",
+    )
     default_ttft_ms: float = Field(
         5_000.0,
         gt=0,

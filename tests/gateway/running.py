@@ -96,6 +96,7 @@ async def open_gateway(
             "salt_key": SALT_KEY,
             # Of equal workers it picks the first, and the default one of them at random.
             "routing_policy": "least_ttft",
+            "routing_exploration": 0.0,
             **settings,
         }
         configured = Settings(**chosen)

@@ -21,7 +21,9 @@ WORKERS = 2
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder: Path = tmp_path_factory.mktemp("stack")
-    settings = load_settings({}, data_dir=folder, workers=WORKERS, port=0, metrics_port=0)
+    settings = load_settings(
+        {}, data_dir=folder, workers=WORKERS, port=0, metrics_port=0, routing_exploration=0.0
+    )
     running = Stack(settings, lambda line: print(line, flush=True))
     try:
         running.start()

@@ -122,13 +122,17 @@ class Router:
         candidates = self._candidates(eligible, demand, modules, cached, now_s)
         chosen = self._policy(Situation(demand, now_s, self._decided, random.random), candidates)
         self._decided += 1
+        explored = not attempts.tried and random.random() < self._settings.routing_exploration
+        if explored:
+            in_time = [each for each in candidates if not misses(demand, each.forecast.ttft_s, now_s, MARGIN)]
+            chosen = random.choice(in_time or [chosen])
         attempts.second_offer(demand, chosen.forecast, now_s)
         worker_id = chosen.load.worker
         self._breakers.asked(worker_id, now_s)
         choice = RoutingChoice(
             chosen,
             demand,
-            self._reason(chosen, len(candidates), prompt_tokens),
+            self._reason(chosen, len(candidates), prompt_tokens, explored=explored),
             tuple(_told(each) for each in candidates[:TOLD_MAX]),
             tuple(excluded[:TOLD_MAX]),
             self._residuals.interval_s(worker_id),
@@ -219,10 +223,11 @@ class Router:
             ahead = slots_ahead(digest, worker.in_slots, getattr(self._settings, row.slots_setting))
         return PlacedModule(worker.place_of(digest), row.costs, ahead)
 
-    def _reason(self, chosen: Candidate, candidates: int, prompt_tokens: int) -> str:
+    def _reason(self, chosen: Candidate, candidates: int, prompt_tokens: int, *, explored: bool) -> str:
         cached = chosen.forecast.cached_tokens
         where = "its own memory" if cached <= chosen.held.held_tokens else "Redis"
         policy = self._settings.routing_policy.replace("_", " ").replace("least ttft", "least predicted TTFT")
+        policy = "explored, one" if explored else policy
         return (
             f"{policy} of {candidates}: {cached} of {prompt_tokens} tokens cached"
             + (f" in {where}" if cached else "")

@@ -358,3 +358,12 @@ async def test_a_request_that_is_held_in_vain_is_refused(start_gateway: StartGat
     failure = await failure_of(gateway.client.generate("hello", sampling=GREEDY))
     assert failure.code is UNAVAILABLE
     assert failure.reason is RefusalReason.NO_WORKER
+
+
+async def test_a_part_of_the_requests_goes_to_any_worker_that_would_be_in_time(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway(workers=[{}, {}], routing_exploration=1.0)
+    routes = [(await gateway.client.generate("hello", sampling=GREEDY)).route for _ in range(20)]
+    assert {route.worker_id for route in routes} == {"w0", "w1"}
+    assert all(route.reason.startswith("explored, one of 2") for route in routes)

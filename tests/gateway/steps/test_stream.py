@@ -96,7 +96,7 @@ class MemoryFleet:
             name: MemoryWorker(worker, name) for name, worker in zip(names, self.workers, strict=True)
         }
         self.pool = WorkerPool(self, BlockIndex(), "tokenizer", lambda lease: self.calls[lease.worker_id])
-        settings = Settings(routing_policy="least_ttft")
+        settings = Settings(routing_policy="least_ttft", routing_exploration=0.0)
         self.pipeline = Pipeline(
             settings=settings,
             model="tiny",
