@@ -98,6 +98,7 @@ def cheapest_feasible(situation: Situation, candidates: Sequence[Candidate]) -> 
 
 WAIT_WEIGHT = 0.3
 TOTAL_WEIGHT = 0.02
+DECODE_WEIGHT = 0.05
 MISS_S = 1000.0
 MARGIN = 1.1
 
@@ -113,7 +114,12 @@ def least_harm(situation: Situation, candidates: Sequence[Candidate]) -> Candida
     def cost_s(each: Candidate) -> float:
         of = each.forecast
         late_s = MISS_S + of.ttft_s if misses(situation.demand, of.ttft_s, situation.now_s, MARGIN) else 0.0
-        return of.own_s + WAIT_WEIGHT * of.wait_s + TOTAL_WEIGHT * each.load.waiting.total_s + late_s
+        load, demand = each.load, situation.demand
+        # A step of the answer takes longer beside others, and makes theirs longer.
+        step_s = load.costs.fixed_s(load.requests, load.kv_tokens) - load.costs.step_s
+        decode_s = demand.output_tokens * step_s
+        wait_s = WAIT_WEIGHT * of.wait_s + TOTAL_WEIGHT * load.waiting.total_s
+        return of.own_s + wait_s + DECODE_WEIGHT * decode_s + late_s
 
     return min(candidates, key=lambda each: (cost_s(each), situation.random()))
 

@@ -23,6 +23,8 @@ LONGEST_S = 1.5
 BATCH = 8
 STEPS = 8
 REPEATS = 2
+LEAST_ANSWER = 0.02
+"""Of a step, an answer takes this part at least: on a small model the difference is lost in noise."""
 LEAST_S = 1e-7
 """No cost is less: a difference of two measurements may be negative."""
 
@@ -51,9 +53,12 @@ async def measured_costs(engine: Engine) -> EngineCosts:
         return min([(await ask(tokens, 1))[0] for _ in range(REPEATS)])
 
     async def step_s(prompt_tokens: int, answers: int) -> float:
-        times = await asyncio.gather(*(ask(prompt_tokens, STEPS) for _ in range(answers)))
-        first_s, last_s = max(first for first, _ in times), max(last for _, last in times)
-        return (last_s - first_s) / (STEPS - 1)
+        taken = []
+        for _ in range(REPEATS):
+            times = await asyncio.gather(*(ask(prompt_tokens, STEPS) for _ in range(answers)))
+            first_s, last_s = max(first for first, _ in times), max(last for _, last in times)
+            taken.append((last_s - first_s) / (STEPS - 1))
+        return min(taken)
 
     short, middle = min(SHORT_TOKENS, longest), min(MIDDLE_TOKENS, longest)
     short_s, middle_s = await prompt_s(short), await prompt_s(middle)
@@ -63,7 +68,7 @@ async def measured_costs(engine: Engine) -> EngineCosts:
     one_s, batch_s, long_context_s = await step_s(short, 1), await step_s(short, BATCH), await step_s(long, 1)
     await engine.llm.reset_prefix_cache(reset_connector=True)
     token_s, context_s = _prompt_costs((short, short_s), (middle, middle_s), (long, long_s))
-    answer_s = max((batch_s - one_s) / (BATCH - 1), LEAST_S)
+    answer_s = max((batch_s - one_s) / (BATCH - 1), LEAST_ANSWER * one_s)
     fixed_s = max(one_s - answer_s, LEAST_S)
     return EngineCosts(
         step_s=fixed_s,
