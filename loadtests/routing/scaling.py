@@ -105,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             scale_down_s=10.0,
             max_concurrent=BATCH,
             max_wait_s=TIMEOUT_S,
+            max_inflight=1000,
+            max_inflight_per_tenant=1000,
         ) as stack:
             more, less = asyncio.run(measure(stack.address))
     print_table(

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from memserve.domain import Priority, RefusalReason
 from memserve.domain.worker_calls import RECENT_REQUESTS_S, WorkerRequest
@@ -31,6 +32,8 @@ RECENT_S = 10.0
 """A tenant that sent a request within this time counts when the seats are shared out."""
 QUANTUM_S = 1.0
 """A tenant may have had so much more of the engine than the others before it goes after them."""
+PRICED = 32
+"""So many of the first in turn are priced again whenever the room looks."""
 RECENT_MAX = 512
 WAITING_MAX = 1024
 WAITING_TOKENS_MAX = 8 << 20
@@ -42,6 +45,13 @@ BACKGROUND_SEATS = 8
 BACKGROUND_WAIT_S = 600.0
 
 Item = Waiting["Turn"]
+Cached = Callable[[], int]
+"""Says how many leading tokens of a prompt need not be computed, as it is now."""
+
+
+def as_expected(request: WorkerRequest) -> Cached:
+    """What the gateway expected when it routed."""
+    return lambda: request.cached_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +60,7 @@ class Turn:
 
     request: WorkerRequest
     begins: asyncio.Future[None]
+    cached: Cached
 
 
 class EngineRoom:
@@ -61,15 +72,17 @@ class EngineRoom:
         *,
         ttft_s: float,
         wait_s: float,
+        cached_of: Callable[[WorkerRequest], Cached] = as_expected,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         """ttft_s: the wish of a request without one. wait_s: the longest wait of one that may be late.
 
-        changed: called when a request comes or goes.
+        cached_of: called once for a request. changed: called when a request comes or goes.
         """
         self.load = load
         self._ttft_s = ttft_s
         self._wait_s = wait_s
+        self._cached_of = cached_of
         self._changed = changed
         self._room: WaitingRoom[Turn] = WaitingRoom(SHARES, QUANTUM_S / load.costs.token_s)
         self._lately = Lately(RECENT_S)
@@ -107,7 +120,7 @@ class EngineRoom:
 
         timeout_s: of the whole call. Raises Overloaded when the request is refused, at once or later.
         """
-        turn = Turn(request, asyncio.get_running_loop().create_future())
+        turn = Turn(request, asyncio.get_running_loop().create_future(), self._cached_of(request))
         item = self._item(turn, timeout_s)
         self._offer(item)
         try:
@@ -144,14 +157,14 @@ class EngineRoom:
         longest_s = BACKGROUND_WAIT_S if request.priority is Priority.BACKGROUND else self._wait_s
         hard = request.refuse_late and request.first_token_s is not None
         deadline_s = now_s + min(wish_s if hard else longest_s, math.inf if timeout_s is None else timeout_s)
-        prompt_tokens = len(request.token_ids)
+        prompt_tokens, cached_tokens = len(request.token_ids), turn.cached()
         return Waiting(
             what=turn,
             tenant=request.tenant,
             band=request.priority.band,
             deadline_s=deadline_s,
-            own_s=self.load.own_s(request.cached_tokens, prompt_tokens),
-            tokens=max(prompt_tokens - request.cached_tokens, 1),
+            own_s=self.load.own_s(cached_tokens, prompt_tokens),
+            tokens=max(prompt_tokens - cached_tokens, 1),
             arrived_s=now_s,
             due_s=math.inf if hard else now_s + wish_s,
             mark=mark_of(request.token_ids),
@@ -205,6 +218,8 @@ class EngineRoom:
                 break
             self._begin(item, now_s)
         if len(self._room):
+            for item in islice(self._room, PRICED):
+                self._price(item)
             self._refuse_late(self._room.refuse_late(now_s, self.load.busy_s(now_s)), None, now_s)
             ready_s = self.load.busy_s(now_s) - WINDOW_S
             loop = asyncio.get_running_loop()
@@ -217,14 +232,17 @@ class EngineRoom:
         seats = max(engine_share(load.seats, len({*self._lately.tenants, *load.tenants})), 1)
         if load.tenants[item.tenant] >= seats:
             return False
+        self._price(item)
         output_tokens = request.sampling.max_tokens
         if len(load) and item.tokens + output_tokens > load.free_kv_tokens:
             return False
-        now_s = time.monotonic()
-        if request.priority is Priority.BACKGROUND and not self._background_may_go(item, now_s):
-            return False
-        item.own_s = load.own_s(request.cached_tokens, len(request.token_ids))
-        return True
+        return request.priority is not Priority.BACKGROUND or self._background_may_go(item, time.monotonic())
+
+    def _price(self, item: Item) -> None:
+        """What it would take now. Since it came, others with its beginning may have been computed."""
+        prompt_tokens, cached_tokens = len(item.what.request.token_ids), item.what.cached()
+        item.own_s = self.load.own_s(cached_tokens, prompt_tokens)
+        item.tokens = max(prompt_tokens - cached_tokens, 1)
 
     def _background_may_go(self, item: Item, now_s: float) -> bool:
         """memserve's own questions give way to users: one at a time, and beside no prompt of theirs."""
@@ -241,7 +259,7 @@ class EngineRoom:
             now_s,
             tenant=item.tenant,
             band=item.band,
-            cached_tokens=request.cached_tokens,
+            cached_tokens=len(request.token_ids) - item.tokens,
             prompt_tokens=len(request.token_ids),
             output_tokens=request.sampling.max_tokens,
         )

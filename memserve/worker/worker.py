@@ -13,6 +13,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,10 @@ from prometheus_client import REGISTRY
 from memserve import credentials
 from memserve.config import Settings, at
 from memserve.domain import WorkerLease
+from memserve.domain.kinds import KINDS
+from memserve.domain.worker_calls import WorkerRequest
 from memserve.errors import BlobStoreUnavailable, RegistryUnavailable
-from memserve.kv.keys import CacheNamespace
+from memserve.kv.keys import CacheNamespace, block_keys
 from memserve.kv.ledger.records import NO_QUOTAS
 from memserve.kv.transport.check import check_cache_servers
 from memserve.memory.modules.registry.store import ModuleStore
@@ -49,7 +52,7 @@ from memserve.worker.kv.configure import activation_memory
 from memserve.worker.kv.host_regions import sweep_orphan_regions
 from memserve.worker.modules.preloads import Preloads
 from memserve.worker.service import WorkerService
-from memserve.worker.waiting_room import EngineRoom
+from memserve.worker.waiting_room import EngineRoom, as_expected
 
 log = logging.getLogger("memserve.worker")
 
@@ -61,6 +64,8 @@ PRELOADS_S = 3.0
 # A worker that starts is worth waiting for until its modules are loaded, but not for long.
 FIRST_PRELOADS_S = 5.0
 COPIES_S = 60.0
+# The keys of a longer prompt take too long on the event loop.
+LOOKED_TOKENS_MAX = 32_768
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.so_reuseport", 0),
@@ -198,12 +203,14 @@ class Worker:
         credential = credentials.worker_credential(credentials.salt_key(settings))
         server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[GatewaysOnly(credential)])
         cache = self._engine.llm.vllm_config.cache_config
+        self._block_tokens = cache.block_size
         kv_tokens = cache.kv_cache_size_tokens or (cache.num_gpu_blocks or 0) * cache.block_size
         load = EngineLoad(self._costs, settings.max_concurrent, kv_tokens)
         self._room = EngineRoom(
             load,
             ttft_s=settings.default_ttft_ms / 1000,
             wait_s=settings.max_wait_s,
+            cached_of=self._cached_of,
             changed=self._block_log.changed.set,
         )
         self._service = WorkerService(
@@ -218,6 +225,16 @@ class Worker:
         self._opened.push_async_callback(asyncio.to_thread, metrics.close)
         self._opened.push_async_callback(server.stop, settings.shutdown_grace_s / 2)
         return _Ports(at(settings.worker_host, port), metrics_address)
+
+    def _cached_of(self, request: WorkerRequest) -> Callable[[], int]:
+        """What this engine holds of a prompt by now, or what the gateway expected to come from Redis."""
+        if len(request.token_ids) > LOOKED_TOKENS_MAX:
+            return as_expected(request)
+        heavy = [module.digest for module in request.modules if KINDS[module.kind].changes_kv]
+        lora = (heavy[0], f"modules/{heavy[0]}") if heavy else None
+        block_tokens = self._block_tokens
+        keys = block_keys(request.token_ids[:-1], block_tokens, lora=lora, cache_salt=request.cache_salt)
+        return lambda: max(self._block_log.leading(keys)[1] * block_tokens, request.cached_tokens)
 
     def _lease_of(self, served: _Served, ports: _Ports, *, shares_kv: bool) -> WorkerLease:
         """What gateways learn of this worker."""
