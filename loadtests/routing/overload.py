@@ -40,6 +40,7 @@ RECOVERY_S = 10.0
 BREAKS = """
 from memserve.policy.routing.waiting_room import WaitingRoom
 WaitingRoom.refuse_late = lambda self, now_s, engine_s: self._sort(now_s) or []
+WaitingRoom.margin = 0.0
 """
 
 
