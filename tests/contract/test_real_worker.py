@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import pytest
 import pytest_asyncio
@@ -16,7 +17,7 @@ from memserve.memory.modules.blobs.store import BlobStore
 from memserve.private_files import private_umask
 from memserve.registry.leases import Registry
 from tests.contract.wire_contract import WireClause, WireWorker, each_wire_clause
-from tests.contract.worker_contract import Clause, ContractWorker, each_clause
+from tests.contract.worker_contract import LONG, TIMEOUT_S, Clause, ContractWorker, each_clause
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
@@ -61,6 +62,23 @@ def wire_worker(lease: WorkerLease, credential: str, prompt: range) -> WireWorke
 @each_clause
 async def test_a_real_worker_keeps_the_contract(worker: ContractWorker, clause: Clause) -> None:
     await clause(worker)
+
+
+async def test_a_worker_says_what_its_engine_costs_and_has_to_do(worker: ContractWorker) -> None:
+    idle = await worker.state_with(lambda state: state.engine is not None and state.engine.requests == 0)
+    assert idle.engine is not None
+    costs = idle.engine.costs
+    assert 1e-7 < costs.token_s < 0.1
+    assert 1e-7 < costs.answer_s < 1.0
+    assert 0 < costs.step_s < costs.step_limit_s
+    answer = worker.calls.generate(worker.request(LONG), TIMEOUT_S)
+    async with aclosing(answer):
+        await anext(answer)
+        busy = await worker.state_with(lambda state: state.engine is not None and state.engine.answers == 1)
+        assert busy.engine is not None
+        assert busy.engine.kv_tokens >= len(worker.prompt)
+        assert busy.engine.free_kv_tokens < idle.engine.free_kv_tokens
+    await worker.state_with(lambda state: state.engine is not None and state.engine.requests == 0)
 
 
 @each_wire_clause
