@@ -32,13 +32,15 @@ SHORT = Sampling(max_tokens=8)
 
 
 async def one_stream(
-    client: AsyncClient, number: int, started: asyncio.Semaphore
+    client: AsyncClient, number: int, worker_id: str, started: asyncio.Semaphore
 ) -> tuple[str, grpc.StatusCode]:
     """Returns the worker that answered and how the stream ended."""
     worker = ""
     begun = False
     try:
-        async for event in client.stream(f"Stream {number}: tell me all that you know.", sampling=LONG):
+        async for event in client.stream(
+            f"Stream {number}: tell me all that you know.", sampling=LONG, worker_id=worker_id
+        ):
             if isinstance(event, Route):
                 worker = event.worker_id
             elif not begun:
@@ -66,7 +68,11 @@ async def test_a_killed_worker_takes_only_its_streams_with_it_and_comes_back_by_
 ) -> None:
     async with AsyncClient(stack.address, timeout_s=120) as asking:
         started = asyncio.Semaphore(0)
-        streams = [asyncio.create_task(one_stream(asking, number, started)) for number in range(STREAMS)]
+        ready = [worker.worker_id for worker in client.status().workers if worker.ready]
+        streams = [
+            asyncio.create_task(one_stream(asking, number, ready[number % len(ready)], started))
+            for number in range(STREAMS)
+        ]
         for _ in range(STREAMS):
             await started.acquire()
         # What workers say of themselves is a heartbeat old, and one may have been killed by the test before.

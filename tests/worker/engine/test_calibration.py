@@ -1,4 +1,4 @@
-"""The arithmetic of an engine's calibration. A real one is measured in `tests/contract/test_real_worker.py`."""
+"""The arithmetic of a calibration. A real engine is measured in `tests/contract/test_real_worker.py`."""
 
 from __future__ import annotations
 

@@ -18,13 +18,20 @@ from memserve.gateway.assembly import open_parts
 from memserve.model.files import open_model
 from memserve.pb.v1 import inference_pb2, inference_pb2_grpc
 from memserve.pb.worker.v1 import worker_pb2_grpc
+from memserve.policy.routing.costs import EngineCosts
+from memserve.policy.routing.engine_load import EngineLoad
 from memserve.registry.leases import Registry
 from memserve.worker.engine.engine import Engine
 from memserve.worker.fleet.gateways_only import GatewaysOnly
 from memserve.worker.kv.block_log import BlockLog
 from memserve.worker.service import WorkerService
+from memserve.worker.waiting_room import EngineRoom
 from tests.contract.fake_worker import CREDENTIAL, SALT_KEY
 from tests.gateway.running import until
+
+COSTS = EngineCosts(
+    step_s=0.005, token_s=5e-5, context_s=0.0, answer_s=5e-4, kv_token_s=0.0, step_limit_s=0.1
+)
 
 
 @contextlib.asynccontextmanager
@@ -33,9 +40,10 @@ async def serving(
 ) -> AsyncIterator[tuple[grpc.aio.Channel, AsyncClient]]:
     """The engine behind a worker's port, and a gateway in front of it."""
     model = open_model(MODEL_DIR, settings.max_context_tokens)
+    room = EngineRoom(EngineLoad(COSTS, seats=8, kv_tokens=100_000), ttft_s=5.0, wait_s=60.0)
     server = grpc.aio.server(interceptors=[GatewaysOnly(CREDENTIAL)])
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(
-        WorkerService(engine, BlockLog(), max_lora_rank=16), server
+        WorkerService(engine, room, BlockLog(), max_lora_rank=16), server
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
