@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -76,8 +76,6 @@ class Measured:
     """From the end of the load until the latency of rest was back."""
     grown_mib: float
     """The gateway's memory."""
-    seconds: float = 0.0
-    at_rest: list[float] = field(default_factory=list)
 
 
 def prompt(dice: random.Random) -> str:

@@ -36,7 +36,6 @@ PAUSE_S = 2.0
 """Between two loads, until what waits has gone."""
 KNEE = 0.8
 """The part of what the workers can do that is sent."""
-UNANSWERED = "refused or failed before a token"
 
 
 @dataclass(slots=True)

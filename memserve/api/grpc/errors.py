@@ -8,6 +8,7 @@ import grpc
 
 from memserve import errors
 from memserve.disk import DATA_DISK, RETRY_AFTER_S, says_full
+from memserve.domain.worker_calls import REASON, RETRY_AFTER
 
 DETAIL_MAX = 1000
 STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
@@ -99,7 +100,7 @@ def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...
             ("memserve-field", "".join(letter if " " <= letter <= "~" else "?" for letter in error.field)),
         )
     if isinstance(error, WITH_RETRY):
-        return (("memserve-reason", error.reason), ("retry-after-s", f"{error.retry_after_s:g}"))
+        return ((REASON, error.reason), (RETRY_AFTER, f"{error.retry_after_s:g}"))
     return ()
 
 

@@ -10,11 +10,12 @@ It lies in the worker's process, where there is one queue however many gateways 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from memserve.policy.routing.promises import Promises
+from memserve.policy.sharing.fading import Fading
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ WAIT_AT_FULL_LOAD = 0.3
 SMOOTHING = 0.05
 PROMISED_BAND = 1
 """A request that comes again when it was told to goes in this band at least, before the others of it."""
-LATELY_S, FORGOTTEN_S = 10.0, 0.01
+LATELY_S, FORGOTTEN_S, FORGOTTEN_TOKENS = 10.0, 0.01, 1.0
 QUANTUM_TOKENS = 32_768
 """A second of an 8B model's engine on one H200."""
 
@@ -57,62 +58,17 @@ class Waiting(Generic[T]):
         return self.due_s if now_s + self.own_s <= self.due_s < self.deadline_s else self.deadline_s
 
 
-class Shares:
-    """The uncached tokens that tenants have had lately. They decide who goes after the others.
+def left_to(tenant: str, band: int, served: Mapping[tuple[str, int], float]) -> float:
+    """The part of the engine that is left to a tenant in a band: by higher bands, and by other tenants of the
+    band, which may not have more than their equal share of it.
 
-    What was had fades within LATELY_S. So a tenant that was quiet is ahead of one that was not, and no share
-    is saved for longer.
+    served: seconds of the engine within LATELY_S, by tenant and band.
     """
-
-    def __init__(self) -> None:
-        self._had: dict[str, float] = {}
-        self._at_s = 0.0
-
-    def charge(self, tenant: str, tokens: float, now_s: float) -> None:
-        """The tenant gets so many tokens now."""
-        self._fade(now_s)
-        self._had[tenant] = self._had.get(tenant, 0.0) + tokens
-
-    def had(self, tenants: Collection[str], now_s: float) -> dict[str, float]:
-        """The tokens that each of them has had."""
-        self._fade(now_s)
-        return {tenant: self._had.get(tenant, 0.0) for tenant in tenants}
-
-    def _fade(self, now_s: float) -> None:
-        keep = math.exp(-max(now_s - self._at_s, 0.0) / LATELY_S)
-        self._had = {tenant: had * keep for tenant, had in self._had.items() if had * keep > 1.0}
-        self._at_s = max(now_s, self._at_s)
-
-
-class _Served:
-    """The part of the engine that tenants and bands have had lately."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[str, int], float] = {}
-        self._at_s = 0.0
-
-    def count(self, tenant: str, band: int, seconds: float, now_s: float) -> None:
-        self._fade(now_s)
-        self._seconds[tenant, band] = self._seconds.get((tenant, band), 0.0) + seconds
-
-    def all(self, now_s: float) -> float:
-        self._fade(now_s)
-        return sum(self._seconds.values()) / LATELY_S
-
-    def left(self, tenant: str, band: int, now_s: float) -> float:
-        """The part that is left to a tenant in a band: by higher bands, and by other tenants of the band,
-        which may not have more than their equal share of it."""
-        self._fade(now_s)
-        above = sum(had for (_, other), had in self._seconds.items() if other < band) / LATELY_S
-        others = {name: had / LATELY_S for (name, other), had in self._seconds.items() if other == band}
-        others.pop(tenant, None)
-        of_band = max(1.0 - above, 0.0)
-        return max(of_band - sum(others.values()), of_band / (1 + len(others)))
-
-    def _fade(self, now_s: float) -> None:
-        keep = math.exp(-max(now_s - self._at_s, 0.0) / LATELY_S)
-        self._seconds = {key: had * keep for key, had in self._seconds.items() if had * keep > FORGOTTEN_S}
-        self._at_s = now_s
+    above = sum(had for (_, other), had in served.items() if other < band) / LATELY_S
+    others = {name: had / LATELY_S for (name, other), had in served.items() if other == band}
+    others.pop(tenant, None)
+    of_band = max(1.0 - above, 0.0)
+    return max(of_band - sum(others.values()), of_band / (1 + len(others)))
 
 
 class WaitingRoom(Generic[T]):
@@ -126,7 +82,9 @@ class WaitingRoom(Generic[T]):
         quantum_tokens: tenants take turns at so many.
         """
         self._waiting: list[Waiting[T]] = []
-        self._shares = Shares()
+        # Uncached tokens by tenant. They decide who goes after the others: a tenant that was quiet is ahead
+        # of one that was not, and no share is saved for longer than LATELY_S.
+        self._had: Fading[str] = Fading(LATELY_S, FORGOTTEN_TOKENS)
         self._quantum_tokens = quantum_tokens
         # By tenant: in quanta, how much more than the others it would have had.
         self._excess: dict[str, int] = {}
@@ -134,8 +92,9 @@ class WaitingRoom(Generic[T]):
         self._band_shares = dict(shares or {})
         self._owed = dict.fromkeys(self._band_shares, 0.0)
         self._promises = Promises()
-        self._served = _Served()
-        self._offered = _Served()
+        # Seconds of the engine by tenant and band, and of all that was offered by band.
+        self._served: Fading[tuple[str, int]] = Fading(LATELY_S, FORGOTTEN_S)
+        self._offered: Fading[int] = Fading(LATELY_S, FORGOTTEN_S)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -156,7 +115,7 @@ class WaitingRoom(Generic[T]):
         if self._promises.redeem(item.tenant, item.band, item.mark, now_s):
             item.promised, item.band = True, min(item.band, PROMISED_BAND)
         self._waiting.append(item)
-        self._offered.count("", 0, item.own_s, now_s)
+        self._offered.count(item.band, item.own_s, now_s)
         return self.refuse_late(now_s, engine_s)
 
     def take(
@@ -175,9 +134,9 @@ class WaitingRoom(Generic[T]):
             if now_s + self.margin * (engine_s + item.own_s) > item.deadline_s:
                 late.append(item)
                 continue
-            self._shares.charge(item.tenant, item.tokens, now_s)
+            self._had.count(item.tenant, item.tokens, now_s)
             self._pay(item)
-            self._served.count(item.tenant, item.band, item.own_s, now_s)
+            self._served.count((item.tenant, item.band), item.own_s, now_s)
             span_s = max(min(item.due_s, item.deadline_s) - item.arrived_s, 1e-3)
             self._pressure += SMOOTHING * (min((now_s - item.arrived_s) / span_s, 1.0) - self._pressure)
             return item, late
@@ -185,7 +144,7 @@ class WaitingRoom(Generic[T]):
 
     def offered(self, now_s: float) -> float:
         """The part of the engine's time that requests have asked for lately, the refused ones too."""
-        return self._offered.all(now_s)
+        return sum(self._offered.sums(now_s).values()) / LATELY_S
 
     def remove(self, item: Waiting[T]) -> None:
         """Its caller has gone away."""
@@ -221,7 +180,7 @@ class WaitingRoom(Generic[T]):
         The promises of a band follow one another at the pace of the engine.
         """
         ahead_s = engine_s + sum(each.own_s for each in self._waiting if each.band <= item.band)
-        left = self._served.left(item.tenant, item.band, now_s)
+        left = left_to(item.tenant, item.band, self._served.sums(now_s))
         return self._promises.make(
             item.tenant, item.band, item.mark, own_s=item.own_s, now_s=now_s, ahead_s=ahead_s, left=left
         )
@@ -250,7 +209,8 @@ class WaitingRoom(Generic[T]):
 
     def _sort(self, now_s: float) -> None:
         """By band, then by tenants' turns, and then by deadline."""
-        had = self._shares.had({item.tenant for item in self._waiting}, now_s)
+        lately = self._had.sums(now_s)
+        had = {item.tenant: lately.get(item.tenant, 0.0) for item in self._waiting}
         if len(had) <= 1:
             self._excess = dict.fromkeys(had, 0)
             self._waiting.sort(key=lambda item: (item.band, not item.promised, item.order_s(now_s)))

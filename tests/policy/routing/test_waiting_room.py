@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memserve.policy.routing.waiting_room import (
+    FORGOTTEN_TOKENS,
     LATELY_S,
     LEAST_MARGIN,
     QUANTUM_TOKENS,
-    Shares,
     Waiting,
     WaitingRoom,
 )
+from memserve.policy.sharing.fading import Fading
 
 Item = Waiting[str]
 
@@ -148,11 +149,11 @@ def test_a_tenant_alone_is_held_against_nobody() -> None:
 
 
 def test_what_a_tenant_has_had_fades() -> None:
-    shares = Shares()
-    shares.charge("a", 1000.0, 0.0)
-    assert shares.had({"a", "b"}, 0.0) == {"a": 1000.0, "b": 0.0}
-    assert shares.had({"a"}, LATELY_S)["a"] == pytest.approx(1000.0 / math.e)
-    assert shares.had({"a"}, 100 * LATELY_S)["a"] == 0.0
+    had: Fading[str] = Fading(LATELY_S, FORGOTTEN_TOKENS)
+    had.count("a", 1000.0, 0.0)
+    assert had.sums(0.0) == {"a": 1000.0}
+    assert had.sums(LATELY_S)["a"] == pytest.approx(1000.0 / math.e)
+    assert had.sums(100 * LATELY_S) == {}
 
 
 def test_tenants_take_turns() -> None:
