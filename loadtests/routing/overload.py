@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,21 +100,34 @@ async def ask(client: AsyncClient, sent: Sent, dice: random.Random, *, wish: boo
         sent.retry_after_s = error.retry_after_s
 
 
-async def capacity(client: AsyncClient, seconds: float, seed: int) -> float:
-    """Requests a second of a closed loop that keeps all seats taken."""
-    done = 0
-    until_s = time.monotonic() + seconds
+async def closed_loop(
+    answered: Callable[[random.Random], Awaitable[bool]], seconds: float, seed: int
+) -> float:
+    """Requests a second while all seats are taken.
+
+    answered: asks once. seed: another one asks for other prompts, which nothing has cached.
+    """
+    done, until_s = 0, time.monotonic() + seconds
 
     async def one(number: int) -> None:
         nonlocal done
         dice = random.Random(seed + number)
         while time.monotonic() < until_s:
-            sent = Sent(Priority.NORMAL, 0.0)
-            await ask(client, sent, dice, wish=False)
-            done += sent.ttft_s is not None
+            done += await answered(dice)
 
     await asyncio.gather(*(one(number) for number in range(BATCH * WORKERS)))
     return done / seconds
+
+
+async def capacity(client: AsyncClient, seconds: float, seed: int) -> float:
+    """What the workers answer in a second of prompts that share nothing."""
+
+    async def answered(dice: random.Random) -> bool:
+        sent = Sent(Priority.NORMAL, 0.0)
+        await ask(client, sent, dice, wish=False)
+        return sent.ttft_s is not None
+
+    return await closed_loop(answered, seconds, seed)
 
 
 async def rest(client: AsyncClient, count: int) -> list[float]:

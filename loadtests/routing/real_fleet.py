@@ -26,7 +26,7 @@ from loadtests.harness.random_model import write_model
 from loadtests.harness.second_gateway import second_gateway
 from loadtests.harness.stack import running_stack
 from loadtests.harness.up import is_engine
-from loadtests.routing.overload import BATCH, LAYERS, OUTPUT_TOKENS, TIMEOUT_S, WORKERS
+from loadtests.routing.overload import BATCH, LAYERS, OUTPUT_TOKENS, TIMEOUT_S, WORKERS, closed_loop
 from memserve.client import AsyncClient, CallFailed, TextDelta, Usage
 from memserve.domain import Slo
 
@@ -79,20 +79,15 @@ async def ask(client: AsyncClient, asked: Asked, text: str, wish_s: float | None
         asked.was_refused = error.retry_after_s is not None
 
 
-async def capacity(client: AsyncClient, seconds: float) -> float:
-    """Requests a second of a closed loop that keeps all seats taken."""
-    done, until_s = 0, time.monotonic() + seconds
+async def capacity(client: AsyncClient, seconds: float, seed: int) -> float:
+    """What the workers answer in a second of prompts that share their beginnings."""
 
-    async def one(number: int) -> None:
-        nonlocal done
-        dice = random.Random(f"capacity {number}")
-        while time.monotonic() < until_s:
-            asked = Asked(0.0)
-            await ask(client, asked, prompt(1000 + dice.randrange(BEGINNINGS), dice), None)
-            done += asked.begun
+    async def answered(dice: random.Random) -> bool:
+        asked = Asked(0.0)
+        await ask(client, asked, prompt(seed + dice.randrange(BEGINNINGS), dice), None)
+        return asked.begun
 
-    await asyncio.gather(*(one(number) for number in range(BATCH * WORKERS)))
-    return done / seconds
+    return await closed_loop(answered, seconds, seed)
 
 
 async def load(clients: Sequence[AsyncClient], per_s: float, seconds: float, first: int) -> list[Asked]:
@@ -141,8 +136,8 @@ async def measure(first: str, second: str, seconds: float, turns: int) -> Measur
         AsyncClient(first, timeout_s=TIMEOUT_S) as one,
         AsyncClient(second, timeout_s=TIMEOUT_S) as two,
     ):
-        await capacity(one, 3.0)
-        per_s = await capacity(one, min(seconds, 15.0))
+        await capacity(one, 3.0, 2_000_000)
+        per_s = await capacity(one, min(seconds, 15.0), 3_000_000)
         report(f"{per_s:.1f} requests/s")
         found: dict[int, list[Asked]] = {1: [], 2: []}
         for turn in range(turns):

@@ -9,11 +9,10 @@ from typing import Any
 import grpc
 
 from memserve.domain import RefusalReason
+from memserve.domain.worker_calls import REASON, RETRY_AFTER
 from memserve.errors import PicklableError, UsageError
 
 FIELD_KEY = "memserve-field"
-RETRY_AFTER_KEY = "retry-after-s"
-REASON_KEY = "memserve-reason"
 
 
 class CallFailed(PicklableError):
@@ -57,7 +56,7 @@ def call_failures() -> Iterator[None]:
 def call_failed(error: Any) -> CallFailed:
     """error: a grpc.RpcError of a call, which has code(), details() and trailing_metadata()."""
     trailing = {key: str(value) for key, value in (error.trailing_metadata() or ())}
-    retry, reason = trailing.get(RETRY_AFTER_KEY), trailing.get(REASON_KEY)
+    retry, reason = trailing.get(RETRY_AFTER), trailing.get(REASON)
     known = reason if reason in tuple(RefusalReason) else RefusalReason.UNKNOWN
     return CallFailed(
         error.code(),
