@@ -99,7 +99,8 @@ def print_scene(of: Results) -> None:
     for line in grid.lines:
         cells = [f"{100 * of.weighted(line, load):.1f}" for load in loads]
         classes = " / ".join(f"{100 * part:.0f}" for part in of.classes(line, loads[-1]))
-        rows.append([line.name, *cells, classes, of.forecasts(line, loads[0])])
+        error, bias = of.forecast_errors(line, loads[0])
+        rows.append([line.name, *cells, classes, f"{100 * error:.0f} %, {100 * bias:+.0f} %"])
     print_table(
         ["policy", *(f"{load:g} ×" for load in loads), "by length", f"MAPE, bias at {loads[0]:g} ×"], rows
     )

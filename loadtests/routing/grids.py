@@ -103,12 +103,11 @@ class Results:
         of_seeds = [[tally.goodput for tally in each.outcomes.classes] for each in self._ran[line, load]]
         return [statistics.mean(of_class) for of_class in zip(*of_seeds, strict=True)]
 
-    def forecasts(self, line: Line, load: float) -> str:
+    def forecast_errors(self, line: Line, load: float) -> tuple[float, float]:
         """MAPE and bias of the forecasts of answered requests."""
         ended = [each.outcomes for each in self._ran[line, load]]
         answers = sum(each.answers for each in ended) or 1
-        error, bias = sum(each.error for each in ended) / answers, sum(each.bias for each in ended) / answers
-        return f"{100 * error:.0f} %, {100 * bias:+.0f} %"
+        return sum(each.error for each in ended) / answers, sum(each.bias for each in ended) / answers
 
     def sustained(self, line: Line) -> float:
         """The load at 90 % goodput, between the loads of the grid; beyond them, the first or last."""

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib import pyplot
 
 from loadtests.harness.figures import Bar
-from loadtests.routing.grids import OURS, Results
+from loadtests.routing.grids import OURS, Line, Results
 
 mpl.use("svg")
 # Without a date and random ids, equal results give equal files.
@@ -49,11 +49,16 @@ def _table(of: Results) -> list[str]:
 
 
 def _plot(of: Results, path: Path) -> None:
-    """Goodput by requests, and by prompt tokens, over the load."""
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    """Goodput by requests and by prompt tokens, and the error of the forecasts, over the load."""
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+
+    def error(line: Line, load: float) -> float:
+        return of.forecast_errors(line, load)[0]
+
     for axis, measure, title in (
-        (axes[0], of.goodput, "by requests"),
-        (axes[1], of.weighted, "by prompt tokens"),
+        (axes[0], of.goodput, "Goodput by requests, % of offered"),
+        (axes[1], of.weighted, "Goodput by prompt tokens, % of offered"),
+        (axes[2], error, "Forecast TTFT, mean absolute error in %"),
     ):
         for line in of.grid.lines:
             ours = line == OURS
@@ -67,9 +72,11 @@ def _plot(of: Results, path: Path) -> None:
                 markersize=4,
             )
         axis.set_xlabel("load, times the trace's speed")
-        axis.set_title(f"Goodput {title}, % of offered")
+        axis.set_title(title)
         axis.grid(alpha=0.3)
     axes[0].set_ylim(0, 101)
+    axes[1].set_ylim(0, 101)
+    axes[2].set_ylim(0, 300)
     axes[1].legend(fontsize=7, loc="lower left")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

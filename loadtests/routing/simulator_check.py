@@ -1,16 +1,19 @@
 """The simulator against the real stack: the same requests, the same policies, two workers.
 
-The beginning of a trace, scaled down to a CPU (prompts to 1/16, answers to 1/16), is replayed open-loop
-against two real workers under each policy, and in the simulator with the costs that the workers have measured
-of their engines and the arrivals as they were. Each request would rather be refused than late. Shown are
-the goodput and the median TTFT of both, whether they put the policies in the same order, and how far the
-gateway's own predictions were off.
+Some conversations of a trace, scaled down to a CPU (prompts to 1/16, answers to 1/16, time to LOADS of what
+the engines could compute), are replayed open-loop against two real workers, for each policy through a gateway
+of its own, and in the simulator with the costs that the workers have measured of their engines. The trace's
+times are rounded to three seconds: arrivals are spread within them. Each request would rather be refused than
+late. Shown are the goodput and the median TTFT of both, whether they put the policies in the same order, and
+how far the gateway's own predictions were off.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+import secrets
 import statistics
 import sys
 import tempfile
@@ -22,6 +25,7 @@ from pathlib import Path
 from loadtests.harness.engines import prepare_environment
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.random_model import write_model
+from loadtests.harness.second_gateway import SecondGateway, second_gateway
 from loadtests.harness.stack import running_stack
 from loadtests.routing.goodput import PUBLISHED
 from loadtests.simulator import fleet
@@ -33,7 +37,6 @@ from memserve.config import Settings
 from memserve.credentials import salt_key, worker_credential
 from memserve.domain import Slo
 from memserve.domain.worker_calls import WorkerState
-from memserve.embedded import Stack
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.policy.routing.costs import EngineCosts
 from memserve.policy.routing.policies import POLICIES
@@ -44,24 +47,42 @@ BLOCK = BLOCK_TOKENS // SCALE
 """Tokens of a block of the trace, as it is replayed."""
 LAYERS = 6
 WORKERS, BATCH = 2, 16
-POLICY_NAMES = ("round_robin", "lmetric", "least_harm")
+POLICY_NAMES = ("round_robin", "session_hash", "lmetric", "least_harm")
 TOGETHER = 8
 """Answers that share a step, about."""
 TIMEOUT_S = 120.0
-LOADS = 0.8
+LOADS = 1.1
 WISH_S = 1.5
 PER_TOKEN = 3.0
 """Of what an engine takes for the prompt, so many times are added to WISH_S."""
-SAME_S = 0.02
-"""Median TTFTs closer than this are in no order."""
+ROUNDED_S = 3.0
+SAME = 1.15
+"""Median TTFTs that are less than so many times each other are in no order."""
 
 
-def text_of(blocks: Sequence[int], tokens: int) -> str:
-    """A prompt of about `tokens` tokens. Equal leading blocks give equal leading text."""
+def text_of(first: str, blocks: Sequence[int], tokens: int) -> str:
+    """A prompt of about `tokens` tokens. Equal leading blocks after an equal first word give equal leading
+    text."""
     words = [
         f"{block % 100:02d} {block // 100 % 100:02d} word is here now and then it was so" for block in blocks
     ]
-    return " ".join(words)[: tokens * 4]
+    return " ".join([first, *words])[: tokens * 4]
+
+
+def some_sessions(trace: Sequence[Arrival], requests: int, seed: int) -> list[Arrival]:
+    """Whole conversations, at random, of about so many requests, within the ROUNDED_S after their times."""
+    dice = random.Random(seed)
+    sessions: dict[str, list[Arrival]] = {}
+    for arrival in copies(trace, 1, 1.0, seed):
+        sessions.setdefault(arrival.session, []).append(arrival)
+    chosen: list[Arrival] = []
+    for session in dice.sample(sorted(sessions), len(sessions)):
+        chosen += [
+            replace(arrival, at_s=arrival.at_s + ROUNDED_S * dice.random()) for arrival in sessions[session]
+        ]
+        if len(chosen) >= requests:
+            break
+    return sorted(chosen, key=lambda arrival: arrival.at_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +117,16 @@ async def reported_costs(settings: Settings) -> EngineCosts:
     return EngineCosts(*(statistics.mean(values) for values in zip(*found, strict=True)))
 
 
-async def replay(client: AsyncClient, arrivals: Sequence[Arrival], costs: EngineCosts) -> list[Replayed]:
-    """Send every request at its time, whatever became of those before."""
+async def replay(
+    client: AsyncClient, first: str, arrivals: Sequence[Arrival], costs: EngineCosts
+) -> list[Replayed]:
+    """Send every request at its time, whatever became of those before. first: word of every prompt."""
     started_s = time.monotonic()
 
     async def one(arrival: Arrival) -> Replayed:
         await asyncio.sleep(started_s + arrival.at_s - time.monotonic())
         tokens = arrival.prompt_tokens // SCALE
-        text = text_of(arrival.blocks, tokens)
+        text = text_of(first, arrival.blocks, tokens)
         wish_s = WISH_S + PER_TOKEN * costs.token_s * tokens
         output_tokens = max(2, arrival.output_tokens // ANSWER_SCALE)
         try:
@@ -128,7 +151,12 @@ def simulated(
     Its blocks are the trace's. So a token counts as SCALE of them, and its costs as one of SCALE.
     overhead_s: of a request, outside the engine.
     """
-    scaled = replace(costs, token_s=costs.token_s / SCALE, context_s=costs.context_s / SCALE**2)
+    scaled = replace(
+        costs,
+        token_s=costs.token_s / SCALE,
+        context_s=costs.context_s / SCALE**2,
+        kv_token_s=costs.kv_token_s / SCALE,
+    )
     arrivals = [
         replace(
             each.arrival,
@@ -161,18 +189,9 @@ class Compared:
     """(prediction - actual) / actual of the gateway's predictions, after the first fifth."""
 
 
-def compare(policy: str, model: Path, trace: Sequence[Arrival]) -> Compared:
-    """Start the stack under the policy, fit, replay, and simulate the same."""
-    report(f"{policy}: starting {WORKERS} workers")
-    stack = running_stack(
-        model=str(model),
-        workers=WORKERS,
-        max_concurrent=BATCH,
-        block_tokens=BLOCK,
-        routing_policy=policy,
-    )
-    with stack as running:
-        costs, overhead_s, replayed = asyncio.run(measured(running, trace))
+def compare(policy: str, gateway: SecondGateway, settings: Settings, trace: Sequence[Arrival]) -> Compared:
+    """Replay through the gateway, which has the policy, and simulate the same."""
+    costs, overhead_s, replayed = asyncio.run(measured(policy, gateway.address, settings, trace))
     report(f"{policy}: {costs}, {1000 * overhead_s:.0f} ms outside the engine")
     answers = [each.answer for each in replayed if each.answer is not None]
     outcomes, median_s = simulated(policy, costs, overhead_s, replayed)
@@ -195,11 +214,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--trace", type=Path, default=PUBLISHED, help="a trace in Mooncake's format")
     chosen = options.parse_args(arguments)
     prepare_environment()
-    trace = read_trace(chosen.trace)[: 60 if chosen.quick else 240]
-    with tempfile.TemporaryDirectory(prefix="ms-") as folder:
-        model = write_model(Path(folder) / "model", LAYERS)
-        policies = POLICY_NAMES[::2] if chosen.quick else POLICY_NAMES
-        compared = [compare(policy, model, trace) for policy in policies]
+    trace = some_sessions(read_trace(chosen.trace), 60 if chosen.quick else 240, 0)
+    compared = []
+    with tempfile.TemporaryDirectory(prefix="ms-") as name:
+        folder = Path(name)
+        model = write_model(folder / "model", LAYERS)
+        with running_stack(
+            model=str(model),
+            workers=WORKERS,
+            max_concurrent=BATCH,
+            block_tokens=BLOCK,
+            salt_key=secrets.token_hex(32),
+        ) as stack:
+            for policy in POLICY_NAMES[::3] if chosen.quick else POLICY_NAMES:
+                with second_gateway(stack.settings, folder / policy, routing_policy=policy) as gateway:
+                    compared.append(compare(policy, gateway, stack.settings, trace))
     print_table(
         ["policy", "TTFT p50 ms, real", "simulated", "goodput %, real", "simulated"],
         [
@@ -215,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     errors = [error for each in compared for error in each.errors]
     wrong = sum(
-        one.real_s + SAME_S < other.real_s and one.simulated_s > other.simulated_s + SAME_S
+        SAME * one.real_s < other.real_s and one.simulated_s > SAME * other.simulated_s
         for one in compared
         for other in compared
     )
@@ -229,14 +258,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return finish(bars, {each.policy: asdict(each) for each in compared}, chosen.json)
 
 
-async def measured(running: Stack, trace: Sequence[Arrival]) -> tuple[EngineCosts, float, list[Replayed]]:
+async def measured(
+    policy: str, address: str, settings: Settings, trace: Sequence[Arrival]
+) -> tuple[EngineCosts, float, list[Replayed]]:
     """The engines' costs, a request's time outside them, and a replay at LOADS of what they could compute."""
-    async with AsyncClient(running.address, timeout_s=TIMEOUT_S) as client:
+    async with AsyncClient(address, timeout_s=TIMEOUT_S) as client:
         apart = []
         for number in range(12):  # the first requests are slow
-            answer = await client.generate(text_of([10_000 + number], 64), max_tokens=4, min_tokens=4)
+            answer = await client.generate(text_of(policy, [10_000 + number], 64), max_tokens=4, min_tokens=4)
             apart.append((answer.usage.ttft_ms, answer.usage.prompt_tokens))
-        costs = await reported_costs(running.settings)
+        costs = await reported_costs(settings)
         overhead_s = max(
             statistics.median(
                 ttft_ms / 1000 - costs.prefill_s(0, tokens) - costs.step_s for ttft_ms, tokens in apart[4:]
@@ -250,8 +281,9 @@ async def measured(running: Stack, trace: Sequence[Arrival]) -> tuple[EngineCost
         )
         length_s = max(arrival.at_s for arrival in trace) + 1.0
         speed = LOADS * length_s * WORKERS / (needs_s * len(trace))
-        replayed = await replay(client, copies(trace, 1, speed, 0), costs)
-        return await reported_costs(running.settings), overhead_s, replayed
+        faster = [replace(arrival, at_s=arrival.at_s / speed) for arrival in trace]
+        replayed = await replay(client, policy, faster, costs)
+        return await reported_costs(settings), overhead_s, replayed
 
 
 if __name__ == "__main__":

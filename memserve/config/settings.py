@@ -164,6 +164,12 @@ class Settings(BaseModel):
     memory_changes_per_minute_per_tenant: int = Field(
         6000, ge=1, description="Memories that one tenant may store or forget in a minute, in one gateway."
     )
+    tokens_per_minute_per_tenant: int = Field(
+        0,
+        ge=0,
+        description="Tokens that one tenant may have computed in a minute, whichever gateways it asks: of "
+        "prompts, less what was cached, and of answers. 0: any number.",
+    )
     routing_policy: RoutingPolicy = Field(
         "least_harm",
         description="How a worker is picked: "

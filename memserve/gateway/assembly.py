@@ -19,6 +19,7 @@ from memserve.errors import (
     VectorStoreUnavailable,
 )
 from memserve.gateway.access.callers import Access, Inflight
+from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.modules.canary import CanaryWatch
 from memserve.gateway.modules.composition import ModuleComposition
@@ -86,6 +87,7 @@ class GatewayParts:
     background: Background
     """Work that outlives calls."""
     inflight: Inflight
+    tokens: TokenQuota
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
     decisions: Decisions = field(default_factory=Decisions)
@@ -146,6 +148,8 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
         )
         await pool.start()
         stack.push_async_callback(pool.close)
+        tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
+        stack.push_async_callback(tokens.close)
         background = Background()
         stack.push_async_callback(background.close)
         yield GatewayParts(
@@ -162,6 +166,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
             pool=pool,
             background=background,
             inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
+            tokens=tokens,
         )
 
 
@@ -185,6 +190,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         look_up=CacheLookup(pool, parts.lookup, parts.metrics),
         router=Router(pool, settings, parts.residuals, parts.breakers),
         answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
+        tokens=parts.tokens,
     )
     trial = ModuleTrial(pool)
     gate = Gate(
@@ -198,7 +204,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     placement = ModulePlacement(pool, memory.store)
     return GatewayServices(
         pipeline=pipeline,
-        prefixes=Prefixes(check, fit, memory, parts.activation, pool),
+        prefixes=Prefixes(check, fit, memory, parts.activation, pool, parts.tokens),
         trial=trial,
         gatekeeper=gatekeeper,
         placement=placement,

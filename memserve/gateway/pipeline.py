@@ -16,6 +16,7 @@ from memserve.domain import GenerationRequest, RecallOutcome, Route, Tenant, Tex
 from memserve.domain.worker_calls import WorkerFailure, WorkerFull
 from memserve.errors import Overloaded
 from memserve.gateway.access.callers import Inflight
+from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
 from memserve.gateway.steps.prompt import Prompt, PromptFitting
@@ -49,6 +50,7 @@ class Pipeline:
     look_up: CacheLookup
     router: Router
     answers: Answers
+    tokens: TokenQuota
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
@@ -71,7 +73,7 @@ class Pipeline:
             # 3. Recall of text memories: late or down means an answer without passages, and says so.
             recalled = await self.recall(request, tenant.name)
             while True:
-                answer = self._answer(request, tenant, modules, recalled, accepted_s, deadline_s)
+                answer = self._answer(request, tenant, modules, recalled, held, accepted_s, deadline_s)
                 try:
                     async with contextlib.aclosing(answer) as events:
                         async for event in events:
@@ -88,14 +90,21 @@ class Pipeline:
         tenant: Tenant,
         modules: AnsweringModules,
         recalled: Recalled,
+        held: contextlib.AsyncExitStack,
         accepted_s: float,
         deadline_s: float | None,
     ) -> AsyncGenerator[Route | TextDelta | Usage, None]:
-        """From the prompt on. Raises as `generate`, Overloaded before the first token only."""
+        """From the prompt on. Raises as `generate`, Overloaded before the first token only.
+
+        held: what is held until the request has ended.
+        """
         # 4. The prompt: token ids.
         prompt = await self.fit(request, recalled.passages, tenant.name)
         check_min_tokens(request.sampling.min_tokens, prompt.max_tokens)
         request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
+        spent = await held.enter_async_context(
+            self.tokens.answer(tenant.name, len(prompt.token_ids), prompt.max_tokens)
+        )
         self.pool.asked(tenant.name)
         if self.settings.hold_s and not self.pool.ready(time.monotonic()):
             with self.metrics.held.track_inprogress():
@@ -126,6 +135,7 @@ class Pipeline:
                     yield route
                     async with contextlib.aclosing(self.answers.stream(routed, worker)) as events:
                         async for event in events:
+                            spent.see(event)
                             yield event  # 8. Text, last the usage.
                 return
             except WorkerFull as full:

@@ -32,6 +32,7 @@ from memserve.domain.worker_calls import (
     WorkerRequest,
 )
 from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, Overloaded, PrefixNotStored, WorkerLost
+from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import prompt_block_keys
 from memserve.gateway.steps.prompt import PromptFitting
@@ -99,12 +100,14 @@ class Prefixes:
         modules: ParametricMemory,
         activation: ActivationMemory,
         pool: WorkerPool,
+        tokens: TokenQuota,
     ) -> None:
         self._check = check
         self._fit = fit
         self._modules = modules
         self._activation = activation
         self._pool = pool
+        self._tokens = tokens
 
     async def prefix(self, tenant: Tenant, messages: Sequence[Message], model: str, module: str) -> Prefix:
         """The prefix that these messages begin, with the module that the reference names.
@@ -207,13 +210,15 @@ class Prefixes:
 
         worker_id: empty for the least loaded worker that the tenant may use.
         deadline_s: on the monotonic clock, or None. It holds for the computing only.
-        Raises NoWorker, WorkerLost, DeadlineExceeded and Overloaded.
+        Raises NoWorker, WorkerLost, DeadlineExceeded, Overloaded and QuotaExceeded.
         """
         worker, laid_out = self._worker(tenant, worker_id, prefix)
         tokens, stored = len(prefix.token_ids), 0
         for start in range(0, tokens, STEP_TOKENS):
             end = min(start + STEP_TOKENS, tokens)
-            await self._compute(worker, tenant, prefix, start, end, deadline_s)
+            async with self._tokens.answer(tenant.name, end - start, 1) as spent:
+                await self._compute(worker, tenant, prefix, start, end, deadline_s)
+                spent.tokens = end - start + 1
             stored = max(stored, await self.stored_tokens(tenant, laid_out) or 0)
             yield Warmth(worker.lease.worker_id, tokens, end, stored)
         wanted = laid_out.chunked_tokens

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import generate_latest
@@ -237,7 +238,33 @@ def test_a_fact_that_the_table_has_forgotten_is_unknown() -> None:
 def test_a_fact_tells_what_a_client_can_act_on_in_the_metadata(
     fact: MemserveError, metadata: tuple[tuple[str, str], ...]
 ) -> None:
-    assert trailing_metadata(fact) == metadata
+    assert trailing_metadata(fact)[: len(metadata)] == metadata
+    assert len(trailing_metadata(fact)) == len(metadata) + bool(metadata)
+
+
+def rich(fact: MemserveError) -> status_pb2.Status:
+    (value,) = (value for key, value in trailing_metadata(fact) if key == "grpc-status-details-bin")
+    assert isinstance(value, bytes)
+    return status_pb2.Status.FromString(value)
+
+
+def test_a_refusal_has_its_reason_and_retry_time_as_the_richer_error_model_has_them() -> None:
+    status = rich(errors.Overloaded("late", "too late", 1.5))
+    assert (status.code, status.message) == (8, "too late; try again in 1.5 s")
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(info)
+    assert status.details[1].Unpack(retry)
+    assert (info.reason, info.domain) == ("LATE", "memserve")
+    assert (retry.retry_delay.seconds, retry.retry_delay.nanos) == (1, 500_000_000)
+
+
+@pytest.mark.parametrize("field", ["sampling.top_p", "weights.\ud800"])
+def test_a_field_at_fault_is_in_the_richer_error_model_too(field: str) -> None:
+    status = rich(errors.InvalidField(field, "must be at most 1"))
+    bad = error_details_pb2.BadRequest()
+    assert status.details[0].Unpack(bad)
+    assert bad.field_violations[0].field == field.replace("\ud800", "?")
+    assert "must be at most 1" in bad.field_violations[0].description
 
 
 def test_every_refusal_that_may_be_tried_again_has_a_reason_that_clients_know() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 
 import grpc
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from memserve import errors
 from memserve.disk import DATA_DISK, RETRY_AFTER_S, says_full
 from memserve.domain.worker_calls import REASON, RETRY_AFTER
 
 DETAIL_MAX = 1000
+RICH_STATUS, DOMAIN = "grpc-status-details-bin", "memserve"
 STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InvalidModule: grpc.StatusCode.INVALID_ARGUMENT,
@@ -92,8 +95,38 @@ def detail_of(error: errors.MemserveError) -> str:
     return detail if len(detail) <= DETAIL_MAX else detail[:DETAIL_MAX] + "…"
 
 
-def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...]:
-    """What a client can act on without parsing the text: the field at fault, or the time to wait."""
+def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str | bytes], ...]:
+    """What a client can act on without parsing the text: the field at fault, or the time to wait.
+
+    It is there twice: by plain names, and as gRPC's richer error model has it (google.rpc.BadRequest,
+    ErrorInfo, RetryInfo).
+    """
+    plain = _plain_metadata(error)
+    return (*plain, (RICH_STATUS, _rich_status(error).SerializeToString())) if plain else ()
+
+
+def _rich_status(error: errors.MemserveError) -> status_pb2.Status:
+    message = _utf8(detail_of(error))
+    status = status_pb2.Status(code=status_of(error).value[0], message=message)
+    if isinstance(error, errors.InvalidField | errors.InvalidModule):
+        at_fault = error_details_pb2.BadRequest.FieldViolation(
+            field=_utf8(error.field[:DETAIL_MAX]), description=message
+        )
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[at_fault]))
+    if isinstance(error, WITH_RETRY):
+        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason.upper(), domain=DOMAIN))
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status
+
+
+def _utf8(text: str) -> str:
+    """What the caller sent may have half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _plain_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...]:
     if isinstance(error, errors.InvalidField | errors.InvalidModule):
         # Metadata must be printable ASCII. A field may be a tensor's name from an upload, with any letters.
         return (

@@ -38,6 +38,8 @@ DISCOVERY_S = 0.25
 # when no other worker is connected.
 SILENT_S = 1.0
 HELD_LOOK_S = 0.05
+FIRST_S = 2.0
+"""A gateway that starts waits so long for the streams of the workers that are there."""
 RECONNECT_S = 0.2
 # Parts of the index that a worker that is gone is taken out of, at each discovery.
 TIDY_STEPS = 8
@@ -199,10 +201,18 @@ class WorkerPool:
         # By id of a worker that has a lease and is not used: why not.
         self._refused: dict[str, str] = {}
         self._discovery: asyncio.Task[None] | None = None
+        self._looked = asyncio.Event()
         self._lately = Lately(RECENT_S)
 
     async def start(self) -> None:
+        """Look for workers from now on. Returns when one of those that are there is ready, or FIRST_S later:
+        a gateway that comes to a running fleet refuses nobody."""
         self._discovery = asyncio.create_task(repeat("discovery", self._discover, DISCOVERY_S, self._failed))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_S):
+                await self._looked.wait()
+                while self.workers and not self.ready(time.monotonic()):
+                    await asyncio.sleep(HELD_LOOK_S)
 
     async def close(self) -> None:
         tasks = [
@@ -269,6 +279,10 @@ class WorkerPool:
         )
 
     async def _discover(self) -> None:
+        await self._look()
+        self._looked.set()
+
+    async def _look(self) -> None:
         try:
             leases = {lease.worker_id: lease for lease in await self._registry.live_workers()}
         except RegistryUnavailable as error:

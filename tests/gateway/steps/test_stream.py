@@ -32,6 +32,7 @@ from memserve.domain import (
 from memserve.domain.kinds import KINDS
 from memserve.errors import DeadlineExceeded, NoWorker, WorkerLost
 from memserve.gateway.access.callers import Inflight
+from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.outcomes import OutcomeCounts, Outcomes
 from memserve.gateway.pipeline import Pipeline
@@ -112,6 +113,7 @@ class MemoryFleet:
             look_up=self._look_up,
             router=Router(self.pool, settings, self.residuals, self.breakers),
             answers=Answers(self.metrics, self.outcomes, self.decisions, self.residuals, self.breakers),
+            tokens=TokenQuota("redis://localhost:1", 0),
         )
 
     async def live_workers(self) -> list[WorkerLease]:

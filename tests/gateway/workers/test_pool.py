@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
 from memserve.domain import Sampling
+from memserve.gateway.assembly import open_parts
 from memserve.kv.keys import block_keys, redis_key
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.registry.leases import WORKERS, lease_key
@@ -29,6 +32,15 @@ def write_lease(gateway: RunningGateway, worker_id: str, value: str) -> None:
 
 def keys_of(gateway: RunningGateway, block_tokens: int) -> list[bytes]:
     return block_keys(gateway.token_ids(LONG)[:-1], block_tokens, lora=None, cache_salt=gateway.cache_salt)
+
+
+async def test_a_gateway_that_comes_to_a_running_fleet_is_ready_with_it(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    first = await start_gateway()
+    settings = first.settings.model_copy(update={"data_dir": tmp_path})
+    async with open_parts(settings) as parts:
+        assert parts.pool.ready(time.monotonic()), "it refuses nobody while it gets to know the workers"
 
 
 async def test_a_reset_that_breaks_after_its_first_message_is_told_again_whole(
