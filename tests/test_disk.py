@@ -13,8 +13,8 @@ import redis
 from pymilvus.exceptions import MilvusException
 
 from memserve import errors
-from memserve.api.grpc.call import CHANGES
-from memserve.api.grpc.errors import detail_of, fact_of
+from memserve.api.entry import CHANGES
+from memserve.api.facts import detail_of, fact_of
 from memserve.disk import DATA_DISK, DiskWatch, free_share
 from memserve.embedded.disk_guard import RegistryGuard
 from memserve.memory.modules.blobs.places import answering as answering_of_blobs

@@ -43,6 +43,7 @@ def second_gateway(first: Settings, data: Path, **settings: Any) -> Iterator[Sec
         update={
             "data_dir": data,
             "port": 0,
+            "http_port": 0,
             "metrics_port": 0,
             "module_store_url": str(first.data / "modules"),
             **settings,

@@ -59,7 +59,10 @@ def running_stack(*, demo_modules: bool = False, **settings: Any) -> Iterator[St
         # memserve publishes the demo's modules only when the model has the demo model's own path.
         (folder / "demo_model").symlink_to(MODEL_DIR)
         settings.setdefault("model", str(folder / "demo_model"))
-    stack = Stack(load_settings(**{"data_dir": folder, "port": 0, "metrics_port": 0, **settings}), report)
+    stack = Stack(
+        load_settings(**{"data_dir": folder, "port": 0, "http_port": 0, "metrics_port": 0, **settings}),
+        report,
+    )
     # A benchmark that is ended by a signal leaves no engines behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -113,7 +113,8 @@ async def closed_loop(
         nonlocal done
         dice = random.Random(seed + number)
         while time.monotonic() < until_s:
-            done += await answered(dice)
+            was_answered = await answered(dice)
+            done += was_answered
 
     await asyncio.gather(*(one(number) for number in range(BATCH * WORKERS)))
     return done / seconds

@@ -51,7 +51,7 @@ POLICY_NAMES = ("round_robin", "session_hash", "lmetric", "least_harm")
 TOGETHER = 8
 """Answers that share a step, about."""
 TIMEOUT_S = 120.0
-LOADS = 1.1
+LOADS = 0.8
 WISH_S = 1.5
 PER_TOKEN = 3.0
 """Of what an engine takes for the prompt, so many times are added to WISH_S."""

@@ -39,6 +39,9 @@ class SettingOptions:
     ] = None
     workers: Annotated[int | None, typer.Option(help="vLLM workers. Default: 2.")] = None
     port: Annotated[int | None, typer.Option(help="gRPC port of the gateway. Default: 50051.")] = None
+    http_port: Annotated[
+        int | None, typer.Option(help="HTTP port of the gateway, with OpenAI's API. Default: 8000.")
+    ] = None
     metrics_port: Annotated[
         int | None, typer.Option(help="HTTP port of the Prometheus metrics. Default: 9464.")
     ] = None
@@ -100,7 +103,7 @@ def gateway(
     Its settings come from the environment, such as MEMSERVE_MODEL,
     MEMSERVE_REDIS_URL and MEMSERVE_MILVUS_URI: see `memserve settings`.
     """
-    from memserve.api.grpc.server import serve_gateway
+    from memserve.api.server import serve_gateway
 
     private_umask()
     spare_loopback(os.environ)

@@ -58,6 +58,8 @@ class Settings(BaseModel):
         description="Address that the workers listen on for gateways, whatever the gateway's host is.",
     )
     port: Port = Field(50051, description="gRPC port of the gateway. 0: any free port, which is printed.")
+    http: bool = Field(True, description="Serve OpenAI's API over HTTP, on `host` and `http_port`.")
+    http_port: Port = Field(8000, description="HTTP port of the gateway. 0: any free port.")
     metrics_port: Port = Field(
         9464, description="HTTP port of the gateway's Prometheus metrics. 0: any free port."
     )

@@ -50,6 +50,8 @@ class Sampling:
     """Whether the log-probability of each chosen token is wanted."""
     min_tokens: int = 0
     """Before this many tokens the answer does not end by itself."""
+    json_schema: str = ""
+    """The answer is JSON of this schema, which is JSON itself. Empty: any text."""
 
 
 class RefusalReason(OpenEnum):
@@ -109,6 +111,8 @@ class GenerationRequest:
     priority: Priority = Priority.NORMAL
     do_not_queue: bool = False
     """Refuse the request at once where no engine can begin with it now."""
+    raw: bool = False
+    """The only message is a text that the model goes on with, without its chat template."""
 
 
 @dataclass(frozen=True, slots=True)

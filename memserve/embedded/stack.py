@@ -142,7 +142,8 @@ class Stack:
             if settings.metrics
             else ""
         )
-        self._say(f"gateway    {self.address}{metrics}")
+        http = f", http://{at(settings.host, settings.http_port)}/v1" if settings.http else ""
+        self._say(f"gateway    {self.address}{http}{metrics}")
         if Path(settings.model) == MODEL_DIR:
             self._publish_demo_modules()
         self.started = True

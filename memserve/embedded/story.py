@@ -60,7 +60,9 @@ def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
     """
     started_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="memserve-demo-"))
-    settings = load_settings(data_dir=folder, workers=workers, port=0, metrics_port=0, canary_interval_s=1)
+    settings = load_settings(
+        data_dir=folder, workers=workers, port=0, http_port=0, metrics_port=0, canary_interval_s=1
+    )
     stack = Stack(settings, report)
     try:
         stack.start()

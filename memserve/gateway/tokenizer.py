@@ -51,7 +51,9 @@ class ChatTokenizer:
         # A template is a program. For roles or an order that it does not expect, it may raise anything.
         except Exception as error:
             raise InvalidField("messages", f"the model's chat template refuses them: {error}") from None
-        token_ids = self._ids(text)
+        return self._checked(self._ids(text))
+
+    def _checked(self, token_ids: list[int]) -> list[int]:
         if self._without_row and not self._without_row.keys().isdisjoint(token_ids):
             token = next(
                 self._without_row[token_id] for token_id in token_ids if token_id in self._without_row
@@ -60,6 +62,17 @@ class ChatTokenizer:
                 "messages", f"must not spell {token!r}, a token for which the model has no embedding"
             )
         return token_ids
+
+    def encode_raw(self, text: str) -> list[int]:
+        """Token ids of a text that the model goes on with, with what its tokenizer puts before a text.
+
+        Raises InvalidField as `encode`.
+        """
+        return self._checked(list(self._tokenizer.encode_batch_fast([text])[0].ids))
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token. A token that is a part of a character is U+FFFD."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
     def can_quote(self, text: str) -> bool:
         """Whether a prompt may contain this text, which the caller did not write.

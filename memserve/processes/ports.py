@@ -31,6 +31,8 @@ def held_ports(settings: Settings) -> Iterator[Settings]:
     with contextlib.ExitStack() as held:
         port = held.enter_context(_hold(settings.host, settings.port, "port"))
         taken = {"port": port}
+        if settings.http:
+            taken["http_port"] = held.enter_context(_hold(settings.host, settings.http_port, "http_port"))
         if settings.metrics:
             taken["metrics_port"] = held.enter_context(
                 _hold(settings.metrics_host, settings.metrics_port, "metrics_port")

@@ -229,6 +229,7 @@ def _worker_request(request: pb.GenerateRequest) -> WorkerRequest:
             stop=tuple(request.stop),
             logprobs=request.logprobs,
             min_tokens=request.min_tokens,
+            json_schema=request.json_schema,
         ),
         modules=_modules(request),
         store_whole_prompt=request.keep,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from memserve.api import rules
 from memserve.api.grpc.convert import inference as convert
 from memserve.api.grpc.convert import modules as convert_modules
 from memserve.api.grpc.convert.paging import page_size
@@ -54,11 +55,11 @@ def expert(**fields: Any) -> Callable[[], object]:
 
 # What is at a bound.
 TAKEN = {
-    "max_tokens": [sampled(max_tokens=0), sampled(max_tokens=1), sampled(max_tokens=convert.MAX_TOKENS_MAX)],
+    "max_tokens": [sampled(max_tokens=0), sampled(max_tokens=1), sampled(max_tokens=rules.MAX_TOKENS_MAX)],
     "min_tokens": [
         sampled(min_tokens=5),
         sampled(min_tokens=5, max_tokens=5),
-        sampled(min_tokens=convert.MAX_TOKENS_MAX, max_tokens=convert.MAX_TOKENS_MAX),
+        sampled(min_tokens=rules.MAX_TOKENS_MAX, max_tokens=rules.MAX_TOKENS_MAX),
     ],
     "temperature": [sampled(temperature=0), sampled(temperature=2)],
     "top_p": [sampled(top_p=0), sampled(top_p=1e-9), sampled(top_p=1)],

@@ -14,7 +14,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import generate_latest
 
 from memserve import errors
-from memserve.api.grpc.errors import STATUS, WITH_RETRY, detail_of, status_of, trailing_metadata
+from memserve.api.facts import WITH_RETRY, detail_of
+from memserve.api.grpc.errors import STATUS, status_of, trailing_metadata
 from memserve.api.grpc.front import open_front
 from memserve.api.grpc.server import listen, served
 from memserve.client import AsyncClient, CallFailed

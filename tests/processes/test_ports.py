@@ -32,7 +32,7 @@ def listening(port: int, **options: int) -> socket.socket:
 
 
 def free(data: Path, **changes: object) -> Settings:
-    return Settings(data_dir=data, **{"port": 0, "metrics_port": 0, **changes})  # type: ignore[arg-type]
+    return Settings(data_dir=data, **{"port": 0, "http_port": 0, "metrics_port": 0, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("setting", ["port", "metrics_port"])

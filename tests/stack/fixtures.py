@@ -22,7 +22,7 @@ WORKERS = 2
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder: Path = tmp_path_factory.mktemp("stack")
     settings = load_settings(
-        {}, data_dir=folder, workers=WORKERS, port=0, metrics_port=0, routing_exploration=0.0
+        {}, data_dir=folder, workers=WORKERS, port=0, http_port=0, metrics_port=0, routing_exploration=0.0
     )
     running = Stack(settings, lambda line: print(line, flush=True))
     try:

@@ -37,6 +37,7 @@ def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         update={
             "port": 0,
             "metrics_port": 0,
+            "http_port": 0,
             "milvus_uri": str(folder / "milvus.db"),
             "api_keys_file": folder / "keys.json",
         }

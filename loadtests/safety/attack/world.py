@@ -99,6 +99,7 @@ def attacked_world() -> Iterator[World]:
         model=str(folder / "model"),
         workers=1,
         port=0,
+        http_port=0,
         metrics_port=0,
         salt_key=SALT_KEY,
         metrics_key=METRICS_KEY,

@@ -74,6 +74,7 @@ class Rig:
             model=str(MODEL_DIR),
             redis_url=registry.url,
             port=0,
+            http_port=0,
             metrics_port=0,
             shutdown_grace_s=1.0,
             memory_changes_per_minute_per_tenant=10**6,

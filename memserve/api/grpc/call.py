@@ -5,65 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
 
-from memserve.api.grpc.errors import WITH_RETRY, detail_of, fact_of, status_of, trailing_metadata
+from memserve.api.entry import Entry
+from memserve.api.facts import detail_of
+from memserve.api.grpc.errors import status_of, trailing_metadata
 from memserve.api.grpc.sizes import RECEIVED_BYTES
-from memserve.config import Settings
-from memserve.disk import DiskWatch
-from memserve.domain import KeyRole, Tenant
-from memserve.errors import PermissionDenied, Unauthenticated
-from memserve.gateway.access.callers import Access
-from memserve.gateway.access.limits import Limits, Strangers
+from memserve.domain import Tenant
+from memserve.gateway.access.limits import Limits
 from memserve.metrics.instruments import GatewayMetrics
 
 log = logging.getLogger("memserve.gateway")
-
-# RPCs that write to a disk of the server. They are refused while such a disk has too little room. All other
-# RPCs are reads and answers.
-CHANGES = frozenset(
-    {
-        "Backup",
-        "Remember",
-        "Forget",
-        "PublishModule",
-        "ComposeModule",
-        "PromoteModule",
-        "RollbackModule",
-        "SetTraffic",
-        "DropAlias",
-        "DeleteVersion",
-        "PreloadModule",
-        "UnloadModule",
-        "RunGate",
-        "PinPrefix",
-        "UnpinPrefix",
-        "ReleaseAudit",
-        "WarmPrefix",
-        "EvictPrefix",
-        "EvictModule",
-        "EvictTenant",
-    }
-)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Edge:
-    """Authenticates each call, checks the caller's role and limits, and turns facts into statuses."""
+    """The entry, and what is gRPC's: facts become statuses, and slow readers are given up."""
 
-    def __init__(self, settings: Settings, access: Access, disk: DiskWatch, metrics: GatewayMetrics) -> None:
-        self.limits = Limits(settings)
-        self.metrics = metrics
-        self._access = access
-        self._disk = disk
-        self._strangers = Strangers()
-        self._write_timeout_s = settings.write_timeout_s
+    def __init__(self, entry: Entry, write_timeout_s: float) -> None:
+        self._entry = entry
+        self._write_timeout_s = write_timeout_s
         self._ending: set[asyncio.Task[None]] = set()
+
+    @property
+    def limits(self) -> Limits:
+        return self._entry.limits
+
+    @property
+    def metrics(self) -> GatewayMetrics:
+        return self._entry.metrics
 
     @contextlib.asynccontextmanager
     async def call(self, rpc: str, context: Context) -> AsyncIterator[Tenant]:
@@ -73,41 +47,24 @@ class Edge:
         that finds it in the gateway's log.
         """
         code = grpc.StatusCode.OK
+        metadata = dict(context.invocation_metadata() or ())
+        authorization = str(metadata.get("authorization", ""))
         try:
-            metadata = dict(context.invocation_metadata() or ())
-            tenant = await self._caller(rpc, str(metadata.get("authorization", "")), context.peer())
-            if rpc in CHANGES:
-                self._disk.check()
-            async with self.limits.call(rpc, tenant.name, RECEIVED_BYTES.get()):
+            async with self._entry.call(rpc, authorization, context.peer(), RECEIVED_BYTES.get()) as tenant:
                 yield tenant
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception as error:
-            fact = fact_of(error)
-            if fact is not None:
+            fact = self._entry.failed(rpc, error)
+            if isinstance(fact, str):
+                code = grpc.StatusCode.INTERNAL
+                await context.abort(code, f"internal error; the gateway's log has it as incident {fact}")
+            else:
                 code = status_of(fact)
-                if isinstance(fact, WITH_RETRY):
-                    self.metrics.refused.labels(fact.reason).inc()
                 await context.abort(code, detail_of(fact), trailing_metadata(fact))
-            code = grpc.StatusCode.INTERNAL
-            incident = uuid.uuid4().hex[:12]
-            log.exception("incident %s in %s", incident, rpc)
-            await context.abort(code, f"internal error; the gateway's log has it as incident {incident}")
         finally:
             self.metrics.requests.labels(rpc, code.name).inc()
-
-    async def _caller(self, rpc: str, authorization: str, peer: str) -> Tenant:
-        """The tenant that calls.
-
-        Raises Unauthenticated and PermissionDenied. Unauthenticated is paced for each address, and becomes
-        QuotaExceeded when the address calls too quickly.
-        """
-        try:
-            return self._access.caller(rpc, authorization)
-        except Unauthenticated:
-            await self._strangers.turn(peer)
-            raise
 
     @contextlib.contextmanager
     def sending(self, context: Context) -> Iterator[None]:
@@ -142,13 +99,3 @@ class Edge:
                 grpc.StatusCode.CANCELLED,
                 f"the stream was not read for {self._write_timeout_s:g} s; read it as it comes",
             )
-
-
-def require_admin(tenant: Tenant, what: str) -> None:
-    """Check the caller for the part of a call that shows or steers more than the tenant's own.
-
-    what: the part, as the refusal names it.
-    Raises PermissionDenied.
-    """
-    if not tenant.is_admin:
-        raise PermissionDenied(what, KeyRole.ADMIN, tenant.role)

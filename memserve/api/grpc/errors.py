@@ -1,18 +1,15 @@
-"""The table from facts to gRPC status codes, and what a status says."""
+"""The table from facts to gRPC status codes, and what a status carries beside its text."""
 
 from __future__ import annotations
-
-import re
 
 import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from memserve import errors
-from memserve.disk import DATA_DISK, RETRY_AFTER_S, says_full
+from memserve.api.facts import DETAIL_MAX, WITH_RETRY, detail_of, utf8
 from memserve.domain.worker_calls import REASON, RETRY_AFTER
 
-DETAIL_MAX = 1000
 RICH_STATUS, DOMAIN = "grpc-status-details-bin", "memserve"
 STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
@@ -63,36 +60,9 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
 }
 
 
-# These facts have a `reason` and a `retry_after_s`, which go into the trailing metadata.
-WITH_RETRY = (
-    errors.QuotaExceeded,
-    errors.QuotaReached,
-    errors.DiskFull,
-    errors.RegistryDiskFull,
-    errors.JournalFull,
-    errors.NoWorker,
-    errors.Overloaded,
-    errors.GatewayStarting,
-)
-# These state a rule about what the caller sent. They contain no path on this machine.
-QUOTE_THE_CALLER = (errors.InvalidField,)
-# A path on this machine. It has at least two steps. It is no part of a URL, a module reference or a fraction.
-_PATH = re.compile(r"(?:unix:(?://)?|(?<![\w/.:@]))/[\w.@+~-]+(?:/[\w.@+~=-]+)+/?")
-
-
 def status_of(error: errors.MemserveError) -> grpc.StatusCode:
     """The status code of a fact. UNKNOWN: the table lacks the fact, which a test rules out."""
     return STATUS.get(type(error), grpc.StatusCode.UNKNOWN)
-
-
-def detail_of(error: errors.MemserveError) -> str:
-    """The text of the status.
-
-    It is at most DETAIL_MAX characters and an ellipsis, because it may quote what the caller sent. Clients
-    refuse large trailers.
-    """
-    detail = str(error) if isinstance(error, QUOTE_THE_CALLER) else without_paths(str(error))
-    return detail if len(detail) <= DETAIL_MAX else detail[:DETAIL_MAX] + "…"
 
 
 def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str | bytes], ...]:
@@ -106,11 +76,11 @@ def trailing_metadata(error: errors.MemserveError) -> tuple[tuple[str, str | byt
 
 
 def _rich_status(error: errors.MemserveError) -> status_pb2.Status:
-    message = _utf8(detail_of(error))
+    message = utf8(detail_of(error))
     status = status_pb2.Status(code=status_of(error).value[0], message=message)
     if isinstance(error, errors.InvalidField | errors.InvalidModule):
         at_fault = error_details_pb2.BadRequest.FieldViolation(
-            field=_utf8(error.field[:DETAIL_MAX]), description=message
+            field=utf8(error.field[:DETAIL_MAX]), description=message
         )
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[at_fault]))
     if isinstance(error, WITH_RETRY):
@@ -119,11 +89,6 @@ def _rich_status(error: errors.MemserveError) -> status_pb2.Status:
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
-
-
-def _utf8(text: str) -> str:
-    """What the caller sent may have half of a surrogate pair."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _plain_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...]:
@@ -135,18 +100,3 @@ def _plain_metadata(error: errors.MemserveError) -> tuple[tuple[str, str], ...]:
     if isinstance(error, WITH_RETRY):
         return ((REASON, error.reason), (RETRY_AFTER, f"{error.retry_after_s:g}"))
     return ()
-
-
-def without_paths(text: str) -> str:
-    """A message without the paths in it, because callers need not know where the server keeps its files."""
-    return _PATH.sub("<a path on the server>", text)
-
-
-def fact_of(error: BaseException) -> errors.MemserveError | None:
-    """The fact that an error is to the caller. None: an incident, which only the log explains.
-
-    An error that says that a disk is full is DiskFull, whichever layer raised it.
-    """
-    if says_full(error) and not isinstance(error, errors.DiskFull | errors.RegistryDiskFull):
-        return errors.DiskFull(DATA_DISK, RETRY_AFTER_S)
-    return error if isinstance(error, errors.MemserveError) else None

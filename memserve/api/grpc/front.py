@@ -14,8 +14,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from memserve.api.facts import detail_of
 from memserve.api.grpc.call import Context
-from memserve.api.grpc.errors import detail_of, status_of, trailing_metadata
+from memserve.api.grpc.errors import status_of, trailing_metadata
 from memserve.api.grpc.keyless import KeylessPace
 from memserve.api.grpc.sizes import RequestSizes
 from memserve.config import Settings, at

@@ -11,7 +11,8 @@ from typing import Any
 
 import grpc
 
-from memserve.api.grpc.errors import detail_of, status_of, trailing_metadata
+from memserve.api.facts import detail_of
+from memserve.api.grpc.errors import status_of, trailing_metadata
 from memserve.errors import QuotaExceeded
 from memserve.gateway.access.limits import Strangers
 

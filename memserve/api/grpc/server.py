@@ -1,18 +1,17 @@
-"""The gateway process. It serves gRPC, with health, reflection and metrics, and stops gracefully."""
+"""The gRPC services of a gateway behind its port, with health, reflection and the loops of the gateway."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
 
 from grpc_health.v1 import health
 
+from memserve.api.entry import Entry, entry_of
 from memserve.api.grpc.call import Edge
 from memserve.api.grpc.front import NOT_SERVING, SERVING, Front, open_front
 from memserve.api.grpc.services.activation import ActivationService
@@ -20,15 +19,13 @@ from memserve.api.grpc.services.inference import InferenceService
 from memserve.api.grpc.services.memory import MemoryService
 from memserve.api.grpc.services.modules import ModuleService
 from memserve.api.grpc.services.status import StatusService
-from memserve.config import Settings
 from memserve.errors import MemserveError
-from memserve.gateway.access.callers import Access, KeyFile, load_access
-from memserve.gateway.assembly import GatewayParts, open_parts, services_of
+from memserve.gateway.access.callers import Access
+from memserve.gateway.assembly import GatewayParts, GatewayServices, services_of
 from memserve.gateway.modules.canary import LOOK_S as CANARY_LOOK_S
 from memserve.gateway.steps.route import backlog_s
 from memserve.memory.modules.blobs.store import sweep
 from memserve.memory.modules.uploads import sweep_uploads
-from memserve.metrics.port import serve_metrics
 from memserve.pb.v1 import (
     activation_pb2,
     activation_pb2_grpc,
@@ -41,18 +38,12 @@ from memserve.pb.v1 import (
     status_pb2,
     status_pb2_grpc,
 )
-from memserve.processes.ports import held_ports
 from memserve.processes.supervised import repeat
 
 log = logging.getLogger("memserve.gateway")
 
 HEALTH_CHECK_S = 0.25
-# How often the key file is looked at. A revoked key is refused at most this much later.
-KEYS_LOOK_S = 1.0
 SWEEP_S = 600.0
-# How long a thread keeps the interpreter. An embedding is about a hundred steps of numpy on a thread. While
-# the event loop is busy, each step may wait this long for the interpreter.
-SWITCH_INTERVAL_S = 0.0005
 # A younger blob is not swept. A blob is put before its version is registered, and publishing takes less time
 # than this.
 BLOB_MIN_AGE_S = 3600.0
@@ -67,60 +58,27 @@ SERVICES = (
 )
 
 
-async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM. Answers under way then get `shutdown_grace_s` to finish.
-
-    The ports are taken before the gateway's parts are opened. SIGHUP reads the key file again.
-
-    ports_held: the parent process holds the ports already.
-    Raises StartupError when a port is taken or something that the gateway needs is missing.
-    """
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    access = load_access(settings)
-    key_file = KeyFile(access, settings)
-    with contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings:
-        async with (
-            open_front(settings, SERVICES) as front,
-            open_parts(settings) as parts,
-            served(front, parts, access),
-        ):
-            with serve_metrics(settings, parts.metrics.registry, settings.metrics_port) as metrics_address:
-                stop = asyncio.Event()
-                loop = asyncio.get_running_loop()
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    loop.add_signal_handler(number, stop.set)
-                loop.add_signal_handler(signal.SIGHUP, partial(key_file.look, even_unchanged=True))
-                keys = asyncio.create_task(
-                    repeat("keys", key_file.follow, KEYS_LOOK_S, parts.metrics.loop_failed)
-                )
-                log.info(
-                    "serving on %s:%s, metrics on %s", settings.host, front.port, metrics_address or "no port"
-                )
-                try:
-                    await stop.wait()
-                finally:
-                    keys.cancel()
-                    await asyncio.gather(keys, return_exceptions=True)
-
-
 @contextlib.asynccontextmanager
 async def listen(parts: GatewayParts, access: Access) -> AsyncIterator[int]:
     """Serve the services, health and reflection on the settings' host and port, while inside.
 
     Yields the number of the gRPC port.
     """
-    async with open_front(parts.settings, SERVICES) as front, served(front, parts, access):
+    entry, services = entry_of(parts, access), services_of(parts, access)
+    async with open_front(parts.settings, SERVICES) as front, served(front, parts, entry, services):
         yield front.port
 
 
 @contextlib.asynccontextmanager
-async def served(front: Front, parts: GatewayParts, access: Access) -> AsyncIterator[None]:
+async def served(
+    front: Front, parts: GatewayParts, entry: Entry, services: GatewayServices
+) -> AsyncIterator[None]:
     """Put the services behind the open port while inside, and run the gateway's loops.
 
     On leaving, answers under way get `shutdown_grace_s` to finish.
     """
-    edge = Edge(parts.settings, access, parts.disk, parts.metrics)
-    services, port = services_of(parts, access), front.services
+    edge = Edge(entry, parts.settings.write_timeout_s)
+    port = front.services
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(
         InferenceService(edge, services.pipeline, parts.decisions), port
     )

@@ -145,6 +145,7 @@ def _sampling(sampling: Sampling | None, fields: dict[str, Any]) -> pb.Sampling:
         stop=strings("stop", sampling.stop),
         logprobs=sampling.logprobs,
         min_tokens=sampling.min_tokens,
+        json_schema=sampling.json_schema,
     )
 
 

@@ -122,6 +122,10 @@ class Limits:
         """Wait as `call` does, for a further message of a stream. Raises QuotaExceeded."""
         await self._turn(tenant, CALL_COST_S, received_bytes)
 
+    async def again(self, rpc: str, tenant: str) -> None:
+        """Wait as `call` does, for a part of a call that takes as long as a call. Raises QuotaExceeded."""
+        await self._turn(tenant, COSTS_S.get(rpc, CALL_COST_S), 0)
+
     async def _turn(self, tenant: str, cost_s: float, received_bytes: int) -> None:
         now_s = asyncio.get_running_loop().time()
         self._lately.see(tenant, now_s)

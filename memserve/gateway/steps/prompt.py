@@ -58,9 +58,8 @@ class PromptFitting:
         """Raises as `fit_prompt`."""
         room = Room(self.context_tokens, request.sampling.max_tokens, self._settings.default_max_tokens)
         instruction = self._settings.recall_instruction
-        return await self._tokenizing.run(
-            tenant, partial(fit_prompt, self._tokenizer, request.messages, passages, room, instruction)
-        )
+        fit = partial(fit_prompt, self._tokenizer, request.messages, passages, room, instruction)
+        return await self._tokenizing.run(tenant, partial(fit, raw=request.raw))
 
     async def encode(self, messages: Sequence[Message], tenant: str) -> list[int]:
         """[tokens] of the messages alone, however many. Raises InvalidField for the template's refusal."""
@@ -89,22 +88,30 @@ def fit_prompt(
     passages: Sequence[ScoredMemory],
     room: Room,
     instruction: str = "",
+    *,
+    raw: bool = False,
 ) -> Prompt:
     """The prompt with as many passages as fit, behind the instruction. The worst passages go first.
+
+    raw: the only message is a text that the model goes on with. The passages stand before it.
 
     Blocks for as long as the tokenizer works. The prompt is encoded once where all passages fit, else as a
     rule once more, and four times at most, however many passages must go.
 
     Raises InvalidField when it does not fit without any, or the model's template refuses the messages.
     """
-    assembled = partial(
-        assemble_messages, messages, takes_system=tokenizer.takes_system, instruction=instruction
-    )
+    takes_system = tokenizer.takes_system and not raw
+    assembled = partial(assemble_messages, messages, takes_system=takes_system, instruction=instruction)
+
+    def encode(passages: Sequence[ScoredMemory]) -> list[int]:
+        asked = assembled(passages)
+        return tokenizer.encode_raw(asked[0].content) if raw else tokenizer.encode(asked)
+
     # What cannot fit by its bytes is not encoded to find out.
     most_bytes = prompt_max_bytes(tokenizer, room.context_tokens)
     over_bytes = sum(len(message.content.encode()) for message in assembled(passages)) - most_bytes
     kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
-    token_ids = tokenizer.encode(assembled(kept))
+    token_ids = encode(kept)
     # A number that has changed may take a token more or less, and so may the place where two lines meet.
     for slack in (0, 2 * len(kept)):
         surplus = len(token_ids) - room.prompt_tokens
@@ -114,10 +121,10 @@ def fit_prompt(
             [passage_line(number, hit) + "\n" for number, hit in enumerate(kept, start=1)]
         )
         kept = without_worst(kept, sizes, surplus + slack)
-        token_ids = tokenizer.encode(assembled(kept))
+        token_ids = encode(kept)
     if len(token_ids) > room.prompt_tokens and kept:
         kept = []
-        token_ids = tokenizer.encode(assembled(kept))
+        token_ids = encode(kept)
     left = room.context_tokens - len(token_ids)
     if left < 1:
         rule = (

@@ -225,6 +225,7 @@ def _generate_request(request: WorkerRequest) -> pb.GenerateRequest:
         stop=sampling.stop,
         logprobs=sampling.logprobs,
         min_tokens=sampling.min_tokens,
+        json_schema=sampling.json_schema,
         tenant=request.tenant,
         keep=request.store_whole_prompt,
         priority=getattr(pb, f"PRIORITY_{request.priority.name}"),

@@ -148,6 +148,11 @@ class BertEmbedder:
             vectors[rows] = self._embed_batch([token_ids[row] for row in rows])
         return vectors
 
+    def tokens(self, text: str) -> int:
+        """How many tokens of a passage are embedded."""
+        prompted = self._prompts.passage + (text.lower() if self._lower_case else text)
+        return len(self._tokenizer.encode(prompted).ids)
+
     def _embed_batch(self, token_ids: Sequence[Sequence[int]]) -> Floats:
         """Embed texts that are padded to one length.
 

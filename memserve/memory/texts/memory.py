@@ -184,7 +184,7 @@ class VectorMemory:
         )
 
         async def store() -> Memory:
-            write = put(tenant, memory, await self._embed(tenant, memory.text, query=False))
+            write = put(tenant, memory, await self.embed(tenant, memory.text, query=False))
             while True:
                 look = await self._journal.look(write.key, tenant, namespace)
                 known = await self._known(tenant, write.key, look)
@@ -260,7 +260,7 @@ class VectorMemory:
         deadline_s = time.monotonic() + timeout_s
 
         async def both_halves() -> Halves:
-            vector = await self._embed(tenant, query, query=True)
+            vector = await self.embed(tenant, query, query=True)
             await self._namespaces.require(tenant, scope)
             # Copied before the search: a write may reach Milvus, and leave `unapplied`, while the search
             # runs.
@@ -277,6 +277,10 @@ class VectorMemory:
     def embedder(self) -> str:
         """The name of the model that embeds."""
         return self._embedder.name
+
+    def embedder_tokens(self, text: str) -> int:
+        """Tokens of the text that an embedding is made of."""
+        return self._embedder.tokens(text)
 
     async def counts(self, tenant: str) -> dict[str, int]:
         """The number of memories by namespace, in the order of names.
@@ -389,7 +393,8 @@ class VectorMemory:
         if self._closed:
             raise VectorStoreUnavailable("it is closed")
 
-    async def _embed(self, tenant: str, text: str, *, query: bool) -> npt.NDArray[np.float32]:
+    async def embed(self, tenant: str, text: str, *, query: bool) -> npt.NDArray[np.float32]:
+        """[dim] of unit length. On the threads where tenants take turns."""
         self._require_open()
         try:
             return await self._embedding_threads.run(

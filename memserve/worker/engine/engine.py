@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm import SamplingParams
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from memserve.domain import CachedTokens, FinishReason, ModuleKind, Sampling
@@ -66,6 +66,9 @@ class Engine:
                 stop=list(sampling.stop) or None,
                 min_tokens=sampling.min_tokens,
                 logprobs=0 if sampling.logprobs else None,
+                structured_outputs=StructuredOutputsParams(json=sampling.json_schema)
+                if sampling.json_schema
+                else None,
                 output_kind=RequestOutputKind.DELTA,
                 extra_args={"kv_transfer_params": {OWNER: owner}, **call.extra_args},
                 **call.sampling,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from memserve.api.grpc.convert.memory import scored_memory
+from memserve.api.rules import check_generation, check_messages, check_strength, usual_priority
 from memserve.domain import (
     Explanation,
     FinishReason,
@@ -24,23 +24,8 @@ from memserve.domain import (
     Usage,
 )
 from memserve.errors import InvalidField
-from memserve.memory.texts.rules import check_namespace
 from memserve.pb.v1 import inference_pb2
-from memserve.policy.modules.references import parse_reference
-from memserve.policy.sampling import check_min_tokens
 
-MESSAGES_MAX = 1000
-STOP_MAX = 8
-STOP_MAX_BYTES = 64
-NAMESPACES_MAX = 16
-RECALL_MAX = 64
-RECALL_TIMEOUT_MAX_MS = 60_000
-SLO_MAX_MS = 3_600_000
-TEMPERATURE_MAX = 2.0
-MAX_TOKENS_MAX = 1 << 20
-MODULES_MAX = 8
-STRENGTH_MAX = 10.0
-SESSION_MAX_BYTES = 256
 CANDIDATE_FIELDS = tuple(inference_pb2.RouteCandidate.DESCRIPTOR.fields_by_name)
 
 ROLES = {
@@ -67,45 +52,35 @@ def generation_request(
 
     highest: the highest priority that the caller may ask for. Raises InvalidField.
     """
-    messages = conversation("messages", request.messages)
-    if messages[-1].role is not Role.USER:
-        raise InvalidField(f"messages[{len(messages) - 1}].role", "the last message must be the user's")
-    modules = _modules(request)
-    if len(request.session.encode()) > SESSION_MAX_BYTES:
-        raise InvalidField("session", f"at most {SESSION_MAX_BYTES} bytes")
-    if len(request.worker_id) > 64:
-        raise InvalidField("worker_id", "at most 64 characters")
-    if len(request.recall.namespaces) > NAMESPACES_MAX:
-        raise InvalidField("recall.namespaces", f"at most {NAMESPACES_MAX}")
-    for namespace in request.recall.namespaces:
-        check_namespace("recall.namespaces", namespace)
-    if not 0 <= request.recall.limit <= RECALL_MAX:
-        raise InvalidField("recall.limit", f"from 1 to {RECALL_MAX}, or 0 for the default")
-    if not 0 <= request.recall.timeout_ms <= RECALL_TIMEOUT_MAX_MS:
-        raise InvalidField("recall.timeout_ms", f"from 1 to {RECALL_TIMEOUT_MAX_MS}, or 0 for the default")
-    return GenerationRequest(
-        messages=messages,
+    recall = request.recall
+    asked = GenerationRequest(
+        messages=conversation("messages", request.messages),
         sampling=_sampling(request.sampling),
         model=request.model,
-        modules=modules,
-        namespaces=tuple(dict.fromkeys(request.recall.namespaces)),
-        recall_limit=request.recall.limit,
-        recall_timeout_s=request.recall.timeout_ms / 1000,
-        slo=_slo(request.slo),
+        modules=_modules(request),
+        namespaces=tuple(dict.fromkeys(recall.namespaces)),
+        recall_limit=recall.limit,
+        recall_timeout_s=recall.timeout_ms / 1000,
+        slo=Slo(
+            request.slo.ttft_ms or None,
+            request.slo.tpot_ms or None,
+            request.slo.refuse_late,
+            request.slo.skip_recall,
+        ),
         worker_id=request.worker_id,
         session=request.session,
         priority=_priority(request.priority, highest),
         do_not_queue=request.do_not_queue,
     )
+    check_generation(asked)
+    return asked
 
 
 def conversation(field: str, messages: Sequence[inference_pb2.Message]) -> tuple[Message, ...]:
     """field: as the request names the messages. Raises InvalidField."""
-    if not messages:
-        raise InvalidField(field, "at least one is needed")
-    if len(messages) > MESSAGES_MAX:
-        raise InvalidField(field, f"at most {MESSAGES_MAX}")
-    return tuple(_message(f"{field}[{number}]", message) for number, message in enumerate(messages))
+    found = tuple(_message(f"{field}[{number}]", message) for number, message in enumerate(messages))
+    check_messages(field, found)
+    return found
 
 
 def generate_response(event: Route | TextDelta | Usage) -> inference_pb2.GenerateResponse:
@@ -179,8 +154,6 @@ def _message(field: str, message: inference_pb2.Message) -> Message:
     role = ROLES.get(message.role)
     if role is None:
         raise InvalidField(f"{field}.role", "must be system, user or assistant")
-    if not message.content.strip():
-        raise InvalidField(f"{field}.content", "must not be empty")
     return Message(role, message.content)
 
 
@@ -192,58 +165,25 @@ def _modules(request: inference_pb2.GenerateRequest) -> tuple[ModuleUse, ...]:
         raise InvalidField("experts", "at most one")
     for number, expert in enumerate(request.experts):
         alpha = expert.alpha if expert.HasField("alpha") else 1.0
-        _check_strength(f"experts[{number}].alpha", alpha)
+        check_strength(f"experts[{number}].alpha", alpha)
         field = f"experts[{number}].reference"
         uses.append(ModuleUse(expert.reference, alpha, ModuleKind.LOGIT_EXPERT, field))
     for number, module in enumerate(request.modules):
         strength = module.strength if module.HasField("strength") else 1.0
-        _check_strength(f"modules[{number}].strength", strength)
+        check_strength(f"modules[{number}].strength", strength)
         uses.append(ModuleUse(module.reference, strength, field=f"modules[{number}].reference"))
-    if len(uses) > MODULES_MAX:
-        raise InvalidField("modules", f"at most {MODULES_MAX}, with `module` and `experts`")
-    for use in uses:
-        parse_reference(use.field, use.reference)
     return tuple(uses)
 
 
-def _check_strength(field: str, strength: float) -> None:
-    if not -STRENGTH_MAX <= strength <= STRENGTH_MAX:  # NaN fails too
-        raise InvalidField(field, f"from {-STRENGTH_MAX:g} to {STRENGTH_MAX:g}; 0 is off")
-
-
 def _priority(asked: inference_pb2.Priority, highest: Priority) -> Priority:
-    """Unspecified: normal, or the highest of the caller where that is less."""
     if asked == inference_pb2.PRIORITY_UNSPECIFIED:
-        return max(Priority.NORMAL, highest, key=lambda each: each.band)
+        return usual_priority(highest)
     if asked not in PRIORITIES:
         raise InvalidField("priority", f"must be {', '.join(Priority.of_callers())}, or unspecified")
     return PRIORITIES[asked]
 
 
-def _slo(slo: inference_pb2.Slo) -> Slo:
-    ttft_ms, tpot_ms = _wish("slo.ttft_ms", slo.ttft_ms), _wish("slo.tpot_ms", slo.tpot_ms)
-    if slo.refuse_late and ttft_ms is None:
-        raise InvalidField("slo.refuse_late", "needs slo.ttft_ms, the time that the first token may take")
-    return Slo(ttft_ms, tpot_ms, slo.refuse_late, slo.skip_recall)
-
-
 def _sampling(sampling: inference_pb2.Sampling) -> Sampling:
-    if not 0 <= sampling.max_tokens <= MAX_TOKENS_MAX:
-        raise InvalidField("sampling.max_tokens", f"from 1 to {MAX_TOKENS_MAX}, or 0 for the default")
-    if not 0 <= sampling.min_tokens <= MAX_TOKENS_MAX:
-        raise InvalidField("sampling.min_tokens", f"from 1 to {MAX_TOKENS_MAX}, or 0 for none")
-    if sampling.max_tokens:
-        check_min_tokens(sampling.min_tokens, sampling.max_tokens)
-    if not 0 <= sampling.temperature <= TEMPERATURE_MAX:  # NaN fails too
-        raise InvalidField("sampling.temperature", f"from 0, which is greedy, to {TEMPERATURE_MAX:g}")
-    if not 0 <= sampling.top_p <= 1:
-        raise InvalidField("sampling.top_p", "above 0 and at most 1, or 0 for the default, 1")
-    if len(sampling.stop) > STOP_MAX or any(
-        not 0 < len(stop.encode()) <= STOP_MAX_BYTES for stop in sampling.stop
-    ):
-        raise InvalidField("sampling.stop", f"at most {STOP_MAX} strings of 1 to {STOP_MAX_BYTES} bytes")
-    if sampling.HasField("seed") and sampling.seed < 0:
-        raise InvalidField("sampling.seed", "from 0 to 2^63 - 1")
     return Sampling(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
@@ -252,10 +192,5 @@ def _sampling(sampling: inference_pb2.Sampling) -> Sampling:
         stop=tuple(sampling.stop),
         logprobs=sampling.logprobs,
         min_tokens=sampling.min_tokens,
+        json_schema=sampling.json_schema,
     )
-
-
-def _wish(field: str, value_ms: float) -> float | None:
-    if math.isnan(value_ms) or not 0 <= value_ms <= SLO_MAX_MS:
-        raise InvalidField(field, f"above 0 and at most {SLO_MAX_MS} ms, or 0 for no wish")
-    return value_ms or None

@@ -7,7 +7,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-from memserve.api.grpc.call import Context, Edge, require_admin
+from memserve.api.entry import require_admin
+from memserve.api.grpc.call import Context, Edge
 from memserve.api.grpc.convert import activation as convert
 from memserve.domain import Tenant
 from memserve.domain.names import is_sha256

@@ -6,9 +6,11 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-from memserve.api.grpc.call import Context, Edge, require_admin
+from memserve.api.entry import require_admin
+from memserve.api.grpc.call import Context, Edge
 from memserve.api.grpc.convert import inference as convert
-from memserve.errors import InvalidField, PriorityDenied
+from memserve.api.rules import check_priority
+from memserve.errors import InvalidField
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.pipeline import Pipeline
 from memserve.pb.v1 import inference_pb2, inference_pb2_grpc
@@ -33,8 +35,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
             if request.worker_id:
                 require_admin(tenant, "worker_id")
             asked = convert.generation_request(request, tenant.highest)
-            if asked.priority.band < tenant.highest.band:
-                raise PriorityDenied(asked.priority, tenant.highest)
+            check_priority(asked.priority, tenant)
             events = self._pipeline.generate(asked, tenant, deadline_s)
             async with contextlib.aclosing(events):
                 async for event in events:

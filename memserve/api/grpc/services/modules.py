@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 
-from memserve.api.grpc.call import Context, Edge, require_admin
+from memserve.api.entry import require_admin
+from memserve.api.grpc.call import Context, Edge
 from memserve.api.grpc.convert import modules as convert
 from memserve.api.grpc.convert.paging import PAGE_SIZE, foreign_token, from_token, page_size, to_token
 from memserve.domain import Alias, GateReport, ModuleVersion, Tenant

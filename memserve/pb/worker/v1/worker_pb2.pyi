@@ -43,7 +43,7 @@ MODULE_PLACE_DISK: ModulePlace
 MODULE_PLACE_ABSENT: ModulePlace
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "token_ids", "cache_salt", "module_digest", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens", "tenant", "keep", "expert_digest", "expert_alpha", "modules", "priority", "first_token_ms", "refuse_late", "do_not_queue", "expected_cached_tokens")
+    __slots__ = ("request_id", "token_ids", "cache_salt", "module_digest", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens", "tenant", "keep", "expert_digest", "expert_alpha", "modules", "priority", "first_token_ms", "refuse_late", "do_not_queue", "expected_cached_tokens", "json_schema")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class GenerateRequest(_message.Message):
     REFUSE_LATE_FIELD_NUMBER: _ClassVar[int]
     DO_NOT_QUEUE_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     cache_salt: str
@@ -86,7 +87,8 @@ class GenerateRequest(_message.Message):
     refuse_late: bool
     do_not_queue: bool
     expected_cached_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: bool = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: bool = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[AppliedModule, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ..., first_token_ms: _Optional[float] = ..., refuse_late: bool = ..., do_not_queue: bool = ..., expected_cached_tokens: _Optional[int] = ...) -> None: ...
+    json_schema: str
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., module_digest: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: bool = ..., min_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., keep: bool = ..., expert_digest: _Optional[str] = ..., expert_alpha: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[AppliedModule, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ..., first_token_ms: _Optional[float] = ..., refuse_late: bool = ..., do_not_queue: bool = ..., expected_cached_tokens: _Optional[int] = ..., json_schema: _Optional[str] = ...) -> None: ...
 
 class AppliedModule(_message.Message):
     __slots__ = ("digest", "kind", "strength")

@@ -1,0 +1,104 @@
+"""What every call meets first, whichever port it came by: authentication, roles, the disk, limits."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator
+
+from memserve.api.facts import WITH_RETRY, fact_of
+from memserve.config import Settings
+from memserve.disk import DiskWatch
+from memserve.domain import KeyRole, Tenant
+from memserve.errors import MemserveError, PermissionDenied, Unauthenticated
+from memserve.gateway.access.callers import Access
+from memserve.gateway.access.limits import Limits, Strangers
+from memserve.gateway.assembly import GatewayParts
+from memserve.metrics.instruments import GatewayMetrics
+
+log = logging.getLogger("memserve.gateway")
+
+# RPCs that write to a disk of the server. They are refused while such a disk has too little room. All other
+# RPCs are reads and answers.
+CHANGES = frozenset(
+    {
+        "Backup",
+        "Remember",
+        "Forget",
+        "PublishModule",
+        "ComposeModule",
+        "PromoteModule",
+        "RollbackModule",
+        "SetTraffic",
+        "DropAlias",
+        "DeleteVersion",
+        "PreloadModule",
+        "UnloadModule",
+        "RunGate",
+        "PinPrefix",
+        "UnpinPrefix",
+        "ReleaseAudit",
+        "WarmPrefix",
+        "EvictPrefix",
+        "EvictModule",
+        "EvictTenant",
+    }
+)
+
+
+class Entry:
+    """Lets calls in. One for all ports of a gateway: a tenant's limits hold over them together."""
+
+    def __init__(self, settings: Settings, access: Access, disk: DiskWatch, metrics: GatewayMetrics) -> None:
+        self.limits = Limits(settings)
+        self.metrics = metrics
+        self.strangers = Strangers()
+        """The pace of callers without a valid key."""
+        self._access = access
+        self._disk = disk
+
+    @contextlib.asynccontextmanager
+    async def call(
+        self, rpc: str, authorization: str, peer: str, received_bytes: int
+    ) -> AsyncIterator[Tenant]:
+        """Count the call while inside. Yields the caller's tenant.
+
+        authorization: "Bearer <key>". peer: its address and port. Raises Unauthenticated, PermissionDenied,
+        DiskFull and QuotaExceeded. Unauthenticated is paced for each address, and becomes QuotaExceeded when
+        the address calls too quickly.
+        """
+        try:
+            tenant = self._access.caller(rpc, authorization)
+        except Unauthenticated:
+            await self.strangers.turn(peer)
+            raise
+        if rpc in CHANGES:
+            self._disk.check()
+        async with self.limits.call(rpc, tenant.name, received_bytes):
+            yield tenant
+
+    def failed(self, rpc: str, error: Exception) -> MemserveError | str:
+        """What the caller is told of an error: a fact, or an incident's id, which finds it in the log."""
+        fact = fact_of(error)
+        if fact is None:
+            incident = uuid.uuid4().hex[:12]
+            log.error("incident %s in %s", incident, rpc, exc_info=error)
+            return incident
+        if isinstance(fact, WITH_RETRY):
+            self.metrics.refused.labels(fact.reason).inc()
+        return fact
+
+
+def entry_of(parts: GatewayParts, access: Access) -> Entry:
+    return Entry(parts.settings, access, parts.disk, parts.metrics)
+
+
+def require_admin(tenant: Tenant, what: str) -> None:
+    """Check the caller for the part of a call that shows or steers more than the tenant's own.
+
+    what: the part, as the refusal names it.
+    Raises PermissionDenied.
+    """
+    if not tenant.is_admin:
+        raise PermissionDenied(what, KeyRole.ADMIN, tenant.role)

@@ -1,0 +1,292 @@
+"""The routes of the HTTP port."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import numpy as np
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as Path
+
+from memserve import __version__
+from memserve.api.entry import Entry, require_admin
+from memserve.api.http.bodies import Answering, Body, ChatBody, CompletionBody, EmbeddingBody
+from memserve.api.http.convert import Reply, chat_request, completion_request, model_name
+from memserve.api.http.errors import error_body, invalid, told
+from memserve.api.http.openapi import document
+from memserve.api.http.stream import CallerGone, EventStream, chunks, connected
+from memserve.api.rules import check_priority
+from memserve.domain import GenerationRequest, Route, Tenant, TextDelta, Usage
+from memserve.errors import InvalidField, ModelNotFound
+from memserve.gateway.assembly import GatewayParts, GatewayServices
+from memserve.memory.texts.rules import TEXT_MAX_BYTES
+
+BODY_S = 30.0
+"""A body must be here within this time."""
+TIMEOUT_HEADER = "x-request-timeout-s"
+MODELS_MAX = 1000
+B = TypeVar("B", bound=Body)
+Handler = Callable[[Request, bytes, Tenant, contextlib.AsyncExitStack], Awaitable[Response]]
+
+
+class HttpApi:
+    """OpenAI's API for the tenants of a gateway."""
+
+    def __init__(self, parts: GatewayParts, services: GatewayServices, entry: Entry) -> None:
+        self._parts = parts
+        self._pipeline = services.pipeline
+        self._entry = entry
+        self._base = parts.model.name
+
+    def app(self) -> Starlette:
+        post = ["POST"]
+        return Starlette(
+            routes=[
+                Path("/v1/chat/completions", self._route("Generate", self._chat), methods=post),
+                Path("/v1/completions", self._route("Generate", self._completion), methods=post),
+                Path("/v1/embeddings", self._route("Search", self._embeddings), methods=post),
+                Path("/v1/models", self._route("ListModules", self._models)),
+                Path("/metrics", self._route("GetStatus", self._metrics)),
+                Path("/health", self._health),
+                Path("/ready", self._ready),
+                Path("/version", self._version),
+                Path("/openapi.json", self._openapi),
+            ],
+            exception_handlers={HTTPException: _not_here},
+        )
+
+    def _route(self, rpc: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """What every call does first and last. rpc: whose role, limits and pace hold."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                async with contextlib.AsyncExitStack() as held:
+                    body = await self._body(request)
+                    peer = "http:{}:{}".format(*(request.client or ("", 0)))
+                    async with connected(request.receive):
+                        tenant = await held.enter_async_context(
+                            self._entry.call(rpc, request.headers.get("authorization", ""), peer, len(body))
+                        )
+                        response = await handler(request, body, tenant, held)
+                    if isinstance(response, EventStream):
+                        held.pop_all()  # the stream closes it
+            except (CallerGone, ClientDisconnect):
+                self._entry.metrics.requests.labels(rpc, "CANCELLED").inc()
+                return Response(status_code=499)
+            except Exception as error:
+                response = self._failed(rpc, error)
+            self._entry.metrics.requests.labels(rpc, f"HTTP_{response.status_code}").inc()
+            return response
+
+        return answer
+
+    async def _body(self, request: Request) -> bytes:
+        most, parts, size = self._parts.settings.max_message_bytes, [], 0
+        try:
+            async with asyncio.timeout(BODY_S):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > most:
+                        raise InvalidField("body", f"at most {most} bytes (setting max_message_bytes)")
+                    parts.append(part)
+        except TimeoutError:
+            raise InvalidField("body", f"was not here within {BODY_S:g} s") from None
+        return b"".join(parts)
+
+    def _failed(self, rpc: str, error: Exception) -> Response:
+        fact = self._entry.failed(rpc, error)
+        if isinstance(fact, str):
+            return JSONResponse(_incident(fact), 500)
+        status, body, headers = told(fact)
+        return JSONResponse(body, status, headers)
+
+    async def _chat(
+        self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
+    ) -> Response:
+        asked = _read(ChatBody, request, body)
+        return await self._answer(request, asked, chat_request(asked, self._base, tenant), tenant, held)
+
+    async def _completion(
+        self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
+    ) -> Response:
+        asked = _read(CompletionBody, request, body)
+        wanted = completion_request(asked, self._base, tenant)
+        return await self._answer(request, asked, wanted, tenant, held)
+
+    async def _answer(
+        self,
+        request: Request,
+        asked: Answering,
+        wanted: GenerationRequest,
+        tenant: Tenant,
+        held: contextlib.AsyncExitStack,
+    ) -> Response:
+        if wanted.worker_id:
+            require_admin(tenant, "memserve.worker_id")
+        check_priority(wanted.priority, tenant)
+        events = self._pipeline.generate(wanted, tenant, _deadline_s(request))
+        await held.enter_async_context(contextlib.aclosing(events))
+        # Nothing is sent before the first token: what is refused until then has a status of its own.
+        event = await anext(events)
+        while isinstance(event, Route):
+            route, event = event, await anext(events)
+        reply = Reply(
+            route, asked.model or self._base, int(time.time()), wanted.sampling.logprobs,
+            self._parts.tokenizer.token_text, isinstance(asked, ChatBody),
+        )  # fmt: skip
+        headers = {"x-request-id": route.request_id, "x-memserve-worker": route.worker_id}
+        if asked.stream:
+            options = asked.stream_options
+            return EventStream(
+                chunks(
+                    reply,
+                    event,
+                    events,
+                    include_usage=bool(options and options.include_usage),
+                    usage_in_all=bool(options and options.continuous_usage_stats),
+                ),
+                held.pop_all(),
+                headers,
+                self._parts.settings.write_timeout_s,
+                self._last_event,
+            )
+        while isinstance(event, TextDelta):
+            reply.add(event)
+            event = await anext(events)
+        assert isinstance(event, Usage)
+        return JSONResponse(reply.whole(event), headers=headers)
+
+    def _last_event(self, error: Exception) -> dict[str, Any]:
+        fact = self._entry.failed("Generate", error)
+        return _incident(fact) if isinstance(fact, str) else told(fact)[1]
+
+    async def _embeddings(
+        self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
+    ) -> Response:
+        asked = _read(EmbeddingBody, request, body)
+        texts = self._parts.texts
+        if asked.model != texts.embedder:
+            raise ModelNotFound(asked.model, texts.embedder)
+        inputs = [asked.input] if isinstance(asked.input, str) else list(asked.input)
+        for number, text in enumerate(inputs):
+            if not text.strip() or len(text.encode()) > TEXT_MAX_BYTES:
+                name = "input" if isinstance(asked.input, str) else f"input[{number}]"
+                raise InvalidField(name, f"from 1 to {TEXT_MAX_BYTES} bytes")
+        vectors = []
+        for number, text in enumerate(inputs):
+            if number:
+                await self._entry.limits.again("Search", tenant.name)
+            vectors.append(await texts.embed(tenant.name, text, query=False))
+        if asked.dimensions not in (None, len(vectors[0])):
+            raise InvalidField("dimensions", f"is {len(vectors[0])} with this model")
+        tokens = sum(map(texts.embedder_tokens, inputs))
+        return JSONResponse(
+            {
+                "object": "list",
+                "model": asked.model,
+                "data": [
+                    {"object": "embedding", "index": number, "embedding": _vector(vector, asked)}
+                    for number, vector in enumerate(vectors)
+                ],
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            }
+        )
+
+    async def _models(
+        self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
+    ) -> Response:
+        """The base model, and every alias of the tenant's modules as a model of its own."""
+        names, after = [self._base], ""
+        while len(names) < MODELS_MAX:
+            found, more_after = await self._parts.modules.store.modules(tenant.name, after=after, limit=100)
+            names += [
+                model_name(self._base, f"{module.name}@{alias.name}")
+                for module in found
+                for alias in module.aliases
+            ]
+            if not more_after:
+                break
+            after = more_after
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [
+                    {"id": name, "object": "model", "created": 0, "owned_by": "memserve"}
+                    | ({"parent": self._base} if name != self._base else {})
+                    for name in names[:MODELS_MAX]
+                ],
+            }
+        )
+
+    async def _metrics(
+        self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
+    ) -> Response:
+        require_admin(tenant, "/metrics")
+        return Response(generate_latest(self._parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def _ready(self, request: Request) -> Response:
+        ready = len(self._parts.pool.ready(time.monotonic()))
+        return JSONResponse({"ready_workers": ready}, 200 if ready else 503)
+
+    async def _version(self, request: Request) -> Response:
+        return JSONResponse({"version": __version__})
+
+    async def _openapi(self, request: Request) -> Response:
+        return JSONResponse(document())
+
+
+def _read(kind: type[B], request: Request, body: bytes) -> B:
+    """Raises InvalidField."""
+    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise InvalidField("content-type", "must be application/json")
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def _deadline_s(request: Request) -> float | None:
+    """On the monotonic clock. Raises InvalidField."""
+    value = request.headers.get(TIMEOUT_HEADER)
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise InvalidField(TIMEOUT_HEADER, "seconds, above 0 and at most 86400")
+    return time.monotonic() + seconds
+
+
+def _vector(vector: np.ndarray[Any, np.dtype[np.float32]], asked: EmbeddingBody) -> list[float] | str:
+    if asked.encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return [float(value) for value in vector]
+
+
+def _incident(incident: str) -> dict[str, Any]:
+    message = f"internal error; the gateway's log has it as incident {incident}"
+    return error_body(HTTPStatus.INTERNAL_SERVER_ERROR, message)
+
+
+async def _not_here(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail.lower()}; /openapi.json has what there is"
+    status = HTTPStatus(error.status_code)
+    return JSONResponse(error_body(status, message), status, error.headers)

@@ -1,0 +1,146 @@
+"""The bodies of requests, as OpenAI's API has them, and memserve's own object in them.
+
+A field that is not here is refused by its name. What OpenAI's clients send by default and what changes
+nothing (`n` of 1, penalties of 0) is taken.
+Source of the names: https://platform.openai.com/docs/api-reference.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from memserve.api.rules import MAX_TOKENS_MAX, MESSAGES_MAX, MODULES_MAX, NAMESPACES_MAX, RECALL_MAX, STOP_MAX
+
+INPUTS_MAX = 64
+SMALL = Annotated[str, Field(max_length=512)]
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS_MAX)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
+    name: None = None
+
+
+class JsonSchema(Body):
+    name: Annotated[str, Field(max_length=64)] = ""
+    description: SMALL | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class TextFormat(Body):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Body):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Body):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """In every chunk, as vLLM's server has it."""
+    include_obfuscation: Literal[False] | None = None
+
+
+class SloBody(Body):
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    refuse_late: bool = False
+    skip_recall: bool = False
+
+
+class ModuleBody(Body):
+    reference: str
+    strength: float = 1.0
+
+
+class MemserveBody(Body):
+    """What only memserve has."""
+
+    namespaces: Annotated[list[str], Field(max_length=NAMESPACES_MAX)] = []
+    """To recall memories from."""
+    recall_limit: Annotated[int, Field(ge=0, le=RECALL_MAX)] = 0
+    recall_timeout_ms: Annotated[int, Field(ge=0)] = 0
+    module: str = ""
+    """A LoRA: name, name@alias or name@number. As `model` with a colon."""
+    modules: Annotated[list[ModuleBody], Field(max_length=MODULES_MAX)] = []
+    """Of any kind."""
+    session: str = ""
+    slo: SloBody = SloBody()
+    priority: Literal["high", "normal", "low"] | None = None
+    do_not_queue: bool = False
+    worker_id: str = ""
+
+
+class Answering(Body):
+    """What chat and completions have in common."""
+
+    model: SMALL
+    max_tokens: Tokens | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS_MAX)] | None = None
+    """As vLLM's server has it."""
+    ignore_eos: bool | None = None
+    """As vLLM's server has it. Needs a number of tokens."""
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | Annotated[list[str], Field(max_length=STOP_MAX)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: SMALL | None = None
+    """Requests of one user get the same version of a module's alias, as those of one session."""
+    memserve: MemserveBody = MemserveBody()
+    n: Literal[1] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+
+class ChatBody(Answering):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MESSAGES_MAX)]
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    response_format: (
+        Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None
+    ) = None
+    metadata: Annotated[dict[SMALL, SMALL], Field(max_length=16)] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none"] | None = None
+
+
+class CompletionBody(Answering):
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    """0: of the chosen tokens."""
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    suffix: None = None
+
+
+class EmbeddingBody(Body):
+    model: SMALL
+    input: str | Annotated[list[str], Field(min_length=1, max_length=INPUTS_MAX)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: SMALL | None = None

@@ -1,0 +1,70 @@
+"""The gateway process. It serves gRPC and HTTP, with health and metrics, and stops gracefully."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from functools import partial
+
+from memserve.api.entry import entry_of
+from memserve.api.grpc.front import open_front
+from memserve.api.grpc.server import SERVICES, served
+from memserve.api.http.app import HttpApi
+from memserve.api.http.server import answering, open_http
+from memserve.config import Settings
+from memserve.gateway.access.callers import KeyFile, load_access
+from memserve.gateway.assembly import GatewayParts, open_parts, services_of
+from memserve.metrics.port import serve_metrics
+from memserve.processes.ports import held_ports
+from memserve.processes.supervised import repeat
+
+log = logging.getLogger("memserve.gateway")
+
+# How often the key file is looked at. A revoked key is refused at most this much later.
+KEYS_LOOK_S = 1.0
+# How long a thread keeps the interpreter. An embedding is about a hundred steps of numpy on a thread. While
+# the event loop is busy, each step may wait this long for the interpreter.
+SWITCH_INTERVAL_S = 0.0005
+
+
+async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM. Answers under way then get `shutdown_grace_s` to finish.
+
+    The ports are taken before the gateway's parts are opened. SIGHUP reads the key file again.
+
+    ports_held: the parent process holds the ports already.
+    Raises StartupError when a port is taken or something that the gateway needs is missing.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    access = load_access(settings)
+    key_file = KeyFile(access, settings)
+    with contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings:
+        async with (
+            open_front(settings, SERVICES) as front,
+            open_http(settings) as http,
+            open_parts(settings) as parts,
+        ):
+            entry, services = entry_of(parts, access), services_of(parts, access)
+            app = HttpApi(parts, services, entry).app()
+            async with served(front, parts, entry, services), answering(http, app):
+                await _run(settings, front.port, parts, key_file)
+
+
+async def _run(settings: Settings, port: int, parts: GatewayParts, key_file: KeyFile) -> None:
+    """Until a signal comes."""
+    with serve_metrics(settings, parts.metrics.registry, settings.metrics_port) as metrics_address:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, partial(key_file.look, even_unchanged=True))
+        keys = asyncio.create_task(repeat("keys", key_file.follow, KEYS_LOOK_S, parts.metrics.loop_failed))
+        log.info("serving on %s:%s, metrics on %s", settings.host, port, metrics_address or "no port")
+        try:
+            await stop.wait()
+        finally:
+            keys.cancel()
+            await asyncio.gather(keys, return_exceptions=True)

@@ -1,0 +1,164 @@
+"""Where a caller goes away, is slow, sends too much, or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import grpc
+import httpx
+import openai
+import pytest
+
+from memserve.api.http import app, server
+from tests.api.http.fixtures import CHAT, HELLO, Http, client_of, http_of
+from tests.contract.scripted_worker import Script
+from tests.gateway.asking import published
+from tests.gateway.fixtures import StartGateway
+from tests.gateway.running import until
+
+
+def chat_bytes(http: Http, content: bytes, *, length: int | None = None) -> bytes:
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return (head + f"content-length: {length or len(content)}\r\n\r\n").encode() + content
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_caller_that_leaves_ends_the_engines_work(start_gateway: StartGateway, stream: bool) -> None:
+    gateway = await start_gateway(workers=[{"script": Script(pause_s=0.02)}])
+    async with http_of(gateway) as http:
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        body = json.dumps(http.body(max_tokens=2000, stream=stream)).encode()
+        writer.write(chat_bytes(http, body))
+        await until(lambda: len(gateway.workers[0]._running) == 1)
+        if stream:
+            await reader.readuntil(b"data: ")
+        writer.close()
+        left_s = time.monotonic()
+        await until(lambda: not gateway.workers[0]._running)
+        assert time.monotonic() - left_s < 1
+        await until(lambda: gateway.parts.inflight.total == 0)
+
+
+async def test_a_caller_that_leaves_before_the_first_token_ends_it_too(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(workers=[{"script": Script(hangs_after=0)}])
+    async with http_of(gateway) as http:
+        with pytest.raises(httpx.ReadTimeout):
+            await http.client.post(CHAT, json=http.body(max_tokens=5), timeout=0.5)
+        await until(lambda: not gateway.workers[0]._running)
+        await until(lambda: gateway.parts.inflight.total == 0)
+
+
+async def test_a_caller_that_does_not_read_is_given_up(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(write_timeout_s=0.5, workers=[{"script": Script(token_ids=(501,) * 5000)}])
+    async with http_of(gateway) as http:
+        _, writer = await asyncio.open_connection("127.0.0.1", http.port, limit=1)
+        body = json.dumps(http.body(max_tokens=8000, stream=True, logprobs=True)).encode()
+        writer.write(chat_bytes(http, body))
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: len(gateway.workers[0]._running) == 1)
+        await until(lambda: gateway.parts.inflight.total == 0)
+        writer.close()
+
+
+async def test_a_deadline_by_header(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(workers=[{"script": Script(hangs_after=0)}])
+    async with http_of(gateway) as http:
+        late = await http.client.post(
+            CHAT, json=http.body(max_tokens=5), headers={"x-request-timeout-s": "0.3"}
+        )
+        assert (late.status_code, late.json()["error"]["type"]) == (504, "timeout_error")
+        wrong = await http.client.post(CHAT, json=http.body(), headers={"x-request-timeout-s": "soon"})
+        assert wrong.json()["error"]["param"] == "x-request-timeout-s"
+
+
+async def test_an_answer_that_fails_midway_says_so(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(
+        workers=[{"script": Script(fails_with=grpc.StatusCode.UNAVAILABLE, fails_after=2)}]
+    )
+    async with http_of(gateway) as http:
+        response = await http.chat(max_tokens=9, stream=True)
+        last = response.text.strip().split("\n\n")[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+        assert (await http.chat(max_tokens=9)).status_code in (502, 503)
+
+
+async def test_nobody_is_there(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(workers=[])
+    async with http_of(gateway) as http:
+        assert (await http.client.get("/ready")).status_code == 503
+        assert (await http.client.get("/health")).json() == {"status": "alive"}
+        answered = await http.chat()
+        assert answered.status_code == 503
+        assert answered.headers["retry-after"]
+
+
+async def test_a_body_is_bounded_and_must_come(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await start_gateway(max_message_bytes=64 << 10)
+    monkeypatch.setattr(app, "BODY_S", 0.3)
+    async with http_of(gateway) as http:
+        large = await http.chat(messages=[{"role": "user", "content": "x" * (80 << 10)}])
+        assert large.status_code == 400
+        assert "at most 65536 bytes" in large.json()["error"]["message"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(chat_bytes(http, b'{"model":', length=100))
+        assert b"was not here within" in await reader.read(4096)
+        writer.close()
+
+
+async def test_a_connection_that_asks_nothing_is_closed(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await start_gateway()
+    monkeypatch.setattr(server, "HEADERS_S", 0.3)
+    async with http_of(gateway) as http:
+        for sent in (b"", b"POST /v1/chat", b"GET /health HTTP/1.1\r\nx: y"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+            writer.write(sent)
+            async with asyncio.timeout(5):
+                assert await reader.read() == b""
+            writer.close()
+
+
+async def test_keys_and_roles_hold(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    gateway.access.replace_keys([])
+    async with http_of(gateway) as http:
+        answered = await http.chat()
+        assert (answered.status_code, answered.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert answered.headers["www-authenticate"] == "Bearer"
+        for path in ("/metrics", "/v1/models"):
+            assert (await http.client.get(path)).status_code == 401
+        assert (await http.client.get("/version")).status_code == 200
+
+
+async def test_module_aliases_are_models(start_gateway: StartGateway, tmp_path: Path) -> None:
+    gateway = await start_gateway()
+    await published(gateway, tmp_path)
+    async with http_of(gateway) as http, client_of(http) as client:
+        names = [model.id async for model in client.models.list()]
+        assert names == [http.model, f"{http.model}:tone@live"]
+        answered = await client.chat.completions.create(model=names[1], messages=HELLO, max_tokens=2)
+        assert answered.model == names[1]
+        assert gateway.workers[0].requests[-1].modules[0].kind == "lora"
+        with pytest.raises(openai.NotFoundError, match="nothing"):
+            await client.chat.completions.create(model=f"{http.model}:nothing", messages=HELLO)
+        with pytest.raises(openai.NotFoundError, match="is not served here"):
+            await client.chat.completions.create(model="gpt-4", messages=HELLO)
+
+
+async def test_the_client_waits_as_long_as_a_refusal_says(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(workers=[{"script": Script(full_s=2.5)}])
+    async with http_of(gateway) as http:
+        refused = await http.chat(max_tokens=1)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == refused.headers["x-memserve-reason"]
+        assert refused.headers["retry-after"] == "3"
+        assert refused.headers["retry-after-ms"] == "2500"
+        async with client_of(http, max_retries=0) as client:
+            with pytest.raises(openai.RateLimitError, match=r"try again in 2\.5 s"):
+                await client.chat.completions.create(model=http.model, messages=HELLO, stream=True)

@@ -1,0 +1,144 @@
+"""Bodies that break a rule: OpenAI's shape of an error, the field, the rule, and no worker hears of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.api.http.fixtures import CHAT, Http
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+USER = {"role": "user", "content": "hello"}
+NESTED: Any = {"type": "object"}
+for _ in range(40):
+    NESTED = {"type": "object", "properties": {"x": NESTED}}
+
+
+def schema(value: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "rule"),
+    [
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": None}, "messages", "valid array"),
+        ({"messages": "hello"}, "messages", "valid array"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "'user'"),
+        ({"messages": [{**USER, "tool_calls": []}]}, "messages[0].tool_calls", "not supported"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content", "empty"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", ""),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0].role", "user's"),
+        ({"messages": [USER] * 1001}, "messages", "1000"),
+        ({"model": 3}, "model", "string"),
+        ({"model": None}, "model", "string"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": "5"}, "max_tokens", "integer"),
+        ({"max_tokens": 5.5}, "max_tokens", "integer"),
+        ({"max_tokens": True}, "max_tokens", "integer"),
+        ({"max_tokens": 10**30}, "max_tokens", ""),
+        ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "either"),
+        ({"max_tokens": 100_000}, "max_tokens", "model's"),
+        ({"temperature": -1}, "temperature", "from 0"),
+        ({"temperature": 2.1}, "temperature", "to 2"),
+        ({"top_p": 0}, "top_p", "above 0"),
+        ({"stop": [""]}, "stop", "1 to 64 bytes"),
+        ({"stop": ["x"] * 9}, "stop", ""),
+        ({"seed": -1}, "seed", "from 0"),
+        ({"n": 2}, "n", "1"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "0"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "at most 0"),
+        ({"tools": [{"type": "function"}]}, "tools", "at most 0"),
+        ({"top_logprobs": 3}, "top_logprobs", "0"),
+        ({"ignore_eos": True}, "ignore_eos", "max_tokens"),
+        ({"audio": {}}, "audio", "not supported"),
+        ({"a[0].b": 1}, "a[0].b", "not supported"),
+        ({"memserve": {"x": 1}}, "memserve.x", "not supported"),
+        ({"memserve": {"namespaces": ["../x"]}}, "memserve.namespaces", ""),
+        ({"memserve": {"slo": {"refuse_late": True}}}, "memserve.slo.refuse_late", "ttft_ms"),
+        ({"memserve": {"slo": {"ttft_ms": -1}}}, "memserve.slo.ttft_ms", "above 0"),
+        ({"memserve": {"priority": "urgent"}}, "memserve.priority", "'high'"),
+        ({"memserve": {"session": "x" * 300}}, "memserve.session", "256"),
+        ({"memserve": {"module": "../x"}}, "memserve.module", "module's name"),
+        ({"memserve": {"modules": [{"reference": "x@y@z"}]}}, "memserve.modules[0].reference", "must be"),
+        (schema([]), "response_format.json_schema.schema", "an object"),
+        (schema({"type": "string", "pattern": "(a|aa)+$"}), "response_format.pattern", "not supported"),
+        (schema({"type": "array", "maxItems": 10**9}), "response_format.maxItems", "256"),
+        (schema({"$ref": "http://example.com/x"}), "response_format.$ref", "#/$defs/"),
+        (schema(NESTED), "response_format", "16 levels"),
+        ({"response_format": {"type": "xml"}}, "response_format", ""),
+        ({"metadata": {"a": 1}}, "metadata.a", "string"),
+    ],
+)
+async def test_a_field_that_breaks_a_rule(http: Http, fields: dict[str, Any], param: str, rule: str) -> None:
+    before = len(http.gateway.workers[0].requests)
+    answered = await http.client.post(CHAT, json=http.body(**fields))
+    error = answered.json()["error"]
+    assert (answered.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert rule in error["message"]
+    assert error["message"].startswith(param)
+    assert len(http.gateway.workers[0].requests) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"model": NaN}',
+        b'{"a":' * 10_000,
+        b"[" * 100_000,
+        b'{"messages": [{"role": "user", "content": "\\ud800"}], "model": "MODEL"}',
+        b'{"messages": [{"role": "user", "content": "x"}], "model": "MODEL", "temperature": NaN}',
+        b'{"messages": [{"role": "user", "content": "x"}], "model": "MODEL", "temperature": 1e999}',
+        b'{"messages": [{"role": "user", "content": "x"}], "model": "MODEL", "top_p": Infinity}',
+        b'{"messages": [{"role": "user", "content": "x"}], "model": "MODEL", "\\ud800": 1}',
+        b'{"messages": [{"role": "user", "content": "x"}], "model": "\\u0000"}',
+    ],
+)
+async def test_a_body_that_is_not_even_that(http: Http, content: bytes) -> None:
+    content = content.replace(b"MODEL", http.model.encode())
+    answered = await http.client.post(CHAT, content=content, headers={"content-type": "application/json"})
+    assert answered.status_code in (400, 404), answered.text
+    assert answered.json()["error"]["message"]
+    assert (await http.chat(max_tokens=1)).status_code == 200
+
+
+async def test_a_body_of_another_kind(http: Http) -> None:
+    answered = await http.client.post(CHAT, content=b"<x/>", headers={"content-type": "application/xml"})
+    assert answered.json()["error"]["param"] == "content-type"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": ["a", "b"]}, "prompt"),
+        ("/v1/completions", {"prompt": [1, 2]}, "prompt"),
+        ("/v1/completions", {"prompt": "a", "echo": True}, "echo"),
+        ("/v1/completions", {"prompt": "a", "logprobs": 5}, "logprobs"),
+        ("/v1/completions", {"prompt": "a", "messages": []}, "messages"),
+        ("/v1/embeddings", {"input": ""}, "input"),
+        ("/v1/embeddings", {"input": ["a", " "]}, "input[1]"),
+        ("/v1/embeddings", {"input": ["a"] * 65}, "input"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 7}, "dimensions"),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, "encoding_format"),
+    ],
+)
+async def test_other_bodies_that_break_a_rule(http: Http, path: str, body: Any, param: str) -> None:
+    model = http.gateway.parts.texts.embedder if "embed" in path else http.model
+    answered = await http.client.post(path, json={"model": model, **body})
+    assert (answered.status_code, answered.json()["error"]["param"]) == (400, param)
+
+
+async def test_the_document_has_every_field_of_the_bodies(http: Http) -> None:
+    document = (await http.client.get("/openapi.json")).json()
+    chat = document["components"]["schemas"]["ChatBody"]["properties"]
+    assert {"messages", "max_completion_tokens", "response_format", "memserve"} <= chat.keys()
+    assert json.dumps(document).count("$ref") > 5
