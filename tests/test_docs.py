@@ -14,6 +14,8 @@ import pytest
 import typer
 
 from loadtests.safety.newcomer import quick_start
+from memserve.api.http import bodies as http_bodies
+from memserve.api.http.bodies import Body
 from memserve.cli.app import app
 from memserve.config import SETTINGS_FILE, Settings
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
@@ -183,8 +185,11 @@ def test_every_name_that_is_written_like_a_setting_is_known(page: Path) -> None:
 
 
 def wire_names() -> set[str]:
-    """Fields of all messages."""
-    return {
+    """Fields of all messages, and of the bodies of the HTTP port."""
+    bodies = [
+        body for body in vars(http_bodies).values() if isinstance(body, type) and issubclass(body, Body)
+    ]
+    return {name for body in bodies for name in body.model_fields} | {
         field.name
         for file in PROTOS
         for message in file.DESCRIPTOR.message_types_by_name.values()

@@ -118,15 +118,9 @@ class Pipeline:
                 request, tenant.name, modules, len(prompt.token_ids), cached, attempts, accepted_s
             )
             route = self._route(request, tenant, modules, recalled, prompt, choice)
+            learned_s = choice.forecast.learned_s
             routed = RoutedRequest(
-                request,
-                tenant,
-                modules,
-                prompt.token_ids,
-                route,
-                accepted_s,
-                deadline_s,
-                choice.forecast.learned_s,
+                request, tenant, modules, prompt.token_ids, route, accepted_s, deadline_s, learned_s
             )
             self.answers.routed(routed)
             # 7. The worker streams. A worker that fails before its first token is replaced.

@@ -35,7 +35,7 @@ def free(data: Path, **changes: object) -> Settings:
     return Settings(data_dir=data, **{"port": 0, "http_port": 0, "metrics_port": 0, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("setting", ["port", "metrics_port"])
+@pytest.mark.parametrize("setting", ["port", "http_port", "metrics_port"])
 def test_a_port_that_is_taken_is_refused_by_its_setting(tmp_path: Path, setting: str) -> None:
     with (
         listening(0) as taken,
@@ -53,7 +53,7 @@ def test_an_address_of_another_machine_is_refused_by_its_setting(tmp_path: Path)
 @pytest.mark.parametrize("options", [{}, {"SO_REUSEADDR": 1}], ids=["plainly", "with SO_REUSEADDR"])
 def test_nobody_else_gets_a_port_that_is_kept(tmp_path: Path, options: dict[str, int]) -> None:
     with held_ports(free(tmp_path)) as settings:
-        for port in (settings.port, settings.metrics_port):
+        for port in (settings.port, settings.http_port, settings.metrics_port):
             with pytest.raises(OSError, match="in use"):
                 listening(port, **options)
 
@@ -81,9 +81,10 @@ def test_a_gateway_listens_on_the_port_that_is_kept_each_time_that_it_is_started
 def test_the_ports_that_were_taken_stand_in_a_private_file_while_they_are_kept(tmp_path: Path) -> None:
     assert taken_ports(tmp_path, os.getpid()) is None
     with held_ports(free(tmp_path)) as settings:
-        assert 0 not in (settings.port, settings.metrics_port)
+        assert 0 not in (settings.port, settings.http_port, settings.metrics_port)
         assert taken_ports(tmp_path, os.getpid()) == {
             "port": settings.port,
+            "http_port": settings.http_port,
             "metrics_port": settings.metrics_port,
         }
         assert stat.S_IMODE(ports_file(tmp_path, os.getpid()).stat().st_mode) == 0o600

@@ -22,7 +22,7 @@ from starlette.routing import Route as Path
 from memserve import __version__
 from memserve.api.entry import Entry, require_admin
 from memserve.api.http.bodies import Answering, Body, ChatBody, CompletionBody, EmbeddingBody
-from memserve.api.http.convert import Reply, chat_request, completion_request, model_name
+from memserve.api.http.convert import BETWEEN, Reply, chat_request, completion_request, model_name
 from memserve.api.http.errors import error_body, invalid, told
 from memserve.api.http.openapi import document
 from memserve.api.http.stream import CallerGone, EventStream, chunks, connected
@@ -48,6 +48,8 @@ class HttpApi:
         self._pipeline = services.pipeline
         self._entry = entry
         self._base = parts.model.name
+        # As people name it, without what it is good for.
+        self._embedding_model = parts.texts.embedder.name.partition(" (")[0]
 
     def app(self) -> Starlette:
         post = ["POST"]
@@ -175,9 +177,9 @@ class HttpApi:
         self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
     ) -> Response:
         asked = _read(EmbeddingBody, request, body)
-        texts = self._parts.texts
-        if asked.model != texts.embedder:
-            raise ModelNotFound(asked.model, texts.embedder)
+        texts, embedder = self._parts.texts, self._parts.texts.embedder
+        if asked.model not in (self._embedding_model, embedder.name):
+            raise ModelNotFound(asked.model, self._embedding_model)
         inputs = [asked.input] if isinstance(asked.input, str) else list(asked.input)
         for number, text in enumerate(inputs):
             if not text.strip() or len(text.encode()) > TEXT_MAX_BYTES:
@@ -190,7 +192,7 @@ class HttpApi:
             vectors.append(await texts.embed(tenant.name, text, query=False))
         if asked.dimensions not in (None, len(vectors[0])):
             raise InvalidField("dimensions", f"is {len(vectors[0])} with this model")
-        tokens = sum(map(texts.embedder_tokens, inputs))
+        tokens = sum(map(embedder.tokens, inputs))
         return JSONResponse(
             {
                 "object": "list",
@@ -206,7 +208,7 @@ class HttpApi:
     async def _models(
         self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
     ) -> Response:
-        """The base model, and every alias of the tenant's modules as a model of its own."""
+        """The base model, every alias of the tenant's modules as a model of its own, and what embeds."""
         names, after = [self._base], ""
         while len(names) < MODELS_MAX:
             found, more_after = await self._parts.modules.store.modules(tenant.name, after=after, limit=100)
@@ -223,8 +225,8 @@ class HttpApi:
                 "object": "list",
                 "data": [
                     {"id": name, "object": "model", "created": 0, "owned_by": "memserve"}
-                    | ({"parent": self._base} if name != self._base else {})
-                    for name in names[:MODELS_MAX]
+                    | ({"parent": self._base} if name.startswith(self._base + BETWEEN) else {})
+                    for name in (*names[:MODELS_MAX], self._embedding_model)
                 ],
             }
         )

@@ -274,13 +274,8 @@ class VectorMemory:
         return fuse(halves.dense, halves.bm25, limit)
 
     @property
-    def embedder(self) -> str:
-        """The name of the model that embeds."""
-        return self._embedder.name
-
-    def embedder_tokens(self, text: str) -> int:
-        """Tokens of the text that an embedding is made of."""
-        return self._embedder.tokens(text)
+    def embedder(self) -> BertEmbedder:
+        return self._embedder
 
     async def counts(self, tenant: str) -> dict[str, int]:
         """The number of memories by namespace, in the order of names.

@@ -45,6 +45,8 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
             kv_events_config=KVEventsConfig(
                 enable_kv_cache_events=True, publisher="zmq", endpoint=event_endpoint
             ),
+            # White space between the parts of JSON has no end with some models.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             disable_log_stats=False,
             **_platform_arguments(settings),
             **engine_arguments(settings, present),

@@ -141,7 +141,7 @@ async def test_module_aliases_are_models(start_gateway: StartGateway, tmp_path: 
     await published(gateway, tmp_path)
     async with http_of(gateway) as http, client_of(http) as client:
         names = [model.id async for model in client.models.list()]
-        assert names == [http.model, f"{http.model}:tone@live"]
+        assert names == [http.model, f"{http.model}:tone@live", "all-MiniLM-L6-v2"]
         answered = await client.chat.completions.create(model=names[1], messages=HELLO, max_tokens=2)
         assert answered.model == names[1]
         assert gateway.workers[0].requests[-1].modules[0].kind == "lora"

@@ -132,7 +132,7 @@ async def test_a_body_of_another_kind(http: Http) -> None:
     ],
 )
 async def test_other_bodies_that_break_a_rule(http: Http, path: str, body: Any, param: str) -> None:
-    model = http.gateway.parts.texts.embedder if "embed" in path else http.model
+    model = http.gateway.parts.texts.embedder.name if "embed" in path else http.model
     answered = await http.client.post(path, json={"model": model, **body})
     assert (answered.status_code, answered.json()["error"]["param"]) == (400, param)
 

@@ -67,14 +67,16 @@ async def test_a_completion_has_no_chat_template(http: Http) -> None:
 async def test_embeddings_are_the_embedders(http: Http) -> None:
     texts = http.gateway.parts.texts
     async with client_of(http) as client:
-        by_default = await client.embeddings.create(model=texts.embedder, input=["one", "two words"])
-        plain = await client.embeddings.create(model=texts.embedder, input="one", encoding_format="float")
+        by_default = await client.embeddings.create(model=texts.embedder.name, input=["one", "two words"])
+        plain = await client.embeddings.create(
+            model=texts.embedder.name, input="one", encoding_format="float"
+        )
     assert [len(each.embedding) for each in by_default.data] == [384, 384]
     assert by_default.data[0].embedding == pytest.approx(plain.data[0].embedding, abs=1e-6)
     assert sum(value**2 for value in plain.data[0].embedding) == pytest.approx(1, abs=1e-4)
     assert plain.usage.prompt_tokens > 0
     packed = await http.client.post(
-        "/v1/embeddings", json={"model": texts.embedder, "input": "one", "encoding_format": "base64"}
+        "/v1/embeddings", json={"model": texts.embedder.name, "input": "one", "encoding_format": "base64"}
     )
     raw = base64.b64decode(packed.json()["data"][0]["embedding"])
     assert struct.unpack("<384f", raw) == pytest.approx(plain.data[0].embedding, abs=1e-6)

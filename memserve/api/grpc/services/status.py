@@ -49,7 +49,7 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
                 model_digest=parts.modules.base_digest or pool.model_digest(),
                 max_context_tokens=parts.model.max_context_tokens,
                 redis_ok=pool.registry_ok,
-                embedder=parts.texts.embedder,
+                embedder=parts.texts.embedder.name,
                 forecasts=pb.ForecastErrors(
                     mape=parts.residuals.mape,
                     bias=parts.residuals.bias,
