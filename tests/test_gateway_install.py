@@ -61,6 +61,7 @@ def running_gateway(python: Path, folder: Path, redis_url: str) -> Iterator[Clie
         "MEMSERVE_DATA_DIR": str(folder / "data"),
         "MEMSERVE_PORT": "0",
         "MEMSERVE_METRICS_PORT": "0",
+        "MEMSERVE_HTTP_PORT": "0",
     }
     log = folder / "gateway.log"
     with log.open("wb") as output:

@@ -43,7 +43,7 @@ class Up:
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--port", "0", "--metrics-port", "0"],
+                [*command, "--port", "0", "--http-port", "0", "--metrics-port", "0"],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

@@ -35,7 +35,7 @@ def up(folder: Path, stop_with: signal.Signals) -> Iterator[Client]:
     """A client of one that runs while inside."""
     command = [sys.executable, "-m", "memserve", "up", "--workers", "1", "--data-dir", str(folder)]
     process = subprocess.Popen(
-        [*command, "--port", "0", "--metrics-port", "0"],
+        [*command, "--port", "0", "--http-port", "0", "--metrics-port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -69,7 +69,7 @@ def up(folder: Path, stop_with: signal.Signals) -> Iterator[Client]:
             process.stdout.close()  # an open pipe would fail a later test
 
 
-def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: Path) -> None:
+def test_however_it_ends_it_leaves_no_process_and_a_new_start_finds_the_data(tmp_path: Path) -> None:
     with up(tmp_path, signal.SIGINT) as client:
         memory = client.remember("notes", "The code of Alder station is 4071.")
         eventually(
@@ -94,22 +94,18 @@ def test_everything_stops_with_ctrl_c_and_a_new_start_finds_the_data(tmp_path: P
     assert list(marked_processes(tmp_path)) == []
     assert left_in_shared_memory(tmp_path) == []
     assert leases_kept_in(tmp_path) == set()
-    # A terminal that is closed.
-    with up(tmp_path, signal.SIGHUP) as client:
+    with up(tmp_path, signal.SIGKILL) as client:
         assert client.get_memory("notes", memory.memory_id) == memory
         assert client.modules.all() == modules
         again = client.generate(prefix.messages, sampling=ANSWER)
         assert again.usage.cached.redis >= 0.95 * again.usage.prompt_tokens
         assert again.token_ids == cold.token_ids
-    assert list(marked_processes(tmp_path)) == []
-
-
-def test_killed_it_leaves_no_process_behind_and_starts_again_on_the_same_data(tmp_path: Path) -> None:
-    with up(tmp_path, signal.SIGKILL) as client:
-        memory = client.remember("notes", "The code of Alder station is 4071.")
+        late = client.remember("notes", "The code of Birch station is 1122.")
     eventually(lambda: list(marked_processes(tmp_path)) == [], timeout_s=10)
-    with up(tmp_path, signal.SIGTERM) as client:
-        assert client.get_memory("notes", memory.memory_id) == memory
+    # A terminal that is closed.
+    with up(tmp_path, signal.SIGHUP) as client:
+        assert client.get_memory("notes", late.memory_id) == late
+    assert list(marked_processes(tmp_path)) == []
 
 
 def leases_kept_in(folder: Path) -> set[bytes]:

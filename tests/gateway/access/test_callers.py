@@ -338,6 +338,7 @@ async def test_sighup_reads_the_keys_again_and_ends_nothing(
                 "MEMSERVE_REDIS_URL": own_redis_server.url,  # type: ignore[attr-defined]
                 "MEMSERVE_PORT": "0",
                 "MEMSERVE_METRICS": "false",
+                "MEMSERVE_HTTP": "false",
             },
             stdout=output,
             stderr=output,
