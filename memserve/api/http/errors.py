@@ -105,6 +105,8 @@ def told(fact: errors.MemserveError) -> tuple[HTTPStatus, dict[str, Any], Mappin
     if isinstance(fact, errors.InvalidField | errors.InvalidModule):
         param = utf8(named(fact.field))
         message = message.replace(utf8(fact.field), param, 1)
+    if isinstance(fact, errors.ModelNotFound | errors.ModuleNotFound):
+        param = "model"
     if isinstance(fact, errors.Unauthenticated):
         message = "send a valid key in the header: authorization: Bearer <key>"
         headers["www-authenticate"] = "Bearer"

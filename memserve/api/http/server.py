@@ -128,7 +128,8 @@ async def answering(front: HttpFront | None, app: ASGIApp) -> AsyncIterator[None
 
 def _listener(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
+    # With its protocol named, asyncio sends what is written at once (TCP_NODELAY), also on what it accepts.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         # A socket of this process or its parent holds the port already (`memserve/processes/ports.py`).
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from pathlib import Path
 
@@ -162,3 +163,21 @@ async def test_the_client_waits_as_long_as_a_refusal_says(start_gateway: StartGa
         async with client_of(http, max_retries=0) as client:
             with pytest.raises(openai.RateLimitError, match=r"try again in 2\.5 s"):
                 await client.chat.completions.create(model=http.model, messages=HELLO, stream=True)
+
+
+async def test_what_is_written_is_sent_at_once(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without TCP_NODELAY the first token would wait 40 ms for an acknowledgement."""
+    accepted: list[socket.socket] = []
+    made = server._Protocol.connection_made
+
+    def connection_made(self: server._Protocol, transport: asyncio.Transport) -> None:
+        accepted.append(transport.get_extra_info("socket"))
+        made(self, transport)
+
+    monkeypatch.setattr(server._Protocol, "connection_made", connection_made)
+    gateway = await start_gateway()
+    async with http_of(gateway) as http:
+        await http.client.get("/health")
+        assert [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in accepted] == [1]
