@@ -107,6 +107,8 @@ def _check_sampling(sampling: Sampling) -> None:
         raise InvalidField("sampling.stop", f"at most {STOP_MAX} strings of 1 to {STOP_MAX_BYTES} bytes")
     if sampling.seed is not None and not 0 <= sampling.seed < 1 << 63:
         raise InvalidField("sampling.seed", "from 0 to 2^63 - 1")
+    if sampling.json_schema and sampling.min_tokens:
+        raise InvalidField("sampling.min_tokens", "cannot be asked for with json_schema, which says the end")
     if sampling.json_schema:
         check_schema("sampling.json_schema", sampling.json_schema)
 

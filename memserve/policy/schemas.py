@@ -15,16 +15,16 @@ SCHEMA_MAX_BYTES = 16 << 10
 DEPTH_MAX = 16
 NODES_MAX = 500
 COUNT_MAX = 256
-COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
+COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems"})
 PARTS = COUNTS | frozenset(
     {
-        "$defs", "$ref", "$schema", "additionalProperties", "allOf", "anyOf", "const", "default",
+        "$defs", "$ref", "$schema", "additionalProperties", "anyOf", "const", "default",
         "definitions", "description", "enum", "examples", "exclusiveMaximum", "exclusiveMinimum", "items",
         "maximum", "minimum", "oneOf", "prefixItems", "properties", "required", "title", "type",
     }
 )  # fmt: skip
 NAMED = frozenset({"properties", "$defs", "definitions"})
-LISTED = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+LISTED = frozenset({"anyOf", "oneOf", "prefixItems"})
 SINGLE = frozenset({"items", "additionalProperties"})
 LOCAL = ("#/$defs/", "#/definitions/")
 BOUND_MAX = 1e15
@@ -39,6 +39,7 @@ def check_schema(field: str, text: str) -> None:
     except (ValueError, RecursionError):
         raise InvalidField(field, "is no JSON") from None
     _check(field, field, schema, 0, [0])
+    _check_references(field, schema)
 
 
 def _check(field: str, place: str, schema: Any, depth: int, nodes: list[int]) -> None:
@@ -54,6 +55,37 @@ def _check(field: str, place: str, schema: Any, depth: int, nodes: list[int]) ->
         if part not in PARTS:
             raise InvalidField(here, "is a part of JSON Schema that is not supported here")
         _check_part(field, here, part, value, depth, nodes)
+
+
+def _check_references(field: str, schema: dict[str, Any]) -> None:
+    """References lead to definitions, and not back to themselves before anything is said."""
+    defined = {
+        f"#/{place}/{name}": each
+        for place in ("$defs", "definitions")
+        for name, each in schema.get(place, {}).items()
+    }
+
+    def said(each: Any, passed: frozenset[str]) -> None:
+        """Raises InvalidField where what `each` stands for stands for itself."""
+        if not isinstance(each, dict):
+            return
+        if (target := each.get("$ref")) is not None:
+            if target not in defined:
+                raise InvalidField(field, f"refers to {target[:64]!r}, which it does not define")
+            if target in passed:
+                raise InvalidField(field, f"{target[:64]!r} refers to itself and says nothing")
+            said(defined[target], passed | {target})
+        for part in ("anyOf", "oneOf"):
+            for member in each.get(part, ()):
+                said(member, passed)
+
+    def walk(each: Any) -> None:
+        if isinstance(each, dict):
+            said(each, frozenset())
+        for inner in each.values() if isinstance(each, dict) else each if isinstance(each, list) else ():
+            walk(inner)
+
+    walk(schema)
 
 
 def _check_part(field: str, here: str, part: str, value: Any, depth: int, nodes: list[int]) -> None:

@@ -69,6 +69,18 @@ def schema(value: Any) -> dict[str, Any]:
         (schema({"type": "array", "maxItems": 10**9}), "response_format.maxItems", "256"),
         (schema({"$ref": "http://example.com/x"}), "response_format.$ref", "#/$defs/"),
         (schema(NESTED), "response_format", "16 levels"),
+        (schema({"type": "object", "minProperties": 9}), "response_format.minProperties", "not supported"),
+        (schema({"allOf": [{}]}), "response_format.allOf", "not supported"),
+        (schema({"$ref": "#/$defs/x"}), "response_format", "does not define"),
+        (schema({"$defs": {"x": {"$ref": "#/$defs/x"}}, "$ref": "#/$defs/x"}), "response_format", "itself"),
+        (
+            schema(
+                {"$defs": {"x": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/x"}]}}, "$ref": "#/$defs/x"}
+            ),
+            "response_format",
+            "itself",
+        ),
+        ({"min_tokens": 3, "max_tokens": 5, "response_format": {"type": "json_object"}}, "min_tokens", "end"),
         ({"response_format": {"type": "xml"}}, "response_format", ""),
         ({"metadata": {"a": 1}}, "metadata.a", "string"),
     ],
