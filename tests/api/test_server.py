@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import generate_latest
 
 from memserve import errors
+from memserve.api.entry import entry_of
 from memserve.api.facts import WITH_RETRY, detail_of
 from memserve.api.grpc.errors import STATUS, status_of, trailing_metadata
 from memserve.api.grpc.front import open_front
@@ -23,7 +24,7 @@ from memserve.config import Settings
 from memserve.domain import RefusalReason, Sampling
 from memserve.errors import MemserveError, StartupError
 from memserve.gateway.access.callers import load_access
-from memserve.gateway.assembly import open_parts
+from memserve.gateway.assembly import open_parts, services_of
 from memserve.model.files import open_model
 from tests.contract.fake_worker import SALT_KEY, FakeWorker
 from tests.contract.scripted_worker import Script
@@ -90,9 +91,12 @@ async def test_the_port_is_open_before_what_stands_behind_it_and_says_so(
                 await call
             assert refused.value.code is grpc.StatusCode.UNAVAILABLE
             assert refused.value.retry_after_s is not None
-        async with open_parts(settings) as parts, served(front, parts, load_access(settings)):
-            assert (await client.status()).model == parts.model.name
-            assert (await health(channel))[2:] == [SERVING] * 4
+        async with open_parts(settings) as parts:
+            access = load_access(settings)
+            entry, services = entry_of(parts, access), services_of(parts, access)
+            async with served(front, parts, entry, services):
+                assert (await client.status()).model == parts.model.name
+                assert (await health(channel))[2:] == [SERVING] * 4
 
 
 async def test_the_status_of_the_workers_alone_counts_nothing(start_gateway: StartGateway) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from memserve.client import CallFailed, Client
+from memserve.config import at
 from memserve.embedded import Stack
 from tests.pages import RUN_PAGES, Command, blocks, commands, text_of
 
@@ -57,7 +58,8 @@ def remove_module(client: Client, name: str) -> None:
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.stem)
 @pytest.mark.timeout(PAGE_TIMEOUT_S, func_only=True)
 def test_the_pages_commands_do_what_the_page_shows(page: Path, stack: Stack, folder: Path) -> None:
-    text = text_of(page)
+    http = at(stack.settings.host, stack.settings.http_port)
+    text = text_of(page).replace("127.0.0.1:8000", http)
     for name, program in re.findall(
         r"Save this as `(\w+\.py)`:\n\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE
     ):

@@ -84,6 +84,7 @@ class AsyncClient(AsyncMemoryCalls):
         stop: str | Sequence[str] | None = None,
         logprobs: bool | None = None,
         min_tokens: int | None = None,
+        json_schema: str | None = None,
         sampling: Sampling | None = None,
         slo: Slo | None = None,
         model: str = "",
@@ -108,7 +109,8 @@ class AsyncClient(AsyncMemoryCalls):
         stop: the answer ends before any of these texts.
         logprobs: return the log-probability of each token.
         min_tokens: the answer does not end by itself before this many tokens.
-        sampling: the seven arguments from max_tokens to min_tokens in one value, instead of them.
+        json_schema: the answer is JSON of this JSON Schema.
+        sampling: the eight arguments from max_tokens to json_schema in one value, instead of them.
         slo: times that the caller wishes for. The receipt says whether they were met.
         model: the served model's name. Empty: the model that is served.
         worker_id: send the request to this worker and no other.
@@ -120,8 +122,8 @@ class AsyncClient(AsyncMemoryCalls):
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
             recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms,
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
-            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, sampling=sampling, slo=slo,
-            model=model, worker_id=worker_id, session=session,
+            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
+            sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
             priority=priority, do_not_queue=do_not_queue,
         )  # fmt: skip
         return collect([event async for event in events])
@@ -143,6 +145,7 @@ class AsyncClient(AsyncMemoryCalls):
         stop: str | Sequence[str] | None = None,
         logprobs: bool | None = None,
         min_tokens: int | None = None,
+        json_schema: str | None = None,
         sampling: Sampling | None = None,
         slo: Slo | None = None,
         model: str = "",
@@ -160,8 +163,8 @@ class AsyncClient(AsyncMemoryCalls):
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
             recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms,
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
-            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, sampling=sampling, slo=slo,
-            model=model, worker_id=worker_id, session=session,
+            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
+            sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
             priority=priority, do_not_queue=do_not_queue,
         )  # fmt: skip
         async with contextlib.aclosing(self._connection.stream(stub.Generate, request)) as responses:

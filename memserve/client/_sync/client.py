@@ -82,6 +82,7 @@ class Client(MemoryCalls):
         stop: str | Sequence[str] | None = None,
         logprobs: bool | None = None,
         min_tokens: int | None = None,
+        json_schema: str | None = None,
         sampling: Sampling | None = None,
         slo: Slo | None = None,
         model: str = "",
@@ -106,7 +107,8 @@ class Client(MemoryCalls):
         stop: the answer ends before any of these texts.
         logprobs: return the log-probability of each token.
         min_tokens: the answer does not end by itself before this many tokens.
-        sampling: the seven arguments from max_tokens to min_tokens in one value, instead of them.
+        json_schema: the answer is JSON of this JSON Schema.
+        sampling: the eight arguments from max_tokens to json_schema in one value, instead of them.
         slo: times that the caller wishes for. The receipt says whether they were met.
         model: the served model's name. Empty: the model that is served.
         worker_id: send the request to this worker and no other.
@@ -118,8 +120,8 @@ class Client(MemoryCalls):
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
             recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms,
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
-            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, sampling=sampling, slo=slo,
-            model=model, worker_id=worker_id, session=session,
+            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
+            sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
             priority=priority, do_not_queue=do_not_queue,
         )  # fmt: skip
         return collect([event for event in events])
@@ -141,6 +143,7 @@ class Client(MemoryCalls):
         stop: str | Sequence[str] | None = None,
         logprobs: bool | None = None,
         min_tokens: int | None = None,
+        json_schema: str | None = None,
         sampling: Sampling | None = None,
         slo: Slo | None = None,
         model: str = "",
@@ -158,8 +161,8 @@ class Client(MemoryCalls):
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
             recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms,
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
-            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, sampling=sampling, slo=slo,
-            model=model, worker_id=worker_id, session=session,
+            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
+            sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
             priority=priority, do_not_queue=do_not_queue,
         )  # fmt: skip
         with contextlib.closing(self._connection.stream(stub.Generate, request)) as responses:

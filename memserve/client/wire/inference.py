@@ -85,6 +85,7 @@ def generate_request(
     stop: str | Sequence[str] | None = None,
     logprobs: bool | None = None,
     min_tokens: int | None = None,
+    json_schema: str | None = None,
     sampling: Sampling | None = None,
     slo: Slo | None = None,
     model: str = "",
@@ -96,7 +97,7 @@ def generate_request(
     """The request for the arguments of `Client.generate`. Raises UsageError."""
     fields = {
         "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "stop": stop,
-        "logprobs": logprobs, "min_tokens": min_tokens,
+        "logprobs": logprobs, "min_tokens": min_tokens, "json_schema": json_schema,
     }  # fmt: skip
     slo = slo or Slo()
     return pb.GenerateRequest(
