@@ -29,6 +29,7 @@ from memserve.api.http.stream import CallerGone, EventStream, chunks, connected
 from memserve.api.rules import check_priority
 from memserve.domain import GenerationRequest, Route, Tenant, TextDelta, Usage
 from memserve.errors import InvalidField, ModelNotFound
+from memserve.gateway.access.callers import is_loopback
 from memserve.gateway.assembly import GatewayParts, GatewayServices
 from memserve.memory.texts.rules import TEXT_MAX_BYTES
 
@@ -73,6 +74,7 @@ class HttpApi:
 
         async def answer(request: Request) -> Response:
             try:
+                self._check_host(request)
                 async with contextlib.AsyncExitStack() as held:
                     body = await self._body(request)
                     peer = "http:{}:{}".format(*(request.client or ("", 0)))
@@ -92,6 +94,16 @@ class HttpApi:
             return response
 
         return answer
+
+    def _check_host(self, request: Request) -> None:
+        """While every caller on this machine is an administrator, a browser on it must not be made one by a
+        web page whose name leads here (DNS rebinding). Raises InvalidField.
+        """
+        if self._entry.is_open and is_loopback(self._parts.settings.host):
+            name = request.url.hostname or ""
+            if not is_loopback(name) and not name.endswith(".localhost"):
+                rule = "must be localhost or a loopback address while there are no API keys"
+                raise InvalidField("host", rule)
 
     async def _body(self, request: Request) -> bytes:
         most, parts, size = self._parts.settings.max_message_bytes, [], 0
@@ -253,7 +265,8 @@ class HttpApi:
 
 def _read(kind: type[B], request: Request, body: bytes) -> B:
     """Raises InvalidField."""
-    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    # Without it a browser would send a body of any web page's here, and not ask before.
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise InvalidField("content-type", "must be application/json")
     try:

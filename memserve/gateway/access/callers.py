@@ -44,6 +44,11 @@ class Access:
         # Keys are looked up by their digest, so that the time of a look-up reveals nothing about a key.
         self._keys = {key.sha256: key for key in keys or ()}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether no keys are configured."""
+        return self._open
+
     def tenant(self, authorization: str) -> Tenant:
         """The tenant and the role of a caller. Raises Unauthenticated.
 

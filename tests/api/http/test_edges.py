@@ -22,7 +22,7 @@ from tests.gateway.running import until
 
 
 def chat_bytes(http: Http, content: bytes, *, length: int | None = None) -> bytes:
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     return (head + f"content-length: {length or len(content)}\r\n\r\n").encode() + content
 
 
@@ -150,6 +150,35 @@ async def test_module_aliases_are_models(start_gateway: StartGateway, tmp_path: 
             await client.chat.completions.create(model=f"{http.model}:nothing", messages=HELLO)
         with pytest.raises(openai.NotFoundError, match="is not served here"):
             await client.chat.completions.create(model="gpt-4", messages=HELLO)
+
+
+@pytest.mark.parametrize("name", ["evil.example", "localhost.evil.example", "10.0.0.1"])
+async def test_no_web_page_reaches_the_port_by_a_name_of_its_own(
+    start_gateway: StartGateway, name: str
+) -> None:
+    gateway = await start_gateway()
+    async with http_of(gateway) as http:
+        answered = await http.client.post(CHAT, json=http.body(), headers={"host": f"{name}:8000"})
+        assert (answered.status_code, answered.json()["error"]["param"]) == (400, "host")
+        for local in ("localhost", "127.0.0.1:8000", "[::1]:8000"):
+            said = await http.client.post(CHAT, json=http.body(max_tokens=1), headers={"host": local})
+            assert said.status_code == 200
+        gateway.access.replace_keys([])
+        keyed = await http.client.post(CHAT, json=http.body(), headers={"host": name})
+        assert keyed.status_code == 401, "with keys a name protects nobody"
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
+async def test_a_body_that_a_browser_sends_unasked_is_refused(start_gateway: StartGateway, kind: str) -> None:
+    gateway = await start_gateway()
+    async with http_of(gateway) as http:
+        headers = {"content-type": kind} if kind else {}
+        answered = await http.client.post(CHAT, content=json.dumps(http.body()).encode(), headers=headers)
+        assert answered.json()["error"]["param"] == "content-type"
+        asked = await http.client.options(CHAT, headers={"origin": "https://evil.example"})
+        assert asked.status_code == 405
+        assert "access-control-allow-origin" not in asked.headers
+    assert gateway.workers[0].requests == []
 
 
 async def test_the_client_waits_as_long_as_a_refusal_says(start_gateway: StartGateway) -> None:
