@@ -83,8 +83,6 @@ class HttpApi:
                             self._entry.call(rpc, request.headers.get("authorization", ""), peer, len(body))
                         )
                         response = await handler(request, body, tenant, held)
-                    if isinstance(response, EventStream):
-                        held.pop_all()  # the stream closes it
             except (CallerGone, ClientDisconnect):
                 self._entry.metrics.requests.labels(rpc, "CANCELLED").inc()
                 return Response(status_code=499)
@@ -119,10 +117,7 @@ class HttpApi:
         return b"".join(parts)
 
     def _failed(self, rpc: str, error: Exception) -> Response:
-        fact = self._entry.failed(rpc, error)
-        if isinstance(fact, str):
-            return JSONResponse(_incident(fact), 500)
-        status, body, headers = told(fact)
+        status, body, headers = told(self._entry.failed(rpc, error))
         return JSONResponse(body, status, headers)
 
     async def _chat(
@@ -182,8 +177,7 @@ class HttpApi:
         return JSONResponse(reply.whole(event), headers=headers)
 
     def _last_event(self, error: Exception) -> dict[str, Any]:
-        fact = self._entry.failed("Generate", error)
-        return _incident(fact) if isinstance(fact, str) else told(fact)[1]
+        return told(self._entry.failed("Generate", error))[1]
 
     async def _embeddings(
         self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
@@ -293,11 +287,6 @@ def _vector(vector: np.ndarray[Any, np.dtype[np.float32]], asked: EmbeddingBody)
     if asked.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return [float(value) for value in vector]
-
-
-def _incident(incident: str) -> dict[str, Any]:
-    message = f"internal error; the gateway's log has it as incident {incident}"
-    return error_body(HTTPStatus.INTERNAL_SERVER_ERROR, message)
 
 
 async def _not_here(request: Request, error: Exception) -> Response:

@@ -147,12 +147,11 @@ def _schema(body: ChatBody) -> str:
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
-    cached = usage.cached
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.prompt_tokens + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached.device + cached.host + cached.redis},
+        "prompt_tokens_details": {"cached_tokens": usage.cached.total},
     }
 
 

@@ -97,8 +97,12 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def told(fact: errors.MemserveError) -> tuple[HTTPStatus, dict[str, Any], Mapping[str, str]]:
-    """Status, body and headers of a fact."""
+def told(fact: errors.MemserveError | str) -> tuple[HTTPStatus, dict[str, Any], Mapping[str, str]]:
+    """Status, body and headers of a fact, or of an incident by its id."""
+    if isinstance(fact, str):
+        message = f"internal error; the gateway's log has it as incident {fact}"
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
+        return status, error_body(status, message), {}
     status = STATUS.get(type(fact), HTTPStatus.INTERNAL_SERVER_ERROR)
     param, code, headers = None, CODES.get(type(fact)), {}
     message = utf8(detail_of(fact))
@@ -121,10 +125,9 @@ def told(fact: errors.MemserveError) -> tuple[HTTPStatus, dict[str, Any], Mappin
 def named(field: str) -> str:
     """A field of a gRPC request, as the JSON has it."""
     for name, here in NAMES:
-        if field == name or (field.startswith(name) and not field[len(name) :][:1].isalnum()):
-            return here + field[len(name) :]
-        if name.endswith(".") and field.startswith(name):
-            return here + field[len(name) :]
+        rest = field.removeprefix(name)
+        if field.startswith(name) and (name.endswith(".") or not rest[:1].isalnum()):
+            return here + rest
     return field
 
 

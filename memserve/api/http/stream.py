@@ -96,9 +96,9 @@ async def chunks(
     while isinstance(item, TextDelta):
         output_tokens += len(item.token_ids)
         if reply.logprobs or usage_in_all:
-            reply.tokens.clear()
-            reply.add(item)
-            logprobs = reply.logprobs_of(reply.tokens) if reply.logprobs else None
+            logprobs = None
+            if reply.logprobs:
+                logprobs = reply.logprobs_of([*zip(item.token_ids, item.logprobs, strict=True)])
             yield event(chunk(_delta(reply, item.text), logprobs, None))
         elif item.text:
             yield before + json.dumps(item.text, ensure_ascii=False).encode() + after

@@ -28,8 +28,7 @@ class Spent:
     def see(self, event: TextDelta | Usage) -> None:
         """The answer has gone on. Its prompt counts from its first token on, less what was cached."""
         if isinstance(event, Usage):
-            cached = event.cached
-            self.tokens -= min(cached.device + cached.host + cached.redis, self.prompt_tokens)
+            self.tokens -= min(event.cached.total, self.prompt_tokens)
         elif isinstance(event, TextDelta):
             self.tokens += len(event.token_ids) + (0 if self.tokens else self.prompt_tokens)
 
