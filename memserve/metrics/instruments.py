@@ -34,7 +34,10 @@ class GatewayMetrics:
 
     def _declare_answers(self, r: CollectorRegistry) -> None:
         self.requests = Counter(
-            "memserve_requests_total", "Calls answered, by RPC and gRPC status, or HTTP_ and the status of the HTTP port.", ["rpc", "code"], registry=r
+            "memserve_requests_total",
+            "Calls answered, by RPC and gRPC status, or HTTP_ and the status of the HTTP port.",
+            ["rpc", "code"],
+            registry=r,
         )
         self.inflight = Gauge("memserve_inflight_requests", "Answers under way.", registry=r)
         self.ttft = Histogram(
