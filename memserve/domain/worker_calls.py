@@ -278,6 +278,9 @@ class WorkerCalls(Protocol):
     async def try_module(self, digest: str, kind: ModuleKind, timeout_s: float) -> float:
         """The largest change of a log-probability that the module makes over the canary prompts."""
 
+    async def set_pace(self, window_s: float, timeout_s: float) -> None:
+        """How long tokens may wait for others from now on. 0: not at all. To be said again every second."""
+
     def compose(
         self, request: CompositionRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[ComposeProgress | ComposedPiece | ComposeRecipe, None]:

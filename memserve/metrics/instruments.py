@@ -104,6 +104,11 @@ class GatewayMetrics:
             "workers.",
             registry=r,
         )
+        self.token_window = Gauge(
+            "memserve_token_window_seconds",
+            "How long a token may wait in a worker for others, because the gateway's loop is late or busy.",
+            registry=r,
+        )
         self.held = Gauge(
             "memserve_held_requests", "Requests that wait for a first worker to be ready.", registry=r
         )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.worker.engine.engine import Engine
 from memserve.worker.engine.trial import try_module
 from memserve.worker.kv.block_log import BlockEvent, BlockLog, Change
+from memserve.worker.pace import AnswerPace
 from memserve.worker.training.compose import Composed, Progress
 from memserve.worker.training.parents import Parent
 from memserve.worker.training.ray_task import compose_in_ray
@@ -35,9 +37,6 @@ log = logging.getLogger("memserve.worker")
 STATE_INTERVAL_S, STATE_GAP_S = 0.25, 0.05
 KEYS_IN_A_MESSAGE = 16_384
 FILE_CHUNK_BYTES = 1 << 20
-# The most messages of all answers together. A gateway spends a third of a millisecond on every message that
-# it passes on, while other messages wait.
-MESSAGES_PER_S = 400
 
 FINISH = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 PRIORITY = {getattr(pb, f"PRIORITY_{priority.name}"): priority for priority in Priority}
@@ -53,11 +52,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     """The data plane of one engine."""
 
-    def __init__(self, engine: Engine, room: EngineRoom, log: BlockLog, *, max_lora_rank: int) -> None:
+    def __init__(
+        self, engine: Engine, room: EngineRoom, log: BlockLog, pace: AnswerPace, *, max_lora_rank: int
+    ) -> None:
         self._engine = engine
         self._room = room
         self._log = log
         self._max_lora_rank = max_lora_rank
+        self._pace = pace
         # It differs at every start, so that a gateway's numbers from before a restart do not count.
         self._epoch = time.time_ns()
         self._leaving = False
@@ -72,9 +74,16 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
                 async for part in parts:
                     self._room.advanced(asked.request_id, len(part.token_ids))
                     yield _response(part)
-                    if part.finish_reason is None:
+                    if part.finish_reason is None and (window_s := self._pace.window_s(context.peer())):
                         # vLLM joins the tokens that it samples meanwhile into one output.
-                        await asyncio.sleep(self._engine.running / MESSAGES_PER_S)
+                        await asyncio.sleep(window_s)
+
+    async def SetPace(self, request: pb.SetPaceRequest, context: Context) -> pb.SetPaceResponse:
+        async with refusals(context):
+            if not 0 <= request.window_ms < math.inf:
+                raise ValueError("window_ms: a number, not below 0")
+            self._pace.told(context.peer(), request.window_ms / 1000)
+            return pb.SetPaceResponse()
 
     async def LoadModule(self, request: pb.LoadModuleRequest, context: Context) -> pb.LoadModuleResponse:
         async with refusals(context):

@@ -51,6 +51,7 @@ from memserve.worker.kv.block_log import BlockLog, follow_engine_events
 from memserve.worker.kv.configure import activation_memory
 from memserve.worker.kv.host_regions import sweep_orphan_regions
 from memserve.worker.modules.preloads import Preloads
+from memserve.worker.pace import AnswerPace
 from memserve.worker.service import WorkerService
 from memserve.worker.waiting_room import EngineRoom, as_expected
 
@@ -213,8 +214,10 @@ class Worker:
             cached_of=self._cached_of,
             changed=self._block_log.changed.set,
         )
+        pace = AnswerPace()
+        self._tasks.append(asyncio.create_task(repeat("pressure", pace.own.look, 0.0, self._failed)))
         self._service = WorkerService(
-            self._engine, self._room, self._block_log, max_lora_rank=settings.max_lora_rank
+            self._engine, self._room, self._block_log, pace, max_lora_rank=settings.max_lora_rank
         )
         rpc.add_WorkerServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)

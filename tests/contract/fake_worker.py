@@ -192,6 +192,11 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
             largest_change = self.try_module(request.digest, request.kind)
         return pb.TryModuleResponse(largest_change=largest_change)
 
+    async def SetPace(self, request: pb.SetPaceRequest, context: Context) -> pb.SetPaceResponse:
+        async with _statuses(context):
+            self.set_pace(request.window_ms / 1000)
+        return pb.SetPaceResponse()
+
     async def ComposeModule(
         self, request: pb.ComposeModuleRequest, context: Context
     ) -> AsyncIterator[pb.ComposeModuleResponse]:

@@ -76,6 +76,10 @@ class MemoryWorker:
         async with self._waiting(_until_s(timeout_s)):
             return self._worker.try_module(digest, kind)
 
+    async def set_pace(self, window_s: float, timeout_s: float) -> None:
+        async with self._waiting(_until_s(timeout_s)):
+            self._worker.set_pace(window_s)
+
     def compose(
         self, request: CompositionRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[ComposeProgress | ComposedPiece | ComposeRecipe, None]:

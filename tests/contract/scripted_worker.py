@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -39,6 +40,7 @@ STATE_INTERVAL_S = 0.1
 PIECE_BYTES = 1 << 20
 SOONEST_S = 0.001
 """No first token comes sooner."""
+JOINED_TOKENS = 4
 
 
 class Refused(Exception):
@@ -91,6 +93,8 @@ class ScriptedWorker:
     """Nothing comes on its streams, which stay open."""
     leaving: bool = False
     """It ends its streams, and finishes the answers under way."""
+    window_s: float = 0.0
+    """More than 0: tokens come in parts of JOINED_TOKENS."""
     watch_faults: int = 0
     """How many watches still fail at once, by a fault in the worker's own code."""
 
@@ -137,10 +141,14 @@ class ScriptedWorker:
         self.log.changed.set()
         ended = False
         try:
+            joined: AnswerPart | None = None
             async with contextlib.aclosing(self._parts(request)) as parts:
                 async for part in parts:
+                    joined = part if joined is None else _joined(joined, part)
                     ended = part.finish_reason is not None
-                    yield part
+                    if ended or not self.window_s or len(joined.token_ids) == JOINED_TOKENS:
+                        yield joined
+                        joined = None
             ended = True
         except Refused:
             ended = True
@@ -216,6 +224,11 @@ class ScriptedWorker:
     def try_module(self, digest: str, kind: str) -> float:
         self._load(digest, kind)
         return self.changes.get(digest, 0.5)
+
+    def set_pace(self, window_s: float) -> None:
+        if not 0 <= window_s < math.inf:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "window_ms: a number, not below 0")
+        self.window_s = window_s
 
     async def compose(
         self, request: CompositionRequest
@@ -306,3 +319,12 @@ def _has_weights(folder: Path, kind: ModuleKind) -> bool:
 
 def _absent(digest: str) -> Refused:
     return Refused(grpc.StatusCode.FAILED_PRECONDITION, f"this worker does not have the module: {digest}")
+
+
+def _joined(first: AnswerPart, second: AnswerPart) -> AnswerPart:
+    return replace(
+        second,
+        text=first.text + second.text,
+        token_ids=(*first.token_ids, *second.token_ids),
+        logprobs=(*first.logprobs, *second.logprobs),
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -21,6 +22,36 @@ from memserve.metrics.instruments import GatewayMetrics
 log = logging.getLogger("memserve.gateway")
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Sending:
+    """Watches how long a stream's responses take to be read. It looks a few times in `timeout_s`, because a
+    timer for each token costs more than the token."""
+
+    def __init__(self, timeout_s: float, give_up: Callable[[], None]) -> None:
+        self._timeout_s = timeout_s
+        self._give_up = give_up
+        self._loop = asyncio.get_running_loop()
+        self._since_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        self._since_s = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._look)
+
+    def __exit__(self, *_: object) -> None:
+        self._since_s = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._since_s is None:
+            return
+        left_s = self._since_s + self._timeout_s - self._loop.time()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look)
+        else:
+            self._give_up()
 
 
 class Edge:
@@ -66,21 +97,16 @@ class Edge:
         finally:
             self.metrics.requests.labels(rpc, code.name).inc()
 
-    @contextlib.contextmanager
-    def sending(self, context: Context) -> Iterator[None]:
+    def sending(self, context: Context) -> Sending:
         """End a stream's call when its caller does not take a response in time.
 
-        This is held around the `yield` of the response. Without it, a caller that does not read would keep
-        for ever what the call holds. The caller can still read the responses that it has not read. After them
-        it gets CANCELLED.
+        One for a stream; it is held around each `yield` of a response. Without it, a caller that does not
+        read would keep for ever what the call holds. The caller can still read the responses that it has not
+        read. After them it gets CANCELLED.
         """
         task = asyncio.current_task()
         assert task is not None
-        timer = asyncio.get_running_loop().call_later(self._write_timeout_s, self._give_up, task, context)
-        try:
-            yield
-        finally:
-            timer.cancel()
+        return Sending(self._write_timeout_s, partial(self._give_up, task, context))
 
     def _give_up(self, task: asyncio.Task[Any], context: Context) -> None:
         log.warning("a stream ends: its caller has not read for %g s", self._write_timeout_s)

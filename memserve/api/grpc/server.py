@@ -24,6 +24,8 @@ from memserve.gateway.access.callers import Access
 from memserve.gateway.assembly import GatewayParts, GatewayServices, services_of
 from memserve.gateway.modules.canary import LOOK_S as CANARY_LOOK_S
 from memserve.gateway.steps.route import backlog_s
+from memserve.gateway.workers.pacing import LOOK_S as PACING_LOOK_S
+from memserve.gateway.workers.pacing import Pacing
 from memserve.memory.modules.blobs.store import sweep
 from memserve.memory.modules.uploads import sweep_uploads
 from memserve.pb.v1 import (
@@ -96,6 +98,8 @@ async def served(
         asyncio.create_task(
             repeat("health", partial(_report_health, front.health, parts), HEALTH_CHECK_S, failed)
         ),
+        asyncio.create_task(repeat("pressure", parts.pressure.look, 0.0, failed)),
+        asyncio.create_task(repeat("pacing", Pacing(parts.pool, parts.pressure).tell, PACING_LOOK_S, failed)),
         asyncio.create_task(repeat("canaries", services.canaries.look, CANARY_LOOK_S, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
@@ -117,6 +121,7 @@ async def _report_health(servicer: health.aio.HealthServicer, parts: GatewayPart
     """
     ready = len([worker for worker in parts.pool.workers.values() if worker.connected])
     parts.metrics.ready_workers.set(ready)
+    parts.metrics.token_window.set(parts.pressure.window_s)
     parts.metrics.queued_seconds.set(sum(backlog_s(worker.report) for worker in parts.pool.workers.values()))
     for what, value in (
         ("mape", parts.residuals.mape),

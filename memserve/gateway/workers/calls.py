@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 import grpc
@@ -130,6 +130,10 @@ class GrpcCalls:
         with self._failures():
             return float((await self._stub.TryModule(request, timeout=timeout_s)).largest_change)
 
+    async def set_pace(self, window_s: float, timeout_s: float) -> None:
+        with self._failures():
+            await self._stub.SetPace(pb.SetPaceRequest(window_ms=window_s * 1000), timeout=timeout_s)
+
     async def compose(
         self, request: CompositionRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[ComposeProgress | ComposedPiece | ComposeRecipe, None]:
@@ -246,14 +250,15 @@ def _generate_request(request: WorkerRequest) -> pb.GenerateRequest:
 
 
 def _answer_part(response: pb.GenerateResponse) -> AnswerPart:
-    cached, ended = response.cached_tokens, bool(response.finish_reason)
-    return AnswerPart(
-        text=response.text,
-        token_ids=tuple(response.token_ids),
-        logprobs=tuple(response.logprobs),
-        cached=CachedTokens(cached.device, cached.host, cached.redis) if ended else None,
+    part = AnswerPart(response.text, tuple(response.token_ids), tuple(response.logprobs))
+    if not response.finish_reason:
+        return part
+    cached = response.cached_tokens
+    return replace(
+        part,
+        cached=CachedTokens(cached.device, cached.host, cached.redis),
         # A newer worker may end an answer for a reason that this gateway has no word for.
-        finish_reason=_FINISH.get(response.finish_reason, FinishReason.STOP) if ended else None,
+        finish_reason=_FINISH.get(response.finish_reason, FinishReason.STOP),
     )
 
 

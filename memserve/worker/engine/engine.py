@@ -32,8 +32,6 @@ class Engine:
     kinds: Mapping[ModuleKind, EngineKind]
     """How it holds and applies each kind of them."""
     modules_root: Path
-    running: int = 0
-    """Unfinished requests."""
 
     async def generate(
         self, request: WorkerRequest, turn: contextlib.AbstractAsyncContextManager[None] | None = None
@@ -80,13 +78,8 @@ class Engine:
                     self.llm.generate(prompt, params, request.request_id, lora_request=call.lora)
                 )
             )
-            self.running += 1
-            held.callback(self._ended)
             async for output in outputs:
                 yield _part(output, logprobs=sampling.logprobs)
-
-    def _ended(self) -> None:
-        self.running -= 1
 
     def module_folder(self, digest: str) -> Path:
         """Where the local copy of a module's files is."""

@@ -24,6 +24,7 @@ from memserve.registry.leases import Registry
 from memserve.worker.engine.engine import Engine
 from memserve.worker.fleet.gateways_only import GatewaysOnly
 from memserve.worker.kv.block_log import BlockLog
+from memserve.worker.pace import AnswerPace
 from memserve.worker.service import WorkerService
 from memserve.worker.waiting_room import EngineRoom
 from tests.contract.fake_worker import CREDENTIAL, SALT_KEY
@@ -43,7 +44,7 @@ async def serving(
     room = EngineRoom(EngineLoad(COSTS, seats=8, kv_tokens=100_000), ttft_s=5.0, wait_s=60.0)
     server = grpc.aio.server(interceptors=[GatewaysOnly(CREDENTIAL)])
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(
-        WorkerService(engine, room, BlockLog(), max_lora_rank=16), server
+        WorkerService(engine, room, BlockLog(), AnswerPace(), max_lora_rank=16), server
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

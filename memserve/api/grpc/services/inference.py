@@ -37,9 +37,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
             asked = convert.generation_request(request, tenant.highest)
             check_priority(asked.priority, tenant)
             events = self._pipeline.generate(asked, tenant, deadline_s)
+            sending = self._edge.sending(context)
             async with contextlib.aclosing(events):
                 async for event in events:
-                    with self._edge.sending(context):
+                    with sending:
                         yield convert.generate_response(event)
 
     async def Explain(

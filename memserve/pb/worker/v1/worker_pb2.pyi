@@ -42,6 +42,16 @@ MODULE_PLACE_HOST: ModulePlace
 MODULE_PLACE_DISK: ModulePlace
 MODULE_PLACE_ABSENT: ModulePlace
 
+class SetPaceRequest(_message.Message):
+    __slots__ = ("window_ms",)
+    WINDOW_MS_FIELD_NUMBER: _ClassVar[int]
+    window_ms: float
+    def __init__(self, window_ms: _Optional[float] = ...) -> None: ...
+
+class SetPaceResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class GenerateRequest(_message.Message):
     __slots__ = ("request_id", "token_ids", "cache_salt", "module_digest", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "min_tokens", "tenant", "keep", "expert_digest", "expert_alpha", "modules", "priority", "first_token_ms", "refuse_late", "do_not_queue", "expected_cached_tokens", "json_schema")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

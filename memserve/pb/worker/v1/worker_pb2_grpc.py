@@ -76,6 +76,11 @@ class WorkerServiceStub(object):
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleRequest.SerializeToString,
                 response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleResponse.FromString,
                 _registered_method=True)
+        self.SetPace = channel.unary_unary(
+                '/memserve.worker.v1.WorkerService/SetPace',
+                request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.SetPaceRequest.SerializeToString,
+                response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.SetPaceResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer(object):
@@ -144,6 +149,14 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetPace(self, request, context):
+        """How long the tokens of answers for this connection may wait for others, so that several come in one
+        message. It holds for three seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -186,6 +199,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ComposeModule,
                     request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleRequest.FromString,
                     response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleResponse.SerializeToString,
+            ),
+            'SetPace': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPace,
+                    request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.SetPaceRequest.FromString,
+                    response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.SetPaceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -406,6 +424,33 @@ class WorkerService(object):
             '/memserve.worker.v1.WorkerService/ComposeModule',
             memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleRequest.SerializeToString,
             memserve_dot_worker_dot_v1_dot_worker__pb2.ComposeModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.worker.v1.WorkerService/SetPace',
+            memserve_dot_worker_dot_v1_dot_worker__pb2.SetPaceRequest.SerializeToString,
+            memserve_dot_worker_dot_v1_dot_worker__pb2.SetPaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -21,6 +21,7 @@ class WorkerServiceStub(Untyped):
     GetModulePlaces: Any
     TryModule: Any
     ComposeModule: Any
+    SetPace: Any
     @overload
     def __new__(cls, channel: grpc.Channel) -> WorkerServiceSyncStub: ...
     @overload
@@ -35,6 +36,7 @@ class WorkerServiceSyncStub(WorkerServiceStub):
     GetModulePlaces: grpc.UnaryUnaryMultiCallable[worker_pb2.GetModulePlacesRequest, worker_pb2.GetModulePlacesResponse]
     TryModule: grpc.UnaryUnaryMultiCallable[worker_pb2.TryModuleRequest, worker_pb2.TryModuleResponse]
     ComposeModule: grpc.UnaryStreamMultiCallable[worker_pb2.ComposeModuleRequest, worker_pb2.ComposeModuleResponse]
+    SetPace: grpc.UnaryUnaryMultiCallable[worker_pb2.SetPaceRequest, worker_pb2.SetPaceResponse]
 
 class WorkerServiceAsyncStub(WorkerServiceStub):
     Generate: grpc.aio.UnaryStreamMultiCallable[worker_pb2.GenerateRequest, worker_pb2.GenerateResponse]
@@ -45,6 +47,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     GetModulePlaces: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.GetModulePlacesRequest, worker_pb2.GetModulePlacesResponse]
     TryModule: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.TryModuleRequest, worker_pb2.TryModuleResponse]
     ComposeModule: grpc.aio.UnaryStreamMultiCallable[worker_pb2.ComposeModuleRequest, worker_pb2.ComposeModuleResponse]
+    SetPace: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.SetPaceRequest, worker_pb2.SetPaceResponse]
 
 class WorkerServiceServicer:
     def Generate(self, request, context): ...
@@ -55,5 +58,6 @@ class WorkerServiceServicer:
     def GetModulePlaces(self, request, context): ...
     def TryModule(self, request, context): ...
     def ComposeModule(self, request, context): ...
+    def SetPace(self, request, context): ...
 
 def add_WorkerServiceServicer_to_server(servicer, server): ...
