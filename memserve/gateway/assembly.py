@@ -62,7 +62,7 @@ from memserve.model.files import ModelFiles, open_model
 from memserve.policy.routing.breaker import Breakers
 from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
-from memserve.processes.pressure import LoopPressure
+from memserve.loop_pressure import LoopPressure
 from memserve.processes.supervised import Background
 from memserve.registry.leases import Registry
 from memserve.turns import FairThreads, leave_one, on_own_thread

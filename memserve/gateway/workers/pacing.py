@@ -8,7 +8,7 @@ import time
 
 from memserve.domain.worker_calls import WorkerCalls, WorkerFailure
 from memserve.gateway.workers.pool import WorkerPool
-from memserve.processes.pressure import LoopPressure
+from memserve.loop_pressure import LoopPressure
 
 LOOK_S = 0.1
 AGAIN_S = 1.0
