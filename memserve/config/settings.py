@@ -59,6 +59,9 @@ class Settings(BaseModel):
     )
     port: Port = Field(50051, description="gRPC port of the gateway. 0: any free port, which is printed.")
     http: bool = Field(True, description="Serve OpenAI's API over HTTP, on `host` and `http_port`.")
+    page: bool = Field(
+        True, description="Serve a page for people at `/` of the HTTP port: workers, memories, requests."
+    )
     http_port: Port = Field(8000, description="HTTP port of the gateway. 0: any free port.")
     metrics_port: Port = Field(
         9464, description="HTTP port of the gateway's Prometheus metrics. 0: any free port."

@@ -21,6 +21,7 @@ from memserve.errors import (
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.decisions import Decisions
+from memserve.gateway.live import LiveRequests
 from memserve.gateway.modules.canary import CanaryWatch
 from memserve.gateway.modules.composition import ModuleComposition
 from memserve.gateway.modules.deletion import ModuleDeletion
@@ -92,6 +93,7 @@ class GatewayParts:
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
     decisions: Decisions = field(default_factory=Decisions)
+    live: LiveRequests = field(default_factory=LiveRequests)
     residuals: Residuals = field(default_factory=Residuals)
     breakers: Breakers = field(default_factory=Breakers)
     pressure: LoopPressure = field(default_factory=LoopPressure)
@@ -193,6 +195,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         router=Router(pool, settings, parts.residuals, parts.breakers),
         answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
         tokens=parts.tokens,
+        live=parts.live,
     )
     trial = ModuleTrial(pool)
     gate = Gate(

@@ -17,6 +17,7 @@ from memserve.domain.worker_calls import WorkerFailure, WorkerFull
 from memserve.errors import Overloaded
 from memserve.gateway.access.callers import Inflight
 from memserve.gateway.access.token_quota import TokenQuota
+from memserve.gateway.live import LiveRequest, LiveRequests
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
 from memserve.gateway.steps.prompt import Prompt, PromptFitting
@@ -51,6 +52,7 @@ class Pipeline:
     router: Router
     answers: Answers
     tokens: TokenQuota
+    live: LiveRequests
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
@@ -64,6 +66,7 @@ class Pipeline:
         async with contextlib.AsyncExitStack() as held:
             held.enter_context(self.inflight.one(tenant.name))
             held.enter_context(self.metrics.inflight.track_inprogress())
+            live = held.enter_context(self.live.request(tenant.name))
             # 2. Immutable module versions for the whole answer.
             self.check(request.model, request.messages)
             wanted_tokens = request.sampling.max_tokens or self.settings.default_max_tokens
@@ -71,9 +74,10 @@ class Pipeline:
             modules = await resolve_modules(self.modules, request, tenant.name)
             held.enter_context(self.uses.holding(modules))
             # 3. Recall of text memories: late or down means an answer without passages, and says so.
+            live.step(3)
             recalled = await self.recall(request, tenant.name)
             while True:
-                answer = self._answer(request, tenant, modules, recalled, held, accepted_s, deadline_s)
+                answer = self._answer(request, tenant, modules, recalled, held, live, accepted_s, deadline_s)
                 try:
                     async with contextlib.aclosing(answer) as events:
                         async for event in events:
@@ -91,6 +95,7 @@ class Pipeline:
         modules: AnsweringModules,
         recalled: Recalled,
         held: contextlib.AsyncExitStack,
+        live: LiveRequest,
         accepted_s: float,
         deadline_s: float | None,
     ) -> AsyncGenerator[Route | TextDelta | Usage, None]:
@@ -99,6 +104,7 @@ class Pipeline:
         held: what is held until the request has ended.
         """
         # 4. The prompt: token ids.
+        live.step(4)
         prompt = await self.fit(request, recalled.passages, tenant.name)
         check_min_tokens(request.sampling.min_tokens, prompt.max_tokens)
         request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
@@ -110,20 +116,23 @@ class Pipeline:
             with self.metrics.held.track_inprogress():
                 await self.pool.until_ready(self.settings.hold_s)
         # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
+        live.step(5)
         cached = await self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
         attempts = self.router.attempts(request, tenant.name, prompt.token_ids)
         while True:
             # 6. Routing.
+            live.step(6)
             worker, choice = self.router.choose(
                 request, tenant.name, modules, len(prompt.token_ids), cached, attempts, accepted_s
             )
             route = self._route(request, tenant, modules, recalled, prompt, choice)
             learned_s = choice.forecast.learned_s
             routed = RoutedRequest(
-                request, tenant, modules, prompt.token_ids, route, accepted_s, deadline_s, learned_s
+                request, tenant, modules, prompt.token_ids, route, accepted_s, deadline_s, learned_s, live
             )
             self.answers.routed(routed)
             # 7. The worker streams. A worker that fails before its first token is replaced.
+            live.step(7)
             try:
                 with worker.serving(tenant.name, route.request_id, choice.sent, modules.slot_digest):
                     yield route

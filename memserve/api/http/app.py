@@ -25,6 +25,8 @@ from memserve.api.http.bodies import Answering, Body, ChatBody, CompletionBody, 
 from memserve.api.http.convert import BETWEEN, Reply, chat_request, completion_request, model_name
 from memserve.api.http.errors import error_body, invalid, told
 from memserve.api.http.openapi import document
+from memserve.api.http.overview import overview
+from memserve.api.http.page import page_routes
 from memserve.api.http.stream import CallerGone, EventStream, chunks, connected
 from memserve.api.rules import check_priority
 from memserve.domain import GenerationRequest, Route, Tenant, TextDelta, Usage
@@ -65,9 +67,15 @@ class HttpApi:
                 Path("/ready", self._ready),
                 Path("/version", self._version),
                 Path("/openapi.json", self._openapi),
+                *self._page_routes(),
             ],
             exception_handlers={HTTPException: _not_here},
         )
+
+    def _page_routes(self) -> list[Path]:
+        if not self._parts.settings.page:
+            return []
+        return [*page_routes(), Path("/v1/memserve/status", self._route("GetStatus", self._overview))]
 
     def _route(self, rpc: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """What every call does first and last. rpc: whose role, limits and pace hold."""
@@ -243,6 +251,13 @@ class HttpApi:
         require_admin(tenant, "/metrics")
         return Response(generate_latest(self._parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    async def _overview(
+        self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
+    ) -> Response:
+        now = await overview(self._parts, tenant)
+        headers = {"cache-control": "no-store"}
+        return Response(now.model_dump_json(), media_type="application/json", headers=headers)
+
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "alive"})
 
@@ -254,7 +269,7 @@ class HttpApi:
         return JSONResponse({"version": __version__})
 
     async def _openapi(self, request: Request) -> Response:
-        return JSONResponse(document())
+        return JSONResponse(document(page=self._parts.settings.page))
 
 
 def _read(kind: type[B], request: Request, body: bytes) -> B:

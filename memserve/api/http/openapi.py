@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from memserve import __version__
 from memserve.api.http.bodies import Body, ChatBody, CompletionBody, EmbeddingBody
+from memserve.api.http.overview import Overview
 
 REF = "#/components/schemas/{model}"
 POSTS: dict[str, tuple[type[Body], str]] = {
@@ -24,6 +25,14 @@ GETS = {
     "/version": ("Of memserve.", False),
     "/openapi.json": ("This document.", False),
 }
+PAGE = {
+    "/": ("A page for people: workers, memories, requests and a question.", False),
+    "/v1/memserve/status": (
+        "What the page shows: workers, the tenant's memories and its requests with their steps.",
+        True,
+    ),
+}
+KINDS = {"/metrics": "text/plain", "/": "text/html"}
 FAILURES = {
     "400": "The body breaks a rule; `error.param` names the field.",
     "401": "No valid key.",
@@ -37,9 +46,13 @@ FAILURES = {
 
 
 @cache
-def document() -> dict[str, Any]:
-    """OpenAPI 3.1."""
+def document(*, page: bool) -> dict[str, Any]:
+    """OpenAPI 3.1. page: whether the page is served."""
     models: list[Any] = [(body, "validation") for body, _ in POSTS.values()]
+    gets, answers = GETS, {}
+    if page:
+        models.append((Overview, "serialization"))
+        gets, answers = GETS | PAGE, {"/v1/memserve/status": {"$ref": REF.format(model=Overview.__name__)}}
     _, schemas = models_json_schema(models, ref_template=REF)
     error = {
         "type": "object",
@@ -69,13 +82,13 @@ def document() -> dict[str, Any]:
                 "responses": _responses({"application/json": {"schema": {"type": "object"}}, **streams}),
             }
         }
-    for path, (what, keyed) in GETS.items():
-        kind = "text/plain" if path == "/metrics" else "application/json"
+    for path, (what, keyed) in gets.items():
+        content = {"schema": answers[path]} if path in answers else {}
         paths[path] = {
             "get": {
                 "summary": what,
                 "security": [{"key": []}, {}] if keyed else [],
-                "responses": _responses({kind: {}}),
+                "responses": _responses({KINDS.get(path, "application/json"): content}),
             }
         }
     return {

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import uvicorn
+from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from memserve.api.http.errors import told
+from memserve.api.http.page import FILES, page_routes
 from memserve.config import Settings, at
 from memserve.errors import GatewayStarting, StartupError
 
@@ -54,9 +56,11 @@ class _Server(uvicorn.Server):
 
 @dataclass(slots=True)
 class HttpFront:
-    """An open port. app: what answers; None while the gateway starts."""
+    """An open port. app: what answers; None while the gateway starts. page: answers meanwhile, for the files
+    of the page; None where there is no page."""
 
     port: int
+    page: ASGIApp | None = None
     app: ASGIApp | None = None
     _server: _Server = field(init=False)
     _serving: asyncio.Task[None] = field(init=False)
@@ -89,6 +93,9 @@ class HttpFront:
         if self.app is not None:
             await self.app(scope, receive, send)
             return
+        if self.page is not None and scope["path"] in FILES:
+            await self.page(scope, receive, send)
+            return
         status, body, headers = told(GatewayStarting())
         if scope["path"] == "/health":
             status, body, headers = HTTPStatus.OK, {"status": "starting"}, {}
@@ -105,7 +112,8 @@ async def open_http(settings: Settings) -> AsyncIterator[HttpFront | None]:
         yield None
         return
     listener = _listener(settings)
-    front = HttpFront(listener.getsockname()[1])
+    page = Starlette(routes=page_routes()) if settings.page else None
+    front = HttpFront(listener.getsockname()[1], page)
     front.serve(listener, settings.shutdown_grace_s)
     try:
         yield front

@@ -28,6 +28,7 @@ from memserve.domain.worker_calls import (
 )
 from memserve.errors import DeadlineExceeded, InvalidField, WorkerLost
 from memserve.gateway.decisions import ANSWERED, Decisions
+from memserve.gateway.live import LiveRequest
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.steps.resolve import AnsweringModules
 from memserve.gateway.workers.pool import PooledWorker
@@ -50,6 +51,7 @@ class RoutedRequest:
     deadline_s: float | None
     learned_s: float = 0.0
     """The part of the predicted TTFT that is a correction by earlier errors."""
+    live: LiveRequest = field(default_factory=LiveRequest)
     routed_s: float = field(default_factory=time.monotonic)
 
     def for_worker(self) -> WorkerRequest:
@@ -138,6 +140,7 @@ class Answers:
     def routed(self, routed: RoutedRequest) -> None:
         """A worker has been chosen."""
         self._decisions.routed(routed.tenant.name, routed.route)
+        routed.live.routed(routed.route)
         wish_ms = routed.request.slo.ttft_ms
         if wish_ms is not None and routed.route.predicted_ttft_ms > wish_ms:
             self._metrics.predicted_misses.inc()
@@ -158,6 +161,7 @@ class Answers:
 
     def _began(self, routed: RoutedRequest, worker: PooledWorker, now_s: float) -> None:
         worker.has_first_token(routed.route.request_id)
+        routed.live.step(8)
         self._breakers.succeeded(worker.lease.worker_id)
         residuals = self._residuals
         predicted_s = routed.route.predicted_ttft_ms / 1000
@@ -169,6 +173,7 @@ class Answers:
             self._metrics.module_answers.labels(module.kind).inc()
 
     def _ended(self, routed: RoutedRequest, usage: Usage) -> None:
+        routed.live.answered = True
         metrics, cached = self._metrics, usage.cached
         metrics.ttft.observe(usage.ttft_ms / 1000)
         metrics.output_tokens.inc(usage.output_tokens)

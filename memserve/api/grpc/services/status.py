@@ -58,7 +58,7 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
             )
             ready = {worker.lease.worker_id for worker in pool.ready(time.monotonic())}
             held = {digest for worker in pool.workers.values() for digest in worker.state.modules}
-            own: set[str] = set()
+            own: Collection[str] = ()
             if not request.workers_only:
                 with contextlib.suppress(MemserveError):
                     own = await parts.modules.store.of_tenant(tenant.name, sorted(held))

@@ -68,13 +68,16 @@ end
 -- request: digest.
 function looks.referenced(request) return claims.is_referenced(request.digest) end
 
--- request: tenant, digests. Returns those that a version of the tenant has.
+-- request: tenant, digests. Returns those that a version of the tenant has, each followed by the version's
+-- reference.
 function looks.of_tenant(request)
   local of_tenant = {}
   for _, digest in ipairs(decode_digests(request.digests)) do
     for _, version in ipairs(redis.call('SMEMBERS', references_key(digest))) do
-      if decode_owner(version) == request.tenant then
+      local tenant, module, number = decode_owner(version)
+      if tenant == request.tenant then
         of_tenant[#of_tenant + 1] = digest
+        of_tenant[#of_tenant + 1] = reference(module, string.match(number, '^%d+'))
         break
       end
     end

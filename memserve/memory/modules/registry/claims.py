@@ -16,12 +16,13 @@ class ClaimRecords(RegistryScripts):
         """Whether a version of anybody has this digest, of its content or of its probes."""
         return bool(await self._look("referenced", digest=digest))
 
-    async def of_tenant(self, tenant: str, digests: Sequence[str]) -> set[str]:
-        """Those of these digests that a version of the tenant has."""
-        of_tenant: set[str] = set()
+    async def of_tenant(self, tenant: str, digests: Sequence[str]) -> dict[str, str]:
+        """Those of these digests that a version of the tenant has, each with a version's name@number."""
+        of_tenant: dict[str, str] = {}
         for start in range(0, len(digests), DIGESTS_AT_ONCE):
             part = digests[start : start + DIGESTS_AT_ONCE]
-            of_tenant.update(await self._look("of_tenant", tenant=tenant, digests=",".join(part)))
+            found = await self._look("of_tenant", tenant=tenant, digests=",".join(part))
+            of_tenant.update(zip(found[::2], found[1::2], strict=True))
         return of_tenant
 
     async def claim(self, digests: Sequence[str], token: str, seconds: float) -> None:
