@@ -54,13 +54,6 @@ class PlainFormatter(logging.Formatter):
         return "\n".join(f"| {plain(line)}" for line in super().formatException(ei).splitlines())
 
 
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Set the root logger up, once for a process."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter(LOG_FORMAT))
-    logging.basicConfig(level=level, handlers=[handler])
-
-
 def _spelt(command: str) -> str:
     number = ord(command)
     return _SHORT.get(command) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")

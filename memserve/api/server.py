@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from functools import partial
@@ -20,6 +21,7 @@ from memserve.gateway.assembly import GatewayParts, open_parts, services_of
 from memserve.metrics.port import serve_metrics
 from memserve.processes.ports import held_ports
 from memserve.processes.supervised import repeat
+from memserve.trace_export import exported
 
 log = logging.getLogger("memserve.gateway")
 
@@ -41,7 +43,10 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     access = load_access(settings)
     key_file = KeyFile(access, settings)
-    with contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings:
+    with (
+        exported(settings, "memserve-gateway", f"{os.uname().nodename}:{os.getpid()}"),
+        contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings,
+    ):
         async with (
             open_front(settings, SERVICES) as front,
             open_http(settings) as http,

@@ -20,7 +20,7 @@ from memserve.cli.options import grouped
 from memserve.cli.terminal import coloured, err, out, reporter
 from memserve.client import DEFAULT_ADDRESS
 from memserve.config import Settings, load_settings
-from memserve.plain import log_to_stderr
+from memserve.logs import log_to_stderr
 from memserve.private_files import private_umask
 
 if TYPE_CHECKING:
@@ -107,10 +107,11 @@ def gateway(
 
     private_umask()
     spare_loopback(os.environ)
-    log_to_stderr()
     from memserve.model.checks import with_models
 
-    asyncio.run(serve_gateway(with_models(load_settings()), ports_held=ports_held))
+    settings = load_settings()
+    log_to_stderr(settings.log_format)
+    asyncio.run(serve_gateway(with_models(settings), ports_held=ports_held))
 
 
 def workers(
@@ -130,12 +131,13 @@ def workers(
 
     private_umask()
     spare_loopback(os.environ)
-    log_to_stderr()
+    settings = load_settings()
+    log_to_stderr(settings.log_format)
     if not generation:
         from memserve.model.checks import with_models
 
-        raise typer.Exit(keep_workers(with_models(load_settings())))
-    run_generation(load_settings(), status)
+        raise typer.Exit(keep_workers(with_models(settings)))
+    run_generation(settings, status)
 
 
 def settings() -> None:

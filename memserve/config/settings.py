@@ -75,6 +75,17 @@ class Settings(BaseModel):
         SecretStr(""),
         description="What a scraper must send as `authorization: Bearer <key>`. Empty: metrics need no key.",
     )
+    traces_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^/?#@\s]+)?$",
+        description="OTLP receiver of traces over gRPC: http://host:4317, or https://. Empty: no traces.",
+    )
+    traces_sample: float = Field(
+        1.0, ge=0, le=1, description="Share of requests that are traced, where the caller has not decided."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines of gateways and workers: for people, or one JSON object each."
+    )
     reflection: bool = Field(
         True, description="Serve gRPC reflection, which needs no key and shows what RPCs there are."
     )

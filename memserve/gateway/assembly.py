@@ -47,6 +47,7 @@ from memserve.kv.index import BlockIndex
 from memserve.kv.ledger.records import Quotas
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.transport.check import check_cache_servers
+from memserve.loop_pressure import LoopPressure
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.memory import ParametricMemory
@@ -63,7 +64,6 @@ from memserve.model.files import ModelFiles, open_model
 from memserve.policy.routing.breaker import Breakers
 from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
-from memserve.loop_pressure import LoopPressure
 from memserve.processes.supervised import Background
 from memserve.registry.leases import Registry
 from memserve.turns import FairThreads, leave_one, on_own_thread

@@ -13,8 +13,10 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from memserve.domain import Route
+from memserve.domain import Route, Usage
 from memserve.errors import MemserveError
+from memserve.gateway.step_spans import StepSpans
+from memserve.logs import LOGGED_CALL
 
 STEPS = (
     "call",
@@ -58,9 +60,9 @@ class LiveState:
 
 
 class LiveRequest:
-    """One request, whose pipeline says when a step begins."""
+    """One request, whose pipeline says when a step begins. Each step is a span where the call is traced."""
 
-    __slots__ = ("_route", "_seconds", "_since_s", "answered", "current", "number", "tenant")
+    __slots__ = ("_route", "_seconds", "_since_s", "_spans", "answered", "current", "number", "tenant")
 
     def __init__(self, number: int = 0, tenant: str = "") -> None:
         self.number = number
@@ -68,19 +70,33 @@ class LiveRequest:
         self.current = FIRST_STEP
         """The step that it is in."""
         self.answered = False
-        """Whether its usage is there. Callers need not wait for what comes after that."""
+        """Whether its usage is there."""
         self._since_s = time.monotonic()
         self._seconds = [0.0] * len(STEPS)
         self._route: Route | None = None
+        self._spans = StepSpans(_titled(1), _titled(FIRST_STEP))
 
     def step(self, number: int) -> None:
         """The step begins, and the one before it ends."""
         now_s = time.monotonic()
         self._seconds[self.current - 1] += now_s - self._since_s
         self.current, self._since_s = number, now_s
+        self._spans.step(_titled(number))
 
     def routed(self, route: Route) -> None:
         self._route = route
+        if (call := LOGGED_CALL.get()) is not None:
+            call.request_id = route.request_id
+        self._spans.routed(route)
+
+    def ended(self, usage: Usage) -> None:
+        """The answer is complete. Callers need not wait for what comes after that."""
+        self.answered = True
+        self._spans.ended(usage)
+
+    def close(self) -> None:
+        """Its last step has ended."""
+        self._spans.close()
 
     def state(self, now_s: float, outcome: str = UNDER_WAY) -> LiveState:
         """outcome: of one that ends now."""
@@ -127,6 +143,7 @@ class LiveRequests:
             raise
         finally:
             del self._under_way[request.number]
+            request.close()
             self._end(request, outcome)
 
     def under_way(self, tenant: str, now_s: float) -> list[LiveState]:
@@ -147,6 +164,11 @@ class LiveRequests:
         self._ended[request.tenant] = ended
         if len(self._ended) > self._tenants_kept:
             self._ended.popitem(last=False)
+
+
+def _titled(number: int) -> str:
+    """As a span names the step."""
+    return f"{number} {STEPS[number - 1]}"
 
 
 def outcome_of(error: BaseException) -> str:

@@ -17,10 +17,12 @@ from memserve.kv.transport.breaker import CircuitBreaker
 from memserve.kv.transport.server import MISPLACED
 from memserve.kv.transport.topology import Topology
 from memserve.kv.transport.url import Address, parse_cache_url
+from memserve.tracing import child_span
 from memserve.turns import on_own_thread
 
 # For each answer about the topology. No request waits this long.
 _TOPOLOGY_TIMEOUT_S = 1.0
+_REDIS = {"db.system.name": "redis", "db.operation.name": "EXISTS"}
 _FIRST_TOPOLOGY_POLL_S = 0.001
 
 
@@ -68,12 +70,13 @@ class PrefixLookup:
         names = [redis_key(namespace, key) for key in chunk_keys]
         groups = self._topology.groups(names)
         await self._drop_servers_that_left()
-        answers = await asyncio.gather(
-            *(
-                self._ask(address, [names[number] for number in numbers], deadline_s)
-                for address, numbers in groups.items()
+        with child_span("EXISTS redis", {**_REDIS, "db.operation.batch.size": len(names)}):
+            answers = await asyncio.gather(
+                *(
+                    self._ask(address, [names[number] for number in numbers], deadline_s)
+                    for address, numbers in groups.items()
+                )
             )
-        )
         if all(answer is None for answer in answers):
             return None
         is_present = [False] * len(names)

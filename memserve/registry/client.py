@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from memserve.errors import RegistryDiskFull, RegistryUnavailable
+from memserve.tracing import child_span
 
 TIMEOUT_S = 1.0
 FULL_RETRY_S = 5.0
@@ -60,8 +61,9 @@ async def close_client(client: redis.asyncio.Redis) -> None:
 async def answering(bound_s: float = TIMEOUT_S) -> AsyncIterator[None]:
     """Bound a whole exchange, the handshake of a new connection included. Raises RegistryUnavailable."""
     try:
-        async with asyncio.timeout(bound_s):
-            yield
+        with child_span("redis", {"db.system.name": "redis", "memserve.redis": "registry"}):
+            async with asyncio.timeout(bound_s):
+                yield
     except (RedisError, OSError) as error:  # TimeoutError, which asyncio.timeout raises, is an OSError
         # NOREPLICAS: the guard of a full disk makes the private Redis refuse writes in this way. MISCONF: a
         # Redis of the user cannot write its files.

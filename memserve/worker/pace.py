@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from memserve.policy.pressure import WINDOW_MAX_S
 from memserve.loop_pressure import LoopPressure
+from memserve.policy.pressure import WINDOW_MAX_S
 
 HOLDS_S = 3.0
 """What a gateway says of itself is forgotten after this long. It says it again every second."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from ray import serve
 
 from memserve.config import SETTINGS_FILE, Settings, load_settings
-from memserve.plain import log_to_stderr
+from memserve.logs import log_to_stderr
 from memserve.private_files import private_umask
 from memserve.worker.fleet.local_ray import serve_log_kept, serve_on_loopback
 from memserve.worker.fleet.scaling import DEMAND, autoscaling
@@ -40,7 +40,7 @@ class WorkerReplica:
         private_umask()
         serve_on_loopback()
         settings = load_settings({SETTINGS_FILE: settings_file})
-        log_to_stderr()
+        log_to_stderr(settings.log_format)
         # Ray may set PYTHONHASHSEED, which would change every block key.
         os.environ.pop("PYTHONHASHSEED", None)
         os.environ.update(engine_environment(settings))

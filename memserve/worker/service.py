@@ -20,12 +20,14 @@ from memserve.domain import FinishReason, ModuleKind, ModulePlace, Priority, Sam
 from memserve.domain.kinds import kind_of_name
 from memserve.domain.worker_calls import REASON, RETRY_AFTER, AnswerPart, AppliedModule, WorkerRequest
 from memserve.errors import InvalidModule, MemserveError, ModuleNotFound, Overloaded
+from memserve.logs import LOGGED_CALL, LoggedCall
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.worker.engine.engine import Engine
 from memserve.worker.engine.trial import try_module
 from memserve.worker.kv.block_log import BlockEvent, BlockLog, Change
 from memserve.worker.pace import AnswerPace
+from memserve.worker.phases import Phases
 from memserve.worker.training.compose import Composed, Progress
 from memserve.worker.training.parents import Parent
 from memserve.worker.training.ray_task import compose_in_ray
@@ -69,14 +71,17 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
     ) -> AsyncIterator[pb.GenerateResponse]:
         async with refusals(context, wrong_module=grpc.StatusCode.FAILED_PRECONDITION):
             asked = _worker_request(request)
-            turn = self._room.turn(asked, context.time_remaining())
-            async with contextlib.aclosing(self._engine.generate(asked, turn)) as parts:
-                async for part in parts:
-                    self._room.advanced(asked.request_id, len(part.token_ids))
-                    yield _response(part)
-                    if part.finish_reason is None and (window_s := self._pace.window_s(context.peer())):
-                        # vLLM joins the tokens that it samples meanwhile into one output.
-                        await asyncio.sleep(window_s)
+            LOGGED_CALL.set(LoggedCall(asked.tenant, asked.request_id))
+            with Phases(asked, dict(context.invocation_metadata() or ())) as phases:
+                turn = phases.queued(self._room.turn(asked, context.time_remaining()))
+                async with contextlib.aclosing(self._engine.generate(asked, turn)) as parts:
+                    async for part in parts:
+                        self._room.advanced(asked.request_id, len(part.token_ids))
+                        phases.see(part)
+                        yield _response(part)
+                        if part.finish_reason is None and (window_s := self._pace.window_s(context.peer())):
+                            # vLLM joins the tokens that it samples meanwhile into one output.
+                            await asyncio.sleep(window_s)
 
     async def SetPace(self, request: pb.SetPaceRequest, context: Context) -> pb.SetPaceResponse:
         async with refusals(context):

@@ -40,6 +40,7 @@ from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.policy.routing.engine_load import EngineLoad
 from memserve.processes.supervised import repeat
 from memserve.registry.leases import Registry
+from memserve.trace_export import exported
 from memserve.worker.engine.calibration import measured_costs
 from memserve.worker.engine.engine import Engine
 from memserve.worker.engine.golden import Golden, check_golden_prefix
@@ -117,6 +118,7 @@ class Worker:
 
     async def start(self) -> None:
         """Raises StartupError, and whatever vLLM raises, when the engine cannot start."""
+        self._opened.enter_context(exported(self._settings, "memserve-worker", self._worker_id))
         served = await self._open()
         shares_kv = await self._prove(served)
         await self._load_first_modules()

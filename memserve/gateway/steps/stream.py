@@ -173,7 +173,7 @@ class Answers:
             self._metrics.module_answers.labels(module.kind).inc()
 
     def _ended(self, routed: RoutedRequest, usage: Usage) -> None:
-        routed.live.answered = True
+        routed.live.ended(usage)
         metrics, cached = self._metrics, usage.cached
         metrics.ttft.observe(usage.ttft_ms / 1000)
         metrics.output_tokens.inc(usage.output_tokens)

@@ -39,6 +39,7 @@ from memserve.domain.worker_calls import (
 )
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
+from memserve.tracing import sent_headers
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -82,6 +83,7 @@ class GrpcCalls:
         self._worker_id = lease.worker_id
         self._channel = grpc.aio.insecure_channel(lease.address, options=CHANNEL_OPTIONS)
         self._stub = rpc.WorkerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._generate, self._bearer = self._stub.Generate, bearer(credential)
         for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
             call = partial(getattr(self._stub, method.name), metadata=bearer(credential))
             setattr(self._stub, method.name, call)
@@ -90,7 +92,9 @@ class GrpcCalls:
         self, request: WorkerRequest, timeout_s: float | None
     ) -> AsyncGenerator[AnswerPart, None]:
         with self._failures():
-            call = self._stub.Generate(_generate_request(request), timeout=timeout_s)
+            call = self._generate(
+                _generate_request(request), timeout=timeout_s, metadata=(*self._bearer, *sent_headers())
+            )
             try:
                 async for response in call:
                     yield _answer_part(response)
