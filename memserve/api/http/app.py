@@ -213,7 +213,7 @@ class HttpApi:
             if not text.strip() or len(text.encode()) > TEXT_MAX_BYTES:
                 name = "input" if isinstance(asked.input, str) else f"input[{number}]"
                 raise InvalidField(name, f"from 1 to {TEXT_MAX_BYTES} bytes")
-        vectors = []
+        vectors, begun_s = [], time.monotonic()
         for number, text in enumerate(inputs):
             if number:
                 await self._entry.limits.again("Search", tenant.name)
@@ -221,6 +221,7 @@ class HttpApi:
         if asked.dimensions not in (None, len(vectors[0])):
             raise InvalidField("dimensions", f"is {len(vectors[0])} with this model")
         tokens = sum(map(embedder.tokens, inputs))
+        self._parts.metrics.embedded(self._embedding_model, tokens, time.monotonic() - begun_s)
         return JSONResponse(
             {
                 "object": "list",

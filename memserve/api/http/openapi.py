@@ -26,7 +26,7 @@ from memserve.api.http.replies import (
 TIMEOUT_HEADER = "x-request-timeout-s"
 TIMEOUT_MAX_S = 86_400
 REF = "#/components/schemas/{model}"
-KEYED = [{"key": []}, {}]
+KEYED: list[dict[str, list[str]]] = [{"key": []}, {}]
 """Without keys, no caller needs one."""
 FAILURES = {
     "400": "The request breaks a rule; `error.param` names the field.",
@@ -157,8 +157,13 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 def _event(chunk: type[BaseModel]) -> dict[str, Any]:
     """A server-sent event, as OpenAPI 3.2 says it."""
-    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(chunk)}
-    return {"type": "object", "required": ["data"], "properties": {"data": text}}
+    parsed = {"anyOf": [_ref(chunk), _ref(ErrorReply)]}
+    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": parsed}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"anyOf": [text, {"const": "[DONE]"}]}},
+    }
 
 
 def _of_this_document() -> dict[str, Any]:
