@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from memserve.api.http.bodies import ChatBody
 from tests.api.http.fixtures import CHAT, Http
+from tests.metrics.series import series
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 USER = {"role": "user", "content": "hello"}
@@ -153,6 +155,7 @@ async def test_other_bodies_that_break_a_rule(http: Http, path: str, body: Any, 
     assert (answered.status_code, answered.json()["error"]["param"]) == (400, param)
 
 
+NAMES = ["x" * 300, 'a"b', "a\nb", "../x", "\u202e", "tenant-{}", "name-{}@live", "{}:{}"]
 MIB = 1 << 20
 HUGE = {
     "unknown fields": b'{"model":"MODEL",' + b",".join(b'"%x":0' % n for n in range(300_000)) + b"}",
@@ -226,3 +229,39 @@ async def test_a_deadline_that_is_none(http: Http, value: str) -> None:
     answered = await http.client.post(CHAT, json=http.body(), headers={"x-request-timeout-s": value})
     error = answered.json()["error"]
     assert (answered.status_code, error["param"]) == (400, "x-request-timeout-s")
+
+
+async def test_what_callers_send_makes_no_series(http: Http) -> None:
+    parts = http.gateway.parts
+
+    async def send(number: int) -> None:
+        for text in NAMES:
+            name = re.sub(r"\{\}", str(number), text)
+            bodies = [
+                {"model": f"{http.model}:{name}"},
+                {"model": name},
+                {"memserve": {"namespaces": [name], "session": name}},
+                {"memserve": {"module": name}},
+                {"user": name, "metadata": {name: name}, "max_tokens": 1},
+            ]
+            for body in bodies:
+                await http.client.post(CHAT, json=http.body(**body))
+        headers = {"authorization": f"Bearer {number}", "x-request-id": str(number)}
+        odd: httpx.Response = await http.client.get(f"/v1/{number}", headers=headers)
+        assert odd.status_code == 404
+
+    await send(0)
+    before = series(parts.metrics.registry)
+    for number in range(1, 4):
+        await send(number)
+    assert series(parts.metrics.registry) == before
+    answered = parts.metrics.registry.get_sample_value(
+        "gen_ai_server_request_duration_seconds_count",
+        {
+            "gen_ai_operation_name": "chat",
+            "gen_ai_provider_name": "memserve",
+            "gen_ai_request_model": http.model,
+            "error_type": "ModuleNotFound",
+        },
+    )
+    assert answered
