@@ -6,7 +6,7 @@ PIP_ARGS ?=
 LOCK ?= requirements.lock
 BIN := .venv/bin
 
-.PHONY: help setup demo test check format proto client lock clean
+.PHONY: help setup demo test deploy-tools check format proto client lock clean
 help:
 	@echo "make demo    set up, then show what memserve does (about 3 minutes the first time)"
 	@echo "make test    set up, then run every test"
@@ -26,8 +26,12 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/memserve demo
 
-test: setup
+test: setup deploy-tools
 	$(BIN)/python -m pytest
+
+# Prometheus and promtool, for the tests of deploy/prometheus.
+deploy-tools:
+	deploy/tools.sh
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,12 +1,10 @@
-"""Dashboards and alerts name metrics that exist, and every alert is tested both ways.
-
-`promtool test rules deploy/prometheus/rules_test.yaml` runs the alerts' tests.
-"""
+"""Dashboards, alerts and their pages name what exists, and promtool shows every alert firing and quiet."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.pages import blocks, text_of
+from tests.prometheus_programs import program
+
 ROOT = Path(__file__).parents[1]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
+RUNBOOKS = ROOT / "docs" / "runbooks"
+SECTIONS = ["What a user feels", "How to confirm it", "What to do", "When to escalate"]
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana").glob("*.json"))
 RULES: list[dict[str, Any]] = [
     rule
@@ -32,7 +35,7 @@ def metrics() -> dict[str, set[str]]:
     """Labels by name of every series, from the reference page, which is made from the code."""
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     found: dict[str, set[str]] = {}
-    for name, kind, labels in re.findall(r"^\| `(memserve_\w+)` \| (\w+) \| (.*?) \|", page, re.MULTILINE):
+    for name, kind, labels in re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", page, re.MULTILINE):
         names = [name + end for end in ("_bucket", "_sum", "_count")] if kind == "histogram" else [name]
         for each in names:
             found[each] = set(re.findall(r"`(\w+)`", labels)) | OF_PROMETHEUS
@@ -65,6 +68,12 @@ def test_a_query_names_series_and_labels_that_exist(where: str, expression: str)
     assert labels <= allowed
 
 
+def test_there_is_a_dashboard_for_everything_that_is_looked_at() -> None:
+    assert {file.stem for file in DASHBOARDS} == {"overview", "requests", "kv-cache", "modules", "memories"}
+    boards = [json.loads(file.read_text(encoding="utf-8")) for file in DASHBOARDS]
+    assert len({board["uid"] for board in boards}) == len({board["title"] for board in boards}) == len(boards)
+
+
 def test_every_panel_is_drawn_once_with_a_unit() -> None:
     for file in DASHBOARDS:
         board = json.loads(file.read_text(encoding="utf-8"))
@@ -75,14 +84,72 @@ def test_every_panel_is_drawn_once_with_a_unit() -> None:
         assert all(panel["datasource"]["uid"] == "${datasource}" for panel in board["panels"])
 
 
+def alerts() -> dict[str, dict[str, Any]]:
+    return {rule["alert"]: rule for rule in RULES if "alert" in rule}
+
+
 def test_every_alert_says_what_to_read_and_is_tested_firing_and_quiet() -> None:
-    alerts = [rule for rule in RULES if "alert" in rule]
     tested = {
         (case["alertname"], bool(case["exp_alerts"])) for test in TESTS for case in test["alert_rule_test"]
     }
-    assert tested == {(rule["alert"], fires) for rule in alerts for fires in (True, False)}
-    for rule in alerts:
-        page, _, section = rule["annotations"]["runbook"].partition("#")
-        assert f"## {section.capitalize()}" in (ROOT / page).read_text(encoding="utf-8")
+    assert tested == {(alert, fires) for alert in alerts() for fires in (True, False)}
+    for alert, rule in alerts().items():
+        assert rule["annotations"]["runbook"] == f"docs/runbooks/{alert}.md"
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"].endswith(".")
+
+
+def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
+    assert {page.stem for page in RUNBOOKS.iterdir()} == alerts().keys()
+    operations = text_of(ROOT / "docs" / "operations.md")
+    assert all(f"[{alert}](runbooks/{alert}.md)" in operations for alert in alerts())
+
+
+@pytest.mark.parametrize("alert", alerts())
+def test_a_page_says_what_to_do_with_commands_that_exist(alert: str) -> None:
+    """`tests/test_docs.py` checks memserve's own commands, and the metrics."""
+    text = text_of(RUNBOOKS / f"{alert}.md")
+    assert text.startswith(f"# {alert}\n")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
+    assert all(
+        len(part.split("## ")[0].strip()) > 20 for part in re.split(r"^## .+$", text, flags=re.MULTILINE)
+    )
+    lines = [line for block in blocks(text) if block.language == "sh" for line in block.text.splitlines()]
+    assert len(lines) >= 2
+    assert {line.split()[0] for line in lines} <= {"memserve", "curl", "tail", "grep", "df"}
+    looked_at = [name for line in lines for name in re.findall(r"grep \^(\w+)", line)]
+    assert [name for name in looked_at if not any(known.startswith(name) for known in metrics())] == []
+
+
+def test_there_are_recording_rules_for_what_is_asked_most() -> None:
+    names = [rule["record"] for rule in RULES if "record" in rule]
+    assert len(set(names)) == len(names) >= 8
+    assert all(re.fullmatch(r"memserve:\w+:\w+", name) for name in names)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")]
+)
+def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [program("promtool"), *arguments],
+        cwd=PROMETHEUS, capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS" in done.stdout
+
+
+def test_promtool_fails_where_an_alert_does_not_do_as_it_should(tmp_path: Path) -> None:
+    """That it agrees means something."""
+    rules = (PROMETHEUS / "rules.yaml").read_text(encoding="utf-8")
+    (tmp_path / "rules.yaml").write_text(
+        rules.replace("memserve_ready_workers == 0", "memserve_ready_workers > 9"), encoding="utf-8"
+    )
+    tests = (PROMETHEUS / "rules_test.yaml").read_text(encoding="utf-8")
+    (tmp_path / "rules_test.yaml").write_text(tests, encoding="utf-8")
+    done = subprocess.run(
+        [program("promtool"), "test", "rules", "rules_test.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "MemserveNoWorkers" in done.stdout + done.stderr

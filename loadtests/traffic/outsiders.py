@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-import venv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtests.harness.engines import prepare_environment
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
+from loadtests.harness.outside import installed
 from loadtests.harness.random_model import write_model
 from loadtests.harness.up import Up
 from memserve.demo import MODEL_DIR
 from memserve.processes.ports import taken_ports
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache"
 LAYERS = 6
 STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 2, 200, 24
 TIMEOUT_S = 900
@@ -105,18 +104,6 @@ TOOLS = (
 )
 
 
-def installed(tool: Tool) -> Path:
-    """The tool's command, in an environment of its own. Raises CalledProcessError."""
-    folder = CACHE / tool.package.replace("==", "-").replace("*", "x")
-    command = folder / "bin" / tool.name
-    if not command.exists():
-        report(f"installing {tool.package} into {folder}")
-        venv.create(folder, with_pip=True, clear=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", tool.package]
-        subprocess.run(pip, check=True, stdout=sys.stderr)
-    return command
-
-
 def counted(metrics_port: int) -> dict[str, float]:
     """Samples of the gateway's metrics that are summed here, by name."""
     with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
@@ -172,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser("outsiders", __doc__).parse_args(arguments)
     outside = dict(os.environ)
     prepare_environment()
-    commands = [installed(tool) for tool in TOOLS]
+    commands = [installed(tool.package, tool.name) for tool in TOOLS]
     seen: dict[str, tuple[Seen, Seen]] = {}
     with tempfile.TemporaryDirectory(prefix="ms-") as name:
         model = write_model(Path(name) / "model", LAYERS)

@@ -126,7 +126,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
     run_folder = settings.data / "run"
     run_folder.mkdir(mode=0o700, exist_ok=True)
     tokenizer = await on_own_thread(partial(ChatTokenizer, model, run_folder))
-    metrics = GatewayMetrics()
+    metrics = GatewayMetrics(model.name)
     disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
         registry = Registry(settings.redis)

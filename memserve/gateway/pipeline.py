@@ -24,7 +24,7 @@ from memserve.gateway.steps.prompt import Prompt, PromptFitting
 from memserve.gateway.steps.recall import Recall, Recalled
 from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve_modules
 from memserve.gateway.steps.route import Router, RoutingChoice
-from memserve.gateway.steps.stream import Answers, RoutedRequest
+from memserve.gateway.steps.stream import Answers, RoutedRequest, operation_of
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.texts.memory import VectorMemory
@@ -63,7 +63,9 @@ class Pipeline:
         its caller. Raises refusals of memserve.errors.
         """
         accepted_s = time.monotonic()
+        event: Route | TextDelta | Usage | None = None
         async with contextlib.AsyncExitStack() as held:
+            held.push(lambda _, error, __: self._count(request, accepted_s, event, error))
             held.enter_context(self.inflight.one(tenant.name))
             held.enter_context(self.metrics.inflight.track_inprogress())
             live = held.enter_context(self.live.request(tenant.name))
@@ -87,6 +89,17 @@ class Pipeline:
                     if not (request.slo.skip_recall and recalled.passages):
                         raise
                     recalled = Recalled(RecallOutcome.SKIPPED)
+
+    def _count(
+        self,
+        request: GenerationRequest,
+        accepted_s: float,
+        last: Route | TextDelta | Usage | None,
+        error: BaseException | None,
+    ) -> None:
+        """A request that ends without a whole answer. last: what was sent of it."""
+        if error is not None and not isinstance(last, Usage):
+            self.metrics.not_answered(operation_of(request), error, time.monotonic() - accepted_s)
 
     async def _answer(
         self,

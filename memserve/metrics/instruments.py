@@ -5,37 +5,85 @@ The workers' instruments come from vLLM and from the KV tier (`memserve_kv_tier_
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from memserve.domain import RecallOutcome, RefusalReason, Usage
+from memserve.domain.kinds import KINDS
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
-def loop_failures(registry: CollectorRegistry) -> Counter:
+# Buckets of OpenTelemetry's semantic conventions for generative AI.
+# Source: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics.
+GEN_AI_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+GEN_AI_TPOT = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+GEN_AI_DURATION = tuple(0.01 * 2**power for power in range(14))
+GEN_AI_TOKENS = tuple(4.0**power for power in range(14))
+GEN_AI_LABELS = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"]
+PROVIDER = "memserve"
+CHAT, COMPLETION, EMBEDDINGS = "chat", "text_completion", "embeddings"
+GATEWAY_LOOPS = ("canaries", "discovery", "health", "keys", "sweep", "watch")
+MODULE_ACTIONS = ("publish", "promote", "rollback", "split", "canary_rollback", "drop", "delete")
+
+
+def loop_failures(registry: CollectorRegistry, loops: Sequence[str]) -> Counter:
     """The counter of a gateway or a worker that `memserve.processes.supervised` reports failures to."""
-    return Counter(
+    counter = Counter(
         "memserve_loop_failures_total",
         "Steps of background loops that failed and are taken again, by loop.",
         ["loop"],
         registry=registry,
     )
+    begin(counter, loops)
+    return counter
+
+
+def begin(counter: Counter | Histogram, *labels: Sequence[str]) -> None:
+    """Have a series for each value of the first label, with each of the second, and so on, from the start.
+
+    A series that begins with its first event hides that event from `rate` and `increase`.
+    """
+    for values in itertools.product(*labels):
+        counter.labels(*values)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSeries:
+    """What is observed once for each answer of an operation, under OpenTelemetry's names."""
+
+    ttft: Histogram
+    tpot: Histogram
+    duration: Histogram
+    input_tokens: Histogram
+    output_tokens: Histogram
 
 
 class GatewayMetrics:
     """The gateway's instruments, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = "") -> None:
+        """model: the served model's name, the only one that labels answers."""
         self.registry = CollectorRegistry()
+        self._model = model
         self._declare_answers(self.registry)
         self._declare_routing(self.registry)
         self._declare_texts(self.registry)
         self._declare_modules(self.registry)
         self._declare_process(self.registry)
+        self._declare_gen_ai(self.registry)
+        self._begin()
+        self._series = {operation: self._series_of(operation) for operation in (CHAT, COMPLETION)}
 
     def _declare_answers(self, r: CollectorRegistry) -> None:
         self.requests = Counter(
             "memserve_requests_total",
-            "Calls answered, by RPC and gRPC status, or HTTP_ and the status of the HTTP port.",
+            "Calls that have ended, by RPC and gRPC status, or HTTP_ and the status of the HTTP port. A "
+            "stream that fails has the status of its failure.",
             ["rpc", "code"],
             registry=r,
         )
@@ -94,7 +142,8 @@ class GatewayMetrics:
         )
         self.refused = Counter(
             "memserve_refused_total",
-            "Calls that were refused now and may be sent again later, by reason.",
+            "Calls that were refused now and may be sent again later, by reason: "
+            f"{', '.join(RefusalReason.known())}.",
             ["reason"],
             registry=r,
         )
@@ -150,6 +199,12 @@ class GatewayMetrics:
             ["kind"],
             registry=r,
         )
+        self.held_modules = Gauge(
+            "memserve_held_modules",
+            "Modules that workers hold, by place, the sum over workers.",
+            ["place"],
+            registry=r,
+        )
         self.module_changes = Counter(
             "memserve_module_changes_total",
             "Changes of modules: publish, promote, rollback, split, canary_rollback, drop, delete. "
@@ -159,10 +214,82 @@ class GatewayMetrics:
         )
 
     def _declare_process(self, r: CollectorRegistry) -> None:
-        self.loop_failures = loop_failures(r)
+        self.loop_failures = loop_failures(r, GATEWAY_LOOPS)
         self.disk_is_short = Gauge(
             "memserve_disk_is_short", "1 while changes are refused because a disk is nearly full.", registry=r
         )
+
+    def _declare_gen_ai(self, r: CollectorRegistry) -> None:
+        self.gen_ai_ttft = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "OpenTelemetry's gen_ai.server.time_to_first_token: as memserve_ttft_seconds.",
+            GEN_AI_LABELS,
+            buckets=GEN_AI_TTFT,
+            registry=r,
+        )
+        self.gen_ai_tpot = Histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "OpenTelemetry's gen_ai.server.time_per_output_token: as memserve_tpot_seconds.",
+            GEN_AI_LABELS,
+            buckets=GEN_AI_TPOT,
+            registry=r,
+        )
+        self.gen_ai_duration = Histogram(
+            "gen_ai_server_request_duration_seconds",
+            "OpenTelemetry's gen_ai.server.request.duration: a request to its last token. error_type is "
+            "empty, or why there was no whole answer.",
+            [*GEN_AI_LABELS, "error_type"],
+            buckets=GEN_AI_DURATION,
+            registry=r,
+        )
+        self.gen_ai_tokens = Histogram(
+            "gen_ai_client_token_usage",
+            "OpenTelemetry's gen_ai.client.token.usage: tokens of a request that was answered, by "
+            "gen_ai_token_type: input or output.",
+            [*GEN_AI_LABELS, "gen_ai_token_type"],
+            buckets=GEN_AI_TOKENS,
+            registry=r,
+        )
+
+    def _begin(self) -> None:
+        begin(self.requests, ["Generate"], ["OK", "HTTP_200"])
+        begin(self.slo_missed, ["ttft", "tpot"])
+        begin(self.cached_tokens, ["device", "host", "redis"])
+        begin(self.lookups, ["hit", "miss", "unavailable"])
+        begin(self.refused, [*RefusalReason.known()])
+        begin(self.recall, [*RecallOutcome.known()])
+        begin(self.module_answers, [*KINDS])
+        begin(self.module_changes, MODULE_ACTIONS)
+
+    def _series_of(self, operation: str) -> AnswerSeries:
+        labels = (operation, PROVIDER, self._model)
+        return AnswerSeries(
+            self.gen_ai_ttft.labels(*labels),
+            self.gen_ai_tpot.labels(*labels),
+            self.gen_ai_duration.labels(*labels, ""),
+            self.gen_ai_tokens.labels(*labels, "input"),
+            self.gen_ai_tokens.labels(*labels, "output"),
+        )
+
+    def answered(self, operation: str, usage: Usage, duration_s: float) -> None:
+        """operation: CHAT or COMPLETION."""
+        series = self._series[operation]
+        series.ttft.observe(usage.ttft_ms / 1000)
+        if usage.tpot_ms is not None:
+            series.tpot.observe(usage.tpot_ms / 1000)
+        series.duration.observe(duration_s)
+        series.input_tokens.observe(usage.prompt_tokens)
+        series.output_tokens.observe(usage.output_tokens)
+
+    def not_answered(self, operation: str, error: BaseException, duration_s: float) -> None:
+        """operation: CHAT or COMPLETION."""
+        kind = type(error).__name__ if isinstance(error, Exception) else "cancelled"
+        self.gen_ai_duration.labels(operation, PROVIDER, self._model, kind).observe(duration_s)
+
+    def embedded(self, embedder: str, tokens: int, duration_s: float) -> None:
+        labels = (EMBEDDINGS, PROVIDER, embedder)
+        self.gen_ai_duration.labels(*labels, "").observe(duration_s)
+        self.gen_ai_tokens.labels(*labels, "input").observe(tokens)
 
     def loop_failed(self, loop: str) -> None:
         """loop: a name from the code."""

@@ -66,6 +66,7 @@ PRELOADS_S = 3.0
 # A worker that starts is worth waiting for until its modules are loaded, but not for long.
 FIRST_PRELOADS_S = 5.0
 COPIES_S = 60.0
+LOOPS = ("engine_events", "engine_life", "lease", "leaving", "module_copies", "module_places", "preloads")
 # The keys of a longer prompt take too long on the event loop.
 LOOKED_TOKENS_MAX = 32_768
 SERVER_OPTIONS = (
@@ -106,7 +107,7 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._worker_id = f"w-{uuid.uuid4().hex[:8]}"
-        self._failures = loop_failures(REGISTRY)
+        self._failures = loop_failures(REGISTRY, LOOPS)
         self._block_log = BlockLog()
         self._events_socket = events_socket(settings, os.getpid())
         self._loaded_ahead = asyncio.Event()

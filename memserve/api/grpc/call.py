@@ -16,8 +16,6 @@ from memserve.api.facts import detail_of
 from memserve.api.grpc.errors import status_of, trailing_metadata
 from memserve.api.grpc.sizes import RECEIVED_BYTES
 from memserve.domain import Tenant
-from memserve.gateway.access.limits import Limits
-from memserve.metrics.instruments import GatewayMetrics
 
 log = logging.getLogger("memserve.gateway")
 
@@ -58,17 +56,9 @@ class Edge:
     """The entry, and what is gRPC's: facts become statuses, and slow readers are given up."""
 
     def __init__(self, entry: Entry, write_timeout_s: float) -> None:
-        self._entry = entry
+        self.entry = entry
         self._write_timeout_s = write_timeout_s
         self._ending: set[asyncio.Task[None]] = set()
-
-    @property
-    def limits(self) -> Limits:
-        return self._entry.limits
-
-    @property
-    def metrics(self) -> GatewayMetrics:
-        return self._entry.metrics
 
     @contextlib.asynccontextmanager
     async def call(self, rpc: str, context: Context) -> AsyncIterator[Tenant]:
@@ -81,13 +71,13 @@ class Edge:
         metadata = dict(context.invocation_metadata() or ())
         authorization = str(metadata.get("authorization", ""))
         try:
-            async with self._entry.call(rpc, authorization, context.peer(), RECEIVED_BYTES.get()) as tenant:
+            async with self.entry.call(rpc, authorization, context.peer(), RECEIVED_BYTES.get()) as tenant:
                 yield tenant
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception as error:
-            fact = self._entry.failed(rpc, error)
+            fact = self.entry.failed(rpc, error)
             if isinstance(fact, str):
                 code = grpc.StatusCode.INTERNAL
                 await context.abort(code, f"internal error; the gateway's log has it as incident {fact}")
@@ -95,7 +85,7 @@ class Edge:
                 code = status_of(fact)
                 await context.abort(code, detail_of(fact), trailing_metadata(fact))
         finally:
-            self.metrics.requests.labels(rpc, code.name).inc()
+            self.entry.metrics.requests.labels(rpc, code.name).inc()
 
     def sending(self, context: Context) -> Sending:
         """End a stream's call when its caller does not take a response in time.
@@ -110,7 +100,7 @@ class Edge:
 
     def _give_up(self, task: asyncio.Task[Any], context: Context) -> None:
         log.warning("a stream ends: its caller has not read for %g s", self._write_timeout_s)
-        self.metrics.unread_streams.inc()
+        self.entry.metrics.unread_streams.inc()
         task.cancel()
         # The status is queued behind the unread responses. This task ends when they are read, or when the
         # connection ends.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -19,6 +20,7 @@ from memserve.api.grpc.services.inference import InferenceService
 from memserve.api.grpc.services.memory import MemoryService
 from memserve.api.grpc.services.modules import ModuleService
 from memserve.api.grpc.services.status import StatusService
+from memserve.domain import ModulePlace
 from memserve.errors import MemserveError
 from memserve.gateway.access.callers import Access
 from memserve.gateway.assembly import GatewayParts, GatewayServices, services_of
@@ -123,6 +125,11 @@ async def _report_health(servicer: health.aio.HealthServicer, parts: GatewayPart
     parts.metrics.ready_workers.set(ready)
     parts.metrics.token_window.set(parts.pressure.window_s)
     parts.metrics.queued_seconds.set(sum(backlog_s(worker.report) for worker in parts.pool.workers.values()))
+    places = Counter(
+        place for worker in parts.pool.workers.values() for place in worker.state.modules.values()
+    )
+    for place in (ModulePlace.DEVICE, ModulePlace.HOST):
+        parts.metrics.held_modules.labels(place).set(places[place])
     for what, value in (
         ("mape", parts.residuals.mape),
         ("bias", parts.residuals.bias),

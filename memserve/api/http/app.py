@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -21,23 +22,23 @@ from starlette.routing import Route as Path
 
 from memserve import __version__
 from memserve.api.entry import Entry, require_admin
-from memserve.api.http.bodies import Answering, Body, ChatBody, CompletionBody, EmbeddingBody
+from memserve.api.http.bodies import Answering, Body, ChatBody, CompletionBody, EmbeddingBody, check_structure
 from memserve.api.http.convert import BETWEEN, Reply, chat_request, completion_request, model_name
 from memserve.api.http.errors import error_body, invalid, told
-from memserve.api.http.openapi import document
+from memserve.api.http.openapi import TIMEOUT_HEADER, TIMEOUT_MAX_S, document
 from memserve.api.http.overview import overview
 from memserve.api.http.page import page_routes
-from memserve.api.http.stream import CallerGone, EventStream, chunks, connected
+from memserve.api.http.stream import CANCELLED, CallerGone, EventStream, chunks, connected
 from memserve.api.rules import check_priority
 from memserve.domain import GenerationRequest, Route, Tenant, TextDelta, Usage
-from memserve.errors import InvalidField, ModelNotFound
+from memserve.errors import InvalidField, ModelNotFound, QuotaExceeded
 from memserve.gateway.access.callers import is_loopback
 from memserve.gateway.assembly import GatewayParts, GatewayServices
 from memserve.memory.texts.rules import TEXT_MAX_BYTES
 
 BODY_S = 30.0
 """A body must be here within this time."""
-TIMEOUT_HEADER = "x-request-timeout-s"
+SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?([eE][+-]?[0-9]{1,2})?", re.ASCII)
 MODELS_MAX = 1000
 B = TypeVar("B", bound=Body)
 Handler = Callable[[Request, bytes, Tenant, contextlib.AsyncExitStack], Awaitable[Response]]
@@ -63,13 +64,13 @@ class HttpApi:
                 Path("/v1/embeddings", self._route("Search", self._embeddings), methods=post),
                 Path("/v1/models", self._route("ListModules", self._models)),
                 Path("/metrics", self._route("GetStatus", self._metrics)),
-                Path("/health", self._health),
-                Path("/ready", self._ready),
-                Path("/version", self._version),
-                Path("/openapi.json", self._openapi),
+                Path("/health", self._keyless(self._health)),
+                Path("/ready", self._keyless(self._ready)),
+                Path("/version", self._keyless(self._version)),
+                Path("/openapi.json", self._keyless(self._openapi)),
                 *self._page_routes(),
             ],
-            exception_handlers={HTTPException: _not_here},
+            exception_handlers={HTTPException: self._not_here},
         )
 
     def _page_routes(self) -> list[Path]:
@@ -84,20 +85,39 @@ class HttpApi:
             try:
                 self._check_host(request)
                 async with contextlib.AsyncExitStack() as held:
+                    # The key first: nothing is kept of a body whose sender may not call.
+                    key, declared_bytes = request.headers.get("authorization", ""), _declared_bytes(request)
+                    tenant = await held.enter_async_context(
+                        self._entry.call(rpc, key, _peer(request), declared_bytes or 0)
+                    )
+                    self._check_size(declared_bytes or 0)
                     body = await self._body(request)
-                    peer = "http:{}:{}".format(*(request.client or ("", 0)))
+                    if declared_bytes is None and body:
+                        await self._entry.limits.received(tenant.name, len(body))
                     async with connected(request.receive):
-                        tenant = await held.enter_async_context(
-                            self._entry.call(rpc, request.headers.get("authorization", ""), peer, len(body))
-                        )
                         response = await handler(request, body, tenant, held)
             except (CallerGone, ClientDisconnect):
-                self._entry.metrics.requests.labels(rpc, "CANCELLED").inc()
+                self._entry.metrics.requests.labels(rpc, CANCELLED).inc()
                 return Response(status_code=499)
             except Exception as error:
                 response = self._failed(rpc, error)
-            self._entry.metrics.requests.labels(rpc, f"HTTP_{response.status_code}").inc()
+            if not isinstance(response, EventStream):  # which counts its own end
+                self._entry.metrics.requests.labels(rpc, f"HTTP_{response.status_code}").inc()
             return response
+
+        return answer
+
+    def _keyless(
+        self, handler: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """A page that needs no key, at the pace of callers without one."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                await self._entry.strangers.turn(_peer(request))
+            except QuotaExceeded as error:
+                return self._failed("", error)
+            return await handler(request)
 
         return answer
 
@@ -111,14 +131,19 @@ class HttpApi:
                 rule = "must be localhost or a loopback address while there are no API keys"
                 raise InvalidField("host", rule)
 
+    def _check_size(self, size_bytes: int) -> None:
+        """Raises InvalidField."""
+        most = self._parts.settings.max_message_bytes
+        if size_bytes > most:
+            raise InvalidField("body", f"at most {most} bytes (setting max_message_bytes)")
+
     async def _body(self, request: Request) -> bytes:
-        most, parts, size = self._parts.settings.max_message_bytes, [], 0
+        parts, size_bytes = [], 0
         try:
             async with asyncio.timeout(BODY_S):
                 async for part in request.stream():
-                    size += len(part)
-                    if size > most:
-                        raise InvalidField("body", f"at most {most} bytes (setting max_message_bytes)")
+                    size_bytes += len(part)
+                    self._check_size(size_bytes)
                     parts.append(part)
         except TimeoutError:
             raise InvalidField("body", f"was not here within {BODY_S:g} s") from None
@@ -175,17 +200,14 @@ class HttpApi:
                 ),
                 held.pop_all(),
                 headers,
+                self._entry,
                 self._parts.settings.write_timeout_s,
-                self._last_event,
             )
         while isinstance(event, TextDelta):
             reply.add(event)
             event = await anext(events)
         assert isinstance(event, Usage)
         return JSONResponse(reply.whole(event), headers=headers)
-
-    def _last_event(self, error: Exception) -> dict[str, Any]:
-        return told(self._entry.failed("Generate", error))[1]
 
     async def _embeddings(
         self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
@@ -199,7 +221,7 @@ class HttpApi:
             if not text.strip() or len(text.encode()) > TEXT_MAX_BYTES:
                 name = "input" if isinstance(asked.input, str) else f"input[{number}]"
                 raise InvalidField(name, f"from 1 to {TEXT_MAX_BYTES} bytes")
-        vectors = []
+        vectors, begun_s = [], time.monotonic()
         for number, text in enumerate(inputs):
             if number:
                 await self._entry.limits.again("Search", tenant.name)
@@ -207,6 +229,7 @@ class HttpApi:
         if asked.dimensions not in (None, len(vectors[0])):
             raise InvalidField("dimensions", f"is {len(vectors[0])} with this model")
         tokens = sum(map(embedder.tokens, inputs))
+        self._parts.metrics.embedded(self._embedding_model, tokens, time.monotonic() - begun_s)
         return JSONResponse(
             {
                 "object": "list",
@@ -271,6 +294,28 @@ class HttpApi:
     async def _openapi(self, request: Request) -> Response:
         return JSONResponse(document(page=self._parts.settings.page))
 
+    async def _not_here(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        status, headers = HTTPStatus(error.status_code), error.headers
+        asked = f"{request.method} {request.url.path}"
+        message = f"{asked}: {error.detail.lower()}; /openapi.json has what there is"
+
+        async def answer(_: Request) -> Response:
+            return JSONResponse(error_body(status, message), status, headers)
+
+        return await self._keyless(answer)(request)
+
+
+def _peer(request: Request) -> str:
+    """Address and port."""
+    return "http:{}:{}".format(*(request.client or ("", 0)))
+
+
+def _declared_bytes(request: Request) -> int | None:
+    """Of the body, as its sender says. None: not said."""
+    value = request.headers.get("content-length")
+    return None if value is None else int(value)  # uvicorn's parser takes digits alone
+
 
 def _read(kind: type[B], request: Request, body: bytes) -> B:
     """Raises InvalidField."""
@@ -278,6 +323,7 @@ def _read(kind: type[B], request: Request, body: bytes) -> B:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise InvalidField("content-type", "must be application/json")
+    check_structure(body)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -289,12 +335,9 @@ def _deadline_s(request: Request) -> float | None:
     value = request.headers.get(TIMEOUT_HEADER)
     if value is None:
         return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 86_400:
-        raise InvalidField(TIMEOUT_HEADER, "seconds, above 0 and at most 86400")
+    seconds = float(value) if SECONDS.fullmatch(value) else 0.0
+    if not 0 < seconds <= TIMEOUT_MAX_S:
+        raise InvalidField(TIMEOUT_HEADER, f"seconds, above 0 and at most {TIMEOUT_MAX_S}")
     return time.monotonic() + seconds
 
 
@@ -302,10 +345,3 @@ def _vector(vector: np.ndarray[Any, np.dtype[np.float32]], asked: EmbeddingBody)
     if asked.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return [float(value) for value in vector]
-
-
-async def _not_here(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail.lower()}; /openapi.json has what there is"
-    status = HTTPStatus(error.status_code)
-    return JSONResponse(error_body(status, message), status, error.headers)

@@ -7,19 +7,81 @@ Source of the names: https://platform.openai.com/docs/api-reference.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from memserve.api.rules import MAX_TOKENS_MAX, MESSAGES_MAX, MODULES_MAX, NAMESPACES_MAX, RECALL_MAX, STOP_MAX
+from memserve.errors import InvalidField
 
 INPUTS_MAX = 64
-SMALL = Annotated[str, Field(max_length=512)]
+METADATA_MAX = 16
+SMALL_MAX = 512
+SMALL = Annotated[str, Field(max_length=SMALL_MAX)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS_MAX)]
 
 
+STRUCTURE_MAX_BYTES = 128 << 10
+# A string that does not end goes to the end, so that no byte is looked at twice.
+STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+NAMED = "named"
+"""The type of an error whose context has the name of the field and the rule."""
+
+
+def check_structure(body: bytes) -> None:
+    """Refuse millions of values: they take seconds to read, and the gateway does nothing else meanwhile.
+
+    Raises InvalidField.
+    """
+    if len(body) <= STRUCTURE_MAX_BYTES:
+        return
+    beside_strings = STRING.sub(b"", body, count=STRUCTURE_MAX_BYTES).translate(None, b" \t\r\n")
+    if len(beside_strings) > STRUCTURE_MAX_BYTES:
+        raise InvalidField("body", f"at most {STRUCTURE_MAX_BYTES} bytes beside its strings and blanks")
+
+
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        allow_inf_nan=False,
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"additionalProperties": False},
+    )
+
+    @model_validator(mode="after")
+    def _knows_every_field(self) -> Self:
+        """`extra="forbid"` makes an error of each of a million unknown fields, which takes ten seconds."""
+        for name in self.model_extra or ():
+            raise PydanticCustomError(NAMED, "{name} {rule}", {"name": name, "rule": "is not supported here"})
+        return self
+
+
+def _short_texts(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if not isinstance(value, str) or max(len(name), len(value)) > SMALL_MAX:
+            rule = f"must be a valid string of at most {SMALL_MAX} characters"
+            raise PydanticCustomError(NAMED, "{name} {rule}", {"name": name, "rule": rule})
+    return values
+
+
+Metadata = Annotated[
+    dict[str, Any],
+    Field(max_length=METADATA_MAX),
+    AfterValidator(_short_texts),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": METADATA_MAX,
+            "propertyNames": {"maxLength": SMALL_MAX},
+            "additionalProperties": {"type": "string", "maxLength": SMALL_MAX},
+        }
+    ),
+]
+"""Checked after it was counted: pydantic makes an error of each value before it counts them."""
 
 
 class TextPart(Body):
@@ -29,7 +91,7 @@ class TextPart(Body):
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1000, fail_fast=True)]
     name: None = None
 
 
@@ -75,13 +137,13 @@ class ModuleBody(Body):
 class MemserveBody(Body):
     """What only memserve has."""
 
-    namespaces: Annotated[list[str], Field(max_length=NAMESPACES_MAX)] = []
+    namespaces: Annotated[list[str], Field(max_length=NAMESPACES_MAX, fail_fast=True)] = []
     """To recall memories from."""
     recall_limit: Annotated[int, Field(ge=0, le=RECALL_MAX)] = 0
     recall_timeout_ms: Annotated[int, Field(ge=0)] = 0
     module: str = ""
     """A LoRA: name, name@alias or name@number. As `model` with a colon."""
-    modules: Annotated[list[ModuleBody], Field(max_length=MODULES_MAX)] = []
+    modules: Annotated[list[ModuleBody], Field(max_length=MODULES_MAX, fail_fast=True)] = []
     """Of any kind."""
     session: str = ""
     slo: SloBody = SloBody()
@@ -101,7 +163,7 @@ class Answering(Body):
     """As vLLM's server has it. Needs a number of tokens."""
     temperature: float | None = None
     top_p: float | None = None
-    stop: str | Annotated[list[str], Field(max_length=STOP_MAX)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=STOP_MAX, fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -111,18 +173,18 @@ class Answering(Body):
     n: Literal[1] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
 
 class ChatBody(Answering):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MESSAGES_MAX)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MESSAGES_MAX, fail_fast=True)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     response_format: (
         Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None
     ) = None
-    metadata: Annotated[dict[SMALL, SMALL], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -130,7 +192,7 @@ class ChatBody(Answering):
 
 
 class CompletionBody(Answering):
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1, fail_fast=True)]
     logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     """0: of the chosen tokens."""
     best_of: Literal[1] | None = None
@@ -140,7 +202,7 @@ class CompletionBody(Answering):
 
 class EmbeddingBody(Body):
     model: SMALL
-    input: str | Annotated[list[str], Field(min_length=1, max_length=INPUTS_MAX)]
+    input: str | Annotated[list[str], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: SMALL | None = None

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from memserve import errors
 from memserve.api.facts import WITH_RETRY, detail_of, utf8
+from memserve.api.http.bodies import NAMED
 from memserve.errors import InvalidField
 
 STATUS: dict[type[errors.MemserveError], HTTPStatus] = {
@@ -87,7 +88,6 @@ NAMES = (
     *((name, f"memserve.{name}") for name in ("slo.", "session", "modules", "worker_id", "priority")),
 )
 MISSING = "missing"
-UNKNOWN = "extra_forbidden"
 
 
 def error_body(
@@ -139,14 +139,15 @@ def invalid(error: ValidationError) -> InvalidField:
     for number, step in enumerate(place):
         if isinstance(step, int):
             field += f"[{step}]"
-        elif first["type"] in (UNKNOWN, MISSING) and number == len(place) - 1:
+        elif first["type"] == MISSING and number == len(place) - 1:
             field += f".{step}" if field else step
         elif step == "str" or "[" in step or (number and place[number - 1] == "response_format"):
             continue  # which member of a union it is
         else:
             field += f".{step}" if field else step
-    if first["type"] == UNKNOWN:
-        return InvalidField(field, "is not supported here")
+    if first["type"] == NAMED:
+        name, rule = first["ctx"]["name"], first["ctx"]["rule"]
+        return InvalidField(f"{field}.{name}" if field else name, rule)
     if first["type"] == MISSING:
         return InvalidField(field, "is required")
     return InvalidField(field or "body", first["msg"][:1].lower() + first["msg"][1:])

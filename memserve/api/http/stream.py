@@ -6,17 +6,23 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from memserve.api.entry import Entry
 from memserve.api.http.convert import Reply, finish, receipt, usage_body
+from memserve.api.http.errors import told
 from memserve.domain import TextDelta, Usage
 
 log = logging.getLogger("memserve.gateway")
 DONE = b"data: [DONE]\n\n"
+RPC = "Generate"
+CANCELLED = "CANCELLED"
+"""How a call ended that its caller left, as gRPC names it."""
 
 
 class CallerGone(Exception):
@@ -124,35 +130,44 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         held: contextlib.AsyncExitStack,
         headers: Mapping[str, str],
+        entry: Entry,
         write_timeout_s: float,
-        failed: Callable[[Exception], Mapping[str, Any]],
     ) -> None:
-        """held: closed when the stream has ended. failed: the event for an error that ends it."""
+        """held: closed when the stream has ended. entry: counts how it ended."""
         super().__init__(headers={**headers, "cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._held = held
+        self._entry = entry
         self._write_timeout_s = write_timeout_s
-        self._failed = failed
+        self._code = CANCELLED
+        """Until the stream has ended otherwise."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._held, contextlib.aclosing(self._events):
-            with contextlib.suppress(CallerGone):
-                async with connected(receive):
-                    await self._send(send)
+        try:
+            async with self._held, contextlib.aclosing(self._events):
+                with contextlib.suppress(CallerGone):
+                    async with connected(receive):
+                        await self._send(send)
+        finally:
+            self._entry.metrics.requests.labels(RPC, self._code).inc()
 
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         await send(start)
+        status, last = HTTPStatus(self.status_code), b""
         try:
             async for content in self._events:
                 await self._write(send, content)
         except CallerGone:
             raise
         except Exception as error:
-            last = event(self._failed(error))
-            await send({"type": "http.response.body", "body": last, "more_body": True})
+            status, body, _ = told(self._entry.failed(RPC, error))
+            last = event(body)
+        if last:
+            await self._write(send, last)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self._code = f"HTTP_{status.value}"
 
     async def _write(self, send: Send, content: bytes) -> None:
         try:
@@ -160,4 +175,5 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": content, "more_body": True})
         except TimeoutError:
             log.warning("a stream ends: its caller has not read for %g s", self._write_timeout_s)
+            self._entry.metrics.unread_streams.inc()
             raise CallerGone from None

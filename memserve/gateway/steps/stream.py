@@ -32,7 +32,7 @@ from memserve.gateway.live import LiveRequest
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.steps.resolve import AnsweringModules
 from memserve.gateway.workers.pool import PooledWorker
-from memserve.metrics.instruments import GatewayMetrics
+from memserve.metrics.instruments import CHAT, COMPLETION, GatewayMetrics
 from memserve.policy.routing.breaker import Breakers
 from memserve.policy.routing.residuals import Residuals
 
@@ -175,6 +175,8 @@ class Answers:
     def _ended(self, routed: RoutedRequest, usage: Usage) -> None:
         routed.live.ended(usage)
         metrics, cached = self._metrics, usage.cached
+        operation = operation_of(routed.request)
+        metrics.answered(operation, usage, time.monotonic() - routed.accepted_s)
         metrics.ttft.observe(usage.ttft_ms / 1000)
         metrics.output_tokens.inc(usage.output_tokens)
         if usage.tpot_ms is not None:
@@ -185,6 +187,11 @@ class Answers:
         for wish, met in (("ttft", ttft_met), ("tpot", tpot_met)):
             if not met:
                 metrics.slo_missed.labels(wish).inc()
+
+
+def operation_of(request: GenerationRequest) -> str:
+    """As the metrics name it."""
+    return COMPLETION if request.raw else CHAT
 
 
 def usage_of(

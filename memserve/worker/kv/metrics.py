@@ -12,7 +12,9 @@ from vllm.v1.kv_offload.base import (
     OffloadingMetricMetadata,
 )
 
+from memserve.kv.ledger.records import Admission, Removal
 from memserve.kv.outcomes import StoreStats
+from memserve.kv.values.envelope import Refusal
 from memserve.policy.kv.loading import Decision
 
 PREFIX = "memserve_kv_tier_"
@@ -32,7 +34,12 @@ COUNTERS = {
     "write_seconds": "Time spent storing, summed over threads.",
 }
 LABELLED = {
-    "refused": ("reason", "Values found in Redis that did not verify, and were deleted."),
+    "refused": (
+        "reason",
+        "Values found in Redis that did not verify, and were deleted: truncated_header, not_a_value, "
+        "unknown_version, unknown_codec, other_codec, other_namespace, other_key, wrong_length, "
+        "bad_checksum, undecodable.",
+    ),
     "not_admitted": (
         "reason",
         "Chunks that the ledger would not have: no_room, not_yet (a first use), busy (another stores it).",
@@ -57,6 +64,16 @@ GAUGES = {
 }
 
 
+LABEL_VALUES: dict[str, tuple[str, ...]] = {
+    "refused": tuple(reason.value for reason in Refusal),
+    "not_admitted": tuple({*Admission} - {Admission.STORE, Admission.PRESENT}),
+    "removed": tuple(Removal),
+    "loop_failures": ("kv_upkeep", "kv_topology"),
+    "load_decisions": tuple(Decision),
+}
+"""Of LABELLED."""
+
+
 def metric_definitions() -> dict[str, OffloadingMetricMetadata]:
     """By full name, without the `_total` that prometheus_client adds to counters."""
     return {
@@ -67,6 +84,16 @@ def metric_definitions() -> dict[str, OffloadingMetricMetadata]:
         },
         **{PREFIX + name: OffloadingGaugeMetadata(documentation=text) for name, text in GAUGES.items()},
     }
+
+
+def begin(stats: OffloadingConnectorStats) -> None:
+    """Have every counter from the start: one that begins with its first event hides that event from `rate`
+    and `increase`."""
+    for name in COUNTERS:
+        stats.increase_counter(PREFIX + name, 0)
+    for name, values in LABEL_VALUES.items():
+        for value in values:
+            stats.increase_counter(PREFIX + name, 0, (str(value),))
 
 
 def tier_stats(

@@ -39,7 +39,7 @@ from memserve.kv.transport.limits import CacheLimits
 from memserve.kv.values.codecs import chunk_codec
 from memserve.policy.kv.loading import Decision, chunks_to_load
 from memserve.worker.kv.arrivals import Arrival
-from memserve.worker.kv.metrics import PREFIX, metric_definitions, tier_stats
+from memserve.worker.kv.metrics import PREFIX, begin, metric_definitions, tier_stats
 from memserve.worker.kv.tier_jobs import Job, Transfers
 from memserve.worker.kv.tier_lookups import RedisLookups
 from memserve.worker.kv.tier_requests import StoredPrompt, TierRequest
@@ -200,6 +200,8 @@ class RedisTier(SecondaryTierManager):  # type: ignore[misc]
         """What happened since the last call. vLLM asks after every step of the engine."""
         stats = tier_stats(self._store.take_stats(), self._decisions, self._dropped_chunks)
         self._decisions, self._dropped_chunks = Counter(), 0
+        if not self._reported_gauges:
+            begin(stats)
         gauges = {
             "circuit_state": self._store.circuit.value,
             "cache_bytes": self._upkeep.counted_bytes,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -14,6 +15,7 @@ import openai
 import pytest
 
 from memserve.api.http import app, server
+from memserve.gateway.access import limits
 from tests.api.http.fixtures import CHAT, HELLO, Http, client_of, http_of
 from tests.contract.scripted_worker import Script
 from tests.gateway.asking import published
@@ -52,16 +54,27 @@ async def test_a_caller_that_leaves_before_the_first_token_ends_it_too(start_gat
         await until(lambda: gateway.parts.inflight.total == 0)
 
 
-async def test_a_caller_that_does_not_read_is_given_up(start_gateway: StartGateway) -> None:
+async def test_a_caller_that_does_not_read_is_given_up(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = server._Protocol.connection_made
+
+    def connection_made(self: server._Protocol, transport: asyncio.Transport) -> None:
+        # Else the kernel takes the whole answer.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        made(self, transport)
+
+    monkeypatch.setattr(server._Protocol, "connection_made", connection_made)
     gateway = await start_gateway(write_timeout_s=0.5, workers=[{"script": Script(token_ids=(501,) * 5000)}])
     async with http_of(gateway) as http:
-        _, writer = await asyncio.open_connection("127.0.0.1", http.port, limit=1)
-        body = json.dumps(http.body(max_tokens=8000, stream=True, logprobs=True)).encode()
-        writer.write(chat_bytes(http, body))
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await until(lambda: len(gateway.workers[0]._running) == 1)
-        await until(lambda: gateway.parts.inflight.total == 0)
-        writer.close()
+        with socket.socket() as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            caller.connect(("127.0.0.1", http.port))
+            body = json.dumps(http.body(max_tokens=5000, stream=True, logprobs=True)).encode()
+            caller.sendall(chat_bytes(http, body))
+            await until(lambda: counted(http) == {"CANCELLED": 1})
+            assert gateway.parts.metrics.unread_streams._value.get() == 1
+            await until(lambda: not gateway.workers[0]._running and gateway.parts.inflight.total == 0)
 
 
 async def test_a_deadline_by_header(start_gateway: StartGateway) -> None:
@@ -83,7 +96,32 @@ async def test_an_answer_that_fails_midway_says_so(start_gateway: StartGateway) 
         response = await http.chat(max_tokens=9, stream=True)
         last = response.text.strip().split("\n\n")[-1]
         assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+        assert counted(http) == {"HTTP_502": 1}, "by its end, although it began well"
         assert (await http.chat(max_tokens=9)).status_code in (502, 503)
+
+
+async def test_a_stream_is_counted_when_it_ends_and_as_it_ends(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(
+        write_timeout_s=0.5, workers=[{"script": Script(pause_s=0.02, token_ids=(501,) * 5000)}]
+    )
+    async with http_of(gateway) as http:
+        assert await http.events(max_tokens=2)
+        assert counted(http) == {"HTTP_200": 1}
+        async with http.client.stream("POST", CHAT, json=http.body(max_tokens=2000, stream=True)) as response:
+            async for _ in response.aiter_lines():
+                break
+            assert counted(http) == {"HTTP_200": 1}, "not before its end"
+        await until(lambda: counted(http) == {"HTTP_200": 1, "CANCELLED": 1})
+
+
+def counted(http: Http) -> dict[str, float]:
+    """Answers by their end, as the metrics have them."""
+    return {
+        sample.labels["code"]: sample.value
+        for metric in http.gateway.parts.metrics.requests.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and sample.labels["rpc"] == "Generate"
+    }
 
 
 async def test_nobody_is_there(start_gateway: StartGateway) -> None:
@@ -109,6 +147,71 @@ async def test_a_body_is_bounded_and_must_come(
         writer.write(chat_bytes(http, b'{"model":', length=100))
         assert b"was not here within" in await reader.read(4096)
         writer.close()
+
+
+async def test_without_a_key_no_body_is_taken(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    gateway.access.replace_keys([])
+    async with http_of(gateway) as http:
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(chat_bytes(http, b"", length=8 << 20))
+        async with asyncio.timeout(5):
+            assert b" 401 " in await reader.readline()
+            writer.write(b"x" * (8 << 20))  # and what it sends all the same is kept nowhere
+            await writer.drain()
+        writer.close()
+        assert (await http.client.get("/health")).status_code == 200
+
+
+async def test_a_body_that_says_it_is_too_large_is_not_waited_for(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(max_message_bytes=64 << 10)
+    async with http_of(gateway) as http:
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(chat_bytes(http, b"{", length=80 << 10))
+        async with asyncio.timeout(5):
+            assert b" 400 " in await reader.readline()
+        writer.close()
+
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(80):
+                yield b"x" * 1024
+
+        large = await http.client.post(CHAT, content=parts(), headers={"content-type": "application/json"})
+        assert large.json()["error"]["param"] == "body", "without a content-length too"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_caller_that_closes_its_half_is_gone(start_gateway: StartGateway, whole: bool) -> None:
+    """HTTP/1.1 has no half-closed requests: who sends no more has left."""
+    gateway = await start_gateway(workers=[{"script": Script(pause_s=0.02)}])
+    async with http_of(gateway) as http:
+        body = json.dumps(http.body(max_tokens=2000)).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+        writer.write(chat_bytes(http, body if whole else body[:20], length=len(body)))
+        if whole:
+            await until(lambda: len(gateway.workers[0]._running) == 1)
+        writer.write_eof()
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        await until(lambda: not gateway.workers[0]._running and gateway.parts.inflight.total == 0)
+        await until(lambda: counted(http) == {"CANCELLED": 1})
+        writer.close()
+
+
+async def test_pages_without_a_key_are_paced(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STRANGERS_PER_S", 2.0)
+    monkeypatch.setattr(limits, "CALL_PATIENCE_S", 0.5)
+    gateway = await start_gateway()
+    async with http_of(gateway) as http:
+        paths = ["/health", "/ready", "/version", "/openapi.json", "/nothing", "/v1/chat/completions"]
+        answered = await asyncio.gather(*(http.client.get(path) for path in paths * 3))
+        refused = [each for each in answered if each.status_code == 429]
+        assert len(refused) >= len(answered) - 5
+        assert {each.json()["error"]["type"] for each in refused} == {"rate_limit_error"}
+        assert all(each.headers["retry-after"] for each in refused)
+        assert (await http.chat(max_tokens=1)).status_code == 200, "who has a key is not a stranger"
 
 
 async def test_a_connection_that_asks_nothing_is_closed(

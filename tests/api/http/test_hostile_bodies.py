@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from typing import Any
 
+import httpx
 import pytest
+from pydantic import ValidationError
 
+from memserve.api.http.bodies import ChatBody
 from tests.api.http.fixtures import CHAT, Http
+from tests.metrics.series import series
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 USER = {"role": "user", "content": "hello"}
@@ -149,8 +155,113 @@ async def test_other_bodies_that_break_a_rule(http: Http, path: str, body: Any, 
     assert (answered.status_code, answered.json()["error"]["param"]) == (400, param)
 
 
-async def test_the_document_has_every_field_of_the_bodies(http: Http) -> None:
-    document = (await http.client.get("/openapi.json")).json()
-    chat = document["components"]["schemas"]["ChatBody"]["properties"]
-    assert {"messages", "max_completion_tokens", "response_format", "memserve"} <= chat.keys()
-    assert json.dumps(document).count("$ref") > 5
+NAMES = ["x" * 300, 'a"b', "a\nb", "../x", "\u202e", "tenant-{}", "name-{}@live", "{}:{}"]
+MIB = 1 << 20
+HUGE = {
+    "unknown fields": b'{"model":"MODEL",' + b",".join(b'"%x":0' % n for n in range(300_000)) + b"}",
+    "messages": b'{"model":"MODEL","messages":[' + b"0," * MIB + b"0]}",
+    "parts": b'{"model":"MODEL","messages":['
+    + b",".join([b'{"role":"user","content":[' + b"{}," * 999 + b"{}]}"] * 500)
+    + b"]}",
+    "metadata": b'{"model":"MODEL","messages":[],"metadata":{'
+    + b",".join(b'"%x":0' % n for n in range(300_000))
+    + b"}}",
+    "strings": b'{"model":"MODEL","stop":["' + b'","' * MIB + b'"]}',
+    "a string without an end": b'{"model":"MODEL","user":"' + b'\\"' * 2 * MIB,
+    "a number": b'{"model":"MODEL","seed":' + b"9" * 4 * MIB + b"}",
+    "blanks": b" " * 4 * MIB,
+    "a text": b'{"model":"MODEL","messages":[{"role":"user","content":"' + b"x, [{: " * MIB + b'"}]}',
+    "escapes": b'{"model":"MODEL","messages":[{"role":"user","content":"' + rb"\u00e9" * MIB + b'"}]}',
+}
+
+
+@pytest.mark.parametrize("content", HUGE.values(), ids=HUGE)
+async def test_a_huge_body_holds_nobody_up(http: Http, content: bytes) -> None:
+    content = content.replace(b"MODEL", http.model.encode(), 1)
+    loop, late_s = asyncio.get_running_loop(), [0.0]
+
+    async def watch() -> None:
+        while True:
+            begun_s = loop.time()
+            await asyncio.sleep(0.001)
+            late_s.append(loop.time() - begun_s)
+
+    # Sent by a thread: the client's own work is not the gateway's.
+    watching = asyncio.create_task(watch())
+    status, answered = await asyncio.to_thread(post, http, content)
+    watching.cancel()
+    assert (status, answered["error"]["type"]) == (400, "invalid_request_error")
+    assert answered["error"]["param"] in ("body", "messages", "messages[0].content", "seed", "stop")
+    assert max(late_s) < 1, "seconds in which the gateway did nothing else"
+    assert (await http.chat(max_tokens=1)).status_code == 200
+
+
+def post(http: Http, content: bytes) -> tuple[int, Any]:
+    answered = httpx.post(
+        http.url + CHAT, content=content, headers={"content-type": "application/json"}, timeout=60
+    )
+    return answered.status_code, answered.json()
+
+
+async def test_a_few_wrong_fields_are_counted_before_they_are_read(http: Http) -> None:
+    """Of each of many wrong values pydantic would make an error, which takes longer than to read them."""
+    body = {"metadata": {f"{number}": number for number in range(17)}}
+    refused = (await http.client.post(CHAT, json=http.body(**body))).json()["error"]
+    assert (refused["param"], "at most 16" in refused["message"]) == ("metadata", True)
+    parts = [{"role": "user", "content": [{}] * 3}] * 3
+    with pytest.raises(ValidationError) as caught:
+        ChatBody.model_validate_json(json.dumps({"model": "m", "messages": parts, "x": 1, "y": 2}))
+    assert caught.value.error_count() <= 3
+
+
+async def test_of_two_fields_of_one_name_the_last_counts(http: Http) -> None:
+    content = json.dumps(http.body(max_tokens=2)).replace("{", '{"max_tokens": -1, ', 1)
+    answered = await http.client.post(
+        CHAT, content=content.encode(), headers={"content-type": "application/json"}
+    )
+    assert answered.json()["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    "value", ["", "0", "-1", "nan", "inf", "1_0", "1e9", "0x10", "soon", "1,5", "9" * 400]
+)
+async def test_a_deadline_that_is_none(http: Http, value: str) -> None:
+    answered = await http.client.post(CHAT, json=http.body(), headers={"x-request-timeout-s": value})
+    error = answered.json()["error"]
+    assert (answered.status_code, error["param"]) == (400, "x-request-timeout-s")
+
+
+async def test_what_callers_send_makes_no_series(http: Http) -> None:
+    parts = http.gateway.parts
+
+    async def send(number: int) -> None:
+        for text in NAMES:
+            name = re.sub(r"\{\}", str(number), text)
+            bodies = [
+                {"model": f"{http.model}:{name}"},
+                {"model": name},
+                {"memserve": {"namespaces": [name], "session": name}},
+                {"memserve": {"module": name}},
+                {"user": name, "metadata": {name: name}, "max_tokens": 1},
+            ]
+            for body in bodies:
+                await http.client.post(CHAT, json=http.body(**body))
+        headers = {"authorization": f"Bearer {number}", "x-request-id": str(number)}
+        odd: httpx.Response = await http.client.get(f"/v1/{number}", headers=headers)
+        assert odd.status_code == 404
+
+    await send(0)
+    before = series(parts.metrics.registry)
+    for number in range(1, 4):
+        await send(number)
+    assert series(parts.metrics.registry) == before
+    answered = parts.metrics.registry.get_sample_value(
+        "gen_ai_server_request_duration_seconds_count",
+        {
+            "gen_ai_operation_name": "chat",
+            "gen_ai_provider_name": "memserve",
+            "gen_ai_request_model": http.model,
+            "error_type": "ModuleNotFound",
+        },
+    )
+    assert answered

@@ -75,5 +75,6 @@ def found_in_redis(tier: Any, keys: list[bytes], context: Any) -> list[bool]:
 
 
 def labelled(stats: Any, metric: str) -> dict[str, float]:
-    """The growth of a metric by its label."""
-    return {labels[0]: value for labels, value in stats._values.get(f"memserve_kv_tier_{metric}", {}).items()}
+    """The growth of a metric by its label, where there is any."""
+    values = stats._values.get(f"memserve_kv_tier_{metric}", {})
+    return {labels[0]: value for labels, value in values.items() if value}

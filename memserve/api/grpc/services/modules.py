@@ -44,7 +44,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
         self._deletion = services.deletion
         self._composition = services.composition
         self._published = Shared[ModuleVersion](WAIT_FOR_EQUAL_S)
-        self._long = edge.limits.long
+        self._long = edge.entry.limits.long
 
     async def PublishModule(
         self, request_iterator: AsyncIterator[pb.PublishModuleRequest], context: Context
@@ -79,7 +79,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             async for part in parts:
                 if part.WhichOneof("part") != "chunk":
                     raise InvalidModule("part", "only the first message may carry a header")
-                await self._edge.limits.received(tenant.name, len(part.chunk.content))
+                await self._edge.entry.limits.received(tenant.name, len(part.chunk.content))
                 await files.run(
                     tenant.name,
                     partial(upload.append, part.chunk.file_name, part.chunk.offset, part.chunk.content),
@@ -346,7 +346,7 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
             return pb.ReleaseAuditResponse()
 
     def _changed(self, action: str) -> None:
-        self._edge.metrics.module_changes.labels(action).inc()
+        self._edge.entry.metrics.module_changes.labels(action).inc()
 
 
 def _worker_id(tenant: Tenant, worker_id: str) -> str:
