@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from memserve.api.facts import WITH_RETRY, fact_of
 from memserve.config import Settings
@@ -15,7 +16,9 @@ from memserve.errors import MemserveError, PermissionDenied, Unauthenticated
 from memserve.gateway.access.callers import Access
 from memserve.gateway.access.limits import Limits, Strangers
 from memserve.gateway.assembly import GatewayParts
+from memserve.logs import LOGGED_CALL, LoggedCall
 from memserve.metrics.instruments import GatewayMetrics
+from memserve.tracing import call_span, failed
 
 log = logging.getLogger("memserve.gateway")
 
@@ -65,23 +68,33 @@ class Entry:
 
     @contextlib.asynccontextmanager
     async def call(
-        self, rpc: str, authorization: str, peer: str, received_bytes: int
+        self, rpc: str, headers: Mapping[str, Any], peer: str, received_bytes: int
     ) -> AsyncIterator[Tenant]:
-        """Count the call while inside. Yields the caller's tenant.
+        """Count the call while inside, and trace it. Yields the caller's tenant.
 
-        authorization: "Bearer <key>". peer: its address and port. Raises Unauthenticated, PermissionDenied,
-        DiskFull and QuotaExceeded. Unauthenticated is paced for each address, and becomes QuotaExceeded when
+        headers: or metadata, with names in lower case. peer: its address and port.
+        Raises Unauthenticated, PermissionDenied, DiskFull and QuotaExceeded. Unauthenticated is paced for each address, and becomes QuotaExceeded when
         the address calls too quickly.
         """
+        with call_span(rpc, headers) as span:
+            try:
+                tenant = await self._caller(rpc, str(headers.get("authorization", "")), peer)
+                if rpc in CHANGES:
+                    self._disk.check()
+                LOGGED_CALL.set(LoggedCall(tenant.name))
+                span.set_attribute("memserve.tenant", tenant.name)
+                async with self.limits.call(rpc, tenant.name, received_bytes):
+                    yield tenant
+            except Exception as error:
+                failed(span, type(error).__name__)
+                raise
+
+    async def _caller(self, rpc: str, authorization: str, peer: str) -> Tenant:
         try:
-            tenant = self._access.caller(rpc, authorization)
+            return self._access.caller(rpc, authorization)
         except Unauthenticated:
             await self.strangers.turn(peer)
             raise
-        if rpc in CHANGES:
-            self._disk.check()
-        async with self.limits.call(rpc, tenant.name, received_bytes):
-            yield tenant
 
     def failed(self, rpc: str, error: Exception) -> MemserveError | str:
         """What the caller is told of an error: a fact, or an incident's id, which finds it in the log."""

@@ -38,6 +38,7 @@ class StepSpans:
     def routed(self, route: Route) -> None:
         if self._span is None:
             return
+        self._call.update_name(f"chat {route.model}")
         self._call.set_attributes(
             {
                 "gen_ai.operation.name": "chat",

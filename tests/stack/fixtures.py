@@ -14,15 +14,31 @@ import pytest
 from memserve.client import Client
 from memserve.config import load_settings
 from memserve.embedded import Stack
+from tests.stack.otlp import OtlpReceiver
 
 WORKERS = 2
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def traces() -> Iterator[OtlpReceiver]:
+    """Gets the spans of the stack's processes."""
+    with OtlpReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, traces: OtlpReceiver) -> Iterator[Stack]:
     folder: Path = tmp_path_factory.mktemp("stack")
     settings = load_settings(
-        {}, data_dir=folder, workers=WORKERS, port=0, http_port=0, metrics_port=0, routing_exploration=0.0
+        {},
+        data_dir=folder,
+        workers=WORKERS,
+        port=0,
+        http_port=0,
+        metrics_port=0,
+        routing_exploration=0.0,
+        traces_endpoint=traces.endpoint,
+        log_format="json",
     )
     running = Stack(settings, lambda line: print(line, flush=True))
     try:

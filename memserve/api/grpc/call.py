@@ -69,9 +69,8 @@ class Edge:
         """
         code = grpc.StatusCode.OK
         metadata = dict(context.invocation_metadata() or ())
-        authorization = str(metadata.get("authorization", ""))
         try:
-            async with self.entry.call(rpc, authorization, context.peer(), RECEIVED_BYTES.get()) as tenant:
+            async with self.entry.call(rpc, metadata, context.peer(), RECEIVED_BYTES.get()) as tenant:
                 yield tenant
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED

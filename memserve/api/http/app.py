@@ -86,9 +86,9 @@ class HttpApi:
                 self._check_host(request)
                 async with contextlib.AsyncExitStack() as held:
                     # The key first: nothing is kept of a body whose sender may not call.
-                    key, declared_bytes = request.headers.get("authorization", ""), _declared_bytes(request)
+                    declared_bytes = _declared_bytes(request)
                     tenant = await held.enter_async_context(
-                        self._entry.call(rpc, key, _peer(request), declared_bytes or 0)
+                        self._entry.call(rpc, request.headers, _peer(request), declared_bytes or 0)
                     )
                     self._check_size(declared_bytes or 0)
                     body = await self._body(request)

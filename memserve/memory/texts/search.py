@@ -17,6 +17,7 @@ from memserve.memory.texts.journal import Write
 from memserve.memory.texts.milvus import MilvusMemories, memory_key
 from memserve.policy.recall.ranking import ScoredRow, query_words, rank_by_words
 from memserve.policy.recall.words import words_of
+from memserve.tracing import child_span
 
 _MIN_CANDIDATES = 32
 # How many rows a search may ask of Milvus at once. Milvus Lite takes about 0.1 ms for each row that it finds.
@@ -96,15 +97,16 @@ async def search_index(
             return []
         return rank_by_words(words, found_by_query[0], found_by_query[1:], search.candidates)
 
-    dense = await index.read(search.tenant, nearest)
-    words = query_words(search.query)
-    queries = [" ".join(words_of(search.query)), *words] if words else []
-    found_by_query: list[list[Memory]] = []
-    bm25: list[ScoredRow] = []
-    at_once = max(1, ROWS_IN_A_TURN // search.candidates)
-    for first in range(0, len(queries), at_once):
-        batch, is_last = queries[first : first + at_once], first + at_once >= len(queries)
-        bm25 = await index.read(search.tenant, partial(by_words, queries=batch, is_last=is_last))
+    with child_span("search milvus", {"db.system.name": "milvus", "db.operation.name": "search"}):
+        dense = await index.read(search.tenant, nearest)
+        words = query_words(search.query)
+        queries = [" ".join(words_of(search.query)), *words] if words else []
+        found_by_query: list[list[Memory]] = []
+        bm25: list[ScoredRow] = []
+        at_once = max(1, ROWS_IN_A_TURN // search.candidates)
+        for first in range(0, len(queries), at_once):
+            batch, is_last = queries[first : first + at_once], first + at_once >= len(queries)
+            bm25 = await index.read(search.tenant, partial(by_words, queries=batch, is_last=is_last))
     return Halves(dense, bm25, calls=1 + math.ceil(len(queries) / at_once))
 
 
