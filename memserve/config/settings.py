@@ -50,6 +50,10 @@ class Settings(BaseModel):
         description="Directory of everything that memserve keeps on this machine.",
     )
     model: str = Field("", description="Model directory or Hugging Face name. Empty: the bundled demo model.")
+    chat_template: Path | None = Field(
+        None,
+        description="File of a chat template in Jinja, for a model without one or in place of its own.",
+    )
     host: str = Field(
         "127.0.0.1", description="Address that the gateway listens on. Beyond loopback it needs API keys."
     )
@@ -242,11 +246,10 @@ class Settings(BaseModel):
     )
     default_max_tokens: int = Field(128, ge=1, description="Output tokens when a request names no limit.")
     recall_limit: int = Field(4, ge=1, le=64, description="Recalled passages when a request names no limit.")
-    recall_instruction: str = Field(
-        "Answer the question with the help of the numbered passages.",
-        max_length=1000,
-        description="The line before recalled passages in the prompt, which tells the model what to do with "
-        "them. Empty: none.",
+    recall_template: Path | None = Field(
+        None,
+        description="File of the Jinja template that puts recalled passages into the prompt. Empty: "
+        "`recall_template.jinja` in the model's directory, else memserve's own.",
     )
     recall_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="Time that recall may take when a request names none."
@@ -353,6 +356,15 @@ class Settings(BaseModel):
                 "cache_redis_url only"
             )
         return url
+
+    @field_validator("chat_template", "recall_template", mode="before")
+    @classmethod
+    def _template_file(cls, file: str | Path | None) -> Path | None:
+        """Absolute, since `memserve up` starts processes elsewhere."""
+        try:
+            return Path(file).expanduser().absolute() if isinstance(file, str | Path) and str(file) else None
+        except RuntimeError:
+            raise ValueError("cannot be found, since there is no home directory") from None
 
     @property
     def data(self) -> Path:
