@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from memserve.config.values import RoutingPolicy, TemplateFile
 from memserve.errors import StartupError
 
 MIB = 1 << 20
@@ -26,17 +27,6 @@ def at(host: str, port: int) -> str:
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-RoutingPolicy = Literal[
-    "least_ttft",
-    "least_harm",
-    "cheapest_feasible",
-    "lmetric",
-    "least_tokens",
-    "prefix_affinity",
-    "session_hash",
-    "power_of_two",
-    "round_robin",
-]
 
 
 class Settings(BaseModel):
@@ -50,7 +40,7 @@ class Settings(BaseModel):
         description="Directory of everything that memserve keeps on this machine.",
     )
     model: str = Field("", description="Model directory or Hugging Face name. Empty: the bundled demo model.")
-    chat_template: Path | None = Field(
+    chat_template: TemplateFile = Field(
         None,
         description="File of a chat template in Jinja, for a model without one or in place of its own.",
     )
@@ -246,7 +236,7 @@ class Settings(BaseModel):
     )
     default_max_tokens: int = Field(128, ge=1, description="Output tokens when a request names no limit.")
     recall_limit: int = Field(4, ge=1, le=64, description="Recalled passages when a request names no limit.")
-    recall_template: Path | None = Field(
+    recall_template: TemplateFile = Field(
         None,
         description="File of the Jinja template that puts recalled passages into the prompt. Empty: "
         "`recall_template.jinja` in the model's directory, else memserve's own.",
@@ -356,15 +346,6 @@ class Settings(BaseModel):
                 "cache_redis_url only"
             )
         return url
-
-    @field_validator("chat_template", "recall_template", mode="before")
-    @classmethod
-    def _template_file(cls, file: str | Path | None) -> Path | None:
-        """Absolute, since `memserve up` starts processes elsewhere."""
-        try:
-            return Path(file).expanduser().absolute() if isinstance(file, str | Path) and str(file) else None
-        except RuntimeError:
-            raise ValueError("cannot be found, since there is no home directory") from None
 
     @property
     def data(self) -> Path:
