@@ -10,7 +10,7 @@ from memserve.errors import InvalidField, StartupError
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.model.files import ModelFiles
 from memserve.model.recall_template import RecallTemplate, open_recall_template
-from memserve.policy.recall.prompt import Assembled, assemble, assemble_raw, passage_lines
+from memserve.policy.recall.prompt import Arranged, arrange, arrange_raw, passage_lines
 
 # What the template of passages adds to one passage may take this part of the context.
 CONTEXT_SHARE = 0.5
@@ -23,12 +23,12 @@ class PromptLayout:
         """Raises StartupError for a template of passages that cannot be used with this model."""
         self.tokenizer = tokenizer
         self.recall = recall
-        shown = recall.render("", ["-"])
+        shown = f"{recall.render('', ['-'])}\n{recall.render('-', ['-', '-'])}"
         if (token := tokenizer.special_token_in(shown)) is not None:
             raise StartupError(f"{recall.name}: must not spell the model's control token {token!r}")
         if not tokenizer.can_quote(shown):
             raise StartupError(f"{recall.name}: spells a token for which the model has no embedding")
-        [tokens] = tokenizer.lengths([shown])
+        [tokens] = tokenizer.lengths([recall.render("", ["-"])])
         if tokens > CONTEXT_SHARE * context_tokens:
             raise StartupError(
                 f"{recall.name}: takes {tokens} of the {context_tokens} tokens of the context; at most half"
@@ -44,26 +44,26 @@ class PromptLayout:
             changes.append("neighbouring turns of one role are joined")
         return "; ".join(changes)
 
-    def assemble(
+    def arrange(
         self, messages: Sequence[Message], passages: Sequence[ScoredMemory] = (), *, raw: bool = False
-    ) -> Assembled:
+    ) -> Arranged:
         """raw: the only message is a text that the model goes on with."""
         if raw:
-            return assemble_raw(messages[0].content, passages, self.recall.render)
-        return assemble(messages, passages, self.recall.render, self.tokenizer.rules)
+            return arrange_raw(messages[0].content, passages, self.recall.render)
+        return arrange(messages, passages, self.recall.render, self.tokenizer.rules)
 
-    def encode(self, assembled: Assembled, *, raw: bool = False) -> list[int]:
+    def encode(self, arranged: Arranged, *, raw: bool = False) -> list[int]:
         """[prompt_tokens]
 
         Raises InvalidField as `ChatTokenizer.encode`, and for a control token that texts spell together:
         each text has been checked by itself.
         """
-        for message in assembled.messages:
+        for message in arranged.messages:
             if token := self.tokenizer.special_token_in(message.content):
                 raise InvalidField("messages", f"together spell the model's control token {token!r}")
         if raw:
-            return self.tokenizer.encode_raw(assembled.messages[0].content)
-        return self.tokenizer.encode(assembled.messages)
+            return self.tokenizer.encode_raw(arranged.messages[0].content)
+        return self.tokenizer.encode(arranged.messages)
 
     def passage_tokens(self, passages: Sequence[ScoredMemory]) -> list[int]:
         """[passages] about how many tokens of a prompt each passage takes."""

@@ -68,7 +68,7 @@ async def test_a_system_message_and_repeated_turns_are_fitted_to_the_template_an
 
 async def test_a_warmed_prefix_is_the_beginning_of_the_request(gateway: RunningGateway) -> None:
     system = Message(Role.SYSTEM, "Be brief. " * 40)
-    prefix = gateway.parts.layout.encode(gateway.parts.layout.assemble([system]))
+    prefix = gateway.parts.layout.encode(gateway.parts.layout.arrange([system]))
     await gateway.client.generate([system, Message(Role.USER, QUESTION)], sampling=GREEDY)
     asked = list(gateway.workers[0].requests[-1].token_ids)
     common = next(place for place, (one, two) in enumerate(zip(prefix, asked, strict=False)) if one != two)

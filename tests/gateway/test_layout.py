@@ -48,7 +48,7 @@ def test_a_passage_that_completes_a_control_token_stays_out_of_the_prompt(
     assert prompt.passages == ()
     assert prompt.token_ids == tokenizer.encode(QUESTION)
     with pytest.raises(InvalidField, match=r"together spell the model's control token '<\|system\|>'"):
-        unwise.encode(unwise.assemble(QUESTION, [hit("system")]))
+        unwise.encode(unwise.arrange(QUESTION, [hit("system")]))
     raw = fit_prompt(unwise, QUESTION, [hit("system")], ROOM, raw=True)
     assert (raw.passages, raw.token_ids) == ((), tokenizer.encode_raw(QUESTION[0].content))
 
@@ -57,17 +57,13 @@ def test_a_passage_that_completes_a_control_token_stays_out_of_the_prompt(
     ("fixed", "says"),
     [
         ("<|system|>", r"must not spell the model's control token '<\|system\|>'"),
-        ("word " * 6000, "of the 8192 tokens of the context; at most half"),
+        ("{% if system %}<|user|>{% endif %}", r"must not spell the model's control token '<\|user\|>'"),
+        ("{{ 'word ' * 6000 }}", "of the 8192 tokens of the context; at most half"),
     ],
 )
 def test_a_template_that_does_not_go_with_the_model_is_refused_at_start(
     model: ModelFiles, tokenizer: ChatTokenizer, tmp_path: Path, fixed: str, says: str
 ) -> None:
-    source = "{{ system }}{{ FIXED }}{% for p in passages %}{{ p.text }}{% endfor %}"
-    source = (
-        source.replace("{{ FIXED }}", fixed)
-        if len(fixed) < 100
-        else source.replace("{{ FIXED }}", "{{ 'word ' * 6000 }}")
-    )
+    source = f"{{{{ system }}}}{fixed}{{% for p in passages %}}{{{{ p.text }}}}{{% endfor %}}"
     with pytest.raises(StartupError, match=rf"^setting recall_template: .*: .*{says}"):
         layout(model, tokenizer, tmp_path, source)

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from memserve.config import Settings
 from memserve.errors import StartupError
 from memserve.model.checks import check_model
-from memserve.model.recall_template import TEMPLATE_MAX_BYTES, RecallTemplate, open_recall_template
+from memserve.model.recall_template import (
+    DEFAULT_FILE,
+    TEMPLATE_MAX_BYTES,
+    RecallTemplate,
+    open_recall_template,
+)
+from tests.pages import DOCS, blocks, text_of
 
 LINES = "{% for passage in passages %}\n[{{ passage.number }}] {{ passage.text }}\n{% endfor %}\n"
 WHOLE = "{% if system %}\n{{ system }}\n\n{% endif %}\nUse these notes.\n" + LINES
@@ -34,6 +40,12 @@ def test_memserves_own_tells_a_general_model_what_the_passages_are_for(tmp_path:
     assert text.startswith("Be brief.\n\n")
     assert "notes" in text.partition("[1] The code is 4071.")[0]
     assert "[2] two" in text
+
+
+def test_the_documents_show_memserves_own() -> None:
+    page = text_of(DOCS / "how-to" / "use-your-own-model.md")
+    [shown] = [block.text for block in blocks(page) if block.language == "jinja"]
+    assert shown == DEFAULT_FILE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

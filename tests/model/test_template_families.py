@@ -13,7 +13,7 @@ from memserve.demo import MODEL_DIR
 from memserve.domain import Memory, Message, Role, ScoredMemory, TemplateRules
 from memserve.model.chat import ChatTemplate
 from memserve.model.recall_template import open_recall_template
-from memserve.policy.recall.prompt import assemble
+from memserve.policy.recall.prompt import arrange
 from tests.model.chat_templates import CHATML, GEMMA, LLAMA2, LLAMA3, MISTRAL, NO_SYSTEM, QWEN
 
 NATIVE = TemplateRules()
@@ -49,8 +49,8 @@ def test_what_a_family_takes_is_known_at_start(family: str) -> None:
 
 def rendered(family: str, *talk: Message, recalled: bool = False) -> str:
     template = TEMPLATES[family]
-    assembled = assemble(talk, [HIT] if recalled else [], DEFAULT.render, template.rules)
-    return template.render(assembled.messages)
+    arranged = arrange(talk, [HIT] if recalled else [], DEFAULT.render, template.rules)
+    return template.render(arranged.messages)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_a_family_refuses_only_a_conversation_that_the_assistant_begins(
     family: str, talk: list[Message], recalled: bool
 ) -> None:
     template = TEMPLATES[family]
-    assembled = assemble(talk, [HIT] if recalled else [], DEFAULT.render, template.rules)
-    first = next(message.role for message in assembled.messages if message.role is not Role.SYSTEM)
+    arranged = arrange(talk, [HIT] if recalled else [], DEFAULT.render, template.rules)
+    first = next(message.role for message in arranged.messages if message.role is not Role.SYSTEM)
     if first is Role.ASSISTANT and not template.rules.repeats:
         with pytest.raises(Exception, match="must alternate"):
-            template.render(assembled.messages)
+            template.render(arranged.messages)
         return
-    text = template.render(assembled.messages)
+    text = template.render(arranged.messages)
     place = 0
     for message in talk:
         place = text.index(message.content, place) + len(message.content)
@@ -114,8 +114,8 @@ def test_a_longer_conversation_begins_with_the_shorter_ones_tokens(
     template = TEMPLATES[family]
     shown = []
     for each in ([QUESTION, *talk], [QUESTION, *talk, ANSWER, *later]):
-        assembled = assemble(each, [HIT], DEFAULT.render, template.rules)
-        shown.append(template.render(assembled.messages))
+        arranged = arrange(each, [HIT], DEFAULT.render, template.rules)
+        shown.append(template.render(arranged.messages))
     common = next(
         (place for place, (one, two) in enumerate(zip(*shown, strict=False)) if one != two), len(shown[0])
     )
@@ -137,6 +137,6 @@ def test_the_demo_model_brings_the_template_that_its_answers_were_measured_with(
 
 def test_roles_alternate_in_what_a_strict_family_gets() -> None:
     rules = TEMPLATES["Gemma"].rules
-    assembled = assemble([SYSTEM, QUESTION, QUESTION], [HIT], DEFAULT.render, rules)
-    assert (assembled.system_folded, assembled.merged_turns) == (True, 1)
-    assert all(before.role is not after.role for before, after in pairwise(assembled.messages))
+    arranged = arrange([SYSTEM, QUESTION, QUESTION], [HIT], DEFAULT.render, rules)
+    assert (arranged.system_folded, arranged.merged_turns) == (True, 1)
+    assert all(before.role is not after.role for before, after in pairwise(arranged.messages))

@@ -92,7 +92,7 @@ def as_recalled(text: str) -> ScoredMemory:
 
 def prompt(layout: PromptLayout, passages: Sequence[str], question: str) -> list[int]:
     asked = [Message(Role.USER, question)]
-    return layout.encode(layout.assemble(asked, list(map(as_recalled, passages))))
+    return layout.encode(layout.arrange(asked, list(map(as_recalled, passages))))
 
 
 def ask_notes(model: Served, layout: PromptLayout, asked: Sequence[Case], verbose: bool) -> int:
@@ -119,7 +119,7 @@ def ask_demo(model: Served, layout: PromptLayout, count: int) -> tuple[int, int]
         texts = [text for text in system[0].content.splitlines() if text[0] != "["]
         asked = [Message(Role.SYSTEM, "\n".join(texts))] if texts else []
         asked.append(Message(Role.USER, question.content))
-        prompts.append(layout.encode(layout.assemble(asked, list(map(as_recalled, passages)))))
+        prompts.append(layout.encode(layout.arrange(asked, list(map(as_recalled, passages)))))
         numbered = [f"[{number}] {text}" for number, text in enumerate(passages, start=1)]
         before = Message(Role.SYSTEM, "\n".join([*texts, line, *numbered]))
         other += prompts[-1] != model.tokenizer.encode([before, asked[-1]])

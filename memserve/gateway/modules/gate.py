@@ -45,7 +45,7 @@ _SAMPLING = Sampling(max_tokens=MAX_ANSWER_TOKENS, logprobs=True)
 class Gate:
     """Runs probes on the pool's workers.
 
-    Prompts are assembled as the prompts of requests are. Answers are greedy, so that they can be compared.
+    Prompts are put together as the prompts of requests are. Answers are greedy, so that they can be compared.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Gate:
             asked.insert(0, Message(Role.SYSTEM, probe.system))
         passages = [_recalled(text) for text in probe.passages]
         try:
-            token_ids = self._layout.encode(self._layout.assemble(asked, passages))
+            token_ids = self._layout.encode(self._layout.arrange(asked, passages))
         except InvalidField as error:
             raise InvalidModule(path, error.rule) from None
         room = self._max_context_tokens - MAX_ANSWER_TOKENS

@@ -12,7 +12,7 @@ from memserve.errors import InvalidField
 from memserve.gateway.layout import PromptLayout
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.model.files import ModelFiles
-from memserve.policy.recall.prompt import Assembled, without_worst
+from memserve.policy.recall.prompt import Arranged, without_worst
 from memserve.turns import FairThreads
 
 
@@ -28,7 +28,7 @@ class Prompt:
     """Of the answer that may follow."""
     system_folded: bool = False
     merged_turns: int = 0
-    """Both as of `Assembled`."""
+    """Both as of `Arranged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class PromptFitting:
 
     async def encode(self, messages: Sequence[Message], tenant: str) -> list[int]:
         """[tokens] of the messages alone, however many. Raises InvalidField for the template's refusal."""
-        assembled = self._layout.assemble(messages)
-        return await self._tokenizing.run(tenant, partial(self._layout.encode, assembled))
+        arranged = self._layout.arrange(messages)
+        return await self._tokenizing.run(tenant, partial(self._layout.encode, arranged))
 
 
 def prompt_max_bytes(tokenizer: ChatTokenizer, context_tokens: int) -> int:
@@ -103,7 +103,7 @@ def fit_prompt(
     """
     # What cannot fit by its bytes is not encoded to find out.
     most_bytes = prompt_max_bytes(layout.tokenizer, room.context_tokens)
-    whole = layout.assemble(messages, passages, raw=raw)
+    whole = layout.arrange(messages, passages, raw=raw)
     over_bytes = sum(len(message.content.encode()) for message in whole.messages) - most_bytes
     kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
     tried = _tried(layout, messages, kept, raw=raw)
@@ -121,8 +121,8 @@ def fit_prompt(
         tuple(tried.passages),
         tried.token_ids,
         room.wanted_tokens or min(room.default_tokens, left),
-        tried.assembled.system_folded,
-        tried.assembled.merged_turns,
+        tried.arranged.system_folded,
+        tried.arranged.merged_turns,
     )
 
 
@@ -131,7 +131,7 @@ class _Tried:
     """A prompt that may still be too long."""
 
     passages: list[ScoredMemory]
-    assembled: Assembled
+    arranged: Arranged
     token_ids: list[int]
 
 
@@ -142,9 +142,9 @@ def _tried(
 
     Raises InvalidField for a prompt that is refused without passages too.
     """
-    assembled = layout.assemble(messages, passages, raw=raw)
+    arranged = layout.arrange(messages, passages, raw=raw)
     try:
-        return _Tried(passages, assembled, layout.encode(assembled, raw=raw))
+        return _Tried(passages, arranged, layout.encode(arranged, raw=raw))
     except InvalidField:
         if not passages:
             raise

@@ -20,7 +20,7 @@ def order_passages(passages: Sequence[ScoredMemory]) -> list[ScoredMemory]:
 
 
 @dataclass(frozen=True, slots=True)
-class Assembled:
+class Arranged:
     """A conversation with its passages, as the model's chat template takes it."""
 
     messages: tuple[Message, ...]
@@ -30,9 +30,9 @@ class Assembled:
     """Turns that were joined to the one before."""
 
 
-def assemble(
+def arrange(
     messages: Sequence[Message], passages: Sequence[ScoredMemory], render: Render, rules: TemplateRules
-) -> Assembled:
+) -> Arranged:
     """Put the passages into the conversation, and change what the model's chat template does not take.
 
     1. The leading system message, or a new one, holds the passages as `render` shows them.
@@ -46,14 +46,14 @@ def assemble(
         rest.insert(0, Message(Role.SYSTEM, render(system, passage_lines(passages))))
     folded = _folded(rest, rules)
     merged = folded if rules.repeats else _merged(folded)
-    return Assembled(tuple(merged), folded != rest, len(folded) - len(merged))
+    return Arranged(tuple(merged), folded != rest, len(folded) - len(merged))
 
 
-def assemble_raw(text: str, passages: Sequence[ScoredMemory], render: Render) -> Assembled:
+def arrange_raw(text: str, passages: Sequence[ScoredMemory], render: Render) -> Arranged:
     """A text that the model goes on with, behind the passages."""
     if passages:
         text = _joined(render("", passage_lines(passages)), text)
-    return Assembled((Message(Role.USER, text),))
+    return Arranged((Message(Role.USER, text),))
 
 
 def passage_lines(passages: Sequence[ScoredMemory]) -> list[str]:

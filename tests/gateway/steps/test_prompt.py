@@ -62,7 +62,7 @@ def test_however_many_passages_are_dropped_the_prompt_is_encoded_four_times_at_m
     prompt = fit_prompt(layout, QUESTION, passages, room(context_tokens))
     assert tokenizer.encoded <= 4
     assert len(prompt.token_ids) + 16 <= context_tokens
-    assert prompt.token_ids == layout.encode(layout.assemble(QUESTION, prompt.passages)), (
+    assert prompt.token_ids == layout.encode(layout.arrange(QUESTION, prompt.passages)), (
         "as the template makes them"
     )
 
@@ -81,7 +81,7 @@ def test_the_best_passages_stay_and_one_more_would_be_too_long(
     if dropped:
         best = max(dropped, key=lambda hit: hit.score)
         more = [hit for hit in passages if hit in kept or hit is best]
-        assert len(layout.encode(layout.assemble(QUESTION, more))) + 16 > context_tokens - 2 * len(more)
+        assert len(layout.encode(layout.arrange(QUESTION, more))) + 16 > context_tokens - 2 * len(more)
 
 
 def test_passages_that_cannot_fit_by_their_bytes_are_never_encoded(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memserve.domain import Memory, Message, Role, ScoredMemory, TemplateRules
-from memserve.policy.recall.prompt import Assembled, assemble, assemble_raw, order_passages, passage_lines
+from memserve.policy.recall.prompt import Arranged, arrange, arrange_raw, order_passages, passage_lines
 
 QUESTION = Message(Role.USER, "What is the code?")
 ANSWER = Message(Role.ASSISTANT, "It is 4071.")
@@ -66,12 +66,12 @@ def render(system: str, lines: Sequence[str]) -> str:
 def put_together(
     messages: Sequence[Message], passages: Sequence[ScoredMemory] = (), rules: TemplateRules = ANY
 ) -> list[Message]:
-    return list(assemble(messages, passages, render, rules).messages)
+    return list(arrange(messages, passages, render, rules).messages)
 
 
 def test_without_passages_the_conversation_is_as_it_was() -> None:
     for talk in ([SYSTEM, QUESTION], [QUESTION], [QUESTION, QUESTION], [QUESTION, SYSTEM, QUESTION]):
-        assert assemble(talk, [], render, ANY) == Assembled(tuple(talk))
+        assert arrange(talk, [], render, ANY) == Arranged(tuple(talk))
 
 
 def test_passages_stand_behind_the_system_text() -> None:
@@ -90,10 +90,10 @@ def test_a_passage_of_many_lines_becomes_one_line_so_that_it_cannot_pose_as_anot
 
 
 def test_system_text_and_passages_stand_before_the_question_where_there_is_no_system_role() -> None:
-    assembled = assemble([SYSTEM, QUESTION, ANSWER, QUESTION], [hit("one")], render, NO_SYSTEM)
+    arranged = arrange([SYSTEM, QUESTION, ANSWER, QUESTION], [hit("one")], render, NO_SYSTEM)
     first = Message(Role.USER, f"Be brief.\nUse these:\none\n\n{QUESTION.content}")
-    assert assembled == Assembled((first, ANSWER, QUESTION), system_folded=True)
-    assert assemble([QUESTION], [], render, NO_SYSTEM) == Assembled((QUESTION,))
+    assert arranged == Arranged((first, ANSWER, QUESTION), system_folded=True)
+    assert arrange([QUESTION], [], render, NO_SYSTEM) == Arranged((QUESTION,))
 
 
 def test_system_text_in_the_middle_stands_before_the_users_next_turn() -> None:
@@ -116,7 +116,7 @@ def test_system_text_that_no_question_follows_is_a_turn_of_the_user() -> None:
 def test_neighbours_of_one_role_are_joined_where_roles_must_alternate() -> None:
     talk = [SYSTEM, QUESTION, QUESTION, ANSWER, ANSWER, ANSWER, QUESTION]
     twice = f"{QUESTION.content}\n\n{QUESTION.content}"
-    assert assemble(talk, [], render, NO_REPEATS) == Assembled(
+    assert arrange(talk, [], render, NO_REPEATS) == Arranged(
         (
             SYSTEM,
             Message(Role.USER, twice),
@@ -132,16 +132,16 @@ def test_neighbours_of_one_role_are_joined_where_roles_must_alternate() -> None:
 def test_a_template_gets_what_it_takes_and_nothing_is_lost(
     talk: list[Message], hits: list[ScoredMemory], rules: TemplateRules
 ) -> None:
-    assembled = assemble(talk, hits, render, rules)
-    roles = [message.role for message in assembled.messages]
+    arranged = arrange(talk, hits, render, rules)
+    roles = [message.role for message in arranged.messages]
     if not rules.system:
         assert Role.SYSTEM not in roles
     if not rules.repeats:
         assert Role.SYSTEM not in roles[1:]
         assert all(before is not after for before, after in pairwise(roles))
     if rules == ANY:
-        assert not assembled.system_folded
-    text = "\n".join(message.content for message in assembled.messages)
+        assert not arranged.system_folded
+    text = "\n".join(message.content for message in arranged.messages)
     place = 0
     for message in talk:
         place = text.index(message.content, place) + len(message.content)
@@ -153,11 +153,11 @@ def test_a_template_gets_what_it_takes_and_nothing_is_lost(
 def test_the_conversation_after_the_system_message_is_untouched(
     talk: list[Message], hits: list[ScoredMemory]
 ) -> None:
-    assembled = put_together(talk, hits)
-    assert assembled[0].role is Role.SYSTEM
-    assert assembled[1:] == (talk[1:] if talk[0].role is Role.SYSTEM else talk)
+    arranged = put_together(talk, hits)
+    assert arranged[0].role is Role.SYSTEM
+    assert arranged[1:] == (talk[1:] if talk[0].role is Role.SYSTEM else talk)
     if talk[0].role is Role.SYSTEM:
-        assert assembled[0].content.startswith(talk[0].content)
+        assert arranged[0].content.startswith(talk[0].content)
 
 
 @given(conversations, conversations, passages, rules)
@@ -172,6 +172,6 @@ def test_a_longer_conversation_begins_as_the_shorter_one(
 
 
 def test_a_text_to_go_on_with_stands_behind_the_passages() -> None:
-    assert assemble_raw("Once", [], render) == Assembled((Message(Role.USER, "Once"),))
-    (asked,) = assemble_raw("Once", [hit("one")], render).messages
+    assert arrange_raw("Once", [], render) == Arranged((Message(Role.USER, "Once"),))
+    (asked,) = arrange_raw("Once", [hit("one")], render).messages
     assert asked.content == "Use these:\none\n\nOnce"
