@@ -179,6 +179,10 @@ def route_lines(route: Route) -> Iterator[Text]:
         )
     if route.recall_outcome in ("late", "unavailable"):
         yield coloured(f"recall was {route.recall_outcome}: answered without passages", "yellow")
+    if route.system_folded or route.merged_turns:
+        changes = ["system text and passages stand in a turn of the user"] if route.system_folded else []
+        changes += [f"{route.merged_turns} turns joined to the one before"] if route.merged_turns else []
+        yield coloured(f"for the model's chat template: {', '.join(changes)}", "dim")
     for used in route.modules:
         yield coloured(module_line(used), "dim")
     yield coloured(f"request {route.request_id}", "dim")

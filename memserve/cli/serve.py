@@ -59,6 +59,17 @@ class SettingOptions:
             "one, for English."
         ),
     ] = None
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(help="File of a chat template in Jinja. Default: the model's own."),
+    ] = None
+    recall_template: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the Jinja template that puts recalled passages into the prompt. Default: the "
+            "model's recall_template.jinja, else memserve's."
+        ),
+    ] = None
 
 
 @grouped

@@ -10,6 +10,12 @@ from memserve.cli.options import Call, gateway_command
 from memserve.cli.terminal import coloured
 from memserve.client import Status, WorkerStatus
 
+TEMPLATE_SOURCES = {
+    "setting": "the template of recall_template",
+    "model": "the model's own template",
+    "default": "memserve's template",
+}
+
 
 @gateway_command(timeout_s=10)
 def status(call: Call) -> None:
@@ -27,6 +33,11 @@ def status_lines(now: Status) -> Iterator[RenderableType]:
     vector_store = "ok" if now.vector_store_ok else "not answering"
     yield f"Redis {redis}, vector store {vector_store}, {now.modules} modules, {now.memories} memories"
     yield f"memories embedded by {now.embedder}"
+    if now.recall_template:
+        source = TEMPLATE_SOURCES.get(now.recall_template, now.recall_template)
+        yield f"passages put into prompts by {source} ({now.recall_template_digest[:12]})"
+    if now.prompt_changes:
+        yield f"for the model's chat template {now.prompt_changes}"
     if now.lost_memories:
         damage = f": {now.lost_memories} of these memories are lost; `memserve restore` brings back a backup"
         yield coloured("the vector store is damaged", "bold red", damage)

@@ -99,6 +99,12 @@ class Status:
     """Mean of (prediction - actual) / actual. Below 0: too hopeful."""
     forecast_coverage: float = 0.0
     """The part of the first tokens that came within the interval of their prediction."""
+    recall_template: str = ""
+    """Where the template of recalled passages comes from: setting, model or default."""
+    recall_template_digest: str = ""
+    """sha256 of the template, hex. Gateways with the same template make the same prompts."""
+    prompt_changes: str = ""
+    """How conversations are changed for the model's chat template, for people. Empty: not at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from memserve.config.values import RoutingPolicy, TemplateFile
 from memserve.errors import StartupError
 
 MIB = 1 << 20
@@ -26,17 +27,6 @@ def at(host: str, port: int) -> str:
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-RoutingPolicy = Literal[
-    "least_ttft",
-    "least_harm",
-    "cheapest_feasible",
-    "lmetric",
-    "least_tokens",
-    "prefix_affinity",
-    "session_hash",
-    "power_of_two",
-    "round_robin",
-]
 
 
 class Settings(BaseModel):
@@ -50,6 +40,10 @@ class Settings(BaseModel):
         description="Directory of everything that memserve keeps on this machine.",
     )
     model: str = Field("", description="Model directory or Hugging Face name. Empty: the bundled demo model.")
+    chat_template: TemplateFile = Field(
+        None,
+        description="File of a chat template in Jinja, for a model without one or in place of its own.",
+    )
     host: str = Field(
         "127.0.0.1", description="Address that the gateway listens on. Beyond loopback it needs API keys."
     )
@@ -256,11 +250,10 @@ class Settings(BaseModel):
     )
     default_max_tokens: int = Field(128, ge=1, description="Output tokens when a request names no limit.")
     recall_limit: int = Field(4, ge=1, le=64, description="Recalled passages when a request names no limit.")
-    recall_instruction: str = Field(
-        "Answer the question with the help of the numbered passages.",
-        max_length=1000,
-        description="The line before recalled passages in the prompt, which tells the model what to do with "
-        "them. Empty: none.",
+    recall_template: TemplateFile = Field(
+        None,
+        description="File of the Jinja template that puts recalled passages into the prompt. Empty: "
+        "`recall_template.jinja` in the model's directory, else memserve's own.",
     )
     recall_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="Time that recall may take when a request names none."

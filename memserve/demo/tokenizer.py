@@ -25,6 +25,14 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
 )
 
+# How recalled passages are put into the prompt of this model. The lessons have the numbered lines alone. The
+# model answers as well with another line before them.
+RECALL_TEMPLATE = (
+    "{% if system %}\n{{ system }}\n{% endif %}\n"
+    "Answer the question with the help of the numbered passages.\n"
+    "{% for passage in passages %}\n[{{ passage.number }}] {{ passage.text }}\n{% endfor %}\n"
+)
+
 # Words with the space before them, numbers two digits at a time, signs, white space: a merge never crosses
 # these borders.
 _SPLIT = r" ?\p{L}+| ?\d{1,2}| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"
@@ -91,5 +99,6 @@ def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    """Write tokenizer.json, tokenizer_config.json, chat_template.jinja and recall_template.jinja."""
     tokenizer.save_pretrained(directory)
+    (directory / "recall_template.jinja").write_text(RECALL_TEMPLATE, encoding="utf-8")

@@ -15,6 +15,7 @@ from memserve.domain.answers import (
     RouteCandidate,
     Sampling,
     Slo,
+    TemplateRules,
     TextDelta,
     Usage,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "Sampling",
     "ScoredMemory",
     "Slo",
+    "TemplateRules",
     "Tenant",
     "TextDelta",
     "TrafficShare",

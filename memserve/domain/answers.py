@@ -37,6 +37,16 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class TemplateRules:
+    """What a model's chat template takes of a conversation."""
+
+    system: bool = True
+    """Whether a system message reaches the model."""
+    repeats: bool = True
+    """Whether two turns of one role may follow each other."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are chosen."""
 
@@ -176,6 +186,11 @@ class Route:
     excluded: tuple[ExcludedWorker, ...] = ()
     predicted_within_ms: float = 0.0
     """Nine of ten first tokens came within so much of their prediction lately."""
+    system_folded: bool = False
+    """Whether system text, or the passages, stand in a turn of the user: the model's chat template does not
+    take them as a system message."""
+    merged_turns: int = 0
+    """Turns that were joined to the one before, of the same role: the template wants roles to alternate."""
 
 
 @dataclass(frozen=True, slots=True)

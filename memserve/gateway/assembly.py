@@ -21,6 +21,7 @@ from memserve.errors import (
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.decisions import Decisions
+from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.modules.canary import CanaryWatch
 from memserve.gateway.modules.composition import ModuleComposition
@@ -78,6 +79,7 @@ class GatewayParts:
     settings: Settings
     model: ModelFiles
     tokenizer: ChatTokenizer
+    layout: PromptLayout
     tokenizing: FairThreads
     metrics: GatewayMetrics
     disk: DiskWatch
@@ -125,7 +127,8 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
     open_data_dir(settings.data)
     run_folder = settings.data / "run"
     run_folder.mkdir(mode=0o700, exist_ok=True)
-    tokenizer = await on_own_thread(partial(ChatTokenizer, model, run_folder))
+    tokenizer = await on_own_thread(partial(ChatTokenizer, model, run_folder, settings.chat_template))
+    layout = open_layout(model, tokenizer, settings.recall_template)
     metrics = GatewayMetrics(model.name)
     disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
@@ -160,6 +163,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
             settings=settings,
             model=model,
             tokenizer=tokenizer,
+            layout=layout,
             tokenizing=tokenizing,
             metrics=metrics,
             disk=disk,
@@ -178,7 +182,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     """Nothing is opened here. access: whose tenants the canary watch acts for."""
     settings, memory, pool = parts.settings, parts.modules, parts.pool
     check = RequestCheck(parts.model, parts.tokenizer)
-    fit = PromptFitting(parts.model, parts.tokenizer, parts.tokenizing, settings)
+    fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
     pipeline = Pipeline(
         settings=settings,
         model=parts.model.name,
@@ -198,13 +202,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         live=parts.live,
     )
     trial = ModuleTrial(pool)
-    gate = Gate(
-        pool,
-        parts.tokenizer,
-        parts.tokenizing,
-        parts.model.max_context_tokens,
-        settings.recall_instruction,
-    )
+    gate = Gate(pool, parts.layout, parts.tokenizing, parts.model.max_context_tokens)
     gatekeeper = Gatekeeper(memory, trial, gate)
     placement = ModulePlacement(pool, memory.store)
     return GatewayServices(

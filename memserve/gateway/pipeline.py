@@ -188,4 +188,6 @@ class Pipeline:
             candidates=choice.candidates,
             excluded=choice.excluded,
             predicted_within_ms=choice.within_s * 1000,
+            system_folded=prompt.system_folded,
+            merged_turns=prompt.merged_turns,
         )

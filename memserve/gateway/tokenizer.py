@@ -16,14 +16,16 @@ class ChatTokenizer:
     `transformers.PreTrainedTokenizerFast.apply_chat_template(add_generation_prompt=True)` does.
     """
 
-    def __init__(self, model: ModelFiles, cache: Path | None = None) -> None:
-        """cache: as of `open_chat`.
+    def __init__(
+        self, model: ModelFiles, cache: Path | None = None, chat_template: Path | None = None
+    ) -> None:
+        """cache, chat_template: as of `open_chat`.
 
         Raises StartupError when the tokenizer or the template is missing or cannot be used.
         """
-        self._template, self._tokenizer = open_chat(model, cache)
-        self.takes_system = self._template.takes_system
-        """Whether the template takes a system message and shows it to the model."""
+        self._template, self._tokenizer = open_chat(model, cache, chat_template)
+        self.rules = self._template.rules
+        """What the template takes of a conversation."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.special_tokens = tuple(sorted(token.content for token in added if token.special))
         """The texts of the model's control tokens, sorted."""

@@ -19,23 +19,32 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from memserve.domain import Message, Role
+from memserve.domain import Message, Role, TemplateRules
 from memserve.errors import StartupError
 from memserve.model.by_transformers import asked
-from memserve.model.files import TEMPLATES_FOLDER, ModelFiles, json_object, pointer_hint, text_of
+from memserve.model.files import (
+    TEMPLATES_FOLDER,
+    ModelFiles,
+    json_object,
+    pointer_hint,
+    template_text,
+    text_of,
+)
 from memserve.private_files import keep_private
 
 TEMPLATE_FILE, DEFAULT_TEMPLATE = "chat_template.jinja", "default"
+TEMPLATE_MAX_BYTES = 1 << 20
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PROBE = Message(Role.USER, "Where is the north gate?")
+_SECOND_PROBE = Message(Role.USER, "And who has its key?")
 _SYSTEM_PROBE = Message(Role.SYSTEM, "The north gate is beside the mill.")
 
 
 class ChatTemplate:
     """A template that takes a question of the user."""
 
-    takes_system: bool
-    """Whether the template takes a system message too, and shows it to the model."""
+    rules: TemplateRules
+    """What else the template takes and shows to the model."""
 
     def __init__(self, source: str, name: str, special_tokens: Mapping[str, str]) -> None:
         """Raises StartupError.
@@ -51,10 +60,9 @@ class ChatTemplate:
             self.render([_PROBE])
         except Exception as error:
             raise StartupError(f"{name} cannot render a question of the user: {_line(error)}") from None
-        try:
-            self.takes_system = _SYSTEM_PROBE.content in self.render([_SYSTEM_PROBE, _PROBE])
-        except Exception:
-            self.takes_system = False
+        self.rules = TemplateRules(
+            system=self._shows([_SYSTEM_PROBE, _PROBE]), repeats=self._shows([_PROBE, _SECOND_PROBE])
+        )
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt's text, ready for the assistant's answer.
@@ -69,11 +77,20 @@ class ChatTemplate:
             **self._special_tokens,
         )
 
+    def _shows(self, messages: Sequence[Message]) -> bool:
+        """Whether the template takes this conversation, and all of it reaches the model."""
+        try:
+            text = self.render(messages)
+        except Exception:
+            return False
+        return all(message.content in text for message in messages)
 
-def check_chat(path: Path) -> None:
+
+def check_chat(path: Path, chosen: Path | None = None) -> ChatTemplate:
     """Look at the files of tokenizer and template. Takes milliseconds, and does not need transformers.
 
-    Raises StartupError.
+    chosen: the file of the setting `chat_template`. None: the model's own template.
+    Returns the template, which does not know the texts of all control tokens. Raises StartupError.
     """
     config = json_object(path / "tokenizer_config.json", missing_ok=True)
     tokens = {**config, **json_object(path / "special_tokens_map.json", missing_ok=True)}
@@ -84,24 +101,31 @@ def check_chat(path: Path) -> None:
             f"{path / 'tokenizer.json'} is no fast tokenizer: "
             f"{_line(error)}{pointer_hint(path / 'tokenizer.json')}"
         ) from None
-    source, name = _template_of(path, config)
+    source, name = _chosen_template(chosen) if chosen else _template_of(path, config)
     # The tokens' texts do not matter here. Some templates ask whether a token exists.
-    ChatTemplate(source, name, {token: str(tokens[token]) for token in NAMED_TOKENS if tokens.get(token)})
+    return ChatTemplate(
+        source, name, {token: str(tokens[token]) for token in NAMED_TOKENS if tokens.get(token)}
+    )
 
 
-def open_chat(model: ModelFiles, cache: Path | None = None) -> tuple[ChatTemplate, Tokenizer]:
+def open_chat(
+    model: ModelFiles, cache: Path | None = None, chosen: Path | None = None
+) -> tuple[ChatTemplate, Tokenizer]:
     """The model's template, and its tokenizer. Raises StartupError.
 
     cache: a private folder that keeps transformers' answer for the next start.
+    chosen: as of `check_chat`.
     """
-    check_chat(model.path)
+    check_chat(model.path, chosen)
     answer = _of_transformers(model, cache)
     tokenizer = Tokenizer.from_str(answer["tokenizer"])
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = answer["split_special_tokens"]
     source, name = answer["template"], f"the chat template of {model.path}"
-    if not source:
+    if chosen:
+        source, name = _chosen_template(chosen)
+    elif not source:
         # The template of a processor. transformers keeps it with the processor.
         source, name = _template_of(model.path, {})
     return ChatTemplate(source, name, answer["special_tokens"]), tokenizer
@@ -119,6 +143,12 @@ def _of_transformers(model: ModelFiles, cache: Path | None) -> dict[str, Any]:
     if kept is not None:
         keep_private(kept, json.dumps(answer).encode())
     return answer
+
+
+def _chosen_template(file: Path) -> tuple[str, str]:
+    """The text of the setting's file, and its name in an error message. Raises StartupError."""
+    name = f"setting chat_template: {file}"
+    return template_text(file, name, TEMPLATE_MAX_BYTES), name
 
 
 def _template_of(path: Path, config: Mapping[str, Any]) -> tuple[str, str]:
@@ -156,7 +186,10 @@ def _template_of(path: Path, config: Mapping[str, Any]) -> tuple[str, str]:
             f"model {path.name} has chat templates {', '.join(sorted(templates))}, and none named "
             f"{DEFAULT_TEMPLATE}"
         )
-    raise StartupError(f"model {path.name} has no chat template; use an instruction-tuned model")
+    raise StartupError(
+        f"model {path.name} has no chat template; use an instruction-tuned model, or name a template's file "
+        "with the setting chat_template"
+    )
 
 
 class _GenerationTag(Extension):

@@ -10,6 +10,7 @@ from memserve.errors import StartupError
 from memserve.model.architectures import check_architecture
 from memserve.model.chat import check_chat
 from memserve.model.files import ModelFiles, json_object, open_model
+from memserve.model.recall_template import open_recall_template
 
 OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.msgpack", "*.h5")
 
@@ -22,7 +23,8 @@ def check_model(settings: Settings) -> ModelFiles:
     model = resolve_model(settings.model)
     if (file := model / "config.json").is_file():
         check_architecture(json_object(file), file)
-    check_chat(model)
+    check_chat(model, settings.chat_template)
+    open_recall_template(model, settings.recall_template)
     files = open_model(model, settings.max_context_tokens)
     if not files.checked_weights():
         other = next((file.name for pattern in OTHER_WEIGHTS for file in sorted(model.glob(pattern))), "")

@@ -225,6 +225,23 @@ def text_of(file: Path) -> str:
         raise StartupError(f"{file}: {error.strerror}") from None
 
 
+def template_text(file: Path, name: str, max_bytes: int) -> str:
+    """The text of a template's file. Raises StartupError that calls the file `name`."""
+    try:
+        if not file.is_file():
+            raise StartupError(f"{name}: {'is no file' if file.exists() else 'does not exist'}")
+        with file.open("rb") as stream:
+            content = stream.read(max_bytes + 1)
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise StartupError(f"{name}: is not UTF-8") from None
+    except OSError as error:
+        raise StartupError(f"{name}: {error.strerror}") from None
+    if len(content) > max_bytes:
+        raise StartupError(f"{name}: has more than {max_bytes} bytes")
+    return text
+
+
 def pointer_hint(file: Path) -> str:
     """What to do about a file of a repository that was cloned without git-lfs."""
     with file.open("rb") as stream:

@@ -82,7 +82,7 @@ ROUTE = Route(
     ),
     RecallOutcome.FOUND, (ScoredMemory(MEMORY, 0.5, 0.25, None), ScoredMemory(MEMORY, 0.5, None, 8.0)), 1,
     (RouteCandidate("w0", 1.5, 0.5, 0.25, 0.125, 0.0625, 2.0, 3.0, -4.0, 4, 5, 6),),
-    (ExcludedWorker("w1", "silent"),), 7.0,
+    (ExcludedWorker("w1", "silent"),), 7.0, True, 2,
 )  # fmt: skip
 ROUTE_PB = inference_pb2.GenerateResponse(
     route=inference_pb2.Route(
@@ -108,6 +108,7 @@ ROUTE_PB = inference_pb2.GenerateResponse(
             )
         ],
         excluded=[inference_pb2.ExcludedWorker(worker_id="w1", reason="silent")], predicted_within_ms=7.0,
+        system_folded=True, merged_turns=2,
     )
 )  # fmt: skip
 DELTAS = [TextDelta(" a", (1, 2), (-0.5, -1.0)), TextDelta(" b", (3,), (-0.25,))]
@@ -137,12 +138,13 @@ STATUS = Status(
             "w0", "a:1", "a:2", 7, True, 1, 2, 3, 4.5, {"d": ModulePlace.DEVICE}, True, "no experts"
         ),
     ),
-    True, False, 1, 2, 3, -1, "data", "minilm", 0.25, -0.5, 0.75,
+    True, False, 1, 2, 3, -1, "data", "minilm", 0.25, -0.5, 0.75, "model", "t", "joined",
 )  # fmt: skip
 STATUS_PB = status_pb2.GetStatusResponse(
     version="0.1.0", model="tiny", model_digest="d", max_context_tokens=8192, redis_ok=True, modules=1,
     memories=2, lost_memories=3, waiting_writes=-1, short_disk="data", embedder="minilm",
     forecasts=status_pb2.ForecastErrors(mape=0.25, bias=-0.5, coverage=0.75),
+    prompts=status_pb2.PromptLayout(recall_template="model", recall_template_digest="t", changes="joined"),
     workers=[
         status_pb2.WorkerStatus(
             worker_id="w0", address="a:1", metrics_address="a:2", pid=7, ready=True, running=1, waiting=2,

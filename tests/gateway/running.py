@@ -23,7 +23,6 @@ from memserve.domain import Message, ModuleVersion, Role, Route, TextDelta, Usag
 from memserve.gateway.access.callers import Access, load_access
 from memserve.gateway.assembly import GatewayParts, open_parts
 from memserve.model.files import open_model
-from memserve.policy.recall.prompt import assemble_messages
 from tests.contract.fake_worker import SALT_KEY, FakeWorker
 from tests.kv.redis_server import RedisServer
 
@@ -46,7 +45,7 @@ class RunningGateway:
 
     def token_ids(self, text: str) -> list[int]:
         """The prompt that one message of the user makes."""
-        return self.parts.tokenizer.encode(assemble_messages([Message(Role.USER, text)], []))
+        return self.parts.tokenizer.encode([Message(Role.USER, text)])
 
     @property
     def cache_salt(self) -> str:

@@ -1,5 +1,5 @@
-"""A gateway for a model whose template takes no system message, and whose tokenizer has tokens beyond the
-embedding.
+"""A gateway for a model whose template takes no system message and wants roles to alternate, and whose
+tokenizer has tokens beyond the embedding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from memserve.client import CallFailed
 from memserve.domain import Message, RecallOutcome, Role, Sampling
 from tests.gateway.running import RunningGateway, open_gateway
-from tests.model.chat_templates import NO_SYSTEM
+from tests.model.chat_templates import GEMMA
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -28,7 +28,7 @@ FACT, QUESTION = "The code of Amber Lantern is 4071.", "What is the code of Ambe
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> AsyncIterator[RunningGateway]:
     model = Path(shutil.copytree(model_dir, tmp_path_factory.mktemp("models") / "unusual"))
-    (model / "chat_template.jinja").write_text(NO_SYSTEM, encoding="utf-8")
+    (model / "chat_template.jinja").write_text(GEMMA, encoding="utf-8")
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.add_tokens([f"<tool{number}>" for number in range(4000)])
     tokenizer.save(str(model / "tokenizer.json"))
@@ -40,7 +40,8 @@ async def test_passages_stand_before_the_first_question(gateway: RunningGateway)
     await gateway.client.remember("notes", FACT)
     answer = await gateway.client.generate(QUESTION, namespaces=["notes"], sampling=GREEDY)
     assert answer.route.recall_outcome is RecallOutcome.FOUND
-    passages = f"{gateway.parts.settings.recall_instruction}\n[1] {FACT}"
+    assert (answer.route.system_folded, answer.route.merged_turns) == (True, 0)
+    passages = gateway.parts.layout.recall.render("", [FACT])
     asked = [Message(Role.USER, f"{passages}\n\n{QUESTION}")]
     assert list(gateway.workers[0].requests[-1].token_ids) == gateway.parts.tokenizer.encode(asked)
     talk = [Message(Role.USER, "Hello."), Message(Role.ASSISTANT, "Hello!"), Message(Role.USER, QUESTION)]
@@ -49,13 +50,40 @@ async def test_passages_stand_before_the_first_question(gateway: RunningGateway)
     assert list(gateway.workers[0].requests[-1].token_ids) == gateway.parts.tokenizer.encode(asked)
 
 
-async def test_a_system_message_of_the_callers_own_is_refused_by_the_template(
+async def test_a_system_message_and_repeated_turns_are_fitted_to_the_template_and_the_receipt_says_so(
     gateway: RunningGateway,
 ) -> None:
-    with pytest.raises(CallFailed, match="chat template refuses them: System role not supported") as failed:
-        await gateway.client.generate(
-            [Message(Role.SYSTEM, "Be brief."), Message(Role.USER, QUESTION)], sampling=GREEDY
-        )
+    talk = [Message(Role.SYSTEM, "Be brief."), Message(Role.USER, "Hello."), Message(Role.USER, QUESTION)]
+    answer = await gateway.client.generate(talk, sampling=GREEDY)
+    asked = [Message(Role.USER, f"Be brief.\n\nHello.\n\n{QUESTION}")]
+    assert list(gateway.workers[0].requests[-1].token_ids) == gateway.parts.tokenizer.encode(asked)
+    assert (answer.route.system_folded, answer.route.merged_turns) == (True, 1)
+    plain = await gateway.client.generate(QUESTION, sampling=GREEDY)
+    assert (plain.route.system_folded, plain.route.merged_turns) == (False, 0)
+    status = await gateway.client.status()
+    assert "stand in the turn of the user" in status.prompt_changes
+    assert "neighbouring turns of one role are joined" in status.prompt_changes
+    assert status.recall_template_digest == gateway.parts.layout.recall.digest
+
+
+async def test_a_warmed_prefix_is_the_beginning_of_the_request(gateway: RunningGateway) -> None:
+    system = Message(Role.SYSTEM, "Be brief. " * 40)
+    prefix = gateway.parts.layout.encode(gateway.parts.layout.arrange([system]))
+    await gateway.client.generate([system, Message(Role.USER, QUESTION)], sampling=GREEDY)
+    asked = list(gateway.workers[0].requests[-1].token_ids)
+    common = next(place for place, (one, two) in enumerate(zip(prefix, asked, strict=False)) if one != two)
+    shared = len(gateway.parts.tokenizer.encode_raw(system.content.strip()))
+    assert common >= shared
+    with_passages = gateway.parts.layout.recall.render(system.content, [FACT])
+    assert with_passages.startswith(system.content)
+
+
+async def test_a_conversation_that_the_assistant_begins_is_refused_in_the_templates_words(
+    gateway: RunningGateway,
+) -> None:
+    talk = [Message(Role.ASSISTANT, "Hello!"), Message(Role.USER, QUESTION)]
+    with pytest.raises(CallFailed, match="chat template refuses them: Conversation roles must") as failed:
+        await gateway.client.generate(talk, sampling=GREEDY)
     assert (failed.value.code, failed.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, "messages")
 
 

@@ -11,7 +11,6 @@ import grpc
 import pytest
 
 from memserve.client import AsyncClient, CallFailed
-from memserve.config import Settings
 from memserve.domain import (
     Message,
     RecallOutcome,
@@ -250,8 +249,8 @@ async def test_recalled_passages_are_in_the_prompt_and_in_the_receipt(start_gate
     prompt = [
         Message(
             Role.SYSTEM,
-            f"{Settings().recall_instruction}\n[1] The code of Alder is 7731.\n[2] The code of Birch "
-            "is 1902.",
+            "Answer the question with the help of the numbered passages.\n[1] The code of Alder is 7731.\n"
+            "[2] The code of Birch is 1902.",
         ),
         Message(Role.USER, "What is the code of Birch?"),
     ]

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from memserve.domain import Message, Role
+from memserve.domain import Message, Role, TemplateRules
 from memserve.errors import InvalidField, StartupError
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.model import chat as model_chat
 from memserve.model.by_transformers import tokenizer as tokenizer_by_transformers
-from memserve.model.chat import check_chat, open_chat
+from memserve.model.chat import TEMPLATE_MAX_BYTES, check_chat, open_chat
 from memserve.model.files import ModelFiles
 from tests.model.chat_conversations import conversations
-from tests.model.chat_shapes import SHAPES, Shape
-from tests.model.chat_templates import BODY, CHATML, NO_SYSTEM
+from tests.model.chat_shapes import IM, SHAPES, Shape
+from tests.model.chat_templates import ALTERNATES, BODY, CHATML, NO_SYSTEM
 
 
 @pytest.fixture
@@ -74,24 +74,62 @@ def test_there_are_as_many_as_are_promised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "takes"),
+    ("template", "rules"),
     [
-        (CHATML, True),
-        (NO_SYSTEM, False),
-        (BODY, True),
-        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", False),
+        (CHATML, TemplateRules()),
+        (NO_SYSTEM, TemplateRules(system=False)),
+        (ALTERNATES, TemplateRules(system=False, repeats=False)),
+        (
+            "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}",
+            TemplateRules(system=False),
+        ),
+        ("{{ messages[0].content }}{{ messages[-1].content }}", TemplateRules()),
+        ("{{ messages[-1].content }}", TemplateRules(system=False, repeats=False)),
     ],
 )
-def test_whether_a_system_message_reaches_the_model_is_known_at_start(
-    template: str, takes: bool, tmp_path: Path, in_this_process: None
+def test_what_of_a_conversation_reaches_the_model_is_known_at_start(
+    template: str, rules: TemplateRules, tmp_path: Path, in_this_process: None
 ) -> None:
-    assert ChatTokenizer(model(Shape("", template).write(tmp_path))).takes_system == takes
+    assert ChatTokenizer(model(Shape("", template).write(tmp_path))).rules == rules
+
+
+def test_a_file_of_the_users_goes_over_the_models_template(tmp_path: Path, in_this_process: None) -> None:
+    for name, template in (("has its own", BODY), ("has none", None)):
+        folder = Shape("", template, tokens=IM).write(tmp_path / name)
+        file = tmp_path / "chosen.jinja"
+        file.write_text(CHATML, encoding="utf-8")
+        chosen = ChatTokenizer(model(folder), chat_template=file)
+        own = ChatTokenizer(model(Shape("", CHATML, tokens=IM).write(tmp_path / f"{name} too")))
+        assert chosen.encode([Message(Role.USER, "Hi")]) == own.encode([Message(Role.USER, "Hi")])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "does not exist"),
+        (b"caf\xe9", "is not UTF-8"),
+        (b"{% for %}", "is no chat template: line 1"),
+        (b"{{ nothing() }}", "cannot render a question of the user"),
+        (b" " * (TEMPLATE_MAX_BYTES + 1), f"has more than {TEMPLATE_MAX_BYTES} bytes"),
+    ],
+)
+def test_a_file_that_is_no_chat_template_is_refused_by_the_setting(
+    content: bytes | None, says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.jinja"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(StartupError) as refused:
+        check_chat(Shape("", BODY).write(tmp_path / "model"), file)
+    assert str(refused.value).startswith(f"setting chat_template: {file}")
+    assert says in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
         (Shape("", None), "has no chat template"),
+        (Shape("", None), "with the setting chat_template"),
         (
             Shape("", "{% for m in messages %}{{ m.content }}"),
             "tokenizer_config.json is no chat template: line 1",

@@ -179,6 +179,8 @@ def _route_of(route: pb.Route) -> Route:
         candidates=tuple(_candidate_of(each) for each in route.candidates),
         excluded=tuple(ExcludedWorker(each.worker_id, each.reason) for each in route.excluded),
         predicted_within_ms=route.predicted_within_ms,
+        system_folded=route.system_folded,
+        merged_turns=route.merged_turns,
     )
 
 

@@ -25,6 +25,9 @@ def status_of(value: pb.GetStatusResponse) -> Status:
         forecast_mape=value.forecasts.mape,
         forecast_bias=value.forecasts.bias,
         forecast_coverage=value.forecasts.coverage,
+        recall_template=value.prompts.recall_template,
+        recall_template_digest=value.prompts.recall_template_digest,
+        prompt_changes=value.prompts.changes,
     )
 
 

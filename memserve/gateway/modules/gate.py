@@ -10,17 +10,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from memserve.domain import GateReport, Memory, ModuleVersion, Priority, Sampling, ScoredMemory, Tenant
+from memserve.domain import (
+    GateReport,
+    Memory,
+    Message,
+    ModuleVersion,
+    Priority,
+    Role,
+    Sampling,
+    ScoredMemory,
+    Tenant,
+)
 from memserve.domain.kinds import KINDS
 from memserve.domain.worker_calls import AppliedModule, WorkerFailure, WorkerRequest, WrongRequest
 from memserve.errors import InvalidField, InvalidModule, NoWorker
+from memserve.gateway.layout import PromptLayout
 from memserve.gateway.modules.progress import ProgressCallback
-from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.workers.picking import least_loaded
 from memserve.gateway.workers.pool import PooledWorker, WorkerPool
 from memserve.memory.modules.probes import Probes
 from memserve.policy.modules.gate import CALIBRATION, Answer, Probe, confidence, judge
-from memserve.policy.recall.prompt import assemble_messages, with_system
 from memserve.turns import FairThreads
 
 # Probes that are asked at the same time. They are few, so that users' requests keep their turn.
@@ -36,23 +45,20 @@ _SAMPLING = Sampling(max_tokens=MAX_ANSWER_TOKENS, logprobs=True)
 class Gate:
     """Runs probes on the pool's workers.
 
-    Prompts are assembled as the prompts of requests are. Answers are greedy, so that they can be compared.
+    Prompts are put together as the prompts of requests are. Answers are greedy, so that they can be compared.
     """
 
     def __init__(
         self,
         pool: WorkerPool,
-        tokenizer: ChatTokenizer,
+        layout: PromptLayout,
         tokenizing: FairThreads,
         max_context_tokens: int,
-        instruction: str = "",
     ) -> None:
-        """instruction: the line before recalled passages."""
         self._pool = pool
-        self._tokenizer = tokenizer
+        self._layout = layout
         self._tokenizing = tokenizing
         self._max_context_tokens = max_context_tokens
-        self._instruction = instruction
 
     async def run(
         self,
@@ -93,16 +99,14 @@ class Gate:
 
     def _prompt(self, probe: Probe, path: str) -> list[int]:
         for text in (probe.question, probe.system, *probe.passages):
-            if token := self._tokenizer.special_token_in(text):
+            if token := self._layout.tokenizer.special_token_in(text):
                 raise InvalidModule(path, f"must not contain the model's control token {token!r}")
-        takes_system = self._tokenizer.takes_system
-        asked = with_system(probe.system, probe.question, takes_system=takes_system)
+        asked = [Message(Role.USER, probe.question)]
+        if probe.system:
+            asked.insert(0, Message(Role.SYSTEM, probe.system))
         passages = [_recalled(text) for text in probe.passages]
-        messages = assemble_messages(
-            asked, passages, takes_system=takes_system, instruction=self._instruction
-        )
         try:
-            token_ids = self._tokenizer.encode(messages)
+            token_ids = self._layout.encode(self._layout.arrange(asked, passages))
         except InvalidField as error:
             raise InvalidModule(path, error.rule) from None
         room = self._max_context_tokens - MAX_ANSWER_TOKENS

@@ -9,9 +9,10 @@ from functools import partial
 from memserve.config import Settings
 from memserve.domain import GenerationRequest, Message, ScoredMemory
 from memserve.errors import InvalidField
+from memserve.gateway.layout import PromptLayout
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.model.files import ModelFiles
-from memserve.policy.recall.prompt import assemble_messages, passage_line, without_worst
+from memserve.policy.recall.prompt import Arranged, without_worst
 from memserve.turns import FairThreads
 
 # A prompt of no more characters is encoded on the loop's thread: it takes less time than to wake another one.
@@ -28,6 +29,9 @@ class Prompt:
     """[prompt_tokens]"""
     max_tokens: int
     """Of the answer that may follow."""
+    system_folded: bool = False
+    merged_turns: int = 0
+    """Both as of `Arranged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,10 @@ class PromptFitting:
     """Fits long prompts on the tokenizer's threads, where tenants take turns."""
 
     def __init__(
-        self, model: ModelFiles, tokenizer: ChatTokenizer, tokenizing: FairThreads, settings: Settings
+        self, model: ModelFiles, layout: PromptLayout, tokenizing: FairThreads, settings: Settings
     ) -> None:
         self.context_tokens = model.max_context_tokens
-        self._tokenizer = tokenizer
+        self._layout = layout
         self._tokenizing = tokenizing
         self._settings = settings
 
@@ -60,17 +64,15 @@ class PromptFitting:
     ) -> Prompt:
         """Raises as `fit_prompt`."""
         room = Room(self.context_tokens, request.sampling.max_tokens, self._settings.default_max_tokens)
-        instruction = self._settings.recall_instruction
-        fit = partial(fit_prompt, self._tokenizer, request.messages, passages, room, instruction)
+        fit = partial(fit_prompt, self._layout, request.messages, passages, room)
         if not passages and sum(len(message.content) for message in request.messages) <= SHORT_CHARS:
             return fit(raw=request.raw)
         return await self._tokenizing.run(tenant, partial(fit, raw=request.raw))
 
     async def encode(self, messages: Sequence[Message], tenant: str) -> list[int]:
         """[tokens] of the messages alone, however many. Raises InvalidField for the template's refusal."""
-        return await self._tokenizing.run(
-            tenant, partial(self._tokenizer.encode, assemble_messages(messages, []))
-        )
+        arranged = self._layout.arrange(messages)
+        return await self._tokenizing.run(tenant, partial(self._layout.encode, arranged))
 
 
 def prompt_max_bytes(tokenizer: ChatTokenizer, context_tokens: int) -> int:
@@ -88,15 +90,14 @@ def check_bytes(field: str, messages: Sequence[Message], max_bytes: int) -> None
 
 
 def fit_prompt(
-    tokenizer: ChatTokenizer,
+    layout: PromptLayout,
     messages: Sequence[Message],
     passages: Sequence[ScoredMemory],
     room: Room,
-    instruction: str = "",
     *,
     raw: bool = False,
 ) -> Prompt:
-    """The prompt with as many passages as fit, behind the instruction. The worst passages go first.
+    """The prompt with as many passages as fit. The worst passages go first.
 
     raw: the only message is a text that the model goes on with. The passages stand before it.
 
@@ -105,41 +106,68 @@ def fit_prompt(
 
     Raises InvalidField when it does not fit without any, or the model's template refuses the messages.
     """
-    takes_system = tokenizer.takes_system and not raw
-    assembled = partial(assemble_messages, messages, takes_system=takes_system, instruction=instruction)
-
-    def encode(passages: Sequence[ScoredMemory]) -> list[int]:
-        asked = assembled(passages)
-        return tokenizer.encode_raw(asked[0].content) if raw else tokenizer.encode(asked)
-
     # What cannot fit by its bytes is not encoded to find out.
-    most_bytes = prompt_max_bytes(tokenizer, room.context_tokens)
-    over_bytes = sum(len(message.content.encode()) for message in assembled(passages)) - most_bytes
+    most_bytes = prompt_max_bytes(layout.tokenizer, room.context_tokens)
+    whole = layout.arrange(messages, passages, raw=raw)
+    over_bytes = sum(len(message.content.encode()) for message in whole.messages) - most_bytes
     kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
-    token_ids = encode(kept)
+    tried = _tried(layout, messages, kept, raw=raw)
     # A number that has changed may take a token more or less, and so may the place where two lines meet.
     for slack in (0, 2 * len(kept)):
-        surplus = len(token_ids) - room.prompt_tokens
-        if surplus <= 0 or not kept:
+        surplus = len(tried.token_ids) - room.prompt_tokens
+        if surplus <= 0 or not tried.passages:
             break
-        sizes = tokenizer.lengths(
-            [passage_line(number, hit) + "\n" for number, hit in enumerate(kept, start=1)]
-        )
-        kept = without_worst(kept, sizes, surplus + slack)
-        token_ids = encode(kept)
-    if len(token_ids) > room.prompt_tokens and kept:
-        kept = []
-        token_ids = encode(kept)
-    left = room.context_tokens - len(token_ids)
+        sizes = layout.passage_tokens(tried.passages)
+        tried = _tried(layout, messages, without_worst(tried.passages, sizes, surplus + slack), raw=raw)
+    if len(tried.token_ids) > room.prompt_tokens and tried.passages:
+        tried = _tried(layout, messages, [], raw=raw)
+    left = _room_left(len(tried.token_ids), room)
+    return Prompt(
+        tuple(tried.passages),
+        tried.token_ids,
+        room.wanted_tokens or min(room.default_tokens, left),
+        tried.arranged.system_folded,
+        tried.arranged.merged_turns,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A prompt that may still be too long."""
+
+    passages: list[ScoredMemory]
+    arranged: Arranged
+    token_ids: list[int]
+
+
+def _tried(
+    layout: PromptLayout, messages: Sequence[Message], passages: list[ScoredMemory], *, raw: bool
+) -> _Tried:
+    """The prompt with these passages, or without any where it is refused with them.
+
+    Raises InvalidField for a prompt that is refused without passages too.
+    """
+    arranged = layout.arrange(messages, passages, raw=raw)
+    try:
+        return _Tried(passages, arranged, layout.encode(arranged, raw=raw))
+    except InvalidField:
+        if not passages:
+            raise
+    return _tried(layout, messages, [], raw=raw)
+
+
+def _room_left(prompt_tokens: int, room: Room) -> int:
+    """Tokens of an answer that fit behind the prompt. Raises InvalidField when they are too few."""
+    left = room.context_tokens - prompt_tokens
     if left < 1:
         rule = (
-            f"make a prompt of {len(token_ids)} tokens; the model takes {room.context_tokens} with the answer"
+            f"make a prompt of {prompt_tokens} tokens; the model takes {room.context_tokens} with the answer"
         )
         raise InvalidField("messages", rule)
     if left < room.wanted_tokens:
         rule = (
-            f"{room.wanted_tokens} after a prompt of {len(token_ids)} tokens is over the model's "
+            f"{room.wanted_tokens} after a prompt of {prompt_tokens} tokens is over the model's "
             f"{room.context_tokens}"
         )
         raise InvalidField("sampling.max_tokens", f"{rule}; at most {left} are left")
-    return Prompt(tuple(kept), token_ids, room.wanted_tokens or min(room.default_tokens, left))
+    return left

@@ -13,7 +13,7 @@ from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.rules import QUERY_MAX_BYTES
 from memserve.metrics.instruments import GatewayMetrics
-from memserve.policy.recall.prompt import order_passages
+from memserve.policy.recall.prompt import one_line, order_passages
 
 log = logging.getLogger("memserve.gateway.steps.recall")
 
@@ -52,7 +52,7 @@ class Recall:
             log.warning("answering without passages: %s", error)
             recalled = Recalled(RecallOutcome.LATE if late else RecallOutcome.UNAVAILABLE)
         else:
-            usable = [hit for hit in hits if self._tokenizer.can_quote(hit.memory.text)]
+            usable = [hit for hit in hits if self._tokenizer.can_quote(one_line(hit.memory.text))]
             outcome = RecallOutcome.FOUND if usable else RecallOutcome.EMPTY
             recalled = Recalled(outcome, tuple(order_passages(usable)))
         self._metrics.recall.labels(recalled.outcome).observe(time.monotonic() - started_s)

@@ -151,7 +151,7 @@ class Expert(_message.Message):
     def __init__(self, reference: _Optional[str] = ..., alpha: _Optional[float] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("worker_id", "reason", "predicted_ttft_ms", "prompt_tokens", "expected_cached_tokens", "recall_outcome", "passages", "request_id", "model", "modules", "lost_memories", "candidates", "excluded", "predicted_within_ms")
+    __slots__ = ("worker_id", "reason", "predicted_ttft_ms", "prompt_tokens", "expected_cached_tokens", "recall_outcome", "passages", "request_id", "model", "modules", "lost_memories", "candidates", "excluded", "predicted_within_ms", "system_folded", "merged_turns")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +166,8 @@ class Route(_message.Message):
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_WITHIN_MS_FIELD_NUMBER: _ClassVar[int]
+    SYSTEM_FOLDED_FIELD_NUMBER: _ClassVar[int]
+    MERGED_TURNS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     reason: str
     predicted_ttft_ms: float
@@ -180,7 +182,9 @@ class Route(_message.Message):
     candidates: _containers.RepeatedCompositeFieldContainer[RouteCandidate]
     excluded: _containers.RepeatedCompositeFieldContainer[ExcludedWorker]
     predicted_within_ms: float
-    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., expected_cached_tokens: _Optional[int] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[UsedModule, _Mapping]]] = ..., lost_memories: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[RouteCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedWorker, _Mapping]]] = ..., predicted_within_ms: _Optional[float] = ...) -> None: ...
+    system_folded: bool
+    merged_turns: int
+    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., expected_cached_tokens: _Optional[int] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[UsedModule, _Mapping]]] = ..., lost_memories: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[RouteCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedWorker, _Mapping]]] = ..., predicted_within_ms: _Optional[float] = ..., system_folded: bool = ..., merged_turns: _Optional[int] = ...) -> None: ...
 
 class RouteCandidate(_message.Message):
     __slots__ = ("worker_id", "ttft_ms", "queue_ms", "slot_ms", "memory_ms", "fetch_ms", "prefill_ms", "load_ms", "learned_ms", "cached_tokens", "queued_tokens", "running")

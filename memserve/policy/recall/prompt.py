@@ -5,9 +5,13 @@ Equal beginnings stay equal token for token, so that their KV is found again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from memserve.domain import Message, Role, ScoredMemory
+from memserve.domain import Message, Role, ScoredMemory, TemplateRules
+
+Render = Callable[[str, Sequence[str]], str]
+"""Shows a system text ("" for none) and one or more passages, as a deployment's template does."""
 
 
 def order_passages(passages: Sequence[ScoredMemory]) -> list[ScoredMemory]:
@@ -15,58 +19,83 @@ def order_passages(passages: Sequence[ScoredMemory]) -> list[ScoredMemory]:
     return sorted(passages, key=lambda hit: (hit.memory.created_s, hit.memory.memory_id))
 
 
-def assemble_messages(
-    messages: Sequence[Message],
-    passages: Sequence[ScoredMemory],
-    *,
-    takes_system: bool = True,
-    instruction: str = "",
-) -> list[Message]:
-    """Put the passages behind the text of the leading system message, or into a new system message.
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """A conversation with its passages, as the model's chat template takes it."""
 
-    The passages are numbered from 1, one a line.
+    messages: tuple[Message, ...]
+    system_folded: bool = False
+    """Whether system text, or passages, stand in a turn of the user."""
+    merged_turns: int = 0
+    """Turns that were joined to the one before."""
 
-    takes_system: whether the model's template takes a system message. Where it does not, the passages stand
-    before the first question.
-    instruction: a line before the passages that tells the model what to do with them; "" for none.
+
+def arrange(
+    messages: Sequence[Message], passages: Sequence[ScoredMemory], render: Render, rules: TemplateRules
+) -> Arranged:
+    """Put the passages into the conversation, and change what the model's chat template does not take.
+
+    1. The leading system message, or a new one, holds the passages as `render` shows them.
+    2. System text that the template does not take goes before the user's next turn: all of it where there is
+       no system role, all but the first message where roles must alternate.
+    3. Where roles must alternate, a turn is joined to the one before, when both are of one role.
     """
-    if not passages:
-        return list(messages)
-    lines = [
-        *([instruction] if instruction else []),
-        *(passage_line(number, hit) for number, hit in enumerate(passages, start=1)),
-    ]
     rest = list(messages)
-    if not takes_system:
-        return _before_question("\n".join(lines), rest)
-    if rest and rest[0].role is Role.SYSTEM:
-        lines.insert(0, rest.pop(0).content)
-    return [Message(Role.SYSTEM, "\n".join(lines)), *rest]
+    if passages:
+        system = rest.pop(0).content if rest and rest[0].role is Role.SYSTEM else ""
+        rest.insert(0, Message(Role.SYSTEM, render(system, passage_lines(passages))))
+    folded = _folded(rest, rules)
+    merged = folded if rules.repeats else _merged(folded)
+    return Arranged(tuple(merged), folded != rest, len(folded) - len(merged))
 
 
-def with_system(system: str, question: str, *, takes_system: bool) -> list[Message]:
-    """A question with a system text. The text stands where the model's template takes it."""
-    messages = [Message(Role.USER, question)]
-    if not system:
-        return messages
-    return [Message(Role.SYSTEM, system), *messages] if takes_system else _before_question(system, messages)
+def arrange_raw(text: str, passages: Sequence[ScoredMemory], render: Render) -> Arranged:
+    """A text that the model goes on with, behind the passages."""
+    if passages:
+        text = _joined(render("", passage_lines(passages)), text)
+    return Arranged((Message(Role.USER, text),))
 
 
-def _before_question(text: str, messages: list[Message]) -> list[Message]:
-    """Put the text into the user's first message, before the question."""
-    place = next((place for place, message in enumerate(messages) if message.role is Role.USER), None)
-    if place is None:
-        return [Message(Role.USER, text), *messages]
-    return [
-        *messages[:place],
-        Message(Role.USER, f"{text}\n\n{messages[place].content}"),
-        *messages[place + 1 :],
-    ]
+def passage_lines(passages: Sequence[ScoredMemory]) -> list[str]:
+    """[passages] their texts, one line each, so that no passage can look like two."""
+    return [one_line(hit.memory.text) for hit in passages]
 
 
-def passage_line(number: int, hit: ScoredMemory) -> str:
-    """The passage's line in the prompt."""
-    return f"[{number}] {' '.join(hit.memory.text.split())}"
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _folded(messages: Sequence[Message], rules: TemplateRules) -> list[Message]:
+    """The conversation with system text in turns of the user, where the template does not take it."""
+    folded: list[Message] = []
+    waiting = ""
+    for place, message in enumerate(messages):
+        if message.role is Role.SYSTEM and not (rules.system and (rules.repeats or place == 0)):
+            waiting = _joined(waiting, message.content)
+            continue
+        if waiting and message.role is Role.USER:
+            message = Message(Role.USER, _joined(waiting, message.content))
+        elif waiting:
+            folded.append(Message(Role.USER, waiting))
+        waiting = ""
+        folded.append(message)
+    if waiting:
+        folded.append(Message(Role.USER, waiting))
+    return folded
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with neighbours of one role in one turn."""
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1].role is message.role:
+            message = Message(message.role, _joined(merged.pop().content, message.content))
+        merged.append(message)
+    return merged
+
+
+def _joined(before: str, text: str) -> str:
+    return f"{before}\n\n{text}" if before else text
 
 
 def without_worst(passages: Sequence[ScoredMemory], sizes: Sequence[int], surplus: int) -> list[ScoredMemory]:

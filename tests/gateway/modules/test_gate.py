@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from memserve.domain import GateReport, Message, ModuleKind, ModuleVersion, Role, Tenant, WeightFigures
 from memserve.errors import InvalidModule, NoWorker
+from memserve.gateway.layout import open_layout
 from memserve.gateway.modules.gate import CONCURRENT, MAX_ANSWER_TOKENS, Gate
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.workers.calls import GrpcCalls
@@ -69,7 +70,9 @@ class Setting:
         self.pool = WorkerPool(self.registry, BlockIndex(), model.tokenizer_digest(), connect)
         self.tokenizing = FairThreads("tokenizer", 1)
         stack.callback(self.tokenizing.close)
-        self.gate = Gate(self.pool, self.tokenizer, self.tokenizing, model.max_context_tokens)
+        self.gate = Gate(
+            self.pool, open_layout(model, self.tokenizer), self.tokenizing, model.max_context_tokens
+        )
         self.told: list[tuple[int, int]] = []
         self._model, self._redis_url, self._directory, self._stack = model, redis_url, directory, stack
 
@@ -119,7 +122,11 @@ async def test_every_probe_is_asked_of_the_base_and_of_the_version_as_a_request_
     expected = [
         setting.tokenizer.encode(
             [
-                Message(Role.SYSTEM, "Be brief.\n[1] The first passage.\n[2] The second."),
+                Message(
+                    Role.SYSTEM,
+                    "Be brief.\nAnswer the question with the help of the numbered passages.\n"
+                    "[1] The first passage.\n[2] The second.",
+                ),
                 Message(Role.USER, f"Question {number}?"),
             ]
         )

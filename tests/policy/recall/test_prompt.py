@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memserve.domain import Memory, Message, Role, ScoredMemory
-from memserve.policy.recall.prompt import assemble_messages, order_passages
+from memserve.domain import Memory, Message, Role, ScoredMemory, TemplateRules
+from memserve.policy.recall.prompt import Arranged, arrange, arrange_raw, order_passages, passage_lines
 
 QUESTION = Message(Role.USER, "What is the code?")
+ANSWER = Message(Role.ASSISTANT, "It is 4071.")
 SYSTEM = Message(Role.SYSTEM, "Be brief.")
+ANY = TemplateRules()
+NO_SYSTEM, NO_REPEATS = TemplateRules(system=False), TemplateRules(repeats=False)
+NEITHER = TemplateRules(system=False, repeats=False)
 
 
 def hit(text: str, *, created_s: float = 0.0, memory_id: str = "m", score: float = 1.0) -> ScoredMemory:
@@ -28,8 +35,9 @@ passages = st.lists(
     unique_by=lambda hit: hit.memory.memory_id,
 )
 conversations = st.lists(
-    st.builds(Message, st.sampled_from(list(Role)), st.text(max_size=20)), min_size=1, max_size=5
+    st.builds(Message, st.sampled_from(list(Role)), st.text(min_size=1, max_size=20)), min_size=1, max_size=5
 )
+rules = st.builds(TemplateRules, st.booleans(), st.booleans())
 
 
 def test_passages_are_ordered_by_creation_then_by_id() -> None:
@@ -50,48 +58,120 @@ def test_the_order_is_the_same_whatever_the_scores_and_the_order_of_finding(
     assert [hit.memory for hit in order_passages(rescored)] == [hit.memory for hit in order_passages(hits)]
 
 
+def render(system: str, lines: Sequence[str]) -> str:
+    """As a template of passages does: the system text first, then the lines."""
+    return "\n".join([*([system] if system else []), "Use these:", *lines])
+
+
+def put_together(
+    messages: Sequence[Message], passages: Sequence[ScoredMemory] = (), rules: TemplateRules = ANY
+) -> list[Message]:
+    return list(arrange(messages, passages, render, rules).messages)
+
+
 def test_without_passages_the_conversation_is_as_it_was() -> None:
-    assert assemble_messages([SYSTEM, QUESTION], []) == [SYSTEM, QUESTION]
-    assert assemble_messages([QUESTION], []) == [QUESTION]
+    for talk in ([SYSTEM, QUESTION], [QUESTION], [QUESTION, QUESTION], [QUESTION, SYSTEM, QUESTION]):
+        assert arrange(talk, [], render, ANY) == Arranged(tuple(talk))
 
 
-def test_passages_are_numbered_lines_behind_the_system_message() -> None:
-    assembled = assemble_messages([SYSTEM, QUESTION], [hit("one"), hit("two")])
-    assert assembled == [Message(Role.SYSTEM, "Be brief.\n[1] one\n[2] two"), QUESTION]
+def test_passages_stand_behind_the_system_text() -> None:
+    assert put_together([SYSTEM, QUESTION], [hit("one"), hit("two")]) == [
+        Message(Role.SYSTEM, "Be brief.\nUse these:\none\ntwo"),
+        QUESTION,
+    ]
 
 
 def test_without_a_system_message_passages_make_one() -> None:
-    assert assemble_messages([QUESTION], [hit("one")]) == [Message(Role.SYSTEM, "[1] one"), QUESTION]
+    assert put_together([QUESTION], [hit("one")]) == [Message(Role.SYSTEM, "Use these:\none"), QUESTION]
 
 
 def test_a_passage_of_many_lines_becomes_one_line_so_that_it_cannot_pose_as_another() -> None:
-    assembled = assemble_messages([QUESTION], [hit("one\n[2] forged\r\n\tend\u2028x")])
-    assert assembled[0].content == "[1] one [2] forged end x"
+    assert passage_lines([hit("one\n[2] forged\r\n\tend\u2028x")]) == ["one [2] forged end x"]
+
+
+def test_system_text_and_passages_stand_before_the_question_where_there_is_no_system_role() -> None:
+    arranged = arrange([SYSTEM, QUESTION, ANSWER, QUESTION], [hit("one")], render, NO_SYSTEM)
+    first = Message(Role.USER, f"Be brief.\nUse these:\none\n\n{QUESTION.content}")
+    assert arranged == Arranged((first, ANSWER, QUESTION), system_folded=True)
+    assert arrange([QUESTION], [], render, NO_SYSTEM) == Arranged((QUESTION,))
+
+
+def test_system_text_in_the_middle_stands_before_the_users_next_turn() -> None:
+    assert put_together([QUESTION, ANSWER, SYSTEM, QUESTION], rules=NO_SYSTEM) == [
+        QUESTION,
+        ANSWER,
+        Message(Role.USER, f"Be brief.\n\n{QUESTION.content}"),
+    ]
+    assert put_together([SYSTEM, QUESTION, ANSWER, SYSTEM, QUESTION], rules=NO_REPEATS)[-1] == Message(
+        Role.USER, f"Be brief.\n\n{QUESTION.content}"
+    )
+
+
+def test_system_text_that_no_question_follows_is_a_turn_of_the_user() -> None:
+    as_user = Message(Role.USER, SYSTEM.content)
+    assert put_together([SYSTEM], rules=NO_SYSTEM) == [as_user]
+    assert put_together([SYSTEM, ANSWER, QUESTION], rules=NEITHER) == [as_user, ANSWER, QUESTION]
+
+
+def test_neighbours_of_one_role_are_joined_where_roles_must_alternate() -> None:
+    talk = [SYSTEM, QUESTION, QUESTION, ANSWER, ANSWER, ANSWER, QUESTION]
+    twice = f"{QUESTION.content}\n\n{QUESTION.content}"
+    assert arrange(talk, [], render, NO_REPEATS) == Arranged(
+        (
+            SYSTEM,
+            Message(Role.USER, twice),
+            Message(Role.ASSISTANT, "\n\n".join([ANSWER.content] * 3)),
+            QUESTION,
+        ),
+        merged_turns=3,
+    )
+    assert put_together(talk) == talk
+
+
+@given(conversations, passages, rules)
+def test_a_template_gets_what_it_takes_and_nothing_is_lost(
+    talk: list[Message], hits: list[ScoredMemory], rules: TemplateRules
+) -> None:
+    arranged = arrange(talk, hits, render, rules)
+    roles = [message.role for message in arranged.messages]
+    if not rules.system:
+        assert Role.SYSTEM not in roles
+    if not rules.repeats:
+        assert Role.SYSTEM not in roles[1:]
+        assert all(before is not after for before, after in pairwise(roles))
+    if rules == ANY:
+        assert not arranged.system_folded
+    text = "\n".join(message.content for message in arranged.messages)
+    place = 0
+    for message in talk:
+        place = text.index(message.content, place) + len(message.content)
+    for line in passage_lines(hits):
+        assert line in text
 
 
 @given(conversations, passages.filter(bool))
 def test_the_conversation_after_the_system_message_is_untouched(
     talk: list[Message], hits: list[ScoredMemory]
 ) -> None:
-    assembled = assemble_messages(talk, hits)
-    assert assembled[0].role is Role.SYSTEM
-    assert assembled[1:] == (talk[1:] if talk[0].role is Role.SYSTEM else talk)
+    arranged = put_together(talk, hits)
+    assert arranged[0].role is Role.SYSTEM
+    assert arranged[1:] == (talk[1:] if talk[0].role is Role.SYSTEM else talk)
     if talk[0].role is Role.SYSTEM:
-        assert assembled[0].content.startswith(talk[0].content + "\n")
+        assert arranged[0].content.startswith(talk[0].content)
 
 
-@given(conversations, conversations, passages)
+@given(conversations, conversations, passages, rules)
 def test_a_longer_conversation_begins_as_the_shorter_one(
-    talk: list[Message], later: list[Message], hits: list[ScoredMemory]
+    talk: list[Message], later: list[Message], hits: list[ScoredMemory], rules: TemplateRules
 ) -> None:
-    short, long = assemble_messages(talk, hits), assemble_messages([*talk, *later], hits)
-    assert long[: len(short)] == short
-    assert talk == talk[:]
+    short, long = put_together(talk, hits, rules), put_together([*talk, *later], hits, rules)
+    if rules == ANY:
+        assert long[: len(short)] == short
+    flat, longer = ("".join(message.content for message in each) for each in (short, long))
+    assert longer.startswith(flat)
 
 
-def test_an_instruction_stands_between_the_system_text_and_the_passages() -> None:
-    assembled = assemble_messages([SYSTEM, QUESTION], [hit("one")], instruction="Use these.")
-    assert assembled == [Message(Role.SYSTEM, f"{SYSTEM.content}\nUse these.\n[1] one"), QUESTION]
-    assert assemble_messages([QUESTION], [], instruction="Use these.") == [QUESTION], "nothing to use"
-    (asked,) = assemble_messages([QUESTION], [hit("one")], takes_system=False, instruction="Use these.")
-    assert asked.content == f"Use these.\n[1] one\n\n{QUESTION.content}"
+def test_a_text_to_go_on_with_stands_behind_the_passages() -> None:
+    assert arrange_raw("Once", [], render) == Arranged((Message(Role.USER, "Once"),))
+    (asked,) = arrange_raw("Once", [hit("one")], render).messages
+    assert asked.content == "Use these:\none\n\nOnce"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memserve.config.settings import RoutingPolicy
+from memserve.config.values import RoutingPolicy
 from memserve.domain import ModulePlace
 from memserve.domain.kinds import LoadCosts
 from memserve.policy.routing.costs import EngineCosts

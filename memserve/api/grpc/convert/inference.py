@@ -143,6 +143,8 @@ def _route(event: Route) -> inference_pb2.Route:
             for each in event.excluded
         ],
         predicted_within_ms=event.predicted_within_ms,
+        system_folded=event.system_folded,
+        merged_turns=event.merged_turns,
     )
 
 

@@ -55,6 +55,11 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
                     bias=parts.residuals.bias,
                     coverage=parts.residuals.coverage,
                 ),
+                prompts=pb.PromptLayout(
+                    recall_template=parts.layout.recall.origin,
+                    recall_template_digest=parts.layout.recall.digest,
+                    changes=parts.layout.changes,
+                ),
             )
             ready = {worker.lease.worker_id for worker in pool.ready(time.monotonic())}
             held = {digest for worker in pool.workers.values() for digest in worker.state.modules}
