@@ -73,8 +73,8 @@ class Entry:
         """Count the call while inside, and trace it. Yields the caller's tenant.
 
         headers: or metadata, with names in lower case. peer: its address and port.
-        Raises Unauthenticated, PermissionDenied, DiskFull and QuotaExceeded. Unauthenticated is paced for each address, and becomes QuotaExceeded when
-        the address calls too quickly.
+        Raises Unauthenticated, PermissionDenied, DiskFull and QuotaExceeded. Unauthenticated is paced for
+        each address, and becomes QuotaExceeded when the address calls too quickly.
         """
         with call_span(rpc, headers) as span:
             try:

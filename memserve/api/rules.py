@@ -33,9 +33,9 @@ WORKER_ID_MAX = 64
 def check_generation(request: GenerationRequest) -> None:
     """Raises InvalidField."""
     check_messages("messages", request.messages)
-    if request.messages[-1].role is not Role.USER:
+    if request.messages[-1].role not in (Role.USER, Role.TOOL):
         raise InvalidField(
-            f"messages[{len(request.messages) - 1}].role", "the last message must be the user's"
+            f"messages[{len(request.messages) - 1}].role", "the last message must be the user's or a tool's"
         )
     check_modules(request.modules)
     if len(request.session.encode()) > SESSION_MAX_BYTES:
@@ -61,7 +61,7 @@ def check_messages(field: str, messages: Sequence[Message]) -> None:
     if len(messages) > MESSAGES_MAX:
         raise InvalidField(field, f"at most {MESSAGES_MAX}")
     for number, message in enumerate(messages):
-        if not message.content.strip():
+        if not message.content.strip() and not message.tool_calls:
             raise InvalidField(f"{field}[{number}].content", "must not be empty")
 
 

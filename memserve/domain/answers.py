@@ -18,6 +18,8 @@ class Role(StrEnum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
+    """What a function that the assistant called has returned."""
 
 
 class FinishReason(OpenEnum):
@@ -34,6 +36,8 @@ class Message:
 
     role: Role
     content: str
+    tool_calls: str = ""
+    """JSON of the calls that the assistant has made in this turn, as chat templates take them. "": none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,10 @@ class TemplateRules:
     """Whether a system message reaches the model."""
     repeats: bool = True
     """Whether two turns of one role may follow each other."""
+    tools: bool = False
+    """Whether it shows functions that the model may call, and what they returned."""
+    marks_calls: bool = False
+    """Whether the model writes a call between <tool_call> and </tool_call>."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,8 @@ class GenerationRequest:
     sampling: Sampling
     model: str = ""
     """Empty: the served model."""
+    tools: str = ""
+    """JSON of the functions that the model may call, as chat templates take them; "" for none."""
     modules: tuple[ModuleUse, ...] = ()
     """What to answer with, on top of the base model."""
     namespaces: tuple[str, ...] = ()

@@ -45,12 +45,17 @@ class PromptLayout:
         return "; ".join(changes)
 
     def arrange(
-        self, messages: Sequence[Message], passages: Sequence[ScoredMemory] = (), *, raw: bool = False
+        self,
+        messages: Sequence[Message],
+        passages: Sequence[ScoredMemory] = (),
+        *,
+        raw: bool = False,
+        tools: str = "",
     ) -> Arranged:
-        """raw: the only message is a text that the model goes on with."""
+        """raw: the only message is a text that the model goes on with. tools: as of GenerationRequest."""
         if raw:
             return arrange_raw(messages[0].content, passages, self.recall.render)
-        return arrange(messages, passages, self.recall.render, self.tokenizer.rules)
+        return arrange(messages, passages, self.recall.render, self.tokenizer.rules, tools)
 
     def encode(self, arranged: Arranged, *, raw: bool = False) -> list[int]:
         """[prompt_tokens]
@@ -63,7 +68,7 @@ class PromptLayout:
                 raise InvalidField("messages", f"together spell the model's control token {token!r}")
         if raw:
             return self.tokenizer.encode_raw(arranged.messages[0].content)
-        return self.tokenizer.encode(arranged.messages)
+        return self.tokenizer.encode(arranged.messages, arranged.tools)
 
     def passage_tokens(self, passages: Sequence[ScoredMemory]) -> list[int]:
         """[passages] about how many tokens of a prompt each passage takes."""

@@ -70,7 +70,7 @@ class Pipeline:
             held.enter_context(self.metrics.inflight.track_inprogress())
             live = held.enter_context(self.live.request(tenant.name))
             # 2. Immutable module versions for the whole answer.
-            self.check(request.model, request.messages)
+            self.check(request.model, request.messages, tools=request.tools)
             wanted_tokens = request.sampling.max_tokens or self.settings.default_max_tokens
             check_min_tokens(request.sampling.min_tokens, wanted_tokens)
             modules = await resolve_modules(self.modules, request, tenant.name)

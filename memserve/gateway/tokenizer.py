@@ -40,7 +40,7 @@ class ChatTokenizer:
         self.token_max_bytes = max(len(token) if byte_level else len(token.encode()) for token in vocabulary)
         """The most bytes of text that one token stands for."""
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
+    def encode(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """Token ids of the rendered conversation, ready for the assistant's answer.
 
         Other threads run while the text is encoded.
@@ -49,7 +49,7 @@ class ChatTokenizer:
         has a token for which the model has no embedding.
         """
         try:
-            text = self._template.render(messages)
+            text = self._template.render(messages, tools)
         # A template is a program. For roles or an order that it does not expect, it may raise anything.
         except Exception as error:
             raise InvalidField("messages", f"the model's chat template refuses them: {error}") from None

@@ -37,6 +37,16 @@ TEMPLATE_MAX_BYTES = 1 << 20
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PROBE = Message(Role.USER, "Where is the north gate?")
 _SECOND_PROBE = Message(Role.USER, "And who has its key?")
+_CALLING = Message(
+    Role.ASSISTANT,
+    "",
+    '[{"type": "function", "function": {"name": "north_gate", "arguments": {"side": "left"}}}]',
+)
+_RETURNED = Message(Role.TOOL, "It is open until noon.")
+_TOOLS = (
+    '[{"type": "function", "function": {"name": "north_gate", "description": "Asks the gate.", '
+    '"parameters": {"type": "object", "properties": {"side": {"type": "string"}}}}}]'
+)
 _SYSTEM_PROBE = Message(Role.SYSTEM, "The north gate is beside the mill.")
 
 
@@ -61,29 +71,38 @@ class ChatTemplate:
         except Exception as error:
             raise StartupError(f"{name} cannot render a question of the user: {_line(error)}") from None
         self.rules = TemplateRules(
-            system=self._shows([_SYSTEM_PROBE, _PROBE]), repeats=self._shows([_PROBE, _SECOND_PROBE])
+            system=self._shows([_SYSTEM_PROBE, _PROBE]),
+            repeats=self._shows([_PROBE, _SECOND_PROBE]),
+            tools=self._shows([_PROBE, _CALLING, _RETURNED], _TOOLS),
+            marks_calls="<tool_call>" in source,
         )
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt's text, ready for the assistant's answer.
+    def render(self, messages: Sequence[Message], tools: str = "") -> str:
+        """The prompt's text, ready for the assistant's answer. tools: as of GenerationRequest.
 
         A template is a program and may raise anything. As a rule it raises TemplateError.
         """
         return self._template.render(
-            messages=[{"role": str(message.role), "content": message.content} for message in messages],
-            tools=None,
+            messages=[_turn(message) for message in messages],
+            tools=json.loads(tools) if tools else None,
             documents=None,
             add_generation_prompt=True,
             **self._special_tokens,
         )
 
-    def _shows(self, messages: Sequence[Message]) -> bool:
+    def _shows(self, messages: Sequence[Message], tools: str = "") -> bool:
         """Whether the template takes this conversation, and all of it reaches the model."""
         try:
-            text = self.render(messages)
+            text = self.render(messages, tools)
         except Exception:
             return False
-        return all(message.content in text for message in messages)
+        names = [function["function"]["name"] for function in json.loads(tools or "[]")]
+        return all(part in text for part in (*names, *(message.content for message in messages)))
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": str(message.role), "content": message.content}
+    return turn | ({"tool_calls": json.loads(message.tool_calls)} if message.tool_calls else {})
 
 
 def check_chat(path: Path, chosen: Path | None = None) -> ChatTemplate:

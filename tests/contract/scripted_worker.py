@@ -63,6 +63,8 @@ class Script:
 
     token_ids: tuple[int, ...] = (501, 502, 503)
     """Again and again, one a part."""
+    texts: tuple[str, ...] = ()
+    """Of the first tokens, in the place of their own."""
     fails_with: grpc.StatusCode | None = None
     """The status that the answer ends with, after `fails_after` tokens."""
     fails_after: int = 0
@@ -181,7 +183,7 @@ class ScriptedWorker:
             elif produced + 1 == script.stops_after:
                 reason = FinishReason.STOP
             yield AnswerPart(
-                text=f" t{token}",
+                text=script.texts[produced] if produced < len(script.texts) else f" t{token}",
                 token_ids=(token,),
                 logprobs=(-0.5,) if sampling.logprobs else (),
                 cached=cached if reason else None,

@@ -29,12 +29,14 @@ from memserve.api.http.openapi import TIMEOUT_HEADER, TIMEOUT_MAX_S, document
 from memserve.api.http.overview import overview
 from memserve.api.http.page import page_routes
 from memserve.api.http.stream import CANCELLED, CallerGone, EventStream, chunks, connected
+from memserve.api.http.tools import asked_tools
 from memserve.api.rules import check_priority
 from memserve.domain import GenerationRequest, Route, Tenant, TextDelta, Usage
 from memserve.errors import InvalidField, ModelNotFound, QuotaExceeded
 from memserve.gateway.access.callers import is_loopback
 from memserve.gateway.assembly import GatewayParts, GatewayServices
 from memserve.memory.texts.rules import TEXT_MAX_BYTES
+from memserve.policy.tool_calls import CallReader
 
 BODY_S = 30.0
 """A body must be here within this time."""
@@ -157,7 +159,9 @@ class HttpApi:
         self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
     ) -> Response:
         asked = _read(ChatBody, request, body)
-        return await self._answer(request, asked, chat_request(asked, self._base, tenant), tenant, held)
+        tools = asked_tools(asked, self._parts.tokenizer.rules)
+        wanted = chat_request(asked, self._base, tenant, tools)
+        return await self._answer(request, asked, wanted, tenant, held, tools.reader())
 
     async def _completion(
         self, request: Request, body: bytes, tenant: Tenant, held: contextlib.AsyncExitStack
@@ -173,6 +177,7 @@ class HttpApi:
         wanted: GenerationRequest,
         tenant: Tenant,
         held: contextlib.AsyncExitStack,
+        tools: CallReader | None = None,
     ) -> Response:
         if wanted.worker_id:
             require_admin(tenant, "memserve.worker_id")
@@ -185,7 +190,7 @@ class HttpApi:
             route, event = event, await anext(events)
         reply = Reply(
             route, asked.model or self._base, int(time.time()), wanted.sampling.logprobs,
-            self._parts.tokenizer.token_text, isinstance(asked, ChatBody),
+            self._parts.tokenizer.token_text, isinstance(asked, ChatBody), tools=tools,
         )  # fmt: skip
         headers = {"x-request-id": route.request_id, "x-memserve-worker": route.worker_id}
         if asked.stream:

@@ -18,8 +18,10 @@ from memserve.errors import InvalidField
 
 INPUTS_MAX = 64
 METADATA_MAX = 16
+TOOLS_MAX = 64
 SMALL_MAX = 512
 SMALL = Annotated[str, Field(max_length=SMALL_MAX)]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS_MAX)]
 
 
@@ -89,10 +91,55 @@ class TextPart(Body):
     text: str
 
 
+TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=1000, fail_fast=True)]
+
+
+class CalledFunction(Body):
+    name: FunctionName
+    arguments: str
+    """JSON of an object."""
+
+
+class ToolCallBody(Body):
+    id: SMALL
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1000, fail_fast=True)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1000, fail_fast=True)] | None = (
+        None
+    )
     name: None = None
+    tool_calls: Annotated[list[ToolCallBody], Field(max_length=TOOLS_MAX, fail_fast=True)] | None = None
+    """Of an assistant's turn."""
+    tool_call_id: SMALL | None = None
+    """Of a tool's turn: which call this is the result of."""
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class FunctionBody(Body):
+    name: FunctionName
+    description: Annotated[str, Field(max_length=4096)] | None = None
+    parameters: dict[str, Any] = {"type": "object", "properties": {}}
+    """JSON Schema of an object."""
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class NamedFunction(Body):
+    name: FunctionName
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class JsonSchema(Body):
@@ -187,8 +234,11 @@ class ChatBody(Answering):
     metadata: Metadata | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none"] | None = None
+    tools: Annotated[list[Tool], Field(max_length=TOOLS_MAX, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    """Not said: auto where there are tools."""
+    parallel_tool_calls: bool | None = None
+    """False: at most one call."""
 
 
 class CompletionBody(Answering):

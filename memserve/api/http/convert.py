@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from memserve.api.http.bodies import Answering, ChatBody, ChatMessage, CompletionBody, MemserveBody
+from memserve.api.http.bodies import Answering, ChatBody, CompletionBody, MemserveBody
+from memserve.api.http.tools import AskedTools, calls_body, turn
 from memserve.api.rules import check_generation, usual_priority
 from memserve.domain import (
     FinishReason,
@@ -26,8 +27,15 @@ from memserve.domain import (
     Usage,
 )
 from memserve.errors import InvalidField
+from memserve.policy.tool_calls import Call, CallReader
 
-ROLES = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
+ROLES = {
+    "system": Role.SYSTEM,
+    "developer": Role.SYSTEM,
+    "user": Role.USER,
+    "assistant": Role.ASSISTANT,
+    "tool": Role.TOOL,
+}
 ANY_OBJECT = '{"type":"object"}'
 BETWEEN = ":"
 """In a model's name, between the base model and a module of the tenant."""
@@ -37,18 +45,21 @@ def model_name(base: str, reference: str) -> str:
     return f"{base}{BETWEEN}{reference}"
 
 
-def chat_request(body: ChatBody, base: str, tenant: Tenant) -> GenerationRequest:
-    """base: the served model's name. Raises InvalidField."""
+def chat_request(body: ChatBody, base: str, tenant: Tenant, tools: AskedTools) -> GenerationRequest:
+    """base: the served model's name. tools: what the body says of them. Raises InvalidField."""
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise InvalidField("max_tokens", "send either this or max_completion_tokens")
     return _request(
         body,
         base,
         tenant,
-        messages=tuple(map(_message, body.messages)),
+        messages=tuple(
+            turn(place, message, ROLES[message.role]) for place, message in enumerate(body.messages)
+        ),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=bool(body.logprobs),
-        json_schema=_schema(body),
+        json_schema=tools.json_schema or _schema(body),
+        tools=tools.template,
     )
 
 
@@ -75,6 +86,7 @@ def _request(
     max_tokens: int | None,
     logprobs: bool,
     json_schema: str = "",
+    tools: str = "",
     raw: bool = False,
 ) -> GenerationRequest:
     extra = body.memserve
@@ -98,6 +110,7 @@ def _request(
             json_schema=json_schema,
         ),
         model=model,
+        tools=tools,
         modules=_modules(module, extra),
         namespaces=tuple(dict.fromkeys(extra.namespaces)),
         recall_limit=extra.recall_limit,
@@ -111,13 +124,6 @@ def _request(
     )
     check_generation(request)
     return request
-
-
-def _message(message: ChatMessage) -> Message:
-    text = message.content
-    if not isinstance(text, str):
-        text = "\n".join(part.text for part in text)
-    return Message(ROLES[message.role], text)
 
 
 def _split(name: str, base: str) -> tuple[str, str]:
@@ -191,6 +197,8 @@ class Reply:
     texts: list[str] = field(default_factory=list)
     tokens: list[tuple[int, float]] = field(default_factory=list)
     written: int = 0
+    tools: CallReader | None = None
+    """Finds calls of functions in the answer."""
 
     @property
     def head(self) -> dict[str, Any]:
@@ -204,11 +212,15 @@ class Reply:
 
     def whole(self, usage: Usage) -> dict[str, Any]:
         """The body of a reply in one."""
-        text = "".join(self.texts)
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish(usage.finish_reason)}
+        rest, calls = self.ended()
+        text = "".join(self.texts) + rest
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish(usage.finish_reason, calls)}
         choice["logprobs"] = self.logprobs_of(self.tokens) if self.logprobs else None
         if self.chat:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            if calls:
+                called = {"content": text or None, "tool_calls": calls_body(calls, streamed=False)}
+                choice["message"] |= called
         else:
             choice["text"] = text
         return self.head | {
@@ -218,9 +230,17 @@ class Reply:
         }
 
     def add(self, delta: TextDelta) -> None:
-        self.texts.append(delta.text)
+        self.texts.append(self.shown(delta.text))
         if self.logprobs:
             self.tokens += zip(delta.token_ids, delta.logprobs, strict=True)
+
+    def shown(self, text: str) -> str:
+        """What of the next text is for a person now."""
+        return self.tools.feed(text) if self.tools else text
+
+    def ended(self) -> tuple[str, list[Call]]:
+        """The rest that is for a person, and the calls."""
+        return self.tools.end() if self.tools else ("", [])
 
     def logprobs_of(self, tokens: Sequence[tuple[int, float]]) -> dict[str, Any]:
         texts = [self.token_text(token_id) for token_id, _ in tokens]
@@ -238,5 +258,7 @@ class Reply:
         return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": None, "text_offset": offsets}
 
 
-def finish(reason: FinishReason) -> str:
-    return "length" if reason is FinishReason.LENGTH else "stop"
+def finish(reason: FinishReason, calls: Sequence[Call] = ()) -> str:
+    if reason is FinishReason.LENGTH:
+        return "length"
+    return "tool_calls" if calls else "stop"

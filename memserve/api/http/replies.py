@@ -81,10 +81,26 @@ class ChatLogprobs(ReplyBody):
     refusal: None = None
 
 
+class ReplyFunction(ReplyBody):
+    name: str
+    arguments: str
+
+
+class ReplyToolCall(ReplyBody):
+    id: str
+    type: Literal["function"]
+    function: ReplyFunction
+
+
+class ChunkToolCall(ReplyToolCall):
+    index: int
+
+
 class ReplyMessage(ReplyBody):
     role: Literal["assistant"]
     content: str | None
     refusal: None = None
+    tool_calls: list[ReplyToolCall] | None = None
 
 
 class ChatChoice(ReplyBody):
@@ -107,6 +123,7 @@ class ChatReply(ReplyBody):
 class Delta(ReplyBody):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ChunkToolCall] | None = None
 
 
 class ChatChunkChoice(ReplyBody):

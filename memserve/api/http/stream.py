@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from memserve.api.entry import Entry
 from memserve.api.http.convert import Reply, finish, receipt, usage_body
 from memserve.api.http.errors import told
+from memserve.api.http.tools import calls_body
 from memserve.domain import TextDelta, Usage
 
 log = logging.getLogger("memserve.gateway")
@@ -105,11 +106,16 @@ async def chunks(
             logprobs = None
             if reply.logprobs:
                 logprobs = reply.logprobs_of([*zip(item.token_ids, item.logprobs, strict=True)])
-            yield event(chunk(_delta(reply, item.text), logprobs, None))
-        elif item.text:
-            yield before + json.dumps(item.text, ensure_ascii=False).encode() + after
+            yield event(chunk(_delta(reply, reply.shown(item.text)), logprobs, None))
+        elif text := reply.shown(item.text):
+            yield before + json.dumps(text, ensure_ascii=False).encode() + after
         item = await anext(rest)
-    ended = chunk({"delta": {}} if reply.chat else {"text": ""}, None, finish(item.finish_reason))
+    text, calls = reply.ended()
+    if text:
+        yield event(chunk(_delta(reply, text), None, None))
+    if calls:
+        yield event(chunk({"delta": {"tool_calls": calls_body(calls, streamed=True)}}, None, None))
+    ended = chunk({"delta": {}} if reply.chat else {"text": ""}, None, finish(item.finish_reason, calls))
     yield event(ended | {"memserve": receipt(reply.route, item)})
     if include_usage:
         yield event(head | {"choices": [], "usage": usage_body(item)})

@@ -32,7 +32,8 @@ from memserve.domain.kinds import KINDS
 from memserve.errors import UsageError
 from memserve.pb.v1 import inference_pb2 as pb
 
-ROLES = {role: getattr(pb, f"ROLE_{role.name}") for role in Role}
+# What tools return comes over HTTP only.
+ROLES = {role: getattr(pb, f"ROLE_{role.name}") for role in Role if role is not Role.TOOL}
 PRIORITIES: dict[Priority, pb.Priority] = {
     priority: getattr(pb, f"PRIORITY_{priority.name}") for priority in Priority.of_callers()
 }
@@ -64,8 +65,8 @@ def _turn(number: int, entry: Message | Mapping[str, str]) -> pb.Message:
         raise UsageError(field, "must be a Message, or a mapping with `role` and `content`")
     if not isinstance(content, str):
         raise UsageError(f"{field}.content", f"must be a string, not {type(content).__name__}")
-    if role not in list(Role):
-        raise UsageError(f"{field}.role", f"must be one of {', '.join(Role)}, not {role!r}")
+    if role not in ROLES:
+        raise UsageError(f"{field}.role", f"must be one of {', '.join(ROLES)}, not {role!r}")
     return pb.Message(role=ROLES[Role(role)], content=content)
 
 

@@ -19,18 +19,26 @@ class RequestCheck:
         self._tokenizer = tokenizer
         self._max_bytes = prompt_max_bytes(tokenizer, model.max_context_tokens)
 
-    def __call__(self, model: str, messages: Sequence[Message], *, field: str = "messages") -> None:
+    def __call__(
+        self, model: str, messages: Sequence[Message], *, field: str = "messages", tools: str = ""
+    ) -> None:
         """Raises ModelNotFound, and InvalidField for messages that cannot fit or that spell a control token:
         the model would take it for a command.
 
-        field: the request's name for the messages.
+        field: the request's name for the messages. tools: as of GenerationRequest.
         """
         if model not in ("", self._model.name):
             raise ModelNotFound(model, self._model.name)
         check_bytes(field, messages, self._max_bytes)
         for number, message in enumerate(messages):
-            token = self._tokenizer.special_token_in(message.content)
-            if token:
-                raise InvalidField(
-                    f"{field}[{number}].content", f"must not contain the model's control token {token!r}"
-                )
+            self._check_text(f"{field}[{number}].content", message.content)
+            self._check_text(f"{field}[{number}].tool_calls", message.tool_calls)
+        if len(tools.encode()) > self._max_bytes:
+            raise InvalidField(
+                "tools", f"no more than {self._max_bytes} bytes can fit into the model's context"
+            )
+        self._check_text("tools", tools)
+
+    def _check_text(self, field: str, text: str) -> None:
+        if token := self._tokenizer.special_token_in(text):
+            raise InvalidField(field, f"must not contain the model's control token {token!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,10 +64,12 @@ class PromptFitting:
     ) -> Prompt:
         """Raises as `fit_prompt`."""
         room = Room(self.context_tokens, request.sampling.max_tokens, self._settings.default_max_tokens)
-        fit = partial(fit_prompt, self._layout, request.messages, passages, room)
+        fit = partial(
+            fit_prompt, self._layout, request.messages, passages, room, raw=request.raw, tools=request.tools
+        )
         if not passages and sum(len(message.content) for message in request.messages) <= SHORT_CHARS:
-            return fit(raw=request.raw)
-        return await self._tokenizing.run(tenant, partial(fit, raw=request.raw))
+            return fit()
+        return await self._tokenizing.run(tenant, fit)
 
     async def encode(self, messages: Sequence[Message], tenant: str) -> list[int]:
         """[tokens] of the messages alone, however many. Raises InvalidField for the template's refusal."""
@@ -82,7 +84,7 @@ def prompt_max_bytes(tokenizer: ChatTokenizer, context_tokens: int) -> int:
 
 def check_bytes(field: str, messages: Sequence[Message], max_bytes: int) -> None:
     """Raises InvalidField for messages that cannot fit, before anything is done with them."""
-    size = sum(len(message.content.encode()) for message in messages)
+    size = sum(len(message.content.encode()) + len(message.tool_calls.encode()) for message in messages)
     if size > max_bytes:
         raise InvalidField(
             field, f"hold {size} bytes together; no more than {max_bytes} can fit into the model's context"
@@ -96,10 +98,12 @@ def fit_prompt(
     room: Room,
     *,
     raw: bool = False,
+    tools: str = "",
 ) -> Prompt:
     """The prompt with as many passages as fit. The worst passages go first.
 
     raw: the only message is a text that the model goes on with. The passages stand before it.
+    tools: as of GenerationRequest.
 
     Blocks for as long as the tokenizer works. The prompt is encoded once where all passages fit, else as a
     rule once more, and four times at most, however many passages must go.
@@ -108,19 +112,20 @@ def fit_prompt(
     """
     # What cannot fit by its bytes is not encoded to find out.
     most_bytes = prompt_max_bytes(layout.tokenizer, room.context_tokens)
-    whole = layout.arrange(messages, passages, raw=raw)
+    arrange = partial(layout.arrange, messages, raw=raw, tools=tools)
+    whole = arrange(passages)
     over_bytes = sum(len(message.content.encode()) for message in whole.messages) - most_bytes
     kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
-    tried = _tried(layout, messages, kept, raw=raw)
+    tried = _tried(layout, arrange, kept, raw=raw)
     # A number that has changed may take a token more or less, and so may the place where two lines meet.
     for slack in (0, 2 * len(kept)):
         surplus = len(tried.token_ids) - room.prompt_tokens
         if surplus <= 0 or not tried.passages:
             break
         sizes = layout.passage_tokens(tried.passages)
-        tried = _tried(layout, messages, without_worst(tried.passages, sizes, surplus + slack), raw=raw)
+        tried = _tried(layout, arrange, without_worst(tried.passages, sizes, surplus + slack), raw=raw)
     if len(tried.token_ids) > room.prompt_tokens and tried.passages:
-        tried = _tried(layout, messages, [], raw=raw)
+        tried = _tried(layout, arrange, [], raw=raw)
     left = _room_left(len(tried.token_ids), room)
     return Prompt(
         tuple(tried.passages),
@@ -141,19 +146,23 @@ class _Tried:
 
 
 def _tried(
-    layout: PromptLayout, messages: Sequence[Message], passages: list[ScoredMemory], *, raw: bool
+    layout: PromptLayout,
+    arrange: Callable[[list[ScoredMemory]], Arranged],
+    passages: list[ScoredMemory],
+    *,
+    raw: bool,
 ) -> _Tried:
     """The prompt with these passages, or without any where it is refused with them.
 
     Raises InvalidField for a prompt that is refused without passages too.
     """
-    arranged = layout.arrange(messages, passages, raw=raw)
+    arranged = arrange(passages)
     try:
         return _Tried(passages, arranged, layout.encode(arranged, raw=raw))
     except InvalidField:
         if not passages:
             raise
-    return _tried(layout, messages, [], raw=raw)
+    return _tried(layout, arrange, [], raw=raw)
 
 
 def _room_left(prompt_tokens: int, room: Room) -> int:

@@ -28,10 +28,16 @@ class Arranged:
     """Whether system text, or passages, stand in a turn of the user."""
     merged_turns: int = 0
     """Turns that were joined to the one before."""
+    tools: str = ""
+    """Functions that the model may call: as of GenerationRequest."""
 
 
 def arrange(
-    messages: Sequence[Message], passages: Sequence[ScoredMemory], render: Render, rules: TemplateRules
+    messages: Sequence[Message],
+    passages: Sequence[ScoredMemory],
+    render: Render,
+    rules: TemplateRules,
+    tools: str = "",
 ) -> Arranged:
     """Put the passages into the conversation, and change what the model's chat template does not take.
 
@@ -46,7 +52,7 @@ def arrange(
         rest.insert(0, Message(Role.SYSTEM, render(system, passage_lines(passages))))
     folded = _folded(rest, rules)
     merged = folded if rules.repeats else _merged(folded)
-    return Arranged(tuple(merged), folded != rest, len(folded) - len(merged))
+    return Arranged(tuple(merged), folded != rest, len(folded) - len(merged), tools)
 
 
 def arrange_raw(text: str, passages: Sequence[ScoredMemory], render: Render) -> Arranged:
@@ -88,10 +94,14 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
     """The conversation with neighbours of one role in one turn."""
     merged: list[Message] = []
     for message in messages:
-        if merged and merged[-1].role is message.role:
+        if merged and merged[-1].role is message.role and _is_text(merged[-1]) and _is_text(message):
             message = Message(message.role, _joined(merged.pop().content, message.content))
         merged.append(message)
     return merged
+
+
+def _is_text(message: Message) -> bool:
+    return message.role is not Role.TOOL and not message.tool_calls
 
 
 def _joined(before: str, text: str) -> str:

@@ -22,6 +22,14 @@ for _ in range(40):
     NESTED = {"type": "object", "properties": {"x": NESTED}}
 
 
+def tool(name: str, **parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", **parameters}}}
+
+
+def call(name: str, arguments: str) -> dict[str, Any]:
+    return {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
 def schema(value: Any) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}}
 
@@ -32,9 +40,9 @@ def schema(value: Any) -> dict[str, Any]:
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": None}, "messages", "valid array"),
         ({"messages": "hello"}, "messages", "valid array"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "'user'"),
-        ({"messages": [{**USER, "tool_calls": []}]}, "messages[0].tool_calls", "not supported"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "must be there"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "'user'"),
+        ({"messages": [{**USER, "tool_calls": [call("x", "{}")]}]}, "messages[0].tool_calls", "assistant"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content", "empty"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", ""),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0].role", "user's"),
@@ -57,7 +65,20 @@ def schema(value: Any) -> dict[str, Any]:
         ({"n": 2}, "n", "1"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "0"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "at most 0"),
-        ({"tools": [{"type": "function"}]}, "tools", "at most 0"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
+        ({"tools": [tool("a b")]}, "tools[0].function.name", ""),
+        ({"tools": [tool("x")] * 65}, "tools", "at most 64"),
+        ({"tools": [tool("x"), tool("x")]}, "tools", "different"),
+        ({"tools": [tool("x")]}, "tools", "chat template"),
+        ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+        ({"tool_choice": "any"}, "tool_choice", ""),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "needed"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "must be there"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [call("x", "[1]")]}]},
+            "messages[0].tool_calls[0].function.arguments",
+            "object",
+        ),
         ({"top_logprobs": 3}, "top_logprobs", "0"),
         ({"ignore_eos": True}, "ignore_eos", "max_tokens"),
         ({"audio": {}}, "audio", "not supported"),
