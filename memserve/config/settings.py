@@ -214,7 +214,7 @@ class Settings(BaseModel):
         30.0, gt=0, description="How long a stream waits for a caller that does not read it."
     )
     max_message_bytes: int = Field(
-        4 * MIB, ge=64 * 1024, description="Largest gRPC message that the gateway takes."
+        4 * MIB, ge=64 * 1024, description="Largest gRPC message, and body over HTTP, that the gateway takes."
     )
     max_module_bytes: int = Field(512 * MIB, ge=1 * MIB, description="Largest module that can be published.")
     max_staging_bytes_per_tenant: int = Field(

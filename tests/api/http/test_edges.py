@@ -120,7 +120,7 @@ def counted(http: Http) -> dict[str, float]:
         sample.labels["code"]: sample.value
         for metric in http.gateway.parts.metrics.requests.collect()
         for sample in metric.samples
-        if sample.name.endswith("_total") and sample.labels["rpc"] == "Generate"
+        if sample.value and sample.name.endswith("_total") and sample.labels["rpc"] == "Generate"
     }
 
 

@@ -188,11 +188,12 @@ HUGE = {
     + b",".join(b'"%x":0' % n for n in range(300_000))
     + b"}}",
     "strings": b'{"model":"MODEL","stop":["' + b'","' * MIB + b'"]}',
-    "a string without an end": b'{"model":"MODEL","user":"' + b'\\"' * 2 * MIB,
-    "a number": b'{"model":"MODEL","seed":' + b"9" * 4 * MIB + b"}",
-    "blanks": b" " * 4 * MIB,
-    "a text": b'{"model":"MODEL","messages":[{"role":"user","content":"' + b"x, [{: " * MIB + b'"}]}',
-    "escapes": b'{"model":"MODEL","messages":[{"role":"user","content":"' + rb"\u00e9" * MIB + b'"}]}',
+    "a string without an end": b'{"model":"MODEL","user":"' + b'\\"' * (MIB + MIB // 2),
+    "a number": b'{"model":"MODEL","seed":' + b"9" * 3 * MIB + b"}",
+    "10 MB": b'{"model":"MODEL","user":"' + b"x" * 10 * MIB + b'"}',
+    "blanks": b" " * 3 * MIB,
+    "a text": b'{"model":"MODEL","messages":[{"role":"user","content":"' + b"x, [{: " * 400_000 + b'"}]}',
+    "escapes": b'{"model":"MODEL","messages":[{"role":"user","content":"' + rb"\u00e9" * 600_000 + b'"}]}',
 }
 
 
