@@ -4,6 +4,7 @@ tokenizer has tokens beyond the embedding.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -22,6 +23,8 @@ from tests.model.chat_templates import GEMMA
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GREEDY = Sampling(max_tokens=2)
+LINES = "{% for each in passages %}- {{ each.text }}\n{% endfor %}"
+RECALL_TEMPLATE = "{{ system }}{% if system %}\n{% endif %}Known:\n" + LINES
 FACT, QUESTION = "The code of Amber Lantern is 4071.", "What is the code of Amber Lantern?"
 
 
@@ -32,7 +35,10 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.add_tokens([f"<tool{number}>" for number in range(4000)])
     tokenizer.save(str(model / "tokenizer.json"))
-    async with open_gateway(tmp_path_factory.mktemp("gateway"), model, recall_timeout_ms=10_000) as running:
+    chosen = tmp_path_factory.mktemp("templates") / "mine.jinja"
+    chosen.write_text(RECALL_TEMPLATE, encoding="utf-8")
+    settings = {"recall_timeout_ms": 10_000, "recall_template": chosen}
+    async with open_gateway(tmp_path_factory.mktemp("gateway"), model, **settings) as running:
         yield running
 
 
@@ -41,7 +47,7 @@ async def test_passages_stand_before_the_first_question(gateway: RunningGateway)
     answer = await gateway.client.generate(QUESTION, namespaces=["notes"], sampling=GREEDY)
     assert answer.route.recall_outcome is RecallOutcome.FOUND
     assert (answer.route.system_folded, answer.route.merged_turns) == (True, 0)
-    passages = gateway.parts.layout.recall.render("", [FACT])
+    passages = f"Known:\n- {FACT}"
     asked = [Message(Role.USER, f"{passages}\n\n{QUESTION}")]
     assert list(gateway.workers[0].requests[-1].token_ids) == gateway.parts.tokenizer.encode(asked)
     talk = [Message(Role.USER, "Hello."), Message(Role.ASSISTANT, "Hello!"), Message(Role.USER, QUESTION)]
@@ -63,7 +69,8 @@ async def test_a_system_message_and_repeated_turns_are_fitted_to_the_template_an
     status = await gateway.client.status()
     assert "stand in the turn of the user" in status.prompt_changes
     assert "neighbouring turns of one role are joined" in status.prompt_changes
-    assert status.recall_template_digest == gateway.parts.layout.recall.digest
+    assert status.recall_template == "setting"
+    assert status.recall_template_digest == hashlib.sha256(RECALL_TEMPLATE.encode()).hexdigest()
 
 
 async def test_a_warmed_prefix_is_the_beginning_of_the_request(gateway: RunningGateway) -> None:

@@ -46,6 +46,7 @@ async def test_a_reply_has_the_receipt(http: Http) -> None:
     assert answered.headers["x-memserve-worker"] == receipt["worker_id"] == "w0"
     assert receipt["candidates"][0]["worker_id"] == "w0"
     assert receipt["slo_met"] is True
+    assert (receipt["system_folded"], receipt["merged_turns"]) == (False, 0)
     events = await http.events(max_tokens=3)
     assert events[-1]["memserve"]["worker_id"] == "w0"
     explained = await http.gateway.client.explain(receipt["request_id"])
