@@ -126,8 +126,9 @@ class Bench:
     async def run(self) -> Results:
         """Raises UsageError, and CallFailed when the memories of a run cannot be stored."""
         choices, runs = self._choices, list[Ran]()
+        # The generator ends a request itself, so that the reason is the same over gRPC and HTTP.
         timeout_s = choices.scenario.limits.timeout_s
-        async with AsyncClient(self._place.address, self._place.api_key, timeout_s) as client:
+        async with AsyncClient(self._place.address, self._place.api_key, timeout_s + 5) as client:
             units, unit, block = await self._units(client)
 
             def ceiling_of(plan: Plan) -> Ceiling:

@@ -247,7 +247,7 @@ def _refusal(error: ValidationError, source: str) -> UsageError:
     rule = str(first["msg"])
     if first["type"] == "extra_forbidden":
         known = _keys(path[:-1])
-        close = difflib.get_close_matches(path[-1], known, n=1)
+        close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
         rule = f"is no key; {hint}"
     return UsageError(f"{source}: {'.'.join(path) or 'file'}", rule)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from memserve.bench.http_connection import origin_of
 from memserve.bench.record import Record, choices_of, record_json, write_record
 from memserve.bench.report import write_report
 from memserve.bench.runs import Bench, Choices, Place, Results, check_rates
@@ -179,6 +180,8 @@ def _chosen(
             raise UsageError("--repeat", "runs what the file has; leave out the scenario, its keys and rates")
         file, choices, _ = choices_of(kept.repeat)
         return file, replace(choices, salt=sent.salt)
+    if sent.http:
+        origin_of(sent.http)
     file = open_scenario(sent.scenario or "chat", changes)
     if sent.rate is not None and file.scenario.trace is not None:
         # The trace is brought to this rate.
