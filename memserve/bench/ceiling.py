@@ -21,8 +21,6 @@ class Ceiling:
     """Of all prompts' units."""
     unit: str
     """`tokens` of the model, or `words`."""
-    block: int
-    """Units in a block: a cache holds whole blocks."""
 
 
 def word_units(messages: Sequence[Message]) -> list[str]:
@@ -40,11 +38,12 @@ def token_units(model: Path) -> Units:
     return ChatTokenizer(open_model(model, 0)).encode
 
 
-def hit_ceiling(requests: Iterable[Planned], units: Units, unit: str, block: int) -> Ceiling:
+def hit_ceiling(requests: Iterable[Planned], units: Units, unit: str) -> Ceiling:
     """Requests count as known to the cache from their intended time on.
 
-    A prompt's last unit is always computed. Prompts with another module share nothing.
-    Source: parent-hash chaining, as vLLM's prefix cache.
+    A prompt's last unit is always computed. Prompts with another module share nothing. A real cache holds
+    whole blocks of tokens, and so a little less.
+    Source: parent-hash chaining, as vLLM's prefix cache, with blocks of one unit.
     """
     known: set[int] = set()
     held, total = 0, 0
@@ -52,9 +51,9 @@ def hit_ceiling(requests: Iterable[Planned], units: Units, unit: str, block: int
         prompt = units(request.messages)
         total += len(prompt)
         parent, hitting = hash(request.module), True
-        for start in range(0, len(prompt) - block + 1, block):
-            parent = hash((parent, *prompt[start : start + block]))
-            hitting = hitting and parent in known and start + block < len(prompt)
-            held += block if hitting else 0
+        for place, piece in enumerate(prompt, 1):
+            parent = hash((parent, piece))
+            hitting = hitting and parent in known and place < len(prompt)
+            held += hitting
             known.add(parent)
-    return Ceiling(held / max(total, 1), unit, block)
+    return Ceiling(held / max(total, 1), unit)

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from memserve.bench.generator import Sending
 from memserve.bench.rows import Outcome, Row
-from memserve.bench.scenario import Limits
+from memserve.bench.scenario import Limits, Slo
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ class Figures:
     e2e_ms: Spread | None
     lateness_ms: Spread | None
     """From the intended time until the request left."""
+    late_by_generator: int
+    """Late answers that would have had their first token in time, had the generator sent them in time."""
     cpu_share: float
     """Of one core, that the generator's process took."""
     hit_share: float | None
@@ -88,7 +90,7 @@ def spread(seconds: Iterable[float]) -> Spread | None:
     return Spread(len(ordered), rank(0.5), rank(0.9), rank(0.99), ordered[-1])
 
 
-def figures_of(sending: Sending, limits: Limits) -> Figures:
+def figures_of(sending: Sending, slo: Slo, limits: Limits) -> Figures:
     rows = sending.rows
     answered = [row for row in rows if row.is_answered]
     sent = [row for row in rows if row.sent_s is not None]
@@ -121,6 +123,7 @@ def figures_of(sending: Sending, limits: Limits) -> Figures:
         itl_ms=spread(_gaps(answered)),
         e2e_ms=spread(row.e2e_s for row in answered if row.e2e_s is not None),
         lateness_ms=lateness_ms,
+        late_by_generator=sum(_late_by_generator(row, slo) for row in answered),
         cpu_share=cpu_share,
         hit_share=_hit_share(answered),
         workers=dict(Counter(row.worker for row in answered if row.worker).most_common()),
@@ -147,6 +150,13 @@ def invalid_by(shed: int, lateness_ms: Spread | None, cpu_share: float, limits: 
             f"the generator took {cpu_share:.2f} of a core, and {limits.cpu_share:g} is allowed "
             "(limits.cpu_share)"
         )
+
+
+def _late_by_generator(row: Row, slo: Slo) -> bool:
+    if row.outcome is not Outcome.LATE or slo.ttft_ms is None or row.ttft_s is None or row.sent_s is None:
+        return False
+    from_sending_s = row.ttft_s - (row.sent_s - row.intended_s)
+    return 1000 * from_sending_s <= slo.ttft_ms < 1000 * row.ttft_s
 
 
 def _gaps(rows: Iterable[Row]) -> Iterator[float]:

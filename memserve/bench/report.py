@@ -82,7 +82,7 @@ def _head(record: Record) -> Iterator[str]:
     if results.runs:
         yield f"- State of the caches: {state_line(results.runs)}."
         ceiling = results.runs[0].ceiling
-        yield f"- The hit ceiling counts {ceiling.unit} in blocks of {ceiling.block}."
+        yield f"- The hit ceiling counts {ceiling.unit}, and no passages that are recalled."
     slo = record.choices.scenario.slo.model_dump(exclude_none=True)
     limits = [f"{name} {value:g}" for name, value in slo.items() if name.endswith("_ms")]
     yield f"- In time: {', '.join(limits) or 'any answer'}"

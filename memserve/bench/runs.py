@@ -28,7 +28,6 @@ SETTLED_S = 0.5
 """Between two runs."""
 STORES = 8
 """Memories that are stored at the same time."""
-DEFAULT_BLOCK_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +128,10 @@ class Bench:
         # The generator ends a request itself, so that the reason is the same over gRPC and HTTP.
         timeout_s = choices.scenario.limits.timeout_s
         async with AsyncClient(self._place.address, self._place.api_key, timeout_s + 5) as client:
-            units, unit, block = await self._units(client)
+            units, unit = self._units()
 
             def ceiling_of(plan: Plan) -> Ceiling:
-                return hit_ceiling(plan.requests, units, unit, block)
+                return hit_ceiling(plan.requests, units, unit)
 
             async def one(rate_per_s: float | None, seed: int) -> Ran:
                 if runs:
@@ -185,7 +184,7 @@ class Bench:
                 sending = await generator.run(plan.requests, plan.seconds)
             finally:
                 gc.unfreeze()
-        figures = figures_of(sending, scenario.limits)
+        figures = figures_of(sending, scenario.slo, scenario.limits)
         return Ran(rate_per_s, seed, salt, not choices.salt, figures, ceiling, plan.cut_prompts, sending.rows)
 
     @contextlib.asynccontextmanager
@@ -226,16 +225,11 @@ class Bench:
             with contextlib.suppress(CallFailed):
                 await asyncio.gather(*map(forget, list(stored)))
 
-    async def _units(self, client: AsyncClient) -> tuple[Units, str, int]:
+    def _units(self) -> tuple[Units, str]:
         """How prompts are counted for the hit ceiling."""
         if self._choices.model_dir is None:
-            return word_units, "words", 1
-        units = token_units(self._choices.model_dir)
-        try:
-            block = (await client.activation.lookup("How long is a block?")).chunk_tokens
-        except CallFailed:
-            block = DEFAULT_BLOCK_TOKENS
-        return units, "tokens", max(block, 1)
+            return word_units, "words"
+        return token_units(self._choices.model_dir), "tokens"
 
     def _knee(self, runs: Sequence[Ran]) -> Knee | None:
         """None without a sweep, and where a rate lacks a seed."""

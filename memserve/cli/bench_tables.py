@@ -55,7 +55,7 @@ def results_view(record: Record) -> Group:
     results = record.results
     parts: list[RenderableType] = []
     if len(results.runs) == 1:
-        parts += _run_parts(results.runs[0])
+        parts += _run_parts(results.runs[0], recalls=record.choices.scenario.recall is not None)
     elif results.runs:
         parts.append(_sweep_table(results.runs))
     if results.knee:
@@ -70,7 +70,7 @@ def results_view(record: Record) -> Group:
     return Group(*parts)
 
 
-def _run_parts(run: Ran) -> Iterator[RenderableType]:
+def _run_parts(run: Ran, *, recalls: bool) -> Iterator[RenderableType]:
     figures = run.figures
     times = _table("milliseconds", "p50", "p90", "p99", "most")
     for field, name in (*TIMES, ("lateness_ms", "generator's lateness")):
@@ -87,7 +87,7 @@ def _run_parts(run: Ran) -> Iterator[RenderableType]:
     yield f"goodput {100 * figures.goodput:.1f} % of {figures.offered} offered: {counted}"
     for outcome, reasons in figures.reasons.items():
         yield f"{outcome}: " + ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-    yield _hits_line(run)
+    yield _hits_line(run, recalls=recalls)
     for worker, count in figures.workers.items():
         silence = figures.longest_silence_ms.get(worker, 0.0)
         yield f"{worker}: {count} answers, longest silence while it owed answers {silence:.0f} ms"
@@ -95,17 +95,19 @@ def _run_parts(run: Ran) -> Iterator[RenderableType]:
         yield f"stall: {stall.worker} from {stall.from_s:.2f} s on, {1000 * stall.seconds:.0f} ms"
     if len(figures.stalls) > SHOWN_STALLS:
         yield f"and {len(figures.stalls) - SHOWN_STALLS} stalls more"
+    if figures.late_by_generator:
+        yield f"{figures.late_by_generator} of the late would have been in time, had they left in time"
     yield f"the generator took {figures.cpu_share:.2f} of a core"
     if run.cut_prompts:
         yield f"{run.cut_prompts} prompts of the trace were cut"
 
 
-def _hits_line(run: Ran) -> str:
+def _hits_line(run: Ran, *, recalls: bool) -> str:
     hits = run.figures.hit_share
     said = "the server does not say" if hits is None else f"{100 * hits:.1f} % of the prompt tokens"
     ceiling = run.ceiling
-    blocks = f" in blocks of {ceiling.block}" if ceiling.block > 1 else ""
-    return f"cache hits: {said}; a cache without end {100 * ceiling.share:.1f} % ({ceiling.unit}{blocks})"
+    without = ", without passages" if recalls else ""
+    return f"cache hits: {said}; a cache without end {100 * ceiling.share:.1f} % ({ceiling.unit}{without})"
 
 
 def _sweep_table(runs: tuple[Ran, ...]) -> Table:

@@ -32,7 +32,7 @@ def row(
 
 
 def figures(rows: Sequence[Row], **limits: float):  # type: ignore[no-untyped-def]
-    return figures_of(Sending(tuple(rows), len(rows), 10.0, 10.0, 1.0), Limits(**limits))
+    return figures_of(Sending(tuple(rows), len(rows), 10.0, 10.0, 1.0), Slo(ttft_ms=200.0), Limits(**limits))
 
 
 def test_quantiles_are_times_that_were_measured_by_nearest_rank() -> None:
@@ -49,6 +49,14 @@ def test_latency_counts_from_the_intended_time_and_gaps_between_messages() -> No
     assert (measured.itl_ms.p50, measured.itl_ms.most) == (pytest.approx(100), pytest.approx(300))
     assert measured.lateness_ms.most == pytest.approx(250)
     assert measured.hit_share == 0.5
+
+
+def test_an_answer_that_is_late_by_the_generator_alone_is_told_apart() -> None:
+    late = Outcome.LATE
+    own = row(0, 0.0, [0.3], sent_s=0.2, outcome=late)
+    servers = row(1, 0.0, [0.5], sent_s=0.2, outcome=late)
+    drags = row(2, 0.0, [0.1, 5.0], outcome=late)
+    assert figures([own, servers, drags]).late_by_generator == 1
 
 
 def test_goodput_is_over_everything_that_was_offered() -> None:

@@ -131,8 +131,8 @@ async def sent(
     plan = make_plan(SCENARIO, 0, "s")
     generator = Generator(target, Slo(), limits, stop or asyncio.Event(), progress)
     sending = await generator.run(plan.requests, plan.seconds)
-    figures = figures_of(sending, limits)
-    run = Ran(None, 0, "s", True, figures, Ceiling(0.0, "words", 1), 0, sending.rows)
+    figures = figures_of(sending, Slo(), limits)
+    run = Ran(None, 0, "s", True, figures, Ceiling(0.0, "words"), 0, sending.rows)
     return Results((run,), None, stop is not None and stop.is_set())
 
 

@@ -123,23 +123,21 @@ def planned(number: int, text: str, module: str = "") -> Planned:
 
 
 @pytest.mark.parametrize(
-    ("texts", "block", "share"),
+    ("texts", "share"),
     [
         # Four words with the role; the last one is always computed.
-        (["a b c", "a b c"], 1, 3 / 8),
-        (["a b c", "a b d"], 1, 3 / 8),
-        (["a b c", "x b c"], 1, 1 / 8),
-        # Whole blocks only, and never the last word.
-        (["a b c", "a b c"], 2, 2 / 8),
-        (["a b c d", "a b c d"], 2, 4 / 10),
-        (["a b c"], 1, 0.0),
+        (["a b c", "a b c"], 3 / 8),
+        (["a b c", "a b d"], 3 / 8),
+        (["a b c", "x b c"], 1 / 8),
+        (["a b c", "a b", "a b c"], (2 + 3) / 11),
+        (["a b c"], 0.0),
     ],
 )
-def test_the_ceiling_is_the_share_of_known_blocks(texts: list[str], block: int, share: float) -> None:
+def test_the_ceiling_is_the_share_of_known_beginnings(texts: list[str], share: float) -> None:
     requests = [planned(number, text) for number, text in enumerate(texts)]
-    ceiling = hit_ceiling(requests, word_units, "words", block)
-    assert (ceiling.share, ceiling.unit, ceiling.block) == (pytest.approx(share), "words", block)
+    ceiling = hit_ceiling(requests, word_units, "words")
+    assert (ceiling.share, ceiling.unit) == (pytest.approx(share), "words")
 
 
 def test_a_prompt_with_another_module_shares_nothing() -> None:
-    assert hit_ceiling([planned(0, "a b"), planned(1, "a b", "m")], word_units, "words", 1).share == 0.0
+    assert hit_ceiling([planned(0, "a b"), planned(1, "a b", "m")], word_units, "words").share == 0.0
