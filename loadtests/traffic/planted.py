@@ -8,8 +8,8 @@ of which waits for its answer before it asks again, runs on the same workers. Du
 so that the stall is one or two of its many requests (coordinated omission).
 
 A question that a stall holds waits 200, 160, 120, 80 or 40 ms, because one comes every 40 ms. The limits lie
-between: at 100 ms for the workers, and 10 ms more for the way there and back. A run in which a request left
-more than 10 ms late is run again, three times at most: it would count the generator's own pauses.
+between: at 100 ms for the workers, and 10 ms more for the way there and back. Answers that are late by the
+generator alone, which it tells apart, are not counted. A run that calls itself invalid is run again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Found:
         """As the workers count."""
         return {
             "stalls": len(self.figures["stalls"]),
-            "held": self.figures["reasons"].get("late", {}).get("ttft", 0),
+            "held": self.figures["reasons"].get("late", {}).get("ttft", 0)
+            - self.figures["late_by_generator"],
             "refused": self.figures["outcomes"]["refused"],
         }
 
@@ -122,7 +123,6 @@ def bench(running: Servers, way: str, seconds: float) -> Found:
     for setting in (
         "arrivals.order='constant'", "prompt.shared_texts=0", f"output.tokens={TOKENS}",
         f"slo.ttft_ms={HELD_MS + ON_THE_WAY_MS}", "slo.tpot_ms=1000", f"limits.stall_ms={STALL_MS}",
-        f"limits.late_p99_ms={ON_THE_WAY_MS}",
     ):  # fmt: skip
         words += ["--set", setting]
     for number in range(TRIES):
@@ -137,9 +137,8 @@ def bench(running: Servers, way: str, seconds: float) -> Found:
         # The workers write when a stall ends; what the last one held is written then.
         time.sleep(0.5)
         figures = json.loads(done.stdout)["runs"][0]["figures"]
-        if done.returncode == 0 and figures["lateness_ms"]["most"] <= ON_THE_WAY_MS:
+        if done.returncode == 0:
             return Found(way, figures, running.planted(since))
-        report(f"a request left {figures['lateness_ms']['most']:.0f} ms late")
     raise RuntimeError(f"no valid run in {TRIES} tries: this machine is too busy")
 
 
@@ -167,7 +166,7 @@ async def closed_loop(running: Servers, seconds: float) -> list[float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("planted", __doc__).parse_args(arguments)
-    seconds = 9.0 if chosen.quick else 60.0
+    seconds = 8.0 if chosen.quick else 60.0
     # A unix socket's path has 100 bytes at most.
     with tempfile.TemporaryDirectory(prefix="ms-") as name, servers(Path(name)) as running:
         asyncio.run(closed_loop(running, 1.0))  # the first requests of a gateway are slow
