@@ -3,9 +3,9 @@
 A real gateway process, and two worker processes without engines. One of them sends nothing for 200 ms, again
 and again; every 20th question is refused by both. The workers write down what they did. `memserve bench`
 sends a question every 40 ms, over gRPC and over HTTP, and must count the same: the stalls and whose they are,
-the questions that a stall held for 100 ms or more, and the refusals. Then a closed loop of two askers, each
-of which waits for its answer before it asks again, runs on the same workers. During a stall it asks nothing,
-so that the stall is one or two of its many requests (coordinated omission).
+the questions that a stall held for 100 ms or more, and the refusals. Then a closed loop, which waits for its
+answer before it asks again, runs on the same workers. During a stall it asks nothing, so that the stall is
+one of its many requests (coordinated omission).
 
 A question that a stall holds waits 200, 160, 120, 80 or 40 ms, because one comes every 40 ms. The limits lie
 between: at 100 ms for the workers, and 10 ms more for the way there and back. Answers that are late by the
@@ -41,7 +41,7 @@ from memserve.processes.ports import taken_ports
 SALT_KEY = "cd" * 32
 STALLING = "w1"
 STALL_EVERY_S = 3.0
-PER_S, TOKENS, STREAMS = 25, 4, 2
+PER_S, TOKENS = 25, 4
 HELD_MS, ON_THE_WAY_MS, STALL_MS = 100.0, 10.0, 150.0
 TRIES, QUICK_TRIES = 6, 3
 INVALID_STATUS = 3
@@ -163,21 +163,18 @@ def noise_of(run: dict[str, Any]) -> Iterator[str]:
 async def closed_loop(running: Servers, seconds: float) -> list[float]:
     """TTFTs as such a tool takes them, in seconds, from when it sends."""
     taken: list[float] = []
-    numbers = itertools.count()
     until_s = time.monotonic() + seconds
-
-    async def ask(client: AsyncClient) -> None:
-        while time.monotonic() < until_s:
-            question = WORDS.format(salt="closed", number=next(numbers))
+    async with AsyncClient(running.address) as client:
+        for number in itertools.count():
+            if time.monotonic() >= until_s:
+                break
+            question = WORDS.format(salt="closed", number=number)
             began_s, heard = time.monotonic(), False
             with contextlib.suppress(CallFailed):
                 async for event in client.stream(question, max_tokens=TOKENS, min_tokens=TOKENS):
                     if isinstance(event, TextDelta) and not heard:
                         heard = True
                         taken.append(time.monotonic() - began_s)
-
-    async with AsyncClient(running.address) as client:
-        await asyncio.gather(*(ask(client) for _ in range(STREAMS)))
     return taken
 
 
@@ -190,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(closed_loop(running, 1.0))  # the first requests of a gateway are slow
         found = [bench(running, way, seconds, tries) for way in ("gRPC", "HTTP")]
         since = running.written_bytes()
-        report(f"a closed loop of {STREAMS} askers for {seconds:g} s")
+        report(f"a closed loop for {seconds:g} s")
         ttfts_s = asyncio.run(closed_loop(running, seconds))
         closed = Closed(ttfts_s, seconds, running.planted(since)["stalls"])
     return told(found, closed, as_json=chosen.json)
@@ -229,7 +226,7 @@ def told(found: Sequence[Found], closed: Closed, *, as_json: bool) -> int:
     ]  # fmt: skip
     rows.append(
         [
-            f"closed loop, {STREAMS} askers", took.count, f"{took.count / closed.seconds:.1f}",
+            "closed loop", took.count, f"{took.count / closed.seconds:.1f}",
             f"- / {closed.stalls}", closed.slow, "-", *_ms(took),
         ]
     )  # fmt: skip
