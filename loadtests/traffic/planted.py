@@ -41,7 +41,7 @@ from memserve.processes.ports import taken_ports
 SALT_KEY = "cd" * 32
 STALLING = "w1"
 STALL_EVERY_S = 3.0
-PER_S, TOKENS = 25, 4
+PER_S, TOKENS = 25, 2
 HELD_MS, ON_THE_WAY_MS, STALL_MS = 100.0, 10.0, 150.0
 TRIES, QUICK_TRIES = 6, 3
 INVALID_STATUS = 3

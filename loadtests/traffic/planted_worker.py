@@ -50,7 +50,7 @@ class Planted:
     stall_every_s: float = 0.0
     """0: it does not stall."""
     stall_s: float = 0.2
-    token_s: float = 0.002
+    token_s: float = 0.001
     """Before each token."""
 
 

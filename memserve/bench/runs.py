@@ -24,6 +24,7 @@ from memserve.client import AsyncClient, CallFailed
 from memserve.errors import UsageError
 
 MAX_RATE_PER_S = 10_000.0
+MAX_SWEEP_REQUESTS = 1_000_000
 SETTLED_S = 0.5
 """Between two runs."""
 STORES = 8
@@ -248,15 +249,17 @@ class Bench:
         )
 
 
-def check_rates(rates_per_s: Sequence[float], scenario: Scenario) -> None:
+def check_rates(rates_per_s: Sequence[float], seeds: int, scenario: Scenario) -> None:
     """Raises UsageError."""
     for rate in rates_per_s:
         if not 0 < rate <= MAX_RATE_PER_S:
             raise UsageError("--rates", f"{rate:g}: above 0 and at most {MAX_RATE_PER_S:g} a second")
     if len(set(rates_per_s)) < len(rates_per_s):
         raise UsageError("--rates", "each rate once")
-    if len(rates_per_s) > 50:
-        raise UsageError("--rates", "at most 50 rates")
+    requests = sum(rates_per_s) * scenario.arrivals.seconds * seeds
+    if requests > MAX_SWEEP_REQUESTS:
+        rule = f"{requests:.0f} requests in all; at most {MAX_SWEEP_REQUESTS}, whose times are kept"
+        raise UsageError("--rates", rule)
 
 
 def _title(rate_per_s: float | None, seed: int, seeds: int) -> str:

@@ -137,8 +137,8 @@ def bench(
         for name, title in bundled().items():
             out.print(f"{name}: {title}")
         return
-    file, choices = _chosen(sent, sweep, kept, gateway)
-    trace, of_trace = _trace(choices)
+    file, choices, trace_sha256 = _chosen(sent, sweep, kept, gateway)
+    trace, of_trace = _trace(choices, trace_sha256)
     place = Place(gateway.address, gateway.api_key, sent.http)
     of_server = _server(gateway, needed=not sent.http)
     results = asyncio.run(_run(place, choices, trace))
@@ -162,8 +162,8 @@ def bench(
 
 def _chosen(
     sent: SentOptions, sweep: SweepOptions, kept: KeptOptions, gateway: GatewayOptions
-) -> tuple[ScenarioFile, Choices]:
-    """Raises UsageError."""
+) -> tuple[ScenarioFile, Choices, str]:
+    """Also the digest that the trace must have. Empty: any. Raises UsageError."""
     changes = list(sent.assign or ())
     for key, value in (
         ("arrivals.rate_per_s", sent.rate),
@@ -180,18 +180,18 @@ def _chosen(
     if kept.repeat is not None:
         if changes or rates or sent.scenario:
             raise UsageError("--repeat", "runs what the file has; leave out the scenario, its keys and rates")
-        file, choices, _ = choices_of(kept.repeat)
-        return file, replace(choices, salt=sent.salt)
+        file, choices, trace_sha256 = choices_of(kept.repeat)
+        return file, replace(choices, salt=sent.salt), trace_sha256
     if sent.http:
         origin_of(sent.http)
     file = open_scenario(sent.scenario or "chat", changes)
     if sent.rate is not None and file.scenario.trace is not None:
         # The trace is brought to this rate.
         rates = rates or (sent.rate,)
-    check_rates(rates, file.scenario)
+    check_rates(rates, len(seeds), file.scenario)
     if rates and sweep.search:
         raise UsageError("--search", "finds the rates itself; leave out --rates")
-    return file, Choices(file.scenario, rates, sweep.search, seeds, sent.salt, sent.model)
+    return file, Choices(file.scenario, rates, sweep.search, seeds, sent.salt, sent.model), ""
 
 
 def _rates(text: str) -> tuple[float, ...]:
@@ -202,7 +202,7 @@ def _rates(text: str) -> tuple[float, ...]:
         raise UsageError("--rates", f"{text}: numbers with commas between them, such as 1,2,4") from None
 
 
-def _trace(choices: Choices) -> tuple[Sequence[Arrival], dict[str, Any]]:
+def _trace(choices: Choices, sha256: str) -> tuple[Sequence[Arrival], dict[str, Any]]:
     """The scenario's trace, and what names it. Raises UsageError."""
     rules = choices.scenario.trace
     if rules is None:
@@ -214,7 +214,10 @@ def _trace(choices: Choices) -> tuple[Sequence[Arrival], dict[str, Any]]:
         arrivals = read_trace(path)
     except ValueError as error:
         raise UsageError("--trace", str(error)) from None
-    return arrivals, {"path": str(path), "sha256": digest_of(path), "requests": len(arrivals)}
+    digest = digest_of(path)
+    if sha256 not in ("", digest):
+        raise UsageError("--repeat", f"{path} is not the trace of that run: its SHA-256 is {digest}")
+    return arrivals, {"path": str(path), "sha256": digest, "requests": len(arrivals)}
 
 
 def _server(gateway: GatewayOptions, *, needed: bool) -> dict[str, Any]:

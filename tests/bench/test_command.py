@@ -80,6 +80,22 @@ def test_a_run_prints_its_figures_and_writes_what_repeats_it(gateway: StubGatewa
     assert {text.split()[0] for text in after}.isdisjoint(text.split()[0] for text in before)
 
 
+def test_a_trace_is_replayed_and_only_the_same_trace_repeats_it(gateway: StubGateway, tmp_path: Path) -> None:
+    trace, saved = tmp_path / "trace.jsonl", tmp_path / "saved.json"
+    line = {"timestamp": 100, "input_length": 600, "output_length": 20, "hash_ids": [1, 2]}
+    trace.write_text(json.dumps(line) + "\n" + json.dumps(line | {"timestamp": 300}), encoding="utf-8")
+    words = ("mooncake", "--trace", str(trace), "--factor", "2", "--seconds", "1", *LOOSE)
+    done = bench(gateway, *words, "--save", str(saved))
+    assert done.returncode == 0, done.stderr
+    record = json.loads(saved.read_text(encoding="utf-8"))
+    assert [row["intended_s"] for row in record["runs"][0]["rows"]] == [0.05, 0.15]
+    assert len(record["trace"]["sha256"]) == 64
+    trace.write_text(json.dumps(line), encoding="utf-8")
+    again = bench(gateway, "--repeat", str(saved))
+    assert again.returncode == 1
+    assert "is not the trace of that run" in again.stderr
+
+
 def test_an_invalid_run_says_why_and_has_a_status_of_its_own(gateway: StubGateway) -> None:
     done = bench(gateway, *QUICK, "--set", "limits.late_p99_ms=0.0001")
     assert done.returncode == 3
@@ -120,6 +136,7 @@ def test_ctrl_c_ends_a_run_early_and_shows_what_there_is(gateway: StubGateway) -
         (("chat", "--set", "slo.tfft_ms=1"), "chat: slo.tfft_ms: is no key; did you mean ttft_ms?"),
         (("chat", "--rates", "1,x"), "--rates: 1,x: numbers with commas"),
         (("chat", "--rates", "1,1"), "--rates: each rate once"),
+        (("chat", "--rates", "9000,9999", "--seconds", "99"), "--rates: 1880901 requests in all"),
         (("chat", "--rates", "1,2", "--search"), "--search: finds the rates itself"),
         (("mooncake",), "--trace: no file"),
         (("chat", "--http", "ftp://x"), "--http: ftp://x is no address"),
