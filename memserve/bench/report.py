@@ -135,7 +135,11 @@ def _outcome_lines(figures: Figures) -> Iterator[str]:
 
 def _surroundings(record: Record) -> Iterator[str]:
     for name, value in record.surroundings.items():
-        yield f"- {name}: {value}"
+        if not isinstance(value, dict):
+            yield f"- {name}: {value}"
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            shown = ", ".join(f"{a} {b}" for a, b in inner.items()) if isinstance(inner, dict) else inner
+            yield f"- {name}: {key} {shown}"
 
 
 def _run_plots(runs: Sequence[Ran]) -> dict[str, Plot]:

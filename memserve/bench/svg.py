@@ -11,6 +11,8 @@ WIDTH, HEIGHT = 720, 360
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 34, 48
 COLOURS = ("#1f5fa8", "#c2571a", "#2d7d46", "#8e3a8e", "#7a6a1c", "#555555")
 TICKS = 5
+NAMED = 8
+"""Series whose names there is room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,11 @@ def svg(plot: Plot) -> str:
     for number, series in enumerate(plot.series):
         colour = COLOURS[number % len(COLOURS)]
         parts += _drawn(series, [place(x, y) for x, y in series.points], colour)
-        parts.append(
-            f'<text x="{WIDTH - RIGHT - 4}" y="{TOP + 14 * number}" text-anchor="end" fill="{colour}">'
-            f"{escape(series.name)}</text>"
-        )
+    names = [
+        f'<tspan dx="10" fill="{COLOURS[number % len(COLOURS)]}">{escape(series.name)}</tspan>'
+        for number, series in enumerate(plot.series[:NAMED])
+    ]
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="18" text-anchor="end">{"".join(names)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -91,8 +94,10 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, *, dashed: bo
 
 
 def _rounded_up(value: float) -> float:
-    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
+    """The next round number."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= value * 0.9999)
+    return next(
+        step * power for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if step * power >= value * 0.9999
+    )

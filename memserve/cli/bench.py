@@ -140,10 +140,10 @@ def bench(
     file, choices, trace_sha256 = _chosen(sent, sweep, kept, gateway)
     trace, of_trace = _trace(choices, trace_sha256)
     place = Place(gateway.address, gateway.api_key, sent.http)
-    of_server = _server(gateway, needed=not sent.http)
+    of_server, of_generator = _server(gateway, needed=not sent.http), generator_surroundings()
     results = asyncio.run(_run(place, choices, trace))
     surroundings = {
-        "way": sent.http or "gRPC", "generator": generator_surroundings(), "server": of_server,
+        "way": sent.http or "gRPC", "generator": of_generator, "server": of_server,
         "trace": of_trace,
     }  # fmt: skip
     record = Record(file.name, choices, surroundings, results)
