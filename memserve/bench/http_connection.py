@@ -74,7 +74,13 @@ class Response:
                 while (await self.reader.readuntil(b"\r\n")) != b"\r\n":
                     pass
             elif (length := self.headers.get("content-length")) is not None:
-                yield await self.reader.readexactly(int(length))
+                left = int(length)
+                while left:
+                    piece = await self.reader.read(min(left, 1 << 16))
+                    if not piece:
+                        raise asyncio.IncompleteReadError(b"", left)
+                    left -= len(piece)
+                    yield piece
             else:
                 while piece := await self.reader.read(1 << 16):
                     yield piece

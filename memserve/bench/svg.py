@@ -11,6 +11,7 @@ WIDTH, HEIGHT = 720, 360
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 34, 48
 COLOURS = ("#1f5fa8", "#c2571a", "#2d7d46", "#8e3a8e", "#7a6a1c", "#555555")
 TICKS = 5
+ROUND = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 NAMED = 8
 """Series whose names there is room for."""
 
@@ -98,6 +99,4 @@ def _rounded_up(value: float) -> float:
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(
-        step * power for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if step * power >= value * 0.9999
-    )
+    return next(step * power for step in ROUND if step * power >= value * 0.9999)
