@@ -25,7 +25,7 @@ WHOLE = CONTENT * 2 + b"data: [DONE]\n\n"
 
 @contextlib.asynccontextmanager
 async def serving(reply: bytes, *, closes: bool) -> AsyncGenerator[tuple[HttpTarget, list[int]], None]:
-    """reply: to every request. closes: after it. Gives the target, and how many requests each connection had."""
+    """reply: to every request. closes: after it. Gives also how many requests each connection had."""
     counts: list[int] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -85,7 +85,7 @@ async def test_a_body_without_a_length_goes_on_until_the_connection_ends() -> No
     [
         (b"", "connection: IncompleteReadError", 0),
         (b"nonsense\r\n\r\n", "connection: IndexError", 0),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n" + CONTENT, "connection: IncompleteReadError", 0),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n" + CONTENT, "connection: IncompleteReadError", 1),
         (
             b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\nzz\r\n"
             % (len(CONTENT), CONTENT),
