@@ -2,8 +2,9 @@
 date.
 
 Each page comes from what the code itself reads: settings from `Settings`, metrics from the instruments,
-RPCs from the .proto files and their comments, commands from typer, error reasons from the exceptions and
-the table of statuses. Nothing here imports vLLM, so that a check takes seconds.
+RPCs from the .proto files and their comments, commands from typer, scenarios of `memserve bench` from the
+model that checks them, error reasons from the exceptions and the table of statuses. Nothing here imports
+vLLM, so that a check takes seconds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from rpcs import rpcs_page
+from scenarios import scenarios_page
 
 from memserve import errors
 from memserve.api.grpc.errors import STATUS, WITH_RETRY
@@ -67,6 +69,7 @@ def pages() -> dict[str, str]:
         "rpcs.md": rpcs_page(),
         "commands.md": commands_page(),
         "errors.md": errors_page(),
+        "scenarios.md": scenarios_page(),
     }
 
 

@@ -31,7 +31,8 @@ from loadtests.routing.goodput import PUBLISHED
 from loadtests.simulator import fleet
 from loadtests.simulator.jobs import Machine
 from loadtests.simulator.outcomes import Outcomes
-from loadtests.simulator.traces import BLOCK_TOKENS, Arrival, copies, read_trace
+from loadtests.simulator.traces import copies
+from memserve.bench.trace import BLOCK_TOKENS, Arrival, read_trace
 from memserve.client import Answer, AsyncClient, CallFailed
 from memserve.config import Settings
 from memserve.credentials import salt_key, worker_credential

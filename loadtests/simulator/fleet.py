@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from loadtests.simulator.caches import Holders, LruTier
 from loadtests.simulator.jobs import ADAPTER, Ended, Job, Machine, Report
 from loadtests.simulator.outcomes import Outcomes
-from loadtests.simulator.traces import BLOCK_TOKENS, Arrival
 from loadtests.simulator.worker import SimulatedWorker
+from memserve.bench.trace import BLOCK_TOKENS, Arrival
 from memserve.domain import ModulePlace
 from memserve.policy.routing.candidates import few
 from memserve.policy.routing.forecast import Demand, Held, PlacedModule, forecast, misses, slots_ahead

@@ -6,7 +6,7 @@ import math
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from loadtests.simulator.traces import BLOCK_TOKENS, Arrival
+from memserve.bench.trace import BLOCK_TOKENS, Arrival
 from memserve.domain.kinds import LoadCosts
 from memserve.policy.routing.costs import EngineCosts
 from memserve.policy.routing.load import WorkerLoad

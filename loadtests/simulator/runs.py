@@ -13,15 +13,14 @@ from loadtests.simulator.fleet import Death, Fleet, Setting
 from loadtests.simulator.jobs import Machine
 from loadtests.simulator.outcomes import Outcomes
 from loadtests.simulator.traces import (
-    Arrival,
     copies,
-    read_trace,
     repeated,
     synthetic_trace,
     unshared,
     with_adapters,
     with_tenants,
 )
+from memserve.bench.trace import Arrival, read_trace
 from memserve.policy.routing.policies import POLICIES
 
 SYNTHETIC = "synthetic"

@@ -1,57 +1,21 @@
 """Traces of requests: the published one, one of our own making, and what is overlaid on them.
 
-The format is Mooncake's (Qin et al., FAST'25): one JSON object a line with `timestamp` (milliseconds),
-`input_length`, `output_length` (tokens) and `hash_ids`, one for each 512-token block of the prompt; equal ids
-at equal places are an equal prefix.
+`memserve/bench/trace.py` reads the format.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-BLOCK_TOKENS = 512
+from memserve.bench.trace import BLOCK_TOKENS, Arrival
+
 # A block that begins so many prompts is a system prompt: copies of the trace share it.
 HOT = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A request of a trace."""
-
-    at_s: float
-    prompt_tokens: int
-    output_tokens: int
-    blocks: tuple[int, ...]
-    tenant: str = ""
-    band: int = 0
-    adapter: str = ""
-    session: str = ""
-
-
-def read_trace(path: Path) -> list[Arrival]:
-    """A trace file, gzip or plain, in order of time. Raises ValueError with the line that is wrong."""
-    arrivals = []
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                each = json.loads(line)
-                prompt, output = int(each["input_length"]), int(each["output_length"])
-                blocks = tuple(map(int, each["hash_ids"]))
-                at_s = float(each["timestamp"]) / 1000
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            if prompt < 1 or output < 1 or len(blocks) * BLOCK_TOKENS < prompt:
-                raise ValueError(
-                    f"{path}, line {number}: lengths below 1, or fewer blocks than the prompt has"
-                )
-            arrivals.append(Arrival(at_s, prompt, output, blocks))
-    return sorted(arrivals, key=lambda arrival: arrival.at_s)
 
 
 def synthetic_trace(requests: int, seed: int) -> list[Arrival]:

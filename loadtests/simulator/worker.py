@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from loadtests.simulator.caches import DeviceCache, Holders, LruTier
 from loadtests.simulator.jobs import ADAPTER, Ended, Job, Machine, Report
-from loadtests.simulator.traces import BLOCK_TOKENS
+from memserve.bench.trace import BLOCK_TOKENS
 from memserve.policy.routing.forecast import Held, tokens_to_fetch
 from memserve.policy.routing.load import WaitingTime, WorkerLoad
 from memserve.policy.routing.waiting_room import Waiting, WaitingRoom

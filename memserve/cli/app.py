@@ -13,6 +13,7 @@ import memserve
 from memserve.cli.ask import generate
 from memserve.cli.audit import audit_app
 from memserve.cli.backup import backup, restore
+from memserve.cli.bench import bench
 from memserve.cli.demo import demo
 from memserve.cli.explain import explain
 from memserve.cli.keys import keys_app
@@ -70,6 +71,7 @@ for _command in (
     forget,
     search,
     status,
+    bench,
     backup,
     restore,
     version,

@@ -76,7 +76,7 @@ def gateway_command(
         def command(
             *, address: str, api_key: str, timeout: float, as_json: bool = False, **options: Any
         ) -> None:
-            with _connected(address, api_key, timeout) as client:
+            with connected(address, api_key, timeout) as client:
                 function(Call(client, as_json), **options)
 
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
@@ -138,7 +138,7 @@ def _describe(command: Any, parameters: Iterable[Parameter]) -> None:
 
 
 @contextlib.contextmanager
-def _connected(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
+def connected(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
     """A client whose failures name the options of the command line."""
     try:
         with Client(address, api_key, timeout_s) as client:

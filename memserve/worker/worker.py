@@ -66,7 +66,10 @@ PRELOADS_S = 3.0
 # A worker that starts is worth waiting for until its modules are loaded, but not for long.
 FIRST_PRELOADS_S = 5.0
 COPIES_S = 60.0
-LOOPS = ("engine_events", "engine_life", "lease", "leaving", "module_copies", "module_places", "preloads")
+LOOPS = (
+    "engine_events", "engine_life", "lease", "leaving", "module_copies", "module_places", "preloads",
+    "pressure",
+)  # fmt: skip
 # The keys of a longer prompt take too long on the event loop.
 LOOKED_TOKENS_MAX = 32_768
 SERVER_OPTIONS = (

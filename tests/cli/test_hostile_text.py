@@ -36,6 +36,7 @@ COMMANDS = {
     "forget": "forget notes m1",
     "search": "search hello -n notes",
     "status": "status",
+    "bench": "bench chat --rate 20 --seconds 0.2 --set limits.late_p99_ms=9999 --set limits.cpu_share=60",
     "backup": "backup nightly",
     "modules push": "modules push tone MODULE",
     "modules list": "modules list",
