@@ -10,7 +10,8 @@ from memserve.config.reading import (
     environment_without_settings,
     load_settings,
 )
-from memserve.config.settings import GIB, MIB, Settings, at
+from memserve.config.settings import GIB, MIB, Settings
+from memserve.config.values import at
 
 __all__ = [
     "CLIENT_SETTINGS",

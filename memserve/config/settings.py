@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -14,19 +14,11 @@ from pydantic import (
     model_validator,
 )
 
-from memserve.config.values import RoutingPolicy, TemplateFile
+from memserve.config.values import CorsOrigins, Port, RoutingPolicy, TemplateFile
 from memserve.errors import StartupError
 
 MIB = 1 << 20
 GIB = 1 << 30
-
-
-def at(host: str, port: int) -> str:
-    """host:port, with the brackets that an IPv6 address needs."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Settings(BaseModel):
@@ -55,6 +47,9 @@ class Settings(BaseModel):
     http: bool = Field(True, description="Serve OpenAI's API over HTTP, on `host` and `http_port`.")
     page: bool = Field(
         True, description="Serve a page for people at `/` of the HTTP port: workers, memories, requests."
+    )
+    http_cors_origins: CorsOrigins = Field(
+        "", description="Web pages that may call the HTTP port: origins, by comma, or *. Empty: none."
     )
     http_port: Port = Field(8000, description="HTTP port of the gateway. 0: any free port.")
     metrics_port: Port = Field(

@@ -1,11 +1,14 @@
-"""Types of settings that take more than a line."""
+"""Types of settings that take more than a line, and addresses made of them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
+
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 RoutingPolicy = Literal[
     "least_ttft",
@@ -20,6 +23,11 @@ RoutingPolicy = Literal[
 ]
 
 
+def at(host: str, port: int) -> str:
+    """host:port, with the brackets that an IPv6 address needs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
@@ -32,4 +40,14 @@ def _found_from_anywhere(file: Path | None) -> Path | None:
         raise ValueError("cannot be found, since there is no home directory") from None
 
 
+def _origins(text: str) -> str:
+    """Raises ValueError."""
+    for origin in text.split(",") if text not in ("", "*") else ():
+        if not _ORIGIN.fullmatch(origin.strip()):
+            raise ValueError(f"{origin.strip()!r} is no origin: write https://host or http://host:port")
+    return text
+
+
+_ORIGIN = re.compile(r"https?://[^/\s,*?#@]+")
+CorsOrigins = Annotated[str, AfterValidator(_origins)]
 TemplateFile = Annotated[Path | None, BeforeValidator(_none_if_empty), AfterValidator(_found_from_anywhere)]

@@ -225,6 +225,8 @@ class Usage:
     """The mean over the tokens after the first. None for an answer of one token."""
     slo_met: bool
     finish_reason: FinishReason
+    stored_tokens: int = 0
+    """Prompt tokens whose KV the worker has computed and keeps from now on: full blocks."""
 
 
 @dataclass(frozen=True, slots=True)

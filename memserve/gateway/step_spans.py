@@ -61,6 +61,7 @@ class StepSpans:
                 "gen_ai.usage.input_tokens": usage.prompt_tokens,
                 "gen_ai.usage.output_tokens": usage.output_tokens,
                 "gen_ai.usage.cache_read.input_tokens": usage.cached.total,
+                "gen_ai.usage.cache_creation.input_tokens": usage.stored_tokens,
                 "gen_ai.response.finish_reasons": [usage.finish_reason],
                 "memserve.ttft_ms": usage.ttft_ms,
             }

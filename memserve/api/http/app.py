@@ -16,6 +16,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
@@ -73,7 +75,22 @@ class HttpApi:
                 *self._page_routes(),
             ],
             exception_handlers={HTTPException: self._not_here},
+            middleware=self._for_web_pages(),
         )
+
+    def _for_web_pages(self) -> list[Middleware]:
+        """CORS, for the pages that the settings name."""
+        if not (origins := self._parts.settings.http_cors_origins):
+            return []
+        return [
+            Middleware(
+                CORSMiddleware,
+                allow_origins=[origin.strip() for origin in origins.split(",")],
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", TIMEOUT_HEADER, "traceparent", "tracestate"],
+                expose_headers=["x-request-id", "x-memserve-worker", "retry-after", "x-memserve-reason"],
+            )
+        ]
 
     def _page_routes(self) -> list[Path]:
         if not self._parts.settings.page:

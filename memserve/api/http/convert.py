@@ -166,6 +166,7 @@ def receipt(route: Route, usage: Usage) -> dict[str, Any]:
     whole = asdict(route) | {"passages": [_passage(hit) for hit in route.passages]}
     return whole | {
         "cached_tokens": asdict(usage.cached),
+        "stored_tokens": usage.stored_tokens,
         "ttft_ms": usage.ttft_ms,
         "tpot_ms": usage.tpot_ms,
         "slo_met": usage.slo_met,

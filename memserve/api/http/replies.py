@@ -40,6 +40,8 @@ class ReceiptEnd(ReplyBody):
     tpot_ms: float | None
     """The mean of the tokens after the first. null for an answer of one token."""
     slo_met: bool
+    stored_tokens: int
+    """Prompt tokens whose KV the worker has computed and keeps from now on: full blocks."""
 
 
 def _fields_of(values: type[Any], **instead: Any) -> dict[str, Any]:

@@ -33,7 +33,9 @@ from memserve.errors import UsageError
 from memserve.pb.v1 import inference_pb2 as pb
 
 # What tools return comes over HTTP only.
-ROLES = {role: getattr(pb, f"ROLE_{role.name}") for role in Role if role is not Role.TOOL}
+ROLES: dict[Role, pb.Role] = {
+    role: getattr(pb, f"ROLE_{role.name}") for role in Role if role is not Role.TOOL
+}
 PRIORITIES: dict[Priority, pb.Priority] = {
     priority: getattr(pb, f"PRIORITY_{priority.name}") for priority in Priority.of_callers()
 }
@@ -222,4 +224,5 @@ def _usage_of(usage: pb.Usage) -> Usage:
         tpot_ms=usage.tpot_ms if usage.HasField("tpot_ms") else None,
         slo_met=usage.slo_met,
         finish_reason=FINISH_REASONS.get(usage.finish_reason, FinishReason.UNKNOWN),
+        stored_tokens=usage.stored_tokens,
     )

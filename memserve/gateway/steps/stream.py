@@ -118,7 +118,14 @@ class Answers:
                         if part.text or part.token_ids:
                             yield TextDelta(part.text, part.token_ids, part.logprobs)
                         if part.finish_reason is not None:
-                            usage = usage_of(routed, part, output_tokens, first_s, time.monotonic())
+                            usage = usage_of(
+                                routed,
+                                part,
+                                output_tokens,
+                                first_s,
+                                time.monotonic(),
+                                worker.lease.block_tokens,
+                            )
                             self._ended(routed, usage)
                             self._decisions.ended(routed.route.request_id, ANSWERED, usage)
                             yield usage
@@ -195,19 +202,30 @@ def operation_of(request: GenerationRequest) -> str:
 
 
 def usage_of(
-    routed: RoutedRequest, last: AnswerPart, output_tokens: int, first_s: float, ended_s: float
+    routed: RoutedRequest,
+    last: AnswerPart,
+    output_tokens: int,
+    first_s: float,
+    ended_s: float,
+    block_tokens: int,
 ) -> Usage:
-    """What an answer took. last: its last part. first_s, ended_s: when its first and its last part came."""
+    """What an answer took.
+
+    last: its last part. first_s, ended_s: when its first and its last part came. block_tokens: of the
+    worker's KV.
+    """
+    prompt_tokens, cached = len(routed.token_ids), last.cached or CachedTokens()
     ttft_ms = (first_s - routed.accepted_s) * 1000
     tpot_ms = (ended_s - first_s) * 1000 / (output_tokens - 1) if output_tokens > 1 else None
     return Usage(
-        prompt_tokens=len(routed.token_ids),
+        prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        cached=last.cached or CachedTokens(),
+        cached=cached,
         ttft_ms=ttft_ms,
         tpot_ms=tpot_ms,
         slo_met=all(wishes_met(routed, ttft_ms, tpot_ms)),
         finish_reason=last.finish_reason or FinishReason.STOP,
+        stored_tokens=max(prompt_tokens // block_tokens * block_tokens - cached.total, 0),
     )
 
 

@@ -275,7 +275,7 @@ class CachedTokens(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., redis: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "output_tokens", "cached_tokens", "ttft_ms", "tpot_ms", "slo_met", "finish_reason")
+    __slots__ = ("prompt_tokens", "output_tokens", "cached_tokens", "ttft_ms", "tpot_ms", "slo_met", "finish_reason", "stored_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -283,6 +283,7 @@ class Usage(_message.Message):
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
     SLO_MET_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    STORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     output_tokens: int
     cached_tokens: CachedTokens
@@ -290,7 +291,8 @@ class Usage(_message.Message):
     tpot_ms: float
     slo_met: bool
     finish_reason: FinishReason
-    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[_Union[CachedTokens, _Mapping]] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., slo_met: bool = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
+    stored_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[_Union[CachedTokens, _Mapping]] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., slo_met: bool = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stored_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("route", "text", "usage")

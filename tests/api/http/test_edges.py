@@ -313,3 +313,13 @@ async def test_what_is_written_is_sent_at_once(
     async with http_of(gateway) as http:
         await http.client.get("/health")
         assert [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in accepted] == [1]
+
+
+async def test_a_web_page_may_call_only_where_the_settings_name_it(http: Http) -> None:
+    asked = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+    for origins, status in (("", 405), ("https://chat.example", 200), ("https://other.example", 400)):
+        async with http_of(http.gateway, http_cors_origins=origins) as other:
+            preflight = await other.client.options("/v1/chat/completions", headers=asked)
+            assert preflight.status_code == status
+            allowed = preflight.headers.get("access-control-allow-origin")
+            assert allowed == ("https://chat.example" if status == 200 else None)

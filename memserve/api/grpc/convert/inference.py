@@ -111,6 +111,7 @@ def _usage(event: Usage) -> inference_pb2.Usage:
         tpot_ms=event.tpot_ms,
         slo_met=event.slo_met,
         finish_reason=FINISH[event.finish_reason],
+        stored_tokens=event.stored_tokens,
     )
 
 
