@@ -65,7 +65,7 @@ def kinds(annotation: Any) -> Iterator[str]:
         yield ", ".join(f"`{word}`" for word in get_args(annotation))
     elif isinstance(annotation, types.UnionType):
         yield from kinds(next(kind for kind in get_args(annotation) if kind is not types.NoneType))
-    elif get_origin(annotation) is tuple:
+    elif get_origin(annotation) is list:
         yield "a list of strings"
     elif annotation is bool:
         yield "`true`, `false`"

@@ -78,13 +78,8 @@ class Adapters(Table):
     """Modules that answer. They must be published before the run."""
 
     references: Annotated[
-        tuple[Annotated[str, Field(min_length=1)], ...],
-        Field(
-            min_length=1,
-            max_length=1000,
-            strict=False,
-            description="Such as `tone@live`, most popular first.",
-        ),
+        list[Annotated[str, Field(min_length=1)]],
+        Field(min_length=1, max_length=1000, description="Such as `tone@live`, most popular first."),
     ]
     zipf: Annotated[float, Field(ge=0, le=10, description="How uneven their use is. 0: equally often.")] = 1.0
     base_share: Annotated[

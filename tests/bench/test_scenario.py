@@ -65,7 +65,7 @@ def test_a_key_of_the_command_line_goes_before_the_files() -> None:
     changes = ["turns.count=7", "slo.ttft_ms=12.5", "adapters.references=['a', 'b']", "model='m'"]
     scenario = open_scenario("chat", changes).scenario
     assert (scenario.turns.count, scenario.slo.ttft_ms, scenario.model) == (7, 12.5, "m")
-    assert scenario.adapters is not None and scenario.adapters.references == ("a", "b")
+    assert scenario.adapters is not None and scenario.adapters.references == ["a", "b"]
 
 
 @pytest.mark.parametrize("change", ["turns.count", "turns.count=", "title.x=1", "turns.count=seven"])
