@@ -6,10 +6,10 @@ PIP_ARGS ?=
 LOCK ?= requirements.lock
 BIN := .venv/bin
 
-.PHONY: help setup demo test check format proto client lock clean
+.PHONY: help setup demo test chromium check format proto client lock clean
 help:
 	@echo "make demo    set up, then show what memserve does (about 3 minutes the first time)"
-	@echo "make test    set up, then run every test"
+	@echo "make test    set up, then run every test; installs Chromium where it is missing and apt-get may"
 	@echo "make check   lint, types, import contracts, generated code and docs"
 	@echo "make proto   generate memserve/pb from protos/"
 	@echo "make client  generate memserve/client/_sync from memserve/client/_async"
@@ -26,8 +26,12 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/memserve demo
 
-test: setup
+test: setup chromium
 	$(BIN)/python -m pytest
+
+# For the tests of the page. Does nothing where Chromium is there.
+chromium:
+	tests/install_chromium.sh
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 // The page: asks the gateway for its state once a second, and says how old the figures are.
 
 import { prepareAsking, offer } from "./ask.js";
-import { byId, seconds } from "./draw.js";
+import { byId } from "./draw.js";
 import { key, Refused, status } from "./gateway.js";
 import { drawRequests } from "./requests.js";
 import { drawStatus } from "./status.js";
@@ -65,7 +65,7 @@ function drawLink() {
 }
 
 function linkWords(ageMs, old) {
-  const age = ageMs === null ? "" : `; figures are ${seconds(Math.round(ageMs / 1000))} old`;
+  const age = ageMs === null ? "" : `; figures are ${Math.round(ageMs / 1000)} s old`;
   if (failure === null) return old && ageMs !== null ? ["stale", `no answer yet${age}`]
     : ageMs === null ? ["waiting", "connecting"] : ["live", "live"];
   if (!(failure instanceof Refused)) return ["unreachable", `gateway not reachable${age}`];
