@@ -6,10 +6,10 @@ PIP_ARGS ?=
 LOCK ?= requirements.lock
 BIN := .venv/bin
 
-.PHONY: help setup demo test deploy-tools check format proto client lock clean
+.PHONY: help setup demo test deploy-tools chromium check format proto client lock clean
 help:
 	@echo "make demo    set up, then show what memserve does (about 3 minutes the first time)"
-	@echo "make test    set up, then run every test"
+	@echo "make test    set up, then run every test; installs Chromium where it is missing and apt-get may"
 	@echo "make check   lint, types, import contracts, generated code and docs"
 	@echo "make proto   generate memserve/pb from protos/"
 	@echo "make client  generate memserve/client/_sync from memserve/client/_async"
@@ -26,12 +26,16 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/memserve demo
 
-test: setup deploy-tools
+test: setup deploy-tools chromium
 	$(BIN)/python -m pytest
 
 # Prometheus and promtool, for the tests of deploy/prometheus.
 deploy-tools:
 	deploy/tools.sh
+
+# For the tests of the page. Does nothing where Chromium is there.
+chromium:
+	tests/install_chromium.sh
 
 check: setup
 	$(BIN)/ruff check .

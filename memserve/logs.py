@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from opentelemetry import trace
-
 from memserve.plain import LOG_FORMAT, PlainFormatter, json_line
 
 LogFormat = Literal["text", "json"]
@@ -42,6 +40,9 @@ class JsonFormatter(logging.Formatter):
             entry["tenant"] = call.tenant
             if call.request_id:
                 entry["request_id"] = call.request_id
+        # The command line uses this file too, and a client is installed without OpenTelemetry.
+        from opentelemetry import trace
+
         if (span := trace.get_current_span().get_span_context()).is_valid:
             entry |= {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
         if record.exc_info:

@@ -12,12 +12,23 @@ from hypothesis import HealthCheck, settings
 
 from memserve.worker.fleet.local_ray import ray_environment
 from tests.api.http.fixtures import http
+from tests.browser.fixtures import browser, chromium
 from tests.gateway.fixtures import gateway, model_dir, start_gateway
 from tests.kv.redis_server import RedisServer
 from tests.stack.fixtures import client, stack, traces
 
 # Fixtures of other files, for all tests below this folder.
-__all__ = ["client", "gateway", "http", "model_dir", "stack", "start_gateway", "traces"]
+__all__ = [
+    "browser",
+    "chromium",
+    "client",
+    "gateway",
+    "http",
+    "model_dir",
+    "stack",
+    "start_gateway",
+    "traces",
+]
 
 # Before any test imports Ray, which reads it then.
 _RAY = tempfile.mkdtemp(prefix="memserve-tests-")

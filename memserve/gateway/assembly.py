@@ -187,6 +187,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         settings=settings,
         model=parts.model.name,
         inflight=parts.inflight,
+        live=parts.live,
         metrics=parts.metrics,
         check=check,
         modules=memory,
@@ -199,7 +200,6 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         router=Router(pool, settings, parts.residuals, parts.breakers),
         answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
         tokens=parts.tokens,
-        live=parts.live,
     )
     trial = ModuleTrial(pool)
     gate = Gate(pool, parts.layout, parts.tokenizing, parts.model.max_context_tokens)

@@ -40,6 +40,7 @@ class Pipeline:
     model: str
     """The served model's name."""
     inflight: Inflight
+    live: LiveRequests
     metrics: GatewayMetrics
     check: RequestCheck
     modules: ParametricMemory
@@ -52,7 +53,6 @@ class Pipeline:
     router: Router
     answers: Answers
     tokens: TokenQuota
-    live: LiveRequests
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None

@@ -141,6 +141,26 @@ async def a_large_block_event_comes_in_messages_of_one_number(worker: WireWorker
             check_messages_of_an_event(list(messages), worker.keys_in_a_message)
 
 
+async def tokens_are_joined_for_a_gateway_that_is_late(worker: WireWorker) -> None:
+    request = worker.request()
+    request.max_tokens = request.min_tokens = 64
+    async with worker.stub() as stub:
+
+        async def parts() -> list[pb.GenerateResponse]:
+            request.request_id = uuid.uuid4().hex
+            return [part async for part in stub.Generate(request, timeout=TIMEOUT_S)]
+
+        alone = await parts()
+        await stub.SetPace(pb.SetPaceRequest(window_ms=20), timeout=TIMEOUT_S)
+        joined = await parts()
+        await stub.SetPace(pb.SetPaceRequest(), timeout=TIMEOUT_S)
+        assert sum(len(part.token_ids) for part in joined) == 64
+        assert "".join(part.text for part in joined) == "".join(part.text for part in alone)
+        assert len(joined) < 48
+        not_a_number = stub.SetPace(pb.SetPaceRequest(window_ms=math.nan), timeout=TIMEOUT_S)
+        await ends_with(grpc.StatusCode.INVALID_ARGUMENT, not_a_number, "SetPace")
+
+
 WIRE_CLAUSES: Sequence[WireClause] = (
     without_the_credential_only_health_is_answered,
     a_gateway_with_another_salt_key_is_a_stranger,
@@ -148,6 +168,7 @@ WIRE_CLAUSES: Sequence[WireClause] = (
     places_come_in_the_order_of_the_request,
     every_message_of_a_watch_has_an_epoch_and_a_number_that_never_falls,
     a_large_block_event_comes_in_messages_of_one_number,
+    tokens_are_joined_for_a_gateway_that_is_late,
 )
 each_wire_clause = pytest.mark.parametrize(
     "clause", WIRE_CLAUSES, ids=[clause.__name__ for clause in WIRE_CLAUSES]

@@ -258,21 +258,6 @@ async def the_canary_prompts_feel_the_module(worker: ContractWorker) -> None:
     assert await worker.calls.try_module(worker.lora, ModuleKind.LORA, TIMEOUT_S) > 0.01
 
 
-async def tokens_are_joined_for_a_gateway_that_is_late(worker: ContractWorker) -> None:
-    async def parts() -> list[AnswerPart]:
-        request = worker.request(sampling=Sampling(max_tokens=64, min_tokens=64))
-        return [part async for part in worker.calls.generate(request, TIMEOUT_S)]
-
-    alone = await parts()
-    await worker.calls.set_pace(0.02, TIMEOUT_S)
-    joined = await parts()
-    await worker.calls.set_pace(0.0, TIMEOUT_S)
-    assert sum(len(part.token_ids) for part in joined) == 64
-    assert "".join(part.text for part in joined) == "".join(part.text for part in alone)
-    assert len(joined) < 48
-    await refused(worker.calls.set_pace(math.nan, TIMEOUT_S), WrongRequest)
-
-
 async def a_composition_is_its_progress_then_its_files_then_its_recipe(worker: ContractWorker) -> None:
     request = CompositionRequest("compress", ((worker.lora, 0.0),), rank=4)
     events = [event async for event in worker.calls.compose(request, TIMEOUT_S)]

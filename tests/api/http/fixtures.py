@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -57,7 +57,7 @@ def client_of(http: Http, **options: Any) -> openai.AsyncOpenAI:
 @contextlib.asynccontextmanager
 async def http_of(gateway: RunningGateway, **settings: Any) -> AsyncIterator[Http]:
     chosen = gateway.settings.model_copy(update={"http_port": 0, "http": True, **settings})
-    parts = gateway.parts
+    parts = replace(gateway.parts, settings=chosen)
     entry, services = entry_of(parts, gateway.access), services_of(parts, gateway.access)
     async with open_http(chosen) as front:
         assert front is not None

@@ -34,6 +34,7 @@ from memserve.errors import DeadlineExceeded, NoWorker, WorkerLost
 from memserve.gateway.access.callers import Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.decisions import Decisions
+from memserve.gateway.live import LiveRequests
 from memserve.gateway.outcomes import OutcomeCounts, Outcomes
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.steps.prompt import Prompt
@@ -102,6 +103,7 @@ class MemoryFleet:
             settings=settings,
             model="tiny",
             inflight=Inflight(9, 9),
+            live=LiveRequests(),
             metrics=self.metrics,
             check=lambda model, messages: None,
             modules=self,

@@ -86,12 +86,15 @@ async function put() {
   busy(false);
 }
 
+// The focus stays on a button that is there.
 function busy(is) {
-  byId("send").hidden = is;
-  byId("stop").hidden = !is;
+  const [shown, gone] = is ? [byId("stop"), byId("send")] : [byId("send"), byId("stop")];
+  const focused = document.activeElement === gone;
+  shown.hidden = false;
+  if (focused) shown.focus();
+  gone.hidden = true;
   byId("answer").setAttribute("aria-busy", String(is));
   if (!is) { byId("answer-box").classList.remove("writing"); return; }
-  byId("stop").focus();
   byId("ask-error").hidden = true;
   byId("receipt").hidden = true;
   byId("answer").replaceChildren();

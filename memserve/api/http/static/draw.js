@@ -73,6 +73,7 @@ export function bytes(value) {
 }
 
 export function seconds(value) {
+  if (value < 0.00005) return "0 ms";
   if (value < 0.0995) return `${(1000 * value).toFixed(value < 0.00995 ? 1 : 0)} ms`;
   return `${value.toFixed(value < 9.95 ? 2 : value < 99.5 ? 1 : 0)} s`;
 }

@@ -1,7 +1,7 @@
 // The page: asks the gateway for its state once a second, and says how old the figures are.
 
 import { prepareAsking, offer } from "./ask.js";
-import { byId, seconds } from "./draw.js";
+import { byId } from "./draw.js";
 import { key, Refused, status } from "./gateway.js";
 import { drawRequests } from "./requests.js";
 import { drawStatus } from "./status.js";
@@ -65,13 +65,19 @@ function drawLink() {
 }
 
 function linkWords(ageMs, old) {
-  const age = ageMs === null ? "" : `; figures are ${seconds(Math.round(ageMs / 1000))} old`;
+  const age = ageMs === null ? "" : `; figures are ${ageWords(ageMs / 1000)} old`;
   if (failure === null) return old && ageMs !== null ? ["stale", `no answer yet${age}`]
     : ageMs === null ? ["waiting", "connecting"] : ["live", "live"];
   if (!(failure instanceof Refused)) return ["unreachable", `gateway not reachable${age}`];
   if (failure.status === 401 || failure.status === 403) return ["key", "a key is needed"];
   if (failure.reason === "starting") return ["starting", `gateway is starting${age}`];
   return ["refused", `${failure.message}${age}`];
+}
+
+// In steps, so that a screen reader does not read a new age every second.
+function ageWords(ageS) {
+  if (ageS < 10) return "a few seconds";
+  return ageS < 120 ? `${10 * Math.floor(ageS / 10)} s` : `${Math.floor(ageS / 60)} min`;
 }
 
 function prepareKey() {

@@ -72,7 +72,8 @@ function drawWorker(worker) {
     kvUse(worker),
     el("div", { class: "measure" }, el("span", { class: "what" }, "Adapters"), drawAdapters(worker)),
     el("div", { class: "measure" }, el("span", { class: "what" }, "Lately"),
-      sparkline(lately.length > 1 ? lately : [0, ...lately], "requests at this worker over the last two minutes")),
+      sparkline(lately.length > 1 ? lately : [0, ...lately], "requests here over the last two minutes"),
+      el("span", { class: "words" }, `at most ${number(Math.max(...lately))}`)),
     worker.limits ? el("p", { class: "hint" }, worker.limits) : null);
 }
 
@@ -90,11 +91,11 @@ function queue(worker) {
 
 function kvUse(worker) {
   const held = worker.known_blocks * worker.block_tokens;
-  const cached = `${number(held)} tokens of prefixes cached`;
+  const cached = `${number(held)} tokens cached`;
   if (worker.kv_tokens === null) return measure("KV", 0, 1, cached);
   const whole = worker.kv_tokens + worker.free_kv_tokens;
-  const row = measure("KV", worker.kv_tokens, whole, `${percent(worker.kv_tokens, whole)} in use`);
-  row.title = `${number(worker.kv_tokens)} of ${number(whole)} tokens; ${cached}`;
+  const row = measure("KV", worker.kv_tokens, whole, `${percent(worker.kv_tokens, whole)}, ${number(held)} cached`);
+  row.title = `in use: ${number(worker.kv_tokens)} of ${number(whole)} tokens; ${cached}`;
   return row;
 }
 
@@ -124,7 +125,8 @@ function list(rows, leftOut) {
 }
 
 function drawModules(modules) {
-  const title = "Parametric", what = "Modules: knowledge in weights, in versions behind aliases.";
+  const title = "Modules";
+  const what = "Parametric memory: knowledge in weights, in versions behind aliases.";
   if (modules === null) return gone(title, what);
   const rows = modules.modules.map((module) => [module.name, module.aliases.length
     ? module.aliases.map((alias) => `${alias.name} → ${alias.versions.join(", ")}`).join("; ")
@@ -134,7 +136,8 @@ function drawModules(modules) {
 }
 
 function drawPrefixes(prefixes) {
-  const title = "Activation", what = "Prefixes: KV of prompts in Redis, computed once and shared.";
+  const title = "Prefixes";
+  const what = "Activation memory: KV of prompts in Redis, computed once and shared.";
   if (prefixes === null) return gone(title, what);
   const rows = [["chunks", number(prefixes.chunks)], ["pinned", bytes(prefixes.pinned_bytes)]];
   if (prefixes.cache_stored_bytes !== null) {
@@ -151,7 +154,8 @@ function drawPrefixes(prefixes) {
 }
 
 function drawTexts(texts) {
-  const title = "Vector", what = "Texts: passages that a question finds by meaning and by word.";
+  const title = "Texts";
+  const what = "Vector memory: passages that a question finds by meaning and by word.";
   if (texts === null) return gone(title, what);
   const rows = texts.namespaces.map((space) => [space.name, number(space.memories)]);
   return memory(title, what, number(texts.total), texts.total === 1 ? "text" : "texts",
