@@ -29,6 +29,8 @@ TOP_FOLDERS = ("memserve", "protos", "deploy", "tests", "loadtests", "docs")
 # Words of other programs and of files, written like the name of a setting.
 OTHER_NAMES = {
     "api_key",
+    "span_id",
+    "trace_id",
     "at_least",
     "max_loss",
     "max_nbytes",

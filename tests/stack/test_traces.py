@@ -22,14 +22,18 @@ PHASES = ["worker queue", "worker prefill", "worker decode"]
 
 def traced(stack: Stack, traces: OtlpReceiver, *, tokens: int, **memserve: object) -> tuple[str, Received]:
     """The id of a chat's trace, which the caller began, and its tree."""
+    with Client(stack.address) as client:
+        model = client.status().workers[0].model
     trace_id, parent_id = secrets.token_hex(16), secrets.token_hex(8)
     body = {
         "messages": [{"role": "user", "content": "Where does the ferry leave? " + uuid.uuid4().hex}],
+        "model": model,
         "max_tokens": tokens,
-        "memserve": {"min_tokens": tokens, **memserve},
+        "min_tokens": tokens,
+        "memserve": memserve,
     }
     response = httpx.post(
-        f"http://127.0.0.1:{stack.ports['http_port']}/v1/chat/completions",
+        f"http://127.0.0.1:{stack.settings.http_port}/v1/chat/completions",
         json=body,
         headers={"traceparent": f"00-{trace_id}-{parent_id}-01"},
         timeout=60,
@@ -52,7 +56,7 @@ def test_a_trace_has_every_step_and_phase_and_explains_the_time(
     stack: Stack, client: Client, traces: OtlpReceiver
 ) -> None:
     namespace = f"traces-{uuid.uuid4().hex[:8]}"
-    client.memories.remember(namespace, "The ferry leaves from pier 4.")
+    client.remember(namespace, "The ferry leaves from pier 4.")
     _, tree = traced(stack, traces, tokens=256, namespaces=[namespace])
     print("\n".join(tree.lines()))
     by_name = {span.name: span for span in tree.walk()}
