@@ -22,8 +22,8 @@ PHASES = ["worker queue", "worker prefill", "worker decode"]
 
 def traced(stack: Stack, traces: OtlpReceiver, *, tokens: int, **memserve: object) -> tuple[str, Received]:
     """The id of a chat's trace, which the caller began, and its tree."""
-    with Client(stack.address) as client:
-        model = client.status().workers[0].model
+    address = f"http://127.0.0.1:{stack.settings.http_port}"
+    model = httpx.get(f"{address}/v1/models", timeout=60).json()["data"][0]["id"]
     trace_id, parent_id = secrets.token_hex(16), secrets.token_hex(8)
     body = {
         "messages": [{"role": "user", "content": "Where does the ferry leave? " + uuid.uuid4().hex}],
@@ -33,7 +33,7 @@ def traced(stack: Stack, traces: OtlpReceiver, *, tokens: int, **memserve: objec
         "memserve": memserve,
     }
     response = httpx.post(
-        f"http://127.0.0.1:{stack.settings.http_port}/v1/chat/completions",
+        f"{address}/v1/chat/completions",
         json=body,
         headers={"traceparent": f"00-{trace_id}-{parent_id}-01"},
         timeout=60,
