@@ -63,7 +63,10 @@ export function table(headings, rows, caption) {
 const NUMBER = new Intl.NumberFormat("en");
 export const number = (value) => NUMBER.format(Math.round(value));
 export const plural = (value, noun, more) => `${number(value)} ${value === 1 ? noun : more ?? `${noun}s`}`;
-export const percent = (part, whole) => `${whole > 0 ? Math.round(100 * part / whole) : 0} %`;
+export function percent(part, whole) {
+  const share = whole > 0 ? 100 * part / whole : 0;
+  return share > 0 && share < 0.5 ? "<1 %" : `${Math.round(share)} %`;
+}
 
 export function bytes(value) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];

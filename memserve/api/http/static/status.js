@@ -102,7 +102,7 @@ function kvUse(worker) {
 function drawAdapters(worker) {
   const chips = worker.modules.map((module) =>
     el("li", { class: "chip", title: `held in ${module.place}` }, module.reference,
-      el("small", {}, ` ${module.place}`)));
+      module.place === "device" ? null : el("small", {}, ` ${module.place}`)));
   if (worker.modules_left_out) chips.push(el("li", {}, `${worker.modules_left_out} more`));
   if (worker.others_modules) chips.push(el("li", {}, `${worker.others_modules} of other tenants`));
   return chips.length ? el("ul", { class: "chips" }, chips) : el("span", { class: "words" }, "none resident");
@@ -142,7 +142,7 @@ function drawPrefixes(prefixes) {
   const rows = [["chunks", number(prefixes.chunks)], ["pinned", bytes(prefixes.pinned_bytes)]];
   if (prefixes.cache_stored_bytes !== null) {
     rows.push(["all tenants", prefixes.cache_quota_bytes
-      ? `${bytes(prefixes.cache_stored_bytes)} of ${bytes(prefixes.cache_quota_bytes)}`
+      ? `${bytes(prefixes.cache_stored_bytes)}, ${percent(prefixes.cache_stored_bytes, prefixes.cache_quota_bytes)}`
       : bytes(prefixes.cache_stored_bytes)]);
   }
   const [figure, unit] = bytes(prefixes.stored_bytes).split(" ");
