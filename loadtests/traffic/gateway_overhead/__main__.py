@@ -3,8 +3,9 @@
 Fake workers, the gateway, the relays and the client are processes of their own. The relay over gRPC is a
 `grpc.aio` server that forwards a worker's bytes without reading them. The relay over HTTP is an ASGI
 application on uvicorn that sends an event of fixed bytes for each message of a worker. Rounds alternate
-between the gateway and the relay; a figure is the median of the rounds' ratios, and the processor time is
-the whole process's, threads included.
+between the gateway and the relay; a figure is the median of the rounds' ratios. The processor time is the
+whole process's, threads included, less what the process uses without a request: the gateway follows workers
+and registry, and that is a figure of its own.
 
 A token: 16 answers at once, each a token every 20 ms, so that nothing is joined. A request: answers of one
 token, four at a time.
@@ -24,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from memserve.processes.ports import taken_ports
 WORKERS = 2
 PACKAGE = "loadtests.traffic.gateway_overhead"
 TOKEN_BAR, REQUEST_BAR, HTTP_BAR, CAPACITY_BAR = 1.3, 2.0, 1.5, 20_000.0
+IDLE_S = 1.5
 SHAPES = ((100, 5), (64, 2))
 """Of the capacity: answers at once, and milliseconds between two tokens of one."""
 
@@ -52,6 +54,8 @@ class Target:
     name: str
     address: str
     process: psutil.Process
+    idle_cores: float = 0.0
+    """What it uses without a request."""
 
     def cpu_s(self) -> float:
         times = self.process.cpu_times()
@@ -70,7 +74,7 @@ class Client:
         )
 
     def run(self, target: Target, **job: int) -> tuple[Seen, float]:
-        """What came, and the seconds of processor time that the target took meanwhile."""
+        """What came, and the seconds of processor time that the target took for it."""
         assert self._process.stdin and self._process.stdout
         before_s = target.cpu_s()
         line = json.dumps(asdict(Job(target.name, target.address, **job)))
@@ -78,7 +82,8 @@ class Client:
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the client of {target.name} has ended")
-        return Seen(**json.loads(answer)), target.cpu_s() - before_s
+        seen = Seen(**json.loads(answer))
+        return seen, max(target.cpu_s() - before_s - target.idle_cores * seen.wall_s, 0.0)
 
     def close(self) -> None:
         self._process.kill()
@@ -122,6 +127,12 @@ def _targets(folder: Path) -> Iterator[dict[str, Target]]:
             address, relay = stack.enter_context(_process("relay", kind, workers[0]))
             targets.append(Target(f"relay_{kind}", address, relay))
         yield {target.name: target for target in targets}
+
+
+def _idle_cores(target: Target) -> float:
+    before_s = target.cpu_s()
+    time.sleep(IDLE_S)
+    return (target.cpu_s() - before_s) / IDLE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,27 +200,26 @@ def _capacity(client: Client, target: Target, answers: int, step_ms: int, second
 
 def main() -> int:
     options = parser("gateway_overhead", __doc__).parse_args()
-    rounds, requests, tokens = (3, 300, 150) if options.quick else (7, 800, 400)
+    rounds, requests, tokens = (3, 150, 80) if options.quick else (7, 800, 400)
     costs: dict[str, Cost] = {}
     with tempfile.TemporaryDirectory() as folder, _targets(Path(folder)) as targets:
         client = Client()
         try:
+            targets = {
+                name: replace(target, idle_cores=_idle_cores(target)) for name, target in targets.items()
+            }
+            idle_cores = targets["gateway_grpc"].idle_cores
             for wire in ("grpc", "http"):
                 stream = {"streams": 16, "requests": 16, "tokens": tokens, "step_ms": 20}
                 costs[f"token_{wire}"] = _costs(client, targets, wire, rounds, **stream)
                 single = {"streams": 4, "requests": requests, "tokens": 1, "step_ms": 0}
                 costs[f"request_{wire}"] = _costs(client, targets, wire, rounds, **single)
-            seconds = 3.0 if options.quick else 10.0
+            seconds = 2.0 if options.quick else 10.0
             carried = [
                 _capacity(client, targets[f"gateway_{wire}"], answers, step_ms, seconds)
                 for wire in ("grpc", "http")
                 for answers, step_ms in SHAPES
             ]
-            time.sleep(1.0)
-            idle = targets["gateway_grpc"]
-            before_s = idle.cpu_s()
-            time.sleep(2.0)
-            idle_cores = (idle.cpu_s() - before_s) / 2.0
         finally:
             client.close()
     _print(costs, carried, idle_cores)
