@@ -33,7 +33,7 @@ BARE_LINES = (
     "{% for passage in passages %}\n[{{ passage.number }}] {{ passage.text }}\n{% endfor %}\n"
 )
 OTHERS = 3
-DRAWS, QUICK_DRAWS = 3, 1
+DRAWS, QUICK_DRAWS = 4, 1
 ANSWER_TOKENS, DEMO_ANSWER_TOKENS = 18, 16
 DEMO_CASES, QUICK_DEMO_CASES = 100, 40
 DEMO_RIGHT_LEAST = 0.95
