@@ -1,8 +1,8 @@
 """The page at `/` as Chromium shows it while memserve is under load: makes `docs/page.png`.
 
-A private memserve on the demo model with its modules answers a closed load over gRPC. The page is opened, and
-left to gather figures. A question is asked in it, twice, so that the second receipt has a cached share. The
-picture is taken then.
+A private memserve on the demo model with its adapters answers a closed load over gRPC. The page is opened,
+and left to gather figures. A question is asked in it, twice, so that the second receipt has a cached share.
+The picture is taken then.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from loadtests.harness.chromium import Browser, start_chromium
 from loadtests.harness.stack import Ask, ConstantLoad, running_stack
 from memserve.client import AsyncClient, async_wait_until_ready
 from memserve.config import at
+from memserve.demo import ADAPTERS_DIR
 from memserve.domain import Sampling
 from memserve.embedded import Stack
 
@@ -31,17 +32,21 @@ READY_S = 120.0
 GATHER_S = 20.0
 LONG = Sampling(max_tokens=160, min_tokens=120)
 NAMES = ("Amber Lantern", "Copper Kite", "Silver Otter", "Winter Harbour", "Paper Crane")
+MODULES = ("harbour", "observatory")
 QUESTION = f"What is the code of {NAMES[0]}?"
 
 
 def next_ask(number: int) -> Ask:
-    name, module = NAMES[number % len(NAMES)], ("", "harbour@live", "observatory@live")[number % 3]
+    name, module = NAMES[number % len(NAMES)], ("", *MODULES)[number % 3]
     return Ask(f"What is the code of {name} in report {number}?", module=module, sampling=LONG)
 
 
 async def show(stack: Stack, browser: Browser) -> None:
     async with AsyncClient(stack.address) as client:
         assert await async_wait_until_ready(stack.address, READY_S, WORKERS)
+        for module in MODULES:
+            version = await client.modules.publish(module, ADAPTERS_DIR / module)
+            await client.modules.promote(module, version.version, force=True)
         for number, name in enumerate(NAMES):
             await client.remember("notes", f"The code of {name} is {4071 + number}.", source="the manual")
         await client.remember("minutes", "The harbour board met about the north pier.", source="minutes, May")
@@ -71,7 +76,7 @@ def take(browser: Browser, url: str) -> None:
 def main() -> None:
     with (
         tempfile.TemporaryDirectory() as profile,
-        running_stack(workers=WORKERS, demo_modules=True) as stack,
+        running_stack(workers=WORKERS) as stack,
     ):
         driver = start_chromium(Path(profile))
         try:
