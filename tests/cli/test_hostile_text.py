@@ -285,6 +285,6 @@ def test_consoles_and_log_handlers_are_made_in_one_place() -> None:
         ("cli/terminal.py", "Text"),
         ("cli/terminal.py", "add_task"),
         ("cli/terminal.py", "assemble"),
-        ("plain.py", "StreamHandler"),
-        ("plain.py", "basicConfig"),
+        ("logs.py", "StreamHandler"),
+        ("logs.py", "basicConfig"),
     ]

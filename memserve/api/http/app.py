@@ -95,7 +95,8 @@ class HttpApi:
     def _page_routes(self) -> list[Path]:
         if not self._parts.settings.page:
             return []
-        return [*page_routes(), Path("/v1/memserve/status", self._route("GetStatus", self._overview))]
+        files = [Path(route.path, self._keyless(route.endpoint)) for route in page_routes()]
+        return [*files, Path("/v1/memserve/status", self._route("GetStatus", self._overview))]
 
     def _route(self, rpc: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """What every call does first and last. rpc: whose role, limits and pace hold."""

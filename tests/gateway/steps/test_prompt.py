@@ -21,10 +21,10 @@ class CountingTokenizer(ChatTokenizer):
     encoded: int = 0
     encoded_bytes: int = 0
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
+    def encode(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         self.encoded += 1
         self.encoded_bytes += sum(len(message.content.encode()) for message in messages)
-        return super().encode(messages)
+        return super().encode(messages, tools)
 
 
 @pytest.fixture

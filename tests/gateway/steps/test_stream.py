@@ -105,7 +105,7 @@ class MemoryFleet:
             inflight=Inflight(9, 9),
             live=LiveRequests(),
             metrics=self.metrics,
-            check=lambda model, messages: None,
+            check=lambda model, messages, tools: None,
             modules=self,
             uses=ModuleUses(),
             texts=SimpleNamespace(lost=lambda tenant, namespaces: 0),
