@@ -13,6 +13,8 @@ from memserve.domain import Message, Role, TemplateRules
 from memserve.errors import InvalidField
 from memserve.policy.tool_calls import CALLS_MAX, Call, CallReader, Form, Function, schema_of
 
+NO_PLACE = "this model's chat template has no place for tools (setting chat_template)"
+
 
 @dataclass(frozen=True, slots=True)
 class AskedTools:
@@ -34,6 +36,9 @@ class AskedTools:
 def asked_tools(body: ChatBody, rules: TemplateRules) -> AskedTools:
     """rules: of the model's chat template. Raises InvalidField."""
     tools, choice = body.tools or [], body.tool_choice or "auto"
+    for place, message in enumerate(body.messages):
+        if (message.role == "tool" or message.tool_calls) and not rules.tools:
+            raise InvalidField(f"messages[{place}]", f"is of a tool's call: {NO_PLACE}")
     if not tools:
         if isinstance(choice, NamedTool) or choice == "required":
             raise InvalidField("tool_choice", "needs tools")
@@ -45,10 +50,7 @@ def asked_tools(body: ChatBody, rules: TemplateRules) -> AskedTools:
     if choice == "none":
         return AskedTools()
     if not rules.tools:
-        raise InvalidField(
-            "tools",
-            "cannot be shown to this model: its chat template has no place for them (setting chat_template)",
-        )
+        raise InvalidField("tools", f"cannot be used: {NO_PLACE}")
     if body.logprobs:
         raise InvalidField("logprobs", "cannot be asked for with tools")
     template = json.dumps([_shown(tool) for tool in tools])

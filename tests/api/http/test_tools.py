@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionToolParam
 
+from memserve.api.http.bodies import ChatMessage
+from memserve.api.http.convert import ROLES
+from memserve.api.http.tools import turn
+from memserve.errors import InvalidField
 from tests.api.http.fixtures import client_of, http_of
 from tests.contract.scripted_worker import Script
 
@@ -27,7 +32,28 @@ WEATHER: ChatCompletionToolParam = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+CALLED = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
 QUESTION: Any = [{"role": "user", "content": "How is the weather in Oslo?"}]
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "rule"),
+    [
+        ({"role": "tool", "content": "x"}, "messages[0].tool_call_id", "is needed"),
+        ({"role": "user", "content": "x", "tool_call_id": "c1"}, "messages[0].tool_call_id", "is for"),
+        ({"role": "user", "content": "x", "tool_calls": [CALLED]}, "messages[0].tool_calls", "assistant"),
+        (
+            {"role": "assistant", "tool_calls": [{**CALLED, "function": {"name": "x", "arguments": "[1]"}}]},
+            "messages[0].tool_calls[0].function.arguments",
+            "JSON of an object",
+        ),
+    ],
+)
+def test_a_turn_that_breaks_a_rule_is_refused(message: dict[str, Any], field: str, rule: str) -> None:
+    turned = ChatMessage.model_validate(message)
+    with pytest.raises(InvalidField, match=rule) as refusal:
+        turn(0, turned, ROLES[turned.role])
+    assert refusal.value.field == field
 
 
 async def asked(start_gateway: Any, tmp_path: Path, texts: tuple[str, ...], **fields: Any) -> Any:
@@ -101,14 +127,9 @@ async def test_without_a_call_the_answer_is_text(start_gateway: Any, tmp_path: P
 
 
 async def test_the_model_sees_what_the_function_has_returned(start_gateway: Any, tmp_path: Path) -> None:
-    called = {
-        "id": "c1",
-        "type": "function",
-        "function": {"name": "weather", "arguments": '{"city": "Oslo"}'},
-    }
     messages = [
         *QUESTION,
-        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "assistant", "content": None, "tool_calls": [CALLED]},
         {"role": "tool", "tool_call_id": "c1", "content": "It snows in Oslo."},
     ]
     _, _, gateway = await asked(start_gateway, tmp_path, ("Snow.",), messages=messages)
