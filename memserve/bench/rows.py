@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from memserve.bench.scenario import Slo
+from memserve.errors import PicklableError
 
 
 class Outcome(StrEnum):
@@ -82,10 +83,10 @@ class Row:
         return self.outcome in (Outcome.MET, Outcome.LATE)
 
 
-class NotAnswered(Exception):
+class NotAnswered(PicklableError):
     """What a target raises for a request without a whole answer."""
 
-    def __init__(self, reason: str, *, refused: bool = False) -> None:
+    def __init__(self, reason: str, refused: bool = False) -> None:
         """reason: from a small set of words. refused: the server does not take the request now."""
         super().__init__(reason)
         self.reason = reason

@@ -70,7 +70,7 @@ class Client:
             [sys.executable, "-m", f"{PACKAGE}.client"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
 
     def run(self, target: Target, **job: int) -> tuple[Seen, float]:
@@ -94,7 +94,7 @@ class Client:
 def _process(module: str, *arguments: str) -> Iterator[tuple[str, psutil.Process]]:
     """A process of this package while inside, and the address that it prints first."""
     process = subprocess.Popen(
-        [sys.executable, "-m", f"{PACKAGE}.{module}", *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", f"{PACKAGE}.{module}", *arguments], stdout=subprocess.PIPE, encoding="utf-8"
     )
     try:
         assert process.stdout

@@ -136,7 +136,7 @@ async def worker(running: Worker) -> AsyncIterator[Worker]:
     """Holding nothing."""
     await running.empty()
     yield running
-    assert running.engine.running == 0
+    assert not running.engine.llm.output_processor.has_unfinished_requests()
     assert not running.engine.llm.errored
 
 
