@@ -23,8 +23,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Sending:
-    """Watches how long a stream's responses take to be read. It looks a few times in `timeout_s`, because a
-    timer for each token costs more than the token."""
+    """Watches how long a stream's responses take to be read. As a rule it looks once in `timeout_s`, since a
+    timer for each token costs as much as the token."""
 
     def __init__(self, timeout_s: float, give_up: Callable[[], None]) -> None:
         self._timeout_s = timeout_s
@@ -40,6 +40,11 @@ class Sending:
 
     def __exit__(self, *_: object) -> None:
         self._since_s = None
+
+    def close(self, *_: object) -> None:
+        """The stream has ended. Its timer would keep what the call held."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _look(self) -> None:
         self._timer = None
@@ -95,7 +100,9 @@ class Edge:
         """
         task = asyncio.current_task()
         assert task is not None
-        return Sending(self._write_timeout_s, partial(self._give_up, task, context))
+        sending = Sending(self._write_timeout_s, partial(self._give_up, task, context))
+        task.add_done_callback(sending.close)
+        return sending
 
     def _give_up(self, task: asyncio.Task[Any], context: Context) -> None:
         log.warning("a stream ends: its caller has not read for %g s", self._write_timeout_s)

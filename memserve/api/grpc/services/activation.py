@@ -70,8 +70,9 @@ class ActivationService(rpc.ActivationServiceServicer):  # type: ignore[misc]
                 async with contextlib.aclosing(
                     self._prefixes.warm(tenant, prefix, request.worker_id, deadline_s)
                 ) as warmths:
+                    sending = self._edge.sending(context)
                     async for warmth in warmths:
-                        with self._edge.sending(context):
+                        with sending:
                             yield pb.WarmPrefixResponse(
                                 worker_id=warmth.worker_id,
                                 prompt_tokens=warmth.prompt_tokens,

@@ -168,8 +168,9 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 tenant, request.name, convert.version_number("version", request.version)
             )
             async with aclosing(events):
+                sending = self._edge.sending(context)
                 async for event in events:
-                    with self._edge.sending(context):
+                    with sending:
                         if isinstance(event, GateReport):
                             yield pb.RunGateResponse(report=convert.gate_report(event))
                         else:
@@ -190,13 +191,14 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 reason=convert.reason(request.reason),
             )
             async with aclosing(events):
+                sending = self._edge.sending(context)
                 async for event in events:
                     if isinstance(event, Alias):
                         self._changed("promote")
                         response = pb.PromoteModuleResponse(alias=convert.alias(event))
                     else:
                         response = pb.PromoteModuleResponse(progress=convert.progress(event))
-                    with self._edge.sending(context):
+                    with sending:
                         yield response
 
     async def RollbackModule(
@@ -307,13 +309,14 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
                 self._long.of(tenant.name),
                 aclosing(self._composition.compose(tenant, composition)) as events,
             ):
+                sending = self._edge.sending(context)
                 async for event in events:
                     if isinstance(event, ModuleVersion):
                         self._changed("publish")
                         response = pb.ComposeModuleResponse(version=convert.version(event))
                     else:
                         response = pb.ComposeModuleResponse(progress=convert.progress(event))
-                    with self._edge.sending(context):
+                    with sending:
                         yield response
 
     async def WatchModules(
@@ -321,12 +324,13 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
     ) -> AsyncIterator[pb.WatchModulesResponse]:
         async with self._edge.call("WatchModules", context) as tenant:
             after = request.after_event_id or await self._store.last_event_id(tenant.name)
+            sending = self._edge.sending(context)
             while True:
                 for event in await self._store.events(
                     tenant.name, after=after, limit=PAGE_SIZE, block_s=WATCH_S
                 ):
                     after = event.event_id
-                    with self._edge.sending(context):
+                    with sending:
                         yield pb.WatchModulesResponse(event=convert.audit_event(event))
 
     async def ListAuditEvents(

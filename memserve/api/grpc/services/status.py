@@ -36,8 +36,9 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
             self._edge.call("Backup", context),
             contextlib.aclosing(self._backups.make(request.name)) as lines,
         ):
+            sending = self._edge.sending(context)
             async for line in lines:
-                with self._edge.sending(context):
+                with sending:
                     yield pb.BackupProgress(line=line)
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
