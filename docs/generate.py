@@ -29,7 +29,7 @@ from scenarios import scenarios_page
 from memserve import errors
 from memserve.api.grpc.errors import STATUS, WITH_RETRY
 from memserve.cli.app import app
-from memserve.config import GIB, MIB, SETTINGS_FILE, Settings
+from memserve.config import GIB, MIB, SETTINGS_DIR, SETTINGS_FILE, Settings
 from memserve.metrics.instruments import GatewayMetrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,10 +37,11 @@ TARGET = ROOT / "docs" / "reference"
 TIER_METRICS = ROOT / "memserve" / "worker" / "kv" / "metrics.py"
 
 SETTINGS_INTRODUCTION = f"""
-Each setting is an environment variable `MEMSERVE_<NAME>` (in capitals), or a key of the JSON file that
-`{SETTINGS_FILE}` names. Secrets belong into that file. Flags of `memserve up` override the environment,
-the environment overrides the file, and the file overrides the defaults. A setting that does not exist is
-refused with the name that may have been meant. `memserve settings` prints this list.
+Each setting is an environment variable `MEMSERVE_<NAME>` (in capitals), a key of the JSON file that
+`{SETTINGS_FILE}` names, or a file of its own in the directory that `{SETTINGS_DIR}` names, such as a mounted
+Secret of Kubernetes. Secrets belong into those two. Flags of `memserve up` override the environment, the
+environment overrides the directory, the directory the file, and the file the defaults. A setting that does
+not exist is refused with the name that may have been meant. `memserve settings` prints this list.
 """
 METRICS_INTRODUCTION = """
 Prometheus scrapes the gateway at `metrics_port`, and each worker at the address that `memserve status`
@@ -85,10 +86,11 @@ def settings_page() -> str:
 
 
 def setting_groups() -> Iterator[tuple[str, list[str]]]:
-    """The settings under the headings that the class has as comments."""
+    """The settings under the headings that the class and its bases have as comments."""
     title = "Settings"
     names: list[str] = []
-    for line in inspect.getsource(Settings).splitlines():
+    sources = map(inspect.getsource, (Settings, *Settings.__bases__))
+    for line in "\n".join(sources).splitlines():
         if heading := re.fullmatch(r"    # (.+)", line):
             if names:
                 yield title, names

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from memserve.config import (
     CLIENT_SETTINGS,
     PREFIX,
+    SETTINGS_DIR,
     SETTINGS_FILE,
     Settings,
     changed_settings,
@@ -197,3 +198,35 @@ def test_a_child_reads_the_same_settings(given_settings: dict[str, Any]) -> None
     with tempfile.TemporaryDirectory() as folder:
         assert load_settings(child_environment(settings, Path(folder, "settings.json"))) == settings
     assert Settings(**changed_settings(settings)) == settings
+
+
+def test_a_directory_holds_settings_as_files(tmp_path: Path) -> None:
+    (tmp_path / "port").write_text("1\n", encoding="utf-8")
+    (tmp_path / "salt_key").write_text("a secret\n", encoding="utf-8")
+    (tmp_path / "..data").mkdir()
+    file = tmp_path.with_suffix(".json")
+    file.write_text('{"port": 3, "workers": 3}', encoding="utf-8")
+    environment = {SETTINGS_DIR: str(tmp_path), SETTINGS_FILE: str(file)}
+    settings = load_settings(environment)
+    assert (settings.port, settings.workers, settings.salt_key.get_secret_value()) == (1, 3, "a secret")
+    assert load_settings({**environment, "MEMSERVE_PORT": "2"}).port == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("prot", b"1", "did you mean port?"),
+        ("model", b"\xff", "model is not UTF-8"),
+        ("model", b"x" * 70_000, "longer than 65536 bytes"),
+        ("port", b"http", "setting port: "),
+    ],
+)
+def test_a_setting_in_a_directory_that_breaks_a_rule_is_refused(
+    tmp_path: Path, name: str, content: bytes, rule: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert rule in refusal({SETTINGS_DIR: str(tmp_path)})
+
+
+def test_a_settings_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert f"{SETTINGS_DIR} {tmp_path}/none: No such file" in refusal({SETTINGS_DIR: f"{tmp_path}/none"})

@@ -17,7 +17,7 @@ from loadtests.safety.newcomer import quick_start
 from memserve.api.http import bodies as http_bodies
 from memserve.api.http.bodies import Body
 from memserve.cli.app import app
-from memserve.config import SETTINGS_FILE, Settings
+from memserve.config import SETTINGS_DIR, SETTINGS_FILE, Settings
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
 from memserve.pb.worker.v1 import worker_pb2
 from tests.pages import DOCS, PAGES, ROOT, blocks, commands, prose, text_of
@@ -206,7 +206,7 @@ def words_of_the_reference() -> set[str]:
 
 @every_page
 def test_every_variable_that_a_page_names_is_one_of_memserves(page: Path) -> None:
-    known = {f"MEMSERVE_{name.upper()}" for name in Settings.model_fields} | {SETTINGS_FILE}
+    known = {f"MEMSERVE_{name.upper()}" for name in Settings.model_fields} | {SETTINGS_FILE, SETTINGS_DIR}
     known |= set(re.findall(r"Also `(\w+)`", text_of(DOCS / "reference" / "commands.md")))
     named = re.findall(r"\bMEMSERVE_[A-Z_]*[A-Z]\b", text_of(page))
     assert [name for name in named if name not in known] == []

@@ -3,6 +3,7 @@
 from memserve.config.reading import (
     CLIENT_SETTINGS,
     PREFIX,
+    SETTINGS_DIR,
     SETTINGS_FILE,
     STACK_MARK,
     changed_settings,
@@ -18,6 +19,7 @@ __all__ = [
     "GIB",
     "MIB",
     "PREFIX",
+    "SETTINGS_DIR",
     "SETTINGS_FILE",
     "STACK_MARK",
     "Settings",

@@ -1,7 +1,8 @@
 """Where settings come from. The only reader of memserve's environment variables, `MEMSERVE_<NAME>`.
 
-Flags of the command line count more than the environment. The environment counts more than the file that
-MEMSERVE_SETTINGS_FILE names. The file counts more than the defaults. A misspelt setting is refused by name.
+Flags of the command line count more than the environment. The environment counts more than the directory that
+MEMSERVE_SETTINGS_DIR names, the directory more than the file that MEMSERVE_SETTINGS_FILE names, and the file
+more than the defaults. A misspelt setting is refused by name.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from memserve.private_files import keep_private
 PREFIX = "MEMSERVE_"
 # Names a JSON file with settings by their names. Secrets are better kept there than in the environment.
 SETTINGS_FILE = "MEMSERVE_SETTINGS_FILE"
+# Names a directory with a file for each setting, by its name: a mounted Secret of Kubernetes.
+SETTINGS_DIR = "MEMSERVE_SETTINGS_DIR"
+MAX_SETTING_BYTES = 64 * 1024
 # The command line reads these for its client commands. No server has them.
 CLIENT_SETTINGS = {"address", "api_key"}
 # By this environment variable every process of a `memserve up` carries its data directory.
@@ -29,16 +33,19 @@ STACK_MARK = "_MEMSERVE_STACK"
 
 
 def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings:
-    """Read the settings from the file, the environment and the flags.
+    """Read the settings from the file, the directory, the environment and the flags.
 
     flags: by setting; None means not set.
     Raises StartupError that names the setting and its rule.
     """
     environment = os.environ if environment is None else environment
     values = _of_file(environment[SETTINGS_FILE]) if environment.get(SETTINGS_FILE) else {}
+    if environment.get(SETTINGS_DIR):
+        values.update(_of_directory(environment[SETTINGS_DIR]))
     for variable, value in environment.items():
         name = variable.removeprefix(PREFIX).lower()
-        if not variable.startswith(PREFIX) or variable == SETTINGS_FILE or name in CLIENT_SETTINGS:
+        elsewhere = variable in (SETTINGS_FILE, SETTINGS_DIR) or name in CLIENT_SETTINGS
+        if not variable.startswith(PREFIX) or elsewhere:
             continue
         _check_known(variable, name)
         values[name] = value
@@ -95,6 +102,28 @@ def _of_file(name: str) -> dict[str, Any]:
         raise StartupError(f"{SETTINGS_FILE} {name} must hold an object of settings")
     for setting in values:
         _check_known(setting, setting)
+    return values
+
+
+def _of_directory(name: str) -> dict[str, str]:
+    """The settings that a directory has as files. A newline at a file's end does not count, and names that
+    begin with a dot are Kubernetes' own. Raises StartupError.
+    """
+    values = {}
+    try:
+        for file in sorted(Path(name).expanduser().iterdir()):
+            if file.name.startswith("."):
+                continue
+            _check_known(file.name, file.name)
+            with file.open("rb") as opened:
+                content = opened.read(MAX_SETTING_BYTES + 1)
+            if len(content) > MAX_SETTING_BYTES:
+                raise StartupError(f"{SETTINGS_DIR} {file}: longer than {MAX_SETTING_BYTES} bytes")
+            values[file.name] = content.decode().removesuffix("\n")
+    except OSError as error:
+        raise StartupError(f"{SETTINGS_DIR} {error.filename or name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise StartupError(f"{SETTINGS_DIR} {name}: {file.name} is not UTF-8") from None
     return values
 
 

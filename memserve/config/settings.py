@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SecretStr,
@@ -14,14 +13,16 @@ from pydantic import (
     model_validator,
 )
 
-from memserve.config.values import CorsOrigins, Port, RoutingPolicy, TemplateFile
+from memserve.config.identity import IdentitySettings
+from memserve.config.ports import PortSettings
+from memserve.config.values import RoutingPolicy, SettingFile
 from memserve.errors import StartupError
 
 MIB = 1 << 20
 GIB = 1 << 30
 
 
-class Settings(BaseModel):
+class Settings(PortSettings, IdentitySettings):
     """The settings of one memserve process. Units are in the names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -31,52 +32,19 @@ class Settings(BaseModel):
         Path("~/.local/share/memserve"),
         description="Directory of everything that memserve keeps on this machine.",
     )
-    model: str = Field("", description="Model directory or Hugging Face name. Empty: the bundled demo model.")
-    chat_template: TemplateFile = Field(
+    model: str = Field(
+        "",
+        description="Model directory, Hugging Face name, or fsspec URL (s3://, gs:// …) of a directory. "
+        "Empty: the bundled demo model.",
+    )
+    model_digest: str = Field(
+        "",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="SHA-256 that the model must have. Empty: any.",
+    )
+    chat_template: SettingFile = Field(
         None,
         description="File of a chat template in Jinja, for a model without one or in place of its own.",
-    )
-    host: str = Field(
-        "127.0.0.1", description="Address that the gateway listens on. Beyond loopback it needs API keys."
-    )
-    worker_host: str = Field(
-        "127.0.0.1",
-        description="Address that the workers listen on for gateways, whatever the gateway's host is.",
-    )
-    port: Port = Field(50051, description="gRPC port of the gateway. 0: any free port, which is printed.")
-    http: bool = Field(True, description="Serve OpenAI's API over HTTP, on `host` and `http_port`.")
-    page: bool = Field(
-        True, description="Serve a page for people at `/` of the HTTP port: workers, memories, requests."
-    )
-    http_cors_origins: CorsOrigins = Field(
-        "", description="Web pages that may call the HTTP port: origins, by comma, or *. Empty: none."
-    )
-    http_port: Port = Field(8000, description="HTTP port of the gateway. 0: any free port.")
-    metrics_port: Port = Field(
-        9464, description="HTTP port of the gateway's Prometheus metrics. 0: any free port."
-    )
-    metrics_host: str = Field(
-        "127.0.0.1",
-        description="Address of the gateway's and the workers' metrics, whatever their hosts are.",
-    )
-    metrics: bool = Field(True, description="Serve Prometheus metrics, of the gateway and of the workers.")
-    metrics_key: SecretStr = Field(
-        SecretStr(""),
-        description="What a scraper must send as `authorization: Bearer <key>`. Empty: metrics need no key.",
-    )
-    traces_endpoint: str = Field(
-        "",
-        pattern=r"^(https?://[^/?#@\s]+)?$",
-        description="OTLP receiver of traces over gRPC: http://host:4317, or https://. Empty: no traces.",
-    )
-    traces_sample: float = Field(
-        1.0, ge=0, le=1, description="Share of requests that are traced, where the caller has not decided."
-    )
-    log_format: Literal["text", "json"] = Field(
-        "text", description="Log lines of gateways and workers: for people, or one JSON object each."
-    )
-    reflection: bool = Field(
-        True, description="Serve gRPC reflection, which needs no key and shows what RPCs there are."
     )
     redis_url: SecretStr = Field(
         SecretStr(""),
@@ -117,28 +85,14 @@ class Settings(BaseModel):
     milvus_uri: str = Field(
         "", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir."
     )
+    milvus_token: SecretStr = Field(
+        SecretStr(""), description="What a Milvus server asks for: user:password, or a token."
+    )
     disk_reserve_bytes: int = Field(
         64 * MIB,
         ge=0,
         description="Room held back on the disks of data_dir and of a local module store, at most an eighth "
         "of each. Below it changes are refused; reads and answers go on.",
-    )
-
-    # Who may call
-    api_keys_file: Path | None = Field(
-        None,
-        description="File of API keys, as `memserve keys` writes it. Empty: data_dir/keys.json; while "
-        "that does "
-        "not exist "
-        'every caller is an administrator of the tenant "default".',
-    )
-    allow_anonymous: bool = Field(
-        False, description="Serve callers without a key also where other machines reach the gateway."
-    )
-    salt_key: SecretStr = Field(
-        SecretStr(""),
-        description="Key that tenant salts and the workers' credential are derived with, 32 bytes or more; "
-        "the same on every gateway and worker. Empty: kept in data_dir.",
     )
 
     # Limits of the gateway
@@ -245,7 +199,7 @@ class Settings(BaseModel):
     )
     default_max_tokens: int = Field(128, ge=1, description="Output tokens when a request names no limit.")
     recall_limit: int = Field(4, ge=1, le=64, description="Recalled passages when a request names no limit.")
-    recall_template: TemplateFile = Field(
+    recall_template: SettingFile = Field(
         None,
         description="File of the Jinja template that puts recalled passages into the prompt. Empty: "
         "`recall_template.jinja` in the model's directory, else memserve's own.",
@@ -261,6 +215,14 @@ class Settings(BaseModel):
     )
 
     # Workers
+    ray_address: str = Field(
+        "",
+        description="Ray cluster that the workers run on, host:port of its head. Empty: a Ray of their own "
+        "on this machine.",
+    )
+    ray_token_file: SettingFile = Field(
+        None, description="File of the token that Ray's processes show each other. Empty: kept in data_dir."
+    )
     workers: int = Field(2, ge=1, le=64, description="vLLM workers that `memserve up` starts.")
     max_context_tokens: int = Field(
         0, ge=0, description="Longest prompt and answer together. 0: the model's own limit, at most 8192."

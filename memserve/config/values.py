@@ -50,4 +50,4 @@ def _origins(text: str) -> str:
 
 _ORIGIN = re.compile(r"https?://[^/\s,*?#@]+")
 CorsOrigins = Annotated[str, AfterValidator(_origins)]
-TemplateFile = Annotated[Path | None, BeforeValidator(_none_if_empty), AfterValidator(_found_from_anywhere)]
+SettingFile = Annotated[Path | None, BeforeValidator(_none_if_empty), AfterValidator(_found_from_anywhere)]

@@ -1,0 +1,1 @@
+"""memserve on several hosts: network namespaces of this machine, with real wires between them."""
