@@ -152,6 +152,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
             model.tokenizer_digest(),
             partial(GrpcCalls, credential=credential),
             metrics.loop_failed,
+            modules.base_digest or settings.model_digest,
         )
         await pool.start()
         stack.push_async_callback(pool.close)
@@ -185,7 +186,6 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
     pipeline = Pipeline(
         settings=settings,
-        model=parts.model.name,
         inflight=parts.inflight,
         live=parts.live,
         metrics=parts.metrics,
@@ -225,7 +225,12 @@ async def _open_texts(settings: Settings, disk: DiskWatch) -> VectorMemory:
     quotas = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
     try:
         return await VectorMemory.open(
-            settings.vector_uri, embedder, settings.redis, quotas=quotas, may_flush=disk.has_room
+            settings.vector_uri,
+            embedder,
+            settings.redis,
+            token=settings.milvus_token.get_secret_value(),
+            quotas=quotas,
+            may_flush=disk.has_room,
         )
     except (EmbedderChanged, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
         raise StartupError(str(error)) from error
