@@ -21,6 +21,7 @@ from memserve.errors import (
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.decisions import Decisions
+from memserve.gateway.explanations import Explanations
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.modules.canary import CanaryWatch
@@ -31,6 +32,7 @@ from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.modules.lifecycle import ModuleLifecycle
 from memserve.gateway.modules.placement import ModulePlacement
 from memserve.gateway.modules.trial import ModuleTrial
+from memserve.gateway.modules.version_uses import VersionUses
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.prefixes import Prefixes
@@ -66,6 +68,7 @@ from memserve.policy.routing.breaker import Breakers
 from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
+from memserve.registry.gateways import Gateways
 from memserve.registry.leases import Registry
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
@@ -88,6 +91,7 @@ class GatewayParts:
     modules: ParametricMemory
     lookup: PrefixLookup
     pool: WorkerPool
+    gateways: Gateways
     background: Background
     """Work that outlives calls."""
     inflight: Inflight
@@ -114,6 +118,7 @@ class GatewayServices:
     deletion: ModuleDeletion
     composition: ModuleComposition
     canaries: CanaryWatch
+    explanations: Explanations
 
 
 @contextlib.asynccontextmanager
@@ -158,6 +163,8 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
         stack.push_async_callback(pool.close)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
         stack.push_async_callback(tokens.close)
+        gateways = Gateways(settings.redis)
+        stack.push_async_callback(gateways.close)
         background = Background()
         stack.push_async_callback(background.close)
         yield GatewayParts(
@@ -173,6 +180,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
             modules=modules,
             lookup=lookup,
             pool=pool,
+            gateways=gateways,
             background=background,
             inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
             tokens=tokens,
@@ -205,6 +213,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     gate = Gate(pool, parts.layout, parts.tokenizing, parts.model.max_context_tokens)
     gatekeeper = Gatekeeper(memory, trial, gate)
     placement = ModulePlacement(pool, memory.store)
+    uses = VersionUses(parts.uses, pool, parts.gateways)
     return GatewayServices(
         pipeline=pipeline,
         prefixes=Prefixes(check, fit, memory, parts.activation, pool, parts.tokens),
@@ -212,11 +221,12 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         gatekeeper=gatekeeper,
         placement=placement,
         lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
-        deletion=ModuleDeletion(memory, parts.activation, placement, pool, parts.uses, parts.background),
+        deletion=ModuleDeletion(memory, parts.activation, placement, uses, parts.background),
         composition=ModuleComposition(memory, pool, trial),
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
+        explanations=Explanations(parts.decisions, parts.gateways),
     )
 
 

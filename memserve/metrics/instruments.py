@@ -27,7 +27,17 @@ GEN_AI_TOKENS = tuple(4.0**power for power in range(14))
 GEN_AI_LABELS = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"]
 PROVIDER = "memserve"
 CHAT, COMPLETION, EMBEDDINGS = "chat", "text_completion", "embeddings"
-GATEWAY_LOOPS = ("canaries", "discovery", "health", "keys", "pacing", "pressure", "sweep", "watch")
+GATEWAY_LOOPS = (
+    "canaries",
+    "discovery",
+    "gateways",
+    "health",
+    "keys",
+    "pacing",
+    "pressure",
+    "sweep",
+    "watch",
+)
 MODULE_ACTIONS = ("publish", "promote", "rollback", "split", "canary_rollback", "drop", "delete")
 
 
