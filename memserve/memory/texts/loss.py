@@ -33,8 +33,8 @@ async def missing_memories(journal: Journal, index: VectorIndex) -> Counts:
     lost = {name: memories for name, memories in missing.items() if memories > 0}
     if lost:
         log.error(
-            "the vector store is damaged: of %d namespaces %d memories are missing; `memserve restore` brings "
-            "back a backup",
+            "the vector store is damaged: of %d namespaces %d memories are missing; `memserve restore` "
+            "brings back a backup",
             len(lost),
             sum(lost.values()),
         )
