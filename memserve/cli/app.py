@@ -14,6 +14,7 @@ from memserve.cli.ask import generate
 from memserve.cli.audit import audit_app
 from memserve.cli.backup import backup, restore
 from memserve.cli.bench import bench
+from memserve.cli.certs import certs_app
 from memserve.cli.demo import demo
 from memserve.cli.explain import explain
 from memserve.cli.keys import keys_app
@@ -81,6 +82,7 @@ app.add_typer(modules_app, name="modules")
 app.add_typer(audit_app, name="audit")
 app.add_typer(kv_app, name="kv")
 app.add_typer(keys_app, name="keys")
+app.add_typer(certs_app, name="certs")
 
 
 def main() -> None:

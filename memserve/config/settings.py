@@ -15,6 +15,7 @@ from pydantic import (
 
 from memserve.config.identity import IdentitySettings
 from memserve.config.ports import PortSettings
+from memserve.config.redis_urls import with_certificates
 from memserve.config.values import RoutingPolicy, SettingFile
 from memserve.errors import StartupError
 
@@ -344,11 +345,17 @@ class Settings(PortSettings, IdentitySettings):
 
     @property
     def redis(self) -> str:
-        return self.redis_url.get_secret_value()
+        """The registry's URL, with internal_tls_* where it asks for TLS and does not say with what."""
+        return self._with_certificates(self.redis_url)
 
     @property
     def cache_redis(self) -> str:
-        return self.cache_redis_url.get_secret_value() or self.redis
+        """As `redis`, of the cache."""
+        return self._with_certificates(self.cache_redis_url) or self.redis
+
+    def _with_certificates(self, url: SecretStr) -> str:
+        files = self.internal_tls_ca_file, self.internal_tls_cert_file, self.internal_tls_key_file
+        return with_certificates(url.get_secret_value(), *files)
 
     @property
     def vector_uri(self) -> str:
