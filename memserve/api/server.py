@@ -35,12 +35,13 @@ KEYS_LOOK_S = 1.0
 SWITCH_INTERVAL_S = 0.0005
 
 
-async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None:
+async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_socket: str = "") -> None:
     """Serve until SIGINT or SIGTERM. Answers under way then get `shutdown_grace_s` to finish.
 
     The ports are taken before the gateway's parts are opened. SIGHUP reads the key file again.
 
     ports_held: the parent process holds the ports already.
+    own_socket: where the parent process calls without TLS. Empty: nowhere.
     Raises StartupError when a port is taken or something that the gateway needs is missing.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -52,7 +53,7 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
         contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings,
     ):
         async with (
-            open_front(settings, SERVICES, public) as front,
+            open_front(settings, SERVICES, public, own_socket) as front,
             open_http(settings, public) as http,
             open_parts(settings, internal) as parts,
         ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,9 @@ from memserve.errors import StartupError
 from memserve.private_files import private_umask
 
 certs_app = typer.Typer(
-    help="A private authority and certificates, for a trial of TLS.", no_args_is_help=True, context_settings=HELP
+    help="A private authority and certificates, for a trial of TLS.",
+    no_args_is_help=True,
+    context_settings=HELP,
 )
 
 Folder = Annotated[Path, typer.Option(help="Where authorities, certificates and keys are kept.")]
@@ -65,7 +67,7 @@ def renew(folder: Folder = DEFAULT_FOLDER, host: Hosts = None, days: Days = 365)
     out.print(f"renewed for {days} days: the certificates in {folder}", soft_wrap=True, highlight=False)
 
 
-def _trial():  # type: ignore[no-untyped-def]
+def _trial() -> Any:
     """The part that needs a library which a client alone does not have. Raises StartupError."""
     try:
         from memserve.tls import trial

@@ -16,7 +16,7 @@ class CertificateMetrics:
         self.expiry = Gauge(
             "memserve_certificate_expiry_timestamp_seconds",
             "Unix time at which a certificate expires, or the first of its chain. public: shown to clients. "
-            "internal: shown to workers, gateways, Redis and Milvus. public_authorities, internal_authorities: "
+            "internal: shown to workers, gateways, Redis, Milvus. public_authorities, internal_authorities: "
             "what the others' certificates must come from.",
             ["certificate"],
             registry=registry,

@@ -1,7 +1,7 @@
 """The folder of `memserve certs`: two private authorities, and a certificate for each part of a trial.
 
-Each part has a folder with `ca.crt`, `tls.crt` and `tls.key`: the names that Kubernetes gives the files of a TLS
-Secret.
+Each part has a folder with `ca.crt`, `tls.crt` and `tls.key`: the names that Kubernetes gives the files of a
+TLS Secret.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def make(folder: Path, hosts: Sequence[str], days: int, now: datetime.datetime) 
     _check(hosts)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StartupError(
-            f"{folder} is there already, and nothing is overwritten; name a new --folder, or renew what it has "
-            "with `memserve certs renew`"
+            f"{folder} is there already, and nothing is overwritten; name a new --folder, or renew what it "
+            "has with `memserve certs renew`"
         )
     until = now + datetime.timedelta(days=max(days, AUTHORITY_DAYS))
     authorities = {
@@ -75,7 +75,9 @@ def renew(folder: Path, hosts: Sequence[str], days: int, now: datetime.datetime)
     try:
         _write(folder, authorities, hosts, days, now)
     except ValueError as error:
-        raise StartupError(f"{folder / 'authority'} holds no authority of `memserve certs`: {error}") from None
+        raise StartupError(
+            f"{folder / 'authority'} holds no authority of `memserve certs`: {error}"
+        ) from None
 
 
 def settings_of(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -95,7 +97,10 @@ def settings_of(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         ("`memserve up`, in the place of the two above", "internal-up"),
     ):
         files = {"CA_FILE": "ca.crt", "CERT_FILE": "tls.crt", "KEY_FILE": "tls.key"}
-        yield who, {f"MEMSERVE_INTERNAL_TLS_{name}": str(folder / part / file) for name, file in files.items()}
+        yield (
+            who,
+            {f"MEMSERVE_INTERNAL_TLS_{name}": str(folder / part / file) for name, file in files.items()},
+        )
     yield (
         "clients",
         {

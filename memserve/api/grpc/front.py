@@ -68,12 +68,13 @@ class Front:
 
 @contextlib.asynccontextmanager
 async def open_front(
-    settings: Settings, names: Sequence[str], tls: LiveTls | None = None
+    settings: Settings, names: Sequence[str], tls: LiveTls | None = None, own_socket: str = ""
 ) -> AsyncIterator[Front]:
     """Listen on the settings' host and port while inside.
 
     names: of the services that will be added.
     tls: what clients see. None: no TLS.
+    own_socket: path of a unix socket without TLS, which only this user can reach. Empty: none.
     Raises StartupError when the port cannot be had.
     """
     server = grpc.aio.server(
@@ -101,6 +102,8 @@ async def open_front(
         reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         port = add_port(server, at(settings.host, settings.port), tls)
+        if own_socket:
+            server.add_insecure_port(f"unix:{own_socket}")
     except RuntimeError:
         raise StartupError(
             f"cannot listen on {at(settings.host, settings.port)} (settings host, port)"
