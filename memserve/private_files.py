@@ -128,6 +128,15 @@ def kept_secret(file: Path) -> bytes:
         raise StartupError(f"{file}: {error.strerror}") from None
 
 
+def signature_of(file: Path) -> tuple[int, ...] | None:
+    """A value that differs after the file was replaced or written. None: the file cannot be looked at."""
+    try:
+        state = file.stat()
+    except OSError:
+        return None
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
 def _long_enough(file: Path, secret: bytes) -> bytes:
     if len(secret.strip()) < SECRET_MIN_BYTES:
         raise StartupError(

@@ -16,7 +16,7 @@ from memserve.api.grpc.server import SERVICES, served
 from memserve.api.http.app import HttpApi
 from memserve.api.http.server import answering, open_http
 from memserve.config import Settings
-from memserve.gateway.access.callers import KeyFile, load_access
+from memserve.gateway.access.callers import Access, KeyFile, first_token_keys, load_access
 from memserve.gateway.assembly import GatewayParts, open_parts, services_of
 from memserve.metrics.port import serve_metrics
 from memserve.processes.ports import held_ports
@@ -52,13 +52,14 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
             open_http(settings) as http,
             open_parts(settings) as parts,
         ):
+            await first_token_keys(access)
             entry, services = entry_of(parts, access), services_of(parts, access)
             app = HttpApi(parts, services, entry).app()
             async with served(front, parts, entry, services), answering(http, app):
-                await _run(settings, front.port, parts, key_file)
+                await _run(settings, front.port, parts, key_file, access)
 
 
-async def _run(settings: Settings, port: int, parts: GatewayParts, key_file: KeyFile) -> None:
+async def _run(settings: Settings, port: int, parts: GatewayParts, key_file: KeyFile, access: Access) -> None:
     """Until a signal comes."""
     with serve_metrics(settings, parts.metrics.registry, settings.metrics_port) as metrics_address:
         stop = asyncio.Event()
@@ -66,10 +67,15 @@ async def _run(settings: Settings, port: int, parts: GatewayParts, key_file: Key
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, partial(key_file.look, even_unchanged=True))
-        keys = asyncio.create_task(repeat("keys", key_file.follow, KEYS_LOOK_S, parts.metrics.loop_failed))
+        failed = parts.metrics.loop_failed
+        loops = [asyncio.create_task(repeat("keys", key_file.follow, KEYS_LOOK_S, failed))]
+        if access.tokens is not None:
+            keys = access.tokens.keys
+            loops.append(asyncio.create_task(repeat("token_keys", keys.follow, keys.pause_s, failed)))
         log.info("serving on %s:%s, metrics on %s", settings.host, port, metrics_address or "no port")
         try:
             await stop.wait()
         finally:
-            keys.cancel()
-            await asyncio.gather(keys, return_exceptions=True)
+            for task in loops:
+                task.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)

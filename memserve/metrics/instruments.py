@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from memserve.domain import RecallOutcome, RefusalReason, Usage
+from memserve.domain import RecallOutcome, RefusalReason, TokenFault, Usage
 from memserve.domain.kinds import KINDS
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -27,7 +27,17 @@ GEN_AI_TOKENS = tuple(4.0**power for power in range(14))
 GEN_AI_LABELS = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"]
 PROVIDER = "memserve"
 CHAT, COMPLETION, EMBEDDINGS = "chat", "text_completion", "embeddings"
-GATEWAY_LOOPS = ("canaries", "discovery", "health", "keys", "pacing", "pressure", "sweep", "watch")
+GATEWAY_LOOPS = (
+    "canaries",
+    "discovery",
+    "health",
+    "keys",
+    "pacing",
+    "pressure",
+    "sweep",
+    "token_keys",
+    "watch",
+)
 MODULE_ACTIONS = ("publish", "promote", "rollback", "split", "canary_rollback", "drop", "delete")
 
 
@@ -147,6 +157,12 @@ class GatewayMetrics:
             ["reason"],
             registry=r,
         )
+        self.tokens_refused = Counter(
+            "memserve_tokens_refused_total",
+            f"Calls refused for their JSON Web Token, by the rule that it breaks: {', '.join(TokenFault)}.",
+            ["fault"],
+            registry=r,
+        )
         self.queued_seconds = Gauge(
             "memserve_queued_seconds",
             "Time that the engines need for the prompts that they have and that wait for them, the sum over "
@@ -257,6 +273,7 @@ class GatewayMetrics:
         begin(self.cached_tokens, ["device", "host", "redis"])
         begin(self.lookups, ["hit", "miss", "unavailable"])
         begin(self.refused, [*RefusalReason.known()])
+        begin(self.tokens_refused, [*TokenFault])
         begin(self.recall, [*RecallOutcome.known()])
         begin(self.module_answers, [*KINDS])
         begin(self.module_changes, MODULE_ACTIONS)
