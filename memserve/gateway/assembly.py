@@ -61,7 +61,7 @@ from memserve.memory.texts.embedder_files import configured_embedder
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.journal import Quotas as MemoryQuotas
 from memserve.memory.texts.memory import VectorMemory
-from memserve.memory.texts.milvus import is_local_uri
+from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles, open_model
 from memserve.policy.routing.breaker import Breakers
@@ -70,6 +70,7 @@ from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.gateways import Gateways
 from memserve.registry.leases import Registry
+from memserve.tls.live import LiveTls
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
 TOKENIZER_THREADS = 2
@@ -122,8 +123,11 @@ class GatewayServices:
 
 
 @contextlib.asynccontextmanager
-async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
-    """Everything behind the services, started; closed in the reverse order. Raises StartupError."""
+async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIterator[GatewayParts]:
+    """Everything behind the services, started; closed in the reverse order. Raises StartupError.
+
+    tls: what workers and Milvus see. None: no TLS to workers.
+    """
     if not settings.redis:
         raise StartupError(
             "a gateway needs the registry: set redis_url (`memserve up` starts one of its own)"
@@ -139,7 +143,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
     async with contextlib.AsyncExitStack() as stack:
         registry = Registry(settings.redis)
         stack.push_async_callback(registry.close)
-        texts = await _open_texts(settings, disk)
+        texts = await _open_texts(settings, disk, tls)
         stack.push_async_callback(texts.close)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
         stack.callback(tokenizing.close)
@@ -155,7 +159,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
             registry,
             BlockIndex(),
             model.tokenizer_digest(),
-            partial(GrpcCalls, credential=credential),
+            partial(GrpcCalls, credential=credential, tls=tls),
             metrics.loop_failed,
             modules.base_digest or settings.model_digest,
         )
@@ -230,7 +234,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     )
 
 
-async def _open_texts(settings: Settings, disk: DiskWatch) -> VectorMemory:
+async def _open_texts(settings: Settings, disk: DiskWatch, tls: LiveTls | None) -> VectorMemory:
     embedder = await on_own_thread(lambda: BertEmbedder(configured_embedder(settings)))
     quotas = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
     try:
@@ -238,7 +242,7 @@ async def _open_texts(settings: Settings, disk: DiskWatch) -> VectorMemory:
             settings.vector_uri,
             embedder,
             settings.redis,
-            token=settings.milvus_token.get_secret_value(),
+            access=MilvusAccess(settings.milvus_token.get_secret_value(), None if tls is None else tls.files),
             quotas=quotas,
             may_flush=disk.has_room,
         )
