@@ -147,12 +147,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         stack.push_async_callback(texts.close)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
         stack.callback(tokenizing.close)
-        await on_own_thread(partial(check_cache_servers, settings.cache_redis))
-        lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
-        stack.push_async_callback(lookup.close)
-        quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
-        activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
-        stack.push_async_callback(activation.close)
+        lookup, activation = await _open_cache(settings, stack)
         modules = await _open_modules(settings, model, stack)
         credential = credentials.worker_credential(credentials.salt_key(settings))
         pool = WorkerPool(
@@ -232,6 +227,18 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         ),
         explanations=Explanations(parts.decisions, parts.gateways),
     )
+
+
+async def _open_cache(
+    settings: Settings, stack: contextlib.AsyncExitStack
+) -> tuple[PrefixLookup, ActivationMemory]:
+    await on_own_thread(partial(check_cache_servers, settings.cache_redis))
+    lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
+    stack.push_async_callback(lookup.close)
+    quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
+    activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
+    stack.push_async_callback(activation.close)
+    return lookup, activation
 
 
 async def _open_texts(settings: Settings, disk: DiskWatch, tls: LiveTls | None) -> VectorMemory:
