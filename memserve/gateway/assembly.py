@@ -141,22 +141,19 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
     metrics = GatewayMetrics(model.name)
     disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
-        registry = Registry(settings.redis)
-        stack.push_async_callback(registry.close)
         texts = await _open_texts(settings, disk, tls)
         stack.push_async_callback(texts.close)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
         stack.callback(tokenizing.close)
         lookup, activation = await _open_cache(settings, stack)
         modules = await _open_modules(settings, model, stack)
+        registry = Registry(settings.redis)
+        stack.push_async_callback(registry.close)
         credential = credentials.worker_credential(credentials.salt_key(settings))
+        connect = partial(GrpcCalls, credential=credential, tls=tls)
+        own_model = modules.base_digest or settings.model_digest
         pool = WorkerPool(
-            registry,
-            BlockIndex(),
-            model.tokenizer_digest(),
-            partial(GrpcCalls, credential=credential, tls=tls),
-            metrics.loop_failed,
-            modules.base_digest or settings.model_digest,
+            registry, BlockIndex(), model.tokenizer_digest(), connect, metrics.loop_failed, own_model
         )
         await pool.start()
         stack.push_async_callback(pool.close)
