@@ -14,7 +14,7 @@ from memserve.errors import StartupError
 from memserve.metrics.certificates import CertificateMetrics, FollowedCertificates
 from memserve.tls.live import LiveTls, internal_tls, public_tls
 from memserve.tls.pem import GATEWAY_NAME, WORKER_NAME, Pem, PemFiles, UnfitCertificate, read_pem
-from tests.tls.certificates import Trial, expired_trial, new_trial
+from loadtests.harness.certificates import Trial, expired_trial, new_trial
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from memserve.api.http.server import open_http
 from memserve.config import Settings
 from memserve.metrics.port import serve_metrics
 from memserve.tls.live import LiveTls
-from tests.tls.certificates import Trial, expired_of, new_trial
+from loadtests.harness.certificates import Trial, expired_of, new_trial
 
 NAMES = ("memserve.v1.InferenceService",)
 

@@ -26,7 +26,7 @@ from memserve.tls.live import LiveTls
 from tests.contract.fake_worker import CREDENTIAL, FakeWorker
 from tests.contract.scripted_worker import PLAIN, Script
 from tests.kv.redis_server import RedisServer
-from tests.tls.certificates import Trial, expired_of, new_trial
+from loadtests.harness.certificates import Trial, expired_of, new_trial
 
 TIMEOUT_S = 10.0
 
