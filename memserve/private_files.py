@@ -146,6 +146,15 @@ def new_socket_path(beside: Path, prefix: str) -> Path:
     raise OSError(errno.ENAMETOOLONG, "no place for a unix socket")
 
 
+def signature_of(file: Path) -> tuple[int, ...] | None:
+    """A value that differs after the file was replaced or written. None: the file cannot be looked at."""
+    try:
+        state = file.stat()
+    except OSError:
+        return None
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
 def _long_enough(file: Path, secret: bytes) -> bytes:
     if len(secret.strip()) < SECRET_MIN_BYTES:
         raise StartupError(

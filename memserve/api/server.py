@@ -16,7 +16,7 @@ from memserve.api.grpc.server import SERVICES, served
 from memserve.api.http.app import HttpApi
 from memserve.api.http.server import answering, open_http
 from memserve.config import Settings
-from memserve.gateway.access.callers import KeyFile, load_access
+from memserve.gateway.access.callers import Access, KeyFile, first_token_keys, load_access
 from memserve.gateway.assembly import GatewayParts, open_parts, services_of
 from memserve.metrics.certificates import FollowedCertificates
 from memserve.metrics.port import serve_metrics
@@ -57,10 +57,11 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_soc
             open_http(settings, public) as http,
             open_parts(settings, internal) as parts,
         ):
+            await first_token_keys(access)
             entry, services = entry_of(parts, access), services_of(parts, access)
             app = HttpApi(parts, services, entry).app()
             async with served(front, parts, entry, services), answering(http, app):
-                await _run(settings, front.port, parts, key_file, (public, internal))
+                await _run(settings, front.port, parts, key_file, access, (public, internal))
 
 
 async def _run(
@@ -68,6 +69,7 @@ async def _run(
     port: int,
     parts: GatewayParts,
     key_file: KeyFile,
+    access: Access,
     certificates: tuple[LiveTls | None, LiveTls | None],
 ) -> None:
     """Until a signal comes. certificates: the public one and the internal one."""
@@ -83,6 +85,9 @@ async def _run(
             asyncio.create_task(repeat("keys", key_file.follow, KEYS_LOOK_S, metrics.loop_failed)),
             asyncio.create_task(repeat("certificates", followed.look, LOOK_S, metrics.loop_failed)),
         ]
+        if access.tokens is not None:
+            keys = access.tokens.keys
+            loops.append(asyncio.create_task(repeat("token_keys", keys.follow, keys.pause_s, metrics.loop_failed)))
         log.info("serving on %s:%s, metrics on %s", settings.host, port, metrics_address or "no port")
         try:
             await stop.wait()

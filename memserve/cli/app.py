@@ -22,7 +22,7 @@ from memserve.cli.kv import kv_app
 from memserve.cli.memories import forget, remember, search
 from memserve.cli.modules import modules_app
 from memserve.cli.options import HELP
-from memserve.cli.serve import gateway, settings, up, workers
+from memserve.cli.serve import gateway, ray_node, settings, up, workers
 from memserve.cli.status import status
 from memserve.cli.terminal import coloured, err
 from memserve.client import CallFailed
@@ -64,6 +64,7 @@ for _command in (
     up,
     gateway,
     workers,
+    ray_node,
     settings,
     demo,
     generate,

@@ -224,7 +224,15 @@ class Settings(PortSettings, IdentitySettings):
     ray_token_file: SettingFile = Field(
         None, description="File of the token that Ray's processes show each other. Empty: kept in data_dir."
     )
-    workers: int = Field(2, ge=1, le=64, description="vLLM workers that `memserve up` starts.")
+    workers: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="vLLM workers that `memserve up` starts, or that a Ray cluster is asked for.",
+    )
+    worker_gpus: int = Field(
+        0, ge=0, le=1, description="GPUs that a worker asks Ray for. 0: it runs on the CPU, one on a node."
+    )
     max_context_tokens: int = Field(
         0, ge=0, description="Longest prompt and answer together. 0: the model's own limit, at most 8192."
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from memserve.domain import RecallOutcome, RefusalReason, Usage
+from memserve.domain import RecallOutcome, RefusalReason, TokenFault, Usage
 from memserve.domain.kinds import KINDS
 from memserve.metrics.certificates import CertificateMetrics
 
@@ -37,6 +37,7 @@ GATEWAY_LOOPS = (
     "pacing",
     "pressure",
     "sweep",
+    "token_keys",
     "watch",
 )
 MODULE_ACTIONS = ("publish", "promote", "rollback", "split", "canary_rollback", "drop", "delete")
@@ -158,6 +159,12 @@ class GatewayMetrics:
             ["reason"],
             registry=r,
         )
+        self.tokens_refused = Counter(
+            "memserve_tokens_refused_total",
+            f"Calls refused for their JSON Web Token, by the rule that it breaks: {', '.join(TokenFault)}.",
+            ["fault"],
+            registry=r,
+        )
         self.queued_seconds = Gauge(
             "memserve_queued_seconds",
             "Time that the engines need for the prompts that they have and that wait for them, the sum over "
@@ -269,6 +276,7 @@ class GatewayMetrics:
         begin(self.cached_tokens, ["device", "host", "redis"])
         begin(self.lookups, ["hit", "miss", "unavailable"])
         begin(self.refused, [*RefusalReason.known()])
+        begin(self.tokens_refused, [*TokenFault])
         begin(self.recall, [*RecallOutcome.known()])
         begin(self.module_answers, [*KINDS])
         begin(self.module_changes, MODULE_ACTIONS)

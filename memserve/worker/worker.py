@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -46,6 +45,7 @@ from memserve.tls.live import LOOK_S as CERTIFICATES_S
 from memserve.tls.live import internal_tls
 from memserve.tls.pem import WORKER_NAME
 from memserve.trace_export import exported
+from memserve.worker.addresses import bound_to_first, check_free, ports_from, reachable
 from memserve.worker.engine.calibration import measured_costs
 from memserve.worker.engine.engine import Engine
 from memserve.worker.engine.golden import Golden, check_golden_prefix
@@ -112,8 +112,11 @@ class Worker:
     Everything runs on one event loop.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, node: str = "127.0.0.1") -> None:
+        """node: this machine's address in Ray's cluster."""
         self._settings = settings
+        self._node = node
+        self._closing: asyncio.Task[None] | None = None
         self._worker_id = f"w-{uuid.uuid4().hex[:8]}"
         self._failures = loop_failures(REGISTRY, LOOPS)
         self._certificates = CertificateMetrics(REGISTRY)
@@ -145,7 +148,14 @@ class Worker:
         return self._room.demand(time.monotonic()) if self._room is not None else 0.0
 
     async def close(self) -> None:
-        """Finish the answers under way and end. A worker whose start has failed can be closed too."""
+        """Finish the answers under way and end. A worker whose start has failed can be closed too.
+
+        Ray Serve may call this while the worker leaves by itself: both wait for the same end.
+        """
+        self._closing = self._closing or asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -235,11 +245,20 @@ class Worker:
         )
         rpc.add_WorkerServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
-        port = add_port(server, at(settings.worker_host, 0), self._tls)
+        port = bound_to_first(
+            ports_from(settings.worker_port, without=settings.worker_health_port),
+            lambda port: add_port(server, at(settings.worker_host, port), self._tls),
+            "worker_port",
+        )
         await server.start()
         metrics = contextlib.ExitStack()
-        metrics_address = metrics.enter_context(
-            serve_metrics(settings, without_tenants(REGISTRY), 0, self._tls)
+        registry = without_tenants(REGISTRY)
+        metrics_address = bound_to_first(
+            ports_from(settings.worker_metrics_port),
+            lambda port: metrics.enter_context(
+                serve_metrics(settings, registry, check_free(settings.metrics_host, port), self._tls)
+            ),
+            "worker_metrics_port",
         )
         self._opened.push_async_callback(asyncio.to_thread, metrics.close)
         self._opened.push_async_callback(server.stop, settings.shutdown_grace_s / 2)
@@ -260,8 +279,8 @@ class Worker:
         absent = self._engine.modules.absent
         return WorkerLease(
             worker_id=self._worker_id,
-            address=_reachable(ports.calls),
-            metrics_address=_reachable(ports.metrics),
+            address=reachable(ports.calls, self._settings, self._node),
+            metrics_address=reachable(ports.metrics, self._settings, self._node),
             pid=os.getpid(),
             model=served.model.name,
             model_digest=served.model_digest,
@@ -361,9 +380,3 @@ class Worker:
         self._tasks.remove(self._leaving)
         await self.close()
         os._exit(0)
-
-
-def _reachable(address: str) -> str:
-    """host:port for others: a worker that listens on every address is reached by this machine's name."""
-    host, _, port = address.rpartition(":")
-    return f"{socket.gethostbyname(socket.gethostname())}:{port}" if host in ("0.0.0.0", "[::]") else address
