@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.harness.certificates import Trial, expired_of, new_trial
 from memserve.client import CallFailed, Client, TlsFiles, UsageError, wait_until_ready
 from memserve.client.diagnosis import why_unreachable
 from memserve.tls.grpc_credentials import server_credentials
 from memserve.tls.live import LiveTls
 from tests.client.examples import STATUS, STATUS_PB
 from tests.client.stub_gateway import TIMEOUT_S, StubGateway
-from loadtests.harness.certificates import Trial, expired_of, new_trial
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Tries each wire with the part of memserve that uses it, on a host of the rig. Takes and prints JSON.
 
-A wire is tried with what it should refuse: as a caller at the real server, and at an impostor, which is a relay
-to the real server that shows another certificate.
+A wire is tried with what it should refuse: as a caller at the real server, and at an impostor, which is a
+relay to the real server that shows another certificate.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,13 +18,12 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-from pydantic import SecretStr
 
 from loadtests.harness.certificates import Trial
 from loadtests.harness.tls_relay import TlsRelay
 from memserve.bench.http_connection import Broken, HttpConnections, origin_of
 from memserve.client import AsyncClient, CallFailed, TlsFiles
-from memserve.config import Settings
+from memserve.config import load_settings
 from memserve.credentials import worker_credential
 from memserve.domain import WorkerLease
 from memserve.domain.worker_calls import WorkerFailure
@@ -33,7 +33,7 @@ from memserve.kv.transport.check import check_cache_servers
 from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex
 from memserve.memory.texts.milvus import MilvusAccess, Vectors
 from memserve.registry.leases import Registry
-from memserve.tls.pem import PemFiles
+from memserve.tls.pem import WORKER_NAME, PemFiles
 
 TIMEOUT_S = 3.0
 CREDENTIAL = worker_credential(("cd" * 32).encode())
@@ -116,14 +116,35 @@ async def ask_worker(address: str, files: Files) -> None:
         await calls.close()
 
 
+async def ask_worker_metrics(address: str, files: Files) -> None:
+    """As a scraper that looks for the worker's name, whatever the address is."""
+    if files is None:
+        await ask_http("/metrics", address, None)
+        return
+    context = ssl.create_default_context(cafile=files.authorities)
+    if files.certificate != NO_CERTIFICATE:
+        context.load_cert_chain(files.certificate, files.key)
+    host, _, port = address.rpartition(":")
+    async with asyncio.timeout(TIMEOUT_S):
+        reader, writer = await asyncio.open_connection(
+            host, int(port), ssl=context, server_hostname=WORKER_NAME
+        )
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        status = await reader.readline()
+        writer.close()
+    if b" 200 " not in status:
+        raise Broken(status.decode(errors="replace"))
+
+
 def redis_url(scheme: str, address: str, files: Files) -> str:
     """As the settings make it of a URL without parameters."""
     if files is None:
         return f"{scheme.replace('rediss', 'redis')}://{address}"
     if files.certificate == NO_CERTIFICATE:
         return f"{scheme}://{address}?ssl_ca_certs={files.authorities}"
-    return Settings(
-        cache_redis_url=SecretStr(f"{scheme}://{address}"),
+    return load_settings(
+        {},
+        cache_redis_url=f"{scheme}://{address}",
         internal_tls_ca_file=files.authorities,
         internal_tls_cert_file=files.certificate,
         internal_tls_key_file=files.key,
@@ -160,13 +181,24 @@ def wires(addresses: dict[str, str]) -> list[Wire]:
         Wire("client → gateway, HTTP", "client", "public", "http", partial(ask_http, "/health")),
         Wire("scraper → gateway, metrics", "client", "public", "metrics", partial(ask_http, "/metrics")),
         Wire("gateway → worker, gRPC", "internal-gateway", "internal-worker", "worker", ask_worker),
+        Wire(
+            "scraper → worker, metrics",
+            "internal-gateway",
+            "internal-worker",
+            "worker_metrics",
+            ask_worker_metrics,
+        ),
         Wire("→ Redis, registry", "internal-gateway", "redis", "redis", ask_registry),
         Wire("→ Redis, cache", "internal-worker", "redis", "redis", partial(ask_cache, "rediss", "")),
         Wire(
             "→ Redis Cluster", "internal-worker", "redis", "cluster", partial(ask_cache, "rediss+cluster", "")
         ),
         Wire(
-            "→ Sentinels", "internal-worker", "redis", "sentinel", partial(ask_cache, "rediss+sentinel", "/cache")
+            "→ Sentinels",
+            "internal-worker",
+            "redis",
+            "sentinel",
+            partial(ask_cache, "rediss+sentinel", "/cache"),
         ),
         Wire("gateway → Milvus", "internal-gateway", "milvus", "milvus", ask_milvus),
     ]  # fmt: skip
@@ -230,7 +262,7 @@ async def main(job: str) -> None:
         caller: dict[str, str] = {}
         impostors: dict[str, str] = {}
         for case in CALLER_CASES:
-            if case == "a worker's" and wire.server != "internal-worker":
+            if case == "a worker's" and wire.address != told["addresses"].get("worker"):
                 continue
             caller[case] = await tried(wire.ask(wire.address, shown_in(case, wire, *trials)))
         for case in IMPOSTOR_CASES:

@@ -79,7 +79,7 @@ class Rig:
 
 @contextmanager
 def rig(folder: Path) -> Iterator[Rig]:
-    """Everything runs while inside. Raises HostsError, and RuntimeError with the log of what has not started."""
+    """Everything runs while inside. Raises HostsError, and RuntimeError with the log of what fails."""
     with network(NETWORK, NUMBER) as net:
         hosts = {name: net.host(name) for name in ("data", *WORKERS, "gw", "client")}
         names = [each for host in hosts.values() for each in (host.name, host.address)]
@@ -109,7 +109,12 @@ def _start_data(running: Rig) -> None:
     (folder / "redis").mkdir()
     place = folder / "redis"
     command = arguments(
-        running.mounted.files("redis"), REDIS, place, "--unixsocket", str(place / "redis.sock"), bind="0.0.0.0"
+        running.mounted.files("redis"),
+        REDIS,
+        place,
+        "--unixsocket",
+        str(place / "redis.sock"),
+        bind="0.0.0.0",
     )
     with (folder / "redis.log").open("wb") as log:
         data.start(command, output=log)
@@ -118,11 +123,27 @@ def _start_data(running: Rig) -> None:
     lite = Path(sys.executable).with_name("milvus-lite")
     with (folder / "milvus.log").open("wb") as log:
         data.start(
-            [lite, "server", "--data-dir", folder / "milvus", "--host", "127.0.0.1", "--port", str(MILVUS_PLAIN)],
+            [
+                lite,
+                "server",
+                "--data-dir",
+                folder / "milvus",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(MILVUS_PLAIN),
+            ],
             output=log,
         )
     files = [milvus.certificate, milvus.key, milvus.authorities]
-    relay = ["-m", "loadtests.harness.tls_relay", str(MILVUS), *map(str, files), "127.0.0.1", str(MILVUS_PLAIN)]
+    relay = [
+        "-m",
+        "loadtests.harness.tls_relay",
+        str(MILVUS),
+        *map(str, files),
+        "127.0.0.1",
+        str(MILVUS_PLAIN),
+    ]
     _start(running, "data", "relay", relay, {})
     deadline_s = time.monotonic() + START_S
     while not {("127.0.0.1", MILVUS_PLAIN), ("0.0.0.0", MILVUS)} <= data.listening():
@@ -168,9 +189,7 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
     return {**own, **{f"MEMSERVE_{name.upper()}": str(value) for name, value in settings.items()}}
 
 
-def _start(
-    running: Rig, host: str, name: str, python: list[str], settings: Mapping[str, object]
-) -> None:
+def _start(running: Rig, host: str, name: str, python: list[str], settings: Mapping[str, object]) -> None:
     with (running.folder / f"{name}.log").open("wb") as log:
         running.hosts[host].start([sys.executable, *python], environment=environment(settings), output=log)
 

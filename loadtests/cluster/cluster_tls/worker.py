@@ -21,7 +21,6 @@ from memserve.domain import WorkerLease
 from memserve.metrics.certificates import CertificateMetrics, FollowedCertificates
 from memserve.metrics.port import serve_metrics
 from memserve.model.files import open_model
-from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.processes.supervised import repeat
 from memserve.registry.leases import Registry
 from memserve.tls.grpc_credentials import add_port
