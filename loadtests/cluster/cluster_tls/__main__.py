@@ -126,7 +126,11 @@ def _wrong(rows: Sequence[Row]) -> list[str]:
 
 
 def _unserved(rows: Sequence[Row]) -> list[str]:
-    return [row["wire"] for row in rows if row["caller"]["right"] != "served"]
+    return [
+        row["wire"]
+        for row in rows
+        if row["caller"]["right"] != "served" or row["impostor"]["right"] != "taken"
+    ]
 
 
 def _print(rows: Sequence[Row], rotation: Rotation, measured: dict[str, Cost]) -> None:

@@ -1,8 +1,8 @@
 """What TLS costs: the gateway's processor time for a token and for a request, and KV's way from Redis.
 
 Two gateways on one machine, each with two fake workers: one without TLS, one with TLS to its clients and to
-its workers. Rounds alternate between them, and a figure is the median of the rounds' ratios. What a gateway uses
-without a request is taken off. The load is that of `gateway_overhead`.
+its workers. Rounds alternate between them, and a figure is the median of the rounds' ratios. What a gateway
+uses without a request is taken off. The load is that of `gateway_overhead`.
 """
 
 from __future__ import annotations

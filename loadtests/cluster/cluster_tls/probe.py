@@ -41,7 +41,7 @@ Files = PemFiles | None
 """What a caller shows and trusts; a certificate that is `NO_CERTIFICATE` is not shown. None: plaintext."""
 NO_CERTIFICATE = Path("/none")
 CALLER_CASES = ("plaintext", "another authority", "expired", "no certificate", "a worker's", "right")
-IMPOSTOR_CASES = ("another authority", "expired", "another's name")
+IMPOSTOR_CASES = ("another authority", "expired", "another's name", "right")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,18 +239,22 @@ async def tried(ask: Awaitable[None]) -> str:
 
 
 @asynccontextmanager
-async def impostor(case: str, wire: Wire, right: Trial, other: Trial, expired: Trial) -> AsyncIterator[str]:
-    """Its address. It shows another certificate than the server's, and trusts every caller's authority."""
+async def impostor(
+    case: str, wire: Wire, right: Trial, other: Trial, expired: Trial
+) -> AsyncIterator[tuple[TlsRelay, str]]:
+    """With its address. It shows another certificate than the server's, and trusts the caller's authority."""
     own = {
         "another authority": other.files(wire.server),
         "expired": expired.files(wire.server),
         # Another's of the same authority.
         "another's name": right.files("client" if wire.server == "public" else "internal-gateway"),
+        # To see that this way of trying tells the two apart.
+        "right": right.files(wire.server),
     }[case]
     host, _, port = wire.address.partition(",")[0].rpartition(":")
     relay = TlsRelay(_trusting(own, right.files(wire.caller)), host, int(port))
     async with relay.listening() as own_port:
-        yield f"localhost:{own_port}"
+        yield relay, f"localhost:{own_port}"
 
 
 async def main(job: str) -> None:
@@ -266,8 +270,10 @@ async def main(job: str) -> None:
                 continue
             caller[case] = await tried(wire.ask(wire.address, shown_in(case, wire, *trials)))
         for case in IMPOSTOR_CASES:
-            async with impostor(case, wire, *trials) as address:
-                impostors[case] = await tried(wire.ask(address, trials[0].files(wire.caller)))
+            async with impostor(case, wire, *trials) as (relay, address):
+                await tried(wire.ask(address, trials[0].files(wire.caller)))
+                # gRPC looks at the name when the handshake has ended, and then sends nothing.
+                impostors[case] = "taken" if relay.received_bytes else "refused"
         rows.append({"wire": wire.name, "caller": caller, "impostor": impostors})
     print(json.dumps(rows), flush=True)
 

@@ -108,48 +108,29 @@ def _start_data(running: Rig) -> None:
     data, folder = running.hosts["data"], running.folder
     (folder / "redis").mkdir()
     place = folder / "redis"
-    command = arguments(
-        running.mounted.files("redis"),
-        REDIS,
-        place,
-        "--unixsocket",
-        str(place / "redis.sock"),
-        bind="0.0.0.0",
-    )
+    own = ("--unixsocket", str(place / "redis.sock"), "--protected-mode", "no")
+    command = arguments(running.mounted.files("redis"), REDIS, place, *own, bind="0.0.0.0")
     with (folder / "redis.log").open("wb") as log:
         data.start(command, output=log)
     _wait(running, "redis", "Ready to accept connections")
     milvus = running.mounted.files("milvus")
     lite = Path(sys.executable).with_name("milvus-lite")
     with (folder / "milvus.log").open("wb") as log:
-        data.start(
-            [
-                lite,
-                "server",
-                "--data-dir",
-                folder / "milvus",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(MILVUS_PLAIN),
-            ],
-            output=log,
-        )
+        data.start([lite, "server", "--data-dir", folder / "milvus", *_at("--host", "--port")], output=log)
     files = [milvus.certificate, milvus.key, milvus.authorities]
-    relay = [
-        "-m",
-        "loadtests.harness.tls_relay",
-        str(MILVUS),
-        *map(str, files),
-        "127.0.0.1",
-        str(MILVUS_PLAIN),
-    ]
+    relay = ["-m", "loadtests.harness.tls_relay", str(MILVUS), *map(str, files), *_at()]
     _start(running, "data", "relay", relay, {})
     deadline_s = time.monotonic() + START_S
-    while not {("127.0.0.1", MILVUS_PLAIN), ("0.0.0.0", MILVUS)} <= data.listening():
+    while not {MILVUS_PLAIN, MILVUS} <= {port for _, port in data.listening()}:
         if time.monotonic() > deadline_s:
             raise RuntimeError(f"Milvus has not started: {running.log('milvus')[-500:]}")
         time.sleep(0.2)
+
+
+def _at(*options: str) -> list[str]:
+    """Where Milvus listens without TLS, behind the relay. options: before host and port."""
+    place = ["127.0.0.1", str(MILVUS_PLAIN)]
+    return [part for pair in zip(options, place, strict=True) for part in pair] if options else place
 
 
 def _internal(mounted: Mounted, part: str) -> dict[str, object]:
@@ -196,7 +177,7 @@ def _start(running: Rig, host: str, name: str, python: list[str], settings: Mapp
 
 def _wait(running: Rig, name: str, text: str) -> None:
     deadline_s = time.monotonic() + START_S
-    while text not in running.log(name):
-        if time.monotonic() > deadline_s:
+    while text not in (said := running.log(name)):
+        if time.monotonic() > deadline_s or "Traceback" in said:
             raise RuntimeError(f"{name} has not started: {running.log(name)[-1500:]}")
         time.sleep(0.1)

@@ -31,13 +31,13 @@ from memserve.tls.pem import PemFiles
 
 TAKEN_S = 30.0
 SETTLE_S = 2.0
-CHANGES = (
-    "the same authorities, 1",
-    "the same authorities, 2",
-    "both trusted",
+RENEWED, BOTH, OTHERS, ONLY = (
+    "renewed",
+    "both authorities trusted",
     "new certificates",
-    "new only",
+    "new authorities only",
 )
+CHANGES = (RENEWED, f"{RENEWED} again", BOTH, OTHERS, ONLY)
 PORTS = {
     "gateway, gRPC": ("gw", GRPC, "client", "public"),
     "gateway, HTTP": ("gw", HTTP, "client", "public"),
@@ -86,7 +86,7 @@ def rotate(rig: Rig, seconds: float) -> Rotation:
         rig.mounted.show(trial)
         rig.redis_reads_again()
         changed_s = time.monotonic()
-        if name not in ("both authorities trusted", "new authorities only"):
+        if name not in (BOTH, ONLY):
             for port in PORTS:
                 _until_other(rig, port, before[port])
                 taken[port].append(time.monotonic() - changed_s)
