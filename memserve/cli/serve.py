@@ -35,7 +35,9 @@ class SettingOptions:
 
     model: Annotated[
         str | None,
-        typer.Option(help="Model directory or Hugging Face name. Default: the bundled demo model."),
+        typer.Option(
+            help="Model directory, Hugging Face name, or URL of a directory. Default: the bundled demo model."
+        ),
     ] = None
     workers: Annotated[int | None, typer.Option(help="vLLM workers. Default: 2.")] = None
     port: Annotated[int | None, typer.Option(help="gRPC port of the gateway. Default: 50051.")] = None
@@ -122,7 +124,7 @@ def gateway(
 
     settings = load_settings()
     log_to_stderr(settings.log_format)
-    asyncio.run(serve_gateway(with_models(settings), ports_held=ports_held))
+    asyncio.run(serve_gateway(with_models(settings, weights=False), ports_held=ports_held))
 
 
 def workers(
