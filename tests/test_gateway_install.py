@@ -1,5 +1,5 @@
-"""A gateway is installed as its image is, by the image's script from its own lock: without torch, vLLM and Ray,
-in a new virtual environment. It serves with the image's settings.
+"""A gateway is installed as its image is, by the image's script from its own lock: no torch, no vLLM, no Ray.
+It serves with the image's settings.
 """
 
 from __future__ import annotations

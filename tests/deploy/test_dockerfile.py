@@ -1,5 +1,6 @@
-"""The Dockerfile's images: what they run, as whom, with which settings and packages. `loadtests.images` builds
-and runs them.
+"""The Dockerfile's images: what they run, as whom, with which settings and packages.
+
+`loadtests.images` builds and runs them.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def test_an_images_settings_are_known_and_its_ports_are_theirs(image: str) -> No
 
 def test_the_base_is_pinned_and_the_labels_are_of_this_version() -> None:
     bases = {stage.base for stage in STAGES.values()} - STAGES.keys()
-    assert all(re.fullmatch(r"debian:bookworm-\d{8}-slim@sha256:[0-9a-f]{64}|scratch", base) for base in bases)
+    assert all(
+        re.fullmatch(r"debian:bookworm-\d{8}-slim@sha256:[0-9a-f]{64}|scratch", base) for base in bases
+    )
     other = stages_of(TEXT, {"BASE": "debian:other", "VERSION": "9", "REVISION": "abc"})
     assert other["gateway-packages"].base == "build" and other["build"].base == "debian:other"
     assert STAGES["gateway"].config.labels["org.opencontainers.image.version"] == __version__

@@ -14,7 +14,7 @@ import pytest
 from memserve.processes.init import go_on_in_a_child
 
 ROOT = Path(__file__).parents[2]
-CONTAINER = "unshare --user --map-root-user --pid --mount-proc --fork --kill-child".split()
+CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--mount-proc", "--fork", "--kill-child"]
 FIRST = "from memserve.processes.init import go_on_in_a_child\ngo_on_in_a_child()\n"
 # Twenty processes whose parents end before them, as Ray's do; then how many zombies there are.
 ORPHANS = """
