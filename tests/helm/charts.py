@@ -71,7 +71,7 @@ def manifests(values: Mapping[str, Any] | None = None, **options: Any) -> list[M
         document
         for path, text in render(values, **options).items()
         if not path.endswith("NOTES.txt")
-        for document in yaml.safe_load_all(text)
+        for document in yaml.load_all(text, yaml.CSafeLoader)
         if document
     ]
 

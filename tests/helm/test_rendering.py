@@ -23,7 +23,7 @@ from tests.helm.charts import (
 )
 from tests.helm.schemas import SCHEMAS, faults
 
-VERSIONS = ("1.27", "1.29", "1.31", "1.34", "1.37")
+VERSIONS = ("1.27", "1.31", "1.34", "1.37")
 KINDS = {
     "ConfigMap", "Deployment", "HorizontalPodAutoscaler", "Ingress", "NetworkPolicy", "PersistentVolumeClaim",
     "Pod", "PodDisruptionBudget", "Secret", "Service", "ServiceAccount", "StatefulSet", *SCHEMAS,
