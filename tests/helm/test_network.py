@@ -107,13 +107,14 @@ def test_the_kubelet_reaches_the_probes_where_the_network_needs_to_be_told(mode:
         assert taken(objects, outside("10.9.0.1"), part(component)) == set()
 
 
+TOKENS = {"jwt_jwks": "https://a/k", "jwt_issuer": "https://a", "jwt_audience": "memserve"}
 EGRESS: list[tuple[str, dict[str, Any], str, Peer, set[int]]] = [
     ("no traces", {}, "gateway", outside("203.0.113.9"), set()),
     ("no models", {}, "worker", outside("203.0.113.9"), set()),
     ("hubs", {"networkPolicy": {"external": {"enabled": True}}}, "worker", outside("203.0.113.9"), {443}),
     ("hubs, gateway", {"networkPolicy": {"external": {"enabled": True}}}, "gateway", outside("203.0.113.9"), {443}),
-    ("keys of tokens", {"settings": {"jwt_jwks": "https://a/jwks"}}, "gateway", outside("203.0.113.9"), {443}),
-    ("keys, not for workers", {"settings": {"jwt_jwks": "https://a/k"}}, "worker", outside("203.0.113.9"), set()),
+    ("keys of tokens", {"settings": TOKENS}, "gateway", outside("203.0.113.9"), {443}),
+    ("keys, not for workers", {"settings": TOKENS}, "worker", outside("203.0.113.9"), set()),
     ("traces", {"settings": {"traces_endpoint": "http://otel:4317"}}, "worker", pod("otel"), {4317}),
     ("traces of one part", {"gateway": {"settings": {"traces_endpoint": "http://o:4317"}}}, "worker", pod("otel"), set()),
     ("Milvus", {"milvus": {"uri": "http://milvus:19530"}}, "gateway", pod("milvus"), {19530}),

@@ -185,7 +185,10 @@ def test_every_variable_is_a_setting_and_is_read(name: str) -> None:
     for where, _, each in containers(objects):
         names = [item["name"] for item in each.get("env", ()) if item["name"].startswith("MEMSERVE_")]
         client = {"MEMSERVE_API_KEY", "MEMSERVE_TLS_CA_FILE", "MEMSERVE_TLS_CLIENT_CERT_FILE"}
-        known = {SETTINGS_DIR, "MEMSERVE_RAY_ADDRESS", "MEMSERVE_TLS_CLIENT_KEY_FILE", *client}
+        known = {
+            SETTINGS_DIR, "MEMSERVE_RAY_ADDRESS", "MEMSERVE_WORKER_ADDRESS", "MEMSERVE_TLS_CLIENT_KEY_FILE",
+            *client,
+        }  # fmt: skip
         assert set(names) <= known, where
 
 
@@ -353,6 +356,17 @@ def test_a_gpu_is_asked_for_by_its_resource() -> None:
     [ray] = of_kind(example_manifests("gpu-kuberay"), "RayService")
     pods = [template["spec"]["containers"][0]["resources"]["limits"] for _, template in pod_templates([ray])]
     assert [limits.get("nvidia.com/gpu") for limits in pods] == [None, 1]
+    settings = settings_of(example_manifests("gpu-kuberay"), "memserve-worker")
+    assert (settings.workers, settings.worker_gpus) == (4, 1)
+    two = manifests({"workers": {"replicas": 3, "gpu": {"count": 2}}})
+    assert settings_of(two, "memserve-worker").workers == 6
+    assert settings_of(manifests(), "memserve-worker").worker_gpus == 0
+
+
+def test_workers_know_nothing_of_tokens() -> None:
+    objects = example_manifests("everything")
+    assert settings_of(objects, "memserve-gateway").jwt_jwks == "/etc/memserve/jwks/jwks.json"
+    assert not [key for key in variables(objects, "memserve-worker") if "JWT" in key]
 
 
 def test_nothing_is_rendered_with_a_name_of_go() -> None:

@@ -155,6 +155,10 @@ BY_CHART: list[tuple[dict[str, Any], str]] = [
     (at("serviceAccount.name", "x"), "serviceAccount.name: set serviceAccount.create to false"),
     (at("settings.redis_url", "redis://a"), "settings.redis_url: the chart sets it: redis.external"),
     (at("gateway.settings.port", 1), "gateway.settings.port: the chart sets it: gateway.service.grpc.port"),
+    (at("settings.jwt_issuer", "https://i"), "settings.jwt_issuer: tokens need keys to check them with"),
+    (at("secrets.jwks.existingSecret", "x"), "settings.jwt_audience: tokens are checked with it"),
+    (at("workers.settings.jwt_role_claim", "r"), "workers.settings.jwt_role_claim: gateways check tokens"),
+    (at("workers", {"replicas": 33, "gpu": {"count": 2}}), "workers.replicas: more than 64 workers"),
     (at("workers.settings.workers", 3), "workers.settings.workers: the chart sets it: workers.replicas"),
 ]
 

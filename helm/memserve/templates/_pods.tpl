@@ -22,8 +22,6 @@ seccompProfile: {type: RuntimeDefault}
 - {name: HOME, value: /tmp}
 - {name: HF_HOME, value: /var/cache/memserve/huggingface}
 - {name: MEMSERVE_SETTINGS_DIR, value: /etc/memserve/secrets}
-- name: POD_IP
-  valueFrom: {fieldRef: {fieldPath: status.podIP}}
 {{- end -}}
 
 {{/* root, gateway: the secret settings, a file each. */}}

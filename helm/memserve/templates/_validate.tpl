@@ -192,6 +192,27 @@
 {{- end -}}
 {{- end -}}
 
+{{- $jwks := or $v.secrets.jwks.existingSecret $v.settings.jwt_jwks $v.gateway.settings.jwt_jwks -}}
+{{- range $name := list "jwt_issuer" "jwt_audience" -}}
+{{- $given := or (get $v.settings $name) (get $v.gateway.settings $name) -}}
+{{- if and $given (not $jwks) -}}
+{{- $faults = append $faults (printf "settings.%s: tokens need keys to check them with; set secrets.jwks or settings.jwt_jwks" $name) -}}
+{{- else if and $jwks (not $given) -}}
+{{- $faults = append $faults (printf "settings.%s: tokens are checked with it; set it, or leave the keys of tokens out" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.secrets.jwks.existingSecret (or $v.settings.jwt_jwks $v.gateway.settings.jwt_jwks) -}}
+{{- $faults = append $faults "settings.jwt_jwks: secrets.jwks names the keys; give one of both" -}}
+{{- end -}}
+{{- range $name, $_ := $v.workers.settings -}}
+{{- if hasPrefix "jwt_" $name -}}
+{{- $faults = append $faults (printf "workers.settings.%s: gateways check tokens; it belongs into gateway.settings" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if gt (mul (max 1 (int $v.workers.gpu.count)) (default 1 $v.workers.replicas)) 64 -}}
+{{- $faults = append $faults "workers.replicas: more than 64 workers, one for each GPU" -}}
+{{- end -}}
+
 {{- $reserved := include "memserve.reserved" . | fromYaml -}}
 {{- range $where, $settings := dict "settings" $v.settings "gateway.settings" $v.gateway.settings "workers.settings" $v.workers.settings -}}
 {{- range $name, $_ := $settings -}}

@@ -68,6 +68,8 @@
 
 {{- define "memserve.workerEnvironment" -}}
 {{ include "memserve.environment" . }}
+- name: MEMSERVE_WORKER_ADDRESS
+  valueFrom: {fieldRef: {fieldPath: status.podIP}}
 {{- with .Values.workers.extraEnv }}
 {{ toYaml . }}
 {{- end }}
