@@ -90,7 +90,7 @@ def test_everything_that_is_written_has_a_volume(name: str) -> None:
         homes = {item["name"]: item["value"] for item in each["env"] if "value" in item}
         assert homes["HOME"] == "/tmp", where
         if each["name"] != "test":
-            assert {"/var/lib/memserve", "/var/cache/memserve", "/etc/memserve/secrets"} <= mounts.keys(), where
+            assert {"/var/lib/memserve", "/var/lib/memserve/models", "/etc/memserve/secrets"} <= mounts.keys(), where
         if "ray" in each["name"] or each["name"] == "worker":
             shm = next(volume for volume in pod["volumes"] if volume["name"] == mounts["/dev/shm"])
             assert shm["emptyDir"]["medium"] == "Memory" and shm["emptyDir"]["sizeLimit"], where
