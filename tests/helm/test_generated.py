@@ -40,7 +40,9 @@ STALE = (
 
 
 @pytest.mark.parametrize(("source", "old", "new", "stale"), STALE, ids=[each[0] for each in STALE])
-def test_a_change_of_the_source_is_noticed(tmp_path: Path, source: str, old: str, new: str, stale: str) -> None:
+def test_a_change_of_the_source_is_noticed(
+    tmp_path: Path, source: str, old: str, new: str, stale: str
+) -> None:
     for folder in ("helm", "deploy/prometheus", "deploy/grafana"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "docs").mkdir()
@@ -126,7 +128,9 @@ def test_each_query_and_alert_of_the_chart_finds_its_metric() -> None:
     for each in of_kind(objects, "ConfigMap"):
         if each["metadata"]["labels"].get("grafana_dashboard"):
             for board in each["data"].values():
-                asked |= {target["expr"] for panel in json.loads(board)["panels"] for target in panel["targets"]}
+                asked |= {
+                    target["expr"] for panel in json.loads(board)["panels"] for target in panel["targets"]
+                }
     assert len(asked) > 40
     assert asked <= known
 

@@ -21,7 +21,9 @@ def test_names_of_the_longest_release_fit(name: str) -> None:
     values = with_values(example(name), {"fullnameOverride": ""})
     for each in manifests(values, name=LONGEST):
         own = each["metadata"]["name"]
-        assert len(own) <= {"StatefulSet": STATEFULSET_MAX, "RayService": RAY_SERVICE_MAX}.get(each["kind"], 63), own
+        assert len(own) <= {"StatefulSet": STATEFULSET_MAX, "RayService": RAY_SERVICE_MAX}.get(
+            each["kind"], 63
+        ), own
         assert own[0].isalpha() and own[-1].isalnum(), own
         for value in each["metadata"].get("labels", {}).values():
             assert len(value) <= 63

@@ -90,7 +90,11 @@ def test_everything_that_is_written_has_a_volume(name: str) -> None:
         homes = {item["name"]: item["value"] for item in each["env"] if "value" in item}
         assert homes["HOME"] == "/tmp", where
         if each["name"] != "test":
-            assert {"/var/lib/memserve", "/var/lib/memserve/models", "/etc/memserve/secrets"} <= mounts.keys(), where
+            assert {
+                "/var/lib/memserve",
+                "/var/lib/memserve/models",
+                "/etc/memserve/secrets",
+            } <= mounts.keys(), where
         if "ray" in each["name"] or each["name"] == "worker":
             shm = next(volume for volume in pod["volumes"] if volume["name"] == mounts["/dev/shm"])
             assert shm["emptyDir"]["medium"] == "Memory" and shm["emptyDir"]["sizeLimit"], where
@@ -112,7 +116,9 @@ def test_probes_of_memserve_know_ready_from_alive(name: str) -> None:
     for where, _, each in containers(example_manifests(name)):
         if each["name"] == "test":
             continue
-        startup, readiness, liveness = (each[f"{probe}Probe"] for probe in ("startup", "readiness", "liveness"))
+        startup, readiness, liveness = (
+            each[f"{probe}Probe"] for probe in ("startup", "readiness", "liveness")
+        )
         assert liveness["failureThreshold"] * liveness["periodSeconds"] >= 60, where
         assert startup["failureThreshold"] * startup.get("periodSeconds", 10) >= 600, where
         if "grpc" in liveness:
@@ -177,7 +183,11 @@ def settings_of(objects: list[Manifest], config_map: str) -> Settings:
 @every_example
 def test_every_variable_is_a_setting_and_is_read(name: str) -> None:
     objects = example_manifests(name)
-    maps = [each for each in of_kind(objects, "ConfigMap") if any(key.startswith("MEMSERVE_") for key in each["data"])]
+    maps = [
+        each
+        for each in of_kind(objects, "ConfigMap")
+        if any(key.startswith("MEMSERVE_") for key in each["data"])
+    ]
     assert len(maps) == 2
     for each in maps:
         settings = load_settings(each["data"])
@@ -213,8 +223,13 @@ def test_files_that_settings_name_are_mounted(name: str) -> None:
         for workload in workloads:
             release = workload["metadata"]["name"].removesuffix(f"-{config_map}")
             values = variables(objects, f"{release}-{config_map}")
-            mounts = [mount["mountPath"] for mount in container(objects, kind, f"{release}-{config_map}")["volumeMounts"]]
-            files = [value for key, value in values.items() if value.startswith("/") and key.endswith("_FILE")]
+            mounts = [
+                mount["mountPath"]
+                for mount in container(objects, kind, f"{release}-{config_map}")["volumeMounts"]
+            ]
+            files = [
+                value for key, value in values.items() if value.startswith("/") and key.endswith("_FILE")
+            ]
             assert files or config_map == "worker"
             assert [file for file in files if file.rpartition("/")[0] not in mounts] == []
 
@@ -251,7 +266,11 @@ def test_secrets_are_files_by_the_names_of_settings() -> None:
             if each["name"] in ("redis", "test"):
                 continue
             [volume] = [volume for volume in pod["volumes"] if volume["name"] == "secrets"]
-            paths = [item["path"] for source in volume["projected"]["sources"] for item in source["secret"]["items"]]
+            paths = [
+                item["path"]
+                for source in volume["projected"]["sources"]
+                for item in source["secret"]["items"]
+            ]
             assert {"salt_key", "redis_url"} <= set(paths) <= SECRETS, where
             # Workers do not speak to Milvus.
             assert "milvus_token" not in paths or each["name"] == "gateway", where
@@ -265,7 +284,10 @@ def test_the_chart_s_own_secrets_fit_together() -> None:
     assert len(redis["password"]) >= 32
     assert len(data_of(objects, "memserve-salt")["salt_key"].encode()) >= 32
     keys = data_of(objects, "memserve-api-keys")
-    assert json.loads(keys["keys.json"])["keys"][0]["sha256"] == hashlib.sha256(keys["admin_key"].encode()).hexdigest()
+    assert (
+        json.loads(keys["keys.json"])["keys"][0]["sha256"]
+        == hashlib.sha256(keys["admin_key"].encode()).hexdigest()
+    )
 
 
 def test_the_file_of_keys_is_one_that_a_gateway_reads(tmp_path: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the chart made at random is kept over upgrades: Helm asks a Kubernetes API, here a small one of our own."""
+"""What the chart made at random is kept over upgrades. Helm asks a Kubernetes API: here a small one."""
 
 from __future__ import annotations
 
