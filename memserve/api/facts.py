@@ -17,7 +17,9 @@ WITH_RETRY = (
     errors.JournalFull,
     errors.NoWorker,
     errors.Overloaded,
+    errors.GatewayLeaving,
     errors.GatewayStarting,
+    errors.TokenKeysUnavailable,
 )
 # These state a rule about what the caller sent. They contain no path on this machine.
 QUOTE_THE_CALLER = (errors.InvalidField,)

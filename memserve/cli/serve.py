@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,7 +36,9 @@ class SettingOptions:
 
     model: Annotated[
         str | None,
-        typer.Option(help="Model directory or Hugging Face name. Default: the bundled demo model."),
+        typer.Option(
+            help="Model directory, Hugging Face name, or URL of a directory. Default: the bundled demo model."
+        ),
     ] = None
     workers: Annotated[int | None, typer.Option(help="vLLM workers. Default: 2.")] = None
     port: Annotated[int | None, typer.Option(help="gRPC port of the gateway. Default: 50051.")] = None
@@ -88,15 +90,18 @@ def up(options: SettingOptions) -> None:
     stack = Stack(load_settings(**asdict(options)), reporter())
     with _stopping(stack) as asked_to_stop:
         stack.start()
-        _print_first_steps(stack.address)
+        _print_first_steps(stack.address, stack.client_variables())
         while not asked_to_stop():
             time.sleep(WATCH_S)
         raise KeyboardInterrupt
 
 
-def _print_first_steps(address: str) -> None:
+def _print_first_steps(address: str, variables: Mapping[str, str]) -> None:
+    """variables: that a client needs for TLS."""
     out.print(coloured("ready", "bold green", f" on {address}. Ctrl-C stops it. In another terminal, try:"))
     option = "" if address == DEFAULT_ADDRESS else f" --address {address}"
+    for name, value in variables.items():
+        out.print(f"  export {name}={value}", soft_wrap=True)
     for command in (
         "memserve status",
         'memserve remember notes "The code of Amber Lantern is 4071."',
@@ -109,6 +114,9 @@ def gateway(
     ports_held: Annotated[
         bool, typer.Option(hidden=True, help="The parent process keeps the ports.")
     ] = False,
+    own_socket: Annotated[
+        str, typer.Option(hidden=True, help="Where the parent process calls without TLS.")
+    ] = "",
 ) -> None:
     """Start a gateway alone, for a cluster.
 
@@ -123,7 +131,8 @@ def gateway(
 
     settings = load_settings()
     log_to_stderr(settings.log_format)
-    asyncio.run(serve_gateway(with_models(settings), ports_held=ports_held))
+    models = with_models(settings, weights=False)
+    asyncio.run(serve_gateway(models, ports_held=ports_held, own_socket=own_socket))
 
 
 def workers(

@@ -15,6 +15,7 @@ from pydantic import (
 
 from memserve.config.identity import IdentitySettings
 from memserve.config.ports import PortSettings
+from memserve.config.redis_urls import with_certificates
 from memserve.config.values import RoutingPolicy, SettingFile
 from memserve.errors import StartupError
 
@@ -35,12 +36,13 @@ class Settings(PortSettings, IdentitySettings):
     model: str = Field(
         "",
         description="Model directory, Hugging Face name, or fsspec URL (s3://, gs:// …) of a directory. "
-        "Empty: the bundled demo model.",
+        "The last two are fetched into data_dir/models, once for a machine. Empty: the bundled demo model.",
     )
     model_digest: str = Field(
         "",
         pattern=r"^([0-9a-f]{64})?$",
-        description="SHA-256 that the model must have. Empty: any.",
+        description="SHA-256 that the model must have, as `memserve models digest` prints it. Another model "
+        "is refused. Empty: any.",
     )
     chat_template: SettingFile = Field(
         None,
@@ -66,7 +68,7 @@ class Settings(PortSettings, IdentitySettings):
     )
     embedder: str = Field(
         "",
-        description="Sentence embedding model of the vector memory, by directory or Hugging Face name: "
+        description="Sentence embedding model of the vector memory, named as `model` is: "
         "BERT, RoBERTa or XLM-RoBERTa as sentence-transformers has them, like "
         "intfloat/multilingual-e5-small. Empty: the bundled all-MiniLM-L6-v2, which knows English.",
     )
@@ -352,11 +354,17 @@ class Settings(PortSettings, IdentitySettings):
 
     @property
     def redis(self) -> str:
-        return self.redis_url.get_secret_value()
+        """The registry's URL, with internal_tls_* where it asks for TLS and does not say with what."""
+        return self._with_certificates(self.redis_url)
 
     @property
     def cache_redis(self) -> str:
-        return self.cache_redis_url.get_secret_value() or self.redis
+        """As `redis`, of the cache."""
+        return self._with_certificates(self.cache_redis_url) or self.redis
+
+    def _with_certificates(self, url: SecretStr) -> str:
+        files = self.internal_tls_ca_file, self.internal_tls_cert_file, self.internal_tls_key_file
+        return with_certificates(url.get_secret_value(), *files)
 
     @property
     def vector_uri(self) -> str:

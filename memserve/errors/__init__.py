@@ -5,6 +5,7 @@ They know no gRPC: one table in `api/grpc/errors.py` maps each to a status.
 
 from memserve.errors.answers import (
     DeadlineExceeded,
+    GatewayLeaving,
     GatewayStarting,
     ModelNotFound,
     NoWorker,
@@ -13,6 +14,8 @@ from memserve.errors.answers import (
     PriorityDenied,
     QuotaExceeded,
     RequestNotKnown,
+    TokenKeysUnavailable,
+    TokenRefused,
     Unauthenticated,
     WorkerLost,
     WorkersLost,
@@ -75,6 +78,7 @@ __all__ = [
     "EmbedderChanged",
     "FieldError",
     "GateRefused",
+    "GatewayLeaving",
     "GatewayStarting",
     "InvalidField",
     "InvalidModule",
@@ -101,6 +105,8 @@ __all__ = [
     "RegistryUnavailable",
     "RequestNotKnown",
     "StartupError",
+    "TokenKeysUnavailable",
+    "TokenRefused",
     "Unauthenticated",
     "UnreadableRecord",
     "UploadIncomplete",

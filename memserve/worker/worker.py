@@ -32,6 +32,7 @@ from memserve.kv.ledger.records import NO_QUOTAS
 from memserve.kv.transport.check import check_cache_servers
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.prefixes.memory import ActivationMemory
+from memserve.metrics.certificates import CertificateMetrics, FollowedCertificates
 from memserve.metrics.instruments import loop_failures
 from memserve.metrics.port import serve_metrics, without_tenants
 from memserve.model.files import ModelFiles, open_model
@@ -39,6 +40,10 @@ from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.policy.routing.engine_load import EngineLoad
 from memserve.processes.supervised import repeat
 from memserve.registry.leases import Registry
+from memserve.tls.grpc_credentials import add_port
+from memserve.tls.live import LOOK_S as CERTIFICATES_S
+from memserve.tls.live import internal_tls
+from memserve.tls.pem import WORKER_NAME
 from memserve.trace_export import exported
 from memserve.worker.addresses import bound_to_first, check_free, ports_from, reachable
 from memserve.worker.engine.calibration import measured_costs
@@ -67,8 +72,8 @@ PRELOADS_S = 3.0
 FIRST_PRELOADS_S = 5.0
 COPIES_S = 60.0
 LOOPS = (
-    "engine_events", "engine_life", "lease", "leaving", "module_copies", "module_places", "preloads",
-    "pressure",
+    "certificates", "engine_events", "engine_life", "lease", "leaving", "module_copies", "module_places",
+    "preloads", "pressure",
 )  # fmt: skip
 # The keys of a longer prompt take too long on the event loop.
 LOOKED_TOKENS_MAX = 32_768
@@ -114,12 +119,14 @@ class Worker:
         self._closing: asyncio.Task[None] | None = None
         self._worker_id = f"w-{uuid.uuid4().hex[:8]}"
         self._failures = loop_failures(REGISTRY, LOOPS)
+        self._certificates = CertificateMetrics(REGISTRY)
         self._block_log = BlockLog()
         self._events_socket = events_socket(settings, os.getpid())
         self._loaded_ahead = asyncio.Event()
         self._room: EngineRoom | None = None
         self._swept = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._tls = internal_tls(settings, WORKER_NAME)
         # Closes what the stages have opened, in reverse order.
         self._opened = contextlib.AsyncExitStack()
 
@@ -218,7 +225,8 @@ class Worker:
         """Open the ports."""
         settings = self._settings
         credential = credentials.worker_credential(credentials.salt_key(settings))
-        server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[GatewaysOnly(credential)])
+        only = GatewaysOnly(credential, by_certificate=self._tls is not None)
+        server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[only])
         cache = self._engine.llm.vllm_config.cache_config
         self._block_tokens = cache.block_size
         kv_tokens = cache.kv_cache_size_tokens or (cache.num_gpu_blocks or 0) * cache.block_size
@@ -239,15 +247,16 @@ class Worker:
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
         port = bound_to_first(
             ports_from(settings.worker_port, without=settings.worker_health_port),
-            lambda port: server.add_insecure_port(at(settings.worker_host, port)),
+            lambda port: add_port(server, at(settings.worker_host, port), self._tls),
             "worker_port",
         )
         await server.start()
         metrics = contextlib.ExitStack()
+        registry = without_tenants(REGISTRY)
         metrics_address = bound_to_first(
             ports_from(settings.worker_metrics_port),
             lambda port: metrics.enter_context(
-                serve_metrics(settings, without_tenants(REGISTRY), check_free(settings.metrics_host, port))
+                serve_metrics(settings, registry, check_free(settings.metrics_host, port), self._tls)
             ),
             "worker_metrics_port",
         )
@@ -296,10 +305,12 @@ class Worker:
         self._opened.callback(self._service.leave)
         self._opened.push_async_callback(self._registry.close)
         self._opened.push_async_callback(self._drop_lease)
+        certificates = FollowedCertificates([self._tls], self._certificates)
         heartbeat_s = settings.lease_s / HEARTBEATS_PER_LEASE
         self._tasks += [
             asyncio.create_task(repeat("lease", self._renew_lease, heartbeat_s, self._failed)),
             asyncio.create_task(repeat("module_places", self._refresh_modules, REFRESH_S, self._failed)),
+            asyncio.create_task(repeat("certificates", certificates.look, CERTIFICATES_S, self._failed)),
             asyncio.create_task(repeat("module_copies", self._tidy_copies, COPIES_S, self._failed)),
             asyncio.create_task(repeat("engine_life", self._end_with_engine, ENGINE_CHECK_S, self._failed)),
         ]

@@ -15,6 +15,8 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.InvalidField: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InvalidModule: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.TokenRefused: grpc.StatusCode.UNAUTHENTICATED,
+    errors.TokenKeysUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.PriorityDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
@@ -44,6 +46,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     # Clients try again by themselves after UNAVAILABLE, and must not do so here.
     errors.WorkersLost: grpc.StatusCode.INTERNAL,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.GatewayLeaving: grpc.StatusCode.UNAVAILABLE,
     errors.GatewayStarting: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerLost: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,

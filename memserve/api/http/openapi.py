@@ -31,7 +31,7 @@ KEYED: list[dict[str, list[str]]] = [{"key": []}, {}]
 """Without keys, no caller needs one."""
 FAILURES = {
     "400": "The request breaks a rule; `error.param` names the field.",
-    "401": "No valid key.",
+    "401": "No valid key or token.",
     "403": "The key's role or priority does not allow it.",
     "404": "No such model or module.",
     "409": "The module is not in a state to answer.",
@@ -87,7 +87,8 @@ OPERATIONS = (
     ),
     Operation("/health", "getHealth", "Whether the process is alive.", HealthReply, needs_key=False),
     Operation(
-        "/ready", "getReadiness", "200 while a worker is ready, else 503.", ReadyReply, needs_key=False
+        "/ready", "getReadiness", "200 while a worker is ready and the gateway does not stop, else 503.",
+        ReadyReply, needs_key=False,
     ),
     Operation("/version", "getVersion", "Of memserve.", VersionReply, needs_key=False),
 )  # fmt: skip
