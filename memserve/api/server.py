@@ -87,7 +87,9 @@ async def _run(
         ]
         if access.tokens is not None:
             keys = access.tokens.keys
-            loops.append(asyncio.create_task(repeat("token_keys", keys.follow, keys.pause_s, metrics.loop_failed)))
+            loops.append(
+                asyncio.create_task(repeat("token_keys", keys.follow, keys.pause_s, metrics.loop_failed))
+            )
         log.info("serving on %s:%s, metrics on %s", settings.host, port, metrics_address or "no port")
         try:
             await stop.wait()
