@@ -8,8 +8,8 @@ too. Once each part gets SIGTERM, once SIGKILL. A worker is ended by its own pro
 Meanwhile answers, memories, forgets, publications and promotions go on, each call at the next gateway.
 Nothing is sent again. What was acknowledged must be there at the end of the trial, at both gateways: the
 memories by their ids, forgotten ones gone, versions, every revision of the alias, and their events in the
-audit. At the end of all trials each memory must be found by search too. What failed must have failed with a
-status that a caller can act on, and with a text.
+audit. At the end of all trials 20 memories of each must be found by search too. What failed must have failed
+with a status that a caller can act on, and with a text.
 """
 
 from __future__ import annotations
