@@ -53,5 +53,5 @@ def test_an_example_is_a_command_line_that_the_command_takes(name: str, example:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_that_speaks_to_a_gateway_takes_the_same_options(name: str) -> None:
-    local = name in LOCAL or name.startswith("keys ")
+    local = name in LOCAL or name.startswith(("keys ", "models "))
     assert options(COMMANDS[name]) & GATEWAY_OPTIONS == (set() if local else GATEWAY_OPTIONS)
