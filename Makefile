@@ -6,14 +6,15 @@ PIP_ARGS ?=
 LOCK ?= requirements.lock
 BIN := .venv/bin
 
-.PHONY: help setup demo test deploy-tools chromium check format proto client lock clean
+.PHONY: help setup demo test deploy-tools chromium check format proto client chart lock clean
 help:
 	@echo "make demo    set up, then show what memserve does (about 3 minutes the first time)"
 	@echo "make test    set up, then run every test; installs Chromium where it is missing and apt-get may"
 	@echo "make check   lint, types, import contracts, generated code and docs"
 	@echo "make proto   generate memserve/pb from protos/"
 	@echo "make client  generate memserve/client/_sync from memserve/client/_async"
-	@echo "make lock    resolve the three lock files again"
+	@echo "make lock    resolve the lock files again"
+	@echo "make chart   generate the Helm chart's schema, and its copies of deploy/"
 
 setup: .venv/installed
 .venv/installed: $(LOCK) pyproject.toml
@@ -26,10 +27,11 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/memserve demo
 
+# In two processes at once (tests/run.py).
 test: setup deploy-tools chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.run
 
-# Prometheus and promtool, for the tests of deploy/prometheus.
+# Prometheus and promtool for the tests of deploy/prometheus, and a redis-server that speaks TLS.
 deploy-tools:
 	deploy/tools.sh
 
@@ -45,6 +47,7 @@ check: setup
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python memserve/client/generate.py --check
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python helm/generate.py --check
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -56,18 +59,25 @@ proto: setup
 client: setup
 	$(BIN)/python memserve/client/generate.py
 
+chart: setup
+	$(BIN)/python helm/generate.py
+
 # Complete and pinned; they are installed with --no-deps. The CUDA lock is resolved, not run, by this
 # project's CI.
-COMPILE = $(UV) pip compile pyproject.toml --quiet --no-annotate --no-header --python-version 3.11 \
+RESOLVE = $(UV) pip compile --quiet --no-annotate --no-header --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28
+COMPILE = $(RESOLVE) pyproject.toml
 UV ?= uv
 # Where the CPU build of torch is found, if not in the default index.
 UV_ARGS ?=
 lock:
 	$(COMPILE) $(UV_ARGS) --extra cpu --extra embedded --extra dev \
 	  --override deploy/locks/cpu-overrides.txt -o requirements.lock
+	$(COMPILE) $(UV_ARGS) --extra cpu --constraint requirements.lock \
+	  --override deploy/locks/cpu-overrides.txt -o deploy/locks/cpu.lock
 	$(COMPILE) --extra gateway -o deploy/locks/gateway.lock
 	$(COMPILE) --extra cuda --extra embedded -o deploy/locks/cuda.lock
+	$(RESOLVE) deploy/locks/build.in --constraint requirements.lock -o deploy/locks/build.lock
 
 clean:
 	rm -rf .venv

@@ -9,6 +9,7 @@ import getpass
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,8 @@ from memserve.errors import StartupError
 SECRET_MIN_BYTES = 32
 # The home of a process without one, in the working directory.
 NO_HOME = ".memserve"
+# The kernel takes paths of at most 107 bytes for a unix socket.
+_SOCKET_PATH_MAX = 100
 
 
 def private_umask() -> None:
@@ -44,17 +47,20 @@ def find_home(environment: MutableMapping[str, str]) -> None:
 def open_data_dir(folder: Path) -> None:
     """Create the directory, and mend the rights inside it: 0700 for folders, 0600 for files.
 
+    A mounted volume is root's, and its own rights stay as they are.
+
     Raises StartupError when it is not a directory, belongs to another user, or cannot be made.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = folder.stat().st_uid
-        if owner != os.geteuid():
+        found = folder.stat()
+        if found.st_uid == os.geteuid():
+            folder.chmod(0o700)
+        elif not _is_volume(found, writable=os.access(folder, os.W_OK | os.X_OK, effective_ids=True)):
             raise StartupError(
-                f"data_dir {folder} belongs to user {owner}, and memserve runs as {os.geteuid()}; choose "
-                "another data_dir"
+                f"data_dir {folder} belongs to user {found.st_uid}, and memserve runs as {os.geteuid()}; "
+                "choose another data_dir"
             )
-        folder.chmod(0o700)
         for place, folders, files in os.walk(folder):
             for name in (*folders, *files):
                 _mend(Path(place, name))
@@ -128,6 +134,30 @@ def kept_secret(file: Path) -> bytes:
         raise StartupError(f"{file}: {error.strerror}") from None
 
 
+def _is_volume(found: os.stat_result, *, writable: bool) -> bool:
+    """Whether a directory of another user's can be a data directory.
+
+    Container runtimes mount volumes as root's and let the container's user write. A directory with the sticky
+    bit, such as /tmp, is for everybody.
+    """
+    return found.st_uid == 0 and writable and not found.st_mode & stat.S_ISVTX
+
+
+def new_socket_path(beside: Path, prefix: str) -> Path:
+    """A path for a new unix socket, in a new folder that only this user can enter.
+
+    The folder is in `beside`. Where that path is too long, it is in the system's temporary directory.
+    Raises OSError.
+    """
+    for place in (beside, Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            inside = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+            if len(os.fsencode(inside / "socket")) <= _SOCKET_PATH_MAX:
+                return inside / "socket"
+            inside.rmdir()
+    raise OSError(errno.ENAMETOOLONG, "no place for a unix socket")
+
+
 def signature_of(file: Path) -> tuple[int, ...] | None:
     """A value that differs after the file was replaced or written. None: the file cannot be looked at."""
     try:
@@ -176,9 +206,11 @@ def _sync_folder(folder: Path) -> None:
 def _mend(path: Path) -> None:
     """Take every right from group and others.
 
-    Links are left alone, and a file that is gone is passed over.
+    Links are left alone, and so is what belongs to another user: a volume that is mounted there is root's. A
+    file that is gone is passed over.
     """
     with contextlib.suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if not stat.S_ISLNK(mode) and mode & 0o077:
+        found = path.lstat()
+        mode = found.st_mode
+        if found.st_uid == os.geteuid() and not stat.S_ISLNK(mode) and mode & 0o077:
             path.chmod(stat.S_IMODE(mode) & 0o700)

@@ -28,7 +28,7 @@ SETTINGS_FILE = "MEMSERVE_SETTINGS_FILE"
 SETTINGS_DIR = "MEMSERVE_SETTINGS_DIR"
 MAX_SETTING_BYTES = 64 * 1024
 # The command line reads these for its client commands. No server has them.
-CLIENT_SETTINGS = {"address", "api_key"}
+CLIENT_SETTINGS = {"address", "api_key", "tls_ca_file", "tls_client_cert_file", "tls_client_key_file"}
 _PASSWORD = re.compile(r"//[^/@\s]*@")
 # By this environment variable every process of a `memserve up` carries its data directory.
 STACK_MARK = "_MEMSERVE_STACK"

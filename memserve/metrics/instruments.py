@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from memserve.domain import RecallOutcome, RefusalReason, TokenFault, Usage
 from memserve.domain.kinds import KINDS
+from memserve.metrics.certificates import CertificateMetrics
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -29,7 +30,9 @@ PROVIDER = "memserve"
 CHAT, COMPLETION, EMBEDDINGS = "chat", "text_completion", "embeddings"
 GATEWAY_LOOPS = (
     "canaries",
+    "certificates",
     "discovery",
+    "gateways",
     "health",
     "keys",
     "pacing",
@@ -234,6 +237,9 @@ class GatewayMetrics:
         self.disk_is_short = Gauge(
             "memserve_disk_is_short", "1 while changes are refused because a disk is nearly full.", registry=r
         )
+        self.certificates = CertificateMetrics(r)
+        self.certificate_expiry = self.certificates.expiry
+        self.certificate_failures = self.certificates.failures
 
     def _declare_gen_ai(self, r: CollectorRegistry) -> None:
         self.gen_ai_ttft = Histogram(

@@ -20,6 +20,8 @@ from memserve.model.files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.registry.leases import Registry
+from memserve.tls.grpc_credentials import add_port
+from memserve.tls.live import LiveTls
 from memserve.worker.fleet.gateways_only import GatewaysOnly
 from tests.contract.messages import (
     PLACES,
@@ -53,12 +55,19 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
     worker_id: str = ""
     script: Script = PLAIN
     tokenizer_digest: str = ""
+    model_name: str = ""
+    model_digest: str = ""
+    """Of these three, empty is what `model` is."""
+    max_context_tokens: int = 0
+    """0: as of `model`."""
     namespace: str = NAMESPACE
     block_tokens: int = BLOCK_TOKENS
     keys_in_a_message: int = 16_384
     state: pb.WorkerState = field(default_factory=pb.WorkerState)
     """What it says of itself, beside what it does. Any protobuf may be said, also what has no word here."""
     silent: bool = False
+    tls: LiveTls | None = None
+    """What gateways see of it, which then need certificates themselves."""
 
     def __post_init__(self) -> None:
         ScriptedWorker.__init__(self, self.modules_root, self.script, self.block_tokens)
@@ -71,7 +80,7 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
         self.breaks_between_messages = 0
         """How often a Watch still breaks after the first message of an event that has several."""
         self._address = "127.0.0.1:0"
-        self._model_digest = self.model.model_digest()
+        self.model_digest = self.model_digest or self.model.model_digest()
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -97,13 +106,13 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
             address=self._address,
             metrics_address="127.0.0.1:0",
             pid=0,
-            model=self.model.name,
-            model_digest=self._model_digest,
+            model=self.model_name or self.model.name,
+            model_digest=self.model_digest,
             tokenizer_digest=self.tokenizer_digest or self.model.tokenizer_digest(),
             namespace=self.namespace,
             block_tokens=self.block_tokens,
             blocks_per_chunk=1,
-            max_context_tokens=self.model.max_context_tokens,
+            max_context_tokens=self.max_context_tokens or self.model.max_context_tokens,
             max_concurrent=32,
             started_s=time.time(),
         )
@@ -116,11 +125,12 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
         if not same_epoch:
             self.epoch = time.time_ns()
         self._server = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0)], interceptors=[GatewaysOnly(CREDENTIAL)]
+            options=[("grpc.so_reuseport", 0)],
+            interceptors=[GatewaysOnly(CREDENTIAL, by_certificate=self.tls is not None)],
         )
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), self._server)
         rpc.add_WorkerServiceServicer_to_server(self, self._server)
-        self._address = f"127.0.0.1:{self._server.add_insecure_port(self._address)}"
+        self._address = f"127.0.0.1:{add_port(self._server, self._address, self.tls)}"
         await self._server.start()
 
     async def die(self) -> None:
