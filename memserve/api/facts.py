@@ -17,6 +17,7 @@ WITH_RETRY = (
     errors.JournalFull,
     errors.NoWorker,
     errors.Overloaded,
+    errors.GatewayLeaving,
     errors.GatewayStarting,
     errors.TokenKeysUnavailable,
 )

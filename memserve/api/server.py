@@ -10,8 +10,10 @@ import signal
 import sys
 from functools import partial
 
+from memserve.api.drain import draining
 from memserve.api.entry import entry_of
 from memserve.api.grpc.front import open_front
+from memserve.api.grpc.probes import open_probes
 from memserve.api.grpc.server import SERVICES, served
 from memserve.api.http.app import HttpApi
 from memserve.api.http.server import answering, open_http
@@ -36,7 +38,8 @@ SWITCH_INTERVAL_S = 0.0005
 
 
 async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_socket: str = "") -> None:
-    """Serve until SIGINT or SIGTERM. Answers under way then get `shutdown_grace_s` to finish.
+    """Serve until SIGINT or SIGTERM. Calls are then still taken for `drain_delay_s`. After that, answers
+    under way get `shutdown_grace_s` to finish.
 
     The ports are taken before the gateway's parts are opened. SIGHUP reads the key file again.
 
@@ -53,6 +56,7 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_soc
         contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings,
     ):
         async with (
+            open_probes(settings) as probes,
             open_front(settings, SERVICES, public, own_socket) as front,
             open_http(settings, public) as http,
             open_parts(settings, internal) as parts,
@@ -61,7 +65,8 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_soc
             entry, services = entry_of(parts, access), services_of(parts, access)
             app = HttpApi(parts, services, entry).app()
             async with served(front, parts, entry, services), answering(http, app):
-                await _run(settings, front.port, parts, key_file, access, (public, internal))
+                drain = draining(settings, probes, front, http)
+                await _run(settings, front.port, parts, key_file, access, (public, internal), drain)
 
 
 async def _run(
@@ -71,8 +76,12 @@ async def _run(
     key_file: KeyFile,
     access: Access,
     certificates: tuple[LiveTls | None, LiveTls | None],
+    drain: contextlib.AbstractAsyncContextManager[None],
 ) -> None:
-    """Until a signal comes. certificates: the public one and the internal one."""
+    """Until a signal comes, and then while the gateway drains.
+
+    certificates: the public one and the internal one.
+    """
     metrics = parts.metrics
     followed = FollowedCertificates(certificates, metrics.certificates, parts.texts.reconnect)
     with serve_metrics(settings, metrics.registry, settings.metrics_port, certificates[0]) as metrics_address:
@@ -87,10 +96,13 @@ async def _run(
         ]
         if access.tokens is not None:
             keys = access.tokens.keys
-            loops.append(asyncio.create_task(repeat("token_keys", keys.follow, keys.pause_s, metrics.loop_failed)))
+            loops.append(
+                asyncio.create_task(repeat("token_keys", keys.follow, keys.pause_s, metrics.loop_failed))
+            )
         log.info("serving on %s:%s, metrics on %s", settings.host, port, metrics_address or "no port")
         try:
-            await stop.wait()
+            async with drain:
+                await stop.wait()
         finally:
             for task in loops:
                 task.cancel()

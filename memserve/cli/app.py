@@ -17,9 +17,11 @@ from memserve.cli.bench import bench
 from memserve.cli.certs import certs_app
 from memserve.cli.demo import demo
 from memserve.cli.explain import explain
+from memserve.cli.health import health
 from memserve.cli.keys import keys_app
 from memserve.cli.kv import kv_app
 from memserve.cli.memories import forget, remember, search
+from memserve.cli.models import models_app
 from memserve.cli.modules import modules_app
 from memserve.cli.options import HELP
 from memserve.cli.serve import gateway, ray_node, settings, up, workers
@@ -73,6 +75,7 @@ for _command in (
     forget,
     search,
     status,
+    health,
     bench,
     backup,
     restore,
@@ -80,6 +83,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(modules_app, name="modules")
+app.add_typer(models_app, name="models")
 app.add_typer(audit_app, name="audit")
 app.add_typer(kv_app, name="kv")
 app.add_typer(keys_app, name="keys")
