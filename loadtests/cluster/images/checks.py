@@ -59,6 +59,13 @@ def contents(name: str, image: Image) -> Iterator[Check]:
         if not path.is_symlink() and path.lstat().st_mode & (stat.S_IWOTH | stat.S_IWGRP)
     ]
     yield Check(f"{name}: its user can change nothing of memserve", not writable, str(writable[:3]))
+    other = [
+        str(path.relative_to(image.root))
+        for folder in ("usr", "opt")
+        for path in (image.root / folder).rglob("*")
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID)
+    ]
+    yield Check(f"{name}: no program gives other rights", not other, ", ".join(other[:3]))
     config = image.config
     yield Check(f"{name}: it runs as a user without rights", config.user == "10001:10001", config.user)
     yield Check(f"{name}: it has a health command", config.health[:2] == ("memserve", "health"))
