@@ -27,8 +27,9 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/memserve demo
 
+# In two processes at once (tests/run.py).
 test: setup deploy-tools chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.run
 
 # Prometheus and promtool for the tests of deploy/prometheus, and a redis-server that speaks TLS.
 deploy-tools:

@@ -56,18 +56,17 @@ class Trial:
     lost: Lost = field(default_factory=Lost)
 
 
-def restart(running: Pieces, name: str, number: signal.Signals) -> None:
+async def restart(running: Pieces, name: str, number: signal.Signals) -> None:
     """End the part, and start it again. Returns when its new process runs, which may not be up yet."""
     if name == WORKER:
-        pids = running.ready_workers()
-        if pids:
-            victim = psutil.Process(next(iter(pids.values())))
+        for pid in list((await running.ready_workers()).values())[:1]:
             with contextlib.suppress(psutil.Error):
+                victim = psutil.Process(pid)
                 victim.send_signal(number)
-                victim.wait(30)
+                await asyncio.to_thread(victim.wait, 30)
         return
     part = running.gateways[0] if name == GATEWAY else running.parts[name]
-    part.end(number)
+    await asyncio.to_thread(part.end, number)
     part.start()
 
 
@@ -79,12 +78,11 @@ async def trial_of(
     async with load.running() as trial.known:
         await asyncio.sleep(BEFORE_S)
         for name in (first, second):
-            await asyncio.to_thread(restart, running, name, MODES[mode])
+            await restart(running, name, MODES[mode])
         began_s = time.monotonic()
-        for part in (*running.parts.values(), *running.gateways):
-            await asyncio.to_thread(part.wait_until_up)
+        await running.until_all_up()
         if WORKER in (first, second):
-            await asyncio.to_thread(running.wait_for_workers, WORKERS, BACK_WITHIN_S)
+            await running.until_workers(WORKERS, BACK_WITHIN_S)
         with contextlib.suppress(TimeoutError):
             await until_well(clients, BACK_WITHIN_S)
             trial.back_s = time.monotonic() - began_s
