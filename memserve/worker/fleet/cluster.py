@@ -18,7 +18,14 @@ from memserve.config import Settings
 from memserve.errors import StartupError
 from memserve.worker.fleet.generations import READY
 from memserve.worker.fleet.local_ray import forget_settings_environment
-from memserve.worker.fleet.node_settings import DEPLOYMENT, RESTART, check_cluster, cluster_environment
+from memserve.worker.fleet.node_settings import (
+    BY_NODES,
+    DEPLOYMENT,
+    RESTART,
+    SCALE,
+    check_cluster,
+    cluster_environment,
+)
 
 log = logging.getLogger("memserve.workers")
 
@@ -121,6 +128,7 @@ class _Application:
         self._a_node = a_node
         self._deployed = False
         self._asked: int | None = None
+        self._scale = {SCALE: BY_NODES} if a_node else {}
         self._args: dict[str, str] | None = None
         self._is_ready = False
         self._not_before_s = 0.0
@@ -147,13 +155,13 @@ class _Application:
 
     def restart(self) -> None:
         """Replace all workers, one after the other."""
-        self._args = {RESTART: f"{time.time():.0f}"}
+        self._args = {**self._scale, RESTART: f"{time.time():.0f}"}
         self._not_before_s = time.monotonic() + RETRY_S
         self._deploy(self._replicas())
 
     def _replicas(self) -> int | None:
         """None: as many as the application asks for."""
-        if not self._a_node or self._settings.max_workers > self._settings.workers:
+        if not self._a_node:
             return None
         import ray
 
@@ -172,7 +180,8 @@ class _Application:
         # Serve removes the applications that a configuration does not name.
         others = [config for name, config in deployed.items() if name != APPLICATION]
         if self._args is None:
-            self._args = dict(deployed.get(APPLICATION, {}).get("args") or {})
+            # Those that it has, since others would replace its workers.
+            self._args = {**(deployed.get(APPLICATION, {}).get("args") or {}), **self._scale}
         own = application_config(replicas, self._args)
         log.info("asking Ray Serve for %s workers", replicas or self._settings.workers)
         client.deploy_apps(ServeDeploySchema.model_validate({"applications": [*others, own]}))
