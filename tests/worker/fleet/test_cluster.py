@@ -10,7 +10,13 @@ import pytest
 
 from memserve.config import Settings
 from memserve.errors import StartupError
-from memserve.worker.fleet.cluster import IMPORT_PATH, application_config, room_for_workers
+from memserve.worker.fleet.cluster import (
+    IMPORT_PATH,
+    SHRINK_S,
+    application_config,
+    room_for_workers,
+    wanted_workers,
+)
 from memserve.worker.fleet.node_settings import check_cluster, cluster_environment, node_settings
 
 AGREED = {"redis_url": "redis://registry", "salt_key": "k" * 32}
@@ -107,3 +113,11 @@ def test_there_is_room_for_one_worker_on_a_node_or_for_one_on_each_gpu() -> None
     ]
     assert room_for_workers(nodes, 0) == 2
     assert room_for_workers(nodes, 1) == 4
+
+
+def test_nodes_that_come_back_one_after_the_other_keep_their_workers() -> None:
+    assert wanted_workers(3, 2, 0.0) == 3
+    assert wanted_workers(0, 2, SHRINK_S - 1) == 2
+    assert wanted_workers(1, 2, SHRINK_S) == 1
+    # A cluster whose nodes have not come yet.
+    assert wanted_workers(0, 0, 0.0) == 1
