@@ -68,6 +68,7 @@ LOCAL = {
     "kv check",
     "gateway",
     "workers",
+    "ray-node",
     "settings",
     "demo",
     "health",
