@@ -133,6 +133,20 @@ async def test_a_gateway_that_stops_says_so_takes_calls_for_a_while_and_finishes
         assert time.monotonic() - began_s < 2, "nothing is left to wait for"
 
 
+async def test_nobody_waits_for_a_watch_that_has_no_end(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    async with ports_of(gateway) as ports, AsyncClient(f"127.0.0.1:{ports.port}") as client:
+        events = client.modules.watch()
+        watching = asyncio.create_task(anext(events))
+        await asyncio.sleep(0.2)
+        began_s = time.monotonic()
+        ports.stop.set()
+        with pytest.raises(CallFailed, match="UNAVAILABLE"):
+            await watching
+        await ports.task
+        assert time.monotonic() - began_s < 2.0
+
+
 async def test_the_http_port_closes_connections_after_their_answers_while_the_gateway_stops(
     start_gateway: StartGateway,
 ) -> None:

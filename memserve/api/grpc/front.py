@@ -25,6 +25,7 @@ from memserve.errors import GatewayStarting, StartupError
 from memserve.tls.grpc_credentials import add_port
 from memserve.tls.live import LiveTls
 
+CONNECTION_AGE_MS = 300_000
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -97,6 +98,9 @@ async def open_front(
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.http2.max_pings_without_data", 0),
+            # Callers connect anew now and then, so that a gateway that has been added gets some of them. gRPC
+            # does that between two calls, and calls under way go on.
+            ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
         ],
     )
     services = Services(names)
