@@ -17,6 +17,7 @@ WITH_RETRY = (
     errors.JournalFull,
     errors.NoWorker,
     errors.Overloaded,
+    errors.GatewayLeaving,
     errors.GatewayStarting,
 )
 # These state a rule about what the caller sent. They contain no path on this machine.

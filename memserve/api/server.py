@@ -10,8 +10,10 @@ import signal
 import sys
 from functools import partial
 
+from memserve.api.drain import draining
 from memserve.api.entry import entry_of
 from memserve.api.grpc.front import open_front
+from memserve.api.grpc.probes import open_probes
 from memserve.api.grpc.server import SERVICES, served
 from memserve.api.http.app import HttpApi
 from memserve.api.http.server import answering, open_http
@@ -33,7 +35,8 @@ SWITCH_INTERVAL_S = 0.0005
 
 
 async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM. Answers under way then get `shutdown_grace_s` to finish.
+    """Serve until SIGINT or SIGTERM. Calls are then still taken for `drain_delay_s`. After that, answers
+    under way get `shutdown_grace_s` to finish.
 
     The ports are taken before the gateway's parts are opened. SIGHUP reads the key file again.
 
@@ -48,13 +51,18 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
         contextlib.nullcontext(settings) if ports_held else held_ports(settings) as settings,
     ):
         async with (
+            open_probes(settings) as probes,
             open_front(settings, SERVICES) as front,
             open_http(settings) as http,
             open_parts(settings) as parts,
         ):
             entry, services = entry_of(parts, access), services_of(parts, access)
             app = HttpApi(parts, services, entry).app()
-            async with served(front, parts, entry, services), answering(http, app):
+            async with (
+                served(front, parts, entry, services),
+                answering(http, app),
+                draining(settings, probes, front, http),
+            ):
                 await _run(settings, front.port, parts, key_file)
 
 

@@ -5,6 +5,7 @@ They know no gRPC: one table in `api/grpc/errors.py` maps each to a status.
 
 from memserve.errors.answers import (
     DeadlineExceeded,
+    GatewayLeaving,
     GatewayStarting,
     ModelNotFound,
     NoWorker,
@@ -75,6 +76,7 @@ __all__ = [
     "EmbedderChanged",
     "FieldError",
     "GateRefused",
+    "GatewayLeaving",
     "GatewayStarting",
     "InvalidField",
     "InvalidModule",

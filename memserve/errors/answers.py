@@ -88,6 +88,16 @@ class GatewayStarting(MemserveError):
         self.retry_after_s = retry_after_s
 
 
+class GatewayLeaving(MemserveError):
+    """The gateway stops. It finishes what it has begun, and begins nothing more."""
+
+    reason = "leaving"
+
+    def __init__(self, retry_after_s: float = 0.1) -> None:
+        super().__init__("this gateway stops and takes no more calls; send the call again, to another one")
+        self.retry_after_s = retry_after_s
+
+
 class WorkerLost(MemserveError):
     """The worker died after the answer had begun."""
 

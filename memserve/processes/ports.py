@@ -37,6 +37,8 @@ def held_ports(settings: Settings) -> Iterator[Settings]:
             taken["metrics_port"] = held.enter_context(
                 _hold(settings.metrics_host, settings.metrics_port, "metrics_port")
             )
+        if settings.health_port:
+            held.enter_context(_hold(settings.host, settings.health_port, "health_port"))
         file = ports_file(settings.data, os.getpid())
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(file, json.dumps(taken).encode())

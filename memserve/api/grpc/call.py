@@ -13,6 +13,7 @@ import grpc
 
 from memserve.api.entry import Entry
 from memserve.api.facts import detail_of
+from memserve.api.grpc.connections import Connections
 from memserve.api.grpc.errors import status_of, trailing_metadata
 from memserve.api.grpc.sizes import RECEIVED_BYTES
 from memserve.domain import Tenant
@@ -60,8 +61,9 @@ class Sending:
 class Edge:
     """The entry, and what is gRPC's: facts become statuses, and slow readers are given up."""
 
-    def __init__(self, entry: Entry, write_timeout_s: float) -> None:
+    def __init__(self, entry: Entry, write_timeout_s: float, connections: Connections) -> None:
         self.entry = entry
+        self._connections = connections
         self._write_timeout_s = write_timeout_s
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -75,8 +77,9 @@ class Edge:
         code = grpc.StatusCode.OK
         metadata = dict(context.invocation_metadata() or ())
         try:
-            async with self.entry.call(rpc, metadata, context.peer(), RECEIVED_BYTES.get()) as tenant:
-                yield tenant
+            with self._connections.call(context.peer()):
+                async with self.entry.call(rpc, metadata, context.peer(), RECEIVED_BYTES.get()) as tenant:
+                    yield tenant
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
             raise

@@ -44,6 +44,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     # Clients try again by themselves after UNAVAILABLE, and must not do so here.
     errors.WorkersLost: grpc.StatusCode.INTERNAL,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.GatewayLeaving: grpc.StatusCode.UNAVAILABLE,
     errors.GatewayStarting: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerLost: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from memserve.api.facts import detail_of
 from memserve.api.grpc.call import Context
+from memserve.api.grpc.connections import Connections
 from memserve.api.grpc.errors import status_of, trailing_metadata
 from memserve.api.grpc.keyless import KeylessPace
 from memserve.api.grpc.sizes import RequestSizes
@@ -62,6 +63,12 @@ class Front:
     """The services are added here."""
     port: int
     """The port's number."""
+    connections: Connections = field(default_factory=Connections)
+
+    async def leave(self, grace_s: float) -> None:
+        """Take no more calls; answers under way get so long to finish."""
+        await self.connections.leave(self.port, grace_s)
+        await self.server.stop(0)
 
 
 @contextlib.asynccontextmanager

@@ -81,7 +81,7 @@ async def served(
 
     On leaving, answers under way get `shutdown_grace_s` to finish.
     """
-    edge = Edge(entry, parts.settings.write_timeout_s)
+    edge = Edge(entry, parts.settings.write_timeout_s, front.connections)
     port = front.services
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(
         InferenceService(edge, services.pipeline, parts.decisions), port
@@ -112,7 +112,7 @@ async def served(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await front.server.stop(parts.settings.shutdown_grace_s)
+        await front.leave(parts.settings.shutdown_grace_s)
 
 
 async def _report_health(servicer: health.aio.HealthServicer, parts: GatewayParts) -> None:

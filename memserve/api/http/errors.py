@@ -46,6 +46,7 @@ STATUS: dict[type[errors.MemserveError], HTTPStatus] = {
     errors.NoWorker: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.WorkersLost: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.Overloaded: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.GatewayLeaving: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.GatewayStarting: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.WorkerLost: HTTPStatus.BAD_GATEWAY,
     errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,

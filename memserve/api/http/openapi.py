@@ -87,7 +87,8 @@ OPERATIONS = (
     ),
     Operation("/health", "getHealth", "Whether the process is alive.", HealthReply, needs_key=False),
     Operation(
-        "/ready", "getReadiness", "200 while a worker is ready, else 503.", ReadyReply, needs_key=False
+        "/ready", "getReadiness", "200 while a worker is ready and the gateway does not stop, else 503.",
+        ReadyReply, needs_key=False,
     ),
     Operation("/version", "getVersion", "Of memserve.", VersionReply, needs_key=False),
 )  # fmt: skip

@@ -208,7 +208,7 @@ class ModelsReply(ReplyBody):
 
 
 class HealthReply(ReplyBody):
-    status: Literal["alive", "starting"]
+    status: Literal["alive", "starting", "draining"]
 
 
 class ReadyReply(ReplyBody):

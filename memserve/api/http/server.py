@@ -12,13 +12,13 @@ from http import HTTPStatus
 import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from memserve.api.http.errors import told
 from memserve.api.http.page import FILES, page_routes
 from memserve.config import Settings, at
-from memserve.errors import GatewayStarting, StartupError
+from memserve.errors import GatewayLeaving, GatewayStarting, StartupError
 
 HEADERS_S = 10.0
 """A connection that has not sent a request's headers by then is closed."""
@@ -57,11 +57,13 @@ class _Server(uvicorn.Server):
 @dataclass(slots=True)
 class HttpFront:
     """An open port. app: what answers; None while the gateway starts. page: answers meanwhile, for the files
-    of the page; None where there is no page."""
+    of the page; None where there is no page. leaving: connections are closed after their answers, so that
+    callers connect to another gateway."""
 
     port: int
     page: ASGIApp | None = None
     app: ASGIApp | None = None
+    leaving: bool = False
     _server: _Server = field(init=False)
     _serving: asyncio.Task[None] = field(init=False)
 
@@ -90,6 +92,11 @@ class HttpFront:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        if self.leaving:
+            send = _closing(send)
+            if scope["path"] in SAYS_LEAVING:
+                await SAYS_LEAVING[scope["path"]](scope, receive, send)
+                return
         if self.app is not None:
             await self.app(scope, receive, send)
             return
@@ -100,6 +107,28 @@ class HttpFront:
         if scope["path"] == "/health":
             status, body, headers = HTTPStatus.OK, {"status": "starting"}, {}
         await JSONResponse(body, status, headers)(scope, receive, send)
+
+
+def _closing(send: Send) -> Send:
+    async def send_closing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await send(message)
+
+    return send_closing
+
+
+async def _draining(scope: Scope, receive: Receive, send: Send) -> None:
+    """The process is alive still."""
+    await JSONResponse({"status": "draining"})(scope, receive, send)
+
+
+async def _not_ready(scope: Scope, receive: Receive, send: Send) -> None:
+    status, body, headers = told(GatewayLeaving())
+    await JSONResponse(body, status, headers)(scope, receive, send)
+
+
+SAYS_LEAVING: dict[str, ASGIApp] = {"/health": _draining, "/ready": _not_ready}
 
 
 @contextlib.asynccontextmanager
