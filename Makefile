@@ -13,7 +13,7 @@ help:
 	@echo "make check   lint, types, import contracts, generated code and docs"
 	@echo "make proto   generate memserve/pb from protos/"
 	@echo "make client  generate memserve/client/_sync from memserve/client/_async"
-	@echo "make lock    resolve the three lock files again"
+	@echo "make lock    resolve the lock files again"
 
 setup: .venv/installed
 .venv/installed: $(LOCK) pyproject.toml
@@ -58,16 +58,20 @@ client: setup
 
 # Complete and pinned; they are installed with --no-deps. The CUDA lock is resolved, not run, by this
 # project's CI.
-COMPILE = $(UV) pip compile pyproject.toml --quiet --no-annotate --no-header --python-version 3.11 \
+RESOLVE = $(UV) pip compile --quiet --no-annotate --no-header --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28
+COMPILE = $(RESOLVE) pyproject.toml
 UV ?= uv
 # Where the CPU build of torch is found, if not in the default index.
 UV_ARGS ?=
 lock:
 	$(COMPILE) $(UV_ARGS) --extra cpu --extra embedded --extra dev \
 	  --override deploy/locks/cpu-overrides.txt -o requirements.lock
+	$(COMPILE) $(UV_ARGS) --extra cpu --constraint requirements.lock \
+	  --override deploy/locks/cpu-overrides.txt -o deploy/locks/cpu.lock
 	$(COMPILE) --extra gateway -o deploy/locks/gateway.lock
 	$(COMPILE) --extra cuda --extra embedded -o deploy/locks/cuda.lock
+	$(RESOLVE) deploy/locks/build.in --constraint requirements.lock -o deploy/locks/build.lock
 
 clean:
 	rm -rf .venv

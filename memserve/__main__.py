@@ -1,5 +1,5 @@
 """`python -m memserve` is the `memserve` command."""
 
-from memserve.cli.app import main
+from memserve.cli.entry import main
 
 main()

@@ -44,17 +44,20 @@ def find_home(environment: MutableMapping[str, str]) -> None:
 def open_data_dir(folder: Path) -> None:
     """Create the directory, and mend the rights inside it: 0700 for folders, 0600 for files.
 
+    A mounted volume is root's, and its own rights stay as they are.
+
     Raises StartupError when it is not a directory, belongs to another user, or cannot be made.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = folder.stat().st_uid
-        if owner != os.geteuid():
+        found = folder.stat()
+        if found.st_uid == os.geteuid():
+            folder.chmod(0o700)
+        elif not _is_volume(found, writable=os.access(folder, os.W_OK | os.X_OK)):
             raise StartupError(
-                f"data_dir {folder} belongs to user {owner}, and memserve runs as {os.geteuid()}; choose "
-                "another data_dir"
+                f"data_dir {folder} belongs to user {found.st_uid}, and memserve runs as {os.geteuid()}; "
+                "choose another data_dir"
             )
-        folder.chmod(0o700)
         for place, folders, files in os.walk(folder):
             for name in (*folders, *files):
                 _mend(Path(place, name))
@@ -126,6 +129,15 @@ def kept_secret(file: Path) -> bytes:
         return _long_enough(file, file.read_bytes())
     except OSError as error:
         raise StartupError(f"{file}: {error.strerror}") from None
+
+
+def _is_volume(found: os.stat_result, *, writable: bool) -> bool:
+    """Whether a directory of another user's can be a data directory.
+
+    Container runtimes mount volumes as root's and let the container's user write. A directory with the sticky
+    bit, such as /tmp, is for everybody.
+    """
+    return found.st_uid == 0 and writable and not found.st_mode & stat.S_ISVTX
 
 
 def _long_enough(file: Path, secret: bytes) -> bytes:

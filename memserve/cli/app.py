@@ -16,6 +16,7 @@ from memserve.cli.backup import backup, restore
 from memserve.cli.bench import bench
 from memserve.cli.demo import demo
 from memserve.cli.explain import explain
+from memserve.cli.health import health
 from memserve.cli.keys import keys_app
 from memserve.cli.kv import kv_app
 from memserve.cli.memories import forget, remember, search
@@ -71,6 +72,7 @@ for _command in (
     forget,
     search,
     status,
+    health,
     bench,
     backup,
     restore,

@@ -70,6 +70,7 @@ LOCAL = {
     "workers",
     "settings",
     "demo",
+    "health",
     "version",
     "restore",
     "keys add",
