@@ -119,3 +119,10 @@ default
 {{- randAlphaNum (int .length) -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Whether `helm test` can ask for the status: it has a key, and the certificate has the Service's name. */}}
+{{- define "memserve.testsByKey" -}}
+{{- $manager := .Values.tls.public.certManager -}}
+{{- $named := or (not $manager.enabled) $manager.serviceNames -}}
+{{- if and $named (or .Values.test.existingSecret (not .Values.secrets.apiKeys.existingSecret)) -}}true{{- end -}}
+{{- end -}}

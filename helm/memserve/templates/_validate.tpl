@@ -94,14 +94,28 @@
 {{- if and .existingSecret .certManager.enabled -}}
 {{- $faults = append $faults "tls.public.existingSecret: cert-manager makes the certificate; give one of both" -}}
 {{- end -}}
-{{- if and (not .enabled) (or .existingSecret .certManager.enabled .clientCertificates .testClientSecret) -}}
+{{- if and (not .enabled) (or .existingSecret .certManager.enabled .clientCertificates .testClientSecret .prometheusSecret) -}}
 {{- $faults = append $faults "tls.public.enabled: it is false, while tls.public is configured" -}}
 {{- end -}}
 {{- if and .enabled .certManager.enabled (not .certManager.issuerRef.name) (not (and $v.tls.internal.enabled $v.tls.internal.certManager.enabled)) -}}
 {{- $faults = append $faults "tls.public.certManager.issuerRef.name: name the issuer" -}}
 {{- end -}}
 {{- end -}}
+{{- with $v.tls.public -}}
+{{- if and .certManager.enabled (not .certManager.serviceNames) (not .certManager.dnsNames) -}}
+{{- $faults = append $faults "tls.public.certManager.dnsNames: without serviceNames the certificate needs a name" -}}
+{{- end -}}
+{{- if and .clientCertificates $v.test.enabled (not .testClientSecret) -}}
+{{- $faults = append $faults "tls.public.testClientSecret: clients need certificates; name the Secret of helm test's, or set test.enabled to false" -}}
+{{- end -}}
+{{- if and .clientCertificates $v.metrics.serviceMonitor.enabled (not .prometheusSecret) -}}
+{{- $faults = append $faults "tls.public.prometheusSecret: clients need certificates; name the Secret of Prometheus'" -}}
+{{- end -}}
+{{- end -}}
 {{- with $v.tls.internal -}}
+{{- if and .enabled (not .certManager.enabled) $v.metrics.podMonitor.enabled (not .prometheusSecret) -}}
+{{- $faults = append $faults "tls.internal.prometheusSecret: workers want a certificate of who scrapes them; name the Secret of Prometheus'" -}}
+{{- end -}}
 {{- $trial := eq $v.redis.mode "trial" -}}
 {{- if and .enabled (not .certManager.enabled) -}}
 {{- if not .gatewaySecret -}}
@@ -114,10 +128,10 @@
 {{- $faults = append $faults "tls.internal.redisSecret: TLS needs a certificate; name a Secret, or set tls.internal.certManager.enabled" -}}
 {{- end -}}
 {{- end -}}
-{{- if and .certManager.enabled (or .gatewaySecret .workerSecret .redisSecret) -}}
+{{- if and .certManager.enabled (or .gatewaySecret .workerSecret .redisSecret .prometheusSecret) -}}
 {{- $faults = append $faults "tls.internal.gatewaySecret: cert-manager makes the certificates; leave the Secrets out" -}}
 {{- end -}}
-{{- if and (not .enabled) (or .gatewaySecret .workerSecret .redisSecret .certManager.enabled) -}}
+{{- if and (not .enabled) (or .gatewaySecret .workerSecret .redisSecret .prometheusSecret .certManager.enabled) -}}
 {{- $faults = append $faults "tls.internal.enabled: it is false, while tls.internal is configured" -}}
 {{- end -}}
 {{- end -}}
@@ -142,6 +156,14 @@
 {{- end -}}
 {{- if and $v.serviceAccount.name $v.serviceAccount.create -}}
 {{- $faults = append $faults "serviceAccount.name: set serviceAccount.create to false to use an existing account" -}}
+{{- end -}}
+
+{{- range $part, $values := dict "gateway" $v.gateway "workers" $v.workers -}}
+{{- range $values.extraEnv -}}
+{{- if hasPrefix "MEMSERVE_" .name -}}
+{{- $faults = append $faults (printf "%s.extraEnv: %s is a setting; it belongs into %s.settings" $part .name $part) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- $reserved := include "memserve.reserved" . | fromYaml -}}

@@ -107,3 +107,39 @@ memserve/ray: "true"
 - {name: metrics, containerPort: 9465}
 {{- end }}
 {{- end -}}
+
+{{/* The ports of a Ray node that KubeRay starts: the same that `memserve ray-node` takes. */}}
+{{- define "memserve.rayStartPorts" -}}
+node-manager-port: "6381"
+object-manager-port: "6382"
+runtime-env-agent-port: "6383"
+dashboard-agent-grpc-port: "6384"
+dashboard-agent-listen-port: "6385"
+metrics-export-port: "6386"
+min-worker-port: "6400"
+max-worker-port: "6499"
+object-store-memory: "134217728"
+{{- end -}}
+
+{{/* root, ready: raylet or worker. Ray's agent says whether the raylet lives; no token is asked for that. */}}
+{{- define "memserve.kuberayProbes" -}}
+startupProbe:
+  httpGet: {path: /api/local_raylet_healthz, port: agent-http}
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: {{ include "memserve.periods" (dict "seconds" .root.Values.workers.startupSeconds "period" 5) }}
+readinessProbe:
+  {{- if eq .ready "worker" }}
+  grpc: {port: 50062, service: ready}
+  {{- else }}
+  httpGet: {path: /api/local_raylet_healthz, port: agent-http}
+  {{- end }}
+  periodSeconds: 2
+  timeoutSeconds: 5
+  failureThreshold: 3
+livenessProbe:
+  httpGet: {path: /api/local_raylet_healthz, port: agent-http}
+  periodSeconds: 10
+  timeoutSeconds: 10
+  failureThreshold: 6
+{{- end -}}
