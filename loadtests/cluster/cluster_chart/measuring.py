@@ -143,8 +143,8 @@ class Run:
 
     def _get_stuck(self, cluster: Cluster, asking: Asking) -> None:
         report("gateways that cannot start")
-        misspelt = [{"name": "MEMSERVE_NO_SUCH_SETTING", "value": "1"}]
-        broken = self._render(changed(self._values, "gateway", "extraEnv", to=misspelt))
+        # What the chart cannot know: there is no such model.
+        broken = self._render(changed(self._values, "gateway", "settings", "model", to="/models/absent"))
         self.seen.stuck = stuck_roll_out(cluster, asking, broken, GATEWAYS, STUCK_S)
         cluster.apply(self._objects)
         cluster.wait_until_rolled_out(GATEWAY_ROLL_OUT_S, {GATEWAYS})

@@ -94,17 +94,15 @@ def stuck_roll_out(
     old = {pod.pod.name for pod in cluster.pods(owner)}
     from_s = time.monotonic()
     cluster.apply(manifests)
-    fewest, new_ready, faults = len(old), 0, set()
+    fewest, new_ready = len(old), 0
+    faults = ["not ready"]
     while time.monotonic() - from_s < watch_s:
         pods = cluster.pods(owner)
         fewest = min(fewest, sum(pod.ready and not pod.terminating for pod in pods))
         new = [pod for pod in pods if pod.pod.name not in old]
         new_ready = max(new_ready, sum(pod.ready for pod in new))
-        faults |= {
-            f"{said(pod.record.statuses[-1])} × {len(pod.record.statuses)}"
-            for pod in new
-            if pod.record.statuses
-        }
+        ends = [pod.record.statuses for pod in new if pod.record.statuses]
+        faults = [f"ended {len(statuses)} times, with {said(statuses[-1])}" for statuses in ends] or faults
         time.sleep(LOOK_S)
     requests = overlapping(asking.requests(), from_s, time.monotonic())
-    return Stuck(watch_s, fewest, new_ready, ", ".join(sorted(faults)), requests)
+    return Stuck(watch_s, fewest, new_ready, ", ".join(faults), requests)
