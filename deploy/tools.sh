@@ -1,29 +1,51 @@
 #!/bin/sh
-# Prometheus and promtool from Debian's package, which the tests of deploy/prometheus run. Nothing is installed
-# or started, and no root is needed: the package is unpacked into .cache/debian. Does nothing where both
-# programs are there already.
+# Programs of Debian's packages that tests run: Prometheus and promtool (deploy/prometheus), and a redis-server
+# that speaks TLS. Nothing is installed or started, and no root is needed: packages are unpacked into
+# .cache/debian. Does nothing where the programs are there already.
 set -eu
 cd "$(dirname "$0")/.."
 folder=$PWD/.cache/debian
-if { command -v promtool && command -v prometheus; } >/dev/null || [ -x "$folder/usr/bin/promtool" ]; then
-  exit 0
-fi
-if ! command -v apt-get >/dev/null; then
-  echo "deploy-tools: this is no Debian; install Prometheus and put promtool and prometheus on PATH" >&2
-  exit 1
-fi
 state=$folder/apt
-mkdir -p "$state/lists/partial" "$state/archives/partial"
+
 apt() {
   apt-get -qq -o Dir::State::Lists="$state/lists" -o Dir::Cache="$state" -o Debug::NoLocking=1 \
     -o APT::Sandbox::User="$(id -un)" "$@"
 }
-cd "$state/archives"
-if ! { apt update && apt download prometheus; } >&2; then
-  echo "deploy-tools: apt-get cannot fetch Debian's package prometheus; check /etc/apt/sources.list" >&2
-  exit 1
+
+unpack() { # Unpacks the packages into $folder.unpacking.
+  if ! command -v apt-get >/dev/null; then
+    echo "deploy-tools: this is no Debian; install Prometheus and Redis 7, and put prometheus, promtool and" \
+      "redis-server on PATH" >&2
+    exit 1
+  fi
+  mkdir -p "$state/lists/partial" "$state/archives/partial" "$folder/usr/bin"
+  rm -rf "$folder.unpacking"
+  if ! { [ -n "${updated:-}" ] || apt update; } >&2 || ! (cd "$state/archives" && apt download "$@") >&2; then
+    echo "deploy-tools: apt-get cannot fetch Debian's packages $*; check /etc/apt/sources.list" >&2
+    exit 1
+  fi
+  updated=yes
+  for package in "$state/archives"/*.deb; do
+    dpkg -x "$package" "$folder.unpacking"
+    rm "$package"
+  done
+}
+
+if ! { command -v promtool && command -v prometheus; } >/dev/null && ! [ -x "$folder/usr/bin/promtool" ]; then
+  unpack prometheus
+  mv "$folder.unpacking/usr/bin/prometheus" "$folder.unpacking/usr/bin/promtool" "$folder/usr/bin/"
 fi
-dpkg -x prometheus_*.deb "$folder.unpacking"
-mkdir -p "$folder/usr/bin"
-mv "$folder.unpacking/usr/bin/prometheus" "$folder.unpacking/usr/bin/promtool" "$folder/usr/bin/"
+if ! command -v redis-server >/dev/null && ! [ -x "$folder/usr/bin/redis-server" ]; then
+  unpack redis-server redis-tools liblua5.1-0 libjemalloc2 liblzf1 libatomic1 libssl3
+  rm -rf "$folder/redis"
+  mkdir -p "$folder/redis"
+  cp -L "$folder.unpacking/usr/bin/redis-server" "$folder.unpacking"/usr/lib/*/lib*.so.* "$folder/redis/"
+  # The libraries are found beside the program, wherever this folder is moved to.
+  cat >"$folder/usr/bin/redis-server" <<'END'
+#!/bin/sh
+redis=$(dirname "$0")/../../redis
+exec env LD_LIBRARY_PATH="$redis" "$redis/redis-server" "$@"
+END
+  chmod +x "$folder/usr/bin/redis-server"
+fi
 rm -rf "$folder.unpacking" "$state"

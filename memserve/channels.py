@@ -17,8 +17,9 @@ DEFAULT_PORT = 50051
 NO_PROXY = (("grpc.enable_http_proxy", 0),)
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 # Addresses that begin with these are gRPC's own. gRPC reads them itself.
-_GRPC_NAMES = ("unix:", "unix-abstract:", "dns:/", "ipv4:", "ipv6:")
+GRPC_NAMES = ("unix:", "unix-abstract:", "dns:/", "ipv4:", "ipv6:")
 _PLAIN_SCHEMES, _TLS_SCHEMES = ("http", "grpc", "tcp"), ("https", "grpcs")
+_OPEN_SCHEMES = ("grpc", "tcp")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _EXAMPLE = f"write host:port, such as 127.0.0.1:{DEFAULT_PORT} or [::1]:{DEFAULT_PORT}"
 
@@ -29,14 +30,10 @@ def target_of(address: str) -> str:
     address: host:port, with or without a scheme, a port or the brackets of IPv6.
     """
     text = address.strip()
-    if text.startswith(_GRPC_NAMES):
+    if text.startswith(GRPC_NAMES):
         return text
     if scheme := _SCHEME.match(text):
-        if scheme["scheme"].lower() in _TLS_SCHEMES:
-            raise UsageError(
-                "address", f"{address!r} asks for TLS, which the gateway does not speak; {_EXAMPLE}"
-            )
-        if scheme["scheme"].lower() not in _PLAIN_SCHEMES:
+        if scheme["scheme"].lower() not in (*_PLAIN_SCHEMES, *_TLS_SCHEMES):
             raise UsageError("address", f"{address!r} has a scheme that is not gRPC's; {_EXAMPLE}")
         text = scheme["rest"].removesuffix("/")
     if not text or not text.isprintable() or any(letter in "/?#@ " for letter in text):
@@ -51,6 +48,14 @@ def target_of(address: str) -> str:
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise UsageError("address", f"{address!r} has no port of 1 to 65535; {_EXAMPLE}")
     return f"{host}:{port}"
+
+
+def asks_for_tls(address: str) -> bool | None:
+    """Whether the address has a scheme with TLS, such as https://. None where it leaves that open."""
+    scheme = _SCHEME.match(address.strip())
+    if scheme is None or scheme["scheme"].lower() in _OPEN_SCHEMES:
+        return None
+    return scheme["scheme"].lower() in _TLS_SCHEMES
 
 
 def spare_loopback(environment: MutableMapping[str, str]) -> None:

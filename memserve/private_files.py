@@ -9,6 +9,7 @@ import getpass
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,8 @@ from memserve.errors import StartupError
 SECRET_MIN_BYTES = 32
 # The home of a process without one, in the working directory.
 NO_HOME = ".memserve"
+# The kernel takes paths of at most 107 bytes for a unix socket.
+_SOCKET_PATH_MAX = 100
 
 
 def private_umask() -> None:
@@ -138,6 +141,30 @@ def _is_volume(found: os.stat_result, *, writable: bool) -> bool:
     bit, such as /tmp, is for everybody.
     """
     return found.st_uid == 0 and writable and not found.st_mode & stat.S_ISVTX
+
+
+def new_socket_path(beside: Path, prefix: str) -> Path:
+    """A path for a new unix socket, in a new folder that only this user can enter.
+
+    The folder is in `beside`. Where that path is too long, it is in the system's temporary directory.
+    Raises OSError.
+    """
+    for place in (beside, Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            inside = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+            if len(os.fsencode(inside / "socket")) <= _SOCKET_PATH_MAX:
+                return inside / "socket"
+            inside.rmdir()
+    raise OSError(errno.ENAMETOOLONG, "no place for a unix socket")
+
+
+def signature_of(file: Path) -> tuple[int, ...] | None:
+    """A value that differs after the file was replaced or written. None: the file cannot be looked at."""
+    try:
+        state = file.stat()
+    except OSError:
+        return None
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 def _long_enough(file: Path, secret: bytes) -> bytes:

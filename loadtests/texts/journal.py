@@ -26,7 +26,7 @@ from memserve.domain import Memory
 from memserve.embedded.redis_server import redis_executable
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
-from memserve.memory.texts.milvus import MilvusMemories, memory_key, tenant_key
+from memserve.memory.texts.milvus import MilvusAccess, MilvusMemories, memory_key, tenant_key
 
 TENANT, NAMESPACE = "acme", "notes"
 CALLERS = 8
@@ -46,7 +46,7 @@ class Direct:
         self._embedder = embedder
         self._embedding = ThreadPoolExecutor(1)
         self._thread = ThreadPoolExecutor(1)
-        self._store = MilvusMemories(str(path), "", embedder.vectors, timeout_s=TIMEOUT_S)
+        self._store = MilvusMemories(str(path), MilvusAccess(), embedder.vectors, timeout_s=TIMEOUT_S)
         self._rows = 0
 
     async def remember(self, text: str) -> None:

@@ -12,7 +12,13 @@ from memserve.api.facts import WITH_RETRY, fact_of
 from memserve.config import Settings
 from memserve.disk import DiskWatch
 from memserve.domain import KeyRole, Tenant
-from memserve.errors import MemserveError, PermissionDenied, Unauthenticated
+from memserve.errors import (
+    MemserveError,
+    PermissionDenied,
+    TokenKeysUnavailable,
+    TokenRefused,
+    Unauthenticated,
+)
 from memserve.gateway.access.callers import Access
 from memserve.gateway.access.limits import Limits, Strangers
 from memserve.gateway.assembly import GatewayParts
@@ -73,8 +79,8 @@ class Entry:
         """Count the call while inside, and trace it. Yields the caller's tenant.
 
         headers: or metadata, with names in lower case. peer: its address and port.
-        Raises Unauthenticated, PermissionDenied, DiskFull and QuotaExceeded. Unauthenticated is paced for
-        each address, and becomes QuotaExceeded when the address calls too quickly.
+        Raises Unauthenticated, TokenKeysUnavailable, PermissionDenied, DiskFull and QuotaExceeded. The first
+        two are paced for each address, and become QuotaExceeded when the address calls too quickly.
         """
         with call_span(rpc, headers) as span:
             try:
@@ -91,8 +97,10 @@ class Entry:
 
     async def _caller(self, rpc: str, authorization: str, peer: str) -> Tenant:
         try:
-            return self._access.caller(rpc, authorization)
-        except Unauthenticated:
+            return await self._access.admitted(rpc, authorization)
+        except (Unauthenticated, TokenKeysUnavailable) as error:
+            if isinstance(error, TokenRefused):
+                self.metrics.tokens_refused.labels(error.why).inc()
             await self.strangers.turn(peer)
             raise
 

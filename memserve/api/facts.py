@@ -19,6 +19,7 @@ WITH_RETRY = (
     errors.Overloaded,
     errors.GatewayLeaving,
     errors.GatewayStarting,
+    errors.TokenKeysUnavailable,
 )
 # These state a rule about what the caller sent. They contain no path on this machine.
 QUOTE_THE_CALLER = (errors.InvalidField,)

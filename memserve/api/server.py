@@ -18,11 +18,14 @@ from memserve.api.grpc.server import SERVICES, served
 from memserve.api.http.app import HttpApi
 from memserve.api.http.server import answering, open_http
 from memserve.config import Settings
-from memserve.gateway.access.callers import KeyFile, load_access
+from memserve.gateway.access.callers import Access, KeyFile, first_token_keys, load_access
 from memserve.gateway.assembly import GatewayParts, open_parts, services_of
+from memserve.metrics.certificates import FollowedCertificates
 from memserve.metrics.port import serve_metrics
 from memserve.processes.ports import held_ports
 from memserve.processes.supervised import repeat
+from memserve.tls.live import LOOK_S, LiveTls, internal_tls, public_tls
+from memserve.tls.pem import GATEWAY_NAME
 from memserve.trace_export import exported
 
 log = logging.getLogger("memserve.gateway")
@@ -34,16 +37,18 @@ KEYS_LOOK_S = 1.0
 SWITCH_INTERVAL_S = 0.0005
 
 
-async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None:
+async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_socket: str = "") -> None:
     """Serve until SIGINT or SIGTERM. Calls are then still taken for `drain_delay_s`. After that, answers
     under way get `shutdown_grace_s` to finish.
 
     The ports are taken before the gateway's parts are opened. SIGHUP reads the key file again.
 
     ports_held: the parent process holds the ports already.
+    own_socket: where the parent process calls without TLS. Empty: nowhere.
     Raises StartupError when a port is taken or something that the gateway needs is missing.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    public, internal = public_tls(settings), internal_tls(settings, GATEWAY_NAME)
     access = load_access(settings)
     key_file = KeyFile(access, settings)
     with (
@@ -52,10 +57,11 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
     ):
         async with (
             open_probes(settings) as probes,
-            open_front(settings, SERVICES) as front,
-            open_http(settings) as http,
-            open_parts(settings) as parts,
+            open_front(settings, SERVICES, public, own_socket) as front,
+            open_http(settings, public) as http,
+            open_parts(settings, internal) as parts,
         ):
+            await first_token_keys(access)
             entry, services = entry_of(parts, access), services_of(parts, access)
             app = HttpApi(parts, services, entry).app()
             async with (
@@ -63,21 +69,37 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False) -> None
                 answering(http, app),
                 draining(settings, probes, front, http),
             ):
-                await _run(settings, front.port, parts, key_file)
+                await _run(settings, front.port, parts, key_file, access, (public, internal))
 
 
-async def _run(settings: Settings, port: int, parts: GatewayParts, key_file: KeyFile) -> None:
-    """Until a signal comes."""
-    with serve_metrics(settings, parts.metrics.registry, settings.metrics_port) as metrics_address:
+async def _run(
+    settings: Settings,
+    port: int,
+    parts: GatewayParts,
+    key_file: KeyFile,
+    access: Access,
+    certificates: tuple[LiveTls | None, LiveTls | None],
+) -> None:
+    """Until a signal comes. certificates: the public one and the internal one."""
+    metrics = parts.metrics
+    followed = FollowedCertificates(certificates, metrics.certificates, parts.texts.reconnect)
+    with serve_metrics(settings, metrics.registry, settings.metrics_port, certificates[0]) as metrics_address:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, partial(key_file.look, even_unchanged=True))
-        keys = asyncio.create_task(repeat("keys", key_file.follow, KEYS_LOOK_S, parts.metrics.loop_failed))
+        loops = [
+            asyncio.create_task(repeat("keys", key_file.follow, KEYS_LOOK_S, metrics.loop_failed)),
+            asyncio.create_task(repeat("certificates", followed.look, LOOK_S, metrics.loop_failed)),
+        ]
+        if access.tokens is not None:
+            keys = access.tokens.keys
+            loops.append(asyncio.create_task(repeat("token_keys", keys.follow, keys.pause_s, metrics.loop_failed)))
         log.info("serving on %s:%s, metrics on %s", settings.host, port, metrics_address or "no port")
         try:
             await stop.wait()
         finally:
-            keys.cancel()
-            await asyncio.gather(keys, return_exceptions=True)
+            for task in loops:
+                task.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)

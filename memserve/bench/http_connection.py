@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from memserve.client import TlsFiles
 from memserve.errors import UsageError
 
 MAX_LINE_BYTES = 4 << 20
@@ -39,8 +40,12 @@ class Origin:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def origin_of(url: str) -> Origin:
-    """url: such as http://127.0.0.1:8000; a path `/v1` at its end may be there. Raises UsageError."""
+def origin_of(url: str, tls: TlsFiles | None = None) -> Origin:
+    """url: such as http://127.0.0.1:8000; a path `/v1` at its end may be there.
+
+    tls: for https. None: this machine's own authorities, and no certificate.
+    Raises UsageError.
+    """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -50,9 +55,17 @@ def origin_of(url: str) -> Origin:
         raise UsageError("--http", f"{url} is no address such as http://127.0.0.1:8000")
     secure = parts.scheme == "https"
     path = parts.path.rstrip("/").removesuffix("/v1")
-    return Origin(
-        host, port or (443 if secure else 80), path, ssl.create_default_context() if secure else None
-    )
+    return Origin(host, port or (443 if secure else 80), path, _context(tls) if secure else None)
+
+
+def _context(tls: TlsFiles | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=tls.ca if tls is not None else None)
+        if tls is not None and tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except OSError as error:
+        raise UsageError("tls", f"the files do not fit each other: {error}") from None
+    return context
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from memserve.bench.http_connection import Broken, HttpConnections, origin_of
 from memserve.bench.rows import Heard, NotAnswered
 from memserve.bench.scenario import Scenario
 from memserve.bench.workload import Planned
+from memserve.client import TlsFiles
 from memserve.errors import UsageError
 
 CHAT = "/v1/chat/completions"
@@ -20,10 +21,12 @@ DONE = b"[DONE]"
 class HttpTarget:
     """Asks `POST /v1/chat/completions`, streamed, with the usage at the end."""
 
-    def __init__(self, url: str, api_key: str, scenario: Scenario, namespace: str) -> None:
+    def __init__(
+        self, url: str, api_key: str, scenario: Scenario, namespace: str, tls: TlsFiles | None = None
+    ) -> None:
         """namespace: to recall from. Empty: none. Raises UsageError."""
         bearer = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._connections = HttpConnections(origin_of(url), bearer)
+        self._connections = HttpConnections(origin_of(url, tls), bearer)
         self._scenario = scenario
         self._model = scenario.model
         self._extra = _extra(scenario, namespace)

@@ -20,7 +20,7 @@ from memserve.bench.rows import Row
 from memserve.bench.scenario import Scenario
 from memserve.bench.trace import Arrival
 from memserve.bench.workload import Plan, make_plan
-from memserve.client import AsyncClient, CallFailed
+from memserve.client import AsyncClient, CallFailed, TlsFiles
 from memserve.errors import UsageError
 
 MAX_RATE_PER_S = 10_000.0
@@ -40,6 +40,8 @@ class Place:
     api_key: str = ""
     http_url: str = ""
     """Requests go to this HTTP server. Empty: over gRPC."""
+    tls: TlsFiles | None = None
+    """For both ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ class Bench:
         choices, runs = self._choices, list[Ran]()
         # The generator ends a request itself, so that the reason is the same over gRPC and HTTP.
         timeout_s = choices.scenario.limits.timeout_s
-        async with AsyncClient(self._place.address, self._place.api_key, timeout_s + 5) as client:
+        place = self._place
+        async with AsyncClient(place.address, place.api_key, timeout_s + 5, tls=place.tls) as client:
             units, unit = self._units()
 
             def ceiling_of(plan: Plan) -> Ceiling:
@@ -194,7 +197,9 @@ class Bench:
         if not self._place.http_url:
             yield GrpcTarget(client, scenario, plan.namespace)
             return
-        target = HttpTarget(self._place.http_url, self._place.api_key, scenario, plan.namespace)
+        target = HttpTarget(
+            self._place.http_url, self._place.api_key, scenario, plan.namespace, self._place.tls
+        )
         try:
             await target.open()
             yield target

@@ -14,6 +14,7 @@ from memserve.cli.ask import generate
 from memserve.cli.audit import audit_app
 from memserve.cli.backup import backup, restore
 from memserve.cli.bench import bench
+from memserve.cli.certs import certs_app
 from memserve.cli.demo import demo
 from memserve.cli.explain import explain
 from memserve.cli.health import health
@@ -22,7 +23,7 @@ from memserve.cli.kv import kv_app
 from memserve.cli.memories import forget, remember, search
 from memserve.cli.modules import modules_app
 from memserve.cli.options import HELP
-from memserve.cli.serve import gateway, settings, up, workers
+from memserve.cli.serve import gateway, ray_node, settings, up, workers
 from memserve.cli.status import status
 from memserve.cli.terminal import coloured, err
 from memserve.client import CallFailed
@@ -64,6 +65,7 @@ for _command in (
     up,
     gateway,
     workers,
+    ray_node,
     settings,
     demo,
     generate,
@@ -83,6 +85,7 @@ app.add_typer(modules_app, name="modules")
 app.add_typer(audit_app, name="audit")
 app.add_typer(kv_app, name="kv")
 app.add_typer(keys_app, name="keys")
+app.add_typer(certs_app, name="certs")
 
 
 def main() -> None:

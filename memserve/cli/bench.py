@@ -20,9 +20,20 @@ from memserve.bench.scenario import ScenarioFile, bundled, open_scenario
 from memserve.bench.surroundings import digest_of, generator_surroundings, server_surroundings
 from memserve.bench.trace import Arrival, read_trace
 from memserve.cli.bench_tables import live, results_view
-from memserve.cli.options import Address, ApiKey, AsJson, connected, grouped, print_json
+from memserve.cli.options import (
+    Address,
+    ApiKey,
+    AsJson,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    connected,
+    grouped,
+    print_json,
+    tls_files,
+)
 from memserve.cli.terminal import coloured, err, out
-from memserve.client import DEFAULT_ADDRESS, CallFailed
+from memserve.client import DEFAULT_ADDRESS, CallFailed, TlsFiles
 from memserve.errors import StartupError, UsageError
 
 INVALID_STATUS, INCOMPLETE_STATUS = 3, 130
@@ -106,6 +117,9 @@ class GatewayOptions:
 
     address: Address = DEFAULT_ADDRESS
     api_key: ApiKey = ""
+    tls_ca: TlsCa = ""
+    tls_cert: TlsCert = ""
+    tls_key: TlsKey = ""
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -113,6 +127,10 @@ class GatewayOptions:
             rich_help_panel="Gateway",
         ),
     ] = None  # fmt: skip
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        return tls_files(self.tls_ca, self.tls_cert, self.tls_key)
 
 
 @grouped
@@ -139,7 +157,7 @@ def bench(
         return
     file, choices, trace_sha256 = _chosen(sent, sweep, kept, gateway)
     trace, of_trace = _trace(choices, trace_sha256)
-    place = Place(gateway.address, gateway.api_key, sent.http)
+    place = Place(gateway.address, gateway.api_key, sent.http, gateway.tls)
     of_server, of_generator = _server(gateway, needed=not sent.http), generator_surroundings()
     results = asyncio.run(_run(place, choices, trace))
     surroundings = {
@@ -183,7 +201,7 @@ def _chosen(
         file, choices, trace_sha256 = choices_of(kept.repeat)
         return file, replace(choices, salt=sent.salt), trace_sha256
     if sent.http:
-        origin_of(sent.http)
+        origin_of(sent.http, gateway.tls)
     file = open_scenario(sent.scenario or "chat", changes)
     if sent.rate is not None and file.scenario.trace is not None:
         # The trace is brought to this rate.
@@ -226,7 +244,7 @@ def _server(gateway: GatewayOptions, *, needed: bool) -> dict[str, Any]:
     Raises StartupError and CallFailed.
     """
     try:
-        with connected(gateway.address, gateway.api_key, STATUS_TIMEOUT_S) as client:
+        with connected(gateway.address, gateway.api_key, STATUS_TIMEOUT_S, gateway.tls) as client:
             return server_surroundings(client.status(workers_only=True))
     except (StartupError, CallFailed):
         if needed:

@@ -76,12 +76,16 @@ def add_key(
 @keys_app.command("list")
 def list_keys(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show names, tenants, roles and the highest priorities."""
-    known = keys.read_keys(keys.keys_file(load_settings(data_dir=data_dir)), must_exist=False)
+    settings = load_settings(data_dir=data_dir)
+    known = keys.read_keys(keys.keys_file(settings), must_exist=False)
     if as_json:
         entries = [
             {name: value for name, value in asdict(key).items() if name != "sha256"} for key in known or ()
         ]
-        print_json({"open": known is None, "keys": entries})
+        print_json({"open": known is None and not settings.jwt_jwks, "keys": entries})
+        return
+    if known is None and settings.jwt_jwks:
+        out.print("There are no keys: every caller needs a token (jwt_jwks).")
         return
     if known is None:
         out.print(

@@ -1,6 +1,6 @@
 """What the commands share.
 
-They share the four options of every call of a gateway, groups of options, and the printing of answers.
+They share the options of every call of a gateway, groups of options, and the printing of answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import typer
 from rich.console import RenderableType
 
 from memserve.cli.terminal import out
-from memserve.client import DEFAULT_ADDRESS, CallFailed, Client
+from memserve.client import DEFAULT_ADDRESS, CallFailed, Client, TlsFiles
+from memserve.client.diagnosis import why_unreachable
 from memserve.errors import StartupError, UsageError
 from memserve.plain import json_line
 
@@ -43,7 +44,41 @@ Timeout = Annotated[
     float,
     typer.Option("--timeout", min=0.1, help="Deadline of the call, seconds.", rich_help_panel="Gateway"),
 ]
+TlsCa = Annotated[
+    str,
+    typer.Option(
+        "--tls-ca",
+        envvar="MEMSERVE_TLS_CA_FILE",
+        help="Authorities (PEM) of the gateway's certificate. Sets TLS on.",
+        rich_help_panel="Gateway",
+    ),
+]
+TlsCert = Annotated[
+    str,
+    typer.Option(
+        "--tls-cert",
+        envvar="MEMSERVE_TLS_CLIENT_CERT_FILE",
+        help="Your certificate (PEM), where the gateway wants one. Sets TLS on.",
+        rich_help_panel="Gateway",
+    ),
+]
+TlsKey = Annotated[
+    str,
+    typer.Option(
+        "--tls-key",
+        envvar="MEMSERVE_TLS_CLIENT_KEY_FILE",
+        help="The key (PEM) of --tls-cert.",
+        rich_help_panel="Gateway",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+OPTIONS = {
+    "address": "--address", "api_key": "--api-key", "timeout_s": "--timeout", "tls.ca": "--tls-ca",
+    "tls.certificate": "--tls-cert", "tls.key": "--tls-key", "tls": "--tls-cert and --tls-key",
+}  # fmt: skip
+"""How the command line calls what the client names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +99,8 @@ def gateway_command(
 ) -> Callable[[Callable[Concatenate[Call, ...], None]], Callable[..., None]]:
     """Make a command of a function whose first parameter is a `Call`.
 
-    The command has --address, --api-key, --timeout and --json, and the function's own options, which may be
-    in groups. It opens the client, calls the function, and closes the client.
+    The command has --address, --api-key, --timeout, --tls-ca, --tls-cert, --tls-key and --json, and the
+    function's own options, which may be in groups. It opens the client, calls the function, and closes it.
 
     timeout_s: the default of --timeout.
     has_json: False for a command whose output has no other form.
@@ -74,9 +109,18 @@ def gateway_command(
     def decorate(function: Callable[Concatenate[Call, ...], None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(
-            *, address: str, api_key: str, timeout: float, as_json: bool = False, **options: Any
+            *,
+            address: str,
+            api_key: str,
+            timeout: float,
+            tls_ca: str,
+            tls_cert: str,
+            tls_key: str,
+            as_json: bool = False,
+            **options: Any,
         ) -> None:
-            with connected(address, api_key, timeout) as client:
+            tls = tls_files(tls_ca, tls_cert, tls_key)
+            with connected(address, api_key, timeout, tls) as client:
                 function(Call(client, as_json), **options)
 
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
@@ -84,6 +128,9 @@ def gateway_command(
             _option("address", Address, DEFAULT_ADDRESS),
             _option("api_key", ApiKey, ""),
             _option("timeout", Timeout, timeout_s),
+            _option("tls_ca", TlsCa, ""),
+            _option("tls_cert", TlsCert, ""),
+            _option("tls_key", TlsKey, ""),
         ]
         if has_json:
             shared.insert(0, _option("as_json", AsJson, False))
@@ -138,23 +185,19 @@ def _describe(command: Any, parameters: Iterable[Parameter]) -> None:
 
 
 @contextlib.contextmanager
-def connected(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
+def connected(address: str, api_key: str, timeout_s: float, tls: TlsFiles | None = None) -> Iterator[Client]:
     """A client whose failures name the options of the command line."""
     try:
-        with Client(address, api_key, timeout_s) as client:
+        with Client(address, api_key, timeout_s, tls=tls) as client:
             yield client
     except UsageError as error:
-        option = {"address": "--address", "api_key": "--api-key", "timeout_s": "--timeout"}.get(
-            error.field, error.field
-        )
-        raise StartupError(f"{option}: {error.rule}") from None
+        raise StartupError(f"{OPTIONS.get(error.field, error.field)}: {error.rule}") from None
     except CallFailed as failed:
         match failed.code.name:
             case "UNAVAILABLE" if "connect" in failed.detail or "resol" in failed.detail:
-                remedy = (
-                    f"no gateway answers at {address}; start one with `memserve up` or name another with "
-                    "--address"
-                )
+                why = why_unreachable(address, tls) or f"no gateway answers at {address}"
+                start = "; start one with `memserve up` or name another with --address"
+                remedy = why + (start if why.startswith("no gateway") else "")
             case "UNAUTHENTICATED":
                 lack = "the gateway does not know the API key" if api_key else "the gateway wants an API key"
                 remedy = f"{lack}: name yours with --api-key or in MEMSERVE_API_KEY"
@@ -163,6 +206,13 @@ def connected(address: str, api_key: str, timeout_s: float) -> Iterator[Client]:
             case _:
                 raise
         raise StartupError(remedy) from None
+
+
+def tls_files(ca: str, certificate: str, key: str) -> TlsFiles | None:
+    """Of the options; empty: not given. None: without TLS, or as the address says."""
+    if not (ca or certificate or key):
+        return None
+    return TlsFiles(ca or None, certificate or None, key or None)
 
 
 def text_of(argument: str) -> str:

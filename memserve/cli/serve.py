@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from memserve.cli.options import grouped
 from memserve.cli.terminal import coloured, err, out, reporter
 from memserve.client import DEFAULT_ADDRESS
 from memserve.config import Settings, load_settings
+from memserve.errors import UsageError
 from memserve.logs import log_to_stderr
 from memserve.private_files import private_umask
 
@@ -87,15 +88,18 @@ def up(options: SettingOptions) -> None:
     stack = Stack(load_settings(**asdict(options)), reporter())
     with _stopping(stack) as asked_to_stop:
         stack.start()
-        _print_first_steps(stack.address)
+        _print_first_steps(stack.address, stack.client_variables())
         while not asked_to_stop():
             time.sleep(WATCH_S)
         raise KeyboardInterrupt
 
 
-def _print_first_steps(address: str) -> None:
+def _print_first_steps(address: str, variables: Mapping[str, str]) -> None:
+    """variables: that a client needs for TLS."""
     out.print(coloured("ready", "bold green", f" on {address}. Ctrl-C stops it. In another terminal, try:"))
     option = "" if address == DEFAULT_ADDRESS else f" --address {address}"
+    for name, value in variables.items():
+        out.print(f"  export {name}={value}", soft_wrap=True)
     for command in (
         "memserve status",
         'memserve remember notes "The code of Amber Lantern is 4071."',
@@ -108,6 +112,9 @@ def gateway(
     ports_held: Annotated[
         bool, typer.Option(hidden=True, help="The parent process keeps the ports.")
     ] = False,
+    own_socket: Annotated[
+        str, typer.Option(hidden=True, help="Where the parent process calls without TLS.")
+    ] = "",
 ) -> None:
     """Start a gateway alone, for a cluster.
 
@@ -122,33 +129,81 @@ def gateway(
 
     settings = load_settings()
     log_to_stderr(settings.log_format)
-    asyncio.run(serve_gateway(with_models(settings), ports_held=ports_held))
+    asyncio.run(serve_gateway(with_models(settings), ports_held=ports_held, own_socket=own_socket))
 
 
 def workers(
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to run the workers on: host:port of its head. Default: a Ray here."),
+    ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="End the workers of the Ray cluster, and this command.")
+    ] = False,
     generation: Annotated[
         bool, typer.Option(hidden=True, help="Be a generation, below another `memserve workers`.")
     ] = False,
     status: Annotated[
         int, typer.Option(hidden=True, help="File descriptor that the generation writes its status to.")
     ] = -1,
+    a_node: Annotated[
+        bool, typer.Option("--a-node", hidden=True, help="One worker for each node of the cluster.")
+    ] = False,
 ) -> None:
-    """Start the workers alone, on a Ray of their own.
+    """Start the workers alone, on a Ray of their own or on a Ray cluster.
 
     Their settings come from the environment: see `memserve settings`.
     SIGHUP starts new workers, which take the place of the old workers.
+    On a Ray cluster Ctrl-C leaves the workers there; `--remove` ends them.
+
+    Example: `memserve workers --ray-address 10.0.0.5:6379`
     """
+    private_umask()
+    spare_loopback(os.environ)
+    settings = load_settings(ray_address=ray_address)
+    log_to_stderr(settings.log_format)
+    if settings.ray_address and (generation or remove):
+        from memserve.worker.fleet.cluster import follow_application, remove_application
+
+        if remove:
+            remove_application(settings)
+        else:
+            follow_application(settings, status, a_node=a_node)
+        return
+    if remove:
+        raise UsageError("remove", "--remove is for workers on a Ray cluster: name it by --ray-address")
     from memserve.worker.fleet.fleet import keep_workers, run_generation
+
+    if generation:
+        run_generation(settings, status)
+        return
+    from memserve.model.checks import with_models
+
+    # The nodes of a cluster fetch the model themselves.
+    raise typer.Exit(keep_workers(settings if settings.ray_address else with_models(settings)))
+
+
+def ray_node(
+    head: Annotated[
+        bool, typer.Option("--head", help="Be the head, which has no worker. Exactly one node is.")
+    ] = False,
+) -> None:
+    """Be a node of a Ray cluster, and run workers on it.
+
+    The node joins the cluster of MEMSERVE_RAY_ADDRESS, and has one worker, or one for each GPU.
+    SIGTERM drains it: its workers finish their answers before it ends.
+
+    Its settings come from the environment: see `memserve settings`.
+
+    Example: `memserve ray-node --head`
+    """
+    from memserve.worker.fleet.ray_node import keep_node
 
     private_umask()
     spare_loopback(os.environ)
     settings = load_settings()
     log_to_stderr(settings.log_format)
-    if not generation:
-        from memserve.model.checks import with_models
-
-        raise typer.Exit(keep_workers(with_models(settings)))
-    run_generation(settings, status)
+    raise typer.Exit(keep_node(settings, head=head))
 
 
 def settings() -> None:

@@ -67,4 +67,4 @@ def worker_lines(worker: WorkerStatus) -> Iterator[RenderableType]:
         yield coloured("  does not share KV", "bold red", failure)
     if worker.limits:
         yield f"  {worker.limits}"
-    yield f"  gRPC {worker.address}, metrics http://{worker.metrics_address}/metrics, pid {worker.pid}"
+    yield f"  gRPC {worker.address}, metrics {worker.metrics_address}/metrics, pid {worker.pid}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from memserve.channels import DEFAULT_PORT, NO_PROXY, bearer, target_of
+from memserve.channels import DEFAULT_PORT, NO_PROXY, asks_for_tls, bearer, target_of
 from memserve.client.arguments import seconds
 from memserve.errors import UsageError
 
@@ -26,7 +26,7 @@ CHANNEL_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files for TLS with the proxy in front of a gateway. The gateway itself speaks no TLS."""
+    """PEM files for TLS with a gateway, or with a proxy in front of it. Read when the client is made."""
 
     ca: str | PathLike[str] | None = None
     """Certificates of the authorities that the server's certificate may come from. None: gRPC's own list."""
@@ -62,12 +62,26 @@ class Endpoint:
 
 def endpoint_of(address: str, api_key: str, timeout_s: float, tls: TlsFiles | None) -> Endpoint:
     """What every call needs, from the arguments of a client. Raises UsageError."""
+    tls = tls_of(address, tls)
     return Endpoint(
         target=target_of(address),
         metadata=bearer(api_key),
         timeout_s=seconds(timeout_s),
         credentials=tls.credentials() if tls is not None else None,
     )
+
+
+def tls_of(address: str, tls: TlsFiles | None) -> TlsFiles | None:
+    """The files; for an https:// address without them gRPC's own list of authorities. None: no TLS.
+
+    Raises UsageError.
+    """
+    wanted = asks_for_tls(address)
+    if wanted is False and tls is not None:
+        raise UsageError(
+            "address", f"{address!r} asks for no TLS, and there are files for it; write https://"
+        )
+    return TlsFiles() if wanted and tls is None else tls
 
 
 def _content(field: str, path: str | PathLike[str] | None) -> bytes | None:

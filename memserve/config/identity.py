@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
-from memserve.config.values import SettingFile
+from memserve.config.values import SettingFile, found_from_anywhere
 
 
 class IdentitySettings(BaseModel):
@@ -35,8 +37,16 @@ class IdentitySettings(BaseModel):
     )
     jwt_issuer: str = Field("", description="The `iss` that a token must have. Needed with jwt_jwks.")
     jwt_audience: str = Field("", description="The `aud` that a token must have. Needed with jwt_jwks.")
-    jwt_tenant_claim: str = Field("tenant", min_length=1, description="The claim that names the tenant.")
-    jwt_role_claim: str = Field("role", min_length=1, description="The claim that names the role.")
+    jwt_tenant_claim: str = Field(
+        "tenant",
+        min_length=1,
+        description="The claim of a token that names the tenant, or a path to it with dots.",
+    )
+    jwt_role_claim: str = Field(
+        "role",
+        min_length=1,
+        description="The claim of a token that names the role: a text, or a list whose highest role counts.",
+    )
 
     # TLS
     tls_cert_file: SettingFile = Field(
@@ -61,3 +71,23 @@ class IdentitySettings(BaseModel):
         "and Milvus.",
     )
     internal_tls_key_file: SettingFile = Field(None, description="The key (PEM) of internal_tls_cert_file.")
+
+    @field_validator("jwt_jwks")
+    @classmethod
+    def _a_file_or_https(cls, place: str) -> str:
+        if "://" not in place:
+            return str(found_from_anywhere(Path(place))) if place else ""
+        address = urlsplit(place)
+        if address.scheme != "https" or not address.hostname:
+            raise ValueError("must be a file or an https:// URL")
+        if "@" in address.netloc:
+            raise ValueError("must have no user and no password; a set of public keys needs none")
+        return place
+
+    @model_validator(mode="after")
+    def _tokens_are_of_one_issuer(self) -> Self:
+        if self.jwt_jwks and not (self.jwt_issuer and self.jwt_audience):
+            raise ValueError("jwt_jwks needs jwt_issuer and jwt_audience")
+        if not self.jwt_jwks and (self.jwt_issuer or self.jwt_audience):
+            raise ValueError("jwt_issuer and jwt_audience need jwt_jwks; without it no tokens are taken")
+        return self

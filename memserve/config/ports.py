@@ -73,6 +73,12 @@ class PortSettings(BaseModel):
         "that is free of 64. 0: any.",
     )
     worker_metrics_port: Port = Field(0, description="The same for the workers' metrics. 0: any.")
+    worker_address: str = Field(
+        "",
+        pattern=r"^[^\s/@,]*$",
+        description="Address of this machine that gateways and other nodes reach it by, where worker_host is "
+        "0.0.0.0 or ::. Empty: the one that it reaches Ray's head from.",
+    )
     worker_health_port: Port = Field(
         0,
         description="Port of a gRPC health service of a machine's workers for Kubernetes' probes, on "

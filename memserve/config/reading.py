@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ SETTINGS_FILE = "MEMSERVE_SETTINGS_FILE"
 SETTINGS_DIR = "MEMSERVE_SETTINGS_DIR"
 MAX_SETTING_BYTES = 64 * 1024
 # The command line reads these for its client commands. No server has them.
-CLIENT_SETTINGS = {"address", "api_key"}
+CLIENT_SETTINGS = {"address", "api_key", "tls_ca_file", "tls_client_cert_file", "tls_client_key_file"}
+_PASSWORD = re.compile(r"//[^/@\s]*@")
 # By this environment variable every process of a `memserve up` carries its data directory.
 STACK_MARK = "_MEMSERVE_STACK"
 
@@ -55,8 +57,12 @@ def load_settings(environment: Mapping[str, str] | None = None, **flags: Any) ->
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        secret = name in Settings.model_fields and Settings.model_fields[name].annotation is SecretStr
-        value_text = "" if secret else f" (given: {first.get('input')!r})"
+        # A rule over several settings has no name, and all settings as its input, secrets among them.
+        secret = not first["loc"] or (
+            name in Settings.model_fields and Settings.model_fields[name].annotation is SecretStr
+        )
+        given = _PASSWORD.sub("//…@", repr(first.get("input")))
+        value_text = "" if secret else f" (given: {given})"
         raise StartupError(f"setting {name}: {first['msg']}{value_text}") from None
 
 

@@ -15,6 +15,7 @@ from pydantic import (
 
 from memserve.config.identity import IdentitySettings
 from memserve.config.ports import PortSettings
+from memserve.config.redis_urls import with_certificates
 from memserve.config.values import RoutingPolicy, SettingFile
 from memserve.errors import StartupError
 
@@ -223,7 +224,15 @@ class Settings(PortSettings, IdentitySettings):
     ray_token_file: SettingFile = Field(
         None, description="File of the token that Ray's processes show each other. Empty: kept in data_dir."
     )
-    workers: int = Field(2, ge=1, le=64, description="vLLM workers that `memserve up` starts.")
+    workers: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="vLLM workers that `memserve up` starts, or that a Ray cluster is asked for.",
+    )
+    worker_gpus: int = Field(
+        0, ge=0, le=1, description="GPUs that a worker asks Ray for. 0: it runs on the CPU, one on a node."
+    )
     max_context_tokens: int = Field(
         0, ge=0, description="Longest prompt and answer together. 0: the model's own limit, at most 8192."
     )
@@ -344,11 +353,17 @@ class Settings(PortSettings, IdentitySettings):
 
     @property
     def redis(self) -> str:
-        return self.redis_url.get_secret_value()
+        """The registry's URL, with internal_tls_* where it asks for TLS and does not say with what."""
+        return self._with_certificates(self.redis_url)
 
     @property
     def cache_redis(self) -> str:
-        return self.cache_redis_url.get_secret_value() or self.redis
+        """As `redis`, of the cache."""
+        return self._with_certificates(self.cache_redis_url) or self.redis
+
+    def _with_certificates(self, url: SecretStr) -> str:
+        files = self.internal_tls_ca_file, self.internal_tls_cert_file, self.internal_tls_key_file
+        return with_certificates(url.get_secret_value(), *files)
 
     @property
     def vector_uri(self) -> str:

@@ -32,7 +32,7 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
-def _found_from_anywhere(file: Path | None) -> Path | None:
+def found_from_anywhere(file: Path | None) -> Path | None:
     """Absolute, since `memserve up` starts processes in another directory. Raises ValueError."""
     try:
         return None if file is None else file.expanduser().absolute()
@@ -50,4 +50,4 @@ def _origins(text: str) -> str:
 
 _ORIGIN = re.compile(r"https?://[^/\s,*?#@]+")
 CorsOrigins = Annotated[str, AfterValidator(_origins)]
-SettingFile = Annotated[Path | None, BeforeValidator(_none_if_empty), AfterValidator(_found_from_anywhere)]
+SettingFile = Annotated[Path | None, BeforeValidator(_none_if_empty), AfterValidator(found_from_anywhere)]

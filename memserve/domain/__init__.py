@@ -38,7 +38,7 @@ from memserve.domain.modules import (
     WorkerResidency,
 )
 from memserve.domain.prefixes import CachedTokens, CacheLayout, HeldPrefix, Warmth
-from memserve.domain.tenants import KeyRole, Priority, Tenant
+from memserve.domain.tenants import KeyRole, Priority, Tenant, TokenFault
 from memserve.domain.workers import WorkerLease
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "TemplateRules",
     "Tenant",
     "TextDelta",
+    "TokenFault",
     "TrafficShare",
     "Usage",
     "UsedModule",

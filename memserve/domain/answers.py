@@ -90,6 +90,8 @@ class RefusalReason(OpenEnum):
     DISK_FULL = "disk_full"
     NO_WORKER = "no_worker"
     STARTING = "starting"
+    NO_TOKEN_KEYS = "no_token_keys"
+    """The keys that tokens are checked with could not be read."""
     UNKNOWN = "unknown"
 
 

@@ -19,6 +19,24 @@ class KeyRole(StrEnum):
         return order.index(self) >= order.index(needed)
 
 
+class TokenFault(StrEnum):
+    """Which rule a JSON Web Token breaks."""
+
+    LENGTH = "length"
+    MALFORMED = "malformed"
+    ALGORITHM = "algorithm"
+    KEY = "key"
+    """It names no key of the set, or none where there are several."""
+    SIGNATURE = "signature"
+    EXPIRED = "expired"
+    NOT_YET = "not_yet"
+    ISSUER = "issuer"
+    AUDIENCE = "audience"
+    SUBJECT = "subject"
+    TENANT = "tenant"
+    ROLE = "role"
+
+
 class Priority(StrEnum):
     """Which requests go first. The order is that of the members."""
 

@@ -35,8 +35,10 @@ from memserve.memory.texts.embedder_files import configured_embedder
 from memserve.model.architectures import TRIED
 from memserve.model.checks import check_model, with_models
 from memserve.policy.modules.references import LIVE
-from memserve.private_files import lock_data_dir, open_data_dir
+from memserve.private_files import lock_data_dir, new_socket_path, open_data_dir
 from memserve.processes.ports import held_ports
+from memserve.tls.live import internal_tls, public_tls
+from memserve.tls.pem import GATEWAY_NAME, WORKER_NAME
 from memserve.worker.fleet.fitting import check_memory, fit_host_tier
 
 # The KV's share of the cache's memory. Redis needs the rest for names, the ledger and buffers. Redis's own
@@ -63,10 +65,29 @@ class Stack:
     _ports: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _lock: IO[str] | None = None
     _guard: RegistryGuard | None = None
+    _own_socket: str = ""
 
     @property
     def address(self) -> str:
         return at(self.settings.host, self.settings.port)
+
+    @property
+    def own_address(self) -> str:
+        """Where this process calls the gateway. Where the port has TLS: a socket that only this user has."""
+        return f"unix:{self._own_socket}" if self._own_socket else self.address
+
+    def client_variables(self) -> dict[str, str]:
+        """What a client's environment needs for TLS, as far as the files beside the gateway's say it."""
+        certificate = self.settings.tls_cert_file
+        if certificate is None:
+            return {}
+        authority, client = certificate.parent / "ca.crt", certificate.parent.parent / "client"
+        variables = {"MEMSERVE_TLS_CA_FILE": str(authority if authority.exists() else "<authority>")}
+        if self.settings.tls_client_ca_file is not None:
+            own = client.exists()
+            variables["MEMSERVE_TLS_CLIENT_CERT_FILE"] = str(client / "tls.crt" if own else "<certificate>")
+            variables["MEMSERVE_TLS_CLIENT_KEY_FILE"] = str(client / "tls.key" if own else "<key>")
+        return variables
 
     @property
     def api_key(self) -> str:
@@ -115,6 +136,11 @@ class Stack:
             self._say(f"note       memserve's tests have no {architecture}; it is served as vLLM computes it")
         configured_embedder(settings)
         load_access(settings)
+        for name in (GATEWAY_NAME, WORKER_NAME):
+            internal_tls(settings, name)
+        if public_tls(settings) is not None:
+            (settings.data / "run").mkdir(mode=0o700)
+            self._own_socket = str(new_socket_path(settings.data / "run", "gateway-"))
         if (fitted := fit_host_tier(settings)).kv_host_bytes < settings.kv_host_bytes:
             self._say(
                 f"note       /dev/shm is small: the KV host tier has {fitted.kv_host_bytes // MIB} MiB a "
@@ -137,12 +163,13 @@ class Stack:
         gateway.wait_ready()
         workers.wait_ready()
         self._wait_until_gateway_has_all_workers()
+        scheme = "http" if settings.tls_cert_file is None else "https"
         metrics = (
-            f", metrics on http://{at(settings.metrics_host, settings.metrics_port)}/metrics"
+            f", metrics on {scheme}://{at(settings.metrics_host, settings.metrics_port)}/metrics"
             if settings.metrics
             else ""
         )
-        http = f", http://{at(settings.host, settings.http_port)}/v1" if settings.http else ""
+        http = f", {scheme}://{at(settings.host, settings.http_port)}/v1" if settings.http else ""
         self._say(f"gateway    {self.address}{http}{metrics}")
         if Path(settings.model) == MODEL_DIR:
             self._publish_demo_modules()
@@ -221,10 +248,11 @@ class Stack:
 
     def _gateway(self) -> Recipe:
         log = self.logs / "gateway.log"
+        options = ["--ports-held", *(["--own-socket", self._own_socket] if self._own_socket else [])]
         return Recipe(
             name=GATEWAY,
-            spawn=lambda: spawn_memserve("gateway", self.settings, log, "--ports-held"),
-            is_ready=lambda process: serves_memories(self.address),
+            spawn=lambda: spawn_memserve("gateway", self.settings, log, *options),
+            is_ready=lambda process: serves_memories(self.own_address),
             why_ended=lambda: f"{last_line(log)} (logs: {self.logs})",
             grace_s=self.settings.shutdown_grace_s + STOP_TIMEOUT_S,
             hint=self._disk_hint,
@@ -233,7 +261,7 @@ class Stack:
     def _wait_until_gateway_has_all_workers(self, only: frozenset[str] = frozenset()) -> None:
         """Raises StartupError. only: the ids of all workers that the gateway may have. Empty: any workers."""
         if not wait_until_ready(
-            self.address, FOUND_TIMEOUT_S, self.settings.workers, self.api_key, only=only
+            self.own_address, FOUND_TIMEOUT_S, self.settings.workers, self.api_key, only=only
         ):
             raise StartupError(
                 f"the gateway has not found all workers after {FOUND_TIMEOUT_S:.0f} s; see {self.logs}"
@@ -249,7 +277,7 @@ class Stack:
         return None if part is None else part.process
 
     def _publish_demo_modules(self) -> None:
-        with Client(self.address, self.api_key) as client:
+        with Client(self.own_address, self.api_key) as client:
             for folder in demo_modules():
                 version = client.modules.publish(folder.name, folder)
                 if not any(alias.name == LIVE for alias in client.modules.get(folder.name).aliases):

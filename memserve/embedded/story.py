@@ -66,7 +66,7 @@ def tell_story(report: Report, *, workers: int, keep: bool) -> dict[str, Any]:
     stack = Stack(settings, report)
     try:
         stack.start()
-        with Client(stack.address) as client:
+        with Client(stack.own_address) as client:
             figures: dict[str, Any] = {"start_s": time.monotonic() - started_s}
             report("demo       a question without and with recall")
             figures["recall"] = recall_figures(client)

@@ -6,25 +6,47 @@ from memserve.errors.base import MemserveError
 
 
 class Unauthenticated(MemserveError):
-    """The call has no valid API key."""
+    """The call has no valid API key, and no token."""
 
     def __init__(self) -> None:
         super().__init__("send a valid key in the metadata: authorization: Bearer <key>")
 
 
+class TokenRefused(Unauthenticated):
+    """The call has a JSON Web Token, and the token breaks a rule."""
+
+    def __init__(self, why: str, rule: str) -> None:
+        """why: a value of `TokenFault`."""
+        MemserveError.__init__(self, f"this token is refused: {rule}")
+        self.why = why
+
+
+class TokenKeysUnavailable(MemserveError):
+    """The call has a JSON Web Token, and the identity provider's keys could not be read for too long."""
+
+    reason = "no_token_keys"
+
+    def __init__(self, retry_after_s: float = 10.0) -> None:
+        super().__init__(
+            "the keys that tokens are checked with cannot be read from the identity provider; API keys are "
+            f"taken all the same; try again in {retry_after_s:g} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
 class PermissionDenied(MemserveError):
-    """The key is valid, and its role does not allow the call."""
+    """The key or token is valid, and its role does not allow the call."""
 
     def __init__(self, what: str, needed: str, role: str) -> None:
-        super().__init__(f"{what} needs a key with the role {needed}; this key has the role {role}")
+        super().__init__(f"{what} needs a key or token with the role {needed}; this one has the role {role}")
 
 
 class PriorityDenied(PermissionDenied):
-    """The key may not ask for this priority."""
+    """The key or token may not ask for this priority."""
 
     def __init__(self, asked: str, highest: str) -> None:
         MemserveError.__init__(
-            self, f"this key's requests have the priority {highest} at most; {asked} was asked for"
+            self, f"this caller's requests have the priority {highest} at most; {asked} was asked for"
         )
 
 

@@ -59,7 +59,7 @@ from memserve.memory.texts.embedder_files import configured_embedder
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.journal import Quotas as MemoryQuotas
 from memserve.memory.texts.memory import VectorMemory
-from memserve.memory.texts.milvus import is_local_uri
+from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles, open_model
 from memserve.policy.routing.breaker import Breakers
@@ -67,6 +67,7 @@ from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.leases import Registry
+from memserve.tls.live import LiveTls
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
 TOKENIZER_THREADS = 2
@@ -117,8 +118,11 @@ class GatewayServices:
 
 
 @contextlib.asynccontextmanager
-async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
-    """Everything behind the services, started; closed in the reverse order. Raises StartupError."""
+async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIterator[GatewayParts]:
+    """Everything behind the services, started; closed in the reverse order. Raises StartupError.
+
+    tls: what workers and Milvus see. None: no TLS to workers.
+    """
     if not settings.redis:
         raise StartupError(
             "a gateway needs the registry: set redis_url (`memserve up` starts one of its own)"
@@ -134,7 +138,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
     async with contextlib.AsyncExitStack() as stack:
         registry = Registry(settings.redis)
         stack.push_async_callback(registry.close)
-        texts = await _open_texts(settings, disk)
+        texts = await _open_texts(settings, disk, tls)
         stack.push_async_callback(texts.close)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
         stack.callback(tokenizing.close)
@@ -150,7 +154,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[GatewayParts]:
             registry,
             BlockIndex(),
             model.tokenizer_digest(),
-            partial(GrpcCalls, credential=credential),
+            partial(GrpcCalls, credential=credential, tls=tls),
             metrics.loop_failed,
         )
         await pool.start()
@@ -220,12 +224,17 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     )
 
 
-async def _open_texts(settings: Settings, disk: DiskWatch) -> VectorMemory:
+async def _open_texts(settings: Settings, disk: DiskWatch, tls: LiveTls | None) -> VectorMemory:
     embedder = await on_own_thread(lambda: BertEmbedder(configured_embedder(settings)))
     quotas = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
     try:
         return await VectorMemory.open(
-            settings.vector_uri, embedder, settings.redis, quotas=quotas, may_flush=disk.has_room
+            settings.vector_uri,
+            embedder,
+            settings.redis,
+            access=MilvusAccess(settings.milvus_token.get_secret_value(), None if tls is None else tls.files),
+            quotas=quotas,
+            may_flush=disk.has_room,
         )
     except (EmbedderChanged, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
         raise StartupError(str(error)) from error

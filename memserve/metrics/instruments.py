@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from memserve.domain import RecallOutcome, RefusalReason, Usage
+from memserve.domain import RecallOutcome, RefusalReason, TokenFault, Usage
 from memserve.domain.kinds import KINDS
+from memserve.metrics.certificates import CertificateMetrics
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -27,7 +28,18 @@ GEN_AI_TOKENS = tuple(4.0**power for power in range(14))
 GEN_AI_LABELS = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"]
 PROVIDER = "memserve"
 CHAT, COMPLETION, EMBEDDINGS = "chat", "text_completion", "embeddings"
-GATEWAY_LOOPS = ("canaries", "discovery", "health", "keys", "pacing", "pressure", "sweep", "watch")
+GATEWAY_LOOPS = (
+    "canaries",
+    "certificates",
+    "discovery",
+    "health",
+    "keys",
+    "pacing",
+    "pressure",
+    "sweep",
+    "token_keys",
+    "watch",
+)
 MODULE_ACTIONS = ("publish", "promote", "rollback", "split", "canary_rollback", "drop", "delete")
 
 
@@ -147,6 +159,12 @@ class GatewayMetrics:
             ["reason"],
             registry=r,
         )
+        self.tokens_refused = Counter(
+            "memserve_tokens_refused_total",
+            f"Calls refused for their JSON Web Token, by the rule that it breaks: {', '.join(TokenFault)}.",
+            ["fault"],
+            registry=r,
+        )
         self.queued_seconds = Gauge(
             "memserve_queued_seconds",
             "Time that the engines need for the prompts that they have and that wait for them, the sum over "
@@ -218,6 +236,7 @@ class GatewayMetrics:
         self.disk_is_short = Gauge(
             "memserve_disk_is_short", "1 while changes are refused because a disk is nearly full.", registry=r
         )
+        self.certificates = CertificateMetrics(r)
 
     def _declare_gen_ai(self, r: CollectorRegistry) -> None:
         self.gen_ai_ttft = Histogram(
@@ -257,6 +276,7 @@ class GatewayMetrics:
         begin(self.cached_tokens, ["device", "host", "redis"])
         begin(self.lookups, ["hit", "miss", "unavailable"])
         begin(self.refused, [*RefusalReason.known()])
+        begin(self.tokens_refused, [*TokenFault])
         begin(self.recall, [*RecallOutcome.known()])
         begin(self.module_answers, [*KINDS])
         begin(self.module_changes, MODULE_ACTIONS)

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
 from prometheus_client.registry import Collector
 
 from memserve.config import Settings, at
+from memserve.tls.live import LiveContext, LiveTls
 
 # vLLM's list of running adapters has the digests of tenants' modules.
 TENANTS_OWN = frozenset({"vllm:lora_requests_info"})
@@ -25,6 +26,21 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     # A socket of this process or its parent keeps the gateway's port (`memserve/processes/ports.py`).
     allow_reuse_port = True
+
+    tls: LiveContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In the connection's own thread, so that a slow handshake holds up nobody else."""
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_Silent.timeout)
+        try:
+            connection = self.tls.newest().wrap_socket(request, server_side=True)
+        except OSError:  # an ssl.SSLError too: a scraper without TLS, or without a certificate
+            return
+        with connection:
+            super().finish_request(connection, client_address)
 
 
 class _ServerOfIpv6(_Server):
@@ -40,8 +56,12 @@ class _Silent(WSGIRequestHandler):
 
 
 @contextlib.contextmanager
-def serve_metrics(settings: Settings, registry: CollectorRegistry, port: int) -> Iterator[str]:
+def serve_metrics(
+    settings: Settings, registry: CollectorRegistry, port: int, tls: LiveTls | None = None
+) -> Iterator[str]:
     """Serve the registry on metrics_host while inside.
+
+    tls: what scrapers see. None: no TLS.
 
     Yields host:port, or "" where metrics are switched off. Raises OSError.
     """
@@ -55,6 +75,8 @@ def serve_metrics(settings: Settings, registry: CollectorRegistry, port: int) ->
         server_class=_ServerOfIpv6 if ":" in settings.metrics_host else _Server,
         handler_class=_Silent,
     )
+    assert isinstance(server, _Server)
+    server.tls = None if tls is None else LiveContext(tls)
     thread = threading.Thread(target=server.serve_forever, name="memserve-metrics", daemon=True)
     thread.start()
     try:

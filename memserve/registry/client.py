@@ -29,7 +29,7 @@ def registry_client(
     RegistryUnavailable.
     decode_responses: whether answers are text or bytes.
     """
-    return redis.asyncio.Redis.from_url(
+    client = redis.asyncio.Redis.from_url(
         redis_url,
         # No socket_timeout: `answering` bounds every exchange. With a socket_timeout redis-py sends under
         # asyncio.wait_for. In Python 3.11 that loses a cancellation that arrives as the sending ends, and the
@@ -42,6 +42,17 @@ def registry_client(
         decode_responses=decode_responses,
         max_connections=max_connections,
     )
+    if client.connection_pool.connection_class is redis.asyncio.SSLConnection:
+        client.connection_pool.connection_class = _FreshTls
+    return client
+
+
+class _FreshTls(redis.asyncio.SSLConnection):
+    """Reads its certificates whenever it connects. redis-py's own keeps what it has read first."""
+
+    def _connection_arguments(self) -> Any:
+        self.ssl_context.context = None
+        return super()._connection_arguments()
 
 
 async def close_client(client: redis.asyncio.Redis) -> None:

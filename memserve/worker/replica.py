@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 from ray import serve
+from ray.util import get_node_ip_address
 
 from memserve.config import SETTINGS_FILE, Settings, load_settings
+from memserve.errors import StartupError
 from memserve.logs import log_to_stderr
 from memserve.private_files import private_umask
 from memserve.worker.fleet.local_ray import serve_log_kept, serve_on_loopback
+from memserve.worker.fleet.node_settings import node_settings
 from memserve.worker.fleet.scaling import DEMAND, autoscaling
+from memserve.worker.probes import probe_port
+
+DEPLOYMENT = "worker"
+CLUSTER_STARTS = 20
+"""Starts in a row that may fail on a cluster before Serve gives up."""
 
 
 def engine_environment(settings: Settings) -> dict[str, str]:
@@ -36,10 +45,13 @@ class WorkerReplica:
 
     # Ray Serve awaits a constructor that is a coroutine: that is its contract for a replica's start.
     async def __init__(self, settings_file: str) -> None:  # type: ignore[misc]
-        """settings_file: as `MEMSERVE_SETTINGS_FILE` names one. Secrets stay out of Ray's object store."""
+        """settings_file: as `MEMSERVE_SETTINGS_FILE` names one. Secrets stay out of Ray's object store.
+        Empty: the settings are those of the node that this process runs on.
+        """
         private_umask()
         serve_on_loopback()
-        settings = load_settings({SETTINGS_FILE: settings_file})
+        self._opened = contextlib.ExitStack()
+        settings = load_settings({SETTINGS_FILE: settings_file}) if settings_file else node_settings()
         log_to_stderr(settings.log_format)
         # Ray may set PYTHONHASHSEED, which would change every block key.
         os.environ.pop("PYTHONHASHSEED", None)
@@ -52,8 +64,15 @@ class WorkerReplica:
             from memserve.worker.worker import Worker
 
             stand_back(settings.worker_nice)
-            self._worker = Worker(settings)
+            self._worker = Worker(settings, get_node_ip_address())
             await self._worker.start()
+        if not settings_file:
+            self._answer_probes(settings)
+
+    def _answer_probes(self, settings: Settings) -> None:
+        """Where no `memserve ray-node` and no other worker of this node does."""
+        with contextlib.suppress(StartupError):
+            self._opened.enter_context(probe_port(settings)).say(live=True, ready=True)
 
     async def check_health(self) -> None:
         """Ray Serve calls this. Raises when the engine has died."""
@@ -68,6 +87,7 @@ class WorkerReplica:
     async def __del__(self) -> None:
         # A start that failed early has no worker yet.
         if hasattr(self, "_worker"):
+            self._opened.close()
             await self._worker.close()
 
 
@@ -82,23 +102,29 @@ def stand_back(nice: int) -> None:
         Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
 
 
-def worker_application(settings: Settings, settings_file: Path) -> serve.Application:
+def worker_application(settings: Settings, settings_file: Path | None) -> serve.Application:
     """The Ray Serve application of `settings.workers` workers, or as many as are wanted up to `max_workers`.
 
-    They read their settings from the file.
+    settings_file: where they read their settings. None: each those of its own node, of which there may be
+    several: a node then has one worker on the CPU, or one for each GPU.
     """
     scales = settings.max_workers > settings.workers
+    options: dict[str, Any] = {"num_cpus": 1}
+    if settings.worker_gpus:
+        options["num_gpus"] = settings.worker_gpus
     deployment = serve.deployment(
         WorkerReplica,
-        name="worker",
+        name=DEPLOYMENT,
         num_replicas=None if scales else settings.workers,
         autoscaling_config=autoscaling(settings) if scales else None,
+        max_replicas_per_node=1 if settings_file is None and not settings.worker_gpus else None,
         max_ongoing_requests=1000,
-        max_constructor_retry_count=1,
+        # On a cluster a start may fail on one node and succeed on another.
+        max_constructor_retry_count=1 if settings_file else CLUSTER_STARTS,
         health_check_period_s=2,
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=settings.shutdown_grace_s + 10,
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options=options,
     )
-    return deployment.bind(str(settings_file))
+    return deployment.bind(str(settings_file or ""))

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from memserve.kv.ledger.records import NO_QUOTAS
 from memserve.kv.transport.check import check_cache_servers
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.prefixes.memory import ActivationMemory
+from memserve.metrics.certificates import CertificateMetrics, FollowedCertificates
 from memserve.metrics.instruments import loop_failures
 from memserve.metrics.port import serve_metrics, without_tenants
 from memserve.model.files import ModelFiles, open_model
@@ -40,7 +40,12 @@ from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.policy.routing.engine_load import EngineLoad
 from memserve.processes.supervised import repeat
 from memserve.registry.leases import Registry
+from memserve.tls.grpc_credentials import add_port
+from memserve.tls.live import LOOK_S as CERTIFICATES_S
+from memserve.tls.live import internal_tls
+from memserve.tls.pem import WORKER_NAME
 from memserve.trace_export import exported
+from memserve.worker.addresses import bound_to_first, check_free, ports_from, reachable
 from memserve.worker.engine.calibration import measured_costs
 from memserve.worker.engine.engine import Engine
 from memserve.worker.engine.golden import Golden, check_golden_prefix
@@ -67,8 +72,8 @@ PRELOADS_S = 3.0
 FIRST_PRELOADS_S = 5.0
 COPIES_S = 60.0
 LOOPS = (
-    "engine_events", "engine_life", "lease", "leaving", "module_copies", "module_places", "preloads",
-    "pressure",
+    "certificates", "engine_events", "engine_life", "lease", "leaving", "module_copies", "module_places",
+    "preloads", "pressure",
 )  # fmt: skip
 # The keys of a longer prompt take too long on the event loop.
 LOOKED_TOKENS_MAX = 32_768
@@ -107,16 +112,21 @@ class Worker:
     Everything runs on one event loop.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, node: str = "127.0.0.1") -> None:
+        """node: this machine's address in Ray's cluster."""
         self._settings = settings
+        self._node = node
+        self._closing: asyncio.Task[None] | None = None
         self._worker_id = f"w-{uuid.uuid4().hex[:8]}"
         self._failures = loop_failures(REGISTRY, LOOPS)
+        self._certificates = CertificateMetrics(REGISTRY)
         self._block_log = BlockLog()
         self._events_socket = events_socket(settings, os.getpid())
         self._loaded_ahead = asyncio.Event()
         self._room: EngineRoom | None = None
         self._swept = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._tls = internal_tls(settings, WORKER_NAME)
         # Closes what the stages have opened, in reverse order.
         self._opened = contextlib.AsyncExitStack()
 
@@ -138,7 +148,14 @@ class Worker:
         return self._room.demand(time.monotonic()) if self._room is not None else 0.0
 
     async def close(self) -> None:
-        """Finish the answers under way and end. A worker whose start has failed can be closed too."""
+        """Finish the answers under way and end. A worker whose start has failed can be closed too.
+
+        Ray Serve may call this while the worker leaves by itself: both wait for the same end.
+        """
+        self._closing = self._closing or asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -208,7 +225,8 @@ class Worker:
         """Open the ports."""
         settings = self._settings
         credential = credentials.worker_credential(credentials.salt_key(settings))
-        server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[GatewaysOnly(credential)])
+        only = GatewaysOnly(credential, by_certificate=self._tls is not None)
+        server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[only])
         cache = self._engine.llm.vllm_config.cache_config
         self._block_tokens = cache.block_size
         kv_tokens = cache.kv_cache_size_tokens or (cache.num_gpu_blocks or 0) * cache.block_size
@@ -227,10 +245,21 @@ class Worker:
         )
         rpc.add_WorkerServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
-        port = server.add_insecure_port(at(settings.worker_host, 0))
+        port = bound_to_first(
+            ports_from(settings.worker_port, without=settings.worker_health_port),
+            lambda port: add_port(server, at(settings.worker_host, port), self._tls),
+            "worker_port",
+        )
         await server.start()
         metrics = contextlib.ExitStack()
-        metrics_address = metrics.enter_context(serve_metrics(settings, without_tenants(REGISTRY), 0))
+        registry = without_tenants(REGISTRY)
+        metrics_address = bound_to_first(
+            ports_from(settings.worker_metrics_port),
+            lambda port: metrics.enter_context(
+                serve_metrics(settings, registry, check_free(settings.metrics_host, port), self._tls)
+            ),
+            "worker_metrics_port",
+        )
         self._opened.push_async_callback(asyncio.to_thread, metrics.close)
         self._opened.push_async_callback(server.stop, settings.shutdown_grace_s / 2)
         return _Ports(at(settings.worker_host, port), metrics_address)
@@ -250,8 +279,8 @@ class Worker:
         absent = self._engine.modules.absent
         return WorkerLease(
             worker_id=self._worker_id,
-            address=_reachable(ports.calls),
-            metrics_address=_reachable(ports.metrics),
+            address=reachable(ports.calls, self._settings, self._node),
+            metrics_address=reachable(ports.metrics, self._settings, self._node),
             pid=os.getpid(),
             model=served.model.name,
             model_digest=served.model_digest,
@@ -276,10 +305,12 @@ class Worker:
         self._opened.callback(self._service.leave)
         self._opened.push_async_callback(self._registry.close)
         self._opened.push_async_callback(self._drop_lease)
+        certificates = FollowedCertificates([self._tls], self._certificates)
         heartbeat_s = settings.lease_s / HEARTBEATS_PER_LEASE
         self._tasks += [
             asyncio.create_task(repeat("lease", self._renew_lease, heartbeat_s, self._failed)),
             asyncio.create_task(repeat("module_places", self._refresh_modules, REFRESH_S, self._failed)),
+            asyncio.create_task(repeat("certificates", certificates.look, CERTIFICATES_S, self._failed)),
             asyncio.create_task(repeat("module_copies", self._tidy_copies, COPIES_S, self._failed)),
             asyncio.create_task(repeat("engine_life", self._end_with_engine, ENGINE_CHECK_S, self._failed)),
         ]
@@ -349,9 +380,3 @@ class Worker:
         self._tasks.remove(self._leaving)
         await self.close()
         os._exit(0)
-
-
-def _reachable(address: str) -> str:
-    """host:port for others: a worker that listens on every address is reached by this machine's name."""
-    host, _, port = address.rpartition(":")
-    return f"{socket.gethostbyname(socket.gethostname())}:{port}" if host in ("0.0.0.0", "[::]") else address

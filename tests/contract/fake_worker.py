@@ -20,6 +20,8 @@ from memserve.model.files import ModelFiles
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
 from memserve.registry.leases import Registry
+from memserve.tls.grpc_credentials import add_port
+from memserve.tls.live import LiveTls
 from memserve.worker.fleet.gateways_only import GatewaysOnly
 from tests.contract.messages import (
     PLACES,
@@ -59,6 +61,8 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
     state: pb.WorkerState = field(default_factory=pb.WorkerState)
     """What it says of itself, beside what it does. Any protobuf may be said, also what has no word here."""
     silent: bool = False
+    tls: LiveTls | None = None
+    """What gateways see of it, which then need certificates themselves."""
 
     def __post_init__(self) -> None:
         ScriptedWorker.__init__(self, self.modules_root, self.script, self.block_tokens)
@@ -116,11 +120,12 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
         if not same_epoch:
             self.epoch = time.time_ns()
         self._server = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0)], interceptors=[GatewaysOnly(CREDENTIAL)]
+            options=[("grpc.so_reuseport", 0)],
+            interceptors=[GatewaysOnly(CREDENTIAL, by_certificate=self.tls is not None)],
         )
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), self._server)
         rpc.add_WorkerServiceServicer_to_server(self, self._server)
-        self._address = f"127.0.0.1:{self._server.add_insecure_port(self._address)}"
+        self._address = f"127.0.0.1:{add_port(self._server, self._address, self.tls)}"
         await self._server.start()
 
     async def die(self) -> None:

@@ -22,6 +22,8 @@ from memserve.api.grpc.keyless import KeylessPace
 from memserve.api.grpc.sizes import RequestSizes
 from memserve.config import Settings, at
 from memserve.errors import GatewayStarting, StartupError
+from memserve.tls.grpc_credentials import add_port
+from memserve.tls.live import LiveTls
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -72,10 +74,14 @@ class Front:
 
 
 @contextlib.asynccontextmanager
-async def open_front(settings: Settings, names: Sequence[str]) -> AsyncIterator[Front]:
+async def open_front(
+    settings: Settings, names: Sequence[str], tls: LiveTls | None = None, own_socket: str = ""
+) -> AsyncIterator[Front]:
     """Listen on the settings' host and port while inside.
 
     names: of the services that will be added.
+    tls: what clients see. None: no TLS.
+    own_socket: path of a unix socket without TLS, which only this user can reach. Empty: none.
     Raises StartupError when the port cannot be had.
     """
     server = grpc.aio.server(
@@ -102,7 +108,9 @@ async def open_front(settings: Settings, names: Sequence[str]) -> AsyncIterator[
     if settings.reflection:
         reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_insecure_port(at(settings.host, settings.port))
+        port = add_port(server, at(settings.host, settings.port), tls)
+        if own_socket:
+            server.add_insecure_port(f"unix:{own_socket}")
     except RuntimeError:
         raise StartupError(
             f"cannot listen on {at(settings.host, settings.port)} (settings host, port)"

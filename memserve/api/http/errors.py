@@ -18,6 +18,8 @@ STATUS: dict[type[errors.MemserveError], HTTPStatus] = {
     errors.InvalidField: HTTPStatus.BAD_REQUEST,
     errors.InvalidModule: HTTPStatus.BAD_REQUEST,
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    errors.TokenRefused: HTTPStatus.UNAUTHORIZED,
+    errors.TokenKeysUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.PermissionDenied: HTTPStatus.FORBIDDEN,
     errors.PriorityDenied: HTTPStatus.FORBIDDEN,
     errors.ModelNotFound: HTTPStatus.NOT_FOUND,
@@ -76,6 +78,7 @@ TYPES = {
 }
 CODES: dict[type[errors.MemserveError], str] = {
     errors.Unauthenticated: "invalid_api_key",
+    errors.TokenRefused: "invalid_token",
     errors.ModelNotFound: "model_not_found",
     errors.ModuleNotFound: "model_not_found",
 }
@@ -113,8 +116,12 @@ def told(fact: errors.MemserveError | str) -> tuple[HTTPStatus, dict[str, Any], 
     if isinstance(fact, errors.ModelNotFound | errors.ModuleNotFound):
         param = "model"
     if isinstance(fact, errors.Unauthenticated):
-        message = "send a valid key in the header: authorization: Bearer <key>"
         headers["www-authenticate"] = "Bearer"
+        if isinstance(fact, errors.TokenRefused):
+            # Source: RFC 6750, section 3.1.
+            headers["www-authenticate"] = 'Bearer error="invalid_token"'
+        else:
+            message = "send a valid key in the header: authorization: Bearer <key>"
     if isinstance(fact, WITH_RETRY):
         code = fact.reason
         headers["retry-after"] = str(max(math.ceil(fact.retry_after_s), 1))

@@ -31,7 +31,7 @@ KEYED: list[dict[str, list[str]]] = [{"key": []}, {}]
 """Without keys, no caller needs one."""
 FAILURES = {
     "400": "The request breaks a rule; `error.param` names the field.",
-    "401": "No valid key.",
+    "401": "No valid key or token.",
     "403": "The key's role or priority does not allow it.",
     "404": "No such model or module.",
     "409": "The module is not in a state to answer.",

@@ -19,6 +19,7 @@ from memserve.api.http.errors import told
 from memserve.api.http.page import FILES, page_routes
 from memserve.config import Settings, at
 from memserve.errors import GatewayLeaving, GatewayStarting, StartupError
+from memserve.tls.live import LiveContext, LiveTls
 
 HEADERS_S = 10.0
 """A connection that has not sent a request's headers by then is closed."""
@@ -64,11 +65,13 @@ class HttpFront:
     page: ASGIApp | None = None
     app: ASGIApp | None = None
     leaving: bool = False
+    tls: LiveTls | None = None
     _server: _Server = field(init=False)
     _serving: asyncio.Task[None] = field(init=False)
 
     def serve(self, listener: socket.socket, grace_s: float) -> None:
         """Begin to answer."""
+        tls = self.tls
         config = uvicorn.Config(
             self,
             http=_Protocol,
@@ -80,6 +83,7 @@ class HttpFront:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(int(grace_s), 1),
             backlog=BACKLOG,
+            ssl_context_factory=None if tls is None else lambda config, default: LiveContext(tls).listening,
         )
         self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
@@ -132,9 +136,10 @@ SAYS_LEAVING: dict[str, ASGIApp] = {"/health": _draining, "/ready": _not_ready}
 
 
 @contextlib.asynccontextmanager
-async def open_http(settings: Settings) -> AsyncIterator[HttpFront | None]:
+async def open_http(settings: Settings, tls: LiveTls | None = None) -> AsyncIterator[HttpFront | None]:
     """Listen on the settings' host and http_port while inside. None where the port is switched off.
 
+    tls: what clients see. None: no TLS.
     Raises StartupError.
     """
     if not settings.http:
@@ -142,7 +147,7 @@ async def open_http(settings: Settings) -> AsyncIterator[HttpFront | None]:
         return
     listener = _listener(settings)
     page = Starlette(routes=page_routes()) if settings.page else None
-    front = HttpFront(listener.getsockname()[1], page)
+    front = HttpFront(listener.getsockname()[1], page, tls=tls)
     front.serve(listener, settings.shutdown_grace_s)
     try:
         yield front

@@ -47,7 +47,8 @@ class Client(MemoryCalls):
         tls: TlsFiles | None = None,
     ) -> None:
         """address: host:port of the gateway. timeout_s: the deadline of each call.
-        tls: for a proxy in front of the gateway that speaks TLS. None: without TLS.
+        tls: the files, where the gateway speaks TLS. None: without TLS; for an https:// address with gRPC's
+        own list of authorities.
         """
         super().__init__(Connection(endpoint_of(address, api_key, timeout_s, tls)))
         self.activation = ActivationCalls(self._connection)

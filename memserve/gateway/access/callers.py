@@ -7,16 +7,25 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from memserve import credentials
 from memserve.config import Settings
-from memserve.domain import KeyRole, Priority, Tenant
-from memserve.errors import PermissionDenied, QuotaExceeded, StartupError, Unauthenticated
+from memserve.domain import KeyRole, Priority, Tenant, TokenFault
+from memserve.errors import (
+    PermissionDenied,
+    QuotaExceeded,
+    StartupError,
+    TokenKeysUnavailable,
+    TokenRefused,
+    Unauthenticated,
+)
 from memserve.gateway.access.keys import ApiKey, keys_file, read_keys
 from memserve.gateway.access.roles import NEEDED
+from memserve.gateway.access.tokens import Tokens, looks_like_token, open_tokens
+from memserve.private_files import signature_of
 
 log = logging.getLogger("memserve.gateway.access.callers")
 
@@ -27,35 +36,39 @@ RETRY_AFTER_S = 0.5
 
 
 class Access:
-    """Maps an API key to a tenant and a role.
+    """Maps an API key or a token to a tenant and a role.
 
-    Where no keys are configured, every caller is the tenant `default`, as its administrator.
+    Where neither keys nor tokens are configured, every caller is the tenant `default`, as its administrator.
     """
 
-    def __init__(self, keys: Sequence[ApiKey] | None, salt_key: bytes) -> None:
-        """keys: None where no keys are configured. An empty list admits only the operator's credential."""
+    def __init__(self, keys: Sequence[ApiKey] | None, salt_key: bytes, tokens: Tokens | None = None) -> None:
+        """keys: None where no keys are configured. An empty list admits only the operator's credential.
+
+        tokens: None where no tokens are taken.
+        """
+        self.tokens = tokens
         self._salt_key = salt_key
         self._operator = hashlib.sha256(credentials.operator_credential(salt_key).encode()).hexdigest()
         self.replace_keys(keys)
 
     def replace_keys(self, keys: Sequence[ApiKey] | None) -> None:
         """Accept these keys from now on, and refuse all keys from before."""
-        self._open = keys is None
+        self._open = keys is None and self.tokens is None
         # Keys are looked up by their digest, so that the time of a look-up reveals nothing about a key.
         self._keys = {key.sha256: key for key in keys or ()}
 
     @property
     def is_open(self) -> bool:
-        """Whether no keys are configured."""
+        """Whether neither keys nor tokens are configured."""
         return self._open
 
     def tenant(self, authorization: str) -> Tenant:
-        """The tenant and the role of a caller. Raises Unauthenticated.
+        """The tenant and the role of a caller. Raises Unauthenticated and TokenKeysUnavailable.
 
         The operator's credential, which is derived from the salt key, makes the caller an administrator of
         the first key's tenant, or of `default` where there are no keys.
 
-        authorization: the metadata value of that name, "Bearer <key>".
+        authorization: the metadata value of that name, "Bearer <key or token>".
         """
         scheme, _, key = authorization.partition(" ")
         digest = hashlib.sha256(key.strip().encode()).hexdigest()
@@ -65,6 +78,9 @@ class Access:
         if self._open:
             return self.named(DEFAULT_TENANT, ANONYMOUS)
         known = self._keys.get(digest)
+        if known is None and self.tokens and scheme.lower() == "bearer" and looks_like_token(key):
+            who = self.tokens.caller(key.strip(), digest, time.time())
+            return self.named(who.tenant, f"token {who.subject}", who.role, Priority.NORMAL)
         if scheme.lower() != "bearer" or known is None:
             raise Unauthenticated
         principal = (
@@ -77,12 +93,22 @@ class Access:
     def caller(self, rpc: str, authorization: str) -> Tenant:
         """The tenant that calls `rpc`.
 
-        Raises Unauthenticated, and PermissionDenied when the key's role does not allow the RPC.
+        Raises what `tenant` raises, and PermissionDenied when the caller's role does not allow the RPC.
         """
         tenant = self.tenant(authorization)
         if not tenant.role.covers(NEEDED[rpc]):
             raise PermissionDenied(rpc, NEEDED[rpc], tenant.role)
         return tenant
+
+    async def admitted(self, rpc: str, authorization: str) -> Tenant:
+        """As `caller`, but a token of a key that the identity provider has only just got is taken too."""
+        try:
+            return self.caller(rpc, authorization)
+        except TokenRefused as error:
+            if error.why != TokenFault.KEY or self.tokens is None:
+                raise
+        await self.tokens.keys.renewed()
+        return self.caller(rpc, authorization)
 
     def named(
         self,
@@ -103,7 +129,7 @@ class KeyFile:
     def __init__(self, access: Access, settings: Settings) -> None:
         self._access = access
         self._file = keys_file(settings)
-        self._seen = _signature(self._file)
+        self._seen = signature_of(self._file)
 
     async def follow(self) -> None:
         """`look` as the step of a loop."""
@@ -114,7 +140,7 @@ class KeyFile:
 
         even_unchanged: read it in any case.
         """
-        seen = _signature(self._file)
+        seen = signature_of(self._file)
         if seen == self._seen and not even_unchanged:
             return
         self._seen = seen
@@ -128,7 +154,7 @@ class KeyFile:
 
 
 def load_access(settings: Settings) -> Access:
-    """Read the API keys and the salt key.
+    """Read the API keys, the keys of tokens from a file, and the salt key.
 
     Without a configured salt key, a random salt key is created once and kept in data_dir.
 
@@ -138,13 +164,24 @@ def load_access(settings: Settings) -> Access:
     keys = read_keys(keys_file(settings), must_exist=settings.api_keys_file is not None)
     if keys is not None and keys_file(settings).stat().st_mode & 0o007:
         log.warning("every user of this machine can read %s; `chmod 600` it", keys_file(settings))
-    if keys is None and not is_loopback(settings.host) and not settings.allow_anonymous:
+    tokens = open_tokens(settings)
+    is_open = keys is None and tokens is None
+    if is_open and not is_loopback(settings.host) and not settings.allow_anonymous:
         raise StartupError(
             f"host {settings.host} lets other machines call, and there are no API keys: make one "
-            "with `memserve keys add`, "
+            "with `memserve keys add`, take tokens (jwt_jwks), "
             "or set allow_anonymous"
         )
-    return Access(keys, credentials.salt_key(settings))
+    return Access(keys, credentials.salt_key(settings), tokens)
+
+
+async def first_token_keys(access: Access) -> None:
+    """Ask the identity provider for its keys. Without an answer tokens are refused until there is one."""
+    if access.tokens is not None:
+        try:
+            await access.tokens.keys.read()
+        except TokenKeysUnavailable as error:
+            log.warning("tokens are refused for now: jwt_jwks cannot be read: %s", error.__cause__)
 
 
 def is_loopback(host: str) -> bool:
@@ -153,15 +190,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _signature(file: Path) -> tuple[int, ...] | None:
-    """A value that differs after the file was replaced or written. None: the file cannot be looked at."""
-    try:
-        state = file.stat()
-    except OSError:
-        return None
-    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 class Inflight:

@@ -24,7 +24,7 @@ from memserve.errors import InvalidField, StartupError
 from memserve.private_files import write_private
 
 _NAME_WORDS = "1 to 64 of letters, digits, '.', '_' and '-', beginning with a letter or a digit"
-_TENANT_WORDS = "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
+TENANT_WORDS = "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
 _FIELDS = {"name", "tenant", "role", "sha256", "key", "created_s", "priority"}
 KEY_MIN_CHARACTERS = 8
 KEYS_MAX = 10_000
@@ -93,7 +93,7 @@ def add_key(
     if not is_key_name(name):
         raise InvalidField("name", f"must be {_NAME_WORDS}")
     if not is_name(tenant):
-        raise InvalidField("tenant", f"must be {_TENANT_WORDS}")
+        raise InvalidField("tenant", f"must be {TENANT_WORDS}")
     with _held(file):
         keys = read_keys(file, must_exist=False) or []
         if any(key.name == name for key in keys):
@@ -158,7 +158,7 @@ def _key(where: str, entry: Any) -> ApiKey:
     if not isinstance(name, str) or not is_key_name(name):
         raise ValueError(f"{where}.name must be {_NAME_WORDS}")
     if not isinstance(tenant, str) or not is_name(tenant):
-        raise ValueError(f"{where}.tenant must be {_TENANT_WORDS}")
+        raise ValueError(f"{where}.tenant must be {TENANT_WORDS}")
     if role not in tuple(KeyRole):
         raise ValueError(f"{where}.role must be one of {', '.join(KeyRole)}")
     key, digest = entry.get("key"), entry.get("sha256")
@@ -184,7 +184,7 @@ def _short(number: int, key: str, tenant: Any) -> ApiKey:
     if len(key) < KEY_MIN_CHARACTERS:
         raise ValueError(f"key number {number + 1} must have at least {KEY_MIN_CHARACTERS} characters")
     if not isinstance(tenant, str) or not is_name(tenant):
-        raise ValueError(f"the tenant of key number {number + 1} must be {_TENANT_WORDS}")
+        raise ValueError(f"the tenant of key number {number + 1} must be {TENANT_WORDS}")
     return ApiKey("", tenant, KeyRole.WRITE, _digest(key))
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import fields, replace
-from functools import partial
 
 import grpc
 
-from memserve.channels import NO_PROXY, bearer
 from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, RefusalReason, WorkerLease
 from memserve.domain.worker_calls import (
     REASON,
@@ -37,20 +35,11 @@ from memserve.domain.worker_calls import (
     WorkerState,
     WrongRequest,
 )
+from memserve.gateway.workers.channels import WorkerChannel, WorkerChannels
 from memserve.pb.worker.v1 import worker_pb2 as pb
-from memserve.pb.worker.v1 import worker_pb2_grpc as rpc
+from memserve.tls.live import LiveTls
 from memserve.tracing import sent_headers
 
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.max_send_message_length", 64 << 20),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    *NO_PROXY,
-)
 # What a status of a worker means. Any other: WorkerFailure, the worker lives and cannot do it now.
 MEANS = {
     grpc.StatusCode.UNAVAILABLE: WorkerDied,
@@ -73,27 +62,22 @@ _CHANGES = {change.value: change for change in BlockChange}
 
 
 class GrpcCalls:
-    """`WorkerCalls` over one channel. Every call carries what the worker knows a gateway by."""
+    """`WorkerCalls` over gRPC."""
 
-    def __init__(self, lease: WorkerLease, credential: str) -> None:
-        """credential: `credentials.worker_credential`. Does not connect.
+    def __init__(self, lease: WorkerLease, credential: str, tls: LiveTls | None = None) -> None:
+        """credential: `credentials.worker_credential`. tls: what the worker sees. Does not connect.
 
         Raises ValueError or TypeError where the lease's address is no address.
         """
         self._worker_id = lease.worker_id
-        self._channel = grpc.aio.insecure_channel(lease.address, options=CHANNEL_OPTIONS)
-        self._stub = rpc.WorkerServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._generate, self._bearer = self._stub.Generate, bearer(credential)
-        for method in pb.DESCRIPTOR.services_by_name["WorkerService"].methods:
-            call = partial(getattr(self._stub, method.name), metadata=bearer(credential))
-            setattr(self._stub, method.name, call)
+        self._channels = WorkerChannels(lease.address, credential, tls)
 
     async def generate(
         self, request: WorkerRequest, timeout_s: float | None
     ) -> AsyncGenerator[AnswerPart, None]:
-        with self._failures():
-            call = self._generate(
-                _generate_request(request), timeout=timeout_s, metadata=(*self._bearer, *sent_headers())
+        async with self._calling() as channel:
+            call = channel.generate(
+                _generate_request(request), timeout=timeout_s, metadata=(*channel.bearer, *sent_headers())
             )
             try:
                 async for response in call:
@@ -106,37 +90,37 @@ class GrpcCalls:
         raise WorkerDied(self._worker_id, "the stream ended early")
 
     async def lookup_blocks(self, keys: Sequence[bytes], timeout_s: float) -> HeldBlocks:
-        with self._failures():
-            answer = await self._stub.LookupBlocks(pb.LookupBlocksRequest(keys=keys), timeout=timeout_s)
+        async with self._calling() as channel:
+            answer = await channel.stub.LookupBlocks(pb.LookupBlocksRequest(keys=keys), timeout=timeout_s)
         return HeldBlocks(answer.device_blocks, answer.held_blocks)
 
     async def load_module(self, digest: str, kind: ModuleKind, *, pin: bool, timeout_s: float) -> ModulePlace:
         request = pb.LoadModuleRequest(digest=digest, kind=kind, pin=pin)
-        with self._failures():
-            return _place((await self._stub.LoadModule(request, timeout=timeout_s)).place)
+        async with self._calling() as channel:
+            return _place((await channel.stub.LoadModule(request, timeout=timeout_s)).place)
 
     async def unload_module(
         self, digest: str, kind: ModuleKind, *, forget: bool, timeout_s: float
     ) -> ModulePlace:
         request = pb.UnloadModuleRequest(digest=digest, kind=kind, forget=forget)
-        with self._failures():
-            return _place((await self._stub.UnloadModule(request, timeout=timeout_s)).place)
+        async with self._calling() as channel:
+            return _place((await channel.stub.UnloadModule(request, timeout=timeout_s)).place)
 
     async def module_places(self, digests: Sequence[str], timeout_s: float) -> list[ModulePlace]:
         request = pb.GetModulePlacesRequest(digests=digests)
-        with self._failures():
-            answer = await self._stub.GetModulePlaces(request, timeout=timeout_s)
+        async with self._calling() as channel:
+            answer = await channel.stub.GetModulePlaces(request, timeout=timeout_s)
         places = {module.digest: _place(module.place) for module in answer.modules}
         return [places.get(digest, ModulePlace.ABSENT) for digest in digests]
 
     async def try_module(self, digest: str, kind: ModuleKind, timeout_s: float) -> float:
         request = pb.TryModuleRequest(digest=digest, kind=kind)
-        with self._failures():
-            return float((await self._stub.TryModule(request, timeout=timeout_s)).largest_change)
+        async with self._calling() as channel:
+            return float((await channel.stub.TryModule(request, timeout=timeout_s)).largest_change)
 
     async def set_pace(self, window_s: float, timeout_s: float) -> None:
-        with self._failures():
-            await self._stub.SetPace(pb.SetPaceRequest(window_ms=window_s * 1000), timeout=timeout_s)
+        async with self._calling() as channel:
+            await channel.stub.SetPace(pb.SetPaceRequest(window_ms=window_s * 1000), timeout=timeout_s)
 
     async def compose(
         self, request: CompositionRequest, timeout_s: float | None = None
@@ -148,8 +132,8 @@ class GrpcCalls:
             density=request.density,
             seed=request.seed,
         )
-        with self._failures():
-            call = self._stub.ComposeModule(message, timeout=timeout_s)
+        async with self._calling() as channel:
+            call = channel.stub.ComposeModule(message, timeout=timeout_s)
             try:
                 async for event in call:
                     match event.WhichOneof("event"):
@@ -167,23 +151,36 @@ class GrpcCalls:
     ) -> AsyncGenerator[WorkerState | BlockEvent, None]:
         # An event counts when all of its messages are here: a stream that breaks between has told nothing.
         parts: list[pb.WatchResponse] = []
-        request = pb.WatchRequest(epoch=epoch, after_sequence=after_sequence)
-        with self._failures():
-            call = self._stub.Watch(request, timeout=timeout_s)
-            try:
-                async for message in call:
-                    if message.WhichOneof("event") == "state":
-                        yield _state(message.state)
-                        continue
-                    parts.append(message)
-                    if not message.more:
-                        yield _block_event(parts)
-                        parts = []
-            finally:
-                call.cancel()
+        while True:
+            request = pb.WatchRequest(epoch=epoch, after_sequence=after_sequence)
+            async with self._calling() as channel:
+                call = channel.stub.Watch(request, timeout=timeout_s)
+                try:
+                    async for message in call:
+                        if message.WhichOneof("event") == "state":
+                            yield _state(message.state)
+                            # Events come in order: after a state, none is half here.
+                            if channel.pem is not self._channels.pem and not parts:
+                                break
+                            continue
+                        parts.append(message)
+                        if not message.more:
+                            yield (event := _block_event(parts))
+                            epoch, after_sequence, parts = event.epoch, event.sequence, []
+                    else:
+                        return
+                finally:
+                    call.cancel()
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._channels.close()
+
+    @contextlib.asynccontextmanager
+    async def _calling(self) -> AsyncIterator[WorkerChannel]:
+        """For one call, whose failures are turned into what they mean."""
+        with self._failures():
+            async with self._channels.calling() as channel:
+                yield channel
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -191,6 +188,7 @@ class GrpcCalls:
         try:
             yield
         except grpc.aio.AioRpcError as error:
+            self._channels.failed(error.details() or "")
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 raise _full(self._worker_id, error) from None
             meaning = MEANS.get(error.code(), WorkerFailure)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
 from memserve.errors import VectorStoreUnavailable
-from memserve.memory.texts.milvus import MilvusFailed, MilvusMemories, Vectors, is_local_uri, milvus_failures
+from memserve.memory.texts.milvus import (
+    MilvusAccess,
+    MilvusFailed,
+    MilvusMemories,
+    Vectors,
+    is_local_uri,
+    milvus_failures,
+)
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
 # What a call to Milvus may raise.
@@ -27,13 +35,16 @@ class VectorIndex:
     threads.
     """
 
-    def __init__(self, uri: str, vectors: Vectors, *, token: str, call_timeout_s: float) -> None:
+    def __init__(
+        self, uri: str, vectors: Vectors, access: MilvusAccess | None, *, call_timeout_s: float
+    ) -> None:
+        """access: to a server. None: it wants to see nothing."""
         self.is_local = is_local_uri(uri)
         self.call_timeout_s = call_timeout_s
         self.last_call_s = 0.0
         self._uri = uri
         self._vectors = vectors
-        self._token = token
+        self._access = access or MilvusAccess()
         self._write_thread = FairThreads("vector-store", 1)
         self._read_threads = (
             self._write_thread if self.is_local else FairThreads("vector-store-read", 4, share=leave_one)
@@ -41,6 +52,8 @@ class VectorIndex:
         self._sync_thread = FairThreads("vector-store-sync", 1)
         self._connect_lock = threading.Lock()
         self._store: MilvusMemories | None = None
+        # Calls under way, by connection.
+        self._calls: Counter[MilvusMemories] = Counter()
         self._must_prepare = False
         self._closed = False
 
@@ -53,15 +66,23 @@ class VectorIndex:
 
         A call that is cancelled before its turn never runs. A call that has begun runs on to its own timeout.
         """
-        return await self._on(self._read_threads, tenant, lambda: call(self._connected()))
+        return await self._on(self._read_threads, tenant, lambda: self._call(call))
 
     async def write(self, tenant: str, call: Callable[[MilvusMemories], T]) -> T:
         """As `read`, on the writing thread."""
-        return await self._on(self._write_thread, tenant, lambda: call(self._connected()))
+        return await self._on(self._write_thread, tenant, lambda: self._call(call))
 
     async def sync(self, call: Callable[[MilvusMemories], T]) -> T:
         """As `read`, on a thread beside the others, for what only syncs files: a busy disk takes seconds."""
-        return await self._on(self._sync_thread, OWN_WORK, lambda: call(self._connected()))
+        return await self._on(self._sync_thread, OWN_WORK, lambda: self._call(call))
+
+    async def reconnect(self) -> None:
+        """Connect to a Milvus server anew, with the certificates of now. Does nothing without them.
+
+        Calls under way end on the connection before. Raises one of MILVUS_ERRORS; then that one stays.
+        """
+        if self._store is not None and not self.is_local and self._access.tls is not None:
+            await self._on(self._sync_thread, OWN_WORK, self._connect_anew)
 
     async def reopen(self, forget: Callable[[], None]) -> None:
         """Drop all that Milvus Lite has in memory, and begin from what is on disk.
@@ -111,7 +132,30 @@ class VectorIndex:
                 raise VectorStoreUnavailable("it is closed") from None
             raise
 
-    def _connected(self, reopen: bool = False) -> MilvusMemories:
+    def _call(self, call: Callable[[MilvusMemories], T]) -> T:
+        store = self._connected(counted=True)
+        try:
+            return call(store)
+        finally:
+            with self._connect_lock:
+                self._calls[store] -= 1
+                was_last = store is not self._store and not self._calls[store]
+            if was_last and not self.is_local:
+                self._end(store)
+
+    def _connect_anew(self) -> None:
+        fresh = MilvusMemories(self._uri, self._access, self._vectors, timeout_s=self.call_timeout_s)
+        with self._connect_lock:
+            before, self._store = self._store, fresh
+            unused = before is not None and not self._calls[before]
+        if before is not None and unused:
+            self._end(before)
+
+    def _end(self, store: MilvusMemories) -> None:
+        self._calls.pop(store, None)
+        store.close(clean=False)
+
+    def _connected(self, reopen: bool = False, counted: bool = False) -> MilvusMemories:
         with self._connect_lock:
             if reopen and self.is_local and self._store is not None:
                 self._store.probe()
@@ -119,11 +163,12 @@ class VectorIndex:
                 store.close(clean=False)
             if self._store is None:
                 self._store = MilvusMemories(
-                    self._uri, self._token, self._vectors, timeout_s=self.call_timeout_s
+                    self._uri, self._access, self._vectors, timeout_s=self.call_timeout_s
                 )
             elif self._must_prepare or reopen:
                 self._store.prepare(timeout_s=self.call_timeout_s)
             self._must_prepare = False
+            self._calls[self._store] += counted
             return self._store
 
     def _close_blocking(self, clean: bool) -> None:

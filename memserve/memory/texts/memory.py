@@ -27,7 +27,7 @@ from memserve.memory.texts.applied import FlushNotVerified
 from memserve.memory.texts.embedding import BUNDLED, BertEmbedder
 from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal, Look, Quotas, Write, delete, put
-from memserve.memory.texts.milvus import is_local_uri, memory_key, tenant_key
+from memserve.memory.texts.milvus import MilvusAccess, is_local_uri, memory_key, tenant_key
 from memserve.memory.texts.rules import (
     check_memory_id,
     check_namespace,
@@ -71,6 +71,7 @@ class VectorMemory:
         """For `open`."""
         self.settling = settling
         self._index = index
+        self.reconnect = index.reconnect
         self._journal = journal
         self._embedder = embedder
         self._call_timeout_s = index.call_timeout_s
@@ -90,7 +91,7 @@ class VectorMemory:
         embedder: BertEmbedder,
         registry_url: str,
         *,
-        token: str = "",
+        access: MilvusAccess | None = None,
         call_timeout_s: float = 10.0,
         flush_rows: int = 256,
         flush_quiet_s: float = 5.0,
@@ -101,22 +102,20 @@ class VectorMemory:
 
         A remote Milvus or a registry that is down does not stop this. Calls fail until it is up.
 
-        uri: a path that ends in `.db` means Milvus Lite, whose folder only one process at a time may hold.
-        Anything else is `http(s)://host:port`.
+        uri: a path that ends in `.db` (Milvus Lite, for one process at a time), or `http(s)://host:port`.
         registry_url: the Redis that has the journal.
         call_timeout_s: bound on any call except a search.
         may_flush: returns False while the disk is too full for a flush.
         quotas: of each tenant; None for the defaults.
-        Raises InvalidField for a path with another ending. Raises EmbedderChanged when another model has
-        embedded the
-        memories: no search would find them. Raises VectorStoreHeld, VectorStoreDamaged or
+        Raises InvalidField for a path with another ending, EmbedderChanged when another model has embedded
+        the memories (no search would find them), and VectorStoreHeld, VectorStoreDamaged or
         VectorStoreUnavailable when a local store cannot be opened.
         """
         if is_local_uri(uri) and not uri.endswith(".db"):
             raise InvalidField(
                 "milvus uri", "must be a path that ends in .db (Milvus Lite) or http(s)://host:port"
             )
-        index = VectorIndex(uri, embedder.vectors, token=token, call_timeout_s=call_timeout_s)
+        index = VectorIndex(uri, embedder.vectors, access, call_timeout_s=call_timeout_s)
         journal = Journal(registry_url, quotas or Quotas())
         settling = Settling(
             journal, index, flush_rows=flush_rows, flush_quiet_s=flush_quiet_s, may_flush=may_flush

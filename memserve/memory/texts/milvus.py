@@ -8,7 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from pymilvus.exceptions import MilvusException
 from memserve.domain import Memory
 from memserve.policy.recall.ranking import STOP_WORDS, ScoredRow
 from memserve.policy.recall.words import words_of
+from memserve.tls.pem import PemFiles
 
 if TYPE_CHECKING:
     from memserve.memory.texts.milvus_lite import MilvusLiteStore
@@ -61,6 +62,16 @@ class Vectors:
     """The name of the model that embeds; "" for the bundled model."""
 
 
+@dataclass(frozen=True, slots=True)
+class MilvusAccess:
+    """What a Milvus server wants to see."""
+
+    token: str = field(default="", repr=False)
+    """user:password, or a token. Empty: nothing."""
+    tls: PemFiles | None = None
+    """For https; read when it connects. None: gRPC's own authorities, and no certificate."""
+
+
 class MilvusMemories:
     """Memories in Milvus, one partition key for each tenant.
 
@@ -73,7 +84,7 @@ class MilvusMemories:
     `check_namespace`, because a name stands in a filter as it is.
     """
 
-    def __init__(self, uri: str, token: str, vectors: Vectors, *, timeout_s: float) -> None:
+    def __init__(self, uri: str, access: MilvusAccess, vectors: Vectors, *, timeout_s: float) -> None:
         """Connect and `prepare`.
 
         uri: a path that ends in `.db` (Milvus Lite, a folder), else `http(s)://host:port`.
@@ -92,7 +103,10 @@ class MilvusMemories:
             self._lite = MilvusLiteStore(uri)
             uri = self._lite.uri
         try:
-            self._client = MilvusClient(uri, token=token, timeout=timeout_s)
+            # A connection of its own: pymilvus would share one that was made with older certificates.
+            self._client = MilvusClient(
+                uri, token=access.token, timeout=timeout_s, dedicated=True, **_tls_arguments(uri, access.tls)
+            )
             self.prepare(timeout_s=timeout_s)
         except BaseException:
             self.close(clean=False)
@@ -114,13 +128,13 @@ class MilvusMemories:
             )
         # FLAT is exact, and keeps its recall under a filter, however small the tenant's share is. A graph
         # index loses hits under such a filter.
-        for field, index_type, metric in (
+        for column, index_type, metric in (
             ("dense", "FLAT", "COSINE"),
             ("sparse", "SPARSE_INVERTED_INDEX", "BM25"),
         ):
-            if not self._client.list_indexes(self._name, field_name=field):
+            if not self._client.list_indexes(self._name, field_name=column):
                 index = MilvusClient.prepare_index_params()
-                index.add_index(field, index_type=index_type, metric_type=metric)
+                index.add_index(column, index_type=index_type, metric_type=metric)
                 # Loading waits for the index. The client's own wait sleeps half a second even when the index
                 # is ready.
                 self._client.create_index(self._name, index, sync=False, timeout=timeout_s)
@@ -279,6 +293,16 @@ class MilvusMemories:
             timeout=timeout_s,
         )
         return [[(_memory(hit["entity"]), float(hit["distance"])) for hit in hits] for hits in answers]
+
+
+def _tls_arguments(uri: str, tls: PemFiles | None) -> dict[str, str]:
+    if tls is None or not uri.startswith("https://"):
+        return {}
+    return {
+        "ca_pem_path": str(tls.authorities),
+        "client_pem_path": str(tls.certificate),
+        "client_key_path": str(tls.key),
+    }
 
 
 def is_local_uri(uri: str) -> bool:

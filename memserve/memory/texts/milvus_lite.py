@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -29,14 +28,13 @@ from milvus_lite.storage import data_file, delta_file
 from pymilvus.grpc_gen import milvus_pb2_grpc
 
 from memserve.errors import VectorStoreDamaged, VectorStoreHeld
+from memserve.private_files import new_socket_path
 
 SERVER_THREADS = 10
 STOP_GRACE_S = 2.0
 COPY_TIMEOUT_S = 120.0
 MARK_OF_A_CLEAN_END = "memserve-closed"
 ASIDE = "memserve-damaged"
-# The kernel takes paths of at most 107 bytes for a unix socket.
-_SOCKET_PATH_MAX = 100
 _PROBE_BYTES = 64 << 10
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 256 << 20),
@@ -75,7 +73,7 @@ class MilvusLiteStore:
         except VectorStoreDamaged:
             self._move_unreadable_aside(every_byte=True)
             self._lite = self._open_collections()
-        self._socket = _socket_path(self.path)
+        self._socket = new_socket_path(self.path.parent, ".milvus-")
         self._server = grpc.server(
             futures.ThreadPoolExecutor(SERVER_THREADS, "memserve-milvus-lite"), options=_SERVER_OPTIONS
         )
@@ -297,20 +295,6 @@ def _let_warnings_through() -> None:
         source = logging.getLogger(f"milvus_lite.{name}")
         if not any(isinstance(present, _OneLine) for present in source.filters):
             source.addFilter(_OneLine())
-
-
-def _socket_path(folder: Path) -> Path:
-    """A path for a new socket, in a folder of its own that only this user can enter.
-
-    The folder is beside the store. Where that path is too long, it is in the system's temporary directory.
-    """
-    for place in (folder.parent, Path(tempfile.gettempdir())):
-        with contextlib.suppress(OSError):
-            inside = Path(tempfile.mkdtemp(prefix=".milvus-", dir=place))
-            if len(os.fsencode(inside / "socket")) <= _SOCKET_PATH_MAX:
-                return inside / "socket"
-            inside.rmdir()
-    raise OSError(errno.ENAMETOOLONG, "no place for a unix socket")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import re
@@ -27,7 +28,9 @@ from memserve.worker.fleet.fitting import check_memory
 from memserve.worker.fleet.generations import GENERATION, Generations, Rules
 from memserve.worker.fleet.leaving import drain, serving_workers
 from memserve.worker.fleet.local_ray import (
+    LOGS,
     forget_settings_environment,
+    link_logs,
     private_ray_dir,
     ray_environment,
     remove_ray_dir,
@@ -41,8 +44,8 @@ APPLICATION = "memserve"
 START_TIMEOUT_S = 300.0
 # What ending takes, beyond the time that answers under way get.
 GENERATION_GRACE_S = 30.0
+CLUSTER_GRACE_S = 10.0
 SERVE_LOOK_S = 5.0
-LOGS = Path("session_latest", "logs")
 # How a process reports an error that another process had.
 CONSEQUENCES = ("Traceback", "Engine core initialization failed", "EngineCore encountered an issue")
 _ERROR = re.compile(r"\b(?:[A-Za-z]+Error|[A-Za-z]+Exception): (?P<text>.+)")
@@ -54,13 +57,13 @@ def keep_workers(settings: Settings) -> int:
     Returns the exit status. It is not 0 when the first workers do not start; they have said why. Raises
     StartupError when other workers run on the same data directory.
     """
+    if settings.ray_address:
+        return Generations(_cluster_rules(settings), _noted_signals()).run()
     open_data_dir(settings.data)
     # Two on one data directory would remove each other's logs and settings. `memserve up` has locked the
     # directory already for what it starts.
     lock = None if os.environ.get(STACK_MARK) == str(settings.data) else lock_data_dir(settings.data)
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: signals.put(number))
+    signals = _noted_signals()
 
     def fits() -> bool:
         try:
@@ -70,15 +73,7 @@ def keep_workers(settings: Settings) -> int:
         return True
 
     rules = Rules(
-        command=lambda status: [
-            sys.executable,
-            "-m",
-            "memserve",
-            "workers",
-            "--generation",
-            "--status",
-            str(status),
-        ],
+        command=_generation_command,
         environment=lambda: child_environment(settings, _run_folder(settings) / "generation.json"),
         fits=fits,
         drain=lambda name: drain(settings, name),
@@ -90,6 +85,29 @@ def keep_workers(settings: Settings) -> int:
     finally:
         if lock is not None:
             lock.close()
+
+
+def _cluster_rules(settings: Settings) -> Rules:
+    """For a Ray that others keep running: a generation is the process that has it run the workers."""
+    return Rules(
+        command=_generation_command,
+        environment=lambda: child_environment(settings, _run_folder(settings) / "generation.json"),
+        fits=lambda: False,
+        drain=lambda name: None,
+        start_within_s=math.inf,
+        grace_s=CLUSTER_GRACE_S,
+    )
+
+
+def _generation_command(status: int) -> list[str]:
+    return [sys.executable, "-m", "memserve", "workers", "--generation", "--status", str(status)]
+
+
+def _noted_signals() -> queue.SimpleQueue[int]:
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: signals.put(number))
+    return signals
 
 
 def run_generation(settings: Settings, status: int) -> None:
@@ -118,7 +136,7 @@ def run_generation(settings: Settings, status: int) -> None:
         start_local_ray(ray_dir, max(settings.most_workers, os.cpu_count() or 1) + 1)
         # After Ray, which puts in handlers of its own that end the process on the spot.
         signals = _Signals()
-        _link_logs(settings, ray_dir)
+        link_logs(settings, ray_dir)
         serve.start(proxy_location=ProxyLocation.Disabled)
         _serve_workers(partial(_start_workers, settings, settings_file, ray_dir), life, signals, ending)
         if not life.damage:
@@ -197,16 +215,6 @@ def _run_folder(settings: Settings) -> Path:
     folder = settings.data / "run"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
-
-
-def _link_logs(settings: Settings, ray_dir: Path) -> None:
-    link = settings.data / "logs" / "ray"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink():
-        link.unlink()
-    elif link.is_dir():
-        shutil.rmtree(link)
-    link.symlink_to(ray_dir / LOGS)
 
 
 def _keep_logs(settings: Settings, ray_dir: Path) -> None:

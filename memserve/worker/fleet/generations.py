@@ -85,6 +85,35 @@ class Generation:
         os.close(self.status)
 
 
+def start_generation(name: str, command: Command, environment: Callable[[], dict[str, str]]) -> Generation:
+    """Start a child whose processes all end with this thread. Raises OSError.
+
+    name: unlike that of any other on this machine.
+    """
+    status, reports = os.pipe()
+    reaper = None
+    try:
+        os.set_blocking(status, False)
+        # Before the generation: whatever ends this process, nothing of the generation is left.
+        reaper = start_reaper(GENERATION, name)
+        process = subprocess.Popen(
+            tethered(command(reports)),
+            env={**environment(), GENERATION: name},
+            pass_fds=(reports,),
+            # Ctrl-C is for this process, which ends the child in its own way.
+            start_new_session=True,
+        )
+    except OSError:
+        os.close(status)
+        if reaper is not None and reaper.stdin is not None:
+            reaper.stdin.close()
+            reaper.wait()
+        raise
+    finally:
+        os.close(reports)
+    return Generation(name, process, reaper, status, time.monotonic())
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How generations of workers are started and ended."""
@@ -206,28 +235,7 @@ class Generations:
     def _start(self) -> Generation:
         self._started += 1
         name = f"{os.getpid()}-{self._started}"
-        status, reports = os.pipe()
-        reaper = None
-        try:
-            os.set_blocking(status, False)
-            # Before the generation: whatever ends this process, nothing of the generation is left.
-            reaper = start_reaper(GENERATION, name)
-            process = subprocess.Popen(
-                tethered(self.rules.command(reports)),
-                env={**self.rules.environment(), GENERATION: name},
-                pass_fds=(reports,),
-                # Ctrl-C is for this process, which ends the child in its own way.
-                start_new_session=True,
-            )
-        except OSError:
-            os.close(status)
-            if reaper is not None and reaper.stdin is not None:
-                reaper.stdin.close()
-                reaper.wait()
-            raise
-        finally:
-            os.close(reports)
-        return Generation(name, process, reaper, status, time.monotonic())
+        return start_generation(name, self.rules.command, self.rules.environment)
 
     def _lost(self, generation: Generation) -> None:
         log.error("a generation of workers ended with %s", generation.process.returncode)

@@ -16,31 +16,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memserve.config import MIB
+from memserve.config import MIB, Settings
 from memserve.errors import StartupError
 from memserve.private_files import kept_secret
 
 HOST = "127.0.0.1"
+LOGS = Path("session_latest", "logs")
 # A unix socket's path has at most 107 bytes. Below a temporary directory Ray's longest path has 86, with a
 # process id of seven digits.
 MAX_TEMPORARY_PATH_BYTES = 21
 
 
 def ray_environment(data: Path) -> dict[str, str]:
-    """The environment that Ray reads when it is imported, in this process and in those that it starts.
-
-    data: where the token is kept. Without the token nobody joins the cluster, sends it a task, or calls one
-    of its ports. Raises StartupError.
-    """
+    """The environment of a Ray on this machine alone, whose token is kept in `data`. Raises StartupError."""
     token = data / "ray_token"
     kept_secret(token)
+    return {
+        **common_environment(token),
+        # Ray keeps to loopback where it takes the machine for one that cannot be part of a cluster. Elsewhere
+        # it replaces a loopback address by the machine's outer one.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+
+
+def common_environment(token: Path) -> dict[str, str]:
+    """What Ray reads when it is imported, in this process and in those that it starts.
+
+    token: without it nobody joins the cluster, sends it a task, or calls one of its ports.
+    """
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        # Ray keeps to loopback where it takes the machine for one that cannot be part of a cluster. Elsewhere
-        # it replaces a loopback address by the machine's outer one.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_worker_niceness": "0",
         # Ray ends all workers when its GCS has been away for this long. The workers serve without the GCS
         # until others have taken their place.
@@ -56,7 +63,7 @@ def start_local_ray(folder: Path, num_cpus: int) -> None:
     """
     import ray
 
-    _leave_out_helpers()
+    leave_out_helpers()
     ray.init(
         address="local",
         num_cpus=num_cpus,
@@ -114,6 +121,17 @@ def remove_ray_dir(folder: Path) -> None:
         shutil.rmtree(folder.parent, ignore_errors=True)
 
 
+def link_logs(settings: Settings, ray_dir: Path) -> None:
+    """`logs/ray` in data_dir leads to the logs of the Ray in the directory."""
+    link = settings.data / "logs" / "ray"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():
+        link.unlink()
+    elif link.is_dir():
+        shutil.rmtree(link)
+    link.symlink_to(ray_dir / LOGS)
+
+
 def serve_on_loopback() -> None:
     """Bind the port that Ray Serve opens in every replica to loopback.
 
@@ -148,8 +166,10 @@ def serve_log_kept() -> Iterator[None]:
         handler.setTarget(target)
 
 
-def _leave_out_helpers() -> None:
-    """No dashboard, no autoscaler monitor, and an agent without HTTP, job submission and metrics."""
+def leave_out_helpers() -> None:
+    """No dashboard, no autoscaler monitor, no server of the Ray client, and an agent without HTTP, job
+    submission and metrics.
+    """
     from ray._private import node, utils
 
     def without_api_server(self: Any, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
@@ -157,6 +177,7 @@ def _leave_out_helpers() -> None:
 
     utils.get_dashboard_dependency_error = lambda: ImportError("memserve does not use it")
     node.Node.start_monitor = lambda self: None
+    node.Node.start_ray_client_server = lambda self: None
     node.Node.start_api_server = without_api_server
 
 

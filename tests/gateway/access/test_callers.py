@@ -28,6 +28,7 @@ from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
 from memserve.registry.leases import Registry
+from tests.gateway.access.issuer import jwks, token, token_settings
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import eventually, open_gateway, until
 
@@ -321,11 +322,12 @@ def test_credentials_for_different_purposes_differ_and_no_tenants_salt_is_one() 
 
 
 @pytest.mark.timeout(120)
-async def test_sighup_reads_the_keys_again_and_ends_nothing(
+async def test_a_running_gateway_follows_its_files_of_keys_and_ends_nothing(
     tmp_path: Path, model_dir: Path, own_redis_server: object
 ) -> None:
     keys = tmp_path / "data" / "keys.json"
     key = add_key(keys, "alice", "alice", KeyRole.READ, 0.0)
+    tokens, jwks_file = token_settings(tmp_path, "ES256-a"), tmp_path / "jwks.json"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MEMSERVE_")}
     log = tmp_path / "gateway.log"
     with log.open("wb") as output:
@@ -339,6 +341,7 @@ async def test_sighup_reads_the_keys_again_and_ends_nothing(
                 "MEMSERVE_PORT": "0",
                 "MEMSERVE_METRICS": "false",
                 "MEMSERVE_HTTP": "false",
+                **{f"MEMSERVE_{name.upper()}": value for name, value in tokens.items()},
             },
             stdout=output,
             stderr=output,
@@ -363,6 +366,13 @@ async def test_sighup_reads_the_keys_again_and_ends_nothing(
                 return False
 
             await eventually(refused)
+        jwks_file.write_bytes(jwks("ES256-b"))
+        async with AsyncClient(f"127.0.0.1:{port}", token("ES256-b")) as client:
+
+            async def taken() -> bool:
+                return bool(await client.status())
+
+            await eventually(taken)
         assert process.poll() is None
     finally:
         process.terminate()
