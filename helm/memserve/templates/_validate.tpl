@@ -142,6 +142,27 @@
 {{- if and (or $v.routes.grpc.enabled $v.routes.http.enabled) (not $v.routes.parentRefs) -}}
 {{- $faults = append $faults "routes.parentRefs: name the Gateway that the routes belong to" -}}
 {{- end -}}
+{{- range $label, $_ := $v.commonLabels -}}
+{{- if or (hasPrefix "app.kubernetes.io/" $label) (hasPrefix "helm.sh/" $label) (hasPrefix "memserve/" $label) -}}
+{{- $faults = append $faults (printf "commonLabels: %s is the chart's own" $label) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.external.enabled) -}}
+{{- $hint := "is outside of the cluster; set networkPolicy.external.enabled, so that pods may reach it" -}}
+{{- if $v.moduleStore.url -}}
+{{- $faults = append $faults (printf "moduleStore.url: %s %s" $v.moduleStore.url $hint) -}}
+{{- end -}}
+{{- if ne $v.modelCache.type "existingClaim" -}}
+{{- range $where, $settings := dict "settings" $v.settings "gateway.settings" $v.gateway.settings "workers.settings" $v.workers.settings -}}
+{{- range $name := list "model" "embedder" -}}
+{{- $model := toString (default "" (get $settings $name)) -}}
+{{- if and $model (not (hasPrefix "/" $model)) -}}
+{{- $faults = append $faults (printf "%s.%s: %s %s" $where $name $model $hint) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- range $kind := list "http" "grpc" -}}
 {{- $ingress := get $v.ingress $kind -}}
 {{- if and $ingress.enabled (not $ingress.hosts) -}}
@@ -159,6 +180,11 @@
 {{- end -}}
 
 {{- range $part, $values := dict "gateway" $v.gateway "workers" $v.workers -}}
+{{- range $label, $_ := $values.podLabels -}}
+{{- if or (hasPrefix "app.kubernetes.io/" $label) (hasPrefix "memserve/" $label) -}}
+{{- $faults = append $faults (printf "%s.podLabels: %s is the chart's own, by which its pods are selected" $part $label) -}}
+{{- end -}}
+{{- end -}}
 {{- range $values.extraEnv -}}
 {{- if hasPrefix "MEMSERVE_" .name -}}
 {{- $faults = append $faults (printf "%s.extraEnv: %s is a setting; it belongs into %s.settings" $part .name $part) -}}
