@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import subprocess
 import threading
@@ -10,9 +11,9 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from loadtests.cluster.hosts import Network
+from loadtests.cluster.hosts import HostsError, Network
 from loadtests.cluster.kubelet.environment import PodFacts, service_links
-from loadtests.cluster.kubelet.image import Image
+from loadtests.cluster.kubelet.image import TREE, Image
 from loadtests.cluster.kubelet.objects import (
     Manifest,
     ManifestFault,
@@ -268,12 +269,20 @@ class Cluster:
             # Written in place: containers have this very file mounted.
             (pod.log.parent / "hosts").write_text(wanted[0], encoding="utf-8")
             subprocess.run(
-                pod.host.command(["nft", "-f", "-"]),
+                pod.host.command([nft(), "-f", "-"]),
                 input=services + policies,
                 check=True,
                 encoding="utf-8",
             )
             self._applied[name] = wanted
+
+
+def nft() -> str:
+    """The program that sets rules: on PATH, or as `deploy/tools.sh` unpacks it. Raises HostsError."""
+    places = f"{os.environ.get('PATH', '')}:/usr/sbin:{TREE / '.cache/debian/usr/bin'}"
+    if (found := shutil.which("nft", path=places)) is None:
+        raise HostsError("there is no `nft`; run deploy/tools.sh, or install nftables")
+    return found
 
 
 def _owner(manifest: Manifest) -> str:
