@@ -28,7 +28,8 @@ from memserve.gateway.steps.lookup import LookedUp
 from memserve.gateway.steps.resolve import AnsweringModules
 from memserve.gateway.steps.route import Router
 from memserve.gateway.tokenizer import ChatTokenizer
-from memserve.gateway.workers.pool import PooledWorker, WorkerPool
+from memserve.gateway.workers.pool import WorkerPool
+from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.kv.index import BlockIndex
 from memserve.kv.keys import block_keys
 from memserve.model.files import open_model

@@ -64,12 +64,9 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_soc
             await first_token_keys(access)
             entry, services = entry_of(parts, access), services_of(parts, access)
             app = HttpApi(parts, services, entry).app()
-            async with (
-                served(front, parts, entry, services),
-                answering(http, app),
-                draining(settings, probes, front, http),
-            ):
-                await _run(settings, front.port, parts, key_file, access, (public, internal))
+            async with served(front, parts, entry, services), answering(http, app):
+                drain = draining(settings, probes, front, http)
+                await _run(settings, front.port, parts, key_file, access, (public, internal), drain)
 
 
 async def _run(
@@ -79,8 +76,12 @@ async def _run(
     key_file: KeyFile,
     access: Access,
     certificates: tuple[LiveTls | None, LiveTls | None],
+    drain: contextlib.AbstractAsyncContextManager[None],
 ) -> None:
-    """Until a signal comes. certificates: the public one and the internal one."""
+    """Until a signal comes, and then while the gateway drains.
+
+    certificates: the public one and the internal one.
+    """
     metrics = parts.metrics
     followed = FollowedCertificates(certificates, metrics.certificates, parts.texts.reconnect)
     with serve_metrics(settings, metrics.registry, settings.metrics_port, certificates[0]) as metrics_address:
@@ -95,10 +96,13 @@ async def _run(
         ]
         if access.tokens is not None:
             keys = access.tokens.keys
-            loops.append(asyncio.create_task(repeat("token_keys", keys.follow, keys.pause_s, metrics.loop_failed)))
+            loops.append(
+                asyncio.create_task(repeat("token_keys", keys.follow, keys.pause_s, metrics.loop_failed))
+            )
         log.info("serving on %s:%s, metrics on %s", settings.host, port, metrics_address or "no port")
         try:
-            await stop.wait()
+            async with drain:
+                await stop.wait()
         finally:
             for task in loops:
                 task.cancel()

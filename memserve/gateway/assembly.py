@@ -156,6 +156,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             model.tokenizer_digest(),
             partial(GrpcCalls, credential=credential, tls=tls),
             metrics.loop_failed,
+            modules.base_digest or settings.model_digest,
         )
         await pool.start()
         stack.push_async_callback(pool.close)
@@ -189,7 +190,6 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
     pipeline = Pipeline(
         settings=settings,
-        model=parts.model.name,
         inflight=parts.inflight,
         live=parts.live,
         metrics=parts.metrics,

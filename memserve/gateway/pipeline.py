@@ -37,8 +37,6 @@ class Pipeline:
     """The steps of a request, in their order."""
 
     settings: Settings
-    model: str
-    """The served model's name."""
     inflight: Inflight
     live: LiveRequests
     metrics: GatewayMetrics
@@ -175,7 +173,7 @@ class Pipeline:
         none_fits = bool(recalled.passages) and not prompt.passages
         return Route(
             request_id=uuid.uuid4().hex,
-            model=self.model,
+            model=choice.model,
             worker_id=choice.worker_id,
             reason=choice.reason,
             predicted_ttft_ms=choice.forecast.ttft_s * 1000,

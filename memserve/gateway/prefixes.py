@@ -36,7 +36,8 @@ from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import prompt_block_keys
 from memserve.gateway.steps.prompt import PromptFitting
-from memserve.gateway.workers.pool import PooledWorker, WorkerPool
+from memserve.gateway.workers.pool import WorkerPool
+from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.kv.keys import chunk_keys, member
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.prefixes.memory import ActivationMemory

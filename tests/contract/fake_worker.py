@@ -55,6 +55,11 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
     worker_id: str = ""
     script: Script = PLAIN
     tokenizer_digest: str = ""
+    model_name: str = ""
+    model_digest: str = ""
+    """Of these three, empty is what `model` is."""
+    max_context_tokens: int = 0
+    """0: as of `model`."""
     namespace: str = NAMESPACE
     block_tokens: int = BLOCK_TOKENS
     keys_in_a_message: int = 16_384
@@ -75,7 +80,7 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
         self.breaks_between_messages = 0
         """How often a Watch still breaks after the first message of an event that has several."""
         self._address = "127.0.0.1:0"
-        self._model_digest = self.model.model_digest()
+        self.model_digest = self.model_digest or self.model.model_digest()
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -101,13 +106,13 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
             address=self._address,
             metrics_address="127.0.0.1:0",
             pid=0,
-            model=self.model.name,
-            model_digest=self._model_digest,
+            model=self.model_name or self.model.name,
+            model_digest=self.model_digest,
             tokenizer_digest=self.tokenizer_digest or self.model.tokenizer_digest(),
             namespace=self.namespace,
             block_tokens=self.block_tokens,
             blocks_per_chunk=1,
-            max_context_tokens=self.model.max_context_tokens,
+            max_context_tokens=self.max_context_tokens or self.model.max_context_tokens,
             max_concurrent=32,
             started_s=time.time(),
         )

@@ -18,7 +18,7 @@ from memserve.domain import Module, Tenant
 from memserve.errors import MemserveError
 from memserve.gateway.assembly import GatewayParts
 from memserve.gateway.live import STEPS, LiveState
-from memserve.gateway.workers.pool import PooledWorker
+from memserve.gateway.workers.pooled_worker import PooledWorker
 
 T = TypeVar("T")
 VECTOR_TIMEOUT_S = 0.5
@@ -284,7 +284,7 @@ def _worker(
         block_tokens=lease.block_tokens,
         prefill_tokens_per_s=worker.prefill_tokens_per_s,
         shares_kv=lease.shares_kv,
-        limits=lease.limits,
+        limits=parts.pool.told_of(worker),
         modules=sorted(modules, key=lambda module: module.reference)[:WORKER_MODULES_MAX],
         modules_left_out=max(0, len(modules) - WORKER_MODULES_MAX),
         others_modules=len(state.modules) - len(modules) if tenant.is_admin else None,

@@ -64,8 +64,8 @@ class HttpFront:
     port: int
     page: ASGIApp | None = None
     app: ASGIApp | None = None
-    leaving: bool = False
     tls: LiveTls | None = None
+    leaving: bool = False
     _server: _Server = field(init=False)
     _serving: asyncio.Task[None] = field(init=False)
 

@@ -27,7 +27,8 @@ from memserve.errors import InvalidField, InvalidModule, NoWorker
 from memserve.gateway.layout import PromptLayout
 from memserve.gateway.modules.progress import ProgressCallback
 from memserve.gateway.workers.picking import least_loaded
-from memserve.gateway.workers.pool import PooledWorker, WorkerPool
+from memserve.gateway.workers.pool import WorkerPool
+from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.memory.modules.probes import Probes
 from memserve.policy.modules.gate import CALIBRATION, Answer, Probe, confidence, judge
 from memserve.turns import FairThreads

@@ -9,7 +9,8 @@ from memserve.domain import ModulePlace, ModuleVersion, WorkerResidency
 from memserve.domain.worker_calls import WorkerCalls, WorkerFailure
 from memserve.errors import NoWorker
 from memserve.gateway.workers.picking import ready_workers
-from memserve.gateway.workers.pool import PooledWorker, WorkerPool
+from memserve.gateway.workers.pool import WorkerPool
+from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.memory.modules.registry.store import ModuleStore
 
 LOAD_TIMEOUT_S = 120.0
@@ -64,7 +65,8 @@ class ModulePlacement:
 
     async def forget(self, version: ModuleVersion) -> None:
         """Have every worker unload the version and delete its copy of the files."""
-        await self._unload(version, ready_workers(self._pool), forget=True)
+        connected = [worker for worker in self._pool.workers.values() if worker.connected]
+        await self._unload(version, connected, forget=True)
 
     async def residency(self, version: ModuleVersion) -> list[WorkerResidency]:
         """Where each ready worker has the version, by its own word."""

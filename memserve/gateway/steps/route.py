@@ -13,7 +13,8 @@ from memserve.domain.worker_calls import WorkerDied, WorkerFailure, WorkerFull
 from memserve.errors import NoWorker, Overloaded, WorkersLost
 from memserve.gateway.steps.lookup import LookedUp
 from memserve.gateway.steps.resolve import AnsweringModule, AnsweringModules
-from memserve.gateway.workers.pool import PooledWorker, Sent, WorkerPool
+from memserve.gateway.workers.pool import LAST, OTHER_MODEL, WorkerPool
+from memserve.gateway.workers.pooled_worker import PooledWorker, Sent
 from memserve.policy.routing.breaker import Breakers
 from memserve.policy.routing.budget import RetryBudget
 from memserve.policy.routing.candidates import few
@@ -46,6 +47,8 @@ class RoutingChoice:
 
     chosen: Candidate
     demand: Demand
+    model: str
+    """The name of the model that the worker serves."""
     reason: str
     """One line for a person."""
     candidates: tuple[RouteCandidate, ...]
@@ -102,15 +105,6 @@ class Router:
         """Raises NoWorker, and Overloaded when a worker has refused the request and no other would be in
         time."""
         now_s = time.monotonic()
-        eligible, excluded = self._eligible(request, tenant, modules, attempts.tried, now_s)
-        if not eligible:
-            attempts.nobody_is_left()
-            raise NoWorker(
-                f"worker {request.worker_id} is not ready" if request.worker_id else "none is ready"
-            )
-        if not attempts.tried:
-            promised = self._promised.take(*attempts.known_by, now_s)
-            eligible = [each for each in eligible if each.lease.worker_id == promised] or eligible
         wish_ms = request.slo.ttft_ms or self._settings.default_ttft_ms
         demand = Demand(
             prompt_tokens,
@@ -119,31 +113,46 @@ class Router:
             request.priority.band,
             request.session,
         )
+        eligible, excluded = self._eligible(request, tenant, modules, demand, attempts.tried, now_s)
+        if not eligible:
+            attempts.nobody_is_left()
+            raise NoWorker(
+                f"worker {request.worker_id} is not ready" if request.worker_id else "none is ready"
+            )
+        if not attempts.tried:
+            promised = self._promised.take(*attempts.known_by, now_s)
+            eligible = [each for each in eligible if each.lease.worker_id == promised] or eligible
         candidates = self._candidates(eligible, demand, modules, cached, now_s)
         chosen = self._policy(Situation(demand, now_s, self._decided, random.random), candidates)
         self._decided += 1
-        explored = not attempts.tried and random.random() < self._settings.routing_exploration
+        # Policies that take no forecast learn nothing from it, and a session would leave its worker.
+        explores = self._settings.routing_policy in OF_FEW and not attempts.tried
+        explored = explores and random.random() < self._settings.routing_exploration
         if explored:
             in_time = [each for each in candidates if not misses(demand, each.forecast.ttft_s, now_s, MARGIN)]
             chosen = random.choice(in_time or [chosen])
         attempts.second_offer(demand, chosen.forecast, now_s)
         worker_id = chosen.load.worker
         self._breakers.asked(worker_id, now_s)
+        worker = next(each for each in eligible if each.lease.worker_id == worker_id)
+        other = "" if self._pool.is_own(worker) else f"; {OTHER_MODEL}, whose own are not connected"
         choice = RoutingChoice(
             chosen,
             demand,
-            self._reason(chosen, len(candidates), prompt_tokens, explored=explored),
+            worker.lease.model,
+            self._reason(chosen, len(candidates), prompt_tokens, explored=explored) + other,
             tuple(_told(each) for each in candidates[:TOLD_MAX]),
             tuple(excluded[:TOLD_MAX]),
             self._residuals.interval_s(worker_id),
         )
-        return next(each for each in eligible if each.lease.worker_id == worker_id), choice
+        return worker, choice
 
     def _eligible(
         self,
         request: GenerationRequest,
         tenant: str,
         modules: AnsweringModules,
+        demand: Demand,
         tried: Collection[str],
         now_s: float,
     ) -> tuple[list[PooledWorker], list[ExcludedWorker]]:
@@ -160,8 +169,14 @@ class Router:
                 why = "it has failed this request"
             elif not worker.connected:
                 why = "its stream is down"
+            elif request.model not in ("", worker.lease.model):
+                why = f"it serves the model {worker.lease.model}"
+            elif worker_id not in ready and not self._pool.is_own(worker):
+                why = f"{OTHER_MODEL}; {LAST}"
             elif worker_id not in ready:
                 why = f"silent for {now_s - worker.heard_s:.1f} s"
+            elif (context := worker.lease.max_context_tokens) < demand.prompt_tokens + demand.output_tokens:
+                why = f"its context has {context} tokens"
             elif not modules.fit(worker.lease.model_digest):
                 why = "the request's modules are for another base model than it serves"
             elif (open_s := self._breakers.open_s(worker_id, now_s)) > 0:

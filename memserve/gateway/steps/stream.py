@@ -31,7 +31,7 @@ from memserve.gateway.decisions import ANSWERED, Decisions
 from memserve.gateway.live import LiveRequest
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.steps.resolve import AnsweringModules
-from memserve.gateway.workers.pool import PooledWorker
+from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.metrics.instruments import CHAT, COMPLETION, GatewayMetrics
 from memserve.policy.routing.breaker import Breakers
 from memserve.policy.routing.residuals import Residuals

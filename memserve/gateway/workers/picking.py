@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 
 from memserve.errors import NoWorker
-from memserve.gateway.workers.pool import PooledWorker, WorkerPool
+from memserve.gateway.workers.pool import WorkerPool
+from memserve.gateway.workers.pooled_worker import PooledWorker
 
 
 def ready_workers(pool: WorkerPool, worker_id: str = "") -> list[PooledWorker]:

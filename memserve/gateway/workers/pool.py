@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
-from memserve.domain import CacheLayout, ModulePlace, Priority, WorkerLease
+from memserve.domain import CacheLayout, WorkerLease
 from memserve.domain.worker_calls import (
-    RECENT_REQUESTS_S,
     BlockChange,
     BlockEvent,
     WorkerCalls,
@@ -24,9 +21,8 @@ from memserve.domain.worker_calls import (
     WorkerState,
 )
 from memserve.errors import RegistryUnavailable
-from memserve.gateway.workers.report import reported
+from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.kv.index import BlockIndex
-from memserve.policy.routing.load import WorkerLoad
 from memserve.policy.sharing.fairness import Lately, worker_to_leave
 from memserve.processes.supervised import Failed, repeat, uncounted
 from memserve.registry.leases import Registry
@@ -38,6 +34,9 @@ DISCOVERY_S = 0.25
 # when no other worker is connected.
 SILENT_S = 1.0
 HELD_LOOK_S = 0.05
+# Of workers while another model is rolled out.
+OTHER_MODEL = "it serves another model than this gateway"
+LAST = "it is asked while no worker of this gateway's model is connected"
 FIRST_S = 2.0
 """A gateway that starts waits so long for the streams of the workers that are there."""
 RECONNECT_S = 0.2
@@ -45,128 +44,6 @@ RECONNECT_S = 0.2
 TIDY_STEPS = 8
 # A tenant that sent a request within this time is active.
 RECENT_S = 10.0
-
-
-@dataclass(slots=True)
-class Sent:
-    """A request of this gateway that has no first token yet."""
-
-    tokens: int
-    """That the worker computes for it."""
-    band: int
-    deadline_s: float
-    """By which it is ordered in the worker's waiting room."""
-    own_s: float
-    """Time of the engine, as forecast."""
-    at_s: float = field(default_factory=time.monotonic)
-
-
-@dataclass(slots=True)
-class PooledWorker:
-    """A worker as this gateway sees it."""
-
-    lease: WorkerLease
-    calls: WorkerCalls
-    """Code outside this file uses `calling`."""
-    connected: bool = False
-    """Whether its stream is alive, and no call has found it dead since."""
-    heard_s: float = 0.0
-    """When the last message of its stream came, on the monotonic clock."""
-    state: WorkerState = field(default_factory=WorkerState)
-    report: WorkerLoad = field(init=False)
-    """What it has to do, with what this gateway has sent since it said so."""
-    sent: dict[str, Sent] = field(default_factory=dict)
-    """This gateway's requests that have no first token yet, by request id."""
-    running: int = 0
-    """How many of this gateway's requests are at the worker."""
-    in_slots: Counter[str] = field(default_factory=Counter)
-    """By digest of a module that needs a slot of the batch: how many of this gateway's requests use it."""
-    tenants: Counter[str] = field(default_factory=Counter)
-    """By tenant: how many of this gateway's requests are at the worker."""
-    watch: asyncio.Task[None] | None = None
-    epoch: int = 0
-    """The epoch of the last block event; 0 before the first."""
-    sequence: int = 0
-    """The number of the last block event; 0 before the first."""
-
-    def __post_init__(self) -> None:
-        self.report = reported(self.lease.worker_id, self.state, self.heard_s)
-
-    def hear(self, state: WorkerState, now_s: float) -> None:
-        """The worker has reported."""
-        self.state = state
-        self.report = reported(self.lease.worker_id, state, now_s)
-        known = state.engine.recent if state.engine is not None else frozenset()
-        for request_id, sent in self.sent.items():
-            if request_id not in known and sent.at_s > now_s - RECENT_REQUESTS_S:
-                self.report.sent(sent.band, sent.deadline_s, sent.own_s, sent.tokens)
-
-    @contextlib.contextmanager
-    def calling(self) -> Iterator[WorkerCalls]:
-        """The calls to the worker.
-
-        A call that finds the worker dead is noted here and nowhere else. The worker is not chosen again until
-        its stream is back.
-        """
-        try:
-            yield self.calls
-        except WorkerDied as error:
-            log.warning("worker %s failed a call: %s", self.lease.worker_id, error.detail)
-            self.connected = False
-            raise
-
-    @contextlib.contextmanager
-    def serving(self, tenant: str, request_id: str, sent: Sent, slot_digest: str = "") -> Iterator[None]:
-        """Count a request from the moment of its routing, so that the next routing takes it into account.
-
-        slot_digest: the request's module that needs a slot of the batch; empty for none.
-        """
-        self.sent[request_id] = sent
-        self.report.sent(sent.band, sent.deadline_s, sent.own_s, sent.tokens)
-        self.running += 1
-        self.in_slots += Counter([slot_digest] if slot_digest else [])
-        self.tenants += Counter([tenant])
-        try:
-            yield
-        finally:
-            self.running -= 1
-            self.in_slots -= Counter([slot_digest])  # drops a module that is at 0
-            self.tenants -= Counter([tenant])
-            self.sent.pop(request_id, None)
-
-    def own_question(self, tokens: int) -> Sent:
-        """memserve's own, of so many tokens to compute."""
-        own_s = self.report.costs.prefill_s(0, tokens)
-        return Sent(tokens, Priority.BACKGROUND.band, math.inf, own_s)
-
-    def has_first_token(self, request_id: str) -> None:
-        """Note that the request's prompt is computed."""
-        self.sent.pop(request_id, None)
-
-    def place_of(self, digest: str) -> ModulePlace:
-        """Where the worker has the module, by its last state."""
-        return self.state.modules.get(digest, ModulePlace.ABSENT)
-
-    @property
-    def prefill_tokens_per_s(self) -> float:
-        """0: the worker has not measured its speed, or has sent a number that is no speed."""
-        speed = self.state.prefill_tokens_per_s
-        return speed if math.isfinite(speed) and speed > 0 else 0.0
-
-    @property
-    def pending_prefill_tokens(self) -> int:
-        """Prompt tokens that the worker has yet to compute.
-
-        It is the larger of two numbers: what this gateway sent, and what the worker's last state says. The
-        state includes the requests of other gateways.
-        """
-        own = sum(sent.tokens for sent in self.sent.values())
-        return max(own, self.state.pending_prefill_tokens)
-
-    @property
-    def load(self) -> tuple[int, int]:
-        """The worker with the smallest value is the least loaded worker."""
-        return self.pending_prefill_tokens, self.running
 
 
 class WorkerPool:
@@ -182,8 +59,12 @@ class WorkerPool:
         tokenizer_digest: str,
         connect: Callable[[WorkerLease], WorkerCalls],
         failed: Failed = uncounted,
+        model_digest: str = "",
     ) -> None:
         """tokenizer_digest: a worker with another tokenizer is not used.
+
+        model_digest: of the model that this gateway serves. A worker of another one, with the same tokenizer,
+        is asked only while no worker of this gateway's own is connected. Empty: any is its own.
 
         connect: returns the calls to a worker without waiting for the worker. It raises ValueError or
         TypeError when the lease's address is no address.
@@ -194,12 +75,13 @@ class WorkerPool:
         self.registry_ok = False
         self._registry = registry
         self._tokenizer_digest = tokenizer_digest
+        self._model_digest = model_digest
         self._connect = connect
         self._failed = failed
         # Workers that are not chosen any more, and whose channels are still open.
         self._left: list[PooledWorker] = []
-        # By id of a worker that has a lease and is not used: why not.
-        self._refused: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        """By id of a worker that has a lease and is not used: why not."""
         self._discovery: asyncio.Task[None] | None = None
         self._looked = asyncio.Event()
         self._lately = Lately(RECENT_S)
@@ -225,13 +107,23 @@ class WorkerPool:
             await worker.calls.close()
 
     def ready(self, now_s: float) -> list[PooledWorker]:
-        """The workers with a living stream.
+        """The workers that requests may go to.
 
-        If some of them were heard within the last SILENT_S seconds, only these are returned.
+        Those with a living stream; of them, those of this gateway's own model, if there are any; of these,
+        those that were heard within the last SILENT_S seconds, if there are any.
         """
         connected = [worker for worker in self.workers.values() if worker.connected]
-        fresh = [worker for worker in connected if now_s - worker.heard_s <= SILENT_S]
-        return fresh or connected
+        own = [worker for worker in connected if self.is_own(worker)] or connected
+        return [worker for worker in own if now_s - worker.heard_s <= SILENT_S] or own
+
+    def is_own(self, worker: PooledWorker) -> bool:
+        """Whether the worker serves this gateway's model."""
+        return self._model_digest in ("", worker.lease.model_digest)
+
+    def told_of(self, worker: PooledWorker) -> str:
+        """What a status says of the worker beside numbers, for people; empty: nothing."""
+        other = "" if self.is_own(worker) else f"{OTHER_MODEL} ({worker.lease.model_digest[:12]}): {LAST}"
+        return "; ".join(filter(None, (worker.lease.limits, other)))
 
     async def until_ready(self, timeout_s: float) -> None:
         """Wait until a worker is ready, or for so long."""
@@ -294,9 +186,9 @@ class WorkerPool:
         await self._follow(leases)
 
     async def _follow(self, leases: Mapping[str, WorkerLease]) -> None:
-        self._refused = {worker_id: why for worker_id, why in self._refused.items() if worker_id in leases}
+        self.refused = {worker_id: why for worker_id, why in self.refused.items() if worker_id in leases}
         for worker_id, lease in leases.items():
-            if worker_id not in self.workers and worker_id not in self._refused:
+            if worker_id not in self.workers and worker_id not in self.refused:
                 self._meet(lease)
         for worker_id, worker in list(self.workers.items()):
             # A lease may run out while Redis restarts. A worker whose stream is alive stays.
@@ -332,7 +224,7 @@ class WorkerPool:
                 why = f"its address is no address: {error}"
         if why:
             log.error("worker %s is not used: %s", lease.worker_id, why)
-            self._refused[lease.worker_id] = why
+            self.refused[lease.worker_id] = why
             return
         worker = PooledWorker(lease, calls)
         worker.watch = asyncio.create_task(

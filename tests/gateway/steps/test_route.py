@@ -172,7 +172,8 @@ async def test_a_worker_of_another_tokenizer_is_never_used(start_gateway: StartG
     )
     async with other, late:
         await gateway.sees(2)
-        assert {worker.worker_id for worker in (await gateway.client.status()).workers} == {"w0", "z-late"}
+        ready = {worker.worker_id: worker.ready for worker in (await gateway.client.status()).workers}
+        assert ready == {"a-other": False, "w0": True, "z-late": True}
         assert not other.watches
 
 

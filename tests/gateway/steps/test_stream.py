@@ -101,7 +101,6 @@ class MemoryFleet:
         settings = Settings(routing_policy="least_ttft", routing_exploration=0.0)
         self.pipeline = Pipeline(
             settings=settings,
-            model="tiny",
             inflight=Inflight(9, 9),
             live=LiveRequests(),
             metrics=self.metrics,

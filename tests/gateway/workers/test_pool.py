@@ -172,9 +172,9 @@ async def test_what_is_not_used_any_more_is_forgotten(start_gateway: StartGatewa
         "a-other",
         json.dumps(asdict(replace(gateway.workers[0].lease, worker_id="a-other", tokenizer_digest="0" * 64))),
     )
-    await until(lambda: "a-other" in pool._refused)
+    await until(lambda: "a-other" in pool.refused)
     gateway.redis.client.delete(lease_key("a-other"))
-    await until(lambda: not pool._refused)
+    await until(lambda: not pool.refused)
 
 
 # Fleets of several layouts

@@ -11,7 +11,7 @@ import pytest
 from memserve.domain import WorkerLease
 from memserve.domain.worker_calls import EngineState, StepCosts, WorkerCalls, WorkerState
 from memserve.gateway.workers.calls import _state
-from memserve.gateway.workers.pool import PooledWorker, Sent
+from memserve.gateway.workers.pooled_worker import PooledWorker, Sent
 from memserve.gateway.workers.report import UNKNOWN, reported
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.policy.routing.load import BUCKETS

@@ -13,7 +13,7 @@ from memserve.domain import Tenant
 from memserve.errors import MemserveError
 from memserve.gateway.assembly import GatewayParts
 from memserve.gateway.backups import Backups
-from memserve.gateway.workers.pool import PooledWorker
+from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.pb.v1 import status_pb2 as pb
 from memserve.pb.v1 import status_pb2_grpc as rpc
 
@@ -70,6 +70,8 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
                     own = await parts.modules.store.of_tenant(tenant.name, sorted(held))
             for name, worker in sorted(pool.workers.items()):
                 response.workers.append(self._worker(worker, tenant, own, ready=name in ready))
+            for name, why in sorted(pool.refused.items()):
+                response.workers.append(pb.WorkerStatus(worker_id=name, limits=f"not used: {why}"))
             if not request.workers_only:
                 await self._add_memories(response, tenant)
             return response
@@ -89,7 +91,7 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
             metrics_address=lease.metrics_address if tenant.is_admin else "",
             pid=lease.pid if tenant.is_admin else 0,
             shares_kv=lease.shares_kv,
-            limits=lease.limits,
+            limits=self._parts.pool.told_of(worker),
             ready=ready,
             running=state.running,
             waiting=state.waiting,
