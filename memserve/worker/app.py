@@ -11,10 +11,8 @@ from ray import serve
 
 from memserve.config import load_settings
 from memserve.errors import StartupError
-from memserve.worker.fleet.node_settings import check_cluster
+from memserve.worker.fleet.node_settings import RESTART, check_cluster
 from memserve.worker.replica import worker_application
-
-RESTART = "restart"
 
 
 def application(args: Mapping[str, str]) -> serve.Application:

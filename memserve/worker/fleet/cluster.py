@@ -16,11 +16,9 @@ from typing import Any
 
 from memserve.config import Settings
 from memserve.errors import StartupError
-from memserve.worker.app import RESTART
 from memserve.worker.fleet.generations import READY
 from memserve.worker.fleet.local_ray import forget_settings_environment
-from memserve.worker.fleet.node_settings import check_cluster, cluster_environment
-from memserve.worker.replica import DEPLOYMENT
+from memserve.worker.fleet.node_settings import DEPLOYMENT, RESTART, check_cluster, cluster_environment
 
 log = logging.getLogger("memserve.workers")
 

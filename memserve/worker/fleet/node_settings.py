@@ -15,6 +15,11 @@ from memserve.worker.fleet.local_ray import common_environment
 
 log = logging.getLogger("memserve.workers")
 
+DEPLOYMENT = "worker"
+"""The deployment of the application, and of a Ray of memserve's own."""
+RESTART = "restart"
+"""The argument of the application that has Serve replace its workers."""
+
 # Ray has the token from its own variables already where KubeRay started it.
 RAYS_TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # How long a node and its workers go on without Ray's head, which is a week: they serve over their own ports.
