@@ -6,13 +6,14 @@ PIP_ARGS ?=
 LOCK ?= requirements.lock
 BIN := .venv/bin
 
-.PHONY: help setup demo test deploy-tools chromium check format proto client lock clean
+.PHONY: help setup demo test deploy-tools chromium check format proto client chart lock clean
 help:
 	@echo "make demo    set up, then show what memserve does (about 3 minutes the first time)"
 	@echo "make test    set up, then run every test; installs Chromium where it is missing and apt-get may"
 	@echo "make check   lint, types, import contracts, generated code and docs"
 	@echo "make proto   generate memserve/pb from protos/"
 	@echo "make client  generate memserve/client/_sync from memserve/client/_async"
+	@echo "make chart   generate the Helm chart's schema, and its copies of deploy/"
 	@echo "make lock    resolve the lock files again"
 
 setup: .venv/installed
@@ -45,6 +46,7 @@ check: setup
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python memserve/client/generate.py --check
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python helm/generate.py --check
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -55,6 +57,9 @@ proto: setup
 
 client: setup
 	$(BIN)/python memserve/client/generate.py
+
+chart: setup
+	$(BIN)/python helm/generate.py
 
 # Complete and pinned; they are installed with --no-deps. The CUDA lock is resolved, not run, by this
 # project's CI.

@@ -3,8 +3,8 @@ date.
 
 Each page comes from what the code itself reads: settings from `Settings`, metrics from the instruments,
 RPCs from the .proto files and their comments, commands from typer, scenarios of `memserve bench` from the
-model that checks them, error reasons from the exceptions and the table of statuses. Nothing here imports
-vLLM, so that a check takes seconds.
+model that checks them, error reasons from the exceptions and the table of statuses, values of the Helm chart
+from the comments of its values.yaml. Nothing here imports vLLM, so that a check takes seconds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from rpcs import rpcs_page
 from scenarios import scenarios_page
+from values import values_page
 
 from memserve import errors
 from memserve.api.grpc.errors import STATUS, WITH_RETRY
@@ -71,6 +72,7 @@ def pages() -> dict[str, str]:
         "commands.md": commands_page(),
         "errors.md": errors_page(),
         "scenarios.md": scenarios_page(),
+        "values.md": values_page(),
     }
 
 

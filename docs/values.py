@@ -1,7 +1,7 @@
 """The values of the Helm chart, as the comments of its values.yaml document them.
 
-A comment `# -- …` above a key says what it means, and `# @schema {…}` adds to the JSON schema that follows from
-the key's default. `helm/generate.py` makes the chart's schema from the same.
+A comment `# -- …` above a key says what it means, and `# @schema {…}` adds to the JSON schema that follows
+from the key's default. `helm/generate.py` makes the chart's schema from the same.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from layout import head, one_line, table
 
 CHART = Path(__file__).resolve().parents[1] / "helm" / "memserve"
 INTRODUCTION = """
-Values of the chart `helm/memserve`, from the comments of its values.yaml. A key that does not exist and a value
-against its rule are refused by name. [Deploy on Kubernetes](../how-to/deploy-on-kubernetes.md) says how to use
-them.
+Values of the chart `helm/memserve`, from the comments of its values.yaml. A key that does not exist and a
+value against its rule are refused by name. [Deploy on Kubernetes](../how-to/deploy-on-kubernetes.md) says how
+to use them.
 """
 KEY = re.compile(r"^( *)(\w+):")
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}

@@ -1,7 +1,8 @@
-"""Generate what the chart has of other files: `python helm/generate.py`; `--check` fails when it is out of date.
+"""Generate what the chart has of other files: `python helm/generate.py`; `--check` fails when it is stale.
 
-values.schema.json comes from the comments of values.yaml and from memserve's settings. The rules of Prometheus
-and the dashboards of Grafana are copies of those in `deploy/`, since a chart cannot reach outside of itself.
+values.schema.json comes from the comments of values.yaml and from memserve's settings. The rules of
+Prometheus and the dashboards of Grafana are copies of those in `deploy/`, since a chart cannot reach outside
+of itself.
 """
 
 from __future__ import annotations

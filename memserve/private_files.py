@@ -206,9 +206,11 @@ def _sync_folder(folder: Path) -> None:
 def _mend(path: Path) -> None:
     """Take every right from group and others.
 
-    Links are left alone, and a file that is gone is passed over.
+    Links are left alone, and so is what belongs to another user: a volume that is mounted there is root's. A
+    file that is gone is passed over.
     """
     with contextlib.suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if not stat.S_ISLNK(mode) and mode & 0o077:
+        found = path.lstat()
+        mode = found.st_mode
+        if found.st_uid == os.geteuid() and not stat.S_ISLNK(mode) and mode & 0o077:
             path.chmod(stat.S_IMODE(mode) & 0o700)

@@ -128,6 +128,34 @@ def test_the_rights_of_a_data_directory_are_mended(tmp_path: Path) -> None:
     assert (tmp_path / "outside").stat().st_mode & 0o777 == 0o644
 
 
+AS_ANOTHER_USER = """
+import os
+from pathlib import Path
+from memserve.private_files import open_data_dir
+if os.geteuid() == 0:
+    for name in (".", "models/own"):
+        os.chown(name, 12345, 12345)
+    os.seteuid(12345)
+open_data_dir(Path("."))
+"""
+
+
+def test_a_volume_of_roots_in_a_data_directory_keeps_its_rights(tmp_path: Path) -> None:
+    """Kubernetes mounts a volume below data_dir as root's, which memserve's user may write but not change."""
+    models = tmp_path / "data" / "models"
+    (models / "own").mkdir(parents=True)
+    models.chmod(0o777)
+    (models / "own").chmod(0o755)
+    ran = subprocess.run(
+        [sys.executable, "-c", AS_ANOTHER_USER],
+        cwd=models.parent, capture_output=True, encoding="utf-8", check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (models / "own").stat().st_mode & 0o777 == 0o700
+    assert models.stat().st_mode & 0o777 == (0o777 if os.geteuid() == 0 else 0o700)
+
+
 def test_what_is_no_directory_of_ours_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(StartupError, match="is a file"):

@@ -1,8 +1,8 @@
 """Schemas of the kinds that operators define.
 
-cert-manager, KEDA and Prometheus' operator: models that the packages cloudcoil-models-… make of the operators'
-own definitions. KubeRay and the Gateway API have no such package: what the chart uses of them is written down
-here by their documents, and a Ray pod is checked as a pod of Kubernetes.
+cert-manager, KEDA and Prometheus' operator: models that the packages cloudcoil-models-… make of the
+operators' own definitions. KubeRay and the Gateway API have no such package: what the chart uses of them is
+written down here by their documents, and a Ray pod is checked as a pod of Kubernetes.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ RAY_CLUSTER = closed(
     autoscalerOptions=closed(
         [], version={"enum": ["v1", "v2"]}, idleTimeoutSeconds=WHOLE, securityContext=ANY
     ),
-    gcsFaultToleranceOptions=closed(
-        [], redisAddress=TEXT, redisPassword=closed([], valueFrom=SECRET_KEY)
-    ),
+    gcsFaultToleranceOptions=closed([], redisAddress=TEXT, redisPassword=closed([], valueFrom=SECRET_KEY)),
     headGroupSpec=closed(
         ["template"],
         serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},

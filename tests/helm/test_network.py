@@ -107,36 +107,32 @@ def test_the_kubelet_reaches_the_probes_where_the_network_needs_to_be_told(mode:
         assert taken(objects, outside("10.9.0.1"), part(component)) == set()
 
 
+TOKENS = {"jwt_jwks": "https://a/k", "jwt_issuer": "https://a", "jwt_audience": "memserve"}
+OUTSIDE = outside("203.0.113.9")
+HUBS = {"networkPolicy": {"external": {"enabled": True}}}
+TRACED = {"settings": {"traces_endpoint": "http://otel:4317"}}
+MILVUS = {"milvus": {"uri": "http://milvus:19530"}}
+OWN_REDIS = {
+    "redis": {"mode": "external", "external": {"url": "redis://r:7000"}},
+    "networkPolicy": {"redis": {"ports": [7000, 26379], "to": [{"ipBlock": {"cidr": "10.7.0.0/24"}}]}},
+}
+SCALED_RAY = {"workers": {"mode": "kuberay", "kuberay": {"autoscaler": {"enabled": True}}}}
 EGRESS: list[tuple[str, dict[str, Any], str, Peer, set[int]]] = [
-    ("no traces", {}, "gateway", outside("203.0.113.9"), set()),
-    ("no models", {}, "worker", outside("203.0.113.9"), set()),
-    ("hubs", {"networkPolicy": {"external": {"enabled": True}}}, "worker", outside("203.0.113.9"), {443}),
-    ("hubs, gateway", {"networkPolicy": {"external": {"enabled": True}}}, "gateway", outside("203.0.113.9"), {443}),
-    ("keys of tokens", {"settings": {"jwt_jwks": "https://a/jwks"}}, "gateway", outside("203.0.113.9"), {443}),
-    ("keys, not for workers", {"settings": {"jwt_jwks": "https://a/k"}}, "worker", outside("203.0.113.9"), set()),
-    ("traces", {"settings": {"traces_endpoint": "http://otel:4317"}}, "worker", pod("otel"), {4317}),
-    ("traces of one part", {"gateway": {"settings": {"traces_endpoint": "http://o:4317"}}}, "worker", pod("otel"), set()),
-    ("Milvus", {"milvus": {"uri": "http://milvus:19530"}}, "gateway", pod("milvus"), {19530}),
-    ("Milvus, not for workers", {"milvus": {"uri": "http://milvus:19530"}}, "worker", pod("milvus"), set()),
-    (
-        "Redis of one's own",
-        {
-            "redis": {"mode": "external", "external": {"url": "redis://r:7000"}},
-            "networkPolicy": {"redis": {"ports": [7000, 26379], "to": [{"ipBlock": {"cidr": "10.7.0.0/24"}}]}},
-        },
-        "worker",
-        outside("10.7.0.5"),
-        {7000, 26379},
-    ),
-    (
-        "the autoscaler's API",
-        {"workers": {"mode": "kuberay", "kuberay": {"autoscaler": {"enabled": True}}}},
-        "ray-head",
-        outside("10.96.0.1"),
-        {443, 6443},
-    ),
+    ("nothing from a gateway", {}, "gateway", OUTSIDE, set()),
+    ("nothing from a worker", {}, "worker", OUTSIDE, set()),
+    ("hubs from a worker", HUBS, "worker", OUTSIDE, {443}),
+    ("hubs from a gateway", HUBS, "gateway", OUTSIDE, {443}),
+    ("keys of tokens", {"settings": TOKENS}, "gateway", OUTSIDE, {443}),
+    ("keys of tokens, not for workers", {"settings": TOKENS}, "worker", OUTSIDE, set()),
+    ("traces", TRACED, "worker", pod("otel"), {4317}),
+    ("traces of the gateway only", {"gateway": TRACED}, "worker", pod("otel"), set()),
+    ("Milvus", MILVUS, "gateway", pod("milvus"), {19530}),
+    ("Milvus, not for workers", MILVUS, "worker", pod("milvus"), set()),
+    ("Redis of one's own", OWN_REDIS, "worker", outside("10.7.0.5"), {7000, 26379}),
+    ("Redis of one's own, and not beside it", OWN_REDIS, "worker", outside("10.8.0.5"), set()),
+    ("the autoscaler's API", SCALED_RAY, "ray-head", outside("10.96.0.1"), {443, 6443}),
     ("no API for others", {"workers": {"mode": "kuberay"}}, "ray-head", outside("10.96.0.1"), set()),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", EGRESS, ids=[case[0] for case in EGRESS])

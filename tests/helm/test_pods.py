@@ -90,7 +90,11 @@ def test_everything_that_is_written_has_a_volume(name: str) -> None:
         homes = {item["name"]: item["value"] for item in each["env"] if "value" in item}
         assert homes["HOME"] == "/tmp", where
         if each["name"] != "test":
-            assert {"/var/lib/memserve", "/var/cache/memserve", "/etc/memserve/secrets"} <= mounts.keys(), where
+            assert {
+                "/var/lib/memserve",
+                "/var/lib/memserve/models",
+                "/etc/memserve/secrets",
+            } <= mounts.keys(), where
         if "ray" in each["name"] or each["name"] == "worker":
             shm = next(volume for volume in pod["volumes"] if volume["name"] == mounts["/dev/shm"])
             assert shm["emptyDir"]["medium"] == "Memory" and shm["emptyDir"]["sizeLimit"], where
@@ -112,7 +116,9 @@ def test_probes_of_memserve_know_ready_from_alive(name: str) -> None:
     for where, _, each in containers(example_manifests(name)):
         if each["name"] == "test":
             continue
-        startup, readiness, liveness = (each[f"{probe}Probe"] for probe in ("startup", "readiness", "liveness"))
+        startup, readiness, liveness = (
+            each[f"{probe}Probe"] for probe in ("startup", "readiness", "liveness")
+        )
         assert liveness["failureThreshold"] * liveness["periodSeconds"] >= 60, where
         assert startup["failureThreshold"] * startup.get("periodSeconds", 10) >= 600, where
         if "grpc" in liveness:
@@ -177,7 +183,11 @@ def settings_of(objects: list[Manifest], config_map: str) -> Settings:
 @every_example
 def test_every_variable_is_a_setting_and_is_read(name: str) -> None:
     objects = example_manifests(name)
-    maps = [each for each in of_kind(objects, "ConfigMap") if any(key.startswith("MEMSERVE_") for key in each["data"])]
+    maps = [
+        each
+        for each in of_kind(objects, "ConfigMap")
+        if any(key.startswith("MEMSERVE_") for key in each["data"])
+    ]
     assert len(maps) == 2
     for each in maps:
         settings = load_settings(each["data"])
@@ -185,7 +195,10 @@ def test_every_variable_is_a_setting_and_is_read(name: str) -> None:
     for where, _, each in containers(objects):
         names = [item["name"] for item in each.get("env", ()) if item["name"].startswith("MEMSERVE_")]
         client = {"MEMSERVE_API_KEY", "MEMSERVE_TLS_CA_FILE", "MEMSERVE_TLS_CLIENT_CERT_FILE"}
-        known = {SETTINGS_DIR, "MEMSERVE_RAY_ADDRESS", "MEMSERVE_TLS_CLIENT_KEY_FILE", *client}
+        known = {
+            SETTINGS_DIR, "MEMSERVE_RAY_ADDRESS", "MEMSERVE_WORKER_ADDRESS", "MEMSERVE_TLS_CLIENT_KEY_FILE",
+            *client,
+        }  # fmt: skip
         assert set(names) <= known, where
 
 
@@ -193,7 +206,11 @@ def test_a_part_s_own_settings_go_before_the_shared() -> None:
     values = {
         "settings": {"page": True, "kv_ttl_s": 7200, "disk_reserve_bytes": 0, "routing_exploration": 0.25},
         "gateway": {"settings": {"page": False}},
-        "workers": {"settings": {"kv_ttl_s": 60, "kv_host_bytes": 8589934592}},
+        "workers": {
+            "settings": {"kv_ttl_s": 60, "kv_host_bytes": 8589934592},
+            "shmSize": "8.5Gi",
+            "resources": {"limits": {"memory": "16G"}},
+        },
     }
     objects = manifests(values)
     gateway, worker = settings_of(objects, "memserve-gateway"), settings_of(objects, "memserve-worker")
@@ -210,8 +227,13 @@ def test_files_that_settings_name_are_mounted(name: str) -> None:
         for workload in workloads:
             release = workload["metadata"]["name"].removesuffix(f"-{config_map}")
             values = variables(objects, f"{release}-{config_map}")
-            mounts = [mount["mountPath"] for mount in container(objects, kind, f"{release}-{config_map}")["volumeMounts"]]
-            files = [value for key, value in values.items() if value.startswith("/") and key.endswith("_FILE")]
+            mounts = [
+                mount["mountPath"]
+                for mount in container(objects, kind, f"{release}-{config_map}")["volumeMounts"]
+            ]
+            files = [
+                value for key, value in values.items() if value.startswith("/") and key.endswith("_FILE")
+            ]
             assert files or config_map == "worker"
             assert [file for file in files if file.rpartition("/")[0] not in mounts] == []
 
@@ -248,7 +270,11 @@ def test_secrets_are_files_by_the_names_of_settings() -> None:
             if each["name"] in ("redis", "test"):
                 continue
             [volume] = [volume for volume in pod["volumes"] if volume["name"] == "secrets"]
-            paths = [item["path"] for source in volume["projected"]["sources"] for item in source["secret"]["items"]]
+            paths = [
+                item["path"]
+                for source in volume["projected"]["sources"]
+                for item in source["secret"]["items"]
+            ]
             assert {"salt_key", "redis_url"} <= set(paths) <= SECRETS, where
             # Workers do not speak to Milvus.
             assert "milvus_token" not in paths or each["name"] == "gateway", where
@@ -262,7 +288,10 @@ def test_the_chart_s_own_secrets_fit_together() -> None:
     assert len(redis["password"]) >= 32
     assert len(data_of(objects, "memserve-salt")["salt_key"].encode()) >= 32
     keys = data_of(objects, "memserve-api-keys")
-    assert json.loads(keys["keys.json"])["keys"][0]["sha256"] == hashlib.sha256(keys["admin_key"].encode()).hexdigest()
+    assert (
+        json.loads(keys["keys.json"])["keys"][0]["sha256"]
+        == hashlib.sha256(keys["admin_key"].encode()).hexdigest()
+    )
 
 
 def test_the_file_of_keys_is_one_that_a_gateway_reads(tmp_path: Any) -> None:
@@ -353,6 +382,17 @@ def test_a_gpu_is_asked_for_by_its_resource() -> None:
     [ray] = of_kind(example_manifests("gpu-kuberay"), "RayService")
     pods = [template["spec"]["containers"][0]["resources"]["limits"] for _, template in pod_templates([ray])]
     assert [limits.get("nvidia.com/gpu") for limits in pods] == [None, 1]
+    settings = settings_of(example_manifests("gpu-kuberay"), "memserve-worker")
+    assert (settings.workers, settings.worker_gpus) == (4, 1)
+    two = manifests({"workers": {"replicas": 3, "gpu": {"count": 2}}})
+    assert settings_of(two, "memserve-worker").workers == 6
+    assert settings_of(manifests(), "memserve-worker").worker_gpus == 0
+
+
+def test_workers_know_nothing_of_tokens() -> None:
+    objects = example_manifests("everything")
+    assert settings_of(objects, "memserve-gateway").jwt_jwks == "/etc/memserve/jwks/jwks.json"
+    assert not [key for key in variables(objects, "memserve-worker") if "JWT" in key]
 
 
 def test_nothing_is_rendered_with_a_name_of_go() -> None:

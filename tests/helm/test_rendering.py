@@ -56,7 +56,10 @@ PLANTED: list[tuple[str, tuple[Any, ...]]] = [
     ("StatefulSet", ("spec", "template", "spec", "containers", 0, "readinesProbe")),
     ("NetworkPolicy", ("spec", "ingres")),
     ("RayService", ("spec", "rayClusterConfig", "headGroup")),
-    ("RayService", ("spec", "rayClusterConfig", "headGroupSpec", "template", "spec", "containers", 0, "prots")),
+    (
+        "RayService",
+        ("spec", "rayClusterConfig", "headGroupSpec", "template", "spec", "containers", 0, "prots"),
+    ),
     ("ServiceMonitor", ("spec", "endpoints", 0, "intervall")),
     ("PodMonitor", ("spec", "podMetricsEndpoints", 0, "sheme")),
     ("PrometheusRule", ("spec", "groups", 0, "rules", 0, "alerts")),
@@ -82,8 +85,16 @@ def test_a_key_that_is_misspelt_is_found(kind: str, path: tuple[Any, ...]) -> No
 
 def test_a_kind_that_the_cluster_lacks_is_explained() -> None:
     for values, operator, words in (
-        ({"workers": {"mode": "kuberay"}}, "ray.io/v1", "workers.mode: the cluster has no ray.io/v1; install"),
-        ({"metrics": {"prometheusRule": {"enabled": True}}}, "monitoring.coreos.com/v1", "Prometheus' operator"),
+        (
+            {"workers": {"mode": "kuberay"}},
+            "ray.io/v1",
+            "workers.mode: the cluster has no ray.io/v1; install",
+        ),
+        (
+            {"metrics": {"prometheusRule": {"enabled": True}}},
+            "monitoring.coreos.com/v1",
+            "Prometheus' operator",
+        ),
     ):
         others = tuple(each for each in OPERATORS if each != operator)
         assert manifests(values)
@@ -101,7 +112,8 @@ def test_an_autoscaler_owns_the_number_alone() -> None:
     assert named(plain, "Deployment", "memserve-gateway")["spec"]["replicas"] == 1
     assert named(plain, "StatefulSet", "memserve-worker")["spec"]["replicas"] == 3
     [ray] = of_kind(
-        manifests({"workers": {"mode": "kuberay", "kuberay": {"autoscaler": {"enabled": True}}}}), "RayService"
+        manifests({"workers": {"mode": "kuberay", "kuberay": {"autoscaler": {"enabled": True}}}}),
+        "RayService",
     )
     [group] = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert "replicas" not in group

@@ -1,5 +1,7 @@
-"""Who may reach whom, by the rendered NetworkPolicies, as Kubernetes reads them: a connection is taken when the
-caller's policies let it out and the called pod's let it in; a pod that no policy selects takes everything.
+"""Who may reach whom, by the rendered NetworkPolicies, as Kubernetes reads them.
+
+A connection is taken when the caller's policies let it out and the called pod's let it in. A pod that no
+policy selects takes everything.
 """
 
 from __future__ import annotations

@@ -20,10 +20,8 @@ seccompProfile: {type: RuntimeDefault}
 {{/* Environment of memserve's containers. Everything that is written has a volume: HOME is /tmp. */}}
 {{- define "memserve.environment" -}}
 - {name: HOME, value: /tmp}
-- {name: HF_HOME, value: /var/cache/memserve/huggingface}
+- {name: HF_HOME, value: /var/lib/memserve/models/huggingface}
 - {name: MEMSERVE_SETTINGS_DIR, value: /etc/memserve/secrets}
-- name: POD_IP
-  valueFrom: {fieldRef: {fieldPath: status.podIP}}
 {{- end -}}
 
 {{/* root, gateway: the secret settings, a file each. */}}

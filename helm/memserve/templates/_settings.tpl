@@ -62,21 +62,26 @@ worker_port: 50061
 worker_metrics_port: 9465
 worker_health_port: 50062
 shutdown_grace_s: {{ .Values.workers.shutdownGraceSeconds }}
+{{- $engines := max 1 .Values.workers.gpu.count }}
 {{- if .Values.workers.autoscaling.enabled }}
-workers: {{ .Values.workers.autoscaling.minReplicas }}
-max_workers: {{ .Values.workers.autoscaling.maxReplicas }}
+workers: {{ mul $engines .Values.workers.autoscaling.minReplicas }}
+max_workers: {{ mul $engines .Values.workers.autoscaling.maxReplicas }}
 {{- else if and (eq .Values.workers.mode "kuberay") .Values.workers.kuberay.autoscaler.enabled }}
-workers: {{ max 1 .Values.workers.kuberay.autoscaler.minReplicas }}
-max_workers: {{ .Values.workers.kuberay.autoscaler.maxReplicas }}
+workers: {{ mul $engines (max 1 .Values.workers.kuberay.autoscaler.minReplicas) }}
+max_workers: {{ mul $engines .Values.workers.kuberay.autoscaler.maxReplicas }}
 {{- else }}
-workers: {{ default 1 .Values.workers.replicas }}
+workers: {{ mul $engines (default 1 .Values.workers.replicas) }}
+{{- end }}
+{{- if .Values.workers.gpu.count }}
+worker_gpus: 1
 {{- end }}
 {{- if eq .Values.workers.mode "statefulset" }}
 ray_token_file: /etc/memserve/ray/token
 {{- end }}
 {{- end -}}
 
-{{/* chart, given: dictionaries of settings, the later goes before. Lines of a ConfigMap. */}}
+{{/* chart, shared, own: settings, the later goes before; leaveOut: how names begin that this part has no use
+     for. Lines of a ConfigMap. */}}
 {{- define "memserve.settingLines" -}}
 {{- $all := dict -}}
 {{- range $some := list .chart .shared .own -}}
@@ -85,7 +90,9 @@ ray_token_file: /etc/memserve/ray/token
 {{- end -}}
 {{- end -}}
 {{- range $name, $value := $all }}
+{{- if not (and $.leaveOut (hasPrefix $.leaveOut $name)) }}
 MEMSERVE_{{ upper $name }}: {{ include "memserve.settingText" $value | quote }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -106,6 +113,8 @@ worker_host: it is 0.0.0.0 in a pod
 worker_port: it is 50061 in a pod
 worker_metrics_port: it is 9465 in a pod
 worker_health_port: it is 50062 in a pod
+worker_address: it is the pod's
+worker_gpus: workers.gpu.count
 workers: workers.replicas, or workers.autoscaling
 max_workers: workers.autoscaling, or workers.kuberay.autoscaler
 ray_address: the chart's own Ray head

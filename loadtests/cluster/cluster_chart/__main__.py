@@ -17,6 +17,7 @@ processors, so that times to ready and drain times are upper bounds on two cores
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser("cluster_chart", __doc__)
     options.add_argument("--keep", action="store_true", help="keep the folder with the pods' logs")
     chosen = options.parse_args(arguments)
+    # Ended by a signal, it leaves no hosts behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="memserve-chart-"))
     # Users of pods have no more rights here than in a cluster.
     folder.chmod(0o755)

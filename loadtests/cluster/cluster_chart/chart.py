@@ -117,6 +117,8 @@ def outside_objects() -> list[Manifest]:
     }
     spec = {
         "enableServiceLinks": False,
+        # It takes no notice of SIGTERM as process 1.
+        "terminationGracePeriodSeconds": 2,
         "containers": [container],
         "volumes": [{"name": "data", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
     }

@@ -83,7 +83,7 @@ class Run:
                     self._roll(cluster, asking, WORKERS, "workers", WORKER_ROLL_OUT_S)
                 self._get_stuck(cluster, asking)
             report("the release ends")
-            self.seen.ended = [pod.record for pod in cluster.pods() if pod.pod.owner]
+            self.seen.ended = [pod.record for pod in self._own(cluster)]
         return self.seen
 
     @contextlib.contextmanager
@@ -116,11 +116,14 @@ class Run:
         self.seen.all_ready_s = time.monotonic() - started_s
         self.seen.records = [pod.record for pod in cluster.pods()]
 
+    def _own(self, cluster: Cluster) -> list[RunningPod]:
+        """The release's pods."""
+        return [pod for pod in cluster.pods() if pod.pod.owner.partition("/")[2].startswith(RELEASE)]
+
     def _try_wires(self, cluster: Cluster) -> None:
         report("every wire is tried")
         policies = Objects(self._objects).of("NetworkPolicy")
-        own = [pod for pod in cluster.pods() if pod.pod.owner.partition("/")[2].startswith(RELEASE)]
-        self.seen.listening = [listening(pod, policies) for pod in own]
+        self.seen.listening = [listening(pod, policies) for pod in self._own(cluster)]
         with _idle(cluster, "client", CLIENT_LABELS) as client, _idle(cluster, "stranger", {}) as stranger:
             parts = {"client": client, "stranger": stranger, **_parts(cluster)}
             self.seen.tries = tried(wires(RAY_PORTS), parts)

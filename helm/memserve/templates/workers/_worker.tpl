@@ -17,7 +17,7 @@
 
 {{- define "memserve.workerMounts" -}}
 - {name: data, mountPath: /var/lib/memserve}
-- {name: models, mountPath: /var/cache/memserve}
+- {name: models, mountPath: /var/lib/memserve/models}
 - {name: tmp, mountPath: /tmp}
 - {name: shm, mountPath: /dev/shm}
 - {name: secrets, mountPath: /etc/memserve/secrets, readOnly: true}
@@ -68,6 +68,8 @@
 
 {{- define "memserve.workerEnvironment" -}}
 {{ include "memserve.environment" . }}
+- name: MEMSERVE_WORKER_ADDRESS
+  valueFrom: {fieldRef: {fieldPath: status.podIP}}
 {{- with .Values.workers.extraEnv }}
 {{ toYaml . }}
 {{- end }}
