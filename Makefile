@@ -13,8 +13,8 @@ help:
 	@echo "make check   lint, types, import contracts, generated code and docs"
 	@echo "make proto   generate memserve/pb from protos/"
 	@echo "make client  generate memserve/client/_sync from memserve/client/_async"
-	@echo "make chart   generate the Helm chart's schema, and its copies of deploy/"
 	@echo "make lock    resolve the lock files again"
+	@echo "make chart   generate the Helm chart's schema, and its copies of deploy/"
 
 setup: .venv/installed
 .venv/installed: $(LOCK) pyproject.toml

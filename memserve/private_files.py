@@ -56,7 +56,7 @@ def open_data_dir(folder: Path) -> None:
         found = folder.stat()
         if found.st_uid == os.geteuid():
             folder.chmod(0o700)
-        elif not _is_volume(found, writable=os.access(folder, os.W_OK | os.X_OK)):
+        elif not _is_volume(found, writable=os.access(folder, os.W_OK | os.X_OK, effective_ids=True)):
             raise StartupError(
                 f"data_dir {folder} belongs to user {found.st_uid}, and memserve runs as {os.geteuid()}; "
                 "choose another data_dir"

@@ -182,7 +182,7 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
         {},
         optional={
             "data_dir": names.filter(bool).map(lambda name: Path("/tmp") / name.replace("/", "_")),
-            "redis_url": names,
+            "redis_url": names.filter(lambda url: "+" not in url),
             "salt_key": names,
             "host": names,
             "port": st.integers(0, 65535),

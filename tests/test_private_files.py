@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -126,6 +129,30 @@ def test_the_rights_of_a_data_directory_are_mended(tmp_path: Path) -> None:
         path for path in (folder, *folder.rglob("*")) if not path.is_symlink() and path.stat().st_mode & 0o077
     ] == []
     assert (tmp_path / "outside").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_volume_of_roots_that_everybody_may_write_is_a_data_directory() -> None:
+    """Kubernetes mounts its volumes so. pytest's own folders cannot be entered by another user."""
+    if os.geteuid() != 0:
+        return
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    try:
+        os.seteuid(12345)
+        with pytest.raises(StartupError, match="belongs to user 0"):
+            open_data_dir(folder)
+        for mode, refused in ((0o1777, True), (0o777, False)):
+            os.seteuid(0)
+            folder.chmod(mode)
+            os.seteuid(12345)
+            with pytest.raises(StartupError) if refused else contextlib.nullcontext():
+                open_data_dir(folder)
+        (folder / "keys.json").touch(mode=0o644)
+        open_data_dir(folder)
+        assert (folder / "keys.json").stat().st_mode & 0o777 == 0o600
+        assert folder.stat().st_mode & 0o777 == 0o777
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(folder)
 
 
 AS_ANOTHER_USER = """

@@ -41,10 +41,10 @@ debian_packages_of() {
 
 debian() {
   export DEBIAN_FRONTEND=noninteractive
-  apt-get -qq update
+  apt-get -qq -o Dpkg::Use-Pty=0 update
   # The base image has a date. What Debian has mended since comes in here.
-  apt-get -qq -y upgrade
-  apt-get -qq -y install --no-install-recommends $(debian_packages_of "$1")
+  apt-get -qq -o Dpkg::Use-Pty=0 -y upgrade
+  apt-get -qq -o Dpkg::Use-Pty=0 -y install --no-install-recommends $(debian_packages_of "$1")
   apt-get clean
   rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/log/apt /var/log/dpkg.log /var/log/alternatives.log
 }

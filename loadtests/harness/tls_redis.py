@@ -59,6 +59,15 @@ class TlsRedis:
         """With the server's own certificate."""
         return _client(self.files, self.port)
 
+    @contextmanager
+    def plain_port(self) -> Iterator[int]:
+        """A port of the same server without TLS, while inside."""
+        kept = KeptPort()
+        with self.client() as client:
+            client.config_set("port", kept.number)
+            yield kept.number
+            client.config_set("port", 0)
+
     def answers(self) -> bool:
         with self.client() as client:
             try:

@@ -23,6 +23,8 @@ class TlsRelay:
         self._files, self._host, self._port = files, host, port
         self.connections = 0
         """With a certificate that was accepted."""
+        self.received_bytes = 0
+        """From clients, inside TLS."""
         self._open: set[asyncio.StreamWriter] = set()
 
     @contextlib.asynccontextmanager
@@ -61,19 +63,23 @@ class TlsRelay:
         try:
             from_server, to_server = await asyncio.open_connection(self._host, self._port)
             self._open.add(to_server)
-            await asyncio.gather(_pass_on(from_client, to_server), _pass_on(from_server, to_client))
+            await asyncio.gather(
+                self._pass_on(from_client, to_server, counted=True), self._pass_on(from_server, to_client)
+            )
             self._open.discard(to_server)
         finally:
             to_client.transport.abort()
             self._open.discard(to_client)
 
-
-async def _pass_on(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while content := await source.read(1 << 18):
-            to.write(content)
-            await to.drain()
-    to.transport.abort()
+    async def _pass_on(
+        self, source: asyncio.StreamReader, to: asyncio.StreamWriter, *, counted: bool = False
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while content := await source.read(1 << 18):
+                self.received_bytes += len(content) if counted else 0
+                to.write(content)
+                await to.drain()
+        to.transport.abort()
 
 
 async def main(port: str, certificate: str, key: str, authorities: str, host: str, target: str) -> None:

@@ -21,6 +21,7 @@ from memserve.cli.health import health
 from memserve.cli.keys import keys_app
 from memserve.cli.kv import kv_app
 from memserve.cli.memories import forget, remember, search
+from memserve.cli.models import models_app
 from memserve.cli.modules import modules_app
 from memserve.cli.options import HELP
 from memserve.cli.serve import gateway, ray_node, settings, up, workers
@@ -82,6 +83,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(modules_app, name="modules")
+app.add_typer(models_app, name="models")
 app.add_typer(audit_app, name="audit")
 app.add_typer(kv_app, name="kv")
 app.add_typer(keys_app, name="keys")

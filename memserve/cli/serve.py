@@ -36,7 +36,9 @@ class SettingOptions:
 
     model: Annotated[
         str | None,
-        typer.Option(help="Model directory or Hugging Face name. Default: the bundled demo model."),
+        typer.Option(
+            help="Model directory, Hugging Face name, or URL of a directory. Default: the bundled demo model."
+        ),
     ] = None
     workers: Annotated[int | None, typer.Option(help="vLLM workers. Default: 2.")] = None
     port: Annotated[int | None, typer.Option(help="gRPC port of the gateway. Default: 50051.")] = None
@@ -129,7 +131,8 @@ def gateway(
 
     settings = load_settings()
     log_to_stderr(settings.log_format)
-    asyncio.run(serve_gateway(with_models(settings), ports_held=ports_held, own_socket=own_socket))
+    models = with_models(settings, weights=False)
+    asyncio.run(serve_gateway(models, ports_held=ports_held, own_socket=own_socket))
 
 
 def workers(

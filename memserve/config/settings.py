@@ -36,12 +36,13 @@ class Settings(PortSettings, IdentitySettings):
     model: str = Field(
         "",
         description="Model directory, Hugging Face name, or fsspec URL (s3://, gs:// …) of a directory. "
-        "Empty: the bundled demo model.",
+        "The last two are fetched into data_dir/models, once for a machine. Empty: the bundled demo model.",
     )
     model_digest: str = Field(
         "",
         pattern=r"^([0-9a-f]{64})?$",
-        description="SHA-256 that the model must have. Empty: any.",
+        description="SHA-256 that the model must have, as `memserve models digest` prints it. Another model "
+        "is refused. Empty: any.",
     )
     chat_template: SettingFile = Field(
         None,
@@ -67,7 +68,7 @@ class Settings(PortSettings, IdentitySettings):
     )
     embedder: str = Field(
         "",
-        description="Sentence embedding model of the vector memory, by directory or Hugging Face name: "
+        description="Sentence embedding model of the vector memory, named as `model` is: "
         "BERT, RoBERTa or XLM-RoBERTa as sentence-transformers has them, like "
         "intfloat/multilingual-e5-small. Empty: the bundled all-MiniLM-L6-v2, which knows English.",
     )

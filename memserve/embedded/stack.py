@@ -34,6 +34,7 @@ from memserve.kv.transport.url import without_secrets
 from memserve.memory.texts.embedder_files import configured_embedder
 from memserve.model.architectures import TRIED
 from memserve.model.checks import check_model, with_models
+from memserve.model.fetch.progress import Telling
 from memserve.policy.modules.references import LIVE
 from memserve.private_files import lock_data_dir, new_socket_path, open_data_dir
 from memserve.processes.ports import held_ports
@@ -131,7 +132,7 @@ class Stack:
         self._lock = lock_data_dir(settings.data)
         self._sweep("left by a memserve that was killed")
         shutil.rmtree(settings.data / "run", ignore_errors=True)
-        settings = with_models(settings)
+        settings = with_models(settings, Telling(self._say))
         if (architecture := check_model(settings).architecture) not in TRIED:
             self._say(f"note       memserve's tests have no {architecture}; it is served as vLLM computes it")
         configured_embedder(settings)

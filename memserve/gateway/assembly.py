@@ -21,6 +21,7 @@ from memserve.errors import (
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.decisions import Decisions
+from memserve.gateway.explanations import Explanations
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.modules.canary import CanaryWatch
@@ -31,6 +32,7 @@ from memserve.gateway.modules.gatekeeper import Gatekeeper
 from memserve.gateway.modules.lifecycle import ModuleLifecycle
 from memserve.gateway.modules.placement import ModulePlacement
 from memserve.gateway.modules.trial import ModuleTrial
+from memserve.gateway.modules.version_uses import VersionUses
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.prefixes import Prefixes
@@ -66,6 +68,7 @@ from memserve.policy.routing.breaker import Breakers
 from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
+from memserve.registry.gateways import Gateways
 from memserve.registry.leases import Registry
 from memserve.tls.live import LiveTls
 from memserve.turns import FairThreads, leave_one, on_own_thread
@@ -89,6 +92,7 @@ class GatewayParts:
     modules: ParametricMemory
     lookup: PrefixLookup
     pool: WorkerPool
+    gateways: Gateways
     background: Background
     """Work that outlives calls."""
     inflight: Inflight
@@ -115,6 +119,7 @@ class GatewayServices:
     deletion: ModuleDeletion
     composition: ModuleComposition
     canaries: CanaryWatch
+    explanations: Explanations
 
 
 @contextlib.asynccontextmanager
@@ -136,32 +141,26 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
     metrics = GatewayMetrics(model.name)
     disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
-        registry = Registry(settings.redis)
-        stack.push_async_callback(registry.close)
         texts = await _open_texts(settings, disk, tls)
         stack.push_async_callback(texts.close)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
         stack.callback(tokenizing.close)
-        await on_own_thread(partial(check_cache_servers, settings.cache_redis))
-        lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
-        stack.push_async_callback(lookup.close)
-        quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
-        activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
-        stack.push_async_callback(activation.close)
+        lookup, activation = await _open_cache(settings, stack)
         modules = await _open_modules(settings, model, stack)
+        registry = Registry(settings.redis)
+        stack.push_async_callback(registry.close)
         credential = credentials.worker_credential(credentials.salt_key(settings))
+        connect = partial(GrpcCalls, credential=credential, tls=tls)
+        own_model = modules.base_digest or settings.model_digest
         pool = WorkerPool(
-            registry,
-            BlockIndex(),
-            model.tokenizer_digest(),
-            partial(GrpcCalls, credential=credential, tls=tls),
-            metrics.loop_failed,
-            modules.base_digest or settings.model_digest,
+            registry, BlockIndex(), model.tokenizer_digest(), connect, metrics.loop_failed, own_model
         )
         await pool.start()
         stack.push_async_callback(pool.close)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
         stack.push_async_callback(tokens.close)
+        gateways = Gateways(settings.redis)
+        stack.push_async_callback(gateways.close)
         background = Background()
         stack.push_async_callback(background.close)
         yield GatewayParts(
@@ -177,6 +176,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             modules=modules,
             lookup=lookup,
             pool=pool,
+            gateways=gateways,
             background=background,
             inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
             tokens=tokens,
@@ -209,6 +209,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     gate = Gate(pool, parts.layout, parts.tokenizing, parts.model.max_context_tokens)
     gatekeeper = Gatekeeper(memory, trial, gate)
     placement = ModulePlacement(pool, memory.store)
+    uses = VersionUses(parts.uses, pool, parts.gateways)
     return GatewayServices(
         pipeline=pipeline,
         prefixes=Prefixes(check, fit, memory, parts.activation, pool, parts.tokens),
@@ -216,12 +217,25 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         gatekeeper=gatekeeper,
         placement=placement,
         lifecycle=ModuleLifecycle(memory, gatekeeper, placement, parts.background),
-        deletion=ModuleDeletion(memory, parts.activation, placement, pool, parts.uses, parts.background),
+        deletion=ModuleDeletion(memory, parts.activation, placement, uses, parts.background),
         composition=ModuleComposition(memory, pool, trial),
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
+        explanations=Explanations(parts.decisions, parts.gateways),
     )
+
+
+async def _open_cache(
+    settings: Settings, stack: contextlib.AsyncExitStack
+) -> tuple[PrefixLookup, ActivationMemory]:
+    await on_own_thread(partial(check_cache_servers, settings.cache_redis))
+    lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
+    stack.push_async_callback(lookup.close)
+    quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
+    activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
+    stack.push_async_callback(activation.close)
+    return lookup, activation
 
 
 async def _open_texts(settings: Settings, disk: DiskWatch, tls: LiveTls | None) -> VectorMemory:

@@ -32,6 +32,7 @@ GATEWAY_LOOPS = (
     "canaries",
     "certificates",
     "discovery",
+    "gateways",
     "health",
     "keys",
     "pacing",

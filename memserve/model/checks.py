@@ -9,6 +9,8 @@ from memserve.demo import MODEL_DIR
 from memserve.errors import StartupError
 from memserve.model.architectures import check_architecture
 from memserve.model.chat import check_chat
+from memserve.model.fetch.fetching import Wish, check_digest, fetch
+from memserve.model.fetch.progress import Telling
 from memserve.model.files import ModelFiles, json_object, open_model
 from memserve.model.recall_template import open_recall_template
 
@@ -20,7 +22,7 @@ def check_model(settings: Settings) -> ModelFiles:
 
     Raises StartupError for a model that memserve does not serve, cannot read, or has no weights.
     """
-    model = resolve_model(settings.model)
+    model = _directory(settings, settings.model, "model")
     if (file := model / "config.json").is_file():
         check_architecture(json_object(file), file)
     check_chat(model, settings.chat_template)
@@ -33,37 +35,35 @@ def check_model(settings: Settings) -> ModelFiles:
     return files
 
 
-def with_models(settings: Settings) -> Settings:
-    """The settings with the directories of the model and the embedding model instead of names.
+def with_models(settings: Settings, telling: Telling | None = None, *, weights: bool = True) -> Settings:
+    """The settings with the directories of the model and the embedding model instead of names and URLs.
 
-    Raises StartupError.
+    What is not on this machine is fetched, once for all of its processes.
+
+    weights: whether the model's weights are needed. A gateway does without.
+    Raises StartupError, also for a model with another digest than `model_digest`.
     """
-    embedder = str(resolve_model(settings.embedder, "embedder")) if settings.embedder else ""
-    return settings.model_copy(update={"model": str(resolve_model(settings.model)), "embedder": embedder})
+    embedder = _directory(settings, settings.embedder, "embedder", telling) if settings.embedder else ""
+    model = _directory(settings, settings.model, "model", telling, weights=weights)
+    if any(model.glob("*.safetensors")):
+        check_digest(model, settings.model_digest)
+    return settings.model_copy(update={"model": str(model), "embedder": str(embedder)})
 
 
-def resolve_model(name: str, setting: str = "model") -> Path:
-    """The directory of a model. Raises StartupError.
-
-    name: "" for the bundled model, a directory, or a Hugging Face name that is cached or can be fetched.
-    """
+def _directory(
+    settings: Settings, name: str, setting: str, telling: Telling | None = None, *, weights: bool = True
+) -> Path:
+    """The directory of a model, of "" the bundled one. Raises StartupError."""
     if not name:
         return MODEL_DIR
     path = Path(name).expanduser()
     if path.is_dir():
         return path.absolute()
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise StartupError(
-            f"{setting} {name!r}: no such directory; give a model directory or a Hugging Face name like "
-            "org/model"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"])
-        )
-    except Exception as error:
-        raise StartupError(
-            f"{setting} {name!r}: no such directory, and it cannot be fetched: {str(error).splitlines()[0]}"
-        ) from None
+    wish = Wish(
+        name,
+        setting,
+        weights=weights,
+        digest=settings.model_digest if setting == "model" else "",
+        reserve_bytes=settings.disk_reserve_bytes,
+    )
+    return fetch(wish, settings.data, telling)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from loadtests.harness.certificates import Trial, expired_trial, new_trial
 from memserve.config import load_settings
 from memserve.errors import StartupError
 from memserve.metrics.certificates import CertificateMetrics, FollowedCertificates
 from memserve.tls.live import LiveTls, internal_tls, public_tls
 from memserve.tls.pem import GATEWAY_NAME, WORKER_NAME, Pem, PemFiles, UnfitCertificate, read_pem
-from tests.tls.certificates import Trial, expired_trial, new_trial
 
 
 @pytest.fixture

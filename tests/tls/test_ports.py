@@ -16,12 +16,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from loadtests.harness.certificates import Trial, expired_of, new_trial
 from memserve.api.grpc.front import open_front
 from memserve.api.http.server import open_http
 from memserve.config import Settings
 from memserve.metrics.port import serve_metrics
 from memserve.tls.live import LiveTls
-from tests.tls.certificates import Trial, expired_of, new_trial
 
 NAMES = ("memserve.v1.InferenceService",)
 

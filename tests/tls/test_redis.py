@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from loadtests.harness.certificates import Trial, expired_of, new_trial
 from loadtests.harness.tls_redis import TlsRedis, cluster, one_server, watched_master
 from memserve.config import Settings
 from memserve.errors import RegistryUnavailable, StartupError
@@ -18,7 +19,6 @@ from memserve.kv.store import RedisChunkStore
 from memserve.kv.transport.check import check_cache_servers
 from memserve.registry.leases import Registry
 from tests.kv.one_chunk import get
-from tests.tls.certificates import Trial, expired_of, new_trial
 from tests.tls.test_pem import internal_files
 
 KEYS = [bytes([number]) * 36 for number in range(9)]

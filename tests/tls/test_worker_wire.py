@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.harness.certificates import Trial, expired_of, new_trial
 from memserve.demo import MODEL_DIR
 from memserve.domain import Sampling
 from memserve.domain.worker_calls import (
@@ -26,7 +27,6 @@ from memserve.tls.live import LiveTls
 from tests.contract.fake_worker import CREDENTIAL, FakeWorker
 from tests.contract.scripted_worker import PLAIN, Script
 from tests.kv.redis_server import RedisServer
-from tests.tls.certificates import Trial, expired_of, new_trial
 
 TIMEOUT_S = 10.0
 

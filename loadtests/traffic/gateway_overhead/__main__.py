@@ -56,6 +56,8 @@ class Target:
     process: psutil.Process
     idle_cores: float = 0.0
     """What it uses without a request."""
+    tls: str = ""
+    """As `Job.tls`."""
 
     def cpu_s(self) -> float:
         times = self.process.cpu_times()
@@ -77,7 +79,7 @@ class Client:
         """What came, and the seconds of processor time that the target took for it."""
         assert self._process.stdin and self._process.stdout
         before_s = target.cpu_s()
-        line = json.dumps(asdict(Job(target.name, target.address, **job)))
+        line = json.dumps(asdict(Job(target.name, target.address, tls=target.tls, **job)))
         print(line, file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -37,6 +39,11 @@ class Job:
     """Of one answer."""
     step_ms: int
     """Between two tokens of an answer."""
+    tls: str = ""
+    """Folder of a client's certificates, as `memserve certs` makes it. Empty: without TLS."""
+
+    def file(self, name: str) -> Path:
+        return Path(self.tls) / name
 
 
 @dataclass(slots=True)
@@ -53,7 +60,7 @@ async def run(job: Job) -> Seen:
     grpc_target = job.target.endswith("grpc")
     # Connections of their own, because their options differ.
     options: list[list[tuple[str, Any]]] = [[("grpc.channel_id", number)] for number in range(4)]
-    channels = [grpc.aio.insecure_channel(job.address, each) for each in options if grpc_target]
+    channels = [_channel(job, each) for each in options if grpc_target]
 
     async def place(number: int) -> None:
         nonlocal left
@@ -77,6 +84,13 @@ async def run(job: Job) -> Seen:
     for channel in channels:
         await channel.close()
     return seen
+
+
+def _channel(job: Job, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
+    if not job.tls:
+        return grpc.aio.insecure_channel(job.address, options)
+    ca, key, chain = (job.file(name).read_bytes() for name in ("ca.crt", "tls.key", "tls.crt"))
+    return grpc.aio.secure_channel(job.address, grpc.ssl_channel_credentials(ca, key, chain), options)
 
 
 @cache
@@ -118,10 +132,16 @@ class _Http:
             b"Content-Length: %d\r\n\r\n" % len(content)
         ) + content
         self._writer: asyncio.StreamWriter | None = None
+        self._tls: ssl.SSLContext | None = None
+        if job.tls:
+            self._tls = ssl.create_default_context(cafile=job.file("ca.crt"))
+            self._tls.load_cert_chain(job.file("tls.crt"), job.file("tls.key"))
 
     async def ask(self) -> AsyncIterator[bytes]:
         if self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection(self._host, self._port, limit=1 << 20)
+            self._reader, self._writer = await asyncio.open_connection(
+                self._host, self._port, limit=1 << 20, ssl=self._tls
+            )
         self._writer.write(self._request)
         head = await self._reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in head:

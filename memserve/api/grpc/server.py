@@ -48,6 +48,7 @@ log = logging.getLogger("memserve.gateway")
 
 HEALTH_CHECK_S = 0.25
 SWEEP_S = 600.0
+GATEWAYS_RETRY_S = 0.25
 # A younger blob is not swept. A blob is put before its version is registered, and publishing takes less time
 # than this.
 BLOB_MIN_AGE_S = 3600.0
@@ -84,7 +85,7 @@ async def served(
     edge = Edge(entry, parts.settings.write_timeout_s, front.connections)
     port = front.services
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-        InferenceService(edge, services.pipeline, parts.decisions), port
+        InferenceService(edge, services.pipeline, services.explanations), port
     )
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(
         MemoryService(edge, parts.texts, parts.tokenizer), port
@@ -103,6 +104,7 @@ async def served(
         asyncio.create_task(repeat("pressure", parts.pressure.look, 0.0, failed)),
         asyncio.create_task(repeat("pacing", Pacing(parts.pool, parts.pressure).tell, PACING_LOOK_S, failed)),
         asyncio.create_task(repeat("canaries", services.canaries.look, CANARY_LOOK_S, failed)),
+        asyncio.create_task(repeat("gateways", parts.gateways.listen, GATEWAYS_RETRY_S, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
     try:

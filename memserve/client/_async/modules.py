@@ -11,6 +11,7 @@ import grpc.aio
 
 from memserve.client._async import _io
 from memserve.client._async.connection import Connection
+from memserve.client.errors import CallFailed
 from memserve.client.uploads import upload_of
 from memserve.client.values import Progress, silent
 from memserve.client.wire.modules import (
@@ -63,7 +64,8 @@ class AsyncModuleCalls:
         notes: str = "",
         progress: Progress = silent,
     ) -> ModuleVersion:
-        """Publish a folder as the module's next version. An upload that was cut off goes on where it ended.
+        """Publish a folder as the module's next version. An upload that was cut off goes on where it ended,
+        or from its beginning where another gateway has that.
 
         expected_digest: the digest that the module must have. Empty: any.
         sources, recipe, notes: what the module was made from, how, and anything else.
@@ -71,9 +73,16 @@ class AsyncModuleCalls:
         """
         stub, report = self._connection.stubs.modules, _io.reported_here(progress)
         upload = await _io.on_thread(upload_of, name, folder, expected_digest, sources, recipe, notes)
-        received = await self._connection.call(stub.GetUpload, pb.GetUploadRequest(header=upload.header))
-        parts = _io.iterate(upload.parts(received.received_bytes, report))
-        return version_of((await self._connection.send(stub.PublishModule, parts)).version)
+        answer = await self._connection.call(stub.GetUpload, pb.GetUploadRequest(header=upload.header))
+        received: Sequence[int] = answer.received_bytes
+        while True:
+            parts = _io.iterate(upload.parts(received, report))
+            try:
+                return version_of((await self._connection.send(stub.PublishModule, parts)).version)
+            except CallFailed as failed:
+                if failed.code is not grpc.StatusCode.DATA_LOSS or not any(received):
+                    raise
+            received = [0] * len(received)
 
     async def get(self, name: str) -> Module:
         stub = self._connection.stubs.modules

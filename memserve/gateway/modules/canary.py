@@ -31,8 +31,9 @@ REQUESTS_TO_TELL = 20
 class CanaryWatch:
     """Watches the canaries of all tenants, on every gateway.
 
-    In each interval, one of the gateways asks the probes of an alias's canaries. Every gateway judges the
-    failures that it has seen itself.
+    In each interval, one of the gateways asks the probes of an alias's canaries. Every gateway adds the
+    failures that it has seen to those of the others, in the registry, and judges all of them. Of two that
+    find a breach at once, one changes the alias.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class CanaryWatch:
         self._access = access
         self._metrics = metrics
         self._interval_s = interval_s
-        # The counts of a canary when this gateway first saw it, by its alias at one revision and its number.
+        # This gateway's counts of a canary that the registry has already, by its alias at one revision and
+        # its number. It counts from when this gateway first saw the canary.
         self._before: dict[tuple[CanaryAlias, int], Outcomes] = {}
 
     async def look(self) -> None:
@@ -71,7 +73,7 @@ class CanaryWatch:
             asks = await self._store.take_turn(canary, self._interval_s)
             for number in canary.versions:
                 version = await self._memory.version(canary.tenant, canary.name, number)
-                breach = self._failures(canary, version)
+                breach = await self._failures(canary, version)
                 if not breach and asks:
                     breach = await self._breach(self._access.named(canary.tenant, PRINCIPAL), version)
                 if breach:
@@ -102,13 +104,19 @@ class CanaryWatch:
         )
         self._metrics.module_changes.labels("canary_rollback").inc()
 
-    def _failures(self, canary: CanaryAlias, version: ModuleVersion) -> str:
+    async def _failures(self, canary: CanaryAlias, version: ModuleVersion) -> str:
         """What went wrong with the canary's requests since the split, for a person. Empty: nothing."""
-        now = self._outcomes.of(version.digest)
-        since = now.since(self._before.setdefault((canary, version.version), now))
-        tries = since.answered + since.refused
-        if tries >= REQUESTS_TO_TELL and since.refused > FAILED_SHARE_MAX * tries:
-            return f"{since.refused} of {tries} tries to answer with it failed"
+        now, seen = self._outcomes.of(version.digest), (canary, version.version)
+        since = now.since(self._before.get(seen, now))
+        # Where the registry does not answer, what was seen in this half second may not be counted. It is not
+        # counted twice: a canary must not be taken out for failures that were none.
+        self._before[seen] = now
+        answered, refused = await self._store.count_outcomes(
+            canary, version.version, since.answered, since.refused
+        )
+        tries = answered + refused
+        if tries >= REQUESTS_TO_TELL and refused > FAILED_SHARE_MAX * tries:
+            return f"{refused} of {tries} tries to answer with it failed"
         return ""
 
     async def _breach(self, tenant: Tenant, version: ModuleVersion) -> str:

@@ -14,10 +14,9 @@ import uuid
 from functools import partial
 
 from memserve.domain import ModuleVersion, Tenant
-from memserve.errors import CacheUnavailable, MemserveError, VersionInUse
+from memserve.errors import CacheUnavailable, MemserveError
 from memserve.gateway.modules.placement import ModulePlacement
-from memserve.gateway.steps.resolve import ModuleUses
-from memserve.gateway.workers.pool import WorkerPool
+from memserve.gateway.modules.version_uses import VersionUses
 from memserve.memory.modules.blobs.store import CONDEMNED_S
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.prefixes.memory import ActivationMemory
@@ -39,15 +38,13 @@ class ModuleDeletion:
         memory: ParametricMemory,
         activation: ActivationMemory,
         placement: ModulePlacement,
-        pool: WorkerPool,
-        uses: ModuleUses,
+        uses: VersionUses,
         background: Background,
     ) -> None:
         self._memory = memory
         self._store = memory.store
         self._activation = activation
         self._placement = placement
-        self._pool = pool
         self._uses = uses
         self._background = background
 
@@ -62,13 +59,14 @@ class ModuleDeletion:
         name, number = version.module, version.version
         # Where another version has the same content it stays, and requests that use it are in no danger.
         if not await self._store.other_references(tenant.name, name, number):
-            self._refuse_while_used(version)
+            self._uses.refuse_here(version)
         token = uuid.uuid4().hex
         await self._store.hold_version(tenant.name, name, number, token, HOLD_S)
         try:
             if not await self._store.other_references(tenant.name, name, number):
                 await asyncio.sleep(SETTLE_S)
-                self._refuse_while_used(version)
+                self._uses.refuse_here(version)
+                await self._uses.refuse_elsewhere(version)
             _, unreferenced, tenants_last = await self._store.delete_version(
                 tenant.name, tenant.principal, name, number, token=token
             )
@@ -87,14 +85,6 @@ class ModuleDeletion:
             await self._placement.forget(version)
             await self._remove_content(version.digest, token)
         return removed_chunks
-
-    def _refuse_while_used(self, version: ModuleVersion) -> None:
-        """Raises VersionInUse."""
-        if version.digest in self._uses:
-            raise VersionInUse(version.reference, "a request")
-        for worker in self._pool.workers.values():
-            if version.digest in worker.state.used_modules:
-                raise VersionInUse(version.reference, f"a request on worker {worker.lease.worker_id}")
 
     async def _remove_content(self, digest: str, token: str) -> None:
         """Content that stays when this fails is found by a sweep."""

@@ -148,12 +148,12 @@ class Upload:
         return tuple(_size(self._folder / name) for name in self._files)
 
     def append(self, file_name: str, offset: int, content: bytes) -> None:
-        """Add bytes to the end of a file.
+        """Add bytes to a file. Bytes that it has already are passed over: `finish` looks at the content.
 
         offset: where the bytes belong in the file.
         Raises InvalidModule for a file that was not announced, and for more bytes than were announced. Raises
-        UploadIncomplete when the file does not end at `offset`. The publisher then asks for the received
-        bytes, and goes on from there.
+        UploadIncomplete when the file ends before `offset`, as when another gateway has its beginning. The
+        publisher then sends it from its beginning.
         """
         file = self._files.get(file_name)
         if file is None:
@@ -161,14 +161,14 @@ class Upload:
                 "chunk.file_name", f"{file_name[:80]!r} is not one of the files in the header"
             )
         size = _size(self._folder / file_name)
-        if offset != size:
+        if not 0 <= offset <= size:
             raise UploadIncomplete(file_name, size, file.size_bytes)
-        if size + len(content) > file.size_bytes:
+        if offset + len(content) > file.size_bytes:
             raise InvalidModule(
                 "chunk.content", f"{file_name} has {file.size_bytes} bytes in the header, and more have come"
             )
         with (self._folder / file_name).open("ab") as stream:
-            stream.write(content)
+            stream.write(content[size - offset :])
 
     def finish(self) -> Path:
         """The folder with all files. It is there for as long as this upload is open.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from memserve.memory.texts.index import OWN_WORK, VectorIndex
 from memserve.memory.texts.journal import Journal
 
 # Counting reads every row.
 TIMEOUT_S = 120.0
+
+log = logging.getLogger(__name__)
 
 Counts = dict[tuple[str, str], int]
 
@@ -26,7 +30,15 @@ async def missing_memories(journal: Journal, index: VectorIndex) -> Counts:
     missing = {
         name: min(memories, after.get(name, 0)) - held.get(name, 0) for name, memories in before.items()
     }
-    return {name: memories for name, memories in missing.items() if memories > 0}
+    lost = {name: memories for name, memories in missing.items() if memories > 0}
+    if lost:
+        log.error(
+            "the vector store is damaged: of %d namespaces %d memories are missing; `memserve restore` "
+            "brings back a backup",
+            len(lost),
+            sum(lost.values()),
+        )
+    return lost
 
 
 async def _expected(journal: Journal) -> Counts:

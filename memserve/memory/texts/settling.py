@@ -29,7 +29,11 @@ RETRY_MAX_S = 30.0
 # A remote Milvus has several gateways. A call of another gateway that is older than this has ended, and
 # cannot write over a newer write any more.
 SETTLED_REMOTE_S = 30.0
-ADOPT_EVERY_S = 120.0
+# So a call begins this long after its write was seen in the journal at the latest, and with its own timeout
+# of 10 s it ends before the write is that old.
+APPLY_WITHIN_S = 15.0
+# Searches do not find what a gateway has journaled that died then, until another one brings it in.
+ADOPT_EVERY_S = 30.0
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -95,13 +99,14 @@ class Settling:
         """Whether all that this gateway wrote is durable in Milvus."""
         return self.is_trusted and not self.unapplied and not self._writes
 
-    def apply(self, tenant: str, write: Write) -> asyncio.Task[None]:
+    def apply(self, tenant: str, write: Write, journaled_s: float) -> asyncio.Task[None]:
         """Begin to bring a journaled write into Milvus, in the tenant's turn.
 
         The write is durable already. When Milvus fails, it is replayed from the journal.
+        journaled_s: on the monotonic clock, not after it was journaled.
         """
         self._writes.add_unapplied(write)
-        task = asyncio.create_task(self._apply_in_turn(tenant, write))
+        task = asyncio.create_task(self._apply_in_turn(tenant, write, journaled_s))
         self._applying[task] = write.sequence
         task.add_done_callback(self._applying.pop)
         return task
@@ -151,7 +156,7 @@ class Settling:
         async with self._one_at_a_time:
             await self._replay(reopen=reopen)
             await self._settle()
-            await self._look_for_loss()
+            self.figures.lost = await missing_memories(self._journal, self._index)
 
     async def run(self) -> None:
         """Settle whenever it is due, until cancelled."""
@@ -214,10 +219,10 @@ class Settling:
             await self._settle()
             yield
 
-    async def _apply_in_turn(self, tenant: str, write: Write) -> None:
+    async def _apply_in_turn(self, tenant: str, write: Write, journaled_s: float) -> None:
         while True:
             try:
-                await self._index.write(tenant, lambda store: self._write(store, [write]))
+                await self._index.write(tenant, lambda store: self._write(store, [write], journaled_s))
                 break
             except QuotaExceeded:  # too many of the tenant's calls wait for their turn
                 await asyncio.sleep(TURN_RETRY_S)
@@ -233,8 +238,12 @@ class Settling:
         if len(self._writes) >= self._flush_rows:
             self._flush_due.set()
 
-    def _write(self, store: MilvusMemories, writes: Sequence[Write]) -> None:
-        """On the writing thread."""
+    def _write(self, store: MilvusMemories, writes: Sequence[Write], seen_s: float) -> None:
+        """On the writing thread. seen_s: when they were in the journal, on the monotonic clock."""
+        if not self._index.is_local and time.monotonic() - seen_s > APPLY_WITHIN_S:
+            # Another gateway may have followed it with a write that has left the journal since.
+            self._is_unsure = True
+            raise VectorStoreUnavailable("a write has waited too long for its turn, and is looked up again")
         try:
             self._writes.bring(store, writes, timeout_s=self._index.call_timeout_s)
         except BaseException:
@@ -364,12 +373,15 @@ class Settling:
 
     async def _apply_journal(self) -> int:
         replayed = 0
+        asked_s = time.monotonic()
         async for page in self._journal.pending():
             for write in page:
                 self._writes.add_unapplied(write)
             for start in range(0, len(page), BATCH):
-                await self._index.write(OWN_WORK, partial(self._write, writes=page[start : start + BATCH]))
+                bring = partial(self._write, writes=page[start : start + BATCH], seen_s=asked_s)
+                await self._index.write(OWN_WORK, bring)
             replayed += len(page)
+            asked_s = time.monotonic()
         self._due.set()
         self._adopt_at_s = time.monotonic() + ADOPT_EVERY_S
         return replayed
@@ -385,13 +397,3 @@ class Settling:
         except BaseException:
             self._is_unsure = True
             raise
-
-    async def _look_for_loss(self) -> None:
-        self.figures.lost = await missing_memories(self._journal, self._index)
-        if self.figures.lost:
-            log.error(
-                "the vector store is damaged: of %d namespaces %d memories are missing; `memserve "
-                "restore` brings back a backup",
-                len(self.figures.lost),
-                sum(self.figures.lost.values()),
-            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -95,6 +96,7 @@ class JournalWriter:
     async def _journal_and_apply(
         self, tenant: str, write: Write, look: Look, change: int
     ) -> asyncio.Task[None] | None:
+        journaled_s = time.monotonic()
         try:
             sequence = await self._journal.append(write, look, change)
         except RegistryUnavailable:
@@ -103,4 +105,4 @@ class JournalWriter:
         if sequence is None:
             return None
         self._namespaces.add(write.tenant_key, write.namespace)
-        return self._settling.apply(tenant, replace(write, sequence=sequence))
+        return self._settling.apply(tenant, replace(write, sequence=sequence), journaled_s)

@@ -60,7 +60,7 @@ class InferenceServiceServicer(object):
 
     def Explain(self, request, context):
         """Why one of the tenant's last requests went where it went, and what became of it. Each gateway knows its
-        own last 2,048 requests. NOT_FOUND: it does not know this one.
+        own last 2,048 requests, and asks the other gateways. NOT_FOUND: none knows this one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

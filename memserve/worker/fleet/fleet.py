@@ -5,6 +5,7 @@ On Kubernetes KubeRay does this.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from memserve.private_files import keep_private, lock_data_dir, open_data_dir
 from memserve.processes.supervised import repeating_thread
 from memserve.worker.fleet.fitting import check_memory
 from memserve.worker.fleet.generations import GENERATION, Generations, Rules
-from memserve.worker.fleet.leaving import drain, serving_workers
+from memserve.worker.fleet.leaving import drain, serving_workers, takes_requests
 from memserve.worker.fleet.local_ray import (
     LOGS,
     forget_settings_environment,
@@ -37,6 +38,7 @@ from memserve.worker.fleet.local_ray import (
     start_local_ray,
 )
 from memserve.worker.fleet.ray_life import LOOK_S, RayLife
+from memserve.worker.probes import probe_port
 
 log = logging.getLogger("memserve.workers")
 
@@ -46,6 +48,7 @@ START_TIMEOUT_S = 300.0
 GENERATION_GRACE_S = 30.0
 CLUSTER_GRACE_S = 10.0
 SERVE_LOOK_S = 5.0
+PROBES_S = 0.5
 # How a process reports an error that another process had.
 CONSEQUENCES = ("Traceback", "Engine core initialization failed", "EngineCore encountered an issue")
 _ERROR = re.compile(r"\b(?:[A-Za-z]+Error|[A-Za-z]+Exception): (?P<text>.+)")
@@ -81,10 +84,33 @@ def keep_workers(settings: Settings) -> int:
         grace_s=settings.shutdown_grace_s + GENERATION_GRACE_S,
     )
     try:
-        return Generations(rules, signals).run()
+        with _probes_answered(settings):
+            return Generations(rules, signals).run()
     finally:
         if lock is not None:
             lock.close()
+
+
+@contextlib.contextmanager
+def _probes_answered(settings: Settings) -> Iterator[None]:
+    """Say on worker_health_port, while inside, whether a worker takes requests. This process is live all the
+    time: it starts workers again that have ended, so that no probe needs to end it all. Raises StartupError.
+    """
+    if not settings.worker_health_port:
+        yield
+        return
+    ending = threading.Event()
+    with probe_port(settings) as probes:
+
+        def look() -> None:
+            probes.say(live=True, ready=takes_requests(settings))
+
+        looking = repeating_thread("probes", look, PROBES_S, ending)
+        try:
+            yield
+        finally:
+            ending.set()
+            looking.join()
 
 
 def _cluster_rules(settings: Settings) -> Rules:

@@ -1,4 +1,4 @@
-"""How the workers of a generation leave when its Ray can no longer end them.
+"""How the workers of a generation say that they serve, and leave when its Ray can no longer end them.
 
 They look for a file, finish their answers, and end.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
+
+import psutil
 
 from memserve.config import Settings
 from memserve.processes.marks import processes_with
@@ -31,6 +33,12 @@ def events_socket(settings: Settings, pid: int) -> Path:
 def serving_file(settings: Settings, pid: int) -> Path:
     """Exists while the worker with that process id takes requests."""
     return settings.data / "run" / f"{pid}.up"
+
+
+def takes_requests(settings: Settings) -> bool:
+    """Whether any worker of this machine's data directory does."""
+    pids = [int(file.stem) for file in (settings.data / "run").glob("*.up") if file.stem.isdigit()]
+    return any(psutil.pid_exists(pid) and serving_file(settings, pid).exists() for pid in pids)
 
 
 def serving_workers(settings: Settings, generation: str) -> list[int]:

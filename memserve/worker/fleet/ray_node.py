@@ -26,7 +26,7 @@ from memserve.private_files import lock_data_dir, open_data_dir
 from memserve.processes.backoff import failures_now, pause_s
 from memserve.worker.addresses import own_address
 from memserve.worker.fleet.generations import Command, Generation, start_generation
-from memserve.worker.fleet.leaving import drain, serving_file
+from memserve.worker.fleet.leaving import drain, takes_requests
 from memserve.worker.fleet.node_settings import check_cluster, cluster_environment
 from memserve.worker.fleet.ray_life import RAYLET
 from memserve.worker.fleet.ray_start import GCS_PORT, HEAD
@@ -151,7 +151,7 @@ class RayNode:
             self._live_s = time.monotonic()
         if self._head:
             self._keep_application(ray_lives)
-        ready = self._has_application() if self._head else self._has_worker()
+        ready = self._has_application() if self._head else takes_requests(self._settings)
         self._probes.say(live=time.monotonic() - self._live_s < RAY_AWAY_S, ready=ray_lives and ready)
 
     def leave(self) -> None:
@@ -190,11 +190,6 @@ class RayNode:
     def _has_application(self) -> bool:
         current = self._application.current
         return current is not None and bool(current.ready_s)
-
-    def _has_worker(self) -> bool:
-        files = list(self._run.glob("*.up"))
-        pids = [int(file.stem) for file in files if file.stem.isdigit()]
-        return any(psutil.pid_exists(pid) and serving_file(self._settings, pid).exists() for pid in pids)
 
     def _ray_lives(self) -> bool:
         ray = self._ray.current

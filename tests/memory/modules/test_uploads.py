@@ -153,7 +153,18 @@ def test_a_chunk_that_does_not_belong_is_refused_and_changes_nothing(
     assert upload.received() == (2, 0)
 
 
-@pytest.mark.parametrize("offset", [3, 0, -2])
+def test_bytes_that_are_here_already_are_passed_over(upload: Upload) -> None:
+    """A publisher that begins anew at another gateway need not know what is there."""
+    upload.append(CONFIG, 0, CONTENT[CONFIG][:5])
+    upload.append(CONFIG, 0, CONTENT[CONFIG][:3])
+    upload.append(CONFIG, 3, CONTENT[CONFIG][3:7])
+    assert upload.received() == (7, 0)
+    upload.append(CONFIG, 0, CONTENT[CONFIG])
+    upload.append(WEIGHTS, 0, CONTENT[WEIGHTS])
+    assert (upload.finish() / CONFIG).read_bytes() == CONTENT[CONFIG]
+
+
+@pytest.mark.parametrize("offset", [3, 9, -2])
 def test_a_chunk_of_another_place_says_what_is_here_and_the_upload_goes_on(
     upload: Upload, offset: int
 ) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from loadtests.harness.certificates import Trial, expired_of, new_trial
 from loadtests.harness.kept_port import KeptPort
 from loadtests.harness.tls_relay import TlsRelay
 from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex
 from memserve.memory.texts.milvus import MilvusAccess, Vectors
 from memserve.tls.pem import PemFiles
 from tests.memory.texts.test_remote_milvus import start_server
-from tests.tls.certificates import Trial, expired_of, new_trial
 
 TIMEOUT_S = 10.0
 

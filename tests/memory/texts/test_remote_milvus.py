@@ -1,20 +1,21 @@
 """A Milvus behind a URI: Milvus Lite's own server in another process."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from memserve.errors import (
-    VectorStoreUnavailable,
-)
+from memserve.errors import MemoryNotFound, VectorStoreUnavailable
 from memserve.memory.texts.embedding import BertEmbedder
+from memserve.memory.texts.journal import Journal, Quotas, put
 from memserve.memory.texts.memory import VectorMemory
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts.handbook import TENANT, ids, remember, search
@@ -45,9 +46,7 @@ def start_server(data_dir: Path, port: int) -> subprocess.Popen[bytes]:
 async def test_a_remote_milvus_may_be_down_at_the_start_and_be_killed_later(
     tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     memory = await VectorMemory.open(f"http://127.0.0.1:{port}", embedder, redis_server.url, call_timeout_s=5)
     started_s = time.monotonic()
     with pytest.raises(VectorStoreUnavailable):
@@ -81,3 +80,54 @@ async def until_available(memory: VectorMemory) -> None:
         else:
             return
     raise AssertionError("the vector store did not come back")
+
+
+async def test_two_gateways_share_a_milvus_server(
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
+) -> None:
+    port = free_port()
+    server = start_server(tmp_path / "server", port)
+    url = f"http://127.0.0.1:{port}"
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(server.wait)
+        stack.callback(server.kill)
+
+        async def gateway() -> VectorMemory:
+            memory = await VectorMemory.open(url, embedder, redis_server.url)
+            stack.push_async_callback(memory.close)
+            return memory
+
+        first, second = await gateway(), await gateway()
+        journal = Journal(redis_server.url, Quotas())
+        stack.push_async_callback(journal.close)
+        stored = await remember(first, "The north gate opens with the code QX7741B.", memory_id="gate")
+        assert ids(await search(second, "QX7741B")) == ["gate"], "what one stores the other finds"
+        assert await second.get(TENANT, "handbook", "gate") == stored
+        assert await second.counts(TENANT) == {"handbook": 1}
+        assert await remember(second, stored.text, memory_id="gate") == stored, "it is one memory"
+        assert await second.forget(TENANT, "handbook", "gate")
+        assert ids(await search(first, "QX7741B")) == []
+        with pytest.raises(MemoryNotFound):
+            await first.get(TENANT, "handbook", "gate")
+        assert not await first.forget(TENANT, "handbook", "gate")
+
+        # A gateway that is paused before it brings a write into Milvus, while another one forgets the memory.
+        late = put(TENANT, stored, embedder.embed([stored.text], query=False)[0])
+        # The other gateway's write has become durable meanwhile, and nothing remembers it.
+        forgotten = (await journal.pending_of([late.key]))[late.key]
+        assert not await journal.drop([forgotten], 0.0)
+        await (await gateway()).settling.apply(TENANT, replace(late, sequence=1), time.monotonic() - 20.0)
+        assert ids(await search(second, "QX7741B")) == [], "it does not come back"
+
+        # A gateway that is killed after it has journaled a write.
+        south = replace(stored, memory_id="south", text="The south gate opens with the code ZZ9000A.")
+        write = put(TENANT, south, embedder.embed([south.text], query=False)[0])
+        assert await journal.append(write, await journal.look(write.key, TENANT, "handbook"), 1)
+        assert await second.get(TENANT, "handbook", "south") == south, "it is acknowledged, and is there"
+        assert ids(await search(await gateway(), "ZZ9000A")) == ["south"], "the next to start brings it in"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

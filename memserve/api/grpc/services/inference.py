@@ -11,7 +11,7 @@ from memserve.api.grpc.call import Context, Edge
 from memserve.api.grpc.convert import inference as convert
 from memserve.api.rules import check_priority
 from memserve.errors import InvalidField
-from memserve.gateway.decisions import Decisions
+from memserve.gateway.explanations import Explanations
 from memserve.gateway.pipeline import Pipeline
 from memserve.pb.v1 import inference_pb2, inference_pb2_grpc
 
@@ -21,10 +21,10 @@ REQUEST_ID_MAX = 64
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ignore[misc]
     """Streams answers to the caller's tenant."""
 
-    def __init__(self, edge: Edge, pipeline: Pipeline, decisions: Decisions) -> None:
+    def __init__(self, edge: Edge, pipeline: Pipeline, explanations: Explanations) -> None:
         self._edge = edge
         self._pipeline = pipeline
-        self._decisions = decisions
+        self._explanations = explanations
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -49,4 +49,4 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
         async with self._edge.call("Explain", context) as tenant:
             if not 0 < len(request.request_id) <= REQUEST_ID_MAX:
                 raise InvalidField("request_id", f"the one of a receipt, at most {REQUEST_ID_MAX} characters")
-            return convert.explain_response(self._decisions.explain(tenant.name, request.request_id))
+            return convert.explain_response(await self._explanations.explain(tenant.name, request.request_id))

@@ -18,6 +18,10 @@ from memserve.memory.modules.registry.records import (
 from memserve.memory.modules.registry.scripts import RegistryScripts, flag, optional
 from memserve.registry.client import answering
 
+# Of the watch over canaries, beside the records that the scripts keep.
+CANARIES = "memserve:module:canaries:"
+COUNTS_KEPT_S = 7 * 24 * 3600
+
 
 @dataclass(frozen=True, slots=True)
 class AliasRef:
@@ -127,9 +131,28 @@ class AliasRecords(RegistryScripts):
 
     async def take_turn(self, canary: CanaryAlias, seconds: float) -> bool:
         """True for one caller in so many seconds: the others need not look at the alias."""
-        turn = f"memserve:module:canaries:turn:{json.dumps([canary.tenant, canary.name, canary.alias])}"
+        turn = f"{CANARIES}turn:{json.dumps([canary.tenant, canary.name, canary.alias])}"
         async with answering(), self._connections:
             return bool(await self._redis.set(turn, "", nx=True, px=max(int(seconds * 1000), 1)))
+
+    async def count_outcomes(
+        self, canary: CanaryAlias, version: int, answered: int, refused: int
+    ) -> tuple[int, int]:
+        """Add what one gateway has seen of a canary since it counted last. Returns what all gateways have
+        seen of it: how many answers began with it, and how many workers would not answer with it.
+
+        The counts are of the alias's present revision. They go when nothing was added for COUNTS_KEPT_S.
+        """
+        named = json.dumps([canary.tenant, canary.name, canary.alias, canary.revision, version])
+        key = f"{CANARIES}outcomes:{named}"
+        async with answering(), self._connections, self._redis.pipeline(transaction=True) as pipeline:
+            if answered or refused:
+                pipeline.hincrby(key, "answered", answered)
+                pipeline.hincrby(key, "refused", refused)
+                pipeline.expire(key, COUNTS_KEPT_S)
+            pipeline.hmget(key, "answered", "refused")
+            [*_, counts] = await pipeline.execute()
+        return int(counts[0] or 0), int(counts[1] or 0)
 
 
 def _named(ref: AliasRef, change: Change) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class Trial:
     """A folder of `memserve certs init`."""
 
     folder: Path
+    hosts: tuple[str, ...] = ()
 
     def files(self, part: str, *, mutual: bool = True) -> PemFiles:
         place = self.folder / part
@@ -45,8 +47,12 @@ class Trial:
         context.load_cert_chain(files.certificate, files.key)
         return context
 
+    def copy(self, folder: Path) -> Trial:
+        shutil.copytree(self.folder, folder)
+        return Trial(folder, self.hosts)
+
     def renew(self) -> None:
-        renew(self.folder, (), 30, datetime.datetime.now(datetime.UTC))
+        renew(self.folder, self.hosts, 30, datetime.datetime.now(datetime.UTC))
 
     def become(self, other: Trial) -> None:
         """Every file gets the other's content, in place."""
@@ -56,7 +62,7 @@ class Trial:
 
 def new_trial(folder: Path, hosts: Sequence[str] = ()) -> Trial:
     make(folder, hosts, 30, datetime.datetime.now(datetime.UTC))
-    return Trial(folder)
+    return Trial(folder, tuple(hosts))
 
 
 def expired_trial(folder: Path) -> Trial:
@@ -66,11 +72,19 @@ def expired_trial(folder: Path) -> Trial:
     return Trial(folder)
 
 
+def trusting_both(one: Trial, other: Trial, folder: Path) -> Trial:
+    """The first one's certificates, and both authorities: the step between two authorities."""
+    both_trusted = one.copy(folder)
+    for file in folder.glob("*/ca.crt"):
+        both = [trial.folder / file.relative_to(folder) for trial in (one, other)]
+        file.write_bytes(b"".join(each.read_bytes() for each in both))
+    return both_trusted
+
+
 def expired_of(trial: Trial, folder: Path) -> Trial:
     """The same authorities, with certificates that expired yesterday."""
-    make(folder, (), 1, datetime.datetime.now(datetime.UTC))
-    expired = Trial(folder)
+    expired = new_trial(folder, trial.hosts)
     expired.become(trial)
     then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=EXPIRED_DAYS)
-    renew(folder, (), EXPIRED_DAYS - 1, then)
+    renew(folder, trial.hosts, EXPIRED_DAYS - 1, then)
     return expired

@@ -1,0 +1,171 @@
+"""Fetch a model once for a machine, whichever processes ask for it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from memserve.errors import StartupError
+from memserve.model.fetch.place import Place
+from memserve.model.fetch.progress import Telling, size_text, told
+from memserve.model.fetch.sources import RemoteFile, Source, source_of
+from memserve.model.fetch.stores import Store, StoreFailed, hub_snapshot, open_store
+from memserve.model.files import ModelFiles
+
+log = logging.getLogger("memserve.model.fetch")
+
+T = TypeVar("T")
+# Before the second try of a file, the third, and so on.
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be fetched, and how."""
+
+    name: str
+    """A Hugging Face name or a URL."""
+    setting: str = "model"
+    """The setting that names it, for refusals."""
+    weights: bool = True
+    """False: the tokenizer, the configuration and the templates alone."""
+    digest: str = ""
+    """The SHA-256 that the model must have, hex. Empty, or without weights: any."""
+    reserve_bytes: int = 0
+    """Room on the disk that must stay free."""
+    pauses_s: Sequence[float] = field(default=PAUSES_S)
+    open: Callable[[Source, str], Store] = field(default=open_store)
+
+
+def fetch(wish: Wish, data: Path, telling: Telling | None = None) -> Path:
+    """The directory of a model on this machine. It is fetched where it is not there.
+
+    Two processes never fetch at the same time: the second waits for the first. A fetch that was ended goes on
+    with the next whole file.
+
+    data: the data directory.
+    Raises StartupError when the model cannot be had, is damaged, or has another digest. Nothing of it is kept
+    then but whole files of a fetch that may go on.
+    """
+    telling = telling or Telling()
+    source = source_of(wish.name, wish.setting)
+    place = Place(data, source, weights=wish.weights)
+    if not wish.weights and (whole := Place(data, source, weights=True)).is_complete:
+        return whole.model
+    if place.is_complete and _fits(place.model, wish):
+        return place.model
+    with place.held(telling.say):
+        # The process that held it may have fetched it.
+        if place.is_complete and _fits(place.model, wish):
+            return place.model
+        if source.is_hub and (snapshot := _cached(source, wish)) is not None:
+            place.link(snapshot)
+            return place.model
+        try:
+            _fetch(wish, source, place, telling)
+        except OSError as error:
+            raise StartupError(f"{wish.setting} {wish.name!r} cannot be fetched: {error.strerror}") from error
+    return place.model
+
+
+def check_digest(model: Path, wanted: str, setting: str = "model_digest") -> None:
+    """Raises StartupError with both digests where a model directory has another one. "": any will do."""
+    if not wanted:
+        return
+    digest = ModelFiles(model, 0, {}).model_digest()
+    if digest != wanted:
+        raise StartupError(f"the model {model.name} has the digest {digest}, and {setting} is {wanted}")
+
+
+def _fits(model: Path, wish: Wish) -> bool:
+    try:
+        check_digest(model, wish.digest if wish.weights else "")
+    except StartupError:
+        return False
+    return True
+
+
+def _cached(source: Source, wish: Wish) -> Path | None:
+    """What Hugging Face's own cache has, if it is whole and the right one."""
+    snapshot = hub_snapshot(source.name)
+    if snapshot is None or not all((snapshot / name).is_file() for name in ("config.json", "tokenizer.json")):
+        return None
+    try:
+        whole = not wish.weights or ModelFiles(snapshot, 0, {}).checked_weights() > 0
+    except StartupError:
+        return None
+    return snapshot if whole and _fits(snapshot, wish) else None
+
+
+def _fetch(wish: Wish, source: Source, place: Place, telling: Telling) -> None:
+    store, files = _tried(wish, lambda: _listed(wish, source))
+    if place.is_complete and place.is_as(files):
+        check_digest(place.model, wish.digest)
+    whole = place.whole(files)
+    missing = [file for file in files if file.name not in whole]
+    total = sum(file.size_bytes or 0 for file in files)
+    _check_room(wish, place, sum(file.size_bytes or 0 for file in missing))
+    telling.say(f"fetching {source.name}: {len(missing)} of {len(files)} files, {size_text(total)} in all")
+    began_s = time.monotonic()
+    with told(source.name, total, place.partial_bytes, telling):
+        for file in missing:
+            _tried(wish, lambda file=file: _fetch_file(store, file, place))  # type: ignore[misc]
+    try:
+        if wish.weights:
+            if not ModelFiles(place.partial, 0, {}).checked_weights():
+                raise StartupError(f"{wish.setting} {wish.name!r} has no weights in safetensors files")
+            check_digest(place.partial, wish.digest)
+    except StartupError as error:
+        place.drop_partial()
+        raise StartupError(
+            f"{str(error).replace(str(place.partial), source.name)}; nothing of it is kept"
+        ) from None
+    place.complete(files)
+    telling.say(f"fetched {source.name} in {time.monotonic() - began_s:.1f} s: {place.model}")
+
+
+def _listed(wish: Wish, source: Source) -> tuple[Store, list[RemoteFile]]:
+    store = wish.open(source, wish.setting)
+    files = store.files(weights=wish.weights)
+    if not any(file.name == "config.json" for file in files):
+        raise StoreFailed("there is no config.json, so it is no model", is_final=True)
+    return store, files
+
+
+def _fetch_file(store: Store, file: RemoteFile, place: Place) -> None:
+    part = place.part_of(file)
+    store.get(file.name, part)
+    size = part.stat().st_size
+    if file.size_bytes is not None and size != file.size_bytes:
+        raise StoreFailed(f"{file.name}: {size} of {file.size_bytes} bytes came", is_final=False)
+    place.keep(file)
+
+
+def _check_room(wish: Wish, place: Place, needed_bytes: int) -> None:
+    free = shutil.disk_usage(place.partial).free - wish.reserve_bytes
+    if needed_bytes > free:
+        raise StartupError(
+            f"{wish.setting} {wish.name!r} needs {size_text(needed_bytes)}, and the disk of data_dir has "
+            f"{size_text(max(free, 0))} to give (disk_reserve_bytes stays free)"
+        )
+
+
+def _tried(wish: Wish, step: Callable[[], T]) -> T:
+    """Take a step again after a failure that may pass, a few times. Raises StartupError."""
+    for pause_s in (*wish.pauses_s, None):
+        try:
+            return step()
+        except StoreFailed as error:
+            if error.is_final or pause_s is None:
+                tries = "" if error.is_final else f" ({len(wish.pauses_s) + 1} tries)"
+                raise StartupError(
+                    f"{wish.setting} {wish.name!r} cannot be fetched{tries}: {error}"
+                ) from None
+            log.warning("%s; trying again in %g s", error, pause_s)
+            time.sleep(pause_s)
+    raise AssertionError
