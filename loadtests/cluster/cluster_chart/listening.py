@@ -22,11 +22,6 @@ class Listening:
     def unnamed(self) -> frozenset[int]:
         return self.open - self.named
 
-    @property
-    def silent(self) -> frozenset[int]:
-        """Named, and nobody listens."""
-        return self.named - self.open
-
 
 def named_ports(pod: RunningPod, policies: Iterable[Manifest]) -> frozenset[int]:
     """The ports that the pod's containers name, and ranges of ports that policies let others call."""

@@ -32,6 +32,7 @@ from loadtests.harness.figures import report
 
 NETWORK, NUMBER, SERVICES = "kb", 86, 186
 GATEWAYS, WORKERS = f"Deployment/{RELEASE}-gateway", f"StatefulSet/{RELEASE}-worker"
+HEAD = f"StatefulSet/{RELEASE}-ray-head"
 START_S = 300.0
 GATEWAY_ROLL_OUT_S, WORKER_ROLL_OUT_S = 180.0, 420.0
 STUCK_S = 15.0
@@ -78,9 +79,10 @@ class Run:
             self.seen.helm_test = self._helm_test(cluster)
             with Asking(cluster, self._release.admin_key(), self.workers) as asking:
                 time.sleep(WARM_UP_S)
-                self._roll(cluster, asking, GATEWAYS, "gateway", GATEWAY_ROLL_OUT_S)
+                self._roll(cluster, asking, "gateway", [GATEWAYS], GATEWAY_ROLL_OUT_S)
                 if roll_workers:
-                    self._roll(cluster, asking, WORKERS, "workers", WORKER_ROLL_OUT_S)
+                    # A value of the workers changes the head of their Ray too.
+                    self._roll(cluster, asking, "workers", [WORKERS, HEAD], WORKER_ROLL_OUT_S)
                 self._get_stuck(cluster, asking)
             report("the release ends")
             self.seen.ended = [pod.record for pod in self._own(cluster)]
@@ -138,11 +140,12 @@ class Run:
                 pod.delete()
         return statuses
 
-    def _roll(self, cluster: Cluster, asking: Asking, owner: str, part: str, timeout_s: float) -> None:
+    def _roll(self, cluster: Cluster, asking: Asking, part: str, owners: list[str], timeout_s: float) -> None:
+        """part: of the values."""
         report(f"{part}: replaced under load")
         self._values = changed(self._values, part, "podAnnotations", to={"restarted": str(time.monotonic())})
         self._objects = self._render(self._values)
-        self.seen.roll_outs.append(roll_out(cluster, asking, self._objects, owner, timeout_s))
+        self.seen.roll_outs.append(roll_out(cluster, asking, self._objects, owners, timeout_s))
 
     def _get_stuck(self, cluster: Cluster, asking: Asking) -> None:
         report("gateways that cannot start")
@@ -158,7 +161,7 @@ def _parts(cluster: Cluster) -> dict[str, RunningPod]:
     owners = {
         "gateway": GATEWAYS,
         "worker": WORKERS,
-        "head": f"StatefulSet/{RELEASE}-ray-head",
+        "head": HEAD,
         "registry": f"StatefulSet/{RELEASE}-redis-registry",
         "cache": f"StatefulSet/{RELEASE}-redis-cache",
         "milvus": "StatefulSet/milvus",

@@ -58,8 +58,6 @@ class ReadyChecks:
             )
             check.start()
             self._threads.append(check)
-        elif part:
-            self.checked.append(Checked(pod.pod.name, part, after_s, served=True))
 
     def wait(self) -> None:
         for thread in self._threads:

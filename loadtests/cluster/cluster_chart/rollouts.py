@@ -51,22 +51,21 @@ class RollOut:
 
 
 def roll_out(
-    cluster: Cluster, asking: Asking, manifests: Sequence[Manifest], owner: str, timeout_s: float
+    cluster: Cluster, asking: Asking, manifests: Sequence[Manifest], owners: Sequence[str], timeout_s: float
 ) -> RollOut:
-    """Apply the manifests, and wait until each pod of the workload is a new one.
+    """Apply the manifests, and wait until each pod of the workloads is a new one.
 
-    owner: `Kind/name`. Raises TimeoutError.
+    owners: `Kind/name`; the first gives the roll-out its name. Raises TimeoutError.
     """
-    old = [pod.record for pod in cluster.pods(owner)]
+    old = [pod.record for owner in owners for pod in cluster.pods(owner)]
     from_s = time.monotonic()
     cluster.apply(manifests)
-    # The cluster's own thread must have seen the change.
-    cluster.wait_until_rolled_out(timeout_s, {owner})
+    cluster.wait_until_rolled_out(timeout_s, owners)
     took_s = time.monotonic() - from_s
     time.sleep(SETTLE_S)
     requests = overlapping(asking.requests(), from_s, time.monotonic())
-    new = [pod.record for pod in cluster.pods(owner)]
-    return RollOut(owner.rpartition("/")[2], took_s, requests, old, new)
+    new = [pod.record for owner in owners for pod in cluster.pods(owner)]
+    return RollOut(owners[0].rpartition("/")[2], took_s, requests, old, new)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from loadtests.cluster.kubelet.pod import RunningPod
 from tests.cluster.kubelet.toy import manifests
 
 IMAGE = Image({"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"})
+TIMEOUT_S = 60.0
 GET = """
 import sys, urllib.request
 try:
-    print(urllib.request.urlopen(sys.argv[1], timeout=1).read().decode())
+    print(urllib.request.urlopen(sys.argv[1], timeout=float(sys.argv[2])).read().decode())
 except OSError as error:
     print(repr({"failure": str(error)}))
 """
@@ -30,7 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     with network("kt", 87) as hosts, Cluster(hosts, folder, lambda name: IMAGE) as running:
         running.apply(manifests())
-        running.wait_until_rolled_out(20)
+        running.wait_until_rolled_out(TIMEOUT_S)
         yield running
 
 
@@ -38,7 +39,7 @@ def caller(cluster: Cluster, name: str, labels: dict[str, str]) -> RunningPod:
     container = {"name": "caller", "image": "toy", "command": ["sleep", "600"]}
     spec = {"containers": [container], "terminationGracePeriodSeconds": 0}
     pod = cluster.run_pod({"kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec})
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + TIMEOUT_S
     while not pod.ready:
         assert time.monotonic() < deadline_s, pod.record
         time.sleep(0.02)
@@ -50,9 +51,9 @@ def allowed(cluster: Cluster) -> RunningPod:
     return caller(cluster, "allowed", {"caller": "yes"})
 
 
-def get(pod: RunningPod, url: str) -> dict[str, Any]:
+def get(pod: RunningPod, url: str, timeout_s: float = 10.0) -> dict[str, Any]:
     log = pod.log.stat().st_size
-    pod.execute(["python3", "-c", GET, url])
+    pod.execute(["python3", "-c", GET, url, str(timeout_s)])
     return ast.literal_eval(pod.log.read_text(encoding="utf-8")[log:].strip().splitlines()[-1])
 
 
@@ -77,10 +78,10 @@ def test_a_service_leads_to_each_of_its_ready_pods(cluster: Cluster, allowed: Ru
 
 def test_policies_let_in_and_out_what_they_name(cluster: Cluster, allowed: RunningPod) -> None:
     stranger = caller(cluster, "stranger", {"caller": "no"})
-    assert "failure" in get(stranger, "http://toy/")
+    assert "failure" in get(stranger, "http://toy/", timeout_s=1.0)
     # The toy may call nobody: its policy has no egress.
     pod = cluster.pods("Deployment/toy")[0]
-    assert "failure" in get(pod, f"http://{allowed.address}:1/")
+    assert "failure" in get(pod, f"http://{allowed.address}:1/", timeout_s=1.0)
     assert pod.host.listening() == {("0.0.0.0", 8080)}
     cluster.delete_pod("stranger")
 
@@ -90,7 +91,7 @@ def test_a_container_that_is_sick_is_started_again(cluster: Cluster) -> None:
     assert pod.execute(["touch", "/tmp/sick"]) == 0
     until(lambda: pod.record.restarts == 1)
     # What its init container wrote is still there: volumes outlive containers.
-    cluster.wait_until_rolled_out(20)
+    cluster.wait_until_rolled_out(TIMEOUT_S)
 
 
 def test_no_request_fails_while_the_pods_are_replaced(cluster: Cluster, allowed: RunningPod) -> None:
@@ -103,7 +104,7 @@ def test_no_request_fails_while_the_pods_are_replaced(cluster: Cluster, allowed:
     assert get(allowed, "http://toy/")["version"] == "two"
     old = [record for record in cluster.records if record.name in before]
     assert [record.statuses[-1] for record in old] == [0, 0] and not any(record.killed for record in old)
-    assert all(1.4 < record.ended_s - record.deleted_s < 5 for record in old)
+    assert all(record.ended_s - record.deleted_s > 1.4 for record in old), "it drains for 1.5 s"
 
 
 def test_old_pods_go_on_while_new_ones_do_not_become_ready(cluster: Cluster, allowed: RunningPod) -> None:
@@ -113,10 +114,10 @@ def test_old_pods_go_on_while_new_ones_do_not_become_ready(cluster: Cluster, all
     assert {get(allowed, "http://toy/").get("version") for _ in range(6)} == {"two"}
     assert len(cluster.pods("Deployment/toy")) == 3 and not cluster.rolled_out()
     cluster.apply(manifests("two"))
-    cluster.wait_until_rolled_out(20)
+    cluster.wait_until_rolled_out(TIMEOUT_S)
 
 
-def until(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def until(true: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline_s

@@ -70,7 +70,7 @@ spec:
   template:
     metadata: {labels: {app: toy}}
     spec:
-      terminationGracePeriodSeconds: 10
+      terminationGracePeriodSeconds: 30
       securityContext: {runAsUser: 10001, runAsNonRoot: true, fsGroup: 10001}
       volumes:
       - {name: code, configMap: {name: toy}}
@@ -95,11 +95,12 @@ spec:
           readOnlyRootFilesystem: true
           allowPrivilegeEscalation: false
           capabilities: {drop: [ALL]}
-        startupProbe: {tcpSocket: {port: http}, periodSeconds: 0.2, failureThreshold: 30}
-        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 0.2, timeoutSeconds: 2}
+        startupProbe: {tcpSocket: {port: http}, periodSeconds: 0.2, failureThreshold: 600}
+        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 0.2, timeoutSeconds: 10}
         livenessProbe:
           exec: {command: [sh, -c, "test ! -e /tmp/sick"]}
           periodSeconds: 0.2
+          timeoutSeconds: 10
           failureThreshold: 2
         volumeMounts:
         - {name: code, mountPath: /code}
