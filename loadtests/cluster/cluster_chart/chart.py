@@ -29,7 +29,7 @@ def trial_values(gateways: int, workers: int) -> dict[str, Any]:
     return {
         "gateway": {
             "replicas": gateways,
-            "drainDelaySeconds": 3,
+            "drainDelaySeconds": 5,
             "shutdownGraceSeconds": 30,
         },
         "workers": {
