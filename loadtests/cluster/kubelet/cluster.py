@@ -266,8 +266,7 @@ class Cluster:
             wanted = ("\n".join(lines) + "\n", services, policies)
             if self._applied.get(name) == wanted:
                 continue
-            # Written in place: containers have this very file mounted.
-            (pod.log.parent / "hosts").write_text(wanted[0], encoding="utf-8")
+            _write_over(pod.log.parent / "hosts", wanted[0].encode())
             subprocess.run(
                 pod.host.command([nft(), "-f", "-"]),
                 input=services + policies,
@@ -283,6 +282,13 @@ def nft() -> str:
     if (found := shutil.which("nft", path=places)) is None:
         raise HostsError("there is no `nft`; run deploy/tools.sh, or install nftables")
     return found
+
+
+def _write_over(file: Path, content: bytes) -> None:
+    """Write in place, since containers have this very file mounted, and so that no reader sees it empty."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o644), "wb", buffering=0) as written:
+        written.write(content)
+        written.truncate(len(content))
 
 
 def _owner(manifest: Manifest) -> str:
