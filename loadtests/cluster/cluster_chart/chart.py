@@ -36,7 +36,13 @@ def trial_values(gateways: int, workers: int) -> dict[str, Any]:
             "replicas": workers,
             "shutdownGraceSeconds": 30,
             "shmSize": "1Gi",
-            "settings": {"kv_device_bytes": 256 << 20, "kv_host_bytes": 64 << 20, "max_context_tokens": 2048},
+            "settings": {
+                "kv_device_bytes": 256 << 20,
+                "kv_host_bytes": 64 << 20,
+                "max_context_tokens": 2048,
+                # A pod has processors of its own; here all pods share two.
+                "worker_nice": 0,
+            },
         },
         "redis": {"mode": "trial", "trial": {"cache": {"maxBytes": 256 << 20}}},
         "milvus": {"uri": f"http://{MILVUS}:{MILVUS_PORT}"},

@@ -33,7 +33,7 @@ from loadtests.harness.figures import report
 NETWORK, NUMBER, SERVICES = "kb", 86, 186
 GATEWAYS, WORKERS = f"Deployment/{RELEASE}-gateway", f"StatefulSet/{RELEASE}-worker"
 HEAD = f"StatefulSet/{RELEASE}-ray-head"
-START_S = 300.0
+START_S = 420.0
 GATEWAY_ROLL_OUT_S, WORKER_ROLL_OUT_S = 180.0, 420.0
 STUCK_S = 15.0
 WARM_UP_S = 5.0
