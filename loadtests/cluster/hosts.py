@@ -174,8 +174,13 @@ class Network:
                     os.kill(int(pid), signal.SIGKILL)
             _run("ip", "netns", "delete", namespace)
             shutil.rmtree(NAMES / namespace, ignore_errors=True)
-        with contextlib.suppress(subprocess.CalledProcessError):
-            _run("ip", "link", "delete", self._bridge)
+        # Connections that were not closed keep a namespace, and with it the links, for a while.
+        links = [
+            row.split()[1].partition("@")[0].rstrip(":") for row in _run("ip", "-o", "link").splitlines()
+        ]
+        for link in [link for link in links if link.startswith((f"{self.name}-v", self._bridge))]:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _run("ip", "link", "delete", link)
 
 
 @contextlib.contextmanager

@@ -15,15 +15,13 @@ from memserve.worker.fleet.local_ray import common_environment
 
 log = logging.getLogger("memserve.workers")
 
-DEPLOYMENT = "worker"
-"""The deployment of the application, and of a Ray of memserve's own."""
-RESTART = "restart"
-"""The argument of the application that has Serve replace its workers."""
-
 # Ray has the token from its own variables already where KubeRay started it.
 RAYS_TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # How long a node and its workers go on without Ray's head, which is a week: they serve over their own ports.
 HEAD_AWAY_S = 7 * 24 * 3600
+# Of the application: the name of its deployment, and its arguments.
+DEPLOYMENT = "worker"
+RESTART, SCALE, BY_NODES = "restart", "scale", "nodes"
 
 
 def node_settings() -> Settings:
