@@ -15,11 +15,10 @@ from memserve.errors import StartupError
 from memserve.logs import log_to_stderr
 from memserve.private_files import private_umask
 from memserve.worker.fleet.local_ray import serve_log_kept, serve_on_loopback
-from memserve.worker.fleet.node_settings import node_settings
+from memserve.worker.fleet.node_settings import DEPLOYMENT, node_settings
 from memserve.worker.fleet.scaling import DEMAND, autoscaling
 from memserve.worker.probes import probe_port
 
-DEPLOYMENT = "worker"
 CLUSTER_STARTS = 20
 """Starts in a row that may fail on a cluster before Serve gives up."""
 

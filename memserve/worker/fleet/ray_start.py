@@ -81,6 +81,9 @@ def start_arguments(settings: Settings, address: str, folder: Path, *, head: boo
     return [
         "--block",
         "--disable-usage-stats",
+        "--include-log-monitor=false",
+        "--log-style=record",
+        "--log-color=false",
         f"--node-ip-address={address}",
         f"--temp-dir={folder}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
