@@ -75,6 +75,7 @@ def measure(cluster: Cluster, *, quick: bool, as_json: bool) -> int:
     cluster.until("the head is ready", lambda: cluster.ready(cluster.head))
     for name, host in cluster.nodes.items():
         cluster.until(f"node {name} is ready", partial(cluster.ready, host))
+    cluster.until_serving()
     ready_s = time.monotonic() - started_s
     prefix = shared_prefix(cluster)
     cut = cut_off(cluster, QUICK_CUT_S if quick else CUT_S)
