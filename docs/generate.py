@@ -151,7 +151,8 @@ def metrics_page() -> str:
     text += "\n## Of the gateway\n\n" + table(columns, gateway)
     text += (
         "\n## Of each worker\n\nBeside these a worker serves all of vLLM's own metrics (`vllm:…`), and"
-        "\n`memserve_loop_failures_total` as above.\n\n" + table(columns, tier_rows())
+        "\n`memserve_loop_failures_total` and `memserve_certificate_…` as above.\n\n"
+        + table(columns, tier_rows())
     )
     return text
 

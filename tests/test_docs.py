@@ -37,6 +37,11 @@ OTHER_NAMES = {
     "ray_token",
     "recv_into",
     "save_pretrained",
+    # A key of Prometheus, and parameters of redis-py's URLs.
+    "server_name",
+    "ssl_ca_certs",
+    "ssl_certfile",
+    "ssl_keyfile",
     "soft_prompt",
 }
 

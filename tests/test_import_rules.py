@@ -41,7 +41,10 @@ OFFENCES = {
         "memserve/memory/texts/search.py",
         "import pymilvus",
     ),
-    "fsspec only in memory.modules.blobs.remote": ("memserve/memory/modules/probes.py", "import fsspec"),
+    "fsspec only in memory.modules.blobs.remote and model.fetch.stores": (
+        "memserve/memory/modules/probes.py",
+        "import fsspec",
+    ),
     "Rules for texts need neither numpy nor a store": ("memserve/memory/texts/rules.py", "import numpy"),
     "Workers know nothing of text memories": (
         "memserve/worker/service.py",

@@ -105,7 +105,7 @@ async def conversation(
         async for event in stub.Generate(asked(messages, session), timeout=TIMEOUT_S):
             text += event.text.text if event.WhichOneof("event") == "text" else ""
             if event.WhichOneof("event") == "usage":
-                cached = event.usage.cached
+                cached = event.usage.cached_tokens
                 tokens.prompt += event.usage.prompt_tokens
                 tokens.device += cached.device
                 tokens.redis += cached.redis
@@ -209,7 +209,7 @@ async def rolling_restart(running: Pieces, size: Size, calls: Calls) -> list[Res
             status = await asyncio.to_thread(gateway.end, signal.SIGTERM)
             ended_s = time.monotonic()
             gateway.start()
-            await asyncio.to_thread(gateway.wait_until_up)
+            await gateway.until_up()
             ready_s = time.monotonic()
             restarts.append(Restart(gateway.name, status, ended_s - began_s, ready_s - ended_s))
             await asyncio.sleep(size.before_s)

@@ -5,6 +5,7 @@ Two gateways, one registry, one cache, one `milvus-lite server`, and the workers
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,19 +14,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
-import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loadtests.harness.figures import report
 from loadtests.harness.kept_port import KeptPort
 from memserve.api.grpc.probes import READY
-from memserve.client import CallFailed, Client
+from memserve.client import AsyncClient, CallFailed
 from memserve.config import Settings, child_environment, load_settings
 from memserve.demo import MODEL_DIR
 from memserve.embedded import REDIS_ENVIRONMENT, redis_executable
@@ -40,11 +40,10 @@ LOOK_S = 0.1
 
 @dataclass
 class Part:
-    """A process. `is_up` says whether it does its work."""
+    """A process."""
 
     name: str
     command: list[str]
-    is_up: Callable[[], bool]
     log: Path
     environment: Mapping[str, str] | None = None
     process: subprocess.Popen[bytes] | None = None
@@ -61,15 +60,19 @@ class Part:
         self.process.send_signal(number)
         return self.process.wait(END_S)
 
-    def wait_until_up(self, within_s: float = START_S) -> None:
+    async def is_up(self) -> bool:
+        """Whether it runs, and does its work as far as that can be seen."""
+        return self.process is not None and self.process.poll() is None
+
+    async def until_up(self, within_s: float = START_S) -> None:
         """Raises RuntimeError with the end of its log."""
         deadline_s = time.monotonic() + within_s
-        while not self.is_up():
+        while not await self.is_up():
             assert self.process is not None
             if self.process.poll() is not None or time.monotonic() > deadline_s:
                 said = self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
                 raise RuntimeError(f"{self.name} is not up: {said}")
-            time.sleep(LOOK_S)
+            await asyncio.sleep(LOOK_S)
 
     def kill(self) -> None:
         """For the end of everything."""
@@ -79,9 +82,33 @@ class Part:
 
 
 @dataclass
+class ServerPart(Part):
+    """It is up when its port is open."""
+
+    port: int = 0
+
+    async def is_up(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+@dataclass
 class GatewayPart(Part):
+    """It is up when its health port says that it is ready."""
+
     address: str = ""
     """host:port of its gRPC port."""
+    health: str = ""
+    """host:port of its health port."""
+
+    async def is_up(self) -> bool:
+        # All of gRPC here is asyncio's: in one process with it, calls that block may never end.
+        async with grpc.aio.insecure_channel(self.health) as channel:
+            request = health_pb2.HealthCheckRequest(service=READY)
+            with contextlib.suppress(grpc.RpcError):
+                status = (await health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)).status
+                return bool(status == health_pb2.HealthCheckResponse.SERVING)
+        return False
 
 
 @dataclass
@@ -96,22 +123,28 @@ class Pieces:
     fleet: Part
     kept: list[KeptPort] = field(default_factory=list)
 
-    def ready_workers(self) -> dict[str, int]:
+    async def ready_workers(self) -> dict[str, int]:
         """The process ids of the ready workers, by worker id, as the first gateway that answers says."""
         for gateway in self.gateways:
-            with contextlib.suppress(CallFailed), Client(gateway.address, timeout_s=2.0) as client:
-                workers = client.status(workers_only=True).workers
-                return {worker.worker_id: worker.pid for worker in workers if worker.ready}
+            async with AsyncClient(gateway.address, timeout_s=2.0) as client:
+                with contextlib.suppress(CallFailed):
+                    workers = (await client.status(workers_only=True)).workers
+                    return {worker.worker_id: worker.pid for worker in workers if worker.ready}
         return {}
 
-    def wait_for_workers(self, count: int, within_s: float = WORKERS_START_S) -> None:
+    async def until_workers(self, count: int, within_s: float = WORKERS_START_S) -> None:
         """Raises RuntimeError."""
         deadline_s = time.monotonic() + within_s
-        while len(self.ready_workers()) < count:
+        while len(await self.ready_workers()) < count:
             if time.monotonic() > deadline_s:
                 said = self.fleet.log.read_text(encoding="utf-8", errors="replace")[-3000:]
                 raise RuntimeError(f"not {count} workers within {within_s:g} s: {said}")
-            time.sleep(LOOK_S)
+            await asyncio.sleep(LOOK_S)
+
+    async def until_all_up(self) -> None:
+        """All but the workers. Raises RuntimeError."""
+        for part in (*self.parts.values(), *self.gateways):
+            await part.until_up()
 
 
 @contextlib.contextmanager
@@ -133,26 +166,23 @@ def pieces(folder: Path, *, workers: int, milvus: bool = True, **settings: Any) 
         module_store_url=str(folder / "modules"),
         milvus_uri=f"http://127.0.0.1:{kept[2].number}" if milvus else "",
         salt_key=SALT_KEY,
-        workers=workers,
+        workers=max(workers, 1),
         metrics=False,
         http=False,
         **settings,
     )
     if milvus:
         parts[MILVUS] = milvus_part(folder, kept[2].number)
-    gateways = [gateway_part(folder, f"gateway {name}", common, kept) for name in "ab"]
+    gateways = [gateway_part(folder, f"gateway {name}", common) for name in "ab"]
     environment = child_environment(common, private(folder / "workers.json"))
-    fleet = Part(
-        "workers", memserve("workers"), lambda: True, folder / "workers.log", environment=environment
-    )
+    fleet = Part("workers", memserve("workers"), folder / "workers.log", environment)
     whole = Pieces(folder, common, parts, gateways, fleet, kept)
     try:
         for part in (*parts.values(), *gateways, *([fleet] if workers else [])):
             report(f"starting {part.name}")
             part.start()
-        for part in (*parts.values(), *gateways):
-            part.wait_until_up()
-        whole.wait_for_workers(workers)
+        asyncio.run(whole.until_all_up())
+        asyncio.run(whole.until_workers(workers))
         yield whole
     finally:
         if fleet.process is not None and fleet.process.poll() is None:
@@ -169,49 +199,30 @@ def redis_part(folder: Path, name: str, port: int) -> Part:
     keeps = ["--appendonly", "yes", "--appendfsync", "always"] if name == REGISTRY else ["--appendonly", "no"]
     command = [redis_executable(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(data)]
     environment = {**os.environ, **REDIS_ENVIRONMENT}
-
-    def is_up() -> bool:
-        with contextlib.suppress(redis.RedisError), redis.Redis(port=port, socket_timeout=1.0) as client:
-            return bool(client.ping())
-        return False
-
-    return Part(name, [*command, "--save", "", *keeps], is_up, folder / f"{name}.log", environment)
+    log = folder / f"{name}.log"
+    return ServerPart(name, [*command, "--save", "", *keeps], log, environment, port=port)
 
 
 def milvus_part(folder: Path, port: int) -> Part:
     data = folder / "milvus"
     tool = str(Path(sys.executable).with_name("milvus-lite"))
     command = [tool, "server", "--data-dir", str(data), "--host", "127.0.0.1", "--port", str(port)]
-
-    def is_up() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    return Part(MILVUS, command, is_up, folder / "milvus.log")
+    return ServerPart(MILVUS, command, folder / "milvus.log", port=port)
 
 
-def gateway_part(folder: Path, name: str, common: Settings, kept: list[KeptPort]) -> GatewayPart:
-    """kept: gets the ports, which stay the same over restarts."""
+def gateway_part(folder: Path, name: str, common: Settings) -> GatewayPart:
     port, health_port = free_port(), free_port()
     data = folder / name.replace(" ", "-")
     chosen = common.model_copy(update={"data_dir": data, "port": port, "health_port": health_port})
     environment = child_environment(chosen, private(folder / f"{data.name}.json"))
 
-    def is_up() -> bool:
-        with grpc.insecure_channel(f"127.0.0.1:{health_port}") as channel:
-            request = health_pb2.HealthCheckRequest(service=READY)
-            with contextlib.suppress(grpc.RpcError):
-                status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2).status
-                return bool(status == health_pb2.HealthCheckResponse.SERVING)
-        return False
-
     return GatewayPart(
         name,
         memserve("gateway"),
-        is_up,
         folder / f"{data.name}.log",
         environment,
         address=f"127.0.0.1:{port}",
+        health=f"127.0.0.1:{health_port}",
     )
 
 

@@ -29,8 +29,8 @@ def health(
 ) -> None:
     """Ask a health port whether its process lives. Exit status 0: yes.
 
-    For health checks of containers. A health port speaks gRPC without TLS and needs no key. With --ready it
-    says whether the process takes requests now.
+    For health checks of containers. A health port needs no key and no TLS.
+    With --ready it says whether the process takes requests now.
 
     Example: `memserve health --ready`
     """

@@ -142,7 +142,7 @@ class Settings(PortSettings, IdentitySettings):
         ge=0,
         le=1,
         description="The part of the requests that go to any worker that would be in time, so that what is "
-        "known of each stays true.",
+        "known of each stays true. None with a policy that takes no forecast, such as session_hash.",
     )
     default_ttft_ms: float = Field(
         5_000.0,

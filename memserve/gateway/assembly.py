@@ -129,9 +129,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
     tls: what workers and Milvus see. None: no TLS to workers.
     """
     if not settings.redis:
-        raise StartupError(
-            "a gateway needs the registry: set redis_url (`memserve up` starts one of its own)"
-        )
+        raise StartupError("a gateway needs the registry: set redis_url (`memserve up` starts its own)")
     model = open_model(Path(settings.model), settings.max_context_tokens)
     open_data_dir(settings.data)
     run_folder = settings.data / "run"

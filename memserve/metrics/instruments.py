@@ -238,6 +238,8 @@ class GatewayMetrics:
             "memserve_disk_is_short", "1 while changes are refused because a disk is nearly full.", registry=r
         )
         self.certificates = CertificateMetrics(r)
+        self.certificate_expiry = self.certificates.expiry
+        self.certificate_failures = self.certificates.failures
 
     def _declare_gen_ai(self, r: CollectorRegistry) -> None:
         self.gen_ai_ttft = Histogram(

@@ -45,8 +45,6 @@ def with_models(settings: Settings, telling: Telling | None = None, *, weights: 
     """
     embedder = _directory(settings, settings.embedder, "embedder", telling) if settings.embedder else ""
     model = _directory(settings, settings.model, "model", telling, weights=weights)
-    if any(model.glob("*.safetensors")):
-        check_digest(model, settings.model_digest)
     return settings.model_copy(update={"model": str(model), "embedder": str(embedder)})
 
 
@@ -54,16 +52,18 @@ def _directory(
     settings: Settings, name: str, setting: str, telling: Telling | None = None, *, weights: bool = True
 ) -> Path:
     """The directory of a model, of "" the bundled one. Raises StartupError."""
-    if not name:
-        return MODEL_DIR
-    path = Path(name).expanduser()
+    digest = settings.model_digest if setting == "model" else ""
+    path = Path(name).expanduser().absolute() if name else MODEL_DIR
     if path.is_dir():
-        return path.absolute()
+        # A gateway's directory may have no weights.
+        if any(path.glob("*.safetensors")):
+            check_digest(path, digest)
+        return path
     wish = Wish(
         name,
         setting,
         weights=weights,
-        digest=settings.model_digest if setting == "model" else "",
+        digest=digest,
         reserve_bytes=settings.disk_reserve_bytes,
     )
     return fetch(wish, settings.data, telling)

@@ -74,7 +74,13 @@ class Gateways:
         return Said(tuple(answer for answer in said if answer is not None), others - len(said))
 
     async def listen(self) -> None:
-        """Answer until the connection to Redis breaks. The step of a loop. Raises RegistryUnavailable."""
+        """Answer until the connection to Redis breaks. The step of a loop."""
+        try:
+            await self._listen()
+        except RegistryUnavailable as error:
+            log.warning("other gateways cannot ask this one until the registry answers: %s", error)
+
+    async def _listen(self) -> None:
         heard = self._redis.pubsub()
         own = ANSWERS + self.name
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from memserve.errors import MemserveError
+from memserve.errors import StartupError
 
 GATEWAY_NAME = "memserve-gateway"
 """The DNS name by which a worker knows a gateway's certificate."""
@@ -20,7 +20,7 @@ WORKER_NAME = "memserve-worker"
 """The DNS name by which a gateway knows a worker's certificate, whatever address it dials."""
 
 
-class UnfitCertificate(MemserveError):
+class UnfitCertificate(StartupError):
     """Files of a certificate cannot be read, are half written, or do not belong together."""
 
 

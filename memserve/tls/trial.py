@@ -53,7 +53,8 @@ def make(folder: Path, hosts: Sequence[str], days: int, now: datetime.datetime) 
     authorities = {
         name: new_authority(f"memserve {name} authority", until, now) for name in (PUBLIC, INTERNAL)
     }
-    (folder / "authority").mkdir(mode=0o700, parents=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "authority").mkdir(mode=0o700)
     for name, authority in authorities.items():
         write_private(folder / "authority" / f"{name}.key", authority.key)
         write_private(folder / "authority" / f"{name}.crt", authority.certificate)

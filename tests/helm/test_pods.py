@@ -206,7 +206,11 @@ def test_a_part_s_own_settings_go_before_the_shared() -> None:
     values = {
         "settings": {"page": True, "kv_ttl_s": 7200, "disk_reserve_bytes": 0, "routing_exploration": 0.25},
         "gateway": {"settings": {"page": False}},
-        "workers": {"settings": {"kv_ttl_s": 60, "kv_host_bytes": 8589934592}},
+        "workers": {
+            "settings": {"kv_ttl_s": 60, "kv_host_bytes": 8589934592},
+            "shmSize": "8.5Gi",
+            "resources": {"limits": {"memory": "16G"}},
+        },
     }
     objects = manifests(values)
     gateway, worker = settings_of(objects, "memserve-gateway"), settings_of(objects, "memserve-worker")

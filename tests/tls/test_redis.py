@@ -138,10 +138,16 @@ async def test_connections_that_are_made_after_a_change_take_the_new_certificate
         ("redis://h:1", "redis://h:1"),
         ("unix:///run/redis.sock", "unix:///run/redis.sock"),
         ("rediss://h:1", "rediss://h:1?ssl_ca_certs=%2Fca&ssl_certfile=%2Fcrt&ssl_keyfile=%2Fkey"),
-        ("rediss://h:1?db=2&ssl_ca_certs=/own", "rediss://h:1?db=2&ssl_ca_certs=/own&ssl_certfile=%2Fcrt&ssl_keyfile=%2Fkey"),
-        ("rediss+cluster://h?ssl_certfile=/a&ssl_keyfile=/b", "rediss+cluster://h?ssl_certfile=/a&ssl_keyfile=/b&ssl_ca_certs=%2Fca"),
+        (
+            "rediss://h:1?db=2&ssl_ca_certs=/own",
+            "rediss://h:1?db=2&ssl_ca_certs=/own&ssl_certfile=%2Fcrt&ssl_keyfile=%2Fkey",
+        ),
+        (
+            "rediss+cluster://h?ssl_certfile=/a&ssl_keyfile=/b",
+            "rediss+cluster://h?ssl_certfile=/a&ssl_keyfile=/b&ssl_ca_certs=%2Fca",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_url_leaves_open_comes_from_the_internal_files(url: str, asked: str) -> None:
     files = {"internal_tls_ca_file": "/ca", "internal_tls_cert_file": "/crt", "internal_tls_key_file": "/key"}
     assert Settings(cache_redis_url=SecretStr(url), **files).cache_redis == asked  # type: ignore[arg-type]

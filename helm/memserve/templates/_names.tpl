@@ -120,6 +120,14 @@ default
 {{- end -}}
 {{- end -}}
 
+{{/* A quantity of Kubernetes, such as 2Gi, in bytes. */}}
+{{- define "memserve.bytes" -}}
+{{- $text := toString . -}}
+{{- $number := regexFind "^[0-9.]+" $text -}}
+{{- $units := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
+{{- mulf (float64 $number) (float64 (get $units (trimPrefix $number $text))) | int64 -}}
+{{- end -}}
+
 {{/* Whether `helm test` can ask for the status: it has a key, and the certificate has the Service's name. */}}
 {{- define "memserve.testsByKey" -}}
 {{- $manager := .Values.tls.public.certManager -}}

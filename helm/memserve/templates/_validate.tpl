@@ -51,6 +51,22 @@
 {{- if and $v.workers.kuberay.gcsFaultTolerance.enabled (not $v.workers.kuberay.gcsFaultTolerance.redisAddress) -}}
 {{- $faults = append $faults "workers.kuberay.gcsFaultTolerance.redisAddress: name the Redis" -}}
 {{- end -}}
+{{- $engines := max 1 (int $v.workers.gpu.count) -}}
+{{- $host := int64 (default (default 268435456 $v.settings.kv_host_bytes) $v.workers.settings.kv_host_bytes) -}}
+{{- $shm := include "memserve.bytes" $v.workers.shmSize | int64 -}}
+{{- if lt $shm (add (mul $engines $host) 134217728) -}}
+{{- $faults = append $faults (printf "workers.shmSize: %s is less than kv_host_bytes of %d engines (%d bytes each) and 128Mi for Ray" $v.workers.shmSize $engines $host) -}}
+{{- end -}}
+{{- with $v.workers.resources.limits -}}
+{{- if .memory -}}
+{{- if le (include "memserve.bytes" .memory | int64) $shm -}}
+{{- $faults = append $faults (printf "workers.resources.limits.memory: %s is not more than workers.shmSize, which counts as memory" (toString .memory)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if lt (include "memserve.bytes" $v.workers.head.shmSize | int64) 134217728 -}}
+{{- $faults = append $faults "workers.head.shmSize: Ray needs 128Mi" -}}
+{{- end -}}
 {{- if and $v.workers.onePerNode $v.workers.affinity -}}
 {{- $faults = append $faults "workers.onePerNode: workers.affinity is set, which says where workers go" -}}
 {{- end -}}
@@ -79,6 +95,15 @@
 {{- end -}}
 {{- else if or $v.redis.external.url $v.redis.external.cacheUrl $v.redis.external.existingSecret -}}
 {{- $faults = append $faults "redis.external: redis.mode is trial; set it to external to use your own Redis" -}}
+{{- end -}}
+{{- if eq $v.redis.mode "trial" -}}
+{{- with $v.redis.trial.cache.resources.limits -}}
+{{- if .memory -}}
+{{- if le (include "memserve.bytes" .memory | int64) (int64 $v.redis.trial.cache.maxBytes) -}}
+{{- $faults = append $faults (printf "redis.trial.cache.maxBytes: the limit of its memory, %s, is not larger" (toString .memory)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- if and $v.milvus.existingSecret $lite -}}
 {{- $faults = append $faults "milvus.existingSecret: a token without milvus.uri" -}}

@@ -87,7 +87,8 @@ def main() -> int:
                 rows = refusals(running)
                 rotation = rotate(running, LOAD_S if not options.quick else 24.0)
             rounds, tokens, requests = (2, 50, 60) if options.quick else (7, 150, 300)
-            measured = costs(Path(folder), rounds, tokens, requests)
+            (Path(folder) / "cost").mkdir()
+            measured = costs(Path(folder) / "cost", rounds, tokens, requests)
     except HostsError as error:
         report(str(error))
         return 1

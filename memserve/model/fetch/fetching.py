@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +15,6 @@ from memserve.model.fetch.progress import Telling, size_text, told
 from memserve.model.fetch.sources import RemoteFile, Source, source_of
 from memserve.model.fetch.stores import Store, StoreFailed, hub_snapshot, open_store
 from memserve.model.files import ModelFiles
-
-log = logging.getLogger("memserve.model.fetch")
 
 T = TypeVar("T")
 # Before the second try of a file, the third, and so on.
@@ -55,13 +52,15 @@ def fetch(wish: Wish, data: Path, telling: Telling | None = None) -> Path:
     telling = telling or Telling()
     source = source_of(wish.name, wish.setting)
     place = Place(data, source, weights=wish.weights)
-    if not wish.weights and (whole := Place(data, source, weights=True)).is_complete:
+    whole = Place(data, source, weights=True)
+    if not wish.weights and whole.is_complete and _fits(whole.model, wish.digest):
         return whole.model
-    if place.is_complete and _fits(place.model, wish):
+    digest = wish.digest if wish.weights else ""
+    if place.is_complete and _fits(place.model, digest):
         return place.model
     with place.held(telling.say):
         # The process that held it may have fetched it.
-        if place.is_complete and _fits(place.model, wish):
+        if place.is_complete and _fits(place.model, digest):
             return place.model
         if source.is_hub and (snapshot := _cached(source, wish)) is not None:
             place.link(snapshot)
@@ -69,22 +68,27 @@ def fetch(wish: Wish, data: Path, telling: Telling | None = None) -> Path:
         try:
             _fetch(wish, source, place, telling)
         except OSError as error:
-            raise StartupError(f"{wish.setting} {wish.name!r} cannot be fetched: {error.strerror}") from error
+            raise StartupError(
+                f"{wish.setting} {wish.name!r} cannot be fetched: {error.strerror or error}"
+            ) from error
     return place.model
 
 
-def check_digest(model: Path, wanted: str, setting: str = "model_digest") -> None:
-    """Raises StartupError with both digests where a model directory has another one. "": any will do."""
+def check_digest(model: Path, wanted: str, name: str = "") -> None:
+    """Raises StartupError with both digests where a model directory has another one.
+
+    wanted: hex; "" for any. name: as the refusal has it; "" for the directory.
+    """
     if not wanted:
         return
     digest = ModelFiles(model, 0, {}).model_digest()
     if digest != wanted:
-        raise StartupError(f"the model {model.name} has the digest {digest}, and {setting} is {wanted}")
+        raise StartupError(f"the model {name or model} has the digest {digest}, and model_digest is {wanted}")
 
 
-def _fits(model: Path, wish: Wish) -> bool:
+def _fits(model: Path, digest: str) -> bool:
     try:
-        check_digest(model, wish.digest if wish.weights else "")
+        check_digest(model, digest)
     except StartupError:
         return False
     return True
@@ -99,13 +103,13 @@ def _cached(source: Source, wish: Wish) -> Path | None:
         whole = not wish.weights or ModelFiles(snapshot, 0, {}).checked_weights() > 0
     except StartupError:
         return None
-    return snapshot if whole and _fits(snapshot, wish) else None
+    return snapshot if whole and _fits(snapshot, wish.digest if wish.weights else "") else None
 
 
 def _fetch(wish: Wish, source: Source, place: Place, telling: Telling) -> None:
-    store, files = _tried(wish, lambda: _listed(wish, source))
+    store, files = _tried(wish, telling, lambda: _listed(wish, source))
     if place.is_complete and place.is_as(files):
-        check_digest(place.model, wish.digest)
+        check_digest(place.model, wish.digest if wish.weights else "", source.name)
     whole = place.whole(files)
     missing = [file for file in files if file.name not in whole]
     total = sum(file.size_bytes or 0 for file in files)
@@ -114,12 +118,12 @@ def _fetch(wish: Wish, source: Source, place: Place, telling: Telling) -> None:
     began_s = time.monotonic()
     with told(source.name, total, place.partial_bytes, telling):
         for file in missing:
-            _tried(wish, lambda file=file: _fetch_file(store, file, place))  # type: ignore[misc]
+            _tried(wish, telling, lambda file=file: _fetch_file(store, file, place))  # type: ignore[misc]
     try:
         if wish.weights:
             if not ModelFiles(place.partial, 0, {}).checked_weights():
                 raise StartupError(f"{wish.setting} {wish.name!r} has no weights in safetensors files")
-            check_digest(place.partial, wish.digest)
+            check_digest(place.partial, wish.digest, source.name)
     except StartupError as error:
         place.drop_partial()
         raise StartupError(
@@ -155,7 +159,7 @@ def _check_room(wish: Wish, place: Place, needed_bytes: int) -> None:
         )
 
 
-def _tried(wish: Wish, step: Callable[[], T]) -> T:
+def _tried(wish: Wish, telling: Telling, step: Callable[[], T]) -> T:
     """Take a step again after a failure that may pass, a few times. Raises StartupError."""
     for pause_s in (*wish.pauses_s, None):
         try:
@@ -166,6 +170,6 @@ def _tried(wish: Wish, step: Callable[[], T]) -> T:
                 raise StartupError(
                     f"{wish.setting} {wish.name!r} cannot be fetched{tries}: {error}"
                 ) from None
-            log.warning("%s; trying again in %g s", error, pause_s)
+            telling.say(f"{error}; trying again in {pause_s:g} s")
             time.sleep(pause_s)
     raise AssertionError

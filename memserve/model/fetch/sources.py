@@ -16,7 +16,7 @@ SMALL = (".json", ".jinja", ".model", ".txt")
 DEPTH_MAX = 2
 FILES_MAX = 10_000
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^?#\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Source:
     """Where a model is fetched from."""
 
     name: str
-    """As the setting has it, without a query."""
+    """As the setting has it."""
     is_hub: bool
 
     @property

@@ -21,7 +21,7 @@ from memserve.model.fetch.sources import DEPTH_MAX, FILES_MAX, RemoteFile, Sourc
 # What stores call the digest, the version or the time of a file's content. Those that one has are taken.
 _IDENTITY = (
     "ETag", "etag", "blob_id", "md5Hash", "content_md5", "checksum", "VersionId", "generation",
-    "LastModified", "last_modified", "mtime", "created",
+    "Content-MD5", "Digest", "LastModified", "last_modified", "Last-Modified", "mtime", "created",
 )  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Of http stores: to connect, and between two pieces. A whole file takes as long as it takes.
@@ -112,9 +112,12 @@ def hub_snapshot(name: str) -> Path | None:
 
 def _commit(name: str) -> str:
     """The commit that a model's main branch is at, so that all files are of one."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.utils import disable_progress_bars
 
+    if constants.is_offline_mode():
+        why = "Hugging Face: HF_HUB_OFFLINE is set, and its cache on this machine does not have the model"
+        raise StoreFailed(why, is_final=True)
     disable_progress_bars()
     with _facts("Hugging Face"):
         return str(HfApi().model_info(name).sha)

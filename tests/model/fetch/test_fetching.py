@@ -289,6 +289,8 @@ def test_a_hugging_face_name_is_fetched_from_the_hub_at_one_commit(server: Model
     wrong = run(data, "fetch", "org/other", **variables)
     assert "cannot be fetched: Hugging Face: " in wrong.communicate(timeout=60)[1]
     assert wrong.returncode == 1
+    offline = run(data / "other", "fetch", "org/tiny", **variables, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set" in offline.communicate(timeout=60)[1]
 
 
 @pytest.mark.timeout(120)

@@ -18,7 +18,7 @@ from memserve.model.fetch.stores import FsspecStore
         ("Qwen/Qwen3-0.6B", "Qwen3-0.6B", True),
         ("s3://bucket/models/qwen", "qwen", False),
         ("s3://bucket/models/qwen/", "qwen", False),
-        ("gs://bucket/a b$c", "a-b-c", False),
+        ("gs://bucket/a~b$c", "a-b-c", False),
         ("memory://m", "m", False),
         ("file:///models/tiny", "tiny", False),
         ("https://host/..", "model", False),
@@ -36,7 +36,19 @@ def test_two_sources_have_two_folders() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["m", "/nowhere", "./m", "../a/m", "a/b/c", "a/", "-a/m", "simplecache::s3://b/m", "://x", "A://x"],
+    [
+        "m",
+        "/nowhere",
+        "./m",
+        "../a/m",
+        "a/b/c",
+        "a/",
+        "-a/m",
+        "simplecache::s3://b/m",
+        "://x",
+        "A://x",
+        "https://h/m?key=x",
+    ],
 )
 def test_a_name_that_is_neither_is_refused(name: str) -> None:
     with pytest.raises(StartupError, match="no such directory"):
