@@ -16,12 +16,15 @@ help:
 	@echo "make lock    resolve the lock files again"
 	@echo "make chart   generate the Helm chart's schema, and its copies of deploy/"
 
+# compileall has as many processes as there are cores, and pip has one. It fails for a package's files of a
+# newer Python, which is no fault.
 setup: .venv/installed
 .venv/installed: $(LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --no-deps $(PIP_ARGS) -r $(LOCK) || \
+	$(BIN)/pip install --no-deps --no-compile $(PIP_ARGS) -r $(LOCK) || \
 	  { echo "set-up failed; if torch was not found, see PIP_ARGS at the head of the Makefile" >&2; exit 1; }
 	$(BIN)/pip install --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 
 demo: setup
@@ -31,7 +34,7 @@ demo: setup
 test: setup deploy-tools chromium
 	$(BIN)/python -m tests.run
 
-# Prometheus and promtool for the tests of deploy/prometheus, and a redis-server that speaks TLS.
+# Prometheus and promtool, a redis-server that speaks TLS, and nft.
 deploy-tools:
 	deploy/tools.sh
 

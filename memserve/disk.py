@@ -77,7 +77,10 @@ def free_share(place: Path, reserve_bytes: int) -> float:
 def says_full(error: BaseException) -> bool:
     """Whether an error, or an error behind it, says that a disk is full."""
     seen: BaseException | None = error
-    while seen is not None:
+    # An exception that a library keeps, and raises again for one that came from it, is behind itself.
+    known: set[int] = set()
+    while seen is not None and id(seen) not in known:
+        known.add(id(seen))
         if isinstance(seen, OSError) and seen.errno in FULL_ERRNOS:
             return True
         # Milvus and others pass on the words alone. memserve's own errors may quote a caller, and do not

@@ -15,7 +15,7 @@ from pymilvus.exceptions import MilvusException
 from memserve import errors
 from memserve.api.entry import CHANGES
 from memserve.api.facts import detail_of, fact_of
-from memserve.disk import DATA_DISK, DiskWatch, free_share
+from memserve.disk import DATA_DISK, DiskWatch, free_share, says_full
 from memserve.embedded.disk_guard import RegistryGuard
 from memserve.memory.modules.blobs.places import answering as answering_of_blobs
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
@@ -51,6 +51,15 @@ def test_a_disk_is_short_when_less_is_free_than_is_held_back(tmp_path: Path) -> 
     eighth = room.f_blocks * room.f_frsize / 8
     assert free_share(tmp_path, 1 << 60) == pytest.approx(room.f_bavail * room.f_frsize / eighth, rel=0.1)
     assert free_share(tmp_path / "nowhere", 1) == float("inf")
+
+
+def test_errors_that_are_behind_each_other_have_an_end() -> None:
+    """pymilvus raises a kept exception again: a gateway went round in it for ever."""
+    first, second = OSError("one"), OSError("two")
+    first.__context__, second.__cause__ = second, first
+    assert not says_full(first)
+    second.errno = errno.ENOSPC
+    assert says_full(first)
 
 
 def test_a_short_disk_is_told_by_its_role_with_a_time_to_wait(tmp_path: Path) -> None:

@@ -19,20 +19,31 @@ OSI = "License :: OSI Approved :: "
 NAME_MAX_CHARS = 100
 
 
-def licence_of(metadata: Any) -> dict[str, Any] | None:
-    """As CycloneDX says it. None where the package does not say it."""
+def licence_of(package: importlib.metadata.Distribution) -> dict[str, Any] | None:
+    """As CycloneDX says it: an expression, a name, or else the text. None where the package says nothing."""
+    metadata: Any = package.metadata
     if expression := metadata.get("License-Expression"):
         return {"expression": expression}
     field = (metadata.get("License") or "").strip()
     if field and field != "UNKNOWN" and "\n" not in field and len(field) <= NAME_MAX_CHARS:
         return {"license": {"name": field}}
     named = [line.removeprefix(OSI) for line in metadata.get_all("Classifier", []) if line.startswith(OSI)]
-    return {"license": {"name": ", ".join(named)}} if named else None
+    if named:
+        return {"license": {"name": ", ".join(named)}}
+    text = field or text_of(package, metadata.get_all("License-File", []))
+    first = text.strip().splitlines()[0][:NAME_MAX_CHARS] if text.strip() else ""
+    return {"license": {"name": first, "text": {"content": text}}} if first else None
+
+
+def text_of(package: importlib.metadata.Distribution, names: list[str]) -> str:
+    """Of a package's licence files. They are in its .dist-info, since 2023 in a folder there."""
+    texts = [package.read_text(place) for name in names for place in (name, f"licenses/{name}")]
+    return "\n".join(text for text in texts if text)
 
 
 def python_packages() -> Iterator[dict[str, Any]]:
     for package in importlib.metadata.distributions():
-        name, licence = package.metadata["Name"], licence_of(package.metadata)
+        name, licence = package.metadata["Name"], licence_of(package)
         yield {
             "type": "library",
             "name": name,

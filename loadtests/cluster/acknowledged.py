@@ -21,6 +21,7 @@ from memserve.errors import MemserveError
 
 NAMESPACE, MODULE = "restarts", "town"
 SEARCHED_WITHIN_S = 90.0
+SEARCHED_MOST = 20
 # What a caller can act on. INTERNAL and UNKNOWN are none.
 CLEAR = {
     grpc.StatusCode.UNAVAILABLE,
@@ -183,10 +184,12 @@ async def text_of(client: AsyncClient, memory_id: str) -> str | None:
 
 
 async def not_found_by_search(client: AsyncClient, known: Acknowledged) -> list[str]:
-    """The acknowledged memories that a search for their own word does not find, SEARCHED_WITHIN_S after the
-    first look: what a killed gateway had journaled is brought into Milvus by the other one.
+    """Of SEARCHED_MOST of the acknowledged memories, spread over the load, those that a search for their own
+    word does not find SEARCHED_WITHIN_S after the first look: what a killed gateway had journaled is brought
+    into Milvus by the other one.
     """
-    missing = [name for name in known.memories if name not in known.unsure]
+    acknowledged = [name for name in known.memories if name not in known.unsure]
+    missing = acknowledged[:: max(1, len(acknowledged) // SEARCHED_MOST)]
     deadline_s = time.monotonic() + SEARCHED_WITHIN_S
     while missing and time.monotonic() < deadline_s:
         still = []

@@ -39,7 +39,8 @@ def fetch_model(
 ) -> None:
     """Fetch a model into the data directory, where `memserve gateway` and the workers find it.
 
-    A model that is there is not fetched again. A fetch that was ended goes on with the next whole file.
+    A model that is there is not fetched again.
+    A fetch that was ended goes on with the next whole file.
 
     Example: `memserve models fetch Qwen/Qwen3-0.6B`
     """

@@ -199,8 +199,9 @@ def ray_node(
 ) -> None:
     """Be a node of a Ray cluster, and run workers on it.
 
-    The node joins the cluster of MEMSERVE_RAY_ADDRESS, and has one worker, or one for each GPU.
-    SIGTERM drains it: its workers finish their answers before it ends.
+    The node joins the cluster of MEMSERVE_RAY_ADDRESS, and has one worker, or
+    one for each GPU. SIGTERM drains it: its workers finish their answers before
+    it ends.
 
     Its settings come from the environment: see `memserve settings`.
 

@@ -46,7 +46,7 @@ class Gateways:
         self.name = uuid.uuid4().hex
         self.listening = asyncio.Event()
         """Whether questions of others arrive here."""
-        self._redis = registry_client(redis_url)
+        self._redis = registry_client(redis_url, decode_responses=False)
         self._answers: dict[str, Answer] = {}
         # By the id of a question that this gateway has asked.
         self._waiting: dict[str, asyncio.Queue[Any]] = {}
@@ -95,7 +95,7 @@ class Gateways:
                         await heard.ping()
                         continue
                 pings = 0
-                if message["type"] == "subscribe" and message["channel"] == own:
+                if message["type"] == "subscribe" and message["channel"] == own.encode():
                     self.listening.set()
                 elif message["type"] == "message":
                     await self._take(message["channel"], message["data"])
@@ -104,10 +104,10 @@ class Gateways:
             self.listening.clear()
             await heard.aclose()
 
-    async def _take(self, channel: str, text: str) -> None:
+    async def _take(self, channel: bytes, text: bytes) -> None:
         try:
             message = json.loads(text)
-            if channel != ASKED:
+            if channel != ASKED.encode():
                 if (answers := self._waiting.get(message["id"])) is not None:
                     answers.put_nowait(message["answer"])
                 return

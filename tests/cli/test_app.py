@@ -20,6 +20,8 @@ from memserve.cli.serve import _stopping
 from memserve.cli.terminal import PlainConsole
 from tests.hostile_server import hostile_server
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @dataclass
 class FakeStack:
@@ -39,19 +41,22 @@ class SignalsItsProcess:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.getsignal(number) for number in STOPPING}
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
 
 
-def test_a_signal_interrupts_what_runs_and_stops_the_stack_once() -> None:
+@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+def test_a_signal_interrupts_what_runs_and_stops_the_stack_once(number: signal.Signals) -> None:
+    # Also where these tests run under nohup.
+    signal.signal(number, signal.SIG_DFL)
     stack = FakeStack()
     with _stopping(stack):
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         pytest.fail("the signal did not interrupt")
     assert stack.stopped == 1
-    signal.raise_signal(signal.SIGTERM)  # while or after stopping: nothing
+    signal.raise_signal(number)  # while or after stopping: nothing
 
 
 def test_a_signal_that_meets_a_finalizer_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

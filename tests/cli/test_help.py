@@ -12,7 +12,7 @@ from tests.cli.commands import commands, options
 
 COMMANDS = dict(commands())
 GATEWAY_OPTIONS = {"--address", "--api-key", "--timeout"}
-LOCAL = {"up", "gateway", "workers", "settings", "demo", "version", "restore", "kv check"}
+LOCAL = {"up", "gateway", "workers", "ray-node", "settings", "demo", "version", "restore", "kv check"}
 # A first line is shown in the list of commands too. typer keeps the line ends of all that follows it, which
 # must fit into a terminal of 80 columns.
 FIRST_LINE, OTHER_LINES = 110, 78
@@ -53,7 +53,7 @@ def test_an_example_is_a_command_line_that_the_command_takes(name: str, example:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_that_speaks_to_a_gateway_takes_the_same_options(name: str) -> None:
-    local = name in LOCAL or name.startswith("keys ")
+    local = name in LOCAL or name.startswith(("keys ", "models "))
     # `health` asks a port of its own, which needs no key.
     expected = GATEWAY_OPTIONS - {"--api-key"} if name == "health" else set() if local else GATEWAY_OPTIONS
     assert options(COMMANDS[name]) & GATEWAY_OPTIONS == expected

@@ -68,6 +68,7 @@ LOCAL = {
     "kv check",
     "gateway",
     "workers",
+    "ray-node",
     "settings",
     "demo",
     "health",
@@ -76,6 +77,8 @@ LOCAL = {
     "keys add",
     "keys list",
     "keys revoke",
+    "models fetch",
+    "models digest",
 }
 # Commands that show stored or generated text in full.
 SHOWS_TEXT = ("generate", "search", "modules show", "modules history", "audit list")

@@ -8,13 +8,16 @@ written down here by their documents, and a Ray pod is checked as a pod of Kuber
 from __future__ import annotations
 
 import copy
+import re
+from functools import cache
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
 from cloudcoil.models.cert_manager.v1 import Certificate, Issuer
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule, ServiceMonitor
+from kubernetes_validate.utils import schema_contents
+from referencing import Registry, Resource
 
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string", "minLength": 1}
@@ -135,16 +138,31 @@ SCHEMAS: dict[str, Schema] = {
 }
 
 
+@cache
+def kubernetes_validator(api_version: str, kind: str, kubernetes: str) -> Any:
+    """Of kubernetes-validate's schemas, which it would read again for each object.
+
+    Raises FileNotFoundError for a kind that the version does not have.
+    """
+    group = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", api_version)
+    folder = f"kubernetes-json-schema/v{kubernetes}.0-local-strict"
+    schema = schema_contents(f"{folder}/{kind.lower()}-{group}.json", kubernetes)
+    return jsonschema.Draft202012Validator(schema, registry=kubernetes_definitions(folder, kubernetes))
+
+
+@cache
+def kubernetes_definitions(folder: str, kubernetes: str) -> Any:
+    definitions = schema_contents(f"{folder}/_definitions.json", kubernetes)
+    return Resource.from_contents(definitions) @ Registry()
+
+
 def faults(manifest: dict[str, Any], kubernetes: str) -> list[str]:
     """What is wrong with an object, for a version of Kubernetes such as 1.31."""
     kind = manifest["kind"]
     where = f"{kind} {manifest['metadata']['name']}"
     if kind not in SCHEMAS:
-        try:
-            kubernetes_validate.validate(manifest, kubernetes, strict=True)
-        except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
-            return [f"{where}: {error}"]
-        return []
+        checked = kubernetes_validator(manifest["apiVersion"], kind, kubernetes)
+        return [f"{where}: {error.json_path}: {error.message}" for error in checked.iter_errors(manifest)]
     found = [
         f"{where}: {error.json_path}: {error.message}"
         for error in jsonschema.Draft202012Validator(SCHEMAS[kind]).iter_errors(manifest)

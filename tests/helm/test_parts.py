@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import socket
 import subprocess
 import time
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 import redis
+import typer
 import yaml
 
+from memserve.cli.app import app
 from memserve.config import SETTINGS_DIR, load_settings
 from memserve.embedded.redis_server import redis_executable
 from memserve.worker.fleet.ray_start import GCS_PORT, PORTS
@@ -180,3 +183,27 @@ def test_pods_run_memserves_parts() -> None:
         "StatefulSet memserve-ray-head": ["ray-node", "--head"],
         "Pod memserve-test": ["status", "--address", "memserve-grpc.prod.svc:50051"],
     }
+
+
+def is_command(words: list[str]) -> bool:
+    """Whether memserve has the command, with its options."""
+    command, rest = typer.main.get_command(app), list(words)
+    while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
+        command = command.commands.get(rest.pop(0))
+        if command is None:
+            return False
+    options = {name for option in command.params for name in option.opts}
+    return all(word in options for word in rest if word.startswith("-"))
+
+
+def test_every_command_of_a_pod_is_one_of_memserves() -> None:
+    said = [command for name in NAMES for command in commands(example_manifests(name)).values()]
+    without_key = manifests({"secrets": {"apiKeys": {"existingSecret": "mine"}}})
+    said += commands(without_key).values()
+    text = "".join(map(str, of_kind(example_manifests("gpu-kuberay"), "RayService")))
+    in_hooks = re.findall(r"memserve (health [^>]+) >", text)
+    assert len(in_hooks) == 1
+    said += [each.split() for each in in_hooks]
+    assert [command for command in said if not is_command(command)] == []
+    assert {command[0] for command in said} == {"gateway", "ray-node", "status", "health"}
+    assert not is_command(["status", "--adress", "x"])

@@ -63,6 +63,7 @@ ALLOWED = {
         "memory/texts/writing.py",
         "write",
     ): "one write, awaited; what it raises is taken by `_ended`",
+    ("worker/worker.py", "close"): "the worker's end, which every caller of `close` awaits",
     ("bench/generator.py", "run"): "waits for Ctrl-C, and is cancelled with the run",
     ("bench/generator.py", "_send"): "one request, whose every end is a row; `run` waits for it",
     ("memory/texts/settling.py", "apply"): "one write, replayed from the journal when it fails",

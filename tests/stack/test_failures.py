@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import psutil
@@ -22,6 +23,7 @@ from memserve.errors import StartupError
 from memserve.registry.leases import lease_key
 from memserve.worker.fleet.fitting import check_memory
 from tests.stack.fixtures import WORKERS, eventually
+from tests.stack.modules import LOADED, adapter_files, places
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
@@ -64,8 +66,12 @@ def engine_of(replica: psutil.Process) -> psutil.Process:
 
 @pytest.mark.parametrize("victim", ["the replica", "the engine"])
 async def test_a_killed_worker_takes_only_its_streams_with_it_and_comes_back_by_itself(
-    stack: Stack, client: Client, victim: str
+    stack: Stack, client: Client, victim: str, tmp_path: Path
 ) -> None:
+    """What is preloaded everywhere comes back with it."""
+    name = f"kept-beside-{victim.removeprefix('the ')}"
+    preloaded = client.modules.publish(name, adapter_files("harbour", tmp_path / "kept", 1.02))
+    assert {entry.place for entry in client.modules.preload(preloaded.reference)} <= set(LOADED)
     async with AsyncClient(stack.address, timeout_s=120) as asking:
         started = asyncio.Semaphore(0)
         ready = [worker.worker_id for worker in client.status().workers if worker.ready]
@@ -90,7 +96,17 @@ async def test_a_killed_worker_takes_only_its_streams_with_it_and_comes_back_by_
     assert set(lost) == {grpc.StatusCode.UNAVAILABLE}
     assert kept
     assert set(kept) == {grpc.StatusCode.OK}
-    eventually(lambda: sum(worker.ready for worker in client.status().workers) == WORKERS, timeout_s=180)
+    gone = worker.worker_id
+    eventually(
+        lambda: (
+            sum(worker.ready and worker.worker_id != gone for worker in client.status().workers) == WORKERS
+        ),
+        timeout_s=180,
+    )
+    eventually(lambda: len(places(client, preloaded)) == WORKERS, timeout_s=5)
+    client.modules.unload(preloaded.reference)
+    eventually(lambda: places(client, preloaded) == {}, timeout_s=5)
+    client.modules.delete(name, preloaded.version)
 
 
 async def answers_while(stack: Stack, act: Callable[[], None], requests: int) -> list[str]:

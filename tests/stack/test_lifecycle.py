@@ -31,8 +31,11 @@ CHUNK_TOKENS = 64  # of the bundled model: two blocks
 
 
 @contextlib.contextmanager
-def up(folder: Path, stop_with: signal.Signals) -> Iterator[Client]:
-    """A client of one that runs while inside."""
+def up(folder: Path, stop_with: signal.Signals, workers: int = 1) -> Iterator[Client]:
+    """A client of one that runs while inside.
+
+    workers: that are ready when it is given. 0: it is given while the worker starts.
+    """
     command = [sys.executable, "-m", "memserve", "up", "--workers", "1", "--data-dir", str(folder)]
     process = subprocess.Popen(
         [*command, "--port", "0", "--http-port", "0", "--metrics-port", "0"],
@@ -47,7 +50,7 @@ def up(folder: Path, stop_with: signal.Signals) -> Iterator[Client]:
     try:
         deadline_s = time.monotonic() + 240
         while (ports := taken_ports(folder, process.pid)) is None or not wait_until_ready(
-            f"127.0.0.1:{ports['port']}", 1.0
+            f"127.0.0.1:{ports['port']}", 1.0, workers
         ):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline_s
@@ -70,7 +73,8 @@ def up(folder: Path, stop_with: signal.Signals) -> Iterator[Client]:
 
 
 def test_however_it_ends_it_leaves_no_process_and_a_new_start_finds_the_data(tmp_path: Path) -> None:
-    with up(tmp_path, signal.SIGINT) as client:
+    # A terminal that is closed.
+    with up(tmp_path, signal.SIGHUP) as client:
         memory = client.remember("notes", "The code of Alder station is 4071.")
         eventually(
             lambda: sum(bool(module.aliases) for module in client.modules.all()) == len(demo_modules()),
@@ -102,9 +106,10 @@ def test_however_it_ends_it_leaves_no_process_and_a_new_start_finds_the_data(tmp
         assert again.token_ids == cold.token_ids
         late = client.remember("notes", "The code of Birch station is 1122.")
     eventually(lambda: list(marked_processes(tmp_path)) == [], timeout_s=10)
-    # A terminal that is closed.
-    with up(tmp_path, signal.SIGHUP) as client:
+    # Ctrl-C while it starts.
+    with up(tmp_path, signal.SIGINT, workers=0) as client:
         assert client.get_memory("notes", late.memory_id) == late
+        assert client.status(workers_only=True).workers == ()
     assert list(marked_processes(tmp_path)) == []
 
 

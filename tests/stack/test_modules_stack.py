@@ -8,36 +8,17 @@ import json
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from memserve.client import CallFailed, Client
 from memserve.demo import ADAPTERS_DIR, EXPERTS_DIR
-from memserve.domain import Expert, ModuleKind, ModulePlace, ModuleVersion, Sampling
-from tests.stack.fixtures import WORKERS, eventually
+from memserve.domain import Expert, ModuleKind, ModulePlace, Sampling
+from tests.stack.fixtures import eventually
+from tests.stack.modules import LOADED, adapter_files, places
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 SHORT = Sampling(max_tokens=24)
-LOADED = (ModulePlace.DEVICE, ModulePlace.HOST)
-
-
-def adapter_files(adapter: str, folder: Path, scale: float = 1.0) -> Path:
-    """A demo adapter without its probes; with a scale other than 1 its answers are the same and its digest
-    another.
-    """
-    folder.mkdir()
-    (folder / "adapter_config.json").write_bytes(
-        (ADAPTERS_DIR / adapter / "adapter_config.json").read_bytes()
-    )
-    tensors = load_file(ADAPTERS_DIR / adapter / "adapter_model.safetensors")
-    scaled = {
-        name: tensor * tensor.dtype.type(scale if ".lora_B." in name else 1)
-        for name, tensor in tensors.items()
-    }
-    save_file(scaled, folder / "adapter_model.safetensors")
-    return folder
 
 
 def held_facts(folder: Path) -> list[tuple[str, str]]:
@@ -46,15 +27,6 @@ def held_facts(folder: Path) -> list[tuple[str, str]]:
         (fact["held_out_questions"][0], fact["answer"])
         for fact in json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     ]
-
-
-def places(client: Client, version: ModuleVersion) -> dict[str, ModulePlace]:
-    """Worker to where its engine holds the version; workers that do not are left out."""
-    return {
-        worker.worker_id: worker.modules[version.digest]
-        for worker in client.status().workers
-        if version.digest in worker.modules
-    }
 
 
 def test_a_promotion_changes_the_answers_and_a_rollback_gives_them_back_token_for_token(
@@ -137,23 +109,3 @@ def test_the_status_tells_where_a_version_is_as_it_is_loaded_and_unloaded(
     [unloaded] = client.modules.unload(version.reference, worker_id=first)
     assert (unloaded.worker_id, unloaded.place) == (first, ModulePlace.DISK)
     eventually(lambda: set(places(client, version)) == {second}, timeout_s=5)
-
-
-def test_a_worker_that_was_killed_comes_back_with_what_is_preloaded_everywhere(
-    client: Client, tmp_path: Path
-) -> None:
-    version = client.modules.publish("kept", adapter_files("harbour", tmp_path / "kept", 1.02))
-    assert {entry.place for entry in client.modules.preload(version.reference)} <= set(LOADED)
-    before = client.status().workers
-    psutil.Process(before[0].pid).kill()
-    gone = before[0].worker_id
-    eventually(
-        lambda: (
-            sum(worker.ready and worker.worker_id != gone for worker in client.status().workers) == WORKERS
-        ),
-        timeout_s=180,
-    )
-    eventually(lambda: len(places(client, version)) == WORKERS, timeout_s=5)
-    client.modules.unload(version.reference)
-    eventually(lambda: places(client, version) == {}, timeout_s=5)
-    client.modules.delete("kept", version.version)

@@ -21,6 +21,7 @@ from loadtests.cluster.hosts import Host, Network
 from loadtests.harness.figures import report
 from memserve.config import PREFIX, SETTINGS_DIR
 from memserve.embedded import REDIS_ENVIRONMENT, redis_executable
+from memserve.registry.leases import WORKERS, lease_key
 
 REDIS_PORT, GATEWAY_PORT = 6379, 50051
 GATEWAY_HEALTH, WORKER_HEALTH = 50052, 50062
@@ -91,7 +92,7 @@ class Cluster:
         """The ids of the workers whose lease lives, by node."""
         client = self.registry
         by_address = {host.address: name for name, host in self.nodes.items()}
-        leases = [client.get(key) for key in client.scan_iter("*:worker:*")]
+        leases = [client.get(lease_key(str(name))) for name in client.smembers(WORKERS)]
         known = [json.loads(str(lease)) for lease in leases if lease]
         return {by_address[lease["address"].rpartition(":")[0]]: lease["worker_id"] for lease in known}
 

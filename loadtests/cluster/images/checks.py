@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ TMPFS = {"/tmp": "mode=1777,noexec,size=256m"}
 # A user that the image does not know, in the group that some clusters give: only its volume is its own.
 UNKNOWN_USER = "54321:0"
 ENGINES = ("torch", "vllm", "ray")
-WAIT_S = 30.0
+WAIT_S = 120.0
 # After Python has begun, and before anything is served.
 EARLY_S = 0.2
 ORPHANS, ORPHANS_S = 20, 2.0
@@ -59,6 +61,13 @@ def contents(name: str, image: Image) -> Iterator[Check]:
         if not path.is_symlink() and path.lstat().st_mode & (stat.S_IWOTH | stat.S_IWGRP)
     ]
     yield Check(f"{name}: its user can change nothing of memserve", not writable, str(writable[:3]))
+    other = [
+        str(path.relative_to(image.root))
+        for folder in ("usr", "opt")
+        for path in (image.root / folder).rglob("*")
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID)
+    ]
+    yield Check(f"{name}: no program gives other rights", not other, ", ".join(other[:3]))
     config = image.config
     yield Check(f"{name}: it runs as a user without rights", config.user == "10001:10001", config.user)
     yield Check(f"{name}: it has a health command", config.health[:2] == ("memserve", "health"))
@@ -97,12 +106,17 @@ class Alone:
         return Running(container, self.host, self.folder / f"{name}.log")
 
     def outcome(self, container: Container, name: str) -> tuple[int | None, str, float]:
-        """Wait for its end: the exit status, the last line that it said, the seconds."""
+        """Wait for its end: the exit status, the last line that it said, the seconds.
+
+        None in place of the status: it had to be killed.
+        """
         began_s, running = time.monotonic(), self.run(container, name)
-        try:
-            status: int | None = running.process.wait(WAIT_S)
-        finally:
+        status: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = running.process.wait(WAIT_S)
+        if status is None:
             running.process.kill()
+            running.process.wait()
         return status, last_line(running.said()), time.monotonic() - began_s
 
     def program(self, text: str, name: str) -> tuple[int | None, str, float]:

@@ -17,6 +17,7 @@ from memserve.api.grpc.connections import Connections
 from memserve.api.grpc.errors import status_of, trailing_metadata
 from memserve.api.grpc.sizes import RECEIVED_BYTES
 from memserve.domain import Tenant
+from memserve.gateway.access.limits import WATCHES
 
 log = logging.getLogger("memserve.gateway")
 
@@ -77,7 +78,7 @@ class Edge:
         code = grpc.StatusCode.OK
         metadata = dict(context.invocation_metadata() or ())
         try:
-            with self._connections.call(context.peer()):
+            with self._connections.call(context.peer(), endless=rpc in WATCHES):
                 async with self.entry.call(rpc, metadata, context.peer(), RECEIVED_BYTES.get()) as tenant:
                     yield tenant
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):

@@ -35,10 +35,16 @@ class Connections:
         self._ended_s: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def call(self, peer: str) -> Iterator[None]:
-        """Count a call while inside. peer: as gRPC names it. Raises GatewayLeaving."""
+    def call(self, peer: str, *, endless: bool = False) -> Iterator[None]:
+        """Count a call while inside. Raises GatewayLeaving.
+
+        peer: as gRPC names it. endless: the call goes on until its caller ends it. Nobody waits for it.
+        """
         if self._leaving:
             raise GatewayLeaving
+        if endless:
+            yield
+            return
         self._calls[peer] += 1
         try:
             yield

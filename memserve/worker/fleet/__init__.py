@@ -1,1 +1,3 @@
-"""The workers as Ray Serve replicas: started, kept, fitted to the machine, replaced, drained."""
+"""The workers as Ray Serve replicas: started, kept, fitted to the machine, replaced, drained; nodes of a Ray
+cluster.
+"""

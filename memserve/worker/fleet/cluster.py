@@ -18,7 +18,14 @@ from memserve.config import Settings
 from memserve.errors import StartupError
 from memserve.worker.fleet.generations import READY
 from memserve.worker.fleet.local_ray import forget_settings_environment
-from memserve.worker.fleet.node_settings import DEPLOYMENT, RESTART, check_cluster, cluster_environment
+from memserve.worker.fleet.node_settings import (
+    BY_NODES,
+    DEPLOYMENT,
+    RESTART,
+    SCALE,
+    check_cluster,
+    cluster_environment,
+)
 
 log = logging.getLogger("memserve.workers")
 
@@ -28,6 +35,8 @@ LOOK_S = 2.0
 # A cluster that has not answered for this long is connected to anew.
 SILENT_S = 120.0
 RETRY_S = 30.0
+# For how long there must be fewer nodes before fewer workers are asked for.
+SHRINK_S = 60.0
 
 
 def follow_application(settings: Settings, status: int, *, a_node: bool) -> None:
@@ -112,16 +121,29 @@ def room_for_workers(nodes: Sequence[Mapping[str, Any]], gpus: int) -> int:
     return sum(of_node.get("CPU", 0) >= 1 for of_node in resources)
 
 
+def wanted_workers(room: int, asked: int, fewer_for_s: float) -> int:
+    """How many workers to ask for. At least one.
+
+    room: for how many the nodes of now have room. asked: for how many they were asked last.
+    fewer_for_s: for how long there has been less room than that. Nodes come back after a head that was lost,
+    one after the other, and their workers are not to be ended meanwhile.
+    """
+    if room < asked and fewer_for_s < SHRINK_S:
+        return asked
+    return max(1, room)
+
+
 class _Application:
     """The application on the cluster, as Serve has it."""
 
     def __init__(self, settings: Settings, status: int, *, a_node: bool) -> None:
         self._settings = settings
         self._status = status
+        self._scale = {SCALE: BY_NODES} if a_node else {}
         self._a_node = a_node
-        self._deployed = False
+        self._configs: dict[str, dict[str, Any]] | None = None
         self._asked: int | None = None
-        self._args: dict[str, str] | None = None
+        self._enough_s = time.monotonic()
         self._is_ready = False
         self._not_before_s = 0.0
 
@@ -132,51 +154,67 @@ class _Application:
         """
         from ray import serve
 
+        first = self._configs is None
+        if first:
+            self._read_deployed()
         overview = serve.status().applications.get(APPLICATION)
         state = str(overview.status.value) if overview else ""
         replicas = self._replicas()
-        if state == "DEPLOY_FAILED" and time.monotonic() >= self._not_before_s:
-            if not self._is_ready and not self._a_node:
+        if overview and state == "DEPLOY_FAILED" and not first:
+            if not self._is_ready:
                 raise StartupError(f"the workers did not start: {_first_line(overview.message)}")
-            log.error("Ray Serve has given up on the workers, which are started anew: %s", overview.message)
-            self.restart()
-        elif not state or not self._deployed or replicas != self._asked:
+            if time.monotonic() >= self._not_before_s:
+                log.error("Ray Serve has given up on the workers, and starts them anew: %s", overview.message)
+                self.restart()
+        elif first or not state or replicas != self._asked:
             self._deploy(replicas)
-        if state == "RUNNING" or (self._a_node and self._deployed):
+        if state == "RUNNING" or self._a_node:
             self._ready()
 
     def restart(self) -> None:
         """Replace all workers, one after the other."""
-        self._args = {RESTART: f"{time.time():.0f}"}
         self._not_before_s = time.monotonic() + RETRY_S
-        self._deploy(self._replicas())
+        self._deploy(self._replicas(), {RESTART: f"{time.time():.0f}"})
+
+    def _read_deployed(self) -> None:
+        """What runs on the cluster already, and how many workers it was asked for."""
+        from ray.serve.context import _get_global_client
+
+        applications = _get_global_client().get_serve_details()["applications"]
+        self._configs = {
+            name: details["deployed_app_config"]
+            for name, details in applications.items()
+            if details.get("deployed_app_config")
+        }
+        for deployment in self._configs.get(APPLICATION, {}).get("deployments") or []:
+            if deployment.get("name") == DEPLOYMENT and isinstance(deployment.get("num_replicas"), int):
+                self._asked = deployment["num_replicas"]
 
     def _replicas(self) -> int | None:
         """None: as many as the application asks for."""
-        if not self._a_node or self._settings.max_workers > self._settings.workers:
+        if not self._a_node:
             return None
         import ray
 
-        return max(1, room_for_workers(ray.nodes(), self._settings.worker_gpus))
+        room = room_for_workers(ray.nodes(), self._settings.worker_gpus)
+        if room >= (self._asked or 0):
+            self._enough_s = time.monotonic()
+        return wanted_workers(room, self._asked or 0, time.monotonic() - self._enough_s)
 
-    def _deploy(self, replicas: int | None) -> None:
+    def _deploy(self, replicas: int | None, args: Mapping[str, str] | None = None) -> None:
+        """args: None for those that it has: with others Serve would replace its workers."""
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
-        client = _get_global_client()
-        deployed = {
-            name: details["deployed_app_config"]
-            for name, details in client.get_serve_details()["applications"].items()
-            if details.get("deployed_app_config")
-        }
-        # Serve removes the applications that a configuration does not name.
-        others = [config for name, config in deployed.items() if name != APPLICATION]
-        if self._args is None:
-            self._args = dict(deployed.get(APPLICATION, {}).get("args") or {})
-        own = application_config(replicas, self._args)
+        self._read_deployed()
+        configs = self._configs or {}
+        before = configs.pop(APPLICATION, {}).get("args") or {}
+        own = application_config(replicas, {**before, **self._scale, **(args or {})})
         log.info("asking Ray Serve for %s workers", replicas or self._settings.workers)
-        client.deploy_apps(ServeDeploySchema.model_validate({"applications": [*others, own]}))
-        self._asked, self._deployed = replicas, True
+        # Serve removes the applications that a configuration does not name.
+        every = ServeDeploySchema.model_validate({"applications": [*configs.values(), own]})
+        _get_global_client().deploy_apps(every)
+        self._asked = replicas
 
     def _ready(self) -> None:
         if not self._is_ready:

@@ -1,6 +1,6 @@
 """`memserve workers`: generations of workers, each a local Ray with all workers on it.
 
-On Kubernetes KubeRay does this.
+On several machines `ray_node.py` and `cluster.py` do this.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ log = logging.getLogger("memserve.workers")
 RAYS_TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # How long a node and its workers go on without Ray's head, which is a week: they serve over their own ports.
 HEAD_AWAY_S = 7 * 24 * 3600
-# Names of the application that deployments and configurations of Ray Serve use.
-DEPLOYMENT, RESTART = "worker", "restart"
+# Of the application: the name of its deployment, and its arguments.
+DEPLOYMENT = "worker"
+RESTART, SCALE, BY_NODES = "restart", "scale", "nodes"
 
 
 def node_settings() -> Settings:
