@@ -76,7 +76,7 @@ def show(seen: Seen, as_json: bool, *, wires_least: int) -> int:
         Bar("broken roll-out: new pods ready", seen.stuck.new_ready, at_most=0),
         Bar("broken roll-out: failed requests", len(seen.stuck.failed), at_most=0),
         Bar("pods killed at the release's end", sum(record.killed for record in seen.ended), at_most=0),
-        Bar("helm test: pods that failed", sum(status != 0 for status in seen.helm_test), at_most=0),
+        Bar("helm test: pods that succeeded", seen.helm_test.count(0), at_least=1),
     ]
     return finish(bars, figures_of(seen), as_json)
 
