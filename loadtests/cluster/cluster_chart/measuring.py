@@ -25,7 +25,7 @@ from loadtests.cluster.cluster_chart.reach import Try, tried, wires
 from loadtests.cluster.cluster_chart.ready import Checked, ReadyChecks
 from loadtests.cluster.cluster_chart.rollouts import RollOut, Stuck, roll_out, stuck_roll_out
 from loadtests.cluster.hosts import network
-from loadtests.cluster.kubelet.cluster import Cluster
+from loadtests.cluster.kubelet.cluster import Cluster, owner_of
 from loadtests.cluster.kubelet.objects import Manifest, Objects
 from loadtests.cluster.kubelet.pod import PodRecord, RunningPod
 from loadtests.harness.figures import report
@@ -60,7 +60,7 @@ class Seen:
 
 
 class Run:
-    """One release on one cluster."""
+    """One release on one cluster. Without workers there is no Ray either."""
 
     def __init__(self, folder: Path, gateways: int, workers: int) -> None:
         self.seen = Seen()
@@ -68,7 +68,7 @@ class Run:
         self.workers = workers
         self._folder = folder
         self._release = Release()
-        self._values = trial_values(gateways, workers)
+        self._values = trial_values(gateways, max(1, workers))
         self._objects: list[Manifest] = []
 
     def measure(self, *, roll_workers: bool) -> Seen:
@@ -108,7 +108,10 @@ class Run:
             checks.wait()
 
     def _render(self, values: dict[str, Any]) -> list[Manifest]:
-        return [*self._release.render(values), *outside_objects()]
+        rendered = self._release.render(values)
+        if not self.workers:
+            rendered = [manifest for manifest in rendered if owner_of(manifest) not in (WORKERS, HEAD)]
+        return [*rendered, *outside_objects()]
 
     def _start(self, cluster: Cluster) -> None:
         started_s = time.monotonic()

@@ -171,7 +171,7 @@ class Cluster:
         )
 
     def _is_rolled_out(self, manifest: Manifest) -> bool:
-        pods = self.pods(_owner(manifest))
+        pods = self.pods(owner_of(manifest))
         revision = revision_of(manifest["spec"]["template"])
         wanted = int(manifest["spec"].get("replicas", 1))
         return len(pods) == wanted and all(
@@ -194,7 +194,7 @@ class Cluster:
         known = set()
         for kind in WORKLOADS:
             for manifest in self._objects.of(kind):
-                known.add(_owner(manifest))
+                known.add(owner_of(manifest))
                 self._step(manifest)
         for pod in self._pods.values():
             if pod.pod.owner and pod.pod.owner not in known:
@@ -203,7 +203,7 @@ class Cluster:
 
     def _step(self, manifest: Manifest) -> None:
         """Make and delete pods of one workload."""
-        owner, name = _owner(manifest), manifest["metadata"]["name"]
+        owner, name = owner_of(manifest), manifest["metadata"]["name"]
         states = [_state(pod) for pod in self._pods.values() if pod.pod.owner == owner]
         revision = revision_of(manifest["spec"]["template"])
         if manifest["kind"] == "StatefulSet":
@@ -291,7 +291,8 @@ def _write_over(file: Path, content: bytes) -> None:
         written.truncate(len(content))
 
 
-def _owner(manifest: Manifest) -> str:
+def owner_of(manifest: Manifest) -> str:
+    """`Kind/name` of a workload."""
     return f"{manifest['kind']}/{manifest['metadata']['name']}"
 
 
