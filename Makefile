@@ -34,7 +34,7 @@ demo: setup
 test: setup deploy-tools chromium
 	$(BIN)/python -m tests.run
 
-# Prometheus and promtool for the tests of deploy/prometheus, and a redis-server that speaks TLS.
+# Prometheus and promtool, a redis-server that speaks TLS, and nft.
 deploy-tools:
 	deploy/tools.sh
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Programs of Debian's packages that tests run: Prometheus and promtool (deploy/prometheus), and a redis-server
-# that speaks TLS. Nothing is installed or started, and no root is needed: packages are unpacked into
+# Programs of Debian's packages that tests run: Prometheus and promtool (deploy/prometheus), a redis-server
+# that speaks TLS, and nft for the hosts of loadtests/cluster. Nothing is installed or started, and no root is needed: packages are unpacked into
 # .cache/debian. Does nothing where the programs are there already.
 set -eu
 cd "$(dirname "$0")/.."
@@ -14,8 +14,8 @@ apt() {
 
 unpack() { # Unpacks the packages into $folder.unpacking.
   if ! command -v apt-get >/dev/null; then
-    echo "deploy-tools: this is no Debian; install Prometheus and Redis 7, and put prometheus, promtool and" \
-      "redis-server on PATH" >&2
+    echo "deploy-tools: this is no Debian; install Prometheus, Redis 7 and nftables, and put prometheus," \
+      "promtool, redis-server and nft on PATH" >&2
     exit 1
   fi
   mkdir -p "$state/lists/partial" "$state/archives/partial" "$folder/usr/bin"
@@ -47,5 +47,19 @@ redis=$(dirname "$0")/../../redis
 exec env LD_LIBRARY_PATH="$redis" "$redis/redis-server" "$@"
 END
   chmod +x "$folder/usr/bin/redis-server"
+fi
+if ! PATH=$PATH:/usr/sbin command -v nft >/dev/null && ! [ -x "$folder/usr/bin/nft" ]; then
+  unpack nftables libnftables1 libnftnl11 libmnl0 libxtables12 libjansson4 libgmp10 libedit2 libtinfo6 \
+    libbsd0 libmd0
+  rm -rf "$folder/nft"
+  mkdir -p "$folder/nft"
+  cp -L "$folder.unpacking/usr/sbin/nft" "$folder.unpacking"/usr/lib/*/lib*.so.* "$folder/nft/"
+  cp -L "$folder.unpacking"/lib/*/lib*.so.* "$folder/nft/" 2>/dev/null || true
+  cat >"$folder/usr/bin/nft" <<'END'
+#!/bin/sh
+nft=$(dirname "$0")/../../nft
+exec env LD_LIBRARY_PATH="$nft" "$nft/nft" "$@"
+END
+  chmod +x "$folder/usr/bin/nft"
 fi
 rm -rf "$folder.unpacking" "$state"

@@ -32,10 +32,9 @@ debian_packages_of() {
   case $1 in
     tools) echo "ca-certificates python3.11 python3.11-venv" ;;
     gateway) echo "ca-certificates python3.11" ;;
+    # g++ and Python's headers: torch compiles kernels where it runs, on the CPU too.
     # wget: KubeRay's own probes of a Ray pod call it.
-    worker-cpu) echo "ca-certificates python3.11 libnuma1 wget" ;;
-    # Triton and FlashInfer compile kernels where they run.
-    worker-cuda) echo "ca-certificates python3.11 python3.11-dev g++ libnuma1 wget" ;;
+    worker-*) echo "ca-certificates python3.11 python3.11-dev g++ libnuma1 wget" ;;
   esac
 }
 

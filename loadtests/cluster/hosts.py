@@ -103,6 +103,7 @@ class Network:
         self.hosts: dict[str, Host] = {}
         self._bridge = f"{name}-br"
         self._number = number
+        self._place = 10
 
     def open(self) -> None:
         """Raises HostsError."""
@@ -115,7 +116,7 @@ class Network:
 
     def host(self, name: str) -> Host:
         """Add a host. Every host knows the names of those that were added before the process started."""
-        number = len(self.hosts) + 11
+        number = self._next_place()
         host = Host(name, f"{self.name}-{name}", f"10.{self._number}.0.{number}", self.address)
         outer = f"{self.name}-v{number}"
         _run("ip", "netns", "add", host.namespace)
@@ -129,12 +130,29 @@ class Network:
         self._write_names()
         return host
 
+    def remove(self, host: Host) -> None:
+        """End all processes on a host, and take it away."""
+        host.end()
+        del self.hosts[host.name]
+        _run("ip", "netns", "delete", host.namespace)
+        shutil.rmtree(NAMES / host.namespace, ignore_errors=True)
+        self._write_names()
+
     def close(self) -> None:
         """End all processes on all hosts, and remove the hosts."""
         for host in self.hosts.values():
             host.end()
         self._remove()
         self.hosts.clear()
+
+    def _next_place(self) -> int:
+        """The last byte of a new host's address: the one that was free for the longest time."""
+        taken = {int(host.address.rpartition(".")[2]) for host in self.hosts.values()}
+        free = [place for place in range(11, 255) if place not in taken]
+        if not free:
+            raise HostsError("a network has at most 244 hosts")
+        self._place = next((place for place in free if place > self._place), free[0])
+        return self._place
 
     def _write_names(self) -> None:
         """`ip netns exec` puts each host's files in the place of those in /etc."""

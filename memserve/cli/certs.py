@@ -36,8 +36,8 @@ DEFAULT_FOLDER = Path("memserve-certs")
 def init(folder: Folder = DEFAULT_FOLDER, host: Hosts = None, days: Days = 365) -> None:
     """Make two private authorities (public and internal) and certificates of them, and say what to set.
 
-    Nothing is overwritten. Keep the folder `authority` where only you can read it: whoever has its keys can
-    make certificates that everything here accepts.
+    Nothing is overwritten. Keep the folder `authority` where only you can
+    read it: whoever has its keys can make certificates that all accept.
 
     Example: `memserve certs init --folder certs --host gateway.example.org`
     """

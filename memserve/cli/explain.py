@@ -22,7 +22,8 @@ def explain(
 ) -> None:
     """Show why a request went to its worker: every candidate, term by term, and what became of it.
 
-    A gateway knows its own last 2,048 requests, and asks the others. Times are in milliseconds.
+    A gateway knows its own last 2,048 requests, and asks the others.
+    Times are in milliseconds.
     TTFT is max(queue + slot + memory, fetch) + prefill + load + learned.
 
     Example: `memserve explain 3f0c8a7e5d1b4c22a1f09e8d7c6b5a43`

@@ -181,6 +181,12 @@ def workers(
         run_generation(settings, status)
         return
     from memserve.model.checks import with_models
+    from memserve.tls.live import internal_tls
+    from memserve.tls.pem import WORKER_NAME
+
+    if not settings.ray_address:
+        # A replica would say it in its log only. On a cluster the files are the nodes' own.
+        internal_tls(settings, WORKER_NAME)
 
     # The nodes of a cluster fetch the model themselves.
     raise typer.Exit(keep_workers(settings if settings.ray_address else with_models(settings)))

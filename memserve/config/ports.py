@@ -65,7 +65,8 @@ class PortSettings(BaseModel):
         ge=0,
         le=3600,
         description="How long a gateway that is told to stop still takes calls, while its health says "
-        "NOT_SERVING: the time that load balancers need to see it.",
+        "NOT_SERVING: the time that load balancers need to see it. gRPC connections are renewed more often "
+        "than that, so that clients move on.",
     )
     worker_port: Port = Field(
         0,

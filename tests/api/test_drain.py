@@ -8,7 +8,7 @@ import json
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -215,6 +215,53 @@ async def test_no_call_fails_of_clients_that_try_again_while_one_of_two_gateways
                 stopped.set()
     assert set(ended) == {"OK", "streamed"}
     assert ended["OK"] > 50
+
+
+@contextlib.asynccontextmanager
+async def balancer(port_of: Callable[[], int]) -> AsyncIterator[str]:
+    """Leads each new connection to a port, as a Service of Kubernetes does. Gives its own host:port."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while part := await reader.read(1 << 16):
+                writer.write(part)
+                await writer.drain()
+        writer.close()
+
+    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port_of())
+        await asyncio.gather(copy(reader, back), copy(there, writer))
+
+    server = await asyncio.start_server(lead, "127.0.0.1")
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_client_without_retries_moves_on_behind_a_load_balancer_while_its_stream_finishes(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway(workers=[{"script": Script(pause_s=0.05)}])
+    long, failed, ended = Sampling(max_tokens=80, min_tokens=80), Counter[str](), 0
+    async with (
+        ports_of(gateway, drain_delay_s=2.0) as first,
+        ports_of(gateway) as second,
+        balancer(lambda: second.port if first.stop.is_set() else first.port) as address,
+        AsyncClient(address) as client,
+        contextlib.aclosing(client.stream("hello", sampling=long)) as events,
+    ):
+        await anext(events)
+        first.stop.set()
+        while not first.task.done():
+            try:
+                await client.modules.all()
+                ended += 1
+            except CallFailed as error:
+                failed[str(error)] += 1
+            await asyncio.sleep(0.01)
+        text = [event async for event in events if isinstance(event, TextDelta)]
+    assert failed == Counter()
+    assert ended > 50
+    assert sum(len(event.token_ids) for event in text) == 80
 
 
 def test_a_peer_is_known_by_its_address() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.commands import commands, options
 
 COMMANDS = dict(commands())
-GATEWAY_OPTIONS = {"--address", "--api-key", "--timeout"}
+GATEWAY_OPTIONS = {"--address", "--api-key", "--timeout", "--tls-ca", "--tls-cert", "--tls-key"}
 LOCAL = {"up", "gateway", "workers", "ray-node", "settings", "demo", "version", "restore", "kv check"}
 # A first line is shown in the list of commands too. typer keeps the line ends of all that follows it, which
 # must fit into a terminal of 80 columns.
@@ -53,7 +53,7 @@ def test_an_example_is_a_command_line_that_the_command_takes(name: str, example:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_that_speaks_to_a_gateway_takes_the_same_options(name: str) -> None:
-    local = name in LOCAL or name.startswith(("keys ", "models "))
-    # `health` asks a port of its own, which needs no key.
-    expected = GATEWAY_OPTIONS - {"--api-key"} if name == "health" else set() if local else GATEWAY_OPTIONS
+    local = name in LOCAL or name.startswith(("keys ", "models ", "certs "))
+    # `health` asks a port of its own, which needs no key and has no TLS.
+    expected = {"--address", "--timeout"} if name == "health" else set() if local else GATEWAY_OPTIONS
     assert options(COMMANDS[name]) & GATEWAY_OPTIONS == expected

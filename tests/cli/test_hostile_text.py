@@ -69,6 +69,8 @@ LOCAL = {
     "gateway",
     "workers",
     "ray-node",
+    "certs init",
+    "certs renew",
     "settings",
     "demo",
     "health",

@@ -50,7 +50,7 @@ def test_no_sampling_means_the_gateways_defaults() -> None:
         (lambda: strings("keywords", {"a": "b"}), "keywords"),
         (lambda: Client(timeout_s=0), "timeout_s"),
         (lambda: AsyncClient(timeout_s=float("nan")), "timeout_s"),
-        (lambda: Client("https://gateway"), "address"),
+        (lambda: Client("ftp://gateway"), "address"),
         (lambda: Client(api_key="line\n"), "api_key"),
         (lambda: Client(tls=TlsFiles(ca="/nowhere/ca.pem")), "tls.ca"),
         (lambda: AsyncClient(tls=TlsFiles(certificate=Path("c.pem"))), "tls"),

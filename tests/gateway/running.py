@@ -22,12 +22,23 @@ from memserve.disk import DiskWatch
 from memserve.domain import Message, ModuleVersion, Role, Route, TextDelta, Usage
 from memserve.gateway.access.callers import Access, load_access
 from memserve.gateway.assembly import GatewayParts, open_parts
+from memserve.loop_pressure import TICK_S, LoopPressure
 from memserve.model.files import open_model
 from tests.contract.fake_worker import SALT_KEY, FakeWorker
 from tests.kv.redis_server import RedisServer
 
 TIMEOUT_S = 20.0
 Event = Route | TextDelta | Usage
+
+
+class NoPressure(LoopPressure):
+    """Of a gateway that is never late, however busy the machine is: each token comes in a part of its own.
+
+    `tests/gateway/workers/test_pacing.py` and `tests/test_loop_pressure.py` have the real one.
+    """
+
+    async def look(self) -> None:
+        await asyncio.sleep(TICK_S)
 
 
 @dataclass
@@ -107,7 +118,7 @@ async def open_gateway(
             for number, fields in enumerate(workers)
         ]
         parts = await stack.enter_async_context(open_parts(configured))
-        parts = replace(parts, disk=disk or parts.disk)
+        parts = replace(parts, disk=disk or parts.disk, pressure=NoPressure())
         access = load_access(configured)
         port = await stack.enter_async_context(listen(parts, access))
         address = f"127.0.0.1:{port}"

@@ -13,6 +13,8 @@ import helm_python
 import yaml
 from helm_python import _native
 
+from memserve.config import Settings, load_settings
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "memserve"
 EXAMPLES = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -113,6 +115,22 @@ def pod_templates(objects: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
             yield f"{name} head", cluster["headGroupSpec"]["template"]
             for group in cluster["workerGroupSpecs"]:
                 yield f"{name} {group['groupName']}", group["template"]
+
+
+def container(objects: list[Manifest], kind: str, name: str) -> dict[str, Any]:
+    """The container of a workload. Raises ValueError."""
+    [found] = named(objects, kind, name)["spec"]["template"]["spec"]["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def variables(objects: list[Manifest], config_map: str) -> dict[str, str]:
+    found: dict[str, str] = named(objects, "ConfigMap", config_map)["data"]
+    return found
+
+
+def settings_of(objects: list[Manifest], config_map: str) -> Settings:
+    return load_settings(variables(objects, config_map))
 
 
 def containers(objects: list[Manifest]) -> Iterator[tuple[str, Manifest, Manifest]]:

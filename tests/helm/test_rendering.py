@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import tarfile
+from pathlib import Path
 from typing import Any
 
 import helm_python
@@ -12,6 +14,7 @@ from tests.helm.charts import (
     CHART,
     NAMES,
     OPERATORS,
+    chart,
     example,
     example_manifests,
     manifests,
@@ -81,6 +84,20 @@ def test_a_key_that_is_misspelt_is_found(kind: str, path: tuple[Any, ...]) -> No
         place = place[name]
     place[path[-1]] = 1
     assert str(path[-1]) in " ".join(faults(planted, "1.31"))
+
+
+def test_the_chart_is_whole_in_an_archive(tmp_path: Path) -> None:
+    archive = chart().save(tmp_path)
+    with tarfile.open(archive) as opened:
+        names = opened.getnames()
+    assert "memserve/files/prometheus/rules.yaml" in names
+    assert "memserve/values.schema.json" in names
+    assert not [name for name in names if "/ci/" in name]
+    values = with_values(example("everything"), {"requireCrds": False})
+    with helm_python.Chart.load(archive) as packed:
+        texts = packed.render(values, name="memserve", namespace="prod")
+    for path, text in render(values).items():
+        assert path.endswith("secrets.yaml") or texts[path] == text
 
 
 def test_a_kind_that_the_cluster_lacks_is_explained() -> None:

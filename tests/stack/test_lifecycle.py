@@ -78,7 +78,7 @@ def test_however_it_ends_it_leaves_no_process_and_a_new_start_finds_the_data(tmp
         memory = client.remember("notes", "The code of Alder station is 4071.")
         eventually(
             lambda: sum(bool(module.aliases) for module in client.modules.all()) == len(demo_modules()),
-            timeout_s=60,
+            timeout_s=180,
         )
         modules = client.modules.all()
         prefix = long_prefix(700)

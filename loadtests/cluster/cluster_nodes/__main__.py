@@ -10,7 +10,7 @@ model each, and a gateway. Clients stream long answers without a pause.
 5. Command lines and all that Ray keeps are searched for the secrets.
 
 All hosts share two cores and one kernel. So the times of starts are longer than on hosts of their own, and
-nothing is said of a network that loses or delays packets. It needs root and iproute2, and takes two minutes
+nothing is said of a network that loses or delays packets. It needs root and iproute2, and takes three minutes
 with --quick, since engines start three times.
 """
 
@@ -41,8 +41,9 @@ from loadtests.cluster.hosts import HostsError, network
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
 
 NETWORK, NUMBER = "nd", 83
-# Longer than a gateway takes to give up a silent worker's streams, 12 s.
-CUT_S, QUICK_CUT_S = 60.0, 16.0
+# Longer than a gateway takes to give up a silent worker's streams, 12 s; and longer than Ray takes to give up
+# a node, a minute.
+CUT_S, QUICK_CUT_S = 80.0, 16.0
 AWAY_S, QUICK_AWAY_S = 30.0, 6.0
 LEASE_S = 3.0
 
@@ -75,6 +76,7 @@ def measure(cluster: Cluster, *, quick: bool, as_json: bool) -> int:
     cluster.until("the head is ready", lambda: cluster.ready(cluster.head))
     for name, host in cluster.nodes.items():
         cluster.until(f"node {name} is ready", partial(cluster.ready, host))
+    cluster.until_serving()
     ready_s = time.monotonic() - started_s
     prefix = shared_prefix(cluster)
     cut = cut_off(cluster, QUICK_CUT_S if quick else CUT_S)

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loadtests.cluster.hosts import Host, Network
 from loadtests.harness.figures import report
+from memserve.client import CallFailed, Client
 from memserve.config import PREFIX, SETTINGS_DIR
 from memserve.embedded import REDIS_ENVIRONMENT, redis_executable
 from memserve.registry.leases import WORKERS, lease_key
@@ -105,6 +106,18 @@ class Cluster:
                 return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
         return False
 
+    def until_serving(self) -> None:
+        """Wait until the gateway knows a worker of each node. Raises NotInTime."""
+        with Client(self.address) as client:
+            self.until(
+                "the gateway has all workers",
+                lambda: (
+                    set(self.workers().values())
+                    == {worker.worker_id for worker in client.status().workers if worker.ready}
+                    and set(self.workers()) == set(NODES)
+                ),
+            )
+
     def kill(self, host: Host) -> None:
         """`kill -9` of every process on the host."""
         for pid in host.processes():
@@ -115,7 +128,7 @@ class Cluster:
         """Returns after how many seconds it held. Raises NotInTime."""
         started_s = time.monotonic()
         while time.monotonic() - started_s < within_s:
-            with contextlib.suppress(redis.RedisError):
+            with contextlib.suppress(redis.RedisError, CallFailed):
                 if holds():
                     took_s = time.monotonic() - started_s
                     report(f"{what}: {took_s:.1f} s")
@@ -155,6 +168,8 @@ class Cluster:
             f"{PREFIX}WORKER_METRICS_PORT": "9465",
             f"{PREFIX}WORKER_HEALTH_PORT": str(WORKER_HEALTH),
             f"{PREFIX}HEALTH_PORT": str(GATEWAY_HEALTH),
+            # Each stands for a host of its own.
+            f"{PREFIX}WORKER_NICE": "0",
             f"{PREFIX}KV_DEVICE_BYTES": str(64 * MIB),
             f"{PREFIX}KV_HOST_BYTES": str(32 * MIB),
             # The demo model computes quicker than it loads.

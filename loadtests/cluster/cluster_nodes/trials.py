@@ -41,7 +41,7 @@ class SharedPrefix:
 
 
 def shared_prefix(cluster: Cluster) -> SharedPrefix:
-    """Raises NotInTime when what A computes does not come to Redis."""
+    """Raises NotInTime when what node A computes does not come to Redis."""
     book = handbook(7, HANDBOOK_TOKENS)
     (question,) = handbook_questions(book, 7, 1)
     messages = [Message(Role.SYSTEM, book.text), Message(Role.USER, question.text)]

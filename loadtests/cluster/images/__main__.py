@@ -30,6 +30,7 @@ from loadtests.harness.figures import Bar, finish, parser, print_table, report
 CACHE = Path(__file__).resolve().parents[3] / ".cache" / "images"
 NETWORK, NUMBER = "im", 87
 GATEWAY, WORKER = "gateway", "worker-cpu"
+COMPILES = "import torch; print(torch.compile(lambda x: x * 2 + 1)(torch.ones(1)).tolist())"
 REDIS = ImageConfig(environment={"PATH": "/usr/local/bin:/usr/bin:/bin"}, folder="/data")
 
 
@@ -54,6 +55,8 @@ def checked(images: dict[str, Image], folder: Path) -> Iterator[Check]:
             of = Alone(images[WORKER], host, folder)
             status, said, seconds = of.program("import vllm, ray, torch; print(vllm.__version__)", "vllm")
             yield Check(f"{WORKER}: imports vllm, ray and torch", status == 0, f"{said} ({seconds:.1f} s)")
+            status, said, seconds = of.program(COMPILES, "compiles")
+            yield Check(f"{WORKER}: torch compiles a kernel", said == "[3.0]", f"{said} ({seconds:.1f} s)")
         composed = Composed(hosts, images, folder)
         try:
             yield from served(composed)

@@ -26,6 +26,8 @@ from memserve.tls.grpc_credentials import add_port
 from memserve.tls.live import LiveTls
 
 CONNECTION_AGE_MS = 300_000
+# gRPC adds up to a tenth to a connection's age. The rest is for load balancers to see that a gateway leaves.
+RENEWED_SHARE = 0.6
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -97,9 +99,7 @@ async def open_front(
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.http2.max_pings_without_data", 0),
-            # Callers connect anew now and then, so that a gateway that has been added gets some of them. gRPC
-            # does that between two calls, and calls under way go on.
-            ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
+            *renewal_options(settings.drain_delay_s),
         ],
     )
     services = Services(names)
@@ -123,6 +123,18 @@ async def open_front(
         yield Front(server, servicer, services, port)
     finally:
         await server.stop(0)
+
+
+def renewal_options(drain_delay_s: float) -> list[tuple[str, int]]:
+    """Options of a gRPC server that end each connection in time, as gRPC ends one: the client makes another
+    connection for its next call, and calls under way finish on the old one.
+
+    So a gateway that has been added gets some of the callers. And a load balancer sends a new connection
+    elsewhere while this gateway drains: no client is left on it at the end of the drain delay, but for calls
+    that had begun.
+    """
+    age_ms = int(drain_delay_s * 1000 * RENEWED_SHARE) or CONNECTION_AGE_MS
+    return [("grpc.max_connection_age_ms", min(age_ms, CONNECTION_AGE_MS))]
 
 
 async def _starting(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:

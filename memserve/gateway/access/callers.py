@@ -180,8 +180,8 @@ async def first_token_keys(access: Access) -> None:
     if access.tokens is not None:
         try:
             await access.tokens.keys.read()
-        except TokenKeysUnavailable as error:
-            log.warning("tokens are refused for now: jwt_jwks cannot be read: %s", error.__cause__)
+        except TokenKeysUnavailable:
+            log.warning("tokens are refused until the identity provider answers; API keys are taken")
 
 
 def is_loopback(host: str) -> bool:

@@ -196,6 +196,8 @@ class UrlKeys:
         self._read_s = 0.0
         self._tried_s = -URL_SOONEST_S
         self._is_reading = False
+        self._is_away = False
+        """Whether the last try failed. Only the first failure in a row is said."""
         self._wanted, self._ended = asyncio.Event(), asyncio.Event()
 
     def current(self) -> tuple[TokenKey, ...]:
@@ -211,8 +213,12 @@ class UrlKeys:
                 self._keys, self._content = parse_keys(content), content
                 log.info("%d keys of %s check tokens from now on", len(self._keys), self._url)
             self._read_s = self._clock()
+            self._is_away = False
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise TokenKeysUnavailable from error
+            if not self._is_away:
+                log.warning("jwt_jwks %s cannot be read: %s", self._url, error)
+            self._is_away = True
+            raise TokenKeysUnavailable from None
         finally:
             self._is_reading = False
             self._tried_s = self._clock()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -121,3 +123,9 @@ def test_nodes_that_come_back_one_after_the_other_keep_their_workers() -> None:
     assert wanted_workers(1, 2, SHRINK_S) == 1
     # A cluster whose nodes have not come yet.
     assert wanted_workers(0, 0, 0.0) == 1
+
+
+def test_ray_is_not_imported_before_its_environment_is_set() -> None:
+    # Ray reads RAY_AUTH_MODE when it is imported. Without it a cluster with a token lets nobody in.
+    look = "import sys, memserve.worker.fleet.cluster; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0
