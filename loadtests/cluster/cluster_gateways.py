@@ -289,7 +289,7 @@ class Measured:
 
 def measure(size: Size, folder: Path) -> Measured:
     one, both, calls = Tokens(), Tokens(), Calls()
-    with pieces(folder, workers=WORKERS, drain_delay_s=1.0) as running:
+    with pieces(folder, workers=WORKERS, drain_delay_s=1.0, shutdown_grace_s=30.0) as running:
         addresses = [gateway.address for gateway in running.gateways]
         for number in range(size.rounds):
             for tokens, through in ((one, addresses[:1]), (both, addresses)):

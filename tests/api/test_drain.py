@@ -28,7 +28,7 @@ from memserve.api.http.server import HttpFront, answering, open_http
 from memserve.client import AsyncClient, CallFailed, TextDelta
 from memserve.domain import Sampling
 from memserve.gateway.assembly import services_of
-from memserve.pb.v1 import status_pb2, status_pb2_grpc
+from memserve.pb.v1 import inference_pb2, inference_pb2_grpc, status_pb2, status_pb2_grpc
 from tests.contract.scripted_worker import Script
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import RunningGateway
@@ -169,7 +169,7 @@ async def test_no_call_fails_of_clients_that_try_again_while_one_of_two_gateways
     start_gateway: StartGateway,
 ) -> None:
     """gRPC's own stop ends calls that are on their way with CANCELLED, which no client sends again."""
-    gateway = await start_gateway()
+    gateway = await start_gateway(workers=[{"script": Script(pause_s=0.02)}])
     ended: Counter[str] = Counter()
     async with ports_of(gateway) as first, ports_of(gateway) as second:
         balanced = {"loadBalancingConfig": [{"round_robin": {}}]}
@@ -188,15 +188,32 @@ async def test_no_call_fails_of_clients_that_try_again_while_one_of_two_gateways
                     except grpc.aio.AioRpcError as error:
                         ended[f"{error.code().name} {error.details()}"] += 1
 
+            answers = inference_pb2_grpc.InferenceServiceStub(channel)
+            hello = inference_pb2.GenerateRequest(
+                messages=[inference_pb2.Message(role=inference_pb2.ROLE_USER, content="hello")],
+                sampling=inference_pb2.Sampling(max_tokens=50, min_tokens=50),
+            )
+
+            async def stream() -> None:
+                """Answers of a second, so that no connection is ever without a call."""
+                while not stopped.is_set():
+                    try:
+                        events = [event async for event in answers.Generate(hello, timeout=10)]
+                        assert events[-1].usage.output_tokens == 50
+                        ended["streamed"] += 1
+                    except grpc.aio.AioRpcError as error:
+                        ended[f"{error.code().name} {error.details()}"] += 1
+
             async with asyncio.TaskGroup() as group:
                 for _ in range(8):
                     group.create_task(ask())
+                    group.create_task(stream())
                 await asyncio.sleep(0.5)
                 first.stop.set()
                 await first.task
                 await asyncio.sleep(0.3)
                 stopped.set()
-    assert list(ended) == ["OK"]
+    assert set(ended) == {"OK", "streamed"}
     assert ended["OK"] > 50
 
 

@@ -34,6 +34,7 @@ ALLOWED = {
         "serve_metrics",
     ): "the standard library's server, which answers each call in a thread of its own and survives each",
     ("api/grpc/call.py", "_give_up"): "ends one call; whatever it raises says that the call has ended",
+    ("api/grpc/connections.py", "leave"): "gRPC's own stop, awaited at the end",
     ("api/http/server.py", "serve"): "uvicorn's server, awaited by `stop`",
     ("api/http/stream.py", "connected"): "waits until the caller goes away, and ends with the call",
     (

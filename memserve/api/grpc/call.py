@@ -78,6 +78,7 @@ class Edge:
         code = grpc.StatusCode.OK
         metadata = dict(context.invocation_metadata() or ())
         try:
+            await self._connections.admit()
             with self._connections.call(context.peer(), endless=rpc in WATCHES):
                 async with self.entry.call(rpc, metadata, context.peer(), RECEIVED_BYTES.get()) as tenant:
                     yield tenant

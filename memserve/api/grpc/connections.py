@@ -1,8 +1,8 @@
 """The gRPC port's connections, and how a gateway that leaves ends them.
 
 gRPC's own stop cancels calls that are on their way to the server: their clients get CANCELLED, and do not
-try again. Here a connection without calls is closed while the server still runs. A call that is on its way
-then ends with UNAVAILABLE before its first message, which clients send again by themselves.
+try again. Here calls are held before it, so that callers that wait for their answers send no more of them.
+Whatever is not answered ends with UNAVAILABLE before its first message, which clients send again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import unquote
+
+import grpc
 
 from memserve.errors import GatewayLeaving
 
@@ -31,17 +33,22 @@ class Connections:
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
         self._leaving = False
+        self._refusing = asyncio.Event()
         # When the last call of a connection ended, on the monotonic clock. Kept while leaving only.
         self._ended_s: dict[str, float] = {}
 
+    async def admit(self) -> None:
+        """Let a call in. Raises GatewayLeaving, when its caller will not send it here again."""
+        if self._leaving:
+            await self._refusing.wait()
+            raise GatewayLeaving
+
     @contextlib.contextmanager
     def call(self, peer: str, *, endless: bool = False) -> Iterator[None]:
-        """Count a call while inside. Raises GatewayLeaving.
+        """Count a call while inside.
 
         peer: as gRPC names it. endless: the call goes on until its caller ends it. Nobody waits for it.
         """
-        if self._leaving:
-            raise GatewayLeaving
         if endless:
             yield
             return
@@ -55,9 +62,13 @@ class Connections:
             if self._leaving:
                 self._ended_s[peer] = time.monotonic()
 
-    async def leave(self, port: int, within_s: float) -> None:
-        """Take no more calls, and close each connection when its calls have ended; after so many seconds, all
-        that are left.
+    async def leave(self, server: grpc.aio.Server, port: int, within_s: float) -> None:
+        """Stop the server: finish the calls under way, and have callers send all others elsewhere.
+
+        1. Calls that come are held. Connections without other calls are closed.
+        2. The server tells the others that it goes (GOAWAY): callers use them no more for new calls.
+        3. Held calls end with UNAVAILABLE. Each connection is closed when its calls have ended.
+        4. After `within_s`, all that are left are closed.
 
         port: that the server listens on.
         """
@@ -65,6 +76,7 @@ class Connections:
         began_s = time.monotonic()
         # Until then a call may be ending that was not counted in `_ended_s`.
         settled_s = began_s + QUIET_S
+        stopping: asyncio.Task[None] | None = None
         while (now_s := time.monotonic()) < began_s + within_s:
             await asyncio.sleep(LOOK_S)
             quiet = {peer for peer, ended_s in self._ended_s.items() if now_s - ended_s < QUIET_S}
@@ -72,8 +84,16 @@ class Connections:
             if now_s >= settled_s:
                 close_connections(port, except_peers={address_of(peer) for peer in kept})
                 if not kept:
-                    return
+                    break
+                if stopping is None:
+                    stopping = asyncio.create_task(server.stop(within_s + 1.0))
+                    await asyncio.sleep(LOOK_S)
+                    self._refusing.set()
+        self._refusing.set()
         close_connections(port, except_peers=set())
+        await server.stop(0)
+        if stopping is not None:
+            await stopping
 
 
 def close_connections(port: int, *, except_peers: set[str]) -> int:

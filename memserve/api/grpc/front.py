@@ -72,8 +72,7 @@ class Front:
 
     async def leave(self, grace_s: float) -> None:
         """Take no more calls; answers under way get so long to finish."""
-        await self.connections.leave(self.port, grace_s)
-        await self.server.stop(0)
+        await self.connections.leave(self.server, self.port, grace_s)
 
 
 @contextlib.asynccontextmanager
