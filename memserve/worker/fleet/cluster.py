@@ -46,20 +46,11 @@ def follow_application(settings: Settings, status: int, *, a_node: bool) -> None
     a_node: one worker for each node that has room for one, whatever the setting `workers`.
     Raises StartupError when the cluster cannot be reached, or its first workers do not start.
     """
-    check_cluster(settings)
-    os.environ.update(cluster_environment(settings))
-    forget_settings_environment()
+    _join(settings)
     import ray
     from ray import serve
     from ray.serve.config import ProxyLocation
 
-    try:
-        ray.init(address=settings.ray_address, namespace="serve", log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StartupError(
-            f"no Ray cluster at {settings.ray_address} that this machine is a node of: "
-            f"{str(error).splitlines()[0]}. Run this on a node, such as one of `memserve ray-node`"
-        ) from None
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop_or_note(signals))
@@ -88,18 +79,29 @@ def follow_application(settings: Settings, status: int, *, a_node: bool) -> None
 
 def remove_application(settings: Settings) -> None:
     """End the workers of the cluster. Raises StartupError."""
+    _join(settings)
+    import ray
+    from ray import serve
+
+    serve.delete(APPLICATION)
+    ray.shutdown()
+
+
+def _join(settings: Settings) -> None:
+    """Connect to the cluster. Raises StartupError where that cannot be."""
     check_cluster(settings)
+    # Ray reads its environment when it is imported.
     os.environ.update(cluster_environment(settings))
     forget_settings_environment()
     import ray
-    from ray import serve
 
     try:
         ray.init(address=settings.ray_address, namespace="serve", log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StartupError(f"no Ray cluster at {settings.ray_address}: {error}") from None
-    serve.delete(APPLICATION)
-    ray.shutdown()
+        raise StartupError(
+            f"no Ray cluster at {settings.ray_address} that this machine is a node of: "
+            f"{_first_line(str(error))}. Run this on a node, such as one of `memserve ray-node`"
+        ) from None
 
 
 def application_config(replicas: int | None, args: Mapping[str, str]) -> dict[str, Any]:
