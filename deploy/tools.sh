@@ -1,6 +1,7 @@
 #!/bin/sh
 # Programs of Debian's packages that tests run: Prometheus and promtool (deploy/prometheus), a redis-server
-# that speaks TLS, and nft for the hosts of loadtests/cluster. Nothing is installed or started, and no root is needed: packages are unpacked into
+# that speaks TLS, and nft for the hosts of loadtests/cluster. Nothing is installed or started, and no root is
+# needed: packages are unpacked into
 # .cache/debian. Does nothing where the programs are there already.
 set -eu
 cd "$(dirname "$0")/.."
