@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import shutil
 import signal
@@ -71,6 +72,10 @@ class Host:
         pairs = [row.split()[3].rsplit(":", 1) for row in rows]
         return {(address.strip("[]").partition("%")[0], int(port)) for address, port in pairs}
 
+    def listening_beyond_loopback(self) -> set[tuple[str, int]]:
+        """Those of `listening` that other hosts may reach."""
+        return {(address, port) for address, port in self.listening() if not is_loopback(address)}
+
     def processes(self) -> set[int]:
         """The ids of all processes on the host, whoever started them."""
         return {int(pid) for pid in _run("ip", "netns", "pids", self.namespace).split()}
@@ -88,6 +93,12 @@ class Host:
                 os.kill(pid, signal.SIGKILL)
         for process in self._processes:
             process.wait()
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only the host itself reaches a socket there. `*` is every address, as ss writes it."""
+    # gRPC's sockets are of IPv6, where 127.0.0.1 is ::ffff:127.0.0.1.
+    return address != "*" and ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
 
 
 class Network:

@@ -30,6 +30,8 @@ def engine_environment(settings: Settings) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(settings.omp_threads),
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # An engine is on one machine. Without it torch's gloo listens on the address of the machine's name.
+        "GLOO_SOCKET_IFNAME": "lo",
         # The other runner, which vLLM may choose on CUDA, takes no logits processors of this interface.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_NO_USAGE_STATS": "1",

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report(f"logs: {folder}/*/log")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    return show(seen, chosen.json, wires_least=100 if workers else 20)
+    return show(seen, chosen.json, wires_least=70 if workers else 20)
 
 
 def show(seen: Seen, as_json: bool, *, wires_least: int) -> int:

@@ -38,5 +38,5 @@ def named_ports(pod: RunningPod, policies: Iterable[Manifest]) -> frozenset[int]
 
 def listening(pod: RunningPod, policies: Iterable[Manifest]) -> Listening:
     """As `ss` sees it in the pod's network namespace."""
-    beyond = {port for address, port in pod.host.listening() if not address.startswith(("127.", "::1"))}
+    beyond = {port for _, port in pod.host.listening_beyond_loopback()}
     return Listening(pod.pod.name, named_ports(pod, policies), frozenset(beyond))

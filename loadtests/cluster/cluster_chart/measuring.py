@@ -37,7 +37,7 @@ START_S = 420.0
 GATEWAY_ROLL_OUT_S, WORKER_ROLL_OUT_S = 180.0, 420.0
 STUCK_S = 15.0
 WARM_UP_S = 5.0
-RAY_PORTS = (6381, 6382, 6384)
+RAY_PORTS = (6381, 6382)
 """Ports of a Ray node that listen beyond its loopback and that other nodes call."""
 
 

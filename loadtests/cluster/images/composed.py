@@ -148,13 +148,7 @@ def _metrics(gateway: str, composed: Composed) -> Check:
 
 def _listens(name: str, composed: Composed) -> Check:
     """On addresses that the other services reach."""
-    pairs = composed.hosts[name].listening()
-    # gRPC's sockets are of IPv6, where 127.0.0.1 is ::ffff:127.0.0.1.
-    outer = {
-        (address, port)
-        for address, port in pairs
-        if not address.removeprefix("::ffff:").startswith("127.") and address != "::1"
-    }
+    outer = composed.hosts[name].listening_beyond_loopback()
     seen = ", ".join(f"{address} {port}" for address, port in sorted(outer))
     return Check(f"compose: {name} listens where it should", {port for _, port in outer} == PORTS[name], seen)
 
