@@ -36,6 +36,7 @@ from memserve.client import AsyncClient
 
 GATEWAY = "gateway"
 PARTS = (REGISTRY, CACHE, MILVUS, GATEWAY, WORKER)
+QUICK_TRIALS = 3
 QUICK_PAIRS = [(REGISTRY, GATEWAY), (GATEWAY, MILVUS), (MILVUS, REGISTRY)]
 MODES = {"term": signal.SIGTERM, "kill": signal.SIGKILL}
 WORKERS = 2
@@ -126,8 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--part", choices=PARTS, help="only pairs with this part")
     chosen = options.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    pairs = QUICK_PAIRS if chosen.quick else list(itertools.permutations(PARTS, 2))
+    pairs = QUICK_PAIRS if chosen.quick and not chosen.part else list(itertools.permutations(PARTS, 2))
     pairs = [pair for pair in pairs if chosen.part in (None, *pair)]
+    if chosen.quick:
+        pairs = pairs[:QUICK_TRIALS]
     modes = [chosen.mode] if chosen.mode else ["kill"] if chosen.quick else list(MODES)
     folder = Path(tempfile.mkdtemp(prefix="ms-re-"))
     try:
