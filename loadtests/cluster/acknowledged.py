@@ -8,9 +8,10 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import grpc
 
@@ -56,6 +57,9 @@ class Acknowledged:
 class Load:
     """One asker of each kind, each call at the next gateway. Nothing is sent again."""
 
+    # Of all loads of a process: what a later one forgets is not an earlier one's.
+    _memory_numbers: ClassVar[Iterator[int]] = itertools.count(1)
+
     def __init__(self, clients: Sequence[AsyncClient], folder: Path) -> None:
         self.acknowledged = Acknowledged()
         self._turn = itertools.cycle(clients)
@@ -98,7 +102,7 @@ class Load:
         await next(self._turn).generate(f"hello {next(self._numbers)}", sampling=sampling)
 
     async def _remember(self) -> None:
-        number = next(self._numbers)
+        number = next(self._memory_numbers)
         memory_id, text = f"m{number}", f"The code of station {word(number)} is {number}."
         self.acknowledged.unsure.add(memory_id)
         await next(self._turn).remember(NAMESPACE, text, memory_id=memory_id)
