@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import grpc
 from prometheus_client import REGISTRY
 
-from loadtests.traffic.gateway_overhead.worker import LEASE_S, Worker
+from loadtests.traffic.gateway_overhead.worker import LEASE_S, Worker, lease_of
 from memserve.config import at, load_settings
 from memserve.credentials import salt_key, worker_credential
-from memserve.domain import WorkerLease
 from memserve.metrics.certificates import CertificateMetrics, FollowedCertificates
 from memserve.metrics.port import serve_metrics
 from memserve.model.files import open_model
@@ -42,21 +40,7 @@ async def main(worker_id: str, address: str, model_dir: str) -> None:
     server.add_generic_rpc_handlers((worker,))
     port = add_port(server, at(settings.worker_host, settings.worker_port), tls)
     await server.start()
-    lease = WorkerLease(
-        worker_id=worker_id,
-        address=f"{address}:{port}",
-        metrics_address=f"{address}:{settings.worker_metrics_port}",
-        pid=0,
-        model=model.name,
-        model_digest=model.model_digest(),
-        tokenizer_digest=model.tokenizer_digest(),
-        namespace="overhead",
-        block_tokens=32,
-        blocks_per_chunk=1,
-        max_context_tokens=model.max_context_tokens,
-        max_concurrent=1024,
-        started_s=time.time(),
-    )
+    lease = lease_of(model, worker_id, f"{address}:{port}", f"{address}:{settings.worker_metrics_port}")
     registry = Registry(settings.redis)
     renew = partial(registry.renew_lease, lease, LEASE_S)
     with serve_metrics(settings, REGISTRY, settings.worker_metrics_port, tls):

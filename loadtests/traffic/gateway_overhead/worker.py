@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from memserve.domain import WorkerLease
-from memserve.model.files import open_model
+from memserve.model.files import ModelFiles, open_model
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from memserve.processes.supervised import repeat
 from memserve.registry.leases import Registry
@@ -86,18 +86,12 @@ class Worker(grpc.GenericRpcHandler):  # type: ignore[misc]
         return b""
 
 
-async def main(registry_url: str, worker_id: str, model_dir: str) -> None:
-    model = open_model(Path(model_dir), 4096)
-    worker = Worker()
-    measuring = asyncio.create_task(repeat("pressure", worker.pace.own.look, 0.0))
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((worker,))
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    lease = WorkerLease(
+def lease_of(model: ModelFiles, worker_id: str, address: str, metrics_address: str) -> WorkerLease:
+    """The lease of such a worker. Addresses are host:port."""
+    return WorkerLease(
         worker_id=worker_id,
         address=address,
-        metrics_address="127.0.0.1:0",
+        metrics_address=metrics_address,
         pid=0,
         model=model.name,
         model_digest=model.model_digest(),
@@ -109,6 +103,17 @@ async def main(registry_url: str, worker_id: str, model_dir: str) -> None:
         max_concurrent=1024,
         started_s=time.time(),
     )
+
+
+async def main(registry_url: str, worker_id: str, model_dir: str) -> None:
+    model = open_model(Path(model_dir), 4096)
+    worker = Worker()
+    measuring = asyncio.create_task(repeat("pressure", worker.pace.own.look, 0.0))
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((worker,))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    lease = lease_of(model, worker_id, address, "127.0.0.1:0")
     await Registry(registry_url).renew_lease(lease, LEASE_S)
     print(address, flush=True)
     await asyncio.gather(server.wait_for_termination(), measuring)
