@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from memserve.domain.memories import RecallOutcome, ScoredMemory
 from memserve.domain.modules import ModuleUse, UsedModule
 from memserve.domain.open_enum import OpenEnum
 from memserve.domain.prefixes import CachedTokens
+from memserve.domain.recalled import RecallOutcome, ScoredMemory
 from memserve.domain.tenants import Priority
 
 

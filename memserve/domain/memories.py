@@ -1,15 +1,93 @@
-"""What a tenant remembers as text."""
+"""What a tenant remembers as text, with its history."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from memserve.domain.open_enum import OpenEnum
+
+MetadataValue = str | int | float | bool | tuple[str, ...]
+"""Typed: 1 is no 1.0, and True is no 1."""
+
+
+class MemoryKind(OpenEnum):
+    """What sort of thing a memory is."""
+
+    FACT = "fact"
+    EPISODE = "episode"
+    """Something that happened: a turn of a session, a case with its outcome."""
+    REFLECTION = "reflection"
+    """What was learned from an outcome."""
+    PROCEDURE = "procedure"
+    """How something is done."""
+    PASSAGE = "passage"
+    """A part of a document."""
+    UNKNOWN = "unknown"
+
+
+class LinkKind(OpenEnum):
+    """How a memory stands to another one. The link is kept at the memory that says it."""
+
+    SUPERSEDES = "supersedes"
+    CAUSED_BY = "caused_by"
+    PART_OF = "part_of"
+    NEXT = "next"
+    """The other one comes after this one. Followed backwards it is `previous`."""
+    DUPLICATES = "duplicates"
+    CONTRADICTS = "contradicts"
+    DERIVED_FROM = "derived_from"
+    UNKNOWN = "unknown"
+
+
+class MemoryState(OpenEnum):
+    """Whether a memory is searched."""
+
+    LIVE = "live"
+    SUPERSEDED = "superseded"
+    """Another memory has taken its place. It is read by id, and by links, and never found by content."""
+    FORGOTTEN = "forgotten"
+    """It is in no search. Its history stays until it is erased, so that it can be restored."""
+    UNKNOWN = "unknown"
+
+
+class MemoryAction(OpenEnum):
+    """What a version of a memory came from."""
+
+    REMEMBERED = "remembered"
+    UPDATED = "updated"
+    SUPERSEDED = "superseded"
+    FORGOTTEN = "forgotten"
+    RESTORED = "restored"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """To another memory of the tenant. The other one need not exist (any more)."""
+
+    kind: LinkKind
+    memory_id: str
+    namespace: str = ""
+    """The empty one: the namespace of the memory that links."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a memory stands in a document or in a session."""
+
+    within: str
+    """The id of the document or session. "": in none."""
+    position: int = 0
+    """From 0. Two memories of one document may not have the same."""
+    title: str = ""
+    headings: tuple[str, ...] = ()
+    """From the outermost to the innermost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A text memory with its provenance."""
+    """A text memory with its provenance: one version of it."""
 
     memory_id: str
     namespace: str
@@ -17,30 +95,122 @@ class Memory:
     source: str
     keywords: tuple[str, ...]
     created_s: float
-    """Seconds since the epoch."""
+    """When its first version was remembered, in seconds since the epoch. So are all times."""
+    kind: MemoryKind = MemoryKind.FACT
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    author: str = ""
+    """The name of the key or token that wrote this version."""
+    valid_from_s: float | None = None
+    """None: since ever."""
+    valid_until_s: float | None = None
+    """From then on it does not hold any more. None: until it is changed."""
+    applies_when: str = ""
+    """A condition over a request's context (`policy/recall/expressions.py`). "": it always applies."""
+    strength: float = 1.0
+    """How much it counts, as its writer says: 0 to 10. Use, outcomes and age are counted elsewhere."""
+    links: tuple[Link, ...] = ()
+    place: Place = Place("")
+    pinned: bool = False
+    """Whether it belongs to its namespace's warm prefix: always in the prompt, ahead of what is recalled."""
+    version: int = 1
+    updated_s: float = 0.0
+    """When this version was written."""
+    state: MemoryState = MemoryState.LIVE
+    superseded_by: Link | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredMemory:
-    """A hit of a search."""
+class MemoryVersion:
+    """One entry of a memory's history."""
 
     memory: Memory
-    score: float
-    """Fused from both halves of the search."""
-    dense_score: float | None
-    """None: the search by meaning did not find the memory."""
-    bm25_score: float | None
-    """None: the search by word did not find the memory."""
+    action: MemoryAction
 
 
-class RecallOutcome(OpenEnum):
-    """What became of a request's recall."""
+@dataclass(frozen=True, slots=True)
+class MemoryHistory:
+    """A memory's versions, oldest first. The last one is what holds now."""
 
-    NOT_ASKED = "not_asked"
-    FOUND = "found"
-    EMPTY = "empty"
-    LATE = "late"
-    UNAVAILABLE = "unavailable"
-    SKIPPED = "skipped"
-    """Left out, because with the passages the answer would have been refused."""
+    versions: tuple[MemoryVersion, ...]
+    dropped: int = 0
+    """Older versions that have left, because a memory keeps a bounded number."""
+
+    @property
+    def current(self) -> Memory:
+        return self.versions[-1].memory
+
+
+class FindingKind(OpenEnum):
+    """What the rules saw when a memory was written."""
+
+    DUPLICATE = "duplicate"
+    """It says what another memory says."""
+    CONTRADICTION = "contradiction"
+    """It says something else of the same subject, and both hold at the same time."""
+    UPDATE = "update"
+    """A contradiction where the new memory holds from a later date."""
     UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A memory that was there before, and how the new one stands to it."""
+
+    kind: FindingKind
+    namespace: str
+    memory_id: str
+    score: float
+    """How sure the rule is, 0 to 1."""
+    reason: str
+    """One line for a person."""
+    superseded: bool = False
+    """Whether the memory that was there has been superseded by the new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SurpriseScore:
+    """What the served model makes of a candidate (a write policy)."""
+
+    nats_per_token: float
+    """The negative log-probability of the text, given nothing."""
+    nats_per_token_recalled: float | None
+    """Given what is remembered already. None: nothing near is."""
+    stored: bool
+    strength: float
+    """Of the memory that was stored."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a write has done."""
+
+    memory: Memory
+    created: bool
+    """False: the same memory was there already."""
+    findings: tuple[Finding, ...] = ()
+    surprise: SurpriseScore | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErasedPlace:
+    """One line of an erasure's report."""
+
+    place: str
+    """Such as `index`, `history`, `journal`, `kv`, `answers`."""
+    removed: int
+    detail: str
+    """One line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceUsage:
+    """What a namespace holds."""
+
+    namespace: str
+    memories: int
+    """Live ones."""
+    records: int
+    """All, also superseded and forgotten ones."""
+    bytes: int
+    """Of all records with their histories."""
