@@ -33,9 +33,11 @@ from memserve.domain.memories import (
     MemoryVersion,
     MetadataValue,
     NamespaceUsage,
+    NewMemory,
     Place,
     Remembered,
     SurpriseScore,
+    WritePolicy,
 )
 from memserve.domain.modules import (
     Alias,
@@ -102,6 +104,7 @@ __all__ = [
     "ModuleUse",
     "ModuleVersion",
     "NamespaceUsage",
+    "NewMemory",
     "Place",
     "Priority",
     "RecallOutcome",
@@ -129,4 +132,5 @@ __all__ = [
     "WeightFigures",
     "WorkerLease",
     "WorkerResidency",
+    "WritePolicy",
 ]
