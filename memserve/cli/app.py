@@ -82,6 +82,7 @@ for _command in (
     version,
 ):
     app.command()(_command)
+app.add_typer(memories_app, name="memories")
 app.add_typer(modules_app, name="modules")
 app.add_typer(models_app, name="models")
 app.add_typer(audit_app, name="audit")

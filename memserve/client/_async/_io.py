@@ -63,6 +63,15 @@ async def iterate(parts: Iterator[T]) -> AsyncIterator[T]:
         yield cast(T, part)
 
 
+async def until_failure(parts: AsyncIterator[T], failures: list[Exception]) -> AsyncIterator[T]:
+    """The parts. A failure ends them, and is kept: gRPC would put a status of its own in its place."""
+    try:
+        async for part in parts:
+            yield part
+    except Exception as error:
+        failures.append(error)
+
+
 async def uploaded(call: grpc.aio.StreamUnaryCall[Any, T]) -> T:
     """The answer to a stream of requests. Raises the AioRpcError that the gateway ended the call with.
 

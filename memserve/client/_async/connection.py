@@ -9,7 +9,7 @@ import grpc.aio
 
 from memserve.client._async import _io
 from memserve.client.endpoint import Endpoint
-from memserve.client.errors import call_failures, client_closed
+from memserve.client.errors import CallFailed, call_failures, client_closed
 from memserve.pb.v1.activation_pb2_grpc import ActivationServiceStub
 from memserve.pb.v1.inference_pb2_grpc import InferenceServiceStub
 from memserve.pb.v1.memory_pb2_grpc import MemoryServiceStub
@@ -64,6 +64,31 @@ class Connection:
             return await _io.uploaded(
                 rpc(parts, timeout=self._endpoint.timeout_s, metadata=self._endpoint.metadata)
             )
+
+    async def converse(
+        self, rpc: grpc.aio.StreamStreamMultiCallable[Request, Response], parts: AsyncIterator[Request]
+    ) -> AsyncGenerator[Response, None]:
+        """A stream of answers to a stream of requests. Closing the generator cancels the call.
+
+        What `parts` raises ends the call, and is raised here.
+        """
+        failures: list[Exception] = []
+        call = rpc(
+            _io.until_failure(parts, failures),
+            timeout=self._endpoint.timeout_s,
+            metadata=self._endpoint.metadata,
+        )
+        try:
+            with call_failures():
+                async for response in call:
+                    yield response
+        except CallFailed:
+            if not failures:
+                raise
+        finally:
+            call.cancel()
+        if failures:
+            raise failures[0]
 
     async def stream(
         self, rpc: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request

@@ -49,6 +49,14 @@ def iterate(parts: Iterator[T]) -> Iterator[T]:
     return parts
 
 
+def until_failure(parts: Iterator[T], failures: list[Exception]) -> Iterator[T]:
+    """The parts. A failure ends them, and is kept: gRPC would put a status of its own in its place."""
+    try:
+        yield from parts
+    except Exception as error:
+        failures.append(error)
+
+
 def uploaded(answer: T) -> T:
     """A blocking call has its answer already, or has raised what the gateway ended it with."""
     return answer

@@ -10,7 +10,7 @@ import grpc
 
 from memserve.client._sync import _io
 from memserve.client.endpoint import Endpoint
-from memserve.client.errors import call_failures, client_closed
+from memserve.client.errors import CallFailed, call_failures, client_closed
 from memserve.pb.v1.activation_pb2_grpc import ActivationServiceStub
 from memserve.pb.v1.inference_pb2_grpc import InferenceServiceStub
 from memserve.pb.v1.memory_pb2_grpc import MemoryServiceStub
@@ -63,6 +63,31 @@ class Connection:
             return _io.uploaded(
                 rpc(parts, timeout=self._endpoint.timeout_s, metadata=self._endpoint.metadata)
             )
+
+    def converse(
+        self, rpc: grpc.StreamStreamMultiCallable[Request, Response], parts: Iterator[Request]
+    ) -> Generator[Response, None, None]:
+        """A stream of answers to a stream of requests. Closing the generator cancels the call.
+
+        What `parts` raises ends the call, and is raised here.
+        """
+        failures: list[Exception] = []
+        call = rpc(
+            _io.until_failure(parts, failures),
+            timeout=self._endpoint.timeout_s,
+            metadata=self._endpoint.metadata,
+        )
+        try:
+            with call_failures():
+                for response in call:
+                    yield response
+        except CallFailed:
+            if not failures:
+                raise
+        finally:
+            call.cancel()
+        if failures:
+            raise failures[0]
 
     def stream(
         self, rpc: grpc.UnaryStreamMultiCallable[Request, Response], request: Request

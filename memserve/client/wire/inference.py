@@ -7,7 +7,7 @@ from typing import Any
 
 from memserve.client.arguments import strings
 from memserve.client.values import Conversation, Event
-from memserve.client.wire.memories import scored_of
+from memserve.client.wire.memory_values import scored_of
 from memserve.domain import (
     CachedTokens,
     ExcludedWorker,

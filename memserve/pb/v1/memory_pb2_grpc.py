@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class MemoryServiceStub(object):
-    """Vector memory: texts with their provenance, found by meaning and by words. Everything belongs to the
-    caller's tenant.
+    """Vector memory: texts with their provenance and their history, found by meaning, by words, by place and by
+    link. Everything belongs to the caller's tenant.
     """
 
     def __init__(self, channel):
@@ -41,54 +41,246 @@ class MemoryServiceStub(object):
                 request_serializer=memserve_dot_v1_dot_memory__pb2.RememberRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_memory__pb2.RememberResponse.FromString,
                 _registered_method=True)
+        self.BatchRemember = channel.stream_stream(
+                '/memserve.v1.MemoryService/BatchRemember',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.BatchRememberRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.BatchRememberResponse.FromString,
+                _registered_method=True)
+        self.RememberDocument = channel.stream_stream(
+                '/memserve.v1.MemoryService/RememberDocument',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.RememberDocumentRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.RememberDocumentResponse.FromString,
+                _registered_method=True)
+        self.UpdateMemory = channel.unary_unary(
+                '/memserve.v1.MemoryService/UpdateMemory',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.UpdateMemoryRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.UpdateMemoryResponse.FromString,
+                _registered_method=True)
         self.GetMemory = channel.unary_unary(
                 '/memserve.v1.MemoryService/GetMemory',
                 request_serializer=memserve_dot_v1_dot_memory__pb2.GetMemoryRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_memory__pb2.GetMemoryResponse.FromString,
+                _registered_method=True)
+        self.RestoreMemory = channel.unary_unary(
+                '/memserve.v1.MemoryService/RestoreMemory',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.RestoreMemoryRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.RestoreMemoryResponse.FromString,
+                _registered_method=True)
+        self.SupersedeMemory = channel.unary_unary(
+                '/memserve.v1.MemoryService/SupersedeMemory',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.SupersedeMemoryRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.SupersedeMemoryResponse.FromString,
                 _registered_method=True)
         self.Forget = channel.unary_unary(
                 '/memserve.v1.MemoryService/Forget',
                 request_serializer=memserve_dot_v1_dot_memory__pb2.ForgetRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_memory__pb2.ForgetResponse.FromString,
                 _registered_method=True)
+        self.ForgetWhere = channel.unary_unary(
+                '/memserve.v1.MemoryService/ForgetWhere',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.ForgetWhereRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.ForgetWhereResponse.FromString,
+                _registered_method=True)
+        self.EraseMemory = channel.unary_unary(
+                '/memserve.v1.MemoryService/EraseMemory',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.EraseMemoryRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.EraseMemoryResponse.FromString,
+                _registered_method=True)
+        self.DeleteNamespace = channel.unary_stream(
+                '/memserve.v1.MemoryService/DeleteNamespace',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.DeleteNamespaceRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.DeleteNamespaceResponse.FromString,
+                _registered_method=True)
+        self.ListMemories = channel.unary_unary(
+                '/memserve.v1.MemoryService/ListMemories',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.ListMemoriesRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.ListMemoriesResponse.FromString,
+                _registered_method=True)
+        self.ExportMemories = channel.unary_stream(
+                '/memserve.v1.MemoryService/ExportMemories',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.ExportMemoriesRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.ExportMemoriesResponse.FromString,
+                _registered_method=True)
+        self.ImportMemories = channel.stream_stream(
+                '/memserve.v1.MemoryService/ImportMemories',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.ImportMemoriesRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.ImportMemoriesResponse.FromString,
+                _registered_method=True)
+        self.WatchMemories = channel.unary_stream(
+                '/memserve.v1.MemoryService/WatchMemories',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.WatchMemoriesRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.WatchMemoriesResponse.FromString,
+                _registered_method=True)
+        self.GetMemoryUsage = channel.unary_unary(
+                '/memserve.v1.MemoryService/GetMemoryUsage',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.GetMemoryUsageRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.GetMemoryUsageResponse.FromString,
+                _registered_method=True)
         self.Search = channel.unary_unary(
                 '/memserve.v1.MemoryService/Search',
                 request_serializer=memserve_dot_v1_dot_memory__pb2.SearchRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_memory__pb2.SearchResponse.FromString,
+                _registered_method=True)
+        self.FollowLinks = channel.unary_unary(
+                '/memserve.v1.MemoryService/FollowLinks',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.FollowLinksRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.FollowLinksResponse.FromString,
+                _registered_method=True)
+        self.ReadPlaces = channel.unary_unary(
+                '/memserve.v1.MemoryService/ReadPlaces',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.ReadPlacesRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.ReadPlacesResponse.FromString,
                 _registered_method=True)
         self.ListNamespaces = channel.unary_unary(
                 '/memserve.v1.MemoryService/ListNamespaces',
                 request_serializer=memserve_dot_v1_dot_memory__pb2.ListNamespacesRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_memory__pb2.ListNamespacesResponse.FromString,
                 _registered_method=True)
+        self.ReindexMemories = channel.unary_stream(
+                '/memserve.v1.MemoryService/ReindexMemories',
+                request_serializer=memserve_dot_v1_dot_memory__pb2.ReindexMemoriesRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_memory__pb2.ReindexMemoriesResponse.FromString,
+                _registered_method=True)
 
 
 class MemoryServiceServicer(object):
-    """Vector memory: texts with their provenance, found by meaning and by words. Everything belongs to the
-    caller's tenant.
+    """Vector memory: texts with their provenance and their history, found by meaning, by words, by place and by
+    link. Everything belongs to the caller's tenant.
     """
 
     def Remember(self, request, context):
-        """Answers once the memory is durable. The first memory of a namespace creates it.
+        """Answers once the memory is durable. The first memory of a namespace creates it. Repeating it is harmless:
+        the memory that was stored first comes back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRemember(self, request_iterator, context):
+        """Remembers many. Each item has a result of its own, in order; a bad item does not stop the others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RememberDocument(self, request_iterator, context):
+        """Cuts a document into passages that can be read alone, and remembers them. A document that is sent again
+        under its id is brought up to date: unchanged passages stay, changed ones have a new version, and those
+        that are gone are forgotten. The last message has `done`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateMemory(self, request, context):
+        """Writes a new version. The one before stays in the history.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMemory(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The current version, an earlier one, or the one that held at a time; its history on request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreMemory(self, request, context):
+        """Makes an earlier version the current one, also of a memory that is forgotten or superseded. This is a new
+        version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SupersedeMemory(self, request, context):
+        """Marks a memory as superseded by another one. It stays readable, with its history, and is not searched.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Forget(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Takes a memory out of every search. Its history stays for a time, so that it can be restored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetWhere(self, request, context):
+        """Forgets what a filter matches. Without the token of a dry run nothing is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseMemory(self, request, context):
+        """Removes a memory with its history, everywhere: it cannot be restored. The reply says what was removed
+        where.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteNamespace(self, request, context):
+        """Erases a namespace with all its memories; streams progress. Repeating it after a failure goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMemories(self, request, context):
+        """Paged, filtered and in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportMemories(self, request, context):
+        """All memories of namespaces with their histories, as lines of JSON that ImportMemories reads.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportMemories(self, request_iterator, context):
+        """Brings in lines of an export. Each line has a result of its own, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchMemories(self, request, context):
+        """Streams the tenant's changes as they happen, from after `after_sequence`, or from now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMemoryUsage(self, request, context):
+        """What each namespace holds, and the tenant's quotas.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Search(self, request, context):
-        """Hybrid search: dense and BM25, fused by reciprocal rank.
+        """Hybrid search: dense and words, fused, with each hit's probability of answering.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FollowLinks(self, request, context):
+        """Memories that links lead to from one memory, forwards and backwards, to a stated depth.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadPlaces(self, request, context):
+        """The memories of a document or session from one position to another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +288,14 @@ class MemoryServiceServicer(object):
 
     def ListNamespaces(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReindexMemories(self, request, context):
+        """Embeds all memories of all tenants again with the embedding model that the gateway was given; streams
+        progress. Answers and searches go on meanwhile.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -108,25 +308,105 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     request_deserializer=memserve_dot_v1_dot_memory__pb2.RememberRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_memory__pb2.RememberResponse.SerializeToString,
             ),
+            'BatchRemember': grpc.stream_stream_rpc_method_handler(
+                    servicer.BatchRemember,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.BatchRememberRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.BatchRememberResponse.SerializeToString,
+            ),
+            'RememberDocument': grpc.stream_stream_rpc_method_handler(
+                    servicer.RememberDocument,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.RememberDocumentRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.RememberDocumentResponse.SerializeToString,
+            ),
+            'UpdateMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateMemory,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.UpdateMemoryRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.UpdateMemoryResponse.SerializeToString,
+            ),
             'GetMemory': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMemory,
                     request_deserializer=memserve_dot_v1_dot_memory__pb2.GetMemoryRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_memory__pb2.GetMemoryResponse.SerializeToString,
+            ),
+            'RestoreMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreMemory,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.RestoreMemoryRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.RestoreMemoryResponse.SerializeToString,
+            ),
+            'SupersedeMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.SupersedeMemory,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.SupersedeMemoryRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.SupersedeMemoryResponse.SerializeToString,
             ),
             'Forget': grpc.unary_unary_rpc_method_handler(
                     servicer.Forget,
                     request_deserializer=memserve_dot_v1_dot_memory__pb2.ForgetRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_memory__pb2.ForgetResponse.SerializeToString,
             ),
+            'ForgetWhere': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetWhere,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.ForgetWhereRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.ForgetWhereResponse.SerializeToString,
+            ),
+            'EraseMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseMemory,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.EraseMemoryRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.EraseMemoryResponse.SerializeToString,
+            ),
+            'DeleteNamespace': grpc.unary_stream_rpc_method_handler(
+                    servicer.DeleteNamespace,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.DeleteNamespaceRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.DeleteNamespaceResponse.SerializeToString,
+            ),
+            'ListMemories': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMemories,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.ListMemoriesRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.ListMemoriesResponse.SerializeToString,
+            ),
+            'ExportMemories': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportMemories,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.ExportMemoriesRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.ExportMemoriesResponse.SerializeToString,
+            ),
+            'ImportMemories': grpc.stream_stream_rpc_method_handler(
+                    servicer.ImportMemories,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.ImportMemoriesRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.ImportMemoriesResponse.SerializeToString,
+            ),
+            'WatchMemories': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchMemories,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.WatchMemoriesRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.WatchMemoriesResponse.SerializeToString,
+            ),
+            'GetMemoryUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMemoryUsage,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.GetMemoryUsageRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.GetMemoryUsageResponse.SerializeToString,
+            ),
             'Search': grpc.unary_unary_rpc_method_handler(
                     servicer.Search,
                     request_deserializer=memserve_dot_v1_dot_memory__pb2.SearchRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_memory__pb2.SearchResponse.SerializeToString,
             ),
+            'FollowLinks': grpc.unary_unary_rpc_method_handler(
+                    servicer.FollowLinks,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.FollowLinksRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.FollowLinksResponse.SerializeToString,
+            ),
+            'ReadPlaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadPlaces,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.ReadPlacesRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.ReadPlacesResponse.SerializeToString,
+            ),
             'ListNamespaces': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNamespaces,
                     request_deserializer=memserve_dot_v1_dot_memory__pb2.ListNamespacesRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_memory__pb2.ListNamespacesResponse.SerializeToString,
+            ),
+            'ReindexMemories': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReindexMemories,
+                    request_deserializer=memserve_dot_v1_dot_memory__pb2.ReindexMemoriesRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_memory__pb2.ReindexMemoriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,8 +417,8 @@ def add_MemoryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MemoryService(object):
-    """Vector memory: texts with their provenance, found by meaning and by words. Everything belongs to the
-    caller's tenant.
+    """Vector memory: texts with their provenance and their history, found by meaning, by words, by place and by
+    link. Everything belongs to the caller's tenant.
     """
 
     @staticmethod
@@ -158,6 +438,87 @@ class MemoryService(object):
             '/memserve.v1.MemoryService/Remember',
             memserve_dot_v1_dot_memory__pb2.RememberRequest.SerializeToString,
             memserve_dot_v1_dot_memory__pb2.RememberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRemember(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/memserve.v1.MemoryService/BatchRemember',
+            memserve_dot_v1_dot_memory__pb2.BatchRememberRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.BatchRememberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RememberDocument(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/memserve.v1.MemoryService/RememberDocument',
+            memserve_dot_v1_dot_memory__pb2.RememberDocumentRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.RememberDocumentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/UpdateMemory',
+            memserve_dot_v1_dot_memory__pb2.UpdateMemoryRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.UpdateMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -196,6 +557,60 @@ class MemoryService(object):
             _registered_method=True)
 
     @staticmethod
+    def RestoreMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/RestoreMemory',
+            memserve_dot_v1_dot_memory__pb2.RestoreMemoryRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.RestoreMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SupersedeMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/SupersedeMemory',
+            memserve_dot_v1_dot_memory__pb2.SupersedeMemoryRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.SupersedeMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Forget(request,
             target,
             options=(),
@@ -212,6 +627,222 @@ class MemoryService(object):
             '/memserve.v1.MemoryService/Forget',
             memserve_dot_v1_dot_memory__pb2.ForgetRequest.SerializeToString,
             memserve_dot_v1_dot_memory__pb2.ForgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetWhere(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/ForgetWhere',
+            memserve_dot_v1_dot_memory__pb2.ForgetWhereRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.ForgetWhereResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/EraseMemory',
+            memserve_dot_v1_dot_memory__pb2.EraseMemoryRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.EraseMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteNamespace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.MemoryService/DeleteNamespace',
+            memserve_dot_v1_dot_memory__pb2.DeleteNamespaceRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.DeleteNamespaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/ListMemories',
+            memserve_dot_v1_dot_memory__pb2.ListMemoriesRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.ListMemoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.MemoryService/ExportMemories',
+            memserve_dot_v1_dot_memory__pb2.ExportMemoriesRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.ExportMemoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportMemories(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/memserve.v1.MemoryService/ImportMemories',
+            memserve_dot_v1_dot_memory__pb2.ImportMemoriesRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.ImportMemoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.MemoryService/WatchMemories',
+            memserve_dot_v1_dot_memory__pb2.WatchMemoriesRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.WatchMemoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMemoryUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/GetMemoryUsage',
+            memserve_dot_v1_dot_memory__pb2.GetMemoryUsageRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.GetMemoryUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -250,6 +881,60 @@ class MemoryService(object):
             _registered_method=True)
 
     @staticmethod
+    def FollowLinks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/FollowLinks',
+            memserve_dot_v1_dot_memory__pb2.FollowLinksRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.FollowLinksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadPlaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.MemoryService/ReadPlaces',
+            memserve_dot_v1_dot_memory__pb2.ReadPlacesRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.ReadPlacesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListNamespaces(request,
             target,
             options=(),
@@ -266,6 +951,33 @@ class MemoryService(object):
             '/memserve.v1.MemoryService/ListNamespaces',
             memserve_dot_v1_dot_memory__pb2.ListNamespacesRequest.SerializeToString,
             memserve_dot_v1_dot_memory__pb2.ListNamespacesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReindexMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.MemoryService/ReindexMemories',
+            memserve_dot_v1_dot_memory__pb2.ReindexMemoriesRequest.SerializeToString,
+            memserve_dot_v1_dot_memory__pb2.ReindexMemoriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

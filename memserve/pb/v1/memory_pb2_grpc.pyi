@@ -14,10 +14,26 @@ class Untyped:
 
 class MemoryServiceStub(Untyped):
     Remember: Any
+    BatchRemember: Any
+    RememberDocument: Any
+    UpdateMemory: Any
     GetMemory: Any
+    RestoreMemory: Any
+    SupersedeMemory: Any
     Forget: Any
+    ForgetWhere: Any
+    EraseMemory: Any
+    DeleteNamespace: Any
+    ListMemories: Any
+    ExportMemories: Any
+    ImportMemories: Any
+    WatchMemories: Any
+    GetMemoryUsage: Any
     Search: Any
+    FollowLinks: Any
+    ReadPlaces: Any
     ListNamespaces: Any
+    ReindexMemories: Any
     @overload
     def __new__(cls, channel: grpc.Channel) -> MemoryServiceSyncStub: ...
     @overload
@@ -25,23 +41,71 @@ class MemoryServiceStub(Untyped):
 
 class MemoryServiceSyncStub(MemoryServiceStub):
     Remember: grpc.UnaryUnaryMultiCallable[memory_pb2.RememberRequest, memory_pb2.RememberResponse]
+    BatchRemember: grpc.StreamStreamMultiCallable[memory_pb2.BatchRememberRequest, memory_pb2.BatchRememberResponse]
+    RememberDocument: grpc.StreamStreamMultiCallable[memory_pb2.RememberDocumentRequest, memory_pb2.RememberDocumentResponse]
+    UpdateMemory: grpc.UnaryUnaryMultiCallable[memory_pb2.UpdateMemoryRequest, memory_pb2.UpdateMemoryResponse]
     GetMemory: grpc.UnaryUnaryMultiCallable[memory_pb2.GetMemoryRequest, memory_pb2.GetMemoryResponse]
+    RestoreMemory: grpc.UnaryUnaryMultiCallable[memory_pb2.RestoreMemoryRequest, memory_pb2.RestoreMemoryResponse]
+    SupersedeMemory: grpc.UnaryUnaryMultiCallable[memory_pb2.SupersedeMemoryRequest, memory_pb2.SupersedeMemoryResponse]
     Forget: grpc.UnaryUnaryMultiCallable[memory_pb2.ForgetRequest, memory_pb2.ForgetResponse]
+    ForgetWhere: grpc.UnaryUnaryMultiCallable[memory_pb2.ForgetWhereRequest, memory_pb2.ForgetWhereResponse]
+    EraseMemory: grpc.UnaryUnaryMultiCallable[memory_pb2.EraseMemoryRequest, memory_pb2.EraseMemoryResponse]
+    DeleteNamespace: grpc.UnaryStreamMultiCallable[memory_pb2.DeleteNamespaceRequest, memory_pb2.DeleteNamespaceResponse]
+    ListMemories: grpc.UnaryUnaryMultiCallable[memory_pb2.ListMemoriesRequest, memory_pb2.ListMemoriesResponse]
+    ExportMemories: grpc.UnaryStreamMultiCallable[memory_pb2.ExportMemoriesRequest, memory_pb2.ExportMemoriesResponse]
+    ImportMemories: grpc.StreamStreamMultiCallable[memory_pb2.ImportMemoriesRequest, memory_pb2.ImportMemoriesResponse]
+    WatchMemories: grpc.UnaryStreamMultiCallable[memory_pb2.WatchMemoriesRequest, memory_pb2.WatchMemoriesResponse]
+    GetMemoryUsage: grpc.UnaryUnaryMultiCallable[memory_pb2.GetMemoryUsageRequest, memory_pb2.GetMemoryUsageResponse]
     Search: grpc.UnaryUnaryMultiCallable[memory_pb2.SearchRequest, memory_pb2.SearchResponse]
+    FollowLinks: grpc.UnaryUnaryMultiCallable[memory_pb2.FollowLinksRequest, memory_pb2.FollowLinksResponse]
+    ReadPlaces: grpc.UnaryUnaryMultiCallable[memory_pb2.ReadPlacesRequest, memory_pb2.ReadPlacesResponse]
     ListNamespaces: grpc.UnaryUnaryMultiCallable[memory_pb2.ListNamespacesRequest, memory_pb2.ListNamespacesResponse]
+    ReindexMemories: grpc.UnaryStreamMultiCallable[memory_pb2.ReindexMemoriesRequest, memory_pb2.ReindexMemoriesResponse]
 
 class MemoryServiceAsyncStub(MemoryServiceStub):
     Remember: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.RememberRequest, memory_pb2.RememberResponse]
+    BatchRemember: grpc.aio.StreamStreamMultiCallable[memory_pb2.BatchRememberRequest, memory_pb2.BatchRememberResponse]
+    RememberDocument: grpc.aio.StreamStreamMultiCallable[memory_pb2.RememberDocumentRequest, memory_pb2.RememberDocumentResponse]
+    UpdateMemory: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.UpdateMemoryRequest, memory_pb2.UpdateMemoryResponse]
     GetMemory: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.GetMemoryRequest, memory_pb2.GetMemoryResponse]
+    RestoreMemory: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.RestoreMemoryRequest, memory_pb2.RestoreMemoryResponse]
+    SupersedeMemory: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.SupersedeMemoryRequest, memory_pb2.SupersedeMemoryResponse]
     Forget: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.ForgetRequest, memory_pb2.ForgetResponse]
+    ForgetWhere: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.ForgetWhereRequest, memory_pb2.ForgetWhereResponse]
+    EraseMemory: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.EraseMemoryRequest, memory_pb2.EraseMemoryResponse]
+    DeleteNamespace: grpc.aio.UnaryStreamMultiCallable[memory_pb2.DeleteNamespaceRequest, memory_pb2.DeleteNamespaceResponse]
+    ListMemories: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.ListMemoriesRequest, memory_pb2.ListMemoriesResponse]
+    ExportMemories: grpc.aio.UnaryStreamMultiCallable[memory_pb2.ExportMemoriesRequest, memory_pb2.ExportMemoriesResponse]
+    ImportMemories: grpc.aio.StreamStreamMultiCallable[memory_pb2.ImportMemoriesRequest, memory_pb2.ImportMemoriesResponse]
+    WatchMemories: grpc.aio.UnaryStreamMultiCallable[memory_pb2.WatchMemoriesRequest, memory_pb2.WatchMemoriesResponse]
+    GetMemoryUsage: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.GetMemoryUsageRequest, memory_pb2.GetMemoryUsageResponse]
     Search: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.SearchRequest, memory_pb2.SearchResponse]
+    FollowLinks: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.FollowLinksRequest, memory_pb2.FollowLinksResponse]
+    ReadPlaces: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.ReadPlacesRequest, memory_pb2.ReadPlacesResponse]
     ListNamespaces: grpc.aio.UnaryUnaryMultiCallable[memory_pb2.ListNamespacesRequest, memory_pb2.ListNamespacesResponse]
+    ReindexMemories: grpc.aio.UnaryStreamMultiCallable[memory_pb2.ReindexMemoriesRequest, memory_pb2.ReindexMemoriesResponse]
 
 class MemoryServiceServicer:
     def Remember(self, request, context): ...
+    def BatchRemember(self, request, context): ...
+    def RememberDocument(self, request, context): ...
+    def UpdateMemory(self, request, context): ...
     def GetMemory(self, request, context): ...
+    def RestoreMemory(self, request, context): ...
+    def SupersedeMemory(self, request, context): ...
     def Forget(self, request, context): ...
+    def ForgetWhere(self, request, context): ...
+    def EraseMemory(self, request, context): ...
+    def DeleteNamespace(self, request, context): ...
+    def ListMemories(self, request, context): ...
+    def ExportMemories(self, request, context): ...
+    def ImportMemories(self, request, context): ...
+    def WatchMemories(self, request, context): ...
+    def GetMemoryUsage(self, request, context): ...
     def Search(self, request, context): ...
+    def FollowLinks(self, request, context): ...
+    def ReadPlaces(self, request, context): ...
     def ListNamespaces(self, request, context): ...
+    def ReindexMemories(self, request, context): ...
 
 def add_MemoryServiceServicer_to_server(servicer, server): ...
