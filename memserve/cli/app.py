@@ -21,6 +21,7 @@ from memserve.cli.health import health
 from memserve.cli.keys import keys_app
 from memserve.cli.kv import kv_app
 from memserve.cli.memories import forget, remember, search
+from memserve.cli.memory_set_commands import memories_app
 from memserve.cli.models import models_app
 from memserve.cli.modules import modules_app
 from memserve.cli.options import HELP
