@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import memserve
+from memserve.cli import memory_set_commands  # noqa: F401 its commands join those of memory_commands
 from memserve.cli.ask import generate
 from memserve.cli.audit import audit_app
 from memserve.cli.backup import backup, restore
@@ -21,7 +22,8 @@ from memserve.cli.health import health
 from memserve.cli.keys import keys_app
 from memserve.cli.kv import kv_app
 from memserve.cli.memories import forget, remember, search
-from memserve.cli.memory_set_commands import memories_app
+from memserve.cli.memory_commands import memories_app
+from memserve.cli.memory_set_commands import memory_sets_app
 from memserve.cli.models import models_app
 from memserve.cli.modules import modules_app
 from memserve.cli.options import HELP
@@ -83,6 +85,7 @@ for _command in (
     version,
 ):
     app.command()(_command)
+memories_app.add_typer(memory_sets_app)
 app.add_typer(memories_app, name="memories")
 app.add_typer(modules_app, name="modules")
 app.add_typer(models_app, name="models")

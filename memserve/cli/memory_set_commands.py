@@ -12,7 +12,6 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from memserve.cli.memory_commands import memories_app
 from memserve.cli.memory_options import Filter, Kinds, Namespace, Namespaces, metadata_of, new_memory_of
 from memserve.cli.memory_tables import change_line, erased_table, memories_table, usage_text
 from memserve.cli.options import Call, gateway_command, print_json
@@ -22,6 +21,7 @@ from memserve.domain import ItemRefusal, MemoryState, NewDocument, NewMemory
 from memserve.errors import StartupError, UsageError
 from memserve.plain import plain
 
+memory_sets_app = typer.Typer()
 LONG_S = 3600.0
 
 
@@ -62,7 +62,7 @@ class _Items:
             yield memory
 
 
-@memories_app.command("list")
+@memory_sets_app.command("list")
 @gateway_command(timeout_s=60)
 def list_(
     call: Call,
@@ -95,7 +95,7 @@ def list_(
     call.show(page, text=Group(memories_table(page.memories), *more))
 
 
-@memories_app.command("add")
+@memory_sets_app.command("add")
 @gateway_command(timeout_s=LONG_S)
 def add(
     call: Call,
@@ -129,7 +129,7 @@ def add(
         raise typer.Exit(1)
 
 
-@memories_app.command("document")
+@memory_sets_app.command("document")
 @gateway_command(timeout_s=LONG_S)
 def document(
     call: Call,
@@ -172,7 +172,7 @@ def document(
         raise typer.Exit(1)
 
 
-@memories_app.command("forget-where")
+@memory_sets_app.command("forget-where")
 @gateway_command(timeout_s=LONG_S)
 def forget_where(
     call: Call,
@@ -193,7 +193,7 @@ def forget_where(
     call.show(result, text=text)
 
 
-@memories_app.command("export")
+@memory_sets_app.command("export")
 @gateway_command(timeout_s=LONG_S, has_json=False)
 def export(
     call: Call,
@@ -209,7 +209,7 @@ def export(
         print(line)
 
 
-@memories_app.command("import")
+@memory_sets_app.command("import")
 @gateway_command(timeout_s=LONG_S)
 def import_(
     call: Call,
@@ -236,7 +236,7 @@ def import_(
         raise typer.Exit(1)
 
 
-@memories_app.command("watch")
+@memory_sets_app.command("watch")
 @gateway_command(timeout_s=24 * 3600)
 def watch(
     call: Call,
@@ -253,7 +253,7 @@ def watch(
             out.print(change_line(change))
 
 
-@memories_app.command("usage")
+@memory_sets_app.command("usage")
 @gateway_command(timeout_s=30)
 def usage(call: Call) -> None:
     """Show what each namespace holds, and what the tenant may keep."""
@@ -261,7 +261,7 @@ def usage(call: Call) -> None:
     call.show(held, text=usage_text(held))
 
 
-@memories_app.command("delete-namespace")
+@memory_sets_app.command("delete-namespace")
 @gateway_command(timeout_s=LONG_S)
 def delete_namespace(
     call: Call,
@@ -282,7 +282,7 @@ def delete_namespace(
     call.show(erasure, text=Group(lead, erased_table(erasure.places)))
 
 
-@memories_app.command("reindex")
+@memory_sets_app.command("reindex")
 @gateway_command(timeout_s=24 * 3600)
 def reindex(
     call: Call,

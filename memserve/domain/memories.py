@@ -227,6 +227,11 @@ class Remembered:
     findings: tuple[Finding, ...] = ()
     surprise: SurpriseScore | None = None
 
+    @property
+    def memory_id(self) -> str:
+        """Of the memory that is there now; "" for none."""
+        return "" if self.memory is None else self.memory.memory_id
+
 
 @dataclass(frozen=True, slots=True)
 class ErasedPlace:
