@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from memserve.client._sync import _io
 from memserve.client._sync.activation import ActivationCalls
@@ -17,9 +17,25 @@ from memserve.client._sync.modules import ModuleCalls
 from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles, endpoint_of
 from memserve.client.errors import CallFailed
 from memserve.client.values import Answer, Conversation, Event, Status, collect
-from memserve.client.wire.inference import event_of, explanation_of, generate_request
+from memserve.client.wire.inference import (
+    event_of,
+    explanation_of,
+    generate_request,
+    recall_message,
+    recall_request,
+)
+from memserve.client.wire.recalled import preview_of, recorded_of
 from memserve.client.wire.status import status_of
-from memserve.domain import Expert, Explanation, ModuleUse, Priority, Sampling, Slo
+from memserve.domain import (
+    Expert,
+    Explanation,
+    ModuleUse,
+    Priority,
+    RecallPreview,
+    RecordedOutcome,
+    Sampling,
+    Slo,
+)
 from memserve.pb.v1 import inference_pb2, status_pb2
 
 
@@ -76,6 +92,9 @@ class Client(MemoryCalls):
         namespaces: str | Sequence[str] = (),
         recall_limit: int = 0,
         recall_timeout_ms: int = 0,
+        recall_options: Mapping[str, Any] | None = None,
+        choose_module: bool = False,
+        skip_pinned: bool = False,
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -101,6 +120,9 @@ class Client(MemoryCalls):
         namespaces: where memories are recalled from. Without a namespace no memories are recalled.
         recall_limit, recall_timeout_ms: passages at most, and the time for the search. 0: the gateway's
         default.
+        recall_options: how to search, as the options of `find`: filter, context, min_relevance and others.
+        choose_module: without a module, answer with the one whose knowledge fits, if one does.
+        skip_pinned: leave out the passages that the namespaces have pinned.
         max_tokens: output tokens at most. None: the gateway's default.
         temperature: None and 0 are greedy.
         top_p: tokens are chosen from this share of the probability. None: all of it.
@@ -120,6 +142,7 @@ class Client(MemoryCalls):
         events = self.stream(
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
             recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms,
+            recall_options=recall_options, choose_module=choose_module, skip_pinned=skip_pinned,
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
             seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
             sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
@@ -137,6 +160,9 @@ class Client(MemoryCalls):
         namespaces: str | Sequence[str] = (),
         recall_limit: int = 0,
         recall_timeout_ms: int = 0,
+        recall_options: Mapping[str, Any] | None = None,
+        choose_module: bool = False,
+        skip_pinned: bool = False,
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -161,6 +187,7 @@ class Client(MemoryCalls):
         request = generate_request(
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
             recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms,
+            recall_options=recall_options, choose_module=choose_module, skip_pinned=skip_pinned,
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
             seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
             sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
@@ -170,6 +197,45 @@ class Client(MemoryCalls):
             for response in responses:
                 if (event := event_of(response)) is not None:
                     yield event
+
+    def recall(
+        self,
+        messages: Conversation,
+        *,
+        namespaces: str | Sequence[str],
+        limit: int = 0,
+        timeout_ms: int = 0,
+        options: Mapping[str, Any] | None = None,
+        choose_module: bool = False,
+        skip_pinned: bool = False,
+        model: str = "",
+        module: str = "",
+        modules: str | ModuleUse | Sequence[str | ModuleUse] = (),
+    ) -> RecallPreview:
+        """What `generate` would recall for these messages, from all three memories. `generate` explains the
+        arguments.
+        """
+        stub = self._connection.stubs.inference
+        wishes = recall_message(namespaces, limit, timeout_ms, options or {}, choose_module, skip_pinned)
+        request = recall_request(messages, wishes, model, module, modules)
+        return preview_of(self._connection.call(stub.Recall, request))
+
+    def record_outcome(
+        self, request_id: str, reward: float, *, note: str = "", reflect: bool = False, namespace: str = ""
+    ) -> RecordedOutcome:
+        """Say how an answer turned out. The memories that it was made with count more or less from then on.
+
+        request_id: of the receipt, `answer.route.request_id`.
+        reward: -1 is a failure, 1 is a success.
+        note: what there is to say about it. With `reflect` it is what was learned: it is stored as a
+        reflection, in `namespace`, and recalled first when the same task comes again.
+        namespace: empty for the first one that the request recalled from.
+        """
+        stub = self._connection.stubs.inference
+        request = inference_pb2.RecordOutcomeRequest(
+            request_id=request_id, reward=reward, note=note, reflect=reflect, namespace=namespace
+        )
+        return recorded_of(self._connection.call(stub.RecordOutcome, request))
 
     def explain(self, request_id: str) -> Explanation:
         """Why a request of this gateway's last 2,048 went where it went, and what became of it.

@@ -7,7 +7,9 @@ from typing import Any
 
 from memserve.client.arguments import strings
 from memserve.client.values import Conversation, Event
-from memserve.client.wire.memory_values import scored_of
+from memserve.client.wire.memories import options_message, search_query
+from memserve.client.wire.memory_values import member, scored_of, skipped_of
+from memserve.client.wire.recalled import OUTCOMES, fits_of, parts_of
 from memserve.domain import (
     CachedTokens,
     ExcludedWorker,
@@ -42,9 +44,38 @@ PRIORITIES: dict[Priority, pb.Priority] = {
 FINISH_REASONS: dict[int, FinishReason] = {
     getattr(pb, f"FINISH_REASON_{reason.name}"): reason for reason in FinishReason.known()
 }
-OUTCOMES: dict[int, RecallOutcome] = {
-    getattr(pb, f"RECALL_OUTCOME_{outcome.name}"): outcome for outcome in RecallOutcome.known()
-}
+
+
+def recall_message(
+    namespaces: str | Sequence[str],
+    limit: int,
+    timeout_ms: int,
+    options: Mapping[str, Any],
+    choose_module: bool,
+    skip_pinned: bool,
+) -> pb.Recall:
+    """options: fields of SearchQuery. Raises UsageError."""
+    return pb.Recall(
+        namespaces=strings("namespaces", namespaces),
+        limit=limit,
+        timeout_ms=timeout_ms,
+        options=options_message(search_query((), "", 0, options)) if options else None,
+        choose_module=choose_module,
+        skip_pinned=skip_pinned,
+    )
+
+
+def recall_request(
+    messages: Conversation,
+    recall: pb.Recall,
+    model: str,
+    module: str,
+    modules: str | ModuleUse | Sequence[str | ModuleUse],
+) -> pb.RecallRequest:
+    """Raises UsageError."""
+    return pb.RecallRequest(
+        model=model, messages=turns(messages), module=module, modules=_module_uses(modules), recall=recall
+    )
 
 
 def turns(messages: Conversation) -> list[pb.Message]:
@@ -81,6 +112,9 @@ def generate_request(
     namespaces: str | Sequence[str] = (),
     recall_limit: int = 0,
     recall_timeout_ms: int = 0,
+    recall_options: Mapping[str, Any] | None = None,
+    choose_module: bool = False,
+    skip_pinned: bool = False,
     max_tokens: int | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
@@ -107,8 +141,8 @@ def generate_request(
         model=model,
         messages=turns(messages),
         module=module,
-        recall=pb.Recall(
-            namespaces=strings("namespaces", namespaces), limit=recall_limit, timeout_ms=recall_timeout_ms
+        recall=recall_message(
+            namespaces, recall_limit, recall_timeout_ms, recall_options or {}, choose_module, skip_pinned
         ),
         sampling=_sampling(sampling, {name: value for name, value in fields.items() if value is not None}),
         slo=pb.Slo(
@@ -176,7 +210,7 @@ def _route_of(route: pb.Route) -> Route:
         prompt_tokens=route.prompt_tokens,
         expected_cached_tokens=route.expected_cached_tokens,
         modules=tuple(_used_module_of(used) for used in route.modules),
-        recall_outcome=OUTCOMES.get(route.recall_outcome, RecallOutcome.UNKNOWN),
+        recall_outcome=member(OUTCOMES, route.recall_outcome, RecallOutcome.UNKNOWN),
         passages=tuple(scored_of(hit) for hit in route.passages),
         lost_memories=route.lost_memories,
         candidates=tuple(_candidate_of(each) for each in route.candidates),
@@ -184,6 +218,9 @@ def _route_of(route: pb.Route) -> Route:
         predicted_within_ms=route.predicted_within_ms,
         system_folded=route.system_folded,
         merged_turns=route.merged_turns,
+        skipped=skipped_of(route.skipped),
+        recall=parts_of(route.recall),
+        module_fits=fits_of(route.module_fits),
     )
 
 

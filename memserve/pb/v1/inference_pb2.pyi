@@ -15,6 +15,14 @@ class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLE_USER: _ClassVar[Role]
     ROLE_ASSISTANT: _ClassVar[Role]
 
+class RecallSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RECALL_SOURCE_UNSPECIFIED: _ClassVar[RecallSource]
+    RECALL_SOURCE_TEXTS: _ClassVar[RecallSource]
+    RECALL_SOURCE_PINNED: _ClassVar[RecallSource]
+    RECALL_SOURCE_MODULES: _ClassVar[RecallSource]
+    RECALL_SOURCE_PREFIX: _ClassVar[RecallSource]
+
 class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PRIORITY_UNSPECIFIED: _ClassVar[Priority]
@@ -41,6 +49,11 @@ ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
 ROLE_ASSISTANT: Role
+RECALL_SOURCE_UNSPECIFIED: RecallSource
+RECALL_SOURCE_TEXTS: RecallSource
+RECALL_SOURCE_PINNED: RecallSource
+RECALL_SOURCE_MODULES: RecallSource
+RECALL_SOURCE_PREFIX: RecallSource
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_HIGH: Priority
 PRIORITY_NORMAL: Priority
@@ -97,14 +110,52 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: bool = ..., min_tokens: _Optional[int] = ..., json_schema: _Optional[str] = ...) -> None: ...
 
 class Recall(_message.Message):
-    __slots__ = ("namespaces", "limit", "timeout_ms")
+    __slots__ = ("namespaces", "limit", "timeout_ms", "options", "choose_module", "skip_pinned")
     NAMESPACES_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    CHOOSE_MODULE_FIELD_NUMBER: _ClassVar[int]
+    SKIP_PINNED_FIELD_NUMBER: _ClassVar[int]
     namespaces: _containers.RepeatedScalarFieldContainer[str]
     limit: int
     timeout_ms: int
-    def __init__(self, namespaces: _Optional[_Iterable[str]] = ..., limit: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    options: _memory_pb2.SearchOptions
+    choose_module: bool
+    skip_pinned: bool
+    def __init__(self, namespaces: _Optional[_Iterable[str]] = ..., limit: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., options: _Optional[_Union[_memory_pb2.SearchOptions, _Mapping]] = ..., choose_module: bool = ..., skip_pinned: bool = ...) -> None: ...
+
+class RecallPart(_message.Message):
+    __slots__ = ("source", "outcome", "took_ms", "given", "prompt_tokens", "detail")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    TOOK_MS_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    source: RecallSource
+    outcome: RecallOutcome
+    took_ms: float
+    given: int
+    prompt_tokens: int
+    detail: str
+    def __init__(self, source: _Optional[_Union[RecallSource, str]] = ..., outcome: _Optional[_Union[RecallOutcome, str]] = ..., took_ms: _Optional[float] = ..., given: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class ModuleFit(_message.Message):
+    __slots__ = ("name", "version", "digest", "score", "reason", "chosen")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    digest: str
+    score: float
+    reason: str
+    chosen: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[str] = ..., chosen: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("model", "messages", "module", "recall", "sampling", "slo", "worker_id", "experts", "session", "modules", "priority", "do_not_queue")
@@ -151,7 +202,7 @@ class Expert(_message.Message):
     def __init__(self, reference: _Optional[str] = ..., alpha: _Optional[float] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("worker_id", "reason", "predicted_ttft_ms", "prompt_tokens", "expected_cached_tokens", "recall_outcome", "passages", "request_id", "model", "modules", "lost_memories", "candidates", "excluded", "predicted_within_ms", "system_folded", "merged_turns")
+    __slots__ = ("worker_id", "reason", "predicted_ttft_ms", "prompt_tokens", "expected_cached_tokens", "recall_outcome", "passages", "request_id", "model", "modules", "lost_memories", "candidates", "excluded", "predicted_within_ms", "system_folded", "merged_turns", "skipped", "recall", "module_fits")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_TTFT_MS_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +219,9 @@ class Route(_message.Message):
     PREDICTED_WITHIN_MS_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_FOLDED_FIELD_NUMBER: _ClassVar[int]
     MERGED_TURNS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FITS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     reason: str
     predicted_ttft_ms: float
@@ -184,7 +238,10 @@ class Route(_message.Message):
     predicted_within_ms: float
     system_folded: bool
     merged_turns: int
-    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., expected_cached_tokens: _Optional[int] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[UsedModule, _Mapping]]] = ..., lost_memories: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[RouteCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedWorker, _Mapping]]] = ..., predicted_within_ms: _Optional[float] = ..., system_folded: bool = ..., merged_turns: _Optional[int] = ...) -> None: ...
+    skipped: _containers.RepeatedCompositeFieldContainer[_memory_pb2.SkippedMemory]
+    recall: _containers.RepeatedCompositeFieldContainer[RecallPart]
+    module_fits: _containers.RepeatedCompositeFieldContainer[ModuleFit]
+    def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_ttft_ms: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., expected_cached_tokens: _Optional[int] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[UsedModule, _Mapping]]] = ..., lost_memories: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[RouteCandidate, _Mapping]]] = ..., excluded: _Optional[_Iterable[_Union[ExcludedWorker, _Mapping]]] = ..., predicted_within_ms: _Optional[float] = ..., system_folded: bool = ..., merged_turns: _Optional[int] = ..., skipped: _Optional[_Iterable[_Union[_memory_pb2.SkippedMemory, _Mapping]]] = ..., recall: _Optional[_Iterable[_Union[RecallPart, _Mapping]]] = ..., module_fits: _Optional[_Iterable[_Union[ModuleFit, _Mapping]]] = ...) -> None: ...
 
 class RouteCandidate(_message.Message):
     __slots__ = ("worker_id", "ttft_ms", "queue_ms", "slot_ms", "memory_ms", "fetch_ms", "prefill_ms", "load_ms", "learned_ms", "cached_tokens", "queued_tokens", "running")
@@ -221,6 +278,74 @@ class ExcludedWorker(_message.Message):
     worker_id: str
     reason: str
     def __init__(self, worker_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RecallRequest(_message.Message):
+    __slots__ = ("model", "messages", "module", "modules", "recall")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    module: str
+    modules: _containers.RepeatedCompositeFieldContainer[ModuleUse]
+    recall: Recall
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., module: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleUse, _Mapping]]] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ...) -> None: ...
+
+class RecallResponse(_message.Message):
+    __slots__ = ("outcome", "passages", "skipped", "parts", "module_fits", "prompt_tokens", "redis_tokens", "held_tokens")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    PASSAGES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FITS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REDIS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HELD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    outcome: RecallOutcome
+    passages: _containers.RepeatedCompositeFieldContainer[_memory_pb2.ScoredMemory]
+    skipped: _containers.RepeatedCompositeFieldContainer[_memory_pb2.SkippedMemory]
+    parts: _containers.RepeatedCompositeFieldContainer[RecallPart]
+    module_fits: _containers.RepeatedCompositeFieldContainer[ModuleFit]
+    prompt_tokens: int
+    redis_tokens: int
+    held_tokens: int
+    def __init__(self, outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., skipped: _Optional[_Iterable[_Union[_memory_pb2.SkippedMemory, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[RecallPart, _Mapping]]] = ..., module_fits: _Optional[_Iterable[_Union[ModuleFit, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., redis_tokens: _Optional[int] = ..., held_tokens: _Optional[int] = ...) -> None: ...
+
+class RecordOutcomeRequest(_message.Message):
+    __slots__ = ("request_id", "reward", "note", "reflect", "namespace")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REWARD_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    REFLECT_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    reward: float
+    note: str
+    reflect: bool
+    namespace: str
+    def __init__(self, request_id: _Optional[str] = ..., reward: _Optional[float] = ..., note: _Optional[str] = ..., reflect: bool = ..., namespace: _Optional[str] = ...) -> None: ...
+
+class RecordOutcomeResponse(_message.Message):
+    __slots__ = ("memories", "reflection")
+    MEMORIES_FIELD_NUMBER: _ClassVar[int]
+    REFLECTION_FIELD_NUMBER: _ClassVar[int]
+    memories: _containers.RepeatedCompositeFieldContainer[Reinforced]
+    reflection: _memory_pb2.Memory
+    def __init__(self, memories: _Optional[_Iterable[_Union[Reinforced, _Mapping]]] = ..., reflection: _Optional[_Union[_memory_pb2.Memory, _Mapping]] = ...) -> None: ...
+
+class Reinforced(_message.Message):
+    __slots__ = ("namespace", "memory_id", "strength_before", "strength")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    memory_id: str
+    strength_before: float
+    strength: float
+    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., strength_before: _Optional[float] = ..., strength: _Optional[float] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id",)

@@ -45,6 +45,16 @@ class InferenceServiceStub(object):
                 request_serializer=memserve_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.Recall = channel.unary_unary(
+                '/memserve.v1.InferenceService/Recall',
+                request_serializer=memserve_dot_v1_dot_inference__pb2.RecallRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_inference__pb2.RecallResponse.FromString,
+                _registered_method=True)
+        self.RecordOutcome = channel.unary_unary(
+                '/memserve.v1.InferenceService/RecordOutcome',
+                request_serializer=memserve_dot_v1_dot_inference__pb2.RecordOutcomeRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_inference__pb2.RecordOutcomeResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -66,6 +76,21 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Recall(self, request, context):
+        """What Generate would recall for these messages, from all three memories, without an answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordOutcome(self, request, context):
+        """Says how an answer turned out. The memories that it was made with count more or less from then on, and a
+        failure can store what was learned from it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +103,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=memserve_dot_v1_dot_inference__pb2.ExplainRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_inference__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Recall': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recall,
+                    request_deserializer=memserve_dot_v1_dot_inference__pb2.RecallRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_inference__pb2.RecallResponse.SerializeToString,
+            ),
+            'RecordOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordOutcome,
+                    request_deserializer=memserve_dot_v1_dot_inference__pb2.RecordOutcomeRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_inference__pb2.RecordOutcomeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +170,60 @@ class InferenceService(object):
             '/memserve.v1.InferenceService/Explain',
             memserve_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
             memserve_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.InferenceService/Recall',
+            memserve_dot_v1_dot_inference__pb2.RecallRequest.SerializeToString,
+            memserve_dot_v1_dot_inference__pb2.RecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.InferenceService/RecordOutcome',
+            memserve_dot_v1_dot_inference__pb2.RecordOutcomeRequest.SerializeToString,
+            memserve_dot_v1_dot_inference__pb2.RecordOutcomeResponse.FromString,
             options,
             channel_credentials,
             insecure,

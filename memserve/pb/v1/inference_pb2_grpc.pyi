@@ -15,6 +15,8 @@ class Untyped:
 class InferenceServiceStub(Untyped):
     Generate: Any
     Explain: Any
+    Recall: Any
+    RecordOutcome: Any
     @overload
     def __new__(cls, channel: grpc.Channel) -> InferenceServiceSyncStub: ...
     @overload
@@ -23,13 +25,19 @@ class InferenceServiceStub(Untyped):
 class InferenceServiceSyncStub(InferenceServiceStub):
     Generate: grpc.UnaryStreamMultiCallable[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
     Explain: grpc.UnaryUnaryMultiCallable[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
+    Recall: grpc.UnaryUnaryMultiCallable[inference_pb2.RecallRequest, inference_pb2.RecallResponse]
+    RecordOutcome: grpc.UnaryUnaryMultiCallable[inference_pb2.RecordOutcomeRequest, inference_pb2.RecordOutcomeResponse]
 
 class InferenceServiceAsyncStub(InferenceServiceStub):
     Generate: grpc.aio.UnaryStreamMultiCallable[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
     Explain: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
+    Recall: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.RecallRequest, inference_pb2.RecallResponse]
+    RecordOutcome: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.RecordOutcomeRequest, inference_pb2.RecordOutcomeResponse]
 
 class InferenceServiceServicer:
     def Generate(self, request, context): ...
     def Explain(self, request, context): ...
+    def Recall(self, request, context): ...
+    def RecordOutcome(self, request, context): ...
 
 def add_InferenceServiceServicer_to_server(servicer, server): ...

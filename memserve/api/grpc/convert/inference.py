@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memserve.api.grpc.convert.memory import scored_memory
+from memserve.api.grpc.convert.memory import search_options
 from memserve.api.rules import check_generation, check_messages, check_strength, usual_priority
+from memserve.client.wire.memory_values import scored_message, skipped_messages
+from memserve.client.wire.recalled import OUTCOMES, fit_messages, part_messages
 from memserve.domain import (
     Explanation,
     FinishReason,
@@ -14,7 +16,6 @@ from memserve.domain import (
     ModuleKind,
     ModuleUse,
     Priority,
-    RecallOutcome,
     Role,
     Route,
     RouteCandidate,
@@ -40,9 +41,6 @@ FINISH = {
     FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
 }
-RECALL = {
-    outcome: getattr(inference_pb2, f"RECALL_OUTCOME_{outcome.name}") for outcome in RecallOutcome.known()
-}
 
 
 def generation_request(
@@ -61,6 +59,9 @@ def generation_request(
         namespaces=tuple(dict.fromkeys(recall.namespaces)),
         recall_limit=recall.limit,
         recall_timeout_s=recall.timeout_ms / 1000,
+        search=search_options("recall.options", recall.options) if recall.HasField("options") else None,
+        choose_module=recall.choose_module,
+        skip_pinned=recall.skip_pinned,
         slo=Slo(
             request.slo.ttft_ms or None,
             request.slo.tpot_ms or None,
@@ -135,8 +136,8 @@ def _route(event: Route) -> inference_pb2.Route:
             )
             for used in event.modules
         ],
-        recall_outcome=RECALL[event.recall_outcome],
-        passages=[scored_memory(hit) for hit in event.passages],
+        recall_outcome=OUTCOMES[event.recall_outcome],
+        passages=map(scored_message, event.passages),
         lost_memories=event.lost_memories,
         candidates=[_candidate(each) for each in event.candidates],
         excluded=[
@@ -146,6 +147,9 @@ def _route(event: Route) -> inference_pb2.Route:
         predicted_within_ms=event.predicted_within_ms,
         system_folded=event.system_folded,
         merged_turns=event.merged_turns,
+        skipped=skipped_messages(event.skipped),
+        recall=part_messages(event.recall),
+        module_fits=fit_messages(event.module_fits),
     )
 
 
