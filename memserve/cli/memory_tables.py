@@ -180,9 +180,9 @@ def usage_text(usage: MemoryUsage) -> RenderableType:
 
 
 def change_line(change: MemoryChange) -> str:
-    what = change.action or "erased"
     name = f"{change.namespace}/{change.memory_id}"
-    return f"{change.sequence} {day(change.time_s)} {what} {name} version {change.version}"
+    version = f" version {change.version}" if change.version else ""
+    return f"{change.sequence} {change.action} {name}{version}"
 
 
 def _state(memory: Memory) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from memserve.domain.memories import (
     ErasedPlace,
     Memory,
-    MemoryAction,
     MetadataValue,
     NamespaceUsage,
     Remembered,
@@ -99,20 +98,6 @@ class MemoryPage:
     memories: tuple[Memory, ...]
     next_page_token: str
     """Empty after the last page."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryChange:
-    """Something that happened to a memory of the tenant."""
-
-    sequence: int
-    namespace: str
-    memory_id: str
-    version: int
-    """0: it was erased."""
-    action: MemoryAction | None
-    """None: it was erased."""
-    time_s: float
 
 
 @dataclass(frozen=True, slots=True)

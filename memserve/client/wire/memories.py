@@ -262,14 +262,12 @@ def import_result_of(response: pb.ImportMemoriesResponse) -> ImportResult:
 
 
 def change_of(message: pb.MemoryChange) -> MemoryChange:
-    erased = message.action == pb.MEMORY_ACTION_ERASED
     return MemoryChange(
         message.sequence,
         message.namespace,
         message.memory_id,
         message.version,
-        None if erased else member(ACTIONS, message.action, MemoryAction.UNKNOWN),
-        message.time_s,
+        member(ACTIONS, message.action, MemoryAction.UNKNOWN),
     )
 
 

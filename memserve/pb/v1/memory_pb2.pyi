@@ -669,20 +669,18 @@ class WatchMemoriesRequest(_message.Message):
     def __init__(self, after_sequence: _Optional[int] = ..., namespaces: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MemoryChange(_message.Message):
-    __slots__ = ("sequence", "namespace", "memory_id", "version", "action", "time_s")
+    __slots__ = ("sequence", "namespace", "memory_id", "version", "action")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
-    TIME_S_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     namespace: str
     memory_id: str
     version: int
     action: MemoryAction
-    time_s: float
-    def __init__(self, sequence: _Optional[int] = ..., namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., version: _Optional[int] = ..., action: _Optional[_Union[MemoryAction, str]] = ..., time_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., version: _Optional[int] = ..., action: _Optional[_Union[MemoryAction, str]] = ...) -> None: ...
 
 class WatchMemoriesResponse(_message.Message):
     __slots__ = ("change",)
