@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-from google.protobuf.message import Message as Proto
-
 from memserve.client import (
     Answer,
     CachedPrefix,
@@ -16,12 +12,16 @@ from memserve.client import (
     HeldPrefix,
     Message,
     ModuleKind,
+    RecallOutcome,
+    RecallPreview,
+    RecordedOutcome,
+    Reinforced,
     Role,
-    ScoredMemory,
     Slo,
     Warmth,
 )
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
+from tests.client.case import Case
 from tests.client.examples import (
     ALIAS,
     ALIAS_PB,
@@ -29,11 +29,17 @@ from tests.client.examples import (
     DELTAS,
     EVENT,
     EVENT_PB,
+    FIT,
+    FIT_PB,
+    HIT,
+    HIT_PB,
     MEMORY,
     MEMORY_PB,
     MODULE,
     MODULE_PB,
     ON_PREFIX,
+    PART,
+    PART_PB,
     PREFIX_PB,
     PROGRESS_PB,
     QUESTION_PB,
@@ -43,6 +49,8 @@ from tests.client.examples import (
     RESIDENCY_PB,
     ROUTE,
     ROUTE_PB,
+    SKIPPED,
+    SKIPPED_PB,
     STATUS,
     STATUS_PB,
     USAGE,
@@ -50,18 +58,7 @@ from tests.client.examples import (
     VERSION,
     VERSION_PB,
 )
-
-
-class Case(NamedTuple):
-    """A call, what it sends, what the gateway answers, and what the caller gets."""
-
-    name: str
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-    request: Proto
-    replies: list[Proto]
-    value: Any
-
+from tests.client.memory_cases import SETS, SINGLE
 
 CASES = [
     Case(
@@ -75,6 +72,45 @@ CASES = [
         "explain", ("r",), {}, inference_pb2.ExplainRequest(request_id="r"),
         [inference_pb2.ExplainResponse(route=ROUTE_PB.route, outcome="answered", usage=USAGE_PB.usage)],
         Explanation(ROUTE, "answered", USAGE),
+    ),
+    Case(
+        "recall", ("q",),
+        {
+            "namespaces": "n", "limit": 3, "timeout_ms": 250, "options": {"min_relevance": 0.5},
+            "choose_module": True, "skip_pinned": True, "model": "tiny", "module": "tone", "modules": ["e"],
+        },
+        inference_pb2.RecallRequest(
+            messages=QUESTION_PB, model="tiny", module="tone",
+            modules=[inference_pb2.ModuleUse(reference="e", strength=1.0)],
+            recall=inference_pb2.Recall(
+                namespaces=["n"], limit=3, timeout_ms=250, choose_module=True, skip_pinned=True,
+                options=memory_pb2.SearchOptions(min_relevance=0.5),
+            ),
+        ),
+        [
+            inference_pb2.RecallResponse(
+                outcome=inference_pb2.RECALL_OUTCOME_FOUND, passages=[HIT_PB], skipped=[SKIPPED_PB],
+                parts=[PART_PB], module_fits=[FIT_PB], prompt_tokens=9, redis_tokens=0, held_tokens=4,
+            )
+        ],
+        RecallPreview(RecallOutcome.FOUND, (HIT,), (SKIPPED,), (PART,), (FIT,), 9, 0, 4),
+    ),
+    Case(
+        "record_outcome", ("r", -1.0), {"note": "wrong", "reflect": True, "namespace": "n"},
+        inference_pb2.RecordOutcomeRequest(
+            request_id="r", reward=-1.0, note="wrong", reflect=True, namespace="n"
+        ),
+        [
+            inference_pb2.RecordOutcomeResponse(
+                memories=[
+                    inference_pb2.Reinforced(
+                        namespace="n", memory_id="m", strength_before=1.0, strength=0.5
+                    )
+                ],
+                reflection=MEMORY_PB,
+            )
+        ],
+        RecordedOutcome((Reinforced("n", "m", 1.0, 0.5),), MEMORY),
     ),
     Case(
         "stream", ([Message(Role.SYSTEM, "s"), {"role": "user", "content": "q"}],),
@@ -95,33 +131,8 @@ CASES = [
         ),
         ANSWER_PB, [ROUTE, *DELTAS, USAGE],
     ),
-    Case(
-        "remember", ("n", "t"), {"source": "s", "keywords": ["k"], "memory_id": "m"},
-        memory_pb2.RememberRequest(namespace="n", text="t", source="s", keywords=["k"], memory_id="m"),
-        [memory_pb2.RememberResponse(memory=MEMORY_PB)], MEMORY,
-    ),
-    Case(
-        "get_memory", ("n", "m"), {}, memory_pb2.GetMemoryRequest(namespace="n", memory_id="m"),
-        [memory_pb2.GetMemoryResponse(memory=MEMORY_PB)], MEMORY,
-    ),
-    Case(
-        "forget", ("n", "m"), {}, memory_pb2.ForgetRequest(namespace="n", memory_id="m"),
-        [memory_pb2.ForgetResponse()], None,
-    ),
-    Case(
-        "search", ("n", "q", 3), {}, memory_pb2.SearchRequest(namespaces=["n"], query="q", limit=3),
-        [memory_pb2.SearchResponse(results=[memory_pb2.ScoredMemory(memory=MEMORY_PB, score=0.5)])],
-        [ScoredMemory(MEMORY, 0.5, None, None)],
-    ),
-    Case(
-        "namespaces", (), {}, memory_pb2.ListNamespacesRequest(),
-        [
-            memory_pb2.ListNamespacesResponse(
-                namespaces=[memory_pb2.NamespaceSummary(namespace="n", memories=2)]
-            )
-        ],
-        {"n": 2},
-    ),
+    *SINGLE,
+    *SETS,
     Case(
         "status", (), {"workers_only": True}, status_pb2.GetStatusRequest(workers_only=True), [STATUS_PB],
         STATUS,

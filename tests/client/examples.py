@@ -9,32 +9,96 @@ from memserve.client import (
     AuditEvent,
     CachedTokens,
     ExcludedWorker,
+    Finding,
+    FindingKind,
     FinishReason,
     GateFigure,
     GateReport,
+    Link,
+    LinkKind,
     Memory,
+    MemoryKind,
+    MemoryState,
     Module,
+    ModuleFit,
     ModuleKind,
     ModulePlace,
     ModuleVersion,
+    Place,
     RecallOutcome,
+    RecallPart,
+    RecallSource,
     Route,
     RouteCandidate,
     ScoredMemory,
+    Skipped,
+    SkipReason,
     Status,
+    SurpriseScore,
     TextDelta,
     TrafficShare,
     Usage,
     UsedModule,
+    Via,
     WeightFigures,
     WorkerResidency,
     WorkerStatus,
 )
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
 
-MEMORY = Memory("m", "n", "t", "s", ("k",), 1.5)
+MEMORY = Memory(
+    "m", "n", "t", "s", ("k",), 1.5, MemoryKind.EPISODE,
+    {"day": 1, "share": 1.0, "seen": True, "city": "Oslo", "tags": ("a", "b")}, "me", 2.5, 3.5, "has(user)",
+    2.0, (Link(LinkKind.CAUSED_BY, "cause", "other"), Link(LinkKind.NEXT, "after")),
+    Place("session", 4, "title", ("one", "two")), True, 3, 6.5, MemoryState.SUPERSEDED,
+    Link(LinkKind.SUPERSEDES, "newer"),
+)  # fmt: skip
 MEMORY_PB = memory_pb2.Memory(
-    memory_id="m", namespace="n", text="t", source="s", keywords=["k"], created_s=1.5
+    memory_id="m", namespace="n", text="t", source="s", keywords=["k"], created_s=1.5,
+    kind=memory_pb2.MEMORY_KIND_EPISODE, author="me", valid_from_s=2.5, valid_until_s=3.5,
+    applies_when="has(user)", strength=2.0, pinned=True, version=3, updated_s=6.5,
+    state=memory_pb2.MEMORY_STATE_SUPERSEDED,
+    metadata={
+        "day": memory_pb2.MetadataValue(whole=1), "share": memory_pb2.MetadataValue(number=1.0),
+        "seen": memory_pb2.MetadataValue(truth=True), "city": memory_pb2.MetadataValue(text="Oslo"),
+        "tags": memory_pb2.MetadataValue(texts=memory_pb2.TextList(texts=["a", "b"])),
+    },
+    links=[
+        memory_pb2.MemoryLink(kind=memory_pb2.LINK_KIND_CAUSED_BY, memory_id="cause", namespace="other"),
+        memory_pb2.MemoryLink(kind=memory_pb2.LINK_KIND_NEXT, memory_id="after"),
+    ],
+    place=memory_pb2.MemoryPlace(within="session", position=4, title="title", headings=["one", "two"]),
+    superseded_by=memory_pb2.MemoryLink(kind=memory_pb2.LINK_KIND_SUPERSEDES, memory_id="newer"),
+)  # fmt: skip
+FINDING = Finding(FindingKind.UPDATE, "n", "old", 0.75, "same subject", True)
+FINDING_PB = memory_pb2.Finding(
+    kind=memory_pb2.FINDING_KIND_UPDATE, namespace="n", memory_id="old", score=0.75, reason="same subject",
+    superseded=True,
+)  # fmt: skip
+SURPRISE = SurpriseScore(2.5, 0.5, True, 0.25, "weaker")
+SURPRISE_PB = memory_pb2.SurpriseScore(
+    nats_per_token=2.5, nats_per_token_recalled=0.5, stored=True, strength=0.25, reason="weaker"
+)
+HIT = ScoredMemory(MEMORY, 0.5, 0.25, 8.0, 0.75, 1.5, -2.0, Via("hit", "n", LinkKind.PART_OF, 2, True))
+HIT_PB = memory_pb2.ScoredMemory(
+    memory=MEMORY_PB, score=0.5, dense_score=0.25, bm25_score=8.0, relevance=0.75, strength=1.5,
+    rerank_score=-2.0,
+    via=memory_pb2.Via(
+        memory_id="hit", namespace="n", kind=memory_pb2.LINK_KIND_PART_OF, depth=2, backwards=True
+    ),
+)  # fmt: skip
+SKIPPED = Skipped("n", "gone", 2, SkipReason.EXPIRED, "held until 3.5")
+SKIPPED_PB = memory_pb2.SkippedMemory(
+    namespace="n", memory_id="gone", version=2, reason=memory_pb2.SKIP_REASON_EXPIRED, detail="held until 3.5"
+)
+PART = RecallPart(RecallSource.TEXTS, RecallOutcome.FOUND, 1.5, 2, 30, "two passages")
+PART_PB = inference_pb2.RecallPart(
+    source=inference_pb2.RECALL_SOURCE_TEXTS, outcome=inference_pb2.RECALL_OUTCOME_FOUND, took_ms=1.5,
+    given=2, prompt_tokens=30, detail="two passages",
+)  # fmt: skip
+FIT = ModuleFit("facts", 2, "d", 0.75, "trained on a question like it", True)
+FIT_PB = inference_pb2.ModuleFit(
+    name="facts", version=2, digest="d", score=0.75, reason="trained on a question like it", chosen=True
 )
 ALIAS = Alias("live", (TrafficShare(3, 1.0),), 2, 1.5)
 ALIAS_PB = module_pb2.Alias(
@@ -80,9 +144,9 @@ ROUTE = Route(
         UsedModule("tone", 3, "d", ModuleKind.LORA, "live at revision 2"),
         UsedModule("facts", 1, "e", ModuleKind.LOGIT_EXPERT, "asked for by number", 0.5),
     ),
-    RecallOutcome.FOUND, (ScoredMemory(MEMORY, 0.5, 0.25, None), ScoredMemory(MEMORY, 0.5, None, 8.0)), 1,
+    RecallOutcome.FOUND, (ScoredMemory(MEMORY, 0.5, 0.25, None, 0.5), HIT), 1,
     (RouteCandidate("w0", 1.5, 0.5, 0.25, 0.125, 0.0625, 2.0, 3.0, -4.0, 4, 5, 6),),
-    (ExcludedWorker("w1", "silent"),), 7.0, True, 2,
+    (ExcludedWorker("w1", "silent"),), 7.0, True, 2, (SKIPPED,), (PART,), (FIT,),
 )  # fmt: skip
 ROUTE_PB = inference_pb2.GenerateResponse(
     route=inference_pb2.Route(
@@ -98,8 +162,10 @@ ROUTE_PB = inference_pb2.GenerateResponse(
             ),
         ],
         passages=[
-            memory_pb2.ScoredMemory(memory=MEMORY_PB, score=0.5, dense_score=0.25),
-            memory_pb2.ScoredMemory(memory=MEMORY_PB, score=0.5, bm25_score=8.0),
+            memory_pb2.ScoredMemory(
+                memory=MEMORY_PB, score=0.5, dense_score=0.25, relevance=0.5, strength=1.0
+            ),
+            HIT_PB,
         ],
         candidates=[
             inference_pb2.RouteCandidate(
@@ -108,6 +174,7 @@ ROUTE_PB = inference_pb2.GenerateResponse(
             )
         ],
         excluded=[inference_pb2.ExcludedWorker(worker_id="w1", reason="silent")], predicted_within_ms=7.0,
+        skipped=[SKIPPED_PB], recall=[PART_PB], module_fits=[FIT_PB],
         system_folded=True, merged_turns=2,
     )
 )  # fmt: skip

@@ -96,6 +96,8 @@ class StubGateway(grpc.GenericRpcHandler):
         def single(request: Any, context: grpc.ServicerContext) -> Message | bytes:
             return next(stream(request, context))
 
+        if method.client_streaming and method.server_streaming:
+            return grpc.stream_stream_rpc_method_handler(stream, **options)
         if method.client_streaming:
             return grpc.stream_unary_rpc_method_handler(single, **options)
         if method.server_streaming:

@@ -94,8 +94,24 @@ def test_generate_and_stream_spell_out_the_same_arguments(client: type) -> None:
 def test_all_that_a_caller_touches_is_exported(client: type) -> None:
     exported = set(memserve.client.__all__)
     owner = client(timeout_s=1.0)
-    words = {"str", "int", "float", "bool", "dict", "list", "None", "Path", "Self", "TracebackType", "type"}
+    words = {
+        "str",
+        "int",
+        "float",
+        "bool",
+        "bytes",
+        "dict",
+        "list",
+        "tuple",
+        "None",
+        "Path",
+        "Self",
+        "TracebackType",
+        "type",
+    }
     words |= {
+        "Any",
+        "Iterable",
         "Sequence",
         "Mapping",
         "Collection",

@@ -19,7 +19,8 @@ from memserve.client import (
     wait_until_ready,
 )
 from memserve.pb.v1 import inference_pb2, module_pb2
-from tests.client.cases import CASES, Case
+from tests.client.case import Case
+from tests.client.cases import CASES
 from tests.client.examples import (
     ALIAS,
     ALIAS_PB,
@@ -41,10 +42,9 @@ PAGED = {"modules.history", "modules.audit", "modules.publish"}
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_call_sends_its_arguments_and_reads_its_response(case: Case, ask: Call, stub: StubGateway) -> None:
-    rpc = case.request.DESCRIPTOR.name.removesuffix("Request")
-    stub.replies[rpc] = list(case.replies)
+    stub.replies[case.called] = list(case.replies)
     assert ask(case.name, *case.arguments, **case.options) == case.value
-    assert stub.requests[rpc] == [case.request]
+    assert stub.requests[case.called] == [case.request]
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
