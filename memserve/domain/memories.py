@@ -59,6 +59,8 @@ class MemoryAction(OpenEnum):
     SUPERSEDED = "superseded"
     FORGOTTEN = "forgotten"
     RESTORED = "restored"
+    ERASED = "erased"
+    """Only of a change: an erased memory has no versions."""
     UNKNOWN = "unknown"
 
 
@@ -250,3 +252,16 @@ class NamespaceUsage:
     """All, also superseded and forgotten ones."""
     bytes: int
     """Of all records with their histories."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryChange:
+    """One write of a tenant, as its feed tells it."""
+
+    sequence: int
+    """Higher for a later write."""
+    namespace: str
+    memory_id: str
+    version: int
+    """0 of an erased memory."""
+    action: MemoryAction

@@ -47,9 +47,11 @@ from memserve.errors.stores import (
     BackupExists,
     BackupNotPossible,
     CacheUnavailable,
+    ChangesMissed,
     DiskFull,
     EmbedderChanged,
     JournalFull,
+    MatchesChanged,
     MemoryConflict,
     MemoryNotFound,
     NamespaceNotFound,
@@ -62,6 +64,8 @@ from memserve.errors.stores import (
     VectorStoreDamaged,
     VectorStoreHeld,
     VectorStoreUnavailable,
+    VersionConflict,
+    VersionNotFound,
 )
 
 __all__ = [
@@ -73,6 +77,7 @@ __all__ = [
     "BlobDamaged",
     "BlobStoreUnavailable",
     "CacheUnavailable",
+    "ChangesMissed",
     "DeadlineExceeded",
     "DiskFull",
     "EmbedderChanged",
@@ -83,6 +88,7 @@ __all__ = [
     "InvalidField",
     "InvalidModule",
     "JournalFull",
+    "MatchesChanged",
     "MemoryConflict",
     "MemoryNotFound",
     "MemserveError",
@@ -114,7 +120,9 @@ __all__ = [
     "VectorStoreDamaged",
     "VectorStoreHeld",
     "VectorStoreUnavailable",
+    "VersionConflict",
     "VersionInUse",
+    "VersionNotFound",
     "WorkerLost",
     "WorkersLost",
 ]
