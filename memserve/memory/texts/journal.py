@@ -12,7 +12,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -22,7 +22,7 @@ from redis.exceptions import NoScriptError
 
 from memserve.domain import Memory
 from memserve.errors import JournalFull, QuotaReached
-from memserve.memory.texts.milvus import memory_key, tenant_key
+from memserve.memory.texts.records import memory_fields, memory_from, memory_key, tenant_key
 from memserve.registry.client import answering, close_client, registry_client
 
 SCRIPT = files("memserve.memory.texts").joinpath("journal.lua").read_text(encoding="utf-8")
@@ -255,7 +255,7 @@ def _encode(write: Write) -> bytes:
         "tenant_key": write.tenant_key,
         "namespace": write.namespace,
         "author": write.author,
-        "memory": asdict(write.memory) if write.memory else None,
+        "memory": memory_fields(write.memory) if write.memory else None,
     }
     vector = b"" if write.vector is None else np.asarray(write.vector, "<f4").tobytes()
     return json.dumps(fields).encode() + b"\n" + vector
@@ -270,7 +270,7 @@ def _decode(key: str, entry: bytes) -> Write:
         key=key,
         tenant_key=body["tenant_key"],
         namespace=body["namespace"],
-        memory=Memory(**{**memory, "keywords": tuple(memory["keywords"])}) if memory else None,
+        memory=memory_from(memory) if memory else None,
         vector=np.frombuffer(vector, "<f4") if vector else None,
         author=body["author"],
         sequence=int(sequence),
