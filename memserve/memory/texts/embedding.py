@@ -29,7 +29,7 @@ from memserve.memory.texts.embedder_files import (
     bundled_model_dir,
     open_embedder,
 )
-from memserve.memory.texts.milvus import Vectors
+from memserve.memory.texts.milvus_client import Vectors
 
 Floats = npt.NDArray[np.float32]
 

@@ -303,7 +303,7 @@ class VectorMemory:
         """Whether Milvus answers a look-up within this time, in the tenant's turn."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._index.read(tenant, lambda store: store.get("", timeout_s=timeout_s))
+                await self._index.read(tenant, lambda store: store.ping(timeout_s=timeout_s))
         except (*MILVUS_ERRORS, MemserveError):  # TimeoutError is an OSError
             return False
         return True
