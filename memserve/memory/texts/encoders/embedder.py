@@ -43,9 +43,7 @@ class Embedder(Protocol):
 
     @property
     def vectors(self) -> Vectors:
-        """Its dimensions, and its identity: all that the vectors depend on. The identity may stand in names of
-        collections: letters and digits.
-        """
+        """Its dimensions, and its identity: a digest of all that the vectors depend on."""
 
     @property
     def limits(self) -> BatchLimits: ...
