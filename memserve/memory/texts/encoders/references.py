@@ -29,6 +29,8 @@ PROBES = (
 LEAST_AGREEMENT = 0.99
 REFERENCES_MAX = 64
 PREFIX = "memserve:embedder_probes:"
+# The number of the reference that a gateway has adopted last.
+_LAST = "last"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,32 +77,39 @@ class References:
         await close_client(self._redis)
 
     async def newest(self, dim: int) -> Reference | None:
-        """The last one that was added, of this size. Raises RegistryUnavailable."""
-        known = [found for found in (await self._known()).values() if found.vectors.shape[1] == dim]
-        return known[-1] if known else None
+        """The one that a gateway has adopted last, if it is of this size. Raises RegistryUnavailable."""
+        known = await self._known()
+        async with answering():
+            last = await self._redis.hget(self._key, _LAST)
+        reference = known.get(int(last or 0))
+        return None if reference is None or reference.vectors.shape[1] != dim else reference
 
     async def adopt(self, vectors: Floats) -> Reference:
         """The reference that agrees best with the vectors, or these as a new one.
 
+        vectors: [len(PROBES), dim], of unit length.
         Raises RegistryUnavailable, and StartupError when there are too many.
         """
         while True:
             known = await self._known()
-            best = max(
-                known.values(), key=lambda reference: agreement(reference.vectors, vectors), default=None
-            )
-            if best is not None and agreement(best.vectors, vectors) >= LEAST_AGREEMENT:
-                return best
+            agreements = {number: agreement(found.vectors, vectors) for number, found in known.items()}
+            best = max(agreements, key=lambda number: agreements[number], default=0)
+            if agreements.get(best, 0.0) >= LEAST_AGREEMENT:
+                async with answering():
+                    await self._redis.hset(self._key, _LAST, str(best))
+                return known[best]
             number = max(known, default=0) + 1
             if len(known) >= REFERENCES_MAX:
                 raise StartupError(
-                    f"the model behind embedder_url has been another one {REFERENCES_MAX} times; it cannot be "
-                    "told what the memories were embedded by: give it a name of its own (embedder_model)"
+                    f"the model behind embedder_url has been another one {REFERENCES_MAX} times, and no more "
+                    "are kept: give it a name of its own (embedder_model)"
                 )
             # Another gateway may have added one under this number.
             async with answering():
                 content = base64.b64encode(vectors.astype("<f4").tobytes()).decode()
                 added = await self._redis.hsetnx(self._key, str(number), f"{vectors.shape[1]} {content}")
+                if added:
+                    await self._redis.hset(self._key, _LAST, str(number))
             if added:
                 return Reference(vectors)
 
@@ -108,6 +117,7 @@ class References:
         """By number, in the order they were added."""
         async with answering():
             entries = await self._redis.hgetall(self._key)
+        entries.pop(_LAST, None)
         known = {}
         for number, entry in entries.items():
             dim, _, content = entry.partition(" ")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from memserve.config import Settings
-from memserve.errors import MemserveError, StartupError
+from memserve.errors import RegistryUnavailable, StartupError
 from memserve.memory.texts.embedder_files import Prompts
 from memserve.memory.texts.encoders.embedder import Floats
 from memserve.memory.texts.encoders.endpoint import EndpointEmbedder, ask
@@ -107,18 +107,7 @@ async def open_endpoint(settings: Settings) -> WatchedEndpoint:
     endpoint = JsonEndpoint(settings.embedder_url, key, settings.embedder_timeout_s)
     references = References(settings.redis, named(model, prompts))
     try:
-        was_asked = True
-        try:
-            vectors = await on_own_thread(partial(probe, endpoint, model, prompts, dim))
-            reference = await references.adopt(vectors)
-        except EndpointFailed as failure:
-            known = await references.newest(dim) if dim and failure.again else None
-            if known is None:
-                raise StartupError(f"embedder_url: {failure}") from None
-            log.warning("embedder_url does not answer (%s); the gateway starts without it", failure)
-            reference, was_asked = known, False
-        except MemserveError as error:
-            raise StartupError(f"embedder_url cannot be checked: {error}") from None
+        reference, was_asked = await _reference(endpoint, references, model, prompts, dim)
     except BaseException:
         endpoint.close()
         raise
@@ -129,3 +118,21 @@ async def open_endpoint(settings: Settings) -> WatchedEndpoint:
         endpoint, model, Vectors(size, identity(model, prompts, reference)), prompts, settings.embedder_batch
     )
     return WatchedEndpoint(embedder, endpoint, reference, prompts, was_asked=was_asked)
+
+
+async def _reference(
+    endpoint: JsonEndpoint, references: References, model: str, prompts: Prompts, dim: int
+) -> tuple[Reference, bool]:
+    """What the model is held to, and whether it has answered now. Raises StartupError."""
+    try:
+        try:
+            vectors = await on_own_thread(partial(probe, endpoint, model, prompts, dim))
+        except EndpointFailed as failure:
+            known = await references.newest(dim) if dim and failure.again else None
+            if known is None:
+                raise StartupError(f"embedder_url: {failure}") from None
+            log.warning("embedder_url does not answer (%s); the gateway starts without it", failure)
+            return known, False
+        return await references.adopt(vectors), True
+    except RegistryUnavailable as error:
+        raise StartupError(f"embedder_url cannot be checked: {error}") from None
