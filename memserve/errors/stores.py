@@ -177,6 +177,13 @@ class VectorStoreUnavailable(MemserveError):
         super().__init__(f"the vector store does not answer ({detail}); try again")
 
 
+class EmbedderUnavailable(VectorStoreUnavailable):
+    """The embedding model's endpoint does not answer as it should, or not in time."""
+
+    def __init__(self, detail: str) -> None:
+        MemserveError.__init__(self, f"no text can be embedded now: {detail}")
+
+
 class VectorStoreHeld(MemserveError):
     """Another process holds the folder of Milvus Lite."""
 

@@ -61,6 +61,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.BackupNotPossible: grpc.StatusCode.FAILED_PRECONDITION,
     errors.BackupDamaged: grpc.StatusCode.DATA_LOSS,
     errors.VectorStoreHeld: grpc.StatusCode.UNAVAILABLE,
+    errors.EmbedderUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.EmbedderChanged: grpc.StatusCode.FAILED_PRECONDITION,
     errors.VectorStoreDamaged: grpc.StatusCode.DATA_LOSS,
     errors.VectorStoreUnavailable: grpc.StatusCode.UNAVAILABLE,
