@@ -54,13 +54,13 @@ class RelevanceModels:
 
 # fmt: off
 BUNDLED = RelevanceModels(
-    known=RelevanceModel((-4.0, 4.0, 4.0, 4.0, 4.0, 1.0, 0.5, -2.0, 0.0)),
-    foreign=RelevanceModel((-4.0, 1.0, 1.0, 6.0, 4.0, 1.0, 0.5, -2.0, 0.0)),
+    known=RelevanceModel((-3.916, 4.236, 8.756, 0.048, 10.593, 0.285, 1.092, 1.704, 2.427)),
+    foreign=RelevanceModel((-2.446, 0.109, 0.589, 2.22, 15.673, -2.169, 0.0, 0.0, 2.42)),
 )
 """Of all-MiniLM-L6-v2, the embedder that comes with memserve."""
 OTHER = RelevanceModels(
-    known=RelevanceModel((-4.0, 1.0, 1.0, 6.0, 4.0, 1.0, 0.5, -2.0, 0.0), ranked_cosine=True),
-    foreign=RelevanceModel((-4.0, 1.0, 1.0, 6.0, 4.0, 1.0, 0.5, -2.0, 0.0), ranked_cosine=True),
+    known=RelevanceModel((-1.07, -0.198, 5.541, 0.412, 10.422, 0.393, 0.187, 0.923, 1.966), ranked_cosine=True),
+    foreign=RelevanceModel((-0.045, -2.249, 2.822, 2.783, 15.482, -2.129, 0.0, 0.0, 1.853), ranked_cosine=True),
 )
 """Of any other embedder. Cosines of two models differ in their range, so only their order counts here, and
 the words decide more."""
