@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from memserve.memory.texts.journal import Write
 from memserve.memory.texts.milvus import MilvusMemories
+from memserve.memory.texts.records import Record, first_history
 
 BATCH = 256
 
@@ -69,7 +70,7 @@ class AppliedWrites:
         """
         fresh = [write for write in writes if self._sequences.get(write.key, 0) < write.sequence]
         puts = [
-            (write.key, write.tenant_key, write.memory, write.vector)
+            Record(write.key, write.tenant_key, first_history(write.memory), write.vector)
             for write in fresh
             if write.memory is not None and write.vector is not None
         ]
@@ -97,7 +98,8 @@ class AppliedWrites:
     def missing(store: MilvusMemories, writes: Sequence[Write], *, timeout_s: float) -> list[Write]:
         """The writes that Milvus does not have: puts that are missing or differ, deletes of what exists."""
         held = store.get_many([write.key for write in writes], timeout_s=timeout_s)
-        return [write for write in writes if held.get(write.key) != write.memory]
+        memories = {key: record.memory for key, record in held.items()}
+        return [write for write in writes if memories.get(write.key) != write.memory]
 
     def distrust(self) -> None:
         """What Milvus has got and not durably written may be lost: all of it is unapplied again."""

@@ -24,7 +24,9 @@ from memserve.errors import (
     VectorStoreUnavailable,
 )
 from memserve.memory.texts.applied import FlushNotVerified
-from memserve.memory.texts.embedding import BUNDLED, BertEmbedder
+from memserve.memory.texts.embedding import BUNDLED
+from memserve.memory.texts.encoders.cached import CachedEmbedding
+from memserve.memory.texts.encoders.embedder import Embedder
 from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal, Look, Quotas, Write, delete, put
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri, memory_key, tenant_key
@@ -39,10 +41,8 @@ from memserve.memory.texts.search import Halves, Search, search_index
 from memserve.memory.texts.settling import Settling
 from memserve.memory.texts.writing import NOT_COUNTED, JournalWriter, KnownNamespaces
 from memserve.policy.recall.ranking import fuse
-from memserve.turns import FairThreads, leave_one
 
 CLOSE_TIMEOUT_S = 60.0
-EMBEDDING_THREADS = 2
 
 log = logging.getLogger(__name__)
 
@@ -66,17 +66,16 @@ class VectorMemory:
     """
 
     def __init__(
-        self, index: VectorIndex, journal: Journal, settling: Settling, embedder: BertEmbedder
+        self, index: VectorIndex, journal: Journal, settling: Settling, embedding: CachedEmbedding
     ) -> None:
         """For `open`."""
         self.settling = settling
         self._index = index
         self.reconnect = index.reconnect
         self._journal = journal
-        self._embedder = embedder
+        self.embedding = embedding
+        self._embedder = embedding.embedder
         self._call_timeout_s = index.call_timeout_s
-        # One thread more than a tenant may have: a long text of one tenant does not hold up another tenant.
-        self._embedding_threads = FairThreads("embedding", EMBEDDING_THREADS, share=leave_one)
         self._closed = False
         self._namespaces = KnownNamespaces(journal, settling)
         self._writer = JournalWriter(
@@ -88,7 +87,7 @@ class VectorMemory:
     async def open(
         cls,
         uri: str,
-        embedder: BertEmbedder,
+        embedder: Embedder | CachedEmbedding,
         registry_url: str,
         *,
         access: MilvusAccess | None = None,
@@ -115,12 +114,13 @@ class VectorMemory:
             raise InvalidField(
                 "milvus uri", "must be a path that ends in .db (Milvus Lite) or http(s)://host:port"
             )
-        index = VectorIndex(uri, embedder.vectors, access, call_timeout_s=call_timeout_s)
+        embedding = embedder if isinstance(embedder, CachedEmbedding) else CachedEmbedding(embedder)
+        index = VectorIndex(uri, embedding.embedder.vectors, access, call_timeout_s=call_timeout_s)
         journal = Journal(registry_url, quotas or Quotas())
         settling = Settling(
             journal, index, flush_rows=flush_rows, flush_quiet_s=flush_quiet_s, may_flush=may_flush
         )
-        memory = cls(index, journal, settling, embedder)
+        memory = cls(index, journal, settling, embedding)
         try:
             await memory._begin()
         except BaseException:
@@ -149,7 +149,7 @@ class VectorMemory:
                     "what Milvus has not durably written stays in the journal for the next start: %s",
                     one_line(error),
                 )
-        self._embedding_threads.close()
+        self.embedding.close()
         await self._index.close(clean=self.settling.is_settled)
         await self._journal.close()
 
@@ -273,7 +273,7 @@ class VectorMemory:
         return fuse(halves.dense, halves.bm25, limit)
 
     @property
-    def embedder(self) -> BertEmbedder:
+    def embedder(self) -> Embedder:
         return self._embedder
 
     async def counts(self, tenant: str) -> dict[str, int]:
@@ -303,7 +303,7 @@ class VectorMemory:
         """Whether Milvus answers a look-up within this time, in the tenant's turn."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._index.read(tenant, lambda store: store.get("", timeout_s=timeout_s))
+                await self._index.read(tenant, lambda store: store.ping(timeout_s=timeout_s))
         except (*MILVUS_ERRORS, MemserveError):  # TimeoutError is an OSError
             return False
         return True
@@ -388,12 +388,8 @@ class VectorMemory:
             raise VectorStoreUnavailable("it is closed")
 
     async def embed(self, tenant: str, text: str, *, query: bool) -> npt.NDArray[np.float32]:
-        """[dim] of unit length. On the threads where tenants take turns."""
+        """[dim] of unit length. Off the event loop, where tenants take turns."""
         self._require_open()
-        try:
-            return await self._embedding_threads.run(
-                tenant, lambda: self._embedder.embed([text], query=query)[0]
-            )
-        except RuntimeError:
-            self._require_open()
-            raise
+        vectors = await self.embedding.embed(tenant, [text], query=query)
+        row: npt.NDArray[np.float32] = vectors[0]
+        return row

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,28 @@ class MilvusLiteStore:
                     os.link(file, copied)
             if not copied.exists():
                 shutil.copyfile(file, copied)
+
+    def compact(self, name: str, tenant_keys: Sequence[str], *, timeout_s: float) -> None:
+        """Write the files that have deleted rows of these tenants anew, without those rows.
+
+        Everything must be flushed. Waits for Milvus Lite's own merging of files. Milvus Lite itself merges
+        files when there are many, and has no call for it.
+        """
+        collection = self._lite.get_collection(name)
+        collection._wait_for_bg(timeout_s)
+        manager, deleted = collection._compaction_mgr, collection._delta_index
+        with collection._maintenance_lock:
+            for partition in sorted({self.partition_of(key) for key in tenant_keys}):
+                folder = self.path / "collections" / name / "partitions" / partition
+                for file in list(collection._manifest.get_data_files(partition)):
+                    rows = parquet.read_table(folder / file, columns=["pk", "_seq"]).to_pydict()
+                    if any(map(deleted.is_deleted, rows["pk"], rows["_seq"])):
+                        manager._compact_files(partition, str(folder), [file], collection._manifest, deleted)
+            manager._gc_tombstones(collection._manifest, deleted)
+            collection._refresh_segment_cache()
+            collection._cleanup_orphan_index_files()
+        collection._schedule_bg_maintenance()
+        collection._wait_for_bg(timeout_s)
 
     def probe(self) -> None:
         """Write and sync a small file in every folder that Milvus Lite writes to when it is opened.

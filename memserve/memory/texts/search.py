@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from memserve.domain import Memory
 from memserve.memory.texts.index import VectorIndex
 from memserve.memory.texts.journal import Write
-from memserve.memory.texts.milvus import MilvusMemories, memory_key
+from memserve.memory.texts.milvus import MilvusMemories
+from memserve.memory.texts.records import memory_key, tenant_key
+from memserve.memory.texts.store import Scope
 from memserve.policy.recall.ranking import ScoredRow, query_words, rank_by_words
 from memserve.policy.recall.words import words_of
 from memserve.tracing import child_span
 
 _MIN_CANDIDATES = 32
-# How many rows a search may ask of Milvus at once. Milvus Lite takes about 0.1 ms for each row that it finds.
-# A search that asks for more takes several turns, so that another tenant's calls come between.
-ROWS_IN_A_TURN = 9 * _MIN_CANDIDATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,32 +78,26 @@ async def search_index(
     def left_s() -> float:
         return max(0.001, deadline_s - time.monotonic())
 
-    def nearest(store: MilvusMemories) -> list[ScoredRow]:
-        return store.search_dense(
-            search.tenant, search.namespaces, vector, search.candidates, timeout_s=left_s()
-        )
+    scope = Scope(tenant_key(search.tenant), search.namespaces)
 
-    def by_words(store: MilvusMemories, queries: Sequence[str], is_last: bool) -> list[ScoredRow]:
-        found_by_query.extend(
-            store.search_words(
-                search.tenant, search.namespaces, queries, search.candidates, timeout_s=left_s()
-            )
-        )
-        if not is_last:
-            return []
-        return rank_by_words(words, found_by_query[0], found_by_query[1:], search.candidates)
+    def nearest(store: MilvusMemories) -> list[ScoredRow]:
+        hits = store.nearest(scope, vector, search.candidates, timeout_s=left_s())
+        return [(hit.memory, hit.cosine) for hit in hits]
+
+    def by_words(store: MilvusMemories) -> list[ScoredRow]:
+        hits = store.by_words(scope, words, search.candidates, timeout_s=left_s())
+        found = [memory for _, memory in hits.memories]
+        by_word = [
+            [memory for memory in found if word in words_of("\n".join((memory.text, *memory.keywords)))]
+            for word in words
+        ]
+        return rank_by_words(words, found, by_word, search.candidates)
 
     with child_span("search milvus", {"db.system.name": "milvus", "db.operation.name": "search"}):
         dense = await index.read(search.tenant, nearest)
         words = query_words(search.query)
-        queries = [" ".join(words_of(search.query)), *words] if words else []
-        found_by_query: list[list[Memory]] = []
-        bm25: list[ScoredRow] = []
-        at_once = max(1, ROWS_IN_A_TURN // search.candidates)
-        for first in range(0, len(queries), at_once):
-            batch, is_last = queries[first : first + at_once], first + at_once >= len(queries)
-            bm25 = await index.read(search.tenant, partial(by_words, queries=batch, is_last=is_last))
-    return Halves(dense, bm25, calls=1 + math.ceil(len(queries) / at_once))
+        bm25 = await index.read(search.tenant, by_words) if words else []
+    return Halves(dense, bm25, calls=2 + len(words))
 
 
 def _key(tenant: str, row: ScoredRow) -> str:

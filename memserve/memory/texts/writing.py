@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from memserve.errors import NamespaceNotFound, RegistryUnavailable, VectorStoreUnavailable
 from memserve.memory.texts.journal import Journal, Look, Write
-from memserve.memory.texts.milvus import tenant_key
+from memserve.memory.texts.records import tenant_key
 from memserve.memory.texts.settling import Settling
 
 NOT_COUNTED = "it has not been up since this registry is used, so its memories are not counted yet"
