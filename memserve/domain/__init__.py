@@ -19,6 +19,15 @@ from memserve.domain.answers import (
     TextDelta,
     Usage,
 )
+from memserve.domain.kept import (
+    AnswerExplanation,
+    KeptAnswer,
+    KeptModule,
+    KeptPassage,
+    KeptPrompt,
+    LeaveOneOut,
+    PassageWeight,
+)
 from memserve.domain.memories import (
     ErasedPlace,
     Finding,
@@ -70,6 +79,7 @@ from memserve.domain.workers import WorkerLease
 __all__ = [
     "Alias",
     "AliasChange",
+    "AnswerExplanation",
     "AuditEvent",
     "CacheLayout",
     "CachedTokens",
@@ -85,7 +95,12 @@ __all__ = [
     "GateReport",
     "GenerationRequest",
     "HeldPrefix",
+    "KeptAnswer",
+    "KeptModule",
+    "KeptPassage",
+    "KeptPrompt",
     "KeyRole",
+    "LeaveOneOut",
     "Link",
     "LinkKind",
     "Memory",
@@ -102,6 +117,7 @@ __all__ = [
     "ModuleUse",
     "ModuleVersion",
     "NamespaceUsage",
+    "PassageWeight",
     "Place",
     "Priority",
     "RecallOutcome",

@@ -29,6 +29,8 @@ from tests.client.examples import (
     DELTAS,
     EVENT,
     EVENT_PB,
+    EXPLAINED,
+    EXPLAINED_PB,
     MEMORY,
     MEMORY_PB,
     MODULE,
@@ -75,6 +77,10 @@ CASES = [
         "explain", ("r",), {}, inference_pb2.ExplainRequest(request_id="r"),
         [inference_pb2.ExplainResponse(route=ROUTE_PB.route, outcome="answered", usage=USAGE_PB.usage)],
         Explanation(ROUTE, "answered", USAGE),
+    ),
+    Case(
+        "explain_answer", ("r",), {"leave_one_out": True},
+        inference_pb2.ExplainAnswerRequest(request_id="r", leave_one_out=True), [EXPLAINED_PB], EXPLAINED,
     ),
     Case(
         "stream", ([Message(Role.SYSTEM, "s"), {"role": "user", "content": "q"}],),

@@ -15,6 +15,7 @@ class Untyped:
 class InferenceServiceStub(Untyped):
     Generate: Any
     Explain: Any
+    ExplainAnswer: Any
     @overload
     def __new__(cls, channel: grpc.Channel) -> InferenceServiceSyncStub: ...
     @overload
@@ -23,13 +24,16 @@ class InferenceServiceStub(Untyped):
 class InferenceServiceSyncStub(InferenceServiceStub):
     Generate: grpc.UnaryStreamMultiCallable[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
     Explain: grpc.UnaryUnaryMultiCallable[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
+    ExplainAnswer: grpc.UnaryUnaryMultiCallable[inference_pb2.ExplainAnswerRequest, inference_pb2.ExplainAnswerResponse]
 
 class InferenceServiceAsyncStub(InferenceServiceStub):
     Generate: grpc.aio.UnaryStreamMultiCallable[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
     Explain: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
+    ExplainAnswer: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.ExplainAnswerRequest, inference_pb2.ExplainAnswerResponse]
 
 class InferenceServiceServicer:
     def Generate(self, request, context): ...
     def Explain(self, request, context): ...
+    def ExplainAnswer(self, request, context): ...
 
 def add_InferenceServiceServicer_to_server(servicer, server): ...
