@@ -26,6 +26,7 @@ from tests.kv.redis_server import RedisServer
 READS = {
     "Generate",
     "Explain",
+    "ExplainAnswer",
     "Search",
     "GetMemory",
     "ListNamespaces",

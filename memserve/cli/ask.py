@@ -22,6 +22,13 @@ class AnswerOptions:
 
     system: Annotated[str, typer.Option(help="System text before the question.")] = ""
     max_tokens: Annotated[int, typer.Option(help="Output tokens at most. 0: the gateway's default.")] = 0
+    keep_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--keep-prompt",
+            help="Keep the exact prompt for a day, for `memserve explain`.",
+        ),
+    ] = False
     temperature: Annotated[
         float, typer.Option(help="How far the sampling may stray from the likeliest token. 0 is greedy.")
     ] = 0.0
@@ -147,6 +154,7 @@ def generate(
         "session": modules.session,
         "priority": route.priority or None,
         "do_not_queue": route.do_not_queue,
+        "keep_prompt": answer.keep_prompt,
     }
     if call.as_json:
         print_json(call.client.generate(messages, **request))

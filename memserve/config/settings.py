@@ -189,6 +189,18 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         description="File of the Jinja template that puts recalled passages into the prompt. Empty: "
         "`recall_template.jinja` in the model's directory, else memserve's own.",
     )
+    answers_kept_s: float = Field(
+        86_400.0,
+        ge=0,
+        le=31_536_000,
+        description="How long it is kept what an answer used, for `memserve explain`: passages, modules, "
+        "cached share. At most 10,000 answers of a tenant. 0: not at all.",
+    )
+    keep_prompts: Literal["never", "on_request"] = Field(
+        "on_request",
+        description="Whether the exact prompt and the answer's tokens are kept with it, where the request "
+        "asks for it (`keep_prompt`). At most 256 prompts of a tenant.",
+    )
     recall_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="Time that recall may take when a request names none."
     )

@@ -19,6 +19,15 @@ from memserve.domain.answers import (
     TextDelta,
     Usage,
 )
+from memserve.domain.kept import (
+    AnswerExplanation,
+    KeptAnswer,
+    KeptModule,
+    KeptPassage,
+    KeptPrompt,
+    LeaveOneOut,
+    PassageWeight,
+)
 from memserve.domain.memories import (
     ErasedPlace,
     Finding,
@@ -91,6 +100,7 @@ from memserve.domain.workers import WorkerLease
 __all__ = [
     "Alias",
     "AliasChange",
+    "AnswerExplanation",
     "AuditEvent",
     "CacheLayout",
     "CachedTokens",
@@ -111,7 +121,12 @@ __all__ = [
     "ImportResult",
     "ItemRefusal",
     "ItemResult",
+    "KeptAnswer",
+    "KeptModule",
+    "KeptPassage",
+    "KeptPrompt",
     "KeyRole",
+    "LeaveOneOut",
     "Link",
     "LinkKind",
     "Memory",
@@ -135,6 +150,7 @@ __all__ = [
     "NamespaceUsage",
     "NewDocument",
     "NewMemory",
+    "PassageWeight",
     "Place",
     "Priority",
     "RecallOutcome",

@@ -146,6 +146,8 @@ class GenerationRequest:
     priority: Priority = Priority.NORMAL
     do_not_queue: bool = False
     """Refuse the request at once where no engine can begin with it now."""
+    keep_prompt: bool = False
+    """Keep the prompt and the answer's tokens for a while, for `ExplainAnswer`."""
     raw: bool = False
     """The only message is a text that the model goes on with, without its chat template."""
 

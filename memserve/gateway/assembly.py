@@ -20,9 +20,11 @@ from memserve.errors import (
 )
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
+from memserve.gateway.answer_explanations import AnswerExplanations
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.layout import PromptLayout, open_layout
+from memserve.gateway.leave_one_out import LeavingOneOut
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.modules.canary import CanaryWatch
 from memserve.gateway.modules.composition import ModuleComposition
@@ -36,6 +38,8 @@ from memserve.gateway.modules.version_uses import VersionUses
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.prefixes import Prefixes
+from memserve.gateway.provenance import Provenance
+from memserve.gateway.scoring import Scoring
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
 from memserve.gateway.steps.prompt import PromptFitting
@@ -51,6 +55,7 @@ from memserve.kv.ledger.records import Quotas
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.transport.check import check_cache_servers
 from memserve.loop_pressure import LoopPressure
+from memserve.memory.answers.store import KeptAnswers
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.memory import ParametricMemory
@@ -97,6 +102,7 @@ class GatewayParts:
     """Work that outlives calls."""
     inflight: Inflight
     tokens: TokenQuota
+    answers: KeptAnswers
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
     decisions: Decisions = field(default_factory=Decisions)
@@ -119,7 +125,8 @@ class GatewayServices:
     deletion: ModuleDeletion
     composition: ModuleComposition
     canaries: CanaryWatch
-    explanations: Explanations
+    explanations: AnswerExplanations
+    scoring: Scoring
 
 
 @contextlib.asynccontextmanager
@@ -157,6 +164,10 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         stack.push_async_callback(pool.close)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
         stack.push_async_callback(tokens.close)
+        answers = KeptAnswers(
+            settings.redis, settings.answers_kept_s, tokenizer.decode, dropped=metrics.answers_not_kept.inc
+        )
+        stack.push_async_callback(answers.close)
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
         background = Background()
@@ -178,6 +189,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             background=background,
             inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
             tokens=tokens,
+            answers=answers,
         )
 
 
@@ -186,6 +198,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     settings, memory, pool = parts.settings, parts.modules, parts.pool
     check = RequestCheck(parts.model, parts.tokenizer)
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
+    look_up = CacheLookup(pool, parts.lookup, parts.metrics)
+    router = Router(pool, settings, parts.residuals, parts.breakers)
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -198,11 +212,14 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         recall=Recall(parts.texts, parts.tokenizer, settings, parts.metrics),
         fit=fit,
         pool=pool,
-        look_up=CacheLookup(pool, parts.lookup, parts.metrics),
-        router=Router(pool, settings, parts.residuals, parts.breakers),
+        look_up=look_up,
+        router=router,
         answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
         tokens=parts.tokens,
+        provenance=Provenance(parts.answers, parts.decisions, settings),
     )
+    scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
+    leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, memory, scoring)
     trial = ModuleTrial(pool)
     gate = Gate(pool, parts.layout, parts.tokenizing, parts.model.max_context_tokens)
     gatekeeper = Gatekeeper(memory, trial, gate)
@@ -220,7 +237,10 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
-        explanations=Explanations(parts.decisions, parts.gateways),
+        explanations=AnswerExplanations(
+            Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out
+        ),
+        scoring=scoring,
     )
 
 

@@ -43,6 +43,11 @@ class Decisions:
         if decision is not None:
             decision.outcome, decision.usage = outcome, usage
 
+    def outcome(self, request_id: str) -> str:
+        """As far as it is known. "": it is not kept any more."""
+        decision = self._decisions.get(request_id)
+        return "" if decision is None else decision.outcome
+
     def explain(self, tenant: str, request_id: str) -> Explanation:
         """Raises RequestNotKnown, for another tenant's request too."""
         decision = self._decisions.get(request_id)

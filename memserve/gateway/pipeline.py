@@ -18,6 +18,7 @@ from memserve.errors import Overloaded
 from memserve.gateway.access.callers import Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.live import LiveRequest, LiveRequests
+from memserve.gateway.provenance import Provenance
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
 from memserve.gateway.steps.prompt import Prompt, PromptFitting
@@ -51,6 +52,7 @@ class Pipeline:
     router: Router
     answers: Answers
     tokens: TokenQuota
+    provenance: Provenance
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
@@ -145,11 +147,15 @@ class Pipeline:
             # 7. The worker streams. A worker that fails before its first token is replaced.
             live.step(7)
             try:
-                with worker.serving(tenant.name, route.request_id, choice.sent, modules.slot_digest):
+                with (
+                    worker.serving(tenant.name, route.request_id, choice.sent, modules.slot_digest),
+                    self.provenance.following(routed, recalled) as followed,
+                ):
                     yield route
                     async with contextlib.aclosing(self.answers.stream(routed, worker)) as events:
                         async for event in events:
                             spent.see(event)
+                            followed.see(event)
                             yield event  # 8. Text, last the usage.
                 return
             except WorkerFull as full:

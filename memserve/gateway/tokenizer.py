@@ -72,6 +72,14 @@ class ChatTokenizer:
         """
         return self._checked(list(self._tokenizer.encode_batch_fast([text])[0].ids))
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text inside a turn. Raises InvalidField as `encode`."""
+        return self._checked(self._ids(text))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, control tokens too."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
     def token_text(self, token_id: int) -> str:
         """The text of one token. A token that is a part of a character is U+FFFD."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))

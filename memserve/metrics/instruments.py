@@ -29,6 +29,7 @@ GEN_AI_LABELS = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_reques
 PROVIDER = "memserve"
 CHAT, COMPLETION, EMBEDDINGS = "chat", "text_completion", "embeddings"
 GATEWAY_LOOPS = (
+    "answers",
     "canaries",
     "certificates",
     "discovery",
@@ -208,6 +209,12 @@ class GatewayMetrics:
         self.unapplied_writes = Gauge(
             "memserve_journal_unapplied_writes",
             "Writes that are acknowledged and that the vector store does not have yet.",
+            registry=r,
+        )
+
+        self.answers_not_kept = Counter(
+            "memserve_answers_not_kept_total",
+            "Answers of which is not kept what they used, because too many waited or the registry failed.",
             registry=r,
         )
 

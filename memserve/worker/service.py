@@ -8,17 +8,25 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import grpc
 from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from memserve.domain import FinishReason, ModuleKind, ModulePlace, Priority, Sampling
+from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace, Priority, Sampling
 from memserve.domain.kinds import kind_of_name
-from memserve.domain.worker_calls import REASON, RETRY_AFTER, AnswerPart, AppliedModule, WorkerRequest
+from memserve.domain.worker_calls import (
+    REASON,
+    RETRY_AFTER,
+    AnswerPart,
+    AppliedModule,
+    ScoringRequest,
+    WorkerRequest,
+)
 from memserve.errors import InvalidModule, MemserveError, ModuleNotFound, Overloaded
 from memserve.logs import LOGGED_CALL, LoggedCall
 from memserve.pb.worker.v1 import worker_pb2 as pb
@@ -82,6 +90,17 @@ class WorkerService(rpc.WorkerServiceServicer):  # type: ignore[misc]
                         if part.finish_reason is None and (window_s := self._pace.window_s(context.peer())):
                             # vLLM joins the tokens that it samples meanwhile into one output.
                             await asyncio.sleep(window_s)
+
+    async def ScoreTokens(self, request: pb.ScoreTokensRequest, context: Context) -> pb.ScoreTokensResponse:
+        async with refusals(context, wrong_module=grpc.StatusCode.FAILED_PRECONDITION):
+            asked = _scoring_request(request)
+            LOGGED_CALL.set(LoggedCall(asked.tenant, asked.request_id))
+            scores = await self._engine.score(
+                asked,
+                self._room.turn(asked.answer, context.time_remaining()),
+                partial(self._room.advanced, asked.request_id),
+            )
+            return pb.ScoreTokensResponse(logprobs=scores.logprobs, cached_tokens=_cached(scores.cached))
 
     async def SetPace(self, request: pb.SetPaceRequest, context: Context) -> pb.SetPaceResponse:
         async with refusals(context):
@@ -256,25 +275,44 @@ def _worker_request(request: pb.GenerateRequest) -> WorkerRequest:
     )
 
 
+def _scoring_request(request: pb.ScoreTokensRequest) -> ScoringRequest:
+    """The request as a domain value. Raises ValueError for a kind that this worker does not know."""
+    return ScoringRequest(
+        request_id=request.request_id,
+        token_ids=request.token_ids,
+        continuation=request.continuation,
+        tenant=request.tenant,
+        cache_salt=request.cache_salt,
+        modules=_applied(request.modules),
+        priority=PRIORITY.get(request.priority, Priority.BACKGROUND),
+        cached_tokens=max(min(request.expected_cached_tokens, len(request.token_ids) - 1), 0),
+    )
+
+
 def _response(part: AnswerPart) -> pb.GenerateResponse:
     response = pb.GenerateResponse(text=part.text, token_ids=part.token_ids, logprobs=part.logprobs)
     if part.cached is not None:
-        cached = part.cached
-        response.cached_tokens.CopyFrom(
-            pb.CachedTokens(device=cached.device, host=cached.host, redis=cached.redis)
-        )
+        response.cached_tokens.CopyFrom(_cached(part.cached))
     if part.finish_reason is not None:
         response.finish_reason = FINISH[part.finish_reason]
     return response
 
 
+def _cached(cached: CachedTokens) -> pb.CachedTokens:
+    return pb.CachedTokens(device=cached.device, host=cached.host, redis=cached.redis)
+
+
+def _applied(modules: Iterable[pb.AppliedModule]) -> tuple[AppliedModule, ...]:
+    """Raises ValueError for a kind that this worker does not know."""
+    return tuple(
+        AppliedModule(module.digest, kind_of_name(module.kind), module.strength) for module in modules
+    )
+
+
 def _modules(request: pb.GenerateRequest) -> tuple[AppliedModule, ...]:
     """The modules of a request. Raises ValueError for a kind that this worker does not know."""
     if request.modules:
-        return tuple(
-            AppliedModule(module.digest, kind_of_name(module.kind), module.strength)
-            for module in request.modules
-        )
+        return _applied(request.modules)
     # A gateway of version 0.1.0 sends these fields.
     lora = [AppliedModule(request.module_digest, ModuleKind.LORA)] if request.module_digest else []
     expert = AppliedModule(request.expert_digest, ModuleKind.LOGIT_EXPERT, request.expert_alpha)

@@ -29,6 +29,8 @@ from tests.client.examples import (
     DELTAS,
     EVENT,
     EVENT_PB,
+    EXPLAINED,
+    EXPLAINED_PB,
     FIT,
     FIT_PB,
     HIT,
@@ -111,6 +113,10 @@ CASES = [
             )
         ],
         RecordedOutcome((Reinforced("n", "m", 1.0, 0.5),), MEMORY),
+    ),
+    Case(
+        "explain_answer", ("r",), {"leave_one_out": True},
+        inference_pb2.ExplainAnswerRequest(request_id="r", leave_one_out=True), [EXPLAINED_PB], EXPLAINED,
     ),
     Case(
         "stream", ([Message(Role.SYSTEM, "s"), {"role": "user", "content": "q"}],),

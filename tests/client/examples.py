@@ -6,14 +6,21 @@ from typing import Any
 
 from memserve.client import (
     Alias,
+    AnswerExplanation,
     AuditEvent,
     CachedTokens,
     ExcludedWorker,
+    Explanation,
     Finding,
     FindingKind,
     FinishReason,
     GateFigure,
     GateReport,
+    KeptAnswer,
+    KeptModule,
+    KeptPassage,
+    KeptPrompt,
+    LeaveOneOut,
     Link,
     LinkKind,
     Memory,
@@ -24,6 +31,7 @@ from memserve.client import (
     ModuleKind,
     ModulePlace,
     ModuleVersion,
+    PassageWeight,
     Place,
     RecallOutcome,
     RecallPart,
@@ -194,6 +202,49 @@ USAGE_PB = inference_pb2.GenerateResponse(
     )
 )  # fmt: skip
 ANSWER_PB = [ROUTE_PB, *DELTAS_PB, USAGE_PB]
+_KEPT = KeptAnswer(
+    "r", 1.5, "tiny", "w0", ("n",), RecallOutcome.FOUND, (KeptPassage("n", "m", 2, 0.5, 0.25, "by meaning"),),
+    (Skipped("n", "x", 1, SkipReason.EXPIRED, "since May"),),
+    (KeptModule("tone", 3, "d", ModuleKind.LORA, 1.0, ("a book",), ("e",)),),
+    10, 3, CachedTokens(1, 2, 3), "answered", KeptPrompt("<q>", (1, 2), (3,), (), ()), "",
+    LeaveOneOut((PassageWeight("n", "m", 2, 4.5, 1.5),), -0.5, 3, 2.5),
+)  # fmt: skip
+EXPLAINED = AnswerExplanation(Explanation(ROUTE, "answered", USAGE), _KEPT, "", "why")
+EXPLAINED_PB = inference_pb2.ExplainAnswerResponse(
+    routing=inference_pb2.ExplainResponse(route=ROUTE_PB.route, outcome="answered", usage=USAGE_PB.usage),
+    answer=inference_pb2.KeptAnswer(
+        request_id="r", at_s=1.5, model="tiny", worker_id="w0", namespaces=["n"],
+        recall_outcome=inference_pb2.RECALL_OUTCOME_FOUND,
+        passages=[
+            inference_pb2.KeptPassage(
+                namespace="n", memory_id="m", version=2, score=0.5, relevance=0.25, why="by meaning"
+            )
+        ],
+        skipped=[
+            inference_pb2.KeptSkipped(
+                namespace="n", memory_id="x", version=1, reason="expired", detail="since May"
+            )
+        ],
+        modules=[
+            inference_pb2.KeptModule(
+                name="tone", version=3, digest="d", kind="lora", strength=1.0, sources=["a book"],
+                parents=["e"],
+            )
+        ],
+        prompt_tokens=10, output_tokens=3,
+        cached_tokens=inference_pb2.CachedTokens(device=1, host=2, redis=3), outcome="answered",
+        prompt=inference_pb2.KeptPrompt(text="<q>", token_ids=[1, 2], answer_ids=[3]),
+        leave_one_out=inference_pb2.LeaveOneOut(
+            passages=[
+                inference_pb2.PassageWeight(
+                    namespace="n", memory_id="m", version=2, nats=4.5, nats_per_token=1.5
+                )
+            ],
+            logprob=-0.5, scored_tokens=3, at_s=2.5,
+        ),
+    ),
+    leave_one_out_absent="why",
+)  # fmt: skip
 QUESTION_PB = [inference_pb2.Message(role=inference_pb2.ROLE_USER, content="q")]
 PREFIX_PB = activation_pb2.Prefix(messages=QUESTION_PB, module="tone", model="tiny")
 ON_PREFIX: dict[str, Any] = {"module": "tone", "model": "tiny"}

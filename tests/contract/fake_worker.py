@@ -29,6 +29,8 @@ from tests.contract.messages import (
     block_messages,
     compose_message,
     composition_request,
+    score_message,
+    scoring_request,
     state_message,
     worker_request,
 )
@@ -46,7 +48,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[misc]
     """A scripted worker behind a port. Start it with `async with`.
 
-    What gateways sent stays in `requests`, `deadlines_s`, `loads` and `watches`.
+    What gateways sent stays in `requests`, `scorings`, `deadlines_s`, `loads` and `watches`.
     """
 
     registry_url: str
@@ -73,6 +75,7 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
         ScriptedWorker.__init__(self, self.modules_root, self.script, self.block_tokens)
         self.worker_id = self.worker_id or f"w-{uuid.uuid4().hex[:8]}"
         self.requests: list[pb.GenerateRequest] = []
+        self.scorings: list[pb.ScoreTokensRequest] = []
         self.deadlines_s: dict[str, float | None] = {}
         """Seconds that a request was given, by request id. None: it had no deadline."""
         self.loads: list[pb.LoadModuleRequest] = []
@@ -165,6 +168,11 @@ class FakeWorker(ScriptedWorker, rpc.WorkerServiceServicer):  # type: ignore[mis
         ):
             async for part in parts:
                 yield answer_message(part)
+
+    async def ScoreTokens(self, request: pb.ScoreTokensRequest, context: Context) -> pb.ScoreTokensResponse:
+        self.scorings.append(request)
+        async with _statuses(context):
+            return score_message(await self.score_tokens(scoring_request(request)))
 
     async def LookupBlocks(
         self, request: pb.LookupBlocksRequest, context: Context

@@ -16,6 +16,8 @@ from memserve.domain.worker_calls import (
     ComposeRecipe,
     CompositionRequest,
     HeldBlocks,
+    ScoringRequest,
+    TokenScores,
     WorkerDied,
     WorkerFailure,
     WorkerFaulty,
@@ -52,6 +54,10 @@ class MemoryWorker:
                 if part.finish_reason is not None:
                     return
         raise WorkerDied(self._worker_id, "the stream ended early")
+
+    async def score_tokens(self, request: ScoringRequest, timeout_s: float | None) -> TokenScores:
+        async with self._waiting(_until_s(timeout_s)):
+            return await self._worker.score_tokens(request)
 
     async def lookup_blocks(self, keys: Sequence[bytes], timeout_s: float) -> HeldBlocks:
         async with self._waiting(_until_s(timeout_s)):

@@ -14,6 +14,8 @@ from memserve.domain.worker_calls import (
     ComposeProgress,
     ComposeRecipe,
     CompositionRequest,
+    ScoringRequest,
+    TokenScores,
     WorkerRequest,
     WorkerState,
 )
@@ -46,6 +48,30 @@ def worker_request(message: pb.GenerateRequest) -> WorkerRequest:
         refuse_late=message.refuse_late,
         do_not_queue=message.do_not_queue,
         cached_tokens=message.expected_cached_tokens,
+    )
+
+
+def scoring_request(message: pb.ScoreTokensRequest) -> ScoringRequest:
+    return ScoringRequest(
+        request_id=message.request_id,
+        token_ids=list(message.token_ids),
+        continuation=list(message.continuation),
+        tenant=message.tenant,
+        cache_salt=message.cache_salt,
+        modules=tuple(
+            AppliedModule(module.digest, ModuleKind(module.kind), module.strength)
+            for module in message.modules
+        ),
+        priority=PRIORITIES.get(message.priority, Priority.BACKGROUND),
+        cached_tokens=message.expected_cached_tokens,
+    )
+
+
+def score_message(scores: TokenScores) -> pb.ScoreTokensResponse:
+    cached = scores.cached
+    return pb.ScoreTokensResponse(
+        logprobs=scores.logprobs,
+        cached_tokens=pb.CachedTokens(device=cached.device, host=cached.host, redis=cached.redis),
     )
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from memserve.domain import CachedTokens, FinishReason, ModuleKind, ModulePlace
 from memserve.domain.kinds import KINDS, kind_of_name
 from memserve.domain.names import is_sha256
 from memserve.domain.worker_calls import (
+    SCORED_TOKENS_MAX,
     AnswerPart,
     BlockChange,
     BlockEvent,
@@ -29,6 +30,8 @@ from memserve.domain.worker_calls import (
     ComposeRecipe,
     CompositionRequest,
     HeldBlocks,
+    ScoringRequest,
+    TokenScores,
     WorkerRequest,
     WorkerState,
 )
@@ -41,6 +44,14 @@ PIECE_BYTES = 1 << 20
 SOONEST_S = 0.001
 """No first token comes sooner."""
 JOINED_TOKENS = 4
+
+
+Scorer = Callable[[ScoringRequest], Sequence[float]]
+
+
+def all_alike(request: ScoringRequest) -> list[float]:
+    """Every token is as likely as the others."""
+    return [-0.5] * len(request.continuation)
 
 
 class Refused(Exception):
@@ -119,6 +130,7 @@ class ScriptedWorker:
         self.may_load = asyncio.Event()
         """While it is not set, `load_module` waits."""
         self.may_load.set()
+        self.scorer: Scorer = all_alike
         self._running: dict[str, list[str]] = {}
         """Digests that each answer under way uses, by request id."""
         self._places: dict[str, ModulePlace] = {}
@@ -160,6 +172,20 @@ class ScriptedWorker:
                 self.cancelled.add(request.request_id)
             del self._running[request.request_id]
             self.log.changed.set()
+
+    async def score_tokens(self, request: ScoringRequest) -> TokenScores:
+        """Takes as long as an answer, and leaves the prompt's blocks behind."""
+        tokens = len(request.continuation)
+        if not 0 < tokens <= SCORED_TOKENS_MAX:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"continuation: 1 to {SCORED_TOKENS_MAX} tokens")
+        if min(request.continuation) < 0:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "continuation: token ids, not below 0")
+        cached = CachedTokens()
+        moving = tuple(each for each in request.modules if KINDS[_known(each.kind)].moves_logprobs)
+        async with contextlib.aclosing(self.generate(replace(request.answer, modules=moving))) as parts:
+            async for part in parts:
+                cached = part.cached or cached
+        return TokenScores(tuple(self.scorer(request)), cached)
 
     async def _parts(self, request: WorkerRequest) -> AsyncGenerator[AnswerPart, None]:
         script, sampling = self.script, request.sampling

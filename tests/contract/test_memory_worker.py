@@ -9,6 +9,7 @@ import pytest
 
 from memserve.demo import ADAPTERS_DIR
 from tests.contract.memory_worker import MemoryWorker
+from tests.contract.scoring_contract import each_scoring_clause
 from tests.contract.scripted_worker import BLOCK_TOKENS, Script, ScriptedWorker
 from tests.contract.worker_contract import Clause, ContractWorker, each_clause
 
@@ -25,4 +26,11 @@ def worker(tmp_path: Path) -> ContractWorker:
 
 @each_clause
 async def test_a_worker_in_memory_keeps_the_contract(worker: ContractWorker, clause: Clause) -> None:
+    await clause(worker)
+
+
+@each_scoring_clause
+async def test_a_worker_in_memory_keeps_the_contract_of_given_tokens(
+    worker: ContractWorker, clause: Clause
+) -> None:
     await clause(worker)

@@ -91,6 +91,7 @@ async def a_refusal_has_a_status_and_a_reason(worker: WireWorker) -> None:
     unknown_parent = pb.ComposeModuleRequest(method="linear", parents=[pb.ComposeParent(digest=NOWHERE)])
     refused: dict[str, list[tuple[Any, grpc.StatusCode]]] = {
         "Generate": [(worker.request(module_digest=NOWHERE), not_here)],
+        "ScoreTokens": [(pb.ScoreTokensRequest(token_ids=worker.prompt), nowhere)],
         "LoadModule": [
             (pb.LoadModuleRequest(digest=NOWHERE, kind="lora"), not_here),
             (pb.LoadModuleRequest(digest=worker.lora, kind="logit_expert"), nowhere),

@@ -105,6 +105,7 @@ async def served(
         asyncio.create_task(repeat("pacing", Pacing(parts.pool, parts.pressure).tell, PACING_LOOK_S, failed)),
         asyncio.create_task(repeat("canaries", services.canaries.look, CANARY_LOOK_S, failed)),
         asyncio.create_task(repeat("gateways", parts.gateways.listen, GATEWAYS_RETRY_S, failed)),
+        asyncio.create_task(repeat("answers", parts.answers.write, 0.0, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
     try:

@@ -196,6 +196,7 @@ class MemserveBody(Body):
     slo: SloBody = SloBody()
     priority: Literal["high", "normal", "low"] | None = None
     do_not_queue: bool = False
+    keep_prompt: bool = False
     worker_id: str = ""
 
 

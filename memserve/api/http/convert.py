@@ -120,6 +120,7 @@ def _request(
         session=extra.session or (body.user or "")[:128],
         priority=Priority(extra.priority) if extra.priority else usual_priority(tenant.highest),
         do_not_queue=extra.do_not_queue,
+        keep_prompt=extra.keep_prompt,
         raw=raw,
     )
     check_generation(request)

@@ -23,9 +23,11 @@ from memserve.client.wire.inference import (
     recall_message,
     recall_request,
 )
+from memserve.client.wire.kept import answer_explanation_of
 from memserve.client.wire.recalled import preview_of, recorded_of
 from memserve.client.wire.status import status_of
 from memserve.domain import (
+    AnswerExplanation,
     Expert,
     Explanation,
     ModuleUse,
@@ -112,6 +114,7 @@ class AsyncClient(AsyncMemoryCalls):
         session: str = "",
         priority: Priority | str | None = None,
         do_not_queue: bool = False,
+        keep_prompt: bool = False,
     ) -> Answer:
         """Ask, and wait for the whole answer.
 
@@ -140,6 +143,7 @@ class AsyncClient(AsyncMemoryCalls):
         session: requests of one session get the same version of an alias that is split.
         priority: high, normal or low: which requests go first. None: normal, or the key's highest.
         do_not_queue: refuse the request at once where no engine can begin with it now.
+        keep_prompt: keep the exact prompt and the answer's tokens for a while, for `explain_answer`.
         """
         events = self.stream(
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
@@ -148,7 +152,7 @@ class AsyncClient(AsyncMemoryCalls):
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
             seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
             sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
-            priority=priority, do_not_queue=do_not_queue,
+            priority=priority, do_not_queue=do_not_queue, keep_prompt=keep_prompt,
         )  # fmt: skip
         return collect([event async for event in events])
 
@@ -180,6 +184,7 @@ class AsyncClient(AsyncMemoryCalls):
         session: str = "",
         priority: Priority | str | None = None,
         do_not_queue: bool = False,
+        keep_prompt: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """Stream an answer: a Route, TextDeltas, and at the end a Usage. `generate` explains the arguments.
 
@@ -193,7 +198,7 @@ class AsyncClient(AsyncMemoryCalls):
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
             seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
             sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
-            priority=priority, do_not_queue=do_not_queue,
+            priority=priority, do_not_queue=do_not_queue, keep_prompt=keep_prompt,
         )  # fmt: skip
         async with contextlib.aclosing(self._connection.stream(stub.Generate, request)) as responses:
             async for response in responses:
@@ -247,6 +252,17 @@ class AsyncClient(AsyncMemoryCalls):
         stub = self._connection.stubs.inference
         request = inference_pb2.ExplainRequest(request_id=request_id)
         return explanation_of(await self._connection.call(stub.Explain, request))
+
+    async def explain_answer(self, request_id: str, *, leave_one_out: bool = False) -> AnswerExplanation:
+        """What an answer used: passages, modules, cached share, and why it went where it went.
+
+        request_id: of the receipt, `answer.route.request_id`.
+        leave_one_out: measure how much each passage mattered, by scoring the answer without it. It needs
+        `keep_prompt`, and takes as long as reading the prompts anew.
+        """
+        stub = self._connection.stubs.inference
+        request = inference_pb2.ExplainAnswerRequest(request_id=request_id, leave_one_out=leave_one_out)
+        return answer_explanation_of(await self._connection.call(stub.ExplainAnswer, request))
 
     async def status(self, *, workers_only: bool = False) -> Status:
         """What runs now.

@@ -24,9 +24,11 @@ from memserve.client.wire.inference import (
     recall_message,
     recall_request,
 )
+from memserve.client.wire.kept import answer_explanation_of
 from memserve.client.wire.recalled import preview_of, recorded_of
 from memserve.client.wire.status import status_of
 from memserve.domain import (
+    AnswerExplanation,
     Expert,
     Explanation,
     ModuleUse,
@@ -110,6 +112,7 @@ class Client(MemoryCalls):
         session: str = "",
         priority: Priority | str | None = None,
         do_not_queue: bool = False,
+        keep_prompt: bool = False,
     ) -> Answer:
         """Ask, and wait for the whole answer.
 
@@ -138,6 +141,7 @@ class Client(MemoryCalls):
         session: requests of one session get the same version of an alias that is split.
         priority: high, normal or low: which requests go first. None: normal, or the key's highest.
         do_not_queue: refuse the request at once where no engine can begin with it now.
+        keep_prompt: keep the exact prompt and the answer's tokens for a while, for `explain_answer`.
         """
         events = self.stream(
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
@@ -146,7 +150,7 @@ class Client(MemoryCalls):
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
             seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
             sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
-            priority=priority, do_not_queue=do_not_queue,
+            priority=priority, do_not_queue=do_not_queue, keep_prompt=keep_prompt,
         )  # fmt: skip
         return collect([event for event in events])
 
@@ -178,6 +182,7 @@ class Client(MemoryCalls):
         session: str = "",
         priority: Priority | str | None = None,
         do_not_queue: bool = False,
+        keep_prompt: bool = False,
     ) -> Generator[Event, None, None]:
         """Stream an answer: a Route, TextDeltas, and at the end a Usage. `generate` explains the arguments.
 
@@ -191,7 +196,7 @@ class Client(MemoryCalls):
             max_tokens=max_tokens, temperature=temperature, top_p=top_p,
             seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
             sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
-            priority=priority, do_not_queue=do_not_queue,
+            priority=priority, do_not_queue=do_not_queue, keep_prompt=keep_prompt,
         )  # fmt: skip
         with contextlib.closing(self._connection.stream(stub.Generate, request)) as responses:
             for response in responses:
@@ -245,6 +250,17 @@ class Client(MemoryCalls):
         stub = self._connection.stubs.inference
         request = inference_pb2.ExplainRequest(request_id=request_id)
         return explanation_of(self._connection.call(stub.Explain, request))
+
+    def explain_answer(self, request_id: str, *, leave_one_out: bool = False) -> AnswerExplanation:
+        """What an answer used: passages, modules, cached share, and why it went where it went.
+
+        request_id: of the receipt, `answer.route.request_id`.
+        leave_one_out: measure how much each passage mattered, by scoring the answer without it. It needs
+        `keep_prompt`, and takes as long as reading the prompts anew.
+        """
+        stub = self._connection.stubs.inference
+        request = inference_pb2.ExplainAnswerRequest(request_id=request_id, leave_one_out=leave_one_out)
+        return answer_explanation_of(self._connection.call(stub.ExplainAnswer, request))
 
     def status(self, *, workers_only: bool = False) -> Status:
         """What runs now.

@@ -130,6 +130,7 @@ def generate_request(
     session: str = "",
     priority: Priority | str | None = None,
     do_not_queue: bool = False,
+    keep_prompt: bool = False,
 ) -> pb.GenerateRequest:
     """The request for the arguments of `Client.generate`. Raises UsageError."""
     fields = {
@@ -157,6 +158,7 @@ def generate_request(
         modules=_module_uses(modules),
         priority=_priority(priority),
         do_not_queue=do_not_queue,
+        keep_prompt=keep_prompt,
     )
 
 
@@ -246,20 +248,26 @@ def _module_uses(modules: str | ModuleUse | Sequence[str | ModuleUse]) -> list[p
 
 
 def _used_module_of(used: pb.UsedModule) -> UsedModule:
-    # A receipt names the kind in words, unlike the messages of ModuleService.
-    kind = ModuleKind(used.kind) if used.kind in KINDS else ModuleKind.UNKNOWN
-    return UsedModule(used.name, used.version, used.digest, kind, used.reason, used.alpha)
+    return UsedModule(used.name, used.version, used.digest, kind_of(used.kind), used.reason, used.alpha)
 
 
 def _usage_of(usage: pb.Usage) -> Usage:
-    cached = usage.cached_tokens
     return Usage(
         prompt_tokens=usage.prompt_tokens,
         output_tokens=usage.output_tokens,
-        cached=CachedTokens(cached.device, cached.host, cached.redis),
+        cached=cached_of(usage.cached_tokens),
         ttft_ms=usage.ttft_ms,
         tpot_ms=usage.tpot_ms if usage.HasField("tpot_ms") else None,
         slo_met=usage.slo_met,
         finish_reason=FINISH_REASONS.get(usage.finish_reason, FinishReason.UNKNOWN),
         stored_tokens=usage.stored_tokens,
     )
+
+
+def cached_of(cached: pb.CachedTokens) -> CachedTokens:
+    return CachedTokens(cached.device, cached.host, cached.redis)
+
+
+def kind_of(name: str) -> ModuleKind:
+    """Receipts name the kind in words, unlike the messages of ModuleService."""
+    return ModuleKind(name) if name in KINDS else ModuleKind.UNKNOWN

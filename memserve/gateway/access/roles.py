@@ -25,6 +25,7 @@ NEEDED: dict[str, KeyRole] = {
     "ListAuditEvents": _READ,
     "Generate": _ASK,
     "Explain": _ASK,
+    "ExplainAnswer": _ASK,
     "Remember": _WRITE,
     "Forget": _WRITE,
     "WarmPrefix": _WRITE,

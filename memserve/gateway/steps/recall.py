@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from memserve.config import Settings
-from memserve.domain import GenerationRequest, RecallOutcome, Role, ScoredMemory
+from memserve.domain import GenerationRequest, RecallOutcome, Role, ScoredMemory, Skipped
 from memserve.errors import VectorStoreUnavailable
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.texts.memory import VectorMemory
@@ -24,6 +24,8 @@ class Recalled:
 
     outcome: RecallOutcome
     passages: tuple[ScoredMemory, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    """What was found and is not used."""
 
 
 class Recall:

@@ -23,8 +23,10 @@ from memserve.domain.worker_calls import (
     CompositionRequest,
     EngineState,
     HeldBlocks,
+    ScoringRequest,
     StepCosts,
     StrangeWorker,
+    TokenScores,
     WorkerDied,
     WorkerFailure,
     WorkerFaulty,
@@ -88,6 +90,27 @@ class GrpcCalls:
                 call.cancel()
         # The stream of a worker that shuts down may just end.
         raise WorkerDied(self._worker_id, "the stream ended early")
+
+    async def score_tokens(self, request: ScoringRequest, timeout_s: float | None) -> TokenScores:
+        message = pb.ScoreTokensRequest(
+            request_id=request.request_id,
+            token_ids=request.token_ids,
+            continuation=request.continuation,
+            cache_salt=request.cache_salt,
+            tenant=request.tenant,
+            modules=[
+                pb.AppliedModule(digest=module.digest, kind=module.kind, strength=module.strength)
+                for module in request.modules
+            ],
+            priority=getattr(pb, f"PRIORITY_{request.priority.name}"),
+            expected_cached_tokens=request.cached_tokens,
+        )
+        async with self._calling() as channel:
+            scores = await channel.stub.ScoreTokens(message, timeout=timeout_s)
+        cached = scores.cached_tokens
+        if len(scores.logprobs) != len(request.continuation):
+            raise WorkerFaulty(self._worker_id, "it has scored other tokens than it was asked for")
+        return TokenScores(tuple(scores.logprobs), CachedTokens(cached.device, cached.host, cached.redis))
 
     async def lookup_blocks(self, keys: Sequence[bytes], timeout_s: float) -> HeldBlocks:
         async with self._calling() as channel:

@@ -158,7 +158,7 @@ class ModuleFit(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[str] = ..., chosen: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "messages", "module", "recall", "sampling", "slo", "worker_id", "experts", "session", "modules", "priority", "do_not_queue")
+    __slots__ = ("model", "messages", "module", "recall", "sampling", "slo", "worker_id", "experts", "session", "modules", "priority", "do_not_queue", "keep_prompt")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     MODULE_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +171,7 @@ class GenerateRequest(_message.Message):
     MODULES_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     DO_NOT_QUEUE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_PROMPT_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     module: str
@@ -183,7 +184,8 @@ class GenerateRequest(_message.Message):
     modules: _containers.RepeatedCompositeFieldContainer[ModuleUse]
     priority: Priority
     do_not_queue: bool
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., module: _Optional[str] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo: _Optional[_Union[Slo, _Mapping]] = ..., worker_id: _Optional[str] = ..., experts: _Optional[_Iterable[_Union[Expert, _Mapping]]] = ..., session: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleUse, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ..., do_not_queue: bool = ...) -> None: ...
+    keep_prompt: bool
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., module: _Optional[str] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo: _Optional[_Union[Slo, _Mapping]] = ..., worker_id: _Optional[str] = ..., experts: _Optional[_Iterable[_Union[Expert, _Mapping]]] = ..., session: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleUse, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ..., do_not_queue: bool = ..., keep_prompt: bool = ...) -> None: ...
 
 class ModuleUse(_message.Message):
     __slots__ = ("reference", "strength")
@@ -362,6 +364,146 @@ class ExplainResponse(_message.Message):
     outcome: str
     usage: Usage
     def __init__(self, route: _Optional[_Union[Route, _Mapping]] = ..., outcome: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class ExplainAnswerRequest(_message.Message):
+    __slots__ = ("request_id", "leave_one_out")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_ONE_OUT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    leave_one_out: bool
+    def __init__(self, request_id: _Optional[str] = ..., leave_one_out: bool = ...) -> None: ...
+
+class ExplainAnswerResponse(_message.Message):
+    __slots__ = ("routing", "answer", "answer_absent", "leave_one_out_absent")
+    ROUTING_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_ABSENT_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_ONE_OUT_ABSENT_FIELD_NUMBER: _ClassVar[int]
+    routing: ExplainResponse
+    answer: KeptAnswer
+    answer_absent: str
+    leave_one_out_absent: str
+    def __init__(self, routing: _Optional[_Union[ExplainResponse, _Mapping]] = ..., answer: _Optional[_Union[KeptAnswer, _Mapping]] = ..., answer_absent: _Optional[str] = ..., leave_one_out_absent: _Optional[str] = ...) -> None: ...
+
+class KeptAnswer(_message.Message):
+    __slots__ = ("request_id", "at_s", "model", "worker_id", "namespaces", "recall_outcome", "passages", "skipped", "modules", "prompt_tokens", "output_tokens", "cached_tokens", "outcome", "prompt", "prompt_absent", "leave_one_out")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    RECALL_OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    PASSAGES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_ABSENT_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_ONE_OUT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    at_s: float
+    model: str
+    worker_id: str
+    namespaces: _containers.RepeatedScalarFieldContainer[str]
+    recall_outcome: RecallOutcome
+    passages: _containers.RepeatedCompositeFieldContainer[KeptPassage]
+    skipped: _containers.RepeatedCompositeFieldContainer[KeptSkipped]
+    modules: _containers.RepeatedCompositeFieldContainer[KeptModule]
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: CachedTokens
+    outcome: str
+    prompt: KeptPrompt
+    prompt_absent: str
+    leave_one_out: LeaveOneOut
+    def __init__(self, request_id: _Optional[str] = ..., at_s: _Optional[float] = ..., model: _Optional[str] = ..., worker_id: _Optional[str] = ..., namespaces: _Optional[_Iterable[str]] = ..., recall_outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[KeptPassage, _Mapping]]] = ..., skipped: _Optional[_Iterable[_Union[KeptSkipped, _Mapping]]] = ..., modules: _Optional[_Iterable[_Union[KeptModule, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[_Union[CachedTokens, _Mapping]] = ..., outcome: _Optional[str] = ..., prompt: _Optional[_Union[KeptPrompt, _Mapping]] = ..., prompt_absent: _Optional[str] = ..., leave_one_out: _Optional[_Union[LeaveOneOut, _Mapping]] = ...) -> None: ...
+
+class KeptPassage(_message.Message):
+    __slots__ = ("namespace", "memory_id", "version", "score", "relevance", "why")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    RELEVANCE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    memory_id: str
+    version: int
+    score: float
+    relevance: float
+    why: str
+    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., version: _Optional[int] = ..., score: _Optional[float] = ..., relevance: _Optional[float] = ..., why: _Optional[str] = ...) -> None: ...
+
+class KeptSkipped(_message.Message):
+    __slots__ = ("namespace", "memory_id", "version", "reason", "detail")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    memory_id: str
+    version: int
+    reason: str
+    detail: str
+    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., version: _Optional[int] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class KeptModule(_message.Message):
+    __slots__ = ("name", "version", "digest", "kind", "strength", "sources", "parents")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    digest: str
+    kind: str
+    strength: float
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    parents: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., kind: _Optional[str] = ..., strength: _Optional[float] = ..., sources: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class KeptPrompt(_message.Message):
+    __slots__ = ("text", "token_ids", "answer_ids")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_IDS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    answer_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., answer_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class LeaveOneOut(_message.Message):
+    __slots__ = ("passages", "logprob", "scored_tokens", "at_s")
+    PASSAGES_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    SCORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    passages: _containers.RepeatedCompositeFieldContainer[PassageWeight]
+    logprob: float
+    scored_tokens: int
+    at_s: float
+    def __init__(self, passages: _Optional[_Iterable[_Union[PassageWeight, _Mapping]]] = ..., logprob: _Optional[float] = ..., scored_tokens: _Optional[int] = ..., at_s: _Optional[float] = ...) -> None: ...
+
+class PassageWeight(_message.Message):
+    __slots__ = ("namespace", "memory_id", "version", "nats", "nats_per_token")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NATS_FIELD_NUMBER: _ClassVar[int]
+    NATS_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    memory_id: str
+    version: int
+    nats: float
+    nats_per_token: float
+    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., version: _Optional[int] = ..., nats: _Optional[float] = ..., nats_per_token: _Optional[float] = ...) -> None: ...
 
 class UsedModule(_message.Message):
     __slots__ = ("name", "version", "digest", "kind", "reason", "alpha")

@@ -55,6 +55,11 @@ class InferenceServiceStub(object):
                 request_serializer=memserve_dot_v1_dot_inference__pb2.RecordOutcomeRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_inference__pb2.RecordOutcomeResponse.FromString,
                 _registered_method=True)
+        self.ExplainAnswer = channel.unary_unary(
+                '/memserve.v1.InferenceService/ExplainAnswer',
+                request_serializer=memserve_dot_v1_dot_inference__pb2.ExplainAnswerRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_inference__pb2.ExplainAnswerResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -91,6 +96,14 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainAnswer(self, request, context):
+        """What one of the tenant's answers used, and how much each passage mattered, whichever gateway gave it. It is
+        kept for the time of the setting `answers_kept_s`. NOT_FOUND: neither it nor its routing is known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +126,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.RecordOutcome,
                     request_deserializer=memserve_dot_v1_dot_inference__pb2.RecordOutcomeRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_inference__pb2.RecordOutcomeResponse.SerializeToString,
+            ),
+            'ExplainAnswer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainAnswer,
+                    request_deserializer=memserve_dot_v1_dot_inference__pb2.ExplainAnswerRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_inference__pb2.ExplainAnswerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +242,33 @@ class InferenceService(object):
             '/memserve.v1.InferenceService/RecordOutcome',
             memserve_dot_v1_dot_inference__pb2.RecordOutcomeRequest.SerializeToString,
             memserve_dot_v1_dot_inference__pb2.RecordOutcomeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainAnswer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.v1.InferenceService/ExplainAnswer',
+            memserve_dot_v1_dot_inference__pb2.ExplainAnswerRequest.SerializeToString,
+            memserve_dot_v1_dot_inference__pb2.ExplainAnswerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,6 +17,7 @@ class InferenceServiceStub(Untyped):
     Explain: Any
     Recall: Any
     RecordOutcome: Any
+    ExplainAnswer: Any
     @overload
     def __new__(cls, channel: grpc.Channel) -> InferenceServiceSyncStub: ...
     @overload
@@ -27,17 +28,20 @@ class InferenceServiceSyncStub(InferenceServiceStub):
     Explain: grpc.UnaryUnaryMultiCallable[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
     Recall: grpc.UnaryUnaryMultiCallable[inference_pb2.RecallRequest, inference_pb2.RecallResponse]
     RecordOutcome: grpc.UnaryUnaryMultiCallable[inference_pb2.RecordOutcomeRequest, inference_pb2.RecordOutcomeResponse]
+    ExplainAnswer: grpc.UnaryUnaryMultiCallable[inference_pb2.ExplainAnswerRequest, inference_pb2.ExplainAnswerResponse]
 
 class InferenceServiceAsyncStub(InferenceServiceStub):
     Generate: grpc.aio.UnaryStreamMultiCallable[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
     Explain: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.ExplainRequest, inference_pb2.ExplainResponse]
     Recall: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.RecallRequest, inference_pb2.RecallResponse]
     RecordOutcome: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.RecordOutcomeRequest, inference_pb2.RecordOutcomeResponse]
+    ExplainAnswer: grpc.aio.UnaryUnaryMultiCallable[inference_pb2.ExplainAnswerRequest, inference_pb2.ExplainAnswerResponse]
 
 class InferenceServiceServicer:
     def Generate(self, request, context): ...
     def Explain(self, request, context): ...
     def Recall(self, request, context): ...
     def RecordOutcome(self, request, context): ...
+    def ExplainAnswer(self, request, context): ...
 
 def add_InferenceServiceServicer_to_server(servicer, server): ...

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from memserve.domain import CachedTokens, FinishReason, ModuleKind, Sampling
 from memserve.domain.kinds import KINDS
-from memserve.domain.worker_calls import AnswerPart, WorkerRequest
+from memserve.domain.worker_calls import (
+    SCORED_TOKENS_MAX,
+    AnswerPart,
+    ScoringRequest,
+    TokenScores,
+    WorkerRequest,
+)
+from memserve.worker.engine import forced as forced_tokens
 from memserve.worker.kv.connector import CACHED_BY_TIER
 from memserve.worker.kv.tier_requests import OWNER, owner_parameters
 from memserve.worker.modules.held import Modules
@@ -34,11 +41,16 @@ class Engine:
     modules_root: Path
 
     async def generate(
-        self, request: WorkerRequest, turn: contextlib.AbstractAsyncContextManager[None] | None = None
+        self,
+        request: WorkerRequest,
+        turn: contextlib.AbstractAsyncContextManager[None] | None = None,
+        *,
+        forced: Sequence[int] = (),
     ) -> AsyncGenerator[AnswerPart, None]:
         """Stream one answer. Closing the iterator aborts the engine's work.
 
         turn: entered before the engine gets the request, when its modules are held; left after it.
+        forced: the tokens of the answer, where they are given. As many as `max_tokens`.
         Raises what `turn` raises, as `modules.load` when a module cannot be loaded, ValueError or vLLM's
         VLLMClientError for a request that vLLM refuses, and vLLM's EngineDeadError when the engine has died.
         """
@@ -68,7 +80,12 @@ class Engine:
                 if sampling.json_schema
                 else None,
                 output_kind=RequestOutputKind.DELTA,
-                extra_args={"kv_transfer_params": {OWNER: owner}, **call.extra_args},
+                ignore_eos=bool(forced),
+                extra_args={
+                    "kv_transfer_params": {OWNER: owner},
+                    **call.extra_args,
+                    **({forced_tokens.PARAMETERS: list(forced)} if forced else {}),
+                },
                 **call.sampling,
             )
             prompt: Any = {"prompt_token_ids": list(request.token_ids), "cache_salt": request.cache_salt}
@@ -80,6 +97,47 @@ class Engine:
             )
             async for output in outputs:
                 yield _part(output, logprobs=sampling.logprobs)
+
+    async def score(
+        self,
+        request: ScoringRequest,
+        turn: contextlib.AbstractAsyncContextManager[None] | None = None,
+        on_tokens: Callable[[int], None] = lambda tokens: None,
+    ) -> TokenScores:
+        """The log-probabilities of given tokens, before any logits processor. Cancelling aborts the work.
+
+        turn: as of `generate`. on_tokens: called with how many tokens have been scored since the last call.
+        Raises as `generate`, and ValueError for a continuation that cannot be scored.
+        """
+        self._check_scoring(request)
+        # A module that leaves log-probabilities alone need not be loaded.
+        moving = tuple(module for module in request.modules if KINDS[module.kind].moves_logprobs)
+        answer = replace(request.answer, modules=moving)
+        logprobs: list[float] = []
+        cached = CachedTokens()
+        async with contextlib.aclosing(self.generate(answer, turn, forced=request.continuation)) as parts:
+            async for part in parts:
+                logprobs += part.logprobs
+                cached = part.cached or cached
+                on_tokens(len(part.token_ids))
+        return TokenScores(tuple(logprobs), cached)
+
+    def _check_scoring(self, request: ScoringRequest) -> None:
+        """Raises ValueError."""
+        config = self.llm.model_config
+        prompt_tokens, tokens = len(request.token_ids), len(request.continuation)
+        if not prompt_tokens:
+            raise ValueError("token_ids: at least one")
+        if not 0 < tokens <= SCORED_TOKENS_MAX:
+            raise ValueError(f"continuation: 1 to {SCORED_TOKENS_MAX} tokens, not {tokens}")
+        if prompt_tokens + tokens > config.max_model_len:
+            raise ValueError(
+                f"continuation: {tokens} tokens behind a prompt of {prompt_tokens} are over the model's "
+                f"{config.max_model_len}"
+            )
+        vocabulary = config.get_vocab_size()
+        if not all(0 <= token < vocabulary for token in request.continuation):
+            raise ValueError(f"continuation: token ids from 0 to {vocabulary - 1}")
 
     def module_folder(self, digest: str) -> Path:
         """Where the local copy of a module's files is."""

@@ -15,6 +15,7 @@ from memserve.kv.keys import HASH_ALGORITHM
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.model.files import ModelFiles
 from memserve.worker.engine.engine import Engine
+from memserve.worker.engine.forced import PROCESSOR
 from memserve.worker.modules.copies import LocalCopies
 from memserve.worker.modules.extension import WORKER_EXTENSION
 from memserve.worker.modules.held import Modules
@@ -31,6 +32,8 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
     """
     absent = absent_kinds(settings, model)
     present = [kind for kind in KINDS if kind not in absent]
+    added = engine_arguments(settings, present)
+    added["logits_processors"] = [*added.get("logits_processors", ()), PROCESSOR]
     llm = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=str(model.path),
@@ -49,7 +52,7 @@ def start_engine(settings: Settings, model: ModelFiles, kv_transfer: Any, event_
             structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             disable_log_stats=False,
             **_platform_arguments(settings),
-            **engine_arguments(settings, present),
+            **added,
         )
     )
     kinds = {kind: engine_kind(kind)(llm, settings) for kind in present}

@@ -37,6 +37,7 @@ from memserve.gateway.decisions import Decisions
 from memserve.gateway.live import LiveRequests
 from memserve.gateway.outcomes import OutcomeCounts, Outcomes
 from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.provenance import Provenance
 from memserve.gateway.steps.prompt import Prompt
 from memserve.gateway.steps.recall import Recalled
 from memserve.gateway.steps.resolve import ModuleUses
@@ -44,6 +45,7 @@ from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
+from memserve.memory.answers.store import KeptAnswers
 from memserve.memory.modules.memory import Resolved
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.policy.routing.breaker import FAILURES, Breakers
@@ -115,6 +117,9 @@ class MemoryFleet:
             router=Router(self.pool, settings, self.residuals, self.breakers),
             answers=Answers(self.metrics, self.outcomes, self.decisions, self.residuals, self.breakers),
             tokens=TokenQuota("redis://localhost:1", 0),
+            provenance=Provenance(
+                KeptAnswers("redis://localhost:1", 0.0, lambda token_ids: ""), self.decisions, settings
+            ),
         )
 
     async def live_workers(self) -> list[WorkerLease]:

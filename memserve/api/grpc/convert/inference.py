@@ -9,6 +9,7 @@ from memserve.api.rules import check_generation, check_messages, check_strength,
 from memserve.client.wire.memory_values import scored_message, skipped_messages
 from memserve.client.wire.recalled import OUTCOMES, fit_messages, part_messages
 from memserve.domain import (
+    CachedTokens,
     Explanation,
     FinishReason,
     GenerationRequest,
@@ -72,6 +73,7 @@ def generation_request(
         session=request.session,
         priority=_priority(request.priority, highest),
         do_not_queue=request.do_not_queue,
+        keep_prompt=request.keep_prompt,
     )
     check_generation(asked)
     return asked
@@ -101,13 +103,15 @@ def explain_response(explanation: Explanation) -> inference_pb2.ExplainResponse:
     )
 
 
+def cached_tokens(cached: CachedTokens) -> inference_pb2.CachedTokens:
+    return inference_pb2.CachedTokens(device=cached.device, host=cached.host, redis=cached.redis)
+
+
 def _usage(event: Usage) -> inference_pb2.Usage:
     return inference_pb2.Usage(
         prompt_tokens=event.prompt_tokens,
         output_tokens=event.output_tokens,
-        cached_tokens=inference_pb2.CachedTokens(
-            device=event.cached.device, host=event.cached.host, redis=event.cached.redis
-        ),
+        cached_tokens=cached_tokens(event.cached),
         ttft_ms=event.ttft_ms,
         tpot_ms=event.tpot_ms,
         slo_met=event.slo_met,

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from memserve.api.entry import require_admin
 from memserve.api.grpc.call import Context, Edge
 from memserve.api.grpc.convert import inference as convert
+from memserve.api.grpc.convert.kept import explain_answer_response
 from memserve.api.rules import check_priority
 from memserve.errors import InvalidField
-from memserve.gateway.explanations import Explanations
+from memserve.gateway.answer_explanations import AnswerExplanations
+from memserve.gateway.leave_one_out import LONGEST_S
 from memserve.gateway.pipeline import Pipeline
 from memserve.pb.v1 import inference_pb2, inference_pb2_grpc
 
@@ -21,7 +23,7 @@ REQUEST_ID_MAX = 64
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ignore[misc]
     """Streams answers to the caller's tenant."""
 
-    def __init__(self, edge: Edge, pipeline: Pipeline, explanations: Explanations) -> None:
+    def __init__(self, edge: Edge, pipeline: Pipeline, explanations: AnswerExplanations) -> None:
         self._edge = edge
         self._pipeline = pipeline
         self._explanations = explanations
@@ -47,6 +49,23 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
         self, request: inference_pb2.ExplainRequest, context: Context
     ) -> inference_pb2.ExplainResponse:
         async with self._edge.call("Explain", context) as tenant:
-            if not 0 < len(request.request_id) <= REQUEST_ID_MAX:
-                raise InvalidField("request_id", f"the one of a receipt, at most {REQUEST_ID_MAX} characters")
+            _check_request_id(request.request_id)
             return convert.explain_response(await self._explanations.explain(tenant.name, request.request_id))
+
+    async def ExplainAnswer(
+        self, request: inference_pb2.ExplainAnswerRequest, context: Context
+    ) -> inference_pb2.ExplainAnswerResponse:
+        async with self._edge.call("ExplainAnswer", context) as tenant:
+            _check_request_id(request.request_id)
+            remaining_s = context.time_remaining()
+            deadline_s = time.monotonic() + (LONGEST_S if remaining_s is None else remaining_s)
+            found = await self._explanations.explain_answer(
+                tenant, request.request_id, deadline_s, leave_one_out=request.leave_one_out
+            )
+            return explain_answer_response(found)
+
+
+def _check_request_id(request_id: str) -> None:
+    """Raises InvalidField."""
+    if not 0 < len(request_id) <= REQUEST_ID_MAX:
+        raise InvalidField("request_id", f"the one of a receipt, at most {REQUEST_ID_MAX} characters")

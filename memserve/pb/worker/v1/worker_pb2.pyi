@@ -134,6 +134,34 @@ class GenerateResponse(_message.Message):
     finish_reason: FinishReason
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., cached_tokens: _Optional[_Union[CachedTokens, _Mapping]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
 
+class ScoreTokensRequest(_message.Message):
+    __slots__ = ("request_id", "token_ids", "continuation", "cache_salt", "tenant", "modules", "priority", "expected_cached_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CONTINUATION_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    continuation: _containers.RepeatedScalarFieldContainer[int]
+    cache_salt: str
+    tenant: str
+    modules: _containers.RepeatedCompositeFieldContainer[AppliedModule]
+    priority: Priority
+    expected_cached_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., continuation: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ..., tenant: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[AppliedModule, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ..., expected_cached_tokens: _Optional[int] = ...) -> None: ...
+
+class ScoreTokensResponse(_message.Message):
+    __slots__ = ("logprobs", "cached_tokens")
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    cached_tokens: CachedTokens
+    def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., cached_tokens: _Optional[_Union[CachedTokens, _Mapping]] = ...) -> None: ...
+
 class WatchRequest(_message.Message):
     __slots__ = ("epoch", "after_sequence")
     EPOCH_FIELD_NUMBER: _ClassVar[int]

@@ -41,6 +41,11 @@ class WorkerServiceStub(object):
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.ScoreTokens = channel.unary_unary(
+                '/memserve.worker.v1.WorkerService/ScoreTokens',
+                request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ScoreTokensRequest.SerializeToString,
+                response_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ScoreTokensResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/memserve.worker.v1.WorkerService/Watch',
                 request_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.WatchRequest.SerializeToString,
@@ -92,6 +97,14 @@ class WorkerServiceServicer(object):
         """Streams one answer. Cancelling the call aborts the engine's work. FAILED_PRECONDITION: a module of the
         request cannot be had here. RESOURCE_EXHAUSTED: there is too much to do; the trailing metadata has
         `memserve-reason` and `retry-after-s`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreTokens(self, request, context):
+        """The log-probabilities of given tokens behind a prompt, by the model with the modules that move them.
+        Cancelling the call aborts the engine's work. Refused as Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +178,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.GenerateRequest.FromString,
                     response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.GenerateResponse.SerializeToString,
             ),
+            'ScoreTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreTokens,
+                    request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ScoreTokensRequest.FromString,
+                    response_serializer=memserve_dot_worker_dot_v1_dot_worker__pb2.ScoreTokensResponse.SerializeToString,
+            ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
                     request_deserializer=memserve_dot_worker_dot_v1_dot_worker__pb2.WatchRequest.FromString,
@@ -235,6 +253,33 @@ class WorkerService(object):
             '/memserve.worker.v1.WorkerService/Generate',
             memserve_dot_worker_dot_v1_dot_worker__pb2.GenerateRequest.SerializeToString,
             memserve_dot_worker_dot_v1_dot_worker__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memserve.worker.v1.WorkerService/ScoreTokens',
+            memserve_dot_worker_dot_v1_dot_worker__pb2.ScoreTokensRequest.SerializeToString,
+            memserve_dot_worker_dot_v1_dot_worker__pb2.ScoreTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,6 +14,7 @@ class Untyped:
 
 class WorkerServiceStub(Untyped):
     Generate: Any
+    ScoreTokens: Any
     Watch: Any
     LookupBlocks: Any
     LoadModule: Any
@@ -29,6 +30,7 @@ class WorkerServiceStub(Untyped):
 
 class WorkerServiceSyncStub(WorkerServiceStub):
     Generate: grpc.UnaryStreamMultiCallable[worker_pb2.GenerateRequest, worker_pb2.GenerateResponse]
+    ScoreTokens: grpc.UnaryUnaryMultiCallable[worker_pb2.ScoreTokensRequest, worker_pb2.ScoreTokensResponse]
     Watch: grpc.UnaryStreamMultiCallable[worker_pb2.WatchRequest, worker_pb2.WatchResponse]
     LookupBlocks: grpc.UnaryUnaryMultiCallable[worker_pb2.LookupBlocksRequest, worker_pb2.LookupBlocksResponse]
     LoadModule: grpc.UnaryUnaryMultiCallable[worker_pb2.LoadModuleRequest, worker_pb2.LoadModuleResponse]
@@ -40,6 +42,7 @@ class WorkerServiceSyncStub(WorkerServiceStub):
 
 class WorkerServiceAsyncStub(WorkerServiceStub):
     Generate: grpc.aio.UnaryStreamMultiCallable[worker_pb2.GenerateRequest, worker_pb2.GenerateResponse]
+    ScoreTokens: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.ScoreTokensRequest, worker_pb2.ScoreTokensResponse]
     Watch: grpc.aio.UnaryStreamMultiCallable[worker_pb2.WatchRequest, worker_pb2.WatchResponse]
     LookupBlocks: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.LookupBlocksRequest, worker_pb2.LookupBlocksResponse]
     LoadModule: grpc.aio.UnaryUnaryMultiCallable[worker_pb2.LoadModuleRequest, worker_pb2.LoadModuleResponse]
@@ -51,6 +54,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 
 class WorkerServiceServicer:
     def Generate(self, request, context): ...
+    def ScoreTokens(self, request, context): ...
     def Watch(self, request, context): ...
     def LookupBlocks(self, request, context): ...
     def LoadModule(self, request, context): ...
