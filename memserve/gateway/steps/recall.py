@@ -1,61 +1,217 @@
-"""Step 3 of a request: text memories for the prompt. Late or down means an answer without passages."""
+"""Step 3 of a request: one recall over text memories and modules, within one time budget.
+
+Pinned passages, the search and the choice of a module run beside each other. What is late or down is left
+out, and the receipt says so. What is computed already is the look-up's part (step 5).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memserve.config import Settings
-from memserve.domain import GenerationRequest, RecallOutcome, Role, ScoredMemory, Skipped
-from memserve.errors import VectorStoreUnavailable
+from memserve.domain import (
+    FoundMemories,
+    GenerationRequest,
+    ModuleFit,
+    RecallOutcome,
+    RecallPart,
+    RecallSource,
+    Role,
+    ScoredMemory,
+    SearchQuery,
+    Skipped,
+    SkipReason,
+)
+from memserve.errors import MemserveError, NamespaceNotFound, VectorStoreUnavailable
+from memserve.gateway.module_fit import ModuleFits
+from memserve.gateway.pinned import Pinned
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.rules import QUERY_MAX_BYTES
 from memserve.metrics.instruments import GatewayMetrics
-from memserve.policy.recall.prompt import one_line, order_passages
+from memserve.policy.recall.prompt import one_line, order_passages, reflections_first
+
+SKIPPED_MAX = 64
 
 log = logging.getLogger("memserve.gateway.steps.recall")
 
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """Passages for the prompt, in its order, and what became of the search."""
+    """What the prompt and the answer are made with, and what became of each part."""
 
     outcome: RecallOutcome
+    """Of the passages."""
     passages: tuple[ScoredMemory, ...] = ()
+    """In the prompt's order: pinned ones first."""
     skipped: tuple[Skipped, ...] = ()
     """What was found and is not used."""
+    parts: tuple[RecallPart, ...] = ()
+    module_fits: tuple[ModuleFit, ...] = ()
+
+    @property
+    def module(self) -> ModuleFit | None:
+        """The module that was chosen for the question."""
+        return next((fit for fit in self.module_fits if fit.chosen), None)
 
 
 class Recall:
-    """Searches the request's namespaces for its last question, within a time budget."""
+    """Recalls for a request's last question."""
 
     def __init__(
-        self, texts: VectorMemory, tokenizer: ChatTokenizer, settings: Settings, metrics: GatewayMetrics
+        self,
+        texts: VectorMemory,
+        pinned: Pinned,
+        fits: ModuleFits,
+        tokenizer: ChatTokenizer,
+        settings: Settings,
+        metrics: GatewayMetrics,
     ) -> None:
         self._texts = texts
+        self._pinned = pinned
+        self._fits = fits
         self._tokenizer = tokenizer
         self._settings = settings
         self._metrics = metrics
 
     async def __call__(self, request: GenerationRequest, tenant: str) -> Recalled:
-        if not request.namespaces:
+        """Raises NamespaceNotFound and InvalidField."""
+        chooses = request.choose_module and not request.modules
+        if not request.namespaces and not chooses:
             return Recalled(RecallOutcome.NOT_ASKED)
         started_s = time.monotonic()
         timeout_s = request.recall_timeout_s or self._settings.recall_timeout_ms / 1000
-        limit = request.recall_limit or self._settings.recall_limit
-        query = next(message.content for message in reversed(request.messages) if message.role is Role.USER)
-        query = query.strip().encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
+        question = _question(request)
+        async with asyncio.TaskGroup() as group:
+            searching = group.create_task(self._search(request, tenant, question, timeout_s))
+            pinning = group.create_task(self._pin(request, tenant, timeout_s))
+            choosing = group.create_task(self._choose(tenant, question, timeout_s)) if chooses else None
+        (found, search_part), (pinned, pinned_part) = searching.result(), pinning.result()
+        fits, fits_part = choosing.result() if choosing is not None else ((), None)
+        hits, unusable = self._quotable(found.hits, {_key(hit) for hit in pinned})
+        outcome = search_part.outcome
+        if outcome is RecallOutcome.FOUND and not hits:
+            outcome = RecallOutcome.EMPTY
+        if pinned and outcome in (RecallOutcome.EMPTY, RecallOutcome.NOT_ASKED):
+            outcome = RecallOutcome.FOUND
+        parts = [replace(search_part, given=len(hits)), pinned_part, fits_part]
+        if request.namespaces:
+            self._metrics.recall.labels(outcome).observe(time.monotonic() - started_s)
+        return Recalled(
+            outcome,
+            (*pinned, *order_passages(hits)),
+            (*found.skipped, *unusable)[:SKIPPED_MAX],
+            tuple(part for part in parts if part is not None),
+            fits,
+        )
+
+    async def _search(
+        self, request: GenerationRequest, tenant: str, question: str, timeout_s: float
+    ) -> tuple[FoundMemories, RecallPart]:
+        started_s = time.monotonic()
+        if not request.namespaces or not question:
+            return FoundMemories(()), RecallPart(RecallSource.TEXTS, RecallOutcome.NOT_ASKED, 0.0, 0)
+        query = replace(
+            request.search or SearchQuery((), ""),
+            namespaces=request.namespaces,
+            text=question,
+            limit=request.recall_limit or self._settings.recall_limit,
+        )
+        found, detail = FoundMemories(()), ""
         try:
-            hits = await self._texts.search(tenant, request.namespaces, query, limit, timeout_s=timeout_s)
+            found = await self._texts.search(tenant, query, timeout_s=timeout_s)
+            outcome = RecallOutcome.FOUND if found.hits else RecallOutcome.EMPTY
         except VectorStoreUnavailable as error:
             late = time.monotonic() - started_s >= timeout_s
+            outcome = RecallOutcome.LATE if late else RecallOutcome.UNAVAILABLE
+            detail = str(error)
             log.warning("answering without passages: %s", error)
-            recalled = Recalled(RecallOutcome.LATE if late else RecallOutcome.UNAVAILABLE)
-        else:
-            usable = [hit for hit in hits if self._tokenizer.can_quote(one_line(hit.memory.text))]
-            outcome = RecallOutcome.FOUND if usable else RecallOutcome.EMPTY
-            recalled = Recalled(outcome, tuple(order_passages(usable)))
-        self._metrics.recall.labels(recalled.outcome).observe(time.monotonic() - started_s)
-        return recalled
+        if found.skipped:
+            detail = f"{len(found.skipped)} found and not used"
+        if found.cut:
+            detail = f"{detail}; " * bool(detail) + "the filter may let through more"
+        return found, RecallPart(RecallSource.TEXTS, outcome, _ms(started_s), len(found.hits), detail=detail)
+
+    async def _pin(
+        self, request: GenerationRequest, tenant: str, timeout_s: float
+    ) -> tuple[tuple[ScoredMemory, ...], RecallPart | None]:
+        if not request.namespaces or request.skip_pinned:
+            return (), None
+        started_s = time.monotonic()
+        context = request.search.context if request.search is not None else {}
+        detail = ""
+        try:
+            async with asyncio.timeout(timeout_s):
+                hits = await self._pinned.passages(tenant, request.namespaces, context, time.time())
+            outcome = RecallOutcome.FOUND
+        except NamespaceNotFound:
+            raise
+        except (TimeoutError, MemserveError) as error:
+            late = isinstance(error, TimeoutError)
+            hits, detail = (), "" if late else str(error)
+            outcome = RecallOutcome.LATE if late else RecallOutcome.UNAVAILABLE
+        if not hits and outcome is RecallOutcome.FOUND:
+            return (), None
+        return hits, RecallPart(RecallSource.PINNED, outcome, _ms(started_s), len(hits), detail=detail)
+
+    async def _choose(
+        self, tenant: str, question: str, timeout_s: float
+    ) -> tuple[tuple[ModuleFit, ...], RecallPart]:
+        started_s = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                vector = await self._texts.embed(tenant, question, query=True)
+        except (TimeoutError, MemserveError) as error:
+            late = isinstance(error, TimeoutError)
+            outcome = RecallOutcome.LATE if late else RecallOutcome.UNAVAILABLE
+            return (), RecallPart(RecallSource.MODULES, outcome, _ms(started_s), 0)
+        fits = self._fits.fits(tenant, vector)
+        chosen = any(fit.chosen for fit in fits)
+        detail = "" if self._fits.is_known(tenant) else "some modules are not read yet"
+        return fits, RecallPart(
+            RecallSource.MODULES,
+            RecallOutcome.FOUND if chosen else RecallOutcome.EMPTY,
+            _ms(started_s),
+            int(chosen),
+            detail=detail,
+        )
+
+    def _quotable(
+        self, hits: tuple[ScoredMemory, ...], pinned: set[tuple[str, str]]
+    ) -> tuple[list[ScoredMemory], list[Skipped]]:
+        """The hits that the prompt can show and that are not pinned anyway."""
+        usable, skipped = [], []
+        for hit in reflections_first(hits):
+            memory = hit.memory
+            if _key(hit) in pinned:
+                continue
+            if self._tokenizer.can_quote(one_line(memory.text)):
+                usable.append(hit)
+                continue
+            skipped.append(
+                Skipped(
+                    memory.namespace,
+                    memory.memory_id,
+                    memory.version,
+                    SkipReason.UNQUOTABLE,
+                    "it has one of the model's control tokens",
+                )
+            )
+        return usable, skipped
+
+
+def _question(request: GenerationRequest) -> str:
+    """The user's last message, as much of it as a search takes."""
+    text = next((one.content for one in reversed(request.messages) if one.role is Role.USER), "")
+    return text.strip().encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
+
+
+def _key(hit: ScoredMemory) -> tuple[str, str]:
+    return hit.memory.namespace, hit.memory.memory_id
+
+
+def _ms(started_s: float) -> float:
+    return (time.monotonic() - started_s) * 1000

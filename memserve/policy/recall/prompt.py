@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from memserve.domain import Message, Role, ScoredMemory, TemplateRules
+from memserve.domain import MemoryKind, Message, Role, ScoredMemory, TemplateRules
 
 Render = Callable[[str, Sequence[str]], str]
 """Shows a system text ("" for none) and one or more passages, as a deployment's template does."""
@@ -17,6 +17,17 @@ Render = Callable[[str, Sequence[str]], str]
 def order_passages(passages: Sequence[ScoredMemory]) -> list[ScoredMemory]:
     """Order by creation, then by id. The same set of passages gives the same prompt, whatever the scores."""
     return sorted(passages, key=lambda hit: (hit.memory.created_s, hit.memory.memory_id))
+
+
+def reflections_first(hits: Sequence[ScoredMemory], least: float = 0.5) -> list[ScoredMemory]:
+    """What was learned from an earlier try of the task goes ahead of all other hits; else the order stays.
+
+    least: the relevance that a reflection must have for it.
+    """
+    return sorted(
+        hits,
+        key=lambda hit: not (hit.memory.kind is MemoryKind.REFLECTION and hit.relevance >= least),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,60 @@
+"""The passages that namespaces have pinned: always in the prompt, in one order, so that their KV stays warm."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from memserve.domain import Memory, MetadataValue, ScoredMemory
+from memserve.memory.texts.memory import VectorMemory
+from memserve.policy.recall.expressions import applies
+from memserve.policy.recall.versions import usable_at
+
+FRESH_S = 2.0
+"""A change at another gateway is seen after so long. One at this gateway is seen at once."""
+KEPT_MAX = 1024
+"""Namespaces whose pinned passages are kept here."""
+CLOCK_SKEW_S = 2.0
+
+
+class Pinned:
+    """Of all tenants' namespaces."""
+
+    def __init__(self, texts: VectorMemory) -> None:
+        self._texts = texts
+        self._kept: OrderedDict[tuple[str, str], tuple[float, tuple[Memory, ...]]] = OrderedDict()
+        texts.on_pinned_change(self._forget)
+
+    async def passages(
+        self,
+        tenant: str,
+        namespaces: Sequence[str],
+        context: Mapping[str, MetadataValue],
+        now_s: float,
+    ) -> tuple[ScoredMemory, ...]:
+        """Those that hold now and whose conditions hold, by namespace as asked for, then by age.
+
+        Raises NamespaceNotFound and VectorStoreUnavailable.
+        """
+        memories = [memory for name in namespaces for memory in await self._of(tenant, name)]
+        return tuple(
+            ScoredMemory(memory, 1.0, None, None, 1.0, memory.strength)
+            for memory in memories
+            if usable_at(memory, now_s, CLOCK_SKEW_S) is None and applies(memory, context)
+        )
+
+    async def _of(self, tenant: str, namespace: str) -> tuple[Memory, ...]:
+        kept = self._kept.get((tenant, namespace))
+        if kept is not None and time.monotonic() - kept[0] < FRESH_S:
+            return kept[1]
+        memories = await self._texts.pinned(tenant, namespace)
+        ordered = tuple(sorted(memories, key=lambda memory: (memory.created_s, memory.memory_id)))
+        self._kept[tenant, namespace] = time.monotonic(), ordered
+        self._kept.move_to_end((tenant, namespace))
+        if len(self._kept) > KEPT_MAX:
+            self._kept.popitem(last=False)
+        return ordered
+
+    def _forget(self, tenant: str, namespace: str) -> None:
+        self._kept.pop((tenant, namespace), None)
