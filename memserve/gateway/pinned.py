@@ -1,4 +1,4 @@
-"""The passages that namespaces have pinned: always in the prompt, in one order, so that their KV stays warm."""
+"""The passages that namespaces have pinned: always in the prompt, in one order, so that their KV is warm."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
@@ -21,14 +20,16 @@ from memserve.gateway.live import LiveRequest, LiveRequests
 from memserve.gateway.provenance import Provenance
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
-from memserve.gateway.steps.prompt import Prompt, PromptFitting
-from memserve.gateway.steps.recall import Recall, Recalled
+from memserve.gateway.steps.prompt import PromptFitting
+from memserve.gateway.steps.recall import Recall, Recalled, chosen_use
+from memserve.gateway.steps.receipt import receipt_head
 from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve_modules
-from memserve.gateway.steps.route import Router, RoutingChoice
+from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers, RoutedRequest, operation_of
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.policy.sampling import check_min_tokens
 
@@ -53,6 +54,7 @@ class Pipeline:
     answers: Answers
     tokens: TokenQuota
     provenance: Provenance
+    ledger: UseLedger
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
@@ -74,10 +76,13 @@ class Pipeline:
             wanted_tokens = request.sampling.max_tokens or self.settings.default_max_tokens
             check_min_tokens(request.sampling.min_tokens, wanted_tokens)
             modules = await resolve_modules(self.modules, request, tenant.name)
-            held.enter_context(self.uses.holding(modules))
-            # 3. Recall of text memories: late or down means an answer without passages, and says so.
+            # 3. Recall: what is late or down is left out, and the receipt says so.
             live.step(3)
             recalled = await self.recall(request, tenant.name)
+            if (chosen := recalled.module) is not None:
+                request = replace(request, modules=(chosen_use(chosen),))
+                modules = await resolve_modules(self.modules, request, tenant.name)
+            held.enter_context(self.uses.holding(modules))
             while True:
                 answer = self._answer(request, tenant, modules, recalled, held, live, accepted_s, deadline_s)
                 try:
@@ -130,7 +135,9 @@ class Pipeline:
                 await self.pool.until_ready(self.settings.hold_s)
         # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
         live.step(5)
+        looking_s = time.monotonic()
         cached = await self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
+        look_up_ms = (time.monotonic() - looking_s) * 1000
         attempts = self.router.attempts(request, tenant.name, prompt.token_ids)
         while True:
             # 6. Routing.
@@ -138,7 +145,8 @@ class Pipeline:
             worker, choice = self.router.choose(
                 request, tenant.name, modules, len(prompt.token_ids), cached, attempts, accepted_s
             )
-            route = self._route(request, tenant, modules, recalled, prompt, choice)
+            lost = self.texts.lost(tenant.name, request.namespaces)
+            route = receipt_head(modules, recalled, prompt, choice, lost=lost, look_up_ms=look_up_ms)
             learned_s = choice.forecast.learned_s
             routed = RoutedRequest(
                 request, tenant, modules, prompt.token_ids, route, accepted_s, deadline_s, learned_s, live
@@ -149,9 +157,10 @@ class Pipeline:
             try:
                 with (
                     worker.serving(tenant.name, route.request_id, choice.sent, modules.slot_digest),
-                    self.provenance.following(routed, recalled) as followed,
+                    self.provenance.following(routed) as followed,
                 ):
                     yield route
+                    self.ledger.used(tenant.name, [hit.memory for hit in prompt.passages], time.time())
                     async with contextlib.aclosing(self.answers.stream(routed, worker)) as events:
                         async for event in events:
                             spent.see(event)
@@ -165,33 +174,3 @@ class Pipeline:
                 self.answers.failed(routed, failure)
                 attempts.failed(failure)
                 self.metrics.rerouted.inc()
-
-    def _route(
-        self,
-        request: GenerationRequest,
-        tenant: Tenant,
-        modules: AnsweringModules,
-        recalled: Recalled,
-        prompt: Prompt,
-        choice: RoutingChoice,
-    ) -> Route:
-        """The head of the answer's receipt."""
-        none_fits = bool(recalled.passages) and not prompt.passages
-        return Route(
-            request_id=uuid.uuid4().hex,
-            model=choice.model,
-            worker_id=choice.worker_id,
-            reason=choice.reason,
-            predicted_ttft_ms=choice.forecast.ttft_s * 1000,
-            prompt_tokens=len(prompt.token_ids),
-            expected_cached_tokens=choice.forecast.cached_tokens,
-            modules=modules.used,
-            recall_outcome=RecallOutcome.EMPTY if none_fits else recalled.outcome,
-            passages=prompt.passages,
-            lost_memories=self.texts.lost(tenant.name, request.namespaces),
-            candidates=choice.candidates,
-            excluded=choice.excluded,
-            predicted_within_ms=choice.within_s * 1000,
-            system_folded=prompt.system_folded,
-            merged_turns=prompt.merged_turns,
-        )

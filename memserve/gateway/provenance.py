@@ -19,7 +19,6 @@ from memserve.domain import (
     Usage,
 )
 from memserve.gateway.decisions import Decisions
-from memserve.gateway.steps.recall import Recalled
 from memserve.gateway.steps.resolve import AnsweringModule
 from memserve.gateway.steps.stream import RoutedRequest
 from memserve.memory.answers.store import KeptAnswers
@@ -56,7 +55,7 @@ class Provenance:
     settings: Settings
 
     @contextlib.contextmanager
-    def following(self, routed: RoutedRequest, recalled: Recalled) -> Iterator[Followed]:
+    def following(self, routed: RoutedRequest) -> Iterator[Followed]:
         """The caller shows the answer's events to what this yields. An answer without a token is not kept."""
         wanted = routed.request.keep_prompt and self.settings.keep_prompts == "on_request"
         followed = Followed(token_ids=[] if wanted else None)
@@ -64,10 +63,10 @@ class Provenance:
             yield followed
         finally:
             if self.kept.keeps and followed.tokens:
-                answer = self._answer(routed, recalled, followed)
+                answer = self._answer(routed, followed)
                 self.kept.keep(routed.tenant.name, answer, routed.accepted_s)
 
-    def _answer(self, routed: RoutedRequest, recalled: Recalled, followed: Followed) -> KeptAnswer:
+    def _answer(self, routed: RoutedRequest, followed: Followed) -> KeptAnswer:
         route, request, usage = routed.route, routed.request, followed.usage
         absent = "" if followed.token_ids is not None else NEVER if request.keep_prompt else NOT_ASKED
         return KeptAnswer(
@@ -78,7 +77,7 @@ class Provenance:
             namespaces=request.namespaces,
             recall_outcome=route.recall_outcome,
             passages=tuple(kept_passage(hit) for hit in route.passages),
-            skipped=recalled.skipped,
+            skipped=route.skipped,
             modules=tuple(kept_module(module) for module in routed.modules.modules),
             prompt_tokens=route.prompt_tokens,
             output_tokens=followed.tokens,

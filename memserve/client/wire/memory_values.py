@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from memserve.domain import (
+    ErasedPlace,
     Finding,
     FindingKind,
     Link,
@@ -16,6 +17,7 @@ from memserve.domain import (
     MemoryState,
     MetadataValue,
     Place,
+    Remembered,
     ScoredMemory,
     Skipped,
     SkipReason,
@@ -268,3 +270,17 @@ def surprise_of(message: pb.SurpriseScore) -> SurpriseScore:
         message.strength,
         message.reason,
     )
+
+
+def remembered_message(remembered: Remembered) -> pb.RememberResponse:
+    surprise = remembered.surprise
+    return pb.RememberResponse(
+        memory=None if remembered.memory is None else memory_message(remembered.memory),
+        created=remembered.created,
+        findings=map(finding_message, remembered.findings),
+        surprise=None if surprise is None else surprise_message(surprise),
+    )
+
+
+def erased_messages(places: Iterable[ErasedPlace]) -> list[pb.ErasedPlace]:
+    return [pb.ErasedPlace(place=place.place, removed=place.removed, detail=place.detail) for place in places]

@@ -32,6 +32,8 @@ class Prompt:
     system_folded: bool = False
     merged_turns: int = 0
     """Both as of `Arranged`."""
+    passage_tokens: int = 0
+    """Of the passages alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ def fit_prompt(
         room.wanted_tokens or min(room.default_tokens, left),
         tried.arranged.system_folded,
         tried.arranged.merged_turns,
+        sum(layout.passage_tokens(tried.passages)),
     )
 
 

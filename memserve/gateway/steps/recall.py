@@ -16,6 +16,7 @@ from memserve.domain import (
     FoundMemories,
     GenerationRequest,
     ModuleFit,
+    ModuleUse,
     RecallOutcome,
     RecallPart,
     RecallSource,
@@ -85,10 +86,13 @@ class Recall:
         started_s = time.monotonic()
         timeout_s = request.recall_timeout_s or self._settings.recall_timeout_ms / 1000
         question = _question(request)
-        async with asyncio.TaskGroup() as group:
-            searching = group.create_task(self._search(request, tenant, question, timeout_s))
-            pinning = group.create_task(self._pin(request, tenant, timeout_s))
-            choosing = group.create_task(self._choose(tenant, question, timeout_s)) if chooses else None
+        try:
+            async with asyncio.TaskGroup() as group:
+                searching = group.create_task(self._search(request, tenant, question, timeout_s))
+                pinning = group.create_task(self._pin(request, tenant, timeout_s))
+                choosing = group.create_task(self._choose(tenant, question, timeout_s)) if chooses else None
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         (found, search_part), (pinned, pinned_part) = searching.result(), pinning.result()
         fits, fits_part = choosing.result() if choosing is not None else ((), None)
         hits, unusable = self._quotable(found.hits, {_key(hit) for hit in pinned})
@@ -201,6 +205,11 @@ class Recall:
                 )
             )
         return usable, skipped
+
+
+def chosen_use(fit: ModuleFit) -> ModuleUse:
+    """The use of a module that was chosen for a question."""
+    return ModuleUse(f"{fit.name}@{fit.version}", field="recall.choose_module")
 
 
 def _question(request: GenerationRequest) -> str:

@@ -19,9 +19,18 @@ from memserve.domain import (
 )
 from memserve.domain.open_enum import OpenEnum
 from memserve.errors import InvalidField
+from memserve.memory.texts.requests import CHANGEABLE, ListQuery
+from memserve.memory.texts.store import ListOrder
 from memserve.pb.v1 import memory_pb2 as pb
 
 E = TypeVar("E", bound=OpenEnum)
+ORDERS = {
+    pb.MEMORY_ORDER_UNSPECIFIED: ListOrder.CREATED,
+    pb.MEMORY_ORDER_CREATED: ListOrder.CREATED,
+    pb.MEMORY_ORDER_UPDATED: ListOrder.UPDATED,
+    pb.MEMORY_ORDER_ID: ListOrder.MEMORY_ID,
+    pb.MEMORY_ORDER_PLACE: ListOrder.PLACE,
+}
 
 
 def new_memory(request: pb.RememberRequest) -> NewMemory:
@@ -69,15 +78,61 @@ def new_document(header: pb.DocumentHeader) -> NewDocument:
     )
 
 
-def search_query(request: pb.SearchRequest) -> SearchQuery:
+def content(namespace: str, memory_id: str, message: pb.MemoryContent) -> NewMemory:
     """Raises InvalidField."""
+    return NewMemory(
+        namespace=namespace,
+        text=message.text,
+        source=message.source,
+        keywords=tuple(message.keywords),
+        memory_id=memory_id,
+        kind=member("content.kind", KINDS, message.kind) if message.kind else MemoryKind.FACT,
+        metadata=values("content.metadata", message.metadata),
+        valid_from_s=message.valid_from_s if message.HasField("valid_from_s") else None,
+        valid_until_s=message.valid_until_s if message.HasField("valid_until_s") else None,
+        applies_when=message.applies_when,
+        strength=message.strength if message.HasField("strength") else 1.0,
+        links=links("content.links", message.links),
+        place=place_of(message.place),
+        pinned=message.pinned,
+    )
+
+
+def changed_fields(names: Sequence[str]) -> frozenset[str]:
+    """Raises InvalidField for a field that a memory's version does not have."""
+    if not names:
+        raise InvalidField("fields", f"must name what changes, of {', '.join(sorted(CHANGEABLE))}")
+    for name in names:
+        if name not in CHANGEABLE:
+            raise InvalidField("fields", f"must be of {', '.join(sorted(CHANGEABLE))}")
+    return frozenset(names)
+
+
+def list_query(request: pb.ListMemoriesRequest, limit: int) -> ListQuery:
+    """Raises InvalidField."""
+    if request.order not in ORDERS:
+        raise InvalidField("order", f"must be one of {', '.join(ListOrder.known())}, or unspecified")
+    return ListQuery(
+        tuple(request.namespaces),
+        order=ORDERS[request.order],
+        descending=request.descending,
+        limit=limit,
+        page_token=request.page_token,
+        filter=request.filter,
+        kinds=members("kinds", KINDS, request.kinds),
+        states=members("states", STATES, request.states) or (MemoryState.LIVE,),
+    )
+
+
+def search_query(request: pb.SearchRequest, limit: int) -> SearchQuery:
+    """limit: where the request has none. Raises InvalidField."""
     query = search_options("options", request.options)
     return SearchQuery(
         **{
             **{name: getattr(query, name) for name in SearchQuery.__slots__},
             "namespaces": tuple(request.namespaces),
             "text": request.query,
-            "limit": request.limit,
+            "limit": request.limit or limit,
         }
     )
 
@@ -117,19 +172,9 @@ def links(field: str, messages: Sequence[pb.MemoryLink]) -> tuple[Link, ...]:
     )
 
 
-def kinds(field: str, numbers: Sequence[int]) -> tuple[MemoryKind, ...]:
-    """Raises InvalidField."""
-    return members(field, KINDS, numbers)
-
-
 def link_kinds(field: str, numbers: Sequence[int]) -> tuple[LinkKind, ...]:
     """Raises InvalidField."""
     return members(field, LINKS, numbers)
-
-
-def states(field: str, numbers: Sequence[int]) -> tuple[MemoryState, ...]:
-    """Raises InvalidField."""
-    return members(field, STATES, numbers)
 
 
 def members(field: str, known: Mapping[E, int], numbers: Sequence[int]) -> tuple[E, ...]:
