@@ -1,7 +1,7 @@
 """Reads one document in a process of its own: `python -m memserve.memory.documents.child`.
 
-1. A PDF or a page of HTML may come from anybody. What a parser does with it is bounded by the kernel here: its
-   memory, its processor time, what it may write, and that it starts no process. The gateway bounds the time.
+1. A PDF or a page of HTML may come from anybody. What a parser does with it is bounded by the kernel here:
+   its memory, its processor time, and what it may write. The gateway bounds the time.
 2. Standard input is `wire.question`, standard output is `wire.answer` or `wire.refusal`.
 3. Nothing else is printed: what a library says may quote the document.
 """

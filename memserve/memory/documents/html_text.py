@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
-from selectolax.lexbor import LexborHTMLParser, LexborNode
+from selectolax.lexbor import LexborHTMLParser, LexborNode, SelectolaxError
 
 from memserve.errors import InvalidField
 from memserve.memory.documents.bounds import DocumentBounds
@@ -18,16 +18,17 @@ from memserve.memory.documents.document import BlockKind, Outline
 LANGUAGE_MAX_CHARACTERS = 40
 LIST_NUMBER_MAX = 1_000_000
 
-_LEFT_OUT = frozenset(
+_LEFT_OUT_TAGS = (
     "script style template noscript iframe object embed canvas svg audio video head title datalist -comment"
-    " !doctype".split()
+    " !doctype"
 )
+_LEFT_OUT = frozenset(_LEFT_OUT_TAGS.split())
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
-_INLINE = frozenset(
-    "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark nobr output q rp rt ruby"
-    " s samp small span strike strong sub sup time tt u var wbr img".split()
+_INLINE_TAGS = (
+    "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark nobr output q rp rt"
+    " ruby s samp small span strike strong sub sup time tt u var wbr img"
 )
-_WHOLE = frozenset({"pre", "table"})
+_INLINE = frozenset(_INLINE_TAGS.split())
 _ITEM_INDENT = "  "
 # A text that does not exist in a document that has been read: a line break that the document asks for.
 _BREAK = "\0"
@@ -37,8 +38,12 @@ class HtmlText:
     """What one HTML document says."""
 
     def __init__(self, html: str, bounds: DocumentBounds) -> None:
-        """Raises InvalidField when it is nested too deeply or has too much text."""
-        self._tree = LexborHTMLParser(html)
+        """Raises InvalidField when it is nested too deeply or has too much text, MemoryError."""
+        try:
+            self._tree = LexborHTMLParser(html)
+        except SelectolaxError:
+            # lexbor reads any text. Memory alone can fail it.
+            raise MemoryError from None
         _check_depth(self._tree.root, bounds.depth)
         self.outline = Outline(bounds)
         titles = self._tree.css("title") if self._tree.root is not None else []
@@ -164,7 +169,7 @@ def _steps(root: LexborNode | None) -> Iterator[tuple[_Step, LexborNode]]:
             continue
         yield step, node
         # A heading's text is taken with its element.
-        if tag == "-text" or tag in _HEADINGS and not _within_item(node):
+        if tag == "-text" or (tag in _HEADINGS and not _within_item(node)):
             continue
         stack.append((_Step.LEAVE, node))
         children, child = [], node.child
@@ -266,7 +271,8 @@ def _texts(root: LexborNode) -> Iterator[str]:
 
 def _table(table: LexborNode) -> tuple[str, str, list[str]]:
     """The caption, the header row ("" for none) and the other rows. Cells stand between bars."""
-    caption, header, rows = "", "", []
+    caption, header = "", ""
+    rows: list[str] = []
     node = table.child
     while node is not None:
         if node.tag == "caption" and not _is_hidden(node):

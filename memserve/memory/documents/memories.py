@@ -60,7 +60,7 @@ def passages_to_memories(
             place=Place(document_id, passage.position, passage.title, passage.headings),
             updated_s=origin.created_s,
         )
-        for passage, memory_id, next_id in zip(passages, ids, (*ids[1:], ""), strict=True)
+        for passage, memory_id, next_id in zip(passages, ids, _following(ids), strict=True)
     ]
 
 
@@ -154,7 +154,7 @@ def changed_passages(
             first_ids(document_id, len(old) + len(new) + len(taken))
     fates = [
         _fate(old[paired[place]] if place in paired else None, passage, next_id)
-        for place, (passage, next_id) in enumerate(zip(new, (*ids[1:], ""), strict=True))
+        for place, (passage, next_id) in enumerate(zip(new, _following(ids), strict=True))
     ]
     used = set(paired.values())
     gone = tuple(passage.memory_id for place, passage in enumerate(old) if place not in used)
@@ -211,6 +211,11 @@ def _fate(kept: KeptPassage | None, passage: DocumentPassage, next_id: str) -> P
     if (kept.position, kept.page, kept.next_id) != (passage.position, passage.page, next_id):
         return PassageFate.MOVED
     return PassageFate.UNCHANGED
+
+
+def _following(memory_ids: Sequence[str]) -> Sequence[str]:
+    """For each memory the one behind it, "" for the last one."""
+    return (*memory_ids[1:], "") if memory_ids else ()
 
 
 def _links(next_id: str, origin: PassageOrigin) -> Iterator[Link]:

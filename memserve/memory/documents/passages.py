@@ -155,9 +155,8 @@ def _pieces(block: Block, room: _Room) -> Iterator[str]:
         block = replace(block, opening="", text=_framed(replace(block, closing=""), block.text))
     whole = _framed(block, block.text)
     limit = room.target if block.kind is BlockKind.TEXT else room.longest
-    if block.kind is BlockKind.CODE and room.fits(whole):
-        yield whole
-    elif len(whole) <= limit and room.fits(whole):
+    # Code loses most when it is cut.
+    if (block.kind is BlockKind.CODE or len(whole) <= limit) and room.fits(whole):
         yield whole
     else:
         yield from _packed(block, _atoms(block, room), room)

@@ -93,7 +93,7 @@ class PdfText:
 def _lines(texts: list[str], bookmarks: Bookmarks) -> Iterator[Line]:
     """The lines of all pages. A bookmark stands where its title is a line of its page, else above it."""
     for page, text in enumerate(texts, 1):
-        lines = [" ".join(line.split()) for line in text.split("\n")]
+        lines = [" ".join(line.split()) for line in text.strip().split("\n")]
         whole = set(lines)
         levels = {}
         for level, title in bookmarks.get(page, ()):

@@ -1,4 +1,4 @@
-"""Reads documents that come from elsewhere: each in a process of its own, one at a time, in tenants' turns."""
+"""Reads documents that come from elsewhere: each in its own process, one at a time, in tenants' turns."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class DocumentReader:
         self._readings.add(reading)
         try:
             return await self._threads.run(tenant, work)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, RuntimeError):
+            # Threads that are closed take no work, and drop what waits for them.
             if self._closed:
                 raise GatewayLeaving from None
             raise

@@ -16,9 +16,8 @@ _ALWAYS = "。！？｡．।॥။៕។།༎።፧፨᠃"
 _ENDS = re.compile(f"[{_SPACED}{_ALWAYS}]")
 _CLOSERS = frozenset("\"'”’»)]}」』】）〉》›")
 # Before these, and before single letters, a full stop is part of an abbreviation.
-_ABBREVIATIONS = frozenset(
-    "dr mr mrs ms prof st nr no vs fig ca bzw vgl abs art e.g i.e z.b d.h u.a p.ex".split()
-)
+_ABBREVIATED = "dr mr mrs ms prof st nr no vs fig ca bzw vgl abs art e.g i.e z.b d.h u.a p.ex"
+_ABBREVIATIONS = frozenset(_ABBREVIATED.split())
 _ABBREVIATION_MAX = 6
 _CLAUSES = frozenset(",;:，；：、،؛၊፣፤·—–")
 
