@@ -8,8 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from memserve.memory.documents.sentences import sentences
+
 _SENTENCE_ENDS = frozenset('.!?…:;。！？।؟۔»”"')
 _WORDS = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)?")
+# A sentence is not followed further than this onto the next page.
+CARRIED_LINES_MAX = 5
 _SOFT_HYPHEN = "\u00ad"
 # Chinese, Japanese, Thai, Lao, Khmer and Burmese have no spaces between words.
 _UNSPACED = re.compile(
@@ -28,24 +32,40 @@ class Line:
 
 
 def paragraphs(lines: Sequence[Line]) -> Iterator[Line]:
-    """An empty line ends a paragraph, and so does the end of a page behind the end of a sentence."""
+    """An empty line ends a paragraph, and so does the end of a page.
+
+    A sentence that goes on on the next page is whole, and the next paragraph begins behind it.
+    """
     words = Counter(word.lower() for line in lines for word in _WORDS.findall(line.text))
     parts: list[str] = []
-    page = 0
-    before = 0
+    page = before = carried = 0
     for line in lines:
-        new_page = line.page != before and parts and parts[-1][-1] in _SENTENCE_ENDS
-        if parts and (new_page or line.level or (not line.text and line.page == before)):
+        turned, before = line.page != before, line.page
+        carried = 1 if turned else carried + 1 if carried else 0
+        rest = line.text
+        if parts and not line.level and carried and not _ends(parts):
+            # The rest of a sentence from the page before.
+            first = next(sentences(rest), "") if carried <= CARRIED_LINES_MAX else ""
+            if first:
+                _append(parts, first.strip(), words)
+            rest = rest[len(first) :]
+            if not rest and not _ends(parts) and first:
+                continue
+        if parts and (carried or line.level or not line.text):
             yield Line("".join(parts), page)
             parts = []
-        before = line.page
+        carried = 0
         if line.level:
             yield line
-        elif line.text:
+        elif rest:
             page = page if parts else line.page
-            _append(parts, line.text, words)
+            _append(parts, rest, words)
     if parts:
         yield Line("".join(parts), page)
+
+
+def _ends(parts: Sequence[str]) -> bool:
+    return parts[-1][-1] in _SENTENCE_ENDS
 
 
 def _append(parts: list[str], text: str, words: Counter[str]) -> None:

@@ -23,6 +23,8 @@ from memserve.plain import plain
 
 LEAD_MAX_CHARACTERS = 300
 LEAD_PART_MAX_CHARACTERS = 120
+# A fifth of the target is short.
+SHORT_SHARE = 5
 LEAD_SEPARATOR = " › "
 
 CountTokens = Callable[[str], int]
@@ -140,13 +142,23 @@ def _filled(blocks: Iterator[Block], room: _Room) -> Iterator[tuple[str, int | N
         for piece in _pieces(block, room):
             both_items = block.kind is before is BlockKind.ITEM
             joined = f"{body}\n{piece}" if both_items else f"{body}\n\n{piece}"
-            if body and (len(joined) > room.target or not room.fits(joined)):
+            if body and (len(joined) > _most(body, piece, room) or not room.fits(joined)):
                 yield body, page
                 body = ""
             body, page = (joined, page) if body else (piece, block.page)
             before = block.kind
     if body:
         yield body, page
+
+
+def _most(body: str, piece: str, room: _Room) -> int:
+    """How many characters the two may have together. What is short is not left alone: neither the line that
+    introduces a table, nor what is left of a paragraph.
+    """
+    short = room.target // SHORT_SHARE
+    if len(body) < short:
+        return room.longest
+    return room.target + short if len(piece) < short else room.target
 
 
 def _pieces(block: Block, room: _Room) -> Iterator[str]:

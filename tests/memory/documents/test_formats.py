@@ -163,7 +163,8 @@ def test_a_pdf_has_pages_bookmarks_and_a_title() -> None:
     document = parse_document(content)
     assert document.title == "Pump"
     assert [(block.text, block.headings, block.page) for block in document.blocks] == [
-        ("Oil it in May. Use the mineral oil. It is cheap.", ("Care",), 1),
+        ("Oil it in May. Use the mineral oil.", ("Care",), 1),
+        ("It is cheap.", ("Care",), 2),
         ("Parts Two seals.", ("Index",), 3),
     ]
 
@@ -172,6 +173,13 @@ def test_a_word_that_a_line_ends_in_is_whole_again() -> None:
     lines = ["The exam-", "ple is well-", "known. A well-known one, and 3-", "4 others"]
     (block,) = parse_document(pdf([lines])).blocks
     assert block.text == "The example is well-known. A well-known one, and 3- 4 others"
+
+
+def test_a_page_without_the_end_of_a_sentence_has_paragraphs_of_its_own() -> None:
+    rows = [[f"row {page} {line}" for line in range(8)] for page in (1, 2)]
+    document = parse_document(pdf(rows))
+    assert [(block.text[:7], block.page) for block in document.blocks] == [("row 1 0", 1), ("row 2 5", 2)]
+    assert " ".join(texts(document)) == " ".join(line for page in rows for line in page)
 
 
 def test_pages_without_text_are_told() -> None:

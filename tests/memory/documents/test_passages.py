@@ -143,6 +143,16 @@ def test_items_stay_whole_and_on_lines_of_their_own() -> None:
     assert len(bodies) > 5
 
 
+def test_what_is_short_is_not_left_alone() -> None:
+    intro = Block(BlockKind.TEXT, "The values:")
+    table = Block(BlockKind.TABLE, "\n".join(f"| {n} | {'x' * 20} |" for n in range(6)))
+    (passage,) = passages_of(Document("", "", (intro, table)), SMALL)
+    assert passage.body == f"{intro.text}\n\n{table.text}"
+    paragraphs = tuple(Block(BlockKind.TEXT, letter * 90) for letter in "abc")
+    bodies = [passage.body for passage in passages_of(Document("", "", (*paragraphs, intro)), SMALL)]
+    assert [len(body) for body in bodies] == [90, 90, 90 + 2 + 11]
+
+
 def test_a_passage_has_text_below_one_heading_only() -> None:
     blocks = tuple(Block(BlockKind.TEXT, f"text {n}", (f"h{n // 2}",)) for n in range(6))
     passages = passages_of(Document("", "text/plain", blocks), PassageSizes())
