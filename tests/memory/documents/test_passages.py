@@ -187,7 +187,7 @@ def test_a_control_token_refuses_the_document_and_names_the_place() -> None:
     with pytest.raises(InvalidField) as refused:
         passages_of(document, SMALL, control_token=lambda text: "<|end|>" if "<|end|>" in text else None)
     rule = refused.value.rule
-    assert rule == "has the control token <|end|> in passage 2 on page 7 (T › Part)"
+    assert rule == "has the control token <|end|> in passage 1 on page 7 (T › Part)"
 
 
 @pytest.mark.parametrize("field", ["target_characters", "max_bytes", "max_tokens", "max_passages"])
