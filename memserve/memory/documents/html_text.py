@@ -90,9 +90,7 @@ class _Walk:
 
     def _structure(self, step: _Step, node: LexborNode, tag: str) -> None:
         entering = step is _Step.ENTER
-        if tag in _HEADINGS and entering and self._item is None:
-            self._outline.heading(_HEADINGS[tag], _inline_text(node))
-        elif tag in ("ul", "ol", "menu"):
+        if tag in ("ul", "ol", "menu"):
             if entering:
                 self._lists.append(_first_number(node) if tag == "ol" else None)
             elif self._lists:
@@ -136,6 +134,9 @@ class _Walk:
 
     def _whole(self, node: LexborNode, tag: str) -> None:
         self._end_of_block()
+        if tag in _HEADINGS:
+            self._outline.heading(_HEADINGS[tag], _inline_text(node))
+            return
         if tag == "pre":
             code = _plain_text(node).removeprefix("\n").rstrip()
             fence = _fence(code)
@@ -164,12 +165,11 @@ def _steps(root: LexborNode | None) -> Iterator[tuple[_Step, LexborNode]]:
         tag = node.tag or ""
         if tag in _LEFT_OUT or (tag != "-text" and _is_hidden(node)):
             continue
-        if tag == "pre" or (tag == "table" and not _is_layout(node)):
+        if tag == "pre" or (tag == "table" and not _is_layout(node)) or _is_heading(node, tag):
             yield _Step.WHOLE, node
             continue
         yield step, node
-        # A heading's text is taken with its element.
-        if tag == "-text" or (tag in _HEADINGS and not _within_item(node)):
+        if tag == "-text":
             continue
         stack.append((_Step.LEAVE, node))
         children, child = [], node.child
@@ -179,13 +179,14 @@ def _steps(root: LexborNode | None) -> Iterator[tuple[_Step, LexborNode]]:
         stack.extend(reversed(children))
 
 
-def _within_item(node: LexborNode) -> bool:
+def _is_heading(node: LexborNode, tag: str) -> bool:
+    """A heading in a list's item or in a quotation is not one of the document's."""
+    if tag not in _HEADINGS:
+        return False
     parent = node.parent
-    while parent is not None:
-        if parent.tag == "li":
-            return True
+    while parent is not None and parent.tag not in ("li", "blockquote"):
         parent = parent.parent
-    return False
+    return parent is None
 
 
 def _is_hidden(node: LexborNode) -> bool:

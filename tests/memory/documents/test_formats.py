@@ -52,6 +52,13 @@ def test_a_heading_as_long_as_a_paragraph_is_text_too() -> None:
     assert block.text == heading.strip() and len(block.headings[0]) <= 200
 
 
+def test_a_heading_in_a_quotation_or_an_item_is_text() -> None:
+    document = markdown("# A\n\n> # Quoted\n> text\n\n- # Item\n\nlast")
+    assert [(block.text, block.headings) for block in document.blocks] == [
+        (text, ("A",)) for text in ("Quoted", "text", "- Item", "last")
+    ]
+
+
 def test_items_keep_the_lists_inside_them() -> None:
     document = markdown("3. mix\n   - flour\n   - water\n\n     cold\n4. bake\n")
     assert [(block.kind, block.text) for block in document.blocks] == [

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
 
+import psutil
 import pytest
 
 from memserve.errors import GatewayLeaving, InvalidField, QuotaExceeded
@@ -144,11 +144,13 @@ async def test_the_process_has_no_secret_of_the_gateways(
 
 def _file(pids: set[int], name: str) -> bytes:
     (pid,) = pids
-    return Path(f"/proc/{pid}/{name}").read_bytes()
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return b""
 
 
 def _children() -> set[int]:
     """Processes that read documents for this one."""
-    pids = Path(f"/proc/self/task/{os.getpid()}/children").parent.parent.glob("*/children")
-    found = {int(pid) for file in pids for pid in file.read_text(encoding="utf-8").split()}
-    return {pid for pid in found if b"documents.child" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    found = {child.pid for child in psutil.Process().children()}
+    return {pid for pid in found if b"documents.child" in _file({pid}, "cmdline")}

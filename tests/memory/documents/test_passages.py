@@ -203,7 +203,7 @@ def test_too_many_passages_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["." * 400_000, ".a" * 200_000, ". " * 200_000, "a" * 400_000, "\n" * 400_000 + "x"]
+    "text", ["." * 200_000, ".a" * 100_000, ". " * 100_000, "a" * 200_000, "\n" * 200_000 + "x"]
 )
 def test_cutting_takes_time_in_proportion_to_the_text(text: str) -> None:
     def took_s(part: str) -> float:
