@@ -143,8 +143,8 @@ class _Walk:
             kind, opening, text, closing = BlockKind.CODE, fence + _language(node), code, fence
         else:
             caption, header, rows = _table(node)
-            if caption and self._item is None:
-                self._outline.block(BlockKind.TEXT, caption)
+            self._inline.append(caption)
+            self._end_of_block()
             kind, opening, text, closing = BlockKind.TABLE, header, "\n".join(rows), ""
             if not rows:
                 opening, text = "", header
@@ -277,7 +277,7 @@ def _table(table: LexborNode) -> tuple[str, str, list[str]]:
     node = table.child
     while node is not None:
         if node.tag == "caption" and not _is_hidden(node):
-            caption = _inline_text(node)
+            caption = f"{caption} {_inline_text(node)}".strip()
         elif node.tag == "tr" and not _is_hidden(node):
             cells = _cells(node)
             is_header = not header and not rows and _is_header(node, cells)

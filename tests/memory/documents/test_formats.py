@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from runpy import run_path
 
 import pytest
+from selectolax.lexbor import LexborHTMLParser
 
 from memserve.errors import InvalidField
 from memserve.memory.documents.bounds import PassageSizes
@@ -15,6 +18,13 @@ from memserve.memory.documents.parsing import parse_document
 from memserve.memory.documents.passages import passages_of
 
 pdf: Callable[..., bytes] = run_path(str(Path(__file__).parent / "pdfs.py"))["pdf"]
+
+WORD = re.compile("w[0-9a-f]{16}")
+TAG_NAMES = (
+    "p div section ul ol li table tr td th thead tbody caption h1 h2 b i a span pre code blockquote br dl dt"
+    " dd details summary button select option textarea figure label main"
+)
+TAGS = TAG_NAMES.split()
 
 
 def html(body: str) -> Document:
@@ -128,6 +138,32 @@ def test_what_a_reader_does_not_see_is_left_out(read: Callable[[str], Document],
 def test_blocks_and_line_breaks_set_text_apart() -> None:
     document = html("<p>one<br>two <b>three</b>\n  four<div>five</div><img alt='a dog'>six")
     assert texts(document) == ["one\ntwo three four", "five", "a dog six"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_word_of_a_page_is_lost_or_there_twice(seed: int) -> None:
+    """Elements of all kinds inside each other, also where HTML does not allow them."""
+    draws = random.Random(seed)
+    for _ in range(60):
+        page = _random_html(draws, 0)
+        document = html(f"{page} end")
+        shown = [word for block in document.blocks for word in WORD.findall(f"{block.opening} {block.text}")]
+        above = {word for block in document.blocks for word in WORD.findall(str(block.headings))}
+        visible = WORD.findall(LexborHTMLParser(page).body.text())
+        assert sorted(shown) == sorted(set(shown)), page
+        assert set(shown) | above == set(visible), page
+
+
+def _random_html(draws: random.Random, depth: int) -> str:
+    parts = []
+    for _ in range(draws.randint(1, 4)):
+        if depth > 6 or draws.random() < 0.45:
+            parts.append(f" w{draws.getrandbits(64):016x} ")
+        else:
+            tag = draws.choice(TAGS)
+            end = f"</{tag}>" if draws.random() < 0.9 else ""
+            parts.append(f"<{tag}>" if tag == "br" else f"<{tag}>{_random_html(draws, depth + 1)}{end}")
+    return "".join(parts)
 
 
 def test_an_unknown_entity_stays_as_it_is_and_expands_to_nothing_else() -> None:
