@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from memserve.domain.memories import Link, LinkKind, Memory, MemoryKind, MetadataValue, Place
+from memserve.domain.memories import Link, LinkKind, Memory, MemoryKind, MetadataValue, NewMemory, Place
 from memserve.domain.names import is_memory_id
 from memserve.errors import InvalidField
 from memserve.memory.documents.passages import DocumentPassage, passage_digest
@@ -22,8 +22,6 @@ class PassageOrigin:
 
     namespace: str
     source: str
-    created_s: float
-    author: str = ""
     keywords: tuple[str, ...] = ()
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
     document_memory_id: str = ""
@@ -32,13 +30,14 @@ class PassageOrigin:
     """
 
 
-def passages_to_memories(
+def passages_to_new_memories(
     document_id: str,
     passages: Sequence[DocumentPassage],
     origin: PassageOrigin,
+    *,
     memory_ids: Sequence[str] | None = None,
-) -> list[Memory]:
-    """A memory for each passage, linked NEXT to the one behind it.
+) -> list[NewMemory]:
+    """What is to be remembered: a memory for each passage, linked NEXT to the one behind it.
 
     memory_ids: as `changed_passages` gives them for a document that was there before. None: each is the
     document's id, a colon and the passage's position.
@@ -46,21 +45,46 @@ def passages_to_memories(
     """
     ids = memory_ids if memory_ids is not None else first_ids(document_id, len(passages))
     return [
-        Memory(
-            memory_id=memory_id,
+        NewMemory(
             namespace=origin.namespace,
             text=passage.text,
             source=origin.source,
             keywords=origin.keywords,
-            created_s=origin.created_s,
+            memory_id=memory_id,
             kind=MemoryKind.PASSAGE,
             metadata={**origin.metadata, **({} if passage.page is None else {PAGE: passage.page})},
-            author=origin.author,
             links=tuple(_links(next_id, origin)),
             place=Place(document_id, passage.position, passage.title, passage.headings),
-            updated_s=origin.created_s,
         )
         for passage, memory_id, next_id in zip(passages, ids, _following(ids), strict=True)
+    ]
+
+
+def passages_to_memories(
+    document_id: str,
+    passages: Sequence[DocumentPassage],
+    origin: PassageOrigin,
+    *,
+    created_s: float,
+    author: str = "",
+) -> list[Memory]:
+    """As `passages_to_new_memories`, as the first versions that they become."""
+    return [
+        Memory(
+            memory_id=new.memory_id,
+            namespace=new.namespace,
+            text=new.text,
+            source=new.source,
+            keywords=new.keywords,
+            created_s=created_s,
+            kind=new.kind,
+            metadata=new.metadata,
+            author=author,
+            links=new.links,
+            place=new.place,
+            updated_s=created_s,
+        )
+        for new in passages_to_new_memories(document_id, passages, origin)
     ]
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import logging
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +26,9 @@ from memserve.memory.documents.lines import Line, paragraphs
 BOOKMARKS_MAX = 10_000
 BOOKMARK_LEVELS = 6
 PAGES_NAMED_MAX = 20
+
+# Letters that a font draws as one, and the forms of Arabic letters: what is searched for has none of them.
+_PRINTED = re.compile("[\ufb00-\ufb06\ufb13-\ufb17\ufb50-\ufdff\ufe70-\ufefc]")
 
 Bookmarks = dict[int, list[tuple[int, str]]]
 """By page, from 1: levels, from 1, and titles."""
@@ -78,7 +83,8 @@ class PdfText:
 
     def _page(self, reader: PdfReader, number: int) -> str:
         try:
-            return tidy(reader.pages[number - 1].extract_text())
+            text = reader.pages[number - 1].extract_text()
+            return tidy(_PRINTED.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text))
         except Exception as error:
             raise _unreadable(f" on page {number}", error) from None
 

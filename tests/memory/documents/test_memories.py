@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memserve.domain.memories import Link, LinkKind, MemoryKind, Place
+from memserve.domain.memories import Link, LinkKind, Memory, MemoryKind, Place
 from memserve.errors import InvalidField
 from memserve.memory.documents.bounds import PassageSizes
 from memserve.memory.documents.document import Block, BlockKind, Document
@@ -19,10 +20,11 @@ from memserve.memory.documents.memories import (
     changed_passages,
     kept_passages,
     passages_to_memories,
+    passages_to_new_memories,
 )
 from memserve.memory.documents.passages import DocumentPassage, passages_of
 
-ORIGIN = PassageOrigin("docs", "pump.md", 5.0, "key", ("pump",), {"lang": "en"})
+ORIGIN = PassageOrigin("docs", "pump.md", ("pump",), {"lang": "en"})
 
 
 def passages(texts: Sequence[str], page: int | None = None) -> tuple[DocumentPassage, ...]:
@@ -36,12 +38,14 @@ def same_heading(texts: Sequence[str]) -> tuple[DocumentPassage, ...]:
 
 
 def again(before: Sequence[str], after: Sequence[str], taken: Sequence[str] = ()) -> PassageChanges:
-    old = kept_passages(passages_to_memories("doc", same_heading(before), ORIGIN))
+    old = kept_passages(passages_to_memories("doc", same_heading(before), ORIGIN, created_s=5.0))
     return changed_passages("doc", old, same_heading(after), taken)
 
 
 def test_a_passage_is_a_memory_in_its_place() -> None:
-    first, second = passages_to_memories("manual", passages(["Oil it.", "Two seals."], page=3), ORIGIN)
+    first, second = passages_to_memories(
+        "manual", passages(["Oil it.", "Two seals."], page=3), ORIGIN, created_s=5.0, author="key"
+    )
     assert first.memory_id == "manual:0" and first.text == "0\n\nOil it."
     assert first.kind is MemoryKind.PASSAGE and first.place == Place("manual", 0, "", ("0",))
     assert first.links == (Link(LinkKind.NEXT, "manual:1"),) and second.links == ()
@@ -51,8 +55,8 @@ def test_a_passage_is_a_memory_in_its_place() -> None:
 
 
 def test_a_memory_of_the_whole_document_has_its_passages_as_parts() -> None:
-    origin = PassageOrigin("docs", "pump.md", 5.0, document_memory_id="manual")
-    first, second = passages_to_memories("manual", passages(["a", "b"]), origin)
+    origin = PassageOrigin("docs", "pump.md", document_memory_id="manual")
+    first, second = passages_to_memories("manual", passages(["a", "b"]), origin, created_s=5.0)
     assert first.links == (Link(LinkKind.NEXT, "manual:1"), Link(LinkKind.PART_OF, "manual"))
     assert second.links == (Link(LinkKind.PART_OF, "manual"),)
 
@@ -60,7 +64,7 @@ def test_a_memory_of_the_whole_document_has_its_passages_as_parts() -> None:
 @pytest.mark.parametrize("document_id", ["", "-a", "a b", "a/b", "x" * 127, "é"])
 def test_a_document_id_leaves_room_for_the_number(document_id: str) -> None:
     with pytest.raises(InvalidField, match="document_id"):
-        passages_to_memories(document_id, passages(["a"]), ORIGIN)
+        passages_to_new_memories(document_id, passages(["a"]), ORIGIN)
 
 
 def test_the_same_document_again_changes_nothing() -> None:
@@ -92,7 +96,7 @@ def test_a_number_that_was_used_once_does_not_come_again() -> None:
 
 
 def test_another_page_or_another_heading_is_a_change() -> None:
-    old = kept_passages(passages_to_memories("doc", passages(["a"], page=1), ORIGIN))
+    old = kept_passages(passages_to_memories("doc", passages(["a"], page=1), ORIGIN, created_s=5.0))
     assert changed_passages("doc", old, passages(["a"], page=2)).fates == (PassageFate.MOVED,)
     renamed = (DocumentPassage(0, "0\n\na", "a", "", ("other",), 1),)
     assert changed_passages("doc", old, renamed).fates == (PassageFate.UPDATED,)
@@ -105,19 +109,24 @@ def test_another_page_or_another_heading_is_a_change() -> None:
 )
 def test_what_is_written_by_the_changes_is_the_new_document(before: list[str], after: list[str]) -> None:
     """A store that applies the changes has the new document, and nothing changes the second time."""
-    store = {memory.memory_id: memory for memory in passages_to_memories("doc", same_heading(before), ORIGIN)}
+    store = {
+        memory.memory_id: memory
+        for memory in passages_to_memories("doc", same_heading(before), ORIGIN, created_s=5.0)
+    }
     changes = again(before, after)
     assert len(set(changes.memory_ids)) == len(after)
-    wanted = passages_to_memories("doc", same_heading(after), ORIGIN, changes.memory_ids)
+    wanted = passages_to_new_memories("doc", same_heading(after), ORIGIN, memory_ids=changes.memory_ids)
     for memory_id in changes.gone:
         del store[memory_id]
-    for memory, fate in zip(wanted, changes.fates, strict=True):
-        assert (memory.memory_id in store) == (fate is not PassageFate.NEW)
-        if fate is PassageFate.UNCHANGED:
-            assert store[memory.memory_id] == memory
-        if fate is PassageFate.MOVED:
-            assert store[memory.memory_id].text == memory.text
-        store[memory.memory_id] = memory
+    for new, fate in zip(wanted, changes.fates, strict=True):
+        stored = store.get(new.memory_id)
+        assert (stored is not None) == (fate is not PassageFate.NEW)
+        if stored is not None:
+            same = (stored.text, stored.place, stored.links) == (new.text, new.place, new.links)
+            assert same == (fate is PassageFate.UNCHANGED)
+            assert (stored.text == new.text) == (fate is not PassageFate.UPDATED)
+        memory = stored or Memory(new.memory_id, new.namespace, new.text, new.source, new.keywords, 6.0)
+        store[new.memory_id] = replace(memory, text=new.text, place=new.place, links=new.links)
     assert sorted(store) == sorted(changes.memory_ids)
     second = changed_passages("doc", kept_passages(list(store.values())), same_heading(after))
     assert set(second.fates) <= {PassageFate.UNCHANGED} and second.gone == ()
