@@ -45,6 +45,10 @@ OFFENCES = {
         "memserve/memory/modules/probes.py",
         "import fsspec",
     ),
+    "Parsers of documents only in memory.documents": (
+        "memserve/memory/documents/passages.py",
+        "import pypdf",
+    ),
     "Rules for texts need neither numpy nor a store": ("memserve/memory/texts/rules.py", "import numpy"),
     "Workers know nothing of text memories": (
         "memserve/worker/service.py",
