@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from memserve.client import AnswerExplanation
+from memserve.client import AnswerExplanation, CallFailed
 from memserve.domain import Memory, Message, Role, ScoredMemory, SurpriseScore
 from memserve.domain.worker_calls import ScoringRequest
 from memserve.errors import DeadlineExceeded, InvalidField, NoWorker, QuotaExceeded
@@ -19,7 +21,7 @@ from memserve.gateway.scoring import WAITING_MAX
 from memserve.memory.texts.records import memory_key
 from memserve.pb.worker.v1 import worker_pb2 as pb
 from tests.contract.scripted_worker import Script
-from tests.gateway.asking import GREEDY, failure_of, published
+from tests.gateway.asking import GREEDY, events_of, failure_of, published
 from tests.gateway.fixtures import StartGateway
 from tests.gateway.running import RunningGateway, eventually, until
 from tests.gateway.test_several_gateways import another
