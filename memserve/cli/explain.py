@@ -30,7 +30,8 @@ def explain(
 ) -> None:
     """Show why a request went to its worker, what its answer used, and what became of it.
 
-    A gateway knows its own last 2,048 requests, and asks the others. What an answer used is kept for a day.
+    A gateway knows its own last 2,048 requests, and asks the others.
+    What an answer used is kept for a day.
     Times are in milliseconds.
     TTFT is max(queue + slot + memory, fetch) + prefill + load + learned.
 

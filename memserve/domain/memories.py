@@ -208,8 +208,8 @@ class Finding:
 class SurpriseScore:
     """What the served model makes of a candidate (a write policy)."""
 
-    nats_per_token: float
-    """The negative log-probability of the text, given nothing."""
+    nats_per_token: float | None
+    """The negative log-probability of the text, given nothing. None: it was not scored in time."""
     nats_per_token_recalled: float | None
     """Given what is remembered already. None: nothing near is."""
     stored: bool

@@ -47,6 +47,7 @@ from memserve.gateway.steps.recall import Recall
 from memserve.gateway.steps.resolve import ModuleUses
 from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers
+from memserve.gateway.surprise import SurpriseGate
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
@@ -127,6 +128,7 @@ class GatewayServices:
     canaries: CanaryWatch
     explanations: AnswerExplanations
     scoring: Scoring
+    surprise: SurpriseGate
 
 
 @contextlib.asynccontextmanager
@@ -241,6 +243,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
             Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out
         ),
         scoring=scoring,
+        surprise=SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens),
     )
 
 

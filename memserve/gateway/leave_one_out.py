@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from memserve.domain import (
     KeptAnswer,
@@ -59,14 +57,15 @@ class LeavingOneOut:
         prompts = await self._tokenizing.run(tenant.name, rebuild)
         scored = prompt.answer_ids[:SCORED_TOKENS_MAX]
         deadline_s = min(deadline_s, time.monotonic() + LONGEST_S)
-        score = partial(self._scoring.score, tenant, modules=modules, deadline_s=deadline_s)
         # The whole prompt first: the others find its beginning computed.
-        whole = sum(await score(prompt.token_ids, scored))
-        without = await _all([score(token_ids, scored) for token_ids in prompts])
+        whole = sum(
+            await self._scoring.score(tenant, prompt.token_ids, scored, modules, deadline_s=deadline_s)
+        )
+        without = await self._scoring.score_all(tenant, prompts, scored, modules, deadline_s=deadline_s)
         return LeaveOneOut(
             passages=tuple(
-                _weight(answer, place, whole - sum(logprobs), len(scored))
-                for place, logprobs in zip(chosen, without, strict=True)
+                _weight(answer, place, whole - sum(left), len(scored))
+                for place, left in zip(chosen, without, strict=True)
             ),
             logprob=whole,
             scored_tokens=len(scored),
@@ -115,16 +114,6 @@ def best_places(scores: Sequence[float], most: int) -> list[int]:
     """Places of the best scores, in their order. Of equal ones the first."""
     by_score = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
     return sorted(by_score[:most])
-
-
-async def _all(scores: Sequence[Coroutine[Any, Any, tuple[float, ...]]]) -> list[tuple[float, ...]]:
-    """Raises what the first of them raises, when the others have been cancelled."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(score) for score in scores]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _weight(answer: KeptAnswer, place: int, nats: float, tokens: int) -> PassageWeight:

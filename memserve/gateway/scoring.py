@@ -82,9 +82,9 @@ class Scoring:
         encode = partial(_encode, self._layout, messages, passages)
         return await self._tokenizing.run(tenant.name, encode)
 
-    async def continuation(self, tenant: Tenant, text: str) -> list[int]:
-        """[tokens] of a text as the assistant would say it. Raises InvalidField."""
-        return await self._tokenizing.run(tenant.name, partial(_encode_text, self._layout, text))
+    async def continuation(self, tenant: Tenant, texts: Sequence[str]) -> list[list[int]]:
+        """[texts][tokens] as the assistant would say them, one after the other. Raises InvalidField."""
+        return await self._tokenizing.run(tenant.name, partial(_encode_texts, self._layout, texts))
 
     async def score(
         self,
@@ -110,6 +110,24 @@ class Scoring:
                 return (await self._scores(tenant, token_ids, continuation, modules, deadline_s)).logprobs
         except TimeoutError:
             raise DeadlineExceeded from None
+
+    async def score_all(
+        self,
+        tenant: Tenant,
+        prompts: Sequence[Sequence[int]],
+        continuation: Sequence[int],
+        modules: AnsweringModules = BASE,
+        *,
+        deadline_s: float,
+    ) -> list[tuple[float, ...]]:
+        """[prompts] as `score`. The first failure cancels the others, and is raised."""
+        score = partial(self.score, tenant, modules=modules, deadline_s=deadline_s)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(score(token_ids, continuation)) for token_ids in prompts]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
 
     @contextlib.asynccontextmanager
     async def _turn(self, tenant: str) -> AsyncIterator[None]:
@@ -184,7 +202,7 @@ def _encode(layout: PromptLayout, messages: Sequence[Message], passages: Sequenc
     return layout.encode(layout.arrange(messages, passages))
 
 
-def _encode_text(layout: PromptLayout, text: str) -> list[int]:
-    if token := layout.tokenizer.special_token_in(text):
+def _encode_texts(layout: PromptLayout, texts: Sequence[str]) -> list[list[int]]:
+    if token := layout.tokenizer.special_token_in("".join(texts)):
         raise InvalidField("text", f"must not contain the model's control token {token!r}")
-    return layout.tokenizer.encode_text(text)
+    return [layout.tokenizer.encode_text(text) for text in texts]

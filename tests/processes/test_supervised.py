@@ -41,7 +41,7 @@ ALLOWED = {
         "gateway/modules/gate.py",
         "ask",
     ): "lanes of a TaskGroup, which waits for them and raises what they raise",
-    ("gateway/leave_one_out.py", "_all"): "of a TaskGroup, as those of the gate",
+    ("gateway/scoring.py", "score_all"): "of a TaskGroup, as those of the gate",
     ("processes/supervised.py", "begin"): "work in the background, kept until it ends; a failure is said",
     ("gateway/modules/progress.py", "with_steps"): "awaited: its end is the stream's",
     (
