@@ -81,7 +81,7 @@ class Place:
     within: str
     """The id of the document or session. "": in none."""
     position: int = 0
-    """From 0. Two memories of one document may not have the same."""
+    """From 0. Memories of one document with the same one are in the order of their ids."""
     title: str = ""
     headings: tuple[str, ...] = ()
     """From the outermost to the innermost."""
