@@ -81,7 +81,7 @@ class Place:
     within: str
     """The id of the document or session. "": in none."""
     position: int = 0
-    """From 0. Memories of one document with the same one are in the order of their ids."""
+    """From 0. Two memories of one document may not have the same."""
     title: str = ""
     headings: tuple[str, ...] = ()
     """From the outermost to the innermost."""
@@ -228,6 +228,11 @@ class Remembered:
     """False: the same memory was there already, or none was stored."""
     findings: tuple[Finding, ...] = ()
     surprise: SurpriseScore | None = None
+
+    @property
+    def memory_id(self) -> str:
+        """Of the memory that is there now; "" for none."""
+        return "" if self.memory is None else self.memory.memory_id
 
 
 @dataclass(frozen=True, slots=True)

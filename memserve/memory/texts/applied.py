@@ -96,8 +96,9 @@ class AppliedWrites:
             for write in last.values():
                 self._applied[write.key] = write
                 self._sequences[write.key] = write.sequence
+            for write in writes:
                 waiting = self.unapplied.get(write.key)
-                if waiting is not None and waiting.sequence <= write.sequence:
+                if waiting is not None and waiting.sequence <= self._sequences[write.key]:
                     del self.unapplied[write.key]
             if self._watched is not None:
                 self._watched.update(last)

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from memserve.memory.texts.applied import AppliedWrites
 from memserve.memory.texts.index import OWN_WORK, VectorIndex
+from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.records import Record
 from memserve.memory.texts.searched import LocalStore
 from memserve.memory.texts.store import RecordStore
@@ -20,13 +20,13 @@ LOG_EVERY_S = 5.0
 log = logging.getLogger(__name__)
 
 
-async def rebuild(index: VectorIndex, local: LocalStore, visible: AppliedWrites) -> None:
+async def rebuild(index: VectorIndex, local: LocalStore, written: set[str]) -> None:
     """Bring all of Milvus Lite's records into the empty local index.
 
-    What is written meanwhile comes into the local index by itself, and is newer: it is not written over.
-    Cancelled or failed, it begins anew at the next call. Raises one of MILVUS_ERRORS.
+    written: the keys of what comes into the local index meanwhile by itself. It is newer, and is not written
+    over. Raises one of MILVUS_ERRORS.
     """
-    figures, written, after = local.rebuild, visible.watch_keys(), ""
+    figures, after = local.rebuild, ""
     figures.done, figures.is_under_way = 0, True
     figures.total = await index.write(OWN_WORK, lambda store: store.row_count(timeout_s=TIMEOUT_S))
     log.warning("building the local index of %d memories again; searches do not find all until then", figures.total)
@@ -47,11 +47,11 @@ async def rebuild(index: VectorIndex, local: LocalStore, visible: AppliedWrites)
     log.warning("the local index is complete, with %d memories", figures.done)
 
 
-def _keys_after(store: RecordStore, *, after: str) -> list[str]:
-    return [key.key for key in store.keys_after(after, PAGE_ROWS, timeout_s=TIMEOUT_S)]  # type: ignore[attr-defined]
+def _keys_after(store: MilvusMemories, *, after: str) -> list[str]:
+    return [key.key for key in store.keys_after(after, PAGE_ROWS, timeout_s=TIMEOUT_S)]
 
 
-def _read(store: RecordStore, *, keys: Sequence[str]) -> list[Record]:
+def _read(store: MilvusMemories, *, keys: Sequence[str]) -> list[Record]:
     return list(store.get_many(keys, with_vectors=True, timeout_s=TIMEOUT_S).values())
 
 

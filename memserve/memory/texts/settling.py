@@ -76,10 +76,13 @@ class Settling:
         index: VectorIndex,
         local: LocalStore | None,
         *,
+        dim: int,
         flush: FlushPolicy,
         may_flush: Callable[[], bool],
     ) -> None:
-        """local: beside Milvus Lite. None for a Milvus server, which is searched itself.
+        """dim: of the vectors.
+
+        local: beside Milvus Lite. None for a Milvus server, which is searched itself.
 
         may_flush: returns False while a flush would meet a full disk. The flush then waits.
         """
@@ -92,6 +95,7 @@ class Settling:
         """Whether the registry has the counts of the memories in Milvus. None while that is unknown."""
         self._journal = journal
         self._index = index
+        self._dim = dim
         self._flush = flush
         self._may_flush = may_flush
         # What Milvus has.
@@ -261,7 +265,7 @@ class Settling:
 
     def _note_applied(self) -> None:
         self._due.set()
-        if self._waiting >= self._flush.rows:
+        if self._waiting >= self._flush.rows or (self.local is not None and self.local.needs_mending):
             self._flush_due.set()
 
     def _write(self, store: MilvusMemories, writes: Sequence[Write], seen_s: float) -> None:
@@ -386,7 +390,8 @@ class Settling:
         if reopen:
             await self._index.reopen(self._writes.distrust)
         if not self.is_counted:
-            await self._journal.take_over(await usage_of_all(self._index))
+            await move_old_memories(self._index, self._journal, self.migration)
+            await self._journal.take_over(await usage_of_all(self._index, self._dim))
             self.is_counted = True
         self.is_trusted = True
         try:

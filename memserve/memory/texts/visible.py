@@ -16,6 +16,7 @@ from memserve.memory.texts.rebuilding import rebuild
 from memserve.memory.texts.searched import LocalStore
 
 TIMEOUT_S = 30.0
+REBUILD_RETRY_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,14 @@ class LocalWriter:
         self._figures = figures
         self._commit = asyncio.Lock()
         self._queue: list[Write] = []
+        # How many writes have come, and how many have been taken from the queue.
+        self._came = self._taken = 0
         self._needs = "open"
         self._rebuilding: asyncio.Task[None] | None = None
+
+    @property
+    def needs_mending(self) -> bool:
+        return bool(self._needs)
 
     @property
     def last_call_s(self) -> float:
@@ -53,10 +60,12 @@ class LocalWriter:
         for write in writes:
             self.writes.add_unapplied(write)
         self._queue.extend(writes)
-        last = writes[-1]
+        self._came += len(writes)
+        last = self._came
         async with self._commit:
-            while last in self._queue_now():
+            while self._taken < last:
                 batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
+                self._taken += len(batch)
                 await self._bring(batch)
 
     async def compare(self, journal: Journal) -> None:
@@ -89,9 +98,6 @@ class LocalWriter:
             await asyncio.gather(self._rebuilding, return_exceptions=True)
         await self.store.close()
 
-    def _queue_now(self) -> list[Write]:
-        return self._queue
-
     async def _bring(self, batch: list[Write]) -> None:
         bring = partial(self.writes.bring, writes=batch, timeout_s=TIMEOUT_S)
         try:
@@ -103,15 +109,18 @@ class LocalWriter:
             log.warning("the local index failed, and is opened again: %s", one_line(error))
 
     async def _rebuild(self) -> None:
-        try:
-            async with self._commit:
-                await self.store.start_anew()
-                self.writes.distrust()
-                written = self.writes.watch_keys()
-            if waiting := list(self.writes.unapplied.values()):
-                await self.apply(waiting)
-            await rebuild(self._index, self.store, written)
-            self._needs = ""
-        except (*MILVUS_ERRORS, MemserveError) as error:
-            self._figures.failures += 1
-            log.warning("the local index is not complete, and is built again: %s", one_line(error))
+        """Until it succeeds."""
+        while self._needs == "rebuild":
+            try:
+                async with self._commit:
+                    await self.store.start_anew()
+                    self.writes.distrust()
+                    written = self.writes.watch_keys()
+                if waiting := list(self.writes.unapplied.values()):
+                    await self.apply(waiting)
+                await rebuild(self._index, self.store, written)
+                self._needs = ""
+            except (*MILVUS_ERRORS, MemserveError) as error:
+                self._figures.failures += 1
+                log.warning("the local index is not complete, and is built again: %s", one_line(error))
+                await asyncio.sleep(REBUILD_RETRY_S)
