@@ -156,9 +156,10 @@ def fit(names: int) -> int:
             labels = [candidate.memory.memory_id in question.subject for candidate in usable]
             asked.append((question.text, [candidate.cosine for candidate in usable], scores, labels))
     empty = RelevanceModel((0.0,) * (len(FEATURES) + 1))
-    script = RelevanceModels(known=empty, foreign=RelevanceModel((1.0,) * (len(FEATURES) + 1)))
+    ones, twos = (RelevanceModel((value,) * (len(FEATURES) + 1)) for value in (1.0, 2.0))
+    script = RelevanceModels(known=empty, spelt=ones, foreign=twos)
     for ranked_cosine in (False, True):
-        for name in ("known", "foreign"):
+        for name in ("known", "spelt", "foreign"):
             by_question = [
                 (features_of(cosines, scores, ranked_cosine=ranked_cosine), labels)
                 for text, cosines, scores, labels in asked

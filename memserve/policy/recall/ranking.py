@@ -59,6 +59,8 @@ class WordScore:
     """What a memory has of a query's terms."""
 
     bm25: float
+    bm25_share: float
+    """Of the BM25 score of a text of mean length that has every term once, 0 to 2.2."""
     share: float
     """Of the query's terms, each by its weight and rarity, 0 to 1."""
     rarest: float
@@ -192,6 +194,7 @@ def _word_score(terms: Sequence[_WeighedTerm], count: Mapping[str, int], length:
     codes = [term.name in best_by_term for term in terms if term.is_code]
     return WordScore(
         bm25=bm25,
+        bm25_share=bm25 / whole if whole else 0.0,
         share=found / whole if whole else 0.0,
         rarest=best_by_term.get(rarest.name, 0.0) if rarest else 0.0,
         codes=all(codes) if codes else None,

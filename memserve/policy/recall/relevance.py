@@ -7,16 +7,21 @@ A small logistic model. Its coefficients were fitted to generated questions with
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memserve.policy.recall.ranking import WordScore
+
+_SPELT = re.compile("[\u0370-\u052f\u3040-\u30ff\u4e00-\u9fff]")
+"""Greek, Cyrillic, kana and Han: they are in the vocabulary of BERT's English tokenizer."""
 
 FEATURES = (
     "cosine",
     "cosine_margin",
     "share",
     "share_margin",
+    "bm25_share",
     "rarest",
     "has_codes",
     "lacks_codes",
@@ -39,28 +44,36 @@ class RelevanceModel:
 
 @dataclass(frozen=True, slots=True)
 class RelevanceModels:
-    """The models of one embedder, by the script of the query."""
+    """The models of one embedder, by the letters of the query."""
 
     known: RelevanceModel
-    """For scripts that the embedder has learned."""
+    """For letters of languages that the embedder has learned."""
+    spelt: RelevanceModel
+    """For letters that it can spell, so that its cosines tell like texts from unlike ones."""
     foreign: RelevanceModel
+    """For all other letters."""
 
     def of(self, query: str) -> RelevanceModel:
-        """The model for a query. Latin letters are what the bundled embedder knows."""
+        """The model for a query, by most of its letters."""
         letters = [letter for letter in query if letter.isalpha()]
         latin = sum(letter < "\u0250" for letter in letters)
-        return self.known if 2 * latin >= len(letters) else self.foreign
+        spelt = sum(_SPELT.match(letter) is not None for letter in letters)
+        if 2 * latin >= len(letters):
+            return self.known
+        return self.spelt if 2 * (latin + spelt) >= len(letters) else self.foreign
 
 
 # fmt: off
 BUNDLED = RelevanceModels(
-    known=RelevanceModel((-3.916, 4.236, 8.756, 0.048, 10.593, 0.285, 1.092, 1.704, 2.427)),
-    foreign=RelevanceModel((-2.446, 0.109, 0.589, 2.22, 15.673, -2.169, 0.0, 0.0, 2.42)),
+    known=RelevanceModel((-3.898, 4.205, 8.758, 0.257, 10.584, -0.25, 0.278, 1.088, 1.698, 2.502)),
+    spelt=RelevanceModel((-2.718, 0.863, 3.066, 2.242, 13.658, -1.205, 0.0, 0.0, 0.0, 3.769)),
+    foreign=RelevanceModel((-1.542, -1.491, 0.744, -1.223, 13.452, 4.207, -2.739, 0.0, 0.0, 2.481)),
 )
 """Of all-MiniLM-L6-v2, the embedder that comes with memserve."""
 OTHER = RelevanceModels(
-    known=RelevanceModel((-1.07, -0.198, 5.541, 0.412, 10.422, 0.393, 0.187, 0.923, 1.966), ranked_cosine=True),
-    foreign=RelevanceModel((-0.045, -2.249, 2.822, 2.783, 15.482, -2.129, 0.0, 0.0, 1.853), ranked_cosine=True),
+    known=RelevanceModel((-1.015, -0.261, 5.518, 0.848, 10.401, -0.612, 0.384, 0.176, 0.912, 2.174), ranked_cosine=True),
+    spelt=RelevanceModel((-1.561, -0.613, 1.723, 2.144, 13.168, -1.651, 0.0, 0.0, 0.0, 4.99), ranked_cosine=True),
+    foreign=RelevanceModel((-2.334, -0.747, 0.035, -0.874, 13.481, 4.272, -2.752, 0.0, 0.0, 2.318), ranked_cosine=True),
 )
 """Of any other embedder. Cosines of two models differ in their range, so only their order counts here, and
 the words decide more."""
@@ -89,6 +102,7 @@ def features_of(
             margin,
             score.share,
             share_margin,
+            score.bm25_share,
             score.rarest,
             float(score.codes is True),
             float(score.codes is False),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from memserve.domain.memories import Memory, MemoryKind, MetadataValue, Place
+from memserve.domain.memories import MetadataValue
 from memserve.errors import InvalidField
 from memserve.policy.recall.expression_nodes import (
     AllOf,
@@ -26,13 +26,9 @@ from memserve.policy.recall.expression_nodes import (
     Truthful,
 )
 from memserve.policy.recall.expressions import (
-    FILTER_NAMES,
-    Expression,
-    column_bounds,
-    filter_values,
     parse,
-    parse_filter,
 )
+from tests.policy.recall.condition_strategies import CONTEXTS, NODES, all_of, any_of, expression_of
 
 VALUES: dict[str, MetadataValue] = {
     "user.role": "admin",
@@ -41,61 +37,6 @@ VALUES: dict[str, MetadataValue] = {
     "signed-in": True,
     "tags": ("travel", "food"),
 }
-
-# Few names and few values, so that tests of them meet.
-NAMES = st.sampled_from(["a", "b.c", "d", "missing"]).map(Name)
-CONSTANTS = st.one_of(
-    st.sampled_from(["x", "y", "", 'q"\\\n\U0001f600']),
-    st.integers(-2, 2),
-    st.sampled_from([0.5, 1.0]),
-    st.booleans(),
-).map(Constant)
-CONTEXTS = st.dictionaries(
-    st.sampled_from(["a", "b.c", "d"]),
-    st.one_of(
-        st.sampled_from(["x", "y", "xy"]),
-        st.integers(-2, 2),
-        st.sampled_from([0.5, 1.0]),
-        st.booleans(),
-        st.lists(st.sampled_from(["x", "y"]), max_size=2).map(tuple),
-    ),
-)
-TESTS = st.one_of(
-    st.builds(
-        Comparison, st.one_of(NAMES, CONSTANTS), st.sampled_from(Operator), st.one_of(NAMES, CONSTANTS)
-    ),
-    st.builds(Membership, NAMES, st.lists(CONSTANTS, min_size=1, max_size=3).map(tuple)),
-    st.builds(Has, NAMES),
-    st.builds(Truthful, st.one_of(NAMES, st.booleans().map(Constant))),
-    st.builds(
-        TextTest,
-        st.sampled_from(["contains", "starts_with"]),
-        NAMES,
-        st.sampled_from(["x", "y", ""]).map(Constant),
-    ),
-)
-
-
-def all_of(parts: list[Node]) -> Node:
-    flat = [inner for part in parts for inner in (part.parts if isinstance(part, AllOf) else (part,))]
-    return AllOf(tuple(flat))
-
-
-def any_of(parts: list[Node]) -> Node:
-    flat = [inner for part in parts for inner in (part.parts if isinstance(part, AnyOf) else (part,))]
-    return AnyOf(tuple(flat))
-
-
-def nested(children: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
-    pair = st.lists(children, min_size=2, max_size=3)
-    return st.one_of(st.builds(Not, children), pair.map(all_of), pair.map(any_of))
-
-
-NODES: st.SearchStrategy[Node] = st.recursive(TESTS, nested, max_leaves=6)
-
-
-def expression_of(node: Node) -> Expression:
-    return Expression(node, str(node))
 
 
 def naive(node: Node, values: dict[str, MetadataValue]) -> bool | None:
@@ -380,108 +321,3 @@ def test_an_expression_can_be_hashed_and_pickled() -> None:
     copy = pickle.loads(pickle.dumps(expression))
     assert copy == expression and hash(copy) == hash(expression)
     assert parse("filter", "a == 1") != parse("filter", "a == 1.0")
-
-
-MEMORY = Memory(
-    "m1", "notes", "text", "mail", ("travel",), 100.0,
-    kind=MemoryKind.EPISODE, metadata={"year": 2024, "lang": "de"}, author="ops", valid_until_s=500.0,
-    strength=2.0, place=Place("trip-1", 3), version=2, updated_s=200.0,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "holds"),
-    [
-        ('kind == "episode" and created_s == 100 and updated_s > 100', True),
-        ('metadata.year >= 2024 and metadata.lang == "de" and not has(metadata.other)', True),
-        ('within == "trip-1" and position == 3 and version == 2 and strength > 1 and not pinned', True),
-        ('contains(keywords, "travel") and source == "mail" and author == "ops" and memory_id == "m1"', True),
-        ("valid_until_s > 400 and not has(valid_from_s)", True),
-        ("valid_from_s <= 400", False),
-    ],
-)
-def test_a_filter_reads_the_fields_of_a_memory(text: str, holds: bool) -> None:
-    assert parse_filter("filter", text).evaluate(filter_values(MEMORY)).holds == holds
-
-
-def test_every_name_of_a_filter_can_have_a_value() -> None:
-    assert filter_values(MEMORY).keys() | {"valid_from_s"} >= FILTER_NAMES
-    outside = filter_values(Memory("m", "n", "t", "", (), 0.0, valid_from_s=1.0))
-    assert outside["valid_from_s"] == 1.0
-    assert not {"within", "position"} & outside.keys()
-
-
-def test_a_filter_over_a_name_that_no_memory_has_is_refused() -> None:
-    with pytest.raises(InvalidField, match="knid is no field of a memory"):
-        parse_filter("filter", 'knid == "fact"')
-    with pytest.raises(InvalidField, match="is no field"):
-        parse_filter("filter", "has(metadata.)")
-
-
-SORTS = st.builds(
-    Comparison,
-    st.sampled_from(["created_s", "updated_s"]).map(Name),
-    st.sampled_from(Operator),
-    st.one_of(st.integers(0, 4), st.booleans(), st.just("x")).map(Constant),
-)
-FILTERS: st.SearchStrategy[Node] = st.recursive(
-    st.one_of(
-        SORTS,
-        SORTS.map(lambda test: Comparison(test.right, test.operator, test.left)),
-        st.builds(
-            Comparison,
-            st.just(Name("kind")),
-            st.sampled_from(Operator),
-            st.sampled_from(["fact", "episode", 3]).map(Constant),
-        ),
-        st.builds(
-            Membership,
-            st.sampled_from(["kind", "created_s"]).map(Name),
-            st.lists(st.sampled_from(["fact", "episode", 1, 3]).map(Constant), min_size=1, max_size=2).map(
-                tuple
-            ),
-        ),
-        st.sampled_from(
-            [Truthful(Constant(True)), Truthful(Constant(False)), Has(Name("kind")), Truthful(Name("pinned"))]
-        ),
-    ),
-    nested,
-    max_leaves=6,
-)
-
-
-@given(
-    FILTERS,
-    st.sampled_from([MemoryKind.FACT, MemoryKind.EPISODE, MemoryKind.PASSAGE]),
-    st.integers(0, 4),
-    st.integers(0, 4),
-    st.booleans(),
-)
-def test_columns_never_leave_out_what_a_filter_lets_through(
-    node: Node, kind: MemoryKind, created_s: int, updated_s: int, pinned: bool
-) -> None:
-    memory = Memory(
-        "m", "n", "t", "", (), float(created_s), kind=kind, updated_s=float(updated_s), pinned=pinned
-    )
-    expression = expression_of(node)
-    bounds = column_bounds(expression)
-    if expression.evaluate(filter_values(memory)).holds:
-        assert bounds.kinds is None or kind.value in bounds.kinds
-        assert bounds.created_from_s <= created_s <= bounds.created_until_s
-        assert bounds.updated_from_s <= updated_s <= bounds.updated_until_s
-
-
-def test_columns_answer_kinds_and_times() -> None:
-    bounds = column_bounds(
-        parse_filter(
-            "filter",
-            '(kind == "fact" or kind in ["episode"]) and 5 < created_s and not (created_s > 9 or pinned)'
-            " and (updated_s >= 2 and updated_s < 4 or updated_s == 7) and metadata.a == 1",
-        )
-    )
-    assert bounds.kinds == {"fact", "episode"}
-    assert (bounds.created_from_s, bounds.created_until_s) == (5, 9)
-    assert (bounds.updated_from_s, bounds.updated_until_s) == (2, 7)
-    assert column_bounds(parse_filter("filter", 'kind != "fact"')).kinds is None
-    assert column_bounds(parse_filter("filter", 'kind == "fact" and false')).kinds == frozenset()
-    assert column_bounds(parse_filter("filter", 'kind == "fact" or pinned')).kinds is None
