@@ -1,0 +1,138 @@
+"""Writes of text memories that need more than their store: the model's tokens, its surprise, documents.
+
+Reads, and writes that need nothing else, go to `VectorMemory` at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from memserve.domain import (
+    DocumentReport,
+    NewDocument,
+    NewMemory,
+    ReindexProgress,
+    Remembered,
+    SearchQuery,
+    SurpriseScore,
+    Tenant,
+    WritePolicy,
+)
+from memserve.errors import InvalidField, MemserveError, NamespaceNotFound, VectorStoreUnavailable
+from memserve.gateway.documents import DocumentKeeper
+from memserve.gateway.surprise import NEAR_MAX, SurpriseGate
+from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.requests import ItemOutcome, LineOutcome, MemoryChanges
+from memserve.memory.texts.rules import QUERY_MAX_BYTES
+
+SURPRISE_TIMEOUT_S = 20.0
+NEAR_TIMEOUT_S = 2.0
+
+
+class Remembering:
+    """For all tenants."""
+
+    def __init__(
+        self,
+        texts: VectorMemory,
+        tokenizer: ChatTokenizer,
+        surprise: SurpriseGate,
+        documents: DocumentKeeper,
+    ) -> None:
+        self._texts = texts
+        self._tokenizer = tokenizer
+        self._surprise = surprise
+        self._documents = documents
+
+    async def remember(self, tenant: Tenant, new: NewMemory, policy: WritePolicy) -> Remembered:
+        """Raises as `VectorMemory.remember`, and InvalidField for a text with the model's control tokens."""
+        self.check_text("text", new.text)
+        surprise = await self._judge(tenant, new) if policy.surprise_gate else None
+        if surprise is not None and not surprise.stored:
+            return Remembered(None, False, (), surprise)
+        if surprise is not None:
+            new = replace(new, strength=new.strength * surprise.strength)
+        remembered = await self._texts.remember(tenant.name, new, tenant.principal, policy)
+        return replace(remembered, surprise=surprise)
+
+    async def update(self, tenant: Tenant, changes: MemoryChanges, policy: WritePolicy) -> Remembered:
+        """Raises as `VectorMemory.update`, and InvalidField for a text with the model's control tokens."""
+        if "text" in changes.fields:
+            self.check_text("content.text", changes.content.text)
+        if policy.surprise_gate:
+            raise InvalidField("policy.surprise_gate", "is for new memories; an update is always written")
+        return await self._texts.update(tenant.name, changes, tenant.principal, policy)
+
+    async def remember_many(
+        self, tenant: Tenant, items: AsyncIterator[NewMemory | MemserveError], policy: WritePolicy
+    ) -> AsyncIterator[ItemOutcome]:
+        """What became of each item, in order. An item that is a refusal already stays one."""
+        refused: dict[int, MemserveError] = {}
+        sent: list[int] = []
+
+        async def good() -> AsyncIterator[NewMemory]:
+            index = 0
+            async for item in items:
+                fault = item if isinstance(item, MemserveError) else self._fault(item)
+                if fault is None:
+                    sent.append(index)
+                    yield item  # type: ignore[misc]
+                else:
+                    refused[index] = fault
+                index += 1
+
+        told = 0
+        async for outcome in self._texts.remember_many(tenant.name, good(), tenant.principal, policy):
+            index = sent[outcome.index]
+            while told < index:
+                yield ItemOutcome(told, error=refused.pop(told))
+                told += 1
+            yield replace(outcome, index=index)
+            told += 1
+        for index in sorted(refused):
+            yield ItemOutcome(index, error=refused[index])
+
+    async def import_lines(self, tenant: Tenant, lines: AsyncIterator[str]) -> AsyncIterator[LineOutcome]:
+        """Raises nothing for a bad line: its outcome says so."""
+        async for outcome in self._texts.import_lines(tenant.name, lines, check_text=self.check_text):
+            yield outcome
+
+    async def remember_document(
+        self, tenant: Tenant, document: NewDocument, content: bytes
+    ) -> AsyncIterator[DocumentReport]:
+        """Raises InvalidField for a document that cannot be read, and as `VectorMemory`'s writes."""
+        async for report in self._documents.keep(tenant, document, content):
+            yield report
+
+    async def reindex(self, *, cancel: bool) -> AsyncIterator[ReindexProgress]:
+        """Embed all memories again."""
+        async for progress in self._texts.reindex(cancel=cancel):
+            yield progress
+
+    def check_text(self, field: str, text: str) -> None:
+        """Raises InvalidField for a text that the model's prompt cannot show as text."""
+        token = self._tokenizer.special_token_in(text)
+        if token:
+            raise InvalidField(field, f"must not contain the model's control token {token!r}")
+
+    def _fault(self, item: NewMemory) -> InvalidField | None:
+        try:
+            self.check_text("text", item.text)
+        except InvalidField as fault:
+            return fault
+        return None
+
+    async def _judge(self, tenant: Tenant, new: NewMemory) -> SurpriseScore:
+        deadline_s = time.monotonic() + SURPRISE_TIMEOUT_S
+        query = new.text.strip().encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
+        try:
+            found = await self._texts.search(
+                tenant.name, SearchQuery((new.namespace,), query, NEAR_MAX), timeout_s=NEAR_TIMEOUT_S
+            )
+            near = found.hits
+        except (NamespaceNotFound, VectorStoreUnavailable):
+            near = ()
+        return await self._surprise.judge(tenant, new.text, near, deadline_s=deadline_s)
