@@ -22,10 +22,13 @@ from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.answer_explanations import AnswerExplanations
 from memserve.gateway.decisions import Decisions
+from memserve.gateway.documents import DocumentKeeper
 from memserve.gateway.explanations import Explanations
+from memserve.gateway.feedback import Feedback
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.leave_one_out import LeavingOneOut
 from memserve.gateway.live import LiveRequests
+from memserve.gateway.module_fit import ModuleFits
 from memserve.gateway.modules.canary import CanaryWatch
 from memserve.gateway.modules.composition import ModuleComposition
 from memserve.gateway.modules.deletion import ModuleDeletion
@@ -36,9 +39,12 @@ from memserve.gateway.modules.placement import ModulePlacement
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.modules.version_uses import VersionUses
 from memserve.gateway.outcomes import OutcomeCounts
+from memserve.gateway.pinned import Pinned
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.prefixes import Prefixes
 from memserve.gateway.provenance import Provenance
+from memserve.gateway.recall_preview import RecallPreviews
+from memserve.gateway.remembering import Remembering
 from memserve.gateway.scoring import Scoring
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
@@ -57,6 +63,7 @@ from memserve.kv.lookup import PrefixLookup
 from memserve.kv.transport.check import check_cache_servers
 from memserve.loop_pressure import LoopPressure
 from memserve.memory.answers.store import KeptAnswers
+from memserve.memory.documents.reader import DocumentReader
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.memory import ParametricMemory
@@ -68,6 +75,7 @@ from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.journal import Quotas as MemoryQuotas
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
+from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles, open_model
 from memserve.policy.routing.breaker import Breakers
@@ -104,6 +112,8 @@ class GatewayParts:
     inflight: Inflight
     tokens: TokenQuota
     answers: KeptAnswers
+    ledger: UseLedger
+    documents: DocumentReader
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
     decisions: Decisions = field(default_factory=Decisions)
@@ -118,6 +128,9 @@ class GatewayServices:
     """What the gateway does, for an edge to offer: one object for each noun."""
 
     pipeline: Pipeline
+    previews: RecallPreviews
+    remembering: Remembering
+    feedback: Feedback
     prefixes: Prefixes
     trial: ModuleTrial
     gatekeeper: Gatekeeper
@@ -127,8 +140,6 @@ class GatewayServices:
     composition: ModuleComposition
     canaries: CanaryWatch
     explanations: AnswerExplanations
-    scoring: Scoring
-    surprise: SurpriseGate
 
 
 @contextlib.asynccontextmanager
@@ -170,6 +181,10 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             settings.redis, settings.answers_kept_s, tokenizer.decode, dropped=metrics.answers_not_kept.inc
         )
         stack.push_async_callback(answers.close)
+        ledger = UseLedger(settings.redis)
+        stack.push_async_callback(ledger.close)
+        documents = DocumentReader()
+        stack.callback(documents.close)
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
         background = Background()
@@ -192,6 +207,8 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
             tokens=tokens,
             answers=answers,
+            ledger=ledger,
+            documents=documents,
         )
 
 
@@ -211,7 +228,14 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         modules=memory,
         uses=parts.uses,
         texts=parts.texts,
-        recall=Recall(parts.texts, parts.tokenizer, settings, parts.metrics),
+        recall=Recall(
+            parts.texts,
+            Pinned(parts.texts),
+            ModuleFits(memory, parts.texts.embed_passages, parts.background),
+            parts.tokenizer,
+            settings,
+            parts.metrics,
+        ),
         fit=fit,
         pool=pool,
         look_up=look_up,
@@ -219,6 +243,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
         tokens=parts.tokens,
         provenance=Provenance(parts.answers, parts.decisions, settings),
+        ledger=parts.ledger,
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, memory, scoring)
@@ -227,8 +252,14 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     gatekeeper = Gatekeeper(memory, trial, gate)
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
+    surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
+    documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
+    remembering = Remembering(parts.texts, parts.tokenizer, surprise, documents)
     return GatewayServices(
         pipeline=pipeline,
+        previews=RecallPreviews(pipeline),
+        remembering=remembering,
+        feedback=Feedback(parts.answers, parts.texts, parts.ledger, remembering),
         prefixes=Prefixes(check, fit, memory, parts.activation, pool, parts.tokens),
         trial=trial,
         gatekeeper=gatekeeper,
@@ -242,8 +273,6 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         explanations=AnswerExplanations(
             Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out
         ),
-        scoring=scoring,
-        surprise=SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens),
     )
 
 

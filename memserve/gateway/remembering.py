@@ -6,11 +6,10 @@ Reads, and writes that need nothing else, go to `VectorMemory` at once.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 
 from memserve.domain import (
-    DocumentReport,
     NewDocument,
     NewMemory,
     ReindexProgress,
@@ -21,7 +20,7 @@ from memserve.domain import (
     WritePolicy,
 )
 from memserve.errors import InvalidField, MemserveError, NamespaceNotFound, VectorStoreUnavailable
-from memserve.gateway.documents import DocumentKeeper
+from memserve.gateway.documents import DocumentKeeper, DocumentProgress
 from memserve.gateway.surprise import NEAR_MAX, SurpriseGate
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.texts.memory import VectorMemory
@@ -68,7 +67,7 @@ class Remembering:
 
     async def remember_many(
         self, tenant: Tenant, items: AsyncIterator[NewMemory | MemserveError], policy: WritePolicy
-    ) -> AsyncIterator[ItemOutcome]:
+    ) -> AsyncGenerator[ItemOutcome, None]:
         """What became of each item, in order. An item that is a refusal already stays one."""
         refused: dict[int, MemserveError] = {}
         sent: list[int] = []
@@ -95,19 +94,21 @@ class Remembering:
         for index in sorted(refused):
             yield ItemOutcome(index, error=refused[index])
 
-    async def import_lines(self, tenant: Tenant, lines: AsyncIterator[str]) -> AsyncIterator[LineOutcome]:
+    async def import_lines(
+        self, tenant: Tenant, lines: AsyncIterator[str]
+    ) -> AsyncGenerator[LineOutcome, None]:
         """Raises nothing for a bad line: its outcome says so."""
         async for outcome in self._texts.import_lines(tenant.name, lines, check_text=self.check_text):
             yield outcome
 
     async def remember_document(
         self, tenant: Tenant, document: NewDocument, content: bytes
-    ) -> AsyncIterator[DocumentReport]:
+    ) -> AsyncGenerator[DocumentProgress, None]:
         """Raises InvalidField for a document that cannot be read, and as `VectorMemory`'s writes."""
         async for report in self._documents.keep(tenant, document, content):
             yield report
 
-    async def reindex(self, *, cancel: bool) -> AsyncIterator[ReindexProgress]:
+    async def reindex(self, *, cancel: bool) -> AsyncGenerator[ReindexProgress, None]:
         """Embed all memories again."""
         async for progress in self._texts.reindex(cancel=cancel):
             yield progress

@@ -40,6 +40,7 @@ GATEWAY_LOOPS = (
     "pressure",
     "sweep",
     "token_keys",
+    "uses",
     "watch",
 )
 MODULE_ACTIONS = ("publish", "promote", "rollback", "split", "canary_rollback", "drop", "delete")
