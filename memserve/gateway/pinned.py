@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from memserve.domain import Memory, MetadataValue, ScoredMemory
 from memserve.memory.texts.memory import VectorMemory
-from memserve.policy.recall.expressions import applies
-from memserve.policy.recall.versions import usable_at
+from memserve.policy.recall.choosing import usable_at
+from memserve.policy.recall.conditions import condition_verdict
 
 FRESH_S = 2.0
 """A change at another gateway is seen after so long. One at this gateway is seen at once."""
@@ -41,7 +41,7 @@ class Pinned:
         return tuple(
             ScoredMemory(memory, 1.0, None, None, 1.0, memory.strength)
             for memory in memories
-            if usable_at(memory, now_s, CLOCK_SKEW_S) is None and applies(memory, context)
+            if usable_at(memory, now_s, CLOCK_SKEW_S) is None and condition_verdict(memory, context).holds
         )
 
     async def _of(self, tenant: str, namespace: str) -> tuple[Memory, ...]:

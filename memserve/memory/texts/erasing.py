@@ -114,7 +114,9 @@ class Erasing(Writes, Reads):
         def decide(key: str, before: Record | None) -> Intent | None:
             if before is None or before.memory.version != versions[key]:
                 return None  # changed since it was matched: it was not meant
-            return Intent(replace(before, history=histories.forgotten(before.history, author, self._now_s())))
+            return Intent(
+                replace(before, history=histories.forgotten(before.history, author, self._now_s()))
+            )
 
         forgotten = 0
         for start in range(0, len(matched), APPEND_MAX):
@@ -257,9 +259,7 @@ class Erasing(Writes, Reads):
             places.append(ErasedPlace("journal", len(records), "the entries are dropped"))
         why_not = await self._journal.rewrite_log(min(REWRITE_TIMEOUT_S, max(1.0, end_s - time.monotonic())))
         places.append(
-            ErasedPlace(
-                "registry_log", 0 if why_not else 1, why_not or "the append-only file is written anew"
-            )
+            ErasedPlace("registry_log", 0 if why_not else 1, why_not or "the append-only file is written anew")
         )
         return [*places, *await self._remaining(texts)]
 

@@ -21,8 +21,8 @@ from memserve.memory.texts.loss import missing_memories
 from memserve.memory.texts.migration import MigrationFigures, move_old_memories
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.searched import LocalStore
-from memserve.memory.texts.usage import usage_of_all
 from memserve.memory.texts.visible import LocalWriter
+from memserve.memory.texts.usage import usage_of_all
 
 FLUSH_TIMEOUT_S = 120.0
 RETRY_MIN_S = 1.0

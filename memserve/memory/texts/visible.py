@@ -76,7 +76,9 @@ class LocalWriter:
         totals = await journal.totals()
         lost = sum(self._figures.lost.values())
         if not self.writes.unapplied and held != totals.records - lost and held != totals.records:
-            log.warning("the local index has %d of %d memories and is built again", held, totals.records)
+            log.warning(
+                "the local index has %d of %d memories and is built again", held, totals.records
+            )
             self._needs = "rebuild"
 
     async def mend(self, journal: Journal) -> None:
