@@ -27,7 +27,13 @@ from memserve.memory.texts.records import (
     tenant_key,
 )
 from memserve.memory.texts.requests import CHANGEABLE, LineOutcome, ListQuery
-from memserve.memory.texts.rules import TIME_MAX_S, check_memory_id, check_namespace, checked_new, have_same_content
+from memserve.memory.texts.rules import (
+    TIME_MAX_S,
+    check_memory_id,
+    check_namespace,
+    checked_new,
+    have_same_content,
+)
 from memserve.memory.texts.store import ListOrder
 
 FORMAT = 1
@@ -178,7 +184,8 @@ def _check_header(line: Mapping[str, Any]) -> None:
 def _check_end(line: Mapping[str, Any], count: int, digest: str) -> None:
     if line.get("memories") != count or line.get("sha256") != digest:
         raise InvalidField(
-            "trailer", f"the export has {line.get('memories')} memories, and {count} came, or some are changed"
+            "trailer",
+            f"the export has {line.get('memories')} memories, and {count} came, or some are changed",
         )
 
 

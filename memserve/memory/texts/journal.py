@@ -273,7 +273,11 @@ class Journal:
         if outcome == b"quota":
             noun = _text(details[0])
             quotas = self.quotas
-            limits = {"memories": quotas.memories, "namespaces": quotas.namespaces, "memory_bytes": quotas.bytes}
+            limits = {
+                "memories": quotas.memories,
+                "namespaces": quotas.namespaces,
+                "memory_bytes": quotas.bytes,
+            }
             what = {"memory_bytes": "bytes of memories"}.get(noun, noun)
             return QuotaReached(f"{what} of the tenant", limits[noun], f"max_{noun}_per_tenant")
         if outcome == b"full":

@@ -145,9 +145,7 @@ class Reads(Core):
             ),
         )
         pending = await self._pending_of([record.key for record in page])
-        return [
-            (record, pending[record.key].record if record.key in pending else record) for record in page
-        ]
+        return [(record, pending[record.key].record if record.key in pending else record) for record in page]
 
     async def usage(self, tenant: str) -> MemoryUsage:
         """What each namespace holds, by name, and the tenant's quotas. Counted at every write."""
@@ -211,9 +209,7 @@ class Reads(Core):
         nobody = "0" * 64
         try:
             async with asyncio.timeout(timeout_s):
-                await self._searched.read(
-                    tenant, lambda store: store.get_many([nobody], timeout_s=timeout_s)
-                )
+                await self._searched.read(tenant, lambda store: store.get_many([nobody], timeout_s=timeout_s))
         except (*MILVUS_ERRORS, MemserveError):  # TimeoutError is an OSError
             return False
         return True

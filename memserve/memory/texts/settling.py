@@ -21,8 +21,8 @@ from memserve.memory.texts.loss import missing_memories
 from memserve.memory.texts.migration import MigrationFigures, move_old_memories
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.searched import LocalStore
-from memserve.memory.texts.visible import LocalWriter
 from memserve.memory.texts.usage import usage_of_all
+from memserve.memory.texts.visible import LocalWriter
 
 FLUSH_TIMEOUT_S = 120.0
 RETRY_MIN_S = 1.0
@@ -117,6 +117,11 @@ class Settling:
         return self._writes.unapplied if self.local is None else self.local.writes.unapplied
 
     @property
+    def needs_mending(self) -> bool:
+        """Whether the local index is not complete: searches of it are cut, and reads ask Milvus Lite too."""
+        return self.local is not None and self.local.needs_mending
+
+    @property
     def is_settled(self) -> bool:
         """Whether all that this gateway wrote is durable in Milvus."""
         return self.is_trusted and not self.unapplied and not self._waiting
@@ -195,7 +200,7 @@ class Settling:
                     # The store as it is answers searches. On a full disk it might not come up again.
                     raise VectorStoreUnavailable("the disk is nearly full")
                 if self.local is not None:
-                    await self.local.mend(self._journal)
+                    await self.local.mend()
             except asyncio.CancelledError:
                 raise
             except (*MILVUS_ERRORS, MemserveError, FlushNotVerified) as error:
@@ -348,6 +353,10 @@ class Settling:
         """
         flush = partial(self._writes.flush, timeout_s=FLUSH_TIMEOUT_S)
         batch = await self._index.write(OWN_WORK, self._trusting(flush))
+        if owners := sorted({write.tenant_key for write in batch if write.record is None}):
+            # What is erased leaves the files before it leaves the journal.
+            compact = partial(_compact, owners=owners)
+            await self._index.write(OWN_WORK, self._trusting(compact))
         await self._index.sync(self._trusting(MilvusMemories.sync))
         wrong: list[Write] = []
         for start in range(0, len(batch), BATCH):
@@ -431,3 +440,7 @@ class Settling:
         except BaseException:
             self._is_unsure = True
             raise
+
+
+def _compact(store: MilvusMemories, *, owners: Sequence[str]) -> None:
+    store.compact(owners, timeout_s=FLUSH_TIMEOUT_S)

@@ -171,8 +171,9 @@ class Writes(Core):
     async def forget(self, tenant: str, namespace: str, memory_id: str, author: str = "") -> bool:
         """Take a memory out of every kind of search and out of `get`, durably. Its history stays.
 
-        It can be restored until it is purged, `forgotten_days` later. Superseded memories are forgotten too.
-        Returns False when there is no such memory or namespace, or it is forgotten already. Raises JournalFull.
+        It can be restored until it is purged. Superseded memories can be forgotten too.
+        Returns False when there is no such memory or namespace, or it is forgotten already. Raises
+        JournalFull.
         """
         name = MemoryName(namespace, memory_id)
         self._check_name(name)
@@ -203,9 +204,7 @@ class Writes(Core):
         """As `_change` takes it."""
         return memory_key(tenant, name.namespace, name.memory_id), tenant_key(tenant), name.namespace
 
-    async def _remember(
-        self, tenant: str, memory: Memory, vector: Vector, policy: WritePolicy
-    ) -> Remembered:
+    async def _remember(self, tenant: str, memory: Memory, vector: Vector, policy: WritePolicy) -> Remembered:
         key, owner = memory_key(tenant, memory.namespace, memory.memory_id), tenant_key(tenant)
         findings = await self._findings(tenant, memory, vector, policy)
         if policy.skip_duplicates and (duplicate := _duplicate(findings)) is not None:
@@ -278,7 +277,9 @@ class Writes(Core):
         (loser_key, _, _), (winner_key, _, _) = self._named(tenant, old), self._named(tenant, new)
         author_of_both = uuid.uuid4().hex
         while True:
-            looks = await self._journal.look_many({loser_key: old.namespace, winner_key: new.namespace}, owner)
+            looks = await self._journal.look_many(
+                {loser_key: old.namespace, winner_key: new.namespace}, owner
+            )
             records = await self._known(tenant, looks)
             loser = require_live(records.get(loser_key), old.memory_id)
             winner = require_live(records.get(winner_key), new.memory_id)

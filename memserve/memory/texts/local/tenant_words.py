@@ -214,6 +214,4 @@ def _word_rows(connection: sqlite3.Connection, condition: str, value: str) -> It
     )
     for key, seq, text in rows:
         memory = decode_history(text).current
-        yield WordRow(
-            key, seq, memory.namespace, str(memory.kind), memory.created_s, memory_words(memory)
-        )
+        yield WordRow(key, seq, memory.namespace, str(memory.kind), memory.created_s, memory_words(memory))

@@ -196,9 +196,7 @@ def _take_out(connection: sqlite3.Connection, key: str, changes: Changes) -> Non
         changes.words_removed.setdefault(tenant, []).append(key)
 
 
-def _bring_in(
-    connection: sqlite3.Connection, row: NewRow, seq: int, block: int, changes: Changes
-) -> None:
+def _bring_in(connection: sqlite3.Connection, row: NewRow, seq: int, block: int, changes: Changes) -> None:
     memory, live, size_bytes = row.memory, row.is_live, row.bytes
     connection.execute(
         "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
