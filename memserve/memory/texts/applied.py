@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from memserve.memory.texts.journal import Write
+from memserve.memory.texts.migration import MigrationFigures
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.records import Record, first_history
 
@@ -26,6 +27,7 @@ class SettlingFigures:
     """Flushes, replays and writes to Milvus that failed."""
     replayed: int = 0
     """Writes that came into Milvus from the journal."""
+    migration: MigrationFigures = field(default_factory=MigrationFigures)
     lost: dict[tuple[str, str], int] = field(default_factory=dict)
     """Memories that are counted and not in Milvus, by tenant key and namespace. Taken when the store was
     opened last."""

@@ -97,7 +97,7 @@ async def search_index(
         dense = await index.read(search.tenant, nearest)
         words = query_words(search.query)
         bm25 = await index.read(search.tenant, by_words) if words else []
-    return Halves(dense, bm25, calls=2 + len(words))
+    return Halves(dense, bm25, calls=2)
 
 
 def _key(tenant: str, row: ScoredRow) -> str:

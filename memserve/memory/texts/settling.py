@@ -16,12 +16,12 @@ from memserve.memory.texts.applied import BATCH, AppliedWrites, FlushNotVerified
 from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal, Write
 from memserve.memory.texts.loss import missing_memories
+from memserve.memory.texts.migration import move_old_memories
 from memserve.memory.texts.milvus import MilvusMemories
 
 FLUSH_WITHIN_S = 60.0
 FLUSH_TIMEOUT_S = 120.0
-# What a search costs for each row that is not flushed. Milvus Lite looks at such rows in Python. Measured
-# with texts of 200 bytes to 4 KB.
+# A search looks at each row that is not flushed, in Python. Measured with texts of 200 bytes to 4 KB.
 SCAN_ROW_S = 0.0001
 RETRY_MIN_S = 1.0
 TURN_RETRY_S = 0.05
@@ -357,6 +357,7 @@ class Settling:
         self.is_counted = (await self._journal.totals()).is_counted
         if reopen:
             await self._index.reopen(self._writes.distrust)
+        await move_old_memories(self._index, self._journal, self.figures.migration)
         if not self.is_counted:
             counts = await self._index.write(OWN_WORK, lambda store: store.counts(timeout_s=FLUSH_TIMEOUT_S))
             await self._journal.take_over(counts)
