@@ -57,6 +57,7 @@ class MigrationFigures:
 async def move_old_memories(index: VectorIndex, journal: Journal, figures: MigrationFigures) -> None:
     """Move all, and drop the old collection. Does nothing where there is none.
 
+    To be called before the memories are counted: `MilvusMemories.counts` counts the new collection.
     Cancelled or killed, it goes on at the next call. Raises one of MILVUS_ERRORS, RegistryUnavailable, and
     VectorStoreUnavailable when rows are missing after the move.
     """

@@ -104,8 +104,8 @@ class MilvusMemories(MilvusReads):
             raise
 
     def beside(self, vectors: Vectors, *, timeout_s: float) -> Self:
-        """The collection of another embedding model in the same Milvus, over the same connection. Closing it
-        leaves the connection open.
+        """The collection of another embedding model in the same Milvus, over the same connection. It is
+        created where it is missing. Closing it leaves the connection open.
         """
         other = object.__new__(type(self))
         MilvusReads.__init__(
@@ -190,6 +190,14 @@ class MilvusMemories(MilvusReads):
                 if self._old.exists(timeout_s=timeout_s):
                     raise
         self._old = None
+
+    def has_vectors_of(self, embedder: str, *, timeout_s: float) -> bool:
+        """Whether there is a collection of this embedding model. "": the bundled one."""
+        return bool(self._client.has_collection(collection_name(embedder), timeout=timeout_s))
+
+    @property
+    def vectors(self) -> Vectors:
+        return self._vectors
 
     def drop(self, *, timeout_s: float) -> None:
         """Drop this collection, after another one has taken its place."""
