@@ -10,6 +10,7 @@ import resource
 import signal
 import string
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,13 +54,16 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(params=["lite", "server"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MilvusMemories]:
+@pytest.fixture(scope="module", params=["lite", "server"])
+def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MilvusMemories]:
+    folder = tmp_path_factory.mktemp("milvus")
     with contextlib.ExitStack() as stack:
         if request.param == "lite":
-            uri = str(tmp_path / "memories.db")
+            uri = str(folder / "memories.db")
         else:
-            uri = stack.enter_context(running_server(tmp_path / "server"))
+            uri = stack.enter_context(running_server(folder))
         opened = MilvusMemories(uri, MilvusAccess(), VECTORS, timeout_s=TIMEOUT_S)
         stack.callback(opened.close)
         yield opened
@@ -68,7 +72,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MilvusMemo
 # Rows
 
 
-def largest_record(letter: str) -> Record:
+@pytest.fixture
+def tenant() -> str:
+    """The tests share stores, and none its tenant."""
+    return f"tenant-{uuid.uuid4().hex}"
+
+
+def largest_record(letter: str, tenant: str = TENANT) -> Record:
     """Versions of 8 KiB of text, up to the largest history."""
     size = len(letter.encode())
     memory = memory_of("large", letter * (8192 // size), keywords=(letter * (64 // size),) * 16)
@@ -79,22 +89,24 @@ def largest_record(letter: str) -> Record:
             break
         versions = list(longer)
     assert len(versions) > 20
-    record = record_of(TENANT, memory, vector_of(1))
+    record = record_of(tenant, memory, vector_of(1))
     return Record(record.key, record.tenant_key, MemoryHistory(tuple(versions), 7), record.vector)
 
 
 @pytest.mark.parametrize("letter", ["a", "ß", "東", "🙂"])
-def test_the_largest_record_is_read_as_it_was_put(store: MilvusMemories, letter: str) -> None:
-    record = largest_record(letter)
+def test_the_largest_record_is_read_as_it_was_put(store: MilvusMemories, tenant: str, letter: str) -> None:
+    record = largest_record(letter, tenant)
     store.put([record], timeout_s=TIMEOUT_S)
     assert store.get_many([record.key], timeout_s=TIMEOUT_S) == {record.key: record.without_vector()}
-    assert store.nearest(scope_of(TENANT), vector_of(1), 1, timeout_s=TIMEOUT_S)[0].memory == record.memory
+    assert store.nearest(scope_of(tenant), vector_of(1), 1, timeout_s=TIMEOUT_S)[0].memory == record.memory
 
 
-def test_a_put_of_many_large_records_is_sent_in_calls_that_milvus_takes(store: MilvusMemories) -> None:
-    large = largest_record("b")
+def test_a_put_of_many_large_records_is_sent_in_calls_that_milvus_takes(
+    store: MilvusMemories, tenant: str
+) -> None:
+    large = largest_record("b", tenant)
     records = [
-        Record(record_of(TENANT, memory_of(f"m{number}")).key, large.tenant_key, large.history, large.vector)
+        Record(record_of(tenant, memory_of(f"m{number}")).key, large.tenant_key, large.history, large.vector)
         for number in range(80)  # 20 MiB
     ]
     store.put(records, timeout_s=TIMEOUT_S)
@@ -102,7 +114,7 @@ def test_a_put_of_many_large_records_is_sent_in_calls_that_milvus_takes(store: M
     assert len(held) == 80
 
 
-def test_random_histories_are_cut_into_columns_and_read_again(store: MilvusMemories) -> None:
+def test_random_histories_are_cut_into_columns_and_read_again(store: MilvusMemories, tenant: str) -> None:
     draw = random.Random(5)
     letters = string.ascii_letters + "äß東京🙂\n\"\\'"
     records = []
@@ -111,7 +123,7 @@ def test_random_histories_are_cut_into_columns_and_read_again(store: MilvusMemor
         before = [
             memory_of(f"m{number}", text[: draw.randint(1, len(text))]) for _ in range(draw.randint(0, 9))
         ]
-        records.append(record_of(TENANT, memory_of(f"m{number}", text), before=before))
+        records.append(record_of(tenant, memory_of(f"m{number}", text), before=before))
     store.put(records, timeout_s=TIMEOUT_S)
     held = store.get_many([record.key for record in records], timeout_s=TIMEOUT_S)
     assert held == {record.key: record.without_vector() for record in records}
@@ -124,11 +136,11 @@ def test_random_histories_are_cut_into_columns_and_read_again(store: MilvusMemor
     ["a " * 4096, "\ufdfa" * 2730, "\u0e01\u0e34" * 1365, "東" * 2730, "\u0301" * 4096],
     ids=lambda text: ascii(text[:2]),
 )
-def test_the_words_of_any_text_fit(store: MilvusMemories, text: str) -> None:
+def test_the_words_of_any_text_fit(store: MilvusMemories, tenant: str, text: str) -> None:
     """U+FDFA is 18 letters in NFKC."""
     memory = memory_of("wide", text)
     assert len(" ".join(indexed_words(memory)).encode()) <= VARCHAR_MAX_BYTES
-    record = record_of(TENANT, memory)
+    record = record_of(tenant, memory)
     assert all(len(chunk.encode()) <= CHUNK_BYTES for chunk in row_of(record)["current"])
     store.put([record], timeout_s=TIMEOUT_S)
     assert store.get_many([record.key], timeout_s=TIMEOUT_S) == {record.key: record.without_vector()}
@@ -171,15 +183,15 @@ def test_times_of_any_size_are_written_in_digits() -> None:
             scope_filter(scope_of(TENANT, created_until_s=number))
 
 
-def test_hostile_ids_find_only_themselves(store: MilvusMemories) -> None:
+def test_hostile_ids_find_only_themselves(store: MilvusMemories, tenant: str) -> None:
     linking = [
-        record_of(TENANT, memory_of(f"m{number}", links=(Link(LinkKind.NEXT, text),)))
+        record_of(tenant, memory_of(f"m{number}", links=(Link(LinkKind.NEXT, text),)))
         for number, text in enumerate(HOSTILE)
     ]
     store.put(linking, timeout_s=TIMEOUT_S)
     for record, text in zip(linking, HOSTILE, strict=True):
         found = store.linking_to(
-            scope_of(TENANT), "notes", text, frozenset({LinkKind.NEXT}), 10, timeout_s=TIMEOUT_S
+            scope_of(tenant), "notes", text, frozenset({LinkKind.NEXT}), 10, timeout_s=TIMEOUT_S
         )
         assert found == [record.memory]
 
