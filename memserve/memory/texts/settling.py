@@ -18,7 +18,7 @@ from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, on
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Write
 from memserve.memory.texts.loss import missing_memories
-from memserve.memory.texts.migration import MigrationFigures, move_old_memories
+from memserve.memory.texts.migration import move_old_memories
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.searched import LocalStore
 from memserve.memory.texts.usage import usage_of_all
@@ -87,7 +87,6 @@ class Settling:
         may_flush: returns False while a flush would meet a full disk. The flush then waits.
         """
         self.figures = SettlingFigures()
-        self.migration = MigrationFigures()
         self.is_trusted = False
         """False when Milvus may have something else in memory than on disk. Nothing is dropped before a
         replay."""
@@ -179,7 +178,6 @@ class Settling:
         async with self._one_at_a_time:
             await self._replay(reopen=reopen)
             await self._settle()
-            await move_old_memories(self._index, self._journal, self.migration)
             self.figures.lost = await missing_memories(self._journal, self._index)
             if self.local is not None:
                 await self.local.compare(self._journal)
@@ -398,8 +396,8 @@ class Settling:
         self.is_counted = (await self._journal.totals()).is_counted
         if reopen:
             await self._index.reopen(self._writes.distrust)
+        await move_old_memories(self._index, self._journal, self.figures.migration)
         if not self.is_counted:
-            await move_old_memories(self._index, self._journal, self.migration)
             await self._journal.take_over(await usage_of_all(self._index, self._dim))
             self.is_counted = True
         self.is_trusted = True
