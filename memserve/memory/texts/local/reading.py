@@ -117,8 +117,9 @@ class RowReader:
         found = {}
         for part in _parts(list(seqs)):
             rows = connection.execute(
-                f"SELECT seq, key, memory FROM records JOIN blocks USING (block) WHERE seq IN ({_marks(part)})"
-                f" AND state = 'live' AND tenant_key = ? AND namespace IN ({_marks(scope.namespaces)})",
+                f"SELECT seq, key, memory FROM records JOIN blocks USING (block)"
+                f" WHERE seq IN ({_marks(part)}) AND state = 'live'"
+                f" AND tenant_key = ? AND namespace IN ({_marks(scope.namespaces)})",
                 (*part, scope.tenant_key, *scope.namespaces),
             )
             found.update({row[0]: (row[1], decode_history(row[2]).current) for row in rows})
