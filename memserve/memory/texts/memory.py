@@ -27,6 +27,7 @@ from memserve.memory.texts.applied import FlushNotVerified
 from memserve.memory.texts.embedding import BUNDLED
 from memserve.memory.texts.encoders.cached import CachedEmbedding
 from memserve.memory.texts.encoders.embedder import Embedder
+from memserve.memory.texts.encoders.reranking import Reranking
 from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal, Look, Quotas, Write, delete, put
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri, memory_key, tenant_key
@@ -74,7 +75,6 @@ class VectorMemory:
         self.reconnect = index.reconnect
         self._journal = journal
         self.embedding = embedding
-        self._embedder = embedding.embedder
         self._call_timeout_s = index.call_timeout_s
         self._closed = False
         self._namespaces = KnownNamespaces(journal, settling)
@@ -82,6 +82,7 @@ class VectorMemory:
             journal, settling, self._namespaces, apply_timeout_s=index.call_timeout_s / 2
         )
         self._settles: asyncio.Task[None] | None = None
+        self.reranking: Reranking | None = None  # set by the owner, before the first search
 
     @classmethod
     async def open(
@@ -150,6 +151,8 @@ class VectorMemory:
                     one_line(error),
                 )
         self.embedding.close()
+        if self.reranking:
+            self.reranking.close()
         await self._index.close(clean=self.settling.is_settled)
         await self._journal.close()
 
@@ -252,10 +255,11 @@ class VectorMemory:
         function words excepted, count for the match by word.
         limit: 1 to 64.
         timeout_s: bound on the whole, waiting included.
-        Returns at most `limit` memories, best first, scored as `fuse` says. Raises NamespaceNotFound.
+        Returns at most `limit`, best first, as `fuse` or the reranker says. Raises NamespaceNotFound.
         """
         scope, query = checked_query(namespaces, query, limit)
-        search = Search(tenant, scope, query, limit)
+        candidates = max(limit, self.reranking.candidates) if self.reranking else limit
+        search = Search(tenant, scope, query, candidates)
         deadline_s = time.monotonic() + timeout_s
 
         async def both_halves() -> Halves:
@@ -270,11 +274,14 @@ class VectorMemory:
             return halves.without_outdated(tenant, pending)
 
         halves = await self._within(timeout_s, both_halves)
-        return fuse(halves.dense, halves.bm25, limit)
+        hits = fuse(halves.dense, halves.bm25, candidates)
+        if self.reranking:
+            hits = list((await self.reranking(tenant, query, hits, deadline_s)).hits)
+        return hits[:limit]
 
     @property
     def embedder(self) -> Embedder:
-        return self._embedder
+        return self.embedding.embedder
 
     async def counts(self, tenant: str) -> dict[str, int]:
         """The number of memories by namespace, in the order of names.
@@ -332,9 +339,9 @@ class VectorMemory:
         """
         with contextlib.suppress(RegistryUnavailable):  # logged below
             if before := await self._journal.embedded_before(
-                self._embedder.vectors.embedder, self._embedder.name, BUNDLED
+                self.embedder.vectors.embedder, self.embedder.name, BUNDLED
             ):
-                raise EmbedderChanged(before, self._embedder.name)
+                raise EmbedderChanged(before, self.embedder.name)
         try:
             # Not bounded in time: recovery reads all that a killed process left.
             await self._index.reopen(lambda: None)
@@ -390,6 +397,4 @@ class VectorMemory:
     async def embed(self, tenant: str, text: str, *, query: bool) -> npt.NDArray[np.float32]:
         """[dim] of unit length. Off the event loop, where tenants take turns."""
         self._require_open()
-        vectors = await self.embedding.embed(tenant, [text], query=query)
-        row: npt.NDArray[np.float32] = vectors[0]
-        return row
+        return np.asarray((await self.embedding.embed(tenant, [text], query=query))[0])
