@@ -34,6 +34,9 @@ class EmbeddingServer:
     retry_after: str = ""
     at_end: list[Callable[[], None]] = field(default_factory=list)
     """Called when the server ends."""
+    connections: int = 0
+    breaks_off: int = 0
+    """How many answers lack their last bytes."""
     drip_s: float = 0.0
     """How long each byte of an answer takes, the status line included."""
 
@@ -41,6 +44,10 @@ class EmbeddingServer:
 def _handler(server: EmbeddingServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            server.connections += 1
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -65,6 +72,9 @@ def _handler(server: EmbeddingServer) -> type[BaseHTTPRequestHandler]:
             if server.retry_after:
                 head += f"retry-after: {server.retry_after}\r\n"
             whole = head.encode() + b"\r\n" + content
+            if server.breaks_off:
+                server.breaks_off -= 1
+                whole, self.close_connection = whole[:-5], True
             with contextlib.suppress(OSError):
                 for start in range(0, len(whole), 1 if server.drip_s else len(whole)):
                     self.wfile.write(whole[start : start + 1] if server.drip_s else whole)

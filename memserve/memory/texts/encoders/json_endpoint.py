@@ -176,6 +176,9 @@ class JsonEndpoint:
             read += piece
             if len(read) > most_bytes:
                 raise EndpointFailed(f"its answer has more than {most_bytes} bytes", again=False)
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        response.close()  # the connection stays open
         if response.status != 200:
             raise _refusal(response)
         try:
