@@ -1,8 +1,11 @@
 """An endpoint in place of a model: the same contract, and everything that it may answer wrongly."""
 
+import datetime
 import logging
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from memserve.memory.texts.encoders.json_endpoint import JsonEndpoint, RetryBudg
 from memserve.memory.texts.encoders.references import References, named
 from memserve.memory.texts.encoders.watched import CHECK_S, open_endpoint
 from memserve.memory.texts.milvus import Vectors
+from memserve.tls.authority import new_authority, signed_by
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts.embedding_server import KEY, EmbeddingServer, serving
 
@@ -372,3 +376,26 @@ async def test_a_gateway_starts_beside_an_endpoint_that_is_down_when_it_has_know
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Settings(**given)
+
+
+def test_a_certificate_of_unknown_authorities_is_refused_and_named_ones_are_taken(
+    embedder: BertEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    until = now + datetime.timedelta(days=1)
+    authority = new_authority("tests", until, now)
+    own = signed_by(authority, ["localhost"], until, now)
+    ca, certificate = tmp_path / "ca.crt", tmp_path / "tls.pem"
+    ca.write_bytes(authority.certificate)
+    certificate.write_bytes(own.certificate + own.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with serving(embedder, context) as server:
+        with pytest.raises(EmbedderUnavailable, match="certificate is not trusted"):
+            client(server, timeout_s=5).embed(["one"])
+        assert not server.calls
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+        assert client(server).embed(["one"]).shape == (1, 384)
+        server.url = server.url.replace("localhost", "127.0.0.1")
+        with pytest.raises(EmbedderUnavailable, match="certificate is not trusted"):
+            client(server, timeout_s=5).embed(["one"])

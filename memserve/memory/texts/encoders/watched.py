@@ -64,7 +64,7 @@ class WatchedEndpoint:
             return
         self._due_s = clock() + CHECK_SOON_S
         vectors = await on_own_thread(
-            partial(probe, self._endpoint, self.embedder.name, self._prompts, self.embedder.vectors.dim)
+            partial(probe, self._endpoint, self.embedder.model, self._prompts, self.embedder.vectors.dim)
         )
         found = agreement(vectors, self._reference.vectors)
         self._metrics.changed.set(found < LEAST_AGREEMENT)
@@ -77,7 +77,7 @@ class WatchedEndpoint:
                     LEAST_AGREEMENT,
                 )
             self.embedder.drift = (
-                f"the model {self.embedder.name} behind embedder_url is another one than embedded the "
+                f"the model {self.embedder.model} behind embedder_url is another one than embedded the "
                 f"memories (agreement {found:.3f}); put it back, or restart the gateway and embed the "
                 "memories again"
             )
