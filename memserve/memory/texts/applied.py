@@ -53,7 +53,7 @@ class AppliedWrites:
 
     def __init__(self) -> None:
         self.unapplied: dict[str, Write] = {}
-        """The writes that the store does not have yet. Reads have to heed those that the searched store lacks."""
+        """The writes that the store does not have yet. Reads heed them where it is the searched store."""
         self._lock = threading.Lock()
         # What the store has and may not have on disk yet.
         self._applied: dict[str, Write] = {}

@@ -202,10 +202,7 @@ class Core:
         key = memory_key(tenant, namespace, memory_id)
         # The journal first: a write that has left the journal is in the store.
         pending = await self._pending_of([key])
-        if key in pending:
-            record = pending[key].record
-        else:
-            record = (await self._read_many(tenant, [key])).get(key)
+        record = pending[key].record if key in pending else (await self._read_many(tenant, [key])).get(key)
         if record is None:
             raise MemoryNotFound(memory_id)
         return record

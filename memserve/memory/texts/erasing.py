@@ -1,4 +1,4 @@
-"""What takes memories away: erase, forget by a filter, delete a namespace, and the purge of forgotten ones."""
+"""What takes memories away: erase, forget by a filter, delete a namespace, purge."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class Erasing(Writes, Reads):
         """Forget what a filter lets through. Without the token of a dry run nothing is forgotten.
 
         query: its order, limit and page do not count.
-        Raises MatchesChanged when the filter matches other memories than in the dry run, and InvalidField when
-        it matches more than FORGET_MAX.
+        Raises MatchesChanged when the filter matches other memories than in the dry run, and InvalidField
+        when it matches more than FORGET_MAX.
         """
         if not query.filter:
             raise InvalidField("filter", "must say which memories; `true` stands for all")

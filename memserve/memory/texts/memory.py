@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -50,18 +50,21 @@ class TextOptions:
     """To a Milvus server."""
     call_timeout_s: float = 10.0
     """Bound on any call except a search."""
-    flush: FlushPolicy = FlushPolicy()
+    flush: FlushPolicy = field(default_factory=FlushPolicy)
     may_flush: Callable[[], bool] = lambda: True
     """Returns False while the disk is too full for a flush."""
-    quotas: Quotas = Quotas()
+    quotas: Quotas = field(default_factory=Quotas)
     forgotten_days: float = FORGOTTEN_DAYS
     """After which forgotten memories are erased."""
     relate: Relate | None = relate_by_rules
     """Finds duplicates and contradictions when a memory is written. None: nothing looks for them."""
-    search: SearchParts = SearchParts()
+    search: SearchParts = field(default_factory=SearchParts)
     erasers: Sequence[Eraser] = ()
     """What else an erasure has to reach."""
     now_s: Callable[[], float] = time.time
+
+
+DEFAULT_OPTIONS = TextOptions()
 
 
 class VectorMemory(Exchange, Erasing, Searching):
@@ -80,8 +83,8 @@ class VectorMemory(Exchange, Erasing, Searching):
     `searching.py`, `following.py`, `exchange.py`.
 
     Every method raises InvalidField for a name or value that breaks a rule, and VectorStoreUnavailable when
-    the store fails or is late. Writes and counts raise RegistryUnavailable. A write that raises one of the two
-    may still have happened. Repeating it is safe.
+    the store fails or is late. Writes and counts raise RegistryUnavailable. A write that raises one of the
+    two may still have happened. Repeating it is safe.
     """
 
     def __init__(self, parts: Parts, options: TextOptions, folders: dict[str, Path]) -> None:
@@ -99,7 +102,7 @@ class VectorMemory(Exchange, Erasing, Searching):
         uri: str,
         embedder: Embedder | CachedEmbedding,
         registry_url: str,
-        options: TextOptions = TextOptions(),
+        options: TextOptions = DEFAULT_OPTIONS,
     ) -> Self:
         """Open a local store, or get ready to use a remote one.
 

@@ -43,7 +43,7 @@ from memserve.policy.recall.expressions import Expression, column_bounds, filter
 PAGE_MAX = 256
 """Memories on a page of a list."""
 LOOKED_AT_MAX = 4096
-"""Memories that one call looks at for a page. A page may have less than its limit, and still not be the last."""
+"""Memories that one call looks at. So a page may have less than its limit, and not be the last."""
 WATCH_EVERY_S = 0.25
 WATCH_PAGE = 256
 TOKEN_MAX = 2048
@@ -83,7 +83,10 @@ class Reads(Core):
         return memory
 
     async def history(self, tenant: str, namespace: str, memory_id: str) -> MemoryHistory:
-        """All versions that are kept, also of a forgotten memory. Raises NamespaceNotFound, MemoryNotFound."""
+        """All versions that are kept, also of a forgotten memory.
+
+        Raises NamespaceNotFound, MemoryNotFound.
+        """
         check_namespace("namespace", namespace)
         check_memory_id(memory_id)
 

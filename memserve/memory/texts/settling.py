@@ -66,8 +66,8 @@ class Settling:
     The steps begin anew from the journal when a store fails, after a restart and after a reconnect. A write
     stays in the journal until step 5 has succeeded.
 
-    Each store's one writing thread notes what it has, in the order in which it got it. Everything else belongs
-    to one event loop.
+    Each store's one writing thread notes what it has, in the order in which it got it. Everything else
+    belongs to one event loop.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ class LocalWriter:
             log.warning("the local index is built again: %s", why)
 
     async def apply(self, writes: Sequence[Write]) -> None:
-        """On return the local index has the writes, or has failed; then it gets them when it is open again."""
+        """On return the local index has the writes. If it has failed, it gets them when it is open again."""
         for write in writes:
             self.writes.add_unapplied(write)
         self._queue.extend(writes)

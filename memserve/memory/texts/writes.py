@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -131,22 +132,35 @@ class Writes(Core):
                 seen = await self._current(tenant, name.namespace, name.memory_id)
                 content = self._version_to_restore(seen, version)
                 vector = await self.embed(tenant, content.text, query=False)
-                current = seen.memory.version
-
-                def decide(before: Record | None) -> Intent | None:
-                    if before is None:
-                        raise MemoryNotFound(name.memory_id)
-                    _check_version(before.memory, expected_version)
-                    if before.memory.version != current:
-                        return None
-                    history = histories.restored(before.history, content, author, self._now_s())
-                    return Intent(Record(before.key, before.tenant_key, history, vector), True)
-
+                seen_version = seen.memory.version
+                decide = partial(
+                    self._restored, content=content, vector=vector, author=author, seen=seen_version,
+                    expected=expected_version,
+                )  # fmt: skip
                 changed = await self._change(tenant, self._named(tenant, name), decide)
                 if changed is not None and changed.after is not None:
                     return changed.after.memory
 
         return await self._within(self._call_timeout_s, store)
+
+    def _restored(
+        self,
+        before: Record | None,
+        *,
+        content: Memory,
+        vector: Vector,
+        author: str,
+        seen: int,
+        expected: int | None,
+    ) -> Intent | None:
+        """None: another version than the one that was seen is current."""
+        if before is None:
+            raise MemoryNotFound(content.memory_id)
+        _check_version(before.memory, expected)
+        if before.memory.version != seen:
+            return None
+        history = histories.restored(before.history, content, author, self._now_s())
+        return Intent(Record(before.key, before.tenant_key, history, vector), True)
 
     async def supersede(
         self, tenant: str, old: MemoryName, new: MemoryName, author: str = ""
