@@ -58,8 +58,8 @@ from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import Uploads
 from memserve.memory.prefixes.memory import ActivationMemory
 from memserve.memory.texts.encoders.watched import WatchedEndpoint
-from memserve.memory.texts.journal import Quotas as MemoryQuotas
-from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.journal_entries import Quotas as MemoryQuotas
+from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
 from memserve.memory.texts.opening import open_embedding, open_reranking
 from memserve.metrics.instruments import GatewayMetrics
@@ -248,16 +248,18 @@ async def _open_texts(
     embedding, watched = await open_embedding(settings, metrics.embedding)
     if watched is not None:
         stack.callback(watched.close)
-    quotas = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
+    options = TextOptions(
+        access=MilvusAccess(settings.milvus_token.get_secret_value(), None if tls is None else tls.files),
+        may_flush=disk.has_room,
+        quotas=MemoryQuotas(
+            settings.max_memories_per_tenant,
+            settings.max_namespaces_per_tenant,
+            settings.max_memory_bytes_per_tenant,
+        ),
+        forgotten_days=settings.forgotten_days,
+    )
     try:
-        texts = await VectorMemory.open(
-            settings.vector_uri,
-            embedding,
-            settings.redis,
-            access=MilvusAccess(settings.milvus_token.get_secret_value(), None if tls is None else tls.files),
-            quotas=quotas,
-            may_flush=disk.has_room,
-        )
+        texts = await VectorMemory.open(settings.vector_uri, embedding, settings.redis, options)
     except (EmbedderChanged, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
         raise StartupError(str(error)) from error
     stack.push_async_callback(texts.close)

@@ -91,6 +91,7 @@ class VectorMemory(Exchange, Erasing, Searching):
         """For `open`."""
         super().__init__(parts)
         self.search_parts = options.search
+        self.reranking = None
         self.erasers = list(options.erasers)
         self.folders = folders
         self._forgotten_s = options.forgotten_days * DAY_S
@@ -166,6 +167,8 @@ class VectorMemory(Exchange, Erasing, Searching):
                     one_line(error),
                 )
         self.embedding.close()
+        if self.reranking is not None:
+            self.reranking.close()
         if self.settling.local is not None:
             await self.settling.local.close()
         await self._index.close(clean=self.settling.is_settled)

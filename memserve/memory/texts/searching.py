@@ -58,7 +58,6 @@ Vector = npt.NDArray[np.float32]
 class SearchParts:
     """What a search may have beside the store."""
 
-    rerank: Reranking | None = None
     count_tokens: Callable[[str], int] | None = None
     """By the served model's tokenizer. None: every four bytes count as one."""
     strengths: Strengths | None = None
@@ -98,7 +97,10 @@ class _Found:
 class Searching(Following):
     """Both halves of a search, and the choice of its hits."""
 
-    search_parts: SearchParts = SearchParts()
+    search_parts: SearchParts
+    """Set by the owner, before the first search."""
+    reranking: Reranking | None
+    """As `search_parts`. Closed with the memory."""
 
     async def search(self, tenant: str, query: SearchQuery, timeout_s: float) -> FoundMemories:
         """Hybrid search. Hits are ordered by relevance and strength (`policy/recall/choosing.py`).
@@ -233,9 +235,8 @@ class Searching(Following):
             asked.query.max_tokens or None,
         )
         ranked, skipped = rank_candidates(candidates, asked.text, asked.now_s)
-        rerank = self.search_parts.rerank
-        if asked.query.rerank and rerank is not None:
-            ranked = list((await rerank(tenant, asked.text, ranked, end_s)).hits)
+        if asked.query.rerank and self.reranking is not None:
+            ranked = list((await self.reranking(tenant, asked.text, ranked, end_s)).hits)
         return choose_ranked(ranked, skipped, candidates, wishes)
 
     async def _vectors(
