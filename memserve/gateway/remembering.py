@@ -5,14 +5,15 @@ Reads, and writes that need nothing else, go to `VectorMemory` at once.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from memserve.domain import (
     NewDocument,
     NewMemory,
-    ReindexProgress,
     Remembered,
     SearchQuery,
     SurpriseScore,
@@ -97,9 +98,46 @@ class Remembering:
     async def import_lines(
         self, tenant: Tenant, lines: AsyncIterator[str]
     ) -> AsyncGenerator[LineOutcome, None]:
-        """Raises nothing for a bad line: its outcome says so."""
-        async for outcome in self._texts.import_lines(tenant.name, lines, check_text=self.check_text):
-            yield outcome
+        """What became of each line, in order. A line that is no JSON object, or whose texts have the model's
+        control tokens, is refused by itself.
+        """
+        refused: dict[int, MemserveError] = {}
+        sent: list[int] = []
+
+        async def good() -> AsyncIterator[Mapping[str, Any]]:
+            index = 0
+            async for line in lines:
+                try:
+                    read = self._line(line)
+                except InvalidField as fault:
+                    refused[index] = fault
+                else:
+                    sent.append(index)
+                    yield read
+                index += 1
+
+        told = 0
+        async for outcome in self._texts.import_lines(tenant.name, good()):
+            index = sent[outcome.index]
+            while told < index:
+                yield LineOutcome(told, error=refused.pop(told))
+                told += 1
+            yield replace(outcome, index=index)
+            told += 1
+        for index in sorted(refused):
+            yield LineOutcome(index, error=refused[index])
+
+    def _line(self, line: str) -> Mapping[str, Any]:
+        """Raises InvalidField."""
+        try:
+            read = json.loads(line)
+        except (ValueError, RecursionError):
+            raise InvalidField("line", "must be a JSON object on one line") from None
+        if not isinstance(read, dict):
+            raise InvalidField("line", "must be a JSON object on one line")
+        for text in _texts(read):
+            self.check_text("line", text)
+        return read
 
     async def remember_document(
         self, tenant: Tenant, document: NewDocument, content: bytes
@@ -107,11 +145,6 @@ class Remembering:
         """Raises InvalidField for a document that cannot be read, and as `VectorMemory`'s writes."""
         async for report in self._documents.keep(tenant, document, content):
             yield report
-
-    async def reindex(self, *, cancel: bool) -> AsyncGenerator[ReindexProgress, None]:
-        """Embed all memories again."""
-        async for progress in self._texts.reindex(cancel=cancel):
-            yield progress
 
     def check_text(self, field: str, text: str) -> None:
         """Raises InvalidField for a text that the model's prompt cannot show as text."""
@@ -137,3 +170,16 @@ class Remembering:
         except (NamespaceNotFound, VectorStoreUnavailable):
             near = ()
         return await self._surprise.judge(tenant, new.text, near, deadline_s=deadline_s)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value. json.loads has bounded its depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)

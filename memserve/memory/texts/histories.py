@@ -29,9 +29,7 @@ def with_version(history: MemoryHistory, memory: Memory, action: MemoryAction) -
         # Another gateway's clock may be behind. Reads as of a time need versions in order.
         updated_s=max(memory.updated_s, last.updated_s),
     )
-    return _bounded(
-        MemoryHistory((*history.versions, MemoryVersion(memory, action)), history.dropped)
-    )
+    return _bounded(MemoryHistory((*history.versions, MemoryVersion(memory, action)), history.dropped))
 
 
 def updated(history: MemoryHistory, memory: Memory) -> MemoryHistory:

@@ -84,7 +84,10 @@ class Journal:
         return (await self.look_many({key: namespace}, tenant_key(tenant)))[key]
 
     async def look_many(self, namespaces: Mapping[str, str], tenant: str) -> dict[str, Look]:
-        """namespaces: of each memory, by its key; at least one. tenant: its key. All looks are of one moment."""
+        """All looks are of one moment.
+
+        namespaces: of each memory, by its key; at least one. tenant: its key.
+        """
         keys = list(namespaces)
         async with answering(TIMEOUT_S), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hmget(PENDING, keys)
@@ -273,7 +276,11 @@ class Journal:
         if outcome == b"quota":
             noun = _text(details[0])
             quotas = self.quotas
-            limits = {"memories": quotas.memories, "namespaces": quotas.namespaces, "memory_bytes": quotas.bytes}
+            limits = {
+                "memories": quotas.memories,
+                "namespaces": quotas.namespaces,
+                "memory_bytes": quotas.bytes,
+            }
             what = {"memory_bytes": "bytes of memories"}.get(noun, noun)
             return QuotaReached(f"{what} of the tenant", limits[noun], f"max_{noun}_per_tenant")
         if outcome == b"full":

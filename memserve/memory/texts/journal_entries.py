@@ -116,9 +116,7 @@ class Quotas:
 def put(record: Record) -> Write:
     """A write that is not yet in the journal. record: with its vector."""
     memory = record.memory
-    return Write(
-        record.key, record.tenant_key, memory.namespace, memory.memory_id, record, uuid.uuid4().hex
-    )
+    return Write(record.key, record.tenant_key, memory.namespace, memory.memory_id, record, uuid.uuid4().hex)
 
 
 def erasure(key: str, tenant: str, memory: Memory) -> Write:
