@@ -1,4 +1,4 @@
-"""What an erased memory has left outside its store: answers that used it, uses and outcomes, KV of prompts."""
+"""What an erased memory has left outside its store: answers that used it, its uses, KV of prompts."""
 
 from __future__ import annotations
 
