@@ -12,7 +12,8 @@ from memserve.memory.texts.applied import BATCH, AppliedWrites, SettlingFigures
 from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Write
-from memserve.memory.texts.rebuilding import rebuild
+from memserve.memory.texts.loss import missing_memories
+from memserve.memory.texts.rebuilding import rebuild, repair
 from memserve.memory.texts.searched import LocalStore
 
 TIMEOUT_S = 30.0
@@ -69,13 +70,18 @@ class LocalWriter:
                 await self._bring(batch)
 
     async def compare(self, journal: Journal) -> None:
-        """Begin a rebuild when the index does not have as many records as the registry counts."""
-        if self._needs:
+        """Each of the index and Milvus Lite is made whole from the other one, where the registry counts more
+        than it has: the index later, in the background, Milvus Lite now.
+        """
+        if self._needs or self.writes.unapplied:
             return
         held = await self.store.read(OWN_WORK, lambda store: store.row_count(timeout_s=TIMEOUT_S))
         totals = await journal.totals()
         lost = sum(self._figures.lost.values())
-        if not self.writes.unapplied and held != totals.records - lost and held != totals.records:
+        if held == totals.records and lost:
+            await repair(self._index, self.store)
+            self._figures.lost = await missing_memories(journal, self._index)
+        elif held != totals.records - lost:
             log.warning("the local index has %d of %d memories and is built again", held, totals.records)
             self._needs = "rebuild"
 

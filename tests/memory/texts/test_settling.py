@@ -110,7 +110,7 @@ async def test_a_write_that_milvus_refuses_is_acknowledged_found_and_replayed(
     with Blocked(collection(tmp_path) / "wal"):
         stored = await remember(memory, "new")
         assert await memory.forget(TENANT, "notes", "old")
-        assert memory.settling.figures.failures > 0
+        await until(lambda: memory.settling.figures.failures > 0)
         assert await memory.get(TENANT, "notes", "new") == stored
         with pytest.raises(MemoryNotFound):
             await memory.get(TENANT, "notes", "old")
@@ -295,7 +295,9 @@ async def test_damage_is_noticed_and_what_is_left_stays_usable(
 ) -> None:
     await damaged_store(tmp_path, embedder, redis_server)
     damage(tmp_path / "memories.db")
+    shutil.rmtree(tmp_path / "memories.index")
     memory = await open_memory(tmp_path, embedder, redis_server)
+    await until(lambda: not memory.settling.needs_mending)
     lost = memory.lost(TENANT) + memory.lost("globex")
     hits = await handbook.search(memory, "The text", namespace="notes", limit=64)
     assert lost > 0
@@ -307,6 +309,23 @@ async def test_damage_is_noticed_and_what_is_left_stays_usable(
     await memory.close()
     memory = await open_memory(tmp_path, embedder, redis_server)
     assert memory.lost(TENANT) + memory.lost("globex") == lost
+    await memory.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("damage", [truncate_data_file, shutil.rmtree])
+async def test_what_milvus_lite_has_lost_comes_back_from_the_local_index(
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer, damage: Callable[[Path], None]
+) -> None:
+    await damaged_store(tmp_path, embedder, redis_server)
+    damage(tmp_path / "memories.db")
+    memory = await open_memory(tmp_path, embedder, redis_server)
+    assert memory.settling.figures.lost == {}
+    await memory.close()
+    shutil.rmtree(tmp_path / "memories.index")
+    memory = await open_memory(tmp_path, embedder, redis_server)
+    await until(lambda: not memory.settling.needs_mending)
+    assert len(await handbook.search(memory, "The text", namespace="notes", limit=64)) == 20
     await memory.close()
 
 
