@@ -26,7 +26,9 @@ from memserve.domain import Memory
 from memserve.embedded.redis_server import redis_executable
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
-from memserve.memory.texts.milvus import MilvusAccess, MilvusMemories, memory_key, tenant_key
+from memserve.memory.texts.milvus import MilvusAccess, MilvusMemories
+from memserve.memory.texts.records import Record, first_history, memory_key, tenant_key
+from memserve.memory.texts.store import Scope
 
 TENANT, NAMESPACE = "acme", "notes"
 CALLERS = 8
@@ -57,7 +59,8 @@ class Direct:
 
         def store() -> None:
             if self._store.get(key, timeout_s=TIMEOUT_S) is None:
-                self._store.put([(key, tenant_key(TENANT), memory, vector)], timeout_s=TIMEOUT_S)
+                record = Record(key, tenant_key(TENANT), first_history(memory), vector)
+                self._store.put([record], timeout_s=TIMEOUT_S)
             self._rows += 1
             if self._rows % FLUSH_ROWS == 0:
                 self._store.flush(timeout_s=TIMEOUT_S)
@@ -70,8 +73,9 @@ class Direct:
         vector = (await loop.run_in_executor(self._embedding, self._embedder.embed, [text]))[0]
 
         def read() -> None:
-            self._store.search_dense(TENANT, [NAMESPACE], vector, 32, timeout_s=TIMEOUT_S)
-            self._store.search_words(TENANT, [NAMESPACE], [text, *text.split()], 32, timeout_s=TIMEOUT_S)
+            scope = Scope(tenant_key(TENANT), (NAMESPACE,))
+            self._store.nearest(scope, vector, 32, timeout_s=TIMEOUT_S)
+            self._store.by_words(scope, text.split(), 32, timeout_s=TIMEOUT_S)
 
         await loop.run_in_executor(self._thread, read)
 

@@ -59,6 +59,8 @@ class MemoryAction(OpenEnum):
     SUPERSEDED = "superseded"
     FORGOTTEN = "forgotten"
     RESTORED = "restored"
+    ERASED = "erased"
+    """Only of a change: an erased memory has no versions."""
     UNKNOWN = "unknown"
 
 
@@ -227,6 +229,11 @@ class Remembered:
     findings: tuple[Finding, ...] = ()
     surprise: SurpriseScore | None = None
 
+    @property
+    def memory_id(self) -> str:
+        """Of the memory that is there now; "" for none."""
+        return "" if self.memory is None else self.memory.memory_id
+
 
 @dataclass(frozen=True, slots=True)
 class ErasedPlace:
@@ -250,3 +257,16 @@ class NamespaceUsage:
     """All, also superseded and forgotten ones."""
     bytes: int
     """Of all records with their histories."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryChange:
+    """One write of a tenant, as its feed tells it."""
+
+    sequence: int
+    """Higher for a later write."""
+    namespace: str
+    memory_id: str
+    version: int
+    """0 of an erased memory."""
+    action: MemoryAction

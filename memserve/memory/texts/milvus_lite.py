@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ SERVER_THREADS = 10
 STOP_GRACE_S = 2.0
 COPY_TIMEOUT_S = 120.0
 MARK_OF_A_CLEAN_END = "memserve-closed"
+MARK_OF_A_DROP = "memserve-dropping-"
 ASIDE = "memserve-damaged"
 _PROBE_BYTES = 64 << 10
 _SERVER_OPTIONS = [
@@ -137,6 +138,38 @@ class MilvusLiteStore:
             if not copied.exists():
                 shutil.copyfile(file, copied)
 
+    def compact(self, name: str, tenant_keys: Sequence[str], *, timeout_s: float) -> None:
+        """Write the files that have deleted rows of these tenants anew, without those rows.
+
+        Everything must be flushed. Waits for Milvus Lite's own merging of files. Milvus Lite itself merges
+        files when there are many, and has no call for it.
+        """
+        collection = self._lite.get_collection(name)
+        collection._wait_for_bg(timeout_s)
+        manager, deleted = collection._compaction_mgr, collection._delta_index
+        with collection._maintenance_lock:
+            for partition in sorted({self.partition_of(key) for key in tenant_keys}):
+                folder = self.path / "collections" / name / "partitions" / partition
+                for file in list(collection._manifest.get_data_files(partition)):
+                    rows = parquet.read_table(folder / file, columns=["pk", "_seq"]).to_pydict()
+                    if any(map(deleted.is_deleted, rows["pk"], rows["_seq"])):
+                        manager._compact_files(partition, str(folder), [file], collection._manifest, deleted)
+            manager._gc_tombstones(collection._manifest, deleted)
+            collection._refresh_segment_cache()
+            collection._cleanup_orphan_index_files()
+        collection._schedule_bg_maintenance()
+        collection._wait_for_bg(timeout_s)
+
+    @contextlib.contextmanager
+    def dropping(self, name: str) -> Iterator[None]:
+        """Drop a collection inside. What a killed process leaves of it is removed at the next start."""
+        mark = self.path / f"{MARK_OF_A_DROP}{name}"
+        mark.touch()
+        _sync(self.path)
+        yield
+        _sync(self.path / "collections")
+        mark.unlink()
+
     def probe(self) -> None:
         """Write and sync a small file in every folder that Milvus Lite writes to when it is opened.
 
@@ -203,6 +236,11 @@ class MilvusLiteStore:
                 # built again from the rows.
                 for index in self.path.glob("collections/*/partitions/*/indexes/*"):
                     index.unlink(missing_ok=True)
+            for mark in self.path.glob(f"{MARK_OF_A_DROP}*"):
+                dropped = self.path / "collections" / mark.name.removeprefix(MARK_OF_A_DROP)
+                shutil.rmtree(dropped, ignore_errors=True)
+                if not dropped.exists():
+                    mark.unlink()
             self._move_unreadable_aside()
         finally:
             os.close(lock)

@@ -4,9 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,27 +16,7 @@ from memserve.memory.texts.journal import Journal, Quotas, put
 from memserve.memory.texts.memory import VectorMemory
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts.handbook import TENANT, ids, remember, search
-
-
-def start_server(data_dir: Path, port: int) -> subprocess.Popen[bytes]:
-    command = [
-        str(Path(sys.executable).with_name("milvus-lite")),
-        "server",
-        "--data-dir",
-        str(data_dir),
-        "--host",
-        "127.0.0.1",
-    ]
-    server = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline_s = time.monotonic() + 20
-    while time.monotonic() < deadline_s:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return server
-        time.sleep(0.05)
-    raise AssertionError("the Milvus server did not start")
+from tests.memory.texts.milvus_server import free_port, start_server
 
 
 @pytest.mark.asyncio
@@ -125,9 +102,3 @@ async def test_two_gateways_share_a_milvus_server(
         assert await journal.append(write, await journal.look(write.key, TENANT, "handbook"), 1)
         assert await second.get(TENANT, "handbook", "south") == south, "it is acknowledged, and is there"
         assert ids(await search(await gateway(), "ZZ9000A")) == ["south"], "the next to start brings it in"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

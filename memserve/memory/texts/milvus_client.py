@@ -1,0 +1,70 @@
+"""The connection to Milvus, and what its client's failures become."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import grpc
+from pymilvus import MilvusClient
+from pymilvus.exceptions import MilvusException
+
+from memserve.tls.pem import PemFiles
+
+
+class MilvusFailed(Exception):
+    """Milvus did not do what it was asked. The message is the client's."""
+
+
+@contextlib.contextmanager
+def milvus_failures() -> Iterator[None]:
+    """Turn what pymilvus raises into MilvusFailed. pymilvus lets gRPC's own errors through in some calls."""
+    try:
+        yield
+    except (MilvusException, grpc.RpcError) as error:
+        raise MilvusFailed(str(error) or type(error).__name__) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What the rows' vectors are."""
+
+    dim: int
+    embedder: str = ""
+    """The name of the model that embeds; "" for the bundled model."""
+
+
+@dataclass(frozen=True, slots=True)
+class MilvusAccess:
+    """What a Milvus server wants to see."""
+
+    token: str = field(default="", repr=False)
+    """user:password, or a token. Empty: nothing."""
+    tls: PemFiles | None = None
+    """For https; read when it connects. None: gRPC's own authorities, and no certificate."""
+
+
+def is_local_uri(uri: str) -> bool:
+    """True for a path, which means Milvus Lite."""
+    return "://" not in uri
+
+
+def connect(uri: str, access: MilvusAccess, *, timeout_s: float) -> MilvusClient:
+    """A connection of its own: pymilvus would share one that was made with older certificates."""
+    # pymilvus logs a copy of every exception that it raises, stack trace included.
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    return MilvusClient(
+        uri, token=access.token, timeout=timeout_s, dedicated=True, **_tls_arguments(uri, access.tls)
+    )
+
+
+def _tls_arguments(uri: str, tls: PemFiles | None) -> dict[str, str]:
+    if tls is None or not uri.startswith("https://"):
+        return {}
+    return {
+        "ca_pem_path": str(tls.authorities),
+        "client_pem_path": str(tls.certificate),
+        "client_key_path": str(tls.key),
+    }
