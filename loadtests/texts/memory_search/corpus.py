@@ -24,9 +24,15 @@ LIMIT = 5
 WRITES_PER_S, BATCH = 500, 50
 NEW_FROM = 10_000_000
 """Numbers of the memories that are written while searches are timed."""
-_VOCABULARY = 50_000
+_WORDS = 50_000
 _FUNCTION_WORDS = 60
 _PART = 1000
+_SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+_VOCABULARY = [
+    "".join(_SYLLABLES[rank // len(_SYLLABLES) ** place % len(_SYLLABLES)] for place in range(3))
+    for rank in range(_WORDS)
+]
+"""By rank: pronounceable words without a digit, because a word with digits counts as a code."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -55,7 +61,7 @@ class Corpus:
     """Every memory is made from its number: its tenant, namespace, text and vector."""
 
     def __init__(self) -> None:
-        self._weights = 1 / np.arange(1, _VOCABULARY + 1)
+        self._weights = 1 / np.arange(1, _WORDS + 1)
         self._weights /= self._weights.sum()
 
     def tenant(self, number: int) -> str:
@@ -68,11 +74,11 @@ class Corpus:
         """15 to 60 words each, the most frequent ones left out, and the number as the last word."""
         rng = np.random.default_rng([1, first])
         lengths = rng.integers(15, 60, count)
-        ranks = rng.choice(_VOCABULARY, size=int(lengths.sum()), p=self._weights)
+        ranks = rng.choice(_WORDS, size=int(lengths.sum()), p=self._weights)
         ranks = np.where(ranks < _FUNCTION_WORDS, ranks + _FUNCTION_WORDS, ranks)
         ends = np.cumsum(lengths)
         return [
-            " ".join(f"w{rank}" for rank in ranks[end - length : end]) + f" m{first + place}"
+            " ".join(_VOCABULARY[rank] for rank in ranks[end - length : end]) + f" m{first + place}"
             for place, (length, end) in enumerate(zip(lengths, ends, strict=True))
         ]
 

@@ -94,7 +94,7 @@ def measure_index(folder: Path, corpus: Corpus, rows: int, searches: int, budget
     began_s = time.perf_counter()
     nearest(0)
     cold_s = time.perf_counter() - began_s
-    alone = [timed(half, searches, budget_s) for half in (nearest, by_words, both)]
+    dense, worded, alone = (timed(half, searches, budget_s) for half in (nearest, by_words, both))
     with Writing(
         lambda first, count: index.put(records_of(corpus, first, count), timeout_s=TIMEOUT_S)
     ) as writing:
@@ -102,7 +102,7 @@ def measure_index(folder: Path, corpus: Corpus, rows: int, searches: int, budget
     sizes = index.figures(timeout_s=TIMEOUT_S)
     held = index.counts(timeout_s=TIMEOUT_S)[scope.tenant_key, NAMESPACE].live
     figures = IndexFigures(
-        rows, rows / put_s, cold_s, *alone, beside, writing.writes_per_s,
+        rows, rows / put_s, cold_s, dense, worded, alone, beside, writing.writes_per_s,
         _recall(index, scope, queries[:20]), sizes.disk_bytes / sizes.rows, sizes.vector_bytes / held,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )  # fmt: skip
