@@ -90,7 +90,7 @@ def print_peers(figures: list[PeerFigures]) -> None:
         [
             (
                 row.name, f"{row.rows:,}", shown(row.alone), shown(row.writing), f"{row.writes_per_s:.0f}",
-                f"{row.filled_per_s:.0f}", row.why[:80],
+                f"{row.filled_per_s:.0f}", row.note[:80],
             )
             for row in figures
         ],

@@ -25,8 +25,8 @@ class Store(Protocol):
     def add(self, ids: Sequence[int], places: Sequence[int]) -> None:
         """Keep memories. places: whose text, owner and vector they have."""
 
-    def search(self, query: int) -> object:
-        """The nearest of one namespace."""
+    def search(self, query: int) -> Sequence[object]:
+        """The nearest LIMIT of one namespace, as far as the store finds them."""
 
 
 class LangGraphStore:
@@ -59,8 +59,8 @@ class LangGraphStore:
             ]
         )
 
-    def search(self, query: int) -> object:
-        return self._store.search(self._searched, query=f"q{query}", limit=LIMIT)
+    def search(self, query: int) -> Sequence[object]:
+        return list(self._store.search(self._searched, query=f"q{query}", limit=LIMIT))
 
 
 class Mem0Faiss:
@@ -70,8 +70,9 @@ class Mem0Faiss:
         from mem0.vector_stores.faiss import FAISS
 
         self._content, self._vectors, self._queries = content, vectors, queries
-        self._store = FAISS("memories", path=str(folder), distance_strategy="cosine")
-        self._store.create_col("memories", vectors.shape[1])
+        self._store = FAISS(
+            "memories", path=str(folder), distance_strategy="cosine", embedding_model_dims=vectors.shape[1]
+        )
 
     def add(self, ids: Sequence[int], places: Sequence[int]) -> None:
         self._store.insert(
@@ -83,9 +84,9 @@ class Mem0Faiss:
             [str(number) for number in ids],
         )
 
-    def search(self, query: int) -> object:
+    def search(self, query: int) -> Sequence[object]:
         filters = {"user_id": self._content["searched"]}
-        return self._store.search("", self._queries[query].tolist(), LIMIT, filters)
+        return list(self._store.search("", self._queries[query].tolist(), LIMIT, filters))
 
 
 def timed(search: Callable[[int], object], queries: int, budget_s: float) -> list[float]:
@@ -104,7 +105,7 @@ def measure(store: Store, rows: int, queries: int, budget_s: float) -> dict[str,
         places = range(first, min(rows, first + PART))
         store.add(places, places)
     filled_per_s = rows / (time.perf_counter() - began_s)
-    store.search(0)
+    found = sum(len(store.search(query)) for query in range(20)) / 20
     alone = timed(store.search, queries, budget_s)
     ended = threading.Event()
     batches = 0
@@ -128,7 +129,10 @@ def measure(store: Store, rows: int, queries: int, budget_s: float) -> dict[str,
         ended.set()
         thread.join()
     writes_per_s = batches * BATCH / (time.perf_counter() - began_s)
-    return {"filled_per_s": filled_per_s, "alone": alone, "writing": writing, "writes_per_s": writes_per_s}
+    return {
+        "filled_per_s": filled_per_s, "found": found, "alone": alone, "writing": writing,
+        "writes_per_s": writes_per_s,
+    }  # fmt: skip
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from loadtests.texts.memory_search.corpus import (
 
 NAMESPACE = "n1"
 PEERS = {
-    "langmem": ("langgraph-checkpoint==3.0.1", "numpy==2.3.5"),
+    "langmem": ("langgraph-checkpoint==4.3.2", "numpy==2.3.5"),
     "mem0": ("mem0ai==2.2.1", "faiss-cpu==1.15.1"),
 }
 WORKER = Path(__file__).with_name("peer_worker.py")
@@ -47,16 +47,16 @@ class PeerFigures:
     rows: int
     filled_per_s: float
     alone: Timings | None
-    """None: it could not be measured; `why` says why."""
+    """None: it could not be measured, and `note` says why."""
     writing: Timings | None
     writes_per_s: float
-    why: str = ""
+    note: str = ""
 
     def figures(self) -> dict[str, object]:
         return {
             "name": self.name, "rows": self.rows, "filled_per_s": round(self.filled_per_s),
             "alone": self.alone and self.alone.figures(), "writing": self.writing and self.writing.figures(),
-            "writes_per_s": round(self.writes_per_s), "why": self.why,
+            "writes_per_s": round(self.writes_per_s), "note": self.note,
         }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def measure_peer(name: str, corpus: Corpus, rows: int, searches: int, budget_s: 
     figures = json.loads(answer.stdout.splitlines()[-1])
     return PeerFigures(
         name, rows, figures["filled_per_s"], Timings(tuple(figures["alone"])),
-        Timings(tuple(figures["writing"])), figures["writes_per_s"],
+        Timings(tuple(figures["writing"])), figures["writes_per_s"], f"finds {figures['found']:g} of {LIMIT}",
     )  # fmt: skip
 
 
