@@ -205,6 +205,17 @@ class FairThreads:
 
     async def begin(self, tenant: str, work: Callable[[], T]) -> ThreadFuture[T]:
         """As `run`, but returns when the work has begun."""
+        begun = await self.begin_next(tenant, lambda: work)
+        assert begun is not None
+        return begun
+
+    async def begin_next(
+        self, tenant: str, choose: Callable[[], Callable[[], T] | None]
+    ) -> ThreadFuture[T] | None:
+        """As `begin`, for work that is chosen when the tenant's turn has come, on the event loop.
+
+        choose: None when there is no work any more. Then this returns None too.
+        """
         await self.turns.take(tenant)
         loop = asyncio.get_running_loop()
 
@@ -214,11 +225,15 @@ class FairThreads:
                 loop.call_soon_threadsafe(self.turns.give, tenant)
 
         try:
-            begun = self._threads.submit(work)
+            work = choose()
+            begun = None if work is None else self._threads.submit(work)
         except BaseException:
             self.turns.give(tenant)
             raise
-        begun.add_done_callback(ended)
+        if begun is None:
+            self.turns.give(tenant)
+        else:
+            begun.add_done_callback(ended)
         return begun
 
     def close(self, *, wait: bool = False) -> None:

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from memserve.config.embedding import EmbeddingSettings
 from memserve.config.identity import IdentitySettings
 from memserve.config.ports import PortSettings
 from memserve.config.redis_urls import with_certificates
@@ -23,7 +24,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-class Settings(PortSettings, IdentitySettings):
+class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
     """The settings of one memserve process. Units are in the names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -65,24 +66,6 @@ class Settings(PortSettings, IdentitySettings):
         "",
         description="Where modules are kept: a directory, or an fsspec URL (s3://, gs:// …) that all "
         "gateways and workers reach. Empty: data_dir/modules.",
-    )
-    embedder: str = Field(
-        "",
-        description="Sentence embedding model of the vector memory, named as `model` is: "
-        "BERT, RoBERTa or XLM-RoBERTa as sentence-transformers has them, like "
-        "intfloat/multilingual-e5-small. Empty: the bundled all-MiniLM-L6-v2, which knows English.",
-    )
-    embedder_query_prompt: str = Field(
-        "",
-        max_length=1000,
-        description="What the embedding model wants before a query, like `query: `. Empty: what its files "
-        "say.",
-    )
-    embedder_passage_prompt: str = Field(
-        "",
-        max_length=1000,
-        description="What the embedding model wants before a memory, like `passage: `. Empty: what its "
-        "files say.",
     )
     milvus_uri: str = Field(
         "", description="Milvus by URI, or a file for Milvus Lite. Empty: a file in data_dir."
@@ -174,7 +157,15 @@ class Settings(PortSettings, IdentitySettings):
         description="Bytes of one tenant's unfinished uploads; the idle ones make room. Not less than "
         "max_module_bytes.",
     )
-    max_memories_per_tenant: int = Field(100_000, ge=1, description="Memories of one tenant.")
+    max_memories_per_tenant: int = Field(
+        100_000, ge=1, description="Live memories of one tenant. Superseded and forgotten ones count as bytes."
+    )
+    max_memory_bytes_per_tenant: int = Field(
+        1 << 30, ge=1 << 20, description="Bytes of one tenant's memories, with their histories and vectors."
+    )
+    forgotten_days: float = Field(
+        30.0, gt=0, le=3650, description="Days after which a forgotten memory is erased, with its history."
+    )
     max_namespaces_per_tenant: int = Field(
         1000, ge=1, description="Namespaces of one tenant, with those that are empty."
     )

@@ -8,7 +8,14 @@ from enum import StrEnum
 from memserve.domain.modules import ModuleUse, UsedModule
 from memserve.domain.open_enum import OpenEnum
 from memserve.domain.prefixes import CachedTokens
-from memserve.domain.recalled import RecallOutcome, ScoredMemory
+from memserve.domain.recalled import (
+    ModuleFit,
+    RecallOutcome,
+    RecallPart,
+    ScoredMemory,
+    SearchQuery,
+    Skipped,
+)
 from memserve.domain.tenants import Priority
 
 
@@ -125,6 +132,12 @@ class GenerationRequest:
     namespaces: tuple[str, ...] = ()
     recall_limit: int = 0
     recall_timeout_s: float = 0.0
+    search: SearchQuery | None = None
+    """How to search the namespaces. Its own namespaces, text and limit say nothing. None: no wishes."""
+    choose_module: bool = False
+    """Where the request names no module, answer with the one whose knowledge fits, if one does."""
+    skip_pinned: bool = False
+    """Leave out the passages that the namespaces have pinned."""
     slo: Slo = Slo()
     worker_id: str = ""
     """The worker that has to answer. Empty: any."""
@@ -133,6 +146,8 @@ class GenerationRequest:
     priority: Priority = Priority.NORMAL
     do_not_queue: bool = False
     """Refuse the request at once where no engine can begin with it now."""
+    keep_prompt: bool = False
+    """Keep the prompt and the answer's tokens for a while, for `ExplainAnswer`."""
     raw: bool = False
     """The only message is a text that the model goes on with, without its chat template."""
 
@@ -203,6 +218,12 @@ class Route:
     take them as a system message."""
     merged_turns: int = 0
     """Turns that were joined to the one before, of the same role: the template wants roles to alternate."""
+    skipped: tuple[Skipped, ...] = ()
+    """Memories that were found and are not used."""
+    recall: tuple[RecallPart, ...] = ()
+    """What each memory gave, at what cost."""
+    module_fits: tuple[ModuleFit, ...] = ()
+    """Modules that were looked at for the question."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,3 +127,80 @@ class RecallOutcome(OpenEnum):
     SKIPPED = "skipped"
     """Left out, because with the passages the answer would have been refused."""
     UNKNOWN = "unknown"
+
+
+class RecallSource(OpenEnum):
+    """Where recalled knowledge comes from."""
+
+    TEXTS = "texts"
+    """Text memories that the question finds."""
+    PINNED = "pinned"
+    """Text memories that their namespace always has in the prompt."""
+    MODULES = "modules"
+    PREFIX = "prefix"
+    """Computed state of the prompt."""
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RecallPart:
+    """What one memory gave to a request, and at what cost."""
+
+    source: RecallSource
+    outcome: RecallOutcome
+    took_ms: float
+    given: int
+    """Passages, modules, or cached prompt tokens."""
+    prompt_tokens: int = 0
+    """Of the passages in the prompt."""
+    detail: str = ""
+    """One line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleFit:
+    """A module whose knowledge may fit a question."""
+
+    name: str
+    version: int
+    digest: str
+    score: float
+    """Cosine of the question to the nearest of the module's description, sources and training questions."""
+    reason: str
+    """One line for a person."""
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RecallPreview:
+    """What an answer would be made with."""
+
+    outcome: RecallOutcome
+    passages: tuple[ScoredMemory, ...]
+    """In the prompt's order."""
+    skipped: tuple[Skipped, ...]
+    parts: tuple[RecallPart, ...]
+    module_fits: tuple[ModuleFit, ...]
+    prompt_tokens: int
+    redis_tokens: int | None
+    """Leading tokens that Redis has. None: it does not answer."""
+    held_tokens: int
+    """Leading tokens that the worker that has most of them holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reinforced:
+    """How strongly a memory counts after an outcome."""
+
+    namespace: str
+    memory_id: str
+    strength_before: float
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedOutcome:
+    """What an outcome has changed."""
+
+    memories: tuple[Reinforced, ...]
+    reflection: Memory | None = None

@@ -31,6 +31,44 @@ class MemoryConflict(MemserveError):
         self.memory_id = memory_id
 
 
+class VersionConflict(MemserveError):
+    """A change was meant for another version of a memory than the current one."""
+
+    def __init__(self, memory_id: str, expected: int, current: int) -> None:
+        super().__init__(
+            f"memory {memory_id!r} has version {current} and not {expected}; read it, and change that version"
+        )
+        self.memory_id = memory_id
+        self.current = current
+
+
+class VersionNotFound(MemserveError):
+    """A memory does not have this version (any more)."""
+
+    def __init__(self, memory_id: str, version: str) -> None:
+        super().__init__(f"memory {memory_id!r} has no {version}; its history lists what it has")
+        self.memory_id = memory_id
+
+
+class MatchesChanged(MemserveError):
+    """A filter does not match what it matched in the dry run. Nothing was forgotten for it."""
+
+    def __init__(self, matches: int) -> None:
+        super().__init__(
+            f"the filter matches {matches} memories now, and not those of the dry run; make another dry run"
+        )
+
+
+class ChangesMissed(MemserveError):
+    """A tenant's feed of changes does not have all that came after a sequence."""
+
+    def __init__(self, after_sequence: int) -> None:
+        super().__init__(
+            f"changes after {after_sequence} have left the feed, or that sequence was never given; list the "
+            "memories, and watch from now on"
+        )
+
+
 class DiskFull(MemserveError):
     """The disk that a change would be written to has too little room."""
 
@@ -137,6 +175,13 @@ class VectorStoreUnavailable(MemserveError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"the vector store does not answer ({detail}); try again")
+
+
+class EmbedderUnavailable(VectorStoreUnavailable):
+    """The embedding model's endpoint does not answer as it should, or not in time."""
+
+    def __init__(self, detail: str) -> None:
+        MemserveError.__init__(self, f"no text can be embedded now: {detail}")
 
 
 class VectorStoreHeld(MemserveError):

@@ -57,11 +57,11 @@ from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import Uploads
 from memserve.memory.prefixes.memory import ActivationMemory
-from memserve.memory.texts.embedder_files import configured_embedder
-from memserve.memory.texts.embedding import BertEmbedder
-from memserve.memory.texts.journal import Quotas as MemoryQuotas
-from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.encoders.watched import WatchedEndpoint
+from memserve.memory.texts.journal_entries import Quotas as MemoryQuotas
+from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
+from memserve.memory.texts.opening import open_embedding, open_reranking
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles, open_model
 from memserve.policy.routing.breaker import Breakers
@@ -88,6 +88,8 @@ class GatewayParts:
     metrics: GatewayMetrics
     disk: DiskWatch
     texts: VectorMemory
+    watched_embedder: WatchedEndpoint | None
+    """None: the embedding model is here."""
     activation: ActivationMemory
     modules: ParametricMemory
     lookup: PrefixLookup
@@ -139,8 +141,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
     metrics = GatewayMetrics(model.name)
     disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
-        texts = await _open_texts(settings, disk, tls)
-        stack.push_async_callback(texts.close)
+        texts, watched = await _open_texts(settings, metrics, disk, tls, stack)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
         stack.callback(tokenizing.close)
         lookup, activation = await _open_cache(settings, stack)
@@ -170,6 +171,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             metrics=metrics,
             disk=disk,
             texts=texts,
+            watched_embedder=watched,
             activation=activation,
             modules=modules,
             lookup=lookup,
@@ -236,20 +238,33 @@ async def _open_cache(
     return lookup, activation
 
 
-async def _open_texts(settings: Settings, disk: DiskWatch, tls: LiveTls | None) -> VectorMemory:
-    embedder = await on_own_thread(lambda: BertEmbedder(configured_embedder(settings)))
-    quotas = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
+async def _open_texts(
+    settings: Settings,
+    metrics: GatewayMetrics,
+    disk: DiskWatch,
+    tls: LiveTls | None,
+    stack: contextlib.AsyncExitStack,
+) -> tuple[VectorMemory, WatchedEndpoint | None]:
+    embedding, watched = await open_embedding(settings, metrics.embedding)
+    if watched is not None:
+        stack.callback(watched.close)
+    options = TextOptions(
+        access=MilvusAccess(settings.milvus_token.get_secret_value(), None if tls is None else tls.files),
+        may_flush=disk.has_room,
+        quotas=MemoryQuotas(
+            settings.max_memories_per_tenant,
+            settings.max_namespaces_per_tenant,
+            settings.max_memory_bytes_per_tenant,
+        ),
+        forgotten_days=settings.forgotten_days,
+    )
     try:
-        return await VectorMemory.open(
-            settings.vector_uri,
-            embedder,
-            settings.redis,
-            access=MilvusAccess(settings.milvus_token.get_secret_value(), None if tls is None else tls.files),
-            quotas=quotas,
-            may_flush=disk.has_room,
-        )
+        texts = await VectorMemory.open(settings.vector_uri, embedding, settings.redis, options)
     except (EmbedderChanged, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
         raise StartupError(str(error)) from error
+    stack.push_async_callback(texts.close)
+    texts.reranking = await open_reranking(settings, metrics.embedding)
+    return texts, watched
 
 
 async def _open_modules(

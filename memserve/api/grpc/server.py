@@ -49,6 +49,7 @@ log = logging.getLogger("memserve.gateway")
 HEALTH_CHECK_S = 0.25
 SWEEP_S = 600.0
 GATEWAYS_RETRY_S = 0.25
+EMBEDDER_LOOK_S = 5.0
 # A younger blob is not swept. A blob is put before its version is registered, and publishing takes less time
 # than this.
 BLOB_MIN_AGE_S = 3600.0
@@ -107,6 +108,8 @@ async def served(
         asyncio.create_task(repeat("gateways", parts.gateways.listen, GATEWAYS_RETRY_S, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
+    if (watched := parts.watched_embedder) is not None:
+        tasks.append(asyncio.create_task(repeat("embedder", watched.look, EMBEDDER_LOOK_S, failed)))
     try:
         yield
     finally:

@@ -59,6 +59,7 @@ STATUS: dict[type[errors.MemserveError], HTTPStatus] = {
     errors.BackupNotPossible: HTTPStatus.CONFLICT,
     errors.BackupDamaged: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.VectorStoreHeld: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.EmbedderUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.EmbedderChanged: HTTPStatus.CONFLICT,
     errors.VectorStoreDamaged: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.VectorStoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,

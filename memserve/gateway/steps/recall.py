@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from memserve.config import Settings
-from memserve.domain import GenerationRequest, RecallOutcome, Role, ScoredMemory
+from memserve.domain import GenerationRequest, RecallOutcome, Role, ScoredMemory, SearchQuery
 from memserve.errors import VectorStoreUnavailable
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.texts.memory import VectorMemory
@@ -46,7 +46,8 @@ class Recall:
         query = next(message.content for message in reversed(request.messages) if message.role is Role.USER)
         query = query.strip().encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
         try:
-            hits = await self._texts.search(tenant, request.namespaces, query, limit, timeout_s=timeout_s)
+            search = SearchQuery(tuple(request.namespaces), query, limit)
+            hits = (await self._texts.search(tenant, search, timeout_s)).hits
         except VectorStoreUnavailable as error:
             late = time.monotonic() - started_s >= timeout_s
             log.warning("answering without passages: %s", error)

@@ -1,17 +1,29 @@
-"""Which journaled writes Milvus has, and which it does not have yet: the blocking half of settling."""
+"""Which journaled writes a store has, and which it does not have yet: the blocking half of settling."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
-from memserve.memory.texts.journal import Write
+from memserve.memory.texts.journal_entries import Write
 from memserve.memory.texts.migration import MigrationFigures
 from memserve.memory.texts.milvus import MilvusMemories
-from memserve.memory.texts.records import Record, first_history
+from memserve.memory.texts.milvus_rows import history_digest
+from memserve.memory.texts.store import RecordStore
 
 BATCH = 256
+# A tenant's words are indexed anew.
+ERASE_TIMEOUT_S = 120.0
+
+
+@runtime_checkable
+class Erases(Protocol):
+    """A store that takes what is deleted out of its files at once."""
+
+    def erase(self, keys: Sequence[str], *, timeout_s: float) -> object: ...
 
 
 class FlushNotVerified(Exception):
@@ -41,21 +53,18 @@ class AppliedWrites:
 
     def __init__(self) -> None:
         self.unapplied: dict[str, Write] = {}
-        """The writes that Milvus does not have yet. Reads have to heed them."""
+        """The writes that the store does not have yet. Reads heed them where it is the searched store."""
         self._lock = threading.Lock()
-        # What Milvus has and may not have on disk yet.
+        # What the store has and may not have on disk yet.
         self._applied: dict[str, Write] = {}
-        # The sequence of the last write that Milvus got.
+        # The sequence of the last write that the store got.
         self._sequences: dict[str, int] = {}
+        # The keys that came since `watch_keys`. None: nobody asks.
+        self._watched: set[str] | None = None
 
     def __len__(self) -> int:
-        """How many writes Milvus has that may not be durable."""
+        """How many writes the store has that may not be durable."""
         return len(self._applied)
-
-    def rows_of(self, tenant_key: str) -> int:
-        """How many of the applied writes are the tenant's."""
-        with self._lock:
-            return sum(write.tenant_key == tenant_key for write in self._applied.values())
 
     def add_unapplied(self, write: Write) -> None:
         with self._lock:
@@ -65,46 +74,65 @@ class AppliedWrites:
             ):
                 self.unapplied[write.key] = write
 
-    def bring(self, store: MilvusMemories, writes: Sequence[Write], *, timeout_s: float) -> None:
-        """Bring writes into Milvus, except a write that Milvus has already, or has a later write of.
+    def some_unapplied(self, limit: int) -> list[Write]:
+        """The first of the unapplied writes, in the order in which they came."""
+        with self._lock:
+            return list(itertools.islice(self.unapplied.values(), limit))
 
-        After an error Milvus may have some of the writes: call `distrust`.
+    def bring(self, store: RecordStore, writes: Sequence[Write], *, timeout_s: float) -> None:
+        """Bring writes into the store, except a write that it has already, or has a later write of.
+
+        After an error the store may have some of the writes: call `distrust`.
         """
         fresh = [write for write in writes if self._sequences.get(write.key, 0) < write.sequence]
-        puts = [
-            Record(write.key, write.tenant_key, first_history(write.memory), write.vector)
-            for write in fresh
-            if write.memory is not None and write.vector is not None
-        ]
-        deletes = [write.key for write in fresh if write.memory is None]
+        last = {write.key: write for write in sorted(fresh, key=lambda write: write.sequence)}
+        puts = [write.record for write in last.values() if write.record is not None]
+        deletes = [write.key for write in last.values() if write.record is None]
         if puts:
             store.put(puts, timeout_s=timeout_s)
-        if deletes:
+        if deletes and isinstance(store, Erases):
+            store.erase(deletes, timeout_s=ERASE_TIMEOUT_S)
+        elif deletes:
             store.delete(deletes, timeout_s=timeout_s)
         with self._lock:
-            for write in fresh:
+            for write in last.values():
                 self._applied[write.key] = write
                 self._sequences[write.key] = write.sequence
+            for write in writes:
                 waiting = self.unapplied.get(write.key)
-                if waiting is not None and waiting.sequence <= write.sequence:
+                if waiting is not None and waiting.sequence <= self._sequences[write.key]:
                     del self.unapplied[write.key]
+            if self._watched is not None:
+                self._watched.update(last)
+
+    def watch_keys(self) -> set[str]:
+        """The keys that come into the store from now on are added to this set, until the next call."""
+        with self._lock:
+            self._watched = set()
+            return self._watched
 
     def flush(self, store: MilvusMemories, *, timeout_s: float) -> list[Write]:
         """Flush. Returns the writes that Milvus had before."""
-        with self._lock:
-            batch = list(self._applied.values())
+        batch = self.applied()
         store.flush(timeout_s=timeout_s)
         return batch
+
+    def applied(self) -> list[Write]:
+        with self._lock:
+            return list(self._applied.values())
 
     @staticmethod
     def missing(store: MilvusMemories, writes: Sequence[Write], *, timeout_s: float) -> list[Write]:
         """The writes that Milvus does not have: puts that are missing or differ, deletes of what exists."""
-        held = store.get_many([write.key for write in writes], timeout_s=timeout_s)
-        memories = {key: record.memory for key, record in held.items()}
-        return [write for write in writes if memories.get(write.key) != write.memory]
+        held = store.digests([write.key for write in writes], timeout_s=timeout_s)
+        return [
+            write
+            for write in writes
+            if held.get(write.key) != (write.record and history_digest(write.record.history))
+        ]
 
     def distrust(self) -> None:
-        """What Milvus has got and not durably written may be lost: all of it is unapplied again."""
+        """What the store has got and not durably written may be lost: all of it is unapplied again."""
         with self._lock:
             for key, write in self._applied.items():
                 known = self.unapplied.get(key)
@@ -119,7 +147,7 @@ class AppliedWrites:
         """Forget writes that are durable.
 
         except_keys: these stay.
-        oldest_under_way: the sequence of the oldest write that is on its way to Milvus; 0 for none. An
+        oldest_under_way: the sequence of the oldest write that is on its way to the store; 0 for none. An
         earlier write of a memory may still be under way. It must find that it is late, so that later
         sequences are kept for it.
         """

@@ -57,14 +57,9 @@ def open_embedder(path: Path, prompts: Prompts | None = None) -> EmbedderFiles:
     prompts: None for the prompts that the model's files name.
     Raises StartupError that says what memserve cannot use.
     """
-    for name in (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE):
-        if not (path / name).is_file():
-            raise StartupError(
-                f"embedding model {path} has no {name}; memserve needs a BERT-like model with a fast "
-                "tokenizer and safetensors"
-            )
+    require_files(path, "embedding model")
     config = json_object(path / CONFIG_FILE)
-    kind = _checked_kind(path, config)
+    kind = checked_kind(path, config, "embedding model")
     first_pooled = _pools_first_token(path / "1_Pooling" / CONFIG_FILE)
     _check_modules(path / "modules.json")
     rules = json_object(path / "sentence_bert_config.json", missing_ok=True)
@@ -81,12 +76,22 @@ def open_embedder(path: Path, prompts: Prompts | None = None) -> EmbedderFiles:
     )
 
 
-def _checked_kind(path: Path, config: Mapping[str, Any]) -> str:
-    """The type of a model that memserve can compute. Raises StartupError."""
+def require_files(path: Path, what: str) -> None:
+    """what: such as "embedding model". Raises StartupError for a folder without a model's files."""
+    for name in (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE):
+        if not (path / name).is_file():
+            raise StartupError(
+                f"{what} {path} has no {name}; memserve needs a BERT-like model with a fast "
+                "tokenizer and safetensors"
+            )
+
+
+def checked_kind(path: Path, config: Mapping[str, Any], what: str) -> str:
+    """The type of a model that memserve can compute. what: as above. Raises StartupError."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FIRST_POSITION:
         raise StartupError(
-            f"embedding model {path} is of type {kind!r}; memserve computes {', '.join(FIRST_POSITION)}"
+            f"{what} {path} is of type {kind!r}; memserve computes {', '.join(FIRST_POSITION)}"
         )
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
         if not isinstance(config.get(name), int) or config[name] < 1:

@@ -36,15 +36,25 @@ class VectorIndex:
     """
 
     def __init__(
-        self, uri: str, vectors: Vectors, access: MilvusAccess | None, *, call_timeout_s: float
+        self,
+        uri: str,
+        vectors: Vectors,
+        access: MilvusAccess | None,
+        *,
+        is_searched: bool,
+        call_timeout_s: float,
     ) -> None:
-        """access: to a server. None: it wants to see nothing."""
+        """access: to a server. None: it wants to see nothing.
+
+        is_searched: False where the local index finds the memories, and Milvus only keeps them.
+        """
         self.is_local = is_local_uri(uri)
         self.call_timeout_s = call_timeout_s
         self.last_call_s = 0.0
         self._uri = uri
         self._vectors = vectors
         self._access = access or MilvusAccess()
+        self._is_searched = is_searched
         self._write_thread = FairThreads("vector-store", 1)
         self._read_threads = (
             self._write_thread if self.is_local else FairThreads("vector-store-read", 4, share=leave_one)
@@ -144,12 +154,21 @@ class VectorIndex:
                 self._end(store)
 
     def _connect_anew(self) -> None:
-        fresh = MilvusMemories(self._uri, self._access, self._vectors, timeout_s=self.call_timeout_s)
+        fresh = self._connect()
         with self._connect_lock:
             before, self._store = self._store, fresh
             unused = before is not None and not self._calls[before]
         if before is not None and unused:
             self._end(before)
+
+    def _connect(self) -> MilvusMemories:
+        return MilvusMemories(
+            self._uri,
+            self._access,
+            self._vectors,
+            is_searched=self._is_searched,
+            timeout_s=self.call_timeout_s,
+        )
 
     def _end(self, store: MilvusMemories) -> None:
         self._calls.pop(store, None)
@@ -162,9 +181,7 @@ class VectorIndex:
                 store, self._store = self._store, None
                 store.close(clean=False)
             if self._store is None:
-                self._store = MilvusMemories(
-                    self._uri, self._access, self._vectors, timeout_s=self.call_timeout_s
-                )
+                self._store = self._connect()
             elif self._must_prepare or reopen:
                 self._store.prepare(timeout_s=self.call_timeout_s)
             self._must_prepare = False

@@ -1,5 +1,5 @@
--- The journal of the vector memory: what is acknowledged and perhaps not yet durable in Milvus, and how many
--- memories there are. Each script is one atomic change.
+-- The journal of the vector memory: what is acknowledged and perhaps not yet durable in Milvus, what each
+-- namespace holds, and the feed of each tenant's changes. Each script is one atomic change.
 --
 -- ARGV: the script's name; then names and values of its arguments in turn. `request` has them by name, as
 -- text.
@@ -10,21 +10,29 @@ local PENDING_KEY = KEYS[1]
 local STATE_KEY = KEYS[2]
 -- Set of the tenants (as digests) that have namespaces.
 local TENANTS_KEY = KEYS[3]
--- Hash by namespace of one tenant: its memories.
-local COUNTS_KEY = KEYS[4]
+-- Hashes by namespace of one tenant: its live memories, its records, and their bytes.
+local LIVE_KEY, RECORDS_KEY, BYTES_KEY = KEYS[4], KEYS[5], KEYS[6]
+-- Stream of one tenant's changes; an entry's id is its sequence.
+local FEED_KEY = KEYS[7]
+-- Hash by tenant: the sequence of the oldest change that its feed still has, once older ones have left.
+local TRIMMED_KEY = KEYS[8]
 
 local STATE = {
   sequence = 'sequence',            -- the last one that was given
   dropped = 'dropped',              -- the highest sequence that was dropped
   bytes = 'bytes',                  -- of the pending writes
-  memories = 'memories',            -- the sum of all counts
+  memories = 'memories',            -- the sum of all live memories
+  records = 'records',              -- the sum of all records
   counted = 'counted',              -- 1 once the counts are those of the rows in Milvus
+  layout = 'layout',                -- 2; absent: memserve 0.1.0, which counted memories alone
   embedder = 'embedder',            -- of the model that made the vectors; absent: the bundled one
   embedder_name = 'embedder_name',
 }
 
 -- More than a sequence and a time take in an entry.
 local ENTRY_HEAD_BYTES = 64
+-- What a memory of 0.1.0 counts for, with its vector, until it is written again: nobody counted it.
+local OLD_RECORD_BYTES = 2048
 
 local TIME = redis.call('TIME')
 local NOW_S = tonumber(TIME[1]) + tonumber(TIME[2]) / 1e6
@@ -34,47 +42,105 @@ local scripts = {}
 
 local function read_state(field) return tonumber(redis.call('HGET', STATE_KEY, field) or 0) end
 
--- The refusal of `change` more memories in a namespace, or nil.
-local function refuse_quota(request, change)
-  local is_new = redis.call('HEXISTS', COUNTS_KEY, request.namespace) == 0
-  if is_new and redis.call('HLEN', COUNTS_KEY) >= tonumber(request.namespaces_max) then
-    return {'quota', 'namespaces'}
+local function sum_of(key)
+  local sum = 0
+  for _, value in ipairs(redis.call('HVALS', key)) do sum = sum + tonumber(value) end
+  return sum
+end
+
+-- Counts are never below 0, also where a memory of 0.1.0 was larger than it counted for.
+local function add_count(key, namespace, change)
+  if redis.call('HINCRBY', key, namespace, change) < 0 then redis.call('HSET', key, namespace, 0) end
+end
+
+-- What the tenant and the journal have; kept up as the writes of one call are added.
+local function read_held()
+  return {
+    namespaces = redis.call('HLEN', LIVE_KEY), memories = sum_of(LIVE_KEY), bytes = sum_of(BYTES_KEY),
+    entries = redis.call('HLEN', PENDING_KEY), journal_bytes = read_state(STATE.bytes),
+    dropped = read_state(STATE.dropped),
+  }
+end
+
+local function refuse_quota(request, held, write)
+  local is_new = redis.call('HEXISTS', LIVE_KEY, write.namespace) == 0
+  if is_new and held.namespaces >= tonumber(request.namespaces_max) then return {'quota', 'namespaces'} end
+  if write.live > 0 and held.memories + write.live > tonumber(request.memories_max) then
+    return {'quota', 'memories'}
   end
-  local memories = change
-  for _, count in ipairs(redis.call('HVALS', COUNTS_KEY)) do memories = memories + tonumber(count) end
-  if memories > tonumber(request.memories_max) then return {'quota', 'memories'} end
+  if write.bytes > 0 and held.bytes + write.bytes > tonumber(request.tenant_bytes_max) then
+    return {'quota', 'memory_bytes'}
+  end
   return nil
 end
 
--- Add a write. request: key and body of the write, tenant, namespace, the limits entries_max, bytes_max,
--- memories_max and namespaces_max, and
---   seen_sequence  of the memory's pending write when the caller looked, 0 for none
---   last_sequence  the last one that was given, when the caller looked
---   change         what the write adds to the memories of its namespace
--- Answers {"done", sequence}; {"changed"} when the memory's pending write is another one now, or a write that
--- came later may have been dropped since; {"full", bytes} when the journal would outgrow its bounds;
--- {"quota", "memories" or "namespaces"} when the tenant would have more than it may.
-function scripts.append(request)
-  local key, change = request.key, tonumber(request.change)
-  local pending = redis.call('HGET', PENDING_KEY, key)
-  local pending_bytes = pending and #pending or 0
-  local pending_sequence = pending and tonumber(string.match(pending, '^%d+')) or 0
-  if pending_sequence ~= tonumber(request.seen_sequence) then return {'changed'} end
-  if not pending and read_state(STATE.dropped) > tonumber(request.last_sequence) then return {'changed'} end
-  local bytes = read_state(STATE.bytes)
-  local bytes_after = bytes + #request.body + ENTRY_HEAD_BYTES - pending_bytes
-  local is_full = not pending and redis.call('HLEN', PENDING_KEY) >= tonumber(request.entries_max)
-  if is_full or bytes_after > tonumber(request.bytes_max) then return {'full', bytes} end
-  local refusal = change > 0 and refuse_quota(request, change)
-  if refusal then return refusal end
+-- The refusal of a write, or nil.
+local function refuse(request, held, write, body)
+  local pending = redis.call('HGET', PENDING_KEY, write.key)
+  local sequence = pending and tonumber(string.match(pending, '^%d+')) or 0
+  if sequence ~= write.seen then return {'changed'} end
+  if not pending and held.dropped > tonumber(request.last_sequence) then return {'changed'} end
+  local bytes_after = held.journal_bytes + #body + ENTRY_HEAD_BYTES - (pending and #pending or 0)
+  local is_full = not pending and held.entries >= tonumber(request.entries_max)
+  if is_full or bytes_after > tonumber(request.bytes_max) then return {'full', held.journal_bytes} end
+  return write.within_quotas and refuse_quota(request, held, write) or nil
+end
+
+local function add_to_feed(request, sequence, write)
+  redis.call('XADD', FEED_KEY, string.format('%d-0', sequence), 'namespace', write.namespace,
+    'memory_id', write.memory_id, 'version', write.version, 'action', write.action)
+  if redis.call('XTRIM', FEED_KEY, 'MAXLEN', '~', request.feed_max) > 0 then
+    local oldest = redis.call('XRANGE', FEED_KEY, '-', '+', 'COUNT', 1)[1][1]
+    redis.call('HSET', TRIMMED_KEY, request.tenant, string.match(oldest, '^%d+'))
+  end
+end
+
+local function add(request, held, write, body)
+  local pending = redis.call('HGET', PENDING_KEY, write.key)
   local sequence = redis.call('HINCRBY', STATE_KEY, STATE.sequence, 1)
-  local entry = string.format('%d %s %s', sequence, NOW_TEXT, request.body)
-  redis.call('HSET', PENDING_KEY, key, entry)
-  redis.call('HINCRBY', STATE_KEY, STATE.bytes, #entry - pending_bytes)
-  redis.call('HINCRBY', STATE_KEY, STATE.memories, change)
-  redis.call('HINCRBY', COUNTS_KEY, request.namespace, change)
+  local entry = string.format('%d %s ', sequence, NOW_TEXT) .. body
+  local grown_bytes = #entry - (pending and #pending or 0)
+  if redis.call('HEXISTS', LIVE_KEY, write.namespace) == 0 then held.namespaces = held.namespaces + 1 end
+  redis.call('HSET', PENDING_KEY, write.key, entry)
+  redis.call('HINCRBY', STATE_KEY, STATE.bytes, grown_bytes)
+  redis.call('HINCRBY', STATE_KEY, STATE.memories, write.live)
+  redis.call('HINCRBY', STATE_KEY, STATE.records, write.records)
+  add_count(LIVE_KEY, write.namespace, write.live)
+  add_count(RECORDS_KEY, write.namespace, write.records)
+  add_count(BYTES_KEY, write.namespace, write.bytes)
   redis.call('SADD', TENANTS_KEY, request.tenant)
+  add_to_feed(request, sequence, write)
+  held.memories, held.bytes = held.memories + write.live, held.bytes + write.bytes
+  held.entries, held.journal_bytes = held.entries + (pending and 0 or 1), held.journal_bytes + grown_bytes
   return {'done', sequence}
+end
+
+-- Add writes of one tenant. request: tenant, the limits entries_max, bytes_max, memories_max, namespaces_max,
+-- tenant_bytes_max and feed_max, body:1, body:2 and so on, and
+--   last_sequence  the last one that was given, when the caller looked
+--   together       1 when either all writes are to be added or none
+--   writes         JSON: a list of {key, namespace, memory_id, seen, live, records, bytes, within_quotas,
+--                  version, action}; `seen` is the sequence of the memory's pending write when the caller
+--                  looked, 0 for none
+-- Answers for each write {"done", sequence}; {"changed"} when the memory's pending write is another one now,
+-- or a write that came later may have been dropped since; {"full", bytes} when the journal would outgrow its
+-- bounds; {"quota", noun} when the tenant would have more than it may.
+function scripts.append(request)
+  local writes, held, answers = cjson.decode(request.writes), read_held(), {}
+  if request.together == '1' then
+    for number, write in ipairs(writes) do
+      local refusal = refuse(request, held, write, request['body:' .. number])
+      if refusal then
+        for each = 1, #writes do answers[each] = refusal end
+        return answers
+      end
+    end
+  end
+  for number, write in ipairs(writes) do
+    local body = request['body:' .. number]
+    answers[number] = refuse(request, held, write, body) or add(request, held, write, body)
+  end
+  return answers
 end
 
 -- Drop writes that are durable in Milvus, where each is still the pending one of its memory and at least
@@ -102,11 +168,19 @@ function scripts.drop(request)
   return young_keys
 end
 
+-- Forget a namespace that has no record any more. request: namespace. Answers 1 when it is gone.
+function scripts.drop_namespace(request)
+  if tonumber(redis.call('HGET', RECORDS_KEY, request.namespace) or 0) > 0 then return 0 end
+  for _, key in ipairs({LIVE_KEY, RECORDS_KEY, BYTES_KEY}) do redis.call('HDEL', key, request.namespace) end
+  return 1
+end
+
 -- From now on this model embeds. request: embedder, name, default (the name of the bundled model). Answers
 -- the name of the model that did, when something is kept that it embedded; else ''.
 function scripts.embedded_by(request)
   local embedder_before = redis.call('HGET', STATE_KEY, STATE.embedder) or ''
-  local is_empty = read_state(STATE.memories) <= 0 and redis.call('HLEN', PENDING_KEY) == 0
+  local kept = math.max(read_state(STATE.memories), read_state(STATE.records))
+  local is_empty = kept <= 0 and redis.call('HLEN', PENDING_KEY) == 0
   if embedder_before ~= request.embedder and not is_empty then
     return redis.call('HGET', STATE_KEY, STATE.embedder_name) or request.default
   end
@@ -115,21 +189,41 @@ function scripts.embedded_by(request)
 end
 
 -- Take the counts over from a store that was written before there was a journal. Only the first call does
--- anything. request: counts (JSON: a list of {tenant, namespace, memories}). The KEYS from COUNTS_KEY on are
--- the counts of the tenants in the order in which they first come.
+-- anything. request: counts (JSON: a list of {tenant, namespace, live, records, bytes}). The KEYS from
+-- LIVE_KEY on are three for each tenant, in the order in which the tenants first come.
 function scripts.take_over(request)
   if redis.call('HGET', STATE_KEY, STATE.counted) then return 0 end
-  local counts_key_of, next_key = {}, 4
+  local first_key_of, next_key = {}, 4
   for _, count in ipairs(cjson.decode(request.counts)) do
-    if not counts_key_of[count.tenant] then
-      counts_key_of[count.tenant] = KEYS[next_key]
-      next_key = next_key + 1
+    if not first_key_of[count.tenant] then
+      first_key_of[count.tenant] = next_key
+      next_key = next_key + 3
       redis.call('SADD', TENANTS_KEY, count.tenant)
     end
-    redis.call('HINCRBY', counts_key_of[count.tenant], count.namespace, count.memories)
-    redis.call('HINCRBY', STATE_KEY, STATE.memories, count.memories)
+    local first = first_key_of[count.tenant]
+    redis.call('HINCRBY', KEYS[first], count.namespace, count.live)
+    redis.call('HINCRBY', KEYS[first + 1], count.namespace, count.records)
+    redis.call('HINCRBY', KEYS[first + 2], count.namespace, count.bytes)
+    redis.call('HINCRBY', STATE_KEY, STATE.memories, count.live)
+    redis.call('HINCRBY', STATE_KEY, STATE.records, count.records)
   end
-  redis.call('HSET', STATE_KEY, STATE.counted, 1)
+  redis.call('HSET', STATE_KEY, STATE.counted, 1, STATE.layout, 2)
+  return 1
+end
+
+-- Bring the counts of memserve 0.1.0 into this layout: it kept live memories alone. Only the first call does
+-- anything. The KEYS from LIVE_KEY on are three for each tenant.
+function scripts.upgrade(request)
+  if read_state(STATE.layout) == 2 or not redis.call('HGET', STATE_KEY, STATE.counted) then return 0 end
+  for first = 4, #KEYS, 3 do
+    local counts = redis.call('HGETALL', KEYS[first])
+    for position = 1, #counts, 2 do
+      local namespace, live = counts[position], tonumber(counts[position + 1])
+      redis.call('HSET', KEYS[first + 1], namespace, live)
+      redis.call('HSET', KEYS[first + 2], namespace, live * OLD_RECORD_BYTES)
+    end
+  end
+  redis.call('HSET', STATE_KEY, STATE.records, read_state(STATE.memories), STATE.layout, 2)
   return 1
 end
 

@@ -4,86 +4,45 @@ durable in Milvus.
 The scripts are in `journal.lua`. What is appended here is on disk when the call returns, if the registry
 syncs every write (`appendfsync always`, as the private one does): Milvus is an index, and may lose what it
 has not durably written.
+
+A journal that is full refuses every write, forgetting and erasing too, until the store has written what
+waits. A record with a long history takes up to RECORD_MAX_BYTES of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-import uuid
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from redis.exceptions import NoScriptError
 
-from memserve.domain import Memory
-from memserve.errors import JournalFull, QuotaReached
-from memserve.memory.texts.records import memory_fields, memory_from, memory_key, tenant_key
+from memserve.domain import MemoryAction, MemoryChange, NamespaceUsage
+from memserve.errors import ChangesMissed, JournalFull, QuotaReached
+from memserve.memory.texts.journal_entries import Draft, Look, Quotas, Totals, Write, decode, encode
+from memserve.memory.texts.records import tenant_key
 from memserve.registry.client import answering, close_client, registry_client
 
 SCRIPT = files("memserve.memory.texts").joinpath("journal.lua").read_text(encoding="utf-8")
 SCRIPT_DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
 PREFIX = "memserve:memories:"
 PENDING, STATE, TENANTS, COUNTS = (PREFIX + name for name in ("pending", "state", "tenants", "counts:"))
+RECORDS, BYTES, FEED, TRIMMED = (PREFIX + name for name in ("records:", "bytes:", "feed:", "trimmed"))
 MAX_ENTRIES = 32_768
 MAX_BYTES = 128 << 20
+APPEND_MAX = 128
+"""Writes in one call: one script, and one sync of the registry's disk."""
+FEED_MAX = 10_000
+"""Changes of a tenant that its feed keeps, about."""
 FULL_RETRY_S = 5.0
 # A slow disk may sync for longer than the registry's usual second.
 TIMEOUT_S = 5.0
 _PAGE = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One change of one memory: a put when `memory` is set, else a delete."""
-
-    key: str
-    """The memory's primary key in Milvus."""
-    tenant_key: str
-    namespace: str
-    memory: Memory | None
-    vector: npt.NDArray[np.float32] | None
-    """Of a put, [EMBEDDING_DIM]."""
-    author: str
-    """Names the call that wrote, so that a call that is sent again recognises its own write."""
-    sequence: int = 0
-    """0 until it is in the journal. Of two writes of a memory the higher one holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What the journal knows of a memory."""
-
-    pending: Write | None
-    last_sequence: int
-    """The last one that was given, to any write."""
-    has_namespace: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What is counted."""
-
-    memories: int
-    """Of all tenants."""
-    pending: int
-    """Writes in the journal."""
-    bytes: int
-    """Of the writes in the journal."""
-    is_counted: bool
-    """False until `take_over`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quotas:
-    """What one tenant may keep."""
-
-    memories: int = 100_000
-    namespaces: int = 1000
+_REWRITE_POLL_S = 0.1
 
 
 class Journal:
@@ -92,7 +51,7 @@ class Journal:
     """
 
     def __init__(self, redis_url: str, quotas: Quotas) -> None:
-        self._quotas = quotas
+        self.quotas = quotas
         self._redis = registry_client(redis_url, decode_responses=False)
 
     async def close(self) -> None:
@@ -122,12 +81,23 @@ class Journal:
 
     async def look(self, key: str, tenant: str, namespace: str) -> Look:
         """key: as `memory_key` makes it."""
+        return (await self.look_many({key: namespace}, tenant_key(tenant)))[key]
+
+    async def look_many(self, namespaces: Mapping[str, str], tenant: str) -> dict[str, Look]:
+        """All looks are of one moment.
+
+        namespaces: of each memory, by its key; at least one. tenant: its key.
+        """
+        keys = list(namespaces)
         async with answering(TIMEOUT_S), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hget(PENDING, key)
+            pipeline.hmget(PENDING, keys)
             pipeline.hget(STATE, "sequence")
-            pipeline.hexists(COUNTS + tenant_key(tenant), namespace)
-            entry, sequence, has_namespace = await pipeline.execute()
-        return Look(_decode(key, entry) if entry else None, int(sequence or 0), bool(has_namespace))
+            pipeline.hmget(COUNTS + tenant, list(namespaces.values()))
+            entries, sequence, counts = await pipeline.execute()
+        return {
+            key: Look(decode(key, entry) if entry else None, int(sequence or 0), count is not None)
+            for key, entry, count in zip(keys, entries, counts, strict=True)
+        }
 
     async def pending_of(self, keys: Sequence[str]) -> dict[str, Write]:
         """The pending writes of these memories."""
@@ -135,36 +105,46 @@ class Journal:
             return {}
         async with answering(TIMEOUT_S):
             entries = await self._redis.hmget(PENDING, keys)
-        return {key: _decode(key, entry) for key, entry in zip(keys, entries, strict=True) if entry}
+        return {key: decode(key, entry) for key, entry in zip(keys, entries, strict=True) if entry}
 
-    async def append(self, write: Write, look: Look, change: int) -> int | None:
-        """Journal a write, and count `change` memories more in its namespace. On return it is durable.
+    async def append_many(
+        self, tenant: str, drafts: Sequence[Draft], last_sequence: int, *, together: bool = False
+    ) -> list[int | JournalFull | QuotaReached | None]:
+        """Journal writes of one tenant, and count what they change. On return they are durable.
 
-        Returns its sequence. None: the memory was written since `look`, so look again. Raises JournalFull and
-        QuotaReached.
+        drafts: 1 to APPEND_MAX.
+        tenant: its key.
+        last_sequence: of the oldest look that the drafts are made from.
+        together: whether either all are journaled or none.
+        Returns for each its sequence or its refusal. None: the memory was written since the look, so look
+        again.
         """
-        outcome, *answer = await self._run(
+        if not 1 <= len(drafts) <= APPEND_MAX:
+            raise ValueError(f"must be 1 to {APPEND_MAX} writes")
+        quotas = self.quotas
+        answers = await self._run(
             "append",
-            [PENDING, STATE, TENANTS, COUNTS + write.tenant_key],
-            key=write.key,
-            body=_encode(write),
-            tenant=write.tenant_key,
-            namespace=write.namespace,
-            seen_sequence=look.pending.sequence if look.pending else 0,
-            last_sequence=look.last_sequence,
-            change=change,
+            [PENDING, STATE, TENANTS, *_tenant_keys(tenant)],
+            tenant=tenant,
+            writes=json.dumps([_described(draft) for draft in drafts]),
+            **{f"body:{number}": encode(draft.write) for number, draft in enumerate(drafts, start=1)},
+            last_sequence=last_sequence,
+            together=int(together),
             entries_max=MAX_ENTRIES,
             bytes_max=MAX_BYTES,
-            memories_max=self._quotas.memories,
-            namespaces_max=self._quotas.namespaces,
+            memories_max=quotas.memories,
+            namespaces_max=quotas.namespaces,
+            tenant_bytes_max=quotas.bytes,
+            feed_max=FEED_MAX,
         )
-        if outcome == b"quota":
-            noun = _text(answer[0])
-            limit = self._quotas.memories if noun == "memories" else self._quotas.namespaces
-            raise QuotaReached(f"{noun} of the tenant", limit, f"max_{noun}_per_tenant")
-        if outcome == b"full":
-            raise JournalFull(int(answer[0]), FULL_RETRY_S)
-        return int(answer[0]) if outcome == b"done" else None
+        return [self._outcome(answer) for answer in answers]
+
+    async def append(self, draft: Draft, last_sequence: int) -> int | None:
+        """As `append_many` with one. Raises JournalFull and QuotaReached."""
+        (outcome,) = await self.append_many(draft.write.tenant_key, [draft], last_sequence)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     async def drop(self, writes: Sequence[Write], settled_s: float) -> set[str]:
         """Forget writes that are durable in Milvus, but for those that have been followed by others.
@@ -186,45 +166,135 @@ class Journal:
         while True:
             async with answering(TIMEOUT_S):
                 cursor, page = await self._redis.hscan(PENDING, cursor, count=_PAGE)
-            yield [_decode(_text(key), entry) for key, entry in page.items()]
+            yield [decode(_text(key), entry) for key, entry in page.items()]
             if not int(cursor):
                 return
 
     async def totals(self) -> Totals:
         async with answering(TIMEOUT_S), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hmget(STATE, "memories", "bytes", "counted")
+            pipeline.hmget(STATE, "memories", "records", "bytes", "counted", "layout")
             pipeline.hlen(PENDING)
-            (memories, size_bytes, counted), pending = await pipeline.execute()
-        return Totals(int(memories or 0), int(pending), int(size_bytes or 0), bool(counted))
+            (memories, records, size_bytes, counted, layout), pending = await pipeline.execute()
+        return Totals(
+            int(memories or 0), int(records or 0), int(pending), int(size_bytes or 0),
+            bool(counted) and layout == b"2",
+        )  # fmt: skip
 
     async def counts(self, tenant: str) -> dict[str, int]:
-        """The tenant's namespaces and how many memories each has."""
-        return await self._counts(tenant_key(tenant))
+        """The tenant's namespaces and how many live memories each has."""
+        return await self._counts(COUNTS, tenant_key(tenant))
+
+    async def usage(self, tenant: str) -> list[NamespaceUsage]:
+        """What the tenant's namespaces hold, by name."""
+        key = tenant_key(tenant)
+        live = await self._counts(COUNTS, key)
+        records, size_bytes = await self._counts(RECORDS, key), await self._counts(BYTES, key)
+        return [
+            NamespaceUsage(name, memories, records.get(name, 0), size_bytes.get(name, 0))
+            for name, memories in sorted(live.items())
+        ]
 
     async def all_namespaces(self) -> AsyncIterator[tuple[str, dict[str, int]]]:
-        """Of every tenant, by its key, the namespaces with their memories."""
-        async with answering(TIMEOUT_S):
-            tenants = sorted(_text(tenant) for tenant in await self._redis.smembers(TENANTS))
-        for tenant in tenants:
-            yield tenant, await self._counts(tenant)
+        """Of every tenant, by its key, the namespaces with their records."""
+        for tenant in await self._tenants():
+            names = dict.fromkeys(await self._counts(COUNTS, tenant), 0)
+            yield tenant, names | await self._counts(RECORDS, tenant)
 
-    async def take_over(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Begin with these counts, by tenant key and namespace. Does nothing when there are counts
-        already.
+    async def drop_namespace(self, tenant: str, namespace: str) -> bool:
+        """Forget a namespace. False: it has records. tenant: its key."""
+        keys = [PENDING, STATE, TENANTS, *_tenant_keys(tenant)]
+        return bool(await self._run("drop_namespace", keys, namespace=namespace))
+
+    async def take_over(self, held: Mapping[str, Sequence[NamespaceUsage]]) -> None:
+        """Begin with these counts, by tenant key. Does nothing when there are counts already."""
+        rows = [
+            {"tenant": tenant, "namespace": usage.namespace, "live": usage.memories,
+             "records": usage.records, "bytes": usage.bytes}
+            for tenant, usages in sorted(held.items())
+            for usage in usages
+        ]  # fmt: skip
+        keys = [key for tenant, usages in sorted(held.items()) if usages for key in _tenant_keys(tenant)[:3]]
+        await self._run("take_over", [PENDING, STATE, TENANTS, *keys], counts=json.dumps(rows))
+
+    async def upgrade(self) -> None:
+        """Bring the counts of memserve 0.1.0 into this layout. Does nothing when they are."""
+        keys = [key for tenant in await self._tenants() for key in _tenant_keys(tenant)[:3]]
+        await self._run("upgrade", [PENDING, STATE, TENANTS, *keys])
+
+    async def changes(self, tenant: str, after_sequence: int, limit: int) -> list[MemoryChange]:
+        """The tenant's changes after this one, oldest first.
+
+        Raises ChangesMissed when some of them have left the feed, or the sequence was never given.
         """
-        ordered = sorted(counts.items())
-        tenants = list(dict.fromkeys(tenant for (tenant, _), _ in ordered))
-        records = [
-            {"tenant": tenant, "namespace": namespace, "memories": memories}
-            for (tenant, namespace), memories in ordered
-        ]
-        keys = [PENDING, STATE, TENANTS, *(COUNTS + tenant for tenant in tenants)]
-        await self._run("take_over", keys, counts=json.dumps(records))
+        key = tenant_key(tenant)
+        async with answering(TIMEOUT_S), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hget(TRIMMED, key)
+            pipeline.hget(STATE, "sequence")
+            pipeline.xrange(FEED + key, f"({after_sequence}-0", "+", limit)
+            oldest, last, entries = await pipeline.execute()
+        if after_sequence > int(last or 0) or (oldest is not None and after_sequence < int(oldest) - 1):
+            raise ChangesMissed(after_sequence)
+        return [_change(entry_id, fields) for entry_id, fields in entries]
 
-    async def _counts(self, tenant: str) -> dict[str, int]:
+    async def last_sequence(self) -> int:
         async with answering(TIMEOUT_S):
-            counts = await self._redis.hgetall(COUNTS + tenant)
-        return {_text(namespace): int(memories) for namespace, memories in counts.items()}
+            return int(await self._redis.hget(STATE, "sequence") or 0)
+
+    async def rewrite_log(self, timeout_s: float) -> str:
+        """Have Redis write its append-only file anew, so that overwritten values leave it.
+
+        Returns "" when it is done, else one line for a person: why not, or that it goes on.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        async with answering(TIMEOUT_S):
+            now = await self._redis.info("persistence")
+            if not now.get("aof_enabled"):
+                return ""
+            try:
+                if not now["aof_rewrite_in_progress"]:
+                    await self._redis.bgrewriteaof()
+                    begun = True
+                else:
+                    begun = False  # that one may have begun before the value left
+            except Exception as error:
+                return f"the registry does not write its append-only file anew: {str(error)[:120]}"
+        while time.monotonic() < deadline_s:
+            await asyncio.sleep(_REWRITE_POLL_S)
+            async with answering(TIMEOUT_S):
+                now = await self._redis.info("persistence")
+                if now["aof_rewrite_in_progress"] or now.get("aof_rewrite_scheduled"):
+                    continue
+                if begun:
+                    failed = now["aof_last_bgrewrite_status"] != "ok"
+                    return "the registry could not write its append-only file anew" if failed else ""
+                await self._redis.bgrewriteaof()
+                begun = True
+        return f"the registry still writes its append-only file anew after {timeout_s:g} s"
+
+    def _outcome(self, answer: Sequence[Any]) -> int | JournalFull | QuotaReached | None:
+        outcome, *details = answer
+        if outcome == b"quota":
+            noun = _text(details[0])
+            quotas = self.quotas
+            limits = {
+                "memories": quotas.memories,
+                "namespaces": quotas.namespaces,
+                "memory_bytes": quotas.bytes,
+            }
+            what = {"memory_bytes": "bytes of memories"}.get(noun, noun)
+            return QuotaReached(f"{what} of the tenant", limits[noun], f"max_{noun}_per_tenant")
+        if outcome == b"full":
+            return JournalFull(int(details[0]), FULL_RETRY_S)
+        return int(details[0]) if outcome == b"done" else None
+
+    async def _tenants(self) -> list[str]:
+        async with answering(TIMEOUT_S):
+            return sorted(_text(tenant) for tenant in await self._redis.smembers(TENANTS))
+
+    async def _counts(self, prefix: str, tenant: str) -> dict[str, int]:
+        async with answering(TIMEOUT_S):
+            counts = await self._redis.hgetall(prefix + tenant)
+        return {_text(namespace): int(count) for namespace, count in counts.items()}
 
     async def _run(self, script: str, keys: Sequence[str], **arguments: Any) -> Any:
         """arguments: by the names that the script gives them."""
@@ -236,44 +306,33 @@ class Journal:
                 return await self._redis.eval(SCRIPT, len(keys), *keys, *named)
 
 
-def put(tenant: str, memory: Memory, vector: npt.NDArray[np.float32]) -> Write:
-    """A write that is not yet in the journal."""
-    key = memory_key(tenant, memory.namespace, memory.memory_id)
-    return Write(key, tenant_key(tenant), memory.namespace, memory, vector, uuid.uuid4().hex)
+def _tenant_keys(tenant: str) -> list[str]:
+    return [COUNTS + tenant, RECORDS + tenant, BYTES + tenant, FEED + tenant, TRIMMED]
 
 
-def delete(tenant: str, namespace: str, memory_id: str) -> Write:
-    """A write that is not yet in the journal."""
-    return Write(
-        memory_key(tenant, namespace, memory_id), tenant_key(tenant), namespace, None, None, uuid.uuid4().hex
-    )
-
-
-def _encode(write: Write) -> bytes:
-    """The body of an entry: a line of JSON, then the vector's bytes."""
-    fields = {
-        "tenant_key": write.tenant_key,
-        "namespace": write.namespace,
-        "author": write.author,
-        "memory": memory_fields(write.memory) if write.memory else None,
+def _described(draft: Draft) -> dict[str, Any]:
+    """A write as the script takes it, without its body."""
+    return {
+        "key": draft.write.key,
+        "namespace": draft.write.namespace,
+        "memory_id": draft.write.memory_id,
+        "seen": draft.seen_sequence,
+        "live": draft.growth.live,
+        "records": draft.growth.records,
+        "bytes": draft.growth.bytes,
+        "within_quotas": draft.within_quotas,
+        "version": draft.write.version,
+        "action": draft.write.action.value,
     }
-    vector = b"" if write.vector is None else np.asarray(write.vector, "<f4").tobytes()
-    return json.dumps(fields).encode() + b"\n" + vector
 
 
-def _decode(key: str, entry: bytes) -> Write:
-    head, _, vector = entry.partition(b"\n")
-    sequence, _, fields = head.split(b" ", 2)
-    body = json.loads(fields)
-    memory = body["memory"]
-    return Write(
-        key=key,
-        tenant_key=body["tenant_key"],
-        namespace=body["namespace"],
-        memory=memory_from(memory) if memory else None,
-        vector=np.frombuffer(vector, "<f4") if vector else None,
-        author=body["author"],
-        sequence=int(sequence),
+def _change(entry_id: bytes, fields: Mapping[bytes, bytes]) -> MemoryChange:
+    return MemoryChange(
+        int(entry_id.partition(b"-")[0]),
+        _text(fields[b"namespace"]),
+        _text(fields[b"memory_id"]),
+        int(fields[b"version"]),
+        MemoryAction(_text(fields[b"action"])),
     )
 
 

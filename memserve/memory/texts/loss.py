@@ -22,7 +22,7 @@ async def missing_memories(journal: Journal, index: VectorIndex) -> Counts:
     """
     totals = await journal.totals()
     rows = await index.write(OWN_WORK, lambda store: store.row_count(timeout_s=TIMEOUT_S))
-    if totals.memories - totals.pending <= rows:
+    if totals.records - totals.pending <= rows:
         return {}
     before = await _expected(journal)
     held = await index.write(OWN_WORK, lambda store: store.counts(timeout_s=TIMEOUT_S))
@@ -50,7 +50,7 @@ async def _expected(journal: Journal) -> Counts:
     }
     async for page in journal.pending():
         for write in page:
-            if write.memory is not None:
+            if write.record is not None:
                 namespace = write.tenant_key, write.namespace
                 counts[namespace] = counts.get(namespace, 0) - 1
     return counts

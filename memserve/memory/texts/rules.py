@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections.abc import Sequence
 
-from memserve.domain import Memory
+from memserve.domain import Link, LinkKind, Memory, MemoryKind, NewMemory, Place
 from memserve.domain.names import is_memory_id, is_name
 from memserve.errors import InvalidField
+from memserve.policy.recall.expressions import parse
+from memserve.policy.recall.metadata import checked_metadata
 
 TEXT_MAX_BYTES = 8192
 SOURCE_MAX_BYTES = 512
@@ -18,38 +21,106 @@ KEYWORD_MAX_BYTES = 64
 QUERY_MAX_BYTES = 4096
 LIMIT_MAX = 64
 NAMESPACES_MAX = 16
+STRENGTH_MAX = 10.0
+LINKS_MAX = 32
+HEADINGS_MAX = 16
+HEADING_MAX_BYTES = 512
+POSITION_MAX = 2**31 - 1
+AUTHOR_MAX_BYTES = 256
+TIME_MAX_S = 1e11
+NEIGHBOURS_MAX = 8
+LINK_DEPTH_MAX = 4
+# Links of these kinds come from memserve too: they are no part of what a caller said.
+_FOUND_LINKS = (LinkKind.DUPLICATES, LinkKind.CONTRADICTS, LinkKind.SUPERSEDES)
 
 
-def checked_memory(
-    namespace: str,
-    text: str,
-    *,
-    source: str,
-    keywords: Sequence[str],
-    memory_id: str | None,
-    now_s: float,
-) -> Memory:
+def checked_new(new: NewMemory, author: str, now_s: float) -> Memory:
     """The memory as it is kept: its texts in NFC. An accent typed in one piece or in two is the same memory.
 
-    text: at most 8 KiB of UTF-8.
-    source: at most 512 bytes.
-    keywords: at most 16 of 64 bytes.
-    memory_id: None takes `content_id`.
+    The limits are the constants above. now_s: by the gateway's clock.
     Raises InvalidField.
     """
-    check_namespace("namespace", namespace)
-    text, source = _composed(text), _composed(source)
-    keywords = [_composed(keyword) for keyword in keywords]
+    check_namespace("namespace", new.namespace)
+    text, source = _composed(new.text), _composed(new.source)
+    keywords = tuple(_composed(keyword) for keyword in new.keywords)
     _check_text("text", text, TEXT_MAX_BYTES)
     _check_bytes("source", source, SOURCE_MAX_BYTES)
     if len(keywords) > KEYWORDS_MAX:
         raise InvalidField("keywords", f"must be at most {KEYWORDS_MAX}")
     for keyword in keywords:
         _check_text("keywords", keyword, KEYWORD_MAX_BYTES)
-    if memory_id is None:
-        memory_id = content_id(text, source, keywords)
+    memory_id = new.memory_id or content_id(text, source, keywords)
     check_memory_id(memory_id)
-    return Memory(memory_id, namespace, text, source, tuple(keywords), now_s)
+    if new.kind not in MemoryKind.known():
+        raise InvalidField("kind", f"must be one of {', '.join(MemoryKind.known())}")
+    _check_validity(new.valid_from_s, new.valid_until_s)
+    if new.applies_when:
+        parse("applies_when", new.applies_when)
+    if not (math.isfinite(new.strength) and 0 <= new.strength <= STRENGTH_MAX):
+        raise InvalidField("strength", f"must be 0 to {STRENGTH_MAX:g}")
+    return Memory(
+        memory_id, new.namespace, text, source, keywords, now_s,
+        kind=new.kind,
+        metadata=checked_metadata("metadata", new.metadata),
+        author=author,
+        valid_from_s=new.valid_from_s,
+        valid_until_s=new.valid_until_s,
+        applies_when=_composed(new.applies_when),
+        strength=float(new.strength),
+        links=_checked_links(new.links, new.namespace, memory_id),
+        place=_checked_place(new.place),
+        pinned=new.pinned,
+        updated_s=now_s,
+    )  # fmt: skip
+
+
+def check_author(author: str) -> None:
+    """Raises InvalidField."""
+    _check_bytes("author", author, AUTHOR_MAX_BYTES)
+
+
+def _check_validity(from_s: float | None, until_s: float | None) -> None:
+    for field, time_s in (("valid_from_s", from_s), ("valid_until_s", until_s)):
+        if time_s is not None and not (math.isfinite(time_s) and abs(time_s) <= TIME_MAX_S):
+            raise InvalidField(field, f"must be seconds since the epoch, at most {TIME_MAX_S:g}")
+    if from_s is not None and until_s is not None and from_s >= until_s:
+        raise InvalidField("valid_until_s", "must be after valid_from_s")
+
+
+def _checked_links(links: Sequence[Link], namespace: str, memory_id: str) -> tuple[Link, ...]:
+    if len(links) > LINKS_MAX:
+        raise InvalidField("links", f"must be at most {LINKS_MAX}, are {len(links)}")
+    checked = []
+    for link in links:
+        if link.kind not in LinkKind.known():
+            raise InvalidField("links", f"kind must be one of {', '.join(LinkKind.known())}")
+        if link.namespace:
+            check_namespace("links", link.namespace)
+        if not is_memory_id(link.memory_id):
+            raise InvalidField("links", "memory_id must be an id of a memory")
+        # One spelling for a memory of the same namespace, so that equal links are equal.
+        target = "" if link.namespace == namespace else link.namespace
+        if not target and link.memory_id == memory_id:
+            raise InvalidField("links", "must not lead to the memory itself")
+        checked.append(Link(link.kind, link.memory_id, target))
+    return tuple(dict.fromkeys(checked))
+
+
+def _checked_place(place: Place) -> Place:
+    if not place.within:
+        if place != Place(""):
+            raise InvalidField("place.within", "must be the id of a document or session")
+        return place
+    if not is_memory_id(place.within):
+        raise InvalidField("place.within", "must be like the id of a memory")
+    if not 0 <= place.position <= POSITION_MAX:
+        raise InvalidField("place.position", f"must be 0 to {POSITION_MAX}")
+    if len(place.headings) > HEADINGS_MAX:
+        raise InvalidField("place.headings", f"must be at most {HEADINGS_MAX}")
+    title, headings = _composed(place.title), tuple(_composed(heading) for heading in place.headings)
+    for field, text in (("place.title", title), *(("place.headings", heading) for heading in headings)):
+        _check_bytes(field, text, HEADING_MAX_BYTES)
+    return Place(place.within, place.position, title, headings)
 
 
 def checked_query(namespaces: Sequence[str], query: str, limit: int) -> tuple[tuple[str, ...], str]:
@@ -88,13 +159,22 @@ def content_id(text: str, source: str, keywords: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([text, source, list(keywords)]).encode()).hexdigest()[:32]
 
 
-def have_same_content(first: Memory, second: Memory) -> bool:
-    """Whether two memories of one id are the same memory. An older store has its texts as they came."""
-    return _content_of(first) == _content_of(second)
+def have_same_content(kept: Memory, said: Memory) -> bool:
+    """Whether a caller says what is kept under the same id. An older store has its texts as they came."""
+    if _content_of(kept) != _content_of(said):
+        return False
+    more = set(kept.links) - set(said.links)
+    return set(said.links) <= set(kept.links) and all(link.kind in _FOUND_LINKS for link in more)
 
 
-def _content_of(memory: Memory) -> tuple[str, ...]:
-    return tuple(_composed(text) for text in (memory.text, memory.source, *memory.keywords))
+def _content_of(memory: Memory) -> tuple[object, ...]:
+    texts = tuple(_composed(text) for text in (memory.text, memory.source, *memory.keywords))
+    # JSON tells 1 from 1.0 and from true.
+    metadata = json.dumps(memory.metadata, sort_keys=True)
+    return (
+        texts, memory.kind, metadata, memory.valid_from_s, memory.valid_until_s,
+        _composed(memory.applies_when), memory.strength, memory.place, memory.pinned,
+    )  # fmt: skip
 
 
 def _composed(text: str) -> str:

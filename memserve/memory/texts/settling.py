@@ -1,4 +1,4 @@
-"""Brings journaled writes into Milvus, and drops them from the journal when they are durable there."""
+"""Brings journaled writes into the stores, and drops them from the journal when they are durable there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -14,15 +15,16 @@ from typing import TypeVar
 from memserve.errors import MemserveError, QuotaExceeded, VectorStoreUnavailable
 from memserve.memory.texts.applied import BATCH, AppliedWrites, FlushNotVerified, SettlingFigures
 from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, one_line
-from memserve.memory.texts.journal import Journal, Write
+from memserve.memory.texts.journal import Journal
+from memserve.memory.texts.journal_entries import Write
 from memserve.memory.texts.loss import missing_memories
 from memserve.memory.texts.migration import move_old_memories
 from memserve.memory.texts.milvus import MilvusMemories
+from memserve.memory.texts.searched import LocalStore
+from memserve.memory.texts.usage import usage_of_all
+from memserve.memory.texts.visible import LocalWriter
 
-FLUSH_WITHIN_S = 60.0
 FLUSH_TIMEOUT_S = 120.0
-# A search looks at each row that is not flushed, in Python. Measured with texts of 200 bytes to 4 KB.
-SCAN_ROW_S = 0.0001
 RETRY_MIN_S = 1.0
 TURN_RETRY_S = 0.05
 RETRY_MAX_S = 30.0
@@ -39,19 +41,32 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class FlushPolicy:
+    """When Milvus is flushed: at the first of the three."""
+
+    rows: int = 2048
+    """So many writes wait."""
+    quiet_s: float = 5.0
+    """No call came for so long."""
+    within_s: float = 60.0
+    """The oldest write has waited so long."""
+
+
 class Settling:
-    """Brings writes into Milvus, and drops them from the journal.
+    """Brings writes into the stores, and drops them from the journal.
 
     1. A write is in the journal before it comes here.
-    2. It is brought into Milvus.
-    3. Milvus is flushed.
-    4. Milvus is asked for the write. Only a write that is as it must be is verified.
-    5. A verified write is dropped from the journal.
+    2. It is brought into the store that is searched: the local index (`visible.py`), or a Milvus server.
+    3. Beside a local index, many writes at once are brought into Milvus Lite, which nothing waits for.
+    4. Milvus is flushed, and the local index is synced.
+    5. Milvus is asked for the write. Only a write that is as it must be is verified.
+    6. A verified write is dropped from the journal.
 
-    The steps begin anew from the journal when Milvus fails, after a restart and after a reconnect. A write
-    stays in the journal until step 4 has succeeded.
+    The steps begin anew from the journal when a store fails, after a restart and after a reconnect. A write
+    stays in the journal until step 5 has succeeded.
 
-    The index's one writing thread notes what Milvus has, in the order in which Milvus got it. Everything else
+    Each store's one writing thread notes what it has, in the order in which it got it. Everything else
     belongs to one event loop.
     """
 
@@ -59,12 +74,18 @@ class Settling:
         self,
         journal: Journal,
         index: VectorIndex,
+        local: LocalStore | None,
         *,
-        flush_rows: int,
-        flush_quiet_s: float,
+        dim: int,
+        flush: FlushPolicy,
         may_flush: Callable[[], bool],
     ) -> None:
-        """may_flush: returns False while a flush would meet a full disk. The flush then waits."""
+        """dim: of the vectors.
+
+        local: beside Milvus Lite. None for a Milvus server, which is searched itself.
+
+        may_flush: returns False while a flush would meet a full disk. The flush then waits.
+        """
         self.figures = SettlingFigures()
         self.is_trusted = False
         """False when Milvus may have something else in memory than on disk. Nothing is dropped before a
@@ -73,59 +94,60 @@ class Settling:
         """Whether the registry has the counts of the memories in Milvus. None while that is unknown."""
         self._journal = journal
         self._index = index
-        self._flush_rows = flush_rows
-        self._flush_quiet_s = flush_quiet_s
+        self._dim = dim
+        self._flush = flush
         self._may_flush = may_flush
+        # What Milvus has.
         self._writes = AppliedWrites()
+        self.local = None if local is None else LocalWriter(index, local, self.figures)
+        """What the local index has. None: Milvus itself is searched."""
         self._due = asyncio.Event()
         self._flush_due = asyncio.Event()
         self._adopt_at_s = 0.0
         self._rest_until_s = 0.0
-        # Tasks that bring a write into Milvus, with the write's sequence.
+        # Tasks that bring writes into the searched store, with the lowest sequence of each.
         self._applying: dict[asyncio.Task[None], int] = {}
         self._is_unsure = False
         self._one_at_a_time = asyncio.Lock()
-        # Seconds that searches have spent on rows since the last flush, and seconds that a flush takes.
-        self._scanned_s = 0.0
-        self._flush_s = 0.0
 
     @property
     def unapplied(self) -> dict[str, Write]:
-        """By memory key, the writes that Milvus does not have yet. Reads have to heed them."""
-        return self._writes.unapplied
+        """By memory key, the writes that the searched store does not have yet. Reads have to heed them."""
+        return self._writes.unapplied if self.local is None else self.local.writes.unapplied
+
+    @property
+    def needs_mending(self) -> bool:
+        """Whether the local index is not complete: searches of it are cut, and reads ask Milvus Lite too."""
+        return self.local is not None and self.local.needs_mending
 
     @property
     def is_settled(self) -> bool:
         """Whether all that this gateway wrote is durable in Milvus."""
-        return self.is_trusted and not self.unapplied and not self._writes
+        return self.is_trusted and not self.unapplied and not self._waiting
 
-    def apply(self, tenant: str, write: Write, journaled_s: float) -> asyncio.Task[None]:
-        """Begin to bring a journaled write into Milvus, in the tenant's turn.
+    @property
+    def _waiting(self) -> int:
+        """How many writes are not durable in Milvus yet."""
+        return len(self._writes) + len(self._writes.unapplied)
 
-        The write is durable already. When Milvus fails, it is replayed from the journal.
-        journaled_s: on the monotonic clock, not after it was journaled.
+    def apply(self, tenant: str, writes: Sequence[Write], journaled_s: float) -> asyncio.Task[None]:
+        """Begin to bring journaled writes into the searched store, in the tenant's turn.
+
+        The writes are durable already. When a store fails, they are replayed from the journal.
+        journaled_s: on the monotonic clock, not after they were journaled.
         """
-        self._writes.add_unapplied(write)
-        task = asyncio.create_task(self._apply_in_turn(tenant, write, journaled_s))
-        self._applying[task] = write.sequence
+        for write in writes:
+            self._writes.add_unapplied(write)
+        if self.local is not None:
+            task = asyncio.create_task(self._apply_locally(self.local, writes))
+        else:
+            task = asyncio.create_task(self._apply_in_turn(tenant, writes, journaled_s))
+        self._applying[task] = min(write.sequence for write in writes)
         task.add_done_callback(self._applying.pop)
         return task
 
-    def note_search(self, tenant_key: str, calls: int) -> None:
-        """Count the cost of a search over rows that are not flushed. Once it reaches a flush's cost, flush.
-
-        This costs at most twice as much as the best choice of moments, on any disk. Source: the ski rental
-        problem (Karlin et al. 1988).
-
-        calls: of the search. Each call has looked at all of the tenant's rows that are not flushed.
-        """
-        if self._index.is_local and self._writes and not self._flush_due.is_set():
-            self._scanned_s += calls * self._writes.rows_of(tenant_key) * SCAN_ROW_S
-            if self._scanned_s >= self._flush_s:
-                self._flush_due.set()
-
     def be_unsure(self) -> None:
-        """The journal may have a write that nobody brings into Milvus, because the answer to its call was
+        """The journal may have a write that nobody brings into the stores, because the answer to its call was
         lost.
         """
         self._is_unsure = True
@@ -133,7 +155,7 @@ class Settling:
         self._flush_due.set()
 
     async def be_sure(self) -> None:
-        """Make sure that Milvus or `unapplied` has every write that this gateway journaled.
+        """Make sure that the searched store or `unapplied` has every write that this gateway journaled.
 
         Raises what failed.
         """
@@ -157,6 +179,8 @@ class Settling:
             await self._replay(reopen=reopen)
             await self._settle()
             self.figures.lost = await missing_memories(self._journal, self._index)
+            if self.local is not None:
+                await self.local.compare(self._journal)
 
     async def run(self) -> None:
         """Settle whenever it is due, until cancelled."""
@@ -173,6 +197,8 @@ class Settling:
                 else:
                     # The store as it is answers searches. On a full disk it might not come up again.
                     raise VectorStoreUnavailable("the disk is nearly full")
+                if self.local is not None:
+                    await self.local.mend()
             except asyncio.CancelledError:
                 raise
             except (*MILVUS_ERRORS, MemserveError, FlushNotVerified) as error:
@@ -202,7 +228,7 @@ class Settling:
         """Copy a local store's files to `target`, and drop nothing from the journal while inside.
 
         Everything that was acknowledged before is flushed first. What is written meanwhile is in the journal.
-        Raises what failed.
+        The local index is not copied: it is built again. Raises what failed.
         """
         async with self._settled():
             await self._index.write(OWN_WORK, lambda store: store.copy_to(target))
@@ -219,10 +245,14 @@ class Settling:
             await self._settle()
             yield
 
-    async def _apply_in_turn(self, tenant: str, write: Write, journaled_s: float) -> None:
+    async def _apply_locally(self, local: LocalWriter, writes: Sequence[Write]) -> None:
+        await local.apply(writes)
+        self._note_applied()
+
+    async def _apply_in_turn(self, tenant: str, writes: Sequence[Write], journaled_s: float) -> None:
         while True:
             try:
-                await self._index.write(tenant, lambda store: self._write(store, [write], journaled_s))
+                await self._index.write(tenant, lambda store: self._write(store, writes, journaled_s))
                 break
             except QuotaExceeded:  # too many of the tenant's calls wait for their turn
                 await asyncio.sleep(TURN_RETRY_S)
@@ -234,8 +264,11 @@ class Settling:
                 self._index.prepare_again()
                 self._flush_due.set()
                 break
+        self._note_applied()
+
+    def _note_applied(self) -> None:
         self._due.set()
-        if len(self._writes) >= self._flush_rows:
+        if self._waiting >= self._flush.rows or (self.local is not None and self.local.needs_mending):
             self._flush_due.set()
 
     def _write(self, store: MilvusMemories, writes: Sequence[Write], seen_s: float) -> None:
@@ -256,18 +289,16 @@ class Settling:
         self._writes.distrust()
 
     async def _wait_until_due(self) -> None:
-        """Wait until many rows wait, searches have paid for a flush, or no call came for a while.
-
-        The moment matters: every call waits for a flush, and a flush to a slow disk may take seconds.
-        """
+        """Wait until many rows wait, no call came for a while, or the oldest has waited long enough."""
         await asyncio.sleep(max(0.0, self._rest_until_s - time.monotonic()))
         waits_s = None if self._index.is_local else max(0.0, self._adopt_at_s - time.monotonic())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(waits_s):
                 await self._due.wait()
-        at_latest_s = time.monotonic() + FLUSH_WITHIN_S
-        while self._writes and not self._flush_due.is_set():
-            due_s = min(self._index.last_call_s + self._flush_quiet_s, at_latest_s)
+        at_latest_s = time.monotonic() + self._flush.within_s
+        while self._waiting and not self._flush_due.is_set():
+            last_call_s = self._index.last_call_s if self.local is None else self.local.last_call_s
+            due_s = min(last_call_s + self._flush.quiet_s, at_latest_s)
             if due_s <= time.monotonic():
                 break
             with contextlib.suppress(TimeoutError):
@@ -284,20 +315,28 @@ class Settling:
         """
         if self._is_unsure or (not self._index.is_local and time.monotonic() >= self._adopt_at_s):
             await self._adopt()
-        if not self._writes:
+        if not self._waiting:
             return
         if not self._may_flush():
             raise VectorStoreUnavailable("the disk is nearly full, so it does not flush")
+        while self.local is not None and (page := self._writes.some_unapplied(BATCH)):
+            await self._index.write(OWN_WORK, partial(self._write, writes=page, seen_s=0.0))
         batch, wrong = await self._flush_and_verify()
         if wrong and (wrong := await self._still_pending(wrong)):
             self._distrust()
             raise FlushNotVerified(f"{len(wrong)} of {len(batch)} writes are not there after a flush")
         self.figures.flushes += 1
-        young = await self._journal.drop(batch, 0.0 if self._index.is_local else SETTLED_REMOTE_S)
-        self._writes.forget(
-            batch, except_keys=young, oldest_under_way=min(self._applying.values(), default=0)
-        )
-        if self._writes:
+        invisible: set[str] = set()
+        if self.local is not None:
+            await self.local.store.sync()
+            invisible = set(self.unapplied)
+        durable = [write for write in batch if write.key not in invisible]
+        young = await self._journal.drop(durable, 0.0 if self._index.is_local else SETTLED_REMOTE_S)
+        oldest = min(self._applying.values(), default=0)
+        self._writes.forget(durable, except_keys=young, oldest_under_way=oldest)
+        if self.local is not None:
+            self.local.writes.forget(durable, except_keys=young, oldest_under_way=oldest)
+        if self._waiting:
             self._due.set()
         if young:
             self._rest_until_s = time.monotonic() + SETTLED_REMOTE_S
@@ -310,7 +349,12 @@ class Settling:
 
         Returns the writes, and those of them that Milvus does not have.
         """
-        batch = await self._index.write(OWN_WORK, self._trusting(self._flush))
+        flush = partial(self._writes.flush, timeout_s=FLUSH_TIMEOUT_S)
+        batch = await self._index.write(OWN_WORK, self._trusting(flush))
+        if owners := sorted({write.tenant_key for write in batch if write.record is None}):
+            # What is erased leaves the files before it leaves the journal.
+            compact = partial(_compact, owners=owners)
+            await self._index.write(OWN_WORK, self._trusting(compact))
         await self._index.sync(self._trusting(MilvusMemories.sync))
         wrong: list[Write] = []
         for start in range(0, len(batch), BATCH):
@@ -319,12 +363,6 @@ class Settling:
             )
             wrong += await self._index.write(OWN_WORK, self._trusting(page))
         return batch, wrong
-
-    def _flush(self, store: MilvusMemories) -> list[Write]:
-        begun_s = time.monotonic()
-        batch = self._writes.flush(store, timeout_s=FLUSH_TIMEOUT_S)
-        self._scanned_s, self._flush_s = 0.0, time.monotonic() - begun_s
-        return batch
 
     def _trusting(self, step: Callable[[MilvusMemories], T]) -> Callable[[MilvusMemories], T]:
         """A step of settling, on its thread. Where it fails, Milvus is not trusted any more, also if nobody
@@ -352,15 +390,15 @@ class Settling:
         ]
 
     async def _replay(self, *, reopen: bool) -> None:
-        """Bring all of the journal into Milvus."""
+        """Bring all of the journal into the stores."""
         # The registry first: without it nothing can be replayed, and the store stays as it is.
+        await self._journal.upgrade()
         self.is_counted = (await self._journal.totals()).is_counted
         if reopen:
             await self._index.reopen(self._writes.distrust)
         await move_old_memories(self._index, self._journal, self.figures.migration)
         if not self.is_counted:
-            counts = await self._index.write(OWN_WORK, lambda store: store.counts(timeout_s=FLUSH_TIMEOUT_S))
-            await self._journal.take_over(counts)
+            await self._journal.take_over(await usage_of_all(self._index, self._dim))
             self.is_counted = True
         self.is_trusted = True
         try:
@@ -379,8 +417,10 @@ class Settling:
             for write in page:
                 self._writes.add_unapplied(write)
             for start in range(0, len(page), BATCH):
-                bring = partial(self._write, writes=page[start : start + BATCH], seen_s=asked_s)
-                await self._index.write(OWN_WORK, bring)
+                writes = page[start : start + BATCH]
+                if self.local is not None:
+                    await self.local.apply(writes)
+                await self._index.write(OWN_WORK, partial(self._write, writes=writes, seen_s=asked_s))
             replayed += len(page)
             asked_s = time.monotonic()
         self._due.set()
@@ -388,7 +428,7 @@ class Settling:
         return replayed
 
     async def _adopt(self) -> None:
-        """Bring all of the journal into Milvus: perhaps nobody else brings some of it.
+        """Bring all of the journal into the stores: perhaps nobody else brings some of it.
 
         Bringing a write again does no harm.
         """
@@ -398,3 +438,7 @@ class Settling:
         except BaseException:
             self._is_unsure = True
             raise
+
+
+def _compact(store: MilvusMemories, *, owners: Sequence[str]) -> None:
+    store.compact(owners, timeout_s=FLUSH_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""The way of a write: into the journal, which makes it durable, and from there into Milvus."""
+"""The way of a write: into the journal, which makes it durable, and from there into the stores."""
 
 from __future__ import annotations
 
@@ -8,16 +8,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from memserve.errors import NamespaceNotFound, RegistryUnavailable, VectorStoreUnavailable
-from memserve.memory.texts.journal import Journal, Look, Write
+from memserve.errors import (
+    JournalFull,
+    NamespaceNotFound,
+    QuotaReached,
+    RegistryUnavailable,
+    VectorStoreUnavailable,
+)
+from memserve.memory.texts.journal import Journal
+from memserve.memory.texts.journal_entries import Draft
 from memserve.memory.texts.records import tenant_key
 from memserve.memory.texts.settling import Settling
 
 NOT_COUNTED = "it has not been up since this registry is used, so its memories are not counted yet"
 
+Outcome = int | JournalFull | QuotaReached | None
+"""A write's sequence, its refusal, or None: the memory was written since the look."""
+
 
 class KnownNamespaces:
-    """The namespaces that tenants have. A namespace is never removed, so that a known one stays known."""
+    """The namespaces that tenants have.
+
+    One that another gateway has deleted stays known here until this gateway starts again: it is empty then.
+    """
 
     def __init__(self, journal: Journal, settling: Settling) -> None:
         self._journal = journal
@@ -32,6 +45,9 @@ class KnownNamespaces:
 
     def add(self, key: str, namespace: str) -> None:
         self._names.setdefault(key, set()).add(namespace)
+
+    def discard(self, key: str, namespace: str) -> None:
+        self._names.get(key, set()).discard(namespace)
 
     async def require(self, tenant: str, namespaces: Sequence[str]) -> None:
         """Raises NamespaceNotFound. Without the registry an unknown namespace passes: it may exist."""
@@ -51,58 +67,64 @@ class KnownNamespaces:
 
 
 class JournalWriter:
-    """Journals writes, and has settling bring them into Milvus."""
+    """Journals writes, and has settling bring them into the stores."""
 
     def __init__(
         self, journal: Journal, settling: Settling, namespaces: KnownNamespaces, *, apply_timeout_s: float
     ) -> None:
-        """apply_timeout_s: how long a call waits for Milvus after its write is durable."""
+        """apply_timeout_s: how long a call waits for the searched store after its writes are durable."""
         self._journal = journal
         self._settling = settling
         self._namespaces = namespaces
         self._apply_timeout_s = apply_timeout_s
-        self._under_way: set[asyncio.Task[asyncio.Task[None] | None]] = set()
+        self._under_way: set[asyncio.Task[tuple[list[Outcome], asyncio.Task[None] | None]]] = set()
 
-    async def write(self, tenant: str, write: Write, look: Look, change: int) -> bool:
-        """Journal a write, and bring it into Milvus. Goes on when the call is cancelled.
+    async def write(
+        self, tenant: str, drafts: Sequence[Draft], last_sequence: int, *, together: bool = False
+    ) -> list[Outcome]:
+        """Journal a tenant's writes, and bring them into the searched store. Goes on when the call is
+        cancelled.
 
-        look: what the journal knew of the memory. Returns False when the memory was written since then.
-        change: how many memories the namespace gains; -1 for a memory that leaves.
+        tenant: takes the turn. drafts, last_sequence, together: as `Journal.append_many` takes them.
         """
         if not self._settling.is_counted:
             raise VectorStoreUnavailable(NOT_COUNTED)
-        journaling = asyncio.create_task(self._journal_and_apply(tenant, write, look, change))
+        journaling = asyncio.create_task(self._journal_and_apply(tenant, drafts, last_sequence, together))
         self._under_way.add(journaling)
         journaling.add_done_callback(self._ended)
-        applying = await asyncio.shield(journaling)
-        if applying is None:
-            return False
-        # The write is durable. A late Milvus changes nothing about that: the call ends well, and settling
-        # goes on.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._apply_timeout_s):
-                await asyncio.shield(applying)
-        return True
+        outcomes, applying = await asyncio.shield(journaling)
+        if applying is not None:
+            # The writes are durable. A late store changes nothing about that: the call ends well, and
+            # settling goes on.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._apply_timeout_s):
+                    await asyncio.shield(applying)
+        return outcomes
 
     async def finish(self) -> None:
         """Wait for the writes that are on their way into the journal."""
         if self._under_way:
             await asyncio.wait(list(self._under_way))
 
-    def _ended(self, journaling: asyncio.Task[asyncio.Task[None] | None]) -> None:
+    def _ended(self, journaling: asyncio.Task[tuple[list[Outcome], asyncio.Task[None] | None]]) -> None:
         self._under_way.discard(journaling)
         journaling.exception()  # the call that waits for the task may have been given up
 
     async def _journal_and_apply(
-        self, tenant: str, write: Write, look: Look, change: int
-    ) -> asyncio.Task[None] | None:
+        self, tenant: str, drafts: Sequence[Draft], last_sequence: int, together: bool
+    ) -> tuple[list[Outcome], asyncio.Task[None] | None]:
         journaled_s = time.monotonic()
+        owner = drafts[0].write.tenant_key
         try:
-            sequence = await self._journal.append(write, look, change)
+            outcomes = await self._journal.append_many(owner, drafts, last_sequence, together=together)
         except RegistryUnavailable:
             self._settling.be_unsure()
             raise
-        if sequence is None:
-            return None
-        self._namespaces.add(write.tenant_key, write.namespace)
-        return self._settling.apply(tenant, replace(write, sequence=sequence), journaled_s)
+        written = [
+            replace(draft.write, sequence=outcome)
+            for draft, outcome in zip(drafts, outcomes, strict=True)
+            if isinstance(outcome, int)
+        ]
+        for write in written:
+            self._namespaces.add(write.tenant_key, write.namespace)
+        return outcomes, self._settling.apply(tenant, written, journaled_s) if written else None

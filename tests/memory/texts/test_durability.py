@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from memserve.domain import Memory
+from memserve.domain import Memory, SearchQuery
 from memserve.errors import (
     EmbedderChanged,
     MemoryNotFound,
@@ -21,23 +21,25 @@ from memserve.errors import (
 )
 from memserve.memory.texts.embedder_files import Prompts, bundled_model_dir, open_embedder
 from memserve.memory.texts.embedding import BertEmbedder
-from memserve.memory.texts.journal import Write
-from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.journal_entries import Write
+from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.milvus import MilvusMemories
+from memserve.memory.texts.settling import FlushPolicy
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts.handbook import HANDBOOK, TENANT, ids, remember, remember_handbook, search
 
 KILLED_WRITER = textwrap.dedent(
     """
     import asyncio, sys
+    from memserve.domain import NewMemory
     from memserve.memory.texts.embedding import BertEmbedder
     from memserve.memory.texts.memory import VectorMemory
 
     async def main() -> None:
         memory = await VectorMemory.open(sys.argv[1], BertEmbedder(), sys.argv[2])
         for number in range(3):
-            await memory.remember("acme", "notes", f"note {number}", source="s", keywords=["k"],
-            memory_id=f"m{number}", now_s=5.0)
+            new = NewMemory("notes", f"note {number}", source="s", keywords=("k",), memory_id=f"m{number}")
+            await memory.remember("acme", new)
         await memory.forget("acme", "notes", "m1")
         print("acknowledged", flush=True)
         await asyncio.sleep(60)
@@ -193,7 +195,7 @@ async def test_reads_during_writes_and_flushes_miss_nothing_that_was_acknowledge
 async def test_a_search_that_cannot_be_in_time_says_so_in_time(vector: VectorMemory) -> None:
     await remember_handbook(vector)
     with pytest.raises(VectorStoreUnavailable, match="within"):
-        await vector.search(TENANT, ["handbook"], "gate", 5, timeout_s=0.0005)
+        await vector.search(TENANT, SearchQuery(("handbook",), "gate", 5), 0.0005)
     assert ids(await search(vector, "QX7741B"))[0] == "gate"
 
 
@@ -248,7 +250,10 @@ async def test_calls_go_on_while_files_are_synced_and_nothing_leaves_the_journal
         synced(store)
 
     memory = await VectorMemory.open(
-        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=2, flush_quiet_s=3600.0
+        str(tmp_path / "memories.db"),
+        embedder,
+        redis_server.url,
+        TextOptions(flush=FlushPolicy(rows=2, quiet_s=3600.0)),
     )
     monkeypatch.setattr(MilvusMemories, "sync", slow)
     first = await remember(memory, "the gate opens at nine")
@@ -280,7 +285,10 @@ async def test_a_sync_that_fails_leaves_everything_in_the_journal(
             raise OSError("no more room")
 
     memory = await VectorMemory.open(
-        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1, flush_quiet_s=3600.0
+        str(tmp_path / "memories.db"),
+        embedder,
+        redis_server.url,
+        TextOptions(flush=FlushPolicy(rows=1, quiet_s=3600.0)),
     )
     monkeypatch.setattr(MilvusMemories, "sync", fails)
     stored = await remember(memory, "the gate opens at nine")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from memserve.api.grpc.call import Context, Edge
 from memserve.api.grpc.convert import memory as convert
+from memserve.domain import NewMemory, SearchQuery
 from memserve.errors import InvalidField, MemoryNotFound
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.texts.memory import VectorMemory
@@ -29,16 +28,16 @@ class MemoryService(rpc.MemoryServiceServicer):  # type: ignore[misc]
             token = self._tokenizer.special_token_in(request.text)
             if token:
                 raise InvalidField("text", f"must not contain the model's control token {token!r}")
-            stored = await self._texts.remember(
-                tenant.name,
+            new = NewMemory(
                 request.namespace,
                 request.text,
                 source=request.source,
-                keywords=list(request.keywords),
-                memory_id=request.memory_id or None,
-                now_s=time.time(),
+                keywords=tuple(request.keywords),
+                memory_id=request.memory_id,
             )
-            return pb.RememberResponse(memory=convert.memory(stored))
+            stored = await self._texts.remember(tenant.name, new)
+            assert stored.memory is not None
+            return pb.RememberResponse(memory=convert.memory(stored.memory))
 
     async def GetMemory(self, request: pb.GetMemoryRequest, context: Context) -> pb.GetMemoryResponse:
         async with self._edge.call("GetMemory", context) as tenant:
@@ -53,15 +52,11 @@ class MemoryService(rpc.MemoryServiceServicer):  # type: ignore[misc]
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         async with self._edge.call("Search", context) as tenant:
-            limit = request.limit or SEARCH_LIMIT
+            query = SearchQuery(tuple(request.namespaces), request.query, request.limit or SEARCH_LIMIT)
             found = await self._texts.search(
-                tenant.name,
-                list(request.namespaces),
-                request.query,
-                limit,
-                timeout_s=context.time_remaining() or SEARCH_TIMEOUT_S,
+                tenant.name, query, context.time_remaining() or SEARCH_TIMEOUT_S
             )
-            return pb.SearchResponse(results=[convert.scored_memory(hit) for hit in found])
+            return pb.SearchResponse(results=[convert.scored_memory(hit) for hit in found.hits])
 
     async def ListNamespaces(
         self, request: pb.ListNamespacesRequest, context: Context
