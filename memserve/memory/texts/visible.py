@@ -39,6 +39,8 @@ class LocalWriter:
         # How many writes have come, and how many have been taken from the queue.
         self._came = self._taken = 0
         self._needs = "open"
+        # The keys that came since the index was begun anew.
+        self._written: set[str] = set()
         self._rebuilding: asyncio.Task[None] | None = None
 
     @property
@@ -53,6 +55,7 @@ class LocalWriter:
         """Raises VectorStoreHeld, OSError."""
         why = await self.store.open()
         self._needs = "rebuild" if why else ""
+        self._written = self.writes.watch_keys()
         if why:
             log.warning("the local index is built again: %s", why)
 
@@ -83,7 +86,7 @@ class LocalWriter:
             self._figures.lost = await missing_memories(journal, self._index)
         elif held != totals.records - lost:
             log.warning("the local index has %d of %d memories and is built again", held, totals.records)
-            self._needs = "rebuild"
+            await self._begin_anew()
 
     async def mend(self) -> None:
         """Open the index again after a failure, and begin a rebuild where one is due. Raises OSError."""
@@ -116,19 +119,28 @@ class LocalWriter:
             self.writes.distrust()
             log.warning("the local index failed, and is opened again: %s", one_line(error))
 
+    async def wait_until_whole(self, timeout_s: float) -> None:
+        """Wait for a rebuild that is under way, but no longer than this."""
+        if self._rebuilding is not None:
+            await asyncio.wait([self._rebuilding], timeout=timeout_s)
+
+    async def _begin_anew(self) -> None:
+        async with self._commit:
+            await self.store.start_anew()
+            self._needs = "rebuild"
+            self.writes.distrust()
+            self._written = self.writes.watch_keys()
+
     async def _rebuild(self) -> None:
         """Until it succeeds."""
         while self._needs == "rebuild":
             try:
-                async with self._commit:
-                    await self.store.start_anew()
-                    self.writes.distrust()
-                    written = self.writes.watch_keys()
                 if waiting := list(self.writes.unapplied.values()):
                     await self.apply(waiting)
-                await rebuild(self._index, self.store, written)
+                await rebuild(self._index, self.store, self._written)
                 self._needs = ""
             except (*MILVUS_ERRORS, MemserveError) as error:
                 self._figures.failures += 1
                 log.warning("the local index is not complete, and is built again: %s", one_line(error))
                 await asyncio.sleep(REBUILD_RETRY_S)
+                await self._begin_anew()

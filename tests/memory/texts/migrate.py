@@ -10,7 +10,8 @@ import sys
 
 from memserve.memory.texts import migration
 from memserve.memory.texts.index import VectorIndex
-from memserve.memory.texts.journal import Journal, Quotas
+from memserve.memory.texts.journal import Journal
+from memserve.memory.texts.journal_entries import Quotas
 from memserve.memory.texts.milvus import Vectors
 
 PAGE_ROWS = 32

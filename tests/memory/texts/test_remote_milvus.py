@@ -15,7 +15,7 @@ from memserve.errors import MemoryNotFound, VectorStoreUnavailable
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Quotas
-from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.memory import TextOptions, VectorMemory
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts.handbook import TENANT, ids, remember, search
 from tests.memory.texts.journaled import append, written
@@ -27,7 +27,9 @@ async def test_a_remote_milvus_may_be_down_at_the_start_and_be_killed_later(
     tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
     port = free_port()
-    memory = await VectorMemory.open(f"http://127.0.0.1:{port}", embedder, redis_server.url, call_timeout_s=5)
+    memory = await VectorMemory.open(
+        f"http://127.0.0.1:{port}", embedder, redis_server.url, TextOptions(call_timeout_s=5)
+    )
     started_s = time.monotonic()
     with pytest.raises(VectorStoreUnavailable):
         await memory.search(TENANT, SearchQuery(("handbook",), "gate", 5), 0.3)

@@ -11,11 +11,11 @@ import pytest
 
 from memserve.domain import Memory
 from memserve.errors import MemoryNotFound, NamespaceNotFound, RegistryUnavailable, VectorStoreDamaged
+from memserve.memory.texts.due import FlushPolicy
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.journal import PENDING
 from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.milvus import MEMORIES
-from memserve.memory.texts.settling import FlushPolicy
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts import handbook
 
