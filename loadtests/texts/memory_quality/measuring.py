@@ -28,12 +28,14 @@ class Measured:
     """By arm and question that has an answer: whether it is among the first FOUND_IN."""
     found_by_kind: dict[tuple[str, str], list[bool]] = field(default_factory=lambda: defaultdict(list))
     newest: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
-    """`linked` and `unlinked`, for changed subjects that are found: whether the first of the subject's
+    """By the change of CHANGES, for changed subjects that are found: whether the first of the subject's
     memories is the one that holds."""
     hits: list[tuple[float, bool]] = field(default_factory=list)
     """Relevance of each of the first FOUND_IN hits, and whether it is about what was asked for."""
     first: list[tuple[float, bool, bool]] = field(default_factory=list)
     """By question: the first hit's relevance, whether it is right, and whether the question has an answer."""
+    first_hits: list[tuple[float, bool]] = field(default_factory=list)
+    """As `hits`, of the first ones alone."""
     ranking_s: float = 0.0
     """Spent in `rank_candidates`."""
 
@@ -78,6 +80,8 @@ def _note_hits(measured: Measured, question: Question, hits: Sequence[ScoredMemo
     for hit in hits[:FOUND_IN]:
         measured.hits.append((hit.relevance, hit.memory.memory_id in question.subject))
     best = hits[0] if hits else None
+    if best is not None:
+        measured.first_hits.append((best.relevance, best.memory.memory_id in question.subject))
     measured.first.append(
         (
             best.relevance if best else 0.0,

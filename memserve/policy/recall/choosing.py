@@ -22,7 +22,7 @@ from memserve.policy.recall.ranking import (
     score_words,
 )
 from memserve.policy.recall.relevance import BUNDLED, RelevanceModels, features_of, probability
-from memserve.policy.recall.versions import RankedHit, newest_first
+from memserve.policy.recall.versions import RankedHit, newest_first, subjects_of
 
 MemoryKey = tuple[str, str]
 """Namespace and id."""
@@ -106,13 +106,15 @@ def rank_candidates(
     ]
     scores = score_words(terms, words, candidates.statistics)
     model = candidates.models.of(query)
+    subjects = subjects_of([candidate.memory for candidate in usable], scores, words)
     features = features_of(
-        [candidate.cosine for candidate in usable], scores, ranked_cosine=model.ranked_cosine
+        [candidate.cosine for candidate in usable], scores, subjects, ranked_cosine=model.ranked_cosine
     )
-    hits = [
-        _scored(candidate, score, model.log_odds(row), candidates.strengths)
-        for candidate, score, row in zip(usable, scores, features, strict=True)
-    ]
+    hits = []
+    for candidate, score, subject, row in zip(usable, scores, subjects, features, strict=True):
+        strength = candidates.strengths.get(memory_key(candidate.memory), 1.0)
+        hit, log_odds = _scored(candidate, score, model.log_odds(row), strength)
+        hits.append(RankedHit(hit, log_odds, score.matched, subject))
     hits.sort(key=lambda ranked: (-ranked.hit.score, memory_key(ranked.hit.memory)))
     return newest_first(hits), skipped
 
@@ -199,11 +201,10 @@ _VALIDITY = {
 
 
 def _scored(
-    candidate: Candidate, score: WordScore, log_odds: float, strengths: Mapping[MemoryKey, float]
-) -> RankedHit:
-    strength = strengths.get(memory_key(candidate.memory), 1.0)
-    bounded = min(_STRENGTH_MOST, max(_STRENGTH_LEAST, strength))
-    weighed = log_odds + math.log(bounded)
+    candidate: Candidate, score: WordScore, log_odds: float, strength: float
+) -> tuple[ScoredMemory, float]:
+    """The hit, and the log odds of its score."""
+    weighed = log_odds + math.log(min(_STRENGTH_MOST, max(_STRENGTH_LEAST, strength)))
     hit = ScoredMemory(
         memory=candidate.memory,
         score=probability(weighed),
@@ -212,4 +213,4 @@ def _scored(
         relevance=probability(log_odds),
         strength=strength,
     )
-    return RankedHit(hit, weighed, score.matched)
+    return hit, weighed
