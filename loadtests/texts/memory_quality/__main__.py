@@ -33,7 +33,7 @@ from memserve.policy.recall.choosing import usable_at
 from memserve.policy.recall.ranking import query_terms, score_words
 from memserve.policy.recall.relevance import (
     BUNDLED,
-    COSINE_FEATURES,
+    WORD_FEATURES,
     FEATURES,
     RelevanceModel,
     RelevanceModels,
@@ -178,11 +178,11 @@ def fit(names: int) -> int:
 
 
 def _counted(features: list[list[float]], name: str) -> list[list[float]]:
-    """The features, without the cosine where it says nothing."""
+    """The features, without those that say nothing of letters that the embedder cannot spell."""
     if name != "foreign":
         return features
     return [
-        [0.0 if feature in COSINE_FEATURES else value for feature, value in zip(FEATURES, row, strict=True)]
+        [0.0 if feature not in WORD_FEATURES else value for feature, value in zip(FEATURES, row, strict=True)]
         for row in features
     ]
 

@@ -10,6 +10,7 @@ from memserve.policy.recall.ranking import WordScore
 
 _SAME_SUBJECT = frozenset({LinkKind.SUPERSEDES, LinkKind.CONTRADICTS, LinkKind.DUPLICATES})
 _NEAR_LOG_ODDS = 1.0
+_OLDER = 0.5
 _SAME_WORDING = 0.5
 """The least share of common words (Jaccard) of two memories that differ in a value."""
 _COMPARED_WORDS, _COMPARED_WORDINGS = 256, 8
@@ -68,6 +69,9 @@ def newest_first(hits: Sequence[RankedHit]) -> list[ScoredMemory]:
        one, and nearly the same score: the query cannot tell them apart, and the later one is what holds.
     2. The relevance of a newer one is at least that of the older ones, because what it updates was asked for.
 
+    3. Older ones of one subject, as `subjects_of` says, then have half of their score, so that they do not
+       take the places of other subjects.
+
     hits: best first.
     """
     groups = _Groups(len(hits))
@@ -83,13 +87,20 @@ def newest_first(hits: Sequence[RankedHit]) -> list[ScoredMemory]:
     for place in range(len(hits)):
         places_by_group.setdefault(groups.of(place), []).append(place)
     ordered = [ranked.hit for ranked in hits]
+    subjects = [ranked.subject for ranked in hits]
     for places in places_by_group.values():
         newest = sorted(places, key=lambda place: (_age_key(hits[place].hit.memory), -place), reverse=True)
         least = 0.0
         for place, member in zip(reversed(places), reversed(newest), strict=True):
             least = max(least, hits[member].hit.relevance)
             ordered[place] = replace(hits[member].hit, relevance=least, score=hits[place].hit.score)
-    return ordered
+            subjects[place] = hits[member].subject
+    told: set[int] = set()
+    for place, subject in enumerate(subjects):
+        if subject in told:
+            ordered[place] = replace(ordered[place], score=ordered[place].score * _OLDER)
+        told.add(subject)
+    return sorted(ordered, key=lambda hit: -hit.score)
 
 
 def holds_from_s(memory: Memory) -> float:
