@@ -113,8 +113,7 @@ def rank_candidates(
     hits = []
     for candidate, score, subject, row in zip(usable, scores, subjects, features, strict=True):
         strength = candidates.strengths.get(memory_key(candidate.memory), 1.0)
-        hit, log_odds = _scored(candidate, score, model.log_odds(row), strength)
-        hits.append(RankedHit(hit, log_odds, score.matched, subject))
+        hits.append(RankedHit(_scored(candidate, score, model.log_odds(row), strength), subject))
     hits.sort(key=lambda ranked: (-ranked.hit.score, memory_key(ranked.hit.memory)))
     return newest_first(hits), skipped
 
@@ -200,12 +199,9 @@ _VALIDITY = {
 }
 
 
-def _scored(
-    candidate: Candidate, score: WordScore, log_odds: float, strength: float
-) -> tuple[ScoredMemory, float]:
-    """The hit, and the log odds of its score."""
+def _scored(candidate: Candidate, score: WordScore, log_odds: float, strength: float) -> ScoredMemory:
     weighed = log_odds + math.log(min(_STRENGTH_MOST, max(_STRENGTH_LEAST, strength)))
-    hit = ScoredMemory(
+    return ScoredMemory(
         memory=candidate.memory,
         score=probability(weighed),
         dense_score=candidate.cosine,
@@ -213,4 +209,3 @@ def _scored(
         relevance=probability(log_odds),
         strength=strength,
     )
-    return hit, weighed

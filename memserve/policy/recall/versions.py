@@ -9,7 +9,6 @@ from memserve.domain import LinkKind, Memory, ScoredMemory
 from memserve.policy.recall.ranking import WordScore
 
 _SAME_SUBJECT = frozenset({LinkKind.SUPERSEDES, LinkKind.CONTRADICTS, LinkKind.DUPLICATES})
-_NEAR_LOG_ODDS = 1.0
 _OLDER = 0.5
 _SAME_WORDING = 0.5
 """The least share of common words (Jaccard) of two memories that differ in a value."""
@@ -21,10 +20,6 @@ class RankedHit:
     """A hit, and what its order comes from."""
 
     hit: ScoredMemory
-    log_odds: float
-    """Of its score."""
-    matched: frozenset[str]
-    """The terms of the query that it has."""
     subject: int
     """As `subjects_of` numbers it."""
 
@@ -65,41 +60,23 @@ def subjects_of(
 def newest_first(hits: Sequence[RankedHit]) -> list[ScoredMemory]:
     """Order hits of one subject by age, the newest first. They share out the places that they have.
 
-    1. Hits are of one subject as `subjects_of` says, or when they have the same terms of the query, at least
-       one, and nearly the same score: the query cannot tell them apart, and the later one is what holds.
-    2. The relevance of a newer one is at least that of the older ones, because what it updates was asked for.
-
-    3. Older ones of one subject, as `subjects_of` says, then have half of their score, so that they do not
-       take the places of other subjects.
+    1. The relevance of a newer one is at least that of the older ones, because what it updates was asked for.
+    2. The older ones then have half of their score, so that they do not take the places of other subjects.
 
     hits: best first.
     """
-    groups = _Groups(len(hits))
-    first_by_subject: dict[int, int] = {}
-    first_by_terms: dict[frozenset[str], int] = {}
+    places_by_subject: dict[int, list[int]] = {}
     for place, ranked in enumerate(hits):
-        groups.join(first_by_subject.setdefault(ranked.subject, place), place)
-        if ranked.matched:
-            first = first_by_terms.setdefault(ranked.matched, place)
-            if hits[first].log_odds - ranked.log_odds <= _NEAR_LOG_ODDS:
-                groups.join(first, place)
-    places_by_group: dict[int, list[int]] = {}
-    for place in range(len(hits)):
-        places_by_group.setdefault(groups.of(place), []).append(place)
+        places_by_subject.setdefault(ranked.subject, []).append(place)
     ordered = [ranked.hit for ranked in hits]
-    subjects = [ranked.subject for ranked in hits]
-    for places in places_by_group.values():
+    for places in places_by_subject.values():
         newest = sorted(places, key=lambda place: (_age_key(hits[place].hit.memory), -place), reverse=True)
         least = 0.0
         for place, member in zip(reversed(places), reversed(newest), strict=True):
-            least = max(least, hits[member].hit.relevance)
-            ordered[place] = replace(hits[member].hit, relevance=least, score=hits[place].hit.score)
-            subjects[place] = hits[member].subject
-    told: set[int] = set()
-    for place, subject in enumerate(subjects):
-        if subject in told:
-            ordered[place] = replace(ordered[place], score=ordered[place].score * _OLDER)
-        told.add(subject)
+            hit, score = hits[member].hit, hits[place].hit.score
+            least = max(least, hit.relevance)
+            older = place != places[0]
+            ordered[place] = replace(hit, relevance=least, score=score * _OLDER if older else score)
     return sorted(ordered, key=lambda hit: -hit.score)
 
 
