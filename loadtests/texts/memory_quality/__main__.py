@@ -33,8 +33,8 @@ from memserve.policy.recall.choosing import usable_at
 from memserve.policy.recall.ranking import query_terms, score_words
 from memserve.policy.recall.relevance import (
     BUNDLED,
-    WORD_FEATURES,
     FEATURES,
+    WORD_FEATURES,
     RelevanceModel,
     RelevanceModels,
     features_of,

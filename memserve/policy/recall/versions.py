@@ -10,6 +10,8 @@ from memserve.policy.recall.ranking import WordScore
 
 _SAME_SUBJECT = frozenset({LinkKind.SUPERSEDES, LinkKind.CONTRADICTS, LinkKind.DUPLICATES})
 _OLDER = 0.5
+_LATER_S = 60.0
+"""What is remembered within a minute comes from one import, and is no update."""
 _SAME_WORDING = 0.5
 """The least share of common words (Jaccard) of two memories that differ in a value."""
 _COMPARED_WORDS, _COMPARED_WORDINGS = 256, 8
@@ -30,7 +32,7 @@ def subjects_of(
     """Number the memories of a search by their subjects: equal numbers say that two are of one.
 
     1. One links to the other as its update, contradiction or duplicate.
-    2. Or both have the same terms of the query, at least one, and are worded alike.
+    2. Or both have the same terms of the query, at least one, are worded alike, and hold from different times.
 
     scores, words: [memories], as of `score_words`.
     Returns [memories].
@@ -48,7 +50,8 @@ def subjects_of(
         compared = frozenset(text[:_COMPARED_WORDS])
         alike = wordings.setdefault(score.matched, [])
         for first, other in alike:
-            if len(compared & other) >= _SAME_WORDING * len(compared | other):
+            apart_s = abs(holds_from_s(memory) - holds_from_s(memories[first]))
+            if apart_s >= _LATER_S and len(compared & other) >= _SAME_WORDING * len(compared | other):
                 groups.join(first, place)
                 break
         else:
