@@ -68,22 +68,31 @@ class RelevanceModels:
         return self.spelt if 2 * (latin + spelt) >= len(letters) else self.foreign
 
 
-# fmt: off
-# ruff: noqa: E501
 BUNDLED = RelevanceModels(
-    known=RelevanceModel((-3.221, 2.841, 7.57, 5.748, 1.866, 6.398, 5.655, -1.815, -0.072, 0.432, 0.991, 1.723, 0.425)),
-    spelt=RelevanceModel((-3.239, 1.233, 0.918, 2.28, 2.475, 7.962, 6.64, -1.758, 0.0, 0.0, 0.0, 2.878, 0.84)),
+    known=RelevanceModel(
+        (-3.221, 2.841, 7.57, 5.748, 1.866, 6.398, 5.655, -1.815, -0.072, 0.432, 0.991, 1.723, 0.425)
+    ),
+    spelt=RelevanceModel(
+        (-3.239, 1.233, 0.918, 2.28, 2.475, 7.962, 6.64, -1.758, 0.0, 0.0, 0.0, 2.878, 0.84)
+    ),
     foreign=RelevanceModel((-2.632, 0.0, 0.0, 0.0, 0.0, 6.939, 5.856, 1.962, 0.0, 0.0, 0.0, 0.0, 1.294)),
 )
 """Of all-MiniLM-L6-v2, the embedder that comes with memserve."""
 OTHER = RelevanceModels(
-    known=RelevanceModel((-2.243, 0.642, 6.782, 2.911, 1.846, 6.097, 5.111, -1.96, -0.086, -0.091, 0.526, 1.99, 0.457), ranked_cosine=True),
-    spelt=RelevanceModel((-3.262, 0.923, 1.181, 0.498, 2.362, 7.412, 6.661, -1.824, 0.0, 0.0, 0.0, 3.688, 0.888), ranked_cosine=True),
-    foreign=RelevanceModel((-2.632, 0.0, 0.0, 0.0, 0.0, 6.939, 5.856, 1.962, 0.0, 0.0, 0.0, 0.0, 1.294), ranked_cosine=True),
+    known=RelevanceModel(
+        (-2.243, 0.642, 6.782, 2.911, 1.846, 6.097, 5.111, -1.96, -0.086, -0.091, 0.526, 1.99, 0.457),
+        ranked_cosine=True,
+    ),
+    spelt=RelevanceModel(
+        (-3.262, 0.923, 1.181, 0.498, 2.362, 7.412, 6.661, -1.824, 0.0, 0.0, 0.0, 3.688, 0.888),
+        ranked_cosine=True,
+    ),
+    foreign=RelevanceModel(
+        (-2.632, 0.0, 0.0, 0.0, 0.0, 6.939, 5.856, 1.962, 0.0, 0.0, 0.0, 0.0, 1.294), ranked_cosine=True
+    ),
 )
 """Of any other embedder. Cosines of two models differ in their range, so only their order counts here, and
 the words decide more."""
-# fmt: on
 
 
 def features_of(

@@ -32,7 +32,7 @@ def subjects_of(
     """Number the memories of a search by their subjects: equal numbers say that two are of one.
 
     1. One links to the other as its update, contradiction or duplicate.
-    2. Or both have the same terms of the query, at least one, are worded alike, and hold from different times.
+    2. Or both have the same terms of the query, at least one, and are worded alike, and one is later.
 
     scores, words: [memories], as of `score_words`.
     Returns [memories].
