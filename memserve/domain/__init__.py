@@ -33,9 +33,11 @@ from memserve.domain.memories import (
     MemoryVersion,
     MetadataValue,
     NamespaceUsage,
+    NewMemory,
     Place,
     Remembered,
     SurpriseScore,
+    WritePolicy,
 )
 from memserve.domain.modules import (
     Alias,
@@ -59,6 +61,7 @@ from memserve.domain.recalled import (
     FoundMemories,
     RecallOutcome,
     ScoredMemory,
+    SearchQuery,
     Skipped,
     SkipReason,
     Via,
@@ -101,6 +104,7 @@ __all__ = [
     "ModuleUse",
     "ModuleVersion",
     "NamespaceUsage",
+    "NewMemory",
     "Place",
     "Priority",
     "RecallOutcome",
@@ -111,6 +115,7 @@ __all__ = [
     "RouteCandidate",
     "Sampling",
     "ScoredMemory",
+    "SearchQuery",
     "SkipReason",
     "Skipped",
     "Slo",
@@ -127,4 +132,5 @@ __all__ = [
     "WeightFigures",
     "WorkerLease",
     "WorkerResidency",
+    "WritePolicy",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from memserve.domain.memories import LinkKind, Memory
+from memserve.domain.memories import LinkKind, Memory, MemoryKind, MetadataValue
 from memserve.domain.open_enum import OpenEnum
 
 
@@ -72,6 +73,37 @@ class Skipped:
     reason: SkipReason
     detail: str
     """One line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchQuery:
+    """A search, as a caller states it. 0, "" and None: the gateway's default, or no wish."""
+
+    namespaces: tuple[str, ...]
+    text: str
+    limit: int = 0
+    kinds: tuple[MemoryKind, ...] = ()
+    """Empty: all."""
+    filter: str = ""
+    """An expression over a memory's fields (`policy/recall/expressions.py`)."""
+    min_relevance: float = 0.0
+    """0 to 1."""
+    diversity: float = 0.0
+    """0: by score alone. 1: as different from each other as they can be."""
+    max_tokens: int = 0
+    """Of all hits' texts, by the served model's tokenizer."""
+    context: Mapping[str, MetadataValue] = field(default_factory=dict)
+    """What the memories' conditions are judged by."""
+    neighbours: int = 0
+    """Memories before and after each hit in its document or session, on either side."""
+    link_depth: int = 0
+    """Steps along links from each hit."""
+    link_kinds: tuple[LinkKind, ...] = ()
+    """Empty: all."""
+    as_of_s: float | None = None
+    """Judge validity at this time. None: now."""
+    rerank: bool = False
+    """Have the cross-encoder order the best hits, where the gateway has one and the time suffices."""
 
 
 @dataclass(frozen=True, slots=True)
