@@ -39,25 +39,36 @@ def subjects_of(
     """
     groups = _Groups(len(memories))
     places = {(memory.namespace, memory.memory_id): place for place, memory in enumerate(memories)}
-    wordings: dict[frozenset[str], list[tuple[int, frozenset[str]]]] = {}
-    for place, (memory, score, text) in enumerate(zip(memories, scores, words, strict=True)):
+    places_by_terms: dict[frozenset[str], list[int]] = {}
+    for place, (memory, score) in enumerate(zip(memories, scores, strict=True)):
         for link in memory.links:
             linked = places.get((link.namespace or memory.namespace, link.memory_id))
             if link.kind in _SAME_SUBJECT and linked is not None:
                 groups.join(place, linked)
-        if not score.matched:
-            continue
-        compared = frozenset(text[:_COMPARED_WORDS])
-        alike = wordings.setdefault(score.matched, [])
-        for first, other in alike:
-            apart_s = abs(holds_from_s(memory) - holds_from_s(memories[first]))
-            if apart_s >= _LATER_S and len(compared & other) >= _SAME_WORDING * len(compared | other):
+        if score.matched:
+            places_by_terms.setdefault(score.matched, []).append(place)
+    for alike in places_by_terms.values():
+        if len(alike) > 1:
+            _join_worded_alike(groups, alike, memories, words)
+    return [groups.of(place) for place in range(len(memories))]
+
+
+def _join_worded_alike(
+    groups: _Groups, places: Sequence[int], memories: Sequence[Memory], words: Sequence[Sequence[str]]
+) -> None:
+    """places: of memories that have the same terms of the query."""
+    wordings: list[tuple[int, frozenset[str]]] = []
+    for place in places:
+        compared = frozenset(words[place][:_COMPARED_WORDS])
+        for first, other in wordings:
+            apart_s = abs(holds_from_s(memories[place]) - holds_from_s(memories[first]))
+            common, whole = len(compared & other), len(compared | other)
+            if apart_s >= _LATER_S and common >= _SAME_WORDING * whole:
                 groups.join(first, place)
                 break
         else:
-            if len(alike) < _COMPARED_WORDINGS:
-                alike.append((place, compared))
-    return [groups.of(place) for place in range(len(memories))]
+            if len(wordings) < _COMPARED_WORDINGS:
+                wordings.append((place, compared))
 
 
 def newest_first(hits: Sequence[RankedHit]) -> list[ScoredMemory]:
