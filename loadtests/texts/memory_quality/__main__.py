@@ -113,7 +113,7 @@ def run(names: int, as_json: bool) -> int:
     questions = sum(len(found.first) for found in measured.values())
     ranking_ms = 1e3 * sum(found.ranking_s for found in measured.values()) / questions
     print(
-        f"Brier score {of_hits.brier:.4f}; {ranking_ms:.2f} ms of processor time to rank a question's candidates"
+    print(f"Brier score {of_hits.brier:.4f}; ranking a question takes {ranking_ms:.2f} ms of processor time")
     )
     figures: dict[str, object] = {
         "recall": recalls,
