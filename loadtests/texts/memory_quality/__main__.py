@@ -112,9 +112,7 @@ def run(names: int, as_json: bool) -> int:
     print(f"calibration error (ECE) of first hits alone: {of_first.ece:.3f} (no bar)")
     questions = sum(len(found.first) for found in measured.values())
     ranking_ms = 1e3 * sum(found.ranking_s for found in measured.values()) / questions
-    print(
     print(f"Brier score {of_hits.brier:.4f}; ranking a question takes {ranking_ms:.2f} ms of processor time")
-    )
     figures: dict[str, object] = {
         "recall": recalls,
         "newest": newest,
