@@ -1,8 +1,9 @@
 """The words that decide how two sentences stand to each other, and the units that sentences are compared by.
 
 The lists are short and closed: words of grammar, of negation, and the verbs that most facts are told with, in
-English, German, French, Spanish, Italian, Chinese, Japanese and Arabic. The commonest ones of Korean, Hindi and
-Russian, and the negations of a few more languages, are known. In another language every word counts as a word of content: fewer duplicates are seen.
+English, German, French, Spanish, Italian, Chinese, Japanese and Arabic. The commonest ones of Korean, Hindi
+and Russian, and the negations of a few more languages, are known. In another language every word counts as a
+word of content: fewer duplicates are seen.
 """
 
 from __future__ import annotations
