@@ -228,7 +228,7 @@ async def test_a_text_is_stored_by_what_the_model_makes_of_its_end(start_gateway
     assert recalled.nats_per_token == pytest.approx(6.25)
     assert recalled.nats_per_token_recalled == pytest.approx(0.25)
     assert "already" in recalled.reason
-    assert (await judged(*near, text="word " * 600)).reason.startswith("not judged: it has")
+    assert (await judged(*near, text="word " * 600)).reason.startswith("not judged: text: ")
     assert (await judged(text="a <|user|> b")).reason.startswith("not judged: text: must not contain")
     worker.script = Script(hangs_after=0)
     late = await judged(*near, within_s=0.1)
