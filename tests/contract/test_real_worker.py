@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -103,10 +102,10 @@ async def test_given_tokens_score_as_in_transformers_alone_and_beside_others(
 ) -> None:
     cases = given_cases()
     expected = scores_by_transformers(cases, with_lora=bool(lora))
-    alone = [await score(replace(worker, prompt=prompt), given, lora=lora) for prompt, given in cases]
+    alone = [await score(worker, given, prompt=prompt, lora=lora) for prompt, given in cases]
     answers = [asyncio.create_task(worker.answer(LONG)) for _ in range(2)]
     beside = await asyncio.gather(
-        *(score(replace(worker, prompt=prompt), given, lora=lora) for prompt, given in cases)
+        *(score(worker, given, prompt=prompt, lora=lora) for prompt, given in cases)
     )
     await asyncio.gather(*answers)
     for found, other, right in zip(alone, beside, expected, strict=True):
