@@ -36,9 +36,8 @@ def demo_statements(draw: random.Random, count: int) -> list[Statement]:
     held = [
         Fact(Entity(fact.entity, fact.kind), fact.attribute, fact.value) for fact in held_facts("harbour")
     ]
-    known = (held * (count // len(held) + 1))[:count]
     new = [facts.fact(draw, "held_out", wild_share=0.0) for _ in range(count)]
-    return [*_of_memory(draw, new), *_of_module(draw, known)]
+    return [*_of_memory(draw, new), *_of_module(draw, held[:count])]
 
 
 def _of_memory(draw: random.Random, new: Sequence[Fact]) -> Iterator[Statement]:

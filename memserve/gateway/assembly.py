@@ -166,9 +166,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         stack.push_async_callback(pool.close)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
         stack.push_async_callback(tokens.close)
-        answers = KeptAnswers(
-            settings.redis, settings.answers_kept_s, tokenizer.decode, dropped=metrics.answers_not_kept.inc
-        )
+        answers = KeptAnswers(settings.redis, settings.answers_kept_s, tokenizer.decode, metrics.not_kept)
         stack.push_async_callback(answers.close)
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
