@@ -42,9 +42,11 @@ from memserve.domain.memories import (
     MemoryVersion,
     MetadataValue,
     NamespaceUsage,
+    NewMemory,
     Place,
     Remembered,
     SurpriseScore,
+    WritePolicy,
 )
 from memserve.domain.modules import (
     Alias,
@@ -117,6 +119,7 @@ __all__ = [
     "ModuleUse",
     "ModuleVersion",
     "NamespaceUsage",
+    "NewMemory",
     "PassageWeight",
     "Place",
     "Priority",
@@ -145,4 +148,5 @@ __all__ = [
     "WeightFigures",
     "WorkerLease",
     "WorkerResidency",
+    "WritePolicy",
 ]

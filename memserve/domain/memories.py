@@ -140,6 +140,41 @@ class MemoryHistory:
         return self.versions[-1].memory
 
 
+@dataclass(frozen=True, slots=True)
+class NewMemory:
+    """What a caller says of a memory. `Memory` explains the fields."""
+
+    namespace: str
+    text: str
+    source: str = ""
+    keywords: tuple[str, ...] = ()
+    memory_id: str = ""
+    """The idempotency key. Empty: a digest of text, source and keywords."""
+    kind: MemoryKind = MemoryKind.FACT
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    valid_from_s: float | None = None
+    valid_until_s: float | None = None
+    applies_when: str = ""
+    strength: float = 1.0
+    links: tuple[Link, ...] = ()
+    place: Place = Place("")
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WritePolicy:
+    """What a write does with what is near it."""
+
+    skip_relations: bool = False
+    """Do not look for duplicates and contradictions."""
+    supersede_updates: bool = False
+    """Supersede the memories that the new one updates. Otherwise they are linked."""
+    skip_duplicates: bool = False
+    """Do not store what a live memory says already."""
+    surprise_gate: bool = False
+    """Have the served model score the text, and do not store what it already predicts, or store it weaker."""
+
+
 class FindingKind(OpenEnum):
     """What the rules saw when a memory was written."""
 
@@ -185,9 +220,10 @@ class SurpriseScore:
 class Remembered:
     """What a write has done."""
 
-    memory: Memory
+    memory: Memory | None
+    """The memory that is there now. None: the surprise gate did not let it in."""
     created: bool
-    """False: the same memory was there already."""
+    """False: the same memory was there already, or none was stored."""
     findings: tuple[Finding, ...] = ()
     surprise: SurpriseScore | None = None
 
