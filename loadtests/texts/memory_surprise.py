@@ -36,15 +36,15 @@ from memserve.gateway.access.callers import Access, load_access
 from memserve.gateway.assembly import GatewayParts, open_parts, services_of
 from memserve.gateway.scoring import BASE
 from memserve.gateway.steps.resolve import AnsweringModule, AnsweringModules
-from memserve.gateway.surprise import Sentences
-from memserve.policy.recall.surprise import DEFAULT, judge
+from memserve.gateway.surprise import TextScores
+from memserve.policy.recall.surprise import DEFAULT
 
 MODULE = "harbour"
 EACH, QUICK_EACH = 32, 8
 AT_ONCE = 4
 PATIENCE_S = 120.0
 READY_S = 120.0
-THRESHOLDS = (0.1, 0.3, 1.0, 2.0, 4.0)
+THRESHOLDS = (0.3, 1.0, 2.0, 4.0, 8.0)
 KNOWN_LEFT_OUT_LEAST, CONTRADICTIONS_STORED_LEAST = 0.9, 0.95
 
 
@@ -53,18 +53,17 @@ class Scored:
     """A statement with its log-probabilities."""
 
     statement: Statement
-    alone: Sentences
-    recalled: Sentences | None
+    scores: TextScores
     took_s: float
 
     @property
     def score(self) -> SurpriseScore:
-        return judge(self.alone, self.recalled)
+        return self.scores.judged()
 
     def stored_at(self, known_below: float) -> bool:
         new_from = max(DEFAULT.new_from, known_below)
         policy = replace(DEFAULT, known_below=known_below, new_from=new_from)
-        return judge(self.alone, self.recalled, policy).stored
+        return self.scores.judged(policy).stored
 
 
 @asynccontextmanager
@@ -106,14 +105,14 @@ async def _score_all(parts: GatewayParts, access: Access, statements: Sequence[S
     async def lane(waiting: Iterator[Statement]) -> None:
         for statement in waiting:
             began_s = time.monotonic()
-            alone, recalled = await gate.scores(
+            scores = await gate.scores(
                 tenant,
                 statement.text,
                 [_hit(number, text) for number, text in enumerate(statement.near)],
                 modules if statement.with_module else BASE,
                 deadline_s=began_s + PATIENCE_S,
             )
-            done.append(Scored(statement, alone, recalled, time.monotonic() - began_s))
+            done.append(Scored(statement, scores, time.monotonic() - began_s))
             if len(done) % 50 == 0:
                 report(f"{len(done)} of {len(statements)} statements")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from memserve.domain import Message, Role, ScoredMemory, SurpriseScore, Tenant
 from memserve.domain.worker_calls import SCORED_TOKENS_MAX
@@ -11,7 +12,7 @@ from memserve.gateway.layout import PromptLayout
 from memserve.gateway.scoring import BASE, Scoring
 from memserve.gateway.steps.resolve import AnsweringModules
 from memserve.policy.recall.prompt import one_line, order_passages
-from memserve.policy.recall.surprise import DEFAULT, SurprisePolicy, judge, not_judged, sentences
+from memserve.policy.recall.surprise import DEFAULT, SurprisePolicy, judge, not_judged
 
 FRAME = (Message(Role.USER, "What do you know?"),)
 """What the text is an answer to."""
@@ -19,7 +20,20 @@ NEAR_MAX = 8
 """Near memories that are shown to the model."""
 
 
-Sentences = list[Sequence[float]]
+@dataclass(frozen=True, slots=True)
+class TextScores:
+    """What a model makes of a text's tokens."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    """[tokens] where each begins and ends in the text."""
+    alone: tuple[float, ...]
+    """[tokens] log-probabilities, given nothing."""
+    recalled: tuple[float, ...] | None
+    """The same, given what is remembered. None: nothing near is, or nothing that fits into the context."""
+
+    def judged(self, policy: SurprisePolicy = DEFAULT) -> SurpriseScore:
+        return judge(self.text, self.spans, self.alone, self.recalled, policy)
 
 
 class SurpriseGate:
@@ -46,10 +60,10 @@ class SurpriseGate:
         modules: what the tenant's answers are made with. deadline_s: on the monotonic clock.
         """
         try:
-            alone, recalled = await self.scores(tenant, text, near, modules, deadline_s=deadline_s)
+            scores = await self.scores(tenant, text, near, modules, deadline_s=deadline_s)
         except MemserveError as error:
             return not_judged(str(error))
-        return judge(alone, recalled, policy)
+        return scores.judged(policy)
 
     async def scores(
         self,
@@ -59,23 +73,21 @@ class SurpriseGate:
         modules: AnsweringModules = BASE,
         *,
         deadline_s: float,
-    ) -> tuple[Sentences, Sentences | None]:
-        """[sentences][tokens] log-probabilities, without and with what is remembered.
+    ) -> TextScores:
+        """Arguments as of `judge`.
 
-        Arguments as of `judge`. None: nothing near is remembered, or nothing that fits into the context.
         Raises InvalidField for a text without or with too many tokens, and as `Scoring.score`.
         """
-        parts = await self._scoring.continuation(tenant, sentences(text))
-        tokens = [token for part in parts for token in part]
+        tokens = await self._scoring.continuation(tenant, text)
         if not 0 < len(tokens) <= SCORED_TOKENS_MAX:
             raise InvalidField("text", f"{len(tokens)} tokens; from 1 to {SCORED_TOKENS_MAX} are scored")
         prompts = [await self._scoring.prompt(tenant, FRAME)]
         if recalled := await self._recalled_prompt(tenant, near, len(tokens)):
             prompts.append(recalled)
-        scored = await self._scoring.score_all(tenant, prompts, tokens, modules, deadline_s=deadline_s)
-        lengths = [len(part) for part in parts]
-        alone, *behind = (_split(logprobs, lengths) for logprobs in scored)
-        return alone, behind[0] if behind else None
+        ids = [token.token_id for token in tokens]
+        scores = await self._scoring.score_all(tenant, prompts, ids, modules, deadline_s=deadline_s)
+        spans = tuple((token.start, token.end) for token in tokens)
+        return TextScores(text, spans, scores[0], scores[1] if recalled else None)
 
     async def _recalled_prompt(self, tenant: Tenant, near: Sequence[ScoredMemory], tokens: int) -> list[int]:
         """[prompt_tokens] with as many of the near memories as fit; empty where none does."""
@@ -87,13 +99,3 @@ class SurpriseGate:
                 return prompt
             shown.pop()
         return []
-
-
-def _split(logprobs: Sequence[float], lengths: Sequence[int]) -> Sentences:
-    """[sentences][tokens]"""
-    parts: Sentences = []
-    start = 0
-    for length in lengths:
-        parts.append(logprobs[start : start + length])
-        start += length
-    return parts

@@ -177,7 +177,7 @@ async def test_texts_are_scored_by_another_worker_where_one_fails_and_within_the
     scoring = services_of(gateway.parts, gateway.access).scoring
     tenant = gateway.access.tenant("")
     prompt = await scoring.prompt(tenant, QUESTION)
-    [tokens] = await scoring.continuation(tenant, ["The gate is 46."])
+    tokens = [token.token_id for token in await scoring.continuation(tenant, "The gate is 46.")]
     soon = time.monotonic() + 10
     assert await scoring.score(tenant, prompt, tokens, deadline_s=soon) == (-0.5,) * len(tokens)
     redis = gateway.redis.client

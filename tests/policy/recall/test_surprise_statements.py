@@ -7,6 +7,7 @@ from collections import Counter
 
 from loadtests.texts.memory_surprise import Scored, bars_of, share
 from loadtests.texts.surprise_statements import OTHERS, Statement, demo_statements, world_statements
+from memserve.gateway.surprise import TextScores
 
 
 def test_a_contradiction_says_something_else_of_what_is_remembered_beside_it() -> None:
@@ -28,10 +29,11 @@ def test_a_contradiction_says_something_else_of_what_is_remembered_beside_it() -
 
 
 def test_the_bars_count_what_is_stored_and_leave_out_what_is_only_reported() -> None:
-    known, news = [[-0.1, -0.1]], [[-0.1, -9.0]]
+    known, news = (-9.0, -9.0, -0.1), (-9.0, -0.1, -9.0)
 
-    def scored(label: str, is_news: bool, logprobs: list[list[float]], *, expected: bool = True) -> Scored:
-        return Scored(Statement(label, "", is_news, expected=expected), list(logprobs), None, 0.0)
+    def scored(label: str, is_news: bool, logprobs: tuple[float, ...], *, expected: bool = True) -> Scored:
+        scores = TextScores("a b c", ((0, 1), (1, 3), (3, 5)), logprobs, None)
+        return Scored(Statement(label, scores.text, is_news, expected=expected), scores, 0.0)
 
     done = [
         scored("known", False, known),
