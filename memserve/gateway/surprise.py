@@ -31,9 +31,11 @@ class TextScores:
     """[tokens] log-probabilities, given nothing."""
     recalled: tuple[float, ...] | None
     """The same, given what is remembered. None: nothing near is, or nothing that fits into the context."""
+    near: tuple[str, ...] = ()
+    """The texts that were shown for it."""
 
     def judged(self, policy: SurprisePolicy = DEFAULT) -> SurpriseScore:
-        return judge(self.text, self.spans, self.alone, self.recalled, policy)
+        return judge(self.text, self.spans, self.alone, self.recalled, self.near, policy)
 
 
 class SurpriseGate:
@@ -82,20 +84,23 @@ class SurpriseGate:
         if not 0 < len(tokens) <= SCORED_TOKENS_MAX:
             raise InvalidField("text", f"{len(tokens)} tokens; from 1 to {SCORED_TOKENS_MAX} are scored")
         prompts = [await self._scoring.prompt(tenant, FRAME)]
-        if recalled := await self._recalled_prompt(tenant, near, len(tokens)):
+        recalled, shown = await self._recalled_prompt(tenant, near, len(tokens))
+        if shown:
             prompts.append(recalled)
         ids = [token.token_id for token in tokens]
         scores = await self._scoring.score_all(tenant, prompts, ids, modules, deadline_s=deadline_s)
         spans = tuple((token.start, token.end) for token in tokens)
-        return TextScores(text, spans, scores[0], scores[1] if recalled else None)
+        return TextScores(text, spans, scores[0], scores[1] if shown else None, shown)
 
-    async def _recalled_prompt(self, tenant: Tenant, near: Sequence[ScoredMemory], tokens: int) -> list[int]:
-        """[prompt_tokens] with as many of the near memories as fit; empty where none does."""
+    async def _recalled_prompt(
+        self, tenant: Tenant, near: Sequence[ScoredMemory], tokens: int
+    ) -> tuple[list[int], tuple[str, ...]]:
+        """[prompt_tokens] with as many of the near memories as fit, and their texts."""
         quotable = self._layout.tokenizer.can_quote
         shown = [hit for hit in near[:NEAR_MAX] if quotable(one_line(hit.memory.text))]
         while shown:
             prompt = await self._scoring.prompt(tenant, FRAME, order_passages(shown))
             if len(prompt) + tokens <= self._context_tokens:
-                return prompt
+                return prompt, tuple(hit.memory.text for hit in shown)
             shown.pop()
-        return []
+        return [], ()

@@ -24,6 +24,9 @@ _ENDS = re.compile(r"(?<=[.!?؟।])(?=\s)|(?<=[。！？\n])")
 
 
 _WORD = re.compile(r"\S+")
+_MARKS = re.compile(r"^\W+|\W+$")
+SAME_SUBJECT = 2 / 3
+"""Of a sentence's words, so many are in a memory of the same subject."""
 UNSPACED_WORDS = 3
 """A sentence of fewer words is taken character by character: its script may write no spaces."""
 
@@ -54,15 +57,27 @@ class SurprisePolicy:
 DEFAULT = SurprisePolicy()
 
 
-def end_words(text: str, share: float) -> list[tuple[int, int]]:
-    """[words] where each begins and ends: the last words of every sentence, without those of marks alone."""
-    found = []
+def judged_words(text: str, share: float, near: Sequence[str] = ()) -> list[tuple[int, int]]:
+    """[words] where each begins and ends, of the words that a text is judged by.
+
+    They are the last words of every sentence, at least one. Where a near memory has most of a sentence's
+    words, the sentence is of the same subject: then every word counts too that no near memory has. Marks
+    alone are no words. near: the texts that the model was shown.
+    """
+    memories = [{_plain(word) for word in _words(each)} for each in near]
+    said: set[str] = set().union(*memories)
+    found: list[tuple[int, int]] = []
     for start, end in _sentences(text):
-        words = [match.span() for match in _WORD.finditer(text, start, end)]
-        if len(words) < UNSPACED_WORDS:
-            words = [(place, place + 1) for place in range(start, end)]
-        words = [span for span in words if _says(text[slice(*span)])]
-        found += words[len(words) - math.ceil(len(words) * share) :]
+        spans = _spans(text, start, end)
+        words = [_plain(text[slice(*span)]) for span in spans]
+        shared = max((sum(word in memory for word in words) for memory in memories), default=0)
+        is_same = shared >= SAME_SUBJECT * len(words)
+        first = len(spans) - max(int(len(spans) * share), 1)
+        found += [
+            span
+            for place, (span, word) in enumerate(zip(spans, words, strict=True))
+            if place >= first or (is_same and word not in said)
+        ]
     return found
 
 
@@ -71,20 +86,23 @@ def judge(
     spans: Sequence[tuple[int, int]],
     alone: Sequence[float],
     recalled: Sequence[float] | None,
+    near: Sequence[str] = (),
     policy: SurprisePolicy = DEFAULT,
 ) -> SurpriseScore:
     """Decide whether a text is stored, and how strongly.
 
     1. With near memories, the text is judged behind them: what it repeats is expected, and what it
        contradicts is not, even where the model alone would say it.
-    2. Without, it is judged by the model alone.
+    2. Without, it is judged by the model alone, and by the ends of its sentences.
 
     spans: [tokens] where each begins and ends in the text. alone, recalled: [tokens] log-probabilities;
-    recalled is None where nothing near is remembered. Raises ValueError for a text without tokens.
+    recalled is None where nothing near is remembered. near: the memories' texts. Raises ValueError for a
+    text without tokens.
     """
     if not alone:
         raise ValueError("a text without tokens")
-    peak = _peak(text, spans, alone if recalled is None else recalled, policy.end_share)
+    words = judged_words(text, policy.end_share, () if recalled is None else near)
+    peak = _peak(text, words, spans, alone if recalled is None else recalled)
     given = "the model" if recalled is None else "the model, with what is remembered,"
     costs = f"its least expected word costs {peak:.2f} nats"
     if peak < policy.known_below:
@@ -126,10 +144,33 @@ def _says(text: str) -> bool:
     return any(character.isalnum() for character in text)
 
 
-def _peak(text: str, spans: Sequence[tuple[int, int]], logprobs: Sequence[float], share: float) -> float:
-    """The nats of the least expected word in the sentences' ends. 0 where there is none."""
+def _spans(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """[words] of a sentence; its characters where it has few words."""
+    words = [match.span() for match in _WORD.finditer(text, start, end)]
+    if len(words) < UNSPACED_WORDS:
+        words = [(place, place + 1) for place in range(start, end)]
+    return [span for span in words if _says(text[slice(*span)])]
+
+
+def _words(text: str) -> list[str]:
+    spans = (span for sentence in _sentences(text) for span in _spans(text, *sentence))
+    return [text[slice(*span)] for span in spans]
+
+
+def _plain(word: str) -> str:
+    """Without the marks around it, whatever its case."""
+    return _MARKS.sub("", word).casefold()
+
+
+def _peak(
+    text: str,
+    words: Sequence[tuple[int, int]],
+    spans: Sequence[tuple[int, int]],
+    logprobs: Sequence[float],
+) -> float:
+    """The nats of the least expected word. 0 where there is none."""
     peak, token = 0.0, 0
-    for start, end in end_words(text, share):
+    for start, end in words:
         while token < len(spans) and spans[token][1] <= start:
             token += 1
         nats, place = 0.0, token

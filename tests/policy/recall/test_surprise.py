@@ -6,7 +6,7 @@ import pytest
 
 from memserve.domain import SurpriseScore
 from memserve.errors import InvalidField
-from memserve.policy.recall.surprise import SurprisePolicy, end_words, judge, not_judged
+from memserve.policy.recall.surprise import SurprisePolicy, judge, judged_words, not_judged
 
 TEXT = "The gate of Rainy Siding is forty six."
 SPANS = [(0, 3), (3, 8), (8, 11), (11, 17), (17, 24), (24, 27), (27, 30), (30, 33), (33, 37), (37, 38)]
@@ -19,7 +19,7 @@ HALF = [*KNOWN[:6], -1.5, -2.0, -0.1, -0.1]
 
 
 def judged(alone: list[float], recalled: list[float] | None = None) -> SurpriseScore:
-    return judge(TEXT, SPANS, alone, recalled)
+    return judge(TEXT, SPANS, alone, recalled, [TEXT])
 
 
 def test_a_known_sentence_is_not_stored_though_its_subject_is_not_foreseen() -> None:
@@ -76,22 +76,28 @@ def test_what_cannot_be_judged_is_stored_and_says_why() -> None:
 @pytest.mark.parametrize(
     ("text", "ends"),
     [
-        (TEXT, ["is", "forty", "six."]),
-        ("The gate is 46. It is 3.14 km!  Is it so?", ["is", "46.", "3.14", "km!", "so?"]),
-        ("门是四十六号。今天开放！", ["六", "号", "开", "放"]),
-        ("one two three\nfour five six seven - \n", ["three", "six", "seven"]),
-        ("ประตูคือสี่สิบหก", list("สี่สิบหก"[2:])),
+        (TEXT, ["forty", "six."]),
+        ("The gate is 46. It is 3.14 km!  Is it so?", ["46.", "km!", "so?"]),
+        ("门是四十六号。今天开放！", ["六", "号", "放"]),
+        ("one two three\nfour five six seven - \n", ["three", "seven"]),
+        ("word", ["d"]),
         ("?!", []),
         ("", []),
     ],
 )
 def test_a_sentence_is_judged_by_its_last_third(text: str, ends: list[str]) -> None:
-    found = [text[start:end] for start, end in end_words(text, 1 / 3)]
-    if "ประตู" in text:
-        assert found
-        assert text.endswith(found[-1])
-    else:
-        assert found == ends
+    assert [text[start:end] for start, end in judged_words(text, 1 / 3)] == ends
+
+
+def test_a_word_that_no_near_memory_has_counts_wherever_it_stands() -> None:
+    near = ["The RAINY gate, of forty-six: Siding is six"]
+    found = [TEXT[start:end] for start, end in judged_words(TEXT, 1 / 3, near)]
+    assert found == ["forty", "six."]
+    other = TEXT.replace("Rainy", "Sunny")
+    found = [other[start:end] for start, end in judged_words(other, 1 / 3, near)]
+    assert found == ["Sunny", "forty", "six."]
+    assert not judge(TEXT, SPANS, KNOWN, KNOWN, near).stored
+    assert judge(other, SPANS, KNOWN, KNOWN, near).stored
 
 
 @pytest.mark.parametrize(
