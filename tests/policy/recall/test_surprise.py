@@ -14,7 +14,7 @@ SPANS = [(0, 3), (3, 8), (8, 11), (11, 17), (17, 24), (24, 27), (27, 30), (30, 3
 KNOWN = [-6.0, -9.0, -0.1, -7.0, -9.0, -0.1, -0.2, -0.3, -0.1, -3.0]
 """The subject is never foreseen; what is said of it is. Whether the sentence ends is no news."""
 NEWS = [*KNOWN[:8], -9.0, -0.1]
-HALF = [*KNOWN[:6], -1.5, -2.0, -0.1, -0.1]
+HALF = [*KNOWN[:6], -2.0, -3.0, -0.1, -0.1]
 """No token is unexpected, and the word is."""
 
 
@@ -39,9 +39,9 @@ def test_one_word_that_is_not_expected_makes_it_new() -> None:
 
 def test_a_word_counts_as_a_whole_and_what_is_half_expected_is_stored_weaker() -> None:
     half = judged(HALF)
-    assert "3.50 nats" in half.reason
+    assert "5.00 nats" in half.reason
     assert half.strength == pytest.approx(0.625)
-    just = judge("so so so", [(0, 2), (2, 5), (5, 8)], [-9.0, -9.0, -2.0], None)
+    just = judge("so so so", [(0, 2), (2, 5), (5, 8)], [-9.0, -9.0, -4.0], None)
     assert just.stored
     assert just.strength == 0.25
 
@@ -103,7 +103,7 @@ def test_a_word_that_no_near_memory_has_counts_wherever_it_stands() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"known_below": 6.0},
+        {"known_below": 7.0},
         {"known_below": -1.0},
         {"new_from": float("nan")},
         {"new_from": float("inf")},
