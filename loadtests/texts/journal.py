@@ -58,7 +58,7 @@ class Direct:
         key = memory_key(TENANT, NAMESPACE, memory.memory_id)
 
         def store() -> None:
-            if self._store.get(key, timeout_s=TIMEOUT_S) is None:
+            if not self._store.get_many([key], timeout_s=TIMEOUT_S):
                 record = Record(key, tenant_key(TENANT), first_history(memory), vector)
                 self._store.put([record], timeout_s=TIMEOUT_S)
             self._rows += 1
