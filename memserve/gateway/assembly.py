@@ -329,7 +329,7 @@ def _connect_texts(
 ) -> None:
     """What a search has beside its store, and what an erasure has to reach outside it."""
     texts.search_parts = SearchParts(
-        count_tokens=lambda text: len(tokenizer.encode_raw(text)), strengths=ledger.strengths
+        count_tokens=lambda text: tokenizer.lengths([text])[0], strengths=ledger.strengths
     )
     outside = OutsideTheStore(answers, ledger, activation)
     # The uses last: they say whether the memory was ever in a prompt.
