@@ -51,9 +51,9 @@ class _Items:
         self._refusals = refusals
 
     def __iter__(self) -> Iterator[NewMemory]:
-        for number, line in enumerate(self._lines):
+        for number, read in enumerate(self._lines):
             try:
-                memory = new_memory_of(line)
+                memory = new_memory_of(read)
                 remember_request(memory)
             except (StartupError, UsageError, TypeError, ValueError) as error:
                 self._refusals.add(number, ItemRefusal("INVALID_ARGUMENT", "", str(error)))
@@ -62,7 +62,7 @@ class _Items:
             yield memory
 
     def number(self, index: int) -> int:
-        """The line, from 0, of what was sent as number `index`; of an index that nothing was sent as, itself."""
+        """The line, from 0, of what was sent as number `index`. A number that was never sent is its own."""
         return self._numbers[index] if 0 <= index < len(self._numbers) else index
 
 

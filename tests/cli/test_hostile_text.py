@@ -28,8 +28,8 @@ COMMAND = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u206
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # A progress bar hides the cursor, goes back to the beginning of its line, and clears that line.
 CURSOR = re.compile(r"\x1b\[\?25[lh]|\r|\x1b\[\d*A|\x1b\[2K")
-# Every command that speaks to a gateway, as it is called. MODULE: a folder with a LoRA's files. LINES: a file of
-# one memory in JSON.
+# Every command that speaks to a gateway, as it is called. MODULE: a folder with a LoRA's files. LINES: a file
+# of one memory in JSON.
 COMMANDS = {
     "generate": "generate hello",
     "explain": "explain r1",
@@ -336,6 +336,7 @@ def test_consoles_and_log_handlers_are_made_in_one_place() -> None:
                 if name in CHECKED:
                     calls.append((str(file.relative_to(PACKAGE)), name))
     assert sorted(calls) == [
+        ("cli/terminal.py", "Text"),
         ("cli/terminal.py", "Text"),
         ("cli/terminal.py", "add_task"),
         ("cli/terminal.py", "assemble"),
