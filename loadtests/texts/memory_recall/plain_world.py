@@ -27,6 +27,8 @@ from memserve.domain import NewMemory
 MODULE = "town"
 MODULE_FACTS = 12
 OTHERS = 60
+# Neither is trained.
+FORMS = ("{q}", "Could you help me? {q}")
 DAY_S = 86_400.0
 
 NAMES = ("Halden", "Korvin", "Selby", "Tarn", "Ostra", "Belmar", "Juniper", "Brenna", "Lindow", "Marek")
@@ -165,18 +167,18 @@ def module_facts(seed: int) -> list[PlainFact]:
 def plain_world(modules: Mapping[str, Path], *, seed: int, questions: int) -> World:
     """modules: the folder of the taught module, or empty.
 
-    questions: how many known facts, changed ones, and of each kind that has no answer. Half of the known
-    facts are the module's, and all of them where there are so few.
+    questions: how many that changed, and of each kind that has no answer. The known facts are those that the
+    module is taught, each asked in every one of FORMS.
     """
     rng = random.Random(f"memory-recall-plain-world-{seed}")
     every = plain_facts(seed, MODULE_FACTS + OTHERS)
-    known, changing = every[:questions], every[MODULE_FACTS + OTHERS - questions :]
-    module = MODULE if modules else ""
+    known, changing = every[:MODULE_FACTS], every[MODULE_FACTS + OTHERS - questions :]
     memories = [NewMemory(NAMESPACE, fact.text, "generated", memory_id=fact.memory_id) for fact in every]
     rng.shuffle(memories)
     asked = [
-        Question(fact.question(), fact.value, KNOWN, fact.memory_id, module if at < MODULE_FACTS else "")
-        for at, fact in enumerate(known)
+        Question(form.format(q=fact.question()), fact.value, KNOWN, fact.memory_id, MODULE if modules else "")
+        for form in FORMS
+        for fact in known
     ]
     changes = [_change(rng, fact, CHANGED[at % len(CHANGED)]) for at, fact in enumerate(changing)]
     for change, fact in zip(changes, changing, strict=True):
