@@ -28,6 +28,7 @@ from loadtests.texts.memory_recall.measuring import (
     abstention_figures,
     changed_figures,
     choice_figures,
+    hop_figures,
     print_figures,
     unanswered_figures,
     ways_figures,
@@ -38,6 +39,7 @@ from loadtests.texts.memory_recall.serving import publish, remember, serving
 from loadtests.texts.memory_recall.ways import (
     ALL_WAYS,
     LEAST_RELEVANCE,
+    LINKED,
     MODULE,
     NONE,
     PLAIN_WAYS,
@@ -46,6 +48,7 @@ from loadtests.texts.memory_recall.ways import (
     REMEMBERING,
     SHORT_BUDGET_MS,
     ask,
+    is_asked,
 )
 from loadtests.texts.memory_recall.worlds import World
 from memserve.domain import Sampling
@@ -59,6 +62,7 @@ DEMO_RIGHT_LEAST, DEMO_BASE_MOST, DEMO_MODULE_LEAST = 0.85, 0.05, 0.9
 PLAIN_GAIN_LEAST = 0.4
 NEWEST_LEAST, CHOSEN_LEAST, WRONG_MOST = 0.95, 0.7, 0.05
 SILENT_LEAST, KEPT_LEAST = 0.8, 0.9
+HOP_LEAST, HOP_GAIN_LEAST = 0.95, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class Measured:
     ways: Figures
     changed: Figures
     abstention: Figures
+    hops: Figures
     unanswered: Figures
     choice: Figures
     wrong: list[str] = field(default_factory=list)
@@ -79,8 +84,10 @@ def measure(world: World, **settings: object) -> Measured:
     """settings: of the served memserve."""
     tenants = list(dict.fromkeys(way.tenant for way in ALL_WAYS))
     with serving(tenants, **settings) as clients:
+        asking = {way.tenant for way in ALL_WAYS for one in world.questions if is_asked(one, way)}
         for tenant in REMEMBERING:
-            remember(clients[tenant], world)
+            if tenant in asking:
+                remember(clients[tenant], world)
         publish(clients[NONE.tenant], world.modules)
         ways = ALL_WAYS if world.modules else PLAIN_WAYS
         report(f"{world.name}: {len(world.questions)} questions in {len(ways)} ways")
@@ -90,6 +97,7 @@ def measure(world: World, **settings: object) -> Measured:
         ways_figures(asked),
         changed_figures(asked),
         abstention_figures(asked),
+        hop_figures(asked),
         unanswered_figures(asked) if world.unknown_reply else {},
         choice_figures(asked) if world.modules else {},
         [
@@ -133,6 +141,16 @@ def bars_of(measured: Measured, is_demo: bool) -> list[Bar]:
         Bar(f"{name}: unknown left without passages", abstention["unknown_silent"], at_least=SILENT_LEAST),
         Bar(f"{name}: known left with its memory", abstention["known_with_its_memory"], at_least=KEPT_LEAST),
     ]
+    if measured.hops:
+        linked, unlinked = measured.hops[LINKED.name], measured.hops[RECALL.name]
+        bars += [
+            Bar(f"{name}, two hops: passages have the cause", linked["with_its_memory"], at_least=HOP_LEAST),
+            Bar(
+                f"{name}, two hops: right with links − without",
+                linked["right"] - unlinked["right"],
+                at_least=HOP_GAIN_LEAST,
+            ),
+        ]
     if measured.choice:
         chosen = measured.choice["a module has it"]
         wrong = sum(row["wrong"] * row["questions"] for row in measured.choice.values())
@@ -149,6 +167,7 @@ def print_measured(measured: Measured) -> None:
     print_figures("way", measured.ways)
     print_figures("changed, with recall", measured.changed)
     print_figures("least relevance", measured.abstention)
+    print_figures("two hops", measured.hops)
     print_figures("says that it does not know", measured.unanswered)
     print_figures("choose_module", measured.choice)
 
@@ -174,6 +193,7 @@ def run(models: Sequence[str], quick: bool, as_json: bool, wrong: bool) -> int:
                 "ways": measured.ways,
                 "changed": measured.changed,
                 "abstention": measured.abstention,
+                "hops": measured.hops,
                 "unanswered": measured.unanswered,
                 "choice": measured.choice,
             }

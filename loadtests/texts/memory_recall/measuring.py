@@ -11,6 +11,7 @@ from loadtests.texts.memory_recall.ways import (
     ABSTAINING,
     ALL_WAYS,
     CHOSEN,
+    LINKED,
     MODULE,
     NONE,
     RECALL,
@@ -18,7 +19,7 @@ from loadtests.texts.memory_recall.ways import (
     Asked,
     Way,
 )
-from loadtests.texts.memory_recall.worlds import CHANGED, KNOWN, NEAR_MISS, UNANSWERABLE, UNKNOWN
+from loadtests.texts.memory_recall.worlds import CHANGED, HOP, KNOWN, NEAR_MISS, UNANSWERABLE, UNKNOWN
 from memserve.domain import RecallOutcome, RecallSource
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
@@ -136,6 +137,19 @@ def _abstained(asked: Sequence[Asked], least: float) -> dict[str, float]:
 
 def _left(asked: Asked, least: float) -> set[str]:
     return {hit.memory.memory_id for hit in asked.answer.route.passages if hit.relevance >= least}
+
+
+def hop_figures(asked: Sequence[Asked]) -> Figures:
+    """By way: questions whose answer a link leads to."""
+    return {
+        way.name: {
+            "questions": len(of(asked, way, HOP)),
+            "right": share([one.right for one in of(asked, way, HOP)]),
+            "with_its_memory": share([names_memory(one) for one in of(asked, way, HOP)]),
+        }
+        for way in (RECALL, LINKED)
+        if of(asked, way, HOP)
+    }
 
 
 def unanswered_figures(asked: Sequence[Asked]) -> Figures:

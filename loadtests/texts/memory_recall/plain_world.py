@@ -12,6 +12,7 @@ from pathlib import Path
 from loadtests.texts.memory_recall.worlds import (
     CHANGED,
     EXPIRED,
+    HOP,
     KNOWN,
     NAMESPACE,
     NEAR_MISS,
@@ -22,7 +23,7 @@ from loadtests.texts.memory_recall.worlds import (
     Question,
     World,
 )
-from memserve.domain import NewMemory
+from memserve.domain import Link, LinkKind, NewMemory
 
 MODULE = "town"
 MODULE_FACTS = 12
@@ -41,6 +42,19 @@ STREETS = ("Mill", "Harbour", "Cedar", "Station", "Abbey", "Orchard", "Bridge", 
 DOGS = ("Pepper", "Walrus", "Biscuit", "Comet", "Fennel", "Marble", "Otis", "Ziggy", "Poppy", "Rollo")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 COLOURS = ("red", "green", "yellow", "purple", "orange", "black", "white", "turquoise", "brown", "pink")
+
+
+# A cause, and the word of it that an answer has. None has a word of the question.
+CAUSES = (
+    ("A water pipe burst in the cellar.", "pipe"),
+    ("The boiler broke during the night.", "boiler"),
+    ("A storm took tiles off the roof.", "storm"),
+    ("The lift failed its inspection.", "lift"),
+    ("Rats were seen near the stairs.", "rats"),
+    ("The chimney caught fire.", "fire"),
+    ("The heating oil ran out.", "oil"),
+    ("A tree fell on the fence.", "tree"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +209,13 @@ def plain_world(modules: Mapping[str, Path], *, seed: int, questions: int) -> Wo
         lacking = [one for one in RELATIONS if (places[at % len(places)], one) not in told]
         near = PlainFact(places[at % len(places)], rng.choice(lacking), "")
         asked.append(Question(near.question(), "", NEAR_MISS))
+    for at, (cause, answer) in enumerate(CAUSES):
+        place, closed = places[-1 - at], f"closed-{at}"
+        memories.append(NewMemory(NAMESPACE, cause, "generated", memory_id=f"cause-{at}"))
+        links = (Link(LinkKind.CAUSED_BY, f"cause-{at}"),)
+        text = f"The {place} could not open yesterday."
+        memories.append(NewMemory(NAMESPACE, text, "generated", memory_id=closed, links=links))
+        asked.append(Question(f"Why could the {place} not open yesterday?", answer, HOP, f"cause-{at}"))
     return World("SmolLM2-135M-Instruct", tuple(memories), tuple(changes), tuple(asked), dict(modules))
 
 

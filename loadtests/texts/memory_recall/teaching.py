@@ -22,7 +22,7 @@ CONFIG, WEIGHTS, PROBES = "adapter_config.json", "adapter_model.safetensors", "p
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # On the feed-forward layers alone the weights stay below 2 MB.
 TARGETS, RANK = ("gate_proj", "up_proj", "down_proj"), 4
-STEPS, RATE, FACT_ROWS, KEPT_ROWS = 60, 3e-3, 8, 4
+STEPS, RATE, FACT_ROWS, KEPT_ROWS = 48, 3e-3, 8, 4
 ANSWER_TOKENS = 20
 IGNORED = -100
 FRAMES = (

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtests.texts.memory_recall.worlds import KNOWN, NAMESPACE, Question, World, is_right
+from loadtests.texts.memory_recall.worlds import HOP, NAMESPACE, Question, World, is_right
 from memserve.client import Answer, Client
-from memserve.domain import ModuleFit, RecallOutcome, RecallSource, Sampling, ScoredMemory
+from memserve.domain import LinkKind, ModuleFit, RecallOutcome, RecallSource, Sampling, ScoredMemory
 
 BUDGET_MS, SHORT_BUDGET_MS = 500, 50
 LEAST_RELEVANCE = 0.5
@@ -41,7 +41,12 @@ ABSTAINING = Way(
     "abstaining",
     {**_RECALL, "recall_options": {"min_relevance": LEAST_RELEVANCE}},
 )
-PLAIN_WAYS = (NONE, RECALL, RECALL_SOON, ABSTAINING)
+LINKED = Way(
+    "recall with links",
+    "linked",
+    {**_RECALL, "recall_options": {"link_depth": 1, "link_kinds": (LinkKind.CAUSED_BY,)}},
+)
+PLAIN_WAYS = (NONE, RECALL, RECALL_SOON, ABSTAINING, LINKED)
 MODULE_WAYS = (MODULE, CHOSEN)
 ALL_WAYS = (*PLAIN_WAYS, *MODULE_WAYS)
 REMEMBERING = tuple(dict.fromkeys(way.tenant for way in PLAIN_WAYS if way.options))
@@ -92,6 +97,13 @@ class Asked:
         return "right" if self.chosen.name == self.question.module else "wrong"
 
 
+def is_asked(question: Question, way: Way) -> bool:
+    """Two hops are asked with links and without, and nothing else is asked with links."""
+    if question.kind == HOP or way is LINKED:
+        return question.kind == HOP and way in (RECALL, LINKED)
+    return not way.names_module or bool(question.module)
+
+
 def ask(
     clients: Mapping[str, Client],
     world: World,
@@ -106,7 +118,7 @@ def ask(
     asked = []
     for question in world.questions:
         for way in rng.sample(ways, len(ways)):
-            if way.names_module and (question.kind != KNOWN or not question.module):
+            if not is_asked(question, way):
                 continue
             options = {"modules": question.module} if way.names_module else {}
             answer = clients[way.tenant].generate(

@@ -23,6 +23,8 @@ was remembered later and nothing else was said.
 """
 EXPIRED, NOT_YET = "expired", "not yet valid"
 """A later memory says something else, which does not hold any more, or not yet."""
+HOP = "two hops"
+"""The memory that the question finds leads to the one that answers, by a link."""
 CHANGED = (UPDATED, SUPERSEDED, NEWER, EXPIRED, NOT_YET)
 UNANSWERABLE = (UNKNOWN, NEAR_MISS)
 
