@@ -16,7 +16,7 @@ from pathlib import Path
 
 from loadtests.harness.figures import Bar, finish, parser, report
 from loadtests.harness.real_models import smollm2
-from loadtests.texts.memory_feedback.cases import answer_cases, case_figures, families
+from loadtests.texts.memory_feedback.cases import Similarity, answer_cases, case_figures, families
 from loadtests.texts.memory_feedback.reflections import (
     FEEDBACK_OFF,
     FEEDBACK_ON,
@@ -30,16 +30,28 @@ from loadtests.texts.memory_feedback.reflections import (
 )
 from loadtests.texts.memory_recall.measuring import Figures, print_figures
 from loadtests.texts.memory_recall.serving import serving
+from memserve.memory.texts.embedding import BertEmbedder
 
 SEED = 19
 DEMO, PLAIN = "demo", "smollm2"
 TENANT = "learner"
 MISLEADING, PLAIN_FAMILIES = 60, 20
-QUICK_MISLEADING, QUICK_PLAIN_FAMILIES = 50, 5
-ROUNDS, QUICK_ROUNDS = 6, 4
+QUICK_MISLEADING, QUICK_PLAIN_FAMILIES = 24, 6
+ROUNDS, QUICK_ROUNDS = 8, 6
 TASKS, QUICK_TASKS, PLAIN_TASKS = 24, 4, 6
 CASE_GAIN_LEAST, CASE_LOSS_MOST = 0.3, 0.05
 AGAIN_GAIN_LEAST, PLAIN_AGAIN_GAIN_LEAST, REFLECTION_FIRST_LEAST = 0.7, 0.4, 0.95
+
+
+def similarity() -> Similarity:
+    """By the bundled embedder, as memserve has it by default."""
+    embedder = BertEmbedder()
+
+    def of(cases: Sequence[str], tasks: Sequence[str]) -> list[float]:
+        cosines = embedder.embed(cases) @ embedder.embed(tasks, query=True).T
+        return [float(row.mean()) for row in cosines]
+
+    return of
 
 
 def case_bars(misled: Figures, plain: Figures) -> list[Bar]:
@@ -87,7 +99,7 @@ def run_demo(quick: bool) -> tuple[list[Bar], dict[str, object]]:
     rounds = QUICK_ROUNDS if quick else ROUNDS
     counts = (QUICK_MISLEADING, QUICK_PLAIN_FAMILIES) if quick else (MISLEADING, PLAIN_FAMILIES)
     with serving([TENANT]) as clients:
-        tries = answer_cases(clients[TENANT], families(SEED, *counts, rounds), rounds)
+        tries = answer_cases(clients[TENANT], families(SEED, *counts, rounds, similarity()), rounds)
         report("reflections")
         retried = retry_all(clients[TENANT], *demo_tasks(SEED, QUICK_TASKS if quick else TASKS))
     misled, plain = case_figures(tries, misleading=True), case_figures(tries, misleading=False)

@@ -1,14 +1,14 @@
 """Case memory: of past cases that are like a task, the most similar one may have the wrong action.
 
-A family of tasks asks for one thing in many ways. It has two past cases. The nearer one repeats how the task
-is asked; the other one says it in other words, among other sentences. In a misleading family the nearer case
-has the wrong action. In the others it has the right one.
+A family of tasks asks for one thing in many ways. It has two past cases, said in two ways, of which one is a
+bit nearer to the tasks by the cosine of the embeddings. In a misleading family the nearer case has the wrong
+action. In the others it has the right one. The nearer case is also the newer one, which recall prefers.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadtests.harness.figures import report
@@ -23,6 +23,10 @@ from memserve.domain import MemoryKind, NewMemory, Sampling
 ON, OFF = "feedback-on", "feedback-off"
 SAMPLING = Sampling(max_tokens=20)
 RECALL_TIMEOUT_MS = 2000
+# How much nearer the nearer case is, in cosine, over all tasks of its family.
+NEARER_LEAST, NEARER_MOST = 0.01, 0.1
+Similarity = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""[cases] the mean cosine of each to the tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +57,45 @@ class Family:
         ]
 
 
-def families(seed: int, misleading: int, plain: int, rounds: int) -> list[Family]:
-    """Families of the demo model's world."""
+def families(seed: int, misleading: int, plain: int, rounds: int, similarity: Similarity) -> list[Family]:
+    """Families of the demo model's world. The first `misleading` ones are such."""
     rng = random.Random(f"memory-feedback-cases-{seed}")
-    asked = facts.distinct_facts(rng, "held_out", misleading + plain, near_share=0.0)
-    return [_family(rng, number, fact, number < misleading, rounds) for number, fact in enumerate(asked)]
+    made: list[Family] = []
+    taken: set[tuple[str, str]] = set()
+    while len(made) < misleading + plain:
+        fact = facts.fact(rng, "held_out")
+        if fact.key in taken:
+            continue
+        taken.add(fact.key)
+        family = _family(rng, len(made), fact, len(made) < misleading, rounds, similarity)
+        if family is not None:
+            made.append(family)
+    return made
 
 
-def _family(rng: random.Random, number: int, fact: Fact, misleading: bool, rounds: int) -> Family:
+def _family(
+    rng: random.Random, number: int, fact: Fact, misleading: bool, rounds: int, similarity: Similarity
+) -> Family | None:
+    """None: no two ways to say the cases were drawn of which one is nearer to the tasks."""
     other = fact
     while other.value == fact.value:
         kind = facts.ATTRIBUTES.get(fact.entity.kind, {}).get(fact.attribute, "wild")
         other = Fact(fact.entity, fact.attribute, facts.value(rng, kind))
-    near, far = (other, fact) if misleading else (fact, other)
+    wrong_or_right = (other, fact) if misleading else (fact, other)
     phrasings = [*facts.QUESTIONS, *facts.HELD_OUT_QUESTIONS]
     asked = tuple(facts.question(rng, fact, [phrasings[at % len(phrasings)]]).text for at in range(rounds))
-    usual = facts.question(rng, fact, facts.QUESTIONS[:1]).text
-    return Family(
-        number,
-        asked,
-        fact.value,
-        f"When asked: {usual} Done: {near.answer}",
-        f"{facts.statement(rng, far)} {facts.filler(rng)}",
-        misleading,
-    )
+    one, another = rng.sample(facts.STATEMENTS, 2)
+    told = [_said(way, of) for way in (one, another) for of in wrong_or_right]
+    cosines = dict(zip(told, similarity(told, asked), strict=True))
+    for near, far in ((told[0], told[3]), (told[2], told[1])):
+        if NEARER_LEAST <= cosines[near] - cosines[far] <= NEARER_MOST:
+            return Family(number, asked, fact.value, near, far, misleading)
+    return None
+
+
+def _said(way: str, fact: Fact) -> str:
+    name = fact.entity.name
+    return way.format(a=fact.attribute, e=name, E=name, v=fact.value)
 
 
 @dataclass(frozen=True, slots=True)
