@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loadtests.texts.memory_recall.worlds import HOP, NAMESPACE, Question, World, is_right
+from loadtests.texts.memory_recall.worlds import CHANGED, HOP, NAMESPACE, Question, World, is_right
 from memserve.client import Answer, Client
 from memserve.domain import LinkKind, ModuleFit, RecallOutcome, RecallSource, Sampling, ScoredMemory
 
@@ -98,9 +98,13 @@ class Asked:
 
 
 def is_asked(question: Question, way: Way) -> bool:
-    """Two hops are asked with links and without, and nothing else is asked with links."""
+    """Two hops are asked with links and without, and nothing else is asked with links. What changed is asked
+    where the change can show, and with `choose_module`, which has no module to choose.
+    """
     if question.kind == HOP or way is LINKED:
         return question.kind == HOP and way in (RECALL, LINKED)
+    if question.kind in CHANGED:
+        return way in (NONE, RECALL, CHOSEN)
     return not way.names_module or bool(question.module)
 
 
@@ -121,8 +125,12 @@ def ask(
             if not is_asked(question, way):
                 continue
             options = {"modules": question.module} if way.names_module else {}
+            # A model that never says that it does not know is judged by its passages alone.
+            is_judged = question.answer or world.unknown_reply
             answer = clients[way.tenant].generate(
-                question.text, sampling=sampling, **{**way.options, **options}
+                question.text,
+                sampling=sampling if is_judged else replace(sampling, max_tokens=1),
+                **{**way.options, **options},
             )
             asked.append(Asked(way, question, answer, world.unknown_reply))
     return asked
