@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from functools import partial
 
 from memserve.memory.texts.index import OWN_WORK, VectorIndex
+from memserve.memory.texts.local.index import LocalIndex
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.records import Record
 from memserve.memory.texts.searched import LocalStore
 from memserve.memory.texts.store import RecordStore
 
 PAGE_ROWS = 256
+# Milvus Lite looks at all keys for each page of keys.
+KEYS_AT_ONCE = 4096
 TIMEOUT_S = 120.0
 LOG_EVERY_S = 5.0
 
@@ -34,21 +37,48 @@ async def rebuild(index: VectorIndex, local: LocalStore, written: set[str]) -> N
     )
     logged_s = time.monotonic()
     while keys := await index.write(OWN_WORK, partial(_keys_after, after=after)):
-        records = await index.write(OWN_WORK, partial(_read, keys=keys))
-        await local.write(OWN_WORK, partial(_put_unwritten, records=records, written=written))
-        figures.done += len(keys)
+        for start in range(0, len(keys), PAGE_ROWS):
+            page = keys[start : start + PAGE_ROWS]
+            records = await index.write(OWN_WORK, partial(_read, keys=page))
+            await local.write(OWN_WORK, partial(_put_unwritten, records=records, written=written))
+            figures.done += len(page)
+            if time.monotonic() - logged_s >= LOG_EVERY_S:
+                logged_s = time.monotonic()
+                log.warning("the local index has %d of %d memories", figures.done, figures.total)
         after = keys[-1]
-        if time.monotonic() - logged_s >= LOG_EVERY_S:
-            logged_s = time.monotonic()
-            log.warning("the local index has %d of %d memories", figures.done, figures.total)
     await local.sync()
     await local.complete()
     figures.is_under_way = False
     log.warning("the local index is complete, with %d memories", figures.done)
 
 
+async def repair(index: VectorIndex, local: LocalStore) -> int:
+    """Bring what Milvus Lite has lost back from the local index, flushed. Returns how many memories."""
+    place, repaired = 0, 0
+    while page := await local.read(OWN_WORK, partial(_scan, after=place)):
+        repaired += await index.write(OWN_WORK, partial(_put_missing, records=[record for _, record in page]))
+        place = page[-1][0]
+    if repaired:
+        await index.write(OWN_WORK, lambda store: store.flush(timeout_s=TIMEOUT_S))
+        await index.sync(MilvusMemories.sync)
+        log.warning("brought %d memories that Milvus Lite had lost back from the local index", repaired)
+    return repaired
+
+
+def _scan(store: LocalIndex, *, after: int) -> list[tuple[int, Record]]:
+    return store.scan(after, PAGE_ROWS, with_vectors=True, timeout_s=TIMEOUT_S)
+
+
+def _put_missing(store: MilvusMemories, *, records: Sequence[Record]) -> int:
+    held = store.digests([record.key for record in records], timeout_s=TIMEOUT_S)
+    missing = [record for record in records if record.key not in held]
+    if missing:
+        store.put(missing, timeout_s=TIMEOUT_S)
+    return len(missing)
+
+
 def _keys_after(store: MilvusMemories, *, after: str) -> list[str]:
-    return [key.key for key in store.keys_after(after, PAGE_ROWS, timeout_s=TIMEOUT_S)]
+    return [key.key for key in store.keys_after(after, KEYS_AT_ONCE, timeout_s=TIMEOUT_S)]
 
 
 def _read(store: MilvusMemories, *, keys: Sequence[str]) -> list[Record]:

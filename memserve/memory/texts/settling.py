@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from memserve.errors import MemserveError, QuotaExceeded, VectorStoreUnavailable
-from memserve.memory.texts.applied import BATCH, AppliedWrites, FlushNotVerified, SettlingFigures
+from memserve.memory.texts.applied import BATCH, AppliedWrites, FlushNotVerified, SettlingFigures, Trust
+from memserve.memory.texts.due import FlushClock, FlushPolicy
 from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Write
@@ -39,18 +39,6 @@ ADOPT_EVERY_S = 30.0
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class FlushPolicy:
-    """When Milvus is flushed: at the first of the three."""
-
-    rows: int = 2048
-    """So many writes wait."""
-    quiet_s: float = 5.0
-    """No call came for so long."""
-    within_s: float = 60.0
-    """The oldest write has waited so long."""
 
 
 class Settling:
@@ -87,24 +75,19 @@ class Settling:
         may_flush: returns False while a flush would meet a full disk. The flush then waits.
         """
         self.figures = SettlingFigures()
-        self.is_trusted = False
-        """False when Milvus may have something else in memory than on disk. Nothing is dropped before a
-        replay."""
         self.is_counted: bool | None = None
         """Whether the registry has the counts of the memories in Milvus. None while that is unknown."""
         self._journal = journal
         self._index = index
         self._dim = dim
-        self._flush = flush
         self._may_flush = may_flush
         # What Milvus has.
         self._writes = AppliedWrites()
+        self._trust = Trust(self._writes)
         self.local = None if local is None else LocalWriter(index, local, self.figures)
         """What the local index has. None: Milvus itself is searched."""
-        self._due = asyncio.Event()
-        self._flush_due = asyncio.Event()
+        self._clock = FlushClock(flush)
         self._adopt_at_s = 0.0
-        self._rest_until_s = 0.0
         # Tasks that bring writes into the searched store, with the lowest sequence of each.
         self._applying: dict[asyncio.Task[None], int] = {}
         self._is_unsure = False
@@ -119,6 +102,12 @@ class Settling:
     def needs_mending(self) -> bool:
         """Whether the local index is not complete: searches of it are cut, and reads ask Milvus Lite too."""
         return self.local is not None and self.local.needs_mending
+
+    @property
+    def is_trusted(self) -> bool:
+        """False when Milvus may have something else in memory than on disk. Nothing is dropped before a
+        replay."""
+        return self._trust.is_whole
 
     @property
     def is_settled(self) -> bool:
@@ -151,8 +140,7 @@ class Settling:
         lost.
         """
         self._is_unsure = True
-        self._due.set()
-        self._flush_due.set()
+        self._clock.flush_now()
 
     async def be_sure(self) -> None:
         """Make sure that the searched store or `unapplied` has every write that this gateway journaled.
@@ -188,7 +176,8 @@ class Settling:
         while True:
             try:
                 if self.is_trusted:
-                    await self._wait_until_due()
+                    at_latest_s = None if self._index.is_local else self._adopt_at_s
+                    await self._clock.wait(lambda: self._waiting, self._last_call_s, at_latest_s=at_latest_s)
                 if self.is_trusted:
                     async with self._one_at_a_time:
                         await self._settle()
@@ -214,7 +203,7 @@ class Settling:
             else:
                 retry_s = RETRY_MIN_S
                 continue
-            self._due.set()
+            self._clock.wake()
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, RETRY_MAX_S)
 
@@ -262,14 +251,14 @@ class Settling:
                 )
                 self.figures.failures += 1
                 self._index.prepare_again()
-                self._flush_due.set()
+                self._clock.flush_now()
                 break
         self._note_applied()
 
     def _note_applied(self) -> None:
-        self._due.set()
-        if self._waiting >= self._flush.rows or (self.local is not None and self.local.needs_mending):
-            self._flush_due.set()
+        self._clock.wake()
+        if self._waiting >= self._clock.policy.rows or (self.local is not None and self.local.needs_mending):
+            self._clock.flush_now()
 
     def _write(self, store: MilvusMemories, writes: Sequence[Write], seen_s: float) -> None:
         """On the writing thread. seen_s: when they were in the journal, on the monotonic clock."""
@@ -280,32 +269,11 @@ class Settling:
         try:
             self._writes.bring(store, writes, timeout_s=self._index.call_timeout_s)
         except BaseException:
-            self._distrust()
+            self._trust.lose()
             raise
 
-    def _distrust(self) -> None:
-        """What Milvus has got since the last flush is not certain any more."""
-        self.is_trusted = False
-        self._writes.distrust()
-
-    async def _wait_until_due(self) -> None:
-        """Wait until many rows wait, no call came for a while, or the oldest has waited long enough."""
-        await asyncio.sleep(max(0.0, self._rest_until_s - time.monotonic()))
-        waits_s = None if self._index.is_local else max(0.0, self._adopt_at_s - time.monotonic())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(waits_s):
-                await self._due.wait()
-        at_latest_s = time.monotonic() + self._flush.within_s
-        while self._waiting and not self._flush_due.is_set():
-            last_call_s = self._index.last_call_s if self.local is None else self.local.last_call_s
-            due_s = min(last_call_s + self._flush.quiet_s, at_latest_s)
-            if due_s <= time.monotonic():
-                break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(due_s - time.monotonic()):
-                    await self._flush_due.wait()
-        self._due.clear()
-        self._flush_due.clear()
+    def _last_call_s(self) -> float:
+        return self._index.last_call_s if self.local is None else self.local.last_call_s
 
     async def _settle(self) -> None:
         """Flush, ask Milvus for every write since the last flush, and drop the verified ones from the
@@ -322,8 +290,8 @@ class Settling:
         while self.local is not None and (page := self._writes.some_unapplied(BATCH)):
             await self._index.write(OWN_WORK, partial(self._write, writes=page, seen_s=0.0))
         batch, wrong = await self._flush_and_verify()
-        if wrong and (wrong := await self._still_pending(wrong)):
-            self._distrust()
+        if wrong and (wrong := await self._journal.still_pending(wrong)):
+            self._trust.lose()
             raise FlushNotVerified(f"{len(wrong)} of {len(batch)} writes are not there after a flush")
         self.figures.flushes += 1
         invisible: set[str] = set()
@@ -337,9 +305,9 @@ class Settling:
         if self.local is not None:
             self.local.writes.forget(durable, except_keys=young, oldest_under_way=oldest)
         if self._waiting:
-            self._due.set()
+            self._clock.wake()
         if young:
-            self._rest_until_s = time.monotonic() + SETTLED_REMOTE_S
+            self._clock.rest(SETTLED_REMOTE_S)
 
     async def _flush_and_verify(self) -> tuple[list[Write], list[Write]]:
         """Flush, sync the files, and ask Milvus for the writes that it had before the flush.
@@ -350,44 +318,19 @@ class Settling:
         Returns the writes, and those of them that Milvus does not have.
         """
         flush = partial(self._writes.flush, timeout_s=FLUSH_TIMEOUT_S)
-        batch = await self._index.write(OWN_WORK, self._trusting(flush))
+        batch = await self._index.write(OWN_WORK, self._trust.step(flush))
         if owners := sorted({write.tenant_key for write in batch if write.record is None}):
             # What is erased leaves the files before it leaves the journal.
             compact = partial(_compact, owners=owners)
-            await self._index.write(OWN_WORK, self._trusting(compact))
-        await self._index.sync(self._trusting(MilvusMemories.sync))
+            await self._index.write(OWN_WORK, self._trust.step(compact))
+        await self._index.sync(self._trust.step(MilvusMemories.sync))
         wrong: list[Write] = []
         for start in range(0, len(batch), BATCH):
             page = partial(
                 self._writes.missing, writes=batch[start : start + BATCH], timeout_s=FLUSH_TIMEOUT_S
             )
-            wrong += await self._index.write(OWN_WORK, self._trusting(page))
+            wrong += await self._index.write(OWN_WORK, self._trust.step(page))
         return batch, wrong
-
-    def _trusting(self, step: Callable[[MilvusMemories], T]) -> Callable[[MilvusMemories], T]:
-        """A step of settling, on its thread. Where it fails, Milvus is not trusted any more, also if nobody
-        waits for it by then.
-        """
-
-        def taken(store: MilvusMemories) -> T:
-            if not self.is_trusted:
-                raise VectorStoreUnavailable("it failed since, so nothing is dropped before a replay")
-            try:
-                return step(store)
-            except BaseException:
-                self._distrust()
-                raise
-
-        return taken
-
-    async def _still_pending(self, writes: Collection[Write]) -> list[Write]:
-        """The writes that no other gateway has followed with a write of its own."""
-        pending = await self._journal.pending_of([write.key for write in writes])
-        return [
-            write
-            for write in writes
-            if write.key in pending and pending[write.key].sequence == write.sequence
-        ]
 
     async def _replay(self, *, reopen: bool) -> None:
         """Bring all of the journal into the stores."""
@@ -400,11 +343,11 @@ class Settling:
         if not self.is_counted:
             await self._journal.take_over(await usage_of_all(self._index, self._dim))
             self.is_counted = True
-        self.is_trusted = True
+        self._trust.is_whole = True
         try:
             replayed = await self._apply_journal()
         except BaseException:
-            self.is_trusted = False
+            self._trust.is_whole = False
             raise
         if replayed:
             self.figures.replayed += replayed
@@ -423,7 +366,7 @@ class Settling:
                 await self._index.write(OWN_WORK, partial(self._write, writes=writes, seen_s=asked_s))
             replayed += len(page)
             asked_s = time.monotonic()
-        self._due.set()
+        self._clock.wake()
         self._adopt_at_s = time.monotonic() + ADOPT_EVERY_S
         return replayed
 
