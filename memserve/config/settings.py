@@ -158,7 +158,9 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         "max_module_bytes.",
     )
     max_memories_per_tenant: int = Field(
-        100_000, ge=1, description="Live memories of one tenant. Superseded and forgotten ones count as bytes."
+        100_000,
+        ge=1,
+        description="Live memories of one tenant. Superseded and forgotten ones count as bytes.",
     )
     max_memory_bytes_per_tenant: int = Field(
         1 << 30, ge=1 << 20, description="Bytes of one tenant's memories, with their histories and vectors."
