@@ -46,7 +46,7 @@ class Recall:
         query = next(message.content for message in reversed(request.messages) if message.role is Role.USER)
         query = query.strip().encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
         try:
-            search = SearchQuery(tuple(request.namespaces), query, limit)
+            search = SearchQuery(tuple(request.namespaces), query, limit, rerank=True)
             hits = (await self._texts.search(tenant, search, timeout_s)).hits
         except VectorStoreUnavailable as error:
             late = time.monotonic() - started_s >= timeout_s

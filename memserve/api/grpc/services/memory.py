@@ -52,7 +52,8 @@ class MemoryService(rpc.MemoryServiceServicer):  # type: ignore[misc]
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         async with self._edge.call("Search", context) as tenant:
-            query = SearchQuery(tuple(request.namespaces), request.query, request.limit or SEARCH_LIMIT)
+            limit = request.limit or SEARCH_LIMIT
+            query = SearchQuery(tuple(request.namespaces), request.query, limit, rerank=True)
             found = await self._texts.search(tenant.name, query, context.time_remaining() or SEARCH_TIMEOUT_S)
             return pb.SearchResponse(results=[convert.scored_memory(hit) for hit in found.hits])
 
