@@ -119,7 +119,7 @@ class Recall:
         if not request.namespaces or not question:
             return FoundMemories(()), RecallPart(RecallSource.TEXTS, RecallOutcome.NOT_ASKED, 0.0, 0)
         query = replace(
-            request.search or SearchQuery((), ""),
+            request.search or SearchQuery((), "", rerank=True),
             namespaces=request.namespaces,
             text=question,
             limit=request.recall_limit or self._settings.recall_limit,

@@ -31,7 +31,7 @@ from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Quotas
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
 from memserve.memory.texts.relating import Relate, relate_by_rules
-from memserve.memory.texts.searched import LocalStore
+from memserve.memory.texts.searched import LocalStore, RebuildFigures
 from memserve.memory.texts.searching import Searching, SearchParts
 from memserve.memory.texts.settling import Settling
 
@@ -176,6 +176,11 @@ class VectorMemory(Exchange, Erasing, Searching):
             await self.settling.local.close()
         await self._index.close(clean=self.settling.is_settled)
         await self._journal.close()
+
+    @property
+    def rebuild(self) -> RebuildFigures | None:
+        """How far the local index is. None: Milvus itself is searched."""
+        return None if self._local is None else self._local.rebuild
 
     @property
     def embedder(self) -> Embedder:

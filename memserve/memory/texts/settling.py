@@ -229,8 +229,8 @@ class Settling:
     @contextlib.asynccontextmanager
     async def _settled(self) -> AsyncIterator[None]:
         """Settle what was acknowledged so far, and settle nothing else while inside."""
-        while self._applying:
-            await asyncio.wait(list(self._applying))
+        if applying := list(self._applying):
+            await asyncio.wait(applying)
         async with self._one_at_a_time:
             if not self.is_trusted:
                 await self._replay(reopen=True)
