@@ -142,9 +142,10 @@ def allowed(name: str, entry: FieldInfo) -> str:
 
 def metrics_page() -> str:
     text = head("Metrics", METRICS_INTRODUCTION)
+    metrics = GatewayMetrics()
     gateway = [
         (f"`{full_name(metric)}`", kind_of(metric), label_names(metric), metric._documentation)
-        for metric in vars(GatewayMetrics()).values()
+        for metric in (*vars(metrics).values(), *vars(metrics.embedding).values())
         if isinstance(metric, MetricWrapperBase)
     ]
     columns = ("metric", "kind", "labels", "meaning")

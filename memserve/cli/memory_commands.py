@@ -148,14 +148,16 @@ def links(
     kind: Annotated[
         list[LinkKind] | None, typer.Option(help="Only links of this kind; may be repeated.")
     ] = None,
-    forwards: Annotated[bool, typer.Option("--forwards", help="Only links that go out.")] = False,
+    into: Annotated[
+        list[str] | None, typer.Option(help="Another namespace that links may lead to; may be repeated.")
+    ] = None,
 ) -> None:
     """Follow the links of a memory, forwards and backwards.
 
     Example: `memserve memories links notes amber --depth 2`
     """
     hits = call.client.follow_links(
-        namespace, memory_id, depth=depth, kinds=kind or (), forwards_only=forwards
+        namespace, memory_id, depth=depth, kinds=kind or (), namespaces=into or ()
     )
     call.show({"results": [asdict(hit) for hit in hits]}, text=hits_table(hits))
 

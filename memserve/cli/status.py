@@ -32,7 +32,8 @@ def status_lines(now: Status) -> Iterator[RenderableType]:
     redis = "ok" if now.redis_ok else "not answering"
     vector_store = "ok" if now.vector_store_ok else "not answering"
     yield f"Redis {redis}, vector store {vector_store}, {now.modules} modules, {now.memories} memories"
-    yield f"memories embedded by {now.embedder}"
+    ordered = f", searches put in order by {now.reranker}" if now.reranker else ""
+    yield f"memories embedded by {now.embedder}{ordered}"
     if now.recall_template:
         source = TEMPLATE_SOURCES.get(now.recall_template, now.recall_template)
         yield f"passages put into prompts by {source} ({now.recall_template_digest[:12]})"

@@ -105,6 +105,8 @@ class Status:
     """sha256 of the template, hex. Gateways with the same template make the same prompts."""
     prompt_changes: str = ""
     """How conversations are changed for the model's chat template, for people. Empty: not at all."""
+    reranker: str = ""
+    """The model that puts what searches find in order. Empty: none does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,15 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         description="Bytes of one tenant's unfinished uploads; the idle ones make room. Not less than "
         "max_module_bytes.",
     )
-    max_memories_per_tenant: int = Field(100_000, ge=1, description="Memories of one tenant.")
+    max_memories_per_tenant: int = Field(
+        100_000, ge=1, description="Live memories of one tenant. Superseded and forgotten ones count as bytes."
+    )
+    max_memory_bytes_per_tenant: int = Field(
+        1 << 30, ge=1 << 20, description="Bytes of one tenant's memories, with their histories and vectors."
+    )
+    forgotten_days: float = Field(
+        30.0, gt=0, le=3650, description="Days after which a forgotten memory is erased, with its history."
+    )
     max_namespaces_per_tenant: int = Field(
         1000, ge=1, description="Namespaces of one tenant, with those that are empty."
     )

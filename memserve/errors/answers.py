@@ -69,6 +69,16 @@ class RequestNotKnown(MemserveError):
         )
 
 
+class OutcomeWithoutAnswer(MemserveError):
+    """An outcome of a request whose answer is not kept."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"what request {request_id!r} was answered with is not kept (any more), so no memory can be "
+            "credited; see the setting answers_kept_s"
+        )
+
+
 class QuotaExceeded(MemserveError):
     """A limit on concurrent work is reached."""
 

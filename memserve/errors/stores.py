@@ -207,8 +207,7 @@ class EmbedderChanged(MemserveError):
     def __init__(self, before: str, now: str) -> None:
         super().__init__(
             f"the memories here were embedded by {before}, and {now} would not find them: keep the setting "
-            "embedder as it was, or start with another data directory (and another registry) and remember "
-            "them there"
+            "embedder as it was, and have `memserve memories reindex` embed them again by the new model"
         )
 
 

@@ -22,10 +22,14 @@ from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.answer_explanations import AnswerExplanations
 from memserve.gateway.decisions import Decisions
+from memserve.gateway.documents import DocumentKeeper
+from memserve.gateway.erasure import OutsideTheStore
 from memserve.gateway.explanations import Explanations
+from memserve.gateway.feedback import Feedback
 from memserve.gateway.layout import PromptLayout, open_layout
 from memserve.gateway.leave_one_out import LeavingOneOut
 from memserve.gateway.live import LiveRequests
+from memserve.gateway.module_fit import ModuleFits
 from memserve.gateway.modules.canary import CanaryWatch
 from memserve.gateway.modules.composition import ModuleComposition
 from memserve.gateway.modules.deletion import ModuleDeletion
@@ -36,9 +40,12 @@ from memserve.gateway.modules.placement import ModulePlacement
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.modules.version_uses import VersionUses
 from memserve.gateway.outcomes import OutcomeCounts
+from memserve.gateway.pinned import Pinned
 from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.prefixes import Prefixes
 from memserve.gateway.provenance import Provenance
+from memserve.gateway.recall_preview import RecallPreviews
+from memserve.gateway.remembering import Remembering
 from memserve.gateway.scoring import Scoring
 from memserve.gateway.steps.check import RequestCheck
 from memserve.gateway.steps.lookup import CacheLookup
@@ -57,17 +64,20 @@ from memserve.kv.lookup import PrefixLookup
 from memserve.kv.transport.check import check_cache_servers
 from memserve.loop_pressure import LoopPressure
 from memserve.memory.answers.store import KeptAnswers
+from memserve.memory.documents.reader import DocumentReader
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.modules.registry.store import ModuleStore
 from memserve.memory.modules.uploads import Uploads
 from memserve.memory.prefixes.memory import ActivationMemory
-from memserve.memory.texts.embedder_files import configured_embedder
-from memserve.memory.texts.embedding import BertEmbedder
-from memserve.memory.texts.journal import Quotas as MemoryQuotas
-from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.encoders.watched import WatchedEndpoint
+from memserve.memory.texts.journal_entries import Quotas as MemoryQuotas
+from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
+from memserve.memory.texts.opening import open_embedding, open_reranking
+from memserve.memory.texts.searching import SearchParts
+from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles, open_model
 from memserve.policy.routing.breaker import Breakers
@@ -94,6 +104,8 @@ class GatewayParts:
     metrics: GatewayMetrics
     disk: DiskWatch
     texts: VectorMemory
+    watched_embedder: WatchedEndpoint | None
+    """None: the embedding model is here."""
     activation: ActivationMemory
     modules: ParametricMemory
     lookup: PrefixLookup
@@ -104,6 +116,8 @@ class GatewayParts:
     inflight: Inflight
     tokens: TokenQuota
     answers: KeptAnswers
+    ledger: UseLedger
+    documents: DocumentReader
     uses: ModuleUses = field(default_factory=ModuleUses)
     outcomes: OutcomeCounts = field(default_factory=OutcomeCounts)
     decisions: Decisions = field(default_factory=Decisions)
@@ -118,6 +132,9 @@ class GatewayServices:
     """What the gateway does, for an edge to offer: one object for each noun."""
 
     pipeline: Pipeline
+    previews: RecallPreviews
+    remembering: Remembering
+    feedback: Feedback
     prefixes: Prefixes
     trial: ModuleTrial
     gatekeeper: Gatekeeper
@@ -127,8 +144,6 @@ class GatewayServices:
     composition: ModuleComposition
     canaries: CanaryWatch
     explanations: AnswerExplanations
-    scoring: Scoring
-    surprise: SurpriseGate
 
 
 @contextlib.asynccontextmanager
@@ -148,8 +163,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
     metrics = GatewayMetrics(model.name)
     disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
-        texts = await _open_texts(settings, disk, tls)
-        stack.push_async_callback(texts.close)
+        texts, watched = await _open_texts(settings, metrics, disk, tls, stack)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
         stack.callback(tokenizing.close)
         lookup, activation = await _open_cache(settings, stack)
@@ -170,6 +184,11 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             settings.redis, settings.answers_kept_s, tokenizer.decode, dropped=metrics.answers_not_kept.inc
         )
         stack.push_async_callback(answers.close)
+        ledger = UseLedger(settings.redis)
+        stack.push_async_callback(ledger.close)
+        _connect_texts(texts, tokenizer, answers, ledger, activation)
+        documents = DocumentReader()
+        stack.callback(documents.close)
         gateways = Gateways(settings.redis)
         stack.push_async_callback(gateways.close)
         background = Background()
@@ -183,6 +202,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             metrics=metrics,
             disk=disk,
             texts=texts,
+            watched_embedder=watched,
             activation=activation,
             modules=modules,
             lookup=lookup,
@@ -192,6 +212,8 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
             inflight=Inflight(settings.max_inflight, settings.max_inflight_per_tenant),
             tokens=tokens,
             answers=answers,
+            ledger=ledger,
+            documents=documents,
         )
 
 
@@ -211,7 +233,14 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         modules=memory,
         uses=parts.uses,
         texts=parts.texts,
-        recall=Recall(parts.texts, parts.tokenizer, settings, parts.metrics),
+        recall=Recall(
+            parts.texts,
+            Pinned(parts.texts),
+            ModuleFits(memory, partial(parts.texts.embedding.embed, query=False), parts.background),
+            parts.tokenizer,
+            settings,
+            parts.metrics,
+        ),
         fit=fit,
         pool=pool,
         look_up=look_up,
@@ -219,6 +248,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         answers=Answers(parts.metrics, parts.outcomes, parts.decisions, parts.residuals, parts.breakers),
         tokens=parts.tokens,
         provenance=Provenance(parts.answers, parts.decisions, settings),
+        ledger=parts.ledger,
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, memory, scoring)
@@ -227,8 +257,14 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     gatekeeper = Gatekeeper(memory, trial, gate)
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
+    surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
+    documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
+    remembering = Remembering(parts.texts, parts.tokenizer, surprise, documents)
     return GatewayServices(
         pipeline=pipeline,
+        previews=RecallPreviews(pipeline),
+        remembering=remembering,
+        feedback=Feedback(parts.answers, parts.texts, parts.ledger, remembering),
         prefixes=Prefixes(check, fit, memory, parts.activation, pool, parts.tokens),
         trial=trial,
         gatekeeper=gatekeeper,
@@ -242,8 +278,6 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         explanations=AnswerExplanations(
             Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out
         ),
-        scoring=scoring,
-        surprise=SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens),
     )
 
 
@@ -259,20 +293,49 @@ async def _open_cache(
     return lookup, activation
 
 
-async def _open_texts(settings: Settings, disk: DiskWatch, tls: LiveTls | None) -> VectorMemory:
-    embedder = await on_own_thread(lambda: BertEmbedder(configured_embedder(settings)))
-    quotas = MemoryQuotas(settings.max_memories_per_tenant, settings.max_namespaces_per_tenant)
+async def _open_texts(
+    settings: Settings,
+    metrics: GatewayMetrics,
+    disk: DiskWatch,
+    tls: LiveTls | None,
+    stack: contextlib.AsyncExitStack,
+) -> tuple[VectorMemory, WatchedEndpoint | None]:
+    embedding, watched = await open_embedding(settings, metrics.embedding)
+    if watched is not None:
+        stack.callback(watched.close)
+    options = TextOptions(
+        access=MilvusAccess(settings.milvus_token.get_secret_value(), None if tls is None else tls.files),
+        may_flush=disk.has_room,
+        quotas=MemoryQuotas(
+            settings.max_memories_per_tenant,
+            settings.max_namespaces_per_tenant,
+            settings.max_memory_bytes_per_tenant,
+        ),
+        forgotten_days=settings.forgotten_days,
+    )
     try:
-        return await VectorMemory.open(
-            settings.vector_uri,
-            embedder,
-            settings.redis,
-            access=MilvusAccess(settings.milvus_token.get_secret_value(), None if tls is None else tls.files),
-            quotas=quotas,
-            may_flush=disk.has_room,
-        )
+        texts = await VectorMemory.open(settings.vector_uri, embedding, settings.redis, options)
     except (EmbedderChanged, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
         raise StartupError(str(error)) from error
+    stack.push_async_callback(texts.close)
+    texts.reranking = await open_reranking(settings, metrics.embedding)
+    return texts, watched
+
+
+def _connect_texts(
+    texts: VectorMemory,
+    tokenizer: ChatTokenizer,
+    answers: KeptAnswers,
+    ledger: UseLedger,
+    activation: ActivationMemory,
+) -> None:
+    """What a search has beside its store, and what an erasure has to reach outside it."""
+    texts.search_parts = SearchParts(
+        count_tokens=lambda text: len(tokenizer.encode_text(text)), strengths=ledger.strengths
+    )
+    outside = OutsideTheStore(answers, ledger, activation)
+    # The uses last: they say whether the memory was ever in a prompt.
+    texts.erasers += [outside.kept_answers, outside.kv, outside.uses]
 
 
 async def _open_modules(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
 
 from memserve.domain import (
-    DocumentReport,
-    ItemRefusal,
-    ItemResult,
     Memory,
     MemoryKind,
     MemoryState,
@@ -17,7 +14,7 @@ from memserve.domain import (
     Tenant,
     WritePolicy,
 )
-from memserve.errors import InvalidField, MemserveError, NamespaceNotFound
+from memserve.errors import InvalidField, NamespaceNotFound
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.documents.memories import (
     PassageFate,
@@ -37,6 +34,21 @@ DOCUMENT_ID_MAX = 120
 _QUIET = WritePolicy(skip_relations=True)
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentProgress:
+    """How far a document is."""
+
+    passages: int
+    stored: int
+    unchanged: int
+    updated: int
+    forgotten: int
+    """Passages of the document as it was before, which it has no more."""
+    title: str
+    done: bool = False
+    refused: tuple[ItemOutcome, ...] = ()
+
+
 class DocumentKeeper:
     """For all tenants."""
 
@@ -47,7 +59,7 @@ class DocumentKeeper:
 
     async def keep(
         self, tenant: Tenant, document: NewDocument, content: bytes
-    ) -> AsyncIterator[DocumentReport]:
+    ) -> AsyncGenerator[DocumentProgress, None]:
         """Store what is new, update what has changed, forget what is gone. Yields progress.
 
         Repeating it after a failure goes on. Raises InvalidField, QuotaExceeded, and as the writes of
@@ -74,13 +86,15 @@ class DocumentKeeper:
                 document.document_id, read.passages, origin, memory_ids=changes.memory_ids
             )
         ]
-        report = DocumentReport(len(wanted), 0, 0, 0, 0, read.document.title)
+        report = DocumentProgress(len(wanted), 0, 0, 0, 0, read.document.title)
         known = {memory.memory_id: memory for memory in kept}
-        fresh = []
-        refused: list[ItemResult] = []
+        fresh: list[NewMemory] = []
+        places: list[int] = []
+        refused: list[ItemOutcome] = []
         for place, (new, fate) in enumerate(zip(wanted, changes.fates, strict=True)):
             if fate is PassageFate.NEW:
                 fresh.append(new)
+                places.append(place)
             elif fate is PassageFate.UNCHANGED and _says_the_same(known[new.memory_id], new):
                 report = replace(report, unchanged=report.unchanged + 1)
             else:
@@ -90,11 +104,11 @@ class DocumentKeeper:
                     )
                     report = replace(report, updated=report.updated + 1)
                 except InvalidField as fault:
-                    refused.append(ItemResult(place, refusal=_refusal(fault)))
+                    refused.append(ItemOutcome(place, error=fault))
                 yield report
         async for outcome in self._texts.remember_many(tenant.name, fresh, tenant.principal, _QUIET):
             if outcome.error is not None:
-                refused.append(_refused(outcome))
+                refused.append(replace(outcome, index=places[outcome.index]))
             else:
                 report = replace(report, stored=report.stored + 1)
             if outcome.index % PAGE == PAGE - 1:
@@ -147,13 +161,3 @@ def _says_the_same(memory: Memory, new: NewMemory) -> bool:
         new.valid_until_s,
         new.applies_when,
     )
-
-
-def _refused(outcome: ItemOutcome) -> ItemResult:
-    assert outcome.error is not None
-    return ItemResult(outcome.index, refusal=_refusal(outcome.error))
-
-
-def _refusal(error: MemserveError) -> ItemRefusal:
-    field = error.field if isinstance(error, InvalidField) else ""
-    return ItemRefusal(type(error).__name__, field, str(error))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from memserve.domain import Memory, MetadataValue, ScoredMemory
 from memserve.memory.texts.memory import VectorMemory
-from memserve.policy.recall.expressions import applies
-from memserve.policy.recall.versions import usable_at
+from memserve.memory.texts.requests import ListQuery
+from memserve.policy.recall.choosing import usable_at
+from memserve.policy.recall.conditions import condition_verdict
 
 FRESH_S = 2.0
 """A change at another gateway is seen after so long. One at this gateway is seen at once."""
 KEPT_MAX = 1024
 """Namespaces whose pinned passages are kept here."""
+PINNED_MAX = 64
+"""Of a namespace."""
 CLOCK_SKEW_S = 2.0
 
 
@@ -24,7 +28,6 @@ class Pinned:
     def __init__(self, texts: VectorMemory) -> None:
         self._texts = texts
         self._kept: OrderedDict[tuple[str, str], tuple[float, tuple[Memory, ...]]] = OrderedDict()
-        texts.on_pinned_change(self._forget)
 
     async def passages(
         self,
@@ -41,14 +44,14 @@ class Pinned:
         return tuple(
             ScoredMemory(memory, 1.0, None, None, 1.0, memory.strength)
             for memory in memories
-            if usable_at(memory, now_s, CLOCK_SKEW_S) is None and applies(memory, context)
+            if usable_at(memory, now_s, CLOCK_SKEW_S) is None and condition_verdict(memory, context).holds
         )
 
     async def _of(self, tenant: str, namespace: str) -> tuple[Memory, ...]:
         kept = self._kept.get((tenant, namespace))
         if kept is not None and time.monotonic() - kept[0] < FRESH_S:
             return kept[1]
-        memories = await self._texts.pinned(tenant, namespace)
+        memories = await self._listed(tenant, namespace)
         ordered = tuple(sorted(memories, key=lambda memory: (memory.created_s, memory.memory_id)))
         self._kept[tenant, namespace] = time.monotonic(), ordered
         self._kept.move_to_end((tenant, namespace))
@@ -56,5 +59,13 @@ class Pinned:
             self._kept.popitem(last=False)
         return ordered
 
-    def _forget(self, tenant: str, namespace: str) -> None:
-        self._kept.pop((tenant, namespace), None)
+    async def _listed(self, tenant: str, namespace: str) -> list[Memory]:
+        query = ListQuery((namespace,), filter="pinned", limit=PINNED_MAX)
+        memories: list[Memory] = []
+        while len(memories) < PINNED_MAX:
+            page = await self._texts.list_memories(tenant, query)
+            memories += page.memories
+            if not page.next_page_token:
+                break
+            query = replace(query, page_token=page.next_page_token)
+        return memories[:PINNED_MAX]

@@ -5,15 +5,15 @@ Reads, and writes that need nothing else, go to `VectorMemory` at once.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from memserve.domain import (
-    DocumentReport,
     NewDocument,
     NewMemory,
-    ReindexProgress,
     Remembered,
     SearchQuery,
     SurpriseScore,
@@ -21,7 +21,7 @@ from memserve.domain import (
     WritePolicy,
 )
 from memserve.errors import InvalidField, MemserveError, NamespaceNotFound, VectorStoreUnavailable
-from memserve.gateway.documents import DocumentKeeper
+from memserve.gateway.documents import DocumentKeeper, DocumentProgress
 from memserve.gateway.surprise import NEAR_MAX, SurpriseGate
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.texts.memory import VectorMemory
@@ -68,7 +68,7 @@ class Remembering:
 
     async def remember_many(
         self, tenant: Tenant, items: AsyncIterator[NewMemory | MemserveError], policy: WritePolicy
-    ) -> AsyncIterator[ItemOutcome]:
+    ) -> AsyncGenerator[ItemOutcome, None]:
         """What became of each item, in order. An item that is a refusal already stays one."""
         refused: dict[int, MemserveError] = {}
         sent: list[int] = []
@@ -95,22 +95,56 @@ class Remembering:
         for index in sorted(refused):
             yield ItemOutcome(index, error=refused[index])
 
-    async def import_lines(self, tenant: Tenant, lines: AsyncIterator[str]) -> AsyncIterator[LineOutcome]:
-        """Raises nothing for a bad line: its outcome says so."""
-        async for outcome in self._texts.import_lines(tenant.name, lines, check_text=self.check_text):
-            yield outcome
+    async def import_lines(
+        self, tenant: Tenant, lines: AsyncIterator[str]
+    ) -> AsyncGenerator[LineOutcome, None]:
+        """What became of each line, in order. A line that is no JSON object, or whose texts have the model's
+        control tokens, is refused by itself.
+        """
+        refused: dict[int, MemserveError] = {}
+        sent: list[int] = []
+
+        async def good() -> AsyncIterator[Mapping[str, Any]]:
+            index = 0
+            async for line in lines:
+                try:
+                    read = self._line(line)
+                except InvalidField as fault:
+                    refused[index] = fault
+                else:
+                    sent.append(index)
+                    yield read
+                index += 1
+
+        told = 0
+        async for outcome in self._texts.import_lines(tenant.name, good()):
+            index = sent[outcome.index]
+            while told < index:
+                yield LineOutcome(told, error=refused.pop(told))
+                told += 1
+            yield replace(outcome, index=index)
+            told += 1
+        for index in sorted(refused):
+            yield LineOutcome(index, error=refused[index])
+
+    def _line(self, line: str) -> Mapping[str, Any]:
+        """Raises InvalidField."""
+        try:
+            read = json.loads(line)
+        except (ValueError, RecursionError):
+            raise InvalidField("line", "must be a JSON object on one line") from None
+        if not isinstance(read, dict):
+            raise InvalidField("line", "must be a JSON object on one line")
+        for text in _texts(read):
+            self.check_text("line", text)
+        return read
 
     async def remember_document(
         self, tenant: Tenant, document: NewDocument, content: bytes
-    ) -> AsyncIterator[DocumentReport]:
+    ) -> AsyncGenerator[DocumentProgress, None]:
         """Raises InvalidField for a document that cannot be read, and as `VectorMemory`'s writes."""
         async for report in self._documents.keep(tenant, document, content):
             yield report
-
-    async def reindex(self, *, cancel: bool) -> AsyncIterator[ReindexProgress]:
-        """Embed all memories again."""
-        async for progress in self._texts.reindex(cancel=cancel):
-            yield progress
 
     def check_text(self, field: str, text: str) -> None:
         """Raises InvalidField for a text that the model's prompt cannot show as text."""
@@ -136,3 +170,16 @@ class Remembering:
         except (NamespaceNotFound, VectorStoreUnavailable):
             near = ()
         return await self._surprise.judge(tenant, new.text, near, deadline_s=deadline_s)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value. json.loads has bounded its depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)

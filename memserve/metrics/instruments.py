@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from memserve.domain import RecallOutcome, RefusalReason, TokenFault, Usage
 from memserve.domain.kinds import KINDS
 from memserve.metrics.certificates import CertificateMetrics
+from memserve.metrics.embedding import EmbeddingMetrics
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -33,6 +34,7 @@ GATEWAY_LOOPS = (
     "canaries",
     "certificates",
     "discovery",
+    "embedder",
     "gateways",
     "health",
     "keys",
@@ -40,6 +42,7 @@ GATEWAY_LOOPS = (
     "pressure",
     "sweep",
     "token_keys",
+    "uses",
     "watch",
 )
 MODULE_ACTIONS = ("publish", "promote", "rollback", "split", "canary_rollback", "drop", "delete")
@@ -184,6 +187,7 @@ class GatewayMetrics:
         self.ready_workers = Gauge("memserve_ready_workers", "Workers that take requests.", registry=r)
 
     def _declare_texts(self, r: CollectorRegistry) -> None:
+        self.embedding = EmbeddingMetrics(r)
         self.recall = Histogram(
             "memserve_recall_seconds",
             "Vector recall of a request, by outcome.",

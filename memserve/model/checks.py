@@ -36,16 +36,21 @@ def check_model(settings: Settings) -> ModelFiles:
 
 
 def with_models(settings: Settings, telling: Telling | None = None, *, weights: bool = True) -> Settings:
-    """The settings with the directories of the model and the embedding model instead of names and URLs.
+    """The settings with the directories of the models instead of names and URLs.
+
+    They are the model, the embedding model and the reranker.
 
     What is not on this machine is fetched, once for all of its processes.
 
     weights: whether the model's weights are needed. A gateway does without.
     Raises StartupError, also for a model with another digest than `model_digest`.
     """
-    embedder = _directory(settings, settings.embedder, "embedder", telling) if settings.embedder else ""
+    beside = {
+        setting: str(_directory(settings, name, setting, telling)) if name else ""
+        for setting, name in (("embedder", settings.embedder), ("reranker", settings.reranker))
+    }
     model = _directory(settings, settings.model, "model", telling, weights=weights)
-    return settings.model_copy(update={"model": str(model), "embedder": str(embedder)})
+    return settings.model_copy(update={"model": str(model), **beside})
 
 
 def _directory(

@@ -98,9 +98,10 @@ CASES = [
         RecallPreview(RecallOutcome.FOUND, (HIT,), (SKIPPED,), (PART,), (FIT,), 9, 0, 4),
     ),
     Case(
-        "record_outcome", ("r", -1.0), {"note": "wrong", "reflect": True, "namespace": "n"},
+        "record_outcome", ("r", -1.0),
+        {"note": "wrong", "reflect": True, "namespace": "n", "task": "q"},
         inference_pb2.RecordOutcomeRequest(
-            request_id="r", reward=-1.0, note="wrong", reflect=True, namespace="n"
+            request_id="r", reward=-1.0, note="wrong", reflect=True, namespace="n", task="q"
         ),
         [
             inference_pb2.RecordOutcomeResponse(

@@ -256,13 +256,14 @@ STATUS = Status(
             "w0", "a:1", "a:2", 7, True, 1, 2, 3, 4.5, {"d": ModulePlace.DEVICE}, True, "no experts"
         ),
     ),
-    True, False, 1, 2, 3, -1, "data", "minilm", 0.25, -0.5, 0.75, "model", "t", "joined",
+    True, False, 1, 2, 3, -1, "data", "minilm", 0.25, -0.5, 0.75, "model", "t", "joined", "cross",
 )  # fmt: skip
 STATUS_PB = status_pb2.GetStatusResponse(
     version="0.1.0", model="tiny", model_digest="d", max_context_tokens=8192, redis_ok=True, modules=1,
     memories=2, lost_memories=3, waiting_writes=-1, short_disk="data", embedder="minilm",
     forecasts=status_pb2.ForecastErrors(mape=0.25, bias=-0.5, coverage=0.75),
     prompts=status_pb2.PromptLayout(recall_template="model", recall_template_digest="t", changes="joined"),
+    reranker="cross",
     workers=[
         status_pb2.WorkerStatus(
             worker_id="w0", address="a:1", metrics_address="a:2", pid=7, ready=True, running=1, waiting=2,

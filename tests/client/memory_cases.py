@@ -155,9 +155,9 @@ SINGLE = [
         FoundMemories((HIT,), (SKIPPED,), True),
     ),
     Case(
-        "follow_links", ("n", "m"), {"depth": 2, "kinds": [LinkKind.CAUSED_BY], "forwards_only": True},
+        "follow_links", ("n", "m"), {"depth": 2, "kinds": [LinkKind.CAUSED_BY], "namespaces": "o"},
         pb.FollowLinksRequest(
-            namespace="n", memory_id="m", depth=2, kinds=[pb.LINK_KIND_CAUSED_BY], forwards_only=True
+            namespace="n", memory_id="m", depth=2, kinds=[pb.LINK_KIND_CAUSED_BY], namespaces=["o"]
         ),
         [pb.FollowLinksResponse(results=[HIT_PB])], [HIT],
     ),

@@ -62,6 +62,10 @@ ALLOWED = {
         "open",
     ): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself",
     (
+        "memory/texts/encoders/cached.py",
+        "_ask",
+    ): "takes turns until none of a tenant's texts waits; what ends it early is every waiting call's answer",
+    (
         "memory/texts/writing.py",
         "write",
     ): "one write, awaited; what it raises is taken by `_ended`",

@@ -179,7 +179,7 @@
 {{- end -}}
 {{- if ne $v.modelCache.type "existingClaim" -}}
 {{- range $where, $settings := dict "settings" $v.settings "gateway.settings" $v.gateway.settings "workers.settings" $v.workers.settings -}}
-{{- range $name := list "model" "embedder" -}}
+{{- range $name := list "model" "embedder" "reranker" -}}
 {{- $model := toString (default "" (get $settings $name)) -}}
 {{- if and $model (not (hasPrefix "/" $model)) -}}
 {{- $faults = append $faults (printf "%s.%s: %s %s" $where $name $model $hint) -}}

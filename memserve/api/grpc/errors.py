@@ -31,6 +31,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.BlobDamaged: grpc.StatusCode.DATA_LOSS,
     errors.BlobStoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.RequestNotKnown: grpc.StatusCode.NOT_FOUND,
+    errors.OutcomeWithoutAnswer: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NamespaceNotFound: grpc.StatusCode.NOT_FOUND,
     errors.MemoryNotFound: grpc.StatusCode.NOT_FOUND,
     errors.MemoryConflict: grpc.StatusCode.ALREADY_EXISTS,

@@ -49,6 +49,7 @@ log = logging.getLogger("memserve.gateway")
 HEALTH_CHECK_S = 0.25
 SWEEP_S = 600.0
 GATEWAYS_RETRY_S = 0.25
+EMBEDDER_LOOK_S = 5.0
 # A younger blob is not swept. A blob is put before its version is registered, and publishing takes less time
 # than this.
 BLOB_MIN_AGE_S = 3600.0
@@ -84,11 +85,9 @@ async def served(
     """
     edge = Edge(entry, parts.settings.write_timeout_s, front.connections)
     port = front.services
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-        InferenceService(edge, services.pipeline, services.explanations), port
-    )
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge, services), port)
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(
-        MemoryService(edge, parts.texts, parts.tokenizer), port
+        MemoryService(edge, parts.texts, services.remembering), port
     )
     activation_pb2_grpc.add_ActivationServiceServicer_to_server(
         ActivationService(edge, services.prefixes, parts.activation, parts.inflight), port
@@ -106,8 +105,11 @@ async def served(
         asyncio.create_task(repeat("canaries", services.canaries.look, CANARY_LOOK_S, failed)),
         asyncio.create_task(repeat("gateways", parts.gateways.listen, GATEWAYS_RETRY_S, failed)),
         asyncio.create_task(repeat("answers", parts.answers.write, 0.0, failed)),
+        asyncio.create_task(repeat("uses", parts.ledger.write, 0.0, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
+    if (watched := parts.watched_embedder) is not None:
+        tasks.append(asyncio.create_task(repeat("embedder", watched.look, EMBEDDER_LOOK_S, failed)))
     try:
         yield
     finally:

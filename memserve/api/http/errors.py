@@ -34,6 +34,7 @@ STATUS: dict[type[errors.MemserveError], HTTPStatus] = {
     errors.BlobDamaged: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.BlobStoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RequestNotKnown: HTTPStatus.NOT_FOUND,
+    errors.OutcomeWithoutAnswer: HTTPStatus.CONFLICT,
     errors.NamespaceNotFound: HTTPStatus.NOT_FOUND,
     errors.MemoryNotFound: HTTPStatus.NOT_FOUND,
     errors.MemoryConflict: HTTPStatus.CONFLICT,

@@ -228,7 +228,14 @@ class AsyncClient(AsyncMemoryCalls):
         return preview_of(await self._connection.call(stub.Recall, request))
 
     async def record_outcome(
-        self, request_id: str, reward: float, *, note: str = "", reflect: bool = False, namespace: str = ""
+        self,
+        request_id: str,
+        reward: float,
+        *,
+        note: str = "",
+        reflect: bool = False,
+        namespace: str = "",
+        task: str = "",
     ) -> RecordedOutcome:
         """Say how an answer turned out. The memories that it was made with count more or less from then on.
 
@@ -237,10 +244,11 @@ class AsyncClient(AsyncMemoryCalls):
         note: what there is to say about it. With `reflect` it is what was learned: it is stored as a
         reflection, in `namespace`, and recalled first when the same task comes again.
         namespace: empty for the first one that the request recalled from.
+        task: as it will be asked again. Empty: the question, where the prompt was kept.
         """
         stub = self._connection.stubs.inference
         request = inference_pb2.RecordOutcomeRequest(
-            request_id=request_id, reward=reward, note=note, reflect=reflect, namespace=namespace
+            request_id=request_id, reward=reward, note=note, reflect=reflect, namespace=namespace, task=task
         )
         return recorded_of(await self._connection.call(stub.RecordOutcome, request))
 

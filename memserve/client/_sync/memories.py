@@ -186,16 +186,19 @@ class MemoryCalls(MemorySetCalls):
         *,
         depth: int = 1,
         kinds: Sequence[LinkKind] = (),
-        forwards_only: bool = False,
+        namespaces: str | Sequence[str] = (),
     ) -> list[ScoredMemory]:
-        """The memories that links lead to, nearest first. Each says by which link, in `via`."""
+        """The memories that links lead to, forwards and backwards, nearest first. `via` says by which link.
+
+        namespaces: where links may lead beside the memory's own namespace.
+        """
         stub = self._connection.stubs.memories
         request = pb.FollowLinksRequest(
             namespace=namespace,
             memory_id=memory_id,
             depth=depth,
             kinds=[LINKS[kind] for kind in kinds],
-            forwards_only=forwards_only,
+            namespaces=strings("namespaces", namespaces),
         )
         return [scored_of(hit) for hit in self._connection.call(stub.FollowLinks, request).results]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from memserve.client.wire.inference import OUTCOMES, cached_of, explanation_of, kind_of
+from memserve.client.wire.inference import cached_of, explanation_of, kind_of
+from memserve.client.wire.memory_values import member
+from memserve.client.wire.recalled import OUTCOMES
 from memserve.domain import (
     AnswerExplanation,
     KeptAnswer,
@@ -36,7 +38,7 @@ def _answer_of(answer: pb.KeptAnswer) -> KeptAnswer:
         model=answer.model,
         worker_id=answer.worker_id,
         namespaces=tuple(answer.namespaces),
-        recall_outcome=OUTCOMES.get(answer.recall_outcome, RecallOutcome.UNKNOWN),
+        recall_outcome=member(OUTCOMES, answer.recall_outcome, RecallOutcome.UNKNOWN),
         passages=tuple(_passage_of(passage) for passage in answer.passages),
         skipped=tuple(_skipped_of(skipped) for skipped in answer.skipped),
         modules=tuple(_module_of(module) for module in answer.modules),

@@ -28,6 +28,7 @@ def status_of(value: pb.GetStatusResponse) -> Status:
         recall_template=value.prompts.recall_template,
         recall_template_digest=value.prompts.recall_template_digest,
         prompt_changes=value.prompts.changes,
+        reranker=value.reranker,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from memserve.memory.texts.journal_entries import Write
+from memserve.memory.texts.migration import MigrationFigures
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.milvus_rows import history_digest
 from memserve.memory.texts.store import RecordStore
@@ -38,6 +39,7 @@ class SettlingFigures:
     """Flushes, replays and writes to Milvus that failed."""
     replayed: int = 0
     """Writes that came into Milvus from the journal."""
+    migration: MigrationFigures = field(default_factory=MigrationFigures)
     lost: dict[tuple[str, str], int] = field(default_factory=dict)
     """Memories that are counted and not in Milvus, by tenant key and namespace. Taken when the store was
     opened last."""
@@ -51,7 +53,7 @@ class AppliedWrites:
 
     def __init__(self) -> None:
         self.unapplied: dict[str, Write] = {}
-        """The writes that the store does not have yet. Reads have to heed those that the searched store lacks."""
+        """The writes that the store does not have yet. Reads heed them where it is the searched store."""
         self._lock = threading.Lock()
         # What the store has and may not have on disk yet.
         self._applied: dict[str, Write] = {}

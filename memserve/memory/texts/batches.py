@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,7 +34,7 @@ class Batches(Writes):
         items: AsyncIterable[NewMemory] | Iterable[NewMemory],
         author: str = "",
         policy: WritePolicy = BATCH_POLICY,
-    ) -> AsyncIterator[ItemOutcome]:
+    ) -> AsyncGenerator[ItemOutcome, None]:
         """Remember a stream of memories. Yields what became of each, in order.
 
         APPEND_MAX items are embedded, journaled and told at a time, so that no more of the stream than that

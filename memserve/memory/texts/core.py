@@ -91,16 +91,16 @@ class Core:
         row: npt.NDArray[np.float32] = vectors[0]
         return row
 
-    async def _change(
-        self, tenant: str, memory: tuple[str, str, str], decide: Decide
-    ) -> Changed | None:
+    async def _change(self, tenant: str, memory: tuple[str, str, str], decide: Decide) -> Changed | None:
         """Change one memory by compare-and-set: `decide` is asked again when the memory was written since.
 
         tenant: takes the turn. memory: its key, its tenant's key and its namespace.
         Returns None where `decide` left it. Raises what `decide` raises, JournalFull and QuotaReached.
         """
         key, owner, namespace = memory
-        outcome = (await self._change_many(tenant, owner, {key: namespace}, lambda _, record: decide(record)))[key]
+        outcome = (
+            await self._change_many(tenant, owner, {key: namespace}, lambda _, record: decide(record))
+        )[key]
         if isinstance(outcome, MemserveError):
             raise outcome
         return outcome
@@ -202,10 +202,7 @@ class Core:
         key = memory_key(tenant, namespace, memory_id)
         # The journal first: a write that has left the journal is in the store.
         pending = await self._pending_of([key])
-        if key in pending:
-            record = pending[key].record
-        else:
-            record = (await self._read_many(tenant, [key])).get(key)
+        record = pending[key].record if key in pending else (await self._read_many(tenant, [key])).get(key)
         if record is None:
             raise MemoryNotFound(memory_id)
         return record
@@ -260,4 +257,3 @@ def require_live(record: Record | None, memory_id: str) -> Record:
     if record is None or record.memory.state is MemoryState.FORGOTTEN:
         raise MemoryNotFound(memory_id)
     return record
-

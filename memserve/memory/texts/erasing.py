@@ -1,4 +1,4 @@
-"""What takes memories away: erase, forget by a filter, delete a namespace, and the purge of forgotten ones."""
+"""What takes memories away: erase, forget by a filter, delete a namespace, purge."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,8 +97,8 @@ class Erasing(Writes, Reads):
         """Forget what a filter lets through. Without the token of a dry run nothing is forgotten.
 
         query: its order, limit and page do not count.
-        Raises MatchesChanged when the filter matches other memories than in the dry run, and InvalidField when
-        it matches more than FORGET_MAX.
+        Raises MatchesChanged when the filter matches other memories than in the dry run, and InvalidField
+        when it matches more than FORGET_MAX.
         """
         if not query.filter:
             raise InvalidField("filter", "must say which memories; `true` stands for all")
@@ -114,9 +114,7 @@ class Erasing(Writes, Reads):
         def decide(key: str, before: Record | None) -> Intent | None:
             if before is None or before.memory.version != versions[key]:
                 return None  # changed since it was matched: it was not meant
-            return Intent(
-                replace(before, history=histories.forgotten(before.history, author, self._now_s()))
-            )
+            return Intent(replace(before, history=histories.forgotten(before.history, author, self._now_s())))
 
         forgotten = 0
         for start in range(0, len(matched), APPEND_MAX):
@@ -124,7 +122,7 @@ class Erasing(Writes, Reads):
             forgotten += len(await self._take_away(tenant, tenant_key(tenant), page, decide))
         return ForgottenWhere(len(matched), forgotten, examples)
 
-    async def delete_namespace(self, tenant: str, namespace: str) -> AsyncIterator[NamespaceErasure]:
+    async def delete_namespace(self, tenant: str, namespace: str) -> AsyncGenerator[NamespaceErasure, None]:
         """Erase all memories of a namespace, and then the namespace. Yields progress.
 
         Repeated after a failure it goes on. What is written meanwhile is erased too, or keeps the namespace.
@@ -136,7 +134,7 @@ class Erasing(Writes, Reads):
         scope = Scope(owner, (namespace,), frozenset(ALL_STATES))
         removed: list[Record] = []
         while page := await self._within(self._call_timeout_s, partial(self._some, tenant, scope)):
-            gone = await self._take_away(tenant, owner, page, lambda _, before: before and Intent(None))
+            gone = await self._take_away(tenant, owner, page, _erase_it)
             erased += len(gone)
             removed += [changed.before.without_vector() for changed in gone if changed.before is not None]
             del removed[:-PAGE_MAX]
@@ -259,7 +257,9 @@ class Erasing(Writes, Reads):
             places.append(ErasedPlace("journal", len(records), "the entries are dropped"))
         why_not = await self._journal.rewrite_log(min(REWRITE_TIMEOUT_S, max(1.0, end_s - time.monotonic())))
         places.append(
-            ErasedPlace("registry_log", 0 if why_not else 1, why_not or "the append-only file is written anew")
+            ErasedPlace(
+                "registry_log", 0 if why_not else 1, why_not or "the append-only file is written anew"
+            )
         )
         return [*places, *await self._remaining(texts)]
 
@@ -284,6 +284,10 @@ async def _erased_by(eraser: Eraser, tenant: str, record: Record) -> ErasedPlace
         return await eraser(tenant, record)
     except MemserveError as error:
         return ErasedPlace(getattr(eraser, "place", "elsewhere"), 0, f"not removed: {one_line(error)}")
+
+
+def _erase_it(_: str, before: Record | None) -> Intent | None:
+    return None if before is None else Intent(None)
 
 
 def _is_old(memory: Memory, cutoff_s: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,13 @@ from memserve.memory.texts.records import (
     tenant_key,
 )
 from memserve.memory.texts.requests import CHANGEABLE, LineOutcome, ListQuery
-from memserve.memory.texts.rules import TIME_MAX_S, check_memory_id, check_namespace, checked_new, have_same_content
+from memserve.memory.texts.rules import (
+    TIME_MAX_S,
+    check_memory_id,
+    check_namespace,
+    checked_new,
+    have_same_content,
+)
 from memserve.memory.texts.store import ListOrder
 
 FORMAT = 1
@@ -53,7 +59,7 @@ class Exchange(Batches, Reads):
     imports.
     """
 
-    async def export(self, tenant: str, namespaces: Sequence[str]) -> AsyncIterator[Line]:
+    async def export(self, tenant: str, namespaces: Sequence[str]) -> AsyncGenerator[Line, None]:
         """The tenant's memories of these namespaces, also superseded and forgotten ones, as JSON has them.
 
         What is written meanwhile may be in it or not. Raises NamespaceNotFound, and VectorStoreUnavailable
@@ -88,7 +94,7 @@ class Exchange(Batches, Reads):
 
     async def import_lines(
         self, tenant: str, lines: AsyncIterable[Mapping[str, Any]]
-    ) -> AsyncIterator[LineOutcome]:
+    ) -> AsyncGenerator[LineOutcome, None]:
         """Bring in the lines of an export. Yields what became of each, in order.
 
         Ids, versions, histories and times are kept. Importing again changes nothing. A memory that is there
@@ -178,7 +184,8 @@ def _check_header(line: Mapping[str, Any]) -> None:
 def _check_end(line: Mapping[str, Any], count: int, digest: str) -> None:
     if line.get("memories") != count or line.get("sha256") != digest:
         raise InvalidField(
-            "trailer", f"the export has {line.get('memories')} memories, and {count} came, or some are changed"
+            "trailer",
+            f"the export has {line.get('memories')} memories, and {count} came, or some are changed",
         )
 
 

@@ -84,7 +84,10 @@ class Journal:
         return (await self.look_many({key: namespace}, tenant_key(tenant)))[key]
 
     async def look_many(self, namespaces: Mapping[str, str], tenant: str) -> dict[str, Look]:
-        """namespaces: of each memory, by its key; at least one. tenant: its key. All looks are of one moment."""
+        """All looks are of one moment.
+
+        namespaces: of each memory, by its key; at least one. tenant: its key.
+        """
         keys = list(namespaces)
         async with answering(TIMEOUT_S), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hmget(PENDING, keys)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -55,8 +57,8 @@ class MilvusMemories(MilvusReads):
     from several threads. Every method takes at most `timeout_s` seconds for each call that it makes on
     Milvus, and raises OSError or what `milvus_failures` catches.
 
-    While a collection of memserve 0.1.0 is there, `put` and `delete` delete from it what they write, `get_many`
-    finds what is left in it, and searches and lists are refused. `migration.py` moves its rows.
+    While a collection of memserve 0.1.0 is there, `put` and `delete` delete from it what they write,
+    `get_many` finds what is left in it, and searches and lists are refused. `migration.py` moves its rows.
     """
 
     def __init__(
@@ -93,14 +95,17 @@ class MilvusMemories(MilvusReads):
         super().__init__(client, collection_name(vectors.embedder), lite, is_searched=is_searched)
         self._vectors = vectors
         try:
+            old = OldMemories(client, OldMemories.name_for(vectors.embedder))
+            if old.exists(timeout_s=timeout_s):
+                self._old = old
             self.prepare(timeout_s=timeout_s)
         except BaseException:
             self.close(clean=False)
             raise
 
     def beside(self, vectors: Vectors, *, timeout_s: float) -> Self:
-        """The collection of another embedding model in the same Milvus, over the same connection. Closing it
-        leaves the connection open.
+        """The collection of another embedding model in the same Milvus, over the same connection. It is
+        created where it is missing. Closing it leaves the connection open.
         """
         other = object.__new__(type(self))
         MilvusReads.__init__(
@@ -115,29 +120,35 @@ class MilvusMemories(MilvusReads):
 
         Repeating it is cheap. Raises StartupError when the collection has another schema.
         """
-        if not self._client.has_collection(self._name, timeout=timeout_s):
-            self._create(timeout_s)
+        self._make(
+            # Strong: every gateway sees what another gateway has stored or forgotten.
+            lambda: self._client.create_collection(
+                self._name,
+                schema=memories_schema(self._vectors.dim),
+                consistency_level="Strong",
+                num_partitions=PARTITIONS,
+                timeout=timeout_s,
+            ),
+            partial(self._client.has_collection, self._name, timeout=timeout_s),
+        )
         description = self._client.describe_collection(self._name, timeout=timeout_s)
         if difference := schema_difference(self._vectors.dim, description):
             raise StartupError(
                 f"Milvus' collection {self._name} is not memserve's ({difference}): drop it, or use another "
                 "database or data directory"
             )
-        for column, index_type, metric in _INDEXES:
-            is_there = bool(self._client.list_indexes(self._name, field_name=column))
-            if self._is_searched and not is_there:
-                index = MilvusClient.prepare_index_params()
-                index.add_index(column, index_type=index_type, metric_type=metric)
+        for column, index_type, metric in _INDEXES if self._is_searched else ():
+            index = MilvusClient.prepare_index_params()
+            index.add_index(column, index_type=index_type, metric_type=metric)
+            self._make(
                 # Loading waits for the index. The client's own wait sleeps half a second even when the index
                 # is ready.
-                self._client.create_index(self._name, index, sync=False, timeout=timeout_s)
+                partial(self._client.create_index, self._name, index, sync=False, timeout=timeout_s),
+                partial(self._client.list_indexes, self._name, field_name=column),
+            )
         self._client.load_collection(self._name, timeout=timeout_s)
-        old = OldMemories(self._client, OldMemories.name_for(self._vectors.embedder))
-        if old.exists(timeout_s=timeout_s):
-            old.load(timeout_s=timeout_s)
-            self._old = old
-        else:
-            self._old = None
+        if self._old is not None and self._old.exists(timeout_s=timeout_s):
+            self._old.load(timeout_s=timeout_s)
 
     @property
     def old(self) -> OldMemories | None:
@@ -151,8 +162,7 @@ class MilvusMemories(MilvusReads):
         """
         # Of two records with one key the later one counts.
         last = list({record.key: record for record in records}.values())
-        for page in pages(last, PUT_ROWS, PUT_BYTES):
-            self._client.upsert(self._name, page, timeout=timeout_s)
+        self.put_new(last, timeout_s=timeout_s)
         if self._old is not None:
             self._old.delete([record.key for record in records], timeout_s=timeout_s)
 
@@ -165,26 +175,33 @@ class MilvusMemories(MilvusReads):
                 self._old.delete(page, timeout_s=timeout_s)
             self._client.delete(self._name, ids=page, timeout=timeout_s)
 
-    def move(self, records: Sequence[Record], *, timeout_s: float) -> int:
-        """Keep records of the old collection, except those that have been written or moved since.
-
-        Returns how many were kept now.
-        """
-        held = self.digests([record.key for record in records], timeout_s=timeout_s)
-        fresh = [record for record in records if record.key not in held]
-        for page in pages(fresh, PUT_ROWS, PUT_BYTES):
+    def put_new(self, records: Sequence[Record], *, timeout_s: float) -> None:
+        """As `put`, of records that stay in the old collection too."""
+        for page in pages(records, PUT_ROWS, PUT_BYTES):
             self._client.upsert(self._name, page, timeout=timeout_s)
-        return len(fresh)
 
     def drop_old(self, *, timeout_s: float) -> None:
         """Drop the collection of memserve 0.1.0."""
-        if self._old is not None and self._old.exists(timeout_s=timeout_s):
-            self._old.drop(timeout_s=timeout_s)
+        if self._old is not None:
+            try:
+                self._drop(self._old.name, timeout_s)
+            except MilvusException:
+                # Another gateway may be dropping it too.
+                if self._old.exists(timeout_s=timeout_s):
+                    raise
         self._old = None
+
+    def has_vectors_of(self, embedder: str, *, timeout_s: float) -> bool:
+        """Whether there is a collection of this embedding model. "": the bundled one."""
+        return bool(self._client.has_collection(collection_name(embedder), timeout=timeout_s))
+
+    @property
+    def vectors(self) -> Vectors:
+        return self._vectors
 
     def drop(self, *, timeout_s: float) -> None:
         """Drop this collection, after another one has taken its place."""
-        self._client.drop_collection(self._name, timeout=timeout_s)
+        self._drop(self._name, timeout_s)
 
     def counts(self, *, timeout_s: float) -> dict[tuple[str, str], int]:
         """The number of records by tenant key and namespace. Slow, because every row is read.
@@ -247,17 +264,19 @@ class MilvusMemories(MilvusReads):
         if self._lite is not None:
             self._lite.close(clean=clean)
 
-    def _create(self, timeout_s: float) -> None:
+    def _drop(self, name: str, timeout_s: float) -> None:
+        """Dropping what is not there does nothing."""
+        marked = contextlib.nullcontext() if self._lite is None else self._lite.dropping(name)
+        with marked:
+            self._client.drop_collection(name, timeout=timeout_s)
+
+    @staticmethod
+    def _make(create: Callable[[], object], is_there: Callable[[], object]) -> None:
+        """Create what is not there. Another gateway may create it at the same moment."""
+        if is_there():
+            return
         try:
-            # Strong: every gateway sees what another gateway has stored or forgotten.
-            self._client.create_collection(
-                self._name,
-                schema=memories_schema(self._vectors.dim),
-                consistency_level="Strong",
-                num_partitions=PARTITIONS,
-                timeout=timeout_s,
-            )
+            create()
         except MilvusException:
-            # Another gateway may have created it at the same moment.
-            if not self._client.has_collection(self._name, timeout=timeout_s):
+            if not is_there():
                 raise

@@ -34,6 +34,7 @@ SERVER_THREADS = 10
 STOP_GRACE_S = 2.0
 COPY_TIMEOUT_S = 120.0
 MARK_OF_A_CLEAN_END = "memserve-closed"
+MARK_OF_A_DROP = "memserve-dropping-"
 ASIDE = "memserve-damaged"
 _PROBE_BYTES = 64 << 10
 _SERVER_OPTIONS = [
@@ -159,6 +160,16 @@ class MilvusLiteStore:
         collection._schedule_bg_maintenance()
         collection._wait_for_bg(timeout_s)
 
+    @contextlib.contextmanager
+    def dropping(self, name: str) -> Iterator[None]:
+        """Drop a collection inside. What a killed process leaves of it is removed at the next start."""
+        mark = self.path / f"{MARK_OF_A_DROP}{name}"
+        mark.touch()
+        _sync(self.path)
+        yield
+        _sync(self.path / "collections")
+        mark.unlink()
+
     def probe(self) -> None:
         """Write and sync a small file in every folder that Milvus Lite writes to when it is opened.
 
@@ -225,6 +236,11 @@ class MilvusLiteStore:
                 # built again from the rows.
                 for index in self.path.glob("collections/*/partitions/*/indexes/*"):
                     index.unlink(missing_ok=True)
+            for mark in self.path.glob(f"{MARK_OF_A_DROP}*"):
+                dropped = self.path / "collections" / mark.name.removeprefix(MARK_OF_A_DROP)
+                shutil.rmtree(dropped, ignore_errors=True)
+                if not dropped.exists():
+                    mark.unlink()
             self._move_unreadable_aside()
         finally:
             os.close(lock)

@@ -27,7 +27,7 @@ class OldMemories:
 
     def __init__(self, client: MilvusClient, name: str) -> None:
         self._client = client
-        self._name = name
+        self.name = name
 
     @staticmethod
     def name_for(embedder: str) -> str:
@@ -35,10 +35,10 @@ class OldMemories:
         return OLD_MEMORIES + (f"_{embedder}" if embedder else "")
 
     def exists(self, *, timeout_s: float) -> bool:
-        return bool(self._client.has_collection(self._name, timeout=timeout_s))
+        return bool(self._client.has_collection(self.name, timeout=timeout_s))
 
     def load(self, *, timeout_s: float) -> None:
-        self._client.load_collection(self._name, timeout=timeout_s)
+        self._client.load_collection(self.name, timeout=timeout_s)
 
     def get_many(
         self, keys: Sequence[str], *, with_vectors: bool = False, timeout_s: float
@@ -59,7 +59,7 @@ class OldMemories:
         if not self.exists(timeout_s=timeout_s):
             return []
         pages = self._client.query_iterator(
-            self._name, batch_size=limit, filter=f'pk > "{after}"', output_fields=["pk"], timeout=timeout_s
+            self.name, batch_size=limit, filter=f'pk > "{after}"', output_fields=["pk"], timeout=timeout_s
         )
         try:
             return [row["pk"] for row in pages.next()]
@@ -69,7 +69,7 @@ class OldMemories:
     def delete(self, keys: Sequence[str], *, timeout_s: float) -> None:
         """Keys that do not exist are passed over."""
         try:
-            self._client.delete(self._name, ids=list(keys), timeout=timeout_s)
+            self._client.delete(self.name, ids=list(keys), timeout=timeout_s)
         except Exception:
             if self.exists(timeout_s=timeout_s):
                 raise
@@ -78,16 +78,10 @@ class OldMemories:
         rows = self._rows("", ["count(*)"], timeout_s)
         return int(rows[0]["count(*)"]) if rows else 0
 
-    def flush(self, *, timeout_s: float) -> None:
-        self._client.flush(self._name, timeout=timeout_s)
-
-    def drop(self, *, timeout_s: float) -> None:
-        self._client.drop_collection(self._name, timeout=timeout_s)
-
     def _rows(self, asked: str, columns: list[str], timeout_s: float) -> list[dict[str, Any]]:
         try:
             rows: list[dict[str, Any]] = self._client.query(
-                self._name, filter=asked, output_fields=columns, timeout=timeout_s
+                self.name, filter=asked, output_fields=columns, timeout=timeout_s
             )
         except Exception:
             if self.exists(timeout_s=timeout_s):

@@ -1,4 +1,4 @@
-"""The orders that Milvus does not know: of lists, and of what words find by a tenant's own statistics. Pure."""
+"""The orders that Milvus does not know: of lists, and of what words find by one tenant's statistics. Pure."""
 
 from __future__ import annotations
 

@@ -102,15 +102,17 @@ class MilvusReads:
                 digests[row["pk"]] = row["digest"]
         return digests
 
-    def keys_after(self, after: str, limit: int, *, timeout_s: float) -> list[KeyDigest]:
-        """The next records of all tenants in the order of keys. after: the last key of the page before, or
-        "". limit: 1 to 16,384.
+    def keys_after(self, after: str, limit: int, *, until: str = "", timeout_s: float) -> list[KeyDigest]:
+        """The next records of all tenants in the order of keys. Milvus Lite looks at all keys for each page,
+        so that a large page costs as much as a small one.
+
+        after: the last key of the page before, or "". until: no later key; "" for all. limit: 1 to 16,384.
         """
-        if after and not is_digest(after):
+        if not all(is_digest(key) for key in (after, until) if key):
             raise ValueError("a key is 64 hex digits")
-        for page in self._scan(f'pk > "{after}"', ["pk", "digest"], limit, timeout_s):
-            return [KeyDigest(row["pk"], row["digest"]) for row in page]
-        return []
+        asked = f'pk > "{after}"' + (f' and pk <= "{until}"' if until else "")
+        page = next(self._scan(asked, ["pk", "digest"], limit, timeout_s), [])
+        return [KeyDigest(row["pk"], row["digest"]) for row in page]
 
     def records(
         self, after: str = "", *, with_vectors: bool = True, timeout_s: float

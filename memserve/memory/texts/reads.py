@@ -8,7 +8,7 @@ import binascii
 import hashlib
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 
 from memserve.domain import (
@@ -43,7 +43,7 @@ from memserve.policy.recall.expressions import Expression, column_bounds, filter
 PAGE_MAX = 256
 """Memories on a page of a list."""
 LOOKED_AT_MAX = 4096
-"""Memories that one call looks at for a page. A page may have less than its limit, and still not be the last."""
+"""Memories that one call looks at. So a page may have less than its limit, and not be the last."""
 WATCH_EVERY_S = 0.25
 WATCH_PAGE = 256
 TOKEN_MAX = 2048
@@ -83,7 +83,10 @@ class Reads(Core):
         return memory
 
     async def history(self, tenant: str, namespace: str, memory_id: str) -> MemoryHistory:
-        """All versions that are kept, also of a forgotten memory. Raises NamespaceNotFound, MemoryNotFound."""
+        """All versions that are kept, also of a forgotten memory.
+
+        Raises NamespaceNotFound, MemoryNotFound.
+        """
         check_namespace("namespace", namespace)
         check_memory_id(memory_id)
 
@@ -145,9 +148,7 @@ class Reads(Core):
             ),
         )
         pending = await self._pending_of([record.key for record in page])
-        return [
-            (record, pending[record.key].record if record.key in pending else record) for record in page
-        ]
+        return [(record, pending[record.key].record if record.key in pending else record) for record in page]
 
     async def usage(self, tenant: str) -> MemoryUsage:
         """What each namespace holds, by name, and the tenant's quotas. Counted at every write."""
@@ -187,7 +188,7 @@ class Reads(Core):
         """The tenant's namespaces, by name. Namespaces whose memories are all forgotten are part of it."""
         return list(await self.counts(tenant))
 
-    async def watch(self, tenant: str, after_sequence: int | None = None) -> AsyncIterator[MemoryChange]:
+    async def watch(self, tenant: str, after_sequence: int | None = None) -> AsyncGenerator[MemoryChange, None]:
         """The tenant's changes as they happen, without end.
 
         after_sequence: of the last change that the caller has seen. None: from now on.
@@ -211,9 +212,7 @@ class Reads(Core):
         nobody = "0" * 64
         try:
             async with asyncio.timeout(timeout_s):
-                await self._searched.read(
-                    tenant, lambda store: store.get_many([nobody], timeout_s=timeout_s)
-                )
+                await self._searched.read(tenant, lambda store: store.get_many([nobody], timeout_s=timeout_s))
         except (*MILVUS_ERRORS, MemserveError):  # TimeoutError is an OSError
             return False
         return True

@@ -29,11 +29,11 @@ async def rebuild(index: VectorIndex, local: LocalStore, written: set[str]) -> N
     figures, after = local.rebuild, ""
     figures.done, figures.is_under_way = 0, True
     figures.total = await index.write(OWN_WORK, lambda store: store.row_count(timeout_s=TIMEOUT_S))
-    log.warning("building the local index of %d memories again; searches do not find all until then", figures.total)
+    log.warning(
+        "building the local index of %d memories again; searches do not find all until then", figures.total
+    )
     logged_s = time.monotonic()
-    while keys := await index.write(
-        OWN_WORK, partial(_keys_after, after=after)
-    ):
+    while keys := await index.write(OWN_WORK, partial(_keys_after, after=after)):
         records = await index.write(OWN_WORK, partial(_read, keys=keys))
         await local.write(OWN_WORK, partial(_put_unwritten, records=records, written=written))
         figures.done += len(keys)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from memserve.domain import Finding, FindingKind, Link, LinkKind, Memory
 from memserve.memory.texts.rules import LINKS_MAX
 from memserve.memory.texts.store import RecordStore, Scope
+from memserve.policy.recall.duplicates import Candidate, findings_of, word_overlap
 from memserve.policy.recall.ranking import query_words
 
 NEAR_MAX = 8
@@ -53,3 +54,9 @@ def linked(memory: Memory, findings: Sequence[Finding]) -> Memory:
             namespace = "" if finding.namespace == memory.namespace else finding.namespace
             links[Link(kind, finding.memory_id, namespace)] = None
     return replace(memory, links=tuple(links))
+
+
+def relate_by_rules(memory: Memory, near: Sequence[Near]) -> Sequence[Finding]:
+    """The rules of `policy/recall/duplicates.py`."""
+    candidates = [Candidate(other, cosine, word_overlap(memory.text, other.text)) for other, cosine in near]
+    return findings_of(memory, candidates)

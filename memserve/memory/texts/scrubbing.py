@@ -30,7 +30,8 @@ def files_with(folder: Path, needles: Sequence[bytes]) -> tuple[list[str], bool]
 
     A compressed file may have a text that is not seen.
     """
-    found, left = [], SCAN_MAX_BYTES
+    found: list[str] = []
+    left = SCAN_MAX_BYTES
     for parent, _, names in os.walk(folder):
         for name in names:
             file = Path(parent) / name

@@ -18,11 +18,11 @@ from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, on
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Write
 from memserve.memory.texts.loss import missing_memories
-from memserve.memory.texts.migration import MigrationFigures, move_old_memories
+from memserve.memory.texts.migration import move_old_memories
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.searched import LocalStore
-from memserve.memory.texts.visible import LocalWriter
 from memserve.memory.texts.usage import usage_of_all
+from memserve.memory.texts.visible import LocalWriter
 
 FLUSH_TIMEOUT_S = 120.0
 RETRY_MIN_S = 1.0
@@ -66,8 +66,8 @@ class Settling:
     The steps begin anew from the journal when a store fails, after a restart and after a reconnect. A write
     stays in the journal until step 5 has succeeded.
 
-    Each store's one writing thread notes what it has, in the order in which it got it. Everything else belongs
-    to one event loop.
+    Each store's one writing thread notes what it has, in the order in which it got it. Everything else
+    belongs to one event loop.
     """
 
     def __init__(
@@ -87,7 +87,6 @@ class Settling:
         may_flush: returns False while a flush would meet a full disk. The flush then waits.
         """
         self.figures = SettlingFigures()
-        self.migration = MigrationFigures()
         self.is_trusted = False
         """False when Milvus may have something else in memory than on disk. Nothing is dropped before a
         replay."""
@@ -115,6 +114,11 @@ class Settling:
     def unapplied(self) -> dict[str, Write]:
         """By memory key, the writes that the searched store does not have yet. Reads have to heed them."""
         return self._writes.unapplied if self.local is None else self.local.writes.unapplied
+
+    @property
+    def needs_mending(self) -> bool:
+        """Whether the local index is not complete: searches of it are cut, and reads ask Milvus Lite too."""
+        return self.local is not None and self.local.needs_mending
 
     @property
     def is_settled(self) -> bool:
@@ -174,7 +178,6 @@ class Settling:
         async with self._one_at_a_time:
             await self._replay(reopen=reopen)
             await self._settle()
-            await move_old_memories(self._index, self._journal, self.migration)
             self.figures.lost = await missing_memories(self._journal, self._index)
             if self.local is not None:
                 await self.local.compare(self._journal)
@@ -195,7 +198,7 @@ class Settling:
                     # The store as it is answers searches. On a full disk it might not come up again.
                     raise VectorStoreUnavailable("the disk is nearly full")
                 if self.local is not None:
-                    await self.local.mend(self._journal)
+                    await self.local.mend()
             except asyncio.CancelledError:
                 raise
             except (*MILVUS_ERRORS, MemserveError, FlushNotVerified) as error:
@@ -348,6 +351,10 @@ class Settling:
         """
         flush = partial(self._writes.flush, timeout_s=FLUSH_TIMEOUT_S)
         batch = await self._index.write(OWN_WORK, self._trusting(flush))
+        if owners := sorted({write.tenant_key for write in batch if write.record is None}):
+            # What is erased leaves the files before it leaves the journal.
+            compact = partial(_compact, owners=owners)
+            await self._index.write(OWN_WORK, self._trusting(compact))
         await self._index.sync(self._trusting(MilvusMemories.sync))
         wrong: list[Write] = []
         for start in range(0, len(batch), BATCH):
@@ -389,8 +396,8 @@ class Settling:
         self.is_counted = (await self._journal.totals()).is_counted
         if reopen:
             await self._index.reopen(self._writes.distrust)
+        await move_old_memories(self._index, self._journal, self.figures.migration)
         if not self.is_counted:
-            await move_old_memories(self._index, self._journal, self.migration)
             await self._journal.take_over(await usage_of_all(self._index, self._dim))
             self.is_counted = True
         self.is_trusted = True
@@ -431,3 +438,7 @@ class Settling:
         except BaseException:
             self._is_unsure = True
             raise
+
+
+def _compact(store: MilvusMemories, *, owners: Sequence[str]) -> None:
+    store.compact(owners, timeout_s=FLUSH_TIMEOUT_S)

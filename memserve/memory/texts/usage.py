@@ -1,4 +1,4 @@
-"""What the namespaces of a store hold, counted by reading every record: once, when a registry has no counts."""
+"""What the namespaces of a store hold, counted by reading every record: when a registry has no counts."""
 
 from __future__ import annotations
 

@@ -78,6 +78,10 @@ class UseLedger:
                 counts[key] += 1
         self._used_s = max(self._used_s, now_s)
 
+    def has_waiting(self, tenant: str, key: str) -> bool:
+        """Whether uses of a memory wait to be written. key: as of `memory_key`."""
+        return key in self._waiting.get(tenant, ())
+
     async def write(self) -> None:
         """Wait a second, and write the uses since."""
         await asyncio.sleep(WRITE_EVERY_S)

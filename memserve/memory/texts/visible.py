@@ -56,7 +56,7 @@ class LocalWriter:
             log.warning("the local index is built again: %s", why)
 
     async def apply(self, writes: Sequence[Write]) -> None:
-        """On return the local index has the writes, or has failed; then it gets them when it is open again."""
+        """On return the local index has the writes. If it has failed, it gets them when it is open again."""
         for write in writes:
             self.writes.add_unapplied(write)
         self._queue.extend(writes)
@@ -76,12 +76,10 @@ class LocalWriter:
         totals = await journal.totals()
         lost = sum(self._figures.lost.values())
         if not self.writes.unapplied and held != totals.records - lost and held != totals.records:
-            log.warning(
-                "the local index has %d of %d memories and is built again", held, totals.records
-            )
+            log.warning("the local index has %d of %d memories and is built again", held, totals.records)
             self._needs = "rebuild"
 
-    async def mend(self, journal: Journal) -> None:
+    async def mend(self) -> None:
         """Open the index again after a failure, and begin a rebuild where one is due. Raises OSError."""
         if self._needs == "open":
             async with self._commit:
@@ -89,6 +87,10 @@ class LocalWriter:
                 self.writes.distrust()
         if not self._needs and self.writes.unapplied:
             await self.apply(list(self.writes.unapplied.values()))
+        self.begin_mending()
+
+    def begin_mending(self) -> None:
+        """Begin a rebuild in the background, where one is due."""
         if self._needs == "rebuild" and (self._rebuilding is None or self._rebuilding.done()):
             self._rebuilding = asyncio.create_task(self._rebuild(), name="memserve-rebuilding")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -131,22 +132,35 @@ class Writes(Core):
                 seen = await self._current(tenant, name.namespace, name.memory_id)
                 content = self._version_to_restore(seen, version)
                 vector = await self.embed(tenant, content.text, query=False)
-                current = seen.memory.version
-
-                def decide(before: Record | None) -> Intent | None:
-                    if before is None:
-                        raise MemoryNotFound(name.memory_id)
-                    _check_version(before.memory, expected_version)
-                    if before.memory.version != current:
-                        return None
-                    history = histories.restored(before.history, content, author, self._now_s())
-                    return Intent(Record(before.key, before.tenant_key, history, vector), True)
-
+                seen_version = seen.memory.version
+                decide = partial(
+                    self._restored, content=content, vector=vector, author=author, seen=seen_version,
+                    expected=expected_version,
+                )  # fmt: skip
                 changed = await self._change(tenant, self._named(tenant, name), decide)
                 if changed is not None and changed.after is not None:
                     return changed.after.memory
 
         return await self._within(self._call_timeout_s, store)
+
+    def _restored(
+        self,
+        before: Record | None,
+        *,
+        content: Memory,
+        vector: Vector,
+        author: str,
+        seen: int,
+        expected: int | None,
+    ) -> Intent | None:
+        """None: another version than the one that was seen is current."""
+        if before is None:
+            raise MemoryNotFound(content.memory_id)
+        _check_version(before.memory, expected)
+        if before.memory.version != seen:
+            return None
+        history = histories.restored(before.history, content, author, self._now_s())
+        return Intent(Record(before.key, before.tenant_key, history, vector), True)
 
     async def supersede(
         self, tenant: str, old: MemoryName, new: MemoryName, author: str = ""
@@ -171,8 +185,9 @@ class Writes(Core):
     async def forget(self, tenant: str, namespace: str, memory_id: str, author: str = "") -> bool:
         """Take a memory out of every kind of search and out of `get`, durably. Its history stays.
 
-        It can be restored until it is purged, `forgotten_days` later. Superseded memories are forgotten too.
-        Returns False when there is no such memory or namespace, or it is forgotten already. Raises JournalFull.
+        It can be restored until it is purged. Superseded memories can be forgotten too.
+        Returns False when there is no such memory or namespace, or it is forgotten already. Raises
+        JournalFull.
         """
         name = MemoryName(namespace, memory_id)
         self._check_name(name)
@@ -203,9 +218,7 @@ class Writes(Core):
         """As `_change` takes it."""
         return memory_key(tenant, name.namespace, name.memory_id), tenant_key(tenant), name.namespace
 
-    async def _remember(
-        self, tenant: str, memory: Memory, vector: Vector, policy: WritePolicy
-    ) -> Remembered:
+    async def _remember(self, tenant: str, memory: Memory, vector: Vector, policy: WritePolicy) -> Remembered:
         key, owner = memory_key(tenant, memory.namespace, memory.memory_id), tenant_key(tenant)
         findings = await self._findings(tenant, memory, vector, policy)
         if policy.skip_duplicates and (duplicate := _duplicate(findings)) is not None:
@@ -278,7 +291,9 @@ class Writes(Core):
         (loser_key, _, _), (winner_key, _, _) = self._named(tenant, old), self._named(tenant, new)
         author_of_both = uuid.uuid4().hex
         while True:
-            looks = await self._journal.look_many({loser_key: old.namespace, winner_key: new.namespace}, owner)
+            looks = await self._journal.look_many(
+                {loser_key: old.namespace, winner_key: new.namespace}, owner
+            )
             records = await self._known(tenant, looks)
             loser = require_live(records.get(loser_key), old.memory_id)
             winner = require_live(records.get(winner_key), new.memory_id)

@@ -316,18 +316,20 @@ class RecallResponse(_message.Message):
     def __init__(self, outcome: _Optional[_Union[RecallOutcome, str]] = ..., passages: _Optional[_Iterable[_Union[_memory_pb2.ScoredMemory, _Mapping]]] = ..., skipped: _Optional[_Iterable[_Union[_memory_pb2.SkippedMemory, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[RecallPart, _Mapping]]] = ..., module_fits: _Optional[_Iterable[_Union[ModuleFit, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., redis_tokens: _Optional[int] = ..., held_tokens: _Optional[int] = ...) -> None: ...
 
 class RecordOutcomeRequest(_message.Message):
-    __slots__ = ("request_id", "reward", "note", "reflect", "namespace")
+    __slots__ = ("request_id", "reward", "note", "reflect", "namespace", "task")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     REFLECT_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     reward: float
     note: str
     reflect: bool
     namespace: str
-    def __init__(self, request_id: _Optional[str] = ..., reward: _Optional[float] = ..., note: _Optional[str] = ..., reflect: bool = ..., namespace: _Optional[str] = ...) -> None: ...
+    task: str
+    def __init__(self, request_id: _Optional[str] = ..., reward: _Optional[float] = ..., note: _Optional[str] = ..., reflect: bool = ..., namespace: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
 
 class RecordOutcomeResponse(_message.Message):
     __slots__ = ("memories", "reflection")

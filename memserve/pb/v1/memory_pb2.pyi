@@ -820,26 +820,24 @@ class SearchResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[ScoredMemory, _Mapping]]] = ..., skipped: _Optional[_Iterable[_Union[SkippedMemory, _Mapping]]] = ..., cut: bool = ...) -> None: ...
 
 class FollowLinksRequest(_message.Message):
-    __slots__ = ("namespace", "memory_id", "depth", "kinds", "forwards_only")
+    __slots__ = ("namespace", "memory_id", "depth", "kinds", "namespaces")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
-    FORWARDS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     memory_id: str
     depth: int
     kinds: _containers.RepeatedScalarFieldContainer[LinkKind]
-    forwards_only: bool
-    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., depth: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[LinkKind, str]]] = ..., forwards_only: bool = ...) -> None: ...
+    namespaces: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, namespace: _Optional[str] = ..., memory_id: _Optional[str] = ..., depth: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[LinkKind, str]]] = ..., namespaces: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FollowLinksResponse(_message.Message):
-    __slots__ = ("results", "cut")
+    __slots__ = ("results",)
     RESULTS_FIELD_NUMBER: _ClassVar[int]
-    CUT_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[ScoredMemory]
-    cut: bool
-    def __init__(self, results: _Optional[_Iterable[_Union[ScoredMemory, _Mapping]]] = ..., cut: bool = ...) -> None: ...
+    def __init__(self, results: _Optional[_Iterable[_Union[ScoredMemory, _Mapping]]] = ...) -> None: ...
 
 class ReadPlacesRequest(_message.Message):
     __slots__ = ("namespace", "within", "first", "last")

@@ -1,6 +1,8 @@
 """Memories of a handbook, and calls with the arguments that most tests share."""
 
-from memserve.domain import Memory, ScoredMemory
+from collections.abc import Sequence
+
+from memserve.domain import Memory, NewMemory, ScoredMemory, SearchQuery
 from memserve.memory.texts.memory import VectorMemory
 
 TENANT = "acme"
@@ -20,11 +22,14 @@ async def remember(
     *,
     tenant: str = TENANT,
     namespace: str = "handbook",
-    memory_id: str | None = None,
+    memory_id: str = "",
+    source: str = "handbook.pdf",
+    keywords: Sequence[str] = (),
 ) -> Memory:
-    return await memory.remember(
-        tenant, namespace, text, source="handbook.pdf", keywords=(), memory_id=memory_id, now_s=1000.0
-    )
+    new = NewMemory(namespace, text, source=source, keywords=tuple(keywords), memory_id=memory_id)
+    stored = (await memory.remember(tenant, new)).memory
+    assert stored is not None
+    return stored
 
 
 async def remember_handbook(memory: VectorMemory) -> None:
@@ -33,10 +38,17 @@ async def remember_handbook(memory: VectorMemory) -> None:
 
 
 async def search(
-    memory: VectorMemory, query: str, *, tenant: str = TENANT, namespace: str = "handbook", limit: int = 5
+    memory: VectorMemory,
+    query: str,
+    *,
+    tenant: str = TENANT,
+    namespace: str = "handbook",
+    limit: int = 5,
+    namespaces: Sequence[str] = (),
 ) -> list[ScoredMemory]:
-    return await memory.search(tenant, [namespace], query, limit, timeout_s=10)
+    asked = SearchQuery(tuple(namespaces) or (namespace,), query, limit)
+    return list((await memory.search(tenant, asked, 10.0)).hits)
 
 
-def ids(hits: list[ScoredMemory]) -> list[str]:
+def ids(hits: Sequence[ScoredMemory]) -> list[str]:
     return [hit.memory.memory_id for hit in hits]

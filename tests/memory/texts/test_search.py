@@ -134,18 +134,3 @@ async def test_equal_scores_come_in_the_order_of_their_ids_before_and_after_a_fl
     await memory.close()
     assert ids(before) == names
     assert ids(after) == names
-
-
-@pytest.mark.asyncio
-async def test_a_search_in_many_turns_finds_what_one_in_one_turn_finds(
-    vector: VectorMemory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(30):
-        await remember(
-            vector, f"Lantern {number} of the amber harbour opens gate {number % 7} by the north tower."
-        )
-    query = "Which lantern opens the amber gate of the north tower by the harbour?"
-    at_once = await vector.search(TENANT, ["handbook"], query, 16, timeout_s=10)
-    monkeypatch.setattr("memserve.memory.texts.search.ROWS_IN_A_TURN", 0)
-    assert await vector.search(TENANT, ["handbook"], query, 16, timeout_s=10) == at_once
-    assert any(hit.bm25_score for hit in at_once)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from memserve.api.grpc.convert.memory import search_options
 from memserve.api.rules import check_generation, check_messages, check_strength, usual_priority
-from memserve.client.wire.memory_values import scored_message, skipped_messages
+from memserve.client.wire.memory_values import memory_message, scored_message, skipped_messages
 from memserve.client.wire.recalled import OUTCOMES, fit_messages, part_messages
 from memserve.domain import (
     CachedTokens,
@@ -17,6 +17,8 @@ from memserve.domain import (
     ModuleKind,
     ModuleUse,
     Priority,
+    RecallPreview,
+    RecordedOutcome,
     Role,
     Route,
     RouteCandidate,
@@ -77,6 +79,48 @@ def generation_request(
     )
     check_generation(asked)
     return asked
+
+
+def recall_request(request: inference_pb2.RecallRequest) -> GenerationRequest:
+    """As the request for an answer. Raises InvalidField."""
+    return generation_request(
+        inference_pb2.GenerateRequest(
+            model=request.model,
+            messages=request.messages,
+            module=request.module,
+            modules=request.modules,
+            recall=request.recall,
+        )
+    )
+
+
+def recall_response(preview: RecallPreview) -> inference_pb2.RecallResponse:
+    return inference_pb2.RecallResponse(
+        outcome=OUTCOMES[preview.outcome],
+        passages=map(scored_message, preview.passages),
+        skipped=skipped_messages(preview.skipped),
+        parts=part_messages(preview.parts),
+        module_fits=fit_messages(preview.module_fits),
+        prompt_tokens=preview.prompt_tokens,
+        redis_tokens=preview.redis_tokens,
+        held_tokens=preview.held_tokens,
+    )
+
+
+def recorded_response(recorded: RecordedOutcome) -> inference_pb2.RecordOutcomeResponse:
+    reflection = recorded.reflection
+    return inference_pb2.RecordOutcomeResponse(
+        memories=[
+            inference_pb2.Reinforced(
+                namespace=each.namespace,
+                memory_id=each.memory_id,
+                strength_before=each.strength_before,
+                strength=each.strength,
+            )
+            for each in recorded.memories
+        ],
+        reflection=None if reflection is None else memory_message(reflection),
+    )
 
 
 def conversation(field: str, messages: Sequence[inference_pb2.Message]) -> tuple[Message, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from memserve.api.grpc.convert.inference import RECALL, cached_tokens, explain_response
+from memserve.api.grpc.convert.inference import cached_tokens, explain_response
+from memserve.client.wire.recalled import OUTCOMES
 from memserve.domain import AnswerExplanation, KeptAnswer, KeptPrompt, LeaveOneOut
 from memserve.pb.v1 import inference_pb2 as pb
 
@@ -25,7 +26,7 @@ def _answer(answer: KeptAnswer) -> pb.KeptAnswer:
         model=answer.model,
         worker_id=answer.worker_id,
         namespaces=answer.namespaces,
-        recall_outcome=RECALL.get(answer.recall_outcome, pb.RECALL_OUTCOME_UNSPECIFIED),
+        recall_outcome=OUTCOMES.get(answer.recall_outcome, pb.RECALL_OUTCOME_UNSPECIFIED),
         passages=[pb.KeptPassage(**asdict(passage)) for passage in answer.passages],
         skipped=[pb.KeptSkipped(**asdict(skipped)) for skipped in answer.skipped],
         modules=[pb.KeptModule(**asdict(module)) for module in answer.modules],

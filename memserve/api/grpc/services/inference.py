@@ -12,9 +12,9 @@ from memserve.api.grpc.convert import inference as convert
 from memserve.api.grpc.convert.kept import explain_answer_response
 from memserve.api.rules import check_priority
 from memserve.errors import InvalidField
-from memserve.gateway.answer_explanations import AnswerExplanations
+from memserve.gateway.assembly import GatewayServices
+from memserve.gateway.feedback import Outcome
 from memserve.gateway.leave_one_out import LONGEST_S
-from memserve.gateway.pipeline import Pipeline
 from memserve.pb.v1 import inference_pb2, inference_pb2_grpc
 
 REQUEST_ID_MAX = 64
@@ -23,10 +23,12 @@ REQUEST_ID_MAX = 64
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ignore[misc]
     """Streams answers to the caller's tenant."""
 
-    def __init__(self, edge: Edge, pipeline: Pipeline, explanations: AnswerExplanations) -> None:
+    def __init__(self, edge: Edge, services: GatewayServices) -> None:
         self._edge = edge
-        self._pipeline = pipeline
-        self._explanations = explanations
+        self._pipeline = services.pipeline
+        self._explanations = services.explanations
+        self._previews = services.previews
+        self._feedback = services.feedback
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -44,6 +46,29 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):  # type: ig
                 async for event in events:
                     with sending:
                         yield convert.generate_response(event)
+
+    async def Recall(
+        self, request: inference_pb2.RecallRequest, context: Context
+    ) -> inference_pb2.RecallResponse:
+        async with self._edge.call("Recall", context) as tenant:
+            return convert.recall_response(
+                await self._previews.preview(convert.recall_request(request), tenant)
+            )
+
+    async def RecordOutcome(
+        self, request: inference_pb2.RecordOutcomeRequest, context: Context
+    ) -> inference_pb2.RecordOutcomeResponse:
+        async with self._edge.call("RecordOutcome", context) as tenant:
+            _check_request_id(request.request_id)
+            outcome = Outcome(
+                request.request_id,
+                request.reward,
+                request.note,
+                request.reflect,
+                request.task,
+                request.namespace,
+            )
+            return convert.recorded_response(await self._feedback.record(tenant, outcome))
 
     async def Explain(
         self, request: inference_pb2.ExplainRequest, context: Context

@@ -152,12 +152,12 @@ class MemoryService(MemorySetCalls, rpc.MemoryServiceServicer):  # type: ignore[
         async with self._edge.call("FollowLinks", context) as tenant:
             found = await self._texts.follow_links(
                 tenant.name,
-                MemoryName(request.namespace, request.memory_id),
+                (request.namespace, request.memory_id),
                 depth=request.depth or 1,
-                kinds=convert.link_kinds("kinds", request.kinds),
-                forwards_only=request.forwards_only,
+                kinds=frozenset(convert.link_kinds("kinds", request.kinds)),
+                namespaces=list(request.namespaces),
             )
-            return pb.FollowLinksResponse(results=map(scored_message, found.hits), cut=found.cut)
+            return pb.FollowLinksResponse(results=map(scored_message, found))
 
     async def ReadPlaces(self, request: pb.ReadPlacesRequest, context: Context) -> pb.ReadPlacesResponse:
         async with self._edge.call("ReadPlaces", context) as tenant:

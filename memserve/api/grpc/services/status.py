@@ -61,6 +61,7 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
                     recall_template_digest=parts.layout.recall.digest,
                     changes=parts.layout.changes,
                 ),
+                reranker="" if parts.texts.reranking is None else parts.texts.reranking.name,
             )
             ready = {worker.lease.worker_id for worker in pool.ready(time.monotonic())}
             held = {digest for worker in pool.workers.values() for digest in worker.state.modules}

@@ -31,7 +31,9 @@ class EndpointEmbedder:
     ) -> None:
         self._endpoint = endpoint
         self._prompts = prompts
-        self.name = model
+        self.model = model
+        """As the endpoint calls it."""
+        self.name = f"{model} ({vectors.embedder[:8]})"
         self.vectors = vectors
         self.limits = BatchLimits(batch_texts, _BATCH_BYTES, _TEXT_BYTES)
         self.drift = ""
@@ -58,7 +60,7 @@ class EndpointEmbedder:
 
     def _batch(self, prompted: list[str], query: bool) -> Floats:
         try:
-            return ask(self._endpoint, self.name, prompted, self.vectors.dim)
+            return ask(self._endpoint, self.model, prompted, self.vectors.dim)
         except EndpointFailed as failure:
             if failure.of_the_text:
                 field = "query" if query else "text"

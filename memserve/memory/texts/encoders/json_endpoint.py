@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from memserve.errors import PicklableError
+
 TRIES = 3
 FIRST_PAUSE_S = 0.1
 _IDLE_MAX = 4
@@ -26,10 +28,10 @@ _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OF_THE_TEXT = frozenset({400, 413, 422})
 
 
-class EndpointFailed(Exception):
+class EndpointFailed(PicklableError):
     """The endpoint has not answered the call."""
 
-    def __init__(self, why: str, *, again: bool, pause_s: float = 0.0, of_the_text: bool = False) -> None:
+    def __init__(self, why: str, again: bool, pause_s: float = 0.0, of_the_text: bool = False) -> None:
         super().__init__(why)
         self.again = again
         """Whether another try may help."""
@@ -176,6 +178,9 @@ class JsonEndpoint:
             read += piece
             if len(read) > most_bytes:
                 raise EndpointFailed(f"its answer has more than {most_bytes} bytes", again=False)
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        response.close()  # the connection stays open
         if response.status != 200:
             raise _refusal(response)
         try:

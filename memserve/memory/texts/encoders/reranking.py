@@ -54,6 +54,11 @@ class Reranking:
         self._token_s = FIRST_TOKEN_S
         self._threads = FairThreads("reranking", THREADS, share=leave_one)
 
+    @property
+    def name(self) -> str:
+        """For people, with the first digits of the identity."""
+        return f"{self.reranker.name} ({self.reranker.identity[:12]})"
+
     async def __call__(self, tenant: str, query: str, hits: Sequence[ScoredMemory], end_s: float) -> Reranked:
         """The first hits in the reranker's order, the others behind them as they were.
 

@@ -23,6 +23,7 @@ from memserve.memory.texts.encoders.references import (
     named,
 )
 from memserve.memory.texts.milvus import Vectors
+from memserve.metrics.embedding import EmbeddingMetrics
 from memserve.turns import on_own_thread
 
 log = logging.getLogger("memserve.memory.texts.encoders.watched")
@@ -43,12 +44,14 @@ class WatchedEndpoint:
         prompts: Prompts,
         *,
         was_asked: bool,
+        metrics: EmbeddingMetrics | None = None,
     ) -> None:
         """was_asked: whether the reference comes from an answer of now."""
         self.embedder = embedder
         self._endpoint = endpoint
         self._reference = reference
         self._prompts = prompts
+        self._metrics = metrics or EmbeddingMetrics()
         self._due_s = time.monotonic() + (CHECK_S if was_asked else CHECK_SOON_S)
 
     @property
@@ -61,9 +64,10 @@ class WatchedEndpoint:
             return
         self._due_s = clock() + CHECK_SOON_S
         vectors = await on_own_thread(
-            partial(probe, self._endpoint, self.embedder.name, self._prompts, self.embedder.vectors.dim)
+            partial(probe, self._endpoint, self.embedder.model, self._prompts, self.embedder.vectors.dim)
         )
         found = agreement(vectors, self._reference.vectors)
+        self._metrics.changed.set(found < LEAST_AGREEMENT)
         if found < LEAST_AGREEMENT:
             if not self.embedder.drift:
                 log.error(
@@ -73,7 +77,7 @@ class WatchedEndpoint:
                     LEAST_AGREEMENT,
                 )
             self.embedder.drift = (
-                f"the model {self.embedder.name} behind embedder_url is another one than embedded the "
+                f"the model {self.embedder.model} behind embedder_url is another one than embedded the "
                 f"memories (agreement {found:.3f}); put it back, or restart the gateway and embed the "
                 "memories again"
             )
@@ -92,7 +96,7 @@ def probe(endpoint: JsonEndpoint, model: str, prompts: Prompts, dim: int) -> Flo
     return ask(endpoint, model, [prompts.passage + text for text in PROBES], dim)
 
 
-async def open_endpoint(settings: Settings) -> WatchedEndpoint:
+async def open_endpoint(settings: Settings, metrics: EmbeddingMetrics | None = None) -> WatchedEndpoint:
     """Ask the endpoint for the probes, and find out which model it is.
 
     An endpoint that does not answer is no hindrance where embedder_dim is set and a model of this name is
@@ -117,7 +121,7 @@ async def open_endpoint(settings: Settings) -> WatchedEndpoint:
     embedder = EndpointEmbedder(
         endpoint, model, Vectors(size, identity(model, prompts, reference)), prompts, settings.embedder_batch
     )
-    return WatchedEndpoint(embedder, endpoint, reference, prompts, was_asked=was_asked)
+    return WatchedEndpoint(embedder, endpoint, reference, prompts, was_asked=was_asked, metrics=metrics)
 
 
 async def _reference(

@@ -19,6 +19,7 @@ from memserve.memory.texts.local.schema import (
     RebuildReason,
     connect,
     create,
+    is_damage,
 )
 
 DAMAGED_KEPT = 1
@@ -43,9 +44,10 @@ def hold(folder: Path) -> int:
     return lock
 
 
-def prepare(folder: Path, dim: int, embedder: str) -> None:
+def prepare(folder: Path, dim: int, embedder: str, *, check: bool) -> None:
     """Check a held folder, and create the tables in an empty one.
 
+    check: read every page, as after an unclean end.
     Raises IndexNeedsRebuild. A damaged index has been moved aside then.
     """
     if not (folder / ROWS_FILE).exists():
@@ -54,9 +56,11 @@ def prepare(folder: Path, dim: int, embedder: str) -> None:
     try:
         with contextlib.closing(connect(folder, read_only=False)) as connection:
             meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
-            damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0] if _unclean(meta) else "ok"
+            damage = "ok"
+            if check or meta.get("clean") != "1":
+                (damage,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.DatabaseError as error:
-        if _cannot_be_read(error):
+        if is_damage(error) or "no such table" in str(error):
             raise _moved_aside(folder, str(error)) from error
         raise OSError(errno.EIO, f"the local index: {error}") from error
     if damage != "ok":
@@ -77,7 +81,7 @@ def begin_anew(folder: Path, dim: int, embedder: str, *, resume: bool) -> None:
     """Empty a held folder for a rebuild. resume: keep what an unfinished rebuild of the same kind has."""
     if resume:
         try:
-            prepare(folder, dim, embedder)
+            prepare(folder, dim, embedder, check=False)
         except IndexNeedsRebuild as error:
             if error.reason is RebuildReason.UNFINISHED:
                 return
@@ -116,16 +120,6 @@ def sync_rows(folder: Path) -> None:
 def _meta(dim: int, embedder: str, *, unfinished: bool) -> dict[str, str]:
     meta = {"schema": str(SCHEMA_VERSION), "dim": str(dim), "embedder": embedder, "clean": "1"}
     return {**meta, "unfinished": "1"} if unfinished else meta
-
-
-def _unclean(meta: dict[str, str]) -> bool:
-    return meta.get("clean") != "1"
-
-
-def _cannot_be_read(error: sqlite3.DatabaseError) -> bool:
-    """Whether the file's content is the reason."""
-    name = getattr(error, "sqlite_errorname", "")
-    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "no such table" in str(error)
 
 
 def _moved_aside(folder: Path, why: str) -> IndexNeedsRebuild:

@@ -1,7 +1,7 @@
 """The local index: a store of records in one folder of this machine.
 
 1. The rows are in SQLite, and are the truth of this index. A batch is one transaction.
-2. The words of each tenant are in an index of tantivy. The rows note which of their changes it may lack.
+2. The words are in tantivy. The rows note which of their changes its files may lack.
 3. The vectors are in memory by namespace, read from the rows when they are first searched. A scan in half
    precision gives candidates, and the rows' exact vectors decide.
 4. What a half finds is read from the rows again, so that nothing is returned that is gone.
@@ -28,15 +28,16 @@ from memserve.memory.texts.local import folder as files
 from memserve.memory.texts.local.erasing import clean_rows, pieces_of
 from memserve.memory.texts.local.reading import BlockCounts, RowReader, place_of
 from memserve.memory.texts.local.schema import SEQ_JUMP, Deadline, bounded, connect, os_errors
-from memserve.memory.texts.local.tenant_words import TenantWords
 from memserve.memory.texts.local.vectors import SCORE_ERROR, Candidate, VectorBlock, VectorBlocks
+from memserve.memory.texts.local.words import SHARDS, Words
 from memserve.memory.texts.local.writing import Changes, new_rows, write_batch
 from memserve.memory.texts.records import Record
 from memserve.memory.texts.store import DenseHit, ListOrder, Scope, WordHits
 
 CANDIDATES_MAX = 4096
-"""Rows of a scan that are scored exactly. With more within `SCORE_ERROR` of the last hit, some may be missed."""
+"""Rows that are scored exactly. With more within `SCORE_ERROR` of the last hit, some may be missed."""
 _MORE_CANDIDATES = 32
+CLOSE_TIMEOUT_S = 60.0
 OPEN_TIMEOUT_S = 3600.0
 """Bound on bringing words up to their rows when the index is opened."""
 
@@ -62,8 +63,8 @@ class Erased:
     rows: int
     rewrote_rows: bool
     """Whether the file of rows was written anew."""
-    tenants: int
-    """Tenants whose words were indexed anew."""
+    shards: int
+    """Parts of the index of words that were built anew."""
 
 
 class LocalIndex:
@@ -72,9 +73,9 @@ class LocalIndex:
     Any thread may call any method. Reads run side by side. Writes take turns, and wait for one another no
     longer than their timeout.
 
-    Methods raise OSError: TimeoutError when they are late, ENOSPC when the disk is full. A write that raises
-    may have been made, or made in part; making it again is safe. `put` raises ValueError for a vector of
-    another size.
+    Methods raise OSError: TimeoutError when they are late, ENOSPC when the disk is full, RowsDamaged. A write
+    that raises may have been made, or made in part; making it again is safe. `put` raises ValueError for a
+    vector of another size.
     """
 
     def __init__(self, folder: Path, dim: int, lock: int, vector_bytes: int) -> None:
@@ -84,7 +85,7 @@ class LocalIndex:
         self._lock_file = lock
         self._reader = RowReader(folder, dim)
         self._vectors = VectorBlocks(vector_bytes)
-        self._words = TenantWords(folder)
+        self._words = Words(folder)
         self._write_lock = threading.Lock()
         self._rows = connect(folder, read_only=False)
         self._rebuilding = False
@@ -93,17 +94,20 @@ class LocalIndex:
         self._closed = False
 
     @classmethod
-    def open(cls, folder: Path, dim: int, embedder: str, *, vector_bytes: int = 1 << 30) -> Self:
+    def open(
+        cls, folder: Path, dim: int, embedder: str, *, vector_bytes: int = 1 << 30, check: bool = False
+    ) -> Self:
         """Open the folder, which is made where there is none. Words are brought up to their rows.
 
         embedder: which model the vectors are from, as a digest or a name.
         vector_bytes: bound on the vectors in memory. One namespace is always held.
+        check: read every page first, as after an unclean end. To be used when RowsDamaged was raised.
         Raises IndexNeedsRebuild, VectorStoreHeld, OSError.
         """
         lock = files.hold(folder)
         try:
             with os_errors():
-                files.prepare(folder, dim, embedder)
+                files.prepare(folder, dim, embedder, check=check)
                 index = cls(folder, dim, lock, vector_bytes)
                 index._begin()
         except BaseException:
@@ -136,9 +140,8 @@ class LocalIndex:
     def finish_rebuild(self, *, timeout_s: float = OPEN_TIMEOUT_S) -> None:
         """Index the words of all rows, and let the index be used."""
         with self._writing(timeout_s) as deadline:
-            tenants = [row[0] for row in self._rows.execute("SELECT DISTINCT tenant_key FROM blocks")]
-            for tenant in tenants:
-                self._words.build(self._rows, tenant, deadline)
+            for shard in SHARDS:
+                self._words.build(self._rows, shard, deadline)
             self._rows.execute("DELETE FROM meta WHERE name = 'unfinished'")
             files.sync_rows(self._folder)
             self._rebuilding = False
@@ -170,39 +173,39 @@ class LocalIndex:
     def erase(self, keys: Sequence[str], *, timeout_s: float) -> Erased:
         """Delete records so that their bytes are in no file of the index when this returns.
 
-        The tenants' words are indexed anew. When it raises, the records are deleted all the same, and a
+        Words of the same shard are indexed anew. When it raises, the records are deleted all the same, and a
         repeated call or the next start cleans the files.
         """
         with self._writing(timeout_s) as deadline:
             pieces = [piece for key in keys for piece in pieces_of(self._rows, key)]
             changes = write_batch(self._rows, (), list(dict.fromkeys(keys)), self._next_seq, deadline)
-            tenants = sorted(changes.removed_of)
             self._vectors.drop(changes.blocks)
             with bounded(self._rows, deadline):
                 self._rows.execute("INSERT OR REPLACE INTO meta VALUES ('unclean_rows', '1')")
-                self._words.forget_folder(self._rows, tenants)
-            for tenant in self._words.waiting:
-                self._words.build(self._rows, tenant, deadline)
-            return self._clean(changes.removed, pieces, len(tenants), deadline)
+                self._words.must_build(self._rows, changes.removed_of)
+            shards = self._words.damaged
+            for shard in shards:
+                self._words.build(self._rows, shard, deadline)
+            return self._clean(changes.removed, pieces, len(shards), deadline)
 
-    def _clean(self, rows: int, pieces: Sequence[bytes], tenants: int, deadline: Deadline) -> Erased:
+    def _clean(self, rows: int, pieces: Sequence[bytes], shards: int, deadline: Deadline) -> Erased:
         """Clean the file of rows. An erasure before may have left it to this one."""
         rewrote = clean_rows(self._rows, self._folder, pieces, deadline)
         with bounded(self._rows, deadline):
             self._rows.execute("DELETE FROM meta WHERE name = 'unclean_rows'")
-        return Erased(rows, rewrote, tenants)
+        return Erased(rows, rewrote, shards)
 
     def sync(self) -> None:
         """Everything that was put or deleted before is on disk when this returns. Raises OSError."""
         files.sync_rows(self._folder)
 
     def mend(self, *, timeout_s: float) -> int:
-        """Bring the words of tenants up that a failure has left behind. Returns how many tenants."""
+        """Build the words anew that a failure has damaged. Returns how many of their parts."""
         with self._writing(timeout_s) as deadline:
-            waiting = self._words.waiting
-            for tenant in waiting:
-                self._words.bring_up(self._rows, tenant, deadline)
-        return len(waiting)
+            damaged = self._words.damaged
+            for shard in damaged:
+                self._words.build(self._rows, shard, deadline)
+        return len(damaged)
 
     def get_many(
         self, keys: Sequence[str], *, with_vectors: bool = False, timeout_s: float
@@ -240,7 +243,7 @@ class LocalIndex:
         asked = limit
         while True:
             deadline.check()
-            found = self._words.search(scope, words, asked)
+            found = self._words.search(scope, words, rows, asked)
             memories: list[tuple[str, Memory]] = []
             if MemoryState.LIVE in scope.states:
                 memories = self._reader.live(scope, found.seqs, deadline=deadline)
@@ -250,8 +253,7 @@ class LocalIndex:
             if MemoryState.LIVE not in scope.states:
                 break
             asked = min(CANDIDATES_MAX, asked * 4)
-        frequency = {word: min(count, rows) for word, count in found.document_frequency.items()}
-        return WordHits(tuple(memories[:limit]), frequency, rows, mean_length)
+        return WordHits(tuple(memories[:limit]), found.document_frequency, rows, mean_length)
 
     def page(
         self,
@@ -316,11 +318,12 @@ class LocalIndex:
             self._closed = True
             self._reader.close()
             with contextlib.suppress(sqlite3.Error, OSError):
-                self._words.confirm(self._rows)
+                for shard in SHARDS if not self._rebuilding else ():
+                    self._words.take_in(self._rows, shard, Deadline.after(CLOSE_TIMEOUT_S))
                 self._words.close()
                 self._rows.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 files.sync_rows(self._folder)
-                if not self._words.waiting:
+                if not self._words.damaged:
                     self._rows.execute("INSERT OR REPLACE INTO meta VALUES ('clean', '1')")
             self._vectors.drop()
             self._rows.close()
@@ -332,12 +335,10 @@ class LocalIndex:
         clean = self._rows.execute("SELECT value FROM meta WHERE name = 'clean'").fetchone() == ("1",)
         self._next_seq = last + 1 + (0 if clean else SEQ_JUMP)
         self._rows.execute("INSERT OR REPLACE INTO meta VALUES ('clean', '0')")
-        self._words.sweep()
         if self._rebuilding:
             return
         deadline = Deadline.after(OPEN_TIMEOUT_S)
-        for tenant in self._words.tenants_behind(self._rows, counted=not clean):
-            self._words.bring_up(self._rows, tenant, deadline)
+        self._words.bring_up(self._rows, deadline, compare=not clean)
         if self._rows.execute("SELECT 1 FROM meta WHERE name = 'unclean_rows'").fetchone():
             with bounded(self._rows, deadline):
                 self._rows.execute("VACUUM")
@@ -348,7 +349,6 @@ class LocalIndex:
         if self._rebuilding:
             return
         self._words.apply(self._rows, changes, deadline)
-        self._words.confirm(self._rows)
 
     def _block(self, block: int, deadline: Deadline) -> VectorBlock:
         return self._vectors.block(

@@ -16,8 +16,8 @@ import numpy as np
 from memserve.domain import LinkKind, Memory
 from memserve.memory.texts.local.schema import SEQ_BITS, Deadline, bounded, connect
 from memserve.memory.texts.local.vectors import Floats, VectorBlock, VectorRow
-from memserve.memory.texts.records import Record, decode_history
 from memserve.memory.texts.local.writing import decode_parts
+from memserve.memory.texts.records import Record, decode_history
 from memserve.memory.texts.store import DenseHit, ListOrder, Scope
 
 CONNECTIONS_KEPT = 16
@@ -69,9 +69,7 @@ class RowReader:
             while True:
                 self._kept.get_nowait().close()
 
-    def get_many(
-        self, keys: Sequence[str], *, with_vectors: bool, deadline: Deadline
-    ) -> dict[str, Record]:
+    def get_many(self, keys: Sequence[str], *, with_vectors: bool, deadline: Deadline) -> dict[str, Record]:
         columns = _FOUND + (", vectors.vector" if with_vectors else "")
         joined = _WITH_VECTOR if with_vectors else ""
         found = {}
@@ -119,8 +117,9 @@ class RowReader:
         found = {}
         for part in _parts(list(seqs)):
             rows = connection.execute(
-                f"SELECT seq, key, memory FROM records JOIN blocks USING (block) WHERE seq IN ({_marks(part)})"
-                f" AND state = 'live' AND tenant_key = ? AND namespace IN ({_marks(scope.namespaces)})",
+                f"SELECT seq, key, memory FROM records JOIN blocks USING (block)"
+                f" WHERE seq IN ({_marks(part)}) AND state = 'live'"
+                f" AND tenant_key = ? AND namespace IN ({_marks(scope.namespaces)})",
                 (*part, scope.tenant_key, *scope.namespaces),
             )
             found.update({row[0]: (row[1], decode_history(row[2]).current) for row in rows})
@@ -173,7 +172,9 @@ class RowReader:
                     (block, within, first, last, *values),
                 )
                 memories += [decode_history(row[0]).current for row in rows]
-        return sorted(memories, key=lambda memory: (memory.place.position, memory.namespace, memory.memory_id))
+        return sorted(
+            memories, key=lambda memory: (memory.place.position, memory.namespace, memory.memory_id)
+        )
 
     def linking_to(
         self,

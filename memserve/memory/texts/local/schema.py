@@ -53,10 +53,10 @@ _TABLES = (
         block INTEGER NOT NULL, target_id TEXT NOT NULL, target_namespace TEXT NOT NULL, kind TEXT NOT NULL,
         seq INTEGER NOT NULL, PRIMARY KEY (block, target_id, target_namespace, kind, seq)) WITHOUT ROWID""",
     "CREATE INDEX links_of ON links (seq)",
-    # Records whose change may be missing in the index of words.
+    # Records whose change may be missing in the index of words on disk.
     """CREATE TABLE unworded (
-        tenant_key TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (tenant_key, key)) WITHOUT ROWID""",
-    "CREATE TABLE worded (tenant_key TEXT PRIMARY KEY, tokenizer INTEGER NOT NULL) WITHOUT ROWID",
+        shard TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (shard, key)) WITHOUT ROWID""",
+    "CREATE TABLE worded (shard TEXT PRIMARY KEY, tokenizer INTEGER NOT NULL) WITHOUT ROWID",
 )
 
 
@@ -84,6 +84,10 @@ class IndexNeedsRebuild(PicklableError):
         super().__init__(f"the local index must be built again ({reason}): {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class RowsDamaged(OSError):
+    """The file of rows cannot be read in a place. `LocalIndex.open` with `check` moves it aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +153,16 @@ def os_errors(deadline: Deadline | None = None) -> Iterator[None]:
         text = str(error).lower()
         if "interrupted" in text or "locked" in text or "busy" in text:
             raise TimeoutError(f"the local index did not answer in time: {error}") from error
+        if is_damage(error):
+            raise RowsDamaged(errno.EIO, f"the local index is damaged: {error}") from error
         code = errno.ENOSPC if any(mark in text for mark in _FULL) else errno.EIO
         raise OSError(code, f"the local index: {error}") from error
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file's content is the reason."""
+    name = getattr(error, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 @contextlib.contextmanager

@@ -113,7 +113,7 @@ class _Chunk:
         if not mask.all():
             bits = np.packbits(mask, bitorder="little")
             selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-            parameters = faiss.SearchParameters(sel=selector)
+            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         scores, places = self._index.search(query[None], min(limit, self.count), params=parameters)
         good = places[0] >= 0
         return scores[0][good], self.rows.seqs[places[0][good]]
@@ -142,10 +142,8 @@ class _Tail:
     def scan(self, query: Floats, limit: int, wanted: _Wanted) -> tuple[Floats, npt.NDArray[np.int64]]:
         count = self.count
         (places,) = np.nonzero(self.rows.matching(count, wanted))
-        if len(places) == count:
-            scores = self.vectors[:count] @ query
-        else:
-            scores = self.vectors[places] @ query
+        chosen = self.vectors[:count] if len(places) == count else self.vectors[places]
+        scores = chosen @ query
         if len(scores) > limit:
             best = np.argpartition(scores, -limit)[-limit:]
             scores, places = scores[best], places[best]
@@ -203,7 +201,8 @@ class VectorBlock:
             kinds = [number for kind, number in list(self._kinds.items()) if kind in scope.kinds]
         wanted = _Wanted(kinds, scope.created_from_s, scope.created_until_s)
         chunks, tail = self._parts
-        scored = [part.scan(query, limit, wanted) for part in (*chunks, tail)]
+        parts: tuple[_Chunk | _Tail, ...] = (*chunks, tail)
+        scored = [part.scan(query, limit, wanted) for part in parts]
         scores = np.concatenate([scores for scores, _ in scored])
         seqs = np.concatenate([seqs for _, seqs in scored])
         best = np.argsort(-scores, kind="stable")[:limit]

@@ -1,17 +1,13 @@
-"""The words of one tenant's live memories, in tantivy.
-
-Every tenant has a folder of its own. A word is common or rare by the tenant's own memories, and no query can
-reach another tenant's.
-"""
+"""One index of tantivy with words of live memories. Every word and every scope has its tenant in its term."""
 
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tantivy
 
@@ -21,7 +17,8 @@ COUNTED_MAX = 20_000
 """Memories with a word are counted one by one up to so many, without those that are gone since."""
 _HEAP_BYTES = 15_000_000
 """The least that tantivy takes. It is an upper bound of a writer's buffer."""
-_TENANT_KEY = re.compile("[0-9a-f]{64}")
+_TENANT_CHARS = 32
+"""Of the tenant's key before each word: 128 bits."""
 
 
 class WordIndexFailed(OSError):
@@ -34,40 +31,26 @@ class WordRow:
 
     key: str
     seq: int
+    tenant_key: str
     namespace: str
     kind: str
     created_s: float
     words: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class FoundWords:
-    """What words found."""
-
-    seqs: list[int]
-    """Numbers of rows, best first."""
-    document_frequency: dict[str, int]
-
-
-def words_folder(folder: Path, tenant_key: str) -> Path:
-    """Where a tenant's words are. Raises ValueError for what is no tenant key."""
-    if not _TENANT_KEY.fullmatch(tenant_key):
-        raise ValueError("a tenant key is 64 hex digits")
-    return folder / "words" / tenant_key
-
-
 class WordIndex:
-    """A folder of tantivy. Any thread may search; one thread at a time writes.
+    """tantivy in a folder, or in memory. Any thread may search; one thread at a time writes.
 
     What is written is found once `commit` has returned. Opening creates the folder.
     Raises WordIndexFailed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder = folder
+    def __init__(self, folder: Path | None) -> None:
+        """folder: None for memory."""
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _failures():
-            self._index = tantivy.Index(_schema(), str(folder), reuse=True)
+            self._index = tantivy.Index(_schema(), None if folder is None else str(folder), reuse=True)
             self._index.config_reader("manual", 0)
             self._index.reload()
         self._writer: tantivy.IndexWriter | None = None
@@ -77,28 +60,32 @@ class WordIndex:
         with _failures():
             return self._index.searcher().num_docs
 
-    def search(self, scope: Scope, words: Sequence[str], limit: int) -> FoundWords:
-        """The rows of the scope with at least one of the words, by BM25."""
+    def frequency(self, tenant_key: str, words: Iterable[str]) -> dict[str, int]:
+        """How many of the tenant's memories here have each word."""
         with _failures():
             searcher = self._index.searcher()
-            terms = {word: self._term("words", word) for word in dict.fromkeys(words)}
-            frequency = {}
-            for word, term in terms.items():
-                frequency[word] = searcher.doc_freq("words", word)
-                if frequency[word] <= COUNTED_MAX:
+            counts = {}
+            for word in words:
+                counts[word] = searcher.doc_freq("words", _word(tenant_key, word))
+                if 0 < counts[word] <= COUNTED_MAX:
                     # tantivy's own number has those that were deleted and not merged away yet.
-                    frequency[word] = searcher.search(term, 1, count=True).count or 0
-            if not terms:
-                return FoundWords([], frequency)
-            query = tantivy.Query.boolean_query(
-                [
-                    (tantivy.Occur.Must, _any(list(terms.values()))),
-                    *((tantivy.Occur.Must, _unscored(part)) for part in self._scope(scope)),
-                ]
-            )
+                    result: Any = searcher.search(self._word_query(tenant_key, word), 1, count=True)
+                    counts[word] = int(result.count)
+            return counts
+
+    def search(self, scope: Scope, weights: Mapping[str, float], limit: int) -> list[tuple[float, int]]:
+        """Scores and numbers of rows of the scope with at least one of the words, best first.
+
+        weights: of the words, by the tenant's memories. tantivy's own are by those of all tenants here.
+        """
+        with _failures():
+            searcher = self._index.searcher()
+            query = self._query(searcher, scope, weights)
             hits = searcher.search(query, limit, count=False).hits
             seqs = searcher.fast_field_values("seq", [address for _, address in hits])
-        return FoundWords([int(seq) for seq in seqs if seq is not None], frequency)
+        return [
+            (float(score), int(seq)) for (score, _), seq in zip(hits, seqs, strict=True) if seq is not None
+        ]
 
     def replace(self, removed: Iterable[str], added: Iterable[WordRow]) -> None:
         """Take keys out, and rows in. They are found after the next `commit`."""
@@ -109,29 +96,24 @@ class WordIndex:
                 document = tantivy.Document()
                 document.add_text("key", row.key)
                 document.add_integer("seq", row.seq)
-                document.add_text("namespace", row.namespace)
+                document.add_text("scope", _scope_term(row.tenant_key, row.namespace))
                 document.add_text("kind", row.kind)
                 document.add_float("created_s", row.created_s)
-                document.add_text("words", " ".join(row.words))
+                document.add_text("words", " ".join(_word(row.tenant_key, word) for word in row.words))
                 writer.add_document(document)
 
     def commit(self) -> None:
-        """Bring what was written to disk, and into every later search."""
+        """Bring what was written into every later search, and to disk where the index has a folder."""
         with self._writing() as writer:
             writer.commit()
             self._index.reload()
 
     def release(self) -> None:
-        """Let go of the writer and its buffers. The next write takes another."""
+        """Finish merging, and let go of the writer with its buffers. The next write takes another."""
         writer, self._writer = self._writer, None
         if writer is not None:
             with contextlib.suppress(WordIndexFailed), _failures():
                 writer.wait_merging_threads()
-
-    def remove(self) -> None:
-        """Delete the folder. Searches under way end on what they have open."""
-        self.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[tantivy.IndexWriter]:
@@ -141,11 +123,19 @@ class WordIndex:
                     self._writer = self._index.writer(_HEAP_BYTES, 1)
                 yield self._writer
         except BaseException:
-            self._writer = None  # releases tantivy's lock
+            self._writer = None  # releases tantivy's lock, and drops what was not committed
             raise
 
-    def _scope(self, scope: Scope) -> list[tantivy.Query]:
-        parts = [_any([self._term("namespace", name) for name in scope.namespaces])]
+    def _query(self, searcher: tantivy.Searcher, scope: Scope, weights: Mapping[str, float]) -> tantivy.Query:
+        rows = searcher.num_docs
+        words = []
+        for word, weight in weights.items():
+            own = inverse_frequency(rows, searcher.doc_freq("words", _word(scope.tenant_key, word)))
+            query = self._word_query(scope.tenant_key, word)
+            words.append(tantivy.Query.boost_query(query, weight / own))
+        parts = [
+            _any([self._term("scope", _scope_term(scope.tenant_key, name)) for name in scope.namespaces])
+        ]
         if scope.kinds is not None:
             parts.append(_any([self._term("kind", str(kind)) for kind in sorted(scope.kinds)]))
         if scope.created_from_s is not None or scope.created_until_s is not None:
@@ -160,16 +150,36 @@ class WordIndex:
                     include_upper=scope.created_until_s is None,
                 )
             )
-        return parts
+        # What must match and gives no score comes beside what gives the scores.
+        unscored = [(tantivy.Occur.Must, tantivy.Query.const_score_query(part, 0.0)) for part in parts]
+        return tantivy.Query.boolean_query([(tantivy.Occur.Must, _any(words)), *unscored])
+
+    def _word_query(self, tenant_key: str, word: str) -> tantivy.Query:
+        return tantivy.Query.term_query(
+            self._index.schema, "words", _word(tenant_key, word), index_option="freq"
+        )
 
     def _term(self, field: str, value: str) -> tantivy.Query:
-        option = "freq" if field == "words" else "basic"
-        return tantivy.Query.term_query(self._index.schema, field, value, index_option=option)
+        return tantivy.Query.term_query(self._index.schema, field, value, index_option="basic")
+
+
+def inverse_frequency(rows: int, holders: int) -> float:
+    """A word's weight: above 0, larger for a rarer word. As BM25 has it in Lucene and tantivy."""
+    holders = min(holders, rows)
+    return math.log(1 + (rows - holders + 0.5) / (holders + 0.5))
+
+
+def _word(tenant_key: str, word: str) -> str:
+    return f"{tenant_key[:_TENANT_CHARS]}:{word}"
+
+
+def _scope_term(tenant_key: str, namespace: str) -> str:
+    return f"{tenant_key}/{namespace}"
 
 
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
-    for field in ("key", "namespace", "kind"):
+    for field in ("key", "scope", "kind"):
         builder.add_text_field(field, tokenizer_name="raw", index_option="basic")
     builder.add_integer_field("seq", fast=True)
     builder.add_float_field("created_s", fast=True)
@@ -182,10 +192,6 @@ def _any(queries: Sequence[tantivy.Query]) -> tantivy.Query:
     if not queries:
         return tantivy.Query.empty_query()
     return tantivy.Query.boolean_query([(tantivy.Occur.Should, query) for query in queries])
-
-
-def _unscored(query: tantivy.Query) -> tantivy.Query:
-    return tantivy.Query.const_score_query(query, 0.0)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,7 +63,7 @@ class Changes:
 
 def new_rows(records: Sequence[Record], dim: int) -> list[NewRow]:
     """The rows of a batch; of two records of one key the later one. Raises ValueError for a wrong vector."""
-    rows = {}
+    rows: dict[str, NewRow] = {}
     for record in records:
         vector = record.vector
         if vector is None or vector.shape != (dim,) or not np.isfinite(vector).all():
@@ -104,7 +104,9 @@ def memory_words(memory: Memory) -> tuple[str, ...]:
 
 def word_row(row: NewRow, seq: int) -> WordRow:
     memory = row.memory
-    return WordRow(row.key, seq, memory.namespace, str(memory.kind), memory.created_s, row.words)
+    return WordRow(
+        row.key, seq, row.tenant_key, memory.namespace, str(memory.kind), memory.created_s, row.words
+    )
 
 
 def write_batch(
@@ -134,7 +136,7 @@ def write_batch(
                 _bring_in(connection, row, seq, blocks[owner], changes)
             connection.executemany(
                 "INSERT OR IGNORE INTO unworded VALUES (?, ?)",
-                [(tenant, key) for tenant in changes.tenants for key in _changed_keys(changes, tenant)],
+                [(tenant[0], key) for tenant in changes.tenants for key in _changed_keys(changes, tenant)],
             )
             connection.execute("COMMIT")
         except BaseException:
@@ -142,14 +144,6 @@ def write_batch(
                 connection.execute("ROLLBACK")
             raise
     return changes
-
-
-def confirm_words(connection: sqlite3.Connection, changes: Mapping[str, Sequence[str]]) -> None:
-    """Note that the indexes of words have these keys' changes. changes: keys by tenant key."""
-    connection.executemany(
-        "DELETE FROM unworded WHERE tenant_key = ? AND key = ?",
-        [(tenant, key) for tenant, keys in changes.items() for key in keys],
-    )
 
 
 def _changed_keys(changes: Changes, tenant: str) -> Iterator[str]:
@@ -196,9 +190,7 @@ def _take_out(connection: sqlite3.Connection, key: str, changes: Changes) -> Non
         changes.words_removed.setdefault(tenant, []).append(key)
 
 
-def _bring_in(
-    connection: sqlite3.Connection, row: NewRow, seq: int, block: int, changes: Changes
-) -> None:
+def _bring_in(connection: sqlite3.Connection, row: NewRow, seq: int, block: int, changes: Changes) -> None:
     memory, live, size_bytes = row.memory, row.is_live, row.bytes
     connection.execute(
         "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

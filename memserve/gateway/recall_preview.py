@@ -1,0 +1,52 @@
+"""What an answer would be made with: the first five steps of a request, without the answer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from memserve.domain import GenerationRequest, RecallPreview, Tenant
+from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.steps.recall import chosen_use
+from memserve.gateway.steps.receipt import passage_parts, prefix_part, skipped_memories
+from memserve.gateway.steps.resolve import resolve_modules
+
+
+@dataclass(frozen=True, slots=True)
+class RecallPreviews:
+    """By the steps of a pipeline, in their order."""
+
+    pipeline: Pipeline
+
+    async def preview(self, request: GenerationRequest, tenant: Tenant) -> RecallPreview:
+        """Raises as `Pipeline.generate` up to the look-up."""
+        steps = self.pipeline
+        with steps.inflight.one(tenant.name):
+            steps.check(request.model, request.messages, tools=request.tools)
+            modules = await resolve_modules(steps.modules, request, tenant.name)
+            recalled = await steps.recall(request, tenant.name)
+            if (chosen := recalled.module) is not None:
+                request = replace(request, modules=(chosen_use(chosen),))
+                modules = await resolve_modules(steps.modules, request, tenant.name)
+            prompt = await steps.fit(request, recalled.passages, tenant.name)
+            looking_s = time.monotonic()
+            cached = await steps.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
+            took_ms = (time.monotonic() - looking_s) * 1000
+            redis_tokens = max((found.redis_tokens for found in cached.values()), default=0)
+            held_tokens = max(
+                (
+                    max(steps.pool.index.leading(found.keys).values(), default=0) * layout.block_tokens
+                    for layout, found in cached.items()
+                ),
+                default=0,
+            )
+        return RecallPreview(
+            outcome=recalled.outcome,
+            passages=prompt.passages,
+            skipped=skipped_memories(recalled, prompt),
+            parts=(*passage_parts(recalled, prompt), prefix_part(max(redis_tokens, held_tokens), took_ms)),
+            module_fits=recalled.module_fits,
+            prompt_tokens=len(prompt.token_ids),
+            redis_tokens=redis_tokens,
+            held_tokens=held_tokens,
+        )
