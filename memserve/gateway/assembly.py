@@ -237,6 +237,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
             parts.texts,
             Pinned(parts.texts),
             ModuleFits(memory, partial(parts.texts.embedding.embed, query=False), parts.background),
+            parts.ledger,
             parts.tokenizer,
             settings,
             parts.metrics,

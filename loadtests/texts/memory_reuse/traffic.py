@@ -35,7 +35,7 @@ class Shape:
     subjects: int
     facts_each: int
     requests: int
-    fillers: tuple[int, int] = (1, 4)
+    fillers: tuple[int, int] = (1, 6)
     """Sentences beside the fact in a memory, from and to: 20 to 80 tokens in all."""
 
 
