@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from memserve.config import load_settings
+from memserve.domain import NewMemory
 from memserve.embedded.restore import restore
 from memserve.errors import (
     BackupDamaged,
@@ -20,8 +21,9 @@ from memserve.errors import (
 )
 from memserve.gateway.backups import Backups
 from memserve.memory.backup_files import MANIFEST
+from memserve.memory.texts.due import FlushPolicy
 from memserve.memory.texts.embedding import BertEmbedder
-from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.memory import TextOptions, VectorMemory
 from tests.kv.redis_server import RedisServer
 
 TENANT = "acme"
@@ -38,7 +40,10 @@ class DataDirectory:
 
     async def open(self, embedder: BertEmbedder) -> VectorMemory:
         return await VectorMemory.open(
-            str(self.folder / "milvus.db"), embedder, self.registry.url, flush_rows=32, flush_quiet_s=0.05
+            str(self.folder / "milvus.db"),
+            embedder,
+            self.registry.url,
+            TextOptions(flush=FlushPolicy(rows=32, quiet_s=0.05)),
         )
 
     def backups(self, memory: VectorMemory) -> Backups:
@@ -46,9 +51,7 @@ class DataDirectory:
 
 
 async def remember(memory: VectorMemory, number: int) -> None:
-    await memory.remember(
-        TENANT, "notes", f"text {number}", source="s", keywords=(), memory_id=f"m{number}", now_s=1.0
-    )
+    await memory.remember(TENANT, NewMemory("notes", f"text {number}", source="s", memory_id=f"m{number}"))
 
 
 async def back_up(backups: Backups, name: str) -> list[str]:

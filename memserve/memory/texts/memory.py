@@ -20,6 +20,7 @@ from memserve.errors import (
 )
 from memserve.memory.texts.applied import FlushNotVerified
 from memserve.memory.texts.core import Parts
+from memserve.memory.texts.due import FlushPolicy
 from memserve.memory.texts.embedding import BUNDLED
 from memserve.memory.texts.encoders.cached import CachedEmbedding
 from memserve.memory.texts.encoders.embedder import Embedder
@@ -32,9 +33,11 @@ from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
 from memserve.memory.texts.relating import Relate, relate_by_rules
 from memserve.memory.texts.searched import LocalStore
 from memserve.memory.texts.searching import Searching, SearchParts
-from memserve.memory.texts.settling import FlushPolicy, Settling
+from memserve.memory.texts.settling import Settling
 
 CLOSE_TIMEOUT_S = 60.0
+REBUILD_WAIT_S = 10.0
+"""A start waits so long for a local index that is built again. A larger one is built while calls come."""
 FORGOTTEN_DAYS = 30.0
 LOCAL_INDEX = ".index"
 """What the folder of the local index is called, behind the name of Milvus Lite's."""
@@ -201,6 +204,7 @@ class VectorMemory(Exchange, Erasing, Searching):
             log.warning("the vector memory starts all the same, and goes on with this: %s", one_line(error))
         if self.settling.local is not None:
             self.settling.local.begin_mending()
+            await self.settling.local.wait_until_whole(REBUILD_WAIT_S)
         try:
             await self._namespaces.learn()
             if await self._journal.syncs_every_write() is False:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from memserve.memory.texts.index import OWN_WORK, VectorIndex
+from memserve.memory.texts.local.index import LocalIndex
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.records import Record
 from memserve.memory.texts.searched import LocalStore
@@ -45,6 +46,31 @@ async def rebuild(index: VectorIndex, local: LocalStore, written: set[str]) -> N
     await local.complete()
     figures.is_under_way = False
     log.warning("the local index is complete, with %d memories", figures.done)
+
+
+async def repair(index: VectorIndex, local: LocalStore) -> int:
+    """Bring what Milvus Lite has lost back from the local index, flushed. Returns how many memories."""
+    place, repaired = 0, 0
+    while page := await local.read(OWN_WORK, partial(_scan, after=place)):
+        repaired += await index.write(OWN_WORK, partial(_put_missing, records=[record for _, record in page]))
+        place = page[-1][0]
+    if repaired:
+        await index.write(OWN_WORK, lambda store: store.flush(timeout_s=TIMEOUT_S))
+        await index.sync(MilvusMemories.sync)
+        log.warning("brought %d memories that Milvus Lite had lost back from the local index", repaired)
+    return repaired
+
+
+def _scan(store: LocalIndex, *, after: int) -> list[tuple[int, Record]]:
+    return store.scan(after, PAGE_ROWS, with_vectors=True, timeout_s=TIMEOUT_S)
+
+
+def _put_missing(store: MilvusMemories, *, records: Sequence[Record]) -> int:
+    held = store.digests([record.key for record in records], timeout_s=TIMEOUT_S)
+    missing = [record for record in records if record.key not in held]
+    if missing:
+        store.put(missing, timeout_s=TIMEOUT_S)
+    return len(missing)
 
 
 def _keys_after(store: MilvusMemories, *, after: str) -> list[str]:

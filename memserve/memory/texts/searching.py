@@ -48,6 +48,8 @@ CANDIDATES_MAX = 1024
 VECTORS_MAX = 128
 """Candidates whose vectors are read, where their cosine is not known or hits shall differ."""
 CONDITIONS_KEPT = 4096
+STRENGTH_DIGITS = 3
+"""Memories of the same hour are equally strong, and stay in the order of their ids."""
 
 Strengths = Callable[[str, Sequence[Memory], float], Awaitable[Mapping[tuple[str, str], float]]]
 """From a tenant, memories and the time: by namespace and id, how strongly each counts now."""
@@ -253,8 +255,9 @@ class Searching(Following):
         if self.search_parts.strengths is not None:
             return await self.search_parts.strengths(tenant, memories, now_s)
         return {
-            (memory.namespace, memory.memory_id): effective_strength(
-                memory.strength, memory.kind, Usage(max(0.0, now_s - memory.updated_s))
+            (memory.namespace, memory.memory_id): round(
+                effective_strength(memory.strength, memory.kind, Usage(max(0.0, now_s - memory.updated_s))),
+                STRENGTH_DIGITS,
             )
             for memory in memories
         }

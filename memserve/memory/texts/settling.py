@@ -7,13 +7,13 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from memserve.errors import MemserveError, QuotaExceeded, VectorStoreUnavailable
 from memserve.memory.texts.applied import BATCH, AppliedWrites, FlushNotVerified, SettlingFigures
+from memserve.memory.texts.due import FlushClock, FlushPolicy
 from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Write
@@ -39,18 +39,6 @@ ADOPT_EVERY_S = 30.0
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class FlushPolicy:
-    """When Milvus is flushed: at the first of the three."""
-
-    rows: int = 2048
-    """So many writes wait."""
-    quiet_s: float = 5.0
-    """No call came for so long."""
-    within_s: float = 60.0
-    """The oldest write has waited so long."""
 
 
 class Settling:
@@ -95,16 +83,13 @@ class Settling:
         self._journal = journal
         self._index = index
         self._dim = dim
-        self._flush = flush
         self._may_flush = may_flush
         # What Milvus has.
         self._writes = AppliedWrites()
         self.local = None if local is None else LocalWriter(index, local, self.figures)
         """What the local index has. None: Milvus itself is searched."""
-        self._due = asyncio.Event()
-        self._flush_due = asyncio.Event()
+        self._clock = FlushClock(flush)
         self._adopt_at_s = 0.0
-        self._rest_until_s = 0.0
         # Tasks that bring writes into the searched store, with the lowest sequence of each.
         self._applying: dict[asyncio.Task[None], int] = {}
         self._is_unsure = False
@@ -151,8 +136,7 @@ class Settling:
         lost.
         """
         self._is_unsure = True
-        self._due.set()
-        self._flush_due.set()
+        self._clock.flush_now()
 
     async def be_sure(self) -> None:
         """Make sure that the searched store or `unapplied` has every write that this gateway journaled.
@@ -188,7 +172,8 @@ class Settling:
         while True:
             try:
                 if self.is_trusted:
-                    await self._wait_until_due()
+                    at_latest_s = None if self._index.is_local else self._adopt_at_s
+                    await self._clock.wait(lambda: self._waiting, self._last_call_s, at_latest_s=at_latest_s)
                 if self.is_trusted:
                     async with self._one_at_a_time:
                         await self._settle()
@@ -214,7 +199,7 @@ class Settling:
             else:
                 retry_s = RETRY_MIN_S
                 continue
-            self._due.set()
+            self._clock.wake()
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, RETRY_MAX_S)
 
@@ -262,14 +247,14 @@ class Settling:
                 )
                 self.figures.failures += 1
                 self._index.prepare_again()
-                self._flush_due.set()
+                self._clock.flush_now()
                 break
         self._note_applied()
 
     def _note_applied(self) -> None:
-        self._due.set()
-        if self._waiting >= self._flush.rows or (self.local is not None and self.local.needs_mending):
-            self._flush_due.set()
+        self._clock.wake()
+        if self._waiting >= self._clock.policy.rows or (self.local is not None and self.local.needs_mending):
+            self._clock.flush_now()
 
     def _write(self, store: MilvusMemories, writes: Sequence[Write], seen_s: float) -> None:
         """On the writing thread. seen_s: when they were in the journal, on the monotonic clock."""
@@ -288,24 +273,8 @@ class Settling:
         self.is_trusted = False
         self._writes.distrust()
 
-    async def _wait_until_due(self) -> None:
-        """Wait until many rows wait, no call came for a while, or the oldest has waited long enough."""
-        await asyncio.sleep(max(0.0, self._rest_until_s - time.monotonic()))
-        waits_s = None if self._index.is_local else max(0.0, self._adopt_at_s - time.monotonic())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(waits_s):
-                await self._due.wait()
-        at_latest_s = time.monotonic() + self._flush.within_s
-        while self._waiting and not self._flush_due.is_set():
-            last_call_s = self._index.last_call_s if self.local is None else self.local.last_call_s
-            due_s = min(last_call_s + self._flush.quiet_s, at_latest_s)
-            if due_s <= time.monotonic():
-                break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(due_s - time.monotonic()):
-                    await self._flush_due.wait()
-        self._due.clear()
-        self._flush_due.clear()
+    def _last_call_s(self) -> float:
+        return self._index.last_call_s if self.local is None else self.local.last_call_s
 
     async def _settle(self) -> None:
         """Flush, ask Milvus for every write since the last flush, and drop the verified ones from the
@@ -337,9 +306,9 @@ class Settling:
         if self.local is not None:
             self.local.writes.forget(durable, except_keys=young, oldest_under_way=oldest)
         if self._waiting:
-            self._due.set()
+            self._clock.wake()
         if young:
-            self._rest_until_s = time.monotonic() + SETTLED_REMOTE_S
+            self._clock.rest(SETTLED_REMOTE_S)
 
     async def _flush_and_verify(self) -> tuple[list[Write], list[Write]]:
         """Flush, sync the files, and ask Milvus for the writes that it had before the flush.
@@ -423,7 +392,7 @@ class Settling:
                 await self._index.write(OWN_WORK, partial(self._write, writes=writes, seen_s=asked_s))
             replayed += len(page)
             asked_s = time.monotonic()
-        self._due.set()
+        self._clock.wake()
         self._adopt_at_s = time.monotonic() + ADOPT_EVERY_S
         return replayed
 

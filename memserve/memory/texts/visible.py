@@ -12,7 +12,8 @@ from memserve.memory.texts.applied import BATCH, AppliedWrites, SettlingFigures
 from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Write
-from memserve.memory.texts.rebuilding import rebuild
+from memserve.memory.texts.loss import missing_memories
+from memserve.memory.texts.rebuilding import rebuild, repair
 from memserve.memory.texts.searched import LocalStore
 
 TIMEOUT_S = 30.0
@@ -38,6 +39,8 @@ class LocalWriter:
         # How many writes have come, and how many have been taken from the queue.
         self._came = self._taken = 0
         self._needs = "open"
+        # The keys that came since the index was begun anew.
+        self._written: set[str] = set()
         self._rebuilding: asyncio.Task[None] | None = None
 
     @property
@@ -52,6 +55,7 @@ class LocalWriter:
         """Raises VectorStoreHeld, OSError."""
         why = await self.store.open()
         self._needs = "rebuild" if why else ""
+        self._written = self.writes.watch_keys()
         if why:
             log.warning("the local index is built again: %s", why)
 
@@ -69,15 +73,20 @@ class LocalWriter:
                 await self._bring(batch)
 
     async def compare(self, journal: Journal) -> None:
-        """Begin a rebuild when the index does not have as many records as the registry counts."""
-        if self._needs:
+        """Each of the index and Milvus Lite is made whole from the other one, where the registry counts more
+        than it has: the index later, in the background, Milvus Lite now.
+        """
+        if self._needs or self.writes.unapplied:
             return
         held = await self.store.read(OWN_WORK, lambda store: store.row_count(timeout_s=TIMEOUT_S))
         totals = await journal.totals()
         lost = sum(self._figures.lost.values())
-        if not self.writes.unapplied and held != totals.records - lost and held != totals.records:
+        if held == totals.records and lost:
+            await repair(self._index, self.store)
+            self._figures.lost = await missing_memories(journal, self._index)
+        elif held != totals.records - lost:
             log.warning("the local index has %d of %d memories and is built again", held, totals.records)
-            self._needs = "rebuild"
+            await self._begin_anew()
 
     async def mend(self) -> None:
         """Open the index again after a failure, and begin a rebuild where one is due. Raises OSError."""
@@ -110,19 +119,28 @@ class LocalWriter:
             self.writes.distrust()
             log.warning("the local index failed, and is opened again: %s", one_line(error))
 
+    async def wait_until_whole(self, timeout_s: float) -> None:
+        """Wait for a rebuild that is under way, but no longer than this."""
+        if self._rebuilding is not None:
+            await asyncio.wait([self._rebuilding], timeout=timeout_s)
+
+    async def _begin_anew(self) -> None:
+        async with self._commit:
+            await self.store.start_anew()
+            self._needs = "rebuild"
+            self.writes.distrust()
+            self._written = self.writes.watch_keys()
+
     async def _rebuild(self) -> None:
         """Until it succeeds."""
         while self._needs == "rebuild":
             try:
-                async with self._commit:
-                    await self.store.start_anew()
-                    self.writes.distrust()
-                    written = self.writes.watch_keys()
                 if waiting := list(self.writes.unapplied.values()):
                     await self.apply(waiting)
-                await rebuild(self._index, self.store, written)
+                await rebuild(self._index, self.store, self._written)
                 self._needs = ""
             except (*MILVUS_ERRORS, MemserveError) as error:
                 self._figures.failures += 1
                 log.warning("the local index is not complete, and is built again: %s", one_line(error))
                 await asyncio.sleep(REBUILD_RETRY_S)
+                await self._begin_anew()

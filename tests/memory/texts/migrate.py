@@ -10,7 +10,8 @@ import sys
 
 from memserve.memory.texts import migration
 from memserve.memory.texts.index import VectorIndex
-from memserve.memory.texts.journal import Journal, Quotas
+from memserve.memory.texts.journal import Journal
+from memserve.memory.texts.journal_entries import Quotas
 from memserve.memory.texts.milvus import Vectors
 
 PAGE_ROWS = 32
@@ -28,7 +29,7 @@ class SpokenFigures(migration.MigrationFigures):
 async def main() -> None:
     uri, redis_url, dim = sys.argv[1:]
     migration.PAGE_ROWS = PAGE_ROWS
-    index = VectorIndex(uri, Vectors(int(dim)), None, call_timeout_s=10)
+    index = VectorIndex(uri, Vectors(int(dim)), None, is_searched=True, call_timeout_s=10)
     journal = Journal(redis_url, Quotas())
     await migration.move_old_memories(index, journal, SpokenFigures())
     print("moved", flush=True)

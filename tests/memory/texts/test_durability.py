@@ -12,32 +12,35 @@ from pathlib import Path
 
 import pytest
 
-from memserve.domain import Memory
+from memserve.domain import SearchQuery
 from memserve.errors import (
     EmbedderChanged,
     MemoryNotFound,
     VectorStoreHeld,
     VectorStoreUnavailable,
 )
+from memserve.memory.texts.due import FlushPolicy
 from memserve.memory.texts.embedder_files import Prompts, bundled_model_dir, open_embedder
 from memserve.memory.texts.embedding import BertEmbedder
-from memserve.memory.texts.journal import Write
-from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.journal_entries import Write
+from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.milvus import MilvusMemories
+from memserve.memory.texts.requests import MemoryName
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts.handbook import HANDBOOK, TENANT, ids, remember, remember_handbook, search
 
 KILLED_WRITER = textwrap.dedent(
     """
     import asyncio, sys
+    from memserve.domain import NewMemory
     from memserve.memory.texts.embedding import BertEmbedder
     from memserve.memory.texts.memory import VectorMemory
 
     async def main() -> None:
         memory = await VectorMemory.open(sys.argv[1], BertEmbedder(), sys.argv[2])
         for number in range(3):
-            await memory.remember("acme", "notes", f"note {number}", source="s", keywords=["k"],
-            memory_id=f"m{number}", now_s=5.0)
+            new = NewMemory("notes", f"note {number}", source="s", keywords=("k",), memory_id=f"m{number}")
+            await memory.remember("acme", new)
         await memory.forget("acme", "notes", "m1")
         print("acknowledged", flush=True)
         await asyncio.sleep(60)
@@ -73,7 +76,9 @@ async def test_what_was_acknowledged_outlives_a_kill(
     killed_writer.send_signal(signal.SIGKILL)
     killed_writer.wait()
     memory = await VectorMemory.open(str(tmp_path / "memories.db"), embedder, redis_server.url)
-    assert await memory.get("acme", "notes", "m0") == Memory("m0", "notes", "note 0", "s", ("k",), 5.0)
+    note = await memory.get("acme", "notes", "m0")
+    assert (note.text, note.source, note.keywords, note.version) == ("note 0", "s", ("k",), 1)
+    assert [len((await memory.history("acme", "notes", name)).versions) for name in ("m0", "m1")] == [1, 2]
     assert await memory.list_namespaces("acme") == ["notes"]
     assert set(ids(await search(memory, "note", namespace="notes"))) == {"m0", "m2"}
     with pytest.raises(MemoryNotFound):
@@ -104,8 +109,9 @@ async def test_new_rows_are_flushed_by_number_or_when_it_is_quiet(
 
     for name, rows, quiet_s in (("rows.db", 4, 3600.0), ("quiet.db", 1000, 0.2)):
         memory = await VectorMemory.open(
-            str(tmp_path / name), embedder, redis_server.url, flush_rows=rows, flush_quiet_s=quiet_s
-        )
+            str(tmp_path / name), embedder, redis_server.url,
+            TextOptions(flush=FlushPolicy(rows=rows, quiet_s=quiet_s)),
+        )  # fmt: skip
         for number in range(4):
             await remember(memory, f"note {number}")
         for _ in range(200):
@@ -118,15 +124,15 @@ async def test_new_rows_are_flushed_by_number_or_when_it_is_quiet(
 
 @pytest.mark.asyncio
 async def test_a_flush_waits_for_a_quiet_moment_but_not_for_ever(
-    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
     def flushed() -> bool:
         return any(tmp_path.rglob("*.parquet"))
 
-    monkeypatch.setattr("memserve.memory.texts.settling.FLUSH_WITHIN_S", 1.5)
     memory = await VectorMemory.open(
-        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1000, flush_quiet_s=0.5
-    )
+        str(tmp_path / "memories.db"), embedder, redis_server.url,
+        TextOptions(flush=FlushPolicy(rows=1000, quiet_s=0.5, within_s=1.5)),
+    )  # fmt: skip
     stored = await remember(memory, "a note", tenant="acme", namespace="notes")
     remembered_s = time.monotonic()
     while not flushed():
@@ -137,33 +143,13 @@ async def test_a_flush_waits_for_a_quiet_moment_but_not_for_ever(
 
 
 @pytest.mark.asyncio
-async def test_searches_that_have_cost_as_much_as_a_flush_bring_one(
-    tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
-) -> None:
-    memory = await VectorMemory.open(
-        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1000, flush_quiet_s=60
-    )
-    settling = memory.settling
-    for number in range(8):
-        await remember(memory, f"note {number}", tenant="acme", namespace="notes")
-    settling._flush_s = 0.02  # the cost of so many looks at a row: 200
-    searches = 0
-    while not settling.figures.flushes and searches < 100:
-        await memory.search("acme", ["notes"], "note", 1, timeout_s=5)
-        await asyncio.sleep(0.05)
-        searches += 1
-    # Two calls of a search, eight rows each.
-    assert 10 <= searches <= 20
-    await memory.close()
-
-
-@pytest.mark.asyncio
 async def test_reads_during_writes_and_flushes_miss_nothing_that_was_acknowledged(
     tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
     memory = await VectorMemory.open(
-        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=5, flush_quiet_s=0.05
-    )
+        str(tmp_path / "memories.db"), embedder, redis_server.url,
+        TextOptions(flush=FlushPolicy(rows=5, quiet_s=0.05)),
+    )  # fmt: skip
     acknowledged: list[str] = []
 
     async def write() -> None:
@@ -193,7 +179,7 @@ async def test_reads_during_writes_and_flushes_miss_nothing_that_was_acknowledge
 async def test_a_search_that_cannot_be_in_time_says_so_in_time(vector: VectorMemory) -> None:
     await remember_handbook(vector)
     with pytest.raises(VectorStoreUnavailable, match="within"):
-        await vector.search(TENANT, ["handbook"], "gate", 5, timeout_s=0.0005)
+        await vector.search(TENANT, SearchQuery(("handbook",), "gate", 5), 0.0005)
     assert ids(await search(vector, "QX7741B"))[0] == "gate"
 
 
@@ -227,7 +213,7 @@ async def test_memories_that_another_model_embedded_are_not_searched_with_this_o
     memory = await opened(embedder)
     assert ids(await search(memory, "How do I stop the heating?"))[0] == "heating"
     for memory_id, _ in HANDBOOK:
-        await memory.forget(TENANT, "handbook", memory_id)
+        await memory.erase(TENANT, MemoryName("handbook", memory_id))
     await memory.close()
     memory = await opened(other)
     await remember_handbook(memory)
@@ -248,7 +234,10 @@ async def test_calls_go_on_while_files_are_synced_and_nothing_leaves_the_journal
         synced(store)
 
     memory = await VectorMemory.open(
-        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=2, flush_quiet_s=3600.0
+        str(tmp_path / "memories.db"),
+        embedder,
+        redis_server.url,
+        TextOptions(flush=FlushPolicy(rows=2, quiet_s=3600.0)),
     )
     monkeypatch.setattr(MilvusMemories, "sync", slow)
     first = await remember(memory, "the gate opens at nine")
@@ -280,7 +269,10 @@ async def test_a_sync_that_fails_leaves_everything_in_the_journal(
             raise OSError("no more room")
 
     memory = await VectorMemory.open(
-        str(tmp_path / "memories.db"), embedder, redis_server.url, flush_rows=1, flush_quiet_s=3600.0
+        str(tmp_path / "memories.db"),
+        embedder,
+        redis_server.url,
+        TextOptions(flush=FlushPolicy(rows=1, quiet_s=3600.0)),
     )
     monkeypatch.setattr(MilvusMemories, "sync", fails)
     stored = await remember(memory, "the gate opens at nine")

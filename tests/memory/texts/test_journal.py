@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import pytest_asyncio
 
-from memserve.domain import Memory
+from memserve.domain import Memory, NamespaceUsage
 from memserve.errors import JournalFull, QuotaReached, RegistryUnavailable
 from memserve.memory.texts import journal as journal_module
-from memserve.memory.texts.journal import PENDING, STATE, Journal, Quotas, Write, delete, put
-from memserve.memory.texts.milvus import tenant_key
+from memserve.memory.texts.journal import PENDING, STATE, Journal
+from memserve.memory.texts.journal_entries import Quotas, Write
+from memserve.memory.texts.records import tenant_key
 from tests.kv.redis_server import RedisServer
+from tests.memory.texts.journaled import VECTOR, append, draft, erased, written
 
 TENANT = "acme"
-VECTOR = np.arange(384, dtype=np.float32)
 
 
 def memory(name: str = "m1", text: str = "a text\nof two lines") -> Memory:
@@ -31,21 +31,18 @@ async def journal(redis_server: RedisServer) -> AsyncIterator[Journal]:
     await journal.close()
 
 
-async def append(journal: Journal, write: Write, change: int = 1) -> int | None:
-    return await journal.append(write, await journal.look(write.key, TENANT, "notes"), change)
-
-
 async def pending(journal: Journal) -> dict[str, Write]:
     return {write.key: write async for page in journal.pending() for write in page}
 
 
 @pytest.mark.asyncio
 async def test_a_write_comes_back_as_it_was_appended(journal: Journal) -> None:
-    write = put(TENANT, memory(), VECTOR)
-    assert await append(journal, write) == 1
+    write = written(TENANT, memory())
+    assert await append(journal, TENANT, write) == 1
     (found,) = (await pending(journal)).values()
     assert found.memory == memory()
-    assert found.vector is not None and found.vector.tolist() == VECTOR.tolist()
+    assert found.record is not None and found.record.vector is not None
+    assert found.record.vector.tolist() == VECTOR.tolist()
     assert (found.key, found.tenant_key, found.author, found.sequence) == (
         write.key,
         tenant_key(TENANT),
@@ -59,8 +56,8 @@ async def test_a_write_comes_back_as_it_was_appended(journal: Journal) -> None:
 async def test_of_two_writes_of_a_memory_the_later_is_pending_and_both_are_counted(
     journal: Journal, redis_server: RedisServer
 ) -> None:
-    await append(journal, put(TENANT, memory(), VECTOR))
-    await append(journal, delete(TENANT, "notes", "m1"), -1)
+    await append(journal, TENANT, written(TENANT, memory()))
+    await append(journal, TENANT, erased(TENANT, memory()), -1)
     (found,) = (await pending(journal)).values()
     assert (found.memory, found.sequence) == (None, 2)
     assert await journal.counts(TENANT) == {"notes": 0}
@@ -71,10 +68,10 @@ async def test_of_two_writes_of_a_memory_the_later_is_pending_and_both_are_count
 
 @pytest.mark.asyncio
 async def test_a_write_that_came_between_the_look_and_the_append_is_noticed(journal: Journal) -> None:
-    write = put(TENANT, memory(), VECTOR)
+    write = written(TENANT, memory())
     look = await journal.look(write.key, TENANT, "notes")
-    await append(journal, put(TENANT, memory(text="another"), VECTOR))
-    assert await journal.append(write, look, 1) is None
+    await append(journal, TENANT, written(TENANT, memory(text="another")))
+    assert await journal.append(draft(write, look), look.last_sequence) is None
     assert await journal.counts(TENANT) == {"notes": 1}
 
 
@@ -82,21 +79,21 @@ async def test_a_write_that_came_between_the_look_and_the_append_is_noticed(jour
 async def test_a_write_that_came_and_was_dropped_between_the_look_and_the_append_is_noticed(
     journal: Journal,
 ) -> None:
-    write = put(TENANT, memory(), VECTOR)
+    write = written(TENANT, memory())
     look = await journal.look(write.key, TENANT, "notes")
-    await append(journal, put(TENANT, memory(text="another"), VECTOR))
+    await append(journal, TENANT, written(TENANT, memory(text="another")))
     assert await journal.drop(list((await pending(journal)).values()), 0.0) == set()
-    assert await journal.append(write, look, 1) is None
-    assert await append(journal, write) == 2
+    assert await journal.append(draft(write, look), look.last_sequence) is None
+    assert await append(journal, TENANT, write) == 2
 
 
 @pytest.mark.asyncio
 async def test_only_the_write_that_was_verified_is_dropped(
     journal: Journal, redis_server: RedisServer
 ) -> None:
-    await append(journal, put(TENANT, memory(), VECTOR))
+    await append(journal, TENANT, written(TENANT, memory()))
     verified = list((await pending(journal)).values())
-    await append(journal, delete(TENANT, "notes", "m1"), -1)
+    await append(journal, TENANT, erased(TENANT, memory()), -1)
     assert await journal.drop(verified, 0.0) == set()
     (left,) = (await pending(journal)).values()
     assert left.sequence == 2
@@ -112,22 +109,25 @@ async def test_a_full_journal_refuses_with_a_time_to_wait(
 ) -> None:
     monkeypatch.setattr(journal_module, "MAX_ENTRIES", 2)
     for number in range(2):
-        await append(journal, put(TENANT, memory(f"m{number}"), VECTOR))
+        await append(journal, TENANT, written(TENANT, memory(f"m{number}")))
     with pytest.raises(JournalFull) as full:
-        await append(journal, put(TENANT, memory("m3"), VECTOR))
+        await append(journal, TENANT, written(TENANT, memory("m3")))
     assert full.value.retry_after_s > 0
     monkeypatch.setattr(journal_module, "MAX_BYTES", 4096)
     with pytest.raises(JournalFull):
-        await append(journal, put(TENANT, memory("m1", "x" * 8000), VECTOR), 0)
+        await append(journal, TENANT, written(TENANT, memory("m1", "x" * 8000)), 0)
     assert await journal.counts(TENANT) == {"notes": 2}
 
 
 @pytest.mark.asyncio
 async def test_counts_are_taken_over_once_however_many_namespaces_there_are(journal: Journal) -> None:
     counts = {(tenant_key(f"t{number % 7}"), f"n{number}"): number for number in range(20_000)}
+    held: dict[str, list[NamespaceUsage]] = {}
+    for (tenant, name), memories in counts.items():
+        held.setdefault(tenant, []).append(NamespaceUsage(name, memories, memories, 9 * memories))
     assert not (await journal.totals()).is_counted
-    await journal.take_over(counts)
-    await journal.take_over(counts)
+    await journal.take_over(held)
+    await journal.take_over(held)
     totals = await journal.totals()
     assert (totals.memories, totals.is_counted) == (sum(range(20_000)), True)
     assert (await journal.counts("t3"))["n10"] == 10
@@ -154,8 +154,8 @@ async def test_a_tenant_has_a_quota_of_memories_and_of_namespaces(redis_server: 
     journal = Journal(redis_server.url, Quotas(memories=2, namespaces=2))
 
     async def remember(name: str, namespace: str = "notes", tenant: str = TENANT) -> int | None:
-        write = put(tenant, replace(memory(name), namespace=namespace), VECTOR)
-        return await journal.append(write, await journal.look(write.key, tenant, namespace), 1)
+        write = written(tenant, replace(memory(name), namespace=namespace))
+        return await append(journal, tenant, write)
 
     await remember("m1")
     await remember("m2", "others")
@@ -165,7 +165,7 @@ async def test_a_tenant_has_a_quota_of_memories_and_of_namespaces(redis_server: 
     ):
         await remember("m3")
     assert await remember("m1", tenant="another") is not None
-    await append(journal, delete(TENANT, "notes", "m1"), -1)
+    await append(journal, TENANT, erased(TENANT, memory()), -1)
     with pytest.raises(QuotaReached, match="namespaces of the tenant: the quota of 2"):
         await remember("m3", "third")
     assert await remember("m3") is not None

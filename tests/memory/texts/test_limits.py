@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from memserve.errors import (
-    InvalidField,
-)
+from memserve.domain import NewMemory, SearchQuery
+from memserve.errors import InvalidField
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
 from tests.kv.redis_server import RedisServer
-from tests.memory.texts.handbook import TENANT, remember
+from tests.memory.texts.handbook import TENANT, remember, search
 
 
 @pytest.mark.asyncio
@@ -40,7 +39,7 @@ async def test_a_bad_namespace_is_refused_by_every_call(vector: VectorMemory, na
         ("namespace", vector.get(TENANT, namespace, "m1")),
         ("namespace", vector.forget(TENANT, namespace, "m1")),
         ("namespace", vector.count(TENANT, namespace)),
-        ("namespaces", vector.search(TENANT, ["handbook", namespace], "q", 5, timeout_s=10)),
+        ("namespaces", search(vector, "q", namespaces=["handbook", namespace])),
     ):
         with pytest.raises(InvalidField) as invalid:
             await call
@@ -60,7 +59,6 @@ async def test_a_bad_namespace_is_refused_by_every_call(vector: VectorMemory, na
         ("keywords", {"keywords": ["k"] * 17}),
         ("keywords", {"keywords": ["k" * 65]}),
         ("keywords", {"keywords": ["ok", ""]}),
-        ("memory_id", {"memory_id": ""}),
         ("memory_id", {"memory_id": "m" * 129}),
         ("memory_id", {"memory_id": 'm"] or pk != "'}),
         ("memory_id", {"memory_id": "m 1"}),
@@ -72,13 +70,12 @@ async def test_a_bad_memory_is_refused_by_the_name_of_its_field(
     fields: dict[str, object] = {
         "text": "t",
         "source": "s",
-        "keywords": [],
+        "keywords": (),
         "memory_id": "m1",
-        "now_s": 0.0,
         **change,
     }
     with pytest.raises(InvalidField) as invalid:
-        await vector.remember(TENANT, "notes", **fields)  # type: ignore[arg-type]
+        await vector.remember(TENANT, NewMemory("notes", **fields))  # type: ignore[arg-type]
     assert invalid.value.field == field
     assert await vector.list_namespaces(TENANT) == []
 
@@ -91,7 +88,7 @@ async def test_a_bad_memory_is_refused_by_the_name_of_its_field(
         ("namespaces", [f"n{number}" for number in range(17)], "q", 5),
         ("query", ["handbook"], "", 5),
         ("query", ["handbook"], "q" * 4097, 5),
-        ("limit", ["handbook"], "q", 0),
+        ("limit", ["handbook"], "q", -1),
         ("limit", ["handbook"], "q", 65),
     ],
 )
@@ -99,7 +96,7 @@ async def test_a_bad_search_is_refused_by_the_name_of_its_field(
     vector: VectorMemory, field: str, namespaces: list[str], query: str, limit: int
 ) -> None:
     with pytest.raises(InvalidField) as invalid:
-        await vector.search(TENANT, namespaces, query, limit, timeout_s=10)
+        await vector.search(TENANT, SearchQuery(tuple(namespaces), query, limit), 10.0)
     assert invalid.value.field == field
 
 

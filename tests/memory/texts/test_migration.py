@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memserve.domain import MemoryState
+from memserve.domain import MemoryState, SearchQuery
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.index import OWN_WORK, VectorIndex
-from memserve.memory.texts.journal import Journal, Quotas, put
+from memserve.memory.texts.journal import Journal
+from memserve.memory.texts.journal_entries import Quotas
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.migration import MigrationFigures, move_old_memories
 from memserve.memory.texts.milvus import MilvusAccess, MilvusFailed, MilvusMemories, Vectors
@@ -24,6 +25,7 @@ from memserve.memory.texts.milvus_lite import MARK_OF_A_DROP
 from memserve.memory.texts.milvus_old import OLD_MEMORIES
 from memserve.memory.texts.records import Record
 from tests.kv.redis_server import RedisServer
+from tests.memory.texts.journaled import append, written
 from tests.memory.texts.milvus_server import running_server
 from tests.memory.texts.old_store import write_old_store
 from tests.memory.texts.store_records import (
@@ -64,7 +66,10 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @contextlib.asynccontextmanager
 async def gateway(uri: str, redis: RedisServer) -> AsyncIterator[tuple[VectorIndex, Journal]]:
     """An index and a journal."""
-    index, journal = VectorIndex(uri, VECTORS, None, call_timeout_s=10), Journal(redis.url, Quotas())
+    index, journal = (
+        VectorIndex(uri, VECTORS, None, is_searched=True, call_timeout_s=10),
+        Journal(redis.url, Quotas()),
+    )
     try:
         yield index, journal
     finally:
@@ -124,8 +129,7 @@ async def test_writes_before_the_end_of_the_move_win(uri: str, redis_server: Red
         with pytest.raises(MilvusFailed, match="are being moved"):
             store.nearest(scope_of(TENANT), vector_of(1), 1, timeout_s=TIMEOUT_S)
         # A write that waits in the journal is brought by whoever wrote it.
-        waiting = put(TENANT, records[4].memory, vector_of(4))
-        assert await journal.append(waiting, await journal.look(waiting.key, TENANT, "notes"), 1)
+        assert await append(journal, TENANT, written(TENANT, records[4].memory, vector_of(4)))
         await move_old_memories(index, journal, MigrationFigures())
         assert_moved(store, [newer, fresh, records[2], records[3], *records[5:]])
 
@@ -206,7 +210,7 @@ async def test_a_gateway_starts_with_the_old_store_and_finds_all(
     )
     memory = await VectorMemory.open(uri, embedder, redis_server.url)
     assert memory.settling.figures.migration == MigrationFigures(2, 2, 2)
-    hits = await memory.search(TENANT, ["notes"], "QX7741B", 5, timeout_s=10)
+    hits = (await memory.search(TENANT, SearchQuery(("notes",), "QX7741B", 5), 10)).hits
     assert hits[0].memory.text == texts[0]
     assert hits[0].memory.state is MemoryState.LIVE
     assert await memory.counts(TENANT) == {"notes": 2}

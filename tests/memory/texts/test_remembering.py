@@ -1,6 +1,7 @@
 """Memories come back as they were remembered, over real Milvus Lite."""
 
 import asyncio
+import time
 import unicodedata
 
 import pytest
@@ -19,26 +20,28 @@ from tests.memory.texts.handbook import TENANT, ids, remember, search
 @pytest.mark.asyncio
 async def test_a_memory_comes_back_as_it_was_remembered(vector: VectorMemory) -> None:
     text = "line one\n\"quoted\" 'single' \\ back\\slash 東京 🙂\ttab"
-    stored = await vector.remember(
-        TENANT,
-        "notes",
+    before_s = time.time()
+    stored = await remember(
+        vector,
         text,
+        namespace="notes",
         source="https://example.org/?a=1&b='2'",
         keywords=("alpha", 'be"ta'),
         memory_id="m:1",
-        now_s=1234.5,
     )
+    assert before_s <= stored.created_s == stored.updated_s <= time.time()
     assert stored == Memory(
-        "m:1", "notes", text, "https://example.org/?a=1&b='2'", ("alpha", 'be"ta'), 1234.5
-    )
+        "m:1", "notes", text, "https://example.org/?a=1&b='2'", ("alpha", 'be"ta'), stored.created_s,
+        updated_s=stored.created_s,
+    )  # fmt: skip
     assert await vector.get(TENANT, "notes", "m:1") == stored
 
 
 @pytest.mark.asyncio
 async def test_a_memory_at_every_limit_is_stored_whole(vector: VectorMemory) -> None:
     text = "ä" * 4096
-    stored = await vector.remember(
-        TENANT, "a" * 64, text, source="s" * 512, keywords=["k" * 64] * 16, memory_id="i" * 128, now_s=0.0
+    stored = await remember(
+        vector, text, namespace="a" * 64, source="s" * 512, keywords=["k" * 64] * 16, memory_id="i" * 128
     )
     assert await vector.get(TENANT, "a" * 64, "i" * 128) == stored
     assert stored.text == text
@@ -48,22 +51,19 @@ async def test_a_memory_at_every_limit_is_stored_whole(vector: VectorMemory) -> 
 async def test_an_accent_in_one_piece_or_in_two_is_the_same_memory(vector: VectorMemory) -> None:
     composed, decomposed = "Le café de Zoë, 가나", unicodedata.normalize("NFD", "Le café de Zoë, 가나")
     assert composed != decomposed
-    first = await vector.remember(
-        TENANT, "notes", decomposed, source=decomposed, keywords=[decomposed], memory_id=None, now_s=1.0
+    first = await remember(
+        vector, decomposed, namespace="notes", source=decomposed, keywords=[decomposed], memory_id=""
     )
     assert (first.text, first.source, first.keywords) == (composed, composed, (composed,))
     assert (
-        await vector.remember(
-            TENANT, "notes", composed, source=composed, keywords=[composed], memory_id=None, now_s=2.0
+        await remember(
+            vector, composed, namespace="notes", source=composed, keywords=[composed], memory_id=""
         )
         == first
     )
-    named = await vector.remember(
-        TENANT, "notes", decomposed, source="", keywords=(), memory_id="m1", now_s=1.0
-    )
+    named = await remember(vector, decomposed, namespace="notes", source="", keywords=(), memory_id="m1")
     assert (
-        await vector.remember(TENANT, "notes", composed, source="", keywords=(), memory_id="m1", now_s=2.0)
-        == named
+        await remember(vector, composed, namespace="notes", source="", keywords=(), memory_id="m1") == named
     )
     assert ids(await search(vector, unicodedata.normalize("NFD", "café"), namespace="notes")) == ids(
         await search(vector, "café", namespace="notes")
@@ -72,14 +72,9 @@ async def test_an_accent_in_one_piece_or_in_two_is_the_same_memory(vector: Vecto
 
 @pytest.mark.asyncio
 async def test_repeating_a_remember_returns_the_memory_stored_first(vector: VectorMemory) -> None:
-    first = await vector.remember(
-        TENANT, "notes", "one", source="s", keywords=["k"], memory_id="m1", now_s=1.0
-    )
-    again = await vector.remember(
-        TENANT, "notes", "one", source="s", keywords=["k"], memory_id="m1", now_s=2.0
-    )
+    first = await remember(vector, "one", namespace="notes", source="s", keywords=["k"], memory_id="m1")
+    again = await remember(vector, "one", namespace="notes", source="s", keywords=["k"], memory_id="m1")
     assert again == first
-    assert again.created_s == 1.0
     assert await vector.count(TENANT, "notes") == 1
 
 
@@ -90,13 +85,9 @@ async def test_repeating_a_remember_returns_the_memory_stored_first(vector: Vect
 async def test_an_id_with_other_content_is_a_conflict_and_changes_nothing(
     vector: VectorMemory, text: str, source: str, keywords: list[str]
 ) -> None:
-    first = await vector.remember(
-        TENANT, "notes", "one", source="s", keywords=["k"], memory_id="m1", now_s=1.0
-    )
+    first = await remember(vector, "one", namespace="notes", source="s", keywords=["k"], memory_id="m1")
     with pytest.raises(MemoryConflict) as conflict:
-        await vector.remember(
-            TENANT, "notes", text, source=source, keywords=keywords, memory_id="m1", now_s=2.0
-        )
+        await remember(vector, text, namespace="notes", source=source, keywords=keywords, memory_id="m1")
     assert conflict.value.memory_id == "m1"
     assert await vector.get(TENANT, "notes", "m1") == first
 
@@ -127,7 +118,7 @@ async def test_a_namespace_comes_into_being_with_its_first_memory(vector: Vector
     for call in (
         vector.get(TENANT, "notes", "m1"),
         vector.count(TENANT, "notes"),
-        vector.search(TENANT, ["notes"], "anything", 5, timeout_s=10),
+        search(vector, "anything", namespace="notes"),
     ):
         with pytest.raises(NamespaceNotFound) as missing:
             await call

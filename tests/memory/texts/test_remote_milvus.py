@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from memserve.domain import SearchQuery
 from memserve.errors import MemoryNotFound, VectorStoreUnavailable
 from memserve.memory.texts.embedding import BertEmbedder
-from memserve.memory.texts.journal import Journal, Quotas, put
-from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.journal import Journal
+from memserve.memory.texts.journal_entries import Quotas
+from memserve.memory.texts.memory import TextOptions, VectorMemory
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts.handbook import TENANT, ids, remember, search
+from tests.memory.texts.journaled import append, written
 from tests.memory.texts.milvus_server import free_port, start_server
 
 
@@ -24,10 +27,12 @@ async def test_a_remote_milvus_may_be_down_at_the_start_and_be_killed_later(
     tmp_path: Path, redis_server: RedisServer, embedder: BertEmbedder
 ) -> None:
     port = free_port()
-    memory = await VectorMemory.open(f"http://127.0.0.1:{port}", embedder, redis_server.url, call_timeout_s=5)
+    memory = await VectorMemory.open(
+        f"http://127.0.0.1:{port}", embedder, redis_server.url, TextOptions(call_timeout_s=5)
+    )
     started_s = time.monotonic()
     with pytest.raises(VectorStoreUnavailable):
-        await memory.search(TENANT, ["handbook"], "gate", 5, timeout_s=0.3)
+        await memory.search(TENANT, SearchQuery(("handbook",), "gate", 5), 0.3)
     assert time.monotonic() - started_s < 1
 
     server = start_server(tmp_path / "server", port)
@@ -38,7 +43,7 @@ async def test_a_remote_milvus_may_be_down_at_the_start_and_be_killed_later(
         os.kill(server.pid, signal.SIGKILL)
         server.wait()
         with pytest.raises(VectorStoreUnavailable):
-            await memory.search(TENANT, ["handbook"], "gate", 5, timeout_s=0.3)
+            await memory.search(TENANT, SearchQuery(("handbook",), "gate", 5), 0.3)
         server = start_server(tmp_path / "server", port)
         await until_available(memory)
         assert await memory.get(TENANT, "handbook", "gate") == stored
@@ -89,16 +94,16 @@ async def test_two_gateways_share_a_milvus_server(
         assert not await first.forget(TENANT, "handbook", "gate")
 
         # A gateway that is paused before it brings a write into Milvus, while another one forgets the memory.
-        late = put(TENANT, stored, embedder.embed([stored.text], query=False)[0])
+        late = written(TENANT, stored, embedder.embed([stored.text], query=False)[0])
         # The other gateway's write has become durable meanwhile, and nothing remembers it.
         forgotten = (await journal.pending_of([late.key]))[late.key]
         assert not await journal.drop([forgotten], 0.0)
-        await (await gateway()).settling.apply(TENANT, replace(late, sequence=1), time.monotonic() - 20.0)
+        await (await gateway()).settling.apply(TENANT, [replace(late, sequence=1)], time.monotonic() - 20.0)
         assert ids(await search(second, "QX7741B")) == [], "it does not come back"
 
         # A gateway that is killed after it has journaled a write.
         south = replace(stored, memory_id="south", text="The south gate opens with the code ZZ9000A.")
-        write = put(TENANT, south, embedder.embed([south.text], query=False)[0])
-        assert await journal.append(write, await journal.look(write.key, TENANT, "handbook"), 1)
+        write = written(TENANT, south, embedder.embed([south.text], query=False)[0])
+        assert await append(journal, TENANT, write)
         assert await second.get(TENANT, "handbook", "south") == south, "it is acknowledged, and is there"
         assert ids(await search(await gateway(), "ZZ9000A")) == ["south"], "the next to start brings it in"

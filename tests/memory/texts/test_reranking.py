@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from memserve.domain import Memory, ScoredMemory
+from memserve.domain import Memory, ScoredMemory, SearchQuery
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.encoders.reranking import FIRST_TOKEN_S, Reranking
 from memserve.memory.texts.memory import VectorMemory
@@ -99,12 +99,17 @@ def test_candidates_count_by_their_tokens(left_s: float, fitting: int) -> None:
     assert candidates_in_time([10, 20, 30], 0.1, left_s) == fitting
 
 
+async def search_reranked(vector: VectorMemory) -> tuple[ScoredMemory, ...]:
+    query = SearchQuery(("handbook",), "the spare key", 1, rerank=True)
+    return (await vector.search(TENANT, query, 10)).hits
+
+
 async def test_a_search_is_reranked(vector: VectorMemory, embedder: BertEmbedder) -> None:
     for text in ("the spare key", "the spare key is in the drawer", "the spare key of hall three is lost"):
         await remember(vector, text)
-    first = await vector.search(TENANT, ["handbook"], "the spare key", 1, timeout_s=10)
+    first = await search_reranked(vector)
     assert [hit.memory.text for hit in first] == ["the spare key"] and first[0].rerank_score is None
     vector.reranking = Reranking(ByLength(), 16)
-    found = await vector.search(TENANT, ["handbook"], "the spare key", 1, timeout_s=10)
+    found = await search_reranked(vector)
     assert [hit.memory.text for hit in found] == ["the spare key of hall three is lost"]
     assert found[0].rerank_score == 35.0

@@ -11,11 +11,13 @@ import pytest
 
 from memserve.domain import Memory
 from memserve.errors import MemoryNotFound, NamespaceNotFound, RegistryUnavailable, VectorStoreDamaged
+from memserve.memory.texts.due import FlushPolicy
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.journal import PENDING
-from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.milvus import MEMORIES
 from tests.kv.redis_server import RedisServer
+from tests.memory.texts import handbook
 
 TENANT = "acme"
 
@@ -23,12 +25,13 @@ TENANT = "acme"
 async def open_memory(
     path: Path, embedder: BertEmbedder, server: RedisServer, quiet_s: float = 0.05
 ) -> VectorMemory:
-    return await VectorMemory.open(str(path / "memories.db"), embedder, server.url, flush_quiet_s=quiet_s)
+    options = TextOptions(flush=FlushPolicy(quiet_s=quiet_s))
+    return await VectorMemory.open(str(path / "memories.db"), embedder, server.url, options)
 
 
 async def remember(memory: VectorMemory, name: str, text: str = "") -> Memory:
-    return await memory.remember(
-        TENANT, "notes", text or f"The text of {name}.", source="s", keywords=(), memory_id=name, now_s=1.0
+    return await handbook.remember(
+        memory, text or f"The text of {name}.", namespace="notes", source="s", memory_id=name
     )
 
 
@@ -83,7 +86,7 @@ async def test_a_failed_flush_loses_nothing_that_was_acknowledged(
     assert redis_server.client.hlen(PENDING) == 0
 
     async def assert_all_there() -> None:
-        hits = await memory.search(TENANT, ["notes"], "The text of m1", 64, timeout_s=10)
+        hits = await handbook.search(memory, "The text of m1", namespace="notes", limit=64)
         assert {hit.memory.memory_id for hit in hits} == {note.memory_id for note in stored}
         assert [await memory.get(TENANT, "notes", note.memory_id) for note in stored] == stored
         assert await memory.counts(TENANT) == {"notes": 20}
@@ -107,14 +110,14 @@ async def test_a_write_that_milvus_refuses_is_acknowledged_found_and_replayed(
     with Blocked(collection(tmp_path) / "wal"):
         stored = await remember(memory, "new")
         assert await memory.forget(TENANT, "notes", "old")
-        assert memory.settling.figures.failures > 0
+        await until(lambda: memory.settling.figures.failures > 0)
         assert await memory.get(TENANT, "notes", "new") == stored
         with pytest.raises(MemoryNotFound):
             await memory.get(TENANT, "notes", "old")
-        hits = await memory.search(TENANT, ["notes"], "The text of old.", 5, timeout_s=10)
+        hits = await handbook.search(memory, "The text of old.", namespace="notes", limit=5)
         assert "old" not in [hit.memory.memory_id for hit in hits]
     await until(lambda: memory.settling.is_settled)
-    hits = await memory.search(TENANT, ["notes"], "The text", 5, timeout_s=10)
+    hits = await handbook.search(memory, "The text", namespace="notes", limit=5)
     assert [hit.memory.memory_id for hit in hits] == ["new"]
     await memory.close()
 
@@ -155,16 +158,16 @@ async def test_reads_go_on_without_the_registry_and_writes_say_so(
     await until(lambda: memory.settling.is_settled)
     own_redis_server.stop()
     assert await memory.get(TENANT, "notes", "m1") == stored
-    (hit,) = await memory.search(TENANT, ["notes"], "The text", 5, timeout_s=10)
+    (hit,) = await handbook.search(memory, "The text", namespace="notes", limit=5)
     assert hit.memory == stored
     with pytest.raises(RegistryUnavailable):
         await remember(memory, "m2")
     with pytest.raises(RegistryUnavailable):
         await memory.forget(TENANT, "notes", "m1")
-    assert await memory.search(TENANT, ["other"], "The text", 5, timeout_s=10) == []
+    assert await handbook.search(memory, "The text", namespace="other", limit=5) == []
     own_redis_server.start()
     with pytest.raises(NamespaceNotFound):
-        await memory.search(TENANT, ["other"], "The text", 5, timeout_s=10)
+        await handbook.search(memory, "The text", namespace="other", limit=5)
     await memory.close()
 
 
@@ -193,7 +196,7 @@ async def test_the_counts_of_a_store_from_before_the_journal_are_taken_over(
     memory = await open_memory(tmp_path, embedder, redis_server)
     for number in range(3):
         await remember(memory, f"m{number}")
-    await memory.remember("globex", "other", "one", source="", keywords=(), memory_id=None, now_s=0.0)
+    await handbook.remember(memory, "one", tenant="globex", namespace="other")
     await memory.close()
     redis_server.client.flushall()
     memory = await open_memory(tmp_path, embedder, redis_server)
@@ -227,7 +230,7 @@ async def test_a_write_whose_call_was_cancelled_or_unanswered_is_all_there_or_no
     assert await memory.counts(TENANT) == {"notes": 12}
     await memory.close()
     memory = await open_memory(tmp_path, embedder, own_redis_server)
-    assert len(await memory.search(TENANT, ["notes"], "The text", 64, timeout_s=10)) == 12
+    assert len(await handbook.search(memory, "The text", namespace="notes", limit=64)) == 12
     await memory.close()
 
 
@@ -240,9 +243,7 @@ async def damaged_store(path: Path, embedder: BertEmbedder, server: RedisServer)
     for start in (0, 10):
         for number in range(start, start + 10):
             await remember(memory, f"m{number}")
-            await memory.remember(
-                "globex", "other", f"text {number}", source="", keywords=(), memory_id=None, now_s=0.0
-            )
+            await handbook.remember(memory, f"text {number}", tenant="globex", namespace="other")
         await until(lambda: memory.settling.is_settled)
     await memory.close()
 
@@ -294,9 +295,11 @@ async def test_damage_is_noticed_and_what_is_left_stays_usable(
 ) -> None:
     await damaged_store(tmp_path, embedder, redis_server)
     damage(tmp_path / "memories.db")
+    shutil.rmtree(tmp_path / "memories.index")
     memory = await open_memory(tmp_path, embedder, redis_server)
+    await until(lambda: not memory.settling.needs_mending)
     lost = memory.lost(TENANT) + memory.lost("globex")
-    hits = await memory.search(TENANT, ["notes"], "The text", 64, timeout_s=10)
+    hits = await handbook.search(memory, "The text", namespace="notes", limit=64)
     assert lost > 0
     assert len(hits) == 20 - memory.lost(TENANT)
     assert memory.lost(TENANT, ["elsewhere"]) == 0
@@ -306,6 +309,23 @@ async def test_damage_is_noticed_and_what_is_left_stays_usable(
     await memory.close()
     memory = await open_memory(tmp_path, embedder, redis_server)
     assert memory.lost(TENANT) + memory.lost("globex") == lost
+    await memory.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("damage", [truncate_data_file, shutil.rmtree])
+async def test_what_milvus_lite_has_lost_comes_back_from_the_local_index(
+    tmp_path: Path, embedder: BertEmbedder, redis_server: RedisServer, damage: Callable[[Path], None]
+) -> None:
+    await damaged_store(tmp_path, embedder, redis_server)
+    damage(tmp_path / "memories.db")
+    memory = await open_memory(tmp_path, embedder, redis_server)
+    assert memory.settling.figures.lost == {}
+    await memory.close()
+    shutil.rmtree(tmp_path / "memories.index")
+    memory = await open_memory(tmp_path, embedder, redis_server)
+    await until(lambda: not memory.settling.needs_mending)
+    assert len(await handbook.search(memory, "The text", namespace="notes", limit=64)) == 20
     await memory.close()
 
 
