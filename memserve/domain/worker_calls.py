@@ -121,6 +121,52 @@ class AnswerPart:
     """Set on the last part."""
 
 
+SCORED_TOKENS_MAX = 512
+"""Of one continuation."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringRequest:
+    """Tokens whose log-probabilities behind a prompt are asked for."""
+
+    request_id: str
+    token_ids: Sequence[int]
+    """[prompt_tokens]"""
+    continuation: Sequence[int]
+    """[1 to SCORED_TOKENS_MAX tokens]. With the prompt it fits into the context."""
+    tenant: str
+    cache_salt: str
+    modules: tuple[AppliedModule, ...] = ()
+    """Those that do not move log-probabilities change nothing."""
+    priority: Priority = Priority.BACKGROUND
+    cached_tokens: int = 0
+    """Prompt tokens that the gateway expects not to be computed."""
+
+    @property
+    def answer(self) -> WorkerRequest:
+        """What the engine does for it: an answer whose tokens are given."""
+        return WorkerRequest(
+            request_id=self.request_id,
+            token_ids=self.token_ids,
+            tenant=self.tenant,
+            cache_salt=self.cache_salt,
+            sampling=Sampling(max_tokens=len(self.continuation), logprobs=True),
+            modules=self.modules,
+            priority=self.priority,
+            cached_tokens=self.cached_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What a model makes of given tokens."""
+
+    logprobs: tuple[float, ...]
+    """[continuation tokens], natural logarithms."""
+    cached: CachedTokens
+    """Of the prompt."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeldBlocks:
     """Leading blocks of a prompt in a worker's own memory."""
@@ -260,6 +306,9 @@ class WorkerCalls(Protocol):
 
     def generate(self, request: WorkerRequest, timeout_s: float | None) -> AsyncGenerator[AnswerPart, None]:
         """Stream one answer. The last part has a finish reason; a stream that ends without is WorkerDied."""
+
+    async def score_tokens(self, request: ScoringRequest, timeout_s: float | None) -> TokenScores:
+        """The log-probabilities of given tokens. WrongRequest: there are none, too many, or unknown ones."""
 
     async def lookup_blocks(self, keys: Sequence[bytes], timeout_s: float) -> HeldBlocks:
         """How many of a prompt's leading blocks the worker holds. keys: [blocks], in order."""
