@@ -158,7 +158,9 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         "max_module_bytes.",
     )
     max_memories_per_tenant: int = Field(
-        100_000, ge=1, description="Live memories of one tenant. Superseded and forgotten ones count as bytes."
+        100_000,
+        ge=1,
+        description="Live memories of one tenant. Superseded and forgotten ones count as bytes.",
     )
     max_memory_bytes_per_tenant: int = Field(
         1 << 30, ge=1 << 20, description="Bytes of one tenant's memories, with their histories and vectors."
@@ -208,6 +210,11 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         "on_request",
         description="Whether the exact prompt and the answer's tokens are kept with it, where the request "
         "asks for it (`keep_prompt`). At most 256 prompts of a tenant.",
+    )
+    warm_pinned: bool = Field(
+        True,
+        description="Whether the beginning of prompts with a namespace's pinned passages is computed ahead "
+        "of requests, and again when they change.",
     )
     recall_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="Time that recall may take when a request names none."

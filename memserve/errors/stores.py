@@ -113,8 +113,8 @@ class PinnedMemoriesFull(QuotaReached):
     def __init__(self, namespace: str, memories_max: int, bytes_max: int) -> None:
         PicklableError.__init__(
             self,
-            f"pinned: namespace {namespace} may have {memories_max} pinned memories, with {bytes_max} bytes of "
-            "text together, and this one does not fit; unpin another one first",
+            f"pinned: namespace {namespace} may have {memories_max} pinned memories, with {bytes_max} bytes "
+            "of text together, and this one does not fit; unpin another one first",
         )
 
 

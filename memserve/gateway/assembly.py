@@ -56,6 +56,8 @@ from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers
 from memserve.gateway.surprise import SurpriseGate
 from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.gateway.warm_pinned import PRINCIPAL as WARM_PRINCIPAL
+from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
@@ -143,6 +145,7 @@ class GatewayServices:
     deletion: ModuleDeletion
     composition: ModuleComposition
     canaries: CanaryWatch
+    warm_pinned: WarmPinned
     explanations: AnswerExplanations
 
 
@@ -224,6 +227,14 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
     look_up = CacheLookup(pool, parts.lookup, parts.metrics)
     router = Router(pool, settings, parts.residuals, parts.breakers)
+    pinned = Pinned(parts.texts)
+    prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
+    warm_pinned = WarmPinned(
+        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics,
+        lambda: [access.named(name, WARM_PRINCIPAL) for name in access.known_tenants()],
+        enabled=settings.warm_pinned,
+    )  # fmt: skip
+    parts.texts.on_pinned_change(warm_pinned.changed)
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -235,7 +246,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         texts=parts.texts,
         recall=Recall(
             parts.texts,
-            Pinned(parts.texts),
+            pinned,
             ModuleFits(memory, partial(parts.texts.embedding.embed, query=False), parts.background),
             parts.ledger,
             parts.tokenizer,
@@ -250,6 +261,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         tokens=parts.tokens,
         provenance=Provenance(parts.answers, parts.decisions, settings),
         ledger=parts.ledger,
+        warm_pinned=warm_pinned,
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, memory, scoring)
@@ -266,7 +278,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         previews=RecallPreviews(pipeline),
         remembering=remembering,
         feedback=Feedback(parts.answers, parts.texts, parts.ledger, remembering),
-        prefixes=Prefixes(check, fit, memory, parts.activation, pool, parts.tokens),
+        prefixes=prefixes,
+        warm_pinned=warm_pinned,
         trial=trial,
         gatekeeper=gatekeeper,
         placement=placement,

@@ -14,7 +14,7 @@ first table has the model's figure beside the engine's.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from loadtests.harness.engines import BLOCK_TOKENS, prepare_environment
@@ -53,15 +53,15 @@ class Arm:
     """Of one prompt, on average."""
 
 
-def measure(
-    layout: PromptLayout, requests: Sequence[Request], pool_tokens: int
-) -> list[Arm]:
+def measure(layout: PromptLayout, requests: Sequence[Request], pool_tokens: int) -> list[Arm]:
     from vllm import SamplingParams
 
     from loadtests.harness.demo_engine import DemoEngine
 
     blocks = pool_tokens // BLOCK_TOKENS
-    engine = DemoEngine({"num_gpu_blocks_override": blocks, "kv_cache_memory_bytes": 256 << 20, "max_num_seqs": 1})
+    engine = DemoEngine(
+        {"num_gpu_blocks_override": blocks, "kv_cache_memory_bytes": 256 << 20, "max_num_seqs": 1}
+    )
     params = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS)
     arms = []
     try:
@@ -77,7 +77,9 @@ def measure(
                 tokens = sum(len(prompt.token_ids) for prompt in asked)
                 modelled = cached_share(PrefixPool(BLOCK_TOKENS, pool_tokens), _token_ids(asked))
                 arms.append(
-                    Arm(name, bool(pinned), cached / tokens, modelled, right / len(asked), tokens / len(asked))
+                    Arm(
+                        name, bool(pinned), cached / tokens, modelled, right / len(asked), tokens / len(asked)
+                    )
                 )
                 report(f"{name}{', pinned' * bool(pinned)}: {cached / tokens:.3f} cached")
     finally:
@@ -95,7 +97,9 @@ def modelled_sizes(
             block,
             pool,
             {
-                name: cached_share(PrefixPool(block, None if pool is None else int(pool * memory_tokens)), each)
+                name: cached_share(
+                    PrefixPool(block, None if pool is None else int(pool * memory_tokens)), each
+                )
                 for name, each in made.items()
             },
         )
@@ -107,14 +111,19 @@ def modelled_sizes(
 def modelled_systems(
     layout: PromptLayout, requests: Sequence[Request], pool_tokens: int
 ) -> list[tuple[int, float, float]]:
-    """By the number of system texts: the share with the system text first, and with it behind the passages."""
+    """By the number of system texts: the share with that text first, and with it behind the passages."""
     shared, behind = [], _behind(layout.recall.render)
     for count in SYSTEMS:
         systems = [SYSTEM_TEXT.format(number=number) for number in range(count)]
         shares = []
         for render in (layout.recall.render, behind):
             made = prompts(
-                layout, requests, ORDERS["canonical"], pinned=pinned_passages(), systems=systems, render=render
+                layout,
+                requests,
+                ORDERS["canonical"],
+                pinned=pinned_passages(),
+                systems=systems,
+                render=render,
             )
             shares.append(cached_share(PrefixPool(BLOCK_TOKENS, pool_tokens), _token_ids(made)))
         shared.append((count, shares[0], shares[1]))
@@ -125,8 +134,8 @@ def _behind(render: Render) -> Render:
     return lambda system, passages: f"{render('', passages)}\n\n{system}"
 
 
-def _token_ids(made: Sequence[Prompted] | object) -> list[list[int]]:
-    return [prompt.token_ids for prompt in made]  # type: ignore[attr-defined]
+def _token_ids(made: Iterable[Prompted]) -> list[list[int]]:
+    return [prompt.token_ids for prompt in made]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     layout = demo_layout()
     memory_tokens = sum(layout.tokenizer.lengths([memory.text for memory in memories]))
     pool_tokens = int(POOL_SHARE * memory_tokens) // BLOCK_TOKENS * BLOCK_TOKENS
-    report(f"{len(memories)} memories of {memory_tokens / len(memories):.0f} tokens, {len(requests)} requests")
+    report(
+        f"{len(memories)} memories of {memory_tokens / len(memories):.0f} tokens, {len(requests)} requests"
+    )
     arms = measure(layout, requests, pool_tokens)
     sizes = modelled_sizes(layout, requests, memory_tokens)
     systems = modelled_systems(layout, requests, pool_tokens)
@@ -185,7 +196,11 @@ def _tell(
     score, canonical = by_name["by score", False], by_name["canonical", False]
     bars = [
         Bar("cached share, canonical ÷ by score", canonical.cached / score.cached, at_least=BAR),
-        Bar("share of right answers, canonical less by score", canonical.right - score.right, at_least=QUALITY_BAR),
+        Bar(
+            "share of right answers, canonical less by score",
+            canonical.right - score.right,
+            at_least=QUALITY_BAR,
+        ),
     ]
     figures: dict[str, object] = {
         "engine": rows,

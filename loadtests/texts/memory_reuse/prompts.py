@@ -49,7 +49,9 @@ def demo_layout() -> PromptLayout:
 
 def pinned_passages() -> list[ScoredMemory]:
     return [
-        ScoredMemory(Memory(f"pinned{number}", NAMESPACE, text, "", (), float(number), pinned=True), 1.0, None, None)
+        ScoredMemory(
+            Memory(f"pinned{number}", NAMESPACE, text, "", (), float(number), pinned=True), 1.0, None, None
+        )
         for number, text in enumerate(PINNED_TEXTS)
     ]
 

@@ -67,7 +67,8 @@ def memories_and_questions(shape: Shape, seed: int) -> tuple[list[Memory], list[
             known.setdefault(drawn.key, drawn)
         stated.append(list(known.values()))
     questions = [
-        [[facts.question(rng, fact) for _ in range(PHRASINGS)] for fact in of_subject] for of_subject in stated
+        [[facts.question(rng, fact) for _ in range(PHRASINGS)] for fact in of_subject]
+        for of_subject in stated
     ]
     everything = list(itertools.chain.from_iterable(stated))
     rng.shuffle(everything)
@@ -119,7 +120,9 @@ def _search(memories: Sequence[Memory], queries: Sequence[str]) -> Mapping[str, 
         candidates = [
             Candidate(memories[place], float(cosines[place]), indexed[place]) for place in sorted(places)
         ]
-        hits = choose_hits(Candidates(candidates, statistics), query, SearchWishes(TOP), memories[-1].created_s)
+        hits = choose_hits(
+            Candidates(candidates, statistics), query, SearchWishes(TOP), memories[-1].created_s
+        )
         found[query] = hits.hits
     return found
 

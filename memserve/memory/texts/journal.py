@@ -23,7 +23,16 @@ from redis.exceptions import NoScriptError
 
 from memserve.domain import MemoryAction, MemoryChange, NamespaceUsage
 from memserve.errors import ChangesMissed, JournalFull, PinnedMemoriesFull, QuotaReached
-from memserve.memory.texts.journal_entries import Draft, Look, Quotas, Totals, Write, decode, encode, pinned_bytes
+from memserve.memory.texts.journal_entries import (
+    Draft,
+    Look,
+    Quotas,
+    Totals,
+    Write,
+    decode,
+    encode,
+    pinned_bytes,
+)
 from memserve.memory.texts.records import tenant_key
 from memserve.registry.client import answering, close_client, registry_client
 
