@@ -69,7 +69,7 @@ async def test_what_is_pinned_is_computed_ahead_and_again_when_it_changes(
     start_gateway: StartGateway,
 ) -> None:
     gateway = await start_gateway(recall_timeout_ms=10_000)
-    memories = gateway.client.memories
+    memories = gateway.client
     for number in range(3):
         await memories.remember("desk", f"The code of Amber {number} is {number}071.")
     assert not [request for request in gateway.workers[0].requests if request.keep]
@@ -101,7 +101,7 @@ async def test_the_receipt_shows_pinned_passages_apart_and_conditions_behind_the
     start_gateway: StartGateway,
 ) -> None:
     gateway = await start_gateway(recall_timeout_ms=10_000, warm_pinned=False)
-    memories = gateway.client.memories
+    memories = gateway.client
     await memories.remember("desk", OTHER, memory_id="own", pinned=True, applies_when='desk == "north"')
     await memories.remember("desk", RULE, memory_id="rule", pinned=True)
     await memories.remember("desk", "The code of Amber Lantern is 4071.", memory_id="code")
