@@ -20,6 +20,7 @@ import pytest
 
 import memserve
 from memserve.client import CallFailed, Client, RefusalReason
+from memserve.memory.texts.local.schema import RebuildReason
 
 # A value for each type that a constructor takes.
 VALUES: dict[str, Any] = {
@@ -32,6 +33,7 @@ VALUES: dict[str, Any] = {
     "grpc.StatusCode": grpc.StatusCode.NOT_FOUND,
     "RefusalReason": RefusalReason.LATE,
     "RefusalReason | None": RefusalReason.LATE,
+    "RebuildReason": RebuildReason.DAMAGED,
 }
 # They start things, or need what a gateway has not.
 LEFT_OUT = ("memserve.__main__", "memserve.processes.reaper", "memserve.processes.tether")

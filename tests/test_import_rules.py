@@ -41,6 +41,7 @@ OFFENCES = {
         "memserve/memory/texts/search.py",
         "import pymilvus",
     ),
+    "tantivy and faiss only in memory.texts.local": ("memserve/memory/texts/search.py", "import faiss"),
     "fsspec only in memory.modules.blobs.remote and model.fetch.stores": (
         "memserve/memory/modules/probes.py",
         "import fsspec",

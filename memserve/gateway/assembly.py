@@ -183,9 +183,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         stack.push_async_callback(pool.close)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
         stack.push_async_callback(tokens.close)
-        answers = KeptAnswers(
-            settings.redis, settings.answers_kept_s, tokenizer.decode, dropped=metrics.answers_not_kept.inc
-        )
+        answers = KeptAnswers(settings.redis, settings.answers_kept_s, tokenizer.decode, metrics.not_kept)
         stack.push_async_callback(answers.close)
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
@@ -345,7 +343,7 @@ def _connect_texts(
 ) -> None:
     """What a search has beside its store, and what an erasure has to reach outside it."""
     texts.search_parts = SearchParts(
-        count_tokens=lambda text: len(tokenizer.encode_text(text)), strengths=ledger.strengths
+        count_tokens=lambda text: tokenizer.lengths([text])[0], strengths=ledger.strengths
     )
     outside = OutsideTheStore(answers, ledger, activation)
     # The uses last: they say whether the memory was ever in a prompt.

@@ -132,10 +132,7 @@ class Pipeline:
         spent = await held.enter_async_context(
             self.tokens.answer(tenant.name, len(prompt.token_ids), prompt.max_tokens)
         )
-        self.pool.asked(tenant.name)
-        if self.settings.hold_s and not self.pool.ready(time.monotonic()):
-            with self.metrics.held.track_inprogress():
-                await self.pool.until_ready(self.settings.hold_s)
+        await self._until_ready(tenant.name)
         # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
         live.step(5)
         looking_s = time.monotonic()
@@ -158,10 +155,8 @@ class Pipeline:
             # 7. The worker streams. A worker that fails before its first token is replaced.
             live.step(7)
             try:
-                with (
-                    worker.serving(tenant.name, route.request_id, choice.sent, modules.slot_digest),
-                    self.provenance.following(routed) as followed,
-                ):
+                followed = held.enter_context(self.provenance.following(routed))
+                with worker.serving(tenant.name, route.request_id, choice.sent, modules.slot_digest):
                     yield route
                     self.ledger.used(tenant.name, [hit.memory for hit in prompt.passages], time.time())
                     async with contextlib.aclosing(self.answers.stream(routed, worker)) as events:
@@ -177,3 +172,10 @@ class Pipeline:
                 self.answers.failed(routed, failure)
                 attempts.failed(failure)
                 self.metrics.rerouted.inc()
+
+    async def _until_ready(self, tenant: str) -> None:
+        """Hold a request for a first worker, as the settings say."""
+        self.pool.asked(tenant)
+        if self.settings.hold_s and not self.pool.ready(time.monotonic()):
+            with self.metrics.held.track_inprogress():
+                await self.pool.until_ready(self.settings.hold_s)

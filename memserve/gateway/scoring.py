@@ -35,6 +35,7 @@ from memserve.gateway.layout import PromptLayout
 from memserve.gateway.steps.lookup import CacheLookup
 from memserve.gateway.steps.resolve import AnsweringModules
 from memserve.gateway.steps.route import Router
+from memserve.gateway.tokenizer import TokenSpan
 from memserve.gateway.workers.pooled_worker import PooledWorker
 from memserve.policy.routing.breaker import Breakers
 from memserve.turns import FairThreads
@@ -82,9 +83,9 @@ class Scoring:
         encode = partial(_encode, self._layout, messages, passages)
         return await self._tokenizing.run(tenant.name, encode)
 
-    async def continuation(self, tenant: Tenant, texts: Sequence[str]) -> list[list[int]]:
-        """[texts][tokens] as the assistant would say them, one after the other. Raises InvalidField."""
-        return await self._tokenizing.run(tenant.name, partial(_encode_texts, self._layout, texts))
+    async def continuation(self, tenant: Tenant, text: str) -> list[TokenSpan]:
+        """[tokens] of a text as the assistant would say it. Raises InvalidField."""
+        return await self._tokenizing.run(tenant.name, partial(_encode_text, self._layout, text))
 
     async def score(
         self,
@@ -202,7 +203,7 @@ def _encode(layout: PromptLayout, messages: Sequence[Message], passages: Sequenc
     return layout.encode(layout.arrange(messages, passages))
 
 
-def _encode_texts(layout: PromptLayout, texts: Sequence[str]) -> list[list[int]]:
-    if token := layout.tokenizer.special_token_in("".join(texts)):
+def _encode_text(layout: PromptLayout, text: str) -> list[TokenSpan]:
+    if token := layout.tokenizer.special_token_in(text):
         raise InvalidField("text", f"must not contain the model's control token {token!r}")
-    return [layout.tokenizer.encode_text(text) for text in texts]
+    return layout.tokenizer.spans(text)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from memserve.domain import Message
 from memserve.errors import InvalidField
 from memserve.model.chat import open_chat
 from memserve.model.files import ModelFiles
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """A token, and the characters of a text that it stands for."""
+
+    token_id: int
+    start: int
+    end: int
+    """The first one after it. Tokens that are parts of one character have the same place."""
 
 
 class ChatTokenizer:
@@ -72,9 +83,14 @@ class ChatTokenizer:
         """
         return self._checked(list(self._tokenizer.encode_batch_fast([text])[0].ids))
 
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids of a text inside a turn. Raises InvalidField as `encode`."""
-        return self._checked(self._ids(text))
+    def spans(self, text: str) -> list[TokenSpan]:
+        """The tokens of a text inside a turn. Raises InvalidField as `encode`."""
+        encoding = self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
+        token_ids = self._checked(list(encoding.ids))
+        return [
+            TokenSpan(token_id, start, end)
+            for token_id, (start, end) in zip(token_ids, encoding.offsets, strict=True)
+        ]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, control tokens too."""

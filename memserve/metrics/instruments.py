@@ -333,6 +333,10 @@ class GatewayMetrics:
         self.gen_ai_duration.labels(*labels, "").observe(duration_s)
         self.gen_ai_tokens.labels(*labels, "input").observe(tokens)
 
+    def not_kept(self, answers: int) -> None:
+        """What so many answers used is not kept."""
+        self.answers_not_kept.inc(answers)
+
     def loop_failed(self, loop: str) -> None:
         """loop: a name from the code."""
         self.loop_failures.labels(loop).inc()

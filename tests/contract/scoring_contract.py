@@ -53,10 +53,12 @@ async def score(
     worker: ContractWorker,
     continuation: Sequence[int],
     *,
+    prompt: Sequence[int] = (),
     salt: str = "contract",
     lora: str = "",
     timeout_s: float = TIMEOUT_S,
 ) -> TokenScores:
+    """prompt: [prompt_tokens]; empty for the worker's own."""
     modules = (AppliedModule(lora, ModuleKind.LORA),) if lora else ()
-    request = ScoringRequest(uuid.uuid4().hex, worker.prompt, continuation, "", salt, modules)
+    request = ScoringRequest(uuid.uuid4().hex, prompt or worker.prompt, continuation, "", salt, modules)
     return await worker.calls.score_tokens(request, timeout_s)

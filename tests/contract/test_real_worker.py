@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
 import pytest
 import pytest_asyncio
 
 from memserve.credentials import salt_key, worker_credential
-from memserve.demo import ADAPTERS_DIR
+from memserve.demo import ADAPTERS_DIR, MODEL_DIR
+from memserve.demo.adapters import held_facts
 from memserve.domain import WorkerLease
 from memserve.embedded import Stack
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.private_files import private_umask
 from memserve.registry.leases import Registry
-from tests.contract.scoring_contract import each_scoring_clause
+from tests.contract.scoring_contract import each_scoring_clause, score
 from tests.contract.wire_contract import WireClause, WireWorker, each_wire_clause
 from tests.contract.worker_contract import LONG, TIMEOUT_S, Clause, ContractWorker, each_clause
 
@@ -92,3 +94,55 @@ async def test_a_worker_says_what_its_engine_costs_and_has_to_do(worker: Contrac
 @each_wire_clause
 async def test_a_real_worker_keeps_the_wires_contract(wire_worker: WireWorker, clause: WireClause) -> None:
     await clause(wire_worker)
+
+
+@pytest.mark.parametrize("lora", ["", LORA])
+async def test_given_tokens_score_as_in_transformers_alone_and_beside_others(
+    worker: ContractWorker, lora: str
+) -> None:
+    cases = given_cases()
+    expected = scores_by_transformers(cases, with_lora=bool(lora))
+    alone = [await score(worker, given, prompt=prompt, lora=lora) for prompt, given in cases]
+    answers = [asyncio.create_task(worker.answer(LONG)) for _ in range(2)]
+    beside = await asyncio.gather(
+        *(score(worker, given, prompt=prompt, lora=lora) for prompt, given in cases)
+    )
+    await asyncio.gather(*answers)
+    for found, other, right in zip(alone, beside, expected, strict=True):
+        assert found.logprobs == pytest.approx(right, abs=0.01)
+        assert other.logprobs == pytest.approx(right, abs=0.01)
+
+
+def given_cases() -> list[tuple[list[int], list[int]]]:
+    """Prompts and what is scored behind them: an answer of the adapter, and tokens without sense, an end of
+    text among them.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    fact = held_facts("harbour")[0]
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": fact.questions[0]}], tokenize=False, add_generation_prompt=True
+    )
+    question, answer = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, fact.answer)
+    )
+    return [(question, answer), (list(range(300, 400)), [*range(5, 60), tokenizer.eos_token_id, 7, 8])]
+
+
+def scores_by_transformers(
+    cases: Sequence[tuple[list[int], list[int]]], *, with_lora: bool
+) -> list[list[float]]:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    if with_lora:
+        model = PeftModel.from_pretrained(model, ADAPTERS_DIR / "harbour")
+    scores = []
+    for prompt, given in cases:
+        with torch.inference_mode():
+            logprobs = model(torch.tensor([prompt + given])).logits[0].float().log_softmax(-1)
+        scores.append([logprobs[len(prompt) - 1 + at, token].item() for at, token in enumerate(given)])
+    return scores

@@ -11,8 +11,7 @@ from memserve.errors import StartupError
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.encoders.watched import CHECK_S
 from tests.gateway.fixtures import StartGateway
-from tests.memory.texts.embedding_server import KEY, serving
-from tests.memory.texts.test_embedding_endpoint import Noisy
+from tests.memory.texts.embedding_server import KEY, Noisy, serving
 from tests.memory.texts.test_reranker import tiny_cross_encoder
 
 

@@ -28,14 +28,16 @@ class Measured:
     """By arm and question that has an answer: whether it is among the first FOUND_IN."""
     found_by_kind: dict[tuple[str, str], list[bool]] = field(default_factory=lambda: defaultdict(list))
     newest: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
-    """`linked` and `unlinked`, for changed subjects that are found: whether the first of the subject's
+    """By the change of CHANGES, for changed subjects that are found: whether the first of the subject's
     memories is the one that holds."""
     hits: list[tuple[float, bool]] = field(default_factory=list)
     """Relevance of each of the first FOUND_IN hits, and whether it is about what was asked for."""
     first: list[tuple[float, bool, bool]] = field(default_factory=list)
     """By question: the first hit's relevance, whether it is right, and whether the question has an answer."""
+    first_hits: list[tuple[float, bool]] = field(default_factory=list)
+    """As `hits`, of the first ones alone."""
     ranking_s: float = 0.0
-    """Spent in `rank_candidates`."""
+    """Of processor time, in `rank_candidates`."""
 
 
 def embedded(
@@ -55,9 +57,9 @@ def measure(made: QuestionSet, searcher: Searcher, vectors: Sequence[object]) ->
     measured = Measured()
     for question, vector in zip(made.questions, vectors, strict=True):
         candidates = searcher.candidates(question.text, vector)  # type: ignore[arg-type]
-        started_s = time.perf_counter()
+        started_s = time.process_time()
         hybrid, _ = rank_candidates(candidates, question.text, NOW_S)
-        measured.ranking_s += time.perf_counter() - started_s
+        measured.ranking_s += time.process_time() - started_s
         _note_hits(measured, question, hybrid)
         if question.right is None:
             continue
@@ -78,6 +80,8 @@ def _note_hits(measured: Measured, question: Question, hits: Sequence[ScoredMemo
     for hit in hits[:FOUND_IN]:
         measured.hits.append((hit.relevance, hit.memory.memory_id in question.subject))
     best = hits[0] if hits else None
+    if best is not None:
+        measured.first_hits.append((best.relevance, best.memory.memory_id in question.subject))
     measured.first.append(
         (
             best.relevance if best else 0.0,

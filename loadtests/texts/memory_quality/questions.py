@@ -12,6 +12,8 @@ from memserve.domain import Link, LinkKind, Memory
 
 NOW_S = datetime(2026, 6, 1, tzinfo=UTC).timestamp()
 DAY_S = 86_400.0
+CHANGES = ("linked", "worded alike", "worded otherwise")
+"""How the memories of a subject that has changed belong together: by a link, or by their words alone."""
 _LACKING = 0.2
 _CHANGED = 0.3
 _LETTERS = "ABCDEFGHKLMNPRSTUVWXYZ"
@@ -29,7 +31,7 @@ class Question:
     subject: frozenset[str] = frozenset()
     """The ids of all memories that say what is asked for, also of outdated ones."""
     changed: str = ""
-    """`linked` or `unlinked` when the subject has several memories."""
+    """One of CHANGES when the subject has several memories."""
 
 
 @dataclass(slots=True)
@@ -101,14 +103,16 @@ def _remember(made: QuestionSet, name: str, relation: Relation, chance: random.R
     """Add a subject's memories: one, or several of which the newest valid one holds."""
     tongue = made.tongue
     versions = chance.choice((2, 3)) if chance.random() < _CHANGED else 1
-    changed = chance.choice(("linked", "unlinked")) if versions > 1 else ""
+    changed = chance.choice(CHANGES) if versions > 1 else ""
+    statements = chance.sample(relation.statements, 2)
     created_s = NOW_S - chance.uniform(200, 400) * DAY_S
     ids: list[str] = []
     value = asked = ""
-    for _ in range(versions):
+    for version in range(versions):
         value, asked = _value(tongue, relation, chance)
         links = (Link(LinkKind.CONTRADICTS, ids[-1]),) if ids and changed == "linked" else ()
-        _add(made, ids, chance.choice(relation.statements).format(e=name, v=value), created_s, links)
+        statement = statements[version % 2 if changed != "worded alike" else 0]
+        _add(made, ids, statement.format(e=name, v=value), created_s, links)
         created_s += chance.uniform(5, 60) * DAY_S
     right = ids[-1]
     if versions > 1 and chance.random() < 0.5:

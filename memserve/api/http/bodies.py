@@ -197,6 +197,7 @@ class MemserveBody(Body):
     priority: Literal["high", "normal", "low"] | None = None
     do_not_queue: bool = False
     keep_prompt: bool = False
+    """Keep the exact prompt and the answer's tokens for a while, for `memserve explain`."""
     worker_id: str = ""
 
 

@@ -129,21 +129,19 @@ class AsyncClient(AsyncMemoryCalls):
         choose_module: without a module, answer with the one whose knowledge fits, if one does.
         skip_pinned: leave out the passages that the namespaces have pinned.
         max_tokens: output tokens at most. None: the gateway's default.
-        temperature: None and 0 are greedy.
+        temperature: None and 0 are greedy. seed: repeats the choices of a temperature over 0.
         top_p: tokens are chosen from this share of the probability. None: all of it.
-        seed: repeats the choices of a temperature over 0.
         stop: the answer ends before any of these texts.
         logprobs: return the log-probability of each token.
         min_tokens: the answer does not end by itself before this many tokens.
         json_schema: the answer is JSON of this JSON Schema.
         sampling: the eight arguments from max_tokens to json_schema in one value, instead of them.
         slo: times that the caller wishes for. The receipt says whether they were met.
-        model: the served model's name. Empty: the model that is served.
-        worker_id: send the request to this worker and no other.
+        model: the served model's name, or empty. worker_id: send the request to this worker and no other.
         session: requests of one session get the same version of an alias that is split.
         priority: high, normal or low: which requests go first. None: normal, or the key's highest.
         do_not_queue: refuse the request at once where no engine can begin with it now.
-        keep_prompt: keep the exact prompt and the answer's tokens for a while, for `explain_answer`.
+        keep_prompt: keep the exact prompt and the answer's tokens, for `explain_answer`.
         """
         events = self.stream(
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,

@@ -44,6 +44,7 @@ PROMPTS_MAX = 256
 WAITING_MAX = 1024
 """Answers that wait to be written. More are dropped, and counted."""
 WAITING_PROMPTS_MAX = 64
+TOGETHER_S = 0.02
 BATCH = 64
 FORGOTTEN_AT_ONCE = 256
 """Memories in one call of the script, which holds up the registry meanwhile."""
@@ -72,8 +73,8 @@ class KeptAnswers:
         redis_url: str,
         kept_s: float,
         text_of: Callable[[Sequence[int]], str],
-        *,
         dropped: Callable[[int], None] = lambda answers: None,
+        *,
         answers_max: int = ANSWERS_MAX,
         prompts_max: int = PROMPTS_MAX,
     ) -> None:
@@ -124,6 +125,8 @@ class KeptAnswers:
     async def write(self) -> None:
         """Wait until something is to be kept, and write all that is."""
         await self._came.wait()
+        # Others come along: the registry syncs its file once for all of them.
+        await asyncio.sleep(TOGETHER_S)
         while self._waiting:
             await self._write_some()
         self._came.clear()

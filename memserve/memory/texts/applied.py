@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
+from memserve.errors import VectorStoreUnavailable
 from memserve.memory.texts.journal_entries import Write
 from memserve.memory.texts.migration import MigrationFigures
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.milvus_rows import history_digest
 from memserve.memory.texts.store import RecordStore
 
+T = TypeVar("T")
 BATCH = 256
 # A tenant's words are indexed anew.
 ERASE_TIMEOUT_S = 120.0
@@ -160,3 +162,32 @@ class AppliedWrites:
                 for key, sequence in self._sequences.items()
                 if key in self._applied or 0 < oldest_under_way < sequence
             }
+
+
+class Trust:
+    """Whether a store has what it said that it has."""
+
+    def __init__(self, writes: AppliedWrites) -> None:
+        self.is_whole = False
+        self._writes = writes
+
+    def lose(self) -> None:
+        """What the store has got since the last flush is not certain any more."""
+        self.is_whole = False
+        self._writes.distrust()
+
+    def step(self, step: Callable[[MilvusMemories], T]) -> Callable[[MilvusMemories], T]:
+        """A step of settling, on its thread. Where it fails, the store is not trusted any more, also if
+        nobody waits for it by then.
+        """
+
+        def taken(store: MilvusMemories) -> T:
+            if not self.is_whole:
+                raise VectorStoreUnavailable("it failed since, so nothing is dropped before a replay")
+            try:
+                return step(store)
+            except BaseException:
+                self.lose()
+                raise
+
+        return taken

@@ -29,6 +29,7 @@ from memserve.memory.texts.records import (
 from memserve.memory.texts.requests import CHANGEABLE, LineOutcome, ListQuery
 from memserve.memory.texts.rules import (
     TIME_MAX_S,
+    check_author,
     check_memory_id,
     check_namespace,
     checked_new,
@@ -232,6 +233,7 @@ def _check_version(memory: Memory) -> None:
     """A version must be what a write could have made of it."""
     if memory.state not in MemoryState.known():
         raise InvalidField("state", f"must be one of {', '.join(MemoryState.known())}")
+    check_author(memory.author)
     by = memory.superseded_by
     if by is not None:
         check_memory_id(by.memory_id)

@@ -121,6 +121,15 @@ class Journal:
             entries = await self._redis.hmget(PENDING, keys)
         return {key: decode(key, entry) for key, entry in zip(keys, entries, strict=True) if entry}
 
+    async def still_pending(self, writes: Sequence[Write]) -> list[Write]:
+        """The writes that no other gateway has followed with a write of its own."""
+        pending = await self.pending_of([write.key for write in writes])
+        return [
+            write
+            for write in writes
+            if write.key in pending and pending[write.key].sequence == write.sequence
+        ]
+
     async def append_many(
         self, tenant: str, drafts: Sequence[Draft], last_sequence: int, *, together: bool = False
     ) -> list[int | JournalFull | QuotaReached | None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -71,15 +73,34 @@ class WordRanking:
         if not texts:
             return [], 0.0
         mean_length = sum(map(len, texts.values())) / len(texts)
-        scores = {key: self._score(text, mean_length) for key, text in texts.items()}
+        asked = frozenset(self.words)
+        scores = {
+            key: self._score(Counter(word for word in text if word in asked), len(text) / mean_length)
+            for key, text in texts.items()
+        }
         return sorted(scores, key=lambda key: (-scores[key], key))[:limit], mean_length
 
-    def _score(self, text: Sequence[str], mean_length: float) -> float:
-        norm = _BM25_K1 * (1 - _BM25_B + _BM25_B * len(text) / mean_length)
+    def _score(self, counts: Mapping[str, int], length: float) -> float:
+        """counts: of the words that are asked for. length: of the text, in mean lengths."""
+        norm = _BM25_K1 * (1 - _BM25_B + _BM25_B * length)
         score = 0.0
-        for word in self.words:
-            if count := text.count(word):
-                holders = self.frequency[word]
-                weight = math.log(1 + (max(self.rows, holders) - holders + 0.5) / (holders + 0.5))
-                score += weight * count * (_BM25_K1 + 1) / (count + norm)
+        for word, count in counts.items():
+            holders = self.frequency[word]
+            weight = math.log(1 + (max(self.rows, holders) - holders + 0.5) / (holders + 0.5))
+            score += weight * count * (_BM25_K1 + 1) / (count + norm)
         return score
+
+
+def best_of_each(lists: Sequence[Sequence[str]], without: Collection[str], limit: int) -> list[str]:
+    """At most `limit` different keys of several lists: the first of each, then the second of each, and so on.
+
+    without: these are passed over.
+    """
+    keys: dict[str, None] = {}
+    for rank in itertools.zip_longest(*lists):
+        for key in rank:
+            if len(keys) == limit:
+                return list(keys)
+            if key is not None and key not in without:
+                keys[key] = None
+    return list(keys)

@@ -14,7 +14,7 @@ from pymilvus import MilvusClient
 from memserve.domain import LinkKind, Memory, MemoryState
 from memserve.memory.texts.milvus_client import MilvusFailed
 from memserve.memory.texts.milvus_old import OldMemories
-from memserve.memory.texts.milvus_order import SortKey, WordRanking
+from memserve.memory.texts.milvus_order import SortKey, WordRanking, best_of_each
 from memserve.memory.texts.milvus_rows import (
     CURRENT_COLUMNS,
     ORDER_COLUMNS,
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 # A record has at most 256 KiB, so that a page has at most 32 MiB. A Milvus server refuses above 100 MB.
 RECORD_ROWS = 128
 LIGHT_ROWS = 4096
-# Of each word alone, so many memories are looked at beside those of the whole query.
-BEST_ALONE = 16
+# Of the words that fill their lists, so many are counted.
+COUNTED_WORDS = 8
 PLACES_MAX = 4096
 # No key: no record has it.
 NO_KEY = "0" * 64
@@ -150,7 +150,8 @@ class MilvusReads:
 
         Milvus weighs words by the memories of all tenants. So each word is searched alone too, in one more
         call, and what is found is put in order by the tenant's own statistics. A word that fills its list is
-        common: it is counted. The mean length is that of what was found.
+        common: it is counted, or where many do, estimated by its share of what was found. The mean length is
+        that of what was found.
         """
         words = [word for word in dict.fromkeys(words) if word.isalnum()]
         scope = _live(scope)
@@ -161,15 +162,19 @@ class MilvusReads:
         (hits,) = self._search(scope, "sparse", "BM25", [" ".join(words)], limit, columns, timeout_s)
         found = {row["pk"]: row for row, _ in hits}
         alone = self._search(scope, "sparse", "BM25", words, limit, ["pk"], timeout_s)
-        frequency = {
-            word: len(hits) if len(hits) < limit else self._count(word_filter(scope, word), timeout_s)
-            for word, hits in zip(words, alone, strict=True)
-        }
-        best_alone = {row["pk"] for hits in alone for row, _ in hits[:BEST_ALONE]}
-        for page in _batches(sorted(best_alone - found.keys()), RECORD_ROWS):
-            found |= {row["pk"]: row for row in self._query(key_filter(page), columns, timeout_s)}
+        further = best_of_each([[row["pk"] for row, _ in hits] for hits in alone], found.keys(), RECORD_ROWS)
+        if further:
+            found |= {row["pk"]: row for row in self._query(key_filter(further), columns, timeout_s)}
+        texts = {key: row["words"].split() for key, row in found.items()}
+        frequency = dict(zip(words, map(len, alone), strict=True))
+        full = [word for word in words if frequency[word] >= limit]
+        for word in full[:COUNTED_WORDS]:
+            frequency[word] = self._count(word_filter(scope, word), timeout_s)
+        for word in full[COUNTED_WORDS:]:
+            share = sum(word in text for text in texts.values()) / len(texts)
+            frequency[word] = max(limit, round(share * rows))
         ranking = WordRanking(words, frequency, rows)
-        best, mean_length = ranking.best({key: row["words"].split() for key, row in found.items()}, limit)
+        best, mean_length = ranking.best(texts, limit)
         return WordHits(tuple((key, memory_of(found[key])) for key in best), frequency, rows, mean_length)
 
     # By place and by link

@@ -188,7 +188,9 @@ class Reads(Core):
         """The tenant's namespaces, by name. Namespaces whose memories are all forgotten are part of it."""
         return list(await self.counts(tenant))
 
-    async def watch(self, tenant: str, after_sequence: int | None = None) -> AsyncGenerator[MemoryChange, None]:
+    async def watch(
+        self, tenant: str, after_sequence: int | None = None
+    ) -> AsyncGenerator[MemoryChange, None]:
         """The tenant's changes as they happen, without end.
 
         after_sequence: of the last change that the caller has seen. None: from now on.

@@ -15,6 +15,8 @@ from memserve.memory.texts.searched import LocalStore
 from memserve.memory.texts.store import RecordStore
 
 PAGE_ROWS = 256
+# Milvus Lite looks at all keys for each page of keys.
+KEYS_AT_ONCE = 4096
 TIMEOUT_S = 120.0
 LOG_EVERY_S = 5.0
 
@@ -35,13 +37,15 @@ async def rebuild(index: VectorIndex, local: LocalStore, written: set[str]) -> N
     )
     logged_s = time.monotonic()
     while keys := await index.write(OWN_WORK, partial(_keys_after, after=after)):
-        records = await index.write(OWN_WORK, partial(_read, keys=keys))
-        await local.write(OWN_WORK, partial(_put_unwritten, records=records, written=written))
-        figures.done += len(keys)
+        for start in range(0, len(keys), PAGE_ROWS):
+            page = keys[start : start + PAGE_ROWS]
+            records = await index.write(OWN_WORK, partial(_read, keys=page))
+            await local.write(OWN_WORK, partial(_put_unwritten, records=records, written=written))
+            figures.done += len(page)
+            if time.monotonic() - logged_s >= LOG_EVERY_S:
+                logged_s = time.monotonic()
+                log.warning("the local index has %d of %d memories", figures.done, figures.total)
         after = keys[-1]
-        if time.monotonic() - logged_s >= LOG_EVERY_S:
-            logged_s = time.monotonic()
-            log.warning("the local index has %d of %d memories", figures.done, figures.total)
     await local.sync()
     await local.complete()
     figures.is_under_way = False
@@ -74,7 +78,7 @@ def _put_missing(store: MilvusMemories, *, records: Sequence[Record]) -> int:
 
 
 def _keys_after(store: MilvusMemories, *, after: str) -> list[str]:
-    return [key.key for key in store.keys_after(after, PAGE_ROWS, timeout_s=TIMEOUT_S)]
+    return [key.key for key in store.keys_after(after, KEYS_AT_ONCE, timeout_s=TIMEOUT_S)]
 
 
 def _read(store: MilvusMemories, *, keys: Sequence[str]) -> list[Record]:

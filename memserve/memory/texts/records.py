@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,14 @@ def memory_key(tenant: str, namespace: str, memory_id: str) -> str:
 
 def memory_fields(memory: Memory) -> dict[str, Any]:
     """The memory as JSON has it. `memory_from` reads it."""
-    return asdict(memory)
+    by = memory.superseded_by
+    # By hand: `asdict` copies every value, and took a quarter of the time of a write.
+    return {
+        **{name: getattr(memory, name) for name in _MEMORY_FIELDS},
+        "links": [_fields_of(link) for link in memory.links],
+        "place": _fields_of(memory.place),
+        "superseded_by": None if by is None else _fields_of(by),
+    }
 
 
 def memory_from(fields: Mapping[str, Any]) -> Memory:
@@ -109,6 +116,13 @@ def decode_history(text: str) -> MemoryHistory:
 def first_history(memory: Memory) -> MemoryHistory:
     """Of a memory that has one version."""
     return MemoryHistory((MemoryVersion(memory, MemoryAction.REMEMBERED),))
+
+
+_MEMORY_FIELDS = tuple(field.name for field in fields(Memory))
+
+
+def _fields_of(value: Link | Place) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _link(fields: Mapping[str, Any]) -> Link:

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from memserve.errors import MemserveError, QuotaExceeded, VectorStoreUnavailable
-from memserve.memory.texts.applied import BATCH, AppliedWrites, FlushNotVerified, SettlingFigures
+from memserve.memory.texts.applied import BATCH, AppliedWrites, FlushNotVerified, SettlingFigures, Trust
 from memserve.memory.texts.due import FlushClock, FlushPolicy
 from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
@@ -75,9 +75,6 @@ class Settling:
         may_flush: returns False while a flush would meet a full disk. The flush then waits.
         """
         self.figures = SettlingFigures()
-        self.is_trusted = False
-        """False when Milvus may have something else in memory than on disk. Nothing is dropped before a
-        replay."""
         self.is_counted: bool | None = None
         """Whether the registry has the counts of the memories in Milvus. None while that is unknown."""
         self._journal = journal
@@ -86,6 +83,7 @@ class Settling:
         self._may_flush = may_flush
         # What Milvus has.
         self._writes = AppliedWrites()
+        self._trust = Trust(self._writes)
         self.local = None if local is None else LocalWriter(index, local, self.figures)
         """What the local index has. None: Milvus itself is searched."""
         self._clock = FlushClock(flush)
@@ -104,6 +102,12 @@ class Settling:
     def needs_mending(self) -> bool:
         """Whether the local index is not complete: searches of it are cut, and reads ask Milvus Lite too."""
         return self.local is not None and self.local.needs_mending
+
+    @property
+    def is_trusted(self) -> bool:
+        """False when Milvus may have something else in memory than on disk. Nothing is dropped before a
+        replay."""
+        return self._trust.is_whole
 
     @property
     def is_settled(self) -> bool:
@@ -265,13 +269,8 @@ class Settling:
         try:
             self._writes.bring(store, writes, timeout_s=self._index.call_timeout_s)
         except BaseException:
-            self._distrust()
+            self._trust.lose()
             raise
-
-    def _distrust(self) -> None:
-        """What Milvus has got since the last flush is not certain any more."""
-        self.is_trusted = False
-        self._writes.distrust()
 
     def _last_call_s(self) -> float:
         return self._index.last_call_s if self.local is None else self.local.last_call_s
@@ -291,8 +290,8 @@ class Settling:
         while self.local is not None and (page := self._writes.some_unapplied(BATCH)):
             await self._index.write(OWN_WORK, partial(self._write, writes=page, seen_s=0.0))
         batch, wrong = await self._flush_and_verify()
-        if wrong and (wrong := await self._still_pending(wrong)):
-            self._distrust()
+        if wrong and (wrong := await self._journal.still_pending(wrong)):
+            self._trust.lose()
             raise FlushNotVerified(f"{len(wrong)} of {len(batch)} writes are not there after a flush")
         self.figures.flushes += 1
         invisible: set[str] = set()
@@ -319,44 +318,19 @@ class Settling:
         Returns the writes, and those of them that Milvus does not have.
         """
         flush = partial(self._writes.flush, timeout_s=FLUSH_TIMEOUT_S)
-        batch = await self._index.write(OWN_WORK, self._trusting(flush))
+        batch = await self._index.write(OWN_WORK, self._trust.step(flush))
         if owners := sorted({write.tenant_key for write in batch if write.record is None}):
             # What is erased leaves the files before it leaves the journal.
             compact = partial(_compact, owners=owners)
-            await self._index.write(OWN_WORK, self._trusting(compact))
-        await self._index.sync(self._trusting(MilvusMemories.sync))
+            await self._index.write(OWN_WORK, self._trust.step(compact))
+        await self._index.sync(self._trust.step(MilvusMemories.sync))
         wrong: list[Write] = []
         for start in range(0, len(batch), BATCH):
             page = partial(
                 self._writes.missing, writes=batch[start : start + BATCH], timeout_s=FLUSH_TIMEOUT_S
             )
-            wrong += await self._index.write(OWN_WORK, self._trusting(page))
+            wrong += await self._index.write(OWN_WORK, self._trust.step(page))
         return batch, wrong
-
-    def _trusting(self, step: Callable[[MilvusMemories], T]) -> Callable[[MilvusMemories], T]:
-        """A step of settling, on its thread. Where it fails, Milvus is not trusted any more, also if nobody
-        waits for it by then.
-        """
-
-        def taken(store: MilvusMemories) -> T:
-            if not self.is_trusted:
-                raise VectorStoreUnavailable("it failed since, so nothing is dropped before a replay")
-            try:
-                return step(store)
-            except BaseException:
-                self._distrust()
-                raise
-
-        return taken
-
-    async def _still_pending(self, writes: Collection[Write]) -> list[Write]:
-        """The writes that no other gateway has followed with a write of its own."""
-        pending = await self._journal.pending_of([write.key for write in writes])
-        return [
-            write
-            for write in writes
-            if write.key in pending and pending[write.key].sequence == write.sequence
-        ]
 
     async def _replay(self, *, reopen: bool) -> None:
         """Bring all of the journal into the stores."""
@@ -370,11 +344,11 @@ class Settling:
             held = await usage_of_all(self._index, self._dim)
             await self._journal.take_over(held.usages, held.pinned)
             self.is_counted = True
-        self.is_trusted = True
+        self._trust.is_whole = True
         try:
             replayed = await self._apply_journal()
         except BaseException:
-            self.is_trusted = False
+            self._trust.is_whole = False
             raise
         if replayed:
             self.figures.replayed += replayed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,8 +12,6 @@ import numpy.typing as npt
 from memserve.domain import (
     Finding,
     FindingKind,
-    Link,
-    LinkKind,
     Memory,
     MemoryAction,
     MemoryState,
@@ -31,26 +28,24 @@ from memserve.errors import (
     VersionNotFound,
 )
 from memserve.memory.texts import histories
-from memserve.memory.texts.core import Core, Intent, draft_of, require_live
+from memserve.memory.texts.core import Intent, require_live
 from memserve.memory.texts.index import MILVUS_ERRORS
 from memserve.memory.texts.records import Record, first_history, memory_key, tenant_key
 from memserve.memory.texts.relating import linked, near_memories
 from memserve.memory.texts.requests import CHANGEABLE, MemoryChanges, MemoryName
 from memserve.memory.texts.rules import (
-    LINKS_MAX,
     check_author,
-    check_memory_id,
-    check_namespace,
     checked_new,
     have_same_content,
 )
 from memserve.memory.texts.store import Scope
+from memserve.memory.texts.superseding import Superseding
 
 Vector = npt.NDArray[np.float32]
 DEFAULT_POLICY = WritePolicy()
 
 
-class Writes(Core):
+class Writes(Superseding):
     """On return of every method the change is durable: it is in the journal, on disk.
 
     Reads by id find it at once. Searches find it when the searched store has it, which is at once too unless
@@ -162,26 +157,6 @@ class Writes(Core):
         history = histories.restored(before.history, content, author, self._now_s())
         return Intent(Record(before.key, before.tenant_key, history, vector), True)
 
-    async def supersede(
-        self, tenant: str, old: MemoryName, new: MemoryName, author: str = ""
-    ) -> tuple[Memory, Memory]:
-        """Put one memory in the place of another one, which keeps its history and is not searched any more.
-
-        Both change or neither. Returns the old and the new one. Raises NamespaceNotFound, MemoryNotFound,
-        JournalFull, and InvalidField when they are one memory or the new one has no room for a link.
-        """
-        self._check_name(old)
-        self._check_name(new)
-        check_author(author)
-        if old == new:
-            raise InvalidField("memory_id", "a memory does not supersede itself")
-
-        async def store() -> tuple[Memory, Memory]:
-            await self._namespaces.require(tenant, [old.namespace, new.namespace])
-            return await self._supersede(tenant, old, new, author)
-
-        return await self._within(self._call_timeout_s, store)
-
     async def forget(self, tenant: str, namespace: str, memory_id: str, author: str = "") -> bool:
         """Take a memory out of every kind of search and out of `get`, durably. Its history stays.
 
@@ -209,14 +184,6 @@ class Writes(Core):
     def _checked(self, new: NewMemory, author: str) -> Memory:
         check_author(author)
         return checked_new(new, author, self._now_s())
-
-    def _check_name(self, name: MemoryName) -> None:
-        check_namespace("namespace", name.namespace)
-        check_memory_id(name.memory_id)
-
-    def _named(self, tenant: str, name: MemoryName) -> tuple[str, str, str]:
-        """As `_change` takes it."""
-        return memory_key(tenant, name.namespace, name.memory_id), tenant_key(tenant), name.namespace
 
     async def _remember(self, tenant: str, memory: Memory, vector: Vector, policy: WritePolicy) -> Remembered:
         key, owner = memory_key(tenant, memory.namespace, memory.memory_id), tenant_key(tenant)
@@ -256,68 +223,6 @@ class Writes(Core):
         except (*MILVUS_ERRORS, MemserveError):
             return ()
         return tuple(relate(memory, near))
-
-    async def _supersede_found(
-        self,
-        tenant: str,
-        winner: Memory,
-        findings: Sequence[Finding],
-        author: str,
-        policy: WritePolicy,
-    ) -> tuple[Finding, ...]:
-        """Supersede what the memory updates, where the caller wants it."""
-        if not policy.supersede_updates:
-            return tuple(findings)
-        told = []
-        for finding in findings:
-            if finding.kind is FindingKind.UPDATE:
-                try:
-                    await self._supersede(
-                        tenant,
-                        MemoryName(finding.namespace, finding.memory_id),
-                        MemoryName(winner.namespace, winner.memory_id),
-                        author,
-                    )
-                    finding = replace(finding, superseded=True)
-                except (MemoryNotFound, InvalidField):
-                    pass  # it left meanwhile, or the winner has no room for another link
-            told.append(finding)
-        return tuple(told)
-
-    async def _supersede(
-        self, tenant: str, old: MemoryName, new: MemoryName, author: str
-    ) -> tuple[Memory, Memory]:
-        owner = tenant_key(tenant)
-        (loser_key, _, _), (winner_key, _, _) = self._named(tenant, old), self._named(tenant, new)
-        author_of_both = uuid.uuid4().hex
-        while True:
-            looks = await self._journal.look_many(
-                {loser_key: old.namespace, winner_key: new.namespace}, owner
-            )
-            records = await self._known(tenant, looks)
-            loser = require_live(records.get(loser_key), old.memory_id)
-            winner = require_live(records.get(winner_key), new.memory_id)
-            pending = looks[loser_key].pending
-            if pending is not None and pending.author == author_of_both:
-                return loser.memory, winner.memory  # both were written, and the answer was lost
-            by = Link(LinkKind.SUPERSEDES, new.memory_id, new.namespace)
-            if loser.memory.state is MemoryState.SUPERSEDED and loser.memory.superseded_by == by:
-                return loser.memory, winner.memory
-            now_s = self._now_s()
-            lost = replace(loser, history=histories.superseded(loser.history, winner.memory, author, now_s))
-            won = _with_link(winner, loser.memory, author, now_s)
-            drafts = [
-                draft_of(key, owner, before, Intent(after), looks[key])
-                for key, before, after in ((loser_key, loser, lost), (winner_key, winner, won))
-            ]
-            drafts = [replace(draft, write=replace(draft.write, author=author_of_both)) for draft in drafts]
-            last = min(look.last_sequence for look in looks.values())
-            outcomes = await self._writer.write(tenant, drafts, last, together=True)
-            for outcome in outcomes:
-                if isinstance(outcome, Exception):
-                    raise outcome
-            if None not in outcomes:
-                return lost.memory, won.memory
 
     def _changed(self, seen: Memory, changes: MemoryChanges, author: str) -> Memory:
         """The checked content that an update leads to."""
@@ -386,17 +291,3 @@ def _duplicate(findings: Sequence[Finding]) -> Finding | None:
 def _check_version(memory: Memory, expected: int | None) -> None:
     if expected is not None and memory.version != expected:
         raise VersionConflict(memory.memory_id, expected, memory.version)
-
-
-def _with_link(winner: Record, loser: Memory, author: str, now_s: float) -> Record:
-    memory = winner.memory
-    link = Link(
-        LinkKind.SUPERSEDES,
-        loser.memory_id,
-        "" if loser.namespace == memory.namespace else loser.namespace,
-    )
-    links = tuple(dict.fromkeys((*memory.links, link)))
-    if len(links) > LINKS_MAX:
-        raise InvalidField("links", f"the memory has {LINKS_MAX} already, and no room for another one")
-    changed = replace(memory, links=links, author=author, updated_s=now_s)
-    return replace(winner, history=histories.updated(winner.history, changed))

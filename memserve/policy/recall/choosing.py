@@ -22,7 +22,7 @@ from memserve.policy.recall.ranking import (
     score_words,
 )
 from memserve.policy.recall.relevance import BUNDLED, RelevanceModels, features_of, probability
-from memserve.policy.recall.versions import RankedHit, newest_first
+from memserve.policy.recall.versions import RankedHit, newest_first, subjects_of
 
 MemoryKey = tuple[str, str]
 """Namespace and id."""
@@ -106,13 +106,14 @@ def rank_candidates(
     ]
     scores = score_words(terms, words, candidates.statistics)
     model = candidates.models.of(query)
+    subjects = subjects_of([candidate.memory for candidate in usable], scores, words)
     features = features_of(
-        [candidate.cosine for candidate in usable], scores, ranked_cosine=model.ranked_cosine
+        [candidate.cosine for candidate in usable], scores, subjects, ranked_cosine=model.ranked_cosine
     )
-    hits = [
-        _scored(candidate, score, model.log_odds(row), candidates.strengths)
-        for candidate, score, row in zip(usable, scores, features, strict=True)
-    ]
+    hits = []
+    for candidate, score, subject, row in zip(usable, scores, subjects, features, strict=True):
+        strength = candidates.strengths.get(memory_key(candidate.memory), 1.0)
+        hits.append(RankedHit(_scored(candidate, score, model.log_odds(row), strength), subject))
     hits.sort(key=lambda ranked: (-ranked.hit.score, memory_key(ranked.hit.memory)))
     return newest_first(hits), skipped
 
@@ -198,13 +199,9 @@ _VALIDITY = {
 }
 
 
-def _scored(
-    candidate: Candidate, score: WordScore, log_odds: float, strengths: Mapping[MemoryKey, float]
-) -> RankedHit:
-    strength = strengths.get(memory_key(candidate.memory), 1.0)
-    bounded = min(_STRENGTH_MOST, max(_STRENGTH_LEAST, strength))
-    weighed = log_odds + math.log(bounded)
-    hit = ScoredMemory(
+def _scored(candidate: Candidate, score: WordScore, log_odds: float, strength: float) -> ScoredMemory:
+    weighed = log_odds + math.log(min(_STRENGTH_MOST, max(_STRENGTH_LEAST, strength)))
+    return ScoredMemory(
         memory=candidate.memory,
         score=probability(weighed),
         dense_score=candidate.cosine,
@@ -212,4 +209,3 @@ def _scored(
         relevance=probability(log_odds),
         strength=strength,
     )
-    return RankedHit(hit, weighed, score.matched)

@@ -30,12 +30,14 @@ from memserve.domain.memories import Finding, FindingKind, Memory, MemoryKind, M
 from memserve.policy.recall.relation_words import (
     ARTICLES,
     COPULAS,
+    NEGATIONS,
     OF_WHAT,
     PAST,
     POSSESSIVE,
     PREPOSITIONS,
     Unit,
     has_many_values,
+    is_having,
     is_hiragana,
     is_unspaced,
     negations_in,
@@ -170,7 +172,7 @@ class _Statement:
             return _Statement(spelt, [Unit(word) for word in spelt.split()], [], False)
         units = units_of(spelt)
         content = [unit.text for unit in units if unit.is_content]
-        return _Statement(spelt, units, content, negations_in(spelt, units) % 2 == 1)
+        return _Statement(spelt, units, content, negations_in(spelt, units) > 0)
 
 
 def _relation(old: _Statement, new: _Statement, rules: RelationRules) -> Relation | None:
@@ -192,7 +194,7 @@ def _relation(old: _Statement, new: _Statement, rules: RelationRules) -> Relatio
 
 def _say_the_same(old: _Statement, new: _Statement) -> bool:
     """Whether two texts of the same words of content give every word the same part."""
-    if _has_past(old) != _has_past(new):
+    if _has_past(old) != _has_past(new) or (old.negated and _scopes(old) != _scopes(new)):
         return False
     roles, others = _roles(old.units), _roles(new.units)
     if [role.text for role in roles] == [role.text for role in others]:
@@ -205,6 +207,11 @@ def _say_the_same(old: _Statement, new: _Statement) -> bool:
     # A marker keeps the part of its word. Words without one have their parts by their order.
     bare, other_bare = ([role.text for role in side if not role.marker] for side in (roles, others))
     return bare == other_bare or len(bare) <= 2 or _is_moved_as_a_whole(bare, other_bare)
+
+
+def _scopes(statement: _Statement) -> list[str]:
+    """The words of content and of negation in order: what is denied depends on where the negation stands."""
+    return [unit.text for unit in statement.units if unit.is_content or unit.text in NEGATIONS]
 
 
 def _has_past(statement: _Statement) -> bool:
@@ -270,6 +277,8 @@ def _other_value(old: _Statement, new: _Statement, rules: RelationRules) -> Rela
     slot, other_slot = rest[: len(rest) - shared], other_rest[: len(other_rest) - shared]
     before, after = old.units[:start], rest[len(rest) - shared :]
     if not _are_values(slot, other_slot, rules) or has_many_values(old.text, old.units):
+        return None
+    if is_having(before) and not any(unit.is_number for unit in slot):
         return None
     if not _is_behind_the_subject(before, after, numbers=any(unit.is_number for unit in slot)):
         return None

@@ -109,7 +109,7 @@ def why_not(node: Node, values: Values, wanted: Truth = Truth.TRUE) -> str:
     if missing:
         return f"{_cut(str(node))}: {' and '.join(dict.fromkeys(missing))} has no value"
     if truth_of(node, values) is Truth.UNKNOWN:
-        holds = "compares unlike types"
+        holds = "is neither true nor false" if isinstance(node, Truthful) else "compares unlike types"
     shown = ", ".join(f"{name} is {_shown(values[name])}" for name in dict.fromkeys(names))
     return f"{_cut(str(node))} {holds}" + (f": {shown}" if shown else "")
 

@@ -148,7 +148,13 @@ def literal(value: Literal) -> str:
     """A value as an expression spells it."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    if not isinstance(value, str):
+        return repr(value)
+    # What cannot be seen is escaped, and so is what would end a line.
+    return "".join(
+        sign if sign.isprintable() else json.dumps(sign)[1:-1]
+        for sign in json.dumps(value, ensure_ascii=False)
+    )
 
 
 def names_of(node: Node) -> Iterator[str]:

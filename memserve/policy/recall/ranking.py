@@ -68,7 +68,7 @@ class WordScore:
     codes: bool | None
     """Whether it has every code of the query. None: the query has none."""
     matched: frozenset[str]
-    """The terms that the memory has, each by its first form."""
+    """The terms that the memory has, each by its first form. A part of a compound is not enough."""
 
 
 def query_terms(query: str) -> list[Term]:
@@ -198,7 +198,7 @@ def _word_score(terms: Sequence[_WeighedTerm], count: Mapping[str, int], length:
         share=found / whole if whole else 0.0,
         rarest=best_by_term.get(rarest.name, 0.0) if rarest else 0.0,
         codes=all(codes) if codes else None,
-        matched=frozenset(best_by_term),
+        matched=frozenset(name for name, weight in best_by_term.items() if weight >= FormWeight.STEM),
     )
 
 

@@ -16,16 +16,21 @@ from memserve.policy.recall.ranking import WordScore
 _SPELT = re.compile("[\u0370-\u052f\u3040-\u30ff\u4e00-\u9fff]")
 """Greek, Cyrillic, kana and Han: they are in the vocabulary of BERT's English tokenizer."""
 
+WORD_FEATURES = ("bm25_ahead", "bm25_behind", "bm25_share", "leads_by_words")
+"""What counts of a query in letters that the embedder cannot spell."""
 FEATURES = (
     "cosine",
-    "cosine_margin",
+    "cosine_ahead",
+    "cosine_behind",
     "share",
-    "share_margin",
+    "bm25_ahead",
+    "bm25_behind",
     "bm25_share",
     "rarest",
     "has_codes",
     "lacks_codes",
     "agreement",
+    "leads_by_words",
 )
 
 
@@ -51,7 +56,7 @@ class RelevanceModels:
     spelt: RelevanceModel
     """For letters that it can spell, so that its cosines tell like texts from unlike ones."""
     foreign: RelevanceModel
-    """For all other letters."""
+    """For all other letters. The cosine does not count there."""
 
     def of(self, query: str) -> RelevanceModel:
         """The model for a query, by most of its letters."""
@@ -63,29 +68,44 @@ class RelevanceModels:
         return self.spelt if 2 * (latin + spelt) >= len(letters) else self.foreign
 
 
-# fmt: off
 BUNDLED = RelevanceModels(
-    known=RelevanceModel((-3.898, 4.205, 8.758, 0.257, 10.584, -0.25, 0.278, 1.088, 1.698, 2.502)),
-    spelt=RelevanceModel((-2.718, 0.863, 3.066, 2.242, 13.658, -1.205, 0.0, 0.0, 0.0, 3.769)),
-    foreign=RelevanceModel((-1.542, -1.491, 0.744, -1.223, 13.452, 4.207, -2.739, 0.0, 0.0, 2.481)),
+    known=RelevanceModel(
+        (-3.221, 2.841, 7.57, 5.748, 1.866, 6.398, 5.655, -1.815, -0.072, 0.432, 0.991, 1.723, 0.425)
+    ),
+    spelt=RelevanceModel(
+        (-3.239, 1.233, 0.918, 2.28, 2.475, 7.962, 6.64, -1.758, 0.0, 0.0, 0.0, 2.878, 0.84)
+    ),
+    foreign=RelevanceModel((-2.632, 0.0, 0.0, 0.0, 0.0, 6.939, 5.856, 1.962, 0.0, 0.0, 0.0, 0.0, 1.294)),
 )
 """Of all-MiniLM-L6-v2, the embedder that comes with memserve."""
 OTHER = RelevanceModels(
-    known=RelevanceModel((-1.015, -0.261, 5.518, 0.848, 10.401, -0.612, 0.384, 0.176, 0.912, 2.174), ranked_cosine=True),
-    spelt=RelevanceModel((-1.561, -0.613, 1.723, 2.144, 13.168, -1.651, 0.0, 0.0, 0.0, 4.99), ranked_cosine=True),
-    foreign=RelevanceModel((-2.334, -0.747, 0.035, -0.874, 13.481, 4.272, -2.752, 0.0, 0.0, 2.318), ranked_cosine=True),
+    known=RelevanceModel(
+        (-2.243, 0.642, 6.782, 2.911, 1.846, 6.097, 5.111, -1.96, -0.086, -0.091, 0.526, 1.99, 0.457),
+        ranked_cosine=True,
+    ),
+    spelt=RelevanceModel(
+        (-3.262, 0.923, 1.181, 0.498, 2.362, 7.412, 6.661, -1.824, 0.0, 0.0, 0.0, 3.688, 0.888),
+        ranked_cosine=True,
+    ),
+    foreign=RelevanceModel(
+        (-2.632, 0.0, 0.0, 0.0, 0.0, 6.939, 5.856, 1.962, 0.0, 0.0, 0.0, 0.0, 1.294), ranked_cosine=True
+    ),
 )
 """Of any other embedder. Cosines of two models differ in their range, so only their order counts here, and
 the words decide more."""
-# fmt: on
 
 
 def features_of(
-    cosines: Sequence[float | None], scores: Sequence[WordScore], *, ranked_cosine: bool
+    cosines: Sequence[float | None],
+    scores: Sequence[WordScore],
+    subjects: Sequence[int],
+    *,
+    ranked_cosine: bool,
 ) -> list[list[float]]:
     """The features of a query's candidates.
 
     cosines: [n]. None, because the search by meaning did not look at the memory: the least of the others.
+    subjects: [n], as of `subjects_of`. A candidate is ahead of those of other subjects, or behind them.
     Returns [n][FEATURES].
     """
     known = [cosine for cosine in cosines if cosine is not None]
@@ -94,21 +114,24 @@ def features_of(
     if ranked_cosine:
         span = max(known, default=0.0) - least
         values = [(value - least) / span if span > 0 else 0.0 for value in values]
-    margins = _margins(values)
-    share_margins = _margins([score.share for score in scores])
+    margins = _margins(values, subjects)
+    bm25_margins = _margins([score.bm25_share for score in scores], subjects)
     return [
         [
             value,
-            margin,
+            max(0.0, margin),
+            min(0.0, margin),
             score.share,
-            share_margin,
+            max(0.0, bm25_margin),
+            min(0.0, bm25_margin),
             score.bm25_share,
             score.rarest,
             float(score.codes is True),
             float(score.codes is False),
             value * score.share,
+            float(bm25_margin >= 0 < score.bm25_share),
         ]
-        for value, margin, score, share_margin in zip(values, margins, scores, share_margins, strict=True)
+        for value, margin, score, bm25_margin in zip(values, margins, scores, bm25_margins, strict=True)
     ]
 
 
@@ -120,9 +143,16 @@ def probability(log_odds: float) -> float:
     return power / (1 + power)
 
 
-def _margins(values: Sequence[float]) -> list[float]:
-    """How far each one is above the best of the others. 0 when there are no others."""
-    if len(values) < 2:
+def _margins(values: Sequence[float], subjects: Sequence[int]) -> list[float]:
+    """How far each one is above the best of the other subjects. 0 when there are no others."""
+    best_by_subject: dict[int, float] = {}
+    for value, subject in zip(values, subjects, strict=True):
+        best_by_subject[subject] = max(value, best_by_subject.get(subject, value))
+    ordered = sorted(best_by_subject, key=lambda subject: -best_by_subject[subject])
+    if len(ordered) < 2:
         return [0.0] * len(values)
-    best, second = sorted(values, reverse=True)[:2]
-    return [value - (second if value == best else best) for value in values]
+    best, second = (best_by_subject[subject] for subject in ordered[:2])
+    return [
+        value - (second if subject == ordered[0] else best)
+        for value, subject in zip(values, subjects, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""The newest of memories that say different things of one subject."""
+"""Memories that say different things of one subject, and the newest of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memserve.domain import LinkKind, Memory, ScoredMemory
+from memserve.policy.recall.ranking import WordScore
 
 _SAME_SUBJECT = frozenset({LinkKind.SUPERSEDES, LinkKind.CONTRADICTS, LinkKind.DUPLICATES})
-_NEAR_LOG_ODDS = 1.0
+_OLDER = 0.5
+_LATER_S = 60.0
+"""What is remembered within a minute comes from one import, and is no update."""
+_SAME_WORDING = 0.5
+"""The least share of common words (Jaccard) of two memories that differ in a value."""
+_COMPARED_WORDS, _COMPARED_WORDINGS = 256, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,38 +22,76 @@ class RankedHit:
     """A hit, and what its order comes from."""
 
     hit: ScoredMemory
-    log_odds: float
-    """Of its score."""
-    matched: frozenset[str]
-    """The terms of the query that it has."""
+    subject: int
+    """As `subjects_of` numbers it."""
+
+
+def subjects_of(
+    memories: Sequence[Memory], scores: Sequence[WordScore], words: Sequence[Sequence[str]]
+) -> list[int]:
+    """Number the memories of a search by their subjects: equal numbers say that two are of one.
+
+    1. One links to the other as its update, contradiction or duplicate.
+    2. Or both have the same terms of the query, at least one, and are worded alike, and one is later.
+
+    scores, words: [memories], as of `score_words`.
+    Returns [memories].
+    """
+    groups = _Groups(len(memories))
+    places = {(memory.namespace, memory.memory_id): place for place, memory in enumerate(memories)}
+    places_by_terms: dict[frozenset[str], list[int]] = {}
+    for place, (memory, score) in enumerate(zip(memories, scores, strict=True)):
+        for link in memory.links:
+            linked = places.get((link.namespace or memory.namespace, link.memory_id))
+            if link.kind in _SAME_SUBJECT and linked is not None:
+                groups.join(place, linked)
+        if score.matched:
+            places_by_terms.setdefault(score.matched, []).append(place)
+    for alike in places_by_terms.values():
+        if len(alike) > 1:
+            _join_worded_alike(groups, alike, memories, words)
+    return [groups.of(place) for place in range(len(memories))]
+
+
+def _join_worded_alike(
+    groups: _Groups, places: Sequence[int], memories: Sequence[Memory], words: Sequence[Sequence[str]]
+) -> None:
+    """places: of memories that have the same terms of the query."""
+    wordings: list[tuple[int, frozenset[str]]] = []
+    for place in places:
+        compared = frozenset(words[place][:_COMPARED_WORDS])
+        for first, other in wordings:
+            apart_s = abs(holds_from_s(memories[place]) - holds_from_s(memories[first]))
+            common, whole = len(compared & other), len(compared | other)
+            if apart_s >= _LATER_S and common >= _SAME_WORDING * whole:
+                groups.join(first, place)
+                break
+        else:
+            if len(wordings) < _COMPARED_WORDINGS:
+                wordings.append((place, compared))
 
 
 def newest_first(hits: Sequence[RankedHit]) -> list[ScoredMemory]:
     """Order hits of one subject by age, the newest first. They share out the places that they have.
 
-    1. Two hits are of one subject when one links to the other as its update, contradiction or duplicate.
-    2. So are two that have the same terms of the query, and at least one, with nearly the same score: the
-       query cannot tell them apart, and the later one is what holds.
-    3. The relevance of a newer one is at least that of the older ones, because what it updates was asked for.
+    1. The relevance of a newer one is at least that of the older ones, because what it updates was asked for.
+    2. The older ones then have half of their score, so that they do not take the places of other subjects.
 
     hits: best first.
     """
-    subjects = _subjects(hits)
     places_by_subject: dict[int, list[int]] = {}
-    for place, subject in enumerate(subjects):
-        places_by_subject.setdefault(subject, []).append(place)
+    for place, ranked in enumerate(hits):
+        places_by_subject.setdefault(ranked.subject, []).append(place)
     ordered = [ranked.hit for ranked in hits]
     for places in places_by_subject.values():
-        if len(places) < 2:
-            continue
-        group = sorted(places, key=lambda place: (_age_key(hits[place].hit.memory), -place), reverse=True)
-        scores = sorted((hits[place].hit.score for place in places), reverse=True)
+        newest = sorted(places, key=lambda place: (_age_key(hits[place].hit.memory), -place), reverse=True)
         least = 0.0
-        for place, member, score in zip(reversed(places), reversed(group), reversed(scores), strict=True):
-            hit = hits[member].hit
+        for place, member in zip(reversed(places), reversed(newest), strict=True):
+            hit, score = hits[member].hit, hits[place].hit.score
             least = max(least, hit.relevance)
-            ordered[place] = replace(hit, relevance=least, score=score)
-    return ordered
+            older = place != places[0]
+            ordered[place] = replace(hit, relevance=least, score=score * _OLDER if older else score)
+    return sorted(ordered, key=lambda hit: -hit.score)
 
 
 def holds_from_s(memory: Memory) -> float:
@@ -59,29 +103,19 @@ def _age_key(memory: Memory) -> tuple[float, float]:
     return holds_from_s(memory), memory.updated_s
 
 
-def _subjects(hits: Sequence[RankedHit]) -> list[int]:
-    """[hits] the number of the subject of each: the place of its first hit."""
-    subjects = list(range(len(hits)))
+class _Groups:
+    """Places that belong together, directly or through others."""
 
-    def root(place: int) -> int:
-        while subjects[place] != place:
-            place = subjects[place]
+    def __init__(self, places: int) -> None:
+        self._before = list(range(places))
+
+    def of(self, place: int) -> int:
+        """The first place of its group."""
+        while self._before[place] != place:
+            self._before[place] = self._before[self._before[place]]
+            place = self._before[place]
         return place
 
-    def join(one: int, other: int) -> None:
-        first, second = sorted((root(one), root(other)))
-        subjects[second] = first
-
-    places = {(ranked.hit.memory.namespace, ranked.hit.memory.memory_id): p for p, ranked in enumerate(hits)}
-    first_by_terms: dict[frozenset[str], int] = {}
-    for place, ranked in enumerate(hits):
-        memory = ranked.hit.memory
-        for link in memory.links:
-            linked = places.get((link.namespace or memory.namespace, link.memory_id))
-            if link.kind in _SAME_SUBJECT and linked is not None:
-                join(place, linked)
-        if ranked.matched:
-            first = first_by_terms.setdefault(ranked.matched, place)
-            if hits[first].log_odds - ranked.log_odds <= _NEAR_LOG_ODDS:
-                join(first, place)
-    return [root(place) for place in range(len(hits))]
+    def join(self, one: int, other: int) -> None:
+        first, second = sorted((self.of(one), self.of(other)))
+        self._before[second] = first

@@ -17,6 +17,7 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from memserve.policy.recall.codes import CONNECTORS, Run, chained, code_terms
 from memserve.policy.recall.forms import unified, word_forms
@@ -44,12 +45,16 @@ _SIGNS = (
     "\u0981-\u0dff"
 )
 _ASCII_RUN = re.compile(r"(?P<word>[^\W_]+)")
+_ASCII_PIECE = re.compile(r"[^\W_]+(?:[-_./:@+,\\][^\W_]+)*")
+"""Runs with at most one of CONNECTORS between them."""
 _RUN = re.compile(
     f"(?P<unspaced>[{_UNSPACED}]+)|(?P<hangul>[{_HANGUL}]+)|"
     f"(?P<word>(?:(?![{_UNSPACED}{_HANGUL}_])[\\w{_MARKS}{_SIGNS}])+)"
 )
 _DIGIT = re.compile(r"[^\W\D0-9]")
 
+_KEPT_PIECES, _KEPT_CHARS = 32_768, 32
+"""Words whose forms are kept, because a search looks at the words of some sixty memories. About 25 MiB."""
 _WHOLE = FormWeight.WHOLE
 _BIGRAM, _HAN_CHARACTER, _HANGUL_BIGRAM = 1.0, 0.3, 0.6
 
@@ -61,21 +66,44 @@ def words_of(text: str) -> list[str]:
     here, so that any form of a word finds any other. A word with other signs in it is spelt in hexadecimal.
     """
     words: list[str] = []
-    for term in terms_of(text):
-        words.extend(term.words if len(words) < _FORMS_MAX else term.words[:1])
-        if len(words) >= WORDS_MAX:
-            return words[:WORDS_MAX]
+    for terms, spelt in _pieces_of(text):
+        if len(words) + len(spelt) <= _FORMS_MAX:
+            words.extend(spelt)
+            continue
+        for term in terms:
+            words.extend(term.words if len(words) < _FORMS_MAX else term.words[:1])
+            if len(words) >= WORDS_MAX:
+                return words[:WORDS_MAX]
     return words
 
 
 def terms_of(text: str) -> Iterator[Term]:
     """The terms of a text in order: its words, each with its other forms, and its codes."""
+    for terms, _ in _pieces_of(text):
+        yield from terms
+
+
+def _pieces_of(text: str) -> Iterator[tuple[tuple[Term, ...], tuple[str, ...]]]:
+    """The terms and words of the pieces of a text that no sign of a code parts, in order."""
     if text.isascii():
-        runs = _ASCII_RUN
-    else:
-        runs = _RUN
-        text = unified(unicodedata.normalize("NFKC", text))
-        text = _DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
+        for piece in _ASCII_PIECE.findall(text):
+            yield _kept_piece(piece) if len(piece) <= _KEPT_CHARS else _piece(piece, _ASCII_RUN)
+        return
+    text = unified(unicodedata.normalize("NFKC", text))
+    yield _piece(_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text), _RUN)
+
+
+def _piece(text: str, runs: re.Pattern[str]) -> tuple[tuple[Term, ...], tuple[str, ...]]:
+    terms = tuple(_terms(text, runs))
+    return terms, tuple(word for term in terms for word in term.words)
+
+
+@lru_cache(maxsize=_KEPT_PIECES)
+def _kept_piece(piece: str) -> tuple[tuple[Term, ...], tuple[str, ...]]:
+    return _piece(piece, _ASCII_RUN)
+
+
+def _terms(text: str, runs: re.Pattern[str]) -> Iterator[Term]:
     chain: list[Run] = []
     for match in runs.finditer(text):
         if runs is _RUN and not match["word"]:

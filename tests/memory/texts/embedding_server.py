@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from memserve.memory.texts.encoders.embedder import Embedder
+import numpy as np
+
+from memserve.memory.texts.encoders.embedder import BatchLimits, Embedder
 
 KEY = "sk-of-the-tests"
 
@@ -39,6 +41,22 @@ class EmbeddingServer:
     """How many answers lack their last bytes."""
     drip_s: float = 0.0
     """How long each byte of an answer takes, the status line included."""
+
+
+class Noisy:
+    """The same model with noise, or with another one's vectors."""
+
+    def __init__(self, embedder: Embedder, noise: float) -> None:
+        self.name, self.vectors, self.limits = embedder.name, embedder.vectors, BatchLimits(8, 9999, 999)
+        self._embedder, self._noise = embedder, noise
+        self._random = np.random.default_rng(5)
+
+    def embed(self, texts: Any, *, query: bool = False) -> Any:
+        rows = self._embedder.embed(texts)
+        return rows + self._random.normal(size=rows.shape, scale=self._noise).astype(np.float32)
+
+    def tokens(self, text: str) -> int:
+        return self._embedder.tokens(text)
 
 
 def _handler(server: EmbeddingServer) -> type[BaseHTTPRequestHandler]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from memserve.domain import Memory, NamespaceUsage
 from memserve.errors import JournalFull, QuotaReached, RegistryUnavailable
 from memserve.memory.texts import journal as journal_module
 from memserve.memory.texts.journal import PENDING, STATE, Journal
-from memserve.memory.texts.journal_entries import Quotas, Write
+from memserve.memory.texts.journal_entries import Quotas, Write, growth
 from memserve.memory.texts.records import tenant_key
 from tests.kv.redis_server import RedisServer
 from tests.memory.texts.journaled import VECTOR, append, draft, erased, written
@@ -171,3 +172,70 @@ async def test_a_tenant_has_a_quota_of_memories_and_of_namespaces(redis_server: 
     assert await remember("m3") is not None
     assert await journal.counts(TENANT) == {"notes": 1, "others": 1}
     await journal.close()
+
+
+@pytest.mark.asyncio
+async def test_many_writes_are_one_call_and_each_has_its_own_outcome(journal: Journal) -> None:
+    writes = [written(TENANT, memory(f"m{number}")) for number in range(5)]
+    await append(journal, TENANT, written(TENANT, memory("m3")))
+    look = await journal.look(writes[0].key, TENANT, "notes")
+    drafts = [draft(write, look) for write in writes]
+    owner = tenant_key(TENANT)
+    assert await journal.append_many(owner, drafts, look.last_sequence, together=True) == [None] * 5
+    outcomes = await journal.append_many(owner, drafts, look.last_sequence)
+    assert outcomes == [2, 3, 4, None, 5]
+    assert await journal.counts(TENANT) == {"notes": 5}
+    (usage,) = await journal.usage(TENANT)
+    assert (usage.memories, usage.records) == (5, 5)
+    assert usage.bytes == sum(growth(None, write.record).bytes for write in writes)
+    with pytest.raises(ValueError, match="1 to 128"):
+        await journal.append_many(owner, [], 0)
+
+
+@pytest.mark.asyncio
+async def test_a_full_journal_refuses_some_writes_of_a_call(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "MAX_ENTRIES", 2)
+    writes = [written(TENANT, memory(f"m{number}")) for number in range(4)]
+    look = await journal.look(writes[0].key, TENANT, "notes")
+    drafts = [draft(write, look) for write in writes]
+    outcomes = await journal.append_many(tenant_key(TENANT), drafts, look.last_sequence)
+    assert [type(outcome) for outcome in outcomes] == [int, int, JournalFull, JournalFull]
+    assert (await journal.totals()).memories == 2
+
+
+@pytest.mark.asyncio
+async def test_what_memserve_0_1_0_left_is_read_and_counted(
+    journal: Journal, redis_server: RedisServer
+) -> None:
+    """The bytes are those that 0.1.0 wrote."""
+    write = written(TENANT, memory())
+    fields = {
+        "tenant_key": write.tenant_key, "namespace": "notes", "author": "x",
+        "memory": {"memory_id": "m1", "namespace": "notes", "text": "a text\nof two lines", "source": "s",
+                   "keywords": ["k", "l"], "created_s": 1234.5},
+    }  # fmt: skip
+    put_entry = b"1 1000.5 " + json.dumps(fields).encode() + b"\n" + VECTOR.tobytes()
+    gone = {"tenant_key": write.tenant_key, "namespace": "notes", "author": "y", "memory": None}
+    redis = redis_server.client
+    redis.hset(PENDING, write.key, put_entry)
+    redis.hset(PENDING, "0" * 64, b"2 1000.5 " + json.dumps(gone).encode() + b"\n")
+    redis.hset(STATE, mapping={"sequence": 2, "memories": 7, "bytes": 4000, "counted": 1})
+    redis.sadd(journal_module.TENANTS, write.tenant_key)
+    redis.hset(journal_module.COUNTS + write.tenant_key, mapping={"notes": 7, "empty": 0})
+    assert not (await journal.totals()).is_counted
+    await journal.upgrade()
+    await journal.upgrade()
+    totals = await journal.totals()
+    assert (totals.is_counted, totals.memories, totals.records) == (True, 7, 7)
+    usage = {
+        used.namespace: (used.memories, used.records, used.bytes) for used in await journal.usage(TENANT)
+    }
+    assert usage == {"notes": (7, 7, 7 * 2048), "empty": (0, 0, 0)}
+    writes = await pending(journal)
+    kept, removed = writes[write.key], writes["0" * 64]
+    assert removed.record is None and kept.record is not None
+    assert kept.memory == replace(memory(), updated_s=1234.5)
+    assert kept.record.vector is not None and kept.record.vector.tolist() == VECTOR.tolist()
+    assert await journal.drop([kept, removed], 0.0) == set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -23,10 +22,12 @@ ROWS = 2 * CHUNK_ROWS + 1000
 ALL = scope_of("tenant")
 
 
-def rows_of(vectors: Vector, first: int = 1) -> Iterable[VectorRow]:
+def rows_of(vectors: Vector, first: int = 1) -> list[VectorRow]:
     kinds = (str(MemoryKind.FACT), str(MemoryKind.PASSAGE))
-    for place, vector in enumerate(vectors):
-        yield VectorRow(first + place, kinds[place % 2], CREATED_S + place, vector)
+    return [
+        VectorRow(first + place, kinds[place % 2], CREATED_S + place, vector)
+        for place, vector in enumerate(vectors)
+    ]
 
 
 def block_of(vectors: Vector) -> VectorBlock:
@@ -109,7 +110,7 @@ def test_what_is_committed_while_a_block_is_loaded_is_in_it() -> None:
 
     def load() -> VectorBlock:
         read = block_of(np.stack([vector_of(1), vector_of(2)]))
-        late = BlockChange(list(rows_of(np.stack([vector_of(2), vector_of(3)]), first=2)), [1])
+        late = BlockChange(rows_of(np.stack([vector_of(2), vector_of(3)]), first=2), [1])
         blocks.apply({5: late, 6: BlockChange(killed=[1])})
         return read
 

@@ -7,13 +7,14 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from memserve.domain import MemoryState, SearchQuery
+from memserve.domain import MemoryState, ScoredMemory, SearchQuery
+from memserve.errors import VectorStoreUnavailable
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.index import OWN_WORK, VectorIndex
 from memserve.memory.texts.journal import Journal
@@ -210,7 +211,12 @@ async def test_a_gateway_starts_with_the_old_store_and_finds_all(
     )
     memory = await VectorMemory.open(uri, embedder, redis_server.url)
     assert memory.settling.figures.migration == MigrationFigures(2, 2, 2)
-    hits = (await memory.search(TENANT, SearchQuery(("notes",), "QX7741B", 5), 10)).hits
+    hits: Sequence[ScoredMemory] = ()
+    async with asyncio.timeout(30):
+        while len(hits) < len(texts):  # the local index is built in the background
+            with contextlib.suppress(VectorStoreUnavailable):
+                hits = (await memory.search(TENANT, SearchQuery(("notes",), "QX7741B", 5), 10)).hits
+            await asyncio.sleep(0.05)
     assert hits[0].memory.text == texts[0]
     assert hits[0].memory.state is MemoryState.LIVE
     assert await memory.counts(TENANT) == {"notes": 2}

@@ -204,7 +204,7 @@ async def test_a_server_that_dies_before_a_put_fails_it_and_comes_back_by_itself
     port = free_port()
     server = start_server(tmp_path / "server", port)
     records = [record_of(TENANT, memory_of(f"m{number}")) for number in range(300)]
-    index = VectorIndex(f"http://127.0.0.1:{port}", VECTORS, None, call_timeout_s=5)
+    index = VectorIndex(f"http://127.0.0.1:{port}", VECTORS, None, is_searched=True, call_timeout_s=5)
     try:
         await index.write(OWN_WORK, lambda store: store.put(records[:10], timeout_s=TIMEOUT_S))
         server.kill()
@@ -244,7 +244,7 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.asyncio
 async def test_a_full_disk_fails_the_put_and_the_same_put_succeeds_later(tmp_path: Path) -> None:
-    index = VectorIndex(str(tmp_path / "memories.db"), VECTORS, None, call_timeout_s=10)
+    index = VectorIndex(str(tmp_path / "memories.db"), VECTORS, None, is_searched=True, call_timeout_s=10)
     large = largest_record("c")
     first, second = (
         [
@@ -352,6 +352,14 @@ def test_after_an_erase_and_a_compaction_the_text_is_in_no_file(tmp_path: Path, 
         hits = store.nearest(scope_of(TENANT), vector_of(1), 100, timeout_s=TIMEOUT_S)
         assert len(hits) == len(others)
     store.close()
+
+
+def test_a_server_is_asked_to_compact_after_an_erase(store: MilvusMemories, tenant: str) -> None:
+    gone, kept = (record_of(tenant, memory_of(name)) for name in ("gone", "kept"))
+    store.put([gone, kept], timeout_s=TIMEOUT_S)
+    store.delete([gone.key], timeout_s=TIMEOUT_S)
+    store.compact([gone.tenant_key], timeout_s=TIMEOUT_S)
+    assert set(store.get_many([gone.key, kept.key], timeout_s=TIMEOUT_S)) == {kept.key}
 
 
 def test_a_collection_that_is_only_kept_says_so_when_it_is_searched(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @contextlib.asynccontextmanager
 async def opened(uri: str, vectors: Vectors = BEFORE) -> AsyncIterator[VectorIndex]:
-    index = VectorIndex(uri, vectors, None, call_timeout_s=10)
+    index = VectorIndex(uri, vectors, None, is_searched=True, call_timeout_s=10)
     try:
         yield index
     finally:

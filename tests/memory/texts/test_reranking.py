@@ -1,5 +1,6 @@
 """Hits in a cross-encoder's order, within the time that is left."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ import pytest
 
 from memserve.domain import Memory, ScoredMemory, SearchQuery
 from memserve.memory.texts.embedding import BertEmbedder
-from memserve.memory.texts.encoders.reranking import FIRST_TOKEN_S, Reranking
+from memserve.memory.texts.encoders.reranking import SAFE, Reranking
 from memserve.memory.texts.memory import VectorMemory
 from memserve.policy.recall.reranking import candidates_in_time, reordered
 from tests.memory.texts.handbook import TENANT, remember
@@ -67,7 +68,8 @@ async def test_as_many_are_read_as_the_time_does_for_and_the_time_is_learned() -
     now_s = 100.0
     model = ByLength()
     reranking = Reranking(model, 16, clock=lambda: now_s)
-    end_s = now_s + 35 * FIRST_TOKEN_S / 0.8
+    reranking._token_s = 1.0
+    end_s = now_s + 35 / SAFE
     found = await reranking("a", "q", hits("1", "22", "333", "4444", "55555"), end_s)
     assert [hit.memory.text for hit in found.hits] == ["333", "22", "1", "4444", "55555"]
     assert found.note == "reranked 3 of 5 candidates: no more time"
@@ -77,6 +79,17 @@ async def test_as_many_are_read_as_the_time_does_for_and_the_time_is_learned() -
     assert not (await slow("a", "q", hits("1", "22"), later(5))).note
     assert "not reranked" in (await slow("a", "q", hits("1", "22"), later(0.05))).note
     slow.close()
+
+
+async def test_a_reranker_that_is_busy_does_not_hold_up_a_search() -> None:
+    reranking = Reranking(ByLength(slow_s=1.0), 16)
+    first = asyncio.create_task(reranking("a", "q", hits("1", "22"), later(60)))
+    await asyncio.sleep(0.05)
+    began_s = time.monotonic()
+    found = await reranking("a", "q", hits("1", "22"), later(0.1))
+    assert time.monotonic() - began_s < 0.7 and "not reranked" in found.note
+    assert [hit.rerank_score for hit in (await first).hits] == [2.0, 1.0]
+    reranking.close()
 
 
 async def test_a_reranker_that_fails_leaves_the_order() -> None:

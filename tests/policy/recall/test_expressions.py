@@ -141,7 +141,7 @@ def test_these_hold(text: str) -> None:
         ("has(shoe-size)", "shoe-size is not there"),
         ("not has(age)", "age is there"),
         ('tags == "food"', 'tags == "food" compares unlike types: tags is ["travel", "food"]'),
-        ("age", "age compares unlike types: age is 30"),
+        ("age", "age is neither true nor false: age is 30"),
     ],
 )
 def test_these_do_not_hold_and_say_why(text: str, why: str) -> None:
@@ -154,6 +154,11 @@ def test_a_verdict_names_what_has_no_value() -> None:
     expression = parse("applies_when", "plan == 1 and not (age > 3 and season == 'dry') or plan == 2")
     assert expression.evaluate(VALUES).missing == ("plan", "season")
     assert expression.names == {"plan", "age", "season"}
+
+
+def test_a_verdict_shows_any_script_and_stays_on_one_line() -> None:
+    verdict = parse("applies_when", 'city == "北京"').evaluate({"city": "東\u2028京\u202e"})
+    assert verdict.why == 'city == "北京" does not hold: city is "東\\u2028京\\u202e"'
 
 
 @pytest.mark.parametrize(

@@ -4,49 +4,63 @@ from __future__ import annotations
 
 import pytest
 
+from memserve.domain import SurpriseScore
 from memserve.errors import InvalidField
-from memserve.policy.recall.surprise import SurprisePolicy, judge, not_judged, sentences
+from memserve.policy.recall.surprise import SurprisePolicy, judge, judged_words, not_judged
 
-KNOWN = [-6.0, -9.0, -7.0, -0.1, -0.1, -0.2, -0.3, -0.1, -0.1]
-"""The subject is never foreseen; what is said of it is."""
-NEWS = [*KNOWN[:6], -0.1, -9.0, -0.1]
-HALF = [*KNOWN[:6], -0.1, -2.5, -0.1]
+TEXT = "The gate of Rainy Siding is forty six."
+SPANS = [(0, 3), (3, 8), (8, 11), (11, 17), (17, 24), (24, 27), (27, 30), (30, 33), (33, 37), (37, 38)]
+"""Words of one token, but for forty, which has two, and the full stop."""
+KNOWN = [-6.0, -9.0, -0.1, -7.0, -9.0, -0.1, -0.2, -0.3, -0.1, -3.0]
+"""The subject is never foreseen; what is said of it is. Whether the sentence ends is no news."""
+NEWS = [*KNOWN[:8], -9.0, -0.1]
+HALF = [*KNOWN[:6], -2.0, -3.0, -0.1, -0.1]
+"""No token is unexpected, and the word is."""
+
+
+def judged(alone: list[float], recalled: list[float] | None = None) -> SurpriseScore:
+    return judge(TEXT, SPANS, alone, recalled, [TEXT])
 
 
 def test_a_known_sentence_is_not_stored_though_its_subject_is_not_foreseen() -> None:
-    score = judge([KNOWN], None)
+    score = judged(KNOWN)
     assert not score.stored
     assert score.strength == 0.0
-    assert score.nats_per_token == pytest.approx(22.9 / 9)
+    assert score.nats_per_token == pytest.approx(34.8 / 10)
     assert score.nats_per_token_recalled is None
     assert "says it already" in score.reason
 
 
 def test_one_word_that_is_not_expected_makes_it_new() -> None:
-    score = judge([NEWS], None)
+    score = judged(NEWS)
     assert score.stored
     assert score.strength == 1.0
 
 
-def test_what_is_half_expected_is_stored_weaker() -> None:
-    assert judge([HALF], None).strength == pytest.approx(0.625)
-    just = judge([[-0.1, -1.0]], None)
+def test_a_word_counts_as_a_whole_and_what_is_half_expected_is_stored_weaker() -> None:
+    half = judged(HALF)
+    assert "5.00 nats" in half.reason
+    assert half.strength == pytest.approx(0.625)
+    just = judge("so so so", [(0, 2), (2, 5), (5, 8)], [-9.0, -9.0, -4.0], None)
     assert just.stored
     assert just.strength == 0.25
 
 
 def test_what_is_remembered_counts_before_what_the_model_says_alone() -> None:
-    repeated = judge([NEWS], [KNOWN])
+    repeated = judged(NEWS, KNOWN)
     assert not repeated.stored
-    assert repeated.nats_per_token_recalled == pytest.approx(22.9 / 9)
-    contradiction = judge([KNOWN], [NEWS])
+    assert repeated.nats_per_token_recalled == pytest.approx(34.8 / 10)
+    contradiction = judged(KNOWN, NEWS)
     assert contradiction.stored
     assert contradiction.strength == 1.0
 
 
 def test_one_new_sentence_among_known_ones_is_stored() -> None:
-    assert judge([KNOWN, NEWS, KNOWN], None).stored
-    assert not judge([KNOWN, KNOWN], None).stored
+    text = f"{TEXT} {TEXT}"
+    spans = [*SPANS, *((start + 39, end + 39) for start, end in SPANS)]
+    assert judge(text, spans, [*NEWS, *KNOWN], None).stored
+    assert judge(text, spans, [*KNOWN, *NEWS], None).stored
+    assert not judge(text, spans, [*KNOWN, *KNOWN], None).stored
 
 
 def test_what_cannot_be_judged_is_stored_and_says_why() -> None:
@@ -56,28 +70,40 @@ def test_what_cannot_be_judged_is_stored_and_says_why() -> None:
     assert score.nats_per_token is None
     assert score.reason == "not judged: no worker"
     with pytest.raises(ValueError, match="without tokens"):
-        judge([[]], None)
+        judge("", [], [], None)
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"),
+    ("text", "ends"),
     [
-        ("The gate is 46. It is 3.14 km!  Is it?", ["The gate is 46.", " It is 3.14 km!", "  Is it?"]),
-        ("门是四十六号。今天开放！", ["门是四十六号。", "今天开放！"]),
-        ("one\ntwo\n", ["one\n", "two\n"]),
-        ("So... what?! ", ["So...", " what?! "]),
+        (TEXT, ["forty", "six."]),
+        ("The gate is 46. It is 3.14 km!  Is it so?", ["46.", "km!", "so?"]),
+        ("门是四十六号。今天开放！", ["六", "号", "放"]),
+        ("one two three\nfour five six seven - \n", ["three", "seven"]),
+        ("word", ["d"]),
+        ("?!", []),
         ("", []),
     ],
 )
-def test_sentences_together_are_the_text(text: str, parts: list[str]) -> None:
-    assert sentences(text) == parts
-    assert "".join(parts) == text
+def test_a_sentence_is_judged_by_its_last_third(text: str, ends: list[str]) -> None:
+    assert [text[start:end] for start, end in judged_words(text, 1 / 3)] == ends
+
+
+def test_a_word_that_no_near_memory_has_counts_wherever_it_stands() -> None:
+    near = ["The RAINY gate, of forty-six: Siding is six"]
+    found = [TEXT[start:end] for start, end in judged_words(TEXT, 1 / 3, near)]
+    assert found == ["forty", "six."]
+    other = TEXT.replace("Rainy", "Sunny")
+    found = [other[start:end] for start, end in judged_words(other, 1 / 3, near)]
+    assert found == ["Sunny", "forty", "six."]
+    assert not judge(TEXT, SPANS, KNOWN, KNOWN, near).stored
+    assert judge(other, SPANS, KNOWN, KNOWN, near).stored
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"known_below": 5.0},
+        {"known_below": 7.0},
         {"known_below": -1.0},
         {"new_from": float("nan")},
         {"new_from": float("inf")},

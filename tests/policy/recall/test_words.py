@@ -56,7 +56,21 @@ def test_words_of_other_texts_are_others() -> None:
 
 def test_the_words_of_a_text_stand_in_its_order_with_their_other_forms_behind_them() -> None:
     words = words_of("Gate-7, the north_gate's code: 4071!")
-    assert words == ["gate", "gat", "7", "gate7", "the", "north", "gate", "gat", "northgate", "s", "code", "cod", "4071"]
+    assert words == [
+        "gate",
+        "gat",
+        "7",
+        "gate7",
+        "the",
+        "north",
+        "gate",
+        "gat",
+        "northgate",
+        "s",
+        "code",
+        "cod",
+        "4071",
+    ]
 
 
 @given(st.text(max_size=60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ FIRST_TOKEN_S = 0.0005
 _NEW = 0.3
 # Part of the time left that the reckoned time may take. The rest is for what the reckoning does not know.
 SAFE = 0.8
+NO_TIME = "not reranked: the time of the search does not do for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,11 @@ class Reranking:
         if len(hits) < 2:
             return Reranked(tuple(hits))
         try:
-            ranked, outcome = await self._ranked(tenant, query, hits, end_s)
+            async with asyncio.timeout(max(0.0, end_s - self._clock())):
+                ranked, outcome = await self._ranked(tenant, query, hits, end_s)
+        except TimeoutError:
+            # It waited for its turn, or took longer than reckoned. What has begun runs to its end.
+            ranked, outcome = Reranked(tuple(hits), NO_TIME), "skipped"
         except QuotaExceeded as error:
             ranked, outcome = Reranked(tuple(hits), f"not reranked: {error}"), "skipped"
         except Exception as error:
@@ -101,7 +107,7 @@ class Reranking:
 
         scores = await self._threads.run(tenant, read)
         if not scores:
-            return Reranked(tuple(hits), "not reranked: the time of the search does not do for it"), "skipped"
+            return Reranked(tuple(hits), NO_TIME), "skipped"
         scored = [replace(hit, rerank_score=score) for hit, score in zip(hits, scores, strict=False)]
         order = reordered(scores)
         ranked = (*(scored[number] for number in order), *hits[len(scores) :])

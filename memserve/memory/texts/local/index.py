@@ -88,7 +88,6 @@ class LocalIndex:
         self._words = Words(folder)
         self._write_lock = threading.Lock()
         self._rows = connect(folder, read_only=False)
-        self._rebuilding = False
         self._next_seq = 0
         self._last_commit_s = 0.0
         self._closed = False
@@ -119,9 +118,9 @@ class LocalIndex:
     def begin_rebuild(
         cls, folder: Path, dim: int, embedder: str, *, vector_bytes: int = 1 << 30, resume: bool = False
     ) -> Self:
-        """An empty index that is filled with `put`, and used after `finish_rebuild`.
+        """An empty index that is filled with `put` and ended with `finish_rebuild`.
 
-        Until then `open` raises IndexNeedsRebuild, also after a crash, and words find nothing.
+        It may be searched meanwhile, for what it has. Until then `open` raises IndexNeedsRebuild.
 
         resume: go on with what an unfinished rebuild has. Putting a record again is safe.
         """
@@ -130,7 +129,6 @@ class LocalIndex:
             with os_errors():
                 files.begin_anew(folder, dim, embedder, resume=resume)
                 index = cls(folder, dim, lock, vector_bytes)
-                index._rebuilding = True
                 index._begin()
         except BaseException:
             os.close(lock)
@@ -138,13 +136,12 @@ class LocalIndex:
         return index
 
     def finish_rebuild(self, *, timeout_s: float = OPEN_TIMEOUT_S) -> None:
-        """Index the words of all rows, and let the index be used."""
+        """Let the index be used from now on, also after the next start."""
         with self._writing(timeout_s) as deadline:
             for shard in SHARDS:
-                self._words.build(self._rows, shard, deadline)
+                self._words.take_in(self._rows, shard, deadline)
             self._rows.execute("DELETE FROM meta WHERE name = 'unfinished'")
             files.sync_rows(self._folder)
-            self._rebuilding = False
 
     def put(self, records: Sequence[Record], *, timeout_s: float) -> None:
         self.apply(records, (), timeout_s=timeout_s)
@@ -318,7 +315,7 @@ class LocalIndex:
             self._closed = True
             self._reader.close()
             with contextlib.suppress(sqlite3.Error, OSError):
-                for shard in SHARDS if not self._rebuilding else ():
+                for shard in SHARDS:
                     self._words.take_in(self._rows, shard, Deadline.after(CLOSE_TIMEOUT_S))
                 self._words.close()
                 self._rows.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -335,8 +332,6 @@ class LocalIndex:
         clean = self._rows.execute("SELECT value FROM meta WHERE name = 'clean'").fetchone() == ("1",)
         self._next_seq = last + 1 + (0 if clean else SEQ_JUMP)
         self._rows.execute("INSERT OR REPLACE INTO meta VALUES ('clean', '0')")
-        if self._rebuilding:
-            return
         deadline = Deadline.after(OPEN_TIMEOUT_S)
         self._words.bring_up(self._rows, deadline, compare=not clean)
         if self._rows.execute("SELECT 1 FROM meta WHERE name = 'unclean_rows'").fetchone():
@@ -346,8 +341,6 @@ class LocalIndex:
 
     def _take_in(self, changes: Changes, deadline: Deadline) -> None:
         self._vectors.apply(changes.blocks)
-        if self._rebuilding:
-            return
         self._words.apply(self._rows, changes, deadline)
 
     def _block(self, block: int, deadline: Deadline) -> VectorBlock:

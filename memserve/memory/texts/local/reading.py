@@ -15,7 +15,7 @@ import numpy as np
 
 from memserve.domain import LinkKind, Memory
 from memserve.memory.texts.local.schema import SEQ_BITS, Deadline, bounded, connect
-from memserve.memory.texts.local.vectors import Floats, VectorBlock, VectorRow
+from memserve.memory.texts.local.vectors import Floats, VectorBlock
 from memserve.memory.texts.local.writing import decode_parts
 from memserve.memory.texts.records import Record, decode_history
 from memserve.memory.texts.store import DenseHit, ListOrder, Scope
@@ -226,9 +226,12 @@ class RowReader:
             )
             while part := rows.fetchmany(_ROWS_AT_ONCE):
                 deadline.check()
-                loaded.add(
-                    VectorRow(place & _SEQ_MASK, kind, created_s, self._vector(vector))
-                    for place, kind, created_s, vector in part
+                places, kinds, created_s, vectors = zip(*part, strict=True)
+                loaded.add_arrays(
+                    [place & _SEQ_MASK for place in places],
+                    kinds,
+                    created_s,
+                    np.frombuffer(b"".join(vectors), np.float32).reshape(len(part), self._dim),
                 )
         return loaded
 

@@ -15,8 +15,8 @@ from memserve.errors import PicklableError
 
 SCHEMA_VERSION = 1
 """Another version is rebuilt from Milvus and the journal."""
-TOKENIZER_VERSION = 1
-"""Of `words_of`. Another version has the words of all rows indexed anew when the index is opened."""
+TOKENIZER_VERSION = 2
+"""Of `memory_words`. Another version has the words of all rows indexed anew when the index is opened."""
 ROWS_FILE = "rows.db"
 SEQ_BITS = 40
 """A vector's place is its block's number followed by so many bits of its row's number."""

@@ -1,7 +1,7 @@
 """Vectors in memory, in blocks of one namespace each, loaded when they are first asked for.
 
-1. A block has frozen chunks of half-precision vectors (faiss scans them), and a tail of new ones in full
-   precision (numpy scans it).
+1. A block has frozen chunks of vectors in half precision, and a tail of new ones in full precision. faiss
+   scans them with the caller's thread alone: numpy's product waits for threads on other cores.
 2. A scan gives candidates. The caller scores them again with the exact vectors of the rows. A candidate's
    score is wrong by at most `SCORE_ERROR`, so the caller knows when it has all of the nearest.
 3. Any thread may search. One thread at a time changes blocks. A search sees the block as it was at one
@@ -24,6 +24,8 @@ from memserve.memory.texts.store import Scope
 SCORE_ERROR = 5.2e-4
 """Of a cosine of half-precision values: 2**-11 of the sum of the products' sizes, which is at most 1."""
 CHUNK_ROWS = 16_384
+TAIL_ROWS = 1024
+"""A full tail joins the last chunk, in a chunk that takes its place."""
 _FIRST_TAIL_ROWS = 64
 _KINDS_MAX = 256
 
@@ -59,9 +61,9 @@ class _Rows:
         self.created_s = np.zeros(capacity, np.float64)
         self.alive = np.zeros(capacity, np.bool_)
 
-    def copy_from(self, other: _Rows, count: int) -> None:
+    def copy_from(self, other: _Rows, at: int, count: int) -> None:
         for mine, theirs in zip(self.arrays(), other.arrays(), strict=True):
-            mine[:count] = theirs[:count]
+            mine[at : at + count] = theirs[:count]
 
     def arrays(self) -> tuple[npt.NDArray[np.generic], ...]:
         return self.seqs, self.kinds, self.created_s, self.alive
@@ -87,6 +89,22 @@ class _Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class NewVectors:
+    """Rows in the order of their numbers, as arrays of [rows]."""
+
+    seqs: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.uint8]
+    created_s: npt.NDArray[np.float64]
+    vectors: Floats
+    """[rows, dim]"""
+
+    def part(self, first: int, end: int | None) -> NewVectors:
+        return NewVectors(
+            self.seqs[first:end], self.kinds[first:end], self.created_s[first:end], self.vectors[first:end]
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Wanted:
     kinds: Sequence[int] | None
     created_from_s: float | None
@@ -94,15 +112,23 @@ class _Wanted:
 
 
 class _Chunk:
-    """`CHUNK_ROWS` rows in half precision. Only `alive` changes."""
+    """At most `CHUNK_ROWS` rows in half precision. Only `alive` changes."""
 
-    def __init__(self, vectors: Floats, rows: _Rows) -> None:
-        self.count = len(vectors)
-        self.rows = rows
-        self._index = faiss.IndexScalarQuantizer(
-            vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-        )
-        self._index.add(vectors)
+    def __init__(self, before: _Chunk | None, tail: _Tail) -> None:
+        """The rows of `before` and then those of the tail."""
+        count, dim = tail.count, tail.vectors.shape[1]
+        start = 0 if before is None else before.count
+        self.count: int = start + count
+        self.rows = _Rows(self.count)
+        if before is None:
+            self._index: faiss.Index = faiss.IndexScalarQuantizer(
+                dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+            )
+        else:
+            self.rows.copy_from(before.rows, 0, start)
+            self._index = faiss.clone_index(before._index)
+        self.rows.copy_from(tail.rows, start, count)
+        self._index.add(tail.vectors[:count])
 
     def scan(self, query: Floats, limit: int, wanted: _Wanted) -> tuple[Floats, npt.NDArray[np.int64]]:
         """Scores and numbers of the best rows."""
@@ -131,10 +157,24 @@ class _Tail:
         self.rows = _Rows(capacity)
         self.vectors: Floats = np.zeros((capacity, dim), np.float32)
 
+    @property
+    def room(self) -> int:
+        return len(self.vectors) - self.count
+
+    def write(self, new: NewVectors) -> None:
+        """Rows for which there is room."""
+        at, after = self.count, self.count + len(new.seqs)
+        self.vectors[at:after] = new.vectors
+        self.rows.seqs[at:after] = new.seqs
+        self.rows.kinds[at:after] = new.kinds
+        self.rows.created_s[at:after] = new.created_s
+        self.rows.alive[at:after] = True
+        self.count = after
+
     def grown(self) -> _Tail:
         capacity, dim = self.vectors.shape
-        larger = _Tail(dim, min(CHUNK_ROWS, capacity * 2))
-        larger.rows.copy_from(self.rows, self.count)
+        larger = _Tail(dim, min(TAIL_ROWS, capacity * 4))
+        larger.rows.copy_from(self.rows, 0, self.count)
         larger.vectors[: self.count] = self.vectors[: self.count]
         larger.count = self.count
         return larger
@@ -142,12 +182,14 @@ class _Tail:
     def scan(self, query: Floats, limit: int, wanted: _Wanted) -> tuple[Floats, npt.NDArray[np.int64]]:
         count = self.count
         (places,) = np.nonzero(self.rows.matching(count, wanted))
+        if not len(places):
+            return np.zeros(0, np.float32), np.zeros(0, np.int64)
         chosen = self.vectors[:count] if len(places) == count else self.vectors[places]
-        scores = chosen @ query
-        if len(scores) > limit:
-            best = np.argpartition(scores, -limit)[-limit:]
-            scores, places = scores[best], places[best]
-        return scores, self.rows.seqs[places]
+        faiss.omp_set_num_threads(1)
+        scores, best = faiss.knn(
+            query[None], chosen, min(limit, len(places)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        return scores[0], self.rows.seqs[places[best[0]]]
 
     @property
     def memory_bytes(self) -> int:
@@ -167,25 +209,45 @@ class VectorBlock:
         self.dead = 0
         self.last_seq = 0
 
-    def add(self, rows: Iterable[VectorRow]) -> None:
+    def add(self, rows: Sequence[VectorRow]) -> None:
         """Rows with ascending numbers. One thread at a time."""
-        for row in rows:
-            chunks, tail = self._parts
-            at = tail.count
-            if at == len(tail.vectors):
-                if at == CHUNK_ROWS:
-                    chunks, tail, at = (*chunks, _Chunk(tail.vectors, tail.rows)), _Tail(self._dim, 1024), 0
-                else:
-                    tail = tail.grown()
-                self._parts = chunks, tail
-            tail.vectors[at] = row.vector
-            tail.rows.seqs[at] = row.seq
-            tail.rows.kinds[at] = self._kind(row.kind)
-            tail.rows.created_s[at] = row.created_s
-            tail.rows.alive[at] = True
-            tail.count = at + 1
-            self.count += 1
-            self.last_seq = row.seq
+        if rows:
+            self.add_arrays(
+                [row.seq for row in rows],
+                [row.kind for row in rows],
+                [row.created_s for row in rows],
+                np.stack([row.vector for row in rows]),
+            )
+
+    def add_arrays(
+        self, seqs: Sequence[int], kinds: Sequence[str], created_s: Sequence[float], vectors: Floats
+    ) -> None:
+        """As `add`. vectors: [rows, dim]"""
+        new = NewVectors(
+            np.array(seqs, np.int64),
+            np.array([self._kind(kind) for kind in kinds], np.uint8),
+            np.array(created_s, np.float64),
+            vectors,
+        )
+        while len(new.seqs):
+            tail = self._tail_with_room()
+            taken = min(tail.room, len(new.seqs))
+            tail.write(new.part(0, taken))
+            self.count += taken
+            new = new.part(taken, None)
+        self.last_seq = int(seqs[-1])
+
+    def _tail_with_room(self) -> _Tail:
+        chunks, tail = self._parts
+        if not tail.room:
+            if tail.count < TAIL_ROWS:
+                tail = tail.grown()
+            else:
+                last = chunks[-1] if chunks and chunks[-1].count < CHUNK_ROWS else None
+                kept = chunks[:-1] if last else chunks
+                chunks, tail = (*kept, _Chunk(last, tail)), _Tail(self._dim, TAIL_ROWS)
+            self._parts = chunks, tail
+        return tail
 
     def kill(self, seqs: Iterable[int]) -> None:
         """Find these rows no more. Others are passed over. One thread at a time."""

@@ -25,9 +25,10 @@ from memserve.memory.texts.local.word_index import (
     WordRow,
     inverse_frequency,
 )
-from memserve.memory.texts.local.writing import Changes, memory_words
+from memserve.memory.texts.local.writing import Changes
 from memserve.memory.texts.records import decode_history
 from memserve.memory.texts.store import Scope
+from memserve.policy.recall.ranking import memory_words
 
 SHARDS = "0123456789abcdef"
 """The first digit of a tenant's key says which shard has its words."""

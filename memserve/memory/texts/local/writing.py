@@ -13,7 +13,7 @@ from memserve.memory.texts.local.schema import SEQ_BITS, Deadline, bounded
 from memserve.memory.texts.local.vectors import BlockChange, Floats, VectorRow
 from memserve.memory.texts.local.word_index import WordRow
 from memserve.memory.texts.records import Record, decode_history, encode_history
-from memserve.policy.recall.words import words_of
+from memserve.policy.recall.ranking import memory_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def new_rows(records: Sequence[Record], dim: int) -> list[NewRow]:
             memory,
             *encode_parts(record.history),
             np.ascontiguousarray(vector, np.float32),
-            memory_words(memory),
+            tuple(memory_words(memory)),
         )
     return list(rows.values())
 
@@ -95,11 +95,6 @@ def decode_parts(current: str, older: str) -> MemoryHistory:
         return last
     before = decode_history(older)
     return MemoryHistory((*before.versions, *last.versions), before.dropped)
-
-
-def memory_words(memory: Memory) -> tuple[str, ...]:
-    """What a memory is found by, in order."""
-    return tuple(words_of("\n".join((memory.text, *memory.keywords))))
 
 
 def word_row(row: NewRow, seq: int) -> WordRow:
