@@ -26,7 +26,7 @@ from memserve.gateway.layout import PromptLayout
 from memserve.policy.recall.prompt import Render
 
 SEED = 19
-SHAPE, QUICK_SHAPE = Shape(60, 8, 1500), Shape(30, 8, 400)
+SHAPE, QUICK_SHAPE = Shape(60, 8, 1000), Shape(24, 8, 240)
 POOL_SHARE = 0.5
 """Of the tokens of all memories."""
 ANSWER_TOKENS = 16
@@ -47,8 +47,8 @@ class Arm:
     """Share of the prompt tokens, as the engine says."""
     modelled: float
     """The same, as the model says."""
-    right: float
-    """Share of the answers that are right."""
+    right: float | None
+    """Share of the answers that are right. None: only a token of each was asked for."""
     prompt_tokens: float
     """Of one prompt, on average."""
 
@@ -62,10 +62,10 @@ def measure(layout: PromptLayout, requests: Sequence[Request], pool_tokens: int)
     engine = DemoEngine(
         {"num_gpu_blocks_override": blocks, "kv_cache_memory_bytes": 256 << 20, "max_num_seqs": 1}
     )
-    params = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS)
     arms = []
     try:
-        for pinned in ((), pinned_passages()):
+        for pinned, answer_tokens in (((), ANSWER_TOKENS), (pinned_passages(), 1)):
+            params = SamplingParams(temperature=0, max_tokens=answer_tokens)
             for name, order in ORDERS.items():
                 engine.forget()
                 asked = list(prompts(layout, requests, order, pinned=pinned))
@@ -76,10 +76,9 @@ def measure(layout: PromptLayout, requests: Sequence[Request], pool_tokens: int)
                     right += output.outputs[0].text.strip() == prompt.request.question.answer
                 tokens = sum(len(prompt.token_ids) for prompt in asked)
                 modelled = cached_share(PrefixPool(BLOCK_TOKENS, pool_tokens), _token_ids(asked))
+                right_share = None if pinned else right / len(asked)
                 arms.append(
-                    Arm(
-                        name, bool(pinned), cached / tokens, modelled, right / len(asked), tokens / len(asked)
-                    )
+                    Arm(name, bool(pinned), cached / tokens, modelled, right_share, tokens / len(asked))
                 )
                 report(f"{name}{', pinned' * bool(pinned)}: {cached / tokens:.3f} cached")
     finally:
@@ -173,7 +172,7 @@ def _tell(
             f"{arm.cached:.3f}",
             f"{arm.cached / by_name['by score', arm.pinned].cached:.2f}",
             f"{arm.modelled:.3f}",
-            f"{arm.right:.3f}",
+            "" if arm.right is None else f"{arm.right:.3f}",
         )
         for arm in arms
     ]
@@ -198,7 +197,7 @@ def _tell(
         Bar("cached share, canonical ÷ by score", canonical.cached / score.cached, at_least=BAR),
         Bar(
             "share of right answers, canonical less by score",
-            canonical.right - score.right,
+            (canonical.right or 0.0) - (score.right or 0.0),
             at_least=QUALITY_BAR,
         ),
     ]
