@@ -227,12 +227,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     router = Router(pool, settings, parts.residuals, parts.breakers)
     pinned = Pinned(parts.texts)
     prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
-    warm_pinned = WarmPinned(
-        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics,
-        lambda: [access.named(name, WARM_PRINCIPAL) for name in access.known_tenants()],
-        enabled=settings.warm_pinned,
-    )  # fmt: skip
-    parts.texts.on_pinned_change(warm_pinned.changed)
+    warm_pinned = _warm_pinned(parts, pinned, prefixes, access)
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -291,6 +286,20 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
             Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out
         ),
     )
+
+
+def _warm_pinned(parts: GatewayParts, pinned: Pinned, prefixes: Prefixes, access: Access) -> WarmPinned:
+    warm_pinned = WarmPinned(
+        pinned,
+        prefixes,
+        parts.layout,
+        parts.tokenizing,
+        parts.metrics,
+        lambda: [access.named(name, WARM_PRINCIPAL) for name in access.known_tenants()],
+        enabled=parts.settings.warm_pinned,
+    )
+    parts.texts.on_pinned_change(warm_pinned.changed)
+    return warm_pinned
 
 
 async def _open_cache(

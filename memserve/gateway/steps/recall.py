@@ -110,11 +110,16 @@ class Recall:
             self._metrics.recall.labels(outcome).observe(time.monotonic() - started_s)
         return Recalled(
             outcome,
-            (*pinned, *order_passages(hits, self._ledger.last_read(tenant, [hit.memory for hit in hits]))),
+            (*pinned, *self._ordered(tenant, hits)),
             (*found.skipped, *unusable)[:SKIPPED_MAX],
             tuple(part for part in parts if part is not None),
             fits,
         )
+
+    def _ordered(self, tenant: str, hits: list[ScoredMemory]) -> list[ScoredMemory]:
+        if self._settings.passage_order == "score":
+            return hits
+        return order_passages(hits, self._ledger.last_read(tenant, [hit.memory for hit in hits]))
 
     async def _search(
         self, request: GenerationRequest, tenant: str, question: str, timeout_s: float

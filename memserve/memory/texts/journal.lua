@@ -110,7 +110,8 @@ local function refuse(request, held, write, body)
   local bytes_after = held.journal_bytes + #body + ENTRY_HEAD_BYTES - (pending and #pending or 0)
   local is_full = not pending and held.entries >= tonumber(request.entries_max)
   if is_full or bytes_after > tonumber(request.bytes_max) then return {'full', held.journal_bytes} end
-  return write.within_quotas and (refuse_quota(request, held, write) or refuse_pinned(request, write)) or nil
+  if not write.within_quotas then return nil end
+  return refuse_quota(request, held, write) or refuse_pinned(request, write)
 end
 
 local function add_to_feed(request, sequence, write)
@@ -200,7 +201,9 @@ end
 -- Forget a namespace that has no record any more. request: namespace. Answers 1 when it is gone.
 function scripts.drop_namespace(request)
   if tonumber(redis.call('HGET', RECORDS_KEY, request.namespace) or 0) > 0 then return 0 end
-  for _, key in ipairs({LIVE_KEY, RECORDS_KEY, BYTES_KEY, PINNED_KEY}) do redis.call('HDEL', key, request.namespace) end
+  for _, key in ipairs({LIVE_KEY, RECORDS_KEY, BYTES_KEY, PINNED_KEY}) do
+    redis.call('HDEL', key, request.namespace)
+  end
   return 1
 end
 
