@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,8 @@ from pathlib import Path
 from memserve import credentials
 from memserve.config import Settings
 from memserve.disk import DATA_DISK, DiskWatch
+from memserve.domain import WorkerLease
+from memserve.domain.worker_calls import WorkerCalls
 from memserve.errors import (
     EmbedderChanged,
     StartupError,
@@ -56,7 +58,6 @@ from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers
 from memserve.gateway.surprise import SurpriseGate
 from memserve.gateway.tokenizer import ChatTokenizer
-from memserve.gateway.warm_pinned import PRINCIPAL as WARM_PRINCIPAL
 from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
@@ -171,16 +172,10 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         stack.callback(tokenizing.close)
         lookup, activation = await _open_cache(settings, stack)
         modules = await _open_modules(settings, model, stack)
-        registry = Registry(settings.redis)
-        stack.push_async_callback(registry.close)
-        credential = credentials.worker_credential(credentials.salt_key(settings))
-        connect = partial(GrpcCalls, credential=credential, tls=tls)
-        own_model = modules.base_digest or settings.model_digest
-        pool = WorkerPool(
-            registry, BlockIndex(), model.tokenizer_digest(), connect, metrics.loop_failed, own_model
+        connect = partial(
+            GrpcCalls, credential=credentials.worker_credential(credentials.salt_key(settings)), tls=tls
         )
-        await pool.start()
-        stack.push_async_callback(pool.close)
+        pool = await _open_pool(settings, model, connect, metrics, modules.base_digest, stack)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
         stack.push_async_callback(tokens.close)
         answers = KeptAnswers(settings.redis, settings.answers_kept_s, tokenizer.decode, metrics.not_kept)
@@ -227,7 +222,9 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     router = Router(pool, settings, parts.residuals, parts.breakers)
     pinned = Pinned(parts.texts)
     prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
-    warm_pinned = _warm_pinned(parts, pinned, prefixes, access)
+    warm_pinned = WarmPinned(
+        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
+    )
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -237,15 +234,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         modules=memory,
         uses=parts.uses,
         texts=parts.texts,
-        recall=Recall(
-            parts.texts,
-            pinned,
-            ModuleFits(memory, partial(parts.texts.embedding.embed, query=False), parts.background),
-            parts.ledger,
-            parts.tokenizer,
-            settings,
-            parts.metrics,
-        ),
+        recall=_recall(parts, pinned),
         fit=fit,
         pool=pool,
         look_up=look_up,
@@ -263,9 +252,8 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     gatekeeper = Gatekeeper(memory, trial, gate)
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
-    surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
-    documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
-    remembering = Remembering(parts.texts, parts.tokenizer, surprise, documents)
+    remembering = _remembering(parts, scoring)
+    decided = Explanations(parts.decisions, parts.gateways)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -282,24 +270,38 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
-        explanations=AnswerExplanations(
-            Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out
-        ),
+        explanations=AnswerExplanations(decided, parts.answers, leaving_out),
     )
 
 
-def _warm_pinned(parts: GatewayParts, pinned: Pinned, prefixes: Prefixes, access: Access) -> WarmPinned:
-    warm_pinned = WarmPinned(
-        pinned,
-        prefixes,
-        parts.layout,
-        parts.tokenizing,
-        parts.metrics,
-        lambda: [access.named(name, WARM_PRINCIPAL) for name in access.known_tenants()],
-        enabled=parts.settings.warm_pinned,
+def _recall(parts: GatewayParts, pinned: Pinned) -> Recall:
+    fits = ModuleFits(parts.modules, partial(parts.texts.embedding.embed, query=False), parts.background)
+    return Recall(parts.texts, pinned, fits, parts.ledger, parts.tokenizer, parts.settings, parts.metrics)
+
+
+def _remembering(parts: GatewayParts, scoring: Scoring) -> Remembering:
+    surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
+    documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
+    return Remembering(parts.texts, parts.tokenizer, surprise, documents)
+
+
+async def _open_pool(
+    settings: Settings,
+    model: ModelFiles,
+    connect: Callable[[WorkerLease], WorkerCalls],
+    metrics: GatewayMetrics,
+    base_digest: str,
+    stack: contextlib.AsyncExitStack,
+) -> WorkerPool:
+    own_model = base_digest or settings.model_digest
+    registry = Registry(settings.redis)
+    stack.push_async_callback(registry.close)
+    pool = WorkerPool(
+        registry, BlockIndex(), model.tokenizer_digest(), connect, metrics.loop_failed, own_model
     )
-    parts.texts.on_pinned_change(warm_pinned.changed)
-    return warm_pinned
+    await pool.start()
+    stack.push_async_callback(pool.close)
+    return pool
 
 
 async def _open_cache(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from memserve.domain import Memory, MetadataValue, ScoredMemory
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.records import tenant_key
+from memserve.memory.texts.writing import PinnedChange
 from memserve.policy.recall.choosing import usable_at
 from memserve.policy.recall.conditions import condition_verdict
 
@@ -28,6 +29,10 @@ class Pinned:
         self._kept: OrderedDict[tuple[str, str], tuple[float, tuple[Memory, ...]]] = OrderedDict()
         self._changes = 0
         texts.on_pinned_change(self._forget)
+
+    def on_change(self, tell: PinnedChange) -> None:
+        """Have it called with a tenant's key and a namespace after a change at this gateway."""
+        self._texts.on_pinned_change(tell)
 
     async def passages(
         self,

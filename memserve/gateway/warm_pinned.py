@@ -15,12 +15,13 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from memserve.domain import GenerationRequest, Memory, Message, ModuleVersion, Role, ScoredMemory, Tenant
 from memserve.errors import MemserveError
+from memserve.gateway.access.callers import Access
 from memserve.gateway.layout import PromptLayout
 from memserve.gateway.pinned import Pinned
 from memserve.gateway.prefixes import Prefixes
@@ -77,23 +78,24 @@ class WarmPinned:
         layout: PromptLayout,
         tokenizing: FairThreads,
         metrics: GatewayMetrics,
-        tenants: Callable[[], Sequence[Tenant]],
+        access: Access,
         *,
         enabled: bool,
     ) -> None:
-        """tenants: those that are known without a request, so that what they pin is warm at once."""
+        """access: its tenants are known without a request, so that what they pin is warm at once."""
         self._pinned = pinned
         self._prefixes = prefixes
         self._layout = layout
         self._tokenizing = tokenizing
         self._metrics = metrics
-        self._tenants = tenants
+        self._access = access
         self._enabled = enabled
         self._kept: OrderedDict[Beginning, _Kept] = OrderedDict()
         self._due: OrderedDict[Beginning, None] = OrderedDict()
         self._computed_s: dict[str, float] = {}
         self._checked_s = 0.0
         self._wake = asyncio.Event()
+        pinned.on_change(self.changed)
 
     def recalled(self, request: GenerationRequest, tenant: Tenant, module: ModuleVersion | None) -> None:
         """Note how the request's prompt begins. module: the one that its KV depends on. Returns at once."""
@@ -117,9 +119,9 @@ class WarmPinned:
         """Pinned memories of a namespace have changed at this gateway. owner: the tenant's key."""
         if not self._enabled:
             return
-        for tenant in self._tenants():
-            if tenant_key(tenant.name) == owner:
-                self._note(Beginning(tenant.name, (namespace,)), tenant, None)
+        for name in self._access.known_tenants():
+            if tenant_key(name) == owner:
+                self._note(Beginning(name, (namespace,)), self._access.named(name, PRINCIPAL), None)
         for beginning, kept in self._kept.items():
             if namespace in beginning.namespaces and tenant_key(beginning.tenant) == owner:
                 kept.passages, kept.token_ids = (), ()  # they may be of a text that is erased
