@@ -5,7 +5,7 @@
 2. When pinned memories change, when a namespace is recalled from in a new way, and every CHECK_EVERY_S, the
    beginnings of the last RECENT_S are looked up in Redis. One that is not there is computed on a worker.
 3. One is computed at a time, in the lowest band, and for each tenant one in TENANT_EVERY_S. Its tokens count
-   for the tenant's quota.
+   for the tenant's quota. One that does not stay in Redis is looked at ever more rarely.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from memserve.turns import FairThreads
 
 PRINCIPAL = "memserve warm prefixes"
 CHECK_EVERY_S = 10.0
+PAUSE_MAX_S = 320.0
 RECENT_S = 600.0
 TENANT_EVERY_S = 2.0
 COMPUTING_MAX_S = 60.0
@@ -66,6 +67,22 @@ class _Kept:
     passages: tuple[tuple[str, str, int], ...] = ()
     """Namespace, id and version of those that `token_ids` are made of."""
     token_ids: tuple[int, ...] = ()
+    pause_s: float = CHECK_EVERY_S
+    """Until the next look after one that did not find it in Redis."""
+    not_before_s: float = 0.0
+
+    def forget(self) -> None:
+        """The passages have changed, or there are none."""
+        self.passages, self.token_ids = (), ()
+        self.pause_s, self.not_before_s = CHECK_EVERY_S, 0.0
+
+    def looked(self, outcome: str, now_s: float) -> None:
+        """What Redis does not keep, or a worker does not compute, is looked at ever more rarely."""
+        if outcome in ("computed", "failed"):
+            self.not_before_s = now_s + self.pause_s
+            self.pause_s = min(2 * self.pause_s, PAUSE_MAX_S)
+        else:
+            self.pause_s = CHECK_EVERY_S
 
 
 class WarmPinned:
@@ -124,7 +141,7 @@ class WarmPinned:
                 self._note(Beginning(name, (namespace,)), self._access.named(name, PRINCIPAL), None)
         for beginning, kept in self._kept.items():
             if namespace in beginning.namespaces and tenant_key(beginning.tenant) == owner:
-                kept.passages, kept.token_ids = (), ()  # they may be of a text that is erased
+                kept.forget()  # it may be of a text that is erased
                 self._due[beginning] = None
         self._wake.set()
 
@@ -149,6 +166,7 @@ class WarmPinned:
         except MemserveError as error:
             log.info("the pinned passages of %s are not warm: %s", ", ".join(beginning.namespaces), error)
             outcome = "failed"
+        kept.looked(outcome, time.monotonic())
         if outcome:
             self._metrics.pinned_prefixes.labels(outcome).inc()
 
@@ -157,7 +175,7 @@ class WarmPinned:
         passages = await self._pinned.shared(beginning.tenant, beginning.namespaces, time.time())
         names = _names(passages)
         if not passages:
-            kept.passages, kept.token_ids = (), ()
+            kept.forget()
             return ""
         if kept.passages != names:
             encode = partial(common_tokens, self._layout, beginning, passages)
@@ -205,7 +223,7 @@ class WarmPinned:
         for beginning, kept in list(self._kept.items()):
             if now_s - kept.asked_s > RECENT_S:
                 self._drop(beginning)
-            else:
+            elif now_s >= kept.not_before_s:
                 self._due.setdefault(beginning, None)
         names = {beginning.tenant for beginning in self._kept}
         self._computed_s = {name: at_s for name, at_s in self._computed_s.items() if name in names}
