@@ -58,7 +58,7 @@ class Direct:
         key = memory_key(TENANT, NAMESPACE, memory.memory_id)
 
         def store() -> None:
-            if not self._store.get_many([key], timeout_s=TIMEOUT_S):
+            if self._store.get(key, timeout_s=TIMEOUT_S) is None:
                 record = Record(key, tenant_key(TENANT), first_history(memory), vector)
                 self._store.put([record], timeout_s=TIMEOUT_S)
             self._rows += 1
@@ -137,11 +137,11 @@ async def measure(folder: Path, rounds: int, seconds: float) -> list[tuple[float
     figures = []
 
     async def remember(text: str) -> None:
-        new = NewMemory(NAMESPACE, text, source="s", memory_id=text.replace(" ", "-"))
-        await journaled.remember(TENANT, new, "", WritePolicy(skip_relations=True))
+        new = NewMemory(NAMESPACE, text, "s", memory_id=text.replace(" ", "-"))
+        await journaled.remember(TENANT, new, policy=WritePolicy(skip_relations=True))
 
     async def search(text: str) -> None:
-        await journaled.search(TENANT, SearchQuery((NAMESPACE,), text, 8), timeout_s=TIMEOUT_S)
+        await journaled.search(TENANT, SearchQuery((NAMESPACE,), text, 8), TIMEOUT_S)
 
     try:
         await remember("warm")

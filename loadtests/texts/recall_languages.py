@@ -58,9 +58,8 @@ async def recall(embedder: BertEmbedder, facts: int) -> dict[str, Recall]:
                     await memory.remember(TENANT, NewMemory(namespace, text, memory_id=str(number)))
                 ranks = []
                 for number, (_, question) in enumerate(pairs[:facts]):
-                    found = await memory.search(
-                        TENANT, SearchQuery((namespace,), question, len(pairs)), timeout_s=TIMEOUT_S
-                    )
+                    query = SearchQuery((namespace,), question, len(pairs))
+                    found = await memory.search(TENANT, query, TIMEOUT_S)
                     ranks.append([hit.memory.memory_id for hit in found.hits].index(str(number)))
                 recalls[language] = Recall(
                     ranks.count(0) / len(ranks), sum(rank < FOUND_IN for rank in ranks) / len(ranks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,8 @@ from pathlib import Path
 from memserve import credentials
 from memserve.config import Settings
 from memserve.disk import DATA_DISK, DiskWatch
+from memserve.domain import WorkerLease
+from memserve.domain.worker_calls import WorkerCalls
 from memserve.errors import (
     EmbedderChanged,
     StartupError,
@@ -168,16 +170,10 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         stack.callback(tokenizing.close)
         lookup, activation = await _open_cache(settings, stack)
         modules = await _open_modules(settings, model, stack)
-        registry = Registry(settings.redis)
-        stack.push_async_callback(registry.close)
-        credential = credentials.worker_credential(credentials.salt_key(settings))
-        connect = partial(GrpcCalls, credential=credential, tls=tls)
-        own_model = modules.base_digest or settings.model_digest
-        pool = WorkerPool(
-            registry, BlockIndex(), model.tokenizer_digest(), connect, metrics.loop_failed, own_model
+        connect = partial(
+            GrpcCalls, credential=credentials.worker_credential(credentials.salt_key(settings)), tls=tls
         )
-        await pool.start()
-        stack.push_async_callback(pool.close)
+        pool = await _open_pool(settings, model, connect, metrics, modules.base_digest, stack)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
         stack.push_async_callback(tokens.close)
         answers = KeptAnswers(settings.redis, settings.answers_kept_s, tokenizer.decode, metrics.not_kept)
@@ -255,9 +251,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     gatekeeper = Gatekeeper(memory, trial, gate)
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
-    surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
-    documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
-    remembering = Remembering(parts.texts, parts.tokenizer, surprise, documents)
+    remembering = _remembering(parts, scoring)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
@@ -277,6 +271,31 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
             Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out
         ),
     )
+
+
+def _remembering(parts: GatewayParts, scoring: Scoring) -> Remembering:
+    surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
+    documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
+    return Remembering(parts.texts, parts.tokenizer, surprise, documents)
+
+
+async def _open_pool(
+    settings: Settings,
+    model: ModelFiles,
+    connect: Callable[[WorkerLease], WorkerCalls],
+    metrics: GatewayMetrics,
+    base_digest: str,
+    stack: contextlib.AsyncExitStack,
+) -> WorkerPool:
+    own_model = base_digest or settings.model_digest
+    registry = Registry(settings.redis)
+    stack.push_async_callback(registry.close)
+    pool = WorkerPool(
+        registry, BlockIndex(), model.tokenizer_digest(), connect, metrics.loop_failed, own_model
+    )
+    await pool.start()
+    stack.push_async_callback(pool.close)
+    return pool
 
 
 async def _open_cache(
