@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from memserve.memory.texts.records import (
 )
 from memserve.memory.texts.requests import CHANGEABLE, LineOutcome, ListQuery
 from memserve.memory.texts.rules import (
+    NAMESPACES_MAX,
     TIME_MAX_S,
     check_author,
     check_memory_id,
@@ -66,16 +68,29 @@ class Exchange(Batches, Reads):
         What is written meanwhile may be in it or not. Raises NamespaceNotFound, and VectorStoreUnavailable
         while the local index is built again.
         """
-        query = ListQuery(tuple(namespaces), order=ListOrder.MEMORY_ID, states=ALL_STATES)
-        scope, _ = list_scope(tenant, query)
-        await self._within(self._call_timeout_s, partial(self._namespaces.require, tenant, scope.namespaces))
+        names = tuple(dict.fromkeys(namespaces))
+        for name in names:
+            check_namespace("namespaces", name)
+        await self._within(self._call_timeout_s, partial(self._namespaces.require, tenant, names))
         usages = {usage.namespace: usage.records for usage in (await self.usage(tenant)).namespaces}
         yield {
             "memserve_export": FORMAT,
             "embedder": self.embedding.embedder.name,
-            "namespaces": {name: usages.get(name, 0) for name in scope.namespaces},
+            "namespaces": {name: usages.get(name, 0) for name in names},
         }
         digest, count = hashlib.sha256(), 0
+        for start in range(0, len(names), NAMESPACES_MAX):
+            async with aclosing(self._lines(tenant, names[start : start + NAMESPACES_MAX])) as lines:
+                async for line in lines:
+                    digest.update(_canonical(line))
+                    count += 1
+                    yield line
+        yield {"memserve_export_end": FORMAT, "memories": count, "sha256": digest.hexdigest()}
+
+    async def _lines(self, tenant: str, namespaces: tuple[str, ...]) -> AsyncGenerator[Line, None]:
+        """Of all memories of at most NAMESPACES_MAX namespaces, by id."""
+        query = ListQuery(namespaces, order=ListOrder.MEMORY_ID, states=ALL_STATES)
+        scope, _ = list_scope(tenant, query)
         after: tuple[object, str, str] | None = None
         while True:
             page = await self._within(
@@ -83,15 +98,11 @@ class Exchange(Batches, Reads):
             )
             for _, record in page:
                 if record is not None:
-                    line = {"memory": json.loads(encode_history(record.history))}
-                    digest.update(_canonical(line))
-                    count += 1
-                    yield line
+                    yield {"memory": json.loads(encode_history(record.history))}
             if len(page) < PAGE_MAX:
-                break
+                return
             last = page[-1][0].memory
             after = last.memory_id, last.namespace, last.memory_id
-        yield {"memserve_export_end": FORMAT, "memories": count, "sha256": digest.hexdigest()}
 
     async def import_lines(
         self, tenant: str, lines: AsyncIterable[Mapping[str, Any]]
