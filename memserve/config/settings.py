@@ -106,7 +106,10 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         "are changes.",
     )
     memory_changes_per_minute_per_tenant: int = Field(
-        6000, ge=1, description="Memories that one tenant may store or forget in a minute, in one gateway."
+        6000,
+        ge=1,
+        description="Calls of one tenant a minute, in one gateway, that store, change, forget or "
+        "erase memories; a batch, an import and a document are one call each, paced by the tenant's share.",
     )
     tokens_per_minute_per_tenant: int = Field(
         0,

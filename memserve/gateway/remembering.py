@@ -44,7 +44,7 @@ class Remembering:
     ) -> None:
         self._texts = texts
         self._tokenizer = tokenizer
-        self._surprise = surprise
+        self.surprise = surprise
         self._documents = documents
 
     async def remember(self, tenant: Tenant, new: NewMemory, policy: WritePolicy) -> Remembered:
@@ -169,7 +169,7 @@ class Remembering:
             near = found.hits
         except (NamespaceNotFound, VectorStoreUnavailable):
             near = ()
-        return await self._surprise.judge(tenant, new.text, near, deadline_s=deadline_s)
+        return await self.surprise.judge(tenant, new.text, near, deadline_s=deadline_s)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -43,6 +43,15 @@ ALLOWED = {
     ): "lanes of a TaskGroup, which waits for them and raises what they raise",
     ("gateway/scoring.py", "score_all"): "of a TaskGroup, as those of the gate",
     ("processes/supervised.py", "begin"): "work in the background, kept until it ends; a failure is said",
+    (
+        "gateway/steps/recall.py",
+        "__call__",
+    ): "of a TaskGroup: the request ends with the first one that fails",
+    (
+        "memory/texts/visible.py",
+        "begin_mending",
+    ): "ends when the local index is whole; settling, a supervised loop, begins it "
+    "again where it has ended before",
     ("gateway/modules/progress.py", "with_steps"): "awaited: its end is the stream's",
     (
         "worker/modules/room.py",

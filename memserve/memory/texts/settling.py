@@ -25,6 +25,9 @@ from memserve.memory.texts.usage import usage_of_all
 from memserve.memory.texts.visible import LocalWriter
 
 FLUSH_TIMEOUT_S = 120.0
+# Writes that Milvus Lite gets at once. It runs in this process, and a search waits while a page of them is
+# packed: pages of 256 made the 99th percentile of searches beside them nearly twice as long.
+LITE_BATCH = 32
 RETRY_MIN_S = 1.0
 TURN_RETRY_S = 0.05
 RETRY_MAX_S = 30.0
@@ -287,7 +290,7 @@ class Settling:
             return
         if not self._may_flush():
             raise VectorStoreUnavailable("the disk is nearly full, so it does not flush")
-        while self.local is not None and (page := self._writes.some_unapplied(BATCH)):
+        while self.local is not None and (page := self._writes.some_unapplied(LITE_BATCH)):
             await self._index.write(OWN_WORK, partial(self._write, writes=page, seen_s=0.0))
         batch, wrong = await self._flush_and_verify()
         if wrong and (wrong := await self._journal.still_pending(wrong)):

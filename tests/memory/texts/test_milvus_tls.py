@@ -41,7 +41,11 @@ async def relay(trial: Trial, tmp_path: Path) -> AsyncIterator[tuple[TlsRelay, i
 
 def index(port: int, tls: PemFiles | None, scheme: str = "https") -> VectorIndex:
     return VectorIndex(
-        f"{scheme}://localhost:{port}", Vectors(4), MilvusAccess("user:word", tls), call_timeout_s=TIMEOUT_S
+        f"{scheme}://localhost:{port}",
+        Vectors(4),
+        MilvusAccess("user:word", tls),
+        is_searched=True,
+        call_timeout_s=TIMEOUT_S,
     )
 
 
@@ -62,7 +66,11 @@ async def test_milvus_is_reached_with_the_internal_certificate_and_with_no_other
         ("a client's", trial.files("client"), "https"),
     ):
         refused = VectorIndex(
-            f"{scheme}://localhost:{port}", Vectors(4), MilvusAccess("", tls), call_timeout_s=1.0
+            f"{scheme}://localhost:{port}",
+            Vectors(4),
+            MilvusAccess("", tls),
+            is_searched=True,
+            call_timeout_s=1.0,
         )
         with pytest.raises(MILVUS_ERRORS):
             await count(refused)
@@ -110,6 +118,7 @@ async def test_a_new_certificate_that_milvus_refuses_leaves_the_connection(
         f"https://localhost:{port}",
         Vectors(4),
         MilvusAccess("", mine.files("internal-gateway")),
+        is_searched=True,
         call_timeout_s=1.0,
     )
     assert await count(served) == 0
