@@ -27,7 +27,8 @@ class Pinned:
 
     def __init__(self, texts: VectorMemory) -> None:
         self._texts = texts
-        self._kept: OrderedDict[tuple[str, str], tuple[float, tuple[Memory, ...]]] = OrderedDict()
+        # With when it was read, and the gateway's last write then.
+        self._kept: OrderedDict[tuple[str, str], tuple[float, int, tuple[Memory, ...]]] = OrderedDict()
 
     async def passages(
         self,
@@ -49,11 +50,12 @@ class Pinned:
 
     async def _of(self, tenant: str, namespace: str) -> tuple[Memory, ...]:
         kept = self._kept.get((tenant, namespace))
-        if kept is not None and time.monotonic() - kept[0] < FRESH_S:
-            return kept[1]
+        last_write = self._texts.last_write(tenant, namespace)
+        if kept is not None and time.monotonic() - kept[0] < FRESH_S and kept[1] == last_write:
+            return kept[2]
         memories = await self._listed(tenant, namespace)
         ordered = tuple(sorted(memories, key=lambda memory: (memory.created_s, memory.memory_id)))
-        self._kept[tenant, namespace] = time.monotonic(), ordered
+        self._kept[tenant, namespace] = time.monotonic(), last_write, ordered
         self._kept.move_to_end((tenant, namespace))
         if len(self._kept) > KEPT_MAX:
             self._kept.popitem(last=False)

@@ -25,9 +25,10 @@ from loadtests.texts.memory_erasure.secrets import Secret, draw_secret
 from loadtests.texts.memory_erasure.story import NAMESPACE, Checks, remember, tell
 from memserve.client import CallFailed, Client, ErasedPlace
 from memserve.domain import NewDocument, NewMemory
+from memserve.memory.texts.local.words import FRESH_MAX
 from tests.memory.texts.milvus_server import running_server
 
-OTHERS, QUICK_OTHERS = 2000, 200
+OTHERS, QUICK_OTHERS = 2400, 200
 DOOMED = "doomed"
 DOCUMENT = "handbook"
 PASSAGES = 3
@@ -47,16 +48,16 @@ class Run:
     def secret(self) -> Secret:
         return draw_secret(self._draw)
 
-    def fill(self, client: Client, memories: int) -> None:
-        """Other memories, so that the files of both are mixed."""
+    def fill(self, client: Client, first: int, behind: int) -> None:
+        """Other memories, so that the files have both."""
         news = [
             NewMemory(
                 NAMESPACE, f"Pump {number} stands by gate {number * 7} of the town.", memory_id=f"o{number}"
             )
-            for number in range(memories)
+            for number in range(first, behind)
         ]  # fmt: skip
         stored = sum(result.remembered is not None for result in client.remember_many(news))
-        self.checks.holds(f"all {memories} others are stored, {stored} are", stored == memories)
+        self.checks.holds(f"{behind - first} others are stored: {stored}", stored == behind - first)
 
     def scanned(self, secrets: Sequence[Secret]) -> Scan:
         """All that is the gateway's: its folders, its registry, and what it gives."""
@@ -72,7 +73,7 @@ class Run:
             scan.look("an export", "\n".join(client.export_memories()).encode())
         return scan
 
-    def is_seen(self, secret: Secret) -> None:
+    def is_seen(self, secret: Secret, others: int) -> None:
         """Before an erasure: a search of everything that finds nothing would prove nothing."""
         scan = self.scanned([secret])
         places = " ".join(scan.found)
@@ -81,6 +82,8 @@ class Run:
         self.checks.holds(f"an export has it before: {places}", "an export" in places)
         if self._remote_folder is None:
             self.checks.holds(f"the index of rows has it before: {places}", "rows" in places)
+            if others > 2 * FRESH_MAX:
+                self.checks.holds(f"the index of words has it before: {places}", "is a term" in places)
 
     def erased(
         self, what: str, secrets: Sequence[Secret], places: Sequence[ErasedPlace], took_s: float
@@ -105,11 +108,12 @@ class Run:
 
 def play(run: Run, others: int) -> None:
     with run.lab.client() as client:
-        run.fill(client, others)
+        run.fill(client, 0, others // 2)
         tale = run.secret()
         tell(client, tale, "tale", run.checks)
+        run.fill(client, others // 2, others)
         client.search(NAMESPACE, tale.text)
-        run.is_seen(tale)
+        run.is_seen(tale, others)
         run.erased("a memory with six versions", [tale], *_erase(client, "tale"))
         run.checks.refused(
             "an erased memory has no history", lambda: client.memory_history(NAMESPACE, "tale"), "NOT_FOUND"

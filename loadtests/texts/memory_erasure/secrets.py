@@ -17,6 +17,8 @@ class Secret:
 
     text: str
     later_text: str
+    contradiction: str
+    """Of another memory."""
     keyword: str
     source: str
     value: str
@@ -55,9 +57,11 @@ def draw_secret(draw: random.Random) -> Secret:
         body = "".join(draw.choice(CONSONANTS) + draw.choice(VOWELS) for _ in range(4))
         return f"qx{body}{''.join(draw.choices(string.digits, k=4))}"
 
+    ship, captain = word(), word()
     return Secret(
-        text=f"The {word()} of Überlingen 港口 keeps {word()} behind the {word()}.",
-        later_text=f"The {word()} of Überlingen 港口 keeps {word()} under the {word()}.",
+        text=f"The captain of the {ship} in Überlingen 港口 is {captain}.",
+        later_text=f"The captain of the {ship} in Überlingen 港口 is {word()}.",
+        contradiction=f"The captain of the {ship} in Überlingen 港口 is {word()}.",
         keyword=word(),
         source=word(),
         value=word(),

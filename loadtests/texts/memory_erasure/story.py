@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from loadtests.texts.memory_erasure.secrets import Secret
-from memserve.client import CallFailed, Client, MemoryAction, MemoryState, Place, WritePolicy
+from memserve.client import CallFailed, Client, MemoryAction, MemoryState, Place
 
 NAMESPACE = "notes"
 
@@ -88,9 +88,7 @@ def tell(client: Client, secret: Secret, memory_id: str, checks: Checks) -> None
 def _contradict(client: Client, secret: Secret, memory_id: str, checks: Checks) -> None:
     """Another memory takes its place. The loser keeps its history, and leaves its slot."""
     other = f"{memory_id}-other"
-    stored = client.remember(
-        NAMESPACE, secret.later_text.replace("under", "above"), memory_id=other, policy=WritePolicy()
-    )
+    stored = client.remember(NAMESPACE, secret.contradiction, memory_id=other)
     checks.holds("the contradiction is stored", stored.created)
     named = [finding.memory_id for finding in stored.findings]
     checks.holds(f"the reply names what it contradicts: {named}", memory_id in named)

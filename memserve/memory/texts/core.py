@@ -17,7 +17,7 @@ from memserve.memory.texts.encoders.cached import CachedEmbedding
 from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Draft, Look, Write, erasure, growth, put
-from memserve.memory.texts.records import Record, memory_key
+from memserve.memory.texts.records import Record, memory_key, tenant_key
 from memserve.memory.texts.relating import Relate
 from memserve.memory.texts.searched import LocalStore, Searched
 from memserve.memory.texts.settling import Settling
@@ -90,6 +90,10 @@ class Core:
         vectors = await self.embedding.embed(tenant, [text], query=query)
         row: npt.NDArray[np.float32] = vectors[0]
         return row
+
+    def last_write(self, tenant: str, namespace: str) -> int:
+        """Another number than before when this gateway has written to the namespace since."""
+        return self._namespaces.last_write(tenant_key(tenant), namespace)
 
     async def _change(self, tenant: str, memory: tuple[str, str, str], decide: Decide) -> Changed | None:
         """Change one memory by compare-and-set: `decide` is asked again when the memory was written since.

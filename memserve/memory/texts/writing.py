@@ -22,6 +22,9 @@ from memserve.memory.texts.settling import Settling
 
 NOT_COUNTED = "it has not been up since this registry is used, so its memories are not counted yet"
 
+WRITTEN_MAX = 4096
+"""Namespaces whose last write is known by itself."""
+
 Outcome = int | JournalFull | QuotaReached | None
 """A write's sequence, its refusal, or None: the memory was written since the look."""
 
@@ -37,6 +40,9 @@ class KnownNamespaces:
         self._settling = settling
         # By tenant key.
         self._names: dict[str, set[str]] = {}
+        # By tenant key and namespace, when this gateway last wrote there, as a number that only grows.
+        self._written: dict[tuple[str, str], int] = {}
+        self._writes = self._written_before = 0
 
     async def learn(self) -> None:
         """Read all namespaces from the registry. Raises RegistryUnavailable."""
@@ -45,6 +51,17 @@ class KnownNamespaces:
 
     def add(self, key: str, namespace: str) -> None:
         self._names.setdefault(key, set()).add(namespace)
+
+    def wrote(self, key: str, namespace: str) -> None:
+        self._writes += 1
+        if len(self._written) >= WRITTEN_MAX:
+            self._written.clear()
+            self._written_before = self._writes
+        self._written[key, namespace] = self._writes
+
+    def last_write(self, key: str, namespace: str) -> int:
+        """Another number than before when this gateway has written there since."""
+        return self._written.get((key, namespace), self._written_before)
 
     def discard(self, key: str, namespace: str) -> None:
         self._names.get(key, set()).discard(namespace)
@@ -99,6 +116,8 @@ class JournalWriter:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._apply_timeout_s):
                     await asyncio.shield(applying)
+            for draft in drafts:  # who read before the store had them has an older number
+                self._namespaces.wrote(draft.write.tenant_key, draft.write.namespace)
         return outcomes
 
     async def finish(self) -> None:
@@ -127,4 +146,5 @@ class JournalWriter:
         ]
         for write in written:
             self._namespaces.add(write.tenant_key, write.namespace)
+            self._namespaces.wrote(write.tenant_key, write.namespace)
         return outcomes, self._settling.apply(tenant, written, journaled_s) if written else None
