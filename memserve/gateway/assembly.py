@@ -234,7 +234,13 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         recall=Recall(
             parts.texts,
             Pinned(parts.texts),
-            ModuleFits(memory, partial(parts.texts.embedding.embed, query=False), parts.background),
+            ModuleFits(
+                memory,
+                # Looked up for each call: a reindexing puts another one there.
+                lambda tenant, texts: parts.texts.embedding.embed(tenant, texts, query=False),
+                parts.background,
+                embedder=lambda: parts.texts.embedder.vectors.embedder,
+            ),
             parts.tokenizer,
             settings,
             parts.metrics,

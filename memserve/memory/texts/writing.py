@@ -15,12 +15,16 @@ from memserve.errors import (
     RegistryUnavailable,
     VectorStoreUnavailable,
 )
-from memserve.memory.texts.journal import Journal
+from memserve.memory.texts.journal import Journal, WritesHeld
 from memserve.memory.texts.journal_entries import Draft
 from memserve.memory.texts.records import tenant_key
 from memserve.memory.texts.settling import Settling
 
 NOT_COUNTED = "it has not been up since this registry is used, so its memories are not counted yet"
+
+# Writes are held while another embedding model takes over. Then this one is refused, or they are let go.
+HELD_MAX_S = 120.0
+HELD_RETRY_S = 0.1
 
 Outcome = int | JournalFull | QuotaReached | None
 """A write's sequence, its refusal, or None: the memory was written since the look."""
@@ -116,7 +120,7 @@ class JournalWriter:
         journaled_s = time.monotonic()
         owner = drafts[0].write.tenant_key
         try:
-            outcomes = await self._journal.append_many(owner, drafts, last_sequence, together=together)
+            outcomes = await self._append(owner, drafts, last_sequence, together)
         except RegistryUnavailable:
             self._settling.be_unsure()
             raise
@@ -128,3 +132,16 @@ class JournalWriter:
         for write in written:
             self._namespaces.add(write.tenant_key, write.namespace)
         return outcomes, self._settling.apply(tenant, written, journaled_s) if written else None
+
+    async def _append(
+        self, owner: str, drafts: Sequence[Draft], last_sequence: int, together: bool
+    ) -> list[Outcome]:
+        """As `Journal.append_many`; waits while another gateway holds writes."""
+        end_s = time.monotonic() + HELD_MAX_S
+        while True:
+            try:
+                return await self._journal.append_many(owner, drafts, last_sequence, together=together)
+            except WritesHeld:
+                if time.monotonic() >= end_s:
+                    raise VectorStoreUnavailable("another embedding model takes over") from None
+            await asyncio.sleep(HELD_RETRY_S)
