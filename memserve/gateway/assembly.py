@@ -45,6 +45,7 @@ from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.prefixes import Prefixes
 from memserve.gateway.provenance import Provenance
 from memserve.gateway.recall_preview import RecallPreviews
+from memserve.gateway.reindexer import Reindexer
 from memserve.gateway.remembering import Remembering
 from memserve.gateway.scoring import Scoring
 from memserve.gateway.steps.check import RequestCheck
@@ -134,6 +135,7 @@ class GatewayServices:
     pipeline: Pipeline
     previews: RecallPreviews
     remembering: Remembering
+    reindexer: Reindexer
     feedback: Feedback
     prefixes: Prefixes
     trial: ModuleTrial
@@ -268,6 +270,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
         remembering=remembering,
+        reindexer=Reindexer(settings, parts.texts, parts.metrics.embedding, parts.background),
         feedback=Feedback(parts.answers, parts.texts, parts.ledger, remembering),
         prefixes=Prefixes(check, fit, memory, parts.activation, pool, parts.tokens),
         trial=trial,

@@ -27,7 +27,7 @@ Embed = Callable[[str, Sequence[str]], Awaitable[Floats]]
 """Takes a tenant and passages. Returns [n, dim] rows of unit length."""
 
 _Key = tuple[str, str, int, str]
-"""Tenant, module, version and embedder. Two tenants that publish equal files may describe them differently."""
+"""Tenant, module, version and embedder. Tenants may describe equal files differently."""
 
 MODULES_MAX = 200
 """Of a tenant that are looked at, by name."""

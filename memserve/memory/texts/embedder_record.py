@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import secrets
+
 from memserve.errors import EmbedderChanged, VectorStoreUnavailable
 from memserve.memory.texts.journal import PENDING, STATE, Journal, Model
 
-LEASE_S = 60.0
+LEASE_S = 30.0
 """A gateway that reindexes has to say so again within this time."""
 
 
 class EmbedderRecord:
     """Changes of the model, in the registry. Methods raise RegistryUnavailable."""
 
-    def __init__(self, journal: Journal, before: Model) -> None:
-        """before: the model that embeds the memories now."""
+    def __init__(self, journal: Journal, before: Model, *, is_only: bool) -> None:
+        """before: the model that embeds the memories now.
+
+        is_only: whether there is no other gateway. It then goes on at once after it was killed.
+        """
         self._journal = journal
         self._before = before
-        self._by = secrets.token_hex(8)
+        self._by = "the only one" if is_only else secrets.token_hex(8)
 
     async def claim(self, lease_s: float = LEASE_S) -> None:
         """Say that this gateway reindexes. lease_s: 0 when it has ended.
@@ -41,7 +45,7 @@ class EmbedderRecord:
     async def switch(self, after: Model, sequence: str) -> bool:
         """Record the new model, and drop what is pending: it is durable in the new collection.
 
-        sequence: as `hold` returned it. Returns False, and changes nothing, where writes are not held any more.
+        sequence: as `hold` returned it. Returns False, and changes nothing, where writes are held no more.
         """
         switched = await self._journal.run(
             "switch_embedder",

@@ -95,6 +95,7 @@ class VectorMemory(Exchange, Erasing, Searching, Reembedding):
         super().__init__(parts)
         self.search_parts = options.search
         self.reranking = None
+        self.reindexing = None
         self.erasers = list(options.erasers)
         self.folders = folders
         self._forgotten_s = options.forgotten_days * DAY_S

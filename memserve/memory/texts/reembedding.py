@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from memserve.domain import Memory
+from memserve.domain import Memory, ReindexProgress
 from memserve.errors import EmbedderChanged, MemserveError, RegistryUnavailable, VectorStoreUnavailable
 from memserve.memory.texts.applied import FlushNotVerified
 from memserve.memory.texts.core import Core
@@ -52,6 +52,9 @@ class _NotYet(Exception):
 class Reembedding(Core):
     """The change to another embedding model."""
 
+    reindexing: ReindexProgress | None
+    """While it is under way. Set by the owner, before the first call."""
+
     async def reembed(
         self, target: CachedEmbedding, progress: Callable[[ReindexFigures], None] = lambda figures: None
     ) -> None:
@@ -65,9 +68,24 @@ class Reembedding(Core):
         RegistryUnavailable.
         """
         self._require_open()
+        name = target.embedder.name
+        self.reindexing = ReindexProgress(0, 0, name)
+
+        def tell(figures: ReindexFigures) -> None:
+            self.reindexing = ReindexProgress(figures.looked_at, figures.memories, name)
+            progress(figures)
+
+        try:
+            await self._reembed(target, tell)
+        finally:
+            self.reindexing = None
+
+    async def _reembed(self, target: CachedEmbedding, progress: Callable[[ReindexFigures], None]) -> None:
         if target.embedder.vectors.embedder == self.embedding.embedder.vectors.embedder:
             return
-        record = EmbedderRecord(self._journal, model_of(self.embedding.embedder))
+        record = EmbedderRecord(
+            self._journal, model_of(self.embedding.embedder), is_only=self._local is not None
+        )
         await record.claim()
         try:
             await self._fill_and_switch(target, record, progress)

@@ -152,9 +152,7 @@ class Reindexing:
         found: dict[str, str] = {}
         for start in range(0, len(keys), DELETE_ROWS):
             page = keys[start : start + DELETE_ROWS]
-            found |= await self._write(
-                lambda store, page=page: self._side(store, self._after).digests(page, timeout_s=TIMEOUT_S)
-            )
+            found |= await self._write(partial(self._digests, keys=page))
         return found
 
     async def drop_before(self) -> None:
@@ -250,6 +248,9 @@ class Reindexing:
         return _Page(
             [KeyDigest(key, digest) for key, digest in held.items()], new.digests(keys, timeout_s=TIMEOUT_S)
         )
+
+    def _digests(self, store: MilvusMemories, *, keys: Sequence[str]) -> dict[str, str]:
+        return self._side(store, self._after).digests(keys, timeout_s=TIMEOUT_S)
 
     def _put(self, store: MilvusMemories, *, records: Sequence[Record]) -> None:
         """Without those that have left the old collection while they were embedded: they may be erased."""

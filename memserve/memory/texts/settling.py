@@ -239,7 +239,7 @@ class Settling:
         return self._writes.watch_keys()
 
     async def serve(self, vectors: Vectors) -> None:
-        """Go on with another model's collection, which has all writes. Inside `settled`, with none on its way."""
+        """Go on with another model's collection. Inside `settled`, with no write on its way."""
         self._writes.forget_all()
         await self._index.serve(vectors)
         self._dim = vectors.dim
