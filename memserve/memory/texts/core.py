@@ -247,8 +247,19 @@ class Core:
             raise VectorStoreUnavailable(f"no answer within {timeout_s:g} s") from error
         except MILVUS_ERRORS as error:
             if self._local is None:
+                await self._require_model()
                 self._index.prepare_again()
             raise VectorStoreUnavailable(one_line(error)) from error
+
+    async def _require_model(self) -> None:
+        """Raises EmbedderChanged when another gateway has switched to another model."""
+        try:
+            await self._journal.pending_of([])
+        except EmbedderChanged as changed:
+            self._outdated = changed
+            raise
+        except RegistryUnavailable:
+            return
 
     def _require_open(self) -> None:
         if self._closed:
