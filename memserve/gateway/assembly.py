@@ -184,7 +184,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         stack.push_async_callback(answers.close)
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
-        _connect_texts(texts, tokenizer, answers, ledger, activation)
+        _connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
         documents = DocumentReader()
         stack.callback(documents.close)
         gateways = Gateways(settings.redis)
@@ -354,20 +354,13 @@ async def _open_texts(
     return texts, watched
 
 
-def _connect_texts(
-    texts: VectorMemory,
-    tokenizer: ChatTokenizer,
-    answers: KeptAnswers,
-    ledger: UseLedger,
-    activation: ActivationMemory,
-) -> None:
+def _connect_texts(texts: VectorMemory, tokenizer: ChatTokenizer, outside: OutsideTheStore) -> None:
     """What a search has beside its store, and what an erasure has to reach outside it."""
     texts.search_parts = SearchParts(
-        count_tokens=lambda text: tokenizer.lengths([text])[0], strengths=ledger.strengths
+        count_tokens=lambda text: tokenizer.lengths([text])[0], strengths=outside.ledger.strengths
     )
-    outside = OutsideTheStore(answers, ledger, activation)
     # The uses last: they say whether the memory was ever in a prompt.
-    texts.erasers += [outside.kept_answers, outside.kv, outside.uses]
+    texts.erasers += [outside.kept_answers, outside.kv, outside.uses, outside.backups]
 
 
 async def _open_modules(
