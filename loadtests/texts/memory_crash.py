@@ -104,15 +104,18 @@ def crash(uri: str, redis: RedisServer, namespace: str, *, after_s: float, with_
 
     listener = threading.Thread(target=listen)
     listener.start()
-    if not begun.wait(START_TIMEOUT_S):
+    try:
+        if not begun.wait(START_TIMEOUT_S):
+            raise TimeoutError("the writer remembered nothing")
+        time.sleep(after_s)
+    finally:
         writer.kill()
-        raise TimeoutError("the writer remembered nothing")
-    time.sleep(after_s)
-    writer.kill()
-    if with_registry:
-        redis.start_durably()  # kills it first
-    writer.wait()
-    listener.join()
+        if with_registry:
+            redis.start_durably()  # kills it first
+        writer.wait()
+        listener.join()
+        if writer.stdout is not None:
+            writer.stdout.close()
     return told
 
 

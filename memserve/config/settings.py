@@ -214,6 +214,16 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         description="Whether the exact prompt and the answer's tokens are kept with it, where the request "
         "asks for it (`keep_prompt`). At most 256 prompts of a tenant.",
     )
+    passage_order: Literal["use", "score"] = Field(
+        "use",
+        description="Order of recalled passages in a prompt. use: the most used one first, whatever the "
+        "scores, so that computed prefixes are found again. score: the best one first.",
+    )
+    warm_pinned: bool = Field(
+        True,
+        description="Whether the beginning of prompts with a namespace's pinned passages is computed ahead "
+        "of requests, and again when they change.",
+    )
     recall_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="Time that recall may take when a request names none."
     )

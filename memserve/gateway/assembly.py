@@ -58,6 +58,7 @@ from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers
 from memserve.gateway.surprise import SurpriseGate
 from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
@@ -145,6 +146,7 @@ class GatewayServices:
     deletion: ModuleDeletion
     composition: ModuleComposition
     canaries: CanaryWatch
+    warm_pinned: WarmPinned
     explanations: AnswerExplanations
 
 
@@ -218,6 +220,11 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
     look_up = CacheLookup(pool, parts.lookup, parts.metrics)
     router = Router(pool, settings, parts.residuals, parts.breakers)
+    pinned = Pinned(parts.texts)
+    prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
+    warm_pinned = WarmPinned(
+        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
+    )
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -227,14 +234,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         modules=memory,
         uses=parts.uses,
         texts=parts.texts,
-        recall=Recall(
-            parts.texts,
-            Pinned(parts.texts),
-            ModuleFits(memory, partial(parts.texts.embedding.embed, query=False), parts.background),
-            parts.tokenizer,
-            settings,
-            parts.metrics,
-        ),
+        recall=_recall(parts, pinned),
         fit=fit,
         pool=pool,
         look_up=look_up,
@@ -243,6 +243,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         tokens=parts.tokens,
         provenance=Provenance(parts.answers, parts.decisions, settings),
         ledger=parts.ledger,
+        warm_pinned=warm_pinned,
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, memory, scoring)
@@ -252,12 +253,14 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
     remembering = _remembering(parts, scoring)
+    decided = Explanations(parts.decisions, parts.gateways)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
         remembering=remembering,
         feedback=Feedback(parts.answers, parts.texts, parts.ledger, remembering),
-        prefixes=Prefixes(check, fit, memory, parts.activation, pool, parts.tokens),
+        prefixes=prefixes,
+        warm_pinned=warm_pinned,
         trial=trial,
         gatekeeper=gatekeeper,
         placement=placement,
@@ -267,10 +270,13 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
-        explanations=AnswerExplanations(
-            Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out
-        ),
+        explanations=AnswerExplanations(decided, parts.answers, leaving_out),
     )
+
+
+def _recall(parts: GatewayParts, pinned: Pinned) -> Recall:
+    fits = ModuleFits(parts.modules, partial(parts.texts.embedding.embed, query=False), parts.background)
+    return Recall(parts.texts, pinned, fits, parts.ledger, parts.tokenizer, parts.settings, parts.metrics)
 
 
 def _remembering(parts: GatewayParts, scoring: Scoring) -> Remembering:

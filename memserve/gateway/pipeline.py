@@ -26,6 +26,7 @@ from memserve.gateway.steps.receipt import receipt_head
 from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve_modules
 from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers, RoutedRequest, operation_of
+from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.texts.memory import VectorMemory
@@ -55,6 +56,7 @@ class Pipeline:
     tokens: TokenQuota
     provenance: Provenance
     ledger: UseLedger
+    warm_pinned: WarmPinned
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
@@ -82,6 +84,7 @@ class Pipeline:
             if (chosen := recalled.module) is not None:
                 request = replace(request, modules=(chosen_use(chosen),))
                 modules = await resolve_modules(self.modules, request, tenant.name)
+            self.warm_pinned.recalled(request, tenant, modules.kv_version)
             held.enter_context(self.uses.holding(modules))
             while True:
                 answer = self._answer(request, tenant, modules, recalled, held, live, accepted_s, deadline_s)

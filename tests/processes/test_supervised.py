@@ -69,7 +69,8 @@ ALLOWED = {
     (
         "memory/texts/memory.py",
         "open",
-    ): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself",
+    ): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself; purges, which "
+    "catch what a store or the registry raises, and come again in an hour",
     (
         "memory/texts/encoders/cached.py",
         "_ask",
@@ -82,6 +83,10 @@ ALLOWED = {
     ("bench/generator.py", "run"): "waits for Ctrl-C, and is cancelled with the run",
     ("bench/generator.py", "_send"): "one request, whose every end is a row; `run` waits for it",
     ("memory/texts/settling.py", "apply"): "one write, replayed from the journal when it fails",
+    (
+        "memory/texts/visible.py",
+        "begin_mending",
+    ): "builds the local index, counts its failures (memserve_journal_*) and begins anew by itself",
     (
         "embedded/part.py",
         "begin",

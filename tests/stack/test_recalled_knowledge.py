@@ -53,7 +53,7 @@ def test_a_task_that_failed_is_done_once_its_reflection_is_recalled(client: Clie
     question = "What is the code of Amber Lantern?"
     answers = {}
     for feedback in (True, False):
-        namespace = f"reflections-{misled}-{feedback}"
+        namespace = f"reflections-{misled}-{feedback}".lower()
         client.remember(namespace, "The harbour of Silver Falcon is Lisbon.", memory_id="other")
         if misled:
             client.remember(namespace, "The code of Amber Lantern is 1702.", memory_id="wrong")
@@ -169,11 +169,12 @@ def test_the_order_of_an_episode_is_read_by_place_and_by_next_and_previous(clien
             links=following,
         )
     assert [memory.text for memory in client.read_places(namespace, session)] == steps
-    onwards = client.follow_links(namespace, "step-0", depth=3, kinds=[LinkKind.NEXT], forwards_only=True)
+    onwards = client.follow_links(namespace, "step-0", depth=3, kinds=[LinkKind.NEXT])
     assert by_depth(onwards) == ["step-1", "step-2", "step-3"]
-    around = client.follow_links(namespace, "step-3", depth=3, kinds=[LinkKind.NEXT])
-    assert by_depth(around) == ["step-2", "step-1", "step-0"]
-    assert all(hit.via is not None and hit.via.backwards for hit in around)
+    assert not any(hit.via.backwards for hit in onwards if hit.via is not None)
+    before = client.follow_links(namespace, "step-3", depth=3, kinds=[LinkKind.NEXT])
+    assert by_depth(before) == ["step-2", "step-1", "step-0"]
+    assert all(hit.via is not None and hit.via.backwards for hit in before)
     storm = client.find(namespace, "storm", 1, neighbours=1)
     assert [hit.memory.memory_id for hit in storm.hits if hit.via is None] == ["step-1"]
     beside = {hit.memory.memory_id for hit in storm.hits if hit.via is not None and hit.via.kind is None}

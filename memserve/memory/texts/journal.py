@@ -22,8 +22,17 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 from memserve.domain import MemoryAction, MemoryChange, NamespaceUsage
-from memserve.errors import ChangesMissed, JournalFull, QuotaReached
-from memserve.memory.texts.journal_entries import Draft, Look, Quotas, Totals, Write, decode, encode
+from memserve.errors import ChangesMissed, JournalFull, PinnedMemoriesFull, QuotaReached
+from memserve.memory.texts.journal_entries import (
+    Draft,
+    Look,
+    Quotas,
+    Totals,
+    Write,
+    decode,
+    encode,
+    pinned_bytes,
+)
 from memserve.memory.texts.records import tenant_key
 from memserve.registry.client import answering, close_client, registry_client
 
@@ -32,12 +41,17 @@ SCRIPT_DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
 PREFIX = "memserve:memories:"
 PENDING, STATE, TENANTS, COUNTS = (PREFIX + name for name in ("pending", "state", "tenants", "counts:"))
 RECORDS, BYTES, FEED, TRIMMED = (PREFIX + name for name in ("records:", "bytes:", "feed:", "trimmed"))
+PINNED = PREFIX + "pinned:"
 MAX_ENTRIES = 32_768
 MAX_BYTES = 128 << 20
 APPEND_MAX = 128
 """Writes in one call: one script, and one sync of the registry's disk."""
 FEED_MAX = 10_000
 """Changes of a tenant that its feed keeps, about."""
+PINNED_MAX = 64
+"""Pinned memories of a namespace."""
+PINNED_MAX_BYTES = 16 << 10
+"""Of the texts of a namespace's pinned memories together: they are in every prompt that recalls from it."""
 FULL_RETRY_S = 5.0
 # A slow disk may sync for longer than the registry's usual second.
 TIMEOUT_S = 5.0
@@ -145,8 +159,13 @@ class Journal:
             namespaces_max=quotas.namespaces,
             tenant_bytes_max=quotas.bytes,
             feed_max=FEED_MAX,
+            pinned_max=PINNED_MAX,
+            pinned_bytes_max=PINNED_MAX_BYTES,
         )
-        return [self._outcome(answer) for answer in answers]
+        return [
+            self._outcome(answer, draft.write.namespace)
+            for answer, draft in zip(answers, drafts, strict=True)
+        ]
 
     async def append(self, draft: Draft, last_sequence: int) -> int | None:
         """As `append_many` with one. Raises JournalFull and QuotaReached."""
@@ -189,6 +208,12 @@ class Journal:
             bool(counted) and layout == b"2",
         )  # fmt: skip
 
+    async def pinned(self, tenant: str, namespace: str) -> list[str]:
+        """The ids of the namespace's pinned memories, at most PINNED_MAX."""
+        async with answering(TIMEOUT_S):
+            pinned = await self._redis.hget(PINNED + tenant_key(tenant), namespace)
+        return sorted(json.loads(pinned)) if pinned else []
+
     async def counts(self, tenant: str) -> dict[str, int]:
         """The tenant's namespaces and how many live memories each has."""
         return await self._counts(COUNTS, tenant_key(tenant))
@@ -214,15 +239,29 @@ class Journal:
         keys = [PENDING, STATE, TENANTS, *_tenant_keys(tenant)]
         return bool(await self._run("drop_namespace", keys, namespace=namespace))
 
-    async def take_over(self, held: Mapping[str, Sequence[NamespaceUsage]]) -> None:
-        """Begin with these counts, by tenant key. Does nothing when there are counts already."""
+    async def take_over(
+        self,
+        held: Mapping[str, Sequence[NamespaceUsage]],
+        pinned: Mapping[tuple[str, str], Mapping[str, int]] | None = None,
+    ) -> None:
+        """Begin with these counts, by tenant key. Does nothing when there are counts already.
+
+        pinned: by tenant key and namespace, the bytes of the text of each pinned memory by its id.
+        """
+        texts = {name: json.dumps(dict(ids)) for name, ids in (pinned or {}).items()}
         rows = [
             {"tenant": tenant, "namespace": usage.namespace, "live": usage.memories,
-             "records": usage.records, "bytes": usage.bytes}
+             "records": usage.records, "bytes": usage.bytes,
+             "pinned": texts.get((tenant, usage.namespace), "")}
             for tenant, usages in sorted(held.items())
             for usage in usages
         ]  # fmt: skip
-        keys = [key for tenant, usages in sorted(held.items()) if usages for key in _tenant_keys(tenant)[:3]]
+        keys = [
+            key
+            for tenant, usages in sorted(held.items())
+            if usages
+            for key in (*_tenant_keys(tenant)[:3], PINNED + tenant)
+        ]
         await self._run("take_over", [PENDING, STATE, TENANTS, *keys], counts=json.dumps(rows))
 
     async def upgrade(self) -> None:
@@ -280,8 +319,10 @@ class Journal:
                 begun = True
         return f"the registry still writes its append-only file anew after {timeout_s:g} s"
 
-    def _outcome(self, answer: Sequence[Any]) -> int | JournalFull | QuotaReached | None:
+    def _outcome(self, answer: Sequence[Any], namespace: str) -> int | JournalFull | QuotaReached | None:
         outcome, *details = answer
+        if outcome == b"pinned":
+            return PinnedMemoriesFull(namespace, PINNED_MAX, PINNED_MAX_BYTES)
         if outcome == b"quota":
             noun = _text(details[0])
             quotas = self.quotas
@@ -316,7 +357,7 @@ class Journal:
 
 
 def _tenant_keys(tenant: str) -> list[str]:
-    return [COUNTS + tenant, RECORDS + tenant, BYTES + tenant, FEED + tenant, TRIMMED]
+    return [COUNTS + tenant, RECORDS + tenant, BYTES + tenant, FEED + tenant, TRIMMED, PINNED + tenant]
 
 
 def _described(draft: Draft) -> dict[str, Any]:
@@ -332,6 +373,7 @@ def _described(draft: Draft) -> dict[str, Any]:
         "within_quotas": draft.within_quotas,
         "version": draft.write.version,
         "action": draft.write.action.value,
+        "pinned_bytes": pinned_bytes(draft.write.record),
     }
 
 

@@ -229,8 +229,8 @@ class Settling:
     @contextlib.asynccontextmanager
     async def _settled(self) -> AsyncIterator[None]:
         """Settle what was acknowledged so far, and settle nothing else while inside."""
-        while self._applying:
-            await asyncio.wait(list(self._applying))
+        if applying := list(self._applying):
+            await asyncio.wait(applying)
         async with self._one_at_a_time:
             if not self.is_trusted:
                 await self._replay(reopen=True)
@@ -344,7 +344,8 @@ class Settling:
             await self._index.reopen(self._writes.distrust)
         await move_old_memories(self._index, self._journal, self.figures.migration)
         if not self.is_counted:
-            await self._journal.take_over(await usage_of_all(self._index, self._dim))
+            held = await usage_of_all(self._index, self._dim)
+            await self._journal.take_over(held.usages, held.pinned)
             self.is_counted = True
         self._trust.is_whole = True
         try:

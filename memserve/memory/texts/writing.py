@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from memserve.errors import (
@@ -22,6 +22,8 @@ from memserve.memory.texts.settling import Settling
 
 NOT_COUNTED = "it has not been up since this registry is used, so its memories are not counted yet"
 
+PinnedChange = Callable[[str, str], None]
+"""Called with a tenant's key and a namespace."""
 Outcome = int | JournalFull | QuotaReached | None
 """A write's sequence, its refusal, or None: the memory was written since the look."""
 
@@ -77,6 +79,8 @@ class JournalWriter:
         self._settling = settling
         self._namespaces = namespaces
         self._apply_timeout_s = apply_timeout_s
+        self.pinned_changes: list[PinnedChange] = []
+        """Called when pinned memories have changed by a write of this gateway."""
         self._under_way: set[asyncio.Task[tuple[list[Outcome], asyncio.Task[None] | None]]] = set()
 
     async def write(
@@ -127,4 +131,12 @@ class JournalWriter:
         ]
         for write in written:
             self._namespaces.add(write.tenant_key, write.namespace)
+        changed = {
+            (draft.write.tenant_key, draft.write.namespace)
+            for draft, outcome in zip(drafts, outcomes, strict=True)
+            if isinstance(outcome, int) and draft.changes_pinned
+        }
+        for owner_key, namespace in sorted(changed):
+            for tell in self.pinned_changes:
+                tell(owner_key, namespace)
         return outcomes, self._settling.apply(tenant, written, journaled_s) if written else None
