@@ -52,6 +52,7 @@ ALLOWED = {
         "begin_mending",
     ): "ends when the local index is whole; settling, a supervised loop, begins it "
     "again where it has ended before",
+    ("memory/texts/grouping.py", "grouped"): "awaited: the next item of a stream, and ended with it",
     ("gateway/modules/progress.py", "with_steps"): "awaited: its end is the stream's",
     (
         "worker/modules/room.py",

@@ -12,9 +12,10 @@ local STATE_KEY = KEYS[2]
 local TENANTS_KEY = KEYS[3]
 -- Hashes by namespace of one tenant: its live memories, its records, and their bytes.
 local LIVE_KEY, RECORDS_KEY, BYTES_KEY = KEYS[4], KEYS[5], KEYS[6]
--- Stream of one tenant's changes; an entry's id is its sequence.
+-- Stream of one tenant's changes. An entry's id is its number among the tenant's changes: the sequence of the
+-- write would tell how much other tenants write.
 local FEED_KEY = KEYS[7]
--- Hash by tenant: the sequence of the oldest change that its feed still has, once older ones have left.
+-- Hash by tenant: the number of the oldest change that its feed still has, once older ones have left.
 local TRIMMED_KEY = KEYS[8]
 -- Hash by namespace of one tenant: its pinned memories, JSON {memory id: bytes of its text}.
 local PINNED_KEY = KEYS[9]
@@ -114,8 +115,11 @@ local function refuse(request, held, write, body)
   return refuse_quota(request, held, write) or refuse_pinned(request, write)
 end
 
-local function add_to_feed(request, sequence, write)
-  redis.call('XADD', FEED_KEY, string.format('%d-0', sequence), 'namespace', write.namespace,
+local function add_to_feed(request, write)
+  -- A feed is trimmed, and never empty again.
+  local last = redis.call('XREVRANGE', FEED_KEY, '+', '-', 'COUNT', 1)[1]
+  local number = last and tonumber(string.match(last[1], '^%d+')) + 1 or 1
+  redis.call('XADD', FEED_KEY, string.format('%d-0', number), 'namespace', write.namespace,
     'memory_id', write.memory_id, 'version', write.version, 'action', write.action)
   if redis.call('XTRIM', FEED_KEY, 'MAXLEN', '~', request.feed_max) > 0 then
     local oldest = redis.call('XRANGE', FEED_KEY, '-', '+', 'COUNT', 1)[1][1]
@@ -138,7 +142,7 @@ local function add(request, held, write, body)
   add_count(BYTES_KEY, write.namespace, write.bytes)
   redis.call('SADD', TENANTS_KEY, request.tenant)
   note_pinned(write)
-  add_to_feed(request, sequence, write)
+  add_to_feed(request, write)
   held.memories, held.bytes = held.memories + write.live, held.bytes + write.bytes
   held.entries, held.journal_bytes = held.entries + (pending and 0 or 1), held.journal_bytes + grown_bytes
   return {'done', sequence}

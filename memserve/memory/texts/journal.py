@@ -277,16 +277,17 @@ class Journal:
         key = tenant_key(tenant)
         async with answering(TIMEOUT_S), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hget(TRIMMED, key)
-            pipeline.hget(STATE, "sequence")
+            pipeline.xrevrange(FEED + key, count=1)
             pipeline.xrange(FEED + key, f"({after_sequence}-0", "+", limit)
             oldest, last, entries = await pipeline.execute()
-        if after_sequence > int(last or 0) or (oldest is not None and after_sequence < int(oldest) - 1):
+        if after_sequence > _last_of(last) or (oldest is not None and after_sequence < int(oldest) - 1):
             raise ChangesMissed(after_sequence)
         return [_change(entry_id, fields) for entry_id, fields in entries]
 
-    async def last_sequence(self) -> int:
+    async def last_change(self, tenant: str) -> int:
+        """The sequence of the tenant's last change. 0: none."""
         async with answering(TIMEOUT_S):
-            return int(await self._redis.hget(STATE, "sequence") or 0)
+            return _last_of(await self._redis.xrevrange(FEED + tenant_key(tenant), count=1))
 
     async def rewrite_log(self, timeout_s: float) -> str:
         """Have Redis write its append-only file anew, so that overwritten values leave it.
@@ -375,6 +376,10 @@ def _described(draft: Draft) -> dict[str, Any]:
         "action": draft.write.action.value,
         "pinned_bytes": pinned_bytes(draft.write.record),
     }
+
+
+def _last_of(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> int:
+    return int(entries[0][0].partition(b"-")[0]) if entries else 0
 
 
 def _change(entry_id: bytes, fields: Mapping[bytes, bytes]) -> MemoryChange:

@@ -24,6 +24,7 @@ NOT_COUNTED = "it has not been up since this registry is used, so its memories a
 
 PinnedChange = Callable[[str, str], None]
 """Called with a tenant's key and a namespace."""
+
 Outcome = int | JournalFull | QuotaReached | None
 """A write's sequence, its refusal, or None: the memory was written since the look."""
 
@@ -123,6 +124,7 @@ class JournalWriter:
             outcomes = await self._journal.append_many(owner, drafts, last_sequence, together=together)
         except RegistryUnavailable:
             self._settling.be_unsure()
+            self._tell_pinned(drafts)
             raise
         written = [
             replace(draft.write, sequence=outcome)
@@ -131,12 +133,15 @@ class JournalWriter:
         ]
         for write in written:
             self._namespaces.add(write.tenant_key, write.namespace)
-        changed = {
-            (draft.write.tenant_key, draft.write.namespace)
-            for draft, outcome in zip(drafts, outcomes, strict=True)
-            if isinstance(outcome, int) and draft.changes_pinned
-        }
-        for owner_key, namespace in sorted(changed):
-            for tell in self.pinned_changes:
-                tell(owner_key, namespace)
+        self._tell_pinned(
+            [draft for draft, outcome in zip(drafts, outcomes, strict=True) if isinstance(outcome, int)]
+        )
         return outcomes, self._settling.apply(tenant, written, journaled_s) if written else None
+
+    def _tell_pinned(self, drafts: Sequence[Draft]) -> None:
+        changed = {
+            (draft.write.tenant_key, draft.write.namespace) for draft in drafts if draft.changes_pinned
+        }
+        for owner, namespace in sorted(changed):
+            for tell in self.pinned_changes:
+                tell(owner, namespace)
