@@ -290,18 +290,43 @@ def delete_namespace(
 @gateway_command(timeout_s=24 * 3600)
 def reindex(
     call: Call,
+    embedder: Annotated[
+        str,
+        typer.Argument(
+            help="The model, as the gateway's setting `embedder` names it, or `bundled`. None: watch the "
+            "reindexing that is under way."
+        ),
+    ] = "",
+    query_prompt: Annotated[
+        str, typer.Option(help="What the model wants before a query. Empty: what its files name.")
+    ] = "",
+    passage_prompt: Annotated[
+        str, typer.Option(help="What the model wants before a passage. Empty: what its files name.")
+    ] = "",
     cancel: Annotated[bool, typer.Option("--cancel", help="Stop a reindexing that is under way.")] = False,
 ) -> None:
-    """Embed all memories of all tenants again, with the model that the gateway was given. For admins."""
+    """Embed all memories of all tenants again, by another model, while the gateway serves. For admins.
+
+    It goes on when this command ends. Stopped or killed, it goes on where it was when it is asked for again.
+
+    Example: `memserve memories reindex intfloat/multilingual-e5-small --query-prompt "query: "`
+    """
     last = None
     with progress_bar("embedding memories again") as progress:
-        for last in call.client.reindex_memories(cancel=cancel):
+        for last in call.client.reindex_memories(
+            embedder, query_prompt=query_prompt, passage_prompt=passage_prompt, cancel=cancel
+        ):
             progress(last.memories_done, last.memories_total)
     if last is None:
         raise StartupError("the gateway ended the call without a report")
-    state = "done" if last.done else "stopped"
-    text = f"{state}: {last.memories_done} of {last.memories_total} memories are embedded by {last.embedder}"
-    call.show(last, text=line(text))
+    lines = [f"{last.memories_done} of {last.memories_total} memories are embedded by {last.embedder}"]
+    if last.done:
+        lines = [
+            f"all memories are embedded by {last.embedder}",
+            "Before the gateways start again, set `embedder` and its prompts to this model: they refuse to "
+            "start with another one.",
+        ]
+    call.show(last, text=Group(*map(line, lines)))
 
 
 def _id_of(file: Path) -> str:

@@ -217,8 +217,8 @@ class EmbedderChanged(MemserveError):
 
     def __init__(self, before: str, now: str) -> None:
         super().__init__(
-            f"the memories here were embedded by {before}, and {now} would not find them: keep the setting "
-            "embedder as it was, and have `memserve memories reindex` embed them again by the new model"
+            f"the memories here are embedded by {before}, and {now} would not find them: start with {before} "
+            "as the setting embedder, and have `memserve memories reindex` embed them again by another model"
         )
 
 

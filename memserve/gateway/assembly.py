@@ -47,6 +47,7 @@ from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.prefixes import Prefixes
 from memserve.gateway.provenance import Provenance
 from memserve.gateway.recall_preview import RecallPreviews
+from memserve.gateway.reindexer import Reindexer
 from memserve.gateway.remembering import Remembering
 from memserve.gateway.scoring import Scoring
 from memserve.gateway.steps.check import RequestCheck
@@ -137,6 +138,7 @@ class GatewayServices:
     pipeline: Pipeline
     previews: RecallPreviews
     remembering: Remembering
+    reindexer: Reindexer
     feedback: Feedback
     prefixes: Prefixes
     trial: ModuleTrial
@@ -258,6 +260,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
         remembering=remembering,
+        reindexer=Reindexer(settings, parts.texts, parts.metrics.embedding, parts.background),
         feedback=Feedback(parts.answers, parts.texts, parts.ledger, remembering),
         prefixes=prefixes,
         warm_pinned=warm_pinned,
@@ -275,7 +278,13 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
 
 
 def _recall(parts: GatewayParts, pinned: Pinned) -> Recall:
-    fits = ModuleFits(parts.modules, partial(parts.texts.embedding.embed, query=False), parts.background)
+    fits = ModuleFits(
+        parts.modules,
+        # Looked up for each call: a reindexing puts another one there.
+        lambda tenant, texts: parts.texts.embedding.embed(tenant, texts, query=False),
+        parts.background,
+        embedder=lambda: parts.texts.embedder.vectors.embedder,
+    )
     return Recall(parts.texts, pinned, fits, parts.ledger, parts.tokenizer, parts.settings, parts.metrics)
 
 

@@ -179,12 +179,13 @@ class Recall:
         started_s = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
+                embedder = self._texts.embedder.vectors.embedder
                 vector = await self._texts.embed(tenant, question, query=True)
         except (TimeoutError, MemserveError) as error:
             late = isinstance(error, TimeoutError)
             outcome = RecallOutcome.LATE if late else RecallOutcome.UNAVAILABLE
             return (), RecallPart(RecallSource.MODULES, outcome, _ms(started_s), 0)
-        fits = self._fits.fits(tenant, vector)
+        fits = self._fits.fits(tenant, vector, embedder)
         chosen = any(fit.chosen for fit in fits)
         detail = "" if self._fits.is_known(tenant) else "some modules are not read yet"
         return fits, RecallPart(

@@ -88,7 +88,9 @@ class Batches(Writes):
     ) -> dict[int, ItemOutcome]:
         try:
             return await self._within(
-                self._call_timeout_s * len(wave) ** 0.5, partial(self._store_wave, tenant, wave, policy)
+                self._call_timeout_s * len(wave) ** 0.5,
+                partial(self._store_wave, tenant, wave, policy),
+                writes=True,
             )
         except MemserveError as error:
             return {item.index: ItemOutcome(item.index, error=error) for item in wave.values()}

@@ -79,7 +79,7 @@ class Erasing(Writes, Reads):
                 raise MemoryNotFound(name.memory_id)
             return changed.before
 
-        record = await self._within(self._call_timeout_s, journal_it)
+        record = await self._within(self._call_timeout_s, journal_it, writes=True)
         log.info("erased a memory of namespace %s%s", name.namespace, f": {reason}" if reason else "")
         versions = len(record.history.versions)
         places = [
@@ -228,7 +228,7 @@ class Erasing(Writes, Reads):
             return []
         names = {record.key: record.memory.namespace for record in page}
         outcomes = await self._within(
-            ERASE_TIMEOUT_S, partial(self._change_many, tenant, owner, names, decide)
+            ERASE_TIMEOUT_S, partial(self._change_many, tenant, owner, names, decide), writes=True
         )
         for outcome in outcomes.values():
             if isinstance(outcome, MemserveError):

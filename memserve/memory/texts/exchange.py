@@ -185,7 +185,9 @@ class Exchange(Batches, Reads):
         if wanted:
             try:
                 told |= await self._within(
-                    self._call_timeout_s * len(wanted) ** 0.5, partial(self._import, tenant, wanted)
+                    self._call_timeout_s * len(wanted) ** 0.5,
+                    partial(self._import, tenant, wanted),
+                    writes=True,
                 )
             except MemserveError as error:
                 told |= {item.index: LineOutcome(item.index, error=error) for item in wanted.values()}

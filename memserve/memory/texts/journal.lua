@@ -30,6 +30,10 @@ local STATE = {
   layout = 'layout',                -- 2; absent: memserve 0.1.0, which counted memories alone
   embedder = 'embedder',            -- of the model that made the vectors; absent: the bundled one
   embedder_name = 'embedder_name',
+  embedder_before = 'embedder_before',    -- whose collection is left to be dropped
+  held_until = 'held_until',              -- until then no write is taken, in seconds since the epoch
+  reindexed_by = 'reindexed_by',          -- the gateway that embeds all memories again
+  reindexed_until = 'reindexed_until',    -- until then it has to say so again
 }
 
 -- More than a sequence and a time take in an entry.
@@ -115,6 +119,15 @@ local function refuse(request, held, write, body)
   return refuse_quota(request, held, write) or refuse_pinned(request, write)
 end
 
+-- Why no write is taken at all, or nil: memories are embedded by another model, or are just being switched.
+local function refuse_all(request)
+  if request.embedder then
+    local before = scripts.embedded_by(request)
+    if before ~= '' then return {'embedder', before} end
+  end
+  return read_state(STATE.held_until) > NOW_S and {'held'} or nil
+end
+
 local function add_to_feed(request, write)
   -- A feed is trimmed, and never empty again.
   local last = redis.call('XREVRANGE', FEED_KEY, '+', '-', 'COUNT', 1)[1]
@@ -149,7 +162,8 @@ local function add(request, held, write, body)
 end
 
 -- Add writes of one tenant. request: tenant, the limits entries_max, bytes_max, memories_max, namespaces_max,
--- tenant_bytes_max, feed_max, pinned_max and pinned_bytes_max, body:1, body:2 and so on, and
+-- tenant_bytes_max, feed_max, pinned_max and pinned_bytes_max, body:1, body:2 and so on, what `embedded_by`
+-- takes, and
 --   last_sequence  the last one that was given, when the caller looked
 --   together       1 when either all writes are to be added or none
 --   writes         JSON: a list of {key, namespace, memory_id, seen, live, records, bytes, within_quotas,
@@ -158,8 +172,10 @@ end
 -- Answers for each write {"done", sequence}; {"changed"} when the memory's pending write is another one now,
 -- or a write that came later may have been dropped since; {"full", bytes} when the journal would outgrow its
 -- bounds; {"quota", noun} when the tenant would have more than it may; {"pinned"} when the namespace would
--- have more pinned.
+-- have more pinned. Or one answer for all: {"held"}, or {"embedder", name} when another model embeds now.
 function scripts.append(request)
+  local refusal_of_all = refuse_all(request)
+  if refusal_of_all then return {refusal_of_all} end
   local writes, held, answers = cjson.decode(request.writes), read_held(), {}
   if request.together == '1' then
     for number, write in ipairs(writes) do
@@ -179,8 +195,13 @@ end
 
 -- Drop writes that are durable in Milvus, where each is still the pending one of its memory and at least
 -- settled_s old. request: settled_s, writes (JSON: a list of {key, sequence}, the sequence as text). Answers
--- the keys of the writes that are younger.
+-- the keys of the writes that are younger. Nothing is dropped, and the answer is the name of the model, when
+-- another one embeds than request.embedder.
 function scripts.drop(request)
+  local embedder = redis.call('HGET', STATE_KEY, STATE.embedder) or ''
+  if request.embedder and embedder ~= request.embedder then
+    return redis.call('HGET', STATE_KEY, STATE.embedder_name) or request.default
+  end
   local young_keys, dropped_count, dropped_bytes, highest = {}, 0, 0, read_state(STATE.dropped)
   for _, write in ipairs(cjson.decode(request.writes)) do
     local entry = redis.call('HGET', PENDING_KEY, write.key)
@@ -220,8 +241,44 @@ function scripts.embedded_by(request)
   if embedder_before ~= request.embedder and not is_empty then
     return redis.call('HGET', STATE_KEY, STATE.embedder_name) or request.default
   end
-  redis.call('HSET', STATE_KEY, STATE.embedder, request.embedder, STATE.embedder_name, request.name)
+  if embedder_before ~= request.embedder or redis.call('HEXISTS', STATE_KEY, STATE.embedder_name) == 0 then
+    redis.call('HSET', STATE_KEY, STATE.embedder, request.embedder, STATE.embedder_name, request.name)
+  end
   return ''
+end
+
+-- Say that a gateway embeds all memories again, for lease_s seconds from now on; 0: no longer. request: by,
+-- lease_s, embedder (the model that has embedded them). Answers '', or why it may not: 'embedder' when that
+-- is another model, 'elsewhere' when another gateway does it.
+function scripts.reindexing(request)
+  if (redis.call('HGET', STATE_KEY, STATE.embedder) or '') ~= request.embedder then return 'embedder' end
+  local by = redis.call('HGET', STATE_KEY, STATE.reindexed_by)
+  if by and by ~= request.by and read_state(STATE.reindexed_until) > NOW_S then return 'elsewhere' end
+  redis.call('HSET', STATE_KEY, STATE.reindexed_by, request.by, STATE.reindexed_until,
+    string.format('%.3f', NOW_S + tonumber(request.lease_s)))
+  return ''
+end
+
+-- Take no writes for so long. request: seconds; 0: take them again. Answers the last sequence.
+function scripts.hold(request)
+  redis.call('HSET', STATE_KEY, STATE.held_until, string.format('%.3f', NOW_S + tonumber(request.seconds)))
+  return redis.call('HGET', STATE_KEY, STATE.sequence) or '0'
+end
+
+-- Another model has embedded all memories. What is pending is durable in its collection, and is dropped.
+-- request: before, embedder, name, sequence (the last one, as `hold` said it). Answers 0, and changes nothing,
+-- when a write may have come since.
+function scripts.switch_embedder(request)
+  local before = redis.call('HGET', STATE_KEY, STATE.embedder) or ''
+  local sequence = redis.call('HGET', STATE_KEY, STATE.sequence) or '0'
+  if before ~= request.before or sequence ~= request.sequence or read_state(STATE.held_until) <= NOW_S then
+    return 0
+  end
+  redis.call('DEL', PENDING_KEY)
+  redis.call('HSET', STATE_KEY, STATE.embedder, request.embedder, STATE.embedder_name, request.name,
+    STATE.embedder_before, before, STATE.dropped, sequence, STATE.bytes, 0)
+  redis.call('HDEL', STATE_KEY, STATE.held_until, STATE.reindexed_by, STATE.reindexed_until)
+  return 1
 end
 
 -- Take the counts over from a store that was written before there was a journal. Only the first call does

@@ -19,7 +19,7 @@ from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Write
 from memserve.memory.texts.loss import missing_memories
 from memserve.memory.texts.migration import move_old_memories
-from memserve.memory.texts.milvus import MilvusMemories
+from memserve.memory.texts.milvus import MilvusMemories, Vectors
 from memserve.memory.texts.searched import LocalStore
 from memserve.memory.texts.usage import usage_of_all
 from memserve.memory.texts.visible import LocalWriter
@@ -212,7 +212,7 @@ class Settling:
 
     async def settle_now(self) -> None:
         """Flush, verify and drop at once, for a clean end. Raises what failed."""
-        async with self._settled():
+        async with self.settled():
             pass
 
     @contextlib.asynccontextmanager
@@ -222,12 +222,12 @@ class Settling:
         Everything that was acknowledged before is flushed first. What is written meanwhile is in the journal.
         The local index is not copied: it is built again. Raises what failed.
         """
-        async with self._settled():
+        async with self.settled():
             await self._index.write(OWN_WORK, lambda store: store.copy_to(target))
             yield
 
     @contextlib.asynccontextmanager
-    async def _settled(self) -> AsyncIterator[None]:
+    async def settled(self) -> AsyncIterator[None]:
         """Settle what was acknowledged so far, and settle nothing else while inside."""
         if applying := list(self._applying):
             await asyncio.wait(applying)
@@ -236,6 +236,18 @@ class Settling:
                 await self._replay(reopen=True)
             await self._settle()
             yield
+
+    def watch_keys(self) -> set[str]:
+        """The keys that come into Milvus from now on are added to this set, until the next call."""
+        return self._writes.watch_keys()
+
+    async def serve(self, vectors: Vectors) -> None:
+        """Go on with another model's collection. Inside `settled`, with no write on its way."""
+        self._writes.forget_all()
+        await self._index.serve(vectors)
+        self._dim = vectors.dim
+        if self.local is not None:
+            await self.local.serve(vectors)
 
     async def _apply_locally(self, local: LocalWriter, writes: Sequence[Write]) -> None:
         await local.apply(writes)

@@ -36,7 +36,7 @@ class Superseding(Core):
             await self._namespaces.require(tenant, [old.namespace, new.namespace])
             return await self._supersede(tenant, old, new, author)
 
-        return await self._within(self._call_timeout_s, store)
+        return await self._within(self._call_timeout_s, store, writes=True)
 
     async def _supersede_found(
         self,

@@ -15,7 +15,7 @@ from memserve.errors import (
     RegistryUnavailable,
     VectorStoreUnavailable,
 )
-from memserve.memory.texts.journal import Journal
+from memserve.memory.texts.journal import Journal, WritesHeld
 from memserve.memory.texts.journal_entries import Draft
 from memserve.memory.texts.records import tenant_key
 from memserve.memory.texts.settling import Settling
@@ -24,6 +24,9 @@ NOT_COUNTED = "it has not been up since this registry is used, so its memories a
 
 PinnedChange = Callable[[str, str], None]
 """Called with a tenant's key and a namespace."""
+# Writes are held while another embedding model takes over. Then this one is refused, or they are let go.
+HELD_MAX_S = 120.0
+HELD_RETRY_S = 0.1
 
 Outcome = int | JournalFull | QuotaReached | None
 """A write's sequence, its refusal, or None: the memory was written since the look."""
@@ -121,7 +124,7 @@ class JournalWriter:
         journaled_s = time.monotonic()
         owner = drafts[0].write.tenant_key
         try:
-            outcomes = await self._journal.append_many(owner, drafts, last_sequence, together=together)
+            outcomes = await self._append(owner, drafts, last_sequence, together)
         except RegistryUnavailable:
             self._settling.be_unsure()
             self._tell_pinned(drafts)
@@ -145,3 +148,16 @@ class JournalWriter:
         for owner, namespace in sorted(changed):
             for tell in self.pinned_changes:
                 tell(owner, namespace)
+
+    async def _append(
+        self, owner: str, drafts: Sequence[Draft], last_sequence: int, together: bool
+    ) -> list[Outcome]:
+        """As `Journal.append_many`; waits while another gateway holds writes."""
+        end_s = time.monotonic() + HELD_MAX_S
+        while True:
+            try:
+                return await self._journal.append_many(owner, drafts, last_sequence, together=together)
+            except WritesHeld:
+                if time.monotonic() >= end_s:
+                    raise VectorStoreUnavailable("another embedding model takes over") from None
+            await asyncio.sleep(HELD_RETRY_S)
