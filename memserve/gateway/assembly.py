@@ -19,6 +19,7 @@ from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.answer_explanations import AnswerExplanations
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.documents import DocumentKeeper
+from memserve.gateway.erasure import OutsideTheStore
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.feedback import Feedback
 from memserve.gateway.layout import PromptLayout, open_layout
@@ -173,7 +174,7 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         stack.push_async_callback(answers.close)
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
-        connect_texts(texts, tokenizer, answers, ledger, activation)
+        connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
         documents = DocumentReader()
         stack.callback(documents.close)
         gateways = Gateways(settings.redis)

@@ -25,7 +25,6 @@ from memserve.kv.index import BlockIndex
 from memserve.kv.ledger.records import Quotas
 from memserve.kv.lookup import PrefixLookup
 from memserve.kv.transport.check import check_cache_servers
-from memserve.memory.answers.store import KeptAnswers
 from memserve.memory.modules.blobs.store import BlobStore
 from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.memory import ParametricMemory
@@ -38,7 +37,6 @@ from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
 from memserve.memory.texts.opening import open_embedding, open_reranking
 from memserve.memory.texts.searching import SearchParts
-from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles
 from memserve.registry.leases import Registry
@@ -108,20 +106,13 @@ async def open_texts(
     return texts, watched
 
 
-def connect_texts(
-    texts: VectorMemory,
-    tokenizer: ChatTokenizer,
-    answers: KeptAnswers,
-    ledger: UseLedger,
-    activation: ActivationMemory,
-) -> None:
+def connect_texts(texts: VectorMemory, tokenizer: ChatTokenizer, outside: OutsideTheStore) -> None:
     """What a search has beside its store, and what an erasure has to reach outside it."""
     texts.search_parts = SearchParts(
-        count_tokens=lambda text: tokenizer.lengths([text])[0], strengths=ledger.strengths
+        count_tokens=lambda text: tokenizer.lengths([text])[0], strengths=outside.ledger.strengths
     )
-    outside = OutsideTheStore(answers, ledger, activation)
     # The uses last: they say whether the memory was ever in a prompt.
-    texts.erasers += [outside.kept_answers, outside.kv, outside.uses]
+    texts.erasers += [outside.kept_answers, outside.kv, outside.uses, outside.backups]
 
 
 async def open_modules(
