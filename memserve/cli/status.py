@@ -34,6 +34,8 @@ def status_lines(now: Status) -> Iterator[RenderableType]:
     yield f"Redis {redis}, vector store {vector_store}, {now.modules} modules, {now.memories} memories"
     ordered = f", searches put in order by {now.reranker}" if now.reranker else ""
     yield f"memories embedded by {now.embedder}{ordered}"
+    if (step := now.reindexing) is not None:
+        yield f"embedding memories by {step.embedder}: {step.memories_done} of {step.memories_total}"
     if now.recall_template:
         source = TEMPLATE_SOURCES.get(now.recall_template, now.recall_template)
         yield f"passages put into prompts by {source} ({now.recall_template_digest[:12]})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from memserve.domain import HeldPrefix, Message, ModulePlace, Route, TextDelta, Usage
+from memserve.domain import HeldPrefix, Message, ModulePlace, ReindexProgress, Route, TextDelta, Usage
 
 Event = Route | TextDelta | Usage
 Conversation = str | Message | Mapping[str, str] | Sequence[Message | Mapping[str, str]]
@@ -107,6 +107,8 @@ class Status:
     """How conversations are changed for the model's chat template, for people. Empty: not at all."""
     reranker: str = ""
     """The model that puts what searches find in order. Empty: none does."""
+    reindexing: ReindexProgress | None = None
+    """While all memories are embedded again by another model."""
 
 
 @dataclass(frozen=True, slots=True)

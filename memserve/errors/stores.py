@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memserve.errors.base import MemserveError
+from memserve.errors.base import MemserveError, PicklableError
 
 
 class NamespaceNotFound(MemserveError):
@@ -107,6 +107,17 @@ class QuotaReached(MemserveError):
         )
 
 
+class PinnedMemoriesFull(QuotaReached):
+    """A namespace may have no further pinned memory."""
+
+    def __init__(self, namespace: str, memories_max: int, bytes_max: int) -> None:
+        PicklableError.__init__(
+            self,
+            f"pinned: namespace {namespace} may have {memories_max} pinned memories, with {bytes_max} bytes "
+            "of text together, and this one does not fit; unpin another one first",
+        )
+
+
 class PrefixNotStored(MemserveError):
     """A prefix cannot be pinned because Redis does not have all of it."""
 
@@ -206,8 +217,8 @@ class EmbedderChanged(MemserveError):
 
     def __init__(self, before: str, now: str) -> None:
         super().__init__(
-            f"the memories here were embedded by {before}, and {now} would not find them: keep the setting "
-            "embedder as it was, and have `memserve memories reindex` embed them again by the new model"
+            f"the memories here are embedded by {before}, and {now} would not find them: start with {before} "
+            "as the setting embedder, and have `memserve memories reindex` embed them again by another model"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,8 @@ from pathlib import Path
 from memserve import credentials
 from memserve.config import Settings
 from memserve.disk import DATA_DISK, DiskWatch
+from memserve.domain import WorkerLease
+from memserve.domain.worker_calls import WorkerCalls
 from memserve.errors import (
     EmbedderChanged,
     StartupError,
@@ -45,6 +47,7 @@ from memserve.gateway.pipeline import Pipeline
 from memserve.gateway.prefixes import Prefixes
 from memserve.gateway.provenance import Provenance
 from memserve.gateway.recall_preview import RecallPreviews
+from memserve.gateway.reindexer import Reindexer
 from memserve.gateway.remembering import Remembering
 from memserve.gateway.scoring import Scoring
 from memserve.gateway.steps.check import RequestCheck
@@ -56,6 +59,7 @@ from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers
 from memserve.gateway.surprise import SurpriseGate
 from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
@@ -134,6 +138,7 @@ class GatewayServices:
     pipeline: Pipeline
     previews: RecallPreviews
     remembering: Remembering
+    reindexer: Reindexer
     feedback: Feedback
     prefixes: Prefixes
     trial: ModuleTrial
@@ -143,6 +148,7 @@ class GatewayServices:
     deletion: ModuleDeletion
     composition: ModuleComposition
     canaries: CanaryWatch
+    warm_pinned: WarmPinned
     explanations: AnswerExplanations
 
 
@@ -168,16 +174,10 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
         stack.callback(tokenizing.close)
         lookup, activation = await _open_cache(settings, stack)
         modules = await _open_modules(settings, model, stack)
-        registry = Registry(settings.redis)
-        stack.push_async_callback(registry.close)
-        credential = credentials.worker_credential(credentials.salt_key(settings))
-        connect = partial(GrpcCalls, credential=credential, tls=tls)
-        own_model = modules.base_digest or settings.model_digest
-        pool = WorkerPool(
-            registry, BlockIndex(), model.tokenizer_digest(), connect, metrics.loop_failed, own_model
+        connect = partial(
+            GrpcCalls, credential=credentials.worker_credential(credentials.salt_key(settings)), tls=tls
         )
-        await pool.start()
-        stack.push_async_callback(pool.close)
+        pool = await _open_pool(settings, model, connect, metrics, modules.base_digest, stack)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
         stack.push_async_callback(tokens.close)
         answers = KeptAnswers(settings.redis, settings.answers_kept_s, tokenizer.decode, metrics.not_kept)
@@ -222,6 +222,11 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
     look_up = CacheLookup(pool, parts.lookup, parts.metrics)
     router = Router(pool, settings, parts.residuals, parts.breakers)
+    pinned = Pinned(parts.texts)
+    prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
+    warm_pinned = WarmPinned(
+        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
+    )
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -231,14 +236,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         modules=memory,
         uses=parts.uses,
         texts=parts.texts,
-        recall=Recall(
-            parts.texts,
-            Pinned(parts.texts),
-            ModuleFits(memory, partial(parts.texts.embedding.embed, query=False), parts.background),
-            parts.tokenizer,
-            settings,
-            parts.metrics,
-        ),
+        recall=_recall(parts, pinned),
         fit=fit,
         pool=pool,
         look_up=look_up,
@@ -247,6 +245,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         tokens=parts.tokens,
         provenance=Provenance(parts.answers, parts.decisions, settings),
         ledger=parts.ledger,
+        warm_pinned=warm_pinned,
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, memory, scoring)
@@ -255,15 +254,16 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     gatekeeper = Gatekeeper(memory, trial, gate)
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
-    surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
-    documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
-    remembering = Remembering(parts.texts, parts.tokenizer, surprise, documents)
+    remembering = _remembering(parts, scoring)
+    decided = Explanations(parts.decisions, parts.gateways)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
         remembering=remembering,
+        reindexer=Reindexer(settings, parts.texts, parts.metrics.embedding, parts.background),
         feedback=Feedback(parts.answers, parts.texts, parts.ledger, remembering),
-        prefixes=Prefixes(check, fit, memory, parts.activation, pool, parts.tokens),
+        prefixes=prefixes,
+        warm_pinned=warm_pinned,
         trial=trial,
         gatekeeper=gatekeeper,
         placement=placement,
@@ -273,10 +273,44 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
-        explanations=AnswerExplanations(
-            Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out
-        ),
+        explanations=AnswerExplanations(decided, parts.answers, leaving_out),
     )
+
+
+def _recall(parts: GatewayParts, pinned: Pinned) -> Recall:
+    fits = ModuleFits(
+        parts.modules,
+        # Looked up for each call: a reindexing puts another one there.
+        lambda tenant, texts: parts.texts.embedding.embed(tenant, texts, query=False),
+        parts.background,
+        embedder=lambda: parts.texts.embedder.vectors.embedder,
+    )
+    return Recall(parts.texts, pinned, fits, parts.ledger, parts.tokenizer, parts.settings, parts.metrics)
+
+
+def _remembering(parts: GatewayParts, scoring: Scoring) -> Remembering:
+    surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
+    documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
+    return Remembering(parts.texts, parts.tokenizer, surprise, documents)
+
+
+async def _open_pool(
+    settings: Settings,
+    model: ModelFiles,
+    connect: Callable[[WorkerLease], WorkerCalls],
+    metrics: GatewayMetrics,
+    base_digest: str,
+    stack: contextlib.AsyncExitStack,
+) -> WorkerPool:
+    own_model = base_digest or settings.model_digest
+    registry = Registry(settings.redis)
+    stack.push_async_callback(registry.close)
+    pool = WorkerPool(
+        registry, BlockIndex(), model.tokenizer_digest(), connect, metrics.loop_failed, own_model
+    )
+    await pool.start()
+    stack.push_async_callback(pool.close)
+    return pool
 
 
 async def _open_cache(

@@ -14,6 +14,7 @@ from memserve.domain import (
     Tenant,
     WritePolicy,
 )
+from memserve.domain.names import is_memory_id
 from memserve.errors import InvalidField, NamespaceNotFound
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.documents.memories import (
@@ -65,8 +66,11 @@ class DocumentKeeper:
         Repeating it after a failure goes on. Raises InvalidField, QuotaExceeded, and as the writes of
         `VectorMemory`.
         """
-        if not 0 < len(document.document_id) <= DOCUMENT_ID_MAX:
-            raise InvalidField("document_id", f"must be 1 to {DOCUMENT_ID_MAX} characters")
+        # It stands in a filter below, so that it must not end the filter's text.
+        if not is_memory_id(document.document_id) or len(document.document_id) > DOCUMENT_ID_MAX:
+            raise InvalidField(
+                "header.document_id", f"must be as a memory's id, of at most {DOCUMENT_ID_MAX} characters"
+            )
         read = await self._reader.read(
             tenant.name,
             Upload(content, document.media_type, document.file_name, document.title),

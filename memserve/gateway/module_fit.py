@@ -26,6 +26,9 @@ Floats = npt.NDArray[np.float32]
 Embed = Callable[[str, Sequence[str]], Awaitable[Floats]]
 """Takes a tenant and passages. Returns [n, dim] rows of unit length."""
 
+_Key = tuple[str, str, int, str]
+"""Tenant, module, version and embedder. Tenants may describe equal files differently."""
+
 MODULES_MAX = 200
 """Of a tenant that are looked at, by name."""
 TEXTS_MAX = 64
@@ -75,22 +78,24 @@ class ModuleFits:
         embed: Embed,
         background: Background,
         policy: FitPolicy | None = None,
+        embedder: Callable[[], str] = lambda: "",
     ) -> None:
+        """embedder: the identity of the model that `embed` embeds by now."""
         self._memory = memory
         self._embed = embed
         self._background = background
         self._policy = policy or FitPolicy()
-        # By digest, the least recently used first. A digest's texts are the publisher's: two tenants that
-        # publish equal files may describe them differently, so that the tenant belongs to the key.
-        self._known: OrderedDict[tuple[str, str, int], _Known] = OrderedDict()
+        self._embedder = embedder
+        # The least recently used first. Vectors of a model that embeds no longer are not asked for any more.
+        self._known: OrderedDict[_Key, _Known] = OrderedDict()
         self._live: OrderedDict[str, tuple[float, tuple[ModuleVersion, ...]]] = OrderedDict()
         self._reading: set[str] = set()
 
-    def fits(self, tenant: str, vector: Floats) -> tuple[ModuleFit, ...]:
+    def fits(self, tenant: str, vector: Floats, embedder: str | None = None) -> tuple[ModuleFit, ...]:
         """How the tenant's live modules fit a question, best first. Returns at once.
 
         What is not known yet, or may have changed, is read behind the request; see `is_known`.
-        vector: [dim], the question's.
+        vector: [dim], the question's. embedder: of the vector. None: the model that embeds now.
         """
         listed = self._live.get(tenant)
         if listed is None or time.monotonic() - listed[0] >= FRESH_S:
@@ -98,7 +103,7 @@ class ModuleFits:
         versions = () if listed is None else listed[1]
         nearest: dict[str, list[Nearest]] = {}
         for version in versions:
-            key = _key(tenant, version)
+            key = _key(tenant, version, self._embedder() if embedder is None else embedder)
             if (known := self._known.get(key)) is not None:
                 self._known.move_to_end(key)
                 if known.texts:
@@ -108,7 +113,9 @@ class ModuleFits:
     def is_known(self, tenant: str) -> bool:
         """Whether all of the tenant's modules have been read since this gateway started."""
         listed = self._live.get(tenant)
-        return listed is not None and all(_key(tenant, version) in self._known for version in listed[1])
+        return listed is not None and all(
+            _key(tenant, version, self._embedder()) in self._known for version in listed[1]
+        )
 
     def _refresh(self, tenant: str) -> None:
         if tenant in self._reading or len(self._reading) >= READING_MAX or self._background.is_full:
@@ -123,11 +130,13 @@ class ModuleFits:
         except MemserveError as error:
             log.warning("the modules of a tenant cannot be listed: %s", error)
             return
-        await self._learn(tenant, [one for one in versions if _key(tenant, one) not in self._known])
+        embedder = self._embedder()
+        await self._learn(tenant, [one for one in versions if _key(tenant, one, embedder) not in self._known])
 
     async def _learn(self, tenant: str, versions: Sequence[ModuleVersion]) -> None:
         """Embed what these versions know. What fails is tried again later."""
         for version in versions:
+            embedder = self._embedder()
             try:
                 texts = knowledge_texts(version, await self._memory.probes(tenant, version))
                 vectors = np.empty((0, 0), np.float32)
@@ -136,7 +145,9 @@ class ModuleFits:
             except MemserveError as error:
                 log.warning("what %s knows cannot be read: %s", version.reference, error)
                 continue
-            self._known[_key(tenant, version)] = _Known(texts, vectors)
+            if self._embedder() != embedder:
+                continue  # another model has taken over meanwhile
+            self._known[_key(tenant, version, embedder)] = _Known(texts, vectors)
             if len(self._known) > KNOWN_MAX:
                 self._known.popitem(last=False)
 
@@ -172,5 +183,5 @@ def knowledge_texts(version: ModuleVersion, probes: Probes | None) -> tuple[Know
     return tuple(kept)[:TEXTS_MAX]
 
 
-def _key(tenant: str, version: ModuleVersion) -> tuple[str, str, int]:
-    return tenant, version.module, version.version
+def _key(tenant: str, version: ModuleVersion, embedder: str) -> _Key:
+    return tenant, version.module, version.version, embedder

@@ -41,6 +41,11 @@ class EmbeddingMetrics:
             "1 while the model behind embedder_url is another one than embedded the memories.",
             registry=r,
         )
+        self.reindexed = Gauge(
+            "memserve_reindexed_memories",
+            "Memories that the pass of a reindexing has looked at; 0 when none is under way.",
+            registry=r,
+        )
         self.reranked = Counter(
             "memserve_rerank_total",
             "Searches that a reranker was to put in order, by outcome: whole, part (time for the best only), "

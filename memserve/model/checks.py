@@ -53,6 +53,14 @@ def with_models(settings: Settings, telling: Telling | None = None, *, weights: 
     return settings.model_copy(update={"model": str(model), **beside})
 
 
+def embedder_directory(settings: Settings, name: str) -> Path:
+    """The directory of an embedding model, named as the setting `embedder` is; fetched where it is missing.
+
+    Raises StartupError.
+    """
+    return _directory(settings, name, "embedder")
+
+
 def _directory(
     settings: Settings, name: str, setting: str, telling: Telling | None = None, *, weights: bool = True
 ) -> Path:

@@ -87,7 +87,7 @@ async def served(
     port = front.services
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(edge, services), port)
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(
-        MemoryService(edge, parts.texts, services.remembering), port
+        MemoryService(edge, parts.texts, services.remembering, services.reindexer), port
     )
     activation_pb2_grpc.add_ActivationServiceServicer_to_server(
         ActivationService(edge, services.prefixes, parts.activation, parts.inflight), port
@@ -106,6 +106,7 @@ async def served(
         asyncio.create_task(repeat("gateways", parts.gateways.listen, GATEWAYS_RETRY_S, failed)),
         asyncio.create_task(repeat("answers", parts.answers.write, 0.0, failed)),
         asyncio.create_task(repeat("uses", parts.ledger.write, 0.0, failed)),
+        asyncio.create_task(repeat("pinned", services.warm_pinned.step, 0.0, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
     if (watched := parts.watched_embedder) is not None:

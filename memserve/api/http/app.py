@@ -56,8 +56,11 @@ class HttpApi:
         self._pipeline = services.pipeline
         self._entry = entry
         self._base = parts.model.name
-        # As people name it, without what it is good for.
-        self._embedding_model = parts.texts.embedder.name.partition(" (")[0]
+
+    @property
+    def _embedding_model(self) -> str:
+        """As people name it, without what it is good for."""
+        return self._parts.texts.embedder.name.partition(" (")[0]
 
     def app(self) -> Starlette:
         post = ["POST"]

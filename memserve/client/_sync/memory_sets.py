@@ -182,13 +182,21 @@ class MemorySetCalls:
         response = self._connection.call(stub.ListNamespaces, pb.ListNamespacesRequest())
         return {entry.namespace: entry.memories for entry in response.namespaces}
 
-    def reindex_memories(self, *, cancel: bool = False) -> Generator[ReindexProgress, None, None]:
-        """Embed all memories of all tenants again, with the model that the gateway was given.
+    def reindex_memories(
+        self, embedder: str = "", *, query_prompt: str = "", passage_prompt: str = "", cancel: bool = False
+    ) -> Generator[ReindexProgress, None, None]:
+        """Embed all memories of all tenants again, by another model, while the gateway serves.
 
-        Needs an admin's key. Yields progress; the last one is `done`. A reindexing that was stopped goes on.
+        Needs an admin's key. Yields progress; the last one is `done`. It goes on when this call ends. A
+        reindexing that was stopped goes on where it stopped.
+
+        embedder: named as the gateway's setting `embedder` is, or `bundled`. "": watch the one under way.
+        query_prompt, passage_prompt: what the model wants before a text. "": what its files name.
         """
         stub = self._connection.stubs.memories
-        request = pb.ReindexMemoriesRequest(cancel=cancel)
+        request = pb.ReindexMemoriesRequest(
+            cancel=cancel, embedder=embedder, query_prompt=query_prompt, passage_prompt=passage_prompt
+        )
         with contextlib.closing(self._connection.stream(stub.ReindexMemories, request)) as responses:
             for response in responses:
                 yield reindex_progress_of(response)

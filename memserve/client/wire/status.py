@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memserve.client.values import Status, WorkerStatus
 from memserve.client.wire.modules import place_of
+from memserve.domain import ReindexProgress
 from memserve.pb.v1 import status_pb2 as pb
 
 
@@ -29,7 +30,12 @@ def status_of(value: pb.GetStatusResponse) -> Status:
         recall_template_digest=value.prompts.recall_template_digest,
         prompt_changes=value.prompts.changes,
         reranker=value.reranker,
+        reindexing=_reindexing_of(value.reindexing) if value.HasField("reindexing") else None,
     )
+
+
+def _reindexing_of(value: pb.Reindexing) -> ReindexProgress:
+    return ReindexProgress(value.memories_done, value.memories_total, value.embedder)
 
 
 def _worker_of(value: pb.WorkerStatus) -> WorkerStatus:

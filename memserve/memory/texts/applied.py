@@ -143,6 +143,13 @@ class AppliedWrites:
             self._applied.clear()
             self._sequences.clear()
 
+    def forget_all(self) -> None:
+        """All is durable. Nothing may be on its way."""
+        with self._lock:
+            self.unapplied.clear()
+            self._applied.clear()
+            self._sequences.clear()
+
     def forget(
         self, durable: Sequence[Write], *, except_keys: Collection[str], oldest_under_way: int
     ) -> None:

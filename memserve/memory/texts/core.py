@@ -12,11 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from memserve.domain import MemoryState
-from memserve.errors import MemoryNotFound, MemserveError, RegistryUnavailable, VectorStoreUnavailable
+from memserve.errors import (
+    EmbedderChanged,
+    MemoryNotFound,
+    MemserveError,
+    RegistryUnavailable,
+    VectorStoreUnavailable,
+)
 from memserve.memory.texts.encoders.cached import CachedEmbedding
+from memserve.memory.texts.gate import Gate
 from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
-from memserve.memory.texts.journal_entries import Draft, Look, Write, erasure, growth, put
+from memserve.memory.texts.journal_entries import Draft, Look, Write, erasure, growth, pinned_bytes, put
 from memserve.memory.texts.records import Record, memory_key
 from memserve.memory.texts.relating import Relate
 from memserve.memory.texts.searched import LocalStore, Searched
@@ -79,6 +86,11 @@ class Core:
         self._relate = parts.relate
         self._call_timeout_s = parts.index.call_timeout_s
         self._closed = False
+        # Why this gateway's model does not embed the memories any more.
+        self._outdated: EmbedderChanged | None = None
+        # Calls that use vectors, and of them those that write. Another model takes over when none is inside.
+        self._calls = Gate("calls")
+        self._writing = Gate("writing")
         self._namespaces = KnownNamespaces(parts.journal, parts.settling)
         self._writer = JournalWriter(
             parts.journal, parts.settling, self._namespaces, apply_timeout_s=parts.index.call_timeout_s / 2
@@ -220,21 +232,40 @@ class Core:
                 return own | await self._journal.pending_of(keys)
         return own
 
-    async def _within(self, timeout_s: float, work: Callable[[], Awaitable[T]]) -> T:
+    async def _within(self, timeout_s: float, work: Callable[[], Awaitable[T]], *, writes: bool = False) -> T:
         self._require_open()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s), contextlib.AsyncExitStack() as passed:
+                if writes:
+                    await passed.enter_async_context(self._writing.inside())
+                await passed.enter_async_context(self._calls.inside())
                 return await work()
+        except EmbedderChanged as changed:
+            self._outdated = changed
+            raise
         except TimeoutError as error:
             raise VectorStoreUnavailable(f"no answer within {timeout_s:g} s") from error
         except MILVUS_ERRORS as error:
             if self._local is None:
+                await self._require_model()
                 self._index.prepare_again()
             raise VectorStoreUnavailable(one_line(error)) from error
+
+    async def _require_model(self) -> None:
+        """Raises EmbedderChanged when another gateway has switched to another model."""
+        try:
+            await self._journal.pending_of([])
+        except EmbedderChanged as changed:
+            self._outdated = changed
+            raise
+        except RegistryUnavailable:
+            return
 
     def _require_open(self) -> None:
         if self._closed:
             raise VectorStoreUnavailable("it is closed")
+        if self._outdated is not None:
+            raise self._outdated
 
     def _require_complete(self) -> None:
         """For what has to see all memories. Raises VectorStoreUnavailable while the local index is built."""
@@ -249,7 +280,8 @@ def draft_of(key: str, owner: str, before: Record | None, intent: Intent, look: 
         write = erasure(key, owner, before.memory)
     else:
         write = put(record)
-    return Draft(write, look.seen_sequence, growth(before, record), intent.within_quotas)
+    changes_pinned = bool(pinned_bytes(before) or pinned_bytes(record))
+    return Draft(write, look.seen_sequence, growth(before, record), intent.within_quotas, changes_pinned)
 
 
 def require_live(record: Record | None, memory_id: str) -> Record:

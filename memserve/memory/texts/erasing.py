@@ -79,7 +79,7 @@ class Erasing(Writes, Reads):
                 raise MemoryNotFound(name.memory_id)
             return changed.before
 
-        record = await self._within(self._call_timeout_s, journal_it)
+        record = await self._within(self._call_timeout_s, journal_it, writes=True)
         log.info("erased a memory of namespace %s%s", name.namespace, f": {reason}" if reason else "")
         versions = len(record.history.versions)
         places = [
@@ -228,7 +228,7 @@ class Erasing(Writes, Reads):
             return []
         names = {record.key: record.memory.namespace for record in page}
         outcomes = await self._within(
-            ERASE_TIMEOUT_S, partial(self._change_many, tenant, owner, names, decide)
+            ERASE_TIMEOUT_S, partial(self._change_many, tenant, owner, names, decide), writes=True
         )
         for outcome in outcomes.values():
             if isinstance(outcome, MemserveError):
@@ -254,7 +254,7 @@ class Erasing(Writes, Reads):
         else:
             later = "" if self._index.is_local else "; the server's files follow when it collects garbage"
             places.append(ErasedPlace("milvus", len(records), f"deleted, flushed and compacted{later}"))
-            places.append(ErasedPlace("journal", len(records), "the entries are dropped"))
+            places.append(ErasedPlace("journal", len(records), "its entries have no text any more"))
         why_not = await self._journal.rewrite_log(min(REWRITE_TIMEOUT_S, max(1.0, end_s - time.monotonic())))
         places.append(
             ErasedPlace(

@@ -111,6 +111,15 @@ class VectorIndex:
 
         await self._on(self._write_thread, OWN_WORK, open_anew)
 
+    async def serve(self, vectors: Vectors) -> None:
+        """Use the collection of another model from now on. No call may be under way."""
+
+        def serve(store: MilvusMemories) -> None:
+            store.serve(vectors)
+            self._vectors = vectors
+
+        await self.write(OWN_WORK, serve)
+
     def prepare_again(self) -> None:
         """Have the store prepared before its next call.
 

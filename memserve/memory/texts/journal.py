@@ -16,14 +16,24 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
 from redis.exceptions import NoScriptError
 
 from memserve.domain import MemoryAction, MemoryChange, NamespaceUsage
-from memserve.errors import ChangesMissed, JournalFull, QuotaReached
-from memserve.memory.texts.journal_entries import Draft, Look, Quotas, Totals, Write, decode, encode
+from memserve.errors import ChangesMissed, EmbedderChanged, JournalFull, PinnedMemoriesFull, QuotaReached
+from memserve.memory.texts.journal_entries import (
+    Draft,
+    Look,
+    Quotas,
+    Totals,
+    Write,
+    decode,
+    encode,
+    pinned_bytes,
+)
 from memserve.memory.texts.records import tenant_key
 from memserve.registry.client import answering, close_client, registry_client
 
@@ -32,12 +42,17 @@ SCRIPT_DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
 PREFIX = "memserve:memories:"
 PENDING, STATE, TENANTS, COUNTS = (PREFIX + name for name in ("pending", "state", "tenants", "counts:"))
 RECORDS, BYTES, FEED, TRIMMED = (PREFIX + name for name in ("records:", "bytes:", "feed:", "trimmed"))
+PINNED = PREFIX + "pinned:"
 MAX_ENTRIES = 32_768
 MAX_BYTES = 128 << 20
 APPEND_MAX = 128
 """Writes in one call: one script, and one sync of the registry's disk."""
 FEED_MAX = 10_000
 """Changes of a tenant that its feed keeps, about."""
+PINNED_MAX = 64
+"""Pinned memories of a namespace."""
+PINNED_MAX_BYTES = 16 << 10
+"""Of the texts of a namespace's pinned memories together: they are in every prompt that recalls from it."""
 FULL_RETRY_S = 5.0
 # A slow disk may sync for longer than the registry's usual second.
 TIMEOUT_S = 5.0
@@ -45,27 +60,43 @@ _PAGE = 256
 _REWRITE_POLL_S = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The embedding model whose vectors are written."""
+
+    embedder: str
+    name: str
+    default: str
+    """The name of the model that "" stands for."""
+
+
+class WritesHeld(Exception):
+    """No write is taken for a moment, while another embedding model takes over."""
+
+
 class Journal:
     """Every method raises RegistryUnavailable when Redis does not answer in time; whether a change was made
     is then unknown.
     """
 
-    def __init__(self, redis_url: str, quotas: Quotas) -> None:
+    def __init__(self, redis_url: str, quotas: Quotas, model: Model | None = None) -> None:
+        """model: appends, drops and `pending_of` raise EmbedderChanged when another one embeds the memories.
+        None: any model does.
+        """
         self.quotas = quotas
+        self.model = model
         self._redis = registry_client(redis_url, decode_responses=False)
 
     async def close(self) -> None:
         await close_client(self._redis)
 
-    async def embedded_before(self, embedder: str, name: str, default: str) -> str:
-        """Say that memories are embedded by `embedder` from now on. "": they are.
+    async def embedded_before(self, model: Model) -> str:
+        """Say that memories are embedded by this model from now on. "": they are.
 
         Otherwise memories are kept that another model has embedded, nothing is changed, and the name of that
-        model is returned. default: the name of the model that "" stands for.
+        model is returned.
         """
-        return _text(
-            await self._run("embedded_by", [PENDING, STATE], embedder=embedder, name=name, default=default)
-        )
+        return _text(await self.run("embedded_by", [PENDING, STATE], **asdict(model)))
 
     async def syncs_every_write(self) -> bool | None:
         """Whether what is acknowledged is on disk. None: this Redis does not say."""
@@ -78,6 +109,17 @@ class Journal:
                 raise
         named = {_text(name): _text(value) for name, value in options.items()}
         return named.get("appendonly") == "yes" and named.get("appendfsync") == "always"
+
+    async def state(self) -> dict[str, str]:
+        """The fields of `STATE` in `journal.lua`."""
+        async with answering(TIMEOUT_S):
+            fields = await self._redis.hgetall(STATE)
+        return {_text(name): _text(value) for name, value in fields.items()}
+
+    async def forget_outdated(self) -> None:
+        """The collection of the model before is dropped."""
+        async with answering(TIMEOUT_S):
+            await self._redis.hdel(STATE, "embedder_before")
 
     async def look(self, key: str, tenant: str, namespace: str) -> Look:
         """key: as `memory_key` makes it."""
@@ -100,15 +142,18 @@ class Journal:
         }
 
     async def pending_of(self, keys: Sequence[str]) -> dict[str, Write]:
-        """The pending writes of these memories."""
-        if not keys:
-            return {}
-        async with answering(TIMEOUT_S):
-            entries = await self._redis.hmget(PENDING, keys)
+        """The pending writes of these memories. Raises EmbedderChanged."""
+        async with answering(TIMEOUT_S), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hmget(STATE, "embedder", "embedder_name")
+            if keys:
+                pipeline.hmget(PENDING, keys)
+            (embedder, name), *found = await pipeline.execute()
+        self._check(embedder, name)
+        entries = found[0] if found else []
         return {key: decode(key, entry) for key, entry in zip(keys, entries, strict=True) if entry}
 
     async def still_pending(self, writes: Sequence[Write]) -> list[Write]:
-        """The writes that no other gateway has followed with a write of its own."""
+        """The writes that no other gateway has followed with a write of its own. Raises EmbedderChanged."""
         pending = await self.pending_of([write.key for write in writes])
         return [
             write
@@ -126,12 +171,12 @@ class Journal:
         last_sequence: of the oldest look that the drafts are made from.
         together: whether either all are journaled or none.
         Returns for each its sequence or its refusal. None: the memory was written since the look, so look
-        again.
+        again. Raises EmbedderChanged and WritesHeld.
         """
         if not 1 <= len(drafts) <= APPEND_MAX:
             raise ValueError(f"must be 1 to {APPEND_MAX} writes")
-        quotas = self.quotas
-        answers = await self._run(
+        quotas, model = self.quotas, self.model
+        answers = await self.run(
             "append",
             [PENDING, STATE, TENANTS, *_tenant_keys(tenant)],
             tenant=tenant,
@@ -145,8 +190,18 @@ class Journal:
             namespaces_max=quotas.namespaces,
             tenant_bytes_max=quotas.bytes,
             feed_max=FEED_MAX,
+            pinned_max=PINNED_MAX,
+            pinned_bytes_max=PINNED_MAX_BYTES,
+            **({} if model is None else asdict(model)),
         )
-        return [self._outcome(answer) for answer in answers]
+        if answers[0][0] == b"embedder" and model is not None:
+            raise EmbedderChanged(_text(answers[0][1]), model.name)
+        if answers[0][0] == b"held":
+            raise WritesHeld
+        return [
+            self._outcome(answer, draft.write.namespace)
+            for answer, draft in zip(answers, drafts, strict=True)
+        ]
 
     async def append(self, draft: Draft, last_sequence: int) -> int | None:
         """As `append_many` with one. Raises JournalFull and QuotaReached."""
@@ -158,23 +213,31 @@ class Journal:
     async def drop(self, writes: Sequence[Write], settled_s: float) -> set[str]:
         """Forget writes that are durable in Milvus, but for those that have been followed by others.
 
-        Writes younger than `settled_s` stay too; their keys are returned.
+        Writes younger than `settled_s` stay too; their keys are returned. Raises EmbedderChanged.
         """
         young: set[str] = set()
+        model = {} if self.model is None else asdict(self.model)
         for start in range(0, len(writes), _PAGE):
             page = [
                 {"key": write.key, "sequence": str(write.sequence)} for write in writes[start : start + _PAGE]
             ]
-            keys = await self._run("drop", [PENDING, STATE], settled_s=settled_s, writes=json.dumps(page))
+            keys = await self.run(
+                "drop", [PENDING, STATE], settled_s=settled_s, writes=json.dumps(page), **model
+            )
+            if isinstance(keys, bytes) and self.model is not None:
+                raise EmbedderChanged(_text(keys), self.model.name)
             young.update(_text(key) for key in keys)
         return young
 
     async def pending(self) -> AsyncIterator[list[Write]]:
-        """All pending writes, a page at a time, in no order."""
+        """All pending writes, a page at a time, in no order. Raises EmbedderChanged."""
         cursor = 0
         while True:
-            async with answering(TIMEOUT_S):
-                cursor, page = await self._redis.hscan(PENDING, cursor, count=_PAGE)
+            async with answering(TIMEOUT_S), self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.hmget(STATE, "embedder", "embedder_name")
+                pipeline.hscan(PENDING, cursor, count=_PAGE)
+                (embedder, name), (cursor, page) = await pipeline.execute()
+            self._check(embedder, name)
             yield [decode(_text(key), entry) for key, entry in page.items()]
             if not int(cursor):
                 return
@@ -188,6 +251,12 @@ class Journal:
             int(memories or 0), int(records or 0), int(pending), int(size_bytes or 0),
             bool(counted) and layout == b"2",
         )  # fmt: skip
+
+    async def pinned(self, tenant: str, namespace: str) -> list[str]:
+        """The ids of the namespace's pinned memories, at most PINNED_MAX."""
+        async with answering(TIMEOUT_S):
+            pinned = await self._redis.hget(PINNED + tenant_key(tenant), namespace)
+        return sorted(json.loads(pinned)) if pinned else []
 
     async def counts(self, tenant: str) -> dict[str, int]:
         """The tenant's namespaces and how many live memories each has."""
@@ -212,23 +281,37 @@ class Journal:
     async def drop_namespace(self, tenant: str, namespace: str) -> bool:
         """Forget a namespace. False: it has records. tenant: its key."""
         keys = [PENDING, STATE, TENANTS, *_tenant_keys(tenant)]
-        return bool(await self._run("drop_namespace", keys, namespace=namespace))
+        return bool(await self.run("drop_namespace", keys, namespace=namespace))
 
-    async def take_over(self, held: Mapping[str, Sequence[NamespaceUsage]]) -> None:
-        """Begin with these counts, by tenant key. Does nothing when there are counts already."""
+    async def take_over(
+        self,
+        held: Mapping[str, Sequence[NamespaceUsage]],
+        pinned: Mapping[tuple[str, str], Mapping[str, int]] | None = None,
+    ) -> None:
+        """Begin with these counts, by tenant key. Does nothing when there are counts already.
+
+        pinned: by tenant key and namespace, the bytes of the text of each pinned memory by its id.
+        """
+        texts = {name: json.dumps(dict(ids)) for name, ids in (pinned or {}).items()}
         rows = [
             {"tenant": tenant, "namespace": usage.namespace, "live": usage.memories,
-             "records": usage.records, "bytes": usage.bytes}
+             "records": usage.records, "bytes": usage.bytes,
+             "pinned": texts.get((tenant, usage.namespace), "")}
             for tenant, usages in sorted(held.items())
             for usage in usages
         ]  # fmt: skip
-        keys = [key for tenant, usages in sorted(held.items()) if usages for key in _tenant_keys(tenant)[:3]]
-        await self._run("take_over", [PENDING, STATE, TENANTS, *keys], counts=json.dumps(rows))
+        keys = [
+            key
+            for tenant, usages in sorted(held.items())
+            if usages
+            for key in (*_tenant_keys(tenant)[:3], PINNED + tenant)
+        ]
+        await self.run("take_over", [PENDING, STATE, TENANTS, *keys], counts=json.dumps(rows))
 
     async def upgrade(self) -> None:
         """Bring the counts of memserve 0.1.0 into this layout. Does nothing when they are."""
         keys = [key for tenant in await self._tenants() for key in _tenant_keys(tenant)[:3]]
-        await self._run("upgrade", [PENDING, STATE, TENANTS, *keys])
+        await self.run("upgrade", [PENDING, STATE, TENANTS, *keys])
 
     async def changes(self, tenant: str, after_sequence: int, limit: int) -> list[MemoryChange]:
         """The tenant's changes after this one, oldest first.
@@ -238,16 +321,17 @@ class Journal:
         key = tenant_key(tenant)
         async with answering(TIMEOUT_S), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hget(TRIMMED, key)
-            pipeline.hget(STATE, "sequence")
+            pipeline.xrevrange(FEED + key, count=1)
             pipeline.xrange(FEED + key, f"({after_sequence}-0", "+", limit)
             oldest, last, entries = await pipeline.execute()
-        if after_sequence > int(last or 0) or (oldest is not None and after_sequence < int(oldest) - 1):
+        if after_sequence > _last_of(last) or (oldest is not None and after_sequence < int(oldest) - 1):
             raise ChangesMissed(after_sequence)
         return [_change(entry_id, fields) for entry_id, fields in entries]
 
-    async def last_sequence(self) -> int:
+    async def last_change(self, tenant: str) -> int:
+        """The sequence of the tenant's last change. 0: none."""
         async with answering(TIMEOUT_S):
-            return int(await self._redis.hget(STATE, "sequence") or 0)
+            return _last_of(await self._redis.xrevrange(FEED + tenant_key(tenant), count=1))
 
     async def rewrite_log(self, timeout_s: float) -> str:
         """Have Redis write its append-only file anew, so that overwritten values leave it.
@@ -280,8 +364,16 @@ class Journal:
                 begun = True
         return f"the registry still writes its append-only file anew after {timeout_s:g} s"
 
-    def _outcome(self, answer: Sequence[Any]) -> int | JournalFull | QuotaReached | None:
+    def _check(self, embedder: bytes | None, name: bytes | None) -> None:
+        """Raises EmbedderChanged. embedder, name: as the registry has them; None: nothing was written yet."""
+        model = self.model
+        if model is not None and embedder is not None and _text(embedder) != model.embedder:
+            raise EmbedderChanged(_text(name or model.default), model.name)
+
+    def _outcome(self, answer: Sequence[Any], namespace: str) -> int | JournalFull | QuotaReached | None:
         outcome, *details = answer
+        if outcome == b"pinned":
+            return PinnedMemoriesFull(namespace, PINNED_MAX, PINNED_MAX_BYTES)
         if outcome == b"quota":
             noun = _text(details[0])
             quotas = self.quotas
@@ -305,7 +397,7 @@ class Journal:
             counts = await self._redis.hgetall(prefix + tenant)
         return {_text(namespace): int(count) for namespace, count in counts.items()}
 
-    async def _run(self, script: str, keys: Sequence[str], **arguments: Any) -> Any:
+    async def run(self, script: str, keys: Sequence[str], **arguments: Any) -> Any:
         """arguments: by the names that the script gives them."""
         named = [script, *(part for argument in arguments.items() for part in argument)]
         async with answering(TIMEOUT_S):
@@ -316,7 +408,7 @@ class Journal:
 
 
 def _tenant_keys(tenant: str) -> list[str]:
-    return [COUNTS + tenant, RECORDS + tenant, BYTES + tenant, FEED + tenant, TRIMMED]
+    return [COUNTS + tenant, RECORDS + tenant, BYTES + tenant, FEED + tenant, TRIMMED, PINNED + tenant]
 
 
 def _described(draft: Draft) -> dict[str, Any]:
@@ -332,7 +424,12 @@ def _described(draft: Draft) -> dict[str, Any]:
         "within_quotas": draft.within_quotas,
         "version": draft.write.version,
         "action": draft.write.action.value,
+        "pinned_bytes": pinned_bytes(draft.write.record),
     }
+
+
+def _last_of(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> int:
+    return int(entries[0][0].partition(b"-")[0]) if entries else 0
 
 
 def _change(entry_id: bytes, fields: Mapping[bytes, bytes]) -> MemoryChange:

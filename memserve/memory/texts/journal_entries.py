@@ -70,6 +70,8 @@ class Draft:
     growth: Growth
     within_quotas: bool
     """Whether the tenant's quotas may refuse it. They never refuse what takes a memory away."""
+    changes_pinned: bool = False
+    """Whether the memory is, or was, one of its namespace's pinned ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,13 @@ def record_bytes(record: Record | None) -> int:
         return 0
     vector = 0 if record.vector is None else VECTOR_BYTES * len(record.vector)
     return len(encode_history(record.history).encode()) + vector
+
+
+def pinned_bytes(record: Record | None) -> int:
+    """What a record takes of its namespace's warm prefix: the bytes of its text. 0: it has no part in it."""
+    if record is None or record.memory.state is not MemoryState.LIVE or not record.memory.pinned:
+        return 0
+    return len(record.memory.text.encode())
 
 
 def encode(write: Write) -> bytes:

@@ -21,7 +21,6 @@ from memserve.errors import (
 from memserve.memory.texts.applied import FlushNotVerified
 from memserve.memory.texts.core import Parts
 from memserve.memory.texts.due import FlushPolicy
-from memserve.memory.texts.embedding import BUNDLED
 from memserve.memory.texts.encoders.cached import CachedEmbedding
 from memserve.memory.texts.encoders.embedder import Embedder
 from memserve.memory.texts.erasing import DAY_S, Eraser, Erasing
@@ -30,8 +29,10 @@ from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Quotas
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
+from memserve.memory.texts.pinning import Pinning
+from memserve.memory.texts.reembedding import Reembedding, model_of
 from memserve.memory.texts.relating import Relate, relate_by_rules
-from memserve.memory.texts.searched import LocalStore
+from memserve.memory.texts.searched import LocalStore, RebuildFigures
 from memserve.memory.texts.searching import Searching, SearchParts
 from memserve.memory.texts.settling import Settling
 
@@ -70,7 +71,7 @@ class TextOptions:
 DEFAULT_OPTIONS = TextOptions()
 
 
-class VectorMemory(Exchange, Erasing, Searching):
+class VectorMemory(Exchange, Erasing, Searching, Pinning, Reembedding):
     """Memories of all tenants: a journal in the registry, and stores that keep and find them.
 
     Create it with `open`, end it with `close`. It belongs to one event loop.
@@ -83,7 +84,7 @@ class VectorMemory(Exchange, Erasing, Searching):
     4. The registry has the namespaces, and what they hold. Reads go on without the registry.
 
     The calls are in the files of its parts: `writes.py`, `batches.py`, `reads.py`, `erasing.py`,
-    `searching.py`, `following.py`, `exchange.py`.
+    `searching.py`, `following.py`, `exchange.py`, `pinning.py`, `reembedding.py`.
 
     Every method raises InvalidField for a name or value that breaks a rule, and VectorStoreUnavailable when
     the store fails or is late. Writes and counts raise RegistryUnavailable. A write that raises one of the
@@ -95,6 +96,7 @@ class VectorMemory(Exchange, Erasing, Searching):
         super().__init__(parts)
         self.search_parts = options.search
         self.reranking = None
+        self.reindexing = None
         self.erasers = list(options.erasers)
         self.folders = folders
         self._forgotten_s = options.forgotten_days * DAY_S
@@ -130,7 +132,7 @@ class VectorMemory(Exchange, Erasing, Searching):
         )
         folder = Path(f"{uri.removesuffix('.db')}{LOCAL_INDEX}")
         local = LocalStore(folder, vectors, call_timeout_s=options.call_timeout_s) if is_local else None
-        journal = Journal(registry_url, options.quotas)
+        journal = Journal(registry_url, options.quotas, model_of(embedding.embedder))
         settling = Settling(
             journal, index, local, dim=vectors.dim, flush=options.flush, may_flush=options.may_flush
         )
@@ -178,6 +180,11 @@ class VectorMemory(Exchange, Erasing, Searching):
         await self._journal.close()
 
     @property
+    def rebuild(self) -> RebuildFigures | None:
+        """How far the local index is. None: Milvus itself is searched."""
+        return None if self._local is None else self._local.rebuild
+
+    @property
     def embedder(self) -> Embedder:
         return self.embedding.embedder
 
@@ -186,18 +193,17 @@ class VectorMemory(Exchange, Erasing, Searching):
 
         A local store has to come up. Anything else that fails is tried again in the background.
         """
-        embedder = self.embedding.embedder
+        model = model_of(self.embedding.embedder)
         with contextlib.suppress(RegistryUnavailable):  # logged below
-            if before := await self._journal.embedded_before(
-                embedder.vectors.embedder, embedder.name, BUNDLED
-            ):
-                raise EmbedderChanged(before, embedder.name)
+            if before := await self._journal.embedded_before(model):
+                raise EmbedderChanged(before, model.name)
         try:
             # Not bounded in time: recovery reads all that a killed process left.
             await self._index.reopen(lambda: None)
             if self.settling.local is not None:
                 await self.settling.local.open()
             await self.settling.open()
+            await self.drop_outdated()
         except (*MILVUS_ERRORS, FlushNotVerified, RegistryUnavailable, VectorStoreUnavailable) as error:
             if self._index.is_local and not self._index.is_open:
                 raise VectorStoreUnavailable(f"it cannot be opened: {one_line(error)}") from error

@@ -115,6 +115,10 @@ class MilvusMemories(MilvusReads):
         other.prepare(timeout_s=timeout_s)
         return other
 
+    def serve(self, vectors: Vectors) -> None:
+        """Be the collection of another model, which is prepared. No other call may be under way."""
+        self._name, self._vectors = collection_name(vectors.embedder), vectors
+
     def prepare(self, *, timeout_s: float) -> None:
         """Create the collection and its indexes where they are missing, and have Milvus load the collection.
 
@@ -175,9 +179,19 @@ class MilvusMemories(MilvusReads):
                 self._old.delete(page, timeout_s=timeout_s)
             self._client.delete(self._name, ids=page, timeout=timeout_s)
 
+    def erase(self, keys: Sequence[str], *, timeout_s: float) -> None:
+        """As `delete`, also from the collections of other embedding models, where a reindexing put them."""
+        keys = [key for key in keys if is_digest(key)]
+        for name in self._others(timeout_s):
+            self._client.load_collection(name, timeout=timeout_s)
+            for start in range(0, len(keys), _DELETE_ROWS):
+                self._client.delete(name, ids=keys[start : start + _DELETE_ROWS], timeout=timeout_s)
+        self.delete(keys, timeout_s=timeout_s)
+
     def put_new(self, records: Sequence[Record], *, timeout_s: float) -> None:
         """As `put`, of records that stay in the old collection too."""
-        for page in pages(records, PUT_ROWS, PUT_BYTES):
+        # Where another index finds the memories, their words would cost a fifth of a write and find nothing.
+        for page in pages(records, PUT_ROWS, PUT_BYTES, with_words=self._is_searched):
             self._client.upsert(self._name, page, timeout=timeout_s)
 
     def drop_old(self, *, timeout_s: float) -> None:
@@ -198,6 +212,11 @@ class MilvusMemories(MilvusReads):
     @property
     def vectors(self) -> Vectors:
         return self._vectors
+
+    def drop_vectors_of(self, embedder: str, *, timeout_s: float) -> None:
+        """Drop the collection of another embedding model, where there is one."""
+        if embedder != self._vectors.embedder and self.has_vectors_of(embedder, timeout_s=timeout_s):
+            self._drop(collection_name(embedder), timeout_s)
 
     def drop(self, *, timeout_s: float) -> None:
         """Drop this collection, after another one has taken its place."""
@@ -232,11 +251,12 @@ class MilvusMemories(MilvusReads):
         On return nothing of it is in Milvus Lite's files. A Milvus server does it later, when it collects its
         garbage.
         """
-        self.flush(timeout_s=timeout_s)
-        if self._lite is not None:
-            self._lite.compact(self._name, tenant_keys, timeout_s=timeout_s)
-        else:
-            self._client.compact(self._name, timeout=timeout_s)
+        for name in (self._name, *self._others(timeout_s)):
+            self._client.flush(name, timeout=timeout_s)
+            if self._lite is not None:
+                self._lite.compact(name, tenant_keys, timeout_s=timeout_s)
+            else:
+                self._client.compact(name, timeout=timeout_s)
 
     def sync(self) -> None:
         """Sync a local store's files. Other calls may go on meanwhile. Raises OSError."""
@@ -263,6 +283,11 @@ class MilvusMemories(MilvusReads):
         self._client.close()
         if self._lite is not None:
             self._lite.close(clean=clean)
+
+    def _others(self, timeout_s: float) -> list[str]:
+        """The collections of other embedding models."""
+        names = self._client.list_collections(timeout=timeout_s)
+        return sorted(name for name in names if name.startswith(MEMORIES) and name != self._name)
 
     def _drop(self, name: str, timeout_s: float) -> None:
         """Dropping what is not there does nothing."""

@@ -94,11 +94,16 @@ class Reindexing:
         embed: Embed,
         *,
         progress: Callable[[ReindexFigures], None] = lambda figures: None,
+        watch: Callable[[], set[str]] | None = None,
+        check: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """index: open, with either model.
 
         before: of the model that the memories are embedded by. after: of the new one.
         progress: called after every batch.
+        watch: returns a set to which the keys are added that are written to the old collection from now on.
+        `finish` then looks at these alone. None: other processes write to it too.
+        check: called before records are put or deleted. Raises when another process has changed the model.
         """
         if before.embedder == after.embedder:
             raise ValueError("both are the same embedding model")
@@ -108,6 +113,10 @@ class Reindexing:
         self._after = after
         self._embed = embed
         self._progress = progress
+        self._watch = watch
+        self._check_model = check
+        # The keys that are written to the old collection since the last pass began. None: not known.
+        self._written: set[str] | None = None
         self._begun_s = time.monotonic()
         # On the writing thread: the collections that the index was not opened with, and the store of them.
         self._sides: dict[Vectors, MilvusMemories] = {}
@@ -120,7 +129,9 @@ class Reindexing:
         is not there, or older memories are still being moved into it.
         """
         for _ in range(PASSES_MAX):
+            written = None if self._watch is None else self._watch()
             changed = await self._pass()
+            self._written = written
             await self._flush()
             if changed <= CAUGHT_UP_ROWS:
                 return
@@ -131,14 +142,35 @@ class Reindexing:
         Nothing may be written to the old collection meanwhile, and what was acknowledged must be in it.
         Raises as `fill` does, and VectorStoreUnavailable when the collections still differ.
         """
-        await self._pass()
+        await self._catch_up()
         await self._flush()
-        if await self._pass():
+        if await self._catch_up():
             raise VectorStoreUnavailable("memories were written while their reindexing was finished")
+
+    async def digests(self, keys: Sequence[str]) -> dict[str, str]:
+        """Of the histories that the new collection has, by key."""
+        found: dict[str, str] = {}
+        for start in range(0, len(keys), DELETE_ROWS):
+            page = keys[start : start + DELETE_ROWS]
+            found |= await self._write(partial(self._digests, keys=page))
+        return found
 
     async def drop_before(self) -> None:
         """Drop the old model's collection. To be called when the new model serves."""
         await self._write(lambda store: self._side(store, self._before).drop(timeout_s=TIMEOUT_S))
+
+    async def _catch_up(self) -> int:
+        """As `_pass`, of what was written since the last pass began."""
+        if self._written is None:
+            return await self._pass()
+        changed, keys = 0, sorted(self._written)
+        for start in range(0, len(keys), DELETE_ROWS):
+            page = await self._write(partial(self._read_keys, keys=keys[start : start + DELETE_ROWS]))
+            outdated = page.outdated
+            for first in range(0, len(outdated), EMBED_ROWS):
+                changed += await self._move(outdated[first : first + EMBED_ROWS])
+            changed += await self._delete(page.gone)
+        return changed
 
     async def _pass(self) -> int:
         """Make the new collection as the old one is. Returns how many records were put or deleted."""
@@ -168,7 +200,9 @@ class Reindexing:
                 Record(record.key, record.tenant_key, record.history, vector)
                 for record, vector in zip(records, vectors, strict=True)
             ]
-            await self._write(lambda store: self._side(store, self._after).put(embedded, timeout_s=TIMEOUT_S))
+            if self._check_model is not None:
+                await self._check_model()
+            await self._write(partial(self._put, records=embedded))
             self.figures.embedded += len(records)
             self._tell()
         return len(records)
@@ -176,6 +210,8 @@ class Reindexing:
     async def _delete(self, keys: Sequence[str]) -> int:
         for start in range(0, len(keys), DELETE_ROWS):
             page = keys[start : start + DELETE_ROWS]
+            if self._check_model is not None:
+                await self._check_model()
             await self._write(partial(self._delete_page, keys=page))
             self.figures.deleted += len(page)
         return len(keys)
@@ -205,6 +241,23 @@ class Reindexing:
             held |= {key.key: key.digest for key in page}
             after = page[-1].key
         return _Page(keys, held)
+
+    def _read_keys(self, store: MilvusMemories, *, keys: Sequence[str]) -> _Page:
+        old, new = self._side(store, self._before), self._side(store, self._after)
+        held = old.digests(keys, timeout_s=TIMEOUT_S)
+        return _Page(
+            [KeyDigest(key, digest) for key, digest in held.items()], new.digests(keys, timeout_s=TIMEOUT_S)
+        )
+
+    def _digests(self, store: MilvusMemories, *, keys: Sequence[str]) -> dict[str, str]:
+        return self._side(store, self._after).digests(keys, timeout_s=TIMEOUT_S)
+
+    def _put(self, store: MilvusMemories, *, records: Sequence[Record]) -> None:
+        """Without those that have left the old collection while they were embedded: they may be erased."""
+        held = self._side(store, self._before).digests([r.key for r in records], timeout_s=TIMEOUT_S)
+        current = [record for record in records if record.key in held]
+        if current:
+            self._side(store, self._after).put(current, timeout_s=TIMEOUT_S)
 
     def _read(self, store: MilvusMemories, *, keys: Sequence[str]) -> list[Record]:
         return list(self._side(store, self._before).get_many(keys, timeout_s=TIMEOUT_S).values())

@@ -75,6 +75,15 @@ class LocalStore:
         """
         await self._on(self._write_thread, OWN_WORK, self._start_anew_blocking)
 
+    async def serve(self, vectors: Vectors) -> None:
+        """Begin a rebuild with an empty index for another model's vectors."""
+
+        def begin() -> None:
+            self._vectors = vectors
+            self._start_anew_blocking()
+
+        await self._on(self._write_thread, OWN_WORK, begin)
+
     async def complete(self) -> None:
         """The rebuild has ended."""
         await self.write(OWN_WORK, lambda store: store.finish_rebuild())

@@ -13,6 +13,7 @@ from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, VectorIndex, on
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Write
 from memserve.memory.texts.loss import missing_memories
+from memserve.memory.texts.milvus_client import Vectors
 from memserve.memory.texts.rebuilding import rebuild, repair
 from memserve.memory.texts.searched import LocalStore
 
@@ -130,6 +131,19 @@ class LocalWriter:
             self._needs = "rebuild"
             self.writes.distrust()
             self._written = self.writes.watch_keys()
+
+    async def serve(self, vectors: Vectors) -> None:
+        """Build the index again from the collection of another model. Nothing may be on its way."""
+        if self._rebuilding is not None:
+            self._rebuilding.cancel()
+            await asyncio.gather(self._rebuilding, return_exceptions=True)
+        async with self._commit:
+            self._needs = "another model"
+            await self.store.serve(vectors)
+            self.writes.forget_all()
+            self._written = self.writes.watch_keys()
+            self._needs = "rebuild"
+        self.begin_mending()
 
     async def _rebuild(self) -> None:
         """Until it succeeds."""

@@ -68,7 +68,7 @@ class Writes(Superseding):
             vector = await self.embed(tenant, memory.text, query=False)
             return await self._remember(tenant, memory, vector, policy)
 
-        return await self._within(self._call_timeout_s, store)
+        return await self._within(self._call_timeout_s, store, writes=True)
 
     async def update(
         self, tenant: str, changes: MemoryChanges, author: str = "", policy: WritePolicy = DEFAULT_POLICY
@@ -100,10 +100,10 @@ class Writes(Superseding):
                     break
             current, created = outcome
             if created:
-                findings = await self._supersede_found(tenant, current, findings, author, policy)
+                current, findings = await self._supersede_found(tenant, current, findings, author, policy)
             return Remembered(current, created, findings)
 
-        return await self._within(self._call_timeout_s, store)
+        return await self._within(self._call_timeout_s, store, writes=True)
 
     async def restore(
         self,
@@ -136,7 +136,7 @@ class Writes(Superseding):
                 if changed is not None and changed.after is not None:
                     return changed.after.memory
 
-        return await self._within(self._call_timeout_s, store)
+        return await self._within(self._call_timeout_s, store, writes=True)
 
     def _restored(
         self,
@@ -177,7 +177,7 @@ class Writes(Superseding):
         async def forget_once() -> bool:
             return await self._change(tenant, self._named(tenant, name), decide) is not None
 
-        return await self._within(self._call_timeout_s, forget_once)
+        return await self._within(self._call_timeout_s, forget_once, writes=True)
 
     # What the calls above and those of many memories share
 
@@ -205,7 +205,7 @@ class Writes(Superseding):
         if changed is None or changed.after is None:
             return Remembered(known[0], False)
         stored = changed.after.memory
-        findings = await self._supersede_found(tenant, stored, findings, memory.author, policy)
+        stored, findings = await self._supersede_found(tenant, stored, findings, memory.author, policy)
         return Remembered(stored, True, findings)
 
     async def _findings(

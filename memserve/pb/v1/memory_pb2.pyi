@@ -876,10 +876,16 @@ class ListNamespacesResponse(_message.Message):
     def __init__(self, namespaces: _Optional[_Iterable[_Union[NamespaceSummary, _Mapping]]] = ...) -> None: ...
 
 class ReindexMemoriesRequest(_message.Message):
-    __slots__ = ("cancel",)
+    __slots__ = ("cancel", "embedder", "query_prompt", "passage_prompt")
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_FIELD_NUMBER: _ClassVar[int]
+    QUERY_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    PASSAGE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     cancel: bool
-    def __init__(self, cancel: bool = ...) -> None: ...
+    embedder: str
+    query_prompt: str
+    passage_prompt: str
+    def __init__(self, cancel: bool = ..., embedder: _Optional[str] = ..., query_prompt: _Optional[str] = ..., passage_prompt: _Optional[str] = ...) -> None: ...
 
 class ReindexMemoriesResponse(_message.Message):
     __slots__ = ("memories_done", "memories_total", "embedder", "done")

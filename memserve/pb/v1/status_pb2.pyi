@@ -64,7 +64,7 @@ class WorkerStatus(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., ready: bool = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., known_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., modules: _Optional[_Iterable[_Union[WorkerModule, _Mapping]]] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., shares_kv: bool = ..., modules_left_out: _Optional[int] = ..., limits: _Optional[str] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "model", "model_digest", "max_context_tokens", "workers", "redis_ok", "vector_store_ok", "modules", "memories", "lost_memories", "waiting_writes", "short_disk", "embedder", "forecasts", "prompts", "reranker")
+    __slots__ = ("version", "model", "model_digest", "max_context_tokens", "workers", "redis_ok", "vector_store_ok", "modules", "memories", "lost_memories", "waiting_writes", "short_disk", "embedder", "forecasts", "prompts", "reranker", "reindexing")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,7 @@ class GetStatusResponse(_message.Message):
     FORECASTS_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     RERANKER_FIELD_NUMBER: _ClassVar[int]
+    REINDEXING_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: str
     model_digest: str
@@ -97,7 +98,18 @@ class GetStatusResponse(_message.Message):
     forecasts: ForecastErrors
     prompts: PromptLayout
     reranker: str
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., redis_ok: bool = ..., vector_store_ok: bool = ..., modules: _Optional[int] = ..., memories: _Optional[int] = ..., lost_memories: _Optional[int] = ..., waiting_writes: _Optional[int] = ..., short_disk: _Optional[str] = ..., embedder: _Optional[str] = ..., forecasts: _Optional[_Union[ForecastErrors, _Mapping]] = ..., prompts: _Optional[_Union[PromptLayout, _Mapping]] = ..., reranker: _Optional[str] = ...) -> None: ...
+    reindexing: Reindexing
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., redis_ok: bool = ..., vector_store_ok: bool = ..., modules: _Optional[int] = ..., memories: _Optional[int] = ..., lost_memories: _Optional[int] = ..., waiting_writes: _Optional[int] = ..., short_disk: _Optional[str] = ..., embedder: _Optional[str] = ..., forecasts: _Optional[_Union[ForecastErrors, _Mapping]] = ..., prompts: _Optional[_Union[PromptLayout, _Mapping]] = ..., reranker: _Optional[str] = ..., reindexing: _Optional[_Union[Reindexing, _Mapping]] = ...) -> None: ...
+
+class Reindexing(_message.Message):
+    __slots__ = ("memories_done", "memories_total", "embedder")
+    MEMORIES_DONE_FIELD_NUMBER: _ClassVar[int]
+    MEMORIES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_FIELD_NUMBER: _ClassVar[int]
+    memories_done: int
+    memories_total: int
+    embedder: str
+    def __init__(self, memories_done: _Optional[int] = ..., memories_total: _Optional[int] = ..., embedder: _Optional[str] = ...) -> None: ...
 
 class PromptLayout(_message.Message):
     __slots__ = ("recall_template", "recall_template_digest", "changes")

@@ -16,6 +16,7 @@ from memserve.client.wire.memory_values import (
 )
 from memserve.domain import MemoryState
 from memserve.errors import InvalidField, MemoryNotFound
+from memserve.gateway.reindexer import Reindexer
 from memserve.gateway.remembering import Remembering
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import MemoryChanges, MemoryName
@@ -31,8 +32,10 @@ REASON_MAX_BYTES = 1024
 class MemoryService(MemorySetCalls, rpc.MemoryServiceServicer):  # type: ignore[misc]
     """Text memories of the caller's tenant."""
 
-    def __init__(self, edge: Edge, texts: VectorMemory, remembering: Remembering) -> None:
-        super().__init__(edge, texts, remembering)
+    def __init__(
+        self, edge: Edge, texts: VectorMemory, remembering: Remembering, reindexer: Reindexer
+    ) -> None:
+        super().__init__(edge, texts, remembering, reindexer)
 
     async def Remember(self, request: pb.RememberRequest, context: Context) -> pb.RememberResponse:
         async with self._edge.call("Remember", context) as tenant:

@@ -20,7 +20,9 @@ from memserve.client.wire.memory_values import (
 )
 from memserve.domain import NewMemory, Tenant, WritePolicy
 from memserve.errors import InvalidField, MemserveError
+from memserve.gateway.reindexer import EmbedderChoice, Reindexer
 from memserve.gateway.remembering import Remembering
+from memserve.memory.texts.embedder_files import Prompts
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.requests import ItemOutcome, ListQuery
 from memserve.pb.v1 import memory_pb2 as pb
@@ -31,10 +33,13 @@ DOCUMENT_MAX_BYTES = 16 << 20
 class MemorySetCalls:
     """`memory.py` makes the service of it."""
 
-    def __init__(self, edge: Edge, texts: VectorMemory, remembering: Remembering) -> None:
+    def __init__(
+        self, edge: Edge, texts: VectorMemory, remembering: Remembering, reindexer: Reindexer
+    ) -> None:
         self._edge = edge
         self._texts = texts
         self._remembering = remembering
+        self._reindexer = reindexer
 
     async def BatchRemember(
         self, request_iterator: AsyncIterator[pb.BatchRememberRequest], context: Context
@@ -250,7 +255,8 @@ class MemorySetCalls:
         async with self._edge.call("ReindexMemories", context) as tenant:
             require_admin(tenant, "ReindexMemories")
             sending = self._edge.sending(context)
-            steps = self._remembering.reindex(cancel=request.cancel)
+            prompts = Prompts(request.query_prompt, request.passage_prompt)
+            steps = self._reindexer.reindex(EmbedderChoice(request.embedder, prompts), cancel=request.cancel)
             async with contextlib.aclosing(steps):
                 async for step in steps:
                     with sending:

@@ -114,6 +114,14 @@ class StatusService(rpc.StatusServiceServicer):  # type: ignore[misc]
         with contextlib.suppress(MemserveError):
             response.memories = sum((await texts.counts(tenant.name)).values())
         response.vector_store_ok = await texts.answers(tenant.name, STATUS_TIMEOUT_S)
+        if (step := texts.reindexing) is not None:
+            response.reindexing.CopyFrom(
+                pb.Reindexing(
+                    memories_done=step.memories_done,
+                    memories_total=step.memories_total,
+                    embedder=step.embedder,
+                )
+            )
         response.lost_memories = texts.lost(tenant.name)
         response.short_disk = self._parts.disk.short() or ""
         response.waiting_writes = -1
