@@ -85,10 +85,6 @@ ALLOWED = {
     ("bench/generator.py", "_send"): "one request, whose every end is a row; `run` waits for it",
     ("memory/texts/settling.py", "apply"): "one write, replayed from the journal when it fails",
     (
-        "memory/texts/visible.py",
-        "begin_mending",
-    ): "builds the local index, counts its failures (memserve_journal_*) and begins anew by itself",
-    (
         "embedded/part.py",
         "begin",
     ): "keeps one part of a stack running, whatever the exception; what starts children is a thread of "
