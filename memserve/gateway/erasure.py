@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from memserve.domain import ErasedPlace
 from memserve.memory.answers.store import KeptAnswers
@@ -10,6 +11,7 @@ from memserve.memory.prefixes.memory import ActivationMemory
 from memserve.memory.texts.records import Record
 from memserve.memory.texts.uses import UseLedger
 
+BACKUPS = "backups"
 PINNED_NOTE = "pinned prefixes stay: unpin and evict them"
 
 
@@ -20,6 +22,8 @@ class OutsideTheStore:
     answers: KeptAnswers
     ledger: UseLedger
     activation: ActivationMemory
+    data: Path
+    """The gateway's data directory."""
 
     async def kept_answers(self, tenant: str, record: Record) -> ErasedPlace:
         """Raises RegistryUnavailable."""
@@ -43,3 +47,14 @@ class OutsideTheStore:
         """Raises RegistryUnavailable."""
         removed = await self.ledger.forget(tenant, [record.key])
         return ErasedPlace("uses", removed, "how often it was used, and how that turned out")
+
+    async def backups(self, tenant: str, record: Record) -> ErasedPlace:
+        """Nothing is taken out of a backup: it would not be one any more."""
+        folder = self.data / BACKUPS
+        kept = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        note = (
+            f"{len(kept)} may have it, and a restore brings it back; delete them"
+            if kept
+            else "there are none"
+        )
+        return ErasedPlace(BACKUPS, 0, note)

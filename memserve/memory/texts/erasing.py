@@ -45,6 +45,8 @@ PURGE_MAX = 10_000
 """Memories that one round purges. The others wait for the next one."""
 DAY_S = 86_400.0
 
+NOT_REMOVED = "not removed"
+
 Eraser = Callable[[str, Record], Awaitable[ErasedPlace]]
 """Removes what another place has of a tenant's record: the gateway's keys and values, kept answers."""
 
@@ -82,11 +84,12 @@ class Erasing(Writes, Reads):
         record = await self._within(self._call_timeout_s, journal_it, writes=True)
         log.info("erased a memory of namespace %s%s", name.namespace, f": {reason}" if reason else "")
         versions = len(record.history.versions)
+        scrubbed = await self._scrubbed(tenant, [record], started_s + ERASE_TIMEOUT_S)
         places = [
             ErasedPlace("history", versions, f"{versions} versions"),
-            ErasedPlace("index", 1, "the record, its words and its vector"),
+            self._index_place(1, scrubbed),
+            *scrubbed,
         ]
-        places += await self._scrubbed(tenant, [record], started_s + ERASE_TIMEOUT_S)
         for eraser in self.erasers:
             places.append(await _erased_by(eraser, tenant, record))
         return places
@@ -133,6 +136,7 @@ class Erasing(Writes, Reads):
         owner, erased = tenant_key(tenant), 0
         scope = Scope(owner, (namespace,), frozenset(ALL_STATES))
         removed: list[Record] = []
+        outside: dict[str, ErasedPlace] = {}
         while page := await self._within(self._call_timeout_s, partial(self._some, tenant, scope)):
             gone = await self._take_away(tenant, owner, page, _erase_it)
             erased += len(gone)
@@ -141,7 +145,7 @@ class Erasing(Writes, Reads):
             for changed in gone:
                 for eraser in self.erasers:
                     if changed.before is not None:
-                        await _erased_by(eraser, tenant, changed.before)
+                        _add(outside, await _erased_by(eraser, tenant, changed.before))
             yield NamespaceErasure(erased, await self._records_of(tenant, namespace))
             if not gone:
                 break
@@ -151,7 +155,7 @@ class Erasing(Writes, Reads):
             self._namespaces.discard(owner, namespace)
         yield NamespaceErasure(
             erased, await self._records_of(tenant, namespace), is_gone,
-            (ErasedPlace("index", erased, "records with their histories"), *places),
+            (self._index_place(erased, places), *places, *outside.values()),
         )  # fmt: skip
 
     async def purge(self, forgotten_s: float) -> int:
@@ -263,6 +267,13 @@ class Erasing(Writes, Reads):
         )
         return [*places, *await self._remaining(texts)]
 
+    def _index_place(self, records: int, scrubbed: Sequence[ErasedPlace]) -> ErasedPlace:
+        """A Milvus server is the index: while it does not answer, the journal hides what it still has."""
+        follows = any(place.place == "milvus" and not place.removed for place in scrubbed)
+        if records and follows and not self._index.is_local:
+            return ErasedPlace("index", 0, "no read gives it any more; it leaves Milvus when that answers")
+        return ErasedPlace("index", records, "records with their histories, words and vectors")
+
     async def _remaining(self, texts: Sequence[str]) -> list[ErasedPlace]:
         """What a look through this machine's files still finds."""
         needles, places = needles_of(texts), []
@@ -279,11 +290,23 @@ class Erasing(Writes, Reads):
         return places
 
 
+def _add(places: dict[str, ErasedPlace], more: ErasedPlace) -> None:
+    """Sum up what one place had of several memories. What was not removed is what is told."""
+    before = places.get(more.place)
+    if before is None:
+        places[more.place] = more
+        return
+    detail = before.detail if before.detail.startswith(NOT_REMOVED) or not more.removed else more.detail
+    if more.detail.startswith(NOT_REMOVED):
+        detail = more.detail
+    places[more.place] = ErasedPlace(more.place, before.removed + more.removed, detail)
+
+
 async def _erased_by(eraser: Eraser, tenant: str, record: Record) -> ErasedPlace:
     try:
         return await eraser(tenant, record)
     except MemserveError as error:
-        return ErasedPlace(getattr(eraser, "place", "elsewhere"), 0, f"not removed: {one_line(error)}")
+        return ErasedPlace(getattr(eraser, "__name__", "elsewhere"), 0, f"{NOT_REMOVED}: {one_line(error)}")
 
 
 def _erase_it(_: str, before: Record | None) -> Intent | None:
