@@ -197,12 +197,16 @@ def wire_names() -> set[str]:
     bodies = [
         body for body in vars(http_bodies).values() if isinstance(body, type) and issubclass(body, Body)
     ]
-    return {name for body in bodies for name in body.model_fields} | set(LinkKind.known()) | {
-        field.name
-        for file in PROTOS
-        for message in file.DESCRIPTOR.message_types_by_name.values()
-        for field in message.fields
-    }
+    return (
+        {name for body in bodies for name in body.model_fields}
+        | set(LinkKind.known())
+        | {
+            field.name
+            for file in PROTOS
+            for message in file.DESCRIPTOR.message_types_by_name.values()
+            for field in message.fields
+        }
+    )
 
 
 def words_of_the_reference() -> set[str]:

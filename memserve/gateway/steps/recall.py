@@ -111,7 +111,7 @@ class Recall:
             self._metrics.recall.labels(outcome).observe(time.monotonic() - started_s)
         return Recalled(
             outcome,
-            (*pinned, *self._ordered(tenant, hits)),
+            (*pinned, *reflections_first(self._ordered(tenant, hits), question)),
             (*found.skipped, *unusable)[:SKIPPED_MAX],
             tuple(part for part in parts if part is not None),
             fits,
@@ -201,7 +201,7 @@ class Recall:
     ) -> tuple[list[ScoredMemory], list[Skipped]]:
         """The hits that the prompt can show and that are not pinned anyway."""
         usable, skipped = [], []
-        for hit in reflections_first(hits):
+        for hit in hits:
             memory = hit.memory
             if _key(hit) in pinned:
                 continue
