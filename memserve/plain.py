@@ -36,7 +36,12 @@ def paragraphs(text: object) -> str:
 
 def json_line(value: Any) -> str:
     """JSON on one line. Commands in it are JSON's own escapes, so that a parser gets the value unchanged."""
-    return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
+    return json_escaped(json.dumps(value, ensure_ascii=False))
+
+
+def json_escaped(line: str) -> str:
+    """The same for a line that is JSON already."""
+    return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
 
 class PlainFormatter(logging.Formatter):

@@ -43,6 +43,12 @@ def hostile_messages(descriptor: Descriptor, depth: int = 0) -> list[Any]:
             if field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE:
                 if depth > 5:
                     continue
+                if field.message_type.GetOptions().map_entry:
+                    value = hostile_messages(
+                        field.message_type.fields_by_name["value"].message_type, depth + 1
+                    )[0]
+                    getattr(message, field.name)[HOSTILE].CopyFrom(value)
+                    continue
                 value = hostile_messages(field.message_type, depth + 1)[0]
                 getattr(message, field.name).add().CopyFrom(value) if field.is_repeated else getattr(
                     message, field.name
@@ -107,6 +113,8 @@ def _handler(method: Any, failure: grpc.StatusCode | None) -> Any:
         "request_deserializer": GetMessageClass(method.input_type).FromString,
         "response_serializer": lambda message: message.SerializeToString(),
     }
+    if method.client_streaming and method.server_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream, **options)
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(stream, **options)
     if method.client_streaming:

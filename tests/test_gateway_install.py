@@ -138,7 +138,7 @@ def test_a_gateway_only_installation_imports_and_serves(
     assert bill_of(gateway_python) == locked()
     with running_gateway(gateway_python, tmp_path, redis_server.url) as client:
         assert client.status().model == "model"
-        memory = client.remember("notes", "The code of Alder station is 4071.")
+        memory = client.remember("notes", "The code of Alder station is 4071.").memory
         assert client.search(["notes"], "Alder")[0].memory == memory
         with pytest.raises(CallFailed) as nobody:
             client.generate("Hello.")

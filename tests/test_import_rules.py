@@ -38,10 +38,10 @@ OFFENCES = {
     ),
     "Redis only in its own packages and in the stores": ("memserve/kv/rates.py", "import redis"),
     "Milvus only in memory.texts.milvus and milvus_lite": (
-        "memserve/memory/texts/search.py",
+        "memserve/memory/texts/reads.py",
         "import pymilvus",
     ),
-    "tantivy and faiss only in memory.texts.local": ("memserve/memory/texts/search.py", "import faiss"),
+    "tantivy and faiss only in memory.texts.local": ("memserve/memory/texts/reads.py", "import faiss"),
     "fsspec only in memory.modules.blobs.remote and model.fetch.stores": (
         "memserve/memory/modules/probes.py",
         "import fsspec",

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
-from memserve.domain import Memory
+from memserve.domain import Memory, NewMemory, SearchQuery, WritePolicy
 from memserve.embedded.redis_server import redis_executable
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
@@ -137,12 +137,11 @@ async def measure(folder: Path, rounds: int, seconds: float) -> list[tuple[float
     figures = []
 
     async def remember(text: str) -> None:
-        await journaled.remember(
-            TENANT, NAMESPACE, text, source="s", keywords=(), memory_id=text.replace(" ", "-"), now_s=0.0
-        )
+        new = NewMemory(NAMESPACE, text, "s", memory_id=text.replace(" ", "-"))
+        await journaled.remember(TENANT, new, policy=WritePolicy(skip_relations=True))
 
     async def search(text: str) -> None:
-        await journaled.search(TENANT, [NAMESPACE], text, 8, timeout_s=TIMEOUT_S)
+        await journaled.search(TENANT, SearchQuery((NAMESPACE,), text, 8), TIMEOUT_S)
 
     try:
         await remember("warm")

@@ -95,7 +95,7 @@ async def scored(stack: Stack, statements: Sequence[Statement], with_module: boo
 
 
 async def _score_all(parts: GatewayParts, access: Access, statements: Sequence[Statement]) -> list[Scored]:
-    gate, tenant = services_of(parts, access).surprise, access.tenant("")
+    gate, tenant = services_of(parts, access).remembering.surprise, access.tenant("")
     modules = BASE
     if any(statement.with_module for statement in statements):
         found = await parts.modules.resolve("module", tenant.name, f"{MODULE}@1", "")

@@ -21,6 +21,7 @@ from loadtests.harness.figures import Bar, finish, parser, print_table, report
 from loadtests.harness.languages import FACTS
 from loadtests.harness.real_models import multilingual_e5
 from loadtests.harness.redis_server import PrivateRedis
+from memserve.domain import NewMemory, SearchQuery
 from memserve.memory.texts.embedder_files import open_embedder
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import VectorMemory
@@ -54,15 +55,12 @@ async def recall(embedder: BertEmbedder, facts: int) -> dict[str, Recall]:
             for language, pairs in FACTS.items():
                 namespace = language.lower()
                 for number, (text, _) in enumerate(pairs):
-                    await memory.remember(
-                        TENANT, namespace, text, source="", keywords=(), memory_id=str(number), now_s=0.0
-                    )
+                    await memory.remember(TENANT, NewMemory(namespace, text, memory_id=str(number)))
                 ranks = []
                 for number, (_, question) in enumerate(pairs[:facts]):
-                    answers = await memory.search(
-                        TENANT, [namespace], question, len(pairs), timeout_s=TIMEOUT_S
-                    )
-                    ranks.append([answer.memory.memory_id for answer in answers].index(str(number)))
+                    query = SearchQuery((namespace,), question, len(pairs))
+                    found = await memory.search(TENANT, query, TIMEOUT_S)
+                    ranks.append([hit.memory.memory_id for hit in found.hits].index(str(number)))
                 recalls[language] = Recall(
                     ranks.count(0) / len(ranks), sum(rank < FOUND_IN for rank in ranks) / len(ranks)
                 )

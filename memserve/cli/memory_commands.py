@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Group
-from rich.text import Text
 
 from memserve.cli.memory_options import (
     ContentOptions,
@@ -25,9 +24,9 @@ from memserve.cli.memory_tables import (
     memory_text,
 )
 from memserve.cli.options import Call, gateway_command, text_of
+from memserve.cli.terminal import line
 from memserve.domain import LinkKind
 from memserve.errors import StartupError
-from memserve.plain import plain
 
 memories_app = typer.Typer(
     help="Memories: corrected, restored, erased, listed, exported, and read by place and link.",
@@ -87,7 +86,7 @@ def update(
     memory, findings = call.client.update_memory(
         namespace, memory_id, expected_version=expected_version, policy=policy.policy(), **changes
     )
-    done = Text(plain(f"{memory.memory_id} is at version {memory.version}"))
+    done = line(f"{memory.memory_id} is at version {memory.version}")
     answer = {"memory": asdict(memory), "findings": [asdict(finding) for finding in findings]}
     call.show(answer, text=Group(done, *finding_lines(findings)))
 
@@ -105,7 +104,7 @@ def restore(
     memory = call.client.restore_memory(
         namespace, memory_id, version=version, expected_version=expected_version
     )
-    call.show(memory, text=Text(plain(f"{memory.memory_id} is at version {memory.version}")))
+    call.show(memory, text=line(f"{memory.memory_id} is at version {memory.version}"))
 
 
 @memories_app.command("supersede")
@@ -122,7 +121,7 @@ def supersede(
     Example: `memserve memories supersede notes amber-2024 amber-2025`
     """
     memory = call.client.supersede_memory(namespace, memory_id, by, by_namespace=by_namespace)
-    call.show(memory, text=Text(plain(f"{memory.memory_id} is superseded by {by}")))
+    call.show(memory, text=line(f"{memory.memory_id} is superseded by {by}"))
 
 
 @memories_app.command("erase")

@@ -15,11 +15,11 @@ from rich.text import Text
 from memserve.cli.memory_options import Filter, Kinds, Namespace, Namespaces, metadata_of, new_memory_of
 from memserve.cli.memory_tables import change_line, erased_table, memories_table, usage_text
 from memserve.cli.options import Call, gateway_command, print_json
-from memserve.cli.terminal import err, out, progress_bar
+from memserve.cli.terminal import err, line, out, progress_bar
 from memserve.client.wire.memories import remember_request
 from memserve.domain import ItemRefusal, MemoryState, NewDocument, NewMemory
 from memserve.errors import StartupError, UsageError
-from memserve.plain import plain
+from memserve.plain import json_escaped, plain
 
 memory_sets_app = typer.Typer()
 LONG_S = 3600.0
@@ -45,21 +45,25 @@ class _Items:
     """The memories of the lines. A line that is none is told, and is not sent."""
 
     def __init__(self, lines: Iterator[str], refusals: _Refusals) -> None:
-        self.numbers: list[int] = []
-        """Of what was sent, the line that it was on, from 0."""
+        # Of what was sent, the line that it was on, from 0.
+        self._numbers: list[int] = []
         self._lines = lines
         self._refusals = refusals
 
     def __iter__(self) -> Iterator[NewMemory]:
-        for number, line in enumerate(self._lines):
+        for number, read in enumerate(self._lines):
             try:
-                memory = new_memory_of(line)
+                memory = new_memory_of(read)
                 remember_request(memory)
             except (StartupError, UsageError, TypeError, ValueError) as error:
                 self._refusals.add(number, ItemRefusal("INVALID_ARGUMENT", "", str(error)))
                 continue
-            self.numbers.append(number)
+            self._numbers.append(number)
             yield memory
+
+    def number(self, index: int) -> int:
+        """The line, from 0, of what was sent as number `index`. A number that was never sent is its own."""
+        return self._numbers[index] if 0 <= index < len(self._numbers) else index
 
 
 @memory_sets_app.command("list")
@@ -91,7 +95,7 @@ def list_(
         page_size=limit,
         page_token=page_token,
     )
-    more = [Text(f"more: --after {page.next_page_token}")] if page.next_page_token else []
+    more = [line(f"more: --after {page.next_page_token}")] if page.next_page_token else []
     call.show(page, text=Group(memories_table(page.memories), *more))
 
 
@@ -116,7 +120,7 @@ def add(
         items = _Items(lines, refusals)
         for result in call.client.remember_many(items, relate=relate):
             if result.refusal is not None:
-                refusals.add(items.numbers[result.index], result.refusal)
+                refusals.add(items.number(result.index), result.refusal)
             elif result.remembered is not None and result.remembered.created:
                 stored += 1
             else:
@@ -124,7 +128,7 @@ def add(
             progress(result.index + 1, result.index + 1)
     summary = {"stored": stored, "already_there": known, "refused": refusals.count}
     text = f"{stored} stored, {known} were there already, {refusals.count} refused"
-    call.show(summary, text=Text(text))
+    call.show(summary, text=line(text))
     if refusals.count:
         raise typer.Exit(1)
 
@@ -167,7 +171,7 @@ def document(
         f"{report.updated} updated, {report.unchanged} unchanged, {report.forgotten} forgotten, "
         f"{len(report.refused)} refused"
     )
-    call.show(report, text=Text(plain(text)))
+    call.show(report, text=line(text))
     if report.refused:
         raise typer.Exit(1)
 
@@ -186,9 +190,9 @@ def forget_where(
     """
     result = call.client.forget_where(namespace, filter, dry_run_token=token)
     if token:
-        text: Group | Text = Text(f"{result.forgotten} of {result.matched} forgotten")
+        text: Group | Text = line(f"{result.forgotten} of {result.matched} forgotten")
     else:
-        lead = Text(f"{result.matched} match; forget them with --yes {result.dry_run_token}")
+        lead = line(f"{result.matched} match; forget them with --yes {result.dry_run_token}")
         text = Group(memories_table(result.examples), lead)
     call.show(result, text=text)
 
@@ -205,8 +209,8 @@ def export(
 
     Example: `memserve memories export -n notes`
     """
-    for line in call.client.export_memories(namespace or ()):
-        print(line)
+    for exported in call.client.export_memories(namespace or ()):
+        print(json_escaped(exported))
 
 
 @memory_sets_app.command("import")
@@ -231,7 +235,7 @@ def import_(
                 imported += 1
             progress(result.index + 1, result.index + 1)
     summary = {"imported": imported, "skipped": skipped, "refused": refusals.count}
-    call.show(summary, text=Text(f"{imported} imported, {skipped} skipped, {refusals.count} refused"))
+    call.show(summary, text=line(f"{imported} imported, {skipped} skipped, {refusals.count} refused"))
     if refusals.count:
         raise typer.Exit(1)
 
@@ -278,7 +282,7 @@ def delete_namespace(
             progress(erasure.erased, erasure.erased + erasure.remaining)
     if erasure is None:
         raise StartupError("the gateway ended the call without a report")
-    lead = Text(plain(f"erased {erasure.erased} memories of {namespace}"))
+    lead = line(f"erased {erasure.erased} memories of {namespace}")
     call.show(erasure, text=Group(lead, erased_table(erasure.places)))
 
 
@@ -303,8 +307,13 @@ def reindex(
 ) -> None:
     """Embed all memories of all tenants again, by another model, while the gateway serves. For admins.
 
+<<<<<<< HEAD
     It goes on when this command ends. After a stop or a kill it goes on where it
     was, when it is asked for again.
+=======
+    It goes on when this command ends.
+    Stopped or killed, it goes on where it was when it is asked for again.
+>>>>>>> h-api
 
     Example: `memserve memories reindex intfloat/multilingual-e5-small --query-prompt "query: "`
     """
@@ -323,7 +332,7 @@ def reindex(
             "Before the gateways start again, set `embedder` and its prompts to this model: they refuse to "
             "start with another one.",
         ]
-    call.show(last, text=Text(plain("\n".join(lines))))
+    call.show(last, text=Group(*map(line, lines)))
 
 
 def _id_of(file: Path) -> str:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from memserve.cli.terminal import cell
+from memserve.cli.terminal import cell, line
 from memserve.domain import (
     ErasedPlace,
     Finding,
@@ -23,7 +23,6 @@ from memserve.domain import (
     ScoredMemory,
     Skipped,
 )
-from memserve.plain import plain
 
 TEXT_MAX = 400
 """Characters of a text in a table."""
@@ -42,23 +41,21 @@ def day(time_s: float | None) -> str:
 def remembered_text(result: Remembered) -> RenderableType:
     if result.memory is None:
         reason = "" if result.surprise is None else f": {result.surprise.reason}"
-        lines = [Text(plain(f"not stored{reason}"))]
+        lines = [line(f"not stored{reason}")]
     else:
         done = "remembered" if result.created else "was there already"
         version = f", version {result.memory.version}" if result.memory.version > 1 else ""
-        lines = [Text(plain(f"{done} as {result.memory.memory_id}{version}"))]
+        lines = [line(f"{done} as {result.memory.memory_id}{version}")]
         if result.surprise is not None:
-            lines.append(Text(plain(f"surprise: {result.surprise.reason}")))
+            lines.append(line(f"surprise: {result.surprise.reason}"))
     return Group(*lines, *finding_lines(result.findings))
 
 
 def finding_lines(findings: Iterable[Finding]) -> list[Text]:
     return [
-        Text(
-            plain(
-                f"{finding.kind} of {finding.namespace}/{finding.memory_id} ({finding.score:.2f}): "
-                f"{finding.reason}{'; superseded' if finding.superseded else ''}"
-            )
+        line(
+            f"{finding.kind} of {finding.namespace}/{finding.memory_id} ({finding.score:.2f}): "
+            f"{finding.reason}{'; superseded' if finding.superseded else ''}"
         )
         for finding in findings
     ]
@@ -67,7 +64,7 @@ def finding_lines(findings: Iterable[Finding]) -> list[Text]:
 def found_text(found: FoundMemories) -> RenderableType:
     lines = skipped_lines(found.skipped)
     if found.cut:
-        lines.append(Text("the filter may let through more: the search looked at a bounded number"))
+        lines.append(line("the filter may let through more: the search looked at a bounded number"))
     return Group(hits_table(found.hits), *lines)
 
 
@@ -88,7 +85,7 @@ def hits_table(hits: Sequence[ScoredMemory]) -> Table:
 
 def skipped_lines(skipped: Iterable[Skipped]) -> list[Text]:
     return [
-        Text(plain(f"not used: {entry.namespace}/{entry.memory_id} ({entry.reason}): {entry.detail}"))
+        line(f"not used: {entry.namespace}/{entry.memory_id} ({entry.reason}): {entry.detail}")
         for entry in skipped
     ]
 
@@ -152,7 +149,7 @@ def history_text(history: MemoryHistory) -> RenderableType:
         )
     if not history.dropped:
         return table
-    return Group(table, Text(f"{history.dropped} older versions have left"))
+    return Group(table, line(f"{history.dropped} older versions have left"))
 
 
 def erased_table(places: Iterable[ErasedPlace]) -> Table:
@@ -172,7 +169,7 @@ def usage_text(usage: MemoryUsage) -> RenderableType:
     )
     return Group(
         table,
-        Text(
+        line(
             f"{memories} of {usage.max_memories} memories, {len(usage.namespaces)} of {usage.max_namespaces} "
             f"namespaces, {size} of {usage.max_bytes} bytes"
         ),

@@ -43,6 +43,11 @@ def coloured(word: str, style: str, rest: object = "") -> Text:
     return Text.assemble((plain(word), style), plain(rest))
 
 
+def line(text: object) -> Text:
+    """A line of its own, among what is printed together."""
+    return Text(plain(text))
+
+
 def cell(text: object) -> Text:
     """Text that may have several lines, for a table."""
     return Text(paragraphs(text))

@@ -106,7 +106,10 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         "are changes.",
     )
     memory_changes_per_minute_per_tenant: int = Field(
-        6000, ge=1, description="Memories that one tenant may store or forget in a minute, in one gateway."
+        6000,
+        ge=1,
+        description="Calls of one tenant a minute, in one gateway, that store, change, forget or "
+        "erase memories; a batch, an import and a document are one call each, paced by the tenant's share.",
     )
     tokens_per_minute_per_tenant: int = Field(
         0,
@@ -210,6 +213,16 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
         "on_request",
         description="Whether the exact prompt and the answer's tokens are kept with it, where the request "
         "asks for it (`keep_prompt`). At most 256 prompts of a tenant.",
+    )
+    passage_order: Literal["use", "score"] = Field(
+        "use",
+        description="Order of recalled passages in a prompt. use: the most used one first, whatever the "
+        "scores, so that computed prefixes are found again. score: the best one first.",
+    )
+    warm_pinned: bool = Field(
+        True,
+        description="Whether the beginning of prompts with a namespace's pinned passages is computed ahead "
+        "of requests, and again when they change.",
     )
     recall_timeout_ms: int = Field(
         500, ge=1, le=60_000, description="Time that recall may take when a request names none."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memserve.errors.base import MemserveError
+from memserve.errors.base import MemserveError, PicklableError
 
 
 class NamespaceNotFound(MemserveError):
@@ -104,6 +104,17 @@ class QuotaReached(MemserveError):
     def __init__(self, what: str, limit: int, setting: str) -> None:
         super().__init__(
             f"{what}: the quota of {limit} is reached (setting {setting}); remove some, or have it raised"
+        )
+
+
+class PinnedMemoriesFull(QuotaReached):
+    """A namespace may have no further pinned memory."""
+
+    def __init__(self, namespace: str, memories_max: int, bytes_max: int) -> None:
+        PicklableError.__init__(
+            self,
+            f"pinned: namespace {namespace} may have {memories_max} pinned memories, with {bytes_max} bytes "
+            "of text together, and this one does not fit; unpin another one first",
         )
 
 

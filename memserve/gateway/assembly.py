@@ -10,20 +10,15 @@ from pathlib import Path
 
 from memserve import credentials
 from memserve.config import Settings
-from memserve.disk import DATA_DISK, DiskWatch
+from memserve.disk import DiskWatch
 from memserve.errors import (
-    EmbedderChanged,
     StartupError,
-    VectorStoreDamaged,
-    VectorStoreHeld,
-    VectorStoreUnavailable,
 )
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.answer_explanations import AnswerExplanations
 from memserve.gateway.decisions import Decisions
 from memserve.gateway.documents import DocumentKeeper
-from memserve.gateway.erasure import OutsideTheStore
 from memserve.gateway.explanations import Explanations
 from memserve.gateway.feedback import Feedback
 from memserve.gateway.layout import PromptLayout, open_layout
@@ -39,6 +34,14 @@ from memserve.gateway.modules.lifecycle import ModuleLifecycle
 from memserve.gateway.modules.placement import ModulePlacement
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.modules.version_uses import VersionUses
+from memserve.gateway.opening import (
+    connect_texts,
+    disk_watch,
+    open_cache,
+    open_modules,
+    open_pool,
+    open_texts,
+)
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.pinned import Pinned
 from memserve.gateway.pipeline import Pipeline
@@ -57,27 +60,17 @@ from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers
 from memserve.gateway.surprise import SurpriseGate
 from memserve.gateway.tokenizer import ChatTokenizer
+from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
-from memserve.kv.index import BlockIndex
-from memserve.kv.ledger.records import Quotas
 from memserve.kv.lookup import PrefixLookup
-from memserve.kv.transport.check import check_cache_servers
 from memserve.loop_pressure import LoopPressure
 from memserve.memory.answers.store import KeptAnswers
 from memserve.memory.documents.reader import DocumentReader
-from memserve.memory.modules.blobs.store import BlobStore
-from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.memory import ParametricMemory
-from memserve.memory.modules.registry.store import ModuleStore
-from memserve.memory.modules.uploads import Uploads
 from memserve.memory.prefixes.memory import ActivationMemory
 from memserve.memory.texts.encoders.watched import WatchedEndpoint
-from memserve.memory.texts.journal_entries import Quotas as MemoryQuotas
-from memserve.memory.texts.memory import TextOptions, VectorMemory
-from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
-from memserve.memory.texts.opening import open_embedding, open_reranking
-from memserve.memory.texts.searching import SearchParts
+from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles, open_model
@@ -86,7 +79,6 @@ from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.gateways import Gateways
-from memserve.registry.leases import Registry
 from memserve.tls.live import LiveTls
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
@@ -145,6 +137,7 @@ class GatewayServices:
     deletion: ModuleDeletion
     composition: ModuleComposition
     canaries: CanaryWatch
+    warm_pinned: WarmPinned
     explanations: AnswerExplanations
 
 
@@ -165,28 +158,22 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
     metrics = GatewayMetrics(model.name)
     disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
-        texts, watched = await _open_texts(settings, metrics, disk, tls, stack)
+        texts, watched = await open_texts(settings, metrics, disk, tls, stack)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
         stack.callback(tokenizing.close)
-        lookup, activation = await _open_cache(settings, stack)
-        modules = await _open_modules(settings, model, stack)
-        registry = Registry(settings.redis)
-        stack.push_async_callback(registry.close)
-        credential = credentials.worker_credential(credentials.salt_key(settings))
-        connect = partial(GrpcCalls, credential=credential, tls=tls)
-        own_model = modules.base_digest or settings.model_digest
-        pool = WorkerPool(
-            registry, BlockIndex(), model.tokenizer_digest(), connect, metrics.loop_failed, own_model
+        lookup, activation = await open_cache(settings, stack)
+        modules = await open_modules(settings, model, stack)
+        connect = partial(
+            GrpcCalls, credential=credentials.worker_credential(credentials.salt_key(settings)), tls=tls
         )
-        await pool.start()
-        stack.push_async_callback(pool.close)
+        pool = await open_pool(settings, model, connect, metrics, modules.base_digest, stack)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
         stack.push_async_callback(tokens.close)
         answers = KeptAnswers(settings.redis, settings.answers_kept_s, tokenizer.decode, metrics.not_kept)
         stack.push_async_callback(answers.close)
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
-        _connect_texts(texts, tokenizer, answers, ledger, activation)
+        connect_texts(texts, tokenizer, answers, ledger, activation)
         documents = DocumentReader()
         stack.callback(documents.close)
         gateways = Gateways(settings.redis)
@@ -224,6 +211,11 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     fit = PromptFitting(parts.model, parts.layout, parts.tokenizing, settings)
     look_up = CacheLookup(pool, parts.lookup, parts.metrics)
     router = Router(pool, settings, parts.residuals, parts.breakers)
+    pinned = Pinned(parts.texts)
+    prefixes = Prefixes(check, fit, memory, parts.activation, pool, parts.tokens)
+    warm_pinned = WarmPinned(
+        pinned, prefixes, parts.layout, parts.tokenizing, parts.metrics, access, enabled=settings.warm_pinned
+    )
     pipeline = Pipeline(
         settings=settings,
         inflight=parts.inflight,
@@ -233,20 +225,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         modules=memory,
         uses=parts.uses,
         texts=parts.texts,
-        recall=Recall(
-            parts.texts,
-            Pinned(parts.texts),
-            ModuleFits(
-                memory,
-                # Looked up for each call: a reindexing puts another one there.
-                lambda tenant, texts: parts.texts.embedding.embed(tenant, texts, query=False),
-                parts.background,
-                embedder=lambda: parts.texts.embedder.vectors.embedder,
-            ),
-            parts.tokenizer,
-            settings,
-            parts.metrics,
-        ),
+        recall=_recall(parts, pinned),
         fit=fit,
         pool=pool,
         look_up=look_up,
@@ -255,6 +234,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         tokens=parts.tokens,
         provenance=Provenance(parts.answers, parts.decisions, settings),
         ledger=parts.ledger,
+        warm_pinned=warm_pinned,
     )
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, memory, scoring)
@@ -263,16 +243,16 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     gatekeeper = Gatekeeper(memory, trial, gate)
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
-    surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
-    documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
-    remembering = Remembering(parts.texts, parts.tokenizer, surprise, documents)
+    remembering = _remembering(parts, scoring)
+    decided = Explanations(parts.decisions, parts.gateways)
     return GatewayServices(
         pipeline=pipeline,
         previews=RecallPreviews(pipeline),
         remembering=remembering,
         reindexer=Reindexer(settings, parts.texts, parts.metrics.embedding, parts.background),
         feedback=Feedback(parts.answers, parts.texts, parts.ledger, remembering),
-        prefixes=Prefixes(check, fit, memory, parts.activation, pool, parts.tokens),
+        prefixes=prefixes,
+        warm_pinned=warm_pinned,
         trial=trial,
         gatekeeper=gatekeeper,
         placement=placement,
@@ -282,99 +262,22 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
         canaries=CanaryWatch(
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
-        explanations=AnswerExplanations(
-            Explanations(parts.decisions, parts.gateways), parts.answers, leaving_out
-        ),
+        explanations=AnswerExplanations(decided, parts.answers, leaving_out),
     )
 
 
-async def _open_cache(
-    settings: Settings, stack: contextlib.AsyncExitStack
-) -> tuple[PrefixLookup, ActivationMemory]:
-    await on_own_thread(partial(check_cache_servers, settings.cache_redis))
-    lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
-    stack.push_async_callback(lookup.close)
-    quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
-    activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
-    stack.push_async_callback(activation.close)
-    return lookup, activation
-
-
-async def _open_texts(
-    settings: Settings,
-    metrics: GatewayMetrics,
-    disk: DiskWatch,
-    tls: LiveTls | None,
-    stack: contextlib.AsyncExitStack,
-) -> tuple[VectorMemory, WatchedEndpoint | None]:
-    embedding, watched = await open_embedding(settings, metrics.embedding)
-    if watched is not None:
-        stack.callback(watched.close)
-    options = TextOptions(
-        access=MilvusAccess(settings.milvus_token.get_secret_value(), None if tls is None else tls.files),
-        may_flush=disk.has_room,
-        quotas=MemoryQuotas(
-            settings.max_memories_per_tenant,
-            settings.max_namespaces_per_tenant,
-            settings.max_memory_bytes_per_tenant,
-        ),
-        forgotten_days=settings.forgotten_days,
+def _recall(parts: GatewayParts, pinned: Pinned) -> Recall:
+    fits = ModuleFits(
+        parts.modules,
+        # Looked up for each call: a reindexing puts another one there.
+        lambda tenant, texts: parts.texts.embedding.embed(tenant, texts, query=False),
+        parts.background,
+        embedder=lambda: parts.texts.embedder.vectors.embedder,
     )
-    try:
-        texts = await VectorMemory.open(settings.vector_uri, embedding, settings.redis, options)
-    except (EmbedderChanged, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
-        raise StartupError(str(error)) from error
-    stack.push_async_callback(texts.close)
-    texts.reranking = await open_reranking(settings, metrics.embedding)
-    return texts, watched
+    return Recall(parts.texts, pinned, fits, parts.ledger, parts.tokenizer, parts.settings, parts.metrics)
 
 
-def _connect_texts(
-    texts: VectorMemory,
-    tokenizer: ChatTokenizer,
-    answers: KeptAnswers,
-    ledger: UseLedger,
-    activation: ActivationMemory,
-) -> None:
-    """What a search has beside its store, and what an erasure has to reach outside it."""
-    texts.search_parts = SearchParts(
-        count_tokens=lambda text: tokenizer.lengths([text])[0], strengths=ledger.strengths
-    )
-    outside = OutsideTheStore(answers, ledger, activation)
-    # The uses last: they say whether the memory was ever in a prompt.
-    texts.erasers += [outside.kept_answers, outside.kv, outside.uses]
-
-
-async def _open_modules(
-    settings: Settings, model: ModelFiles, stack: contextlib.AsyncExitStack
-) -> ParametricMemory:
-    store = ModuleStore(
-        settings.redis,
-        modules_max=settings.max_modules_per_tenant,
-        versions_max=settings.max_versions_per_module,
-        audit_days=settings.audit_retention_days,
-        audit_max_bytes=settings.audit_max_bytes,
-    )
-    stack.push_async_callback(store.close)
-    shapes = model.tensor_shapes()
-    memory = ParametricMemory(
-        store,
-        BlobStore(settings.module_store_url, settings.modules_root / "modules"),
-        Uploads(settings.data / "staging", settings.max_module_bytes, settings.max_staging_bytes_per_tenant),
-        BaseModel(shapes=shapes, vocab_size=model.vocab_size, max_rank=settings.max_lora_rank),
-        # Without its weights a gateway cannot tell which model it is. Workers still refuse a module that does
-        # not fit.
-        await on_own_thread(model.model_digest) if shapes else "",
-    )
-    stack.callback(memory.files.close)
-    return memory
-
-
-def disk_watch(settings: Settings) -> DiskWatch:
-    """The disks that this gateway writes to."""
-    places = {DATA_DISK: settings.data}
-    if settings.module_store_url and "://" not in settings.module_store_url:
-        places["the disk of the module store"] = Path(settings.module_store_url)
-    if is_local_uri(settings.vector_uri):
-        places["the disk of the vector store"] = Path(settings.vector_uri).parent
-    return DiskWatch(places, settings.disk_reserve_bytes)
+def _remembering(parts: GatewayParts, scoring: Scoring) -> Remembering:
+    surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
+    documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
+    return Remembering(parts.texts, parts.tokenizer, surprise, documents)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from memserve.domain import (
@@ -14,6 +14,7 @@ from memserve.domain import (
     Tenant,
     WritePolicy,
 )
+from memserve.domain.names import is_memory_id
 from memserve.errors import InvalidField, NamespaceNotFound
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.documents.memories import (
@@ -23,6 +24,7 @@ from memserve.memory.documents.memories import (
     kept_passages,
     passages_to_new_memories,
 )
+from memserve.memory.documents.passages import DocumentPassage
 from memserve.memory.documents.reader import DocumentReader
 from memserve.memory.documents.wire import Upload
 from memserve.memory.texts.memory import VectorMemory
@@ -65,8 +67,11 @@ class DocumentKeeper:
         Repeating it after a failure goes on. Raises InvalidField, QuotaExceeded, and as the writes of
         `VectorMemory`.
         """
-        if not 0 < len(document.document_id) <= DOCUMENT_ID_MAX:
-            raise InvalidField("document_id", f"must be 1 to {DOCUMENT_ID_MAX} characters")
+        # It stands in a filter below, so that it must not end the filter's text.
+        if not is_memory_id(document.document_id) or len(document.document_id) > DOCUMENT_ID_MAX:
+            raise InvalidField(
+                "header.document_id", f"must be as a memory's id, of at most {DOCUMENT_ID_MAX} characters"
+            )
         read = await self._reader.read(
             tenant.name,
             Upload(content, document.media_type, document.file_name, document.title),
@@ -74,18 +79,7 @@ class DocumentKeeper:
         )
         kept, taken = await self._stored(tenant.name, document)
         changes = changed_passages(document.document_id, kept_passages(kept), read.passages, taken)
-        origin = PassageOrigin(document.namespace, document.source, document.keywords, document.metadata)
-        wanted = [
-            replace(
-                new,
-                valid_from_s=document.valid_from_s,
-                valid_until_s=document.valid_until_s,
-                applies_when=document.applies_when,
-            )
-            for new in passages_to_new_memories(
-                document.document_id, read.passages, origin, memory_ids=changes.memory_ids
-            )
-        ]
+        wanted = _wanted(document, read.passages, changes.memory_ids)
         report = DocumentProgress(len(wanted), 0, 0, 0, 0, read.document.title)
         known = {memory.memory_id: memory for memory in kept}
         fresh: list[NewMemory] = []
@@ -142,6 +136,22 @@ class DocumentKeeper:
             token = page.next_page_token
             if not token:
                 return live, taken
+
+
+def _wanted(
+    document: NewDocument, passages: Sequence[DocumentPassage], memory_ids: Sequence[str]
+) -> list[NewMemory]:
+    """The memories of a document's passages, with what the caller says of all of them."""
+    origin = PassageOrigin(document.namespace, document.source, document.keywords, document.metadata)
+    return [
+        replace(
+            new,
+            valid_from_s=document.valid_from_s,
+            valid_until_s=document.valid_until_s,
+            applies_when=document.applies_when,
+        )
+        for new in passages_to_new_memories(document.document_id, passages, origin, memory_ids=memory_ids)
+    ]
 
 
 def _says_the_same(memory: Memory, new: NewMemory) -> bool:

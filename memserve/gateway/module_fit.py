@@ -9,7 +9,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -45,15 +45,28 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class KnowledgeText:
+    """What says what a module knows."""
+
+    text: str
+    is_question: bool = False
+    """Whether it is a question that the module must answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Known:
-    texts: tuple[str, ...]
+    texts: tuple[KnowledgeText, ...]
     vectors: Floats
     """[texts, dim]"""
 
-    def nearest(self, vector: Floats) -> Nearest:
-        cosines = self.vectors @ vector
-        best = int(np.argmax(cosines))
-        return Nearest(float(cosines[best]), self.texts[best])
+    def nearest(self, vector: Floats) -> list[Nearest]:
+        """The nearest question and the nearest other text, as far as there are such."""
+        best: dict[bool, Nearest] = {}
+        for text, cosine in zip(self.texts, (self.vectors @ vector).tolist(), strict=True):
+            known = best.get(text.is_question)
+            if known is None or cosine > known.cosine:
+                best[text.is_question] = Nearest(cosine, text.text, text.is_question)
+        return list(best.values())
 
 
 class ModuleFits:
@@ -88,7 +101,7 @@ class ModuleFits:
         if listed is None or time.monotonic() - listed[0] >= FRESH_S:
             self._refresh(tenant)
         versions = () if listed is None else listed[1]
-        nearest: dict[str, Nearest] = {}
+        nearest: dict[str, list[Nearest]] = {}
         for version in versions:
             key = _key(tenant, version, self._embedder() if embedder is None else embedder)
             if (known := self._known.get(key)) is not None:
@@ -126,7 +139,9 @@ class ModuleFits:
             embedder = self._embedder()
             try:
                 texts = knowledge_texts(version, await self._memory.probes(tenant, version))
-                vectors = await self._embed(tenant, texts) if texts else np.empty((0, 0), np.float32)
+                vectors = np.empty((0, 0), np.float32)
+                if texts:
+                    vectors = await self._embed(tenant, [each.text for each in texts])
             except MemserveError as error:
                 log.warning("what %s knows cannot be read: %s", version.reference, error)
                 continue
@@ -154,13 +169,17 @@ class ModuleFits:
         return tuple(versions)
 
 
-def knowledge_texts(version: ModuleVersion, probes: Probes | None) -> tuple[str, ...]:
+def knowledge_texts(version: ModuleVersion, probes: Probes | None) -> tuple[KnowledgeText, ...]:
     """What says what a module knows: its notes, its sources, and the questions that it must answer."""
-    texts = [version.notes, *version.sources]
+    texts = [KnowledgeText(text) for text in (version.notes, *version.sources)]
     for each in probes.sets if probes is not None else ():
         if each.kind is ProbeKind.RECALL:
-            texts += [probe.question for probe in each.probes]
-    kept = dict.fromkeys(" ".join(text.split())[:TEXT_MAX_CHARS] for text in texts if text.strip())
+            texts += [KnowledgeText(probe.question, is_question=True) for probe in each.probes]
+    kept = dict.fromkeys(
+        replace(each, text=" ".join(each.text.split())[:TEXT_MAX_CHARS])
+        for each in texts
+        if each.text.strip()
+    )
     return tuple(kept)[:TEXTS_MAX]
 
 

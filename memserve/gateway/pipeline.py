@@ -19,13 +19,14 @@ from memserve.gateway.access.token_quota import TokenQuota
 from memserve.gateway.live import LiveRequest, LiveRequests
 from memserve.gateway.provenance import Provenance
 from memserve.gateway.steps.check import RequestCheck
-from memserve.gateway.steps.lookup import CacheLookup
+from memserve.gateway.steps.lookup import CacheLookup, timed
 from memserve.gateway.steps.prompt import PromptFitting
 from memserve.gateway.steps.recall import Recall, Recalled, chosen_use
 from memserve.gateway.steps.receipt import receipt_head
 from memserve.gateway.steps.resolve import AnsweringModules, ModuleUses, resolve_modules
 from memserve.gateway.steps.route import Router
 from memserve.gateway.steps.stream import Answers, RoutedRequest, operation_of
+from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.memory.modules.memory import ParametricMemory
 from memserve.memory.texts.memory import VectorMemory
@@ -55,6 +56,7 @@ class Pipeline:
     tokens: TokenQuota
     provenance: Provenance
     ledger: UseLedger
+    warm_pinned: WarmPinned
 
     async def generate(
         self, request: GenerationRequest, tenant: Tenant, deadline_s: float | None
@@ -82,6 +84,7 @@ class Pipeline:
             if (chosen := recalled.module) is not None:
                 request = replace(request, modules=(chosen_use(chosen),))
                 modules = await resolve_modules(self.modules, request, tenant.name)
+            self.warm_pinned.recalled(request, tenant, modules.kv_version)
             held.enter_context(self.uses.holding(modules))
             while True:
                 answer = self._answer(request, tenant, modules, recalled, held, live, accepted_s, deadline_s)
@@ -121,8 +124,7 @@ class Pipeline:
 
         held: what is held until the request has ended.
         """
-        # 4. The prompt: token ids.
-        live.step(4)
+        live.step(4)  # The prompt: token ids.
         prompt = await self.fit(request, recalled.passages, tenant.name)
         check_min_tokens(request.sampling.min_tokens, prompt.max_tokens)
         request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
@@ -132,22 +134,20 @@ class Pipeline:
         await self._until_ready(tenant.name)
         # 5. Look-up of the prompt's KV in Redis, but for the last token: the engine always computes it.
         live.step(5)
-        looking_s = time.monotonic()
-        cached = await self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
-        look_up_ms = (time.monotonic() - looking_s) * 1000
+        cached, took_ms = await timed(self.look_up(prompt.token_ids[:-1], tenant, modules.kv_version))
         attempts = self.router.attempts(request, tenant.name, prompt.token_ids)
+        lost = self.texts.lost(tenant.name, request.namespaces)
         while True:
             # 6. Routing.
             live.step(6)
             worker, choice = self.router.choose(
                 request, tenant.name, modules, len(prompt.token_ids), cached, attempts, accepted_s
             )
-            lost = self.texts.lost(tenant.name, request.namespaces)
-            route = receipt_head(modules, recalled, prompt, choice, lost=lost, look_up_ms=look_up_ms)
-            learned_s = choice.forecast.learned_s
+            route = receipt_head(modules, recalled, prompt, choice, lost=lost, look_up_ms=took_ms)
             routed = RoutedRequest(
-                request, tenant, modules, prompt.token_ids, route, accepted_s, deadline_s, learned_s, live
-            )
+                request, tenant, modules, prompt.token_ids, route, accepted_s, deadline_s,
+                choice.forecast.learned_s, live,
+            )  # fmt: skip
             self.answers.routed(routed)
             # 7. The worker streams. A worker that fails before its first token is replaced.
             live.step(7)

@@ -127,14 +127,22 @@ class Prefixes:
                 f"make {len(token_ids)} tokens; the model takes {self._fit.context_tokens - 1}",
             )
 
+        return self.of_tokens(tenant, token_ids, version)
+
+    def of_tokens(self, tenant: Tenant, token_ids: list[int], module: ModuleVersion | None) -> Prefix:
+        """The prefix that these tokens are. module: the one that the KV depends on.
+
+        Raises NoWorker while no worker that shares KV is known.
+        """
+
         def laid_out(layout: CacheLayout) -> LaidOut:
-            blocks = prompt_block_keys(token_ids, layout, tenant, version)
+            blocks = prompt_block_keys(token_ids, layout, tenant, module)
             return LaidOut(layout, blocks, chunk_keys(blocks, layout.blocks_per_chunk))
 
         layouts = self._pool.layouts(sharing=True)
         if not layouts:
             raise NoWorker("none that shares KV has registered")
-        return Prefix(token_ids, version, tuple(map(laid_out, layouts)))
+        return Prefix(token_ids, module, tuple(map(laid_out, layouts)))
 
     async def stored_tokens(self, tenant: Tenant, laid_out: LaidOut) -> int | None:
         """How many leading tokens are in Redis. None: Redis does not answer."""

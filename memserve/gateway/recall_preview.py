@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 from memserve.domain import GenerationRequest, RecallPreview, Tenant
 from memserve.gateway.pipeline import Pipeline
+from memserve.gateway.steps.lookup import timed
 from memserve.gateway.steps.recall import chosen_use
 from memserve.gateway.steps.receipt import passage_parts, prefix_part, skipped_memories
 from memserve.gateway.steps.resolve import resolve_modules
@@ -29,9 +29,7 @@ class RecallPreviews:
                 request = replace(request, modules=(chosen_use(chosen),))
                 modules = await resolve_modules(steps.modules, request, tenant.name)
             prompt = await steps.fit(request, recalled.passages, tenant.name)
-            looking_s = time.monotonic()
-            cached = await steps.look_up(prompt.token_ids[:-1], tenant, modules.kv_version)
-            took_ms = (time.monotonic() - looking_s) * 1000
+            cached, took_ms = await timed(steps.look_up(prompt.token_ids[:-1], tenant, modules.kv_version))
             redis_tokens = max((found.redis_tokens for found in cached.values()), default=0)
             held_tokens = max(
                 (

@@ -5,6 +5,7 @@ Reads, and writes that need nothing else, go to `VectorMemory` at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
@@ -30,6 +31,8 @@ from memserve.memory.texts.rules import QUERY_MAX_BYTES
 
 SURPRISE_TIMEOUT_S = 20.0
 NEAR_TIMEOUT_S = 2.0
+LINE_DEPTH_MAX = 16
+"""Of the JSON of an imported line."""
 
 
 class Remembering:
@@ -44,7 +47,7 @@ class Remembering:
     ) -> None:
         self._texts = texts
         self._tokenizer = tokenizer
-        self._surprise = surprise
+        self.surprise = surprise
         self._documents = documents
 
     async def remember(self, tenant: Tenant, new: NewMemory, policy: WritePolicy) -> Remembered:
@@ -70,30 +73,15 @@ class Remembering:
         self, tenant: Tenant, items: AsyncIterator[NewMemory | MemserveError], policy: WritePolicy
     ) -> AsyncGenerator[ItemOutcome, None]:
         """What became of each item, in order. An item that is a refusal already stays one."""
-        refused: dict[int, MemserveError] = {}
-        sent: list[int] = []
 
-        async def good() -> AsyncIterator[NewMemory]:
-            index = 0
+        async def checked() -> AsyncIterator[NewMemory | MemserveError]:
             async for item in items:
-                fault = item if isinstance(item, MemserveError) else self._fault(item)
-                if fault is None:
-                    sent.append(index)
-                    yield item  # type: ignore[misc]
-                else:
-                    refused[index] = fault
-                index += 1
+                yield item if isinstance(item, MemserveError) else self._fault(item) or item
 
-        told = 0
-        async for outcome in self._texts.remember_many(tenant.name, good(), tenant.principal, policy):
-            index = sent[outcome.index]
-            while told < index:
-                yield ItemOutcome(told, error=refused.pop(told))
-                told += 1
-            yield replace(outcome, index=index)
-            told += 1
-        for index in sorted(refused):
-            yield ItemOutcome(index, error=refused[index])
+        outcomes = self._texts.remember_many(tenant.name, checked(), tenant.principal, policy)
+        async with contextlib.aclosing(outcomes):
+            async for outcome in outcomes:
+                yield outcome
 
     async def import_lines(
         self, tenant: Tenant, lines: AsyncIterator[str]
@@ -101,31 +89,18 @@ class Remembering:
         """What became of each line, in order. A line that is no JSON object, or whose texts have the model's
         control tokens, is refused by itself.
         """
-        refused: dict[int, MemserveError] = {}
-        sent: list[int] = []
 
-        async def good() -> AsyncIterator[Mapping[str, Any]]:
-            index = 0
+        async def checked() -> AsyncIterator[Mapping[str, Any] | MemserveError]:
             async for line in lines:
                 try:
-                    read = self._line(line)
+                    yield self._line(line)
                 except InvalidField as fault:
-                    refused[index] = fault
-                else:
-                    sent.append(index)
-                    yield read
-                index += 1
+                    yield fault
 
-        told = 0
-        async for outcome in self._texts.import_lines(tenant.name, good()):
-            index = sent[outcome.index]
-            while told < index:
-                yield LineOutcome(told, error=refused.pop(told))
-                told += 1
-            yield replace(outcome, index=index)
-            told += 1
-        for index in sorted(refused):
-            yield LineOutcome(index, error=refused[index])
+        outcomes = self._texts.import_lines(tenant.name, checked())
+        async with contextlib.aclosing(outcomes):
+            async for outcome in outcomes:
+                yield outcome
 
     def _line(self, line: str) -> Mapping[str, Any]:
         """Raises InvalidField."""
@@ -169,17 +144,19 @@ class Remembering:
             near = found.hits
         except (NamespaceNotFound, VectorStoreUnavailable):
             near = ()
-        return await self._surprise.judge(tenant, new.text, near, deadline_s=deadline_s)
+        return await self.surprise.judge(tenant, new.text, near, deadline_s=deadline_s)
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value. json.loads has bounded its depth."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield key
-            yield from _texts(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)
+    """Every text in a JSON value. Raises InvalidField where it is nested deeper than a memory is."""
+    waiting = [(value, 0)]
+    while waiting:
+        inner, depth = waiting.pop()
+        if depth > LINE_DEPTH_MAX:
+            raise InvalidField("line", f"must not be nested deeper than {LINE_DEPTH_MAX} levels")
+        if isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, Mapping):
+            waiting += [(each, depth + 1) for each in (*inner.keys(), *inner.values())]
+        elif isinstance(inner, list):
+            waiting += [(each, depth + 1) for each in inner]

@@ -39,6 +39,7 @@ GATEWAY_LOOPS = (
     "health",
     "keys",
     "pacing",
+    "pinned",
     "pressure",
     "sweep",
     "token_keys",
@@ -193,6 +194,13 @@ class GatewayMetrics:
             "Vector recall of a request, by outcome.",
             ["outcome"],
             buckets=SECONDS,
+            registry=r,
+        )
+        self.pinned_prefixes = Counter(
+            "memserve_pinned_prefixes_total",
+            "Looks at the beginning of prompts with pinned passages, by outcome: stored (it is in Redis), "
+            "computed (now it is), short (of less than one chunk), failed.",
+            ["outcome"],
             registry=r,
         )
         self.lost_memories = Gauge(

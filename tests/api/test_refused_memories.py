@@ -135,7 +135,9 @@ async def test_any_text_comes_back_as_it_was(gateway: RunningGateway) -> None:
 
 async def test_remembering_again_is_harmless_and_other_content_is_a_conflict(gateway: RunningGateway) -> None:
     first = await gateway.client.remember("once", "the text", memory_id="id-1")
-    assert await gateway.client.remember("once", "the text", memory_id="id-1") == first
+    again = await gateway.client.remember("once", "the text", memory_id="id-1")
+    assert (first.created, again.created) == (True, False)
+    assert again.memory == first.memory
     refusal = await refused(
         call(gateway, "Remember", remember(namespace="once", text="another", memory_id="id-1"))
     )

@@ -28,13 +28,32 @@ COMMAND = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u206
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # A progress bar hides the cursor, goes back to the beginning of its line, and clears that line.
 CURSOR = re.compile(r"\x1b\[\?25[lh]|\r|\x1b\[\d*A|\x1b\[2K")
-# Every command that speaks to a gateway, as it is called. MODULE: a folder with a LoRA's files.
+# Every command that speaks to a gateway, as it is called. MODULE: a folder with a LoRA's files. LINES: a file
+# of one memory in JSON.
 COMMANDS = {
     "generate": "generate hello",
     "explain": "explain r1",
     "remember": "remember notes hello",
     "forget": "forget notes m1",
     "search": "search hello -n notes",
+    "memories show": "memories show notes m1",
+    "memories history": "memories history notes m1",
+    "memories update": "memories update notes m1 --text hello",
+    "memories restore": "memories restore notes m1",
+    "memories supersede": "memories supersede notes m1 m2",
+    "memories erase": "memories erase notes m1",
+    "memories links": "memories links notes m1",
+    "memories read": "memories read notes handbook",
+    "memories list": "memories list -n notes",
+    "memories add": "memories add LINES",
+    "memories document": "memories document notes LINES",
+    "memories forget-where": "memories forget-where -n notes --filter version>1",
+    "memories export": "memories export",
+    "memories import": "memories import LINES",
+    "memories watch": "memories watch",
+    "memories usage": "memories usage",
+    "memories delete-namespace": "memories delete-namespace notes --yes notes",
+    "memories reindex": "memories reindex",
     "status": "status",
     "bench": "bench chat --rate 20 --seconds 0.2 --set limits.late_p99_ms=9999 --set limits.cpu_share=60",
     "backup": "backup nightly",
@@ -83,13 +102,28 @@ LOCAL = {
     "models digest",
 }
 # Commands that show stored or generated text in full.
-SHOWS_TEXT = ("generate", "search", "modules show", "modules history", "audit list")
+SHOWS_TEXT = (
+    "generate",
+    "search",
+    "memories show",
+    "memories history",
+    "memories links",
+    "memories read",
+    "memories list",
+    "memories forget-where",
+    "memories export",
+    "modules show",
+    "modules history",
+    "audit list",
+)
+LINES = "memories.jsonl"
 
 
 @pytest.fixture
 def module(tmp_path: Path) -> Path:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_bytes(b"x")
+    (tmp_path / LINES).write_text(json.dumps({"namespace": "notes", "text": "hello"}), encoding="utf-8")
     return tmp_path
 
 
@@ -106,7 +140,8 @@ def failing() -> Iterator[str]:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, command: str, address: str, module: Path, *more: str) -> int:
-    words = [str(module) if word == "MODULE" else word for word in command.split()]
+    files = {"MODULE": str(module), "LINES": str(module / LINES)}
+    words = [files.get(word, word) for word in command.split()]
     monkeypatch.setattr(sys, "argv", ["memserve", *words, "--address", address, *more])
     monkeypatch.setenv("COLUMNS", "4000")
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -191,7 +226,20 @@ def test_json_is_one_line_that_holds_no_command(
     assert isinstance(json.loads(printed), dict)
 
 
-@pytest.mark.parametrize("name", ["generate", "search", "status", "modules show", "modules history"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generate",
+        "search",
+        "memories show",
+        "memories history",
+        "memories list",
+        "memories erase",
+        "status",
+        "modules show",
+        "modules history",
+    ],
+)
 def test_json_holds_the_text_as_it_is_and_no_command(
     name: str,
     answering: str,
@@ -288,6 +336,7 @@ def test_consoles_and_log_handlers_are_made_in_one_place() -> None:
                 if name in CHECKED:
                     calls.append((str(file.relative_to(PACKAGE)), name))
     assert sorted(calls) == [
+        ("cli/terminal.py", "Text"),
         ("cli/terminal.py", "Text"),
         ("cli/terminal.py", "add_task"),
         ("cli/terminal.py", "assemble"),

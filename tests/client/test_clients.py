@@ -97,7 +97,7 @@ async def test_a_conversation_is_sent_turn_by_turn(call: Caller, gateway: Runnin
 
 
 async def test_memories_are_remembered_found_used_and_forgotten(call: Caller, namespace: str) -> None:
-    stored = await call(
+    remembered = await call(
         "remember",
         namespace,
         "The code of Alder is 7731.",
@@ -105,8 +105,17 @@ async def test_memories_are_remembered_found_used_and_forgotten(call: Caller, na
         keywords=["alder"],
         memory_id="m:1",
     )
+    stored = remembered.memory
+    assert (remembered.created, remembered.findings, remembered.surprise) == (True, (), None)
     assert stored == Memory(
-        "m:1", namespace, "The code of Alder is 7731.", "book", ("alder",), stored.created_s
+        "m:1",
+        namespace,
+        "The code of Alder is 7731.",
+        "book",
+        ("alder",),
+        stored.created_s,
+        updated_s=stored.created_s,
+        author=stored.author,
     )
     assert await call("get_memory", namespace, "m:1") == stored
     (hit,) = await call("search", [namespace], "code of Alder")
@@ -246,7 +255,7 @@ async def test_waiting_for_certain_workers_ends_when_no_others_are_seen(gateway:
 async def test_one_name_of_a_namespace_is_searched_and_one_keyword_is_kept(
     call: Caller, namespace: str
 ) -> None:
-    stored = await call("remember", namespace, "The code of Alder is 7731.", keywords="alder")
+    stored = (await call("remember", namespace, "The code of Alder is 7731.", keywords="alder")).memory
     assert stored.keywords == ("alder",)
     assert [hit.memory for hit in await call("search", namespace, "alder")] == [stored]
     answer = await call(

@@ -237,8 +237,8 @@ async def test_the_deadline_of_the_call_is_the_workers_too(start_gateway: StartG
 
 async def test_recalled_passages_are_in_the_prompt_and_in_the_receipt(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(recall_timeout_ms=10_000)
-    first = await gateway.client.remember("notes", "The code of Alder\nis 7731.")
-    second = await gateway.client.remember("notes", "The code of Birch is 1902.")
+    first = (await gateway.client.remember("notes", "The code of Alder\nis 7731.")).memory
+    second = (await gateway.client.remember("notes", "The code of Birch is 1902.")).memory
     answer = await gateway.client.generate(
         "What is the code of Birch?", namespaces=["notes"], sampling=GREEDY
     )
@@ -291,7 +291,7 @@ async def test_recall_from_a_store_that_is_gone_is_an_answer_without_passages(
 
 async def test_the_worst_passages_go_when_the_prompt_is_too_long(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(max_context_tokens=128, recall_timeout_ms=10_000)
-    best = await gateway.client.remember("notes", "The code of Alder is 7731.")
+    best = (await gateway.client.remember("notes", "The code of Alder is 7731.")).memory
     await gateway.client.remember("notes", "Of oaks and elms and ashes it is told " * 4)
     question = "What is the code of Alder?"
     both = await gateway.client.generate(question, namespaces=["notes"], sampling=Sampling(max_tokens=1))

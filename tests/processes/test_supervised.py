@@ -43,6 +43,16 @@ ALLOWED = {
     ): "lanes of a TaskGroup, which waits for them and raises what they raise",
     ("gateway/scoring.py", "score_all"): "of a TaskGroup, as those of the gate",
     ("processes/supervised.py", "begin"): "work in the background, kept until it ends; a failure is said",
+    (
+        "gateway/steps/recall.py",
+        "__call__",
+    ): "of a TaskGroup: the request ends with the first one that fails",
+    (
+        "memory/texts/visible.py",
+        "begin_mending",
+    ): "ends when the local index is whole; settling, a supervised loop, begins it "
+    "again where it has ended before",
+    ("memory/texts/grouping.py", "grouped"): "awaited: the next item of a stream, and ended with it",
     ("gateway/modules/progress.py", "with_steps"): "awaited: its end is the stream's",
     (
         "worker/modules/room.py",
@@ -60,7 +70,8 @@ ALLOWED = {
     (
         "memory/texts/memory.py",
         "open",
-    ): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself",
+    ): "settling's run, which catches, counts (memserve_journal_*) and backs off by itself; purges, which "
+    "catch what a store or the registry raises, and come again in an hour",
     (
         "memory/texts/encoders/cached.py",
         "_ask",

@@ -138,7 +138,8 @@ def test_recall_answers_what_the_model_does_not_know_and_names_the_passages(clie
 def test_a_forgotten_memory_is_recalled_no_more(client: Client) -> None:
     case = facts.held_out_cases(seed=7, count=1, need="passage")[0]
     text = facts.statement(random.Random(0), case.question.fact)
-    memory = client.remember("forgetting", text)
+    memory = client.remember("forgetting", text).memory
+    assert memory is not None
     assert (
         client.generate(case.question.text, namespaces=["forgetting"], sampling=SHORT)
         .route.passages[0]

@@ -213,7 +213,8 @@ def test_a_killed_gateway_is_started_again_with_all_that_was_acknowledged(
     stack: Stack, client: Client
 ) -> None:
     assert stack.gateway_process is not None
-    memory = client.remember("durable", "The gate of Cedar station is 12.")
+    memory = client.remember("durable", "The gate of Cedar station is 12.").memory
+    assert memory is not None
     stack.gateway_process.kill()
     eventually(lambda: modules_of(client) is not None, timeout_s=90)
     assert client.get_memory("durable", memory.memory_id) == memory

@@ -75,7 +75,8 @@ def up(folder: Path, stop_with: signal.Signals, workers: int = 1) -> Iterator[Cl
 def test_however_it_ends_it_leaves_no_process_and_a_new_start_finds_the_data(tmp_path: Path) -> None:
     # A terminal that is closed.
     with up(tmp_path, signal.SIGHUP) as client:
-        memory = client.remember("notes", "The code of Alder station is 4071.")
+        memory = client.remember("notes", "The code of Alder station is 4071.").memory
+        assert memory is not None
         eventually(
             lambda: sum(bool(module.aliases) for module in client.modules.all()) == len(demo_modules()),
             timeout_s=180,
@@ -104,7 +105,8 @@ def test_however_it_ends_it_leaves_no_process_and_a_new_start_finds_the_data(tmp
         again = client.generate(prefix.messages, sampling=ANSWER)
         assert again.usage.cached.redis >= 0.95 * again.usage.prompt_tokens
         assert again.token_ids == cold.token_ids
-        late = client.remember("notes", "The code of Birch station is 1122.")
+        late = client.remember("notes", "The code of Birch station is 1122.").memory
+        assert late is not None
     eventually(lambda: list(marked_processes(tmp_path)) == [], timeout_s=10)
     # Ctrl-C while it starts.
     with up(tmp_path, signal.SIGINT, workers=0) as client:

@@ -167,9 +167,8 @@ async def ask_cache(scheme: str, path: str, address: str, files: Files) -> None:
 async def ask_milvus(address: str, files: Files) -> None:
     scheme = "http" if files is None else "https"
     shown = files if files is None or files.certificate != NO_CERTIFICATE else None
-    index = VectorIndex(
-        f"{scheme}://{address}", Vectors(4), MilvusAccess("a:b", shown), is_searched=True, call_timeout_s=1.5
-    )
+    access = MilvusAccess("a:b", shown)
+    index = VectorIndex(f"{scheme}://{address}", Vectors(4), access, is_searched=True, call_timeout_s=1.5)
     try:
         await index.read("acme", lambda store: store.row_count(timeout_s=1.5))
     finally:

@@ -30,6 +30,7 @@ from memserve.memory.texts.memory import TextOptions, VectorMemory
 NAMESPACE = "n1"
 TIMEOUT_S = 30.0
 SETTLE_TIMEOUT_S = 600.0
+BATCHES_AT_ONCE = 4
 SWITCH_INTERVAL_S = 0.0005
 """As a gateway has it."""
 
@@ -113,17 +114,29 @@ async def _timed(search: Callable[[int], Awaitable[object]], count: int, budget_
 async def _write(memory: VectorMemory, corpus: Corpus, ended: asyncio.Event) -> list[float]:
     """Remember WRITES_PER_S a second until it is ended, all of the tenant that searches.
 
+    A batch does not wait for the one before, as long as BATCHES_AT_ONCE are not under way.
     Returns how long each batch took, in seconds.
     """
     took: list[float] = []
-    due_s, number = time.perf_counter(), NEW_FROM
-    while not ended.is_set():
+
+    async def write(number: int) -> None:
         began_s = time.perf_counter()
         await _remember(memory, [(TENANT, new) for _, new in corpus.memories(number, BATCH)])
         took.append(time.perf_counter() - began_s)
+
+    due_s, number = time.perf_counter(), NEW_FROM
+    under_way: set[asyncio.Task[None]] = set()
+    while not ended.is_set():
+        under_way.add(asyncio.create_task(write(number)))
         number += BATCH
         due_s += BATCH / WRITES_PER_S
         await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+        done = {task for task in under_way if task.done()}
+        if len(under_way) - len(done) >= BATCHES_AT_ONCE:
+            done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        under_way -= done
+        await asyncio.gather(*done)
+    await asyncio.gather(*under_way)
     return took
 
 

@@ -44,6 +44,7 @@ STATUS: dict[type[errors.MemserveError], grpc.StatusCode] = {
     errors.RegistryDiskFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.JournalFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QuotaReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.PinnedMemoriesFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.AuditFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.PrefixNotStored: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PinLimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -106,6 +106,7 @@ async def served(
         asyncio.create_task(repeat("gateways", parts.gateways.listen, GATEWAYS_RETRY_S, failed)),
         asyncio.create_task(repeat("answers", parts.answers.write, 0.0, failed)),
         asyncio.create_task(repeat("uses", parts.ledger.write, 0.0, failed)),
+        asyncio.create_task(repeat("pinned", services.warm_pinned.step, 0.0, failed)),
         asyncio.create_task(repeat("sweep", partial(_sweep, parts), SWEEP_S, failed)),
     ]
     if (watched := parts.watched_embedder) is not None:

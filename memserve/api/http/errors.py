@@ -43,6 +43,7 @@ STATUS: dict[type[errors.MemserveError], HTTPStatus] = {
     errors.RegistryDiskFull: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.JournalFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.QuotaReached: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.PinnedMemoriesFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.AuditFull: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.PrefixNotStored: HTTPStatus.CONFLICT,
     errors.PinLimitReached: HTTPStatus.TOO_MANY_REQUESTS,

@@ -118,37 +118,30 @@ class Client(MemoryCalls):
 
         messages: a question, or a conversation.
         module: the LoRA to answer with: `name` (its alias live), `name@alias` or `name@number`.
-        expert: the logit expert to decode with.
-        modules: further modules of any kind to answer with, by reference.
+        expert: the logit expert to decode with. modules: further modules of any kind, by reference.
         namespaces: where memories are recalled from. Without a namespace no memories are recalled.
-        recall_limit, recall_timeout_ms: passages at most, and the time for the search. 0: the gateway's
-        default.
+        recall_limit, recall_timeout_ms: passages at most, and time for the search. 0: the gateway's default.
         recall_options: how to search, as the options of `find`: filter, context, min_relevance and others.
-        choose_module: without a module, answer with the one whose knowledge fits, if one does.
-        skip_pinned: leave out the passages that the namespaces have pinned.
+        choose_module: without a module, use the one that fits. skip_pinned: leave pinned passages out.
         max_tokens: output tokens at most. None: the gateway's default.
         temperature: None and 0 are greedy. seed: repeats the choices of a temperature over 0.
         top_p: tokens are chosen from this share of the probability. None: all of it.
-        stop: the answer ends before any of these texts.
-        logprobs: return the log-probability of each token.
+        stop: the answer ends before any of these texts. logprobs: return each token's log-probability.
         min_tokens: the answer does not end by itself before this many tokens.
         json_schema: the answer is JSON of this JSON Schema.
         sampling: the eight arguments from max_tokens to json_schema in one value, instead of them.
         slo: times that the caller wishes for. The receipt says whether they were met.
         model: the served model's name, or empty. worker_id: send the request to this worker and no other.
-        session: requests of one session get the same version of an alias that is split.
-        priority: high, normal or low: which requests go first. None: normal, or the key's highest.
-        do_not_queue: refuse the request at once where no engine can begin with it now.
-        keep_prompt: keep the exact prompt and the answer's tokens, for `explain_answer`.
+        session: gets one version of an alias that is split. priority: high, normal or low.
+        do_not_queue: refuse it where no engine can begin now. keep_prompt: keep it, for `explain_answer`.
         """
         events = self.stream(
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
-            recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms,
-            recall_options=recall_options, choose_module=choose_module, skip_pinned=skip_pinned,
-            max_tokens=max_tokens, temperature=temperature, top_p=top_p,
-            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
-            sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
-            priority=priority, do_not_queue=do_not_queue, keep_prompt=keep_prompt,
+            recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms, recall_options=recall_options,
+            choose_module=choose_module, skip_pinned=skip_pinned, max_tokens=max_tokens, top_p=top_p,
+            temperature=temperature, seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens,
+            json_schema=json_schema, sampling=sampling, slo=slo, model=model, worker_id=worker_id,
+            session=session, priority=priority, do_not_queue=do_not_queue, keep_prompt=keep_prompt,
         )  # fmt: skip
         return collect([event for event in events])
 
@@ -189,12 +182,11 @@ class Client(MemoryCalls):
         stub = self._connection.stubs.inference
         request = generate_request(
             messages, module=module, expert=expert, modules=modules, namespaces=namespaces,
-            recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms,
-            recall_options=recall_options, choose_module=choose_module, skip_pinned=skip_pinned,
-            max_tokens=max_tokens, temperature=temperature, top_p=top_p,
-            seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens, json_schema=json_schema,
-            sampling=sampling, slo=slo, model=model, worker_id=worker_id, session=session,
-            priority=priority, do_not_queue=do_not_queue, keep_prompt=keep_prompt,
+            recall_limit=recall_limit, recall_timeout_ms=recall_timeout_ms, recall_options=recall_options,
+            choose_module=choose_module, skip_pinned=skip_pinned, max_tokens=max_tokens, top_p=top_p,
+            temperature=temperature, seed=seed, stop=stop, logprobs=logprobs, min_tokens=min_tokens,
+            json_schema=json_schema, sampling=sampling, slo=slo, model=model, worker_id=worker_id,
+            session=session, priority=priority, do_not_queue=do_not_queue, keep_prompt=keep_prompt,
         )  # fmt: skip
         with contextlib.closing(self._connection.stream(stub.Generate, request)) as responses:
             for response in responses:

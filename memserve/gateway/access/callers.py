@@ -110,6 +110,10 @@ class Access:
         await self.tokens.keys.renewed()
         return self.caller(rpc, authorization)
 
+    def known_tenants(self) -> list[str]:
+        """The tenants of keys; `default` where anybody may call. Those of tokens are not known ahead."""
+        return [DEFAULT_TENANT] if self._open else sorted({key.tenant for key in self._keys.values()})
+
     def named(
         self,
         name: str,

@@ -23,9 +23,16 @@ MODULE_CHANGES = frozenset(
         "UnloadModule", "ComposeModule", "ReleaseAudit",
     }
 )  # fmt: skip
-MEMORY_CHANGES = frozenset({"Remember", "Forget"})
+# A batch, an import and a document are one change each: the tenant's share paces their items.
+MEMORY_CHANGES = frozenset(
+    {
+        "Remember", "BatchRemember", "RememberDocument", "ImportMemories", "UpdateMemory", "RestoreMemory",
+        "SupersedeMemory", "Forget", "ForgetWhere", "EraseMemory", "DeleteNamespace", "ReindexMemories",
+        "RecordOutcome",
+    }
+)  # fmt: skip
 # Streams that last until their caller ends them. Their limit is WATCHES_MAX.
-WATCHES = frozenset({"WatchModules"})
+WATCHES = frozenset({"WatchModules", "WatchMemories"})
 # Each of these RPCs has the limit of a tenant's answers. `Inflight` counts all of them together.
 ANSWERS = frozenset({"Generate", "WarmPrefix"})
 WATCHES_MAX = 16
@@ -35,13 +42,16 @@ RETRY_AFTER_S = 0.5
 # How long a refusal is held back. A refusal costs the gateway as much as a small call, so a caller that tries
 # again at once must not get refusals faster than this.
 REFUSAL_DELAY_S = 0.2
-# Seconds of the gateway's time that a call costs. All costs are measured on a machine with two cores.
+# Seconds of the gateway's time that a call costs. All costs are measured on a machine with two cores; an RPC
+# that does the work of a measured one has its cost.
 CALL_COST_S = 0.0016
 # The same for RPCs that take longer. `Remember` and `Search` take longest, because they embed a text.
 COSTS_S = {
     "Generate": 0.0065, "WarmPrefix": 0.016, "LookupPrefix": 0.0065, "GetStatus": 0.0065,
-    "ListNamespaces": 0.0032, "Remember": 0.03,
-    "Forget": 0.008, "Search": 0.05,
+    "ListNamespaces": 0.0032, "Remember": 0.03, "UpdateMemory": 0.03, "RestoreMemory": 0.03,
+    "Forget": 0.008, "SupersedeMemory": 0.008, "EraseMemory": 0.03, "Search": 0.05, "Recall": 0.05,
+    "RecordOutcome": 0.03, "ForgetWhere": 0.05, "ListMemories": 0.0065, "FollowLinks": 0.0065,
+    "ReadPlaces": 0.0065, "GetMemoryUsage": 0.0032,
 }  # fmt: skip
 # Seconds of the gateway's time for each MiB that a call receives.
 MIB_COST_S = 0.013

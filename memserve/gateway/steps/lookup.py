@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from memserve.domain import CacheLayout, ModuleVersion, Tenant
 from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.keys import block_keys, chunk_keys
 from memserve.kv.lookup import PrefixLookup
 from memserve.metrics.instruments import GatewayMetrics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +64,9 @@ def prompt_block_keys(
     """
     lora = (kv_version.digest, f"modules/{kv_version.digest}") if kv_version else None
     return block_keys(token_ids, layout.block_tokens, lora=lora, cache_salt=tenant.cache_salt)
+
+
+async def timed(work: Awaitable[T]) -> tuple[T, float]:
+    """What it gives, and the milliseconds that it took."""
+    started_s = time.monotonic()
+    return await work, (time.monotonic() - started_s) * 1000

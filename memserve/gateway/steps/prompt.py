@@ -34,6 +34,8 @@ class Prompt:
     """Both as of `Arranged`."""
     passage_tokens: int = 0
     """Of the passages alone."""
+    pinned_tokens: int = 0
+    """Of those that are pinned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +131,15 @@ def fit_prompt(
     if len(tried.token_ids) > room.prompt_tokens and tried.passages:
         tried = _tried(layout, arrange, [], raw=raw)
     left = _room_left(len(tried.token_ids), room)
+    sizes = layout.passage_tokens(tried.passages)
     return Prompt(
         tuple(tried.passages),
         tried.token_ids,
         room.wanted_tokens or min(room.default_tokens, left),
         tried.arranged.system_folded,
         tried.arranged.merged_turns,
-        sum(layout.passage_tokens(tried.passages)),
+        sum(sizes),
+        sum(size for size, hit in zip(sizes, tried.passages, strict=True) if hit.memory.pinned),
     )
 
 

@@ -32,6 +32,7 @@ from memserve.gateway.pinned import Pinned
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.rules import QUERY_MAX_BYTES
+from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.policy.recall.prompt import one_line, order_passages, reflections_first
 
@@ -67,11 +68,14 @@ class Recall:
         texts: VectorMemory,
         pinned: Pinned,
         fits: ModuleFits,
+        ledger: UseLedger,
         tokenizer: ChatTokenizer,
         settings: Settings,
         metrics: GatewayMetrics,
     ) -> None:
+        """ledger: the one that the search reads the uses of its hits from."""
         self._texts = texts
+        self._ledger = ledger
         self._pinned = pinned
         self._fits = fits
         self._tokenizer = tokenizer
@@ -106,11 +110,16 @@ class Recall:
             self._metrics.recall.labels(outcome).observe(time.monotonic() - started_s)
         return Recalled(
             outcome,
-            (*pinned, *order_passages(hits)),
+            (*pinned, *self._ordered(tenant, hits)),
             (*found.skipped, *unusable)[:SKIPPED_MAX],
             tuple(part for part in parts if part is not None),
             fits,
         )
+
+    def _ordered(self, tenant: str, hits: list[ScoredMemory]) -> list[ScoredMemory]:
+        if self._settings.passage_order == "score":
+            return hits
+        return order_passages(hits, self._ledger.last_read(tenant, [hit.memory for hit in hits]))
 
     async def _search(
         self, request: GenerationRequest, tenant: str, question: str, timeout_s: float
@@ -119,7 +128,7 @@ class Recall:
         if not request.namespaces or not question:
             return FoundMemories(()), RecallPart(RecallSource.TEXTS, RecallOutcome.NOT_ASKED, 0.0, 0)
         query = replace(
-            request.search or SearchQuery((), ""),
+            request.search or SearchQuery((), "", rerank=True),
             namespaces=request.namespaces,
             text=question,
             limit=request.recall_limit or self._settings.recall_limit,

@@ -65,11 +65,17 @@ def skipped_memories(recalled: Recalled, prompt: Prompt) -> tuple[Skipped, ...]:
 
 
 def passage_parts(recalled: Recalled, prompt: Prompt) -> tuple[RecallPart, ...]:
-    """The recall's parts. The tokens of all passages stand at the texts that were searched."""
-    return tuple(
-        replace(part, prompt_tokens=prompt.passage_tokens) if part.source is RecallSource.TEXTS else part
-        for part in recalled.parts
-    )
+    """The recall's parts, with the tokens of their passages.
+
+    Where pinned passages are not asked for, a pinned memory that the search has found counts for the search.
+    """
+    asked_pinned = any(part.source is RecallSource.PINNED for part in recalled.parts)
+    pinned_tokens = prompt.pinned_tokens if asked_pinned else 0
+    tokens = {
+        RecallSource.TEXTS: prompt.passage_tokens - pinned_tokens,
+        RecallSource.PINNED: pinned_tokens,
+    }
+    return tuple(replace(part, prompt_tokens=tokens.get(part.source, 0)) for part in recalled.parts)
 
 
 def prefix_part(cached_tokens: int, took_ms: float) -> RecallPart:

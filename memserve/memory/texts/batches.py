@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from memserve.domain import Memory, NewMemory, Remembered, WritePolicy
 from memserve.errors import MemserveError
 from memserve.memory.texts.core import Changed, Intent
+from memserve.memory.texts.grouping import grouped
 from memserve.memory.texts.journal import APPEND_MAX
 from memserve.memory.texts.records import Record, first_history, memory_key, tenant_key
 from memserve.memory.texts.requests import ItemOutcome
@@ -31,11 +33,13 @@ class Batches(Writes):
     async def remember_many(
         self,
         tenant: str,
-        items: AsyncIterable[NewMemory] | Iterable[NewMemory],
+        items: AsyncIterable[NewMemory | MemserveError] | Iterable[NewMemory | MemserveError],
         author: str = "",
         policy: WritePolicy = BATCH_POLICY,
     ) -> AsyncGenerator[ItemOutcome, None]:
         """Remember a stream of memories. Yields what became of each, in order.
+
+        items: a refusal among them is told in its place.
 
         APPEND_MAX items are embedded, journaled and told at a time, so that no more of the stream than that
         is in memory. What is told as remembered is durable. Of two items with one id the first is
@@ -44,24 +48,27 @@ class Batches(Writes):
 
         A failure of a store is told for the items that it hits.
         """
-        index, chunk = 0, list[NewMemory]()
-        async for item in _each(items):
-            chunk.append(item)
-            if len(chunk) == APPEND_MAX:
+        index = 0
+        async with contextlib.aclosing(grouped(items, APPEND_MAX)) as chunks:
+            async for chunk in chunks:
                 for outcome in await self._remember_chunk(tenant, index, chunk, author, policy):
                     yield outcome
-                index, chunk = index + len(chunk), []
-        if chunk:
-            for outcome in await self._remember_chunk(tenant, index, chunk, author, policy):
-                yield outcome
+                index += len(chunk)
 
     async def _remember_chunk(
-        self, tenant: str, first: int, chunk: Sequence[NewMemory], author: str, policy: WritePolicy
+        self,
+        tenant: str,
+        first: int,
+        chunk: Sequence[NewMemory | MemserveError],
+        author: str,
+        policy: WritePolicy,
     ) -> list[ItemOutcome]:
         outcomes: dict[int, ItemOutcome] = {}
         waves: list[dict[str, _Item]] = []
         for index, new in enumerate(chunk, first):
             try:
+                if isinstance(new, MemserveError):
+                    raise new
                 memory = self._checked(new, author)
             except MemserveError as error:
                 outcomes[index] = ItemOutcome(index, error=error)
@@ -135,12 +142,3 @@ def _told(item: _Item, changed: Changed | MemserveError | None, known: Memory | 
     if changed is not None and changed.after is not None:
         return ItemOutcome(item.index, Remembered(changed.after.memory, True))
     return ItemOutcome(item.index, Remembered(known, False))
-
-
-async def _each(items: AsyncIterable[NewMemory] | Iterable[NewMemory]) -> AsyncIterator[NewMemory]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item

@@ -23,7 +23,7 @@ from memserve.memory.texts.encoders.cached import CachedEmbedding
 from memserve.memory.texts.gate import Gate
 from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
-from memserve.memory.texts.journal_entries import Draft, Look, Write, erasure, growth, put
+from memserve.memory.texts.journal_entries import Draft, Look, Write, erasure, growth, pinned_bytes, put
 from memserve.memory.texts.records import Record, memory_key
 from memserve.memory.texts.relating import Relate
 from memserve.memory.texts.searched import LocalStore, Searched
@@ -280,7 +280,8 @@ def draft_of(key: str, owner: str, before: Record | None, intent: Intent, look: 
         write = erasure(key, owner, before.memory)
     else:
         write = put(record)
-    return Draft(write, look.seen_sequence, growth(before, record), intent.within_quotas)
+    changes_pinned = bool(pinned_bytes(before) or pinned_bytes(record))
+    return Draft(write, look.seen_sequence, growth(before, record), intent.within_quotas, changes_pinned)
 
 
 def require_live(record: Record | None, memory_id: str) -> Record:

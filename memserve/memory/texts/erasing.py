@@ -254,7 +254,7 @@ class Erasing(Writes, Reads):
         else:
             later = "" if self._index.is_local else "; the server's files follow when it collects garbage"
             places.append(ErasedPlace("milvus", len(records), f"deleted, flushed and compacted{later}"))
-            places.append(ErasedPlace("journal", len(records), "the entries are dropped"))
+            places.append(ErasedPlace("journal", len(records), "its entries have no text any more"))
         why_not = await self._journal.rewrite_log(min(REWRITE_TIMEOUT_S, max(1.0, end_s - time.monotonic())))
         places.append(
             ErasedPlace(

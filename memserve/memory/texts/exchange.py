@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,7 @@ from memserve.errors import InvalidField, MemoryConflict, MemserveError
 from memserve.memory.texts.batches import Batches
 from memserve.memory.texts.core import Changed, Intent
 from memserve.memory.texts.erasing import ALL_STATES
+from memserve.memory.texts.grouping import grouped
 from memserve.memory.texts.journal import APPEND_MAX
 from memserve.memory.texts.reads import PAGE_MAX, Reads, list_scope
 from memserve.memory.texts.records import (
@@ -28,6 +31,7 @@ from memserve.memory.texts.records import (
 )
 from memserve.memory.texts.requests import CHANGEABLE, LineOutcome, ListQuery
 from memserve.memory.texts.rules import (
+    NAMESPACES_MAX,
     TIME_MAX_S,
     check_author,
     check_memory_id,
@@ -53,6 +57,53 @@ class _Wanted:
     history: MemoryHistory
 
 
+@dataclass
+class _Importing:
+    """How far an import is."""
+
+    tenant: str
+    index: int = 0
+    """Of the next line."""
+    memories: int = 0
+    is_refused: bool = False
+    """The first line is no header, so nothing is imported."""
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def take(
+        self, lines: Sequence[Mapping[str, Any] | MemserveError]
+    ) -> tuple[list[_Wanted], dict[int, LineOutcome]]:
+        """The records that the next lines have, and what is told of the other lines."""
+        chunk, told = list[_Wanted](), dict[int, LineOutcome]()
+        for line in lines:
+            try:
+                wanted = self._read(line)
+                if wanted is None:
+                    told[self.index] = LineOutcome(self.index)
+                else:
+                    chunk.append(wanted)
+            except MemserveError as error:
+                told[self.index] = LineOutcome(self.index, error=error)
+                if self.index == 0:
+                    self.is_refused = True
+                    break
+            self.index += 1
+        return chunk, told
+
+    def _read(self, line: Mapping[str, Any] | MemserveError) -> _Wanted | None:
+        """None: of a header or a trailer."""
+        if isinstance(line, MemserveError):
+            raise line
+        if self.index == 0:
+            _check_header(line)
+            return None
+        if "memserve_export_end" in line:
+            _check_end(line, self.memories, self.digest.hexdigest())
+            return None
+        self.digest.update(_canonical(line))
+        self.memories += 1
+        return _wanted(self.tenant, self.index, line)
+
+
 class Exchange(Batches, Reads):
     """A header, a line for each memory, and a trailer with their number and digest.
 
@@ -66,16 +117,29 @@ class Exchange(Batches, Reads):
         What is written meanwhile may be in it or not. Raises NamespaceNotFound, and VectorStoreUnavailable
         while the local index is built again.
         """
-        query = ListQuery(tuple(namespaces), order=ListOrder.MEMORY_ID, states=ALL_STATES)
-        scope, _ = list_scope(tenant, query)
-        await self._within(self._call_timeout_s, partial(self._namespaces.require, tenant, scope.namespaces))
+        names = tuple(dict.fromkeys(namespaces))
+        for name in names:
+            check_namespace("namespaces", name)
+        await self._within(self._call_timeout_s, partial(self._namespaces.require, tenant, names))
         usages = {usage.namespace: usage.records for usage in (await self.usage(tenant)).namespaces}
         yield {
             "memserve_export": FORMAT,
             "embedder": self.embedding.embedder.name,
-            "namespaces": {name: usages.get(name, 0) for name in scope.namespaces},
+            "namespaces": {name: usages.get(name, 0) for name in names},
         }
         digest, count = hashlib.sha256(), 0
+        for start in range(0, len(names), NAMESPACES_MAX):
+            async with aclosing(self._lines(tenant, names[start : start + NAMESPACES_MAX])) as lines:
+                async for line in lines:
+                    digest.update(_canonical(line))
+                    count += 1
+                    yield line
+        yield {"memserve_export_end": FORMAT, "memories": count, "sha256": digest.hexdigest()}
+
+    async def _lines(self, tenant: str, namespaces: tuple[str, ...]) -> AsyncGenerator[Line, None]:
+        """Of all memories of at most NAMESPACES_MAX namespaces, by id."""
+        query = ListQuery(namespaces, order=ListOrder.MEMORY_ID, states=ALL_STATES)
+        scope, _ = list_scope(tenant, query)
         after: tuple[object, str, str] | None = None
         while True:
             page = await self._within(
@@ -83,20 +147,17 @@ class Exchange(Batches, Reads):
             )
             for _, record in page:
                 if record is not None:
-                    line = {"memory": json.loads(encode_history(record.history))}
-                    digest.update(_canonical(line))
-                    count += 1
-                    yield line
+                    yield {"memory": json.loads(encode_history(record.history))}
             if len(page) < PAGE_MAX:
-                break
+                return
             last = page[-1][0].memory
             after = last.memory_id, last.namespace, last.memory_id
-        yield {"memserve_export_end": FORMAT, "memories": count, "sha256": digest.hexdigest()}
 
     async def import_lines(
-        self, tenant: str, lines: AsyncIterable[Mapping[str, Any]]
+        self, tenant: str, lines: AsyncIterable[Mapping[str, Any] | MemserveError]
     ) -> AsyncGenerator[LineOutcome, None]:
-        """Bring in the lines of an export. Yields what became of each, in order.
+        """Bring in the lines of an export. Yields what became of each, in order. A refusal among them is told
+        in its place.
 
         Ids, versions, histories and times are kept. Importing again changes nothing. A memory that is there
         with another history is a conflict, and stays as it is.
@@ -104,33 +165,14 @@ class Exchange(Batches, Reads):
         The first line is the header; without it nothing is imported. The last one says whether all lines
         came as they were written.
         """
-        digest, count, index = hashlib.sha256(), 0, 0
-        chunk: list[_Wanted] = []
-        told: dict[int, LineOutcome] = {}
-        async for line in lines:
-            try:
-                if index == 0:
-                    _check_header(line)
-                    told[index] = LineOutcome(index)
-                elif "memserve_export_end" in line:
-                    _check_end(line, count, digest.hexdigest())
-                    told[index] = LineOutcome(index)
-                else:
-                    digest.update(_canonical(line))
-                    count += 1
-                    chunk.append(_wanted(tenant, index, line))
-            except MemserveError as error:
-                told[index] = LineOutcome(index, error=error)
-                if index == 0:
-                    yield told[index]
-                    return
-            index += 1
-            if index % APPEND_MAX == 0:
+        state = _Importing(tenant)
+        async with contextlib.aclosing(grouped(lines, APPEND_MAX)) as groups:
+            async for group in groups:
+                chunk, told = state.take(group)
                 for outcome in await self._import_chunk(tenant, chunk, told):
                     yield outcome
-                chunk, told = [], {}
-        for outcome in await self._import_chunk(tenant, chunk, told):
-            yield outcome
+                if state.is_refused:
+                    return
 
     async def _import_chunk(
         self, tenant: str, chunk: Sequence[_Wanted], told: dict[int, LineOutcome]
@@ -242,10 +284,10 @@ def _check_version(memory: Memory) -> None:
         check_namespace("superseded_by", by.namespace or memory.namespace)
         if by.kind is not LinkKind.SUPERSEDES:
             raise InvalidField("superseded_by", "must be a link of the kind supersedes")
-    for field in ("created_s", "updated_s"):
-        time_s = getattr(memory, field)
+    for name in ("created_s", "updated_s"):
+        time_s = getattr(memory, name)
         if type(time_s) not in (int, float) or not math.isfinite(time_s) or abs(time_s) > TIME_MAX_S:
-            raise InvalidField(field, "must be seconds since the epoch")
+            raise InvalidField(name, "must be seconds since the epoch")
     said = NewMemory(
         namespace=memory.namespace,
         memory_id=memory.memory_id,

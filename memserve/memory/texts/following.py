@@ -12,6 +12,7 @@ from memserve.memory.texts.core import Core, require_live
 from memserve.memory.texts.records import memory_key, tenant_key
 from memserve.memory.texts.rules import (
     LINK_DEPTH_MAX,
+    NAMESPACES_MAX,
     POSITION_MAX,
     check_memory_id,
     check_namespace,
@@ -89,6 +90,8 @@ class Following(Core):
         """
         namespace, memory_id = name
         scope = tuple(dict.fromkeys((namespace, *namespaces)))
+        if len(scope) > NAMESPACES_MAX:
+            raise InvalidField("namespaces", f"must be at most {NAMESPACES_MAX - 1} beside the memory's own")
         for each in scope:
             check_namespace("namespace", each)
         check_memory_id(memory_id)

@@ -12,10 +12,13 @@ local STATE_KEY = KEYS[2]
 local TENANTS_KEY = KEYS[3]
 -- Hashes by namespace of one tenant: its live memories, its records, and their bytes.
 local LIVE_KEY, RECORDS_KEY, BYTES_KEY = KEYS[4], KEYS[5], KEYS[6]
--- Stream of one tenant's changes; an entry's id is its sequence.
+-- Stream of one tenant's changes. An entry's id is its number among the tenant's changes: the sequence of the
+-- write would tell how much other tenants write.
 local FEED_KEY = KEYS[7]
--- Hash by tenant: the sequence of the oldest change that its feed still has, once older ones have left.
+-- Hash by tenant: the number of the oldest change that its feed still has, once older ones have left.
 local TRIMMED_KEY = KEYS[8]
+-- Hash by namespace of one tenant: its pinned memories, JSON {memory id: bytes of its text}.
+local PINNED_KEY = KEYS[9]
 
 local STATE = {
   sequence = 'sequence',            -- the last one that was given
@@ -78,6 +81,31 @@ local function refuse_quota(request, held, write)
   return nil
 end
 
+local function read_pinned(namespace)
+  return cjson.decode(redis.call('HGET', PINNED_KEY, namespace) or '{}')
+end
+
+local function refuse_pinned(request, write)
+  if write.pinned_bytes == 0 then return nil end
+  local count, bytes = 1, write.pinned_bytes
+  for memory_id, text_bytes in pairs(read_pinned(write.namespace)) do
+    if memory_id ~= write.memory_id then count, bytes = count + 1, bytes + text_bytes end
+  end
+  local is_full = count > tonumber(request.pinned_max) or bytes > tonumber(request.pinned_bytes_max)
+  return is_full and {'pinned'} or nil
+end
+
+local function note_pinned(write)
+  local pinned = read_pinned(write.namespace)
+  if write.pinned_bytes == 0 and not pinned[write.memory_id] then return end
+  pinned[write.memory_id] = write.pinned_bytes > 0 and write.pinned_bytes or nil
+  if next(pinned) then
+    redis.call('HSET', PINNED_KEY, write.namespace, cjson.encode(pinned))
+  else
+    redis.call('HDEL', PINNED_KEY, write.namespace)
+  end
+end
+
 -- The refusal of a write, or nil.
 local function refuse(request, held, write, body)
   local pending = redis.call('HGET', PENDING_KEY, write.key)
@@ -87,7 +115,8 @@ local function refuse(request, held, write, body)
   local bytes_after = held.journal_bytes + #body + ENTRY_HEAD_BYTES - (pending and #pending or 0)
   local is_full = not pending and held.entries >= tonumber(request.entries_max)
   if is_full or bytes_after > tonumber(request.bytes_max) then return {'full', held.journal_bytes} end
-  return write.within_quotas and refuse_quota(request, held, write) or nil
+  if not write.within_quotas then return nil end
+  return refuse_quota(request, held, write) or refuse_pinned(request, write)
 end
 
 -- Why no write is taken at all, or nil: memories are embedded by another model, or are just being switched.
@@ -99,8 +128,11 @@ local function refuse_all(request)
   return read_state(STATE.held_until) > NOW_S and {'held'} or nil
 end
 
-local function add_to_feed(request, sequence, write)
-  redis.call('XADD', FEED_KEY, string.format('%d-0', sequence), 'namespace', write.namespace,
+local function add_to_feed(request, write)
+  -- A feed is trimmed, and never empty again.
+  local last = redis.call('XREVRANGE', FEED_KEY, '+', '-', 'COUNT', 1)[1]
+  local number = last and tonumber(string.match(last[1], '^%d+')) + 1 or 1
+  redis.call('XADD', FEED_KEY, string.format('%d-0', number), 'namespace', write.namespace,
     'memory_id', write.memory_id, 'version', write.version, 'action', write.action)
   if redis.call('XTRIM', FEED_KEY, 'MAXLEN', '~', request.feed_max) > 0 then
     local oldest = redis.call('XRANGE', FEED_KEY, '-', '+', 'COUNT', 1)[1][1]
@@ -122,23 +154,25 @@ local function add(request, held, write, body)
   add_count(RECORDS_KEY, write.namespace, write.records)
   add_count(BYTES_KEY, write.namespace, write.bytes)
   redis.call('SADD', TENANTS_KEY, request.tenant)
-  add_to_feed(request, sequence, write)
+  note_pinned(write)
+  add_to_feed(request, write)
   held.memories, held.bytes = held.memories + write.live, held.bytes + write.bytes
   held.entries, held.journal_bytes = held.entries + (pending and 0 or 1), held.journal_bytes + grown_bytes
   return {'done', sequence}
 end
 
 -- Add writes of one tenant. request: tenant, the limits entries_max, bytes_max, memories_max, namespaces_max,
--- tenant_bytes_max and feed_max, body:1, body:2 and so on, what `embedded_by` takes, and
+-- tenant_bytes_max, feed_max, pinned_max and pinned_bytes_max, body:1, body:2 and so on, what `embedded_by`
+-- takes, and
 --   last_sequence  the last one that was given, when the caller looked
 --   together       1 when either all writes are to be added or none
 --   writes         JSON: a list of {key, namespace, memory_id, seen, live, records, bytes, within_quotas,
---                  version, action}; `seen` is the sequence of the memory's pending write when the caller
---                  looked, 0 for none
+--                  version, action, pinned_bytes}; `seen` is the sequence of the memory's pending write when
+--                  the caller looked, 0 for none; `pinned_bytes` is 0 for a memory that is not pinned now
 -- Answers for each write {"done", sequence}; {"changed"} when the memory's pending write is another one now,
 -- or a write that came later may have been dropped since; {"full", bytes} when the journal would outgrow its
--- bounds; {"quota", noun} when the tenant would have more than it may. Or one answer for all: {"held"}, or
--- {"embedder", name} when another model embeds now.
+-- bounds; {"quota", noun} when the tenant would have more than it may; {"pinned"} when the namespace would
+-- have more pinned. Or one answer for all: {"held"}, or {"embedder", name} when another model embeds now.
 function scripts.append(request)
   local refusal_of_all = refuse_all(request)
   if refusal_of_all then return {refusal_of_all} end
@@ -192,7 +226,9 @@ end
 -- Forget a namespace that has no record any more. request: namespace. Answers 1 when it is gone.
 function scripts.drop_namespace(request)
   if tonumber(redis.call('HGET', RECORDS_KEY, request.namespace) or 0) > 0 then return 0 end
-  for _, key in ipairs({LIVE_KEY, RECORDS_KEY, BYTES_KEY}) do redis.call('HDEL', key, request.namespace) end
+  for _, key in ipairs({LIVE_KEY, RECORDS_KEY, BYTES_KEY, PINNED_KEY}) do
+    redis.call('HDEL', key, request.namespace)
+  end
   return 1
 end
 
@@ -230,8 +266,8 @@ function scripts.hold(request)
 end
 
 -- Another model has embedded all memories. What is pending is durable in its collection, and is dropped.
--- request: before, embedder, name, sequence (the last one, as `hold` said it). Answers 0 and changes nothing
--- when a write may have come since.
+-- request: before, embedder, name, sequence (the last one, as `hold` said it). Answers 0, and changes
+-- nothing, when a write may have come since.
 function scripts.switch_embedder(request)
   local before = redis.call('HGET', STATE_KEY, STATE.embedder) or ''
   local sequence = redis.call('HGET', STATE_KEY, STATE.sequence) or '0'
@@ -246,21 +282,23 @@ function scripts.switch_embedder(request)
 end
 
 -- Take the counts over from a store that was written before there was a journal. Only the first call does
--- anything. request: counts (JSON: a list of {tenant, namespace, live, records, bytes}). The KEYS from
--- LIVE_KEY on are three for each tenant, in the order in which the tenants first come.
+-- anything. request: counts (JSON: a list of {tenant, namespace, live, records, bytes, pinned}; `pinned` is
+-- what PINNED_KEY has of the namespace, or ''). The KEYS from LIVE_KEY on are four for each tenant, in the
+-- order in which the tenants first come: LIVE_KEY, RECORDS_KEY, BYTES_KEY, PINNED_KEY.
 function scripts.take_over(request)
   if redis.call('HGET', STATE_KEY, STATE.counted) then return 0 end
   local first_key_of, next_key = {}, 4
   for _, count in ipairs(cjson.decode(request.counts)) do
     if not first_key_of[count.tenant] then
       first_key_of[count.tenant] = next_key
-      next_key = next_key + 3
+      next_key = next_key + 4
       redis.call('SADD', TENANTS_KEY, count.tenant)
     end
     local first = first_key_of[count.tenant]
     redis.call('HINCRBY', KEYS[first], count.namespace, count.live)
     redis.call('HINCRBY', KEYS[first + 1], count.namespace, count.records)
     redis.call('HINCRBY', KEYS[first + 2], count.namespace, count.bytes)
+    if count.pinned ~= '' then redis.call('HSET', KEYS[first + 3], count.namespace, count.pinned) end
     redis.call('HINCRBY', STATE_KEY, STATE.memories, count.live)
     redis.call('HINCRBY', STATE_KEY, STATE.records, count.records)
   end

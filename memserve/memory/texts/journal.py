@@ -5,8 +5,7 @@ The scripts are in `journal.lua`. What is appended here is on disk when the call
 syncs every write (`appendfsync always`, as the private one does): Milvus is an index, and may lose what it
 has not durably written.
 
-A journal that is full refuses every write, forgetting and erasing too, until the store has written what
-waits. A record with a long history takes up to RECORD_MAX_BYTES of it.
+A journal that is full refuses every write, erasing too, until the store has written what waits.
 """
 
 from __future__ import annotations
@@ -16,15 +15,29 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
 from redis.exceptions import NoScriptError
 
-from memserve.domain import MemoryAction, MemoryChange, NamespaceUsage
-from memserve.errors import ChangesMissed, EmbedderChanged, JournalFull, QuotaReached
-from memserve.memory.texts.journal_entries import Draft, Look, Quotas, Totals, Write, decode, encode
+from memserve.domain import MemoryChange, NamespaceUsage
+from memserve.errors import ChangesMissed, EmbedderChanged, JournalFull, PinnedMemoriesFull, QuotaReached
+from memserve.memory.texts.journal_entries import (
+    Draft,
+    Look,
+    Model,
+    Quotas,
+    Totals,
+    Write,
+    WritesHeld,
+    change_of,
+    decode,
+    described,
+    encode,
+    last_of,
+    text_of,
+)
 from memserve.memory.texts.records import tenant_key
 from memserve.registry.client import answering, close_client, registry_client
 
@@ -33,31 +46,21 @@ SCRIPT_DIGEST = hashlib.sha1(SCRIPT.encode()).hexdigest()
 PREFIX = "memserve:memories:"
 PENDING, STATE, TENANTS, COUNTS = (PREFIX + name for name in ("pending", "state", "tenants", "counts:"))
 RECORDS, BYTES, FEED, TRIMMED = (PREFIX + name for name in ("records:", "bytes:", "feed:", "trimmed"))
+PINNED = PREFIX + "pinned:"
 MAX_ENTRIES = 32_768
 MAX_BYTES = 128 << 20
 APPEND_MAX = 128
 """Writes in one call: one script, and one sync of the registry's disk."""
 FEED_MAX = 10_000
 """Changes of a tenant that its feed keeps, about."""
+PINNED_MAX = 64
+"""Pinned memories of a namespace."""
+PINNED_MAX_BYTES = 16 << 10
+"""Of the texts of a namespace's pinned memories together: they are in every prompt that recalls from it."""
 FULL_RETRY_S = 5.0
 # A slow disk may sync for longer than the registry's usual second.
 TIMEOUT_S = 5.0
 _PAGE = 256
-_REWRITE_POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The embedding model whose vectors are written."""
-
-    embedder: str
-    name: str
-    default: str
-    """The name of the model that "" stands for."""
-
-
-class WritesHeld(Exception):
-    """No write is taken for a moment, while another embedding model takes over."""
 
 
 class Journal:
@@ -82,7 +85,7 @@ class Journal:
         Otherwise memories are kept that another model has embedded, nothing is changed, and the name of that
         model is returned.
         """
-        return _text(await self.run("embedded_by", [PENDING, STATE], **asdict(model)))
+        return text_of(await self.run("embedded_by", [PENDING, STATE], **asdict(model)))
 
     async def syncs_every_write(self) -> bool | None:
         """Whether what is acknowledged is on disk. None: this Redis does not say."""
@@ -93,14 +96,14 @@ class Journal:
                 if "unknown command" in str(error) or "NOPERM" in str(error):
                     return None
                 raise
-        named = {_text(name): _text(value) for name, value in options.items()}
+        named = {text_of(name): text_of(value) for name, value in options.items()}
         return named.get("appendonly") == "yes" and named.get("appendfsync") == "always"
 
     async def state(self) -> dict[str, str]:
         """The fields of `STATE` in `journal.lua`."""
         async with answering(TIMEOUT_S):
             fields = await self._redis.hgetall(STATE)
-        return {_text(name): _text(value) for name, value in fields.items()}
+        return {text_of(name): text_of(value) for name, value in fields.items()}
 
     async def forget_outdated(self) -> None:
         """The collection of the model before is dropped."""
@@ -166,7 +169,7 @@ class Journal:
             "append",
             [PENDING, STATE, TENANTS, *_tenant_keys(tenant)],
             tenant=tenant,
-            writes=json.dumps([_described(draft) for draft in drafts]),
+            writes=json.dumps([described(draft) for draft in drafts]),
             **{f"body:{number}": encode(draft.write) for number, draft in enumerate(drafts, start=1)},
             last_sequence=last_sequence,
             together=int(together),
@@ -176,13 +179,18 @@ class Journal:
             namespaces_max=quotas.namespaces,
             tenant_bytes_max=quotas.bytes,
             feed_max=FEED_MAX,
+            pinned_max=PINNED_MAX,
+            pinned_bytes_max=PINNED_MAX_BYTES,
             **({} if model is None else asdict(model)),
         )
         if answers[0][0] == b"embedder" and model is not None:
-            raise EmbedderChanged(_text(answers[0][1]), model.name)
+            raise EmbedderChanged(text_of(answers[0][1]), model.name)
         if answers[0][0] == b"held":
             raise WritesHeld
-        return [self._outcome(answer) for answer in answers]
+        return [
+            self._outcome(answer, draft.write.namespace)
+            for answer, draft in zip(answers, drafts, strict=True)
+        ]
 
     async def append(self, draft: Draft, last_sequence: int) -> int | None:
         """As `append_many` with one. Raises JournalFull and QuotaReached."""
@@ -206,8 +214,8 @@ class Journal:
                 "drop", [PENDING, STATE], settled_s=settled_s, writes=json.dumps(page), **model
             )
             if isinstance(keys, bytes) and self.model is not None:
-                raise EmbedderChanged(_text(keys), self.model.name)
-            young.update(_text(key) for key in keys)
+                raise EmbedderChanged(text_of(keys), self.model.name)
+            young.update(text_of(key) for key in keys)
         return young
 
     async def pending(self) -> AsyncIterator[list[Write]]:
@@ -219,7 +227,7 @@ class Journal:
                 pipeline.hscan(PENDING, cursor, count=_PAGE)
                 (embedder, name), (cursor, page) = await pipeline.execute()
             self._check(embedder, name)
-            yield [decode(_text(key), entry) for key, entry in page.items()]
+            yield [decode(text_of(key), entry) for key, entry in page.items()]
             if not int(cursor):
                 return
 
@@ -232,6 +240,12 @@ class Journal:
             int(memories or 0), int(records or 0), int(pending), int(size_bytes or 0),
             bool(counted) and layout == b"2",
         )  # fmt: skip
+
+    async def pinned(self, tenant: str, namespace: str) -> list[str]:
+        """The ids of the namespace's pinned memories, at most PINNED_MAX."""
+        async with answering(TIMEOUT_S):
+            pinned = await self._redis.hget(PINNED + tenant_key(tenant), namespace)
+        return sorted(json.loads(pinned)) if pinned else []
 
     async def counts(self, tenant: str) -> dict[str, int]:
         """The tenant's namespaces and how many live memories each has."""
@@ -258,15 +272,29 @@ class Journal:
         keys = [PENDING, STATE, TENANTS, *_tenant_keys(tenant)]
         return bool(await self.run("drop_namespace", keys, namespace=namespace))
 
-    async def take_over(self, held: Mapping[str, Sequence[NamespaceUsage]]) -> None:
-        """Begin with these counts, by tenant key. Does nothing when there are counts already."""
+    async def take_over(
+        self,
+        held: Mapping[str, Sequence[NamespaceUsage]],
+        pinned: Mapping[tuple[str, str], Mapping[str, int]] | None = None,
+    ) -> None:
+        """Begin with these counts, by tenant key. Does nothing when there are counts already.
+
+        pinned: by tenant key and namespace, the bytes of the text of each pinned memory by its id.
+        """
+        texts = {name: json.dumps(dict(ids)) for name, ids in (pinned or {}).items()}
         rows = [
             {"tenant": tenant, "namespace": usage.namespace, "live": usage.memories,
-             "records": usage.records, "bytes": usage.bytes}
+             "records": usage.records, "bytes": usage.bytes,
+             "pinned": texts.get((tenant, usage.namespace), "")}
             for tenant, usages in sorted(held.items())
             for usage in usages
         ]  # fmt: skip
-        keys = [key for tenant, usages in sorted(held.items()) if usages for key in _tenant_keys(tenant)[:3]]
+        keys = [
+            key
+            for tenant, usages in sorted(held.items())
+            if usages
+            for key in (*_tenant_keys(tenant)[:3], PINNED + tenant)
+        ]
         await self.run("take_over", [PENDING, STATE, TENANTS, *keys], counts=json.dumps(rows))
 
     async def upgrade(self) -> None:
@@ -282,16 +310,17 @@ class Journal:
         key = tenant_key(tenant)
         async with answering(TIMEOUT_S), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hget(TRIMMED, key)
-            pipeline.hget(STATE, "sequence")
+            pipeline.xrevrange(FEED + key, count=1)
             pipeline.xrange(FEED + key, f"({after_sequence}-0", "+", limit)
             oldest, last, entries = await pipeline.execute()
-        if after_sequence > int(last or 0) or (oldest is not None and after_sequence < int(oldest) - 1):
+        if after_sequence > last_of(last) or (oldest is not None and after_sequence < int(oldest) - 1):
             raise ChangesMissed(after_sequence)
-        return [_change(entry_id, fields) for entry_id, fields in entries]
+        return [change_of(entry_id, fields) for entry_id, fields in entries]
 
-    async def last_sequence(self) -> int:
+    async def last_change(self, tenant: str) -> int:
+        """The sequence of the tenant's last change. 0: none."""
         async with answering(TIMEOUT_S):
-            return int(await self._redis.hget(STATE, "sequence") or 0)
+            return last_of(await self._redis.xrevrange(FEED + tenant_key(tenant), count=1))
 
     async def rewrite_log(self, timeout_s: float) -> str:
         """Have Redis write its append-only file anew, so that overwritten values leave it.
@@ -312,7 +341,7 @@ class Journal:
             except Exception as error:
                 return f"the registry does not write its append-only file anew: {str(error)[:120]}"
         while time.monotonic() < deadline_s:
-            await asyncio.sleep(_REWRITE_POLL_S)
+            await asyncio.sleep(0.1)
             async with answering(TIMEOUT_S):
                 now = await self._redis.info("persistence")
                 if now["aof_rewrite_in_progress"] or now.get("aof_rewrite_scheduled"):
@@ -327,13 +356,15 @@ class Journal:
     def _check(self, embedder: bytes | None, name: bytes | None) -> None:
         """Raises EmbedderChanged. embedder, name: as the registry has them; None: nothing was written yet."""
         model = self.model
-        if model is not None and embedder is not None and _text(embedder) != model.embedder:
-            raise EmbedderChanged(_text(name or model.default), model.name)
+        if model is not None and embedder is not None and text_of(embedder) != model.embedder:
+            raise EmbedderChanged(text_of(name or model.default), model.name)
 
-    def _outcome(self, answer: Sequence[Any]) -> int | JournalFull | QuotaReached | None:
+    def _outcome(self, answer: Sequence[Any], namespace: str) -> int | JournalFull | QuotaReached | None:
         outcome, *details = answer
+        if outcome == b"pinned":
+            return PinnedMemoriesFull(namespace, PINNED_MAX, PINNED_MAX_BYTES)
         if outcome == b"quota":
-            noun = _text(details[0])
+            noun = text_of(details[0])
             quotas = self.quotas
             limits = {
                 "memories": quotas.memories,
@@ -348,12 +379,12 @@ class Journal:
 
     async def _tenants(self) -> list[str]:
         async with answering(TIMEOUT_S):
-            return sorted(_text(tenant) for tenant in await self._redis.smembers(TENANTS))
+            return sorted(text_of(tenant) for tenant in await self._redis.smembers(TENANTS))
 
     async def _counts(self, prefix: str, tenant: str) -> dict[str, int]:
         async with answering(TIMEOUT_S):
             counts = await self._redis.hgetall(prefix + tenant)
-        return {_text(namespace): int(count) for namespace, count in counts.items()}
+        return {text_of(namespace): int(count) for namespace, count in counts.items()}
 
     async def run(self, script: str, keys: Sequence[str], **arguments: Any) -> Any:
         """arguments: by the names that the script gives them."""
@@ -366,34 +397,4 @@ class Journal:
 
 
 def _tenant_keys(tenant: str) -> list[str]:
-    return [COUNTS + tenant, RECORDS + tenant, BYTES + tenant, FEED + tenant, TRIMMED]
-
-
-def _described(draft: Draft) -> dict[str, Any]:
-    """A write as the script takes it, without its body."""
-    return {
-        "key": draft.write.key,
-        "namespace": draft.write.namespace,
-        "memory_id": draft.write.memory_id,
-        "seen": draft.seen_sequence,
-        "live": draft.growth.live,
-        "records": draft.growth.records,
-        "bytes": draft.growth.bytes,
-        "within_quotas": draft.within_quotas,
-        "version": draft.write.version,
-        "action": draft.write.action.value,
-    }
-
-
-def _change(entry_id: bytes, fields: Mapping[bytes, bytes]) -> MemoryChange:
-    return MemoryChange(
-        int(entry_id.partition(b"-")[0]),
-        _text(fields[b"namespace"]),
-        _text(fields[b"memory_id"]),
-        int(fields[b"version"]),
-        MemoryAction(_text(fields[b"action"])),
-    )
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return [COUNTS + tenant, RECORDS + tenant, BYTES + tenant, FEED + tenant, TRIMMED, PINNED + tenant]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from memserve.domain import Memory, MemoryAction, MemoryState
+from memserve.domain import Memory, MemoryAction, MemoryChange, MemoryState
 from memserve.memory.texts.records import (
     Record,
     decode_history,
@@ -70,6 +72,8 @@ class Draft:
     growth: Growth
     within_quotas: bool
     """Whether the tenant's quotas may refuse it. They never refuse what takes a memory away."""
+    changes_pinned: bool = False
+    """Whether the memory is, or was, one of its namespace's pinned ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,13 @@ def record_bytes(record: Record | None) -> int:
     return len(encode_history(record.history).encode()) + vector
 
 
+def pinned_bytes(record: Record | None) -> int:
+    """What a record takes of its namespace's warm prefix: the bytes of its text. 0: it has no part in it."""
+    if record is None or record.memory.state is not MemoryState.LIVE or not record.memory.pinned:
+        return 0
+    return len(record.memory.text.encode())
+
+
 def encode(write: Write) -> bytes:
     """The body of an entry: a line of JSON, then the vector's bytes."""
     record = write.record
@@ -180,3 +191,54 @@ def decode(key: str, entry: bytes) -> Write:
 
 def _is_live(record: Record | None) -> bool:
     return record is not None and record.memory.state is MemoryState.LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The embedding model whose vectors are written."""
+
+    embedder: str
+    name: str
+    default: str
+    """The name of the model that "" stands for."""
+
+
+class WritesHeld(Exception):
+    """No write is taken for a moment, while another embedding model takes over."""
+
+
+def described(draft: Draft) -> dict[str, Any]:
+    """A write as the script takes it, without its body."""
+    return {
+        "key": draft.write.key,
+        "namespace": draft.write.namespace,
+        "memory_id": draft.write.memory_id,
+        "seen": draft.seen_sequence,
+        "live": draft.growth.live,
+        "records": draft.growth.records,
+        "bytes": draft.growth.bytes,
+        "within_quotas": draft.within_quotas,
+        "version": draft.write.version,
+        "action": draft.write.action.value,
+        "pinned_bytes": pinned_bytes(draft.write.record),
+    }
+
+
+def last_of(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> int:
+    """The number of the newest entry of a feed, which comes first; 0 for an empty feed."""
+    return int(entries[0][0].partition(b"-")[0]) if entries else 0
+
+
+def change_of(entry_id: bytes, fields: Mapping[bytes, bytes]) -> MemoryChange:
+    """Of an entry of a feed."""
+    return MemoryChange(
+        int(entry_id.partition(b"-")[0]),
+        text_of(fields[b"namespace"]),
+        text_of(fields[b"memory_id"]),
+        int(fields[b"version"]),
+        MemoryAction(text_of(fields[b"action"])),
+    )
+
+
+def text_of(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -29,9 +29,10 @@ from memserve.memory.texts.index import MILVUS_ERRORS, VectorIndex, one_line
 from memserve.memory.texts.journal import Journal
 from memserve.memory.texts.journal_entries import Quotas
 from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
+from memserve.memory.texts.pinning import Pinning
 from memserve.memory.texts.reembedding import Reembedding, model_of
 from memserve.memory.texts.relating import Relate, relate_by_rules
-from memserve.memory.texts.searched import LocalStore
+from memserve.memory.texts.searched import LocalStore, RebuildFigures
 from memserve.memory.texts.searching import Searching, SearchParts
 from memserve.memory.texts.settling import Settling
 
@@ -70,7 +71,7 @@ class TextOptions:
 DEFAULT_OPTIONS = TextOptions()
 
 
-class VectorMemory(Exchange, Erasing, Searching, Reembedding):
+class VectorMemory(Exchange, Erasing, Searching, Pinning, Reembedding):
     """Memories of all tenants: a journal in the registry, and stores that keep and find them.
 
     Create it with `open`, end it with `close`. It belongs to one event loop.
@@ -83,7 +84,7 @@ class VectorMemory(Exchange, Erasing, Searching, Reembedding):
     4. The registry has the namespaces, and what they hold. Reads go on without the registry.
 
     The calls are in the files of its parts: `writes.py`, `batches.py`, `reads.py`, `erasing.py`,
-    `searching.py`, `following.py`, `exchange.py`, `reembedding.py`.
+    `searching.py`, `following.py`, `exchange.py`, `pinning.py`, `reembedding.py`.
 
     Every method raises InvalidField for a name or value that breaks a rule, and VectorStoreUnavailable when
     the store fails or is late. Writes and counts raise RegistryUnavailable. A write that raises one of the
@@ -177,6 +178,11 @@ class VectorMemory(Exchange, Erasing, Searching, Reembedding):
             await self.settling.local.close()
         await self._index.close(clean=self.settling.is_settled)
         await self._journal.close()
+
+    @property
+    def rebuild(self) -> RebuildFigures | None:
+        """How far the local index is. None: Milvus itself is searched."""
+        return None if self._local is None else self._local.rebuild
 
     @property
     def embedder(self) -> Embedder:

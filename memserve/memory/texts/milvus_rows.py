@@ -65,8 +65,8 @@ def is_digest(text: str) -> bool:
 # Rows
 
 
-def row_of(record: Record) -> Row:
-    """The row that keeps a record, whose vector is there."""
+def row_of(record: Record, *, with_words: bool) -> Row:
+    """The row that keeps a record, whose vector is there. with_words: whether words shall find it."""
     memory, history = record.memory, record.history
     assert record.vector is not None
     return {
@@ -85,7 +85,7 @@ def row_of(record: Record) -> Row:
         "digest": history_digest(history),
         "current": _chunks(encode_history(MemoryHistory(history.versions[-1:]))),
         "older": _chunks(encode_history(MemoryHistory(history.versions[:-1], history.dropped))),
-        "words": " ".join(indexed_words(memory)),
+        "words": " ".join(indexed_words(memory)) if with_words else "",
         "dense": np.asarray(record.vector, np.float32).tolist(),
     }
 
@@ -284,12 +284,14 @@ def _add_array(schema: Any, name: str, capacity: int, length: int) -> None:
     )
 
 
-def pages(records: Sequence[Record], rows_max: int, bytes_max: int) -> Iterable[list[Row]]:
-    """The records' rows, in pages of bounded rows and bytes."""
+def pages(
+    records: Sequence[Record], rows_max: int, bytes_max: int, *, with_words: bool
+) -> Iterable[list[Row]]:
+    """The records' rows, in pages of bounded rows and bytes. with_words: as `row_of` takes it."""
     page: list[Row] = []
     size = 0
     for record in records:
-        row = row_of(record)
+        row = row_of(record, with_words=with_words)
         row_bytes = len(row["words"].encode()) + 8 * len(row["dense"]) + 1024
         row_bytes += sum(len(chunk.encode()) for chunk in (*row["current"], *row["older"]))
         if page and (len(page) == rows_max or size + row_bytes > bytes_max):

@@ -197,7 +197,7 @@ class Reads(Core):
         Raises ChangesMissed when the feed does not reach back so far, or the caller is too slow for it.
         """
         self._require_open()
-        last = await self._journal.last_sequence() if after_sequence is None else after_sequence
+        last = await self._journal.last_change(tenant) if after_sequence is None else after_sequence
         if last < 0:
             raise InvalidField("after_sequence", "must not be negative")
         while not self._closed:

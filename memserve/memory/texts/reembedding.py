@@ -29,7 +29,7 @@ from memserve.memory.texts.embedding import BUNDLED
 from memserve.memory.texts.encoders.cached import CachedEmbedding
 from memserve.memory.texts.encoders.embedder import Embedder, Floats
 from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, one_line
-from memserve.memory.texts.journal import Model
+from memserve.memory.texts.journal_entries import Model
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.milvus_rows import history_digest
 from memserve.memory.texts.reindexing import ReindexFigures, Reindexing

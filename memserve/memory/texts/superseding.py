@@ -45,15 +45,15 @@ class Superseding(Core):
         findings: Sequence[Finding],
         author: str,
         policy: WritePolicy,
-    ) -> tuple[Finding, ...]:
-        """Supersede what the memory updates, where the caller wants it."""
+    ) -> tuple[Memory, tuple[Finding, ...]]:
+        """Supersede what the memory updates, where the caller wants it. Returns the memory as it is then."""
         if not policy.supersede_updates:
-            return tuple(findings)
+            return winner, tuple(findings)
         told = []
         for finding in findings:
             if finding.kind is FindingKind.UPDATE:
                 try:
-                    await self._supersede(
+                    _, winner = await self._supersede(
                         tenant,
                         MemoryName(finding.namespace, finding.memory_id),
                         MemoryName(winner.namespace, winner.memory_id),
@@ -63,7 +63,7 @@ class Superseding(Core):
                 except (MemoryNotFound, InvalidField):
                     pass  # it left meanwhile, or the winner has no room for another link
             told.append(finding)
-        return tuple(told)
+        return winner, tuple(told)
 
     async def _supersede(
         self, tenant: str, old: MemoryName, new: MemoryName, author: str

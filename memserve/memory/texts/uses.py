@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -30,6 +30,8 @@ WAITING_MAX = 10_000
 """Memories whose uses wait to be written. Uses of further ones are not counted."""
 OUTCOMES_MAX = 10_000
 """Of one tenant's requests, so that an outcome can be corrected. The oldest leave."""
+COUNTS_MAX = 65_536
+"""Memories whose last read counts stay here, for the order of passages."""
 READ_MAX_S = 0.25
 WRITE_EVERY_S = 1.0
 CLOSE_S = 1.0
@@ -59,6 +61,7 @@ class UseLedger:
         self._redis = registry_client(redis_url)
         self._waiting: dict[str, Counter[str]] = {}
         self._used_s = 0.0
+        self._last_read: OrderedDict[str, int] = OrderedDict()
 
     async def close(self) -> None:
         """Write what waits, for a moment."""
@@ -113,7 +116,27 @@ class UseLedger:
             return {}
         async with answering(bound_s):
             texts = await self._redis.hmget(_keys(tenant)[0], keys)
-        return {key: _counted(text) for key, text in zip(keys, texts, strict=True) if text}
+        counted = {key: _counted(text) for key, text in zip(keys, texts, strict=True) if text}
+        self._keep({key: counts.uses for key, counts in counted.items()})
+        return counted
+
+    def last_read(self, tenant: str, memories: Sequence[Memory]) -> dict[tuple[str, str], int]:
+        """How often each was used, by namespace and id, as of the last read: a search has just read those of
+        its hits. Without a round trip. Memories that were not read, or never used, are left out.
+        """
+        read = self._last_read
+        return {
+            (memory.namespace, memory.memory_id): read[key]
+            for memory in memories
+            if (key := _key(tenant, memory)) in read
+        }
+
+    def _keep(self, uses: Mapping[str, int]) -> None:
+        for key, count in uses.items():
+            self._last_read[key] = count
+            self._last_read.move_to_end(key)
+        while len(self._last_read) > COUNTS_MAX:
+            self._last_read.popitem(last=False)
 
     async def record(
         self, tenant: str, request_id: str, keys: Sequence[str], reward: float, now_s: float
@@ -130,6 +153,7 @@ class UseLedger:
         counts = self._waiting.get(tenant, Counter())
         for key in keys:
             counts.pop(key, None)
+            self._last_read.pop(key, None)
         return int(await self._run(tenant, "forget", *keys)) if keys else 0
 
     async def _write_waiting(self) -> None:

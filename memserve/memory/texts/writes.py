@@ -100,7 +100,7 @@ class Writes(Superseding):
                     break
             current, created = outcome
             if created:
-                findings = await self._supersede_found(tenant, current, findings, author, policy)
+                current, findings = await self._supersede_found(tenant, current, findings, author, policy)
             return Remembered(current, created, findings)
 
         return await self._within(self._call_timeout_s, store, writes=True)
@@ -205,7 +205,7 @@ class Writes(Superseding):
         if changed is None or changed.after is None:
             return Remembered(known[0], False)
         stored = changed.after.memory
-        findings = await self._supersede_found(tenant, stored, findings, memory.author, policy)
+        stored, findings = await self._supersede_found(tenant, stored, findings, memory.author, policy)
         return Remembered(stored, True, findings)
 
     async def _findings(

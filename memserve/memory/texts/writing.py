@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from memserve.errors import (
@@ -15,13 +15,15 @@ from memserve.errors import (
     RegistryUnavailable,
     VectorStoreUnavailable,
 )
-from memserve.memory.texts.journal import Journal, WritesHeld
-from memserve.memory.texts.journal_entries import Draft
+from memserve.memory.texts.journal import Journal
+from memserve.memory.texts.journal_entries import Draft, WritesHeld
 from memserve.memory.texts.records import tenant_key
 from memserve.memory.texts.settling import Settling
 
 NOT_COUNTED = "it has not been up since this registry is used, so its memories are not counted yet"
 
+PinnedChange = Callable[[str, str], None]
+"""Called with a tenant's key and a namespace."""
 # Writes are held while another embedding model takes over. Then this one is refused, or they are let go.
 HELD_MAX_S = 120.0
 HELD_RETRY_S = 0.1
@@ -81,6 +83,8 @@ class JournalWriter:
         self._settling = settling
         self._namespaces = namespaces
         self._apply_timeout_s = apply_timeout_s
+        self.pinned_changes: list[PinnedChange] = []
+        """Called when pinned memories have changed by a write of this gateway."""
         self._under_way: set[asyncio.Task[tuple[list[Outcome], asyncio.Task[None] | None]]] = set()
 
     async def write(
@@ -123,6 +127,7 @@ class JournalWriter:
             outcomes = await self._append(owner, drafts, last_sequence, together)
         except RegistryUnavailable:
             self._settling.be_unsure()
+            self._tell_pinned(drafts)
             raise
         written = [
             replace(draft.write, sequence=outcome)
@@ -131,7 +136,18 @@ class JournalWriter:
         ]
         for write in written:
             self._namespaces.add(write.tenant_key, write.namespace)
+        self._tell_pinned(
+            [draft for draft, outcome in zip(drafts, outcomes, strict=True) if isinstance(outcome, int)]
+        )
         return outcomes, self._settling.apply(tenant, written, journaled_s) if written else None
+
+    def _tell_pinned(self, drafts: Sequence[Draft]) -> None:
+        changed = {
+            (draft.write.tenant_key, draft.write.namespace) for draft in drafts if draft.changes_pinned
+        }
+        for owner, namespace in sorted(changed):
+            for tell in self.pinned_changes:
+                tell(owner, namespace)
 
     async def _append(
         self, owner: str, drafts: Sequence[Draft], last_sequence: int, together: bool

@@ -32,11 +32,17 @@ def test_every_rpc_that_changes_something_is_under_a_limit_of_changes() -> None:
         name for name, service in rpcs.items() if service == "ModuleService" and not name.startswith(reads)
     }
     assert changes == MODULE_CHANGES
+    reads = (*reads, "Search", "Follow", "Read", "Export")
+    changes = {
+        name for name, service in rpcs.items() if service == "MemoryService" and not name.startswith(reads)
+    }
+    assert changes | {"RecordOutcome"} == MEMORY_CHANGES
+    assert {name for name in rpcs if name.startswith("Watch")} == WATCHES
 
 
 @pytest.mark.parametrize(
     "rpc",
-    ["GetStatus", "Search", "ListNamespaces", "PublishModule", "WatchModules", "Generate", "WarmPrefix"],
+    ["GetStatus", "Search", "ListNamespaces", "PublishModule", "WatchModules", "WatchMemories", "Generate"],
 )
 async def test_calls_of_every_kind_have_a_limit_of_those_under_way(rpc: str) -> None:
     of_gateway = limits(max_calls_per_tenant=16, max_inflight_per_tenant=16)

@@ -129,7 +129,7 @@ async def test_a_tenant_sees_nothing_of_anothers_memories(alice: AsyncClient, bo
         "The code of Birch is 1902."
     ]
     await bob.forget("notes", "secret")
-    assert await alice.get_memory("notes", "secret") == stored
+    assert await alice.get_memory("notes", "secret") == stored.memory
     assert (await alice.status()).memories == 1
     assert (await bob.status()).memories == 0
 

@@ -47,6 +47,7 @@ from memserve.gateway.workers.pool import WorkerPool
 from memserve.kv.index import BlockIndex
 from memserve.memory.answers.store import KeptAnswers
 from memserve.memory.modules.memory import Resolved
+from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.policy.routing.breaker import FAILURES, Breakers
 from memserve.policy.routing.residuals import Residuals
@@ -120,6 +121,8 @@ class MemoryFleet:
             provenance=Provenance(
                 KeptAnswers("redis://localhost:1", 0.0, lambda token_ids: ""), self.decisions, settings
             ),
+            ledger=UseLedger("redis://localhost:1"),
+            warm_pinned=SimpleNamespace(recalled=lambda request, tenant, version: None),
         )
 
     async def live_workers(self) -> list[WorkerLease]:

@@ -212,7 +212,7 @@ async def test_the_feed_tells_every_change_in_order(
     await store(vector, [NewMemory("notes", f"note {number}") for number in range(500)])
     with pytest.raises(ChangesMissed):
         await anext(vector.watch(TENANT, changes[0].sequence))
-    recent = await vector._journal.last_sequence() - 50
+    recent = await vector._journal.last_change(TENANT) - 50
     assert (await anext(vector.watch(TENANT, recent))).sequence == recent + 1
     for watching in (feed, later):
         await watching.aclose()

@@ -103,3 +103,24 @@ async def test_without_the_registry_strengths_are_those_of_the_writers() -> None
     with pytest.raises(RegistryUnavailable):
         await ledger.record("t", "r", [key("a")], 1.0, NOW_S)
     await ledger.close()
+
+
+async def test_the_last_read_counts_are_known_without_a_round_trip(ledger: UseLedger) -> None:
+    ledger.used("t", [memory("a"), memory("a"), memory("b")], NOW_S)
+    await ledger.write()
+    both = [memory("a"), memory("b"), memory("c")]
+    assert ledger.last_read("t", both) == {}
+    await ledger.strengths("t", both, NOW_S)
+    assert ledger.last_read("t", both) == {("n", "a"): 2, ("n", "b"): 1}
+    assert ledger.last_read("other", both) == {}
+    await ledger.forget("t", [key("a")])
+    assert ledger.last_read("t", both) == {("n", "b"): 1}
+
+
+async def test_the_last_read_counts_are_bounded(ledger: UseLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uses, "COUNTS_MAX", 2)
+    many = [memory(name) for name in "abc"]
+    ledger.used("t", many, NOW_S)
+    await ledger.write()
+    await ledger.read("t", many)
+    assert ledger.last_read("t", many) == {("n", "b"): 1, ("n", "c"): 1}

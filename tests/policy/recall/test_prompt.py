@@ -51,6 +51,14 @@ def test_passages_are_ordered_by_creation_then_by_id() -> None:
     assert [hit.memory.text for hit in order_passages(hits)] == ["a", "b", "c"]
 
 
+def test_passages_that_are_used_more_go_first_and_so_share_the_beginning() -> None:
+    hits = [hit(name, created_s=number, memory_id=name) for number, name in enumerate("abcde")]
+    namespace = hits[0].memory.namespace
+    uses = {(namespace, "d"): 9, (namespace, "b"): 7, ("elsewhere", "a"): 50}
+    assert [one.memory.memory_id for one in order_passages(hits, uses)] == ["d", "b", "a", "c", "e"]
+    assert [one.memory.memory_id for one in order_passages([*hits[:2], hits[3]], uses)] == ["d", "b", "a"]
+
+
 @given(passages, st.randoms())
 def test_the_order_is_the_same_whatever_the_scores_and_the_order_of_finding(
     hits: list[ScoredMemory], random: object

@@ -160,7 +160,8 @@ def values(field: str, messages: Mapping[str, pb.MetadataValue]) -> dict[str, Me
     """Raises InvalidField for a value without a type, or of a type of a newer memserve."""
     for key, message in messages.items():
         if message.WhichOneof("value") is None:
-            raise InvalidField(f"{field}.{key}", "must be a text, a whole number, a number, a truth or texts")
+            rule = f"key {ascii(key)[:80]} must have a text, a whole number, a number, a truth or texts"
+            raise InvalidField(field, rule)
     return metadata_of(messages)
 
 

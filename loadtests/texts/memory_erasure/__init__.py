@@ -1,0 +1,1 @@
+"""Memories are remembered, corrected and erased, and everything is searched for what was erased."""

@@ -1,0 +1,1 @@
+"""Learning from outcomes: cases whose order changes, and reflections on failures."""

@@ -1,0 +1,1 @@
+"""How much of the prompts of recall traffic is found computed, by the order of the recalled passages."""
