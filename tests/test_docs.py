@@ -18,6 +18,7 @@ from memserve.api.http import bodies as http_bodies
 from memserve.api.http.bodies import Body
 from memserve.cli.app import app
 from memserve.config import SETTINGS_DIR, SETTINGS_FILE, Settings
+from memserve.domain import LinkKind
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
 from memserve.pb.worker.v1 import worker_pb2
 from tests.pages import DOCS, PAGES, ROOT, blocks, commands, prose, text_of
@@ -196,12 +197,16 @@ def wire_names() -> set[str]:
     bodies = [
         body for body in vars(http_bodies).values() if isinstance(body, type) and issubclass(body, Body)
     ]
-    return {name for body in bodies for name in body.model_fields} | {
-        field.name
-        for file in PROTOS
-        for message in file.DESCRIPTOR.message_types_by_name.values()
-        for field in message.fields
-    }
+    return (
+        {name for body in bodies for name in body.model_fields}
+        | set(LinkKind.known())
+        | {
+            field.name
+            for file in PROTOS
+            for message in file.DESCRIPTOR.message_types_by_name.values()
+            for field in message.fields
+        }
+    )
 
 
 def words_of_the_reference() -> set[str]:

@@ -307,7 +307,8 @@ def reindex(
 ) -> None:
     """Embed all memories of all tenants again, by another model, while the gateway serves. For admins.
 
-    It goes on when this command ends. Stopped or killed, it goes on where it was when it is asked for again.
+    It goes on when this command ends.
+    Stopped or killed, it goes on where it was when it is asked for again.
 
     Example: `memserve memories reindex intfloat/multilingual-e5-small --query-prompt "query: "`
     """

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from memserve import credentials
 from memserve.config import Settings
-from memserve.disk import DATA_DISK, DiskWatch
-from memserve.domain import WorkerLease
-from memserve.domain.worker_calls import WorkerCalls
+from memserve.disk import DiskWatch
 from memserve.errors import (
-    EmbedderChanged,
     StartupError,
-    VectorStoreDamaged,
-    VectorStoreHeld,
-    VectorStoreUnavailable,
 )
 from memserve.gateway.access.callers import Access, Inflight
 from memserve.gateway.access.token_quota import TokenQuota
@@ -41,6 +35,14 @@ from memserve.gateway.modules.lifecycle import ModuleLifecycle
 from memserve.gateway.modules.placement import ModulePlacement
 from memserve.gateway.modules.trial import ModuleTrial
 from memserve.gateway.modules.version_uses import VersionUses
+from memserve.gateway.opening import (
+    connect_texts,
+    disk_watch,
+    open_cache,
+    open_modules,
+    open_pool,
+    open_texts,
+)
 from memserve.gateway.outcomes import OutcomeCounts
 from memserve.gateway.pinned import Pinned
 from memserve.gateway.pipeline import Pipeline
@@ -62,25 +64,14 @@ from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.gateway.warm_pinned import WarmPinned
 from memserve.gateway.workers.calls import GrpcCalls
 from memserve.gateway.workers.pool import WorkerPool
-from memserve.kv.index import BlockIndex
-from memserve.kv.ledger.records import Quotas
 from memserve.kv.lookup import PrefixLookup
-from memserve.kv.transport.check import check_cache_servers
 from memserve.loop_pressure import LoopPressure
 from memserve.memory.answers.store import KeptAnswers
 from memserve.memory.documents.reader import DocumentReader
-from memserve.memory.modules.blobs.store import BlobStore
-from memserve.memory.modules.kinds.files import BaseModel
 from memserve.memory.modules.memory import ParametricMemory
-from memserve.memory.modules.registry.store import ModuleStore
-from memserve.memory.modules.uploads import Uploads
 from memserve.memory.prefixes.memory import ActivationMemory
 from memserve.memory.texts.encoders.watched import WatchedEndpoint
-from memserve.memory.texts.journal_entries import Quotas as MemoryQuotas
-from memserve.memory.texts.memory import TextOptions, VectorMemory
-from memserve.memory.texts.milvus import MilvusAccess, is_local_uri
-from memserve.memory.texts.opening import open_embedding, open_reranking
-from memserve.memory.texts.searching import SearchParts
+from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
 from memserve.model.files import ModelFiles, open_model
@@ -89,7 +80,6 @@ from memserve.policy.routing.residuals import Residuals
 from memserve.private_files import open_data_dir
 from memserve.processes.supervised import Background
 from memserve.registry.gateways import Gateways
-from memserve.registry.leases import Registry
 from memserve.tls.live import LiveTls
 from memserve.turns import FairThreads, leave_one, on_own_thread
 
@@ -169,22 +159,22 @@ async def open_parts(settings: Settings, tls: LiveTls | None = None) -> AsyncIte
     metrics = GatewayMetrics(model.name)
     disk = disk_watch(settings)
     async with contextlib.AsyncExitStack() as stack:
-        texts, watched = await _open_texts(settings, metrics, disk, tls, stack)
+        texts, watched = await open_texts(settings, metrics, disk, tls, stack)
         tokenizing = FairThreads("tokenizer", TOKENIZER_THREADS, share=leave_one)
         stack.callback(tokenizing.close)
-        lookup, activation = await _open_cache(settings, stack)
-        modules = await _open_modules(settings, model, stack)
+        lookup, activation = await open_cache(settings, stack)
+        modules = await open_modules(settings, model, stack)
         connect = partial(
             GrpcCalls, credential=credentials.worker_credential(credentials.salt_key(settings)), tls=tls
         )
-        pool = await _open_pool(settings, model, connect, metrics, modules.base_digest, stack)
+        pool = await open_pool(settings, model, connect, metrics, modules.base_digest, stack)
         tokens = TokenQuota(settings.redis, settings.tokens_per_minute_per_tenant)
         stack.push_async_callback(tokens.close)
         answers = KeptAnswers(settings.redis, settings.answers_kept_s, tokenizer.decode, metrics.not_kept)
         stack.push_async_callback(answers.close)
         ledger = UseLedger(settings.redis)
         stack.push_async_callback(ledger.close)
-        _connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
+        connect_texts(texts, tokenizer, OutsideTheStore(answers, ledger, activation, settings.data))
         documents = DocumentReader()
         stack.callback(documents.close)
         gateways = Gateways(settings.redis)
@@ -292,107 +282,3 @@ def _remembering(parts: GatewayParts, scoring: Scoring) -> Remembering:
     surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
     documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
     return Remembering(parts.texts, parts.tokenizer, surprise, documents)
-
-
-async def _open_pool(
-    settings: Settings,
-    model: ModelFiles,
-    connect: Callable[[WorkerLease], WorkerCalls],
-    metrics: GatewayMetrics,
-    base_digest: str,
-    stack: contextlib.AsyncExitStack,
-) -> WorkerPool:
-    own_model = base_digest or settings.model_digest
-    registry = Registry(settings.redis)
-    stack.push_async_callback(registry.close)
-    pool = WorkerPool(
-        registry, BlockIndex(), model.tokenizer_digest(), connect, metrics.loop_failed, own_model
-    )
-    await pool.start()
-    stack.push_async_callback(pool.close)
-    return pool
-
-
-async def _open_cache(
-    settings: Settings, stack: contextlib.AsyncExitStack
-) -> tuple[PrefixLookup, ActivationMemory]:
-    await on_own_thread(partial(check_cache_servers, settings.cache_redis))
-    lookup = PrefixLookup(settings.cache_redis, budget_s=settings.lookup_timeout_ms / 1000)
-    stack.push_async_callback(lookup.close)
-    quotas = Quotas(settings.kv_quota_bytes, settings.kv_tenant_quota_bytes)
-    activation = ActivationMemory(settings.cache_redis, ttl_s=settings.kv_ttl_s, quotas=quotas)
-    stack.push_async_callback(activation.close)
-    return lookup, activation
-
-
-async def _open_texts(
-    settings: Settings,
-    metrics: GatewayMetrics,
-    disk: DiskWatch,
-    tls: LiveTls | None,
-    stack: contextlib.AsyncExitStack,
-) -> tuple[VectorMemory, WatchedEndpoint | None]:
-    embedding, watched = await open_embedding(settings, metrics.embedding)
-    if watched is not None:
-        stack.callback(watched.close)
-    options = TextOptions(
-        access=MilvusAccess(settings.milvus_token.get_secret_value(), None if tls is None else tls.files),
-        may_flush=disk.has_room,
-        quotas=MemoryQuotas(
-            settings.max_memories_per_tenant,
-            settings.max_namespaces_per_tenant,
-            settings.max_memory_bytes_per_tenant,
-        ),
-        forgotten_days=settings.forgotten_days,
-    )
-    try:
-        texts = await VectorMemory.open(settings.vector_uri, embedding, settings.redis, options)
-    except (EmbedderChanged, VectorStoreDamaged, VectorStoreHeld, VectorStoreUnavailable) as error:
-        raise StartupError(str(error)) from error
-    stack.push_async_callback(texts.close)
-    texts.reranking = await open_reranking(settings, metrics.embedding)
-    return texts, watched
-
-
-def _connect_texts(texts: VectorMemory, tokenizer: ChatTokenizer, outside: OutsideTheStore) -> None:
-    """What a search has beside its store, and what an erasure has to reach outside it."""
-    texts.search_parts = SearchParts(
-        count_tokens=lambda text: tokenizer.lengths([text])[0], strengths=outside.ledger.strengths
-    )
-    # The uses last: they say whether the memory was ever in a prompt.
-    texts.erasers += [outside.kept_answers, outside.kv, outside.uses, outside.backups]
-
-
-async def _open_modules(
-    settings: Settings, model: ModelFiles, stack: contextlib.AsyncExitStack
-) -> ParametricMemory:
-    store = ModuleStore(
-        settings.redis,
-        modules_max=settings.max_modules_per_tenant,
-        versions_max=settings.max_versions_per_module,
-        audit_days=settings.audit_retention_days,
-        audit_max_bytes=settings.audit_max_bytes,
-    )
-    stack.push_async_callback(store.close)
-    shapes = model.tensor_shapes()
-    memory = ParametricMemory(
-        store,
-        BlobStore(settings.module_store_url, settings.modules_root / "modules"),
-        Uploads(settings.data / "staging", settings.max_module_bytes, settings.max_staging_bytes_per_tenant),
-        BaseModel(shapes=shapes, vocab_size=model.vocab_size, max_rank=settings.max_lora_rank),
-        # Without its weights a gateway cannot tell which model it is. Workers still refuse a module that does
-        # not fit.
-        await on_own_thread(model.model_digest) if shapes else "",
-    )
-    stack.callback(memory.files.close)
-    return memory
-
-
-def disk_watch(settings: Settings) -> DiskWatch:
-    """The disks that this gateway writes to."""
-    places = {DATA_DISK: settings.data}
-    if settings.module_store_url and "://" not in settings.module_store_url:
-        places["the disk of the module store"] = Path(settings.module_store_url)
-    if is_local_uri(settings.vector_uri):
-        places["the disk of the vector store"] = Path(settings.vector_uri).parent
-    return DiskWatch(places, settings.disk_reserve_bytes)

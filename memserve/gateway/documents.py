@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from memserve.domain import (
@@ -24,6 +24,7 @@ from memserve.memory.documents.memories import (
     kept_passages,
     passages_to_new_memories,
 )
+from memserve.memory.documents.passages import DocumentPassage
 from memserve.memory.documents.reader import DocumentReader
 from memserve.memory.documents.wire import Upload
 from memserve.memory.texts.memory import VectorMemory
@@ -78,18 +79,7 @@ class DocumentKeeper:
         )
         kept, taken = await self._stored(tenant.name, document)
         changes = changed_passages(document.document_id, kept_passages(kept), read.passages, taken)
-        origin = PassageOrigin(document.namespace, document.source, document.keywords, document.metadata)
-        wanted = [
-            replace(
-                new,
-                valid_from_s=document.valid_from_s,
-                valid_until_s=document.valid_until_s,
-                applies_when=document.applies_when,
-            )
-            for new in passages_to_new_memories(
-                document.document_id, read.passages, origin, memory_ids=changes.memory_ids
-            )
-        ]
+        wanted = _wanted(document, read.passages, changes.memory_ids)
         report = DocumentProgress(len(wanted), 0, 0, 0, 0, read.document.title)
         known = {memory.memory_id: memory for memory in kept}
         fresh: list[NewMemory] = []
@@ -146,6 +136,22 @@ class DocumentKeeper:
             token = page.next_page_token
             if not token:
                 return live, taken
+
+
+def _wanted(
+    document: NewDocument, passages: Sequence[DocumentPassage], memory_ids: Sequence[str]
+) -> list[NewMemory]:
+    """The memories of a document's passages, with what the caller says of all of them."""
+    origin = PassageOrigin(document.namespace, document.source, document.keywords, document.metadata)
+    return [
+        replace(
+            new,
+            valid_from_s=document.valid_from_s,
+            valid_until_s=document.valid_until_s,
+            applies_when=document.applies_when,
+        )
+        for new in passages_to_new_memories(document.document_id, passages, origin, memory_ids=memory_ids)
+    ]
 
 
 def _says_the_same(memory: Memory, new: NewMemory) -> bool:

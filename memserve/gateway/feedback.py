@@ -19,11 +19,19 @@ from memserve.domain import (
     Tenant,
     WritePolicy,
 )
-from memserve.errors import InvalidField, MemoryNotFound, NamespaceNotFound, OutcomeWithoutAnswer
+from memserve.errors import (
+    InvalidField,
+    MemoryConflict,
+    MemoryNotFound,
+    NamespaceNotFound,
+    OutcomeWithoutAnswer,
+)
 from memserve.gateway.remembering import Remembering
 from memserve.memory.answers.store import KeptAnswers
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.records import memory_key
+from memserve.memory.texts.requests import MemoryChanges
+from memserve.memory.texts.rules import check_namespace
 from memserve.memory.texts.uses import UseLedger
 from memserve.policy.recall.reflection import reflection_text
 
@@ -70,13 +78,19 @@ class Feedback:
         answer = await self._answers.get(tenant.name, outcome.request_id) if self._answers.keeps else None
         if answer is None:
             raise OutcomeWithoutAnswer(outcome.request_id)
+        namespace = outcome.namespace or next(iter(answer.namespaces), "")
+        if outcome.reflect:
+            self._check_reflection(outcome, namespace)
         now_s = time.time()
         memories = [memory for memory in await self._used(tenant, answer) if memory is not None]
         before = await self._ledger.strengths(tenant.name, memories, now_s)
         keys = [memory_key(tenant.name, memory.namespace, memory.memory_id) for memory in memories]
         await self._ledger.record(tenant.name, outcome.request_id, keys, (outcome.reward + 1) / 2, now_s)
         after = await self._ledger.strengths(tenant.name, memories, now_s)
-        reflection = await self._reflect(tenant, outcome, answer, memories) if outcome.reflect else None
+        reflection = None
+        if outcome.reflect:
+            task = outcome.task or _question(answer)
+            reflection = await self._reflect(tenant, _reflection(namespace, task, outcome, memories))
         return RecordedOutcome(
             tuple(
                 Reinforced(
@@ -102,31 +116,36 @@ class Feedback:
         except (NamespaceNotFound, MemoryNotFound):
             return None
 
-    async def _reflect(
-        self, tenant: Tenant, outcome: Outcome, answer: KeptAnswer, used: list[Memory]
-    ) -> Memory | None:
-        namespace = outcome.namespace or next(iter(answer.namespaces), "")
+    def _check_reflection(self, outcome: Outcome, namespace: str) -> None:
+        """Before anything is counted. Raises InvalidField."""
         if not namespace:
             raise InvalidField("namespace", "must be named, because the request recalled from none")
-        task = outcome.task or _question(answer)
-        links = [
-            Link(LinkKind.DERIVED_FROM, memory.memory_id, memory.namespace) for memory in used[:LINKS_MAX]
-        ]
-        remembered = await self._remembering.remember(
-            tenant,
-            NewMemory(
-                namespace,
-                reflection_text(task, outcome.note),
-                source=f"outcome of request {outcome.request_id}",
-                memory_id=f"reflection:{outcome.request_id}",
-                kind=MemoryKind.REFLECTION,
-                metadata={"request_id": outcome.request_id, "reward": float(outcome.reward)},
-                strength=REFLECTION_STRENGTH,
-                links=tuple(links),
-            ),
-            WritePolicy(skip_relations=True),
-        )
-        return remembered.memory
+        check_namespace("namespace", namespace)
+        self._remembering.check_text("note", outcome.note)
+        self._remembering.check_text("task", outcome.task)
+
+    async def _reflect(self, tenant: Tenant, reflection: NewMemory) -> Memory | None:
+        """Store the reflection. Of an outcome that is said again, the reflection gets a new version."""
+        policy = WritePolicy(skip_relations=True)
+        try:
+            return (await self._remembering.remember(tenant, reflection, policy)).memory
+        except MemoryConflict:
+            changes = MemoryChanges(reflection)
+            return (await self._remembering.update(tenant, changes, policy)).memory
+
+
+def _reflection(namespace: str, task: str, outcome: Outcome, used: list[Memory]) -> NewMemory:
+    links = [Link(LinkKind.DERIVED_FROM, memory.memory_id, memory.namespace) for memory in used[:LINKS_MAX]]
+    return NewMemory(
+        namespace,
+        reflection_text(task, outcome.note),
+        source=f"outcome of request {outcome.request_id}",
+        memory_id=f"reflection:{outcome.request_id}",
+        kind=MemoryKind.REFLECTION,
+        metadata={"request_id": outcome.request_id, "reward": float(outcome.reward)},
+        strength=REFLECTION_STRENGTH,
+        links=tuple(links),
+    )
 
 
 def _check(outcome: Outcome) -> None:

@@ -15,12 +15,19 @@ from pydantic_core import PydanticCustomError
 
 from memserve.api.rules import MAX_TOKENS_MAX, MESSAGES_MAX, MODULES_MAX, NAMESPACES_MAX, RECALL_MAX, STOP_MAX
 from memserve.errors import InvalidField
+from memserve.memory.texts.rules import LINK_DEPTH_MAX, NEIGHBOURS_MAX
+from memserve.policy.recall.metadata import KEYS_MAX
 
 INPUTS_MAX = 64
 METADATA_MAX = 16
 TOOLS_MAX = 64
 SMALL_MAX = 512
 SMALL = Annotated[str, Field(max_length=SMALL_MAX)]
+MemoryKindName = Literal["fact", "episode", "reflection", "procedure", "passage"]
+LinkKindName = Literal[
+    "supersedes", "caused_by", "part_of", "next", "duplicates", "contradicts", "derived_from"
+]
+KINDS_MAX = 16
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS_MAX)]
 
@@ -181,6 +188,37 @@ class ModuleBody(Body):
     strength: float = 1.0
 
 
+class RecallBody(Body):
+    """How memories are found, beside where: `namespaces` says that."""
+
+    kinds: Annotated[list[MemoryKindName], Field(max_length=KINDS_MAX, fail_fast=True)] = []
+    """Only memories of these kinds. Empty: all."""
+    filter: str = ""
+    """An expression over the memories' fields, such as `metadata.city == "Oslo"`."""
+    min_relevance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Least calibrated probability that a passage answers."""
+    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """0: by score alone. 1: as different from each other as they can be."""
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS_MAX)] = 0
+    """Of all passages' texts. 0: no bound."""
+    context: Annotated[dict[str, Any], Field(max_length=KEYS_MAX)] = {}
+    """What the memories' conditions are judged by: texts, numbers, truths and lists of texts."""
+    neighbours: Annotated[int, Field(ge=0, le=NEIGHBOURS_MAX)] = 0
+    """Memories before and after each hit in its document or session."""
+    link_depth: Annotated[int, Field(ge=0, le=LINK_DEPTH_MAX)] = 0
+    """Steps along links from each hit."""
+    link_kinds: Annotated[list[LinkKindName], Field(max_length=KINDS_MAX, fail_fast=True)] = []
+    """Only links of these kinds. Empty: all."""
+    as_of_s: float | None = None
+    """Judge validity at this time, in seconds since the epoch. null: now."""
+    rerank: bool = False
+    """Have the cross-encoder order the best hits, where the gateway has one."""
+    choose_module: bool = False
+    """Where the request names no module: answer with the one whose knowledge fits, if one does."""
+    skip_pinned: bool = False
+    """Leave out the passages that the namespaces have pinned."""
+
+
 class MemserveBody(Body):
     """What only memserve has."""
 
@@ -188,6 +226,7 @@ class MemserveBody(Body):
     """To recall memories from."""
     recall_limit: Annotated[int, Field(ge=0, le=RECALL_MAX)] = 0
     recall_timeout_ms: Annotated[int, Field(ge=0)] = 0
+    recall: RecallBody = RecallBody()
     module: str = ""
     """A LoRA: name, name@alias or name@number. As `model` with a colon."""
     modules: Annotated[list[ModuleBody], Field(max_length=MODULES_MAX, fail_fast=True)] = []

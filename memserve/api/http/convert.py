@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from memserve.api.http.bodies import Answering, ChatBody, CompletionBody, MemserveBody
+from memserve.api.http.bodies import Answering, ChatBody, CompletionBody, MemserveBody, RecallBody
 from memserve.api.http.tools import AskedTools, calls_body, turn
 from memserve.api.rules import check_generation, usual_priority
 from memserve.domain import (
     FinishReason,
     GenerationRequest,
+    LinkKind,
+    MemoryKind,
     Message,
     ModuleKind,
     ModuleUse,
@@ -21,12 +23,14 @@ from memserve.domain import (
     Route,
     Sampling,
     ScoredMemory,
+    SearchQuery,
     Slo,
     Tenant,
     TextDelta,
     Usage,
 )
 from memserve.errors import InvalidField
+from memserve.policy.recall.metadata import checked_metadata
 from memserve.policy.tool_calls import Call, CallReader
 
 ROLES = {
@@ -115,6 +119,9 @@ def _request(
         namespaces=tuple(dict.fromkeys(extra.namespaces)),
         recall_limit=extra.recall_limit,
         recall_timeout_s=extra.recall_timeout_ms / 1000,
+        search=_search(extra.recall),
+        choose_module=extra.recall.choose_module,
+        skip_pinned=extra.recall.skip_pinned,
         slo=Slo(slo.ttft_ms, slo.tpot_ms, slo.refuse_late, slo.skip_recall),
         worker_id=extra.worker_id,
         session=extra.session or (body.user or "")[:128],
@@ -125,6 +132,27 @@ def _request(
     )
     check_generation(request)
     return request
+
+
+def _search(wishes: RecallBody) -> SearchQuery | None:
+    """Raises InvalidField. Returns None for no wishes."""
+    if wishes == RecallBody(choose_module=wishes.choose_module, skip_pinned=wishes.skip_pinned):
+        return None
+    return SearchQuery(
+        (),
+        "",
+        kinds=tuple(dict.fromkeys(map(MemoryKind, wishes.kinds))),
+        filter=wishes.filter,
+        min_relevance=wishes.min_relevance,
+        diversity=wishes.diversity,
+        max_tokens=wishes.max_tokens,
+        context=checked_metadata("recall.options.context", wishes.context),
+        neighbours=wishes.neighbours,
+        link_depth=wishes.link_depth,
+        link_kinds=tuple(dict.fromkeys(map(LinkKind, wishes.link_kinds))),
+        as_of_s=wishes.as_of_s,
+        rerank=wishes.rerank,
+    )
 
 
 def _split(name: str, base: str) -> tuple[str, str]:
@@ -181,7 +209,14 @@ def _passage(hit: ScoredMemory) -> dict[str, Any]:
         "namespace": memory.namespace,
         "text": memory.text,
         "source": memory.source,
+        "version": memory.version,
         "score": hit.score,
+        "relevance": hit.relevance,
+        "strength": hit.strength,
+        "dense_score": hit.dense_score,
+        "bm25_score": hit.bm25_score,
+        "rerank_score": hit.rerank_score,
+        "via": None if hit.via is None else asdict(hit.via),
     }
 
 

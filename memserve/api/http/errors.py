@@ -90,6 +90,8 @@ NAMES = (
     ("sampling.json_schema", "response_format"),
     ("sampling.", ""),
     ("recall.namespaces", "memserve.namespaces"),
+    ("recall.options.", "memserve.recall."),
+    ("recall.choose_module", "memserve.recall.choose_module"),
     ("recall.limit", "memserve.recall_limit"),
     ("recall.timeout_ms", "memserve.recall_timeout_ms"),
     *((name, f"memserve.{name}") for name in ("slo.", "session", "modules", "worker_id", "priority")),

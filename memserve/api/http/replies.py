@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from memserve.domain import CachedTokens, Route, UsedModule
+from memserve.domain import CachedTokens, Route, UsedModule, Via
 
 
 class ReplyBody(BaseModel):
@@ -27,7 +27,18 @@ class Passage(ReplyBody):
     namespace: str
     text: str
     source: str
+    version: int
     score: float
+    """Fused from both halves of the search and weighted by strength."""
+    relevance: float
+    """The calibrated probability that it answers the question."""
+    strength: float
+    """By its writer, age, use and outcomes."""
+    dense_score: float | None
+    bm25_score: float | None
+    rerank_score: float | None
+    via: Via | None
+    """How it was found where not by its content: from which hit, by which link, in how many steps."""
 
 
 class ReceiptEnd(ReplyBody):

@@ -26,11 +26,12 @@ from memserve.domain import (
     Skipped,
     SkipReason,
 )
-from memserve.errors import MemserveError, NamespaceNotFound, VectorStoreUnavailable
+from memserve.errors import InvalidField, MemserveError, NamespaceNotFound, VectorStoreUnavailable
 from memserve.gateway.module_fit import ModuleFits
 from memserve.gateway.pinned import Pinned
 from memserve.gateway.tokenizer import ChatTokenizer
 from memserve.memory.texts.memory import VectorMemory
+from memserve.memory.texts.requests import fault_of_options
 from memserve.memory.texts.rules import QUERY_MAX_BYTES
 from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
@@ -110,7 +111,7 @@ class Recall:
             self._metrics.recall.labels(outcome).observe(time.monotonic() - started_s)
         return Recalled(
             outcome,
-            (*pinned, *self._ordered(tenant, hits)),
+            (*pinned, *reflections_first(self._ordered(tenant, hits), question)),
             (*found.skipped, *unusable)[:SKIPPED_MAX],
             tuple(part for part in parts if part is not None),
             fits,
@@ -137,6 +138,8 @@ class Recall:
         try:
             found = await self._texts.search(tenant, query, timeout_s=timeout_s)
             outcome = RecallOutcome.FOUND if found.hits else RecallOutcome.EMPTY
+        except InvalidField as fault:
+            raise fault_of_options("recall.options", fault) from None
         except VectorStoreUnavailable as error:
             late = time.monotonic() - started_s >= timeout_s
             outcome = RecallOutcome.LATE if late else RecallOutcome.UNAVAILABLE
@@ -198,7 +201,7 @@ class Recall:
     ) -> tuple[list[ScoredMemory], list[Skipped]]:
         """The hits that the prompt can show and that are not pinned anyway."""
         usable, skipped = [], []
-        for hit in reflections_first(hits):
+        for hit in hits:
             memory = hit.memory
             if _key(hit) in pinned:
                 continue

@@ -88,6 +88,8 @@ class KeptAnswers:
         self._answers_max, self._prompts_max = answers_max, prompts_max
         self._redis = registry_client(redis_url, decode_responses=False)
         self._waiting: deque[_Waiting] = deque()
+        # On its way into the registry: no longer waiting, and not there yet.
+        self._writing: list[_Waiting] = []
         self._came = asyncio.Event()
         # A prompt may take milliseconds to pack.
         self._packing = FairThreads("answers", 1)
@@ -135,7 +137,7 @@ class KeptAnswers:
         """None: it is not kept (any more). Raises RegistryUnavailable and UnreadableRecord."""
         if not _REQUEST_ID.match(request_id):
             return None
-        for waiting in self._waiting:
+        for waiting in (*self._waiting, *self._writing):
             if waiting.tenant == tenant and waiting.answer.request_id == request_id:
                 return await self._packing.run(tenant, partial(_with_text, waiting.answer, self._text_of))
         async with answering():
@@ -173,6 +175,7 @@ class KeptAnswers:
 
     async def _write_some(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]
+        self._writing = batch
         tenants = sorted(batch, key=lambda waiting: waiting.tenant)
         for tenant, group in groupby(tenants, key=lambda waiting: waiting.tenant):
             answers = list(group)
@@ -183,6 +186,7 @@ class KeptAnswers:
             except (RegistryUnavailable, RegistryDiskFull) as error:
                 self._dropped(len(answers))
                 log.warning("%d answers are not kept: %s", len(answers), error)
+        self._writing = []
 
     async def _run(self, tenant: str, operation: str, *arguments: Any) -> int:
         async with answering():

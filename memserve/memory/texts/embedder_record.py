@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 
 from memserve.errors import EmbedderChanged, VectorStoreUnavailable
-from memserve.memory.texts.journal import PENDING, STATE, Journal, Model
+from memserve.memory.texts.journal import PENDING, STATE, Journal
+from memserve.memory.texts.journal_entries import Model
 
 LEASE_S = 30.0
 """A gateway that reindexes has to say so again within this time."""

@@ -266,8 +266,8 @@ function scripts.hold(request)
 end
 
 -- Another model has embedded all memories. What is pending is durable in its collection, and is dropped.
--- request: before, embedder, name, sequence (the last one, as `hold` said it). Answers 0, and changes nothing,
--- when a write may have come since.
+-- request: before, embedder, name, sequence (the last one, as `hold` said it). Answers 0, and changes
+-- nothing, when a write may have come since.
 function scripts.switch_embedder(request)
   local before = redis.call('HGET', STATE_KEY, STATE.embedder) or ''
   local sequence = redis.call('HGET', STATE_KEY, STATE.sequence) or '0'

@@ -5,8 +5,7 @@ The scripts are in `journal.lua`. What is appended here is on disk when the call
 syncs every write (`appendfsync always`, as the private one does): Milvus is an index, and may lose what it
 has not durably written.
 
-A journal that is full refuses every write, forgetting and erasing too, until the store has written what
-waits. A record with a long history takes up to RECORD_MAX_BYTES of it.
+A journal that is full refuses every write, erasing too, until the store has written what waits.
 """
 
 from __future__ import annotations
@@ -16,23 +15,28 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
 from redis.exceptions import NoScriptError
 
-from memserve.domain import MemoryAction, MemoryChange, NamespaceUsage
+from memserve.domain import MemoryChange, NamespaceUsage
 from memserve.errors import ChangesMissed, EmbedderChanged, JournalFull, PinnedMemoriesFull, QuotaReached
 from memserve.memory.texts.journal_entries import (
     Draft,
     Look,
+    Model,
     Quotas,
     Totals,
     Write,
+    WritesHeld,
+    change_of,
     decode,
+    described,
     encode,
-    pinned_bytes,
+    last_of,
+    text_of,
 )
 from memserve.memory.texts.records import tenant_key
 from memserve.registry.client import answering, close_client, registry_client
@@ -57,21 +61,6 @@ FULL_RETRY_S = 5.0
 # A slow disk may sync for longer than the registry's usual second.
 TIMEOUT_S = 5.0
 _PAGE = 256
-_REWRITE_POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The embedding model whose vectors are written."""
-
-    embedder: str
-    name: str
-    default: str
-    """The name of the model that "" stands for."""
-
-
-class WritesHeld(Exception):
-    """No write is taken for a moment, while another embedding model takes over."""
 
 
 class Journal:
@@ -96,7 +85,7 @@ class Journal:
         Otherwise memories are kept that another model has embedded, nothing is changed, and the name of that
         model is returned.
         """
-        return _text(await self.run("embedded_by", [PENDING, STATE], **asdict(model)))
+        return text_of(await self.run("embedded_by", [PENDING, STATE], **asdict(model)))
 
     async def syncs_every_write(self) -> bool | None:
         """Whether what is acknowledged is on disk. None: this Redis does not say."""
@@ -107,14 +96,14 @@ class Journal:
                 if "unknown command" in str(error) or "NOPERM" in str(error):
                     return None
                 raise
-        named = {_text(name): _text(value) for name, value in options.items()}
+        named = {text_of(name): text_of(value) for name, value in options.items()}
         return named.get("appendonly") == "yes" and named.get("appendfsync") == "always"
 
     async def state(self) -> dict[str, str]:
         """The fields of `STATE` in `journal.lua`."""
         async with answering(TIMEOUT_S):
             fields = await self._redis.hgetall(STATE)
-        return {_text(name): _text(value) for name, value in fields.items()}
+        return {text_of(name): text_of(value) for name, value in fields.items()}
 
     async def forget_outdated(self) -> None:
         """The collection of the model before is dropped."""
@@ -180,7 +169,7 @@ class Journal:
             "append",
             [PENDING, STATE, TENANTS, *_tenant_keys(tenant)],
             tenant=tenant,
-            writes=json.dumps([_described(draft) for draft in drafts]),
+            writes=json.dumps([described(draft) for draft in drafts]),
             **{f"body:{number}": encode(draft.write) for number, draft in enumerate(drafts, start=1)},
             last_sequence=last_sequence,
             together=int(together),
@@ -195,7 +184,7 @@ class Journal:
             **({} if model is None else asdict(model)),
         )
         if answers[0][0] == b"embedder" and model is not None:
-            raise EmbedderChanged(_text(answers[0][1]), model.name)
+            raise EmbedderChanged(text_of(answers[0][1]), model.name)
         if answers[0][0] == b"held":
             raise WritesHeld
         return [
@@ -225,8 +214,8 @@ class Journal:
                 "drop", [PENDING, STATE], settled_s=settled_s, writes=json.dumps(page), **model
             )
             if isinstance(keys, bytes) and self.model is not None:
-                raise EmbedderChanged(_text(keys), self.model.name)
-            young.update(_text(key) for key in keys)
+                raise EmbedderChanged(text_of(keys), self.model.name)
+            young.update(text_of(key) for key in keys)
         return young
 
     async def pending(self) -> AsyncIterator[list[Write]]:
@@ -238,7 +227,7 @@ class Journal:
                 pipeline.hscan(PENDING, cursor, count=_PAGE)
                 (embedder, name), (cursor, page) = await pipeline.execute()
             self._check(embedder, name)
-            yield [decode(_text(key), entry) for key, entry in page.items()]
+            yield [decode(text_of(key), entry) for key, entry in page.items()]
             if not int(cursor):
                 return
 
@@ -324,14 +313,14 @@ class Journal:
             pipeline.xrevrange(FEED + key, count=1)
             pipeline.xrange(FEED + key, f"({after_sequence}-0", "+", limit)
             oldest, last, entries = await pipeline.execute()
-        if after_sequence > _last_of(last) or (oldest is not None and after_sequence < int(oldest) - 1):
+        if after_sequence > last_of(last) or (oldest is not None and after_sequence < int(oldest) - 1):
             raise ChangesMissed(after_sequence)
-        return [_change(entry_id, fields) for entry_id, fields in entries]
+        return [change_of(entry_id, fields) for entry_id, fields in entries]
 
     async def last_change(self, tenant: str) -> int:
         """The sequence of the tenant's last change. 0: none."""
         async with answering(TIMEOUT_S):
-            return _last_of(await self._redis.xrevrange(FEED + tenant_key(tenant), count=1))
+            return last_of(await self._redis.xrevrange(FEED + tenant_key(tenant), count=1))
 
     async def rewrite_log(self, timeout_s: float) -> str:
         """Have Redis write its append-only file anew, so that overwritten values leave it.
@@ -352,7 +341,7 @@ class Journal:
             except Exception as error:
                 return f"the registry does not write its append-only file anew: {str(error)[:120]}"
         while time.monotonic() < deadline_s:
-            await asyncio.sleep(_REWRITE_POLL_S)
+            await asyncio.sleep(0.1)
             async with answering(TIMEOUT_S):
                 now = await self._redis.info("persistence")
                 if now["aof_rewrite_in_progress"] or now.get("aof_rewrite_scheduled"):
@@ -367,15 +356,15 @@ class Journal:
     def _check(self, embedder: bytes | None, name: bytes | None) -> None:
         """Raises EmbedderChanged. embedder, name: as the registry has them; None: nothing was written yet."""
         model = self.model
-        if model is not None and embedder is not None and _text(embedder) != model.embedder:
-            raise EmbedderChanged(_text(name or model.default), model.name)
+        if model is not None and embedder is not None and text_of(embedder) != model.embedder:
+            raise EmbedderChanged(text_of(name or model.default), model.name)
 
     def _outcome(self, answer: Sequence[Any], namespace: str) -> int | JournalFull | QuotaReached | None:
         outcome, *details = answer
         if outcome == b"pinned":
             return PinnedMemoriesFull(namespace, PINNED_MAX, PINNED_MAX_BYTES)
         if outcome == b"quota":
-            noun = _text(details[0])
+            noun = text_of(details[0])
             quotas = self.quotas
             limits = {
                 "memories": quotas.memories,
@@ -390,12 +379,12 @@ class Journal:
 
     async def _tenants(self) -> list[str]:
         async with answering(TIMEOUT_S):
-            return sorted(_text(tenant) for tenant in await self._redis.smembers(TENANTS))
+            return sorted(text_of(tenant) for tenant in await self._redis.smembers(TENANTS))
 
     async def _counts(self, prefix: str, tenant: str) -> dict[str, int]:
         async with answering(TIMEOUT_S):
             counts = await self._redis.hgetall(prefix + tenant)
-        return {_text(namespace): int(count) for namespace, count in counts.items()}
+        return {text_of(namespace): int(count) for namespace, count in counts.items()}
 
     async def run(self, script: str, keys: Sequence[str], **arguments: Any) -> Any:
         """arguments: by the names that the script gives them."""
@@ -409,38 +398,3 @@ class Journal:
 
 def _tenant_keys(tenant: str) -> list[str]:
     return [COUNTS + tenant, RECORDS + tenant, BYTES + tenant, FEED + tenant, TRIMMED, PINNED + tenant]
-
-
-def _described(draft: Draft) -> dict[str, Any]:
-    """A write as the script takes it, without its body."""
-    return {
-        "key": draft.write.key,
-        "namespace": draft.write.namespace,
-        "memory_id": draft.write.memory_id,
-        "seen": draft.seen_sequence,
-        "live": draft.growth.live,
-        "records": draft.growth.records,
-        "bytes": draft.growth.bytes,
-        "within_quotas": draft.within_quotas,
-        "version": draft.write.version,
-        "action": draft.write.action.value,
-        "pinned_bytes": pinned_bytes(draft.write.record),
-    }
-
-
-def _last_of(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> int:
-    return int(entries[0][0].partition(b"-")[0]) if entries else 0
-
-
-def _change(entry_id: bytes, fields: Mapping[bytes, bytes]) -> MemoryChange:
-    return MemoryChange(
-        int(entry_id.partition(b"-")[0]),
-        _text(fields[b"namespace"]),
-        _text(fields[b"memory_id"]),
-        int(fields[b"version"]),
-        MemoryAction(_text(fields[b"action"])),
-    )
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

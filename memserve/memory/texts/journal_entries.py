@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from memserve.domain import Memory, MemoryAction, MemoryState
+from memserve.domain import Memory, MemoryAction, MemoryChange, MemoryState
 from memserve.memory.texts.records import (
     Record,
     decode_history,
@@ -189,3 +191,54 @@ def decode(key: str, entry: bytes) -> Write:
 
 def _is_live(record: Record | None) -> bool:
     return record is not None and record.memory.state is MemoryState.LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The embedding model whose vectors are written."""
+
+    embedder: str
+    name: str
+    default: str
+    """The name of the model that "" stands for."""
+
+
+class WritesHeld(Exception):
+    """No write is taken for a moment, while another embedding model takes over."""
+
+
+def described(draft: Draft) -> dict[str, Any]:
+    """A write as the script takes it, without its body."""
+    return {
+        "key": draft.write.key,
+        "namespace": draft.write.namespace,
+        "memory_id": draft.write.memory_id,
+        "seen": draft.seen_sequence,
+        "live": draft.growth.live,
+        "records": draft.growth.records,
+        "bytes": draft.growth.bytes,
+        "within_quotas": draft.within_quotas,
+        "version": draft.write.version,
+        "action": draft.write.action.value,
+        "pinned_bytes": pinned_bytes(draft.write.record),
+    }
+
+
+def last_of(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> int:
+    """The number of the newest entry of a feed, which comes first; 0 for an empty feed."""
+    return int(entries[0][0].partition(b"-")[0]) if entries else 0
+
+
+def change_of(entry_id: bytes, fields: Mapping[bytes, bytes]) -> MemoryChange:
+    """Of an entry of a feed."""
+    return MemoryChange(
+        int(entry_id.partition(b"-")[0]),
+        text_of(fields[b"namespace"]),
+        text_of(fields[b"memory_id"]),
+        int(fields[b"version"]),
+        MemoryAction(text_of(fields[b"action"])),
+    )
+
+
+def text_of(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -29,7 +29,7 @@ from memserve.memory.texts.embedding import BUNDLED
 from memserve.memory.texts.encoders.cached import CachedEmbedding
 from memserve.memory.texts.encoders.embedder import Embedder, Floats
 from memserve.memory.texts.index import MILVUS_ERRORS, OWN_WORK, one_line
-from memserve.memory.texts.journal import Model
+from memserve.memory.texts.journal_entries import Model
 from memserve.memory.texts.milvus import MilvusMemories
 from memserve.memory.texts.milvus_rows import history_digest
 from memserve.memory.texts.reindexing import ReindexFigures, Reindexing
@@ -116,6 +116,7 @@ class Reembedding(Core):
             return await _embedded(embedding, target.embedder, [memory.text for memory in memories])
 
         await self.drop_outdated()
+        await self.settling.settle_now()  # what waits is counted, and embedded before the switch
         reindexing = Reindexing(
             self._index,
             embedding.embedder.vectors,

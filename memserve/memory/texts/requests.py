@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from memserve.domain import MemoryKind, MemoryState, NewMemory, Remembered
-from memserve.errors import MemserveError
+from memserve.domain import MemoryKind, MemoryState, NewMemory, Remembered, SearchQuery
+from memserve.errors import InvalidField, MemserveError
 from memserve.memory.texts.store import ListOrder
 
 CHANGEABLE = frozenset(field.name for field in fields(NewMemory)) - {"namespace", "memory_id"}
+
+
+_OPTIONS = frozenset(field.name for field in fields(SearchQuery)) - {"namespaces", "text", "limit"}
+
+
+def fault_of_options(options: str, fault: InvalidField) -> InvalidField:
+    """A search's refusal by the field's name in a request.
+
+    options: what the request calls the part that has a SearchQuery's wishes.
+    """
+    if fault.field.partition(".")[0] not in _OPTIONS:
+        return fault
+    return InvalidField(f"{options}.{fault.field}", fault.rule)
 
 
 @dataclass(frozen=True, slots=True)

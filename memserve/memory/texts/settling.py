@@ -28,17 +28,14 @@ FLUSH_TIMEOUT_S = 120.0
 # Writes that Milvus Lite gets at once. It runs in this process, and a search waits while a page of them is
 # packed: pages of 256 made the 99th percentile of searches beside them nearly twice as long.
 LITE_BATCH = 32
-RETRY_MIN_S = 1.0
+RETRY_MIN_S, RETRY_MAX_S = 1.0, 30.0
 TURN_RETRY_S = 0.05
-RETRY_MAX_S = 30.0
 # A remote Milvus has several gateways. A call of another gateway that is older than this has ended, and
 # cannot write over a newer write any more.
 SETTLED_REMOTE_S = 30.0
-# So a call begins this long after its write was seen in the journal at the latest, and with its own timeout
-# of 10 s it ends before the write is that old.
+# So a call begins this long after its write was seen at the latest: with its own 10 s it ends before that.
 APPLY_WITHIN_S = 15.0
-# Searches do not find what a gateway has journaled that died then, until another one brings it in.
-ADOPT_EVERY_S = 30.0
+ADOPT_EVERY_S = 30.0  # until then searches do not find what a gateway journaled that died
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from memserve.errors import (
     RegistryUnavailable,
     VectorStoreUnavailable,
 )
-from memserve.memory.texts.journal import Journal, WritesHeld
-from memserve.memory.texts.journal_entries import Draft
+from memserve.memory.texts.journal import Journal
+from memserve.memory.texts.journal_entries import Draft, WritesHeld
 from memserve.memory.texts.records import tenant_key
 from memserve.memory.texts.settling import Settling
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memserve.domain import MemoryKind, Message, Role, ScoredMemory, TemplateRules
+from memserve.policy.recall.reflection import task_likeness
 
 Render = Callable[[str, Sequence[str]], str]
 """Shows a system text ("" for none) and one or more passages, as a deployment's template does."""
@@ -36,15 +37,20 @@ def order_passages(
     return sorted(passages, key=place)
 
 
-def reflections_first(hits: Sequence[ScoredMemory], least: float = 0.5) -> list[ScoredMemory]:
+def reflections_first(hits: Sequence[ScoredMemory], question: str, least: float = 0.5) -> list[ScoredMemory]:
     """What was learned from an earlier try of the task goes ahead of all other hits; else the order stays.
 
-    least: the relevance that a reflection must have for it.
+    A reflection is of the same task where its task is worded like the question. Its relevance alone does not
+    say so: the facts that the task is about answer the question better.
+    least: the likeness, or the relevance, that a reflection must have for it.
     """
-    return sorted(
-        hits,
-        key=lambda hit: not (hit.memory.kind is MemoryKind.REFLECTION and hit.relevance >= least),
-    )
+
+    def is_learned(hit: ScoredMemory) -> bool:
+        return hit.memory.kind is MemoryKind.REFLECTION and (
+            hit.relevance >= least or task_likeness(hit.memory.text, question) >= least
+        )
+
+    return sorted(hits, key=lambda hit: not is_learned(hit))
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,7 @@ class MemoryFleet:
                 KeptAnswers("redis://localhost:1", 0.0, lambda token_ids: ""), self.decisions, settings
             ),
             ledger=UseLedger("redis://localhost:1"),
+            warm_pinned=SimpleNamespace(recalled=lambda request, tenant, version: None),
         )
 
     async def live_workers(self) -> list[WorkerLease]:

@@ -19,7 +19,7 @@ from memserve.errors import InvalidField, MemoryNotFound
 from memserve.gateway.reindexer import Reindexer
 from memserve.gateway.remembering import Remembering
 from memserve.memory.texts.memory import VectorMemory
-from memserve.memory.texts.requests import MemoryChanges, MemoryName
+from memserve.memory.texts.requests import MemoryChanges, MemoryName, fault_of_options
 from memserve.pb.v1 import memory_pb2 as pb
 from memserve.pb.v1 import memory_pb2_grpc as rpc
 
@@ -140,11 +140,12 @@ class MemoryService(MemorySetCalls, rpc.MemoryServiceServicer):  # type: ignore[
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         async with self._edge.call("Search", context) as tenant:
-            found = await self._texts.search(
-                tenant.name,
-                convert.search_query(request, SEARCH_LIMIT),
-                timeout_s=context.time_remaining() or SEARCH_TIMEOUT_S,
-            )
+            query = convert.search_query(request, SEARCH_LIMIT)
+            timeout_s = context.time_remaining() or SEARCH_TIMEOUT_S
+            try:
+                found = await self._texts.search(tenant.name, query, timeout_s=timeout_s)
+            except InvalidField as fault:
+                raise fault_of_options("options", fault) from None
             return pb.SearchResponse(
                 results=map(scored_message, found.hits),
                 skipped=skipped_messages(found.skipped[:SKIPPED_MAX]),
