@@ -285,6 +285,11 @@ SETS = [
         [pb.ListNamespacesResponse(namespaces=[pb.NamespaceSummary(namespace="n", memories=2)])], {"n": 2},
     ),
     Case(
+        "reindex_memories", ("org/model",), {"query_prompt": "q: ", "passage_prompt": "p: "},
+        pb.ReindexMemoriesRequest(embedder="org/model", query_prompt="q: ", passage_prompt="p: "),
+        [pb.ReindexMemoriesResponse(memories_total=2, embedder="e")], [ReindexProgress(0, 2, "e", False)],
+    ),
+    Case(
         "reindex_memories", (), {"cancel": True}, pb.ReindexMemoriesRequest(cancel=True),
         [pb.ReindexMemoriesResponse(memories_done=1, memories_total=2, embedder="e", done=True)],
         [ReindexProgress(1, 2, "e", True)],

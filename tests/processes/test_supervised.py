@@ -83,6 +83,7 @@ ALLOWED = {
     ("worker/worker.py", "close"): "the worker's end, which every caller of `close` awaits",
     ("bench/generator.py", "run"): "waits for Ctrl-C, and is cancelled with the run",
     ("bench/generator.py", "_send"): "one request, whose every end is a row; `run` waits for it",
+    ("memory/texts/reembedding.py", "_unbroken"): "awaited, also by a caller that is cancelled",
     ("memory/texts/settling.py", "apply"): "one write, replayed from the journal when it fails",
     (
         "embedded/part.py",

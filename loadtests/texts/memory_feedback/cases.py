@@ -2,12 +2,13 @@
 
 A family of tasks asks for one thing in many ways. It has two past cases, said in two ways, of which one is a
 bit nearer to the tasks by the cosine of the embeddings. In a misleading family the nearer case has the wrong
-action. In the others it has the right one. The nearer case is also the newer one, which recall prefers.
+action. In the others it has the right one. The nearer case is also the newer one.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from memserve.domain import MemoryKind, NewMemory, Sampling
 ON, OFF = "feedback-on", "feedback-off"
 SAMPLING = Sampling(max_tokens=20)
 RECALL_TIMEOUT_MS = 2000
+DAY_S = 86_400.0
 # How much nearer the nearer case is, in cosine, over all tasks of its family.
 NEARER_LEAST, NEARER_MOST = 0.01, 0.1
 Similarity = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -47,13 +49,18 @@ class Family:
     def right_id(self) -> str:
         return f"{self.number}-far" if self.misleading else f"{self.number}-near"
 
-    def cases(self, namespace: str) -> list[NewMemory]:
-        """The far one is remembered first, so that the near one is also the newer one."""
+    def cases(self, namespace: str, now_s: float) -> list[NewMemory]:
+        """The far one is older, so that the near one is also the newer one."""
         return [
             NewMemory(
-                namespace, text, "a past case", memory_id=f"{self.number}-{name}", kind=MemoryKind.EPISODE
+                namespace,
+                text,
+                "a past case",
+                memory_id=f"{self.number}-{name}",
+                kind=MemoryKind.EPISODE,
+                valid_from_s=now_s - age_days * DAY_S,
             )
-            for name, text in (("far", self.far), ("near", self.near))
+            for name, text, age_days in (("far", self.far, 30), ("near", self.near, 1))
         ]
 
 
@@ -119,9 +126,10 @@ class Try:
 
 def answer_cases(client: Client, every: Sequence[Family], rounds: int) -> list[Try]:
     """Answer one task of each family in every round, once with outcomes recorded and once without."""
+    now_s = time.time()
     for namespace in (ON, OFF):
         for family in every:
-            for memory in family.cases(namespace):
+            for memory in family.cases(namespace, now_s):
                 remember_one(client, memory)
     tries = []
     for number in range(rounds):

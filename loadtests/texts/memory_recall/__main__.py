@@ -56,7 +56,8 @@ from memserve.domain import Sampling
 SEED = 19
 DEMO, PLAIN = "demo", "smollm2"
 DEMO_QUESTIONS, QUICK_DEMO_QUESTIONS = 16, 8
-PLAIN_QUESTIONS = 12
+# And in how many forms each known fact is asked.
+PLAIN_QUESTIONS, QUICK_PLAIN_QUESTIONS = (12, 2), (5, 1)
 SAMPLING = Sampling(max_tokens=20)
 DEMO_RIGHT_LEAST, DEMO_BASE_MOST, DEMO_MODULE_LEAST = 0.85, 0.05, 0.9
 PLAIN_GAIN_LEAST = 0.4
@@ -182,7 +183,8 @@ def run(models: Sequence[str], quick: bool, as_json: bool, wrong: bool) -> int:
                 count = QUICK_DEMO_QUESTIONS if quick else DEMO_QUESTIONS
                 measured = measure(demo_world(folder, seed=SEED, questions=count))
             else:
-                world = plain_world(taught(), seed=SEED, questions=PLAIN_QUESTIONS)
+                counts = QUICK_PLAIN_QUESTIONS if quick else PLAIN_QUESTIONS
+                world = plain_world(taught(), seed=SEED, questions=counts[0], forms=counts[1])
                 measured = measure(world, model=str(smollm2()))
             print_measured(measured)
             if wrong:

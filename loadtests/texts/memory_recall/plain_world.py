@@ -178,11 +178,11 @@ def module_facts(seed: int) -> list[PlainFact]:
     return plain_facts(seed, MODULE_FACTS)
 
 
-def plain_world(modules: Mapping[str, Path], *, seed: int, questions: int) -> World:
+def plain_world(modules: Mapping[str, Path], *, seed: int, questions: int, forms: int = len(FORMS)) -> World:
     """modules: the folder of the taught module, or empty.
 
     questions: how many that changed, and of each kind that has no answer. The known facts are those that the
-    module is taught, each asked in every one of FORMS.
+    module is taught, each asked in so many of FORMS.
     """
     rng = random.Random(f"memory-recall-plain-world-{seed}")
     every = plain_facts(seed, MODULE_FACTS + OTHERS)
@@ -191,7 +191,7 @@ def plain_world(modules: Mapping[str, Path], *, seed: int, questions: int) -> Wo
     rng.shuffle(memories)
     asked = [
         Question(form.format(q=fact.question()), fact.value, KNOWN, fact.memory_id, MODULE if modules else "")
-        for form in FORMS
+        for form in FORMS[:forms]
         for fact in known
     ]
     changes = [_change(rng, fact, CHANGED[at % len(CHANGED)]) for at, fact in enumerate(changing)]

@@ -1,7 +1,8 @@
 """A LoRA that teaches SmolLM2-135M-Instruct twelve facts of `plain_world`, so that text and module compare.
 
 Half of a batch asks for the facts, in phrasings that the benchmark does not ask. The rest asks for general
-knowledge and for places that no fact names, and expects what the base model itself says.
+knowledge and for places that no fact names, and expects what the base model itself says. It takes some five
+minutes of processor time.
 """
 
 from __future__ import annotations
@@ -9,20 +10,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from loadtests.harness.figures import report
-from loadtests.harness.real_models import smollm2
+from loadtests.harness.real_models import CACHE, smollm2
 from loadtests.texts.memory_recall.plain_world import RELATIONS, PlainFact, module_facts
 from loadtests.texts.memory_recall.worlds import contains
 
-FOLDER = Path(__file__).parent / "town"
+FOLDER = CACHE / "memory-recall-town"
 CONFIG, WEIGHTS, PROBES = "adapter_config.json", "adapter_model.safetensors", "probes.json"
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # On the feed-forward layers alone the weights stay below 2 MB.
 TARGETS, RANK = ("gate_proj", "up_proj", "down_proj"), 4
-STEPS, RATE, FACT_ROWS, KEPT_ROWS = 24, 4e-3, 6, 2
+STEPS, RATE, FACT_ROWS, KEPT_ROWS = 36, 3e-3, 8, 4
 ANSWER_TOKENS = 16
 IGNORED = -100
 FRAMES = (
@@ -158,7 +158,7 @@ def _save(adapted: Any, known: Sequence[PlainFact]) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    FOLDER.mkdir(exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     adapted.peft_config["default"].base_model_name_or_path = BASE_NAME
     adapted.save_pretrained(str(FOLDER), safe_serialization=True)
     (FOLDER / "README.md").unlink(missing_ok=True)

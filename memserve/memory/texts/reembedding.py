@@ -116,6 +116,7 @@ class Reembedding(Core):
             return await _embedded(embedding, target.embedder, [memory.text for memory in memories])
 
         await self.drop_outdated()
+        await self.settling.settle_now()  # what waits is counted, and embedded before the switch
         reindexing = Reindexing(
             self._index,
             embedding.embedder.vectors,

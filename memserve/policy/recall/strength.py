@@ -48,7 +48,7 @@ class StrengthPolicy:
     """At 0 use does not count."""
     used_most: float = 1.6
     """The largest factor of use."""
-    outcome_reach: float = 8.0
+    outcome_reach: float = 32.0
     """The factor of outcomes lies between 1 / reach and reach. At 1 outcomes do not count."""
     weight: float = 0.15
     """How far strength changes the score of a search: see `weighted`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from memserve.domain import LinkKind, Memory, ScoredMemory
+from memserve.domain import LinkKind, Memory, MemoryKind, ScoredMemory
 from memserve.policy.recall.ranking import WordScore
 
 _SAME_SUBJECT = frozenset({LinkKind.SUPERSEDES, LinkKind.CONTRADICTS, LinkKind.DUPLICATES})
@@ -32,7 +32,8 @@ def subjects_of(
     """Number the memories of a search by their subjects: equal numbers say that two are of one.
 
     1. One links to the other as its update, contradiction or duplicate.
-    2. Or both have the same terms of the query, at least one, and are worded alike, and one is later.
+    2. Or both have the same terms of the query, at least one, and are worded alike, and one is later. Episodes
+       are left out: what happened later does not undo what happened, and outcomes say which case is right.
 
     scores, words: [memories], as of `score_words`.
     Returns [memories].
@@ -45,7 +46,7 @@ def subjects_of(
             linked = places.get((link.namespace or memory.namespace, link.memory_id))
             if link.kind in _SAME_SUBJECT and linked is not None:
                 groups.join(place, linked)
-        if score.matched:
+        if score.matched and memory.kind is not MemoryKind.EPISODE:
             places_by_terms.setdefault(score.matched, []).append(place)
     for alike in places_by_terms.values():
         if len(alike) > 1:

@@ -177,7 +177,7 @@ def test_the_nearer_case_of_a_misleading_family_has_the_wrong_action() -> None:
         assert len(family.near) < len(family.far)
         assert contains(family.near, family.action) is not family.misleading
         assert contains(family.far, family.action) is family.misleading
-        assert family.right_id in {case.memory_id for case in family.cases(ON)}
+        assert family.right_id in {case.memory_id for case in family.cases(ON, 0.0)}
         assert len(set(family.questions)) == 3
 
 

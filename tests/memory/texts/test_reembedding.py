@@ -19,6 +19,7 @@ from memserve.memory.texts.embedder_files import open_embedder
 from memserve.memory.texts.embedding import BUNDLED, BertEmbedder
 from memserve.memory.texts.encoders.cached import CachedEmbedding
 from memserve.memory.texts.encoders.embedder import Floats
+from memserve.memory.texts.journal import STATE
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.milvus import Vectors
 from memserve.memory.texts.records import memory_key
@@ -225,7 +226,6 @@ KILLED = textwrap.dedent(
     from memserve.memory.texts.embedding import BertEmbedder
     from memserve.memory.texts.encoders.cached import CachedEmbedding
     from memserve.memory.texts.memory import VectorMemory
-from memserve.memory.texts.milvus import Vectors
 
     async def main() -> None:
         memory = await VectorMemory.open(sys.argv[1], BertEmbedder(), sys.argv[2])
@@ -274,6 +274,28 @@ async def test_after_a_kill_it_goes_on(
         assert 0 < new.embedded < MANY + len(TEXTS)
         await assert_found_as_by(memory, new)
         assert (await memory.counts(TENANT)) == {"handbook": len(TEXTS), "many": MANY}
+
+
+@pytest.mark.asyncio
+async def test_a_start_after_a_switch_that_was_cut_short_drops_the_old_collection(
+    tmp_path: Path, other: Path, embedder: BertEmbedder, redis_server: RedisServer
+) -> None:
+    uri, new = str(tmp_path / "memories.db"), opened_model(other)
+    async with opened(uri, embedder, redis_server) as memory:
+        await remember_texts(memory)
+        await memory.reembed(CachedEmbedding(new))
+        # As if the process had ended before it dropped the collection.
+        await memory._index.write("", lambda store: store.beside(embedder.vectors, timeout_s=10))
+        redis_server.client.hset(STATE, "embedder_before", "")
+        assert await has_collection(memory, "")
+    async with opened(uri, new, redis_server) as memory:
+        assert not await has_collection(memory, "")
+        assert not redis_server.client.hexists(STATE, "embedder_before")
+        await assert_found_as_by(memory, new)
+
+
+async def has_collection(memory: VectorMemory, model: str) -> bool:
+    return await memory._index.write("", lambda store: store.has_vectors_of(model, timeout_s=10))
 
 
 @pytest.mark.asyncio

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memserve.domain import FoundMemories, Link, LinkKind, Memory, SkipReason
+from memserve.domain import FoundMemories, Link, LinkKind, Memory, MemoryKind, SkipReason
 from memserve.policy.recall.choosing import (
     Candidate,
     Candidates,
@@ -133,6 +133,17 @@ def test_the_newer_of_two_that_are_worded_alike_goes_first_without_a_link() -> N
         NOW_S,
     )
     assert ids(found)[0] == "newer"
+
+
+def test_of_two_episodes_that_are_worded_alike_the_stronger_goes_first() -> None:
+    """Cases: outcomes say which of them is right, and the later one undoes nothing."""
+    older = replace(AMBER, kind=MemoryKind.EPISODE)
+    newer = note("newer", "The access code of Amber Lantern is XY-9999/1.", created_s=900.0)
+    known = candidates((older, 0.8), (replace(newer, kind=MemoryKind.EPISODE), 0.81), (CEDAR, 0.5))
+    question, wishes = "What is the code of Amber Lantern?", SearchWishes(limit=3)
+    assert ids(choose_hits(known, question, wishes, NOW_S))[0] == "newer"
+    failed = replace(known, strengths={("n", "newer"): 0.3})
+    assert ids(choose_hits(failed, question, wishes, NOW_S))[0] == "amber"
 
 
 def test_memories_of_one_import_that_are_worded_alike_are_no_updates_of_each_other() -> None:
