@@ -120,7 +120,7 @@ class Remembering:
         return read
 
     async def erase(self, tenant: Tenant, name: MemoryName, reason: str) -> list[ErasedPlace]:
-        """As `VectorMemory.erase`. Before it, the audit says who erases which memory and why: not what it says.
+        """As `VectorMemory.erase`. Before it, the audit says who erases which memory, and why.
 
         Raises AuditFull too.
         """
