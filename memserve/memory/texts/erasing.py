@@ -183,13 +183,23 @@ class Erasing(Writes, Reads):
         return purged
 
     async def run_purges(self, forgotten_s: float) -> None:
-        """Purge every PURGE_EVERY_S, until cancelled."""
+        """Purge every PURGE_EVERY_S, until cancelled. First finish what an erasure that was killed left."""
+        await self._clean_log()
         while True:
             await asyncio.sleep(PURGE_EVERY_S)
             try:
                 await self.purge(forgotten_s)
             except (*MILVUS_ERRORS, MemserveError) as error:
                 log.warning("forgotten memories are purged later: %s", one_line(error))
+            await self._clean_log()
+
+    async def _clean_log(self) -> None:
+        """Have erased texts leave the registry's append-only file, where none was written since."""
+        try:
+            if await self._journal.has_erased_in_log():
+                await self._journal.rewrite_log(REWRITE_TIMEOUT_S)
+        except MemserveError as error:
+            log.warning("the registry's append-only file is written anew later: %s", one_line(error))
 
     async def _some(self, tenant: str, scope: Scope) -> list[Record]:
         """Some records, those that were written first before the others."""

@@ -28,6 +28,7 @@ local STATE = {
   records = 'records',              -- the sum of all records
   counted = 'counted',              -- 1 once the counts are those of the rows in Milvus
   layout = 'layout',                -- 2; absent: memserve 0.1.0, which counted memories alone
+  erased = 'erased',                -- the last erasure, while the append-only file may still have its text
   embedder = 'embedder',            -- of the model that made the vectors; absent: the bundled one
   embedder_name = 'embedder_name',
   embedder_before = 'embedder_before',    -- whose collection is left to be dropped
@@ -147,6 +148,7 @@ local function add(request, held, write, body)
   local grown_bytes = #entry - (pending and #pending or 0)
   if redis.call('HEXISTS', LIVE_KEY, write.namespace) == 0 then held.namespaces = held.namespaces + 1 end
   redis.call('HSET', PENDING_KEY, write.key, entry)
+  if write.action == 'erased' then redis.call('HSET', STATE_KEY, STATE.erased, sequence) end
   redis.call('HINCRBY', STATE_KEY, STATE.bytes, grown_bytes)
   redis.call('HINCRBY', STATE_KEY, STATE.memories, write.live)
   redis.call('HINCRBY', STATE_KEY, STATE.records, write.records)
@@ -221,6 +223,12 @@ function scripts.drop(request)
     redis.call('HSET', STATE_KEY, STATE.dropped, string.format('%d', highest))
   end
   return young_keys
+end
+
+-- The append-only file was written anew after this erasure. request: erased.
+function scripts.rewritten(request)
+  if redis.call('HGET', STATE_KEY, STATE.erased) ~= request.erased then return 0 end
+  return redis.call('HDEL', STATE_KEY, STATE.erased)
 end
 
 -- Forget a namespace that has no record any more. request: namespace. Answers 1 when it is gone.

@@ -10,10 +10,8 @@ A journal that is full refuses every write, erasing too, until the store has wri
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
@@ -39,6 +37,7 @@ from memserve.memory.texts.journal_entries import (
     text_of,
 )
 from memserve.memory.texts.records import tenant_key
+from memserve.memory.texts.registry_log import rewritten
 from memserve.registry.client import answering, close_client, registry_client
 
 SCRIPT = files("memserve.memory.texts").joinpath("journal.lua").read_text(encoding="utf-8")
@@ -323,35 +322,18 @@ class Journal:
             return last_of(await self._redis.xrevrange(FEED + tenant_key(tenant), count=1))
 
     async def rewrite_log(self, timeout_s: float) -> str:
-        """Have Redis write its append-only file anew, so that overwritten values leave it.
-
-        Returns "" when it is done, else one line for a person: why not, or that it goes on.
-        """
-        deadline_s = time.monotonic() + timeout_s
+        """As `registry_log.rewritten`. What was erased before has left the file then."""
         async with answering(TIMEOUT_S):
-            now = await self._redis.info("persistence")
-            if not now.get("aof_enabled"):
-                return ""
-            try:
-                if not now["aof_rewrite_in_progress"]:
-                    await self._redis.bgrewriteaof()
-                    begun = True
-                else:
-                    begun = False  # that one may have begun before the value left
-            except Exception as error:
-                return f"the registry does not write its append-only file anew: {str(error)[:120]}"
-        while time.monotonic() < deadline_s:
-            await asyncio.sleep(0.1)
-            async with answering(TIMEOUT_S):
-                now = await self._redis.info("persistence")
-                if now["aof_rewrite_in_progress"] or now.get("aof_rewrite_scheduled"):
-                    continue
-                if begun:
-                    failed = now["aof_last_bgrewrite_status"] != "ok"
-                    return "the registry could not write its append-only file anew" if failed else ""
-                await self._redis.bgrewriteaof()
-                begun = True
-        return f"the registry still writes its append-only file anew after {timeout_s:g} s"
+            erased = await self._redis.hget(STATE, "erased")
+        why_not = await rewritten(self._redis, timeout_s)
+        if erased and not why_not:
+            await self.run("rewritten", [PENDING, STATE], erased=text_of(erased))
+        return why_not
+
+    async def has_erased_in_log(self) -> bool:
+        """Whether something was erased, and the append-only file was not written anew since."""
+        async with answering(TIMEOUT_S):
+            return bool(await self._redis.hexists(STATE, "erased"))
 
     def _check(self, embedder: bytes | None, name: bytes | None) -> None:
         """Raises EmbedderChanged. embedder, name: as the registry has them; None: nothing was written yet."""

@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from memserve.domain import ErasedPlace, MemoryAction, MemoryState, NewMemory, WritePolicy
 from memserve.errors import InvalidField, MatchesChanged, MemoryNotFound, NamespaceNotFound
+from memserve.memory.texts.core import Intent
 from memserve.memory.texts.embedding import BertEmbedder
 from memserve.memory.texts.memory import TextOptions, VectorMemory
 from memserve.memory.texts.records import Record
@@ -157,3 +158,19 @@ async def test_a_report_does_not_tell_what_another_tenant_remembers(durable: Vec
         reports.append([(place.place, place.removed, place.detail) for place in places])
     assert reports[0] == reports[1]
     assert (await durable.get("other", "handbook", "theirs")).text == text
+
+
+@pytest.mark.asyncio
+async def test_what_a_killed_erasure_left_in_the_registrys_log_leaves_with_the_next_start(
+    durable: VectorMemory, own_redis_server: RedisServer
+) -> None:
+    await remember(durable, SECRET, memory_id="safe")
+    name = MemoryName("handbook", "safe")
+    # As far as a call comes that is killed when its erasure is durable.
+    await durable._change(TENANT, durable._named(TENANT, name), lambda _: Intent(None))
+    await durable.settling.settle_now()
+    registry = own_redis_server.socket.parent
+    assert files_with(registry, "zebra")
+    await durable._clean_log()
+    assert files_with(registry, "zebra") == []
+    assert not await durable._journal.has_erased_in_log()
