@@ -169,6 +169,10 @@ class KeptAnswers:
         ]
         removed += len(self._waiting) - len(kept)
         self._waiting = deque(kept)
+        # The script does not keep what is on its way with one of them; until then it is not told either.
+        self._writing = [
+            each for each in self._writing if each.tenant != tenant or forgotten.isdisjoint(each.memories)
+        ]
         for start in range(0, len(keys), FORGOTTEN_AT_ONCE):
             removed += await self._run(tenant, "forget", *keys[start : start + FORGOTTEN_AT_ONCE])
         return removed
