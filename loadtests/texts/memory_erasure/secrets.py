@@ -29,7 +29,15 @@ class Secret:
     @property
     def words(self) -> tuple[str, ...]:
         """Words that nothing else has."""
-        texts = (self.text, self.later_text, self.keyword, self.source, self.value, self.title)
+        texts = (
+            self.text,
+            self.later_text,
+            self.contradiction,
+            self.keyword,
+            self.source,
+            self.value,
+            self.title,
+        )
         return tuple(dict.fromkeys(word.strip(".") for text in texts for word in text.split() if _rare(word)))
 
     @property

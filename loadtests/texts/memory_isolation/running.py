@@ -14,8 +14,9 @@ from pathlib import Path
 import grpc
 
 from loadtests.harness.figures import report
-from loadtests.texts.memory_isolation.calls import COMMON, GENERATORS, NAMESPACES, Call, Drawn
+from loadtests.texts.memory_isolation.calls import GENERATORS, Call
 from loadtests.texts.memory_isolation.comparing import difference, plain, unused
+from loadtests.texts.memory_isolation.drawing import COMMON, NAMESPACES, Drawn
 from loadtests.texts.memory_isolation.worlds import Reply, World, methods
 from memserve.pb.v1 import memory_pb2 as pb
 from tests.gateway.running import RunningGateway, open_gateway
