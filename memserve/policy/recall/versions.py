@@ -32,8 +32,9 @@ def subjects_of(
     """Number the memories of a search by their subjects: equal numbers say that two are of one.
 
     1. One links to the other as its update, contradiction or duplicate.
-    2. Or both have the same terms of the query, at least one, and are worded alike, and one is later. Episodes
-       are left out: what happened later does not undo what happened, and outcomes say which case is right.
+    2. Or both have the same terms of the query, at least one, and are worded alike, and one is later.
+       Episodes are left out: what happened later does not undo what happened, and outcomes say which case is
+       right.
 
     scores, words: [memories], as of `score_words`.
     Returns [memories].
