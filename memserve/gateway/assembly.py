@@ -281,4 +281,4 @@ def _recall(parts: GatewayParts, pinned: Pinned) -> Recall:
 def _remembering(parts: GatewayParts, scoring: Scoring) -> Remembering:
     surprise = SurpriseGate(scoring, parts.layout, parts.model.max_context_tokens)
     documents = DocumentKeeper(parts.texts, parts.documents, parts.tokenizer)
-    return Remembering(parts.texts, parts.tokenizer, surprise, documents)
+    return Remembering(parts.texts, parts.tokenizer, surprise, documents, parts.modules.store)

@@ -198,7 +198,7 @@ async def test_a_document_that_cannot_be_read_is_refused_by_its_field(alice: Asy
         (NewDocument("docs", "a" * 121, file_name="a.txt"), b"text", "header.document_id"),
         (NewDocument("docs", "empty", file_name="a.txt"), b"", "document"),
         (NewDocument("docs", "pdf", media_type="application/pdf"), b"no pdf", "media_type"),
-        (NewDocument("docs", "zip", media_type="application/zip"), b"PK\x03\x04", "media_type"),
+        (NewDocument("docs", "zip", media_type="application/zip"), b"PK\x03\x04", "document"),
     )
     before = (await alice.namespaces()).get("docs", 0)
     for document, content, field in cases:

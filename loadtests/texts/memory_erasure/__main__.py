@@ -205,7 +205,14 @@ def _told(run: Run, as_json: bool) -> int:
     print_table(
         ("erased", "files", "MiB", "Redis values", "found", "seconds"),
         [
-            (what, scan.files, f"{scan.bytes / 2**20:.1f}", scan.values, len(scan.found), f"{took_s:.1f}")
+            (
+                what,
+                scan.files,
+                f"{scan.size_bytes / 2**20:.1f}",
+                scan.values,
+                len(scan.found),
+                f"{took_s:.1f}",
+            )
             for what, scan, took_s, _ in run.scans
         ],
     )
@@ -217,7 +224,7 @@ def _told(run: Run, as_json: bool) -> int:
         Bar("statements of the history that do not hold", len(run.checks.failed), at_most=0),
         Bar("statements", run.checks.made, at_least=20),
     ]  # fmt: skip
-    figures = {
+    figures: dict[str, object] = {
         "found": [line for _, scan, *_ in run.scans for line in scan.found],
         "failed": run.checks.failed,
     }

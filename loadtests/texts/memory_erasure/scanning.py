@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as parquet
 import redis
@@ -33,7 +34,7 @@ class Scan:
 
     needles: Mapping[str, bytes]
     files: int = 0
-    bytes: int = 0
+    size_bytes: int = 0
     values: int = 0
     """Of Redis."""
     found: list[str] = field(default_factory=list)
@@ -61,7 +62,7 @@ class Scan:
         except OSError:
             return  # it has just left
         self.files += 1
-        self.bytes += len(content)
+        self.size_bytes += len(content)
         self.look(str(shown), content)
         if content.startswith(PARQUET_HEAD):
             with contextlib.suppress(OSError):
@@ -106,7 +107,7 @@ class Scan:
                 server.stop()
 
 
-def _values(client: redis.Redis, key: bytes) -> Iterator[bytes]:
+def _values(client: Any, key: bytes) -> Iterator[bytes]:
     kind = client.type(key)
     if kind == b"string":
         yield client.get(key) or b""

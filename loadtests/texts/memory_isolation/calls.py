@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -29,6 +30,11 @@ FILTERS = (
     'metadata.city == "Oslo" or pinned', "not pinned", "position >= 0", "created_s > 1.0", "broken ((",
     'source == "log" and metadata.level < 4', "x" * 5000,
 )  # fmt: skip
+USES_WRITTEN_S = 1.3
+STATES: Any = ([], [pb.MEMORY_STATE_LIVE, pb.MEMORY_STATE_SUPERSEDED, pb.MEMORY_STATE_FORGOTTEN],
+               [pb.MEMORY_STATE_FORGOTTEN])  # fmt: skip
+LINK_KINDS: Any = pb.LinkKind.values()[1:]
+ORDERS: Any = pb.MemoryOrder.values()
 CONDITIONS = ("", "", "", 'role == "admin"', "level > 2", "has(region)")
 
 Build = Callable[[World], Message | Sequence[Message]]
@@ -43,6 +49,8 @@ class Call:
     build: Build
     note: Note = lambda world, reply: None
     """Keeps what later calls need."""
+    settles_s: float = 0.0
+    """How long the tenant's next call waits: a strength counts a use when it is written."""
     repeats: bool = True
     """Whether it may be made again and says the same: it reads, or it says what it said."""
 
@@ -93,7 +101,7 @@ class Drawn:
 
     def links(self) -> list[pb.MemoryLink]:
         count = self.draw.choice((0, 0, 1, 2))
-        kinds = self.draw.choices(range(1, 8), k=count)
+        kinds = self.draw.choices(LINK_KINDS, k=count)
         return [pb.MemoryLink(kind=kind, memory_id=self.memory_id()) for kind in kinds]
 
     def place(self) -> pb.MemoryPlace | None:
@@ -236,7 +244,7 @@ def erase_memory(drawn: Drawn) -> Call:
 
 
 def delete_namespace(drawn: Drawn) -> Call:
-    name = drawn.draw.choice((LESSONS, "plans", UNKNOWN))
+    name = drawn.draw.choice((LESSONS, "plans", "plans", UNKNOWN))
     request = pb.DeleteNamespaceRequest(namespace=name, confirm=name)
     return Call("DeleteNamespace", lambda _: request, repeats=False)
 
@@ -246,7 +254,7 @@ def list_memories(drawn: Drawn) -> Call:
     draw = drawn.draw
     request = pb.ListMemoriesRequest(
         namespaces=drawn.namespaces(), filter=draw.choice(FILTERS) if draw.random() < 0.4 else "",
-        states=draw.choice(([], [1, 2, 3], [3])), order=draw.choice((1, 2, 3, 4)),
+        states=draw.choice(STATES), order=draw.choice(ORDERS),
         descending=draw.random() < 0.5, page_size=draw.choice((1, 3, 0)),
     )  # fmt: skip
     goes_on = draw.random() < 0.5
@@ -348,10 +356,11 @@ def generate(drawn: Drawn) -> Call:
     )  # fmt: skip
 
     def note(world: World, reply: Reply) -> None:
-        routes = [each.route for each in reply.messages if each.HasField("route")]
+        events: Sequence[Any] = reply.messages
+        routes = [event.route for event in events if event.HasField("route")]
         world.request_ids += [route.request_id for route in routes[:1]]
 
-    return Call("Generate", lambda _: request, note)
+    return Call("Generate", lambda _: request, note, repeats=False, settles_s=USES_WRITTEN_S)
 
 
 def record_outcome(drawn: Drawn) -> Call:
@@ -398,7 +407,8 @@ def _picked(at: float, is_foreign: bool, world: World) -> str:
 
 
 def _note_times(world: World, reply: Reply) -> None:
-    world.times_s += [each.memory.updated_s for each in reply.messages if each.HasField("memory")]
+    told: Sequence[Any] = reply.messages
+    world.times_s += [each.memory.updated_s for each in told if each.HasField("memory")]
 
 
 GENERATORS: dict[str, tuple[Callable[[Drawn], Call], float]] = {
@@ -409,9 +419,9 @@ GENERATORS: dict[str, tuple[Callable[[Drawn], Call], float]] = {
     "ListMemories": (list_memories, 8), "ExportMemories": (export_memories, 1),
     "ImportMemories": (import_memories, 1), "GetMemoryUsage": (get_usage, 4),
     "ListNamespaces": (list_namespaces, 3), "FollowLinks": (follow_links, 4),
-    "ReadPlaces": (read_places, 4), "Recall": (recall, 5), "Generate": (generate, 3),
+    "ReadPlaces": (read_places, 4), "Recall": (recall, 5), "Generate": (generate, 0.8),
     "RecordOutcome": (record_outcome, 2), "Explain": (explain, 2), "ExplainAnswer": (explain_answer, 3),
     "ReindexMemories": (reindex_memories, 0.3), "WatchMemories": (watch_memories, 0.6),
     "RememberDocument": (remember_document, 0.4), "EraseMemory": (erase_memory, 0.4),
-    "DeleteNamespace": (delete_namespace, 0.1),
+    "DeleteNamespace": (delete_namespace, 0.25),
 }  # fmt: skip

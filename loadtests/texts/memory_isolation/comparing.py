@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -15,10 +16,13 @@ DROPPED = frozenset(
     {
         "at_s", "created_s", "updated_s", "took_ms", "predicted_ttft_ms", "predicted_within_ms", "candidates",
         "ttft_ms", "tpot_ms", "slo_met", "cached_tokens", "stored_tokens", "expected_cached_tokens",
-        "redis_tokens", "held_tokens", "reason_for_worker", "next_page_token", "dry_run_token", "sha256",
+        "redis_tokens", "held_tokens", "next_page_token", "dry_run_token", "sha256", "request_id",
     }
 )  # fmt: skip
+HITS = ("results", "passages", "memory_id")
+"""Compared first: the rest follows from them."""
 PREFIX_SOURCE = "RECALL_SOURCE_PREFIX"
+_COUNT = re.compile(r"\d+ found and not used")
 CLOSE = 2e-3
 """Relative. Strengths decay between two calls."""
 BYTES_MAX = 64
@@ -35,10 +39,21 @@ def plain(world: World, reply: Reply) -> Any:
     }
 
 
+def unused(reply: Reply) -> dict[tuple[str, str], tuple[int, str]]:
+    """By namespace and id, what was found and not used: its version, and why."""
+    found: dict[tuple[str, str], tuple[int, str]] = {}
+    for message in reply.messages:
+        for holder in (message, getattr(message, "route", None), getattr(message, "answer", None)):
+            skipped = getattr(holder, "skipped", ())
+            for each in () if isinstance(skipped, bool) else skipped:
+                found[each.namespace, each.memory_id] = each.version, str(each.reason)
+    return found
+
+
 def difference(one: Any, other: Any, path: str = "") -> str:
     """Where they differ, in a line; "" where they agree."""
     if isinstance(one, dict) and isinstance(other, dict):
-        for key in sorted(one.keys() | other.keys()):
+        for key in sorted(one.keys() | other.keys(), key=lambda key: (key not in HITS, key)):
             if key not in one or key not in other:
                 return f"{path}.{key}: only in one ({_short(one.get(key, other.get(key)))})"
             if found := difference(one[key], other[key], f"{path}.{key}"):
@@ -65,7 +80,7 @@ def difference(one: Any, other: Any, path: str = "") -> str:
 
 def _plain(world: World, value: Any) -> Any:
     if isinstance(value, str):
-        return world.named(value)
+        return _COUNT.sub("some found and not used", world.named(value))
     if isinstance(value, list):
         return [_plain(world, each) for each in value if not _is_prefix_part(each)]
     if not isinstance(value, dict):
@@ -77,8 +92,9 @@ def _plain(world: World, value: Any) -> Any:
         value = {name: each for name, each in value.items() if name not in ("routing", "route", "usage")}
     if "worker_id" in value:
         value = {name: each for name, each in value.items() if name != "reason"}
-    if isinstance(value.get("skipped"), list):  # what was not used has no order
-        value = {**value, "skipped": sorted(value["skipped"], key=repr)}
+    if isinstance(value.get("skipped"), list):
+        # `unused` compares them: which memories a search looks at has a cut.
+        value = {name: each for name, each in value.items() if name != "skipped"}
     return {world.named(name): _plain(world, each) for name, each in value.items() if name not in DROPPED}
 
 

@@ -15,7 +15,7 @@ import grpc
 
 from loadtests.harness.figures import report
 from loadtests.texts.memory_isolation.calls import COMMON, GENERATORS, NAMESPACES, Call, Drawn
-from loadtests.texts.memory_isolation.comparing import difference, plain
+from loadtests.texts.memory_isolation.comparing import difference, plain, unused
 from loadtests.texts.memory_isolation.worlds import Reply, World, methods
 from memserve.pb.v1 import memory_pb2 as pb
 from tests.gateway.running import RunningGateway, open_gateway
@@ -41,6 +41,8 @@ class Findings:
     crossings: list[str] = field(default_factory=list)
     """A reply that is another one than the tenant gets alone, or that has the other's word."""
     internal: list[str] = field(default_factory=list)
+    other_candidates: int = 0
+    """Replies with the same hits, where other memories were looked at and not used."""
 
 
 @contextlib.asynccontextmanager
@@ -76,7 +78,7 @@ async def run(folder: Path, model: Path, *, calls: int, seed: int, store: str, c
         alone = dict(zip(TENANTS, own, strict=True))
         beside = {tenant: World(shared.channel, f"{tenant}-key") for tenant in TENANTS}
         for tenant, other in (TENANTS, TENANTS[::-1]):
-            beside[tenant].foreign_ids = beside[other].request_ids
+            beside[tenant].other = beside[other]
         await asyncio.gather(
             *(
                 drive(
@@ -107,8 +109,8 @@ async def drive(worlds: tuple[World, World], drawn: Drawn, calls: int, findings:
 async def make(worlds: tuple[World, World], call: Call, drawn: Drawn, findings: Findings) -> None:
     method = methods()[call.rpc]
     found = ""
-    while len(worlds[1].foreign_ids) < len(worlds[0].foreign_ids):
-        worlds[1].foreign_ids.append(f"{len(worlds[1].foreign_ids):032x}")
+    worlds[0].learn_foreign_ids()
+    worlds[1].foreign_ids = [f"{number + 1:032x}" for number in range(len(worlds[0].foreign_ids))]
     for number in range(TRIES if call.repeats else 1):
         if number:
             await asyncio.sleep(PAUSE_S)
@@ -121,6 +123,10 @@ async def make(worlds: tuple[World, World], call: Call, drawn: Drawn, findings: 
                 call.note(world, reply)
         found = difference(*(plain(world, reply) for world, reply in zip(worlds, replies, strict=True)))
         if not found:
+            shared, own = (unused(reply) for reply in replies)
+            findings.other_candidates += shared.keys() != own.keys()
+            differing = [name for name in shared.keys() & own.keys() if shared[name] != own[name]]
+            found = f"not used for other reasons: {differing}" if differing else ""
             break
     findings.calls[call.rpc] += 1
     findings.answered[call.rpc] += replies[0].code is grpc.StatusCode.OK
@@ -132,6 +138,7 @@ async def make(worlds: tuple[World, World], call: Call, drawn: Drawn, findings: 
         findings.crossings.append(f"{call.rpc}: has {drawn.other_marker!r} (asked: {asked})")
     if any(reply.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN) for reply in replies):
         findings.internal.append(f"{call.rpc}: {replies[0].detail} (asked: {asked})")
+    await asyncio.sleep(call.settles_s)
 
 
 async def fill(world: World, memories: int, seed: int) -> None:

@@ -47,6 +47,8 @@ class World:
     """Of its answers, in order."""
     foreign_ids: list[str] = field(default_factory=list)
     """Of the other tenant's answers at this gateway; unknown ones where it is alone."""
+    other: World | None = None
+    """The other tenant's at this gateway."""
     times_s: list[float] = field(default_factory=list)
     """Of versions that it was told of."""
     lines: list[str] = field(default_factory=list)
@@ -81,6 +83,10 @@ class World:
         except grpc.aio.AioRpcError as error:
             return Reply(error.code(), error.details() or "", tuple(messages))
         return Reply(grpc.StatusCode.OK, "", tuple(messages))
+
+    def learn_foreign_ids(self) -> None:
+        if self.other is not None:
+            self.foreign_ids = list(self.other.request_ids)
 
     def named(self, text: str) -> str:
         """A text with the world's request ids replaced by their numbers: they are random."""

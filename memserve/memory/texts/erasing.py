@@ -29,7 +29,7 @@ from memserve.memory.texts.reads import PAGE_MAX, Reads, list_scope, matches
 from memserve.memory.texts.records import Record, tenant_key
 from memserve.memory.texts.requests import ListQuery, MemoryName
 from memserve.memory.texts.rules import NAMESPACES_MAX, check_namespace
-from memserve.memory.texts.scrubbing import files_with, needles_of
+from memserve.memory.texts.scrubbing import files_with, trace_of
 from memserve.memory.texts.store import ListOrder, Scope
 from memserve.memory.texts.writes import Writes
 from memserve.turns import on_own_thread
@@ -265,7 +265,7 @@ class Erasing(Writes, Reads):
                 "registry_log", 0 if why_not else 1, why_not or "the append-only file is written anew"
             )
         )
-        return [*places, *await self._remaining(texts)]
+        return [*places, *await self._remaining(records)]
 
     def _index_place(self, records: int, scrubbed: Sequence[ErasedPlace]) -> ErasedPlace:
         """A Milvus server is the index: while it does not answer, the journal hides what it still has."""
@@ -274,18 +274,28 @@ class Erasing(Writes, Reads):
             return ErasedPlace("index", 0, "no read gives it any more; it leaves Milvus when that answers")
         return ErasedPlace("index", records, "records with their histories, words and vectors")
 
-    async def _remaining(self, texts: Sequence[str]) -> list[ErasedPlace]:
-        """What a look through this machine's files still finds."""
-        needles, places = needles_of(texts), []
-        for name, folder in self.folders.items():
-            if not needles:
-                break
-            found, whole = await on_own_thread(partial(files_with, folder, needles))
-            if found:
-                shown = ", ".join(found[:3])
-                detail = f"the text, or the same text of another memory, still stands in {shown}"
+    async def _remaining(self, records: Sequence[Record]) -> list[ErasedPlace]:
+        """What a look through this machine's files still finds.
+
+        The report does not tell whether another memory has the same text, which may be another tenant's, nor
+        a file's name, which counts all tenants' writes. The log names the files.
+        """
+        traces, places = [], []
+        for record in records:
+            texts = [version.memory.text for version in record.history.versions]
+            trace = trace_of(record.key, texts)
+            if trace.needles:
+                traces.append(trace)
+        for name, folder in self.folders.items() if traces else ():
+            found = await on_own_thread(partial(files_with, folder, traces))
+            if files := (*found.own, *found.others):
+                shown = ", ".join(files[:3])
+                log.warning("an erased text, or the same text of another memory, is in %s", shown)
+            if found.own:
+                detail = f"the text still stands in {len(found.own)} files; the gateway's log names them"
             else:
-                detail = "the text stands in no file" if whole else "too large to look through to its end"
+                whole = "the text stands in no file with its memory's key"
+                detail = whole if found.is_whole else "too large to look through to its end"
             places.append(ErasedPlace(f"files of {name}", 0, detail))
         return places
 

@@ -33,8 +33,8 @@ def subjects_of(
 
     1. One links to the other as its update, contradiction or duplicate.
     2. Or both have the same terms of the query, at least one, and are worded alike, and one is later.
-       Episodes are left out: what happened later does not undo what happened, and outcomes say which case is
-       right.
+       Episodes are left out: what happened later does not undo what happened before, and outcomes say which
+       is right.
 
     scores, words: [memories], as of `score_words`.
     Returns [memories].

@@ -63,7 +63,8 @@ async def test_after_an_erasure_the_text_is_in_no_file_and_in_no_answer(
     assert by_name["history"].removed == 2
     assert by_name["registry_log"].removed == 1
     assert {"index", "journal", "milvus", "embeddings", "answers"} <= set(by_name)
-    assert all(place.detail == "the text stands in no file" for place in places if "files of" in place.place)
+    details = [place.detail for place in places if "files of" in place.place]
+    assert details and set(details) == {"the text stands in no file with its memory's key"}
     for folder in (registry, tmp_path):
         for text in ("zebra", "okapi", "Quillfeather"):
             assert files_with(folder, text) == [], text
@@ -141,3 +142,18 @@ async def test_what_was_forgotten_long_ago_is_purged(
     changes = await memory._journal.changes(TENANT, 0, 100)
     assert [change.action for change in changes][-1] is MemoryAction.ERASED
     await memory.close()
+
+
+@pytest.mark.asyncio
+async def test_a_report_does_not_tell_what_another_tenant_remembers(durable: VectorMemory) -> None:
+    text = "The quillfeather bridge opens at four in the morning."
+    reports = []
+    for is_shared in (False, True):
+        if is_shared:
+            await durable.remember("other", NewMemory("handbook", text, memory_id="theirs"))
+            await durable.settling.settle_now()
+        await remember(durable, text, memory_id="mine")
+        places = await durable.erase(TENANT, MemoryName("handbook", "mine"))
+        reports.append([(place.place, place.removed, place.detail) for place in places])
+    assert reports[0] == reports[1]
+    assert (await durable.get("other", "handbook", "theirs")).text == text

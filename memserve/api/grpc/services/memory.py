@@ -133,8 +133,8 @@ class MemoryService(MemorySetCalls, rpc.MemoryServiceServicer):  # type: ignore[
         async with self._edge.call("EraseMemory", context) as tenant:
             if len(request.reason.encode()) > REASON_MAX_BYTES:
                 raise InvalidField("reason", f"must be at most {REASON_MAX_BYTES} bytes")
-            places = await self._texts.erase(
-                tenant.name, MemoryName(request.namespace, request.memory_id), request.reason
+            places = await self._remembering.erase(
+                tenant, MemoryName(request.namespace, request.memory_id), request.reason
             )
             return pb.EraseMemoryResponse(places=erased_messages(places))
 

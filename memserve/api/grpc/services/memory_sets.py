@@ -131,7 +131,7 @@ class MemorySetCalls:
                 raise InvalidField("confirm", "must be the namespace's name again")
             sending = self._edge.sending(context)
             async with self._edge.entry.limits.long.of(tenant.name):
-                erasures = self._texts.delete_namespace(tenant.name, request.namespace)
+                erasures = self._remembering.delete_namespace(tenant, request.namespace)
                 async with contextlib.aclosing(erasures):
                     async for erasure in erasures:
                         with sending:
