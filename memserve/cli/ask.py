@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from memserve.cli.memory_options import metadata_of
 from memserve.cli.options import Call, gateway_command, print_json, text_of
 from memserve.cli.terminal import coloured, err
 from memserve.client import Event, Message, Role, Route, Sampling, Slo, TextDelta, Usage
@@ -72,6 +73,43 @@ class RecallOptions:
     recall_limit: Annotated[
         int, typer.Option(help="Passages at most. 0: the gateway's default.", rich_help_panel="Recall")
     ] = 0
+    recall_filter: Annotated[
+        str,
+        typer.Option(
+            help='Which memories: an expression, such as `metadata.city == "Oslo"`.', rich_help_panel="Recall"
+        ),
+    ] = ""
+    min_relevance: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Least probability that a passage answers.", rich_help_panel="Recall"
+        ),
+    ] = 0.0
+    context: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE that conditions are judged by; may be repeated.", rich_help_panel="Recall"
+        ),
+    ] = None
+    choose_module: Annotated[
+        bool,
+        typer.Option(
+            "--choose-module",
+            help="Without --module, answer with the one whose knowledge fits, if one does.",
+            rich_help_panel="Recall",
+        ),
+    ] = False
+
+    def wishes(self) -> dict[str, Any] | None:
+        """How to search; None for no wishes, so that the gateway's defaults hold. Raises StartupError."""
+        if not (self.recall_filter or self.min_relevance or self.context):
+            return None
+        return {
+            "filter": self.recall_filter,
+            "min_relevance": self.min_relevance,
+            "context": metadata_of(self.context or ()),
+            "rerank": True,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +185,8 @@ def generate(
         "module": modules.module,
         "namespaces": memories.recall or (),
         "recall_limit": memories.recall_limit,
+        "recall_options": memories.wishes(),
+        "choose_module": memories.choose_module,
         "sampling": Sampling(max_tokens=answer.max_tokens, temperature=answer.temperature),
         "slo": Slo(route.ttft_ms or None, route.tpot_ms or None, route.refuse_late, route.skip_recall),
         "worker_id": route.worker_id,
@@ -181,6 +221,8 @@ def route_lines(route: Route) -> Iterator[Text]:
     for number, hit in enumerate(route.passages, start=1):
         source = hit.memory.source or "no source"
         yield coloured(f"[{number}] {hit.memory.memory_id} from {source}", "dim")
+    for entry in route.skipped:
+        yield coloured(f"not used: {entry.memory_id} ({entry.reason}): {entry.detail}", "dim")
     if route.lost_memories:
         yield coloured(
             f"the vector store has lost {route.lost_memories} memories of these namespaces", "yellow"

@@ -136,7 +136,7 @@ class Recall:
         )
         found, detail = FoundMemories(()), ""
         try:
-            found = await self._texts.search(tenant, query, timeout_s=timeout_s)
+            found = await self._texts.search(tenant, query, timeout_s=timeout_s, reflections_first=True)
             outcome = RecallOutcome.FOUND if found.hits else RecallOutcome.EMPTY
         except InvalidField as fault:
             raise fault_of_options("recall.options", fault) from None

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -77,6 +77,7 @@ class _Asked:
     expression: Expression | None
     now_s: float
     context: Mapping[str, MetadataValue]
+    reflections_first: bool = False
 
     def applies(self, memory: Memory) -> bool:
         return not memory.applies_when or _condition(memory.applies_when).evaluate(self.context).holds
@@ -104,7 +105,9 @@ class Searching(Following):
     reranking: Reranking | None
     """As `search_parts`. Closed with the memory."""
 
-    async def search(self, tenant: str, query: SearchQuery, timeout_s: float) -> FoundMemories:
+    async def search(
+        self, tenant: str, query: SearchQuery, timeout_s: float, *, reflections_first: bool = False
+    ) -> FoundMemories:
         """Hybrid search. Hits are ordered by relevance and strength (`policy/recall/choosing.py`).
 
         While the filter, validity and conditions leave too few hits, twice as many candidates are looked at,
@@ -112,9 +115,10 @@ class Searching(Following):
 
         While the local index is built again, the search answers from what is there, and `cut` says so.
         timeout_s: bound on the whole, waiting included.
+        reflections_first: put what was learned from an earlier try of the task ahead of all other hits.
         Raises NamespaceNotFound.
         """
-        asked = self._asked(tenant, query)
+        asked = replace(self._asked(tenant, query), reflections_first=reflections_first)
         end_s = time.monotonic() + timeout_s
 
         async def find() -> FoundMemories:
@@ -235,6 +239,7 @@ class Searching(Following):
             asked.query.min_relevance,
             asked.query.diversity,
             asked.query.max_tokens or None,
+            task=asked.text if asked.reflections_first else "",
         )
         ranked, skipped = rank_candidates(candidates, asked.text, asked.now_s)
         if asked.query.rerank and self.reranking is not None:

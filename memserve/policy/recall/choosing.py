@@ -3,7 +3,8 @@
 1. What does not hold now, or whose condition does not hold, is skipped (`usable_at`).
 2. The rest is ordered by relevance and strength. Of memories that say different things of one subject, the
    newest goes first (`newest_first`).
-3. What is less relevant than asked for is skipped. Diversity, the limit and the tokens cut what is left.
+3. What is less relevant than asked for is skipped. A recall puts reflections on the task first. Diversity,
+   the limit and the tokens cut what is left.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 from memserve.domain import FoundMemories, Memory, ScoredMemory, Skipped, SkipReason
 from memserve.policy.recall.diversity import Vector, diversify
+from memserve.policy.recall.prompt import reflections_first
 from memserve.policy.recall.ranking import (
     WordScore,
     WordStatistics,
@@ -44,6 +46,8 @@ class SearchWishes:
     """Of all hits' texts. None: any."""
     clock_skew_s: float = CLOCK_SKEW_S
     """How far the writers' clocks may be ahead."""
+    task: str = ""
+    """What was learned from an earlier try of this task goes first, before the limit cuts. "": nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,8 @@ def choose_ranked(
         else:
             detail = f"relevance {hit.relevance:.2f} is below {wishes.min_relevance:.2f}"
             left_out.append(skipped_as(hit.memory, SkipReason.SCORE, detail))
+    if wishes.task:
+        relevant = reflections_first(relevant, wishes.task)
     by_key = {memory_key(candidate.memory): candidate for candidate in candidates.found}
     if wishes.diversity > 0:
         vectors = {key: candidate.vector for key, candidate in by_key.items() if candidate.vector is not None}

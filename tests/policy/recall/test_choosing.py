@@ -146,6 +146,19 @@ def test_of_two_episodes_that_are_worded_alike_the_stronger_goes_first() -> None
     assert ids(choose_hits(failed, question, wishes, NOW_S))[0] == "amber"
 
 
+def test_a_relevant_reflection_takes_the_first_place_of_a_recall() -> None:
+    question = "What is the code of Amber Lantern?"
+    lesson = f"When asked: {question}\nLesson: The access code of Amber Lantern is XY-9999/1."
+    reflection = replace(note("lesson", lesson), kind=MemoryKind.REFLECTION)
+    known = candidates((AMBER, 0.9), (reflection, 0.6), (CEDAR, 0.3))
+    wishes = SearchWishes(limit=1, task=question)
+    assert ids(choose_hits(known, question, SearchWishes(limit=1), NOW_S)) == ["amber"]
+    assert ids(choose_hits(known, question, wishes, NOW_S)) == ["lesson"]
+    other_task = replace(reflection, text="When asked: When is lunch served?\nLesson: Ask before noon.")
+    far = candidates((AMBER, 0.9), (other_task, 0.0), (CEDAR, 0.3))
+    assert ids(choose_hits(far, question, wishes, NOW_S)) == ["amber"]
+
+
 def test_memories_of_one_import_that_are_worded_alike_are_no_updates_of_each_other() -> None:
     other = note("other", "The access code of Amber Lantern is XY-9999/1.", created_s=1.0)
     known = candidates((AMBER, 0.81), (other, 0.8), (CEDAR, 0.5))
