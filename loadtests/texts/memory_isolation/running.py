@@ -29,6 +29,7 @@ TRIES = 6
 PAUSE_S = 0.7
 CROWD_WORDS = 1200
 """Of one memory of the crowd."""
+FILLED_AT_ONCE = 64
 SHOWN = 12
 
 
@@ -145,17 +146,21 @@ async def make(worlds: tuple[World, World], call: Call, drawn: Drawn, findings: 
 async def fill(world: World, memories: int, seed: int) -> None:
     """Have a third tenant's memories full of the words that everybody uses, under the same names."""
     draw = random.Random(f"{seed} crowd")
-    parts = [pb.BatchRememberRequest(header=pb.BatchRememberHeader())]
-    for number in range(memories):
-        item = pb.RememberRequest(
-            namespace=draw.choice(NAMESPACES), memory_id=f"m{number}",
+    items = [
+        pb.RememberRequest(
+            namespace=draw.choice(NAMESPACES),
+            memory_id=f"m{number}",
             text=" ".join(draw.choices(COMMON, k=CROWD_WORDS))[:8000],
-        )  # fmt: skip
-        parts.append(pb.BatchRememberRequest(item=item))
-    reply = await world.call(methods()["BatchRemember"], parts)
-    stored = sum(message.HasField("remembered") for message in reply.messages)  # type: ignore[attr-defined]
-    if stored != memories:
-        raise RuntimeError(f"{stored} of the crowd's {memories} memories were stored: {reply.detail}")
+        )
+        for number in range(memories)
+    ]
+    for start in range(0, memories, FILLED_AT_ONCE):
+        sent = [pb.BatchRememberRequest(item=item) for item in items[start : start + FILLED_AT_ONCE]]
+        header = pb.BatchRememberRequest(header=pb.BatchRememberHeader())
+        reply = await world.call(methods()["BatchRemember"], [header, *sent])
+        stored = sum(message.HasField("remembered") for message in reply.messages)  # type: ignore[attr-defined]
+        if stored != len(sent):
+            raise RuntimeError(f"{stored} of {len(sent)} of the crowd's memories were stored: {reply.detail}")
 
 
 def _says(reply: Reply, word: str) -> bool:
