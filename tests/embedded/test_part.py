@@ -238,10 +238,14 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True, encoding="utf-8"
     ) as parent:
-        assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline()))
-        wait_until(lambda: "sleep(600)" in child.cmdline()[-1] and "tether" not in " ".join(child.cmdline()))
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            child = psutil.Process(int(parent.stdout.readline()))
+            wait_until(
+                lambda: "sleep(600)" in child.cmdline()[-1] and "tether" not in " ".join(child.cmdline())
+            )
+        finally:
+            parent.kill()  # else a failure waits for its end, ten minutes
         parent.wait()
         psutil.wait_procs([child], timeout=10)
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
