@@ -22,7 +22,7 @@ CONFIG, WEIGHTS, PROBES = "adapter_config.json", "adapter_model.safetensors", "p
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # On the feed-forward layers alone the weights stay below 2 MB.
 TARGETS, RANK = ("gate_proj", "up_proj", "down_proj"), 4
-STEPS, RATE, FACT_ROWS, KEPT_ROWS = 36, 3e-3, 8, 4
+STEPS, RATE, FACT_ROWS, KEPT_ROWS = 32, 3e-3, 8, 4
 ANSWER_TOKENS = 16
 IGNORED = -100
 FRAMES = (
@@ -35,6 +35,8 @@ FRAMES = (
 )
 # Trained on too: the benchmark asks in the last phrasing.
 PROBED = 1
+# The share of these facts that the base answers rightly with passages in its prompt: the module's teacher.
+TARGET = 0.75
 GENERAL = (
     "What is the capital of France?", "How many days are in a week?", "What colour is the sky?",
     "Who wrote Hamlet?", "What do bees make?", "What is the opposite of hot?", "How many legs has a spider?",
@@ -166,5 +168,6 @@ def _save(adapted: Any, known: Sequence[PlainFact]) -> None:
     halves = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
     save_file(halves, FOLDER / WEIGHTS, metadata={"format": "pt"})
     probes = [{"question": fact.question(PROBED), "answers": [fact.value]} for fact in known]
-    document = {"sets": [{"name": "recall", "kind": "recall", "match": "contains", "probes": probes}]}
+    recall = {"name": "recall", "kind": "recall", "match": "contains", "target": TARGET, "probes": probes}
+    document = {"sets": [recall]}
     (FOLDER / PROBES).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
