@@ -140,6 +140,7 @@ class GatewayServices:
     canaries: CanaryWatch
     warm_pinned: WarmPinned
     explanations: AnswerExplanations
+    scoring: Scoring
 
 
 @contextlib.asynccontextmanager
@@ -240,8 +241,7 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
     scoring = Scoring(parts.layout, parts.tokenizing, look_up, router, parts.breakers, parts.tokens)
     leaving_out = LeavingOneOut(parts.layout, parts.tokenizing, memory, scoring)
     trial = ModuleTrial(pool)
-    gate = Gate(pool, parts.layout, parts.tokenizing, parts.model.max_context_tokens)
-    gatekeeper = Gatekeeper(memory, trial, gate)
+    gatekeeper = Gatekeeper(memory, trial, _gate(parts))
     placement = ModulePlacement(pool, memory.store)
     uses = VersionUses(parts.uses, pool, parts.gateways)
     remembering = _remembering(parts, scoring)
@@ -264,7 +264,12 @@ def services_of(parts: GatewayParts, access: Access) -> GatewayServices:
             memory, gatekeeper, parts.outcomes, access, parts.metrics, settings.canary_interval_s
         ),
         explanations=AnswerExplanations(decided, parts.answers, leaving_out),
+        scoring=scoring,
     )
+
+
+def _gate(parts: GatewayParts) -> Gate:
+    return Gate(parts.pool, parts.layout, parts.tokenizing, parts.model.max_context_tokens)
 
 
 def _recall(parts: GatewayParts, pinned: Pinned) -> Recall:

@@ -10,10 +10,15 @@ from memserve.domain import (
     ExcludedWorker,
     Explanation,
     FinishReason,
+    ModuleFit,
     ModuleKind,
     RecallOutcome,
+    RecallPart,
+    RecallSource,
     Route,
     RouteCandidate,
+    Skipped,
+    SkipReason,
     Usage,
     UsedModule,
 )
@@ -67,6 +72,14 @@ def read_explanation(record: Any) -> Explanation:
         )
         route["recall_outcome"] = RecallOutcome(route["recall_outcome"])
         route["passages"] = ()
+        route["skipped"] = tuple(
+            Skipped(**{**known_fields(Skipped, entry), "reason": SkipReason(entry["reason"])})
+            for entry in route.get("skipped", ())
+        )
+        route["recall"] = tuple(_part(entry) for entry in route.get("recall", ()))
+        route["module_fits"] = tuple(
+            ModuleFit(**known_fields(ModuleFit, entry)) for entry in route.get("module_fits", ())
+        )
         for name, kind in (("candidates", RouteCandidate), ("excluded", ExcludedWorker)):
             route[name] = tuple(kind(**known_fields(kind, entry)) for entry in route[name])
         if usage is not None:
@@ -74,3 +87,9 @@ def read_explanation(record: Any) -> Explanation:
             usage["cached"] = CachedTokens(**known_fields(CachedTokens, usage["cached"]))
             usage["finish_reason"] = FinishReason(usage["finish_reason"])
         return Explanation(Route(**route), record["outcome"], Usage(**usage) if usage is not None else None)
+
+
+def _part(record: Any) -> RecallPart:
+    known = known_fields(RecallPart, record)
+    source, outcome = RecallSource(known["source"]), RecallOutcome(known["outcome"])
+    return RecallPart(**{**known, "source": source, "outcome": outcome})

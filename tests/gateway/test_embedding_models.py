@@ -64,7 +64,7 @@ async def test_a_reranker_puts_searches_in_order_and_the_status_names_it(
     gateway = await start_gateway(reranker=str(folder))
     for number in range(6):
         await gateway.client.remember("notes", f"w{number} w{number + 7} of the key")
-    found = await gateway.client.search(["notes"], "w1 key", limit=3)
+    found = (await gateway.client.find(["notes"], "w1 key", limit=3, rerank=True)).hits
     reranking = gateway.parts.texts.reranking
     assert reranking is not None
     scores = reranking.reranker.score("w1 key", [hit.memory.text for hit in found])

@@ -208,7 +208,7 @@ async def test_texts_are_scored_by_another_worker_where_one_fails_and_within_the
 
 async def test_a_text_is_stored_by_what_the_model_makes_of_its_end(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
-    surprise = services_of(gateway.parts, gateway.access).surprise
+    surprise = services_of(gateway.parts, gateway.access).remembering.surprise
     tenant, worker = gateway.access.tenant(""), gateway.workers[0]
     worker.scorer = needs(gateway, "46", 6.0)
     near = [ScoredMemory(Memory("gate", "notes", TEXTS["gate"], "", (), 0.0), 1.0, 0.9, None)]

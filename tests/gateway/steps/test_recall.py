@@ -70,7 +70,9 @@ class Memories:
     def embedder(self) -> Any:
         return SimpleNamespace(vectors=SimpleNamespace(embedder="bundled"))
 
-    async def search(self, tenant: str, query: SearchQuery, timeout_s: float) -> FoundMemories:
+    async def search(
+        self, tenant: str, query: SearchQuery, timeout_s: float, *, reflections_first: bool = False
+    ) -> FoundMemories:
         self.queries.append(query)
         if self.is_late:
             await asyncio.sleep(timeout_s)
