@@ -20,7 +20,7 @@ TESTS = (
     "conftest.py",
     "stub_gateway.py",
     "examples.py",
-    "cases.py",
+    "case.py", "cases.py", "memory_cases.py",
     "test_arguments.py",
     "test_calls.py",
     "test_command_line.py",
