@@ -24,8 +24,7 @@ from memserve.domain import Link, LinkKind, Memory, MemoryHistory
 from memserve.domain.names import is_name
 from memserve.memory.texts.records import Record, decode_history, encode_history
 from memserve.memory.texts.store import Scope
-from memserve.policy.recall.ranking import STOP_WORDS
-from memserve.policy.recall.words import words_of
+from memserve.policy.recall.ranking import STOP_WORDS, memory_words
 
 # Another schema or another embedding model gets another name, so that old rows are never read wrongly.
 MEMORIES = "memserve_memories_v2"
@@ -119,7 +118,7 @@ def indexed_words(memory: Memory) -> list[str]:
     Some texts of 8 KiB have more words than a VARCHAR has room for. The end is left out.
     """
     room, kept = VARCHAR_MAX_BYTES, []
-    for word in words_of("\n".join((memory.text, *memory.keywords))):
+    for word in memory_words(memory):
         if word in _STOP_WORDS:
             continue
         room -= len(word.encode()) + 1

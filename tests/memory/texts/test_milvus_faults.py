@@ -141,7 +141,7 @@ def test_the_words_of_any_text_fit(store: MilvusMemories, tenant: str, text: str
     memory = memory_of("wide", text)
     assert len(" ".join(indexed_words(memory)).encode()) <= VARCHAR_MAX_BYTES
     record = record_of(tenant, memory)
-    assert all(len(chunk.encode()) <= CHUNK_BYTES for chunk in row_of(record)["current"])
+    assert all(len(chunk.encode()) <= CHUNK_BYTES for chunk in row_of(record, with_words=True)["current"])
     store.put([record], timeout_s=TIMEOUT_S)
     assert store.get_many([record.key], timeout_s=TIMEOUT_S) == {record.key: record.without_vector()}
 
