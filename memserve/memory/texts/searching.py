@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +33,8 @@ from memserve.policy.recall.choosing import (
     rank_candidates,
     usable_at,
 )
-from memserve.policy.recall.expressions import Expression, parse, parse_filter
+from memserve.policy.recall.conditions import condition_verdict
+from memserve.policy.recall.expressions import Expression, parse_filter
 from memserve.policy.recall.metadata import checked_metadata
 from memserve.policy.recall.ranking import WordStatistics, index_words, query_terms
 from memserve.policy.recall.relevance import BUNDLED, OTHER
@@ -47,7 +47,6 @@ CANDIDATES_MAX = 1024
 """Of each half. A filter that lets through too few of them cuts the search."""
 VECTORS_MAX = 128
 """Candidates whose vectors are read, where their cosine is not known or hits shall differ."""
-CONDITIONS_KEPT = 4096
 STRENGTH_DIGITS = 3
 """Memories of the same hour are equally strong, and stay in the order of their ids."""
 
@@ -80,7 +79,7 @@ class _Asked:
     reflections_first: bool = False
 
     def applies(self, memory: Memory) -> bool:
-        return not memory.applies_when or _condition(memory.applies_when).evaluate(self.context).holds
+        return condition_verdict(memory, self.context).holds
 
     def is_usable(self, memory: Memory) -> bool:
         return usable_at(memory, self.now_s) is None and self.applies(memory)
@@ -291,8 +290,3 @@ def _listed(vector: Vector | None) -> list[float] | None:
 
 def _left_s(end_s: float) -> float:
     return max(0.001, end_s - time.monotonic())
-
-
-@lru_cache(maxsize=CONDITIONS_KEPT)
-def _condition(text: str) -> Expression:
-    return parse("applies_when", text)

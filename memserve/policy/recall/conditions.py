@@ -8,6 +8,7 @@ from functools import lru_cache
 from memserve.domain import Memory, MetadataValue
 from memserve.policy.recall.expressions import Expression, Verdict, parse
 
+CONDITIONS_KEPT = 4096
 ALWAYS = Verdict(True, "it always applies")
 
 
@@ -16,7 +17,7 @@ def condition_verdict(memory: Memory, context: Mapping[str, MetadataValue]) -> V
     return _parsed(memory.applies_when).evaluate(context) if memory.applies_when else ALWAYS
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=CONDITIONS_KEPT)
 def _parsed(text: str) -> Expression:
     # The text was checked when the memory was written.
     return parse("applies_when", text)
