@@ -22,7 +22,7 @@ from memserve.memory.texts.journal_entries import Quotas
 from memserve.memory.texts.memory import VectorMemory
 from memserve.memory.texts.migration import MigrationFigures, move_old_memories
 from memserve.memory.texts.milvus import MilvusAccess, MilvusFailed, MilvusMemories, Vectors
-from memserve.memory.texts.milvus_lite import MARK_OF_A_DROP
+from memserve.memory.texts.milvus_lite_folder import MARK_OF_A_DROP
 from memserve.memory.texts.milvus_old import OLD_MEMORIES
 from memserve.memory.texts.records import Record
 from tests.kv.redis_server import RedisServer
