@@ -190,7 +190,10 @@ class MilvusMemories(MilvusReads):
         """As `put`, of records that stay in the old collection too."""
         # Where another index finds the memories, their words would cost a fifth of a write and find nothing.
         for page in pages(records, PUT_ROWS, PUT_BYTES, with_words=self._is_searched):
-            self._client.upsert(self._name, page, timeout=timeout_s)
+            if self._lite is not None:
+                self._lite.upsert(self._name, page, timeout_s=timeout_s)
+            else:
+                self._client.upsert(self._name, page, timeout=timeout_s)
 
     def drop_old(self, *, timeout_s: float) -> None:
         """Drop the collection of memserve 0.1.0."""
@@ -265,6 +268,11 @@ class MilvusMemories(MilvusReads):
         """Copy a local store's files. Nothing may be written to the store meanwhile."""
         assert self._lite is not None
         self._lite.copy_to(target)
+
+    @property
+    def process_id(self) -> int | None:
+        """Of Milvus Lite. None: a server has the store."""
+        return None if self._lite is None else self._lite.process_id
 
     @property
     def has_ended(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from memserve.memory.texts import milvus_lite_wire as wire
 from memserve.memory.texts.milvus_client import MilvusFailed
+from memserve.memory.texts.milvus_rows import VECTOR_COLUMN, Row
 from memserve.processes.own_modules import module_command, module_environment
 
 CALL_TIMEOUT_S = 600.0
@@ -71,6 +72,14 @@ class MilvusLiteStore:
         """
         bucket = int(hashlib.md5(partition_key.encode()).hexdigest(), 16) % self._partitions
         return f"{self._partition_prefix}{bucket}"
+
+    def upsert(self, name: str, rows: Sequence[Row], *, timeout_s: float) -> None:
+        """Put rows of the collection in place of those with the same keys.
+
+        pymilvus takes about a millisecond to pack a row, which searches would wait for.
+        """
+        packed = [{**row, VECTOR_COLUMN: wire.packed_vector(row[VECTOR_COLUMN])} for row in rows]
+        self._child.call("upsert", within_s=timeout_s, ends_late=False, name=name, rows=packed)
 
     def sync(self) -> None:
         """Sync the files that have changed since the last call, and their folders. Raises OSError.
@@ -155,14 +164,20 @@ class _Child:
             self._kill()
             raise
 
-    def call(self, call: str, *, within_s: float = CALL_TIMEOUT_S, **arguments: object) -> None:
-        """Raises what the child raised, and MilvusFailed when it has ended or is late. Then it is killed."""
+    def call(
+        self, call: str, *, within_s: float = CALL_TIMEOUT_S, ends_late: bool = True, **arguments: object
+    ) -> None:
+        """Raises what the child raised, and MilvusFailed when it has ended or is late.
+
+        ends_late: whether a child that is late is killed. Otherwise the call goes on there.
+        """
         with self._lock:
             number, answer = self._expect()
             self._ask({"id": number, "call": call, "arguments": arguments})
         done, _ = wait([answer], within_s)
         if not done:
-            self._kill()
+            if ends_late:
+                self._kill()
             raise MilvusFailed(f"Milvus Lite's process does not answer {call!r} within {within_s:g} s")
         answer.result()
 

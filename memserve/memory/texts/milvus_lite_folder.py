@@ -27,6 +27,7 @@ from milvus_lite.storage import data_file, delta_file
 from pymilvus.grpc_gen import milvus_pb2_grpc
 
 from memserve.errors import VectorStoreDamaged, VectorStoreHeld
+from memserve.memory.texts.milvus_lite_wire import unpacked_vector
 from memserve.private_files import new_socket_path
 
 SERVER_THREADS = 10
@@ -88,6 +89,11 @@ class LiteFolder:
         """The address for pymilvus."""
         return f"unix:{self._socket}"
 
+
+    def upsert(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Put rows in place of those with the same keys. Their vectors are packed (`milvus_lite_wire.py`)."""
+        collection = self._lite.get_collection(name)
+        collection.upsert([{**row, "dense": unpacked_vector(row["dense"])} for row in rows])
 
     def sync(self) -> None:
         """Sync the files that have changed since the last call, and their folders. Raises OSError.

@@ -100,6 +100,7 @@ def answer_all(folder: LiteFolder, requests: BinaryIO, say: Callable[[wire.Messa
 
 def _calls_of(folder: LiteFolder) -> dict[str, Callable[..., None]]:
     return {
+        "upsert": folder.upsert,
         "sync": folder.sync,
         "copy_to": lambda target: folder.copy_to(Path(target)),
         "compact": folder.compact,

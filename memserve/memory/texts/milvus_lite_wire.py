@@ -8,17 +8,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from memserve.errors import VectorStoreDamaged, VectorStoreHeld
 
 Message = dict[str, Any]
 
 OPENED = 0
-LINE_MAX_BYTES = 16 << 20
-"""A compaction names partitions, and nothing else is long."""
+LINE_MAX_BYTES = 256 << 20
+"""Of rows that are put at once, as a call of Milvus may have. JSON spells some characters with six bytes."""
 TEXT_MAX = 2000
 """Characters of an error or a warning."""
 
@@ -42,6 +45,15 @@ def read(stream: BinaryIO) -> Message | None:
     if not isinstance(message, dict):
         raise ValueError("a line is no object")
     return message
+
+
+def packed_vector(vector: Sequence[float]) -> str:
+    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+
+
+def unpacked_vector(packed: str) -> list[float]:
+    numbers: list[float] = np.frombuffer(base64.b64decode(packed), "<f4").tolist()
+    return numbers
 
 
 def failure_of(error: BaseException) -> Message:

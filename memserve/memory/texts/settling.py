@@ -106,9 +106,9 @@ class Settling:
 
     @property
     def is_trusted(self) -> bool:
-        """False when Milvus may have something else in memory than on disk. Nothing is dropped before a
-        replay."""
-        return self._trust.is_whole
+        """False when Milvus may have something else in memory than on disk, or Milvus Lite's process has
+        ended. Nothing is dropped before a replay."""
+        return self._trust.is_whole and not self._index.has_ended
 
     @property
     def is_settled(self) -> bool:
@@ -179,8 +179,6 @@ class Settling:
                 if self.is_trusted:
                     look_s = time.monotonic() + LOOK_S if self._index.is_local else self._adopt_at_s
                     await self._clock.wait(lambda: self._waiting, self._last_call_s, at_latest_s=look_s)
-                if self._index.has_ended:
-                    self._trust.lose()
                 if self.is_trusted:
                     async with self._one_at_a_time:
                         await self._settle()
