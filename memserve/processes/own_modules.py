@@ -1,5 +1,6 @@
-"""How a module of this package is started as a child: found wherever this process found it, and with no secret
-of this process.
+"""How a module of this package is started as a child.
+
+The child finds the package where this process found it, and gets no secret of this process.
 """
 
 from __future__ import annotations

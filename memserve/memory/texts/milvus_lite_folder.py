@@ -89,7 +89,6 @@ class LiteFolder:
         """The address for pymilvus."""
         return f"unix:{self._socket}"
 
-
     def upsert(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Put rows in place of those with the same keys. Their vectors are packed (`milvus_lite_wire.py`)."""
         collection = self._lite.get_collection(name)

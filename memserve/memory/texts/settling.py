@@ -25,8 +25,7 @@ from memserve.memory.texts.usage import usage_of_all
 from memserve.memory.texts.visible import LocalWriter
 
 FLUSH_TIMEOUT_S = 120.0
-# Writes that Milvus Lite gets at once. A search waits while a page of them is packed.
-LITE_BATCH = 32
+LITE_BATCH = 32  # a search waits while so many writes are packed for Milvus Lite
 RETRY_MIN_S, RETRY_MAX_S = 1.0, 30.0
 TURN_RETRY_S = 0.05
 # A remote Milvus has several gateways. A call of another gateway that is older than this has ended, and
@@ -106,8 +105,8 @@ class Settling:
 
     @property
     def is_trusted(self) -> bool:
-        """False when Milvus may have something else in memory than on disk, or Milvus Lite's process has
-        ended. Nothing is dropped before a replay."""
+        """False when Milvus may have something else in memory than on disk, or Milvus Lite has ended. Nothing
+        is dropped before a replay."""
         return self._trust.is_whole and not self._index.has_ended
 
     @property

@@ -90,7 +90,7 @@ def test_other_errors_are_told_in_one_short_line() -> None:
 
 @pytest.mark.parametrize("line", [b"no JSON\n", b"[1]\n", b"\xff\n"])
 def test_what_is_no_message_is_refused(line: bytes) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"Expecting value|no object|can.t decode"):
         wire.read(BytesIO(line))
 
 
@@ -104,9 +104,7 @@ def test_a_path_that_cannot_be_made_raises_the_os_error(tmp_path: Path) -> None:
         MilvusLiteStore(str(tmp_path / "file" / "memories.db"))
 
 
-def test_warnings_come_into_the_log_of_this_process(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_warnings_come_into_the_log_of_this_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = str(tmp_path / "memories.db")
     memories = MilvusMemories(path, MilvusAccess(), Vectors(DIM), timeout_s=10)
     memories.put([record_of(TENANT, memory_of("one"))], timeout_s=10)
@@ -126,7 +124,7 @@ def test_a_killed_process_fails_every_call_at_once_and_leaves_no_zombie_and_no_s
     store.when_ended(ended.set)
     assert not store.has_ended
     os.kill(store.process_id, signal.SIGKILL)
-    with pytest.raises(MilvusFailed, match="has ended|SIGKILL"):
+    with pytest.raises(MilvusFailed, match=r"has ended|SIGKILL"):
         store.sync()
     assert ended.wait(WITHIN_S) and store.has_ended
     assert not psutil.pid_exists(store.process_id)
