@@ -40,16 +40,23 @@ class Phases:
             self._span.set_attributes(
                 {f"memserve.cached_tokens.{tier}": tokens for tier, tokens in tiers.items()}
             )
+        if part.finish_reason is not None:
+            self._end()  # not when the call has ended: on a busy machine the gateway's span ends before
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._span is not None:
-            self._span.set_attribute("memserve.output_tokens", self._tokens)
             if kind is not None:
                 failed(self._span, kind.__name__)
+            self._end()
+
+    def _end(self) -> None:
+        if self._span is not None:
+            self._span.set_attribute("memserve.output_tokens", self._tokens)
             self._span.end()
+            self._span = None
 
     def _begin(self, name: str, attributes: Mapping[str, Any]) -> None:
         if self._context is None:

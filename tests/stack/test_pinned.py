@@ -17,7 +17,13 @@ RULES = (
     "Codes and phone numbers are read out digit by digit, and nothing is left out or added to them.",
     "Stations, ships and farms are in the north of the country, and all times are those of the harbour.",
     "Say that you do not know when the notes do not have the answer, and never guess a code or a colour.",
+    *(
+        f"The keeper of pier {number} writes down who comes, who leaves, what they carry and where they go, "
+        "and reads it out to the harbour master in the evening, when the last ferry has left."
+        for number in range(2, 14)
+    ),
 )
+"""Long enough that a worker which has none of their KV would rather fetch it than compute it."""
 CHANGED = "Codes and phone numbers are spelt in words, two digits at a time, and are said only once."
 QUESTION = "What is the code of Amber Lantern?"
 

@@ -65,7 +65,7 @@ def test_a_trace_has_every_step_and_phase_and_explains_the_time(
     seconds = sum(by_name[name].seconds for name in [*NUMBERED[:6], *PHASES])
     assert 0.95 * tree.seconds <= seconds <= 1.02 * tree.seconds
     # What asks a store is below the step that asks it.
-    assert "search milvus" in {span.name for span in by_name["3 recall"].walk()}
+    assert "search memories" in {span.name for span in by_name["3 recall"].walk()}
     assert [span.name for span in by_name["5 look-up"].below] == ["EXISTS redis"]
     assert [span.name for span in by_name["7 worker"].below] == PHASES
     assert {span.service for span in tree.walk()} == {"memserve-gateway", "memserve-worker"}
