@@ -13,7 +13,6 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from memserve.domain import Memory
@@ -21,10 +20,11 @@ from memserve.errors import RegistryDiskFull, RegistryUnavailable
 from memserve.memory.texts.records import memory_key, tenant_key
 from memserve.policy.recall.strength import DEFAULT_POLICY, StrengthPolicy, Usage, effective_strength
 from memserve.registry.client import answering, close_client, registry_client
+from memserve.registry.script import Script
 
 log = logging.getLogger(__name__)
 
-SCRIPT = files("memserve.memory.texts").joinpath("uses.lua").read_text(encoding="utf-8")
+SCRIPT = Script.of("memserve.memory.texts", "uses")
 PREFIX = "memserve:memories:"
 WAITING_MAX = 10_000
 """Memories whose uses wait to be written. Uses of further ones are not counted."""
@@ -168,9 +168,8 @@ class UseLedger:
                 log.warning("%d uses of memories are not counted: %s", counts.total(), error)
 
     async def _run(self, tenant: str, operation: str, *arguments: Any) -> Any:
-        keys = _keys(tenant)
         async with answering():
-            return await self._redis.eval(SCRIPT, len(keys), *keys, operation, *arguments)
+            return await SCRIPT.run(self._redis, _keys(tenant), (operation, *arguments))
 
 
 def _key(tenant: str, memory: Memory) -> str:

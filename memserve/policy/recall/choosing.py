@@ -81,15 +81,6 @@ class Candidates:
     """As of FoundMemories."""
 
 
-def choose_hits(candidates: Candidates, query: str, wishes: SearchWishes, now_s: float) -> FoundMemories:
-    """The hits of a search, best first, and what was found and is not among them.
-
-    Memories that the limit alone leaves out are not told.
-    """
-    ranked, skipped = rank_candidates(candidates, query, now_s, clock_skew_s=wishes.clock_skew_s)
-    return choose_ranked(ranked, skipped, candidates, wishes)
-
-
 def rank_candidates(
     candidates: Candidates, query: str, now_s: float, *, clock_skew_s: float = CLOCK_SKEW_S
 ) -> tuple[list[ScoredMemory], list[Skipped]]:
@@ -128,9 +119,9 @@ def choose_ranked(
     candidates: Candidates,
     wishes: SearchWishes,
 ) -> FoundMemories:
-    """Cut ranked hits to what the caller wants.
+    """Cut ranked hits to what the caller wants. Returns the hits, and what was found and is not among them.
 
-    skipped: what was skipped before.
+    skipped: what was skipped before. Memories that the limit alone leaves out are not told.
     """
     left_out = list(skipped)
     relevant = []
