@@ -1,4 +1,4 @@
-"""A memory that an answer used, and that is erased, stands nowhere afterwards: the whole of memserve is searched.
+"""A memory that an answer used, and that is erased, stands nowhere afterwards: all of memserve is searched.
 
 `loadtests.memory_erasure` searches more kinds of memories and a gateway that is killed, without workers.
 """
