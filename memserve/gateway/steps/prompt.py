@@ -121,14 +121,14 @@ def fit_prompt(
     whole = arrange(passages)
     over_bytes = sum(len(message.content.encode()) for message in whole.messages) - most_bytes
     kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
-    sizes = {_key(hit): size for hit, size in zip(kept, layout.passage_tokens(kept), strict=True)}
+    sizes = {hit.memory.name: size for hit, size in zip(kept, layout.passage_tokens(kept), strict=True)}
     tried = _tried(layout, arrange, kept, raw=raw)
     # A number that has changed may take a token more or less, and so may the place where two lines meet.
     for slack in (0, 2 * len(kept)):
         surplus = len(tried.token_ids) - room.prompt_tokens
         if surplus <= 0 or not tried.passages:
             break
-        tried_sizes = [sizes[_key(hit)] for hit in tried.passages]
+        tried_sizes = [sizes[hit.memory.name] for hit in tried.passages]
         tried = _tried(layout, arrange, without_worst(tried.passages, tried_sizes, surplus + slack), raw=raw)
     if len(tried.token_ids) > room.prompt_tokens and tried.passages:
         tried = _tried(layout, arrange, [], raw=raw)
@@ -139,13 +139,9 @@ def fit_prompt(
         room.wanted_tokens or min(room.default_tokens, left),
         tried.arranged.system_folded,
         tried.arranged.merged_turns,
-        sum(sizes[_key(hit)] for hit in tried.passages),
-        sum(sizes[_key(hit)] for hit in tried.passages if hit.memory.pinned),
+        sum(sizes[hit.memory.name] for hit in tried.passages),
+        sum(sizes[hit.memory.name] for hit in tried.passages if hit.memory.pinned),
     )
-
-
-def _key(hit: ScoredMemory) -> tuple[str, str]:
-    return hit.memory.namespace, hit.memory.memory_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class Recall:
             raise failed.exceptions[0] from None
         (found, search_part), (pinned, pinned_part) = searching.result(), pinning.result()
         fits, fits_part = choosing.result() if choosing is not None else ((), None)
-        hits, unusable = self._quotable(found.hits, {_key(hit) for hit in pinned})
+        hits, unusable = self._quotable(found.hits, {hit.memory.name for hit in pinned})
         outcome = search_part.outcome
         if outcome is RecallOutcome.FOUND and not hits:
             outcome = RecallOutcome.EMPTY
@@ -203,7 +203,7 @@ class Recall:
         usable, skipped = [], []
         for hit in hits:
             memory = hit.memory
-            if _key(hit) in pinned:
+            if memory.name in pinned:
                 continue
             if self._tokenizer.can_quote(one_line(memory.text)):
                 usable.append(hit)
@@ -229,10 +229,6 @@ def _question(request: GenerationRequest) -> str:
     """The user's last message, as much of it as a search takes."""
     text = next((one.content for one in reversed(request.messages) if one.role is Role.USER), "")
     return text.strip().encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
-
-
-def _key(hit: ScoredMemory) -> tuple[str, str]:
-    return hit.memory.namespace, hit.memory.memory_id
 
 
 def _ms(started_s: float) -> float:

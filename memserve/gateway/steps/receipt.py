@@ -49,7 +49,7 @@ def receipt_head(
 
 def skipped_memories(recalled: Recalled, prompt: Prompt) -> tuple[Skipped, ...]:
     """What was found and is not in the prompt, the passages without room too."""
-    kept = {(hit.memory.namespace, hit.memory.memory_id) for hit in prompt.passages}
+    kept = {hit.memory.name for hit in prompt.passages}
     dropped = [
         Skipped(
             hit.memory.namespace,
@@ -59,7 +59,7 @@ def skipped_memories(recalled: Recalled, prompt: Prompt) -> tuple[Skipped, ...]:
             "no room in the model's context",
         )
         for hit in recalled.passages
-        if (hit.memory.namespace, hit.memory.memory_id) not in kept
+        if hit.memory.name not in kept
     ]
     return (*dropped, *recalled.skipped)[:SKIPPED_MAX]
 

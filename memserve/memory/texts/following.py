@@ -110,7 +110,7 @@ class Following(Core):
     ) -> list[ScoredMemory]:
         """At most MORE_MAX memories beside the hits, those of the best hits first."""
         scope = Scope(tenant_key(tenant), namespaces)
-        seen = {_name(hit.memory) for hit in hits}
+        seen = {hit.memory.name for hit in hits}
         more: list[ScoredMemory] = []
         if wishes.neighbours:
             found = await self._searched.read(
@@ -131,14 +131,12 @@ class Following(Core):
                 ),
             )  # fmt: skip
             front = _add(more, seen, found)
-        current = {
-            _name(memory) for memory in await self._still_current(tenant, [hit.memory for hit in more])
-        }
-        return [hit for hit in more if _name(hit.memory) in current]
+        current = {memory.name for memory in await self._still_current(tenant, [hit.memory for hit in more])}
+        return [hit for hit in more if hit.memory.name in current]
 
     async def _still_current(self, tenant: str, memories: Sequence[Memory]) -> list[Memory]:
         """Without those that a later write has replaced or taken away."""
-        keys = {memory_key(tenant, *_name(memory)): memory for memory in memories}
+        keys = {memory_key(tenant, *memory.name): memory for memory in memories}
         pending = await self._pending_of(list(keys))
         return [memory for key, memory in keys.items() if key not in pending or pending[key].memory == memory]
 
@@ -200,7 +198,7 @@ def _linked(
 
 
 def _leads_to(link: Link, owner: Memory, target: Memory, kinds: frozenset[LinkKind]) -> bool:
-    return link.kind in kinds and (link.namespace or owner.namespace, link.memory_id) == _name(target)
+    return link.kind in kinds and (link.namespace or owner.namespace, link.memory_id) == target.name
 
 
 def _beside(memory: Memory, hit: ScoredMemory, via: Via) -> ScoredMemory:
@@ -213,13 +211,9 @@ def _add(
     """Add what is not there yet. Returns it."""
     added = []
     for reached, hit in found:
-        name = _name(reached.memory)
+        name = reached.memory.name
         if name not in seen and len(more) < MORE_MAX:
             seen.add(name)
             more.append(reached)
             added.append((reached, hit))
     return added
-
-
-def _name(memory: Memory) -> Name:
-    return memory.namespace, memory.memory_id

@@ -259,7 +259,7 @@ class Searching(Following):
         if self.search_parts.strengths is not None:
             return await self.search_parts.strengths(tenant, memories, now_s)
         return {
-            (memory.namespace, memory.memory_id): round(
+            memory.name: round(
                 effective_strength(memory.strength, memory.kind, Usage(max(0.0, now_s - memory.updated_s))),
                 STRENGTH_DIGITS,
             )

@@ -104,7 +104,7 @@ class UseLedger:
         for memory in memories:
             usage = counted.get(_key(tenant, memory), Counted()).usage(memory, now_s)
             strength = effective_strength(memory.strength, memory.kind, usage, self.policy)
-            strengths[memory.namespace, memory.memory_id] = strength
+            strengths[memory.name] = strength
         return strengths
 
     async def read(
@@ -125,11 +125,7 @@ class UseLedger:
         its hits. Without a round trip. Memories that were not read, or never used, are left out.
         """
         read = self._last_read
-        return {
-            (memory.namespace, memory.memory_id): read[key]
-            for memory in memories
-            if (key := _key(tenant, memory)) in read
-        }
+        return {memory.name: read[key] for memory in memories if (key := _key(tenant, memory)) in read}
 
     def _keep(self, uses: Mapping[str, int]) -> None:
         for key, count in uses.items():
@@ -173,7 +169,7 @@ class UseLedger:
 
 
 def _key(tenant: str, memory: Memory) -> str:
-    return memory_key(tenant, memory.namespace, memory.memory_id)
+    return memory_key(tenant, *memory.name)
 
 
 def _keys(tenant: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from memserve.client.wire.memory_values import (
@@ -125,14 +126,11 @@ def list_query(request: pb.ListMemoriesRequest, limit: int) -> ListQuery:
 
 def search_query(request: pb.SearchRequest, limit: int) -> SearchQuery:
     """limit: where the request has none. Raises InvalidField."""
-    query = search_options("options", request.options)
-    return SearchQuery(
-        **{
-            **{name: getattr(query, name) for name in SearchQuery.__slots__},
-            "namespaces": tuple(request.namespaces),
-            "text": request.query,
-            "limit": request.limit or limit,
-        }
+    return replace(
+        search_options("options", request.options),
+        namespaces=tuple(request.namespaces),
+        text=request.query,
+        limit=request.limit or limit,
     )
 
 
