@@ -35,6 +35,7 @@ from memserve.memory.texts.requests import fault_of_options
 from memserve.memory.texts.rules import QUERY_MAX_BYTES
 from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
+from memserve.policy.recall.choosing import skipped_as
 from memserve.policy.recall.prompt import one_line, order_passages, reflections_first
 
 SKIPPED_MAX = 64
@@ -208,15 +209,8 @@ class Recall:
             if self._tokenizer.can_quote(one_line(memory.text)):
                 usable.append(hit)
                 continue
-            skipped.append(
-                Skipped(
-                    memory.namespace,
-                    memory.memory_id,
-                    memory.version,
-                    SkipReason.UNQUOTABLE,
-                    "it has one of the model's control tokens",
-                )
-            )
+            detail = "it has one of the model's control tokens"
+            skipped.append(skipped_as(memory, SkipReason.UNQUOTABLE, detail))
         return usable, skipped
 
 
