@@ -35,6 +35,7 @@ from memserve.memory.texts.requests import fault_of_options
 from memserve.memory.texts.rules import QUERY_MAX_BYTES
 from memserve.memory.texts.uses import UseLedger
 from memserve.metrics.instruments import GatewayMetrics
+from memserve.policy.recall.choosing import skipped_as
 from memserve.policy.recall.prompt import one_line, order_passages, reflections_first
 
 SKIPPED_MAX = 64
@@ -100,7 +101,7 @@ class Recall:
             raise failed.exceptions[0] from None
         (found, search_part), (pinned, pinned_part) = searching.result(), pinning.result()
         fits, fits_part = choosing.result() if choosing is not None else ((), None)
-        hits, unusable = self._quotable(found.hits, {_key(hit) for hit in pinned})
+        hits, unusable = self._quotable(found.hits, {hit.memory.name for hit in pinned})
         outcome = search_part.outcome
         if outcome is RecallOutcome.FOUND and not hits:
             outcome = RecallOutcome.EMPTY
@@ -203,20 +204,13 @@ class Recall:
         usable, skipped = [], []
         for hit in hits:
             memory = hit.memory
-            if _key(hit) in pinned:
+            if memory.name in pinned:
                 continue
             if self._tokenizer.can_quote(one_line(memory.text)):
                 usable.append(hit)
                 continue
-            skipped.append(
-                Skipped(
-                    memory.namespace,
-                    memory.memory_id,
-                    memory.version,
-                    SkipReason.UNQUOTABLE,
-                    "it has one of the model's control tokens",
-                )
-            )
+            detail = "it has one of the model's control tokens"
+            skipped.append(skipped_as(memory, SkipReason.UNQUOTABLE, detail))
         return usable, skipped
 
 
@@ -229,10 +223,6 @@ def _question(request: GenerationRequest) -> str:
     """The user's last message, as much of it as a search takes."""
     text = next((one.content for one in reversed(request.messages) if one.role is Role.USER), "")
     return text.strip().encode()[:QUERY_MAX_BYTES].decode(errors="ignore")
-
-
-def _key(hit: ScoredMemory) -> tuple[str, str]:
-    return hit.memory.namespace, hit.memory.memory_id
 
 
 def _ms(started_s: float) -> float:

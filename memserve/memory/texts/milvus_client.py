@@ -13,6 +13,10 @@ from pymilvus.exceptions import MilvusException
 
 from memserve.tls.pem import PemFiles
 
+# gRPC's own wait between two tries to connect grows to two minutes: so long after its start would a Milvus
+# server that was away stay unused.
+_GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1_000}
+
 
 class MilvusFailed(Exception):
     """Milvus did not do what it was asked. The message is the client's."""
@@ -23,7 +27,9 @@ def milvus_failures() -> Iterator[None]:
     """Turn what pymilvus raises into MilvusFailed. pymilvus lets gRPC's own errors through in some calls."""
     try:
         yield
-    except (MilvusException, grpc.RpcError) as error:
+    except MilvusException as error:
+        raise MilvusFailed(error.message or type(error).__name__) from error
+    except grpc.RpcError as error:
         raise MilvusFailed(str(error) or type(error).__name__) from error
 
 
@@ -56,7 +62,12 @@ def connect(uri: str, access: MilvusAccess, *, timeout_s: float) -> MilvusClient
     # pymilvus logs a copy of every exception that it raises, stack trace included.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     return MilvusClient(
-        uri, token=access.token, timeout=timeout_s, dedicated=True, **_tls_arguments(uri, access.tls)
+        uri,
+        token=access.token,
+        timeout=timeout_s,
+        dedicated=True,
+        grpc_options=_GRPC_OPTIONS,
+        **_tls_arguments(uri, access.tls),
     )
 
 

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,15 +53,6 @@ def old_records(count: int) -> list[Record]:
         )
         for number in range(count)
     ]
-
-
-@pytest.fixture(params=["lite", "server"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "lite":
-        yield str(tmp_path / "memories.db")
-    else:
-        with running_server(tmp_path / "server") as address:
-            yield address
 
 
 @contextlib.asynccontextmanager
