@@ -67,7 +67,6 @@ def test_an_erased_memory_is_nowhere_after_an_answer_used_it(
     before = " ".join(searched(stack, client, traces, secret).found)
     for place in (
         "memserve:answers",
-        "memserve:memories",
         "rows",
         "registry, read from its files",
         "an export",
