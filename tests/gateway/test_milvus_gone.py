@@ -78,7 +78,12 @@ def texts_part(answer: Answer) -> RecallPart:
     [("kill", "start_again", ""), ("pause", "resume", f"no answer within {BUDGET_S} s")],
 )
 async def test_answers_go_on_without_passages_in_time_and_recall_comes_back(
-    start_gateway: StartGateway, milvus: MilvusServer, stop: str, start: str, told: str
+    start_gateway: StartGateway,
+    milvus: MilvusServer,
+    caplog: pytest.LogCaptureFixture,
+    stop: str,
+    start: str,
+    told: str,
 ) -> None:
     gateway = await start_gateway(milvus_uri=f"http://127.0.0.1:{milvus.port}")
     await gateway.client.remember("notes", "The code of Alder is 7731.", memory_id="alder")
@@ -88,6 +93,7 @@ async def test_answers_go_on_without_passages_in_time_and_recall_comes_back(
         return [hit.memory.memory_id for hit in answer.route.passages] == ["alder"]
 
     await eventually(recalls)
+    caplog.clear()
     getattr(milvus, stop)()
     for _ in range(3):
         answer, took_s = await timed_answer(gateway)
@@ -97,7 +103,9 @@ async def test_answers_go_on_without_passages_in_time_and_recall_comes_back(
         assert answer.route.recall_outcome in NOT_RECALLED
         assert texts_part(answer).outcome is answer.route.recall_outcome
         assert texts_part(answer).detail.startswith(f"the vector store does not answer ({told}")
+        assert str(milvus.port) not in texts_part(answer).detail, "a tenant need not know where Milvus is"
         assert list(gateway.workers[0].requests[-1].token_ids) == gateway.token_ids(QUESTION)
+    assert caplog.text.count("answering without passages") == 1, "not for each request"
     assert not (await gateway.client.status()).vector_store_ok
     getattr(milvus, start)()
     started_s = time.monotonic()

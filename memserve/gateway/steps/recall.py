@@ -38,6 +38,7 @@ from memserve.metrics.instruments import GatewayMetrics
 from memserve.policy.recall.choosing import skipped_as
 from memserve.policy.recall.prompt import one_line, order_passages, reflections_first
 
+WARN_EVERY_S = 10.0
 SKIPPED_MAX = 64
 
 log = logging.getLogger("memserve.gateway.steps.recall")
@@ -83,6 +84,7 @@ class Recall:
         self._tokenizer = tokenizer
         self._settings = settings
         self._metrics = metrics
+        self._warned_s = -WARN_EVERY_S
 
     async def __call__(self, request: GenerationRequest, tenant: str) -> Recalled:
         """Raises NamespaceNotFound and InvalidField."""
@@ -145,12 +147,19 @@ class Recall:
             late = time.monotonic() - started_s >= timeout_s
             outcome = RecallOutcome.LATE if late else RecallOutcome.UNAVAILABLE
             detail = str(error)
-            log.warning("answering without passages: %s", error)
+            self._warn(error)
         if found.skipped:
             detail = f"{len(found.skipped)} found and not used"
         if found.cut:
             detail = f"{detail}; " * bool(detail) + "the filter may let through more"
         return found, RecallPart(RecallSource.TEXTS, outcome, _ms(started_s), len(found.hits), detail=detail)
+
+    def _warn(self, error: VectorStoreUnavailable) -> None:
+        """Once in WARN_EVERY_S: a busy gateway has many requests while a store is away."""
+        now_s = time.monotonic()
+        if now_s - self._warned_s >= WARN_EVERY_S:
+            self._warned_s = now_s
+            log.warning("answering without passages: %s", error)
 
     async def _pin(
         self, request: GenerationRequest, tenant: str, timeout_s: float
