@@ -66,7 +66,8 @@ def wish(url: str, **fields: Any) -> Wish:
 
 def left(data: Path) -> list[str]:
     """The files of models below the data directory, without memserve's own notes."""
-    return [name for name in names_in(data) if not name.endswith(("lock", "model.json", "partial.json"))]
+    notes = ("lock", "model.json", "partial.json", "manifest.json")
+    return [name for name in names_in(data) if not name.endswith(notes)]
 
 
 # What is fetched
@@ -255,7 +256,7 @@ def test_two_processes_fetch_a_model_once(server: ModelServer, data: Path) -> No
     assert server.reached.wait(60)
     second = run(data, "fetch", server.url)
     assert second.stderr is not None
-    assert "another process fetches tiny" in second.stderr.readline()
+    assert "another process fetches or converts tiny" in second.stderr.readline()
     server.go_on.set()
     paths = {printed(first), printed(second)}
     assert len(paths) == 1
