@@ -102,7 +102,8 @@ def convert_held(conversion: Conversion, place: Place, lock: int, telling: Telli
             f"{conversion.file_digest}: it is damaged, or another file"
         )
     _check_tools()
-    _check_room(conversion, file, place)
+    free_bytes = shutil.disk_usage(place.partial.parent).free
+    check_room(conversion, file.elements, free_bytes, _available_bytes())
     began_s = time.monotonic()
     try:
         place.complete(_make(conversion, file, place, telling, lock, file_digest))
@@ -137,21 +138,24 @@ def _check_tools() -> None:
         )
 
 
-def _check_room(conversion: Conversion, file: GgufFile, place: Place) -> None:
-    weights_bytes = file.elements * DTYPE_BYTES[conversion.dtype]
+def check_room(conversion: Conversion, elements: int, free_bytes: int, available_bytes: int | None) -> None:
+    """Raises StartupError where a conversion does not fit.
+
+    elements: weights of the model. free_bytes: of the disk. available_bytes: of memory; None: not known.
+    """
+    weights_bytes = elements * DTYPE_BYTES[conversion.dtype]
     needed = weights_bytes + SMALL_FILES_BYTES
-    free = max(shutil.disk_usage(place.partial.parent).free - conversion.reserve_bytes, 0)
+    free = max(free_bytes - conversion.reserve_bytes, 0)
     if needed > free:
         raise StartupError(
             f"{conversion.name} needs {size_text(needed)} in {conversion.dtype}, and the disk of data_dir "
             f"has {size_text(free)} to give (disk_reserve_bytes stays free)"
         )
-    available = _available_bytes()
     needed = 2 * weights_bytes + PROCESS_BYTES
-    if available is not None and needed > available:
+    if available_bytes is not None and needed > available_bytes:
         raise StartupError(
             f"the conversion of {conversion.name} needs about {size_text(needed)} of memory, and "
-            f"{size_text(available)} are free; stop something else, or convert it on a larger machine"
+            f"{size_text(available_bytes)} are free; stop something else, or convert it on a larger machine"
         )
 
 
@@ -187,7 +191,11 @@ def _make(
     )
     try:
         assert process.stdout is not None
-        _follow(process.stdout, progress)
+        if not _follow(process.stdout, progress):
+            status = process.wait(SILENCE_S)
+            raise StartupError(
+                f"the conversion of {conversion.name} has ended early, with {status}; is there enough memory?"
+            )
     finally:
         process.kill()
         process.wait()
@@ -255,8 +263,11 @@ class _Progress:
             )
 
 
-def _follow(output: IO[bytes], progress: _Progress) -> None:
-    """Read what the conversion says until it has ended well. Raises StartupError otherwise."""
+def _follow(output: IO[bytes], progress: _Progress) -> bool:
+    """Read what the conversion says, and return whether it said that it is done.
+
+    Raises StartupError for an error that it says, and where it says nothing any more.
+    """
     waiting = b""
     heard_s = time.monotonic()
     with selectors.DefaultSelector() as selector:
@@ -272,11 +283,20 @@ def _follow(output: IO[bytes], progress: _Progress) -> None:
             heard_s = time.monotonic()
             content = os.read(output.fileno(), _LINE_MAX)
             *lines, waiting = (waiting + content).split(b"\n")
-            if not content or len(waiting) > _LINE_MAX:
-                raise StartupError("the conversion has ended early; is there enough memory?")
             for line in lines:
-                if _is_done(json.loads(line), progress):
-                    return
+                if _is_done(_said(line), progress):
+                    return True
+            if not content or len(waiting) > _LINE_MAX:
+                return False
+
+
+def _said(line: bytes) -> dict[str, Any]:
+    """A line of the conversion. Libraries may print other lines, which say nothing."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _is_done(said: dict[str, Any], progress: _Progress) -> bool:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, CONTEXT = 64, 96, 2, 4, 2, 512
 CONTROLS = ["<|end|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>"
-    "\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 Tensor = npt.NDArray[np.float32]
 
@@ -63,7 +64,9 @@ class TinyGguf:
             "rope.dimension_count": HIDDEN // HEADS,
         } | self.values  # fmt: skip
         for name, number in numbers.items():
-            writer.add_uint32(f"{self.architecture}.{name}" if not name.startswith("split.") else name, number)
+            writer.add_uint32(
+                f"{self.architecture}.{name}" if not name.startswith("split.") else name, number
+            )
         writer.add_float32(f"{self.architecture}.attention.layer_norm_rms_epsilon", 1e-5)
         writer.add_float32(f"{self.architecture}.rope.freq_base", 10_000.0)
         for name, text in self.texts.items():
