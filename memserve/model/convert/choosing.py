@@ -21,7 +21,7 @@ from memserve.model.known import (
     is_name,
     unknown_name,
 )
-from memserve.model.weights import GGUF, advice, other_weights_in
+from memserve.model.weights import GGUF, advice, is_other_weights, other_weights_in
 from memserve.processes.tether import tethered
 
 PIP_TIMEOUT_S = 1800.0
@@ -135,7 +135,8 @@ def _gguf_of(source: str, data: Path) -> Path:
         if path.is_file():
             if path.name.lower().endswith(GGUF):
                 return path
-            what = advice([path.name]) or "; name a GGUF file, which ends with .gguf"
+            known = [path.name] if is_other_weights(path.name) else []
+            what = advice(known) or "; the name of a GGUF file ends with .gguf"
             raise StartupError(f"{source} is no GGUF file{what}")
     except OSError as error:
         raise StartupError(f"{source[:300]}: {error.strerror or error}") from None

@@ -167,6 +167,25 @@ def test_weights_that_are_damaged_in_the_store_are_refused_and_nothing_is_kept(
     assert left(data) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "without", "says"),
+    [
+        ("pytorch_model.bin", "*.safetensors", r"no weights in safetensors files; pytorch_model\.bin is a pickle"),
+        ("b.gguf", "*.safetensors", r"b\.gguf is GGUF: bring the file here.*`memserve models convert`"),
+        ("b.gguf", "config.json", r"there is no config\.json, so it is no model; b\.gguf is GGUF"),
+    ],
+)
+def test_a_store_with_other_weights_alone_says_what_to_do(
+    server: ModelServer, data: Path, name: str, without: str, says: str
+) -> None:
+    for file in server.folder.glob(without):
+        file.unlink()
+    (server.folder / name).write_bytes(b"x")
+    with pytest.raises(StartupError, match=says):
+        fetch(wish(server.url), data)
+    assert left(data) == [] and name not in server.gets
+
+
 def test_another_digest_is_refused_with_both_and_nothing_is_kept(server: ModelServer, data: Path) -> None:
     wrong = "0" * 64
     with pytest.raises(StartupError, match=f"{digest_of(server.folder)}.*{wrong}.*nothing"):
@@ -288,7 +307,9 @@ def test_a_hugging_face_name_is_fetched_from_the_hub_at_one_commit(server: Model
     assert digest_of(path) == digest_of(server.folder)
     assert not set(server.gets) & {"pytorch_model.bin", "modeling.py"}
     wrong = run(data, "fetch", "org/other", **variables)
-    assert "cannot be fetched: Hugging Face: " in wrong.communicate(timeout=60)[1]
+    said = wrong.communicate(timeout=60)[1]
+    assert "cannot be fetched: Hugging Face: " in said
+    assert "name a mirror in HF_ENDPOINT, or copy the model's directory to this machine" in said
     assert wrong.returncode == 1
     offline = run(data / "other", "fetch", "org/tiny", **variables, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in offline.communicate(timeout=60)[1]
