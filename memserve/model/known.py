@@ -114,7 +114,7 @@ def unknown_name(name: str, setting: str, data: Path) -> StartupError:
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     meant = f"did you mean {' or '.join(close)}?" if close else f"known names are {', '.join(names)}."
     return StartupError(
-        f"{setting} {name!r}: no such directory, and no model of this name; {meant} Give a model directory, a "
-        "name of `memserve models list`, a Hugging Face name like org/model, or the URL of a directory like "
-        "s3://bucket/model"
+        f"{setting} {name!r}: no such directory, and no model of this name; {meant} Give a model directory, "
+        "a name of `memserve models list`, a Hugging Face name like org/model, or the URL of a directory "
+        "like s3://bucket/model"
     )

@@ -103,7 +103,9 @@ def _check_described(file: GgufFile, empty: Any) -> None:
     copies = [tensor for tensor in file.tensors if is_tied and tensor.name == OUTPUT]
     has = file.elements - sum(math.prod(tensor.shape) for tensor in copies)
     if described != has:
-        raise StartupError(f"{file.path}: its values describe a model of {described} weights, and it has {has}")
+        raise StartupError(
+            f"{file.path}: its values describe a model of {described} weights, and it has {has}"
+        )
 
 
 def _check_loaded(

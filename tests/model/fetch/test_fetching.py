@@ -170,7 +170,11 @@ def test_weights_that_are_damaged_in_the_store_are_refused_and_nothing_is_kept(
 @pytest.mark.parametrize(
     ("name", "without", "says"),
     [
-        ("pytorch_model.bin", "*.safetensors", r"no weights in safetensors files; pytorch_model\.bin is a pickle"),
+        (
+            "pytorch_model.bin",
+            "*.safetensors",
+            r"no weights in safetensors.*; pytorch_model\.bin is a pickle",
+        ),
         ("b.gguf", "*.safetensors", r"b\.gguf is GGUF: bring the file here.*`memserve models convert`"),
         ("b.gguf", "config.json", r"there is no config\.json, so it is no model; b\.gguf is GGUF"),
     ],
