@@ -30,7 +30,7 @@ class ListedModel:
     context_tokens: int
     architecture: str
     digest: str
-    """SHA-256 of the weights and the configuration, hex; "" for a model that is not here."""
+    """SHA-256 of the weights and the configuration, hex; "" where it is not noted."""
     why_not: str
     """Why it cannot be served now; "" where it can be."""
 
@@ -51,16 +51,21 @@ def _in_data(data: Path, *, verify: bool) -> list[ListedModel]:
         folders = sorted(path for path in (data / MODELS).iterdir() if path.is_dir())[:FOLDERS_MAX]
     except OSError:
         return []
-    models = []
-    for folder in folders:
-        if folder.is_symlink() or (folder / "config.json").is_file():
-            continue
+    models = (_in_folder(folder, verify=verify) for folder in folders if not folder.is_symlink())
+    return [model for model in models if model is not None]
+
+
+def _in_folder(folder: Path, *, verify: bool) -> ListedModel | None:
+    """None: no model, and none under way."""
+    try:
         directory = next((path for path in sorted(folder.iterdir()) if _is_model(path)), None)
         if directory is not None:
-            models.append(_of_folder(folder, directory, verify=verify))
-        elif (folder / "partial").is_dir():
-            models.append(_unfinished(folder))
-    return models
+            return _of_folder(folder, directory, verify=verify)
+        is_under_way = (folder / "partial").is_dir()
+    except OSError as error:
+        return _absent(folder.name, str(error.strerror or error))
+    why = "it is being made, or was ended: run the command again"
+    return _absent(folder.name, why) if is_under_way else None
 
 
 def _is_model(path: Path) -> bool:
@@ -72,7 +77,8 @@ def _of_folder(folder: Path, directory: Path, *, verify: bool) -> ListedModel:
     is_converted = folder.name == directory.name
     weights = any(directory.glob("*.safetensors"))
     try:
-        manifest = noted or manifest_of(directory, "an earlier memserve", weights=weights)
+        # Without a note the digest is not known. To read all weights takes long.
+        manifest = noted or manifest_of(directory, "an earlier memserve", weights=False)
     except StartupError as error:
         manifest, weights = Manifest("", "", 0, "", 0, ""), False
         return _here(folder.name, directory, manifest, verify=False, why_not=str(error))
@@ -108,9 +114,8 @@ def _why_not_served(directory: Path) -> str:
     return ""
 
 
-def _unfinished(folder: Path) -> ListedModel:
-    why = "it is being made, or was ended: run the command again"
-    return ListedModel(folder.name, "", "", 0, "", 0, "", "", why)
+def _absent(name: str, why_not: str, source: str = "") -> ListedModel:
+    return ListedModel(name, source, "", 0, "", 0, "", "", why_not)
 
 
 def _of_package(model: PackagedModel, data: Path) -> ListedModel:
@@ -118,4 +123,4 @@ def _of_package(model: PackagedModel, data: Path) -> ListedModel:
     has_file = model.found(data) is not None
     why_not = "" if has_file else f"{model.requirement} is not installed: {model.remedy}"
     source = f"{model.requirement}{', not converted yet' if has_file else ''}"
-    return ListedModel(model.name, source, "", 0, "", 0, "", "", why_not)
+    return _absent(model.name, why_not, source)
