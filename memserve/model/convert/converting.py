@@ -285,6 +285,7 @@ def _follow(output: IO[bytes], progress: _Progress) -> bool:
             *lines, waiting = (waiting + content).split(b"\n")
             for line in lines:
                 if _is_done(_said(line), progress):
+                    progress.look()
                     return True
             if not content or len(waiting) > _LINE_MAX:
                 return False
