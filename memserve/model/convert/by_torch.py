@@ -46,7 +46,6 @@ def convert(file: GgufFile, target: Path, dtype: str, say: Say) -> None:
         empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     check_architecture({"architectures": [type(empty).__name__]}, file.path)
     _check_described(file, empty)
-    shapes = {name: tuple(weight.shape) for name, weight in empty.state_dict().items()}
     say({"step": "reading the tokenizer"})
     AutoTokenizer.from_pretrained(file.path.parent, **place).save_pretrained(target)
     say({"step": "reading the tensors"})
@@ -59,10 +58,13 @@ def convert(file: GgufFile, target: Path, dtype: str, say: Say) -> None:
             output_loading_info=True,
             **place,
         )
-    _check_loaded(file, loading, shapes, model)
-    _name_stop_tokens(file, model)
+    _check_loaded(file, loading, model, empty)
+    # A model that was read from GGUF is written under names of its own where experts are joined.
+    empty.load_state_dict(model.state_dict(), assign=True)
+    empty.generation_config = model.generation_config
+    _name_stop_tokens(file, empty)
     say({"step": "writing"})
-    model.save_pretrained(target, max_shard_size=SHARD)
+    empty.save_pretrained(target, max_shard_size=SHARD)
 
 
 @contextlib.contextmanager
@@ -108,14 +110,13 @@ def _check_described(file: GgufFile, empty: Any) -> None:
         )
 
 
-def _check_loaded(
-    file: GgufFile, loading: dict[str, Any], shapes: dict[str, tuple[int, ...]], model: Any
-) -> None:
+def _check_loaded(file: GgufFile, loading: dict[str, Any], model: Any, empty: Any) -> None:
     """Raises StartupError where a weight of the model is not from the file, or has another shape."""
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if names := sorted(str(name) for name in loading[kind]):
             word = kind.removesuffix("_keys")
             raise StartupError(f"{file.path}: {len(names)} weights are {word}, such as {names[0][:200]}")
+    shapes = {name: tuple(weight.shape) for name, weight in empty.state_dict().items()}
     for name, weight in model.state_dict().items():
         if tuple(weight.shape) != shapes.get(name):
             raise StartupError(

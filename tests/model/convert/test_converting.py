@@ -102,7 +102,7 @@ def test_a_model_without_a_template_is_made_and_says_what_it_needs(file: Path, d
 
 def test_another_model_does_not_take_a_name_that_is_taken(file: Path, data: Path, tmp_path: Path) -> None:
     convert(conversion(file), data)
-    other = TinyGguf(quantized=True).write(tmp_path / "other.gguf")
+    other = TinyGguf(kind="Q8_0").write(tmp_path / "other.gguf")
     for wish in (conversion(other), conversion(file, dtype="bfloat16")):
         with pytest.raises(StartupError, match=r"a model tiny already, from a test in float32; .*--again"):
             convert(wish, data)

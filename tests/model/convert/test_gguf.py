@@ -17,7 +17,7 @@ from tests.model.convert.tiny_gguf import CONTEXT, LAYERS, TinyGguf, tokens
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return TinyGguf(quantized=True).write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+    return TinyGguf(kind="Q8_0").write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 def test_a_header_is_read_as_it_was_written(file: Path) -> None:

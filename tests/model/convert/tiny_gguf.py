@@ -33,7 +33,8 @@ class TinyGguf:
     """Tensors that are left out, by their beginnings."""
     beside: tuple[str, ...] = ()
     """Further tensors."""
-    quantized: bool = False
+    kind: str = "F32"
+    """Of the matrices' numbers, as ggml calls it."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by transformers' names, seeded."""
@@ -71,7 +72,7 @@ class TinyGguf:
         writer.add_float32(f"{self.architecture}.rope.freq_base", 10_000.0)
         for name, text in self.texts.items():
             writer.add_string(name, text)
-        _add_tokenizer(writer, self.template)
+        add_tokenizer(writer, self.template)
         for name, tensor in self._named().items():
             if not name.startswith(self.without or ("-",)):
                 self._add(writer, name, tensor)
@@ -97,8 +98,8 @@ class TinyGguf:
         return result
 
     def _add(self, writer: Any, name: str, tensor: Tensor) -> None:
-        if self.quantized and tensor.ndim == 2:
-            kind = gguf.GGMLQuantizationType.Q8_0
+        if self.kind != "F32" and tensor.ndim == 2:
+            kind = gguf.GGMLQuantizationType[self.kind]
             writer.add_tensor(name, gguf.quantize(tensor, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, tensor)
@@ -112,7 +113,7 @@ def tokens() -> list[str]:
     return [*CONTROLS, *letters, "th", "the"]
 
 
-def _add_tokenizer(writer: Any, template: str) -> None:
+def add_tokenizer(writer: Any, template: str = TEMPLATE) -> None:
     words = tokens()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
