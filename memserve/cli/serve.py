@@ -37,7 +37,8 @@ class SettingOptions:
     model: Annotated[
         str | None,
         typer.Option(
-            help="Model directory, Hugging Face name, or URL of a directory. Default: the bundled demo model."
+            help="Model directory, name of `memserve models list` such as smollm2, Hugging Face name, or URL "
+            "of a directory. Default: the bundled demo model."
         ),
     ] = None
     workers: Annotated[int | None, typer.Option(help="vLLM workers. Default: 2.")] = None

@@ -36,8 +36,9 @@ class Settings(PortSettings, IdentitySettings, EmbeddingSettings):
     )
     model: str = Field(
         "",
-        description="Model directory, Hugging Face name, or fsspec URL (s3://, gs:// …) of a directory. "
-        "The last two are fetched into data_dir/models, once for a machine. Empty: the bundled demo model.",
+        description="Model directory, a name of `memserve models list` such as smollm2, Hugging Face name, "
+        "or fsspec URL (s3://, gs:// …) of a directory. The last two are fetched into data_dir/models, once "
+        "for a machine. Empty: the bundled demo model.",
     )
     model_digest: str = Field(
         "",

@@ -9,12 +9,13 @@ from memserve.demo import MODEL_DIR
 from memserve.errors import StartupError
 from memserve.model.architectures import check_architecture
 from memserve.model.chat import check_chat
+from memserve.model.convert.choosing import Choices, convert_packaged
 from memserve.model.fetch.fetching import Wish, check_digest, fetch
 from memserve.model.fetch.progress import Telling
 from memserve.model.files import ModelFiles, json_object, open_model
+from memserve.model.known import DEMO, PACKAGED, converted_place, is_name, unknown_name
 from memserve.model.recall_template import open_recall_template
-
-OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.msgpack", "*.h5")
+from memserve.model.weights import GGUF, advice, other_weights_in
 
 
 def check_model(settings: Settings) -> ModelFiles:
@@ -22,16 +23,31 @@ def check_model(settings: Settings) -> ModelFiles:
 
     Raises StartupError for a model that memserve does not serve, cannot read, or has no weights.
     """
-    model = _directory(settings, settings.model, "model")
-    if (file := model / "config.json").is_file():
-        check_architecture(json_object(file), file)
-    check_chat(model, settings.chat_template)
-    open_recall_template(model, settings.recall_template)
-    files = open_model(model, settings.max_context_tokens)
+    return check_directory(
+        _directory(settings, settings.model, "model"),
+        settings.chat_template,
+        settings.recall_template,
+        settings.max_context_tokens,
+    )
+
+
+def check_directory(
+    model: Path,
+    chat_template: Path | None = None,
+    recall_template: Path | None = None,
+    max_context_tokens: int = 0,
+) -> ModelFiles:
+    """As `check_model`, of a directory. The defaults are those of the settings."""
+    if not (file := model / "config.json").is_file():
+        what = advice(other_weights_in(model)) if model.is_dir() else ""
+        raise StartupError(f"model directory {model} has no config.json, so it is no model{what}")
+    check_architecture(json_object(file), file)
+    check_chat(model, chat_template)
+    open_recall_template(model, recall_template)
+    files = open_model(model, max_context_tokens)
     if not files.checked_weights():
-        other = next((file.name for pattern in OTHER_WEIGHTS for file in sorted(model.glob(pattern))), "")
-        hint = f"; convert {other} with transformers' save_pretrained" if other else ""
-        raise StartupError(f"model directory {model} has no weights in safetensors files{hint}")
+        what = advice(other_weights_in(model))
+        raise StartupError(f"model directory {model} has no weights in safetensors files{what}")
     return files
 
 
@@ -40,7 +56,8 @@ def with_models(settings: Settings, telling: Telling | None = None, *, weights: 
 
     They are the model, the embedding model and the reranker.
 
-    What is not on this machine is fetched, once for all of its processes.
+    What is not on this machine is fetched, once for all of its processes. A model of a Python package, such
+    as smollm2, is converted; its package is not fetched.
 
     weights: whether the model's weights are needed. A gateway does without.
     Raises StartupError, also for a model with another digest than `model_digest`.
@@ -72,6 +89,14 @@ def _directory(
         if any(path.glob("*.safetensors")):
             check_digest(path, digest)
         return path
+    if setting == "model":
+        if path.is_file():
+            what = (
+                f"`memserve models convert {name}`" if name.lower().endswith(GGUF) else "name its directory"
+            )
+            raise StartupError(f"{setting} {name!r}: no such directory; it is a file: {what}")
+        if is_name(name):
+            return _named(settings, name, telling or Telling())
     wish = Wish(
         name,
         setting,
@@ -80,3 +105,18 @@ def _directory(
         reserve_bytes=settings.disk_reserve_bytes,
     )
     return fetch(wish, settings.data, telling)
+
+
+def _named(settings: Settings, name: str, telling: Telling) -> Path:
+    """The directory of a model by a name of one word. Reaches no network. Raises StartupError."""
+    if name == DEMO:
+        check_digest(MODEL_DIR, settings.model_digest)
+        return MODEL_DIR
+    place = converted_place(settings.data, name)
+    if place.is_complete:
+        check_digest(place.model, settings.model_digest, name)
+        return place.model
+    if name not in PACKAGED:
+        raise unknown_name(name, "model", settings.data)
+    choices = Choices(digest=settings.model_digest, reserve_bytes=settings.disk_reserve_bytes)
+    return convert_packaged(PACKAGED[name], choices, settings.data, telling)

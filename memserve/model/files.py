@@ -67,6 +67,12 @@ class ModelFiles:
         return int(self._size("vocab_size"))
 
     @property
+    def own_context_tokens(self) -> int:
+        """The longest prompt and answer that the model was made for. 0: its configuration does not say."""
+        limit = self._size("max_position_embeddings")
+        return limit if isinstance(limit, int) else 0
+
+    @property
     def head_size(self) -> int:
         return int(self._size("head_dim") or self._size("hidden_size") // self._size("num_attention_heads"))
 

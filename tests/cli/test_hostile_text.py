@@ -98,7 +98,9 @@ LOCAL = {
     "keys add",
     "keys list",
     "keys revoke",
+    "models list",
     "models fetch",
+    "models convert",
     "models digest",
 }
 # Commands that show stored or generated text in full.

@@ -146,7 +146,10 @@ def test_weights_that_are_cut_off_are_found(model: Path) -> None:
 
 def test_weights_of_another_format_are_named(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    with pytest.raises(StartupError, match=r"no weights in safetensors files; convert pytorch_model\.bin"):
+    with pytest.raises(
+        StartupError,
+        match=r"no weights in safetensors files; pytorch_model\.bin is a pickle.*save_pretrained",
+    ):
         check_model(Settings(model=str(model)))
 
 

@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from memserve.errors import StartupError
-from memserve.model.fetch.place import Place
+from memserve.model.fetch.place import Place, place_of
 from memserve.model.fetch.progress import Telling, size_text, told
 from memserve.model.fetch.sources import RemoteFile, Source, source_of
 from memserve.model.fetch.stores import Store, StoreFailed, hub_snapshot, open_store
 from memserve.model.files import ModelFiles
+from memserve.model.manifest import manifest_of
+from memserve.model.weights import advice
 
 T = TypeVar("T")
 # Before the second try of a file, the third, and so on.
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+OTHER_WAY = (
+    ". Where Hugging Face cannot be reached from here, name a mirror in HF_ENDPOINT, or copy the model's "
+    "directory to this machine and name that; a gated model needs HF_TOKEN"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,8 @@ def fetch(wish: Wish, data: Path, telling: Telling | None = None) -> Path:
     """
     telling = telling or Telling()
     source = source_of(wish.name, wish.setting)
-    place = Place(data, source, weights=wish.weights)
-    whole = Place(data, source, weights=True)
+    place = place_of(data, source, weights=wish.weights)
+    whole = place_of(data, source, weights=True)
     if not wish.weights and whole.is_complete and _fits(whole.model, wish.digest):
         return whole.model
     digest = wish.digest if wish.weights else ""
@@ -63,7 +69,7 @@ def fetch(wish: Wish, data: Path, telling: Telling | None = None) -> Path:
         if place.is_complete and _fits(place.model, digest):
             return place.model
         if source.is_hub and (snapshot := _cached(source, wish)) is not None:
-            place.link(snapshot)
+            place.link(snapshot, manifest_of(snapshot, source.name, weights=wish.weights))
             return place.model
         try:
             _fetch(wish, source, place, telling)
@@ -81,9 +87,12 @@ def check_digest(model: Path, wanted: str, name: str = "") -> None:
     """
     if not wanted:
         return
-    digest = ModelFiles(model, 0, {}).model_digest()
-    if digest != wanted:
-        raise StartupError(f"the model {name or model} has the digest {digest}, and model_digest is {wanted}")
+    _check_same(ModelFiles(model, 0, {}).model_digest(), wanted, name or str(model))
+
+
+def _check_same(digest: str, wanted: str, name: str) -> None:
+    if wanted not in ("", digest):
+        raise StartupError(f"the model {name} has the digest {digest}, and model_digest is {wanted}")
 
 
 def _fits(model: Path, digest: str) -> bool:
@@ -120,16 +129,18 @@ def _fetch(wish: Wish, source: Source, place: Place, telling: Telling) -> None:
         for file in missing:
             _tried(wish, telling, lambda file=file: _fetch_file(store, file, place))  # type: ignore[misc]
     try:
+        if wish.weights and not ModelFiles(place.partial, 0, {}).checked_weights():
+            what = advice(_tried(wish, telling, store.other_weights))
+            raise StartupError(f"{wish.setting} {wish.name!r} has no weights in safetensors files{what}")
+        manifest = manifest_of(place.partial, source.name, weights=wish.weights)
         if wish.weights:
-            if not ModelFiles(place.partial, 0, {}).checked_weights():
-                raise StartupError(f"{wish.setting} {wish.name!r} has no weights in safetensors files")
-            check_digest(place.partial, wish.digest, source.name)
+            _check_same(manifest.digest, wish.digest, source.name)
     except StartupError as error:
         place.drop_partial()
         raise StartupError(
             f"{str(error).replace(str(place.partial), source.name)}; nothing of it is kept"
         ) from None
-    place.complete(files)
+    place.complete(manifest, files)
     telling.say(f"fetched {source.name} in {time.monotonic() - began_s:.1f} s: {place.model}")
 
 
@@ -137,7 +148,8 @@ def _listed(wish: Wish, source: Source) -> tuple[Store, list[RemoteFile]]:
     store = wish.open(source, wish.setting)
     files = store.files(weights=wish.weights)
     if not any(file.name == "config.json" for file in files):
-        raise StoreFailed("there is no config.json, so it is no model", is_final=True)
+        what = advice(store.other_weights())
+        raise StoreFailed(f"there is no config.json, so it is no model{what}", is_final=True)
     return store, files
 
 
@@ -167,8 +179,9 @@ def _tried(wish: Wish, telling: Telling, step: Callable[[], T]) -> T:
         except StoreFailed as error:
             if error.is_final or pause_s is None:
                 tries = "" if error.is_final else f" ({len(wish.pauses_s) + 1} tries)"
+                way = OTHER_WAY if source_of(wish.name, wish.setting).is_hub else ""
                 raise StartupError(
-                    f"{wish.setting} {wish.name!r} cannot be fetched{tries}: {error}"
+                    f"{wish.setting} {wish.name!r} cannot be fetched{tries}: {error}{way}"
                 ) from None
             telling.say(f"{error}; trying again in {pause_s:g} s")
             time.sleep(pause_s)

@@ -1,11 +1,12 @@
-"""Where a fetched model lies on this machine.
+"""Where a model that was fetched or converted lies on this machine.
 
-  <data_dir>/models/<key of the source>/
-    lock            held by the process that fetches; the system frees it when that process dies
-    partial/        the whole files of a fetch that has not ended, and `<file>.part`, the one under way
+  <data_dir>/models/<name of a conversion, or key of a source>/
+    lock            held by the process that makes it; the system frees it when that process dies
+    partial/        what has not ended: of a fetch the whole files, and `<file>.part`, the one under way
     partial.json    what the store said of each whole file
     <model>/        the model, complete: it gets its name in one step
     model.json      what the store said of its files
+    manifest.json   where the model is from, and its digest (`memserve/model/manifest.py`)
 
 `<key>-small/` has the same for a gateway, without weights.
 """
@@ -18,24 +19,35 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from memserve.errors import StartupError
 from memserve.model.fetch.sources import RemoteFile, Source
+from memserve.model.manifest import MANIFEST, Manifest, read_manifest
 from memserve.private_files import open_data_dir, write_private
 
 # How often a process looks whether another has ended its fetch, and how often it says that it waits.
 LOOK_S, SAY_S = 0.2, 10.0
 
 
-class Place:
-    """The folder of one source."""
+MODELS = "models"
+SMALL = "-small"
 
-    def __init__(self, data: Path, source: Source, *, weights: bool) -> None:
+
+def place_of(data: Path, source: Source, *, weights: bool) -> Place:
+    """The place of what is fetched from a source."""
+    return Place(data, source.key if weights else f"{source.key}{SMALL}", source.model)
+
+
+class Place:
+    """The folder of one model."""
+
+    def __init__(self, data: Path, folder: str, model: str) -> None:
+        """folder: its name in `models/`. model: the name of the model's directory in it."""
         self._data = data
-        self._folder = data / "models" / (source.key if weights else f"{source.key}-small")
-        self.model = self._folder / source.model
+        self._folder = data / MODELS / folder
+        self.model = self._folder / model
         self.partial = self._folder / "partial"
 
     @property
@@ -43,9 +55,14 @@ class Place:
         return self.model.is_dir()
 
     @contextlib.contextmanager
-    def held(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Only one process of this machine is inside. Raises StartupError where the folder cannot be made."""
+    def held(self, say: Callable[[str], None]) -> Iterator[int]:
+        """Only one process of this machine is inside. Raises StartupError where the folder cannot be made.
+
+        Gives the descriptor of the lock. A child that inherits it holds the lock too.
+        """
         open_data_dir(self._data)
+        if self._folder.is_symlink():
+            raise StartupError(f"{self._folder} is a link; memserve writes no model through it")
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (self._folder / "lock").open("w", encoding="utf-8")
@@ -56,9 +73,9 @@ class Place:
             while not _locked(lock.fileno()):
                 if time.monotonic() - said_s >= SAY_S:
                     said_s = time.monotonic()
-                    say(f"another process fetches {self.model.name}; this one waits for it")
+                    say(f"another process fetches or converts {self.model.name}; this one waits for it")
                 time.sleep(LOOK_S)
-            yield
+            yield lock.fileno()
 
     def whole(self, files: list[RemoteFile]) -> set[str]:
         """The files that an earlier fetch has brought whole and the store still has. Others are removed."""
@@ -89,17 +106,30 @@ class Place:
         """Whether the complete model is what the store has now."""
         return self._read("model.json") == {file.name: file.identity for file in files}
 
-    def complete(self, files: list[RemoteFile]) -> None:
+    @property
+    def manifest(self) -> Manifest | None:
+        """What was noted of the complete model. None: nothing, or nothing that can be read."""
+        return read_manifest(self._folder)
+
+    def complete(self, manifest: Manifest, files: Sequence[RemoteFile] = ()) -> None:
         """The partial model is whole. It takes the place of a model that was there before."""
-        self._write("model.json", {file.name: file.identity for file in files})
         self._remove_model()
+        self._write("model.json", {file.name: file.identity for file in files})
+        self._note(manifest)
         self.partial.rename(self.model)
         (self._folder / "partial.json").unlink(missing_ok=True)
 
-    def link(self, folder: Path) -> None:
+    def link(self, folder: Path, manifest: Manifest) -> None:
         """Have the model from another place on this machine."""
         self._remove_model()
+        self._note(manifest)
         self.model.symlink_to(folder, target_is_directory=True)
+
+    def fresh_partial(self) -> Path:
+        """An empty folder for what is made anew."""
+        self.drop_partial()
+        self.partial.mkdir(mode=0o700)
+        return self.partial
 
     def drop_partial(self) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -119,6 +149,9 @@ class Place:
         elif self.model.exists():
             # A process that has it open keeps its files.
             shutil.rmtree(self.model)
+
+    def _note(self, manifest: Manifest) -> None:
+        write_private(self._folder / MANIFEST, manifest.to_json())
 
     def _read(self, name: str) -> dict[str, str]:
         try:

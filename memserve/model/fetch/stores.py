@@ -17,6 +17,7 @@ import fsspec
 
 from memserve.errors import StartupError
 from memserve.model.fetch.sources import DEPTH_MAX, FILES_MAX, RemoteFile, Source, check_name, is_wanted
+from memserve.model.weights import is_other_weights
 
 # What stores call the digest, the version or the time of a file's content. Those that one has are taken.
 _IDENTITY = (
@@ -33,6 +34,9 @@ class Store(Protocol):
 
     def files(self, *, weights: bool) -> list[RemoteFile]:
         """The wanted files, by name. Raises StoreFailed, and StartupError for a name that is refused."""
+
+    def other_weights(self) -> list[str]:
+        """Names of files that may be weights that memserve does not read. Raises StoreFailed."""
 
     def get(self, name: str, target: Path) -> None:
         """Write one file. Raises StoreFailed."""
@@ -71,8 +75,7 @@ class FsspecStore:
         self._root = root.rstrip("/")
 
     def files(self, *, weights: bool) -> list[RemoteFile]:
-        with _facts("its list of files"):
-            found = self._files.find(self._root, maxdepth=DEPTH_MAX, detail=True)
+        found = self._found()
         if len(found) > FILES_MAX:
             raise StartupError(f"the store has {len(found)} files there; a model has at most {FILES_MAX}")
         begin = self._root + "/"
@@ -85,9 +88,18 @@ class FsspecStore:
             if is_wanted(name, weights=weights)
         ]
 
+    def other_weights(self) -> list[str]:
+        names = (path.removeprefix(f"{self._root}/") for path in sorted(self._found()))
+        return [name for name in names if name.isprintable() and is_other_weights(name)]
+
     def get(self, name: str, target: Path) -> None:
         with _facts(name):
             self._files.get_file(f"{self._root}/{name}", str(target))
+
+    def _found(self) -> dict[str, dict[str, Any]]:
+        with _facts("its list of files"):
+            found: dict[str, dict[str, Any]] = self._files.find(self._root, maxdepth=DEPTH_MAX, detail=True)
+        return found
 
     def _file(self, name: str, path: str, info: dict[str, Any]) -> RemoteFile:
         if info.get("size") is None:

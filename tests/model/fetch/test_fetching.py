@@ -66,7 +66,8 @@ def wish(url: str, **fields: Any) -> Wish:
 
 def left(data: Path) -> list[str]:
     """The files of models below the data directory, without memserve's own notes."""
-    return [name for name in names_in(data) if not name.endswith(("lock", "model.json", "partial.json"))]
+    notes = ("lock", "model.json", "partial.json", "manifest.json")
+    return [name for name in names_in(data) if not name.endswith(notes)]
 
 
 # What is fetched
@@ -166,6 +167,29 @@ def test_weights_that_are_damaged_in_the_store_are_refused_and_nothing_is_kept(
     assert left(data) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "without", "says"),
+    [
+        (
+            "pytorch_model.bin",
+            "*.safetensors",
+            r"no weights in safetensors.*; pytorch_model\.bin is a pickle",
+        ),
+        ("b.gguf", "*.safetensors", r"b\.gguf is GGUF: bring the file here.*`memserve models convert`"),
+        ("b.gguf", "config.json", r"there is no config\.json, so it is no model; b\.gguf is GGUF"),
+    ],
+)
+def test_a_store_with_other_weights_alone_says_what_to_do(
+    server: ModelServer, data: Path, name: str, without: str, says: str
+) -> None:
+    for file in server.folder.glob(without):
+        file.unlink()
+    (server.folder / name).write_bytes(b"x")
+    with pytest.raises(StartupError, match=says):
+        fetch(wish(server.url), data)
+    assert left(data) == [] and name not in server.gets
+
+
 def test_another_digest_is_refused_with_both_and_nothing_is_kept(server: ModelServer, data: Path) -> None:
     wrong = "0" * 64
     with pytest.raises(StartupError, match=f"{digest_of(server.folder)}.*{wrong}.*nothing"):
@@ -255,7 +279,7 @@ def test_two_processes_fetch_a_model_once(server: ModelServer, data: Path) -> No
     assert server.reached.wait(60)
     second = run(data, "fetch", server.url)
     assert second.stderr is not None
-    assert "another process fetches tiny" in second.stderr.readline()
+    assert "another process fetches or converts tiny" in second.stderr.readline()
     server.go_on.set()
     paths = {printed(first), printed(second)}
     assert len(paths) == 1
@@ -287,7 +311,9 @@ def test_a_hugging_face_name_is_fetched_from_the_hub_at_one_commit(server: Model
     assert digest_of(path) == digest_of(server.folder)
     assert not set(server.gets) & {"pytorch_model.bin", "modeling.py"}
     wrong = run(data, "fetch", "org/other", **variables)
-    assert "cannot be fetched: Hugging Face: " in wrong.communicate(timeout=60)[1]
+    said = wrong.communicate(timeout=60)[1]
+    assert "cannot be fetched: Hugging Face: " in said
+    assert "name a mirror in HF_ENDPOINT, or copy the model's directory to this machine" in said
     assert wrong.returncode == 1
     offline = run(data / "other", "fetch", "org/tiny", **variables, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in offline.communicate(timeout=60)[1]
