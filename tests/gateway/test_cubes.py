@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from tests.gateway.modules.publishing import FAILS, PASSES
 from tests.gateway.running import RunningGateway, open_gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-TEXTS = ("The harbour office is in hall two.", "The tram to the lighthouse is line nine.", "Ünïcode \u2028 線")
+TEXTS = (
+    "The harbour office is in hall two.",
+    "The tram to the lighthouse is line nine.",
+    "Ünïcode \u2028 線",
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -72,7 +77,7 @@ async def test_a_round_trip_is_equal_and_again_changes_nothing(
     file = tmp_path / "desk.cube"
     cube = await source.client.cubes.export(file, namespaces="desk", modules=["tone"])
     assert file.stat().st_mode & 0o777 == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == ["desk.cube"]
+    assert os.listdir(tmp_path) == ["desk.cube"]
     assert cube.manifest.namespaces == {"desk": 3} and cube.manifest.modules == {"tone": (1, 2)}
 
     planned = await target.client.cubes.import_(file, dry_run=True, aliases=True)
@@ -86,9 +91,7 @@ async def test_a_round_trip_is_equal_and_again_changes_nothing(
     }  # fmt: skip
     assert (await lines_of(target, "desk"))[1:] == (await lines_of(source, "desk"))[1:]
     for number in (1, 2):
-        old, new = [
-            await running.client.modules.version(f"tone@{number}") for running in (source, target)
-        ]
+        old, new = [await running.client.modules.version(f"tone@{number}") for running in (source, target)]
         for name in ("digest", "probes_digest", "sources", "parents", "recipe", "notes", "figures", "kind"):
             assert getattr(new, name) == getattr(old, name), name
     old_aliases, new_aliases = [
@@ -106,8 +109,13 @@ async def test_a_round_trip_is_equal_and_again_changes_nothing(
     assert [event async for event in target.client.modules.audit()] == events
 
     again = await target.client.cubes.export(tmp_path / "again.cube", namespaces="desk", modules="tone")
-    sums = {entry.name: entry.sha256 for entry in cube.manifest.entries if ".json" not in entry.name[-5:]}
-    assert {name: entry.sha256 for entry in again.manifest.entries if (name := entry.name) in sums} == sums
+    records = ("module.json", "version.json")
+    sums, sums_again = [
+        {entry.name: entry.sha256 for entry in held.manifest.entries if not entry.name.endswith(records)}
+        for held in (cube, again)
+    ]
+    # The header of the lines counts a namespace's records, which are as many here.
+    assert sums_again == sums and len(sums) == 7
 
 
 async def test_the_blocking_client_does_the_same(source: RunningGateway, tmp_path: Path) -> None:
@@ -171,5 +179,5 @@ async def test_a_failed_export_leaves_what_was_there(source: RunningGateway, tmp
     (tmp_path / "x.cube").write_bytes(b"before")
     with pytest.raises(Exception, match="nowhere"):
         await source.client.cubes.export(tmp_path / "x.cube", namespaces="nowhere")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.cube"]
+    assert os.listdir(tmp_path) == ["x.cube"]
     assert (tmp_path / "x.cube").read_bytes() == b"before"
