@@ -72,7 +72,7 @@ def write_cube(
     *,
     versions: Sequence[ModuleVersion] = (),
     sign: Path | None = None,
-    **changes: Any,
+    changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """changes: of the manifest."""
     signer = Signer(sign) if sign is not None else None
@@ -102,7 +102,7 @@ def write_cube(
         "left_out": (),
         "entries": tuple(writer.entries),
     }
-    writer.close(CubeManifest(**{**fields, **changes}), signer)
+    writer.close(CubeManifest(**{**fields, **(changes or {})}), signer)
     writer.put()
     writer.discard()
     return file

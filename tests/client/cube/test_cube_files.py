@@ -214,7 +214,9 @@ def test_a_manifest_that_speaks_of_what_is_not_there_is_refused(tmp_path: Path) 
         ({"modules": {}}, "modules/tone/module.json"),
         ({"modules": {"tone": (1, 2)}}, "modules/tone/2/version.json"),
     ):
-        assert refused(write_cube(file, NAMESPACES, versions=[version()], **changes)).field == entry, changes
+        assert refused(write_cube(file, NAMESPACES, versions=[version()], changes=changes)).field == entry, (
+            changes
+        )
 
 
 def test_a_version_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
