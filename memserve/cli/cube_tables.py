@@ -24,8 +24,8 @@ def _head(cube: Cube) -> Iterator[Text]:
     manifest = cube.manifest
     made = datetime.datetime.fromtimestamp(manifest.created_s, datetime.UTC)
     yield line(
-        f"{cube.path}: {cube.size_bytes} bytes, {cube.memories} memories, {len(cube.versions)} versions of "
-        f"{len(cube.modules)} modules, sound"
+        f"{cube.path}: {cube.size_bytes} bytes, memories: {cube.memories}, "
+        f"module versions: {len(cube.versions)}, sound"
     )
     yield line(f"  of {made:%Y-%m-%d %H:%M:%S}Z, memserve {manifest.memserve}")
     yield line(f"  base model {manifest.model}, {manifest.model_digest}")
