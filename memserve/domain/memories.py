@@ -120,6 +120,11 @@ class Memory:
     state: MemoryState = MemoryState.LIVE
     superseded_by: Link | None = None
 
+    @property
+    def name(self) -> tuple[str, str]:
+        """Namespace and id. No two memories of a tenant have the same."""
+        return self.namespace, self.memory_id
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryVersion:

@@ -1,10 +1,9 @@
 """The vector memory as a gateway has it: the journal in a Redis that syncs every write, the local index, and
-Milvus Lite, which keeps the memories. One process, one event loop."""
+Milvus Lite in a child, which keeps the memories. One event loop, shared as a gateway's is."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -26,13 +25,12 @@ from loadtests.texts.memory_search.corpus import (
 from memserve.domain import NewMemory, SearchQuery
 from memserve.memory.texts.journal_entries import Quotas
 from memserve.memory.texts.memory import TextOptions, VectorMemory
+from memserve.processes.interpreter import keep_what_is_open, share_interpreter
 
 NAMESPACE = "n1"
 TIMEOUT_S = 30.0
 SETTLE_TIMEOUT_S = 600.0
 BATCHES_AT_ONCE = 4
-SWITCH_INTERVAL_S = 0.0005
-"""As a gateway has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class WholeFigures:
 
 
 def measure_whole(corpus: Corpus, rows: int, searches: int, budget_s: float) -> WholeFigures:
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    share_interpreter()
     with (
         tempfile.TemporaryDirectory(prefix="memory-search-") as folder,
         PrivateRedis(Path(folder), "--appendonly", "yes", "--appendfsync", "always") as redis,
@@ -71,6 +69,7 @@ async def _measure(
 ) -> WholeFigures:
     options = TextOptions(call_timeout_s=TIMEOUT_S, quotas=Quotas(memories=1 << 30, bytes=1 << 50))
     memory = await VectorMemory.open(str(folder / "memories.db"), SeededEmbedder(), registry_url, options)
+    keep_what_is_open()
     try:
         began_s = time.perf_counter()
         for part in corpus.parts(rows):

@@ -33,7 +33,7 @@ class Prompt:
     merged_turns: int = 0
     """Both as of `Arranged`."""
     passage_tokens: int = 0
-    """Of the passages alone."""
+    """About, of the passages alone."""
     pinned_tokens: int = 0
     """Of those that are pinned."""
 
@@ -109,8 +109,9 @@ def fit_prompt(
     raw: the only message is a text that the model goes on with. The passages stand before it.
     tools: as of GenerationRequest.
 
-    Blocks for as long as the tokenizer works. The prompt is encoded once where all passages fit, else as a
-    rule once more, and four times at most, however many passages must go.
+    Blocks for as long as the tokenizer works. Each passage is encoded once by itself, to know its size. The
+    prompt is encoded once where all passages fit, else as a rule once more, and four times at most, however
+    many passages must go.
 
     Raises InvalidField when it does not fit without any, or the model's template refuses the messages.
     """
@@ -120,26 +121,26 @@ def fit_prompt(
     whole = arrange(passages)
     over_bytes = sum(len(message.content.encode()) for message in whole.messages) - most_bytes
     kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
+    sizes = {hit.memory.name: size for hit, size in zip(kept, layout.passage_tokens(kept), strict=True)}
     tried = _tried(layout, arrange, kept, raw=raw)
     # A number that has changed may take a token more or less, and so may the place where two lines meet.
     for slack in (0, 2 * len(kept)):
         surplus = len(tried.token_ids) - room.prompt_tokens
         if surplus <= 0 or not tried.passages:
             break
-        sizes = layout.passage_tokens(tried.passages)
-        tried = _tried(layout, arrange, without_worst(tried.passages, sizes, surplus + slack), raw=raw)
+        tried_sizes = [sizes[hit.memory.name] for hit in tried.passages]
+        tried = _tried(layout, arrange, without_worst(tried.passages, tried_sizes, surplus + slack), raw=raw)
     if len(tried.token_ids) > room.prompt_tokens and tried.passages:
         tried = _tried(layout, arrange, [], raw=raw)
     left = _room_left(len(tried.token_ids), room)
-    sizes = layout.passage_tokens(tried.passages)
     return Prompt(
         tuple(tried.passages),
         tried.token_ids,
         room.wanted_tokens or min(room.default_tokens, left),
         tried.arranged.system_folded,
         tried.arranged.merged_turns,
-        sum(sizes),
-        sum(size for size, hit in zip(sizes, tried.passages, strict=True) if hit.memory.pinned),
+        sum(sizes[hit.memory.name] for hit in tried.passages),
+        sum(sizes[hit.memory.name] for hit in tried.passages if hit.memory.pinned),
     )
 
 
