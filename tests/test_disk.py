@@ -46,6 +46,7 @@ READS = {
     "GetResidency",
     "ListModules",
     "ListVersions",
+    "ReadVersion",
     "ListAliasHistory",
     "ListAuditEvents",
     "WatchModules",

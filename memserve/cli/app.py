@@ -16,6 +16,7 @@ from memserve.cli.audit import audit_app
 from memserve.cli.backup import backup, restore
 from memserve.cli.bench import bench
 from memserve.cli.certs import certs_app
+from memserve.cli.cube import cube_app
 from memserve.cli.demo import demo
 from memserve.cli.explain import explain
 from memserve.cli.health import health
@@ -88,6 +89,7 @@ for _command in (
 memories_app.add_typer(memory_sets_app)
 app.add_typer(memories_app, name="memories")
 app.add_typer(modules_app, name="modules")
+app.add_typer(cube_app, name="cube")
 app.add_typer(models_app, name="models")
 app.add_typer(audit_app, name="audit")
 app.add_typer(kv_app, name="kv")

@@ -77,6 +77,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 OPTIONS = {
     "address": "--address", "api_key": "--api-key", "timeout_s": "--timeout", "tls.ca": "--tls-ca",
     "tls.certificate": "--tls-cert", "tls.key": "--tls-key", "tls": "--tls-cert and --tls-key",
+    "verify": "--verify", "sign": "--sign",
 }  # fmt: skip
 """How the command line calls what the client names."""
 

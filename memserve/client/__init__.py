@@ -9,10 +9,28 @@ protobuf.
 
 from memserve.client._async.activation import AsyncActivationCalls
 from memserve.client._async.client import AsyncClient, async_wait_until_ready
+from memserve.client._async.cubes import AsyncCubeCalls
 from memserve.client._async.modules import AsyncModuleCalls
 from memserve.client._sync.activation import ActivationCalls
 from memserve.client._sync.client import Client, wait_until_ready
+from memserve.client._sync.cubes import CubeCalls
 from memserve.client._sync.modules import ModuleCalls
+from memserve.client.cube.reading import read_cube
+from memserve.client.cube.values import (
+    AliasOutcome,
+    Cube,
+    CubeAlias,
+    CubeEntry,
+    CubeImport,
+    CubeManifest,
+    CubeModule,
+    CubeProgress,
+    CubeRefused,
+    LeftOut,
+    MemoriesOutcome,
+    VersionOutcome,
+)
+from memserve.client.downloads import ContentFile, FilePart, VersionContent
 from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles
 from memserve.client.errors import CallFailed
 from memserve.client.values import (
@@ -117,10 +135,12 @@ __all__ = [
     "ActivationCalls",
     "Alias",
     "AliasChange",
+    "AliasOutcome",
     "Answer",
     "AnswerExplanation",
     "AsyncActivationCalls",
     "AsyncClient",
+    "AsyncCubeCalls",
     "AsyncModuleCalls",
     "AuditEvent",
     "CacheUsage",
@@ -128,7 +148,17 @@ __all__ = [
     "CachedTokens",
     "CallFailed",
     "Client",
+    "ContentFile",
     "Conversation",
+    "Cube",
+    "CubeAlias",
+    "CubeCalls",
+    "CubeEntry",
+    "CubeImport",
+    "CubeManifest",
+    "CubeModule",
+    "CubeProgress",
+    "CubeRefused",
     "DocumentReport",
     "ErasedPlace",
     "Event",
@@ -136,6 +166,7 @@ __all__ = [
     "ExcludedWorker",
     "Expert",
     "Explanation",
+    "FilePart",
     "Finding",
     "FindingKind",
     "FinishReason",
@@ -152,8 +183,10 @@ __all__ = [
     "KeptPassage",
     "KeptPrompt",
     "LeaveOneOut",
+    "LeftOut",
     "Link",
     "LinkKind",
+    "MemoriesOutcome",
     "Memory",
     "MemoryAction",
     "MemoryChange",
@@ -206,6 +239,8 @@ __all__ = [
     "Usage",
     "UsageError",
     "UsedModule",
+    "VersionContent",
+    "VersionOutcome",
     "Via",
     "Warmth",
     "WeightFigures",
@@ -214,5 +249,6 @@ __all__ = [
     "WritePolicy",
     "async_wait_until_ready",
     "collect",
+    "read_cube",
     "wait_until_ready",
 ]

@@ -58,9 +58,17 @@ class Upload:
                     progress(done, self.total_bytes)
 
 
-def upload_of(
-    name: str, folder: str | Path, expected_digest: str, sources: str | Sequence[str], recipe: str, notes: str
-) -> Upload:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a version comes from, which is kept with it."""
+
+    sources: str | Sequence[str] = ()
+    recipe: str = ""
+    notes: str = ""
+    parents: str | Sequence[str] = ()
+
+
+def upload_of(name: str, folder: str | Path, expected_digest: str, origin: Origin) -> Upload:
     """Read every file, and describe them in a header.
 
     Raises FileNotFoundError when a file is missing, and UsageError.
@@ -74,9 +82,10 @@ def upload_of(
         kind=kind_number(kind),
         expected_digest=expected_digest,
         files=[_file_of(folder / file_name) for file_name in names],
-        sources=strings("sources", sources),
-        recipe=recipe,
-        notes=notes,
+        sources=strings("sources", origin.sources),
+        recipe=origin.recipe,
+        notes=origin.notes,
+        parents=strings("parents", origin.parents),
     )
     return Upload(folder, header)
 

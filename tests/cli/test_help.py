@@ -13,6 +13,7 @@ from tests.cli.commands import commands, options
 COMMANDS = dict(commands())
 GATEWAY_OPTIONS = {"--address", "--api-key", "--timeout", "--tls-ca", "--tls-cert", "--tls-key"}
 LOCAL = {"up", "gateway", "workers", "ray-node", "settings", "demo", "version", "restore", "kv check"}
+LOCAL |= {"cube show", "cube new-key"}
 # A first line is shown in the list of commands too. typer keeps the line ends of all that follows it, which
 # must fit into a terminal of 80 columns.
 FIRST_LINE, OTHER_LINES = 110, 78

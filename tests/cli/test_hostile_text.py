@@ -21,6 +21,7 @@ from memserve.cli.app import main
 from memserve.cli.terminal import PlainConsole, err, progress_bar
 from memserve.plain import PlainFormatter, json_line, paragraphs, plain
 from tests.cli.commands import commands, options
+from tests.client.cube.cubes import write_cube
 from tests.hostile_server import HOSTILE, MARKS, hostile_server
 
 PACKAGE = Path(__file__).parents[2] / "memserve"
@@ -72,6 +73,8 @@ COMMANDS = {
     "modules unload": "modules unload tone@1",
     "modules compose": "modules compose both a@1 b@1 --method linear",
     "modules watch": "modules watch",
+    "cube export": "cube export NEW_CUBE",
+    "cube import": "cube import CUBE",
     "audit list": "audit list",
     "audit export": "audit export",
     "kv lookup": "kv lookup hello",
@@ -102,6 +105,8 @@ LOCAL = {
     "models fetch",
     "models convert",
     "models digest",
+    "cube show",
+    "cube new-key",
 }
 # Commands that show stored or generated text in full.
 SHOWS_TEXT = (
@@ -119,6 +124,9 @@ SHOWS_TEXT = (
     "audit list",
 )
 LINES = "memories.jsonl"
+CUBE = "notes.cube"
+# A cube of hostile lines is none: nothing is written.
+REFUSES = "cube export"
 
 
 @pytest.fixture
@@ -126,6 +134,7 @@ def module(tmp_path: Path) -> Path:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / LINES).write_text(json.dumps({"namespace": "notes", "text": "hello"}), encoding="utf-8")
+    write_cube(tmp_path / CUBE, {"notes": ["m1"]})
     return tmp_path
 
 
@@ -142,7 +151,10 @@ def failing() -> Iterator[str]:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, command: str, address: str, module: Path, *more: str) -> int:
-    files = {"MODULE": str(module), "LINES": str(module / LINES)}
+    files = {
+        "MODULE": str(module), "LINES": str(module / LINES), "CUBE": str(module / CUBE),
+        "NEW_CUBE": str(module / "new.cube"),
+    }  # fmt: skip
     words = [files.get(word, word) for word in command.split()]
     monkeypatch.setattr(sys, "argv", ["memserve", *words, "--address", address, *more])
     monkeypatch.setenv("COLUMNS", "4000")
@@ -212,7 +224,12 @@ def test_a_terminal_gets_no_command_but_richs_own(
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, command in commands() if name in COMMANDS and "--json" in options(command)]
+    "name",
+    [
+        name
+        for name, command in commands()
+        if name in COMMANDS and name != REFUSES and "--json" in options(command)
+    ],
 )
 def test_json_is_one_line_that_holds_no_command(
     name: str,

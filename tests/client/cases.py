@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from memserve.client import (
     Answer,
     CachedPrefix,
     CacheUsage,
+    ContentFile,
     Evicted,
     Expert,
     Explanation,
+    FilePart,
     HeldPrefix,
     Message,
     ModuleKind,
@@ -18,6 +22,7 @@ from memserve.client import (
     Reinforced,
     Role,
     Slo,
+    VersionContent,
     Warmth,
 )
 from memserve.pb.v1 import activation_pb2, inference_pb2, memory_pb2, module_pb2, status_pb2
@@ -62,6 +67,7 @@ from tests.client.examples import (
 )
 from tests.client.memory_cases import SETS, SINGLE
 
+SHA256_OF_ABC = hashlib.sha256(b"abc").hexdigest()
 CASES = [
     Case(
         "generate", ("q",), {}, inference_pb2.GenerateRequest(
@@ -160,6 +166,23 @@ CASES = [
     Case(
         "modules.version", ("tone@3",), {}, module_pb2.GetVersionRequest(reference="tone@3"),
         [module_pb2.GetVersionResponse(version=VERSION_PB)], VERSION,
+    ),
+    Case(
+        "modules.read", ("tone@3",), {}, module_pb2.ReadVersionRequest(reference="tone@3"),
+        [
+            module_pb2.ReadVersionResponse(content=module_pb2.VersionContent(
+                version=VERSION_PB,
+                files=[module_pb2.UploadFile(file_name="a.json", size_bytes=3, sha256=SHA256_OF_ABC)],
+            )),
+            module_pb2.ReadVersionResponse(chunk=module_pb2.FileChunk(file_name="a.json", content=b"ab")),
+            module_pb2.ReadVersionResponse(
+                chunk=module_pb2.FileChunk(file_name="a.json", content=b"c", offset=2)
+            ),
+        ],
+        [
+            VersionContent(VERSION, (ContentFile("a.json", 3, SHA256_OF_ABC),)),
+            FilePart("a.json", 0, b"ab"), FilePart("a.json", 2, b"c"),
+        ],
     ),
     Case(
         "modules.versions", ("tone",), {}, module_pb2.ListVersionsRequest(name="tone", page_size=1000),

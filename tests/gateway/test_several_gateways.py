@@ -13,7 +13,7 @@ import pytest
 
 from memserve.api.grpc.server import listen
 from memserve.client import AsyncClient
-from memserve.client.uploads import upload_of
+from memserve.client.uploads import Origin, upload_of
 from memserve.domain import Message, Role, Sampling, TrafficShare
 from memserve.gateway.access.callers import load_access
 from memserve.gateway.assembly import open_parts
@@ -110,7 +110,7 @@ async def test_an_upload_that_another_gateway_has_the_beginning_of_is_sent_from_
     """Behind a balancer GetUpload may reach one gateway, and the upload the other."""
     first = await start_gateway(workers=[{}])
     folder = write_files(tmp_path / "tone", lora_files(first.parts.model.tensor_shapes()))
-    upload = upload_of("tone", folder, "", (), "", "")
+    upload = upload_of("tone", folder, "", Origin())
     parts = list(upload.parts([0] * len(upload.header.files), lambda done, total: None))
     async with another(first, tmp_path) as second:
         stub = module_pb2_grpc.ModuleServiceStub(first.channel)

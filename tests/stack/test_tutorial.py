@@ -23,7 +23,7 @@ from tests.pages import RUN_PAGES, Command, blocks, commands, text_of
 pytestmark = pytest.mark.stack
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 PAGE_TIMEOUT_S = 90
-MODULES = ("stars", "tone")
+MODULES = ("quay", "stars", "tone")
 """What the pages publish."""
 
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 from memserve.client._async import _io
 from memserve.client._async.activation import AsyncActivationCalls
 from memserve.client._async.connection import Connection
+from memserve.client._async.cubes import AsyncCubeCalls
 from memserve.client._async.memories import AsyncMemoryCalls
 from memserve.client._async.modules import AsyncModuleCalls
 from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles, endpoint_of
@@ -57,6 +58,8 @@ class AsyncClient(AsyncMemoryCalls):
     """The KV of prompt prefixes."""
     modules: AsyncModuleCalls
     """Modules, their versions and aliases."""
+    cubes: AsyncCubeCalls
+    """Namespaces and modules in one file."""
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class AsyncClient(AsyncMemoryCalls):
         super().__init__(Connection(endpoint_of(address, api_key, timeout_s, tls)))
         self.activation = AsyncActivationCalls(self._connection)
         self.modules = AsyncModuleCalls(self._connection)
+        self.cubes = AsyncCubeCalls(self._connection)
 
     async def __aenter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from typing import Any, Self
 from memserve.client._sync import _io
 from memserve.client._sync.activation import ActivationCalls
 from memserve.client._sync.connection import Connection
+from memserve.client._sync.cubes import CubeCalls
 from memserve.client._sync.memories import MemoryCalls
 from memserve.client._sync.modules import ModuleCalls
 from memserve.client.endpoint import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, TlsFiles, endpoint_of
@@ -55,6 +56,8 @@ class Client(MemoryCalls):
     """The KV of prompt prefixes."""
     modules: ModuleCalls
     """Modules, their versions and aliases."""
+    cubes: CubeCalls
+    """Namespaces and modules in one file."""
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Client(MemoryCalls):
         super().__init__(Connection(endpoint_of(address, api_key, timeout_s, tls)))
         self.activation = ActivationCalls(self._connection)
         self.modules = ModuleCalls(self._connection)
+        self.cubes = CubeCalls(self._connection)
 
     def __enter__(self) -> Self:
         return self

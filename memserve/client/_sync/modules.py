@@ -12,8 +12,9 @@ import grpc
 
 from memserve.client._sync import _io
 from memserve.client._sync.connection import Connection
+from memserve.client.downloads import Download, FilePart, VersionContent
 from memserve.client.errors import CallFailed
-from memserve.client.uploads import upload_of
+from memserve.client.uploads import Origin, upload_of
 from memserve.client.values import Progress, silent
 from memserve.client.wire.modules import (
     alias_change_of,
@@ -63,6 +64,7 @@ class ModuleCalls:
         sources: str | Sequence[str] = (),
         recipe: str = "",
         notes: str = "",
+        parents: str | Sequence[str] = (),
         progress: Progress = silent,
     ) -> ModuleVersion:
         """Publish a folder as the module's next version. An upload that was cut off goes on where it ended,
@@ -70,10 +72,13 @@ class ModuleCalls:
 
         expected_digest: the digest that the module must have. Empty: any.
         sources, recipe, notes: what the module was made from, how, and anything else.
+        parents: digests of the versions that it was composed from, where that was done elsewhere.
         Raises FileNotFoundError when the folder is no module.
         """
         stub, report = self._connection.stubs.modules, _io.reported_here(progress)
-        upload = _io.on_thread(upload_of, name, folder, expected_digest, sources, recipe, notes)
+        upload = _io.on_thread(
+            upload_of, name, folder, expected_digest, Origin(sources, recipe, notes, parents)
+        )
         answer = self._connection.call(stub.GetUpload, pb.GetUploadRequest(header=upload.header))
         received: Sequence[int] = answer.received_bytes
         while True:
@@ -105,6 +110,18 @@ class ModuleCalls:
         stub = self._connection.stubs.modules
         request = pb.GetVersionRequest(reference=reference)
         return version_of(self._connection.call(stub.GetVersion, request).version)
+
+    def read(self, reference: str) -> Generator[VersionContent | FilePart, None, None]:
+        """A version with all its files: a VersionContent, then the files' bytes in its order.
+
+        Raises CallFailed with DATA_LOSS where a file is not what was announced, behind its last byte.
+        """
+        stub, download = self._connection.stubs.modules, Download()
+        request = pb.ReadVersionRequest(reference=reference)
+        with contextlib.closing(self._connection.stream(stub.ReadVersion, request)) as responses:
+            for response in responses:
+                yield download.take(response)
+        download.end()
 
     def versions(self, name: str) -> list[ModuleVersion]:
         """Every version, newest first."""

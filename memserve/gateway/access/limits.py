@@ -53,7 +53,7 @@ COSTS_S = {
     "RecordOutcome": 0.03, "ForgetWhere": 0.05, "ListMemories": 0.0065, "FollowLinks": 0.0065,
     "ReadPlaces": 0.0065, "GetMemoryUsage": 0.0032,
 }  # fmt: skip
-# Seconds of the gateway's time for each MiB that a call receives.
+# Seconds of the gateway's time for each MiB that a call receives, or sends of a module.
 MIB_COST_S = 0.013
 # A tenant that was quiet may use its share of this many seconds at once.
 BURST_S = 1.0
@@ -132,16 +132,20 @@ class Limits:
         """Wait as `call` does, for a further message of a stream. Raises QuotaExceeded."""
         await self._turn(tenant, CALL_COST_S, received_bytes)
 
+    async def sent(self, tenant: str, sent_bytes: int) -> None:
+        """Wait as `call` does, before a further message of a stream is sent. Raises QuotaExceeded."""
+        await self._turn(tenant, CALL_COST_S, sent_bytes)
+
     async def again(self, rpc: str, tenant: str) -> None:
         """Wait as `call` does, for a part of a call that takes as long as a call. Raises QuotaExceeded."""
         await self._turn(tenant, COSTS_S.get(rpc, CALL_COST_S), 0)
 
-    async def _turn(self, tenant: str, cost_s: float, received_bytes: int) -> None:
+    async def _turn(self, tenant: str, cost_s: float, moved_bytes: int) -> None:
         now_s = asyncio.get_running_loop().time()
         self._lately.see(tenant, now_s)
         if self._lately.others(tenant):
             await asyncio.sleep(
-                self._pace.delay_s(tenant, now_s, cost_s + received_bytes / (1 << 20) * MIB_COST_S)
+                self._pace.delay_s(tenant, now_s, cost_s + moved_bytes / (1 << 20) * MIB_COST_S)
             )
 
     @contextlib.contextmanager

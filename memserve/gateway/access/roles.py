@@ -19,6 +19,7 @@ NEEDED: dict[str, KeyRole] = {
     "ListModules": _READ,
     "GetVersion": _READ,
     "ListVersions": _READ,
+    "ReadVersion": _READ,
     "ListAliasHistory": _READ,
     "GetResidency": _READ,
     "WatchModules": _READ,

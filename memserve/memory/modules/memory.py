@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from memserve.domain import Alias, ModuleKind, ModuleVersion, Tenant, TrafficShare
+from memserve.domain.names import is_sha256
 from memserve.errors import (
     BlobStoreUnavailable,
     InvalidField,
@@ -84,7 +85,7 @@ class Publication:
     """How the module was made."""
     notes: str = ""
     parents: tuple[str, ...] = ()
-    """The versions that a composed version was made from."""
+    """Digests of the versions that a composed version was made from."""
 
     def __post_init__(self) -> None:
         """Raises InvalidField."""
@@ -93,6 +94,8 @@ class Publication:
             not 0 < len(source.encode()) <= SOURCE_MAX_BYTES for source in self.sources
         ):
             raise InvalidField("header.sources", f"at most {SOURCES_MAX} of 1 to {SOURCE_MAX_BYTES} bytes")
+        if len(self.parents) > SOURCES_MAX or not all(map(is_sha256, self.parents)):
+            raise InvalidField("header.parents", f"at most {SOURCES_MAX} digests of 64 hex digits")
         check_text("header.recipe", self.recipe)
         check_text("header.notes", self.notes)
 

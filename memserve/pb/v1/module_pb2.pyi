@@ -213,7 +213,7 @@ class UploadFile(_message.Message):
     def __init__(self, file_name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class PublishModuleHeader(_message.Message):
-    __slots__ = ("name", "kind", "expected_digest", "files", "sources", "recipe", "notes")
+    __slots__ = ("name", "kind", "expected_digest", "files", "sources", "recipe", "notes", "parents")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +221,7 @@ class PublishModuleHeader(_message.Message):
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: ModuleKind
     expected_digest: str
@@ -228,7 +229,8 @@ class PublishModuleHeader(_message.Message):
     sources: _containers.RepeatedScalarFieldContainer[str]
     recipe: str
     notes: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., expected_digest: _Optional[str] = ..., files: _Optional[_Iterable[_Union[UploadFile, _Mapping]]] = ..., sources: _Optional[_Iterable[str]] = ..., recipe: _Optional[str] = ..., notes: _Optional[str] = ...) -> None: ...
+    parents: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., expected_digest: _Optional[str] = ..., files: _Optional[_Iterable[_Union[UploadFile, _Mapping]]] = ..., sources: _Optional[_Iterable[str]] = ..., recipe: _Optional[str] = ..., notes: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FileChunk(_message.Message):
     __slots__ = ("file_name", "content", "offset")
@@ -309,6 +311,28 @@ class GetVersionResponse(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: ModuleVersion
     def __init__(self, version: _Optional[_Union[ModuleVersion, _Mapping]] = ...) -> None: ...
+
+class ReadVersionRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class VersionContent(_message.Message):
+    __slots__ = ("version", "files")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    version: ModuleVersion
+    files: _containers.RepeatedCompositeFieldContainer[UploadFile]
+    def __init__(self, version: _Optional[_Union[ModuleVersion, _Mapping]] = ..., files: _Optional[_Iterable[_Union[UploadFile, _Mapping]]] = ...) -> None: ...
+
+class ReadVersionResponse(_message.Message):
+    __slots__ = ("content", "chunk")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    content: VersionContent
+    chunk: FileChunk
+    def __init__(self, content: _Optional[_Union[VersionContent, _Mapping]] = ..., chunk: _Optional[_Union[FileChunk, _Mapping]] = ...) -> None: ...
 
 class ListVersionsRequest(_message.Message):
     __slots__ = ("name", "page_size", "page_token")

@@ -62,6 +62,11 @@ class ModuleServiceStub(object):
                 request_serializer=memserve_dot_v1_dot_module__pb2.GetVersionRequest.SerializeToString,
                 response_deserializer=memserve_dot_v1_dot_module__pb2.GetVersionResponse.FromString,
                 _registered_method=True)
+        self.ReadVersion = channel.unary_stream(
+                '/memserve.v1.ModuleService/ReadVersion',
+                request_serializer=memserve_dot_v1_dot_module__pb2.ReadVersionRequest.SerializeToString,
+                response_deserializer=memserve_dot_v1_dot_module__pb2.ReadVersionResponse.FromString,
+                _registered_method=True)
         self.ListVersions = channel.unary_unary(
                 '/memserve.v1.ModuleService/ListVersions',
                 request_serializer=memserve_dot_v1_dot_module__pb2.ListVersionsRequest.SerializeToString,
@@ -176,6 +181,14 @@ class ModuleServiceServicer(object):
 
     def GetVersion(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadVersion(self, request, context):
+        """A version with all its files, its probes among them, to take it elsewhere. First message: `content`; then
+        the files in its order, in chunks, each whole before the next. PublishModule takes them as they come.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -316,6 +329,11 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     servicer.GetVersion,
                     request_deserializer=memserve_dot_v1_dot_module__pb2.GetVersionRequest.FromString,
                     response_serializer=memserve_dot_v1_dot_module__pb2.GetVersionResponse.SerializeToString,
+            ),
+            'ReadVersion': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadVersion,
+                    request_deserializer=memserve_dot_v1_dot_module__pb2.ReadVersionRequest.FromString,
+                    response_serializer=memserve_dot_v1_dot_module__pb2.ReadVersionResponse.SerializeToString,
             ),
             'ListVersions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVersions,
@@ -531,6 +549,33 @@ class ModuleService(object):
             '/memserve.v1.ModuleService/GetVersion',
             memserve_dot_v1_dot_module__pb2.GetVersionRequest.SerializeToString,
             memserve_dot_v1_dot_module__pb2.GetVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/memserve.v1.ModuleService/ReadVersion',
+            memserve_dot_v1_dot_module__pb2.ReadVersionRequest.SerializeToString,
+            memserve_dot_v1_dot_module__pb2.ReadVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,7 @@ class ModuleServiceStub(Untyped):
     GetModule: Any
     ListModules: Any
     GetVersion: Any
+    ReadVersion: Any
     ListVersions: Any
     RunGate: Any
     PromoteModule: Any
@@ -44,6 +45,7 @@ class ModuleServiceSyncStub(ModuleServiceStub):
     GetModule: grpc.UnaryUnaryMultiCallable[module_pb2.GetModuleRequest, module_pb2.GetModuleResponse]
     ListModules: grpc.UnaryUnaryMultiCallable[module_pb2.ListModulesRequest, module_pb2.ListModulesResponse]
     GetVersion: grpc.UnaryUnaryMultiCallable[module_pb2.GetVersionRequest, module_pb2.GetVersionResponse]
+    ReadVersion: grpc.UnaryStreamMultiCallable[module_pb2.ReadVersionRequest, module_pb2.ReadVersionResponse]
     ListVersions: grpc.UnaryUnaryMultiCallable[module_pb2.ListVersionsRequest, module_pb2.ListVersionsResponse]
     RunGate: grpc.UnaryStreamMultiCallable[module_pb2.RunGateRequest, module_pb2.RunGateResponse]
     PromoteModule: grpc.UnaryStreamMultiCallable[module_pb2.PromoteModuleRequest, module_pb2.PromoteModuleResponse]
@@ -66,6 +68,7 @@ class ModuleServiceAsyncStub(ModuleServiceStub):
     GetModule: grpc.aio.UnaryUnaryMultiCallable[module_pb2.GetModuleRequest, module_pb2.GetModuleResponse]
     ListModules: grpc.aio.UnaryUnaryMultiCallable[module_pb2.ListModulesRequest, module_pb2.ListModulesResponse]
     GetVersion: grpc.aio.UnaryUnaryMultiCallable[module_pb2.GetVersionRequest, module_pb2.GetVersionResponse]
+    ReadVersion: grpc.aio.UnaryStreamMultiCallable[module_pb2.ReadVersionRequest, module_pb2.ReadVersionResponse]
     ListVersions: grpc.aio.UnaryUnaryMultiCallable[module_pb2.ListVersionsRequest, module_pb2.ListVersionsResponse]
     RunGate: grpc.aio.UnaryStreamMultiCallable[module_pb2.RunGateRequest, module_pb2.RunGateResponse]
     PromoteModule: grpc.aio.UnaryStreamMultiCallable[module_pb2.PromoteModuleRequest, module_pb2.PromoteModuleResponse]
@@ -88,6 +91,7 @@ class ModuleServiceServicer:
     def GetModule(self, request, context): ...
     def ListModules(self, request, context): ...
     def GetVersion(self, request, context): ...
+    def ReadVersion(self, request, context): ...
     def ListVersions(self, request, context): ...
     def RunGate(self, request, context): ...
     def PromoteModule(self, request, context): ...

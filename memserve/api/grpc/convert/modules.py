@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 from memserve.domain import (
@@ -21,6 +22,7 @@ from memserve.domain.kinds import KINDS
 from memserve.errors import InvalidField
 from memserve.gateway.modules.composition import Composition
 from memserve.gateway.modules.progress import Step
+from memserve.memory.modules.contents import FilePart
 from memserve.memory.modules.kinds.table import check_module_name
 from memserve.memory.modules.memory import Publication, check_text
 from memserve.memory.modules.uploads import UploadFile
@@ -69,6 +71,7 @@ def publication(header: pb.PublishModuleHeader) -> Publication:
         sources=tuple(header.sources),
         recipe=header.recipe,
         notes=header.notes,
+        parents=tuple(header.parents),
     )
 
 
@@ -150,6 +153,20 @@ def version(value: ModuleVersion) -> pb.ModuleVersion:
         moves_logits=value.moves_logits,
         warning=value.warning,
     )
+
+
+def content(value: ModuleVersion, files: Sequence[UploadFile]) -> pb.VersionContent:
+    return pb.VersionContent(
+        version=version(value),
+        files=[
+            pb.UploadFile(file_name=file.file_name, size_bytes=file.size_bytes, sha256=file.sha256)
+            for file in files
+        ],
+    )
+
+
+def chunk(part: FilePart) -> pb.FileChunk:
+    return pb.FileChunk(file_name=part.file_name, content=part.content, offset=part.offset)
 
 
 def alias(value: Alias) -> pb.Alias:

@@ -17,6 +17,7 @@ from memserve.domain import Alias, GateReport, ModuleVersion, Tenant
 from memserve.errors import InvalidField, InvalidModule, ModuleNotFound
 from memserve.gateway.assembly import GatewayServices
 from memserve.gateway.shared import Shared
+from memserve.memory.modules.contents import files_of
 from memserve.memory.modules.kinds.table import check_module_name
 from memserve.memory.modules.memory import ParametricMemory, Publication
 from memserve.memory.modules.registry.aliases import AliasRef, Change
@@ -138,6 +139,23 @@ class ModuleService(rpc.ModuleServiceServicer):  # type: ignore[misc]
         async with self._edge.call("GetVersion", context) as tenant:
             found = await self._memory.heaviest("reference", tenant.name, request.reference)
             return pb.GetVersionResponse(version=convert.version(found))
+
+    async def ReadVersion(
+        self, request: pb.ReadVersionRequest, context: Context
+    ) -> AsyncIterator[pb.ReadVersionResponse]:
+        async with self._edge.call("ReadVersion", context) as tenant:
+            found = await self._memory.heaviest("reference", tenant.name, request.reference)
+            # A slow reader must not keep a place of the long work: it is for what may fetch a whole module.
+            async with self._long.of(tenant.name):
+                content = await files_of(self._memory, tenant.name, found)
+            sending = self._edge.sending(context)
+            with sending:
+                yield pb.ReadVersionResponse(content=convert.content(found, content.files))
+            async with aclosing(content.parts()) as parts:
+                async for part in parts:
+                    await self._edge.entry.limits.sent(tenant.name, len(part.content))
+                    with sending:
+                        yield pb.ReadVersionResponse(chunk=convert.chunk(part))
 
     async def ListVersions(
         self, request: pb.ListVersionsRequest, context: Context
