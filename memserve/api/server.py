@@ -21,7 +21,7 @@ from memserve.gateway.access.callers import Access, KeyFile, first_token_keys, l
 from memserve.gateway.assembly import GatewayParts, open_parts, services_of
 from memserve.metrics.certificates import FollowedCertificates
 from memserve.metrics.port import serve_metrics
-from memserve.processes.interpreter import keep_what_is_open, share_interpreter
+from memserve.processes.interpreter import share_interpreter, what_is_open_kept
 from memserve.processes.ports import held_ports
 from memserve.processes.supervised import repeat
 from memserve.tls.live import LOOK_S, LiveTls, internal_tls, public_tls
@@ -61,10 +61,10 @@ async def serve_gateway(settings: Settings, *, ports_held: bool = False, own_soc
             await first_token_keys(access)
             entry, services = entry_of(parts, access), services_of(parts, access)
             app = HttpApi(parts, services, entry).app()
-            keep_what_is_open()
             async with served(front, parts, entry, services), answering(http, app):
                 drain = draining(settings, probes, front, http)
-                await _run(settings, front.port, parts, key_file, access, (public, internal), drain)
+                with what_is_open_kept():
+                    await _run(settings, front.port, parts, key_file, access, (public, internal), drain)
 
 
 async def _run(

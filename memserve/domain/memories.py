@@ -126,7 +126,7 @@ class Memory:
         return self.namespace, self.memory_id
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class MemoryVersion:
     """One entry of a memory's history."""
 

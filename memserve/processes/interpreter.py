@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
+from collections.abc import Iterator
 
 # How long a thread keeps the interpreter. An embedding is about a hundred steps of numpy on a thread. While
 # the event loop is busy, each step may wait this long for the interpreter.
@@ -17,12 +19,19 @@ def share_interpreter() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
-def keep_what_is_open() -> None:
-    """Leave everything that is there now out of garbage collection: it stays as long as the process.
+@contextlib.contextmanager
+def what_is_open_kept() -> Iterator[None]:
+    """Inside, leave everything that is there now out of garbage collection: it stays as long as it is served.
 
     Libraries and open parts are some 200,000 objects. A full collection of them stops every call for 0.2 s,
     several times a minute while memories are written.
     """
+    before = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT_AFTER)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
