@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from memserve.memory.texts import milvus_lite
 from memserve.worker.fleet.local_ray import ray_environment
 from tests.api.http.fixtures import http
 from tests.browser.fixtures import browser, chromium
 from tests.gateway.fixtures import gateway, model_dir, start_gateway
 from tests.kv.redis_server import RedisServer
+from tests.memory.texts.lite_inside import REAL_CHILD, ChildInside
 from tests.stack.fixtures import client, stack, traces
 
 # Fixtures of other files, for all tests below this folder.
@@ -38,6 +40,13 @@ os.environ.update(ray_environment(Path(_RAY)))
 # No test fails because the machine was busy.
 settings.register_profile("memserve", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("memserve")
+
+
+@pytest.fixture(autouse=True)
+def milvus_lite_inside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of Milvus Lite that a test opens in its own process has no child."""
+    if not getattr(request.module, REAL_CHILD, False):
+        monkeypatch.setattr(milvus_lite, "_Child", ChildInside)
 
 
 @pytest.fixture(scope="session")

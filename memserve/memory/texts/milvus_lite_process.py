@@ -71,7 +71,7 @@ def main() -> None:
     except Exception as error:
         voice.say({"id": wire.OPENED, "failure": wire.failure_of(error)})
         os._exit(1)
-    voice.say({"id": wire.OPENED, "result": _facts(folder)})
+    voice.say({"id": wire.OPENED, "result": facts_of(folder)})
     answer_all(folder, sys.stdin.buffer, voice.say)
     # Nothing is taken apart: the threads of libraries would have to end first.
     os._exit(0)
@@ -79,7 +79,7 @@ def main() -> None:
 
 def answer_all(folder: LiteFolder, requests: BinaryIO, say: Callable[[wire.Message], None]) -> None:
     """Answer until the gateway closes the folder or is gone."""
-    calls = _calls_of(folder)
+    calls = calls_of(folder)
 
     def answer(request: wire.Message) -> None:
         try:
@@ -98,7 +98,7 @@ def answer_all(folder: LiteFolder, requests: BinaryIO, say: Callable[[wire.Messa
         threads.submit(answer, request)
 
 
-def _calls_of(folder: LiteFolder) -> dict[str, Callable[..., None]]:
+def calls_of(folder: LiteFolder) -> dict[str, Callable[..., None]]:
     return {
         "upsert": folder.upsert,
         "sync": folder.sync,
@@ -122,7 +122,7 @@ def _opened(path: Path) -> LiteFolder:
     return LiteFolder(path)
 
 
-def _facts(folder: LiteFolder) -> dict[str, Any]:
+def facts_of(folder: LiteFolder) -> dict[str, Any]:
     from milvus_lite.constants import DEFAULT_NUM_PARTITIONS, PARTITION_KEY_BUCKET_PREFIX
 
     return {

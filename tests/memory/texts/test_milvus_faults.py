@@ -52,6 +52,8 @@ HOSTILE = [
     "\u0000",
 ]
 
+REAL_CHILD = True
+
 
 @pytest.fixture(scope="module", params=["lite", "server"])
 def store(

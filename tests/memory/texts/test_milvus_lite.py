@@ -35,6 +35,8 @@ from tests.memory.texts.store_records import DIM, memory_of, record_of
 
 WITHIN_S = 10.0
 
+REAL_CHILD = True
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[MilvusLiteStore]:

@@ -15,6 +15,8 @@ from tests.memory.texts.store_records import DIM, memory_of, scope_of
 
 VECTORS = Vectors(DIM)
 
+REAL_CHILD = True
+
 
 @pytest.fixture(scope="module", params=["server", "lite"])
 def store(
