@@ -25,8 +25,10 @@ def traced(stack: Stack, traces: OtlpReceiver, *, tokens: int, **memserve: objec
     address = f"http://127.0.0.1:{stack.settings.http_port}"
     model = httpx.get(f"{address}/v1/models", timeout=60).json()["data"][0]["id"]
     trace_id, parent_id = secrets.token_hex(16), secrets.token_hex(8)
+    # New text each time, of more tokens than a chunk has, so that Redis is asked for it.
+    words = " ".join(uuid.uuid4().hex for _ in range(4))
     body = {
-        "messages": [{"role": "user", "content": "Where does the ferry leave? " + uuid.uuid4().hex}],
+        "messages": [{"role": "user", "content": f"Where does the ferry leave? {words}"}],
         "model": model,
         "max_tokens": tokens,
         "min_tokens": tokens,
