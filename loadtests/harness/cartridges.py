@@ -31,6 +31,8 @@ class Reference:
             from peft import PeftModel
 
             self._model = PeftModel.from_pretrained(self._model, adapter)
+        ends = self._model.generation_config.eos_token_id
+        self._ends = list(ends) if isinstance(ends, list) else [ends]
         self._model.eval()
 
     def kv(self, token_ids: Sequence[int]) -> Kv:
@@ -44,7 +46,7 @@ class Reference:
         return kv
 
     def answer(self, kv: Kv | None, token_ids: Sequence[int], tokens: int) -> list[int]:
-        """The likeliest tokens behind a prompt with this KV before it. The end of the answer does not end it.
+        """The likeliest tokens behind a prompt with this KV before it, but for those that end an answer.
 
         token_ids: what stands behind the KV.
         """
@@ -63,6 +65,7 @@ class Reference:
         with torch.inference_mode():
             for _ in range(tokens):
                 logits = self._model(ids, past_key_values=cache, use_cache=True).logits[0, -1]
+                logits[self._ends] = -torch.inf
                 best, second = logits.topk(2).values.tolist()
                 steps.append((int(logits.argmax()), best - second))
                 ids = torch.tensor([[steps[-1][0]]])

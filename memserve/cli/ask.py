@@ -246,9 +246,10 @@ def module_line(used: UsedModule) -> str:
 
 def usage_line(usage: Usage) -> Text:
     cached = usage.cached
+    cartridge = f", {cached.cartridge} of a cartridge" if cached.cartridge else ""
     return coloured(
         f"{usage.prompt_tokens} prompt tokens ({cached.device} cached on the worker, {cached.host} in host "
-        f"memory, {cached.redis} from Redis), {usage.output_tokens} output tokens, TTFT "
+        f"memory, {cached.redis} from Redis{cartridge}), {usage.output_tokens} output tokens, TTFT "
         f"{usage.ttft_ms:.0f} ms",
         "dim",
     )

@@ -174,7 +174,7 @@ def placed_behind(use: CartridgeUse | None, request: WorkerRequest) -> tuple[dic
     placeholders = request.token_ids[: use.tokens]
     if len(request.token_ids) <= use.tokens or any(token != PLACEHOLDER_TOKEN for token in placeholders):
         raise ValueError(
-            f"token_ids: cartridge {use.digest} takes {use.tokens} tokens {PLACEHOLDER_TOKEN}, and others follow"
+            f"token_ids: with cartridge {use.digest}, {use.tokens} tokens {PLACEHOLDER_TOKEN} and more behind"
         )
     parameters = {PREFIX: prefix_parameters(use.digest, use.tokens)}
     return parameters, prefix_salt(request.cache_salt, use.digest)

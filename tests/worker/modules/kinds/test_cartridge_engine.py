@@ -280,7 +280,7 @@ async def test_a_prompt_that_leaves_the_cartridge_no_place_is_refused(worker: Wo
     for token_ids in ([1, *worker.turn(QUESTIONS[0])], [PLACEHOLDER_TOKEN] * len(worker.kvs[digest])):
         modules = (AppliedModule(digest, CARTRIDGE),)
         request = WorkerRequest(uuid.uuid4().hex, token_ids, "a", "a", Sampling(max_tokens=1), modules)
-        with pytest.raises(ValueError, match="token_ids: cartridge"):
+        with pytest.raises(ValueError, match="token_ids: with cartridge"):
             await anext(worker.engine.generate(request))
 
 
