@@ -50,9 +50,10 @@ class Reference:
 
         token_ids: what stands behind the KV.
         """
-        return [token for token, _ in self._steps(kv, token_ids, tokens)]
+        return [token for token, _ in self.steps(kv, token_ids, tokens)]
 
-    def _steps(self, kv: Kv | None, token_ids: Sequence[int], tokens: int) -> list[tuple[int, float]]:
+    def steps(self, kv: Kv | None, token_ids: Sequence[int], tokens: int) -> list[tuple[int, float]]:
+        """As `answer`, and how far the logit of each token leads that of the next best one."""
         from transformers import DynamicCache
 
         torch = self._torch
@@ -70,10 +71,6 @@ class Reference:
                 steps.append((int(logits.argmax()), best - second))
                 ids = torch.tensor([[steps[-1][0]]])
         return steps
-
-    def margin(self, kv: Kv | None, token_ids: Sequence[int], tokens: int) -> float:
-        """How sure the model is of that answer: the least lead of a token's logit."""
-        return min(lead for _, lead in self._steps(kv, token_ids, tokens))
 
 
 def write_cartridge(folder: Path, kv: Kv, model: ModelFiles | None = None) -> Path:
