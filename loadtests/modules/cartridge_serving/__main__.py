@@ -1,9 +1,9 @@
 """Cartridges in a real memserve: are the answers transformers' with the same KV, and what do they cost?
 
 Three documents become cartridges out of their own KV. Two tenants have them and an adapter. Both ask while
-prompts that nobody shares take the engines' blocks, and while a worker's engine is killed. Each answer is held
-against transformers'. Then speed is measured on the quiet stack. The short form has one worker, and kills
-nothing.
+prompts that nobody shares take the engines' blocks, and while a worker's engine is killed. Each answer is
+held against transformers'. Then speed is measured on the quiet stack. The short form has one worker, and
+kills nothing.
 """
 
 from __future__ import annotations

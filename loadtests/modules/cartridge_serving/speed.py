@@ -17,6 +17,7 @@ from memserve.domain import Message, Role
 
 NAME = "north"
 VARIANTS = "variants"
+SHORT_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,8 @@ class Speed:
 
 
 async def measured(client: AsyncClient, world: World, folder: Path, rounds: int, variants: int) -> Speed:
-    texts = [
-        question.text for question in world.questions if not question.cartridge and len(question.text) < 200
-    ]
+    asked = [question.text for question in world.questions if not question.cartridge]
+    texts = [text for text in asked if len(text) < SHORT_CHARS]
     document = world.documents[NAME].text
     await _rate(client, texts, document)  # the prefix becomes warm, and so does the cartridge
     await _rate(client, texts, "")

@@ -63,6 +63,7 @@ class Traffic:
     asked: list[Asked] = field(default_factory=list)
     known: set[tuple[str, str]] = field(default_factory=set)
     """Tenants, and texts with modules that they have asked."""
+    turns: dict[tuple[str, str], asyncio.Lock] = field(default_factory=dict)
 
     async def run(self, requests: int, on_request: Callable[[int], None] = lambda number: None) -> None:
         """on_request: called with the number of each request before it is sent."""
@@ -90,16 +91,17 @@ class Traffic:
     async def ask(self, tenant: str, question: Question | None, text: str = "") -> Asked:
         """text: of a prompt that only takes blocks."""
         text = text if question is None else question.text
-        mark = tenant, f"{named(question) if question else ''} {text}"
-        first = mark not in self.known
-        self.known.add(mark)
-        try:
-            answer = await self.clients[tenant].generate(
-                text, modules=[] if question is None else named(question), sampling=SAMPLING
-            )
-        except CallFailed as error:
-            return Asked(question, tenant, first, None, str(error))
-        return Asked(question, tenant, first, answer)
+        modules = [] if question is None else named(question)
+        mark = tenant, f"{modules} {text}"
+        # Else a request could find what the same tenant's request beside it has just computed.
+        async with self.turns.setdefault(mark, asyncio.Lock()):
+            first = mark not in self.known
+            self.known.add(mark)
+            try:
+                answer = await self.clients[tenant].generate(text, modules=modules, sampling=SAMPLING)
+            except CallFailed as error:
+                return Asked(question, tenant, first, None, str(error))
+            return Asked(question, tenant, first, answer)
 
 
 def named(question: Question) -> list[str]:

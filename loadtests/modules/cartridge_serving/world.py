@@ -39,7 +39,7 @@ class Question:
 
 
 class World:
-    """Three documents and their cartridges. The cartridges are the documents' own KV, which is not trained."""
+    """Three documents and their cartridges, which are the documents' own KV, and not trained."""
 
     def __init__(self, seed: int, questions: int) -> None:
         """questions: of each cartridge, as many with an adapter, and of the base with and without it."""
