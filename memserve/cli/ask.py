@@ -49,6 +49,13 @@ class ModuleOptions:
             help="Logit expert to decode with; a reference as of --module.", rich_help_panel="Modules"
         ),
     ] = ""
+    cartridge: Annotated[
+        str,
+        typer.Option(
+            help="Cartridge that the prompt begins with; a reference as of --module.",
+            rich_help_panel="Modules",
+        ),
+    ] = ""
     alpha: Annotated[
         float,
         typer.Option(help="How far the expert shifts the logits. 0 is off.", rich_help_panel="Modules"),
@@ -183,6 +190,7 @@ def generate(
         messages.insert(0, Message(Role.SYSTEM, answer.system))
     request: dict[str, Any] = {
         "module": modules.module,
+        "modules": modules.cartridge or (),
         "namespaces": memories.recall or (),
         "recall_limit": memories.recall_limit,
         "recall_options": memories.wishes(),
