@@ -126,8 +126,7 @@ class Pipeline:
         held: what is held until the request has ended.
         """
         live.step(4)  # The prompt: token ids.
-        prefix_tokens = modules.origin.prefix_tokens
-        prompt = await self.fit(request, recalled.passages, tenant.name, prefix_tokens)
+        prompt = await self.fit(request, recalled.passages, tenant.name, modules.origin.prefix_tokens)
         check_min_tokens(request.sampling.min_tokens, prompt.max_tokens)
         request = replace(request, sampling=replace(request.sampling, max_tokens=prompt.max_tokens))
         spent = await held.enter_async_context(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -73,7 +74,8 @@ async def test_it_leaves_the_context_that_is_left(start_gateway: StartGateway, t
     assert answer.usage.output_tokens == room
     over = Sampling(max_tokens=room + 1)
     failed = await failure_of(gateway.client.generate("hello", modules="book", sampling=over))
-    assert failed.code == "INVALID_ARGUMENT"
+    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"after a prompt of {160 - room} tokens" in str(failed)
     assert f"at most {room} are left" in str(failed)
 
 
@@ -87,7 +89,7 @@ async def test_with_a_lora_both_are_in_the_keys_and_two_of_a_kind_are_refused(
     answer = await gateway.client.generate("hello", module="tone", modules="book", sampling=GREEDY)
     assert {each.digest for each in answer.route.modules} == {lora, version.digest}
     failed = await failure_of(gateway.client.generate("hello", modules=["book", "other"], sampling=GREEDY))
-    assert failed.code == "INVALID_ARGUMENT"
+    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
     assert "at most 1 of kind cartridge" in str(failed)
 
 

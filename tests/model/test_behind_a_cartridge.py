@@ -75,7 +75,7 @@ def test_behind_and_before_make_the_whole_conversation(layout: PromptLayout) -> 
 
 
 def test_a_prompt_behind_a_cartridge_has_the_rest_of_the_context(layout: PromptLayout) -> None:
-    prompt = fit_prompt(layout, TALK, [], Room(64, 16, 128), behind=True)
+    prompt = fit_prompt(layout, TALK, [], Room(128, 16, 128, 64))
     assert prompt.token_ids == layout.tokenizer.encode_behind(TALK)
-    raw = fit_prompt(layout, [QUESTION], [], Room(64, 16, 128), raw=True, behind=True)
+    raw = fit_prompt(layout, [QUESTION], [], Room(128, 16, 128, 64), raw=True)
     assert raw.token_ids == layout.tokenizer.encode_raw("Why?")[-len(raw.token_ids) :]

@@ -18,14 +18,13 @@ from pathlib import Path
 import psutil
 
 from loadtests.harness.figures import Bar, finish, parser, print_table, report
-from loadtests.harness.stack import running_stack
+from loadtests.harness.stack import running_stack, variant
 from loadtests.harness.up import is_engine
 from loadtests.modules.cartridge_serving.speed import Speed, measured
 from loadtests.modules.cartridge_serving.traffic import Counts, Traffic, counted, ready_again
 from loadtests.modules.cartridge_serving.world import ADAPTER, World
 from memserve.client import AsyncClient
 from memserve.config import MIB
-from memserve.demo import ADAPTERS_DIR
 
 SEED = 20
 KEYS = {"first-key-of-the-test": "first", "second-key-of-the-test": "second"}
@@ -59,10 +58,11 @@ class Killer:
 async def run(address: str, folder: Path, world: World, *, quick: bool) -> tuple[Counts, Counts, Speed, int]:
     first, second = KEYS
     cartridges = world.write(folder / "cartridges")
+    adapter = variant(ADAPTER, folder / ADAPTER)  # without its probes, which take long
     async with AsyncClient(address, first) as own, AsyncClient(address, second) as other:
         clients = {"first": own, "second": other}
         for client in clients.values():
-            for name, path in {**cartridges, ADAPTER: ADAPTERS_DIR / ADAPTER}.items():
+            for name, path in {**cartridges, ADAPTER: adapter}.items():
                 version = await client.modules.publish(name, path)
                 await client.modules.promote(name, version.version, force=True)
         workers = (await own.status()).workers

@@ -47,10 +47,12 @@ class Room:
     wanted_tokens: int
     """Of the answer; 0 for as many as there is room for, `default_tokens` at most."""
     default_tokens: int
+    prefix_tokens: int = 0
+    """Positions of a cartridge, which stand before the prompt."""
 
     @property
     def prompt_tokens(self) -> int:
-        return self.context_tokens - max(self.wanted_tokens, 1)
+        return self.context_tokens - self.prefix_tokens - max(self.wanted_tokens, 1)
 
 
 class PromptFitting:
@@ -85,11 +87,8 @@ class PromptFitting:
         prefix_tokens: int,
     ) -> Prompt:
         """Without the placeholders."""
-        room = Room(
-            self.context_tokens - prefix_tokens,
-            request.sampling.max_tokens,
-            self._settings.default_max_tokens,
-        )
+        wanted, default = request.sampling.max_tokens, self._settings.default_max_tokens
+        room = Room(self.context_tokens, wanted, default, prefix_tokens)
         fit = partial(
             fit_prompt,
             self._layout,
@@ -98,7 +97,6 @@ class PromptFitting:
             room,
             raw=request.raw,
             tools=request.tools,
-            behind=prefix_tokens > 0,
         )
         if not passages and sum(len(message.content) for message in request.messages) <= SHORT_CHARS:
             return fit()
@@ -132,12 +130,12 @@ def fit_prompt(
     *,
     raw: bool = False,
     tools: str = "",
-    behind: bool = False,
 ) -> Prompt:
     """The prompt with as many passages as fit. The worst passages go first.
 
     raw: the only message is a text that the model goes on with. The passages stand before it.
-    tools: as of GenerationRequest. behind: as of `PromptLayout.encode`.
+    tools: as of GenerationRequest. Behind a cartridge, the prompt is as `PromptLayout.encode` has it there;
+    the placeholders are not in it.
 
     Blocks for as long as the tokenizer works. The prompt is encoded once where all passages fit, else as a
     rule once more, and four times at most, however many passages must go.
@@ -150,7 +148,7 @@ def fit_prompt(
     whole = arrange(passages)
     over_bytes = sum(len(message.content.encode()) for message in whole.messages) - most_bytes
     kept = without_worst(passages, [len(hit.memory.text.encode()) for hit in passages], over_bytes)
-    encode = partial(layout.encode, raw=raw, behind=behind)
+    encode = partial(layout.encode, raw=raw, behind=room.prefix_tokens > 0)
     tried = _tried(encode, arrange, kept)
     # A number that has changed may take a token more or less, and so may the place where two lines meet.
     for slack in (0, 2 * len(kept)):
@@ -203,6 +201,7 @@ def _tried(
 
 def _room_left(prompt_tokens: int, room: Room) -> int:
     """Tokens of an answer that fit behind the prompt. Raises InvalidField when they are too few."""
+    prompt_tokens += room.prefix_tokens
     left = room.context_tokens - prompt_tokens
     if left < 1:
         rule = (

@@ -68,8 +68,8 @@ class Engine:
                 await held.enter_async_context(self.modules.using(module.digest, module.kind))
                 folder = self.module_folder(module.digest)
                 self.kinds[module.kind].apply(call, module.digest, folder, module.strength)
-                kv_digest = module.digest if row.changes_kv and call.cartridge is None else kv_digest
-                kv_digest = call.cartridge.digest if call.cartridge is not None else kv_digest
+                if row.changes_kv and (row.is_prefix or not kv_digest):
+                    kv_digest = module.digest
             kv_transfer, salt = placed_behind(call.cartridge, request)
             if turn is not None:
                 await held.enter_async_context(turn)
@@ -96,11 +96,8 @@ class Engine:
             )
             prompt: Any = {"prompt_token_ids": list(request.token_ids), "cache_salt": salt}
             # Closed by `held`, so that the engine has dropped the request before its modules may leave.
-            outputs = await held.enter_async_context(
-                contextlib.aclosing(
-                    self.llm.generate(prompt, params, request.request_id, lora_request=call.lora)
-                )
-            )
+            answer = self.llm.generate(prompt, params, request.request_id, lora_request=call.lora)
+            outputs = await held.enter_async_context(contextlib.aclosing(answer))
             async for output in outputs:
                 if call.cartridge is not None and output.outputs[0].finish_reason == "error":
                     raise ModuleRefused(call.cartridge.digest, "its KV did not come before the request")
