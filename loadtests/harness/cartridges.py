@@ -52,8 +52,13 @@ class Reference:
         """
         return [token for token, _ in self.steps(kv, token_ids, tokens)]
 
-    def steps(self, kv: Kv | None, token_ids: Sequence[int], tokens: int) -> list[tuple[int, float]]:
-        """As `answer`, and how far the logit of each token leads that of the next best one."""
+    def steps(
+        self, kv: Kv | None, token_ids: Sequence[int], tokens: int, *, to_the_end: bool = False
+    ) -> list[tuple[int, float]]:
+        """As `answer`, and how far the logit of each token leads that of the next best one.
+
+        to_the_end: the answer ends where the model ends it. The token that ends it is the last one.
+        """
         from transformers import DynamicCache
 
         torch = self._torch
@@ -62,11 +67,12 @@ class Reference:
             for number, layer in enumerate(torch.from_numpy(kv).permute(1, 2, 3, 0, 4)):
                 cache.update(layer[0].unsqueeze(0), layer[1].unsqueeze(0), number)
         ids = torch.tensor([list(token_ids)])
-        steps = []
+        steps: list[tuple[int, float]] = []
         with torch.inference_mode():
-            for _ in range(tokens):
+            while len(steps) < tokens and not (to_the_end and steps and steps[-1][0] in self._ends):
                 logits = self._model(ids, past_key_values=cache, use_cache=True).logits[0, -1]
-                logits[self._ends] = -torch.inf
+                if not to_the_end:
+                    logits[self._ends] = -torch.inf
                 best, second = logits.topk(2).values.tolist()
                 steps.append((int(logits.argmax()), best - second))
                 ids = torch.tensor([[steps[-1][0]]])

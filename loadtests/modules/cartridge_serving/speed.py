@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.harness.figures import report
-from loadtests.modules.cartridge_serving.traffic import ASKERS, SAMPLING
-from loadtests.modules.cartridge_serving.world import World
+from loadtests.modules.cartridge_serving.traffic import ASKERS
+from loadtests.modules.cartridge_serving.world import ANSWER_TOKENS, World
 from memserve.client import AsyncClient
-from memserve.domain import Message, Role
+from memserve.domain import Message, Role, Sampling
 
 NAME = "north"
 VARIANTS = "variants"
-SHORT_CHARS = 200
+SAMPLING = Sampling(max_tokens=ANSWER_TOKENS, min_tokens=ANSWER_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,7 @@ class Speed:
 
 
 async def measured(client: AsyncClient, world: World, folder: Path, rounds: int, variants: int) -> Speed:
-    asked = [question.text for question in world.questions if not question.cartridge]
-    texts = [text for text in asked if len(text) < SHORT_CHARS]
+    texts = world.short_texts
     document = world.documents[NAME].text
     await _rate(client, texts, document)  # the prefix becomes warm, and so does the cartridge
     await _rate(client, texts, "")

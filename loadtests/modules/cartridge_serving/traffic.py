@@ -16,7 +16,7 @@ from memserve.demo import facts
 from memserve.domain import Sampling
 
 ASKERS = 8
-SAMPLING = Sampling(max_tokens=ANSWER_TOKENS, min_tokens=ANSWER_TOKENS)
+SAMPLING = Sampling(max_tokens=ANSWER_TOKENS)
 FLOOD_SHARE = 0.25
 FLOOD_TOKENS = 700
 OTHER_SHARE = 0.15

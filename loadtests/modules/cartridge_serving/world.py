@@ -18,6 +18,7 @@ DOCUMENT_TOKENS = 330
 PREFIX_TOKENS = 128
 ANSWER_TOKENS = 16
 ADAPTER = "harbour"
+SHORT_OF_EACH = 4
 # Answers of which the model is less sure are left out: another order of the same sums may change them.
 LEAST_LEAD = 0.01
 CARTRIDGES = ("north", "south", "west")
@@ -53,6 +54,11 @@ class World:
             for name, book in self.documents.items()
         }
         rng = random.Random(seed)
+        self.short_texts = [
+            asked.text
+            for book in self.documents.values()
+            for asked in facts.handbook_questions(book, seed, SHORT_OF_EACH)
+        ]
         self.questions: list[Question] = []
         for cartridge in ("", *CARTRIDGES):
             for adapter in (False, True):
@@ -79,7 +85,7 @@ class World:
                 text = f"{facts.handbook(rng.randrange(1 << 30), rng.choice((150, 300))).text} {text}"
             turn = self._turns([facts.Message("user", text)], answer=True)
             turn = turn[1:] if cartridge else turn
-            steps = reference.steps(kv, turn, ANSWER_TOKENS)
+            steps = reference.steps(kv, turn, ANSWER_TOKENS, to_the_end=True)
             if min(lead for _, lead in steps) >= LEAST_LEAD:
                 drawn.append(Question(text, cartridge, adapter, tuple(token for token, _ in steps)))
         return drawn
