@@ -12,6 +12,7 @@ import asyncio
 import json
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,10 +29,10 @@ from memserve.config import MIB
 
 SEED = 20
 KEYS = {"first-key-of-the-test": "first", "second-key-of-the-test": "second"}
-REQUESTS, QUICK_REQUESTS = 500, 120
-QUESTIONS, QUICK_QUESTIONS = 12, 4
+REQUESTS, QUICK_REQUESTS = 500, 80
+QUESTIONS, QUICK_QUESTIONS = 10, 2
 ROUNDS, QUICK_ROUNDS = 5, 2
-VARIANTS, QUICK_VARIANTS = 12, 4
+VARIANTS, QUICK_VARIANTS = 12, 3
 CONTEXT_TOKENS = 2048
 BACK_WITHIN_S = 120.0
 TO_WARM_PREFIX, TTFT_TO_BASE, SUPPLY_MS = 1.0, 1.1, 50.0
@@ -97,21 +98,21 @@ def bars_of(alone: Counts, mixed: Counts, speed: Speed, *, killed: int, quick: b
 
 def main() -> int:
     arguments = parser("cartridge_serving", __doc__).parse_args()
-    report("transformers answers the questions")
-    world = World(SEED, QUICK_QUESTIONS if arguments.quick else QUESTIONS)
-    with tempfile.TemporaryDirectory() as scratch:
+    quick = arguments.quick
+    report("transformers answers the questions while memserve starts")
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as beside:
+        drawn = beside.submit(World, SEED, QUICK_QUESTIONS if quick else QUESTIONS)
         keys = Path(scratch) / "keys.json"
         keys.write_text(json.dumps(KEYS), encoding="utf-8")
         with running_stack(
-            workers=1 if arguments.quick else 2,
+            workers=1 if quick else 2,
             api_keys_file=keys,
             kv_device_bytes=64 * MIB,
             max_context_tokens=CONTEXT_TOKENS,
             kv_always_load=True,
         ) as stack:
-            alone, mixed, speed, killed = asyncio.run(
-                run(stack.address, Path(scratch), world, quick=arguments.quick)
-            )
+            world = drawn.result()
+            alone, mixed, speed, killed = asyncio.run(run(stack.address, Path(scratch), world, quick=quick))
     columns = ("requests", "with_cartridge", "wrong_with_cartridge", "wrong_others", "foreign_hits", "failed")
     print_table(
         ("traffic", *(name.replace("_", " ") for name in columns)),
@@ -132,7 +133,7 @@ def main() -> int:
     print()
     figures: dict[str, object] = {"one_by_one": asdict(alone), "mixed": asdict(mixed), **asdict(speed)}
     figures |= {"engines_killed": killed}
-    bars = bars_of(alone, mixed, speed, killed=killed, quick=arguments.quick)
+    bars = bars_of(alone, mixed, speed, killed=killed, quick=quick)
     return finish(bars, figures, arguments.json)
 
 
